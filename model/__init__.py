@@ -1,0 +1,1 @@
+"""Text and tensors. Knows no HTTP and no database."""

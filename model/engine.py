@@ -1,0 +1,269 @@
+"""Engine: prepare(note) -> tokens; one batch in, vectors and generations out. Synchronous, thread-free.
+
+Knows tokens and tensors; not HTTP, not storage, not queues. One prefill a note: its KV cache is continued for hashtags
+and for the category, never computed again.
+
+Shapes: B rows, T tokens of a forward, S tokens in the cache, N trie nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from model.config import PACKAGED_BACKBONE
+from model.note import VECTOR_ONLY, CategoryProbability, Hashtag, Note, Reading, Usage, Wanted
+from model.notellm import NoteLLM
+from model.weights import Progress, silent
+
+TOKENS_PER_HASHTAG = 8
+"""Bound on what one hashtag may cost; 5 hashtags end after 40 tokens at the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A note as token ids (the last one is the read-out position), and what is wanted of it."""
+
+    ids: tuple[int, ...]
+    wanted: Wanted
+
+    @property
+    def tokens(self) -> int:
+        """What this note adds to a batch's token budget: prompt and the most that may be generated."""
+        return len(self.ids) + self.wanted.hashtags * TOKENS_PER_HASHTAG
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryTrie:
+    """A closed set as the distinct prefixes of its token sequences, in topological order.
+
+    Node i holds `tokens[i]` and hangs below `parents[i]` (-1: below the root). `paths[c]` are the nodes of category c,
+    its end token included. Scoring the set costs one forward over the nodes, not over the list.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def build(cls, sequences: Sequence[Sequence[int]]) -> CategoryTrie:
+        nodes: dict[tuple[int, ...], int] = {}
+        tokens: list[int] = []
+        parents: list[int] = []
+        for sequence in sequences:
+            for end in range(1, len(sequence) + 1):
+                prefix = tuple(sequence[:end])
+                if prefix not in nodes:
+                    nodes[prefix] = len(tokens)
+                    tokens.append(prefix[-1])
+                    parents.append(nodes.get(prefix[:-1], -1))
+        paths = tuple(tuple(nodes[tuple(s[:end])] for end in range(1, len(s) + 1)) for s in sequences)
+        return cls(tuple(tokens), tuple(parents), paths)
+
+
+@dataclass(slots=True)
+class _Row:
+    """One note on its way through a batch."""
+
+    prepared: Prepared
+    prompt_tokens: int = 0
+    generated: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    categories: tuple[CategoryProbability, ...] | None = None
+    first_token_seconds: float | None = None
+
+
+class Engine:
+    """Reads vectors, hashtags and categories from notes. Not thread-safe: one thread calls it.
+
+    `name` and `space` identify the model in every answer; `dimension` is the vectors' length.
+    """
+
+    def __init__(self, model: NoteLLM) -> None:
+        self.model = model
+        self.name = model.config.name
+        self.space = model.space
+        self.dimension = model.dimension
+        self.categories = model.config.categories
+        self._newlines = {ids[0] for ids in model.tokenizer(["\n", "\n\n"], add_special_tokens=False).input_ids if ids}
+        self._trie = lru_cache(maxsize=64)(self._build_trie)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | None = None,
+        *,
+        cache: Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        progress: Progress = silent,
+    ) -> Engine:
+        """From a checkpoint folder or a bare backbone (None: the packaged one); CheckpointError when it cannot be.
+
+        `device`: "cpu", "cuda" or what is there ("auto"). `dtype`: "float32", "bfloat16", or "auto": bfloat16 on a GPU,
+        float32 on a CPU, where bfloat16 makes a vector depend on its batch (docs/decisions/0003-precision.md).
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto":
+            dtype = "bfloat16" if device == "cuda" else "float32"
+        model = NoteLLM.load(
+            checkpoint or PACKAGED_BACKBONE,
+            cache=cache,
+            device=torch.device(device),
+            dtype=getattr(torch, dtype),
+            progress=progress,
+        )
+        return cls(model)
+
+    def prepare(self, note: Note, wanted: Wanted = VECTOR_ONLY) -> Prepared:
+        """Tokenise. Safe in any thread; no tensor is made."""
+        return Prepared(tuple(self.model.prompt.note(note)), wanted)
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[Prepared]) -> list[Reading]:
+        """One reading a note, in order; an empty batch gives []."""
+        if not batch:
+            return []
+        started = time.perf_counter()
+        rows = [_Row(prepared) for prepared in batch]
+        hidden, cache, mask = self._prefill(rows)
+        vectors = self.model.embed(hidden).cpu().numpy()
+        with_category = [i for i, row in enumerate(rows) if row.prepared.wanted.categories]
+        if with_category:
+            self._score_categories([rows[i] for i in with_category], *_fork(cache, mask, with_category))
+        with_hashtags = [i for i, row in enumerate(rows) if row.prepared.wanted.hashtags]
+        if with_hashtags:
+            self._write_hashtags([rows[i] for i in with_hashtags], *_fork(cache, mask, with_hashtags), started)
+        return [self._reading(row, vector) for row, vector in zip(rows, vectors, strict=True)]
+
+    def _prefill(self, rows: Sequence[_Row]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Read-out states (B, H), the cache, and its mask (B, S); left-padded, so that all caches end together."""
+        ids, mask = _left_pad([row.prepared.ids for row in rows], self.model.prompt.end_id, self.model.device)
+        cache = DynamicCache(config=self.model.backbone.config)
+        hidden = self.model(ids, mask, _positions(mask), cache)[:, -1]
+        for row in rows:
+            row.prompt_tokens += len(row.prepared.ids)
+        return hidden, cache, mask
+
+    def _score_categories(self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor) -> None:
+        """Exact probabilities of each row's closed set, from one forward over task suffix and trie.
+
+        p(category) is the probability of its tokens and the end token, divided by the sum over the set.
+        """
+        task = self.model.prompt.category_task()
+        tries = [self._trie(row.prepared.wanted.categories) for row in rows]
+        nodes = max(len(trie.tokens) for trie in tries)
+        total = len(task) + nodes
+        past = mask.shape[1]
+        ids = torch.full((len(rows), total), self.model.prompt.end_id, dtype=torch.int64)
+        depth = torch.zeros((len(rows), total), dtype=torch.int64)
+        sees = torch.zeros((len(rows), total, total), dtype=torch.bool)
+        sees[:, : len(task), : len(task)] = torch.ones(len(task), len(task), dtype=torch.bool).tril()
+        for r, trie in enumerate(tries):
+            ids[r, :total] = torch.tensor([*task, *trie.tokens, *[task[-1]] * (nodes - len(trie.tokens))])
+            depth[r, : len(task)] = torch.arange(len(task))
+            for node, parent in enumerate(trie.parents):
+                at, above = len(task) + node, len(task) + parent if parent >= 0 else len(task) - 1
+                sees[r, at] = sees[r, above]
+                sees[r, at, at] = True
+                depth[r, at] = depth[r, above] + 1
+        device = self.model.device
+        looks = torch.cat([mask.bool()[:, None].expand(-1, total, past), sees.to(device)], dim=2)
+        positions = mask.sum(1, keepdim=True) + depth.to(device)
+        hidden = self.model(ids.to(device), looks[:, None], positions, cache)
+        for r, (row, trie) in enumerate(zip(rows, tries, strict=True)):
+            row.prompt_tokens += len(task) + len(trie.tokens)
+            log_probs = self._trie_log_probs(trie, hidden[r, len(task) - 1 :])
+            probabilities = torch.tensor([sum(log_probs[n] for n in path) for path in trie.paths]).softmax(0).tolist()
+            scored = zip(row.prepared.wanted.categories, probabilities, strict=True)
+            row.categories = tuple(
+                CategoryProbability(name, p) for name, p in sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+            )
+
+    def _trie_log_probs(self, trie: CategoryTrie, hidden: Tensor) -> list[float]:
+        """log p(node | its parents) of every node; hidden (1 + N, H) starts with the end of the task suffix."""
+        above = torch.tensor(trie.parents) + 1
+        inner = torch.unique(above)  # leaves ask nothing of the vocabulary
+        log_probs = self.model.logits(hidden[inner.to(hidden.device)]).log_softmax(-1).cpu()
+        row_of = {int(node): i for i, node in enumerate(inner)}
+        return [float(log_probs[row_of[int(a)], token]) for a, token in zip(above, trie.tokens, strict=True)]
+
+    def _write_hashtags(self, rows: list[_Row], cache: DynamicCache, mask: Tensor, started: float) -> None:
+        """Greedy decoding after each row's own task suffix; a row leaves the batch as soon as it has ended."""
+        tasks = [self.model.prompt.hashtag_task(row.prepared.wanted.hashtags) for row in rows]
+        ids, suffix_mask = _left_pad(tasks, self.model.prompt.end_id, self.model.device)
+        for row, task in zip(rows, tasks, strict=True):
+            row.prompt_tokens += len(task)
+        while rows:
+            positions = mask.sum(1, keepdim=True) + _positions(suffix_mask)
+            mask = torch.cat([mask, suffix_mask], dim=1)
+            log_probs = self.model.logits(self.model(ids, mask, positions, cache)[:, -1]).log_softmax(-1)
+            best, tokens = log_probs.max(-1)
+            going = [i for i, row in enumerate(rows) if self._accept(row, int(tokens[i]), float(best[i]), started)]
+            if len(going) < len(rows):
+                rows = [rows[i] for i in going]
+                if not rows:
+                    return
+                kept = torch.tensor(going, device=mask.device)
+                cache.batch_select_indices(kept)
+                mask, tokens = mask[kept], tokens[kept]
+            ids, suffix_mask = tokens[:, None], torch.ones_like(tokens[:, None])
+
+    def _accept(self, row: _Row, token: int, log_prob: float, started: float) -> bool:
+        """Take one generated token into its row; False when the row has ended."""
+        row.first_token_seconds = row.first_token_seconds or time.perf_counter() - started
+        if token == self.model.prompt.end_id or token in self._newlines:
+            return False
+        row.generated.append(token)
+        row.log_probs.append(log_prob)
+        count = row.prepared.wanted.hashtags
+        written = self.model.prompt.decode(row.generated).count("#")
+        return written < count and len(row.generated) < count * TOKENS_PER_HASHTAG
+
+    def _reading(self, row: _Row, vector: object) -> Reading:
+        wanted = row.prepared.wanted
+        hashtags: tuple[Hashtag, ...] | None = None
+        reason = None
+        if wanted.hashtags:
+            parsed = self.model.prompt.parse_hashtags(row.generated)[: wanted.hashtags]
+            hashtags = tuple(
+                Hashtag(text, float(torch.tensor([row.log_probs[p] for p in positions]).mean().exp()))
+                for text, positions in parsed
+            )
+            if not hashtags:
+                reason = "the model wrote nothing that can be read as a hashtag"
+        usage = Usage(row.prompt_tokens, len(row.generated))
+        return Reading(vector, usage, hashtags, reason, row.categories, row.first_token_seconds)  # type: ignore[arg-type]
+
+    def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
+        return CategoryTrie.build(self.model.prompt.category_outputs(categories))
+
+
+def _left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, T) ids and their 0/1 mask, both int64."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[pad] * (longest - len(s)) + list(s) for s in sequences], device=device)
+    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=device)
+    return ids, mask
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position of each real token among its row's real tokens; 0 for padding. (B, T) int64."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _fork(cache: DynamicCache, mask: Tensor, rows: list[int]) -> tuple[DynamicCache, Tensor]:
+    """A copy of some rows' cache and mask, to be continued while the original stays as it is."""
+    kept = torch.tensor(rows, device=mask.device)
+    forked = copy.deepcopy(cache)
+    forked.batch_select_indices(kept)
+    return forked, mask[kept]

@@ -1,0 +1,125 @@
+"""The records that every layer speaks. Standard library only; knows nothing of tokens, HTTP or storage."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MAX_HASHTAG_CHARS = 50
+"""Longest hashtag kept, in characters; a longer one is cut by `normalise_hashtag`."""
+
+Attribute = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One post as its author wrote it.
+
+    `hashtags` and `category` are the author's own; what the model writes is a `Reading`. Times are
+    seconds since the epoch, UTC.
+    """
+
+    title: str = ""
+    content: str = ""
+    hashtags: tuple[str, ...] = ()
+    category: str | None = None
+    id: str = ""
+    author: str | None = None
+    created_at: float | None = None
+    expires_at: float | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+    @property
+    def prompt_text(self) -> tuple[str, str, tuple[str, ...]]:
+        """The fields that enter the prompt: two notes equal here have the same embedding."""
+        return self.title, self.content, self.hashtags
+
+
+@dataclass(frozen=True, slots=True)
+class Hashtag:
+    """A generated hashtag. `score` in (0, 1]: the geometric mean of its tokens' probabilities."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryProbability:
+    """A category of the closed set and its exact probability among the set (they sum to 1)."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that one note cost: given to the model, each counted once, and written by it."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to read from a note in its one prefill, beside the vector, which is always read.
+
+    `hashtags`: how many to write, 0 for none. `categories`: the closed set to choose from, empty for none.
+    """
+
+    hashtags: int = 0
+    categories: tuple[str, ...] = ()
+
+
+VECTOR_ONLY = Wanted()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the model read from one note.
+
+    `vector`: (dimension,) float32, unit length. `hashtags` is None when none were asked for; an empty
+    tuple comes with `hashtags_reason`. `categories` holds the whole closed set, most probable first.
+    `first_token_seconds`: from the start of the batch to the first generated token.
+    """
+
+    vector: npt.NDArray[np.float32]
+    usage: Usage
+    hashtags: tuple[Hashtag, ...] | None = None
+    hashtags_reason: str | None = None
+    categories: tuple[CategoryProbability, ...] | None = None
+    first_token_seconds: float | None = None
+
+
+def replace_lone_surrogates(text: str) -> str:
+    """UTF-16 surrogates without a partner become U+FFFD: no encoder accepts them."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def normalise_hashtag(text: str) -> str:
+    """One hashtag in stored form: NFKC, no '#' or control characters, single spaces, at most 50 characters.
+
+    Case is the author's. Returns "" where nothing is left.
+    """
+    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).replace("#", " ")
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    return " ".join(text.split())[:MAX_HASHTAG_CHARS].strip()
+
+
+def hashtag_key(text: str) -> str:
+    """What makes two hashtags the same: case and spacing do not count."""
+    return normalise_hashtag(text).casefold().replace(" ", "")
+
+
+def normalise_hashtags(texts: Iterable[str]) -> tuple[str, ...]:
+    """Stored form of a list: each normalised, empty ones dropped, of equal ones (`hashtag_key`) the first kept."""
+    kept: dict[str, str] = {}
+    for text in texts:
+        if normal := normalise_hashtag(text):
+            kept.setdefault(hashtag_key(normal), normal)
+    return tuple(kept.values())

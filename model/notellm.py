@@ -1,0 +1,174 @@
+"""NoteLLM: one forward -> embedding and logits; save, load. Knows token ids; not notes' text, not serving.
+
+Shapes: B rows, T tokens, H hidden size, D embedding dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
+from model.prompt import Prompt
+from model.weights import Progress, file_digest, folder_digest, resolve, silent
+
+HEAD_FILE = "head.safetensors"
+BACKBONE_FOLDER = "backbone"
+INITIAL_TAU = 3.0
+"""Start of the learnable temperature, used as exp(tau) (paper section 4)."""
+
+
+class NoteLLM(nn.Module):
+    """A causal LM whose last hidden state at the read-out position, projected and normalised, is the embedding.
+
+    `weights_digest` names the weights and the head; "" for a model that was never saved or loaded.
+    """
+
+    def __init__(
+        self,
+        config: NoteLLMConfig,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        weights_digest: str = "",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.prompt = Prompt(tokenizer, config)
+        self.weights_digest = weights_digest
+        hidden_size: int = backbone.config.get_text_config().hidden_size
+        self.dimension = config.dimension or hidden_size
+        self.projection = nn.Linear(hidden_size, self.dimension, bias=False) if config.dimension else None
+        self.tau = nn.Parameter(torch.tensor(INITIAL_TAU))
+        accepted = inspect.signature(backbone.base_model.forward).parameters
+        self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # renamed in transformers 5.24
+
+    @property
+    def space(self) -> str:
+        """Names the vector space: weights + head + prompt version and bounds + dimension. 16 hex digits."""
+        c = self.config
+        bounds = (c.max_title_tokens, c.max_hashtag_tokens, c.max_content_tokens)
+        text = f"{self.weights_digest} {c.prompt_version} {bounds} {self.dimension}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None = None
+    ) -> Tensor:
+        """Last-layer hidden states after the final norm, (B, T, H); `cache`, when given, grows by T.
+
+        input_ids, position_ids: (B, T) int64. attention_mask: (B, cached + T) of 0 and 1, or (B, 1, T, cached + T)
+        bool, True where a token may look.
+        """
+        output: Any = self.backbone.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=cache is not None,
+            **{self._cache_argument: cache},
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def embed(self, hidden: Tensor) -> Tensor:
+        """Hidden states at the read-out positions (B, H) -> unit embeddings (B, D), float32."""
+        projected = hidden if self.projection is None else self.projection(hidden.to(self.projection.weight.dtype))
+        return nn.functional.normalize(projected.float(), dim=-1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., H) -> next-token logits (..., V), float32."""
+        logits: Tensor = self.backbone.get_output_embeddings()(hidden).float()
+        cap = getattr(self.backbone.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that stands on its own: notellm.json, head.safetensors, backbone/ with the tokenizer."""
+        (folder / BACKBONE_FOLDER).mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(folder / BACKBONE_FOLDER)
+        self.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
+        head = {"tau": self.tau.detach()}
+        if self.projection is not None:
+            head["projection"] = self.projection.weight.detach()
+        save_file(head, folder / HEAD_FILE)
+        replace(self.config, backbone=BACKBONE_FOLDER).save(folder)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        *,
+        cache: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress = silent,
+    ) -> NoteLLM:
+        """Load for inference: a checkpoint folder, or anything that `weights.resolve` takes as a bare backbone.
+
+        Raises CheckpointError when it does not exist, is incomplete, or its parts do not fit each other.
+        """
+        folder = Path(checkpoint).expanduser()
+        if (folder / CONFIG_FILE).is_file():
+            config = NoteLLMConfig.load(folder)
+        else:
+            config = NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), backbone=checkpoint)
+        inside = config.backbone == BACKBONE_FOLDER
+        weights = folder / BACKBONE_FOLDER if inside else resolve(config.backbone, cache, progress)
+        progress(f"Loading {config.name} on {device} as {str(dtype).removeprefix('torch.')}")
+        with no_loading_bars(), loading_errors(weights):
+            backbone = AutoModelForCausalLM.from_pretrained(
+                weights, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+            )
+            tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+        digest = folder_digest(weights)
+        model = cls(config, backbone, tokenizer, digest)
+        if config.dimension:
+            model._load_head(folder / HEAD_FILE)
+        return model.to(device).eval().requires_grad_(False)
+
+    def _load_head(self, path: Path) -> None:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, but the configuration has a projection")
+        head = load_file(path)
+        assert self.projection is not None
+        if head["projection"].shape != self.projection.weight.shape:
+            raise CheckpointError(f"{path} does not fit the backbone: {tuple(head['projection'].shape)}")
+        self.projection.weight.data.copy_(head["projection"])
+        self.tau.data.copy_(head["tau"])
+        self.weights_digest = f"{self.weights_digest}+{file_digest(path)}"
+
+
+@contextlib.contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Without transformers' own bars and advice: a local load takes under a second."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def loading_errors(weights: Path) -> Iterator[None]:
+    """Whatever transformers and safetensors raise on a broken folder, as a CheckpointError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{weights} could not be loaded: {error}") from error

@@ -1,0 +1,191 @@
+"""THE prompt: note -> token ids, task suffixes, generated ids -> hashtags. Training, evaluation and serving call it.
+
+    {"title": "...", "hashtags": ["..."], "content": "..."}   the note, as JSON; without hashtags that field is left out
+    This note in one word: "                                  the read-out position is the last token of this
+    [EMB]"                                                    a task continues here, on the same KV cache
+    The 5 hashtags of this note: #                            -> paris #food #travel<eos>
+    The category of this note:                                -> Travel<eos>
+
+Note first, task after the read-out (paper section 2, the released code's order): what makes one prefill serve every
+task. The pieces of the template and the fields of the note are tokenised apart, so a field can never merge with, close
+or become a part of the template; see docs/decisions/0002-prompt.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from model.config import CheckpointError, NoteLLMConfig
+from model.note import Note, hashtag_key, normalise_hashtag, replace_lone_surrogates
+
+MAX_HASHTAG_WORDS = 6
+"""A generated hashtag with more words is running text, and dropped."""
+CHARS_PER_TOKEN = 64
+"""A field is cut to its token bound times this before it is tokenised: 100 kB of text costs no more than a page."""
+JSON_UNIT = re.compile(r"\\u[0-9a-f]{4}|\\.|[^\\]", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The fixed text of one prompt version."""
+
+    before_title: str
+    before_hashtags: str
+    after_hashtags: str
+    before_content: str
+    compress: str
+    hashtag_task: str
+    category_task: str
+    hashtag_separator: str
+    category_lead: str
+
+
+TEMPLATES = {
+    "note-first/1": Template(
+        before_title='{"title": "',
+        before_hashtags='", "hashtags": [',
+        after_hashtags='], "content": "',
+        before_content='", "content": "',
+        compress='"}\nThis note in one word: "',
+        hashtag_task='[EMB]"\nThe {count} hashtags of this note: #',
+        category_task='[EMB]"\nThe category of this note:',
+        hashtag_separator=" #",
+        category_lead=" ",
+    )
+}
+
+
+def json_escape(char: str) -> str:
+    """`char` spelled as a JSON escape, also where JSON would not need one."""
+    return f"\\u{ord(char):04x}" if char.isascii() else json.dumps(char)[1:-1]
+
+
+class Prompt:
+    """One prompt version bound to a tokenizer. Deterministic and free of state; safe in any thread.
+
+    Raises CheckpointError for an unknown prompt version or a tokenizer without an end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: NoteLLMConfig) -> None:
+        if config.prompt_version not in TEMPLATES:
+            raise CheckpointError(f"unknown prompt version {config.prompt_version!r}; known: {', '.join(TEMPLATES)}")
+        if not isinstance(tokenizer.eos_token_id, int):
+            raise CheckpointError("the tokenizer has no end-of-sequence token")
+        self.tokenizer = tokenizer
+        self.config = config
+        self.template = TEMPLATES[config.prompt_version]
+        self.end_id: int = tokenizer.eos_token_id
+        self._bos = [i for i in tokenizer("").input_ids[:1] if i == tokenizer.bos_token_id]
+        added = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        # Looks ahead so that tokens which overlap each other are all broken.
+        self._added_token = re.compile(f"(?={'|'.join(map(re.escape, added))})(.)" if added else r"(?!)", re.DOTALL)
+        t = self.template
+        pieces = (t.before_title, t.before_hashtags, t.after_hashtags, t.before_content, t.compress)
+        self._before_title, self._before_hashtags, self._after_hashtags, self._before_content, self._compress = (
+            self._encode(pieces)
+        )
+
+    def note(self, note: Note) -> list[int]:
+        """Token ids up to and including the read-out position, which is the last one."""
+        c = self.config
+        ids = self._bos + self._before_title + self._field(note.title, c.max_title_tokens)
+        if hashtags := self._hashtag_list(note.hashtags):
+            ids = ids + self._before_hashtags + hashtags + self._after_hashtags
+        else:
+            ids = ids + self._before_content
+        return ids + self._field(note.content, c.max_content_tokens) + self._compress
+
+    @property
+    def max_note_tokens(self) -> int:
+        """No note's prompt is longer than this, whatever its text."""
+        c = self.config
+        fixed = self._bos + self._before_title + self._before_hashtags + self._after_hashtags + self._compress
+        return len(fixed) + c.max_title_tokens + c.max_hashtag_tokens + c.max_content_tokens
+
+    def hashtag_task(self, count: int) -> list[int]:
+        """What follows the read-out position to ask for `count` hashtags."""
+        return self._encode([self.template.hashtag_task.format(count=count)])[0]
+
+    def hashtag_output(self, hashtags: Iterable[str]) -> list[int]:
+        """The wanted output of the hashtag task, end token included."""
+        text = self._break_added_tokens(self.template.hashtag_separator.join(hashtags))
+        return [*self._encode([text])[0], self.end_id]
+
+    def category_task(self) -> list[int]:
+        """What follows the read-out position to ask for the category."""
+        return self._encode([self.template.category_task])[0]
+
+    def category_outputs(self, categories: Sequence[str]) -> list[list[int]]:
+        """The wanted output of the category task for each name, end token included."""
+        texts = [self.template.category_lead + replace_lone_surrogates(name) for name in categories]
+        return [[*ids, self.end_id] for ids in self._encode([self._break_added_tokens(text) for text in texts])]
+
+    def parse_hashtags(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """Generated ids -> (hashtag, positions of its tokens in `ids`), normalised, without repeats, in order.
+
+        What cannot be a hashtag is dropped: nothing but punctuation, or more than 6 words.
+        """
+        parts: list[tuple[str, list[int]]] = [("", [])]
+        text = ""
+        for position in range(len(ids)):
+            # Decoding the whole prefix keeps characters whole that several tokens spell.
+            longer = self.decode(ids[: position + 1]).rstrip("\ufffd")
+            for char in longer[len(text) :]:
+                if char == "#":
+                    parts.append(("", []))
+                else:
+                    parts[-1] = (parts[-1][0] + char, parts[-1][1])
+            parts[-1][1].append(position)
+            text = longer
+        kept: dict[str, tuple[str, list[int]]] = {}
+        for raw, positions in parts:
+            hashtag = normalise_hashtag(raw).strip(" .,;:!?\"'()[]{}<>|/\\-_*`")
+            if any(c.isalnum() for c in hashtag) and len(hashtag.split()) <= MAX_HASHTAG_WORDS:
+                kept.setdefault(hashtag_key(hashtag), (hashtag, positions))
+        return list(kept.values())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        return ids
+
+    def _escape(self, text: str) -> str:
+        """`text` as the inside of a JSON string that spells no added token of the tokenizer."""
+        return self._break_added_tokens(json.dumps(replace_lone_surrogates(text), ensure_ascii=False)[1:-1])
+
+    def _break_added_tokens(self, text: str) -> str:
+        """The first character of each added token's spelling as a JSON escape: read back the same, never that token."""
+        return self._added_token.sub(lambda match: json_escape(match[1]), text)
+
+    def _field(self, text: str, limit: int) -> list[int]:
+        """At most `limit` ids of `text`, cut between characters and never inside a JSON escape."""
+        escaped = self._escape(text[: limit * CHARS_PER_TOKEN])
+        while True:
+            encoded = self.tokenizer(escaped, add_special_tokens=False, return_offsets_mapping=True)
+            ids: list[int] = encoded.input_ids
+            if len(ids) <= limit:
+                return ids
+            cut = encoded.offset_mapping[limit][0]
+            ends = [unit.end() for unit in JSON_UNIT.finditer(escaped, 0, len(escaped)) if unit.end() <= cut]
+            escaped = escaped[: ends[-1]] if ends else ""
+
+    def _hashtag_list(self, hashtags: Sequence[str]) -> list[int]:
+        """The inside of the JSON list, whole hashtags only, within the bound."""
+        ids: list[int] = []
+        for hashtag in hashtags:
+            item = self._encode(['"' if not ids else ', "'])[0] + self._field(hashtag, self.config.max_hashtag_tokens)
+            item += self._encode(['"'])[0]
+            if len(ids) + len(item) > self.config.max_hashtag_tokens:
+                break
+            ids += item
+        return ids

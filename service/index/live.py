@@ -1,0 +1,181 @@
+"""LiveIndex: follows the change log into a VectorIndex, and answers searches. Async outside, one thread inside.
+
+Every write reaches the index through the log and in no other way, also this process's own: who wrote waits for the
+position that the store gave. The index starts as a scan of the store; what the log says meanwhile is applied again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from service.errors import IndexBehind, StoreUnavailable
+from service.interfaces import (
+    ORIGIN,
+    Clock,
+    Filter,
+    Found,
+    LogEntry,
+    NoteStore,
+    StoredNote,
+    Vector,
+    VectorIndex,
+    position_key,
+)
+
+T = TypeVar("T")
+READ_COUNT = 512
+BLOCK_SECONDS = 1.0
+RETRY_SECONDS = (0.05, 1.0)
+"""First and longest pause after a failure."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStatus:
+    """`ready`: built, and following. `other_space`: notes in the store whose vectors are from another model."""
+
+    ready: bool
+    detail: str
+    position: str
+    vectors: int
+    tombstones: int
+    other_space: int
+
+
+class LiveIndex:
+    """`make_index` gives an empty VectorIndex; `space`: the only one whose vectors are taken in."""
+
+    def __init__(self, store: NoteStore, make_index: Callable[[], VectorIndex], *, space: str, clock: Clock) -> None:
+        self._store = store
+        self._make_index = make_index
+        self._space = space
+        self._clock = clock
+        self._index = make_index()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._position = ORIGIN
+        self._other_space: set[str] = set()
+        self._moved = asyncio.Condition()
+        self._detail = "not built yet"
+        self._built = False
+        self._ready = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def position(self) -> str:
+        """Everything up to this log position is in the index."""
+        return self._position
+
+    def status(self) -> IndexStatus:
+        return IndexStatus(
+            self._ready,
+            self._detail,
+            self._position,
+            len(self._index),
+            self._index.tombstones,
+            len(self._other_space),
+        )
+
+    async def start(self) -> None:
+        """Build from the store, then follow the log in the background; where the store is away, try until it is not."""
+        try:
+            await self._rebuild()
+        except StoreUnavailable as error:
+            self._detail = str(error)
+        self._task = asyncio.create_task(self._follow(), name="follow-log")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown()
+
+    async def search(self, vector: Vector, k: int, where: Filter) -> Found:
+        """See VectorIndex.search. Raises IndexBehind before the index was built for the first time."""
+        if not self._built:
+            raise IndexBehind("of the store", self._position)
+        now = self._clock()
+        return await self._run(lambda: self._index.search(vector, k, where, now))
+
+    async def vector(self, note_id: str) -> Vector | None:
+        """The vector of a note, None when the index does not have it."""
+        return await self._run(lambda: self._index.vector(note_id))
+
+    async def wait_for(self, position: str, seconds: float) -> None:
+        """Return once everything up to `position` can be found; IndexBehind after `seconds`."""
+        wanted = position_key(position)
+        try:
+            async with asyncio.timeout(seconds), self._moved:
+                await self._moved.wait_for(lambda: position_key(self._position) >= wanted)
+        except TimeoutError:
+            raise IndexBehind(position, self._position) from None
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def _follow(self) -> None:
+        """For ever: apply the log. A failure is told by status() and tried again; the loop lives."""
+        pause = RETRY_SECONDS[0]
+        while True:
+            try:
+                await (self._read_once() if self._built else self._rebuild())
+                self._ready, self._detail, pause = True, "follows the log", RETRY_SECONDS[0]
+            except StoreUnavailable as error:
+                self._detail = str(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS[1])
+            except Exception as error:
+                log.exception("index_failed", detail="rebuilding from the store")
+                self._built, self._ready, self._detail = False, False, f"rebuilding after {error!r}"
+                await asyncio.sleep(RETRY_SECONDS[1])
+
+    async def _read_once(self) -> None:
+        """Apply the next entries. Bounds are read after them, so a cut that swallowed some is always seen."""
+        before = position_key(self._position)
+        entries = await self._store.read_log(self._position, READ_COUNT, BLOCK_SECONDS)
+        bounds = await self._store.log_bounds()
+        if position_key(bounds.last) < before or (before > (0, 0) and position_key(bounds.first) > before):
+            log.warning("log_gap", position=self._position, first=bounds.first, last=bounds.last)
+            self._ready, self._detail = False, "rebuilding: the log does not reach back to this index"
+            await self._rebuild()
+        elif entries:
+            await self._apply(entries)
+        now = self._clock()
+        await self._run(lambda: self._index.expire(now))
+
+    async def _apply(self, entries: Sequence[LogEntry]) -> None:
+        last = {entry.id: entry for entry in entries}
+        notes = await self._store.get([i for i, e in last.items() if not e.removed], with_vectors=True)
+        present = [note for note in notes if note is not None]
+        await self._run(lambda: self._take(self._index, present, gone=last.keys() - {n.note.id for n in present}))
+        await self._move(entries[-1].position)
+
+    async def _rebuild(self) -> None:
+        """A new index from a scan of the store, swapped in when whole."""
+        position = (await self._store.log_bounds()).last
+        index = self._make_index()
+        self._other_space = set()
+        async for notes in self._store.scan():
+            await self._run(lambda notes=notes: self._take(index, notes, gone=()))  # type: ignore[misc]
+        self._index, self._built = index, True
+        self._ready, self._detail = True, "built from the store"
+        await self._move(position)
+        log.info("index_built", vectors=len(index), other_space=len(self._other_space), position=position)
+
+    def _take(self, index: VectorIndex, notes: Sequence[StoredNote], gone: Sequence[str] | set[str]) -> None:
+        ours = [note for note in notes if note.space == self._space]
+        others = {note.note.id for note in notes if note.space != self._space}
+        index.upsert(ours)
+        index.remove([*gone, *others])
+        self._other_space = (self._other_space | others) - {n.note.id for n in ours} - set(gone)
+
+    async def _move(self, position: str) -> None:
+        async with self._moved:
+            self._position = position
+            self._moved.notify_all()

@@ -1,0 +1,166 @@
+"""A file of notes into a running service, over HTTP: in batches, with progress, resumed after a break."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import httpx2
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from service.notes_file import STDIN, Line, NotesFile
+
+AT_ONCE = 64
+TIMEOUT_SECONDS = 300.0
+
+
+class IngestFailed(Exception):
+    """The service refused or stayed away; what it acknowledged is stored and remembered."""
+
+
+@dataclass(slots=True)
+class Ingest:
+    """`state_folder` remembers, for each file and service, the last line whose batch was acknowledged."""
+
+    file: Path
+    url: str
+    state_folder: Path
+    generate: str
+    rejects: Path | None
+    restart: bool
+    patience: float
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Counts of created, updated, unchanged and rejected notes, seconds, and notes per second.
+
+        Raises IngestFailed, or OSError when the file cannot be read.
+        """
+        notes = NotesFile(self.file)
+        done = 0 if self.restart else self._done()
+        counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
+        started = time.monotonic()
+        with ExitStack() as stack:
+            client = stack.enter_context(httpx2.Client(base_url=self.url, timeout=TIMEOUT_SECONDS))
+            progress = stack.enter_context(_progress(console))
+            rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
+            task = progress.add_task("adding", total=notes.size, rate="")
+            if done:
+                console.print(f"going on behind line {done}")
+            for batch in _batches(notes.lines(after=done)):
+                self._add(client, batch, counts, rejects)
+                done = batch[-1].number
+                self._remember(done)
+                rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
+                progress.update(task, completed=notes.position, rate=rate)
+        for name, count in notes.ignored.items():
+            console.print(f"field {name!r} is not a note's and was left out of {count} notes", highlight=False)
+        if counts["rejected"]:
+            console.print(f"{counts['rejected']} lines were rejected; see {self._rejects_path()}", highlight=False)
+        seconds = time.monotonic() - started
+        rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
+        return {**counts, "last_line": done, "seconds": round(seconds, 1), "notes_per_second": rate_now}
+
+    def _add(self, client: httpx2.Client, batch: list[Line], counts: Counter[str], rejects: _Rejects) -> None:
+        good = [line for line in batch if line.note is not None]
+        for line in batch:
+            if line.note is None:
+                counts["rejected"] += 1
+                rejects.write(line, line.reason)
+        if not good:
+            return
+        for line, result in zip(good, self._post(client, [line.note for line in good]), strict=True):
+            counts[result["status"]] += 1
+            if result["status"] == "rejected":
+                rejects.write(line, result["problem"]["detail"])
+
+    def _post(self, client: httpx2.Client, notes: list[Any]) -> list[Any]:
+        """The results of one batch; what passes (no connection, 429, 503, 504) is tried again with patience."""
+        until = time.monotonic() + self.patience
+        while True:
+            pause = 0.5
+            try:
+                params = {"generate": self.generate} if self.generate else None
+                body = orjson.dumps(notes)
+                response = client.post(
+                    "/notes", content=body, params=params, headers={"Content-Type": "application/json"}
+                )
+                if response.status_code == 207:
+                    results: list[Any] = response.json()["results"]
+                    return results
+                reason = response.json().get("detail", response.text)
+                if response.status_code not in (429, 503, 504):
+                    raise IngestFailed(f"the service refused: {reason}")
+                pause = float(response.headers.get("retry-after", pause))
+            except (httpx2.TransportError, ValueError) as error:
+                reason = f"{self.url} does not answer: {error}"
+            if time.monotonic() + pause > until:
+                raise IngestFailed(f"{reason} Run the same command again to go on.")
+            time.sleep(pause)
+
+    def _rejects_path(self) -> Path:
+        name = "stdin" if self.file == STDIN else self.file.name
+        return self.rejects or Path(f"{name}.rejects.jsonl")
+
+    def _state_file(self) -> Path | None:
+        """None where there is nothing to come back to."""
+        if self.file == STDIN:
+            return None
+        stat = self.file.stat()
+        key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate}"
+        return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+    def _done(self) -> int:
+        path = self._state_file()
+        return int(json.loads(path.read_text())["line"]) if path and path.is_file() else 0
+
+    def _remember(self, line: int) -> None:
+        if path := self._state_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps({"file": str(self.file), "url": self.url, "line": line}))
+            fresh.replace(path)
+
+
+class _Rejects:
+    """The rejects file, made at the first bad line: {"line", "reason", "text"} a line."""
+
+    def __init__(self, path: Path, append: bool) -> None:
+        self._path = path
+        self._mode = "ab" if append else "wb"
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _Rejects:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def write(self, line: Line, reason: str | None) -> None:
+        self._file = self._file or self._path.open(self._mode)
+        text = line.raw.decode("utf-8", "replace").rstrip("\n")
+        self._file.write(orjson.dumps({"line": line.number, "reason": reason, "text": text}) + b"\n")
+        self._file.flush()
+
+
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    lines = iter(lines)
+    while batch := list(islice(lines, AT_ONCE)):
+        yield batch
+
+
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[rate]}"))
+    return Progress(
+        *columns, TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
+    )

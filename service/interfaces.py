@@ -1,0 +1,224 @@
+"""What the use-cases need from the engine, the store and the index, and the records that pass between them.
+
+A score is a cosine: both vectors have unit length, 1 is the same direction, higher is closer. Vectors of two spaces are
+never compared. A log position is the id of an entry of the change log; positions order all writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from model.note import CategoryProbability, Hashtag, Note, Reading, Wanted, hashtag_key
+
+Vector = npt.NDArray[np.float32]
+ORIGIN = "0-0"
+"""The log position before every write."""
+
+
+def position_key(position: str) -> tuple[int, int]:
+    """Log positions in their order."""
+    milliseconds, _, sequence = position.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What the model wrote for a note whose author left it out; None: it was not asked to."""
+
+    hashtags: tuple[Hashtag, ...] | None = None
+    category: CategoryProbability | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNote:
+    """A note with what was made of it. `vector` is None when it was not asked for."""
+
+    note: Note
+    space: str
+    vector: Vector | None = None
+    generated: Generated = Generated()
+    revision: int = 0
+    position: str = ORIGIN
+
+    @property
+    def hashtags(self) -> tuple[str, ...]:
+        """The author's, or else the generated ones."""
+        return self.note.hashtags or tuple(h.text for h in self.generated.hashtags or ())
+
+    @property
+    def category(self) -> str | None:
+        """The author's, or else the generated one."""
+        return self.note.category or (self.generated.category.name if self.generated.category else None)
+
+    def expired(self, now: float) -> bool:
+        return self.note.expires_at is not None and self.note.expires_at <= now
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Put `stored` under its id; `expected` is the position that the note must be at (None: any, or none yet)."""
+
+    stored: StoredNote
+    expected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """`revision` 1 means created. `position` is the write's own in the log."""
+
+    revision: int
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One change: the note `id` was written or removed at `position`."""
+
+    position: str
+    id: str
+    removed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """First entry kept and last entry ever written; both ORIGIN for an empty log."""
+
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """Whether an acknowledged write survives the death of the store, and why we think so."""
+
+    durable: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which notes may be found. `hashtags`: any of them; `created_after`: seconds since the epoch, exclusive."""
+
+    category: str | None = None
+    hashtags: tuple[str, ...] = ()
+    author: str | None = None
+    created_after: float | None = None
+    exclude: frozenset[str] = frozenset()
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """The same rule on a note as the index applies to its rows."""
+        note = stored.note
+        wanted = {hashtag_key(h) for h in self.hashtags}
+        return (
+            note.id not in self.exclude
+            and (self.category is None or stored.category == self.category)
+            and (self.author is None or note.author == self.author)
+            and (self.created_after is None or (note.created_at or 0.0) > self.created_after)
+            and (not wanted or not wanted.isdisjoint(hashtag_key(h) for h in stored.hashtags))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`hits`: best first, ties by id; `matches`: how many rows pass the filter."""
+
+    hits: list[Hit]
+    matches: int
+
+
+class Prepared(Protocol):
+    """A note as the engine wants it."""
+
+    @property
+    def wanted(self) -> Wanted: ...
+    @property
+    def tokens(self) -> int:
+        """What it adds to a batch's token budget."""
+
+
+class Engine(Protocol):
+    """One model. `prepare` in any thread; `run` in one."""
+
+    name: str
+    space: str
+    dimension: int
+    categories: tuple[str, ...]
+
+    def prepare(self, note: Note, wanted: Wanted) -> Prepared: ...
+    def run(self, batch: Sequence[Any]) -> list[Reading]:
+        """One reading for each prepared note, in order."""
+
+
+class NoteStore(Protocol):
+    """Notes, vectors and the change log: the truth. Every method raises StoreUnavailable when the store is away."""
+
+    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | None]:
+        """In the order of `ids`; None for a note that is not there or has expired."""
+
+    async def put(self, writes: Sequence[Write]) -> list[Written | None]:
+        """Each note, its vector and its log entry in one atomic step, durable on return; None: not at `expected`."""
+
+    async def delete(self, note_id: str, expected: str | None = None) -> str | None:
+        """Durable on return. The removal's position, or None where there is no such note.
+
+        Raises PreconditionFailed when the note is not at `expected`.
+        """
+
+    async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
+        """Entries behind `after`, oldest first; waits up to `block_seconds` for the first one."""
+
+    async def log_bounds(self) -> LogBounds: ...
+    def scan(self) -> AsyncIterator[list[StoredNote]]:
+        """Every note with its vector, in no order; notes written meanwhile may or may not be among them."""
+
+    async def durability(self) -> Durability: ...
+    async def samples_loaded(self) -> bool:
+        """Whether `mark_samples_loaded` was ever called."""
+
+    async def mark_samples_loaded(self) -> None: ...
+
+
+class VectorIndex(Protocol):
+    """Rows of one space, searched by inner product. Not thread-safe: one thread calls it."""
+
+    def upsert(self, notes: Sequence[StoredNote]) -> None:
+        """Add or replace rows; every note has a vector of the index's dimension."""
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Unknown ids are ignored."""
+
+    def expire(self, now: float) -> None:
+        """Remove the rows that have expired."""
+
+    def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
+        """The `k` rows nearest to `vector` among those that `where` accepts and that have not expired at `now`."""
+
+    def vector(self, note_id: str) -> Vector | None: ...
+    def __len__(self) -> int:
+        """Rows that can be found."""
+
+    @property
+    def tombstones(self) -> int:
+        """Rows that are kept but can never be found."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Now, in seconds since the epoch; a test sets `offset` to move it."""
+
+    offset: float = field(default=0.0)
+
+    def __call__(self) -> float:
+        return time.time() + self.offset

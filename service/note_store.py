@@ -1,0 +1,245 @@
+"""NoteStore on Redis: notes, vectors, the change log. Knows nothing of the model or the index.
+
+    {notes}:note:<id>   hash    document (JSON), vector (float32, little-endian), space, revision, position
+    {notes}:log         stream  position -> id, op ("put" or "delete")
+    {notes}:samples     string  set once the sample notes were loaded
+
+All keys share the hash tag {notes}: one slot on Redis Cluster, so that a script may touch note and log together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from model.note import CategoryProbability, Hashtag, Note
+from service.errors import PreconditionFailed, StoreUnavailable
+from service.interfaces import (
+    ORIGIN,
+    Clock,
+    Durability,
+    Generated,
+    LogBounds,
+    LogEntry,
+    StoredNote,
+    Write,
+    Written,
+)
+
+NOTE = "{notes}:note:"
+LOG = "{notes}:log"
+SAMPLES = "{notes}:samples"
+LOG_ENTRIES = 1_000_000
+"""The log is cut behind about this many entries; who was away longer rebuilds from the notes."""
+SCAN_COUNT = 500
+FIELDS = ("document", "space", "revision", "position", "vector")
+
+# KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length.
+PUT = """
+local at = redis.call('HGET', KEYS[1], 'position')
+if ARGV[1] ~= '' and at ~= ARGV[1] then return false end
+local revision = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') + 1
+local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'id', ARGV[2], 'op', 'put')
+redis.call('HSET', KEYS[1], 'document', ARGV[3], 'vector', ARGV[4], 'space', ARGV[5],
+  'revision', revision, 'position', position)
+if ARGV[6] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) else redis.call('PERSIST', KEYS[1]) end
+return {revision, position}
+"""
+# KEYS note, log; ARGV expected position or "", id, log length.
+DELETE = """
+local at = redis.call('HGET', KEYS[1], 'position')
+if not at then return false end
+if ARGV[1] ~= '' and at ~= ARGV[1] then return 'moved' end
+redis.call('DEL', KEYS[1])
+return redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
+"""
+
+
+@contextlib.contextmanager
+def redis_errors() -> Iterator[None]:
+    """Whatever the client raises (away, loading, out of memory, disk full) as StoreUnavailable."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(str(error) or type(error).__name__) from error
+
+
+class RedisNoteStore:
+    """See NoteStore. `url`: redis://, rediss:// or unix://."""
+
+    def __init__(self, url: str, *, clock: Clock, timeout_seconds: float = 5.0) -> None:
+        # No retries: a write sent twice would answer with a revision that the caller never made.
+        self._redis: Any = Redis.from_url(
+            url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds
+        )
+        self._clock = clock
+        self._timeout = timeout_seconds
+        self._waitaof: bool | None = None
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | None]:
+        """See NoteStore."""
+        fields = FIELDS if with_vectors else FIELDS[:-1]
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            for note_id in ids:
+                pipeline.hmget(NOTE + note_id, fields)
+            rows = await pipeline.execute() if ids else []
+        now = self._clock()
+        notes = [_decode(note_id, row) for note_id, row in zip(ids, rows, strict=True)]
+        return [None if note is None or note.expired(now) else note for note in notes]
+
+    async def put(self, writes: Sequence[Write]) -> list[Written | None]:
+        """See NoteStore."""
+        commands = [(PUT, write.stored.note.id, *_encode(write)) for write in writes]
+        results = await self._write(commands)
+        return [Written(int(r[0]), r[1].decode()) if r else None for r in results]
+
+    async def delete(self, note_id: str, expected: str | None = None) -> str | None:
+        """See NoteStore."""
+        (position,) = await self._write([(DELETE, note_id, expected or "", note_id, LOG_ENTRIES)])
+        if position == b"moved":
+            raise PreconditionFailed(note_id)
+        return position.decode() if position else None
+
+    async def _write(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run scripts (script, note id, arguments...) in one round trip and wait until the disk has them."""
+        if not commands:
+            return []
+        with redis_errors():
+            pipeline = self._redis.pipeline(transaction=False)
+            for script, note_id, *arguments in commands:
+                pipeline.eval(script, 2, NOTE + note_id, LOG, *arguments)
+            if self._waitaof is None:
+                await self.durability()
+            if self._waitaof:
+                pipeline.execute_command("WAITAOF", 1, 0, int(self._timeout * 1000))
+            results: list[Any] = await pipeline.execute()
+        if self._waitaof and results.pop()[0] < 1:
+            raise StoreUnavailable("the write was not on disk in time")
+        return results
+
+    async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
+        """See NoteStore."""
+        block = max(1, int(min(block_seconds, self._timeout / 2) * 1000))
+        with redis_errors():
+            answer = await self._redis.xread({LOG: after}, count=count, block=block)
+        # RESP3 gives a mapping, RESP2 a list of pairs.
+        streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]
+        entries = [entry for stream in streams for entry in _flat(stream)]
+        return [LogEntry(p.decode(), f[b"id"].decode(), f[b"op"] == b"delete") for p, f in entries]
+
+    async def log_bounds(self) -> LogBounds:
+        """See NoteStore."""
+        with redis_errors():
+            try:
+                info = await self._redis.xinfo_stream(LOG)
+            except ResponseError as error:
+                if "no such key" not in str(error).lower():
+                    raise
+                return LogBounds(ORIGIN, ORIGIN)
+        first = info["first-entry"]
+        return LogBounds(first[0].decode() if first else ORIGIN, info["last-generated-id"].decode())
+
+    async def scan(self) -> AsyncIterator[list[StoredNote]]:
+        """See NoteStore."""
+        cursor: int | None = None
+        while cursor != 0:
+            with redis_errors():
+                cursor, keys = await self._redis.scan(cursor or 0, match=f"{NOTE}*", count=SCAN_COUNT)
+            ids = [key.decode().removeprefix(NOTE) for key in keys]
+            yield [note for note in await self.get(ids, with_vectors=True) if note]
+
+    async def durability(self) -> Durability:
+        """See NoteStore. A server that forbids CONFIG is asked through INFO, which tells less."""
+        with redis_errors():
+            server = await self._redis.info()
+            appends = bool(server.get("aof_enabled"))
+            try:
+                policy = (await self._redis.config_get("appendfsync")).get("appendfsync", "unknown")
+            except ResponseError:
+                policy = "unknown"
+        policy = policy.decode() if isinstance(policy, bytes) else policy
+        version = tuple(int(n) for n in str(server.get("redis_version", "0.0")).split(".")[:2])
+        if not appends:
+            self._waitaof = False
+            return Durability(False, "appendonly is off: acknowledged notes are lost when Redis dies")
+        if policy == "always":
+            self._waitaof = False
+            return Durability(True, "appendonly with appendfsync always")
+        self._waitaof = version >= (7, 2)
+        if self._waitaof:
+            return Durability(True, f"appendonly with appendfsync {policy}, each write waits with WAITAOF")
+        return Durability(False, f"appendonly with appendfsync {policy}: the last second can be lost")
+
+    async def samples_loaded(self) -> bool:
+        """See NoteStore."""
+        with redis_errors():
+            return bool(await self._redis.exists(SAMPLES))
+
+    async def mark_samples_loaded(self) -> None:
+        """See NoteStore."""
+        with redis_errors():
+            await self._redis.set(SAMPLES, "1")
+
+
+def _flat(entries: Any) -> list[Any]:
+    """RESP3 wraps a stream's entries in one more list than RESP2."""
+    return entries[0] if entries and isinstance(entries[0], list) else entries
+
+
+def _encode(write: Write) -> tuple[Any, ...]:
+    """The arguments of PUT."""
+    stored, note = write.stored, write.stored.note
+    if stored.vector is None:
+        raise ValueError(f"note {note.id!r} has no vector")
+    document = {
+        "title": note.title,
+        "content": note.content,
+        "hashtags": note.hashtags,
+        "category": note.category,
+        "author": note.author,
+        "created_at": note.created_at,
+        "expires_at": note.expires_at,
+        "attributes": dict(note.attributes),
+        "generated": {"hashtags": stored.generated.hashtags, "category": stored.generated.category},
+    }
+    expiry = "" if note.expires_at is None else int(note.expires_at * 1000)
+    vector = np.ascontiguousarray(stored.vector, "<f4").tobytes()
+    return write.expected or "", note.id, orjson.dumps(document), vector, stored.space, expiry, LOG_ENTRIES
+
+
+def _decode(note_id: str, row: Sequence[bytes | None]) -> StoredNote | None:
+    """The answer of HMGET for (a prefix of) FIELDS."""
+    document, space, revision, position, *vector = row
+    if document is None or space is None or revision is None or position is None:
+        return None
+    d = orjson.loads(document)
+    hashtags, category = d["generated"]["hashtags"], d["generated"]["category"]
+    note = Note(
+        id=note_id,
+        title=d["title"],
+        content=d["content"],
+        hashtags=tuple(d["hashtags"]),
+        category=d["category"],
+        author=d["author"],
+        created_at=d["created_at"],
+        expires_at=d["expires_at"],
+        attributes=d["attributes"],
+    )
+    generated = Generated(
+        None if hashtags is None else tuple(Hashtag(**h) for h in hashtags),
+        None if category is None else CategoryProbability(**category),
+    )
+    array = np.frombuffer(vector[0], "<f4") if vector and vector[0] is not None else None
+    return StoredNote(note, space.decode(), array, generated, int(revision), position.decode())

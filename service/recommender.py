@@ -1,0 +1,254 @@
+"""The use-cases: add, change, remove, similar, generate. Knows the ports of interfaces.py; not HTTP, Redis or FAISS."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ulid import ULID
+
+from model.note import Note, Reading, Usage, Wanted
+from service.batcher import Batcher, Lane
+from service.errors import NoteNotFound, OtherSpace, PreconditionFailed
+from service.index.live import LiveIndex
+from service.interfaces import Clock, Engine, Filter, Generated, NoteStore, StoredNote, Vector, Write, position_key
+from service.telemetry import Telemetry
+
+WAIT_SECONDS = 10.0
+"""How long a write waits for the index to show it; the log is normally milliseconds behind."""
+CHANGE_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """What to fill in where the author left it out: how many hashtags (0: none), and the category."""
+
+    hashtags: int = 0
+    category: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """`status`: created, updated, or unchanged (nothing was written). `usage` is zero when no model was needed."""
+
+    stored: StoredNote
+    status: str
+    usage: Usage
+    hashtags_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """`complete`: there are min(k, matches) items."""
+
+    items: list[tuple[StoredNote, float]]
+    complete: bool
+    log_position: str
+
+
+class Recommender:
+    """One for each process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        batcher: Batcher,
+        store: NoteStore,
+        index: LiveIndex,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self.engine = engine
+        self._batcher = batcher
+        self._store = store
+        self.index = index
+        self._telemetry = telemetry
+        self._clock = clock
+
+    async def add(self, notes: Sequence[Note], generate: Generate, lane: Lane) -> list[Added]:
+        """Upsert by id; a note without one gets a ULID. On return all are durable and searchable here.
+
+        Several notes of one id are applied in their order. Raises QueueFull, EngineFailed, StoreUnavailable,
+        IndexBehind; what was stored before a failure stays, and repeating the call is safe.
+        """
+        named = [note if note.id else replace(note, id=str(ULID())) for note in notes]
+        added: dict[int, Added] = {}
+        for turn in turns(named):
+            results = await self._add_distinct([named[i] for i in turn], generate, lane)
+            added.update(zip(turn, results, strict=True))
+        return [added[i] for i in range(len(named))]
+
+    async def _add_distinct(
+        self, notes: Sequence[Note], generate: Generate, lane: Lane, expected: str | None = None
+    ) -> list[Added]:
+        """Notes of distinct ids. `expected`: see Write; PreconditionFailed when it does not hold."""
+        accepted = time.perf_counter()
+        known = await self._store.get([note.id for note in notes], with_vectors=True)
+        if expected is not None and known[0] is None:
+            raise PreconditionFailed(notes[0].id)
+        now = self._clock()
+        plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
+        to_read = [(plan.note, plan.wanted) for plan in plans if plan.wanted is not None]
+        readings = iter(await self._batcher.read_all(to_read, lane))
+        finished = [plan.finish(None if plan.wanted is None else next(readings), self.engine.space) for plan in plans]
+        # From here on a caller that leaves changes nothing: what reaches the store also reaches the index.
+        return await asyncio.shield(self._commit(plans, finished, expected, accepted))
+
+    def _plan(self, note: Note, old: StoredNote | None, generate: Generate, now: float) -> Plan:
+        if note.created_at is None:
+            note = replace(note, created_at=old.note.created_at if old else now)
+        same = old is not None and old.space == self.engine.space and old.note.prompt_text == note.prompt_text
+        kept = old if same else None
+        done = kept.generated if kept else Generated()
+        want_hashtags = generate.hashtags if not note.hashtags and done.hashtags is None else 0
+        want_category = generate.category and note.category is None and done.category is None
+        wanted = Wanted(want_hashtags, self.engine.categories if want_category else ())
+        needs_model = kept is None or wanted != Wanted()
+        return Plan(note, old, done, wanted if needs_model else None)
+
+    async def _commit(
+        self, plans: Sequence[Plan], finished: Sequence[Added], expected: str | None, accepted: float
+    ) -> list[Added]:
+        changed = [i for i, (plan, added) in enumerate(zip(plans, finished, strict=True)) if plan.changes(added)]
+        written = await self._store.put([Write(finished[i].stored, expected) for i in changed])
+        results = [replace(added, status="unchanged") for added in finished]
+        for i, write in zip(changed, written, strict=True):
+            if write is None:
+                raise PreconditionFailed(plans[i].note.id)
+            stored = replace(finished[i].stored, revision=write.revision, position=write.position)
+            results[i] = replace(finished[i], stored=stored, status="created" if write.revision == 1 else "updated")
+        if written:
+            await self.index.wait_for(results[changed[-1]].stored.position, WAIT_SECONDS)
+            self._telemetry.searchable.observe(time.perf_counter() - accepted)
+        elif results:
+            position = max((added.stored.position for added in results), key=position_key)
+            await self.index.wait_for(position, WAIT_SECONDS)
+        return results
+
+    async def get(self, note_id: str) -> StoredNote:
+        """Raises NoteNotFound."""
+        (stored,) = await self._store.get([note_id])
+        if stored is None:
+            raise NoteNotFound(note_id)
+        return stored
+
+    async def put(self, note: Note, generate: Generate, expected: str | None = None) -> Added:
+        """Create or replace one note; PreconditionFailed when it is not at log position `expected`."""
+        return (await self._add_distinct([note], generate, Lane.INTERACTIVE, expected))[0]
+
+    async def change(self, note_id: str, edit: Callable[[Note], Note], expected: str | None = None) -> Added:
+        """Apply `edit` to the note as it is now. Raises NoteNotFound, PreconditionFailed.
+
+        Without `expected` a change that meets another one is tried again on the newer note: none is lost.
+        """
+        for attempt in range(CHANGE_ATTEMPTS):
+            old = await self.get(note_id)
+            if expected is not None and old.position != expected:
+                raise PreconditionFailed(note_id)
+            try:
+                return await self.put(edit(old.note), Generate(), old.position)
+            except PreconditionFailed:
+                if expected is not None or attempt == CHANGE_ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def remove(self, note_id: str, expected: str | None = None) -> None:
+        """On return the note is gone, durably, and is not found here. Raises NoteNotFound, PreconditionFailed."""
+        position = await self._store.delete(note_id, expected)
+        if position is None:
+            raise NoteNotFound(note_id)
+        await self.index.wait_for(position, WAIT_SECONDS)
+
+    async def similar(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Similar:
+        """Notes related to a stored one, from its stored vector: no model call. Raises NoteNotFound, OtherSpace."""
+        vector = await self.index.vector(note_id)
+        if vector is None:  # this replica may be behind the store
+            (stored,) = await self._store.get([note_id], with_vectors=True)
+            if stored is None or stored.vector is None:
+                raise NoteNotFound(note_id)
+            if stored.space != self.engine.space:
+                raise OtherSpace(note_id)
+            vector = stored.vector
+        where = replace(where, exclude=where.exclude | {note_id})
+        return await self._nearest(vector, k, where, min_score, of=note_id)
+
+    async def similar_to_text(self, note: Note, k: int, where: Filter, min_score: float | None) -> Similar:
+        """Notes related to a text that is not stored."""
+        reading = await self._batcher.read(note)
+        return await self._nearest(reading.vector, k, where, min_score)
+
+    async def read(self, note: Note, wanted: Wanted) -> Reading:
+        """Vector and generations of a text that is not stored, from one prefill."""
+        return await self._batcher.read(note, wanted)
+
+    async def _nearest(
+        self, vector: Vector, k: int, where: Filter, min_score: float | None, of: str | None = None
+    ) -> Similar:
+        """Every candidate is checked against the store, and the answer filled up again to k.
+
+        `of`: the note whose vector it is, checked in the same round trip; NoteNotFound when it is gone.
+        """
+        position = self.index.position
+        wanted = k
+        while True:
+            found = await self.index.search(vector, wanted, where)
+            hits = [hit for hit in found.hits if min_score is None or hit.score >= min_score]
+            asked = [] if of is None else [of]
+            notes = await self._store.get([hit.id for hit in hits] + asked)
+            if of is not None and notes.pop() is None:
+                raise NoteNotFound(of)
+            items = [(note, hit.score) for note, hit in zip(notes, hits, strict=True) if note and where.accepts(note)]
+            seen_all = len(hits) < wanted
+            if len(items) >= k or seen_all:
+                return Similar(items[:k], len(items) >= k or seen_all, position)
+            wanted *= 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What adding one note takes. `wanted` None: no model; else the vector, and these generations.
+
+    `done`: what was generated for the same text before, and is kept.
+    """
+
+    note: Note
+    old: StoredNote | None
+    done: Generated
+    wanted: Wanted | None
+
+    def finish(self, reading: Reading | None, space: str) -> Added:
+        """The note as it is to be stored; its status comes with the write."""
+        if reading is None:
+            assert self.old is not None
+            return Added(replace(self.old, note=self.note, generated=self.done), "", Usage())
+        generated = Generated(
+            self.done.hashtags if reading.hashtags is None else reading.hashtags,
+            self.done.category if reading.categories is None else reading.categories[0],
+        )
+        stored = StoredNote(self.note, space, reading.vector, generated)
+        return Added(stored, "", reading.usage, reading.hashtags_reason)
+
+    def changes(self, added: Added) -> bool:
+        """Whether anything is to be written."""
+        old = self.old
+        return old is None or (old.note, old.space, old.generated) != (
+            added.stored.note,
+            added.stored.space,
+            added.stored.generated,
+        )
+
+
+def turns(notes: Sequence[Note]) -> Iterator[list[int]]:
+    """Positions in `notes`, parted so that no part has an id twice and each id's notes keep their order."""
+    left = list(range(len(notes)))
+    while left:
+        seen: set[str] = set()
+        turn: list[int] = []
+        later: list[int] = []
+        for i in left:
+            (later if notes[i].id in seen else turn).append(i)
+            seen.add(notes[i].id)
+        yield turn
+        left = later

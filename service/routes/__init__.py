@@ -1,0 +1,1 @@
+"""One file a resource. Handlers parse, call one use-case, and answer."""

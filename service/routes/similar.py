@@ -1,0 +1,34 @@
+"""GET /notes/{id}/similar and POST /similar: item-to-item retrieval."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from service.dependencies import ServiceDep, bounded_note, check_policy, while_connected
+from service.problems import documented
+from service.recommender import WAIT_SECONDS
+from service.schemas import NoteId, SimilarIn, SimilarOut, SimilarQuery
+
+router = APIRouter(tags=["similar"])
+
+
+@router.get("/notes/{note_id}/similar", responses=documented(404, 409, 422, 503))
+async def similar(note_id: NoteId, query: Annotated[SimilarQuery, Query()], service: ServiceDep) -> SimilarOut:
+    """Notes related to a stored one, from its stored vector: no model call."""
+    check_policy(query, "/query", service)
+    if query.min_log_position:
+        await service.index.wait_for(query.min_log_position, WAIT_SECONDS)
+    found = await service.recommender.similar(note_id, query.k, query.as_filter(), query.min_score)
+    return SimilarOut.of(found, note_id, service.recommender.engine.name)
+
+
+@router.post("/similar", dependencies=[Depends(bounded_note)], responses=documented(400, 413, 422, 429, 503, 504))
+async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep) -> SimilarOut:
+    """Notes related to a text that is not stored and leaves no trace."""
+    check_policy(body, "", service)
+    recommender = service.recommender
+    work = recommender.similar_to_text(body.as_note(), body.k, body.as_filter(), body.min_score)
+    found = await while_connected(request, service, work)
+    return SimilarOut.of(found, None, recommender.engine.name)

@@ -1,0 +1,36 @@
+"""The sample notes of a first start, read and added like any other notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from service.batcher import Lane
+from service.dependencies import Service
+from service.errors import StoreUnavailable
+from service.notes_file import NotesFile
+from service.recommender import Generate
+from service.schemas import NoteIn
+
+SAMPLES = Path(__file__).with_name("sample_notes.jsonl")
+AT_ONCE = 16
+
+
+async def load_samples(service: Service, progress: Callable[[str], None]) -> None:
+    """Add the sample notes unless this store had them once: who deletes them does not get them back.
+
+    A start that was killed in between goes on at the next one. A store that is away is left alone.
+    """
+    wanted = service.settings.samples_wanted
+    try:
+        if wanted == 0 or await service.store.samples_loaded():
+            return
+        lines = list(islice(NotesFile(SAMPLES).lines(), wanted))
+        notes = [NoteIn.model_validate(line.note).as_note() for line in lines]
+        for start in range(0, len(notes), AT_ONCE):
+            progress(f"Adding sample notes (first start only): {start} of {len(notes)}")
+            await service.recommender.add(notes[start : start + AT_ONCE], Generate(), Lane.BULK)
+        await service.store.mark_samples_loaded()
+    except StoreUnavailable:
+        progress("The store is away: no sample notes")

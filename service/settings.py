@@ -1,0 +1,57 @@
+"""Settings: environment variables NOTELLM_*, read once at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; the README's table is made from these descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix="NOTELLM_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    data_dir: Path = Field(Path("~/.local/share/notellm"), description="the embedded store's files")
+    cache_dir: Path = Field(Path("~/.cache/notellm"), description="converted weights; safe to delete")
+    redis_url: str | None = Field(None, description="a Redis to use; without it the embedded server")
+    checkpoint: str | None = Field(
+        None, description="checkpoint folder, backbone folder or hub name; without it the packaged model"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="precision of the model; auto: float32 on a CPU, bfloat16 on a GPU"
+    )
+    sample_notes: int | None = Field(
+        None, ge=0, description="sample notes to load on the first start; without it all, with NOTELLM_REDIS_URL none"
+    )
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+
+    batch_tokens: int = Field(1024, ge=1, description="token budget of one engine batch, padding included")
+    batch_notes: int = Field(32, ge=1, description="most notes in one engine batch")
+    queue_notes: int = Field(2000, ge=1, description="most notes waiting for the engine; more get 429")
+    request_seconds: float = Field(60.0, gt=0, description="deadline of one request")
+    shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")
+
+    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")
+    max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
+    max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
+    max_k: int = Field(200, ge=1, description="most notes that similar returns")
+
+    @field_validator("data_dir", "cache_dir")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @property
+    def samples_wanted(self) -> int | None:
+        """How many sample notes to load; None for all. A store of somebody else's gets none unless asked."""
+        return 0 if self.sample_notes is None and self.redis_url else self.sample_notes
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        return cls()

@@ -1,0 +1,91 @@
+"""Metrics and logs. Prometheus base units; the names are those of docs/operations.md."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Telemetry:
+    """The metrics of one service; each has its own registry, so that two services in one process do not mix."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.http_request = Histogram(
+            "notellm_http_request_duration_seconds",
+            "HTTP requests, to the last byte of the answer",
+            ("route", "code"),
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.queue_depth = Gauge("notellm_queue_depth", "Notes that wait for the engine", ("lane",), registry=registry)
+        self.queue_wait = Histogram(
+            "notellm_queue_wait_seconds",
+            "From the request to the start of its engine batch",
+            ("lane",),
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.tokenise = Histogram(
+            "notellm_tokenise_seconds", "Tokenising one request's notes", buckets=LATENCY_BUCKETS, registry=registry
+        )
+        self.inference = Histogram(
+            "notellm_inference_seconds", "One engine batch", buckets=LATENCY_BUCKETS, registry=registry
+        )
+        self.batch_tokens = Histogram(
+            "notellm_batch_tokens",
+            "Prompt tokens of one engine batch",
+            buckets=(16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+            registry=registry,
+        )
+        self.prompt_tokens = Counter("notellm_prompt_tokens", "Tokens given to the model", registry=registry)
+        self.generated_tokens = Counter("notellm_generated_tokens", "Tokens the model wrote", registry=registry)
+        self.first_token = Histogram(
+            "notellm_time_to_first_token_seconds",
+            "From the start of an engine batch to a note's first generated token",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.searchable = Histogram(
+            "notellm_ingest_to_searchable_seconds",
+            "From the acceptance of a write to its visibility in the index",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
+        self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
+        self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
+
+
+def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
+    """Structured lines on stderr, one an event; the request id of the request they belong to is on each."""
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if not console:
+        shared.append(structlog.processors.dict_tracebacks)
+    structlog.configure(
+        processors=[*shared, renderer],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=False,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer])  # fmt: skip
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

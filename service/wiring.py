@@ -1,0 +1,73 @@
+"""Settings -> concrete objects: the only place that names them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+from model.engine import Engine
+from service.batcher import Batcher
+from service.dependencies import Service
+from service.embedded_redis import EmbeddedRedis
+from service.index.head import ExactHead
+from service.index.live import LiveIndex
+from service.interfaces import Clock
+from service.note_store import RedisNoteStore
+from service.recommender import Recommender
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+
+@contextlib.asynccontextmanager
+async def open_service(settings: Settings, progress: Callable[[str], None]) -> AsyncIterator[Service]:
+    """Everything started, in order; on leaving, everything ended in the opposite order.
+
+    Raises CheckpointError or EmbeddedRedisError. A Redis of somebody else's that is away is waited for, not fatal.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        url = settings.redis_url or _open_embedded(settings, stack, progress)
+        progress("Loading the model")
+        engine = Engine.load(
+            settings.checkpoint,
+            cache=settings.cache_dir,
+            device=settings.device,
+            dtype=settings.dtype,
+            progress=progress,
+        )
+        telemetry, clock = Telemetry(), Clock()
+        store = RedisNoteStore(url, clock=clock)
+        stack.push_async_callback(store.close)
+        index = LiveIndex(store, partial(ExactHead, engine.dimension), space=engine.space, clock=clock)
+        batcher = Batcher(
+            engine,
+            telemetry,
+            max_tokens=settings.batch_tokens,
+            max_notes=settings.batch_notes,
+            max_queue=settings.queue_notes,
+        )
+        progress("Building the index from the store")
+        await index.start()
+        stack.push_async_callback(index.stop)
+        batcher.start()
+        stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
+        recommender = Recommender(engine, batcher, store, index, telemetry, clock)
+        _show_live_numbers(telemetry, index, engine)
+        yield Service(settings, recommender, batcher, store, index, telemetry)
+
+
+def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progress: Callable[[str], None]) -> str:
+    progress("Starting the embedded store")
+    embedded = EmbeddedRedis(settings.data_dir)
+    stack.callback(embedded.stop)
+    embedded.start()
+    keeper = asyncio.get_running_loop().create_task(embedded.keep_alive(), name="keep-embedded-redis")
+    stack.callback(keeper.cancel)
+    return embedded.url
+
+
+def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, engine: Engine) -> None:
+    telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
+    telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
+    telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
