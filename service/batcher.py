@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,6 +43,13 @@ class Job:
     since: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(slots=True)
+class Admission:
+    """Room for `left` notes that are not in the queue yet."""
+
+    left: int
+
+
 class Batcher:
     """`max_tokens`: of one batch, padding included. `max_queue`: notes that may wait; beyond it QueueFull."""
 
@@ -59,6 +66,7 @@ class Batcher:
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._task: asyncio.Task[None] | None = None
+        self._reserved = 0
         self._stopping = False
         self._batch_since: float | None = None
         self._notes_per_second = 10.0
@@ -96,18 +104,28 @@ class Batcher:
         """The engine's reading of one note. Raises QueueFull, EngineFailed, Stopping."""
         return (await self.read_all([(note, wanted)], lane))[0]
 
-    async def read_all(self, notes: Sequence[tuple[Note, Wanted]], lane: Lane) -> list[Reading]:
-        """Readings in order. All notes are admitted, or none (QueueFull); the first failure cancels the rest."""
+    async def read_all(
+        self, notes: Sequence[tuple[Note, Wanted]], lane: Lane, admission: Admission | None = None
+    ) -> list[Reading]:
+        """Readings in order; the first failure cancels the rest.
+
+        All notes are admitted, or none (QueueFull), unless the caller was admitted with them.
+        """
         if not notes:
             return []
-        self._admit(len(notes))
+        if admission is None:
+            with self.admit(len(notes)) as admission:
+                return await self.read_all(notes, lane, admission)
         loop = asyncio.get_running_loop()
         started = time.perf_counter()
         prepared = await loop.run_in_executor(
             self._tokenise_thread, lambda: [self._engine.prepare(note, wanted) for note, wanted in notes]
         )
         self._telemetry.tokenise.observe(time.perf_counter() - started)
-        self._admit(len(notes))
+        if self._stopping:
+            raise Stopping
+        self._reserved -= len(notes)
+        admission.left -= len(notes)
         jobs = [Job(p, lane, loop.create_future()) for p in prepared]
         self._lanes[lane].extend(sorted(jobs, key=lambda job: job.prepared.tokens))  # equal lengths pad less
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
@@ -118,11 +136,20 @@ class Batcher:
             for job in jobs:
                 job.answer.cancel()
 
-    def _admit(self, notes: int) -> None:
+    @contextlib.contextmanager
+    def admit(self, notes: int) -> Iterator[Admission]:
+        """Room in the queue for `notes`, kept for as long as the block lasts. Raises QueueFull, Stopping."""
         if self._stopping:
             raise Stopping
-        if self.waiting + notes > self._max_queue:
-            raise QueueFull(self.waiting, max(1, math.ceil(self.waiting / self._notes_per_second)))
+        taken = self.waiting + self._reserved
+        if taken + notes > self._max_queue:
+            raise QueueFull(taken, max(1, math.ceil(taken / self._notes_per_second)))
+        admission = Admission(notes)
+        self._reserved += notes
+        try:
+            yield admission
+        finally:
+            self._reserved -= admission.left
 
     async def _loop(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def serve() -> None:
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     server = Server(config)
-    server.run()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
+        server.run()
     if not server.started:
         raise typer.Exit(1)
 
@@ -144,6 +146,12 @@ def status(url: Url = LOCAL, as_json: AsJson = False) -> None:
     rows += [(name, "", str(answer[name])) for name in ("durable", "model", "space", "log_position", "notes")]
     show(answer, as_json, ("what", "state", "detail"), rows)
     raise typer.Exit(0 if answer["ready"] else 1)
+
+
+@app.command()
+def openapi() -> None:
+    """The API's description, as docs/openapi.json has it."""
+    typer.echo(json.dumps(create_app(Settings()).openapi(), indent=2, ensure_ascii=False))
 
 
 def call(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
-from fastapi import Depends, Header, Request
+import orjson
+from fastapi import Depends, Header, Request, Response
+from fastapi.routing import APIRoute
 
 from service.batcher import Batcher
-from service.errors import DeadlineExceeded, FieldError, InvalidInput, LimitExceeded
+from service.errors import DeadlineExceeded, FieldError, InvalidInput, LimitExceeded, MalformedBody
 from service.index.live import LiveIndex
 from service.interfaces import NoteStore
 from service.recommender import Generate, Recommender
@@ -64,6 +66,33 @@ ServiceDep = Annotated[Service, Depends(get_service)]
 RecommenderDep = Annotated[Recommender, Depends(get_recommender)]
 GenerateDep = Annotated[Generate, Depends(get_generate)]
 IfMatch = Annotated[str | None, Depends(get_if_match)]
+
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody(str(error)) from error
+
+
+class StrictJsonRequest(Request):
+    """A request whose JSON is read as `parse_json` reads it; the standard library's would take NaN and surrogates."""
+
+    async def json(self) -> Any:
+        return orjson.loads(await self.body())
+
+
+class StrictJsonRoute(APIRoute):
+    """A route that gives its handler a StrictJsonRequest."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(StrictJsonRequest(request.scope, request.receive))
+
+        return strictly
 
 
 async def bounded_note(request: Request, service: ServiceDep) -> None:

@@ -85,7 +85,7 @@ class Ingest:
 
     def _post(self, client: httpx2.Client, notes: list[Any]) -> list[Any]:
         """The results of one batch; what passes (no connection, 429, 503, 504) is tried again with patience."""
-        until = time.monotonic() + self.patience
+        until = None
         while True:
             pause = 0.5
             try:
@@ -103,6 +103,7 @@ class Ingest:
                 pause = float(response.headers.get("retry-after", pause))
             except (httpx2.TransportError, ValueError) as error:
                 reason = f"{self.url} does not answer: {error}"
+            until = until or time.monotonic() + self.patience  # from the first failure, not from the request
             if time.monotonic() + pause > until:
                 raise IngestFailed(f"{reason} Run the same command again to go on.")
             time.sleep(pause)

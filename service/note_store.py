@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from model.note import CategoryProbability, Hashtag, Note
 from service.errors import PreconditionFailed, StoreUnavailable
@@ -77,8 +78,13 @@ class RedisNoteStore:
 
     def __init__(self, url: str, *, clock: Clock, timeout_seconds: float = 5.0) -> None:
         # No retries: a write sent twice would answer with a revision that the caller never made.
+        # No maintenance notifications: with them the pool hands out connections that the server has closed.
         self._redis: Any = Redis.from_url(
-            url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         self._clock = clock
         self._timeout = timeout_seconds

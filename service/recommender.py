@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ulid import ULID
 
 from model.note import Note, Reading, Usage, Wanted
-from service.batcher import Batcher, Lane
+from service.batcher import Admission, Batcher, Lane
 from service.errors import NoteNotFound, OtherSpace, PreconditionFailed
 from service.index.live import LiveIndex
 from service.interfaces import Clock, Engine, Filter, Generated, NoteStore, StoredNote, Vector, Write, position_key
@@ -19,6 +19,8 @@ from service.telemetry import Telemetry
 WAIT_SECONDS = 10.0
 """How long a write waits for the index to show it; the log is normally milliseconds behind."""
 CHANGE_ATTEMPTS = 5
+STORED_AT_ONCE = 32
+"""Most notes between two writes to the store: what a deadline or a failure in a long list can cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +72,25 @@ class Recommender:
     async def add(self, notes: Sequence[Note], generate: Generate, lane: Lane) -> list[Added]:
         """Upsert by id; a note without one gets a ULID. On return all are durable and searchable here.
 
-        Several notes of one id are applied in their order. Raises QueueFull, EngineFailed, StoreUnavailable,
-        IndexBehind; what was stored before a failure stays, and repeating the call is safe.
+        Several notes of one id are applied in their order. A long list is stored part by part. Raises QueueFull (then
+        nothing was stored), EngineFailed, StoreUnavailable, IndexBehind; what was stored before a failure stays, and
+        repeating the call is safe and costs no tokens for it.
         """
         named = [note if note.id else replace(note, id=str(ULID())) for note in notes]
         added: dict[int, Added] = {}
-        for turn in turns(named):
-            results = await self._add_distinct([named[i] for i in turn], generate, lane)
-            added.update(zip(turn, results, strict=True))
+        with self._batcher.admit(len(named)) as admission:
+            for turn in turns(named):
+                results = await self._add_distinct([named[i] for i in turn], generate, lane, admission)
+                added.update(zip(turn, results, strict=True))
         return [added[i] for i in range(len(named))]
 
     async def _add_distinct(
-        self, notes: Sequence[Note], generate: Generate, lane: Lane, expected: str | None = None
+        self,
+        notes: Sequence[Note],
+        generate: Generate,
+        lane: Lane,
+        admission: Admission | None = None,
+        expected: str | None = None,
     ) -> list[Added]:
         """Notes of distinct ids. `expected`: see Write; PreconditionFailed when it does not hold."""
         accepted = time.perf_counter()
@@ -91,7 +100,7 @@ class Recommender:
         now = self._clock()
         plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
         to_read = [(plan.note, plan.wanted) for plan in plans if plan.wanted is not None]
-        readings = iter(await self._batcher.read_all(to_read, lane))
+        readings = iter(await self._batcher.read_all(to_read, lane, admission))
         finished = [plan.finish(None if plan.wanted is None else next(readings), self.engine.space) for plan in plans]
         # From here on a caller that leaves changes nothing: what reaches the store also reaches the index.
         return await asyncio.shield(self._commit(plans, finished, expected, accepted))
@@ -136,7 +145,7 @@ class Recommender:
 
     async def put(self, note: Note, generate: Generate, expected: str | None = None) -> Added:
         """Create or replace one note; PreconditionFailed when it is not at log position `expected`."""
-        return (await self._add_distinct([note], generate, Lane.INTERACTIVE, expected))[0]
+        return (await self._add_distinct([note], generate, Lane.INTERACTIVE, expected=expected))[0]
 
     async def change(self, note_id: str, edit: Callable[[Note], Note], expected: str | None = None) -> Added:
         """Apply `edit` to the note as it is now. Raises NoteNotFound, PreconditionFailed.
@@ -241,14 +250,14 @@ class Plan:
 
 
 def turns(notes: Sequence[Note]) -> Iterator[list[int]]:
-    """Positions in `notes`, parted so that no part has an id twice and each id's notes keep their order."""
+    """Positions in `notes`, parted so that no part has an id twice or is long; each id's notes keep their order."""
     left = list(range(len(notes)))
     while left:
         seen: set[str] = set()
         turn: list[int] = []
         later: list[int] = []
         for i in left:
-            (later if notes[i].id in seen else turn).append(i)
+            (later if notes[i].id in seen or len(turn) == STORED_AT_ONCE else turn).append(i)
             seen.add(notes[i].id)
         yield turn
         left = later

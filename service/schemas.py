@@ -247,7 +247,7 @@ class Problem(BaseModel):
 class BatchItem(BaseModel):
     """One note's result, at its place in the request."""
 
-    id: str | None
+    id: str | None = None
     status: Literal["created", "updated", "unchanged", "rejected"]
     revision: int | None = None
     log_position: str | None = None

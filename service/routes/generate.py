@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 
 from model.note import Wanted
-from service.dependencies import GENERATED_HASHTAGS, ServiceDep, bounded_note, while_connected
+from service.dependencies import GENERATED_HASHTAGS, ServiceDep, StrictJsonRoute, bounded_note, while_connected
 from service.problems import documented
 from service.schemas import (
     CategoryIn,
@@ -21,6 +21,7 @@ from service.schemas import (
 
 router = APIRouter(
     tags=["generate"],
+    route_class=StrictJsonRoute,
     dependencies=[Depends(bounded_note)],
     responses=documented(400, 413, 422, 429, 503, 504),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -19,16 +20,19 @@ from service.dependencies import (
     RecommenderDep,
     Service,
     ServiceDep,
+    StrictJsonRoute,
     bounded_note,
     check_note_size,
+    parse_json,
     while_connected,
 )
-from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
+from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, QueueFull
 from service.problems import documented, invalid_note, problem_of
 from service.recommender import Generate
 from service.schemas import AddedOut, BatchItem, BatchOut, NoteId, NoteIn, NoteOut, NotePatch
+from service.settings import Settings
 
-router = APIRouter(tags=["notes"])
+router = APIRouter(tags=["notes"], route_class=StrictJsonRoute)
 NDJSON = "application/x-ndjson"
 STREAM_NOTES = 64
 """Most notes of a stream that are added at once; their results are sent before more is read."""
@@ -40,7 +44,11 @@ POST_BODY = {
             "schema": {
                 "anyOf": [
                     {"$ref": "#/components/schemas/NoteIn"},
-                    {"type": "array", "items": {"$ref": "#/components/schemas/NoteIn"}},
+                    {
+                        "type": "array",
+                        "description": "notes; one that is not valid gets a problem of its own, at its place",
+                        "items": {"anyOf": [{"$ref": "#/components/schemas/NoteIn"}, {}]},
+                    },
                 ]
             }
         },
@@ -152,14 +160,6 @@ async def delete_note(note_id: NoteId, recommender: RecommenderDep, if_match: If
     await recommender.remove(note_id, if_match)
 
 
-def parse_json(body: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(str(error)) from error
-
-
 def parse_note(value: Any, prefix: str = "") -> Note:
     """Raises InvalidInput, its pointers behind `prefix`."""
     try:
@@ -183,6 +183,18 @@ async def _add_list(values: Sequence[Any], service: Service, generate: Generate)
     return [results[i] for i in range(len(values))]
 
 
+async def _add_when_admitted(values: Sequence[Any], service: Service, generate: Generate) -> list[BatchItem]:
+    """A stream that meets a full queue is read no further until there is room, for as long as a request may take."""
+    async with asyncio.timeout(service.settings.request_seconds) as deadline:
+        while True:
+            try:
+                return await _add_list(values, service, generate)
+            except QueueFull as error:
+                if (deadline.when() or 0) < asyncio.get_running_loop().time() + error.retry_after:
+                    raise
+                await asyncio.sleep(error.retry_after)
+
+
 def _rejected(value: Any, error: NoteLLMError) -> BatchItem:
     note_id = value.get("id") if isinstance(value, dict) else None
     return BatchItem(id=note_id if isinstance(note_id, str) else None, status="rejected", problem=problem_of(error))
@@ -191,7 +203,7 @@ def _rejected(value: Any, error: NoteLLMError) -> BatchItem:
 async def _add_stream(request: Request, service: Service, generate: Generate) -> AsyncIterator[bytes]:
     """One result line for each note line. A failure of the whole service ends the stream with a rejected line."""
     model = service.recommender.engine.name
-    async for lines in _lines(request, service.settings.max_note_bytes):
+    async for lines in _lines(request, service.settings):
         values: list[Any] = []
         broken: dict[int, BatchItem] = {}
         for line in lines:
@@ -200,7 +212,7 @@ async def _add_stream(request: Request, service: Service, generate: Generate) ->
             except MalformedBody as error:
                 broken[len(broken) + len(values)] = _rejected(None, error)
         try:
-            items = iter(await _add_list(values, service, generate))
+            items = iter(await _add_when_admitted(values, service, generate))
         except NoteLLMError as error:
             yield _line(_rejected(None, error), model)
             return
@@ -212,16 +224,18 @@ def _line(item: BatchItem, model: str) -> bytes:
     return orjson.dumps({**item.model_dump(mode="json", exclude_none=True), "model": model}) + b"\n"
 
 
-async def _lines(request: Request, max_bytes: int) -> AsyncIterator[list[bytes]]:
-    """Non-blank lines as they arrive, at most STREAM_NOTES at once. A line over `max_bytes` is cut, and so rejected."""
+async def _lines(request: Request, settings: Settings) -> AsyncIterator[list[bytes]]:
+    """Non-blank lines as they arrive, few at once. A line that is over its bound is cut, and so rejected."""
+    at_once = min(STREAM_NOTES, settings.queue_notes)
+    max_bytes = settings.max_note_bytes
     rest = b""
     async for chunk in request.stream():
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > max_bytes:
             rest = rest[: max_bytes + 1]
         lines = [line for line in lines if line.strip()]
-        for start in range(0, len(lines), STREAM_NOTES):
-            yield lines[start : start + STREAM_NOTES]
+        for start in range(0, len(lines), at_once):
+            yield lines[start : start + at_once]
     if rest.strip():
         yield [rest]
 

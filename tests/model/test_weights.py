@@ -1,0 +1,113 @@
+"""Where a backbone comes from: only safetensors, never code, converted once and whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from model.config import PACKAGED_BACKBONE, CheckpointError
+from model.notellm import NoteLLM
+from model.weights import convert_gguf, file_digest, folder_digest, packaged_gguf, resolve
+
+
+def load(checkpoint: Path, cache: Path) -> NoteLLM:
+    return NoteLLM.load(str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_a_folder_with_only_pickled_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        resolve(str(tmp_path), tmp_path / "cache")
+
+
+def test_pickled_weights_inside_a_checkpoint_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    (folder / "backbone" / "model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(1)}, folder / "backbone" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        load(folder, tmp_path)
+
+
+def test_a_folder_with_safetensors_is_used_where_it_is(backbone_folder: Path, tmp_path: Path) -> None:
+    assert resolve(str(backbone_folder), tmp_path / "cache") == backbone_folder
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["no-such-owner/no-such-model", "no such name", "a/b/c", "/no/such/folder"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=name):
+        resolve(name, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64], ids=len)
+def test_a_broken_gguf_leaves_nothing_in_the_cache(content: bytes, tmp_path: Path) -> None:
+    broken, cache = tmp_path / "broken.gguf", tmp_path / "cache"
+    broken.write_bytes(content)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the reader says of it
+        convert_gguf(broken, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_gguf_that_ends_too_early_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+    broken, cache = tmp_path / "broken.gguf", tmp_path / "cache"
+    with packaged_gguf().open("rb") as whole:
+        broken.write_bytes(whole.read(4_000_000))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the reader says of it
+        convert_gguf(broken, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_conversion_happens_once(backbone_folder: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in backbone_folder.iterdir()}
+    said: list[str] = []
+    assert resolve(PACKAGED_BACKBONE, backbone_folder.parent, said.append) == backbone_folder
+    assert {path.name: path.stat().st_mtime_ns for path in backbone_folder.iterdir()} == before
+    assert said == []
+
+
+def test_a_conversion_is_named_after_the_file_it_came_from(backbone_folder: Path) -> None:
+    assert backbone_folder.name.endswith(file_digest(packaged_gguf())[:16])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "custom"])
+def test_code_in_a_checkpoint_never_runs(model_type: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint / "backbone", tmp_path / "copy")
+    (folder / "custom.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    classes = {"AutoConfig": "custom.C", "AutoModelForCausalLM": "custom.M", "AutoTokenizer": [None, "custom.T"]}
+    for name in ("config.json", "tokenizer_config.json"):
+        stored = json.loads((folder / name).read_text())
+        stored |= {"auto_map": classes} | ({"model_type": model_type} if name == "config.json" else {})
+        (folder / name).write_text(json.dumps(stored))
+    if model_type == "llama":  # transformers has its own class: that one is used
+        assert type(load(folder, tmp_path).backbone).__module__.startswith("transformers.")
+    else:
+        with pytest.raises(CheckpointError):
+            load(folder, tmp_path)
+    assert list(tmp_path.rglob("ran")) == []
+
+
+def test_a_digest_names_the_content_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"weights")
+    assert file_digest(tmp_path / "f") == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_folder_is_named_by_its_weights_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"1")
+    (tmp_path / "b.safetensors").write_bytes(b"2")
+    first = folder_digest(tmp_path)
+    (tmp_path / "README.md").write_text("read me")
+    assert folder_digest(tmp_path) == first
+    (tmp_path / "b.safetensors").write_bytes(b"3")
+    changed = folder_digest(tmp_path)
+    (tmp_path / "b.safetensors").rename(tmp_path / "c.safetensors")
+    assert len({first, changed, folder_digest(tmp_path)}) == 3

@@ -1,0 +1,335 @@
+"""What the tests below HTTP share: real servers, a real index, and an engine that needs no model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+import redis
+
+from model.note import CategoryProbability, Hashtag, Note, Reading, Usage, Wanted
+from service.batcher import Batcher
+from service.embedded_redis import EmbeddedRedis
+from service.index.head import ExactHead
+from service.index.live import LiveIndex
+from service.interfaces import Clock, Generated, LogEntry, StoredNote, Vector
+from service.note_store import RedisNoteStore
+from service.recommender import Recommender
+from service.telemetry import Telemetry
+
+DIMENSION = 16
+SPACE = "words-1"
+CATEGORIES = ("Food", "Travel", "Other")
+WAIT_SECONDS = 20.0
+
+
+async def eventually(condition: Callable[[], object | Awaitable[object]], seconds: float = WAIT_SECONDS) -> None:
+    """Return once `condition` (plain or async) holds; AssertionError when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        held = condition()
+        if inspect.isawaitable(held):
+            held = await held
+        if held:
+            return
+        assert time.monotonic() < deadline, f"not so within {seconds:g} s: {inspect.getsource(condition).strip()}"
+        await asyncio.sleep(0.01)
+
+
+def word_vector(*texts: str) -> Vector:
+    """Sum of one fixed direction for each word, at unit length: texts that share words are close."""
+    total = np.full(DIMENSION, 1e-3)
+    for word in " ".join(texts).lower().split():
+        digest = hashlib.blake2b(word.encode(), digest_size=DIMENSION).digest()
+        total += np.frombuffer(digest, np.uint8) - 127.5
+    return (total / np.linalg.norm(total)).astype(np.float32)
+
+
+def note_vector(note: Note) -> Vector:
+    return word_vector(note.title, note.content, *note.hashtags)
+
+
+def stored_note(
+    note_id: str = "a",
+    title: str = "",
+    *,
+    space: str = SPACE,
+    vector: Vector | None = None,
+    generated: Generated | None = None,
+    **fields: Any,
+) -> StoredNote:
+    """A note as the recommender would store it; its title is its id unless given."""
+    note = Note(id=note_id, title=title or note_id, **fields)
+    return StoredNote(note, space, note_vector(note) if vector is None else vector, generated or Generated())
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedWords:
+    note: Note
+    wanted: Wanted
+
+    @property
+    def words(self) -> list[str]:
+        return " ".join((self.note.title, self.note.content, *self.note.hashtags)).split()
+
+    @property
+    def tokens(self) -> int:
+        return max(1, len(self.words))
+
+
+class WordEngine:
+    """See interfaces.Engine: a token is a word, hashtags are the first words, a category is likely if it is named.
+
+    `batches`: the notes of each batch that it was given. While `gate` is cleared, batches wait. `failure` is raised.
+    """
+
+    def __init__(self, space: str = SPACE) -> None:
+        self.name = "words"
+        self.space = space
+        self.dimension = DIMENSION
+        self.categories = CATEGORIES
+        self.batches: list[list[Note]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+
+    @property
+    def notes(self) -> list[Note]:
+        """All notes that it was given."""
+        return [note for batch in self.batches for note in batch]
+
+    def prepare(self, note: Note, wanted: Wanted) -> PreparedWords:
+        return PreparedWords(note, wanted)
+
+    def run(self, batch: Sequence[PreparedWords]) -> list[Reading]:
+        self.batches.append([prepared.note for prepared in batch])
+        self.threads.add(threading.get_ident())
+        assert self.gate.wait(60), "the test never opened the gate"
+        if self.failure:
+            raise self.failure
+        return [self._read(prepared) for prepared in batch]
+
+    def _read(self, prepared: PreparedWords) -> Reading:
+        words, wanted = prepared.words, prepared.wanted
+        hashtags = tuple(Hashtag(word, 1 / (i + 2)) for i, word in enumerate(words[: wanted.hashtags]))
+        weights = {name: 1 + 9 * words.count(name) for name in wanted.categories}
+        categories = [CategoryProbability(name, w / sum(weights.values())) for name, w in weights.items()]
+        return Reading(
+            vector=note_vector(prepared.note),
+            usage=Usage(prepared.tokens, len(hashtags)),
+            hashtags=hashtags if wanted.hashtags else None,
+            hashtags_reason="no words" if wanted.hashtags and not hashtags else None,
+            categories=tuple(sorted(categories, key=lambda c: -c.probability)) or None,
+        )
+
+
+class Server(Protocol):
+    """A Redis that a test may end and start again; its data stay."""
+
+    @property
+    def url(self) -> str: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class DebianRedis:
+    """The distribution's redis-server on a loopback port of its own, on disk at every write."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port: int = free.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--logfile", "redis.log"]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + WAIT_SECONDS
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                with contextlib.suppress(redis.RedisError):
+                    if client.ping():
+                        return
+                assert self._process.poll() is None, (self._folder / "redis.log").read_text()
+                assert time.monotonic() < deadline, "redis-server did not answer"
+                time.sleep(0.01)
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+
+class GatedStore(RedisNoteStore):
+    """A store whose log can be held back from its reader: the index on it falls behind."""
+
+    def __init__(self, url: str, *, clock: Clock) -> None:
+        super().__init__(url, clock=clock)
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._parked = False
+
+    async def hold(self) -> None:
+        """Return once the reader waits and sees nothing more."""
+        self._gate.clear()
+        await eventually(lambda: self._parked)
+
+    def release(self) -> None:
+        self._gate.set()
+
+    async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
+        self._parked = not self._gate.is_set()
+        await self._gate.wait()
+        self._parked = False
+        return await super().read_log(after, count, block_seconds)
+
+
+@contextlib.asynccontextmanager
+async def following(store: RedisNoteStore, clock: Clock, space: str = SPACE) -> AsyncIterator[LiveIndex]:
+    """A started LiveIndex."""
+    index = LiveIndex(store, partial(ExactHead, DIMENSION), space=space, clock=clock)
+    await index.start()
+    try:
+        yield index
+    finally:
+        async with asyncio.timeout(WAIT_SECONDS):  # a stop that hangs is a failure
+            await index.stop()
+
+
+@contextlib.asynccontextmanager
+async def batching(
+    engine: WordEngine, *, max_tokens: int = 1024, max_notes: int = 32, max_queue: int = 1000
+) -> AsyncIterator[Batcher]:
+    """A started Batcher; at the end the engine's gate is open."""
+    batcher = Batcher(engine, Telemetry(), max_tokens=max_tokens, max_notes=max_notes, max_queue=max_queue)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        engine.gate.set()
+        await batcher.stop(WAIT_SECONDS)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's name, which tmp_path may not."""
+    folder = Path(tempfile.mkdtemp(prefix="notellm-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def embedded(short_folder: Path) -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis(short_folder / "data")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def debian_redis(short_folder: Path) -> Iterator[DebianRedis]:
+    if shutil.which("redis-server") is None:
+        reason = "redis-server is not installed"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    server = DebianRedis(short_folder)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["embedded", "redis-server"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each Redis that the store must work on."""
+    fixture = {"embedded": "embedded", "redis-server": "debian_redis"}[request.param]
+    running: Server = request.getfixturevalue(fixture)
+    return running
+
+
+@pytest.fixture
+def redis_url(server: Server) -> str:
+    return server.url
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator[redis.Redis]:
+    """A plain client of the server that `store` is on, for what an operator may do to it."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def embedded_admin(embedded: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """The same for the embedded server."""
+    with redis.Redis.from_url(embedded.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(redis_url: str, clock: Clock) -> AsyncIterator[RedisNoteStore]:
+    """On each server in turn."""
+    store = RedisNoteStore(redis_url, clock=clock)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def embedded_store(embedded: EmbeddedRedis, clock: Clock) -> AsyncIterator[GatedStore]:
+    """On the embedded server; `live_index` and `recommender` use it, and may be held back from its log."""
+    store = GatedStore(embedded.url, clock=clock)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def live_index(embedded_store: GatedStore, clock: Clock) -> AsyncIterator[LiveIndex]:
+    async with following(embedded_store, clock) as index:
+        yield index
+
+
+@pytest.fixture
+def engine() -> Iterator[WordEngine]:
+    engine = WordEngine()
+    yield engine
+    engine.gate.set()
+
+
+@pytest.fixture
+async def recommender(
+    engine: WordEngine, embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
+) -> AsyncIterator[Recommender]:
+    async with batching(engine) as batcher:
+        yield Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)

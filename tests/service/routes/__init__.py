@@ -1,0 +1,1 @@
+"""The HTTP interface, against a service that really runs."""

@@ -1,0 +1,54 @@
+"""POST /generate, /generate/hashtags, /generate/category."""
+
+from __future__ import annotations
+
+import math
+
+import httpx2
+import pytest
+
+TEXT = {"title": "Sourdough for beginners", "content": "Flour, water, salt and two days."}
+
+
+def test_hashtags_are_bounded_and_scored_or_a_reason_is_given(client: httpx2.Client) -> None:
+    for count in (1, 10):
+        answer = client.post("/generate/hashtags", json=TEXT | {"count": count}).json()
+        assert len(answer["hashtags"]) <= count
+        assert bool(answer["hashtags"]) != ("reason" in answer and answer["reason"] is not None)
+        assert all(0 < h["score"] <= 1 for h in answer["hashtags"])
+
+
+def test_the_category_is_one_of_the_callers_set_with_probabilities_that_sum_to_one(client: httpx2.Client) -> None:
+    names = ["Food", "Food and Drink", "Pets", "旅行"]
+    answer = client.post("/generate/category", json=TEXT | {"categories": names}).json()
+    probabilities = {c["name"]: c["probability"] for c in answer["alternatives"]}
+    probabilities[answer["category"]] = answer["probability"]
+    assert set(probabilities) == set(names)
+    assert math.isclose(sum(probabilities.values()), 1, rel_tol=1e-4)
+    assert answer["probability"] == max(probabilities.values())
+
+
+def test_one_call_gives_all_three_for_less_than_three(client: httpx2.Client) -> None:
+    everything = client.post("/generate", json=TEXT).json()
+    hashtags = client.post("/generate/hashtags", json=TEXT).json()
+    category = client.post("/generate/category", json=TEXT).json()
+    assert math.isclose(math.hypot(*everything["embedding"]), 1, rel_tol=1e-5)
+    assert [h["text"] for h in everything["hashtags"]] == [h["text"] for h in hashtags["hashtags"]]
+    assert everything["category"]["name"] == category["category"]
+    apart = hashtags["usage"]["prompt_tokens"] + category["usage"]["prompt_tokens"]
+    assert everything["usage"]["prompt_tokens"] < apart
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate/hashtags", "/generate/category", "/similar"])
+def test_bad_bodies_are_refused(client: httpx2.Client, path: str) -> None:
+    def status(body: bytes, content_type: str = "application/json") -> int:
+        answer = client.post(path, content=body, headers={"content-type": content_type})
+        assert answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code
+
+    assert status(b"{nope") == 400
+    assert status(b"\xff\xfe") == 400
+    assert status(b"title=a", "application/x-www-form-urlencoded") == 400
+    assert status(b"{}") == 422
+    assert status(b'{"title": "\\ud800"}') in (400, 422)
+    assert status(b'{"title": "%s"}' % (b"a" * 2**18)) == 413

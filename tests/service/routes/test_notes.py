@@ -1,0 +1,205 @@
+"""POST /notes in its three forms, and GET, PUT, PATCH, DELETE /notes/{id}."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+
+NOTE: dict[str, Any] = {
+    "id": "kyoto",
+    "title": "Kyoto in three days",
+    "content": "Temples before eight.",
+    "hashtags": ["kyoto", "travel"],
+    "category": "Travel",
+    "author": "tom",
+    "created_at": "2026-05-01T09:30:00Z",
+    "attributes": {"likes": 12, "city": "Kyoto"},
+}
+
+
+def post(client: httpx2.Client, note: Any, **params: Any) -> httpx2.Response:
+    return client.post("/notes", json=note, params=params)
+
+
+def test_a_created_note_is_returned_as_it_was_given(client: httpx2.Client) -> None:
+    created = post(client, NOTE | {"id": "as-given"})
+    assert (created.status_code, created.json()["status"], created.json()["revision"]) == (201, "indexed", 1)
+    stored = client.get("/notes/as-given")
+    assert {name: stored.json()[name] for name in NOTE} == NOTE | {"id": "as-given"}
+    assert stored.headers["etag"] == f'"{created.json()["log_position"]}"'
+
+
+def test_a_note_without_an_id_gets_one(client: httpx2.Client) -> None:
+    answer = post(client, {"title": "No id"})
+    assert client.get(answer.headers["location"]).json()["title"] == "No id"
+
+
+def test_a_note_is_found_as_soon_as_post_answers(client: httpx2.Client) -> None:
+    for i in range(20):
+        text = {"title": f"Read your writes {i}", "content": f"number {i * 7919}"}
+        note_id = post(client, text).json()["id"]
+        found = client.post("/similar", json={**text, "k": 1}).json()["items"]
+        assert [item["id"] for item in found] == [note_id]
+
+
+def test_an_upsert_counts_revisions_and_unchanged_text_costs_no_tokens(client: httpx2.Client) -> None:
+    note = NOTE | {"id": "revised"}
+    assert post(client, note).json()["usage"]["prompt_tokens"] > 0
+    again = post(client, note)
+    assert (again.status_code, again.json()["revision"]) == (200, 1)
+    assert again.json()["usage"] == {"prompt_tokens": 0, "generated_tokens": 0}
+    moved = post(client, note | {"author": "ann"}).json()
+    assert (moved["revision"], moved["usage"]["prompt_tokens"]) == (2, 0)
+    assert post(client, note | {"title": "Another title"}).json()["usage"]["prompt_tokens"] > 0
+
+
+def test_generate_fills_only_what_the_author_left_out_and_costs_the_note_once(client: httpx2.Client) -> None:
+    alone = post(client, {"id": "alone", "title": "A bowl of noodles"}).json()["usage"]["prompt_tokens"]
+    both = post(client, {"id": "both", "title": "A bowl of noodles"}, generate="hashtags,category").json()
+    named = NOTE | {"id": "named"}
+    kept = post(client, named, generate="hashtags,category").json()
+    assert both["category"] == both["generated"]["category"]["name"]
+    assert both["generated"]["hashtags"] is not None
+    suffixes = client.post("/generate", json={"title": "A bowl of noodles"}).json()["usage"]["prompt_tokens"] - alone
+    assert both["usage"]["prompt_tokens"] == alone + suffixes
+    assert (kept["hashtags"], kept["category"], kept["generated"]) == (NOTE["hashtags"], "Travel", None)
+
+
+def test_in_a_list_one_bad_note_does_not_fail_the_rest(client: httpx2.Client) -> None:
+    notes = [{"id": "l1", "title": "one"}, {"id": "l2"}, 7, {"id": "l3", "title": "three"}, {"id": "l1", "title": "1"}]
+    answer = post(client, notes)
+    results = answer.json()["results"]
+    assert answer.status_code == 207
+    assert [r["status"] for r in results] == ["created", "rejected", "rejected", "created", "updated"]
+    assert results[1]["problem"]["errors"][0]["pointer"] == "/1/content"
+    assert results[1]["id"] == "l2"
+    assert client.get("/notes/l1").json()["title"] == "1"
+
+
+def test_a_stream_answers_line_by_line_in_order(client: httpx2.Client) -> None:
+    lines = [json.dumps({"id": f"s{i}", "title": f"stream {i}"}) for i in range(150)]
+    lines[70] = "{broken"
+    lines[71] = json.dumps({"id": "s71", "title": "x" * 300_000})
+    body = "\n".join(lines).encode()
+    answer = client.post("/notes", content=body, headers={"content-type": "application/x-ndjson"})
+    results = [json.loads(line) for line in answer.text.splitlines()]
+    assert len(results) == 150
+    assert [i for i, r in enumerate(results) if r["status"] == "rejected"] == [70, 71]
+    assert [results[70]["problem"]["status"], results[71]["problem"]["status"]] == [400, 413]
+    assert results[149]["id"] == "s149"
+    assert client.get("/notes/s149").status_code == 200
+
+
+def test_put_creates_and_replaces_the_whole_note(client: httpx2.Client) -> None:
+    assert client.put("/notes/put", json={"title": "a", "author": "tom"}).status_code == 201
+    assert client.put("/notes/put", json={"title": "b"}).status_code == 200
+    assert client.get("/notes/put").json()["author"] is None
+    assert client.put("/notes/put", json={"id": "other", "title": "b"}).json()["errors"][0]["pointer"] == "/id"
+
+
+def test_patch_changes_some_fields_and_embeds_again_only_for_the_prompt(client: httpx2.Client) -> None:
+    post(client, NOTE | {"id": "patched"})
+    moved = client.patch("/notes/patched", json={"author": None, "category": "Food"}).json()
+    assert (moved["category"], moved["usage"]["prompt_tokens"]) == ("Food", 0)
+    assert client.patch("/notes/patched", json={"content": "Noodles."}).json()["usage"]["prompt_tokens"] > 0
+    stored = client.get("/notes/patched").json()
+    assert (stored["author"], stored["content"], stored["title"]) == (None, "Noodles.", NOTE["title"])
+    assert client.patch("/notes/patched", json={"title": "", "content": " "}).status_code == 422
+
+
+def test_a_deleted_note_is_nowhere(client: httpx2.Client) -> None:
+    post(client, {"id": "gone", "title": "Soon to be gone"})
+    assert client.delete("/notes/gone").status_code == 204
+    assert [client.request(m, "/notes/gone").status_code for m in ("GET", "DELETE")] == [404, 404]
+    assert client.patch("/notes/gone", json={"author": "x"}).status_code == 404
+    assert client.get("/notes/gone/similar").status_code == 404
+    found = client.post("/similar", json={"title": "Soon to be gone", "k": 50}).json()["items"]
+    assert "gone" not in [item["id"] for item in found]
+
+
+def test_if_match_protects_from_a_lost_update(client: httpx2.Client) -> None:
+    first = post(client, {"id": "matched", "title": "one"}).headers["etag"]
+    second = client.put("/notes/matched", json={"title": "two"}, headers={"if-match": first})
+    assert second.status_code == 200
+    for method, body in (("PUT", {"title": "three"}), ("PATCH", {"title": "three"}), ("DELETE", None)):
+        stale = client.request(method, "/notes/matched", json=body, headers={"if-match": first})
+        assert stale.status_code == 412
+    assert client.delete("/notes/matched", headers={"if-match": second.headers["etag"]}).status_code == 204
+
+
+def test_hashtags_are_normalised(client: httpx2.Client) -> None:
+    given = ["#Street Food", "  street   food ", "STREETFOOD", "##", "night\u3000market", "东京"]
+    post(client, {"id": "tags", "title": "tags", "hashtags": given})
+    assert client.get("/notes/tags").json()["hashtags"] == ["Street Food", "night market", "东京"]
+
+
+def test_hostile_text_is_stored_and_read_back_whole(client: httpx2.Client) -> None:
+    text = '<|im_end|>"}\n[EMB]" \\ \u202e\u0000 👩‍👩‍👧 ' + "长" * 30_000
+    assert post(client, {"id": "hostile", "title": text[:40], "content": text}, generate="hashtags,category").is_success
+    assert client.get("/notes/hostile").json()["content"] == text
+
+
+SOON = (datetime.now(UTC) - timedelta(seconds=5)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "pointer"),
+    [
+        (b"{nope", 400, None),
+        (b'{"title": "\xff"}', 400, None),
+        (b'{"title": "\\ud800"}', 400, None),
+        (b'{"title": "a", "attributes": {"x": NaN}}', 400, None),
+        (b"[" * 100_000, 400, None),
+        (b"3", 422, ""),
+        (b"{}", 422, "/content"),
+        (b'{"title": " ", "content": "\\n"}', 422, "/content"),
+        (b'{"title": 5}', 422, "/title"),
+        (b'{"title": "a", "hashtags": "b"}', 422, "/hashtags"),
+        (b'{"title": "a", "hashtags": [1]}', 422, "/hashtags/0"),
+        (b'{"title": "a", "colour": "red"}', 422, "/colour"),
+        (b'{"title": "a", "id": "a/b"}', 422, "/id"),
+        (b'{"title": "a", "id": ".."}', 422, "/id"),
+        (b'{"title": "a", "created_at": "yesterday"}', 422, "/created_at"),
+        (b'{"title": "a", "created_at": "2026-05-01T09:30:00"}', 422, "/created_at"),
+        (b'{"title": "a", "created_at": "0001-01-01T00:00:00+14:00"}', 422, "/created_at"),
+        (b'{"title": "a", "expires_at": "%s"}' % SOON.encode(), 422, "/expires_at"),
+    ],
+)
+def test_bad_input_is_refused_with_a_pointer(
+    client: httpx2.Client, body: bytes, status: int, pointer: str | None
+) -> None:
+    answer = client.post("/notes", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    if pointer is not None:
+        assert pointer in [error["pointer"] for error in answer.json()["errors"]]
+
+
+@pytest.mark.parametrize(
+    ("bound", "body"),
+    [
+        ("max_body_bytes", b"[" + b" " * 2**20 + b"]"),
+        ("max_note_bytes", b'{"title": "%s"}' % (b"a" * 2**18)),
+        ("max_batch_notes", json.dumps([{"title": "a"}] * 51).encode()),
+    ],
+)
+def test_over_a_bound_the_answer_names_it(client: httpx2.Client, bound: str, body: bytes) -> None:
+    answer = client.post("/notes", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert f"{bound} = {client.get('/limits').json()[bound]}" in answer.json()["detail"]
+
+
+def test_a_body_of_unknown_length_is_cut_at_the_bound(client: httpx2.Client) -> None:
+    chunks = (b" " * 65536 for _ in range(20))
+    answer = client.post("/notes", content=chunks, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_a_list_that_does_not_fit_the_queue_gets_429_and_nothing_is_stored(client: httpx2.Client) -> None:
+    answer = post(client, [{"id": f"q{i}", "title": "queue"} for i in range(46)])
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert client.get("/notes/q0").status_code == 404

@@ -1,0 +1,98 @@
+"""Probes, metrics, limits, request ids, the documented API, and what happens when a part is away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+
+METRICS = (
+    "notellm_http_request_duration_seconds",
+    "notellm_queue_depth",
+    "notellm_queue_wait_seconds",
+    "notellm_batch_tokens",
+    "notellm_prompt_tokens_total",
+    "notellm_time_to_first_token_seconds",
+    "notellm_ingest_to_searchable_seconds",
+    "notellm_index_vectors",
+    "notellm_rejected_total",
+    "notellm_model_info",
+)
+
+
+def test_a_ready_service_says_what_it_is(client: httpx2.Client) -> None:
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json()["durable"] is True
+    assert answer.json()["model"] == "tiny"
+    assert all(check["ok"] for check in answer.json()["checks"].values())
+
+
+def test_the_sample_notes_of_a_first_start_are_there(client: httpx2.Client) -> None:
+    assert client.get("/notes/sample-en-001").status_code == 200
+    assert client.get("/notes/sample-en-021").status_code == 404
+
+
+def test_every_promised_metric_is_exported(client: httpx2.Client) -> None:
+    client.post("/generate/hashtags", json={"title": "metrics"})
+    text = client.get("/metrics").text
+    assert [name for name in METRICS if name not in text] == []
+
+
+def test_a_request_id_is_echoed_or_made(client: httpx2.Client) -> None:
+    assert client.get("/livez", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert len(client.get("/livez", headers={"x-request-id": "bad id"}).headers["x-request-id"]) == 26
+    answer = client.get("/notes/nobody", headers={"x-request-id": "mine-2"})
+    assert answer.json()["instance"] == "mine-2"
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("POST", "/livez", 405)])
+def test_addresses_that_do_not_exist_answer_with_problems(
+    client: httpx2.Client, method: str, path: str, status: int
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+def test_the_documented_api_is_the_real_one() -> None:
+    documented = json.loads(Path("docs/openapi.json").read_text())
+    real = json.loads(json.dumps(create_app(Settings()).openapi()))
+    assert documented == real, "run `make openapi`"
+
+
+def test_redis_away_is_503_and_heals_by_itself(
+    serve: Any, debian_redis: Any, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    with serve(redis_url=debian_redis.url) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        assert client.post("/notes", json={"id": "a", "title": "before"}).status_code == 201
+        debian_redis.stop()
+        eventually(lambda: client.get("/readyz").status_code == 503)
+        assert client.get("/readyz").json()["checks"]["store"]["ok"] is False
+        assert client.get("/livez").status_code == 200
+        for answer in (
+            client.post("/notes", json={"title": "lost"}),
+            client.get("/notes/a"),
+            client.get("/notes/a/similar"),
+            client.delete("/notes/a"),
+        ):
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert int(answer.headers["retry-after"]) >= 1
+        assert client.post("/generate/hashtags", json={"title": "needs no store"}).status_code == 200
+        debian_redis.start()
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/notes", json={"id": "b", "title": "after"}).status_code == 201
+        similar = client.get("/notes/a/similar").json()
+        assert [i["id"] for i in similar.get("items", [similar])] == ["b"]
+
+
+def test_a_store_in_the_hands_of_somebody_else_gets_no_sample_notes(debian_redis: Any, serve: Any) -> None:
+    with serve(redis_url=debian_redis.url, sample_notes=None) as url:
+        assert httpx2.get(f"{url}/readyz").json()["notes"] == 0

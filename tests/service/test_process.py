@@ -1,0 +1,219 @@
+"""The `notellm` command as a process: start, stop, SIGKILL, and its ingest."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+NOTELLM = str(Path(sys.executable).with_name("notellm"))
+Start = Callable[[], subprocess.Popen[bytes]]
+
+
+class Process:
+    """One `notellm serve` that can die and start again on the same data."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.folder = folder
+        self.environment = os.environ | {
+            "NOTELLM_PORT": str(port),
+            "NOTELLM_DATA_DIR": str(folder / "d"),
+            "NOTELLM_CACHE_DIR": str(folder / "c"),
+            "NOTELLM_CHECKPOINT": str(checkpoint),
+            "NOTELLM_SAMPLE_NOTES": "0",
+            "NOTELLM_URL": self.url,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        log = (self.folder / "log").open("ab")
+        with log:
+            self.process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
+        wait_until(self.ready)
+
+    def ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "log").read_text()
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(f"{self.url}/readyz").status_code == 200
+        return False
+
+    def end(self, how: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(how)
+        return self.process.wait(60)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [NOTELLM, *arguments]
+        return subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
+        )
+
+    def redis_pid(self) -> int:
+        """Of the embedded server, as it says itself."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.folder / "d" / "redis.sock"))
+            connection.sendall(b"INFO server\r\n")
+            text = connection.recv(65536).decode()
+        return int(text.split("process_id:")[1].split()[0])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+@contextlib.contextmanager
+def running(checkpoint: Path) -> Iterator[Process]:
+    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:  # short, for a unix socket's path
+        process = Process(Path(folder), checkpoint)
+        process.start()
+        yield process
+        if process.process and process.process.poll() is None:
+            process.end(signal.SIGTERM)
+
+
+@pytest.fixture
+def service(tiny_checkpoint: Path) -> Iterator[Process]:
+    """One to be killed."""
+    with running(tiny_checkpoint) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_checkpoint: Path) -> Iterator[Process]:
+    """One that several tests use and leave alive."""
+    with running(tiny_checkpoint) as process:
+        yield process
+
+
+@pytest.fixture
+def notes_file(tmp_path: Path) -> Path:
+    """150 notes, gzip; lines 10 and 20 are bad, and all have a field that notes do not have."""
+    lines = [json.dumps({"id": f"n{i}", "title": f"note {i}", "caption": "extra"}) for i in range(1, 151)]
+    lines[9], lines[19] = "{broken", json.dumps({"id": "n20", "title": ""})
+    path = tmp_path / "notes.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return path
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_it_started(service: Process, how: signal.Signals) -> None:
+    redis = service.redis_pid()
+    service.end(how)
+    assert not alive(redis)
+
+
+def test_a_shutdown_finishes_what_is_in_flight(service: Process) -> None:
+    answers: list[int] = []
+    notes = [{"id": f"w{i}", "title": f"in flight {i} " + "word " * 60} for i in range(300)]
+
+    def post() -> None:
+        answers.append(httpx2.post(f"{service.url}/notes", json=notes, timeout=60).status_code)
+
+    poster = threading.Thread(target=post)
+    poster.start()
+    waiting = 'notellm_queue_depth{lane="bulk"}'
+    wait_until(lambda: f"{waiting} 0.0" not in httpx2.get(f"{service.url}/metrics").text)
+    service.end(signal.SIGTERM)
+    poster.join()
+    assert answers == [207]
+    service.start()
+    assert httpx2.get(f"{service.url}/notes/w299").status_code == 200
+
+
+def test_what_was_acknowledged_survives_sigkill_of_the_service(service: Process) -> None:
+    acknowledged = [httpx2.post(f"{service.url}/notes", json={"title": f"kept {i}"}).json()["id"] for i in range(20)]
+    redis = service.redis_pid()
+    service.end(signal.SIGKILL)
+    wait_until(lambda: not alive(redis))
+    service.start()
+    for note_id in acknowledged:
+        found = httpx2.get(f"{service.url}/notes/{note_id}/similar", params={"k": 1})
+        assert found.status_code == 200
+    assert httpx2.get(f"{service.url}/readyz").json()["notes"] == 20
+
+
+def test_sigkill_of_the_embedded_server_heals_by_itself(service: Process) -> None:
+    acknowledged = [httpx2.post(f"{service.url}/notes", json={"title": f"kept {i}"}).json()["id"] for i in range(5)]
+    first = service.redis_pid()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: not alive(first))
+    wait_until(service.ready)
+    assert service.redis_pid() != first
+    for note_id in acknowledged:
+        assert httpx2.get(f"{service.url}/notes/{note_id}").status_code == 200
+    assert httpx2.post(f"{service.url}/notes", json={"title": "after"}).status_code == 201
+
+
+def test_ingest_reports_bad_lines_and_goes_on_where_it_was(shared: Process, notes_file: Path) -> None:
+    first = shared.run("ingest", str(notes_file), "--json")
+    report: dict[str, Any] = json.loads(first.stdout)
+    assert (first.returncode, report["created"], report["rejected"], report["last_line"]) == (2, 148, 2, 150)
+    assert "caption" in first.stderr
+    rejected = shared.folder / f"{notes_file.name}.rejects.jsonl"
+    rejects = [json.loads(line) for line in rejected.read_text().splitlines()]
+    assert [r["line"] for r in rejects] == [10, 20]
+    assert all(r["reason"] for r in rejects)
+    again = json.loads(shared.run("ingest", str(notes_file), "--json").stdout)
+    assert (again["created"], again["unchanged"], again["last_line"]) == (0, 0, 150)
+    anew = json.loads(shared.run("ingest", str(notes_file), "--restart", "--json").stdout)
+    assert (anew["created"], anew["unchanged"]) == (0, 148)
+
+
+def test_ingest_without_a_service_says_how_to_go_on(shared: Process, notes_file: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    result = shared.run("ingest", str(notes_file), "--patience", "0", "--url", nowhere)
+    assert result.returncode == 1
+    assert "again to go on" in " ".join(result.stderr.split())
+
+
+def test_a_line_of_standard_input_is_a_note(shared: Process) -> None:
+    command = [NOTELLM, "ingest", "-", "--json"]
+    result = subprocess.run(
+        command, input=b'{"id": "piped", "title": "piped"}\n', env=shared.environment, capture_output=True, check=True
+    )
+    assert json.loads(result.stdout)["created"] == 1
+
+
+def test_every_command_speaks_to_people_and_to_programs(shared: Process) -> None:
+    for i in range(3):
+        httpx2.post(f"{shared.url}/notes", json={"id": f"c{i}", "title": f"command {i}"})
+    for arguments in (
+        ("similar", "c0"),
+        ("similar", "--title", "command"),
+        ("hashtags", "a title", "a content"),
+        ("category", "a title", "--among", "Food", "--among", "Pets"),
+        ("status",),
+    ):
+        people, programs = shared.run(*arguments), shared.run(*arguments, "--json")
+        assert people.returncode == programs.returncode == 0, people.stderr
+        assert people.stdout
+        assert isinstance(json.loads(programs.stdout), dict)
+    unknown = shared.run("similar", "nobody")
+    assert (unknown.returncode, "There is no note" in unknown.stderr) == (1, True)
