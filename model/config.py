@@ -37,6 +37,12 @@ class NoteLLMConfig:
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
 
     def __post_init__(self) -> None:
+        bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens)
+        texts = (self.name, self.backbone, self.prompt_version, *self.categories)
+        if not all(isinstance(text, str) for text in texts):
+            raise CheckpointError("name, backbone, prompt_version and categories must be text")
+        if not all(type(n) is int for n in bounds) or type(self.dimension) not in (int, type(None)):
+            raise CheckpointError("dimension and token bounds must be whole numbers")
         if self.dimension is not None and self.dimension < 1:
             raise CheckpointError(f"dimension must be at least 1, not {self.dimension}")
         if min(self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens) < 1:
@@ -58,6 +64,8 @@ class NoteLLMConfig:
             raise CheckpointError(f"{folder} is no NoteLLM checkpoint: it has no {CONFIG_FILE}") from None
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON: {error}") from error
+        if not isinstance(stored, dict) or not isinstance(stored.get("categories", []), list):
+            raise CheckpointError(f"{path} is not an object with a list of categories")
         unknown = set(stored) - {f.name for f in fields(cls)}
         if unknown:
             raise CheckpointError(f"{path} was written by another version: unknown fields {sorted(unknown)}")

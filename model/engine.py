@@ -93,7 +93,6 @@ class Engine:
         self.space = model.space
         self.dimension = model.dimension
         self.categories = model.config.categories
-        self._newlines = {ids[0] for ids in model.tokenizer(["\n", "\n\n"], add_special_tokens=False).input_ids if ids}
         self._trie = lru_cache(maxsize=64)(self._build_trie)
 
     @classmethod
@@ -148,7 +147,7 @@ class Engine:
     def _prefill(self, rows: Sequence[_Row]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Read-out states (B, H), the cache, and its mask (B, S); left-padded, so that all caches end together."""
         ids, mask = _left_pad([row.prepared.ids for row in rows], self.model.prompt.end_id, self.model.device)
-        cache = DynamicCache(config=self.model.backbone.config)
+        cache = DynamicCache()  # without the config: it keeps what a sliding window would drop
         hidden = self.model(ids, mask, _positions(mask), cache)[:, -1]
         for row in rows:
             row.prompt_tokens += len(row.prepared.ids)
@@ -179,7 +178,10 @@ class Engine:
         device = self.model.device
         looks = torch.cat([mask.bool()[:, None].expand(-1, total, past), sees.to(device)], dim=2)
         positions = mask.sum(1, keepdim=True) + depth.to(device)
-        hidden = self.model(ids.to(device), looks[:, None], positions, cache)
+        distance = positions[:, :, None] - torch.cat([_positions(mask), positions], dim=1)[:, None]
+        hidden = self.model(
+            ids.to(device), self.model.mask_by_layer(looks[:, None], distance[:, None]), positions, cache
+        )
         for r, (row, trie) in enumerate(zip(rows, tries, strict=True)):
             row.prompt_tokens += len(task) + len(trie.tokens)
             log_probs = self._trie_log_probs(trie, hidden[r, len(task) - 1 :])
@@ -221,13 +223,15 @@ class Engine:
     def _accept(self, row: _Row, token: int, log_prob: float, started: float) -> bool:
         """Take one generated token into its row; False when the row has ended."""
         row.first_token_seconds = row.first_token_seconds or time.perf_counter() - started
-        if token == self.model.prompt.end_id or token in self._newlines:
+        if token == self.model.prompt.end_id:
+            return False
+        written = self.model.prompt.decode([*row.generated, token])
+        if "\n" in written:  # how a backbone without fine-tuning ends an output
             return False
         row.generated.append(token)
         row.log_probs.append(log_prob)
         count = row.prepared.wanted.hashtags
-        written = self.model.prompt.decode(row.generated).count("#")
-        return written < count and len(row.generated) < count * TOKENS_PER_HASHTAG
+        return written.count("#") < count and len(row.generated) < count * TOKENS_PER_HASHTAG
 
     def _reading(self, row: _Row, vector: object) -> Reading:
         wanted = row.prepared.wanted

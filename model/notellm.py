@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -68,12 +69,12 @@ class NoteLLM(nn.Module):
         return self.backbone.device
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None = None
+        self, input_ids: Tensor, attention_mask: Any, position_ids: Tensor, cache: Cache | None = None
     ) -> Tensor:
         """Last-layer hidden states after the final norm, (B, T, H); `cache`, when given, grows by T.
 
-        input_ids, position_ids: (B, T) int64. attention_mask: (B, cached + T) of 0 and 1, or (B, 1, T, cached + T)
-        bool, True where a token may look.
+        input_ids, position_ids: (B, T) int64. attention_mask: (B, cached + T) of 0 and 1, or what
+        `mask_by_layer` gives.
         """
         output: Any = self.backbone.base_model(
             input_ids=input_ids,
@@ -84,6 +85,19 @@ class NoteLLM(nn.Module):
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def mask_by_layer(self, looks: Tensor, distance: Tensor) -> Any:
+        """A 4D mask in the form that the backbone takes, a sliding window kept where it has one.
+
+        looks: bool, True where a token may look; distance: positions between the two; both (B, 1, T, cached + T).
+        """
+        config = self.backbone.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        types = set(getattr(config, "layer_types", None) or ())
+        if window is None or types == {"full_attention"}:
+            return looks
+        near = looks & (distance < window)
+        return {"full_attention": looks, "sliding_attention": near} if types else near
 
     def embed(self, hidden: Tensor) -> Tensor:
         """Hidden states at the read-out positions (B, H) -> unit embeddings (B, D), float32."""
@@ -130,9 +144,17 @@ class NoteLLM(nn.Module):
         weights = folder / BACKBONE_FOLDER if inside else resolve(config.backbone, cache, progress)
         progress(f"Loading {config.name} on {device} as {str(dtype).removeprefix('torch.')}")
         with no_loading_bars(), loading_errors(weights):
-            backbone = AutoModelForCausalLM.from_pretrained(
-                weights, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                weights,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                output_loading_info=True,
             )
+            backbone, info = loaded
+            if info["missing_keys"]:  # they would be random numbers
+                raise CheckpointError(f"{weights} lacks {sorted(info['missing_keys'])}")
             tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
         digest = folder_digest(weights)
         model = cls(config, backbone, tokenizer, digest)
@@ -143,12 +165,14 @@ class NoteLLM(nn.Module):
     def _load_head(self, path: Path) -> None:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, but the configuration has a projection")
-        head = load_file(path)
+        with loading_errors(path):
+            head = load_file(path)
+            projection, tau = head["projection"], head["tau"]
         assert self.projection is not None
-        if head["projection"].shape != self.projection.weight.shape:
-            raise CheckpointError(f"{path} does not fit the backbone: {tuple(head['projection'].shape)}")
-        self.projection.weight.data.copy_(head["projection"])
-        self.tau.data.copy_(head["tau"])
+        if projection.shape != self.projection.weight.shape:
+            raise CheckpointError(f"{path} does not fit the backbone: {tuple(projection.shape)}")
+        self.projection.weight.data.copy_(projection)
+        self.tau.data.copy_(tau)
         self.weights_digest = f"{self.weights_digest}+{file_digest(path)}"
 
 
@@ -170,5 +194,5 @@ def loading_errors(weights: Path) -> Iterator[None]:
     """Whatever transformers and safetensors raise on a broken folder, as a CheckpointError that names it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{weights} could not be loaded: {error}") from error

@@ -113,7 +113,7 @@ class Prompt:
 
     def hashtag_output(self, hashtags: Iterable[str]) -> list[int]:
         """The wanted output of the hashtag task, end token included."""
-        text = self._break_added_tokens(self.template.hashtag_separator.join(hashtags))
+        text = self._break_added_tokens(replace_lone_surrogates(self.template.hashtag_separator.join(hashtags)))
         return [*self._encode([text])[0], self.end_id]
 
     def category_task(self) -> list[int]:
@@ -161,7 +161,16 @@ class Prompt:
 
     def _escape(self, text: str) -> str:
         """`text` as the inside of a JSON string that spells no added token of the tokenizer."""
-        return self._break_added_tokens(json.dumps(replace_lone_surrogates(text), ensure_ascii=False)[1:-1])
+        escaped = json.dumps(replace_lone_surrogates(text), ensure_ascii=False)[1:-1]
+        starts = {match.start() for match in self._added_token.finditer(escaped)}
+        if not starts:
+            return escaped
+        units: list[str] = []
+        for unit in JSON_UNIT.finditer(escaped):
+            # The whole unit, since a token may start inside of an escape such as the \n of "\nature".
+            spelled = unit[0].startswith("\\u") or starts.isdisjoint(range(*unit.span()))
+            units.append(unit[0] if spelled else json_escape(json.loads(f'"{unit[0]}"')))
+        return "".join(units)
 
     def _break_added_tokens(self, text: str) -> str:
         """The first character of each added token's spelling as a JSON escape: read back the same, never that token."""
@@ -183,9 +192,12 @@ class Prompt:
         """The inside of the JSON list, whole hashtags only, within the bound."""
         ids: list[int] = []
         for hashtag in hashtags:
-            item = self._encode(['"' if not ids else ', "'])[0] + self._field(hashtag, self.config.max_hashtag_tokens)
-            item += self._encode(['"'])[0]
-            if len(ids) + len(item) > self.config.max_hashtag_tokens:
+            limit = self.config.max_hashtag_tokens
+            opened, text, closed = self._encode(
+                ['"' if not ids else ', "', self._escape(hashtag[: limit * CHARS_PER_TOKEN]), '"']
+            )
+            item = opened + text + closed
+            if len(ids) + len(item) > limit or len(hashtag) > limit * CHARS_PER_TOKEN:
                 break
             ids += item
         return ids

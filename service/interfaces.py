@@ -87,10 +87,18 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """First entry kept and last entry ever written; both ORIGIN for an empty log."""
+    """First entry kept (None: none is), last entry ever written (ORIGIN: none was), and whether any was cut off."""
 
-    first: str
+    first: str | None
     last: str
+    cut: bool
+
+    def reach(self, position: str) -> bool:
+        """Whether the log still holds all that came after `position`, and has got that far itself."""
+        at, last = position_key(position), position_key(self.last)
+        # A position that the log does not hold was cut off, or belongs to another log.
+        held = not self.cut if at == (0, 0) else self.first is not None and position_key(self.first) <= at
+        return last == at or (last > at and held)
 
 
 @dataclass(frozen=True, slots=True)

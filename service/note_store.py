@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
@@ -41,6 +41,8 @@ SAMPLES = "{notes}:samples"
 LOG_ENTRIES = 1_000_000
 """The log is cut behind about this many entries; who was away longer rebuilds from the notes."""
 SCAN_COUNT = 500
+MAX_CONNECTIONS = 32
+"""To Redis, of one process; a request beyond them waits for one."""
 FIELDS = ("document", "space", "revision", "position", "vector")
 
 # KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length.
@@ -79,13 +81,16 @@ class RedisNoteStore:
     def __init__(self, url: str, *, clock: Clock, timeout_seconds: float = 5.0) -> None:
         # No retries: a write sent twice would answer with a revision that the caller never made.
         # No maintenance notifications: with them the pool hands out connections that the server has closed.
-        self._redis: Any = Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
+        self._redis: Any = Redis.from_pool(pool)
         self._clock = clock
         self._timeout = timeout_seconds
         self._waitaof: bool | None = None
@@ -153,9 +158,10 @@ class RedisNoteStore:
             except ResponseError as error:
                 if "no such key" not in str(error).lower():
                     raise
-                return LogBounds(ORIGIN, ORIGIN)
+                return LogBounds(None, ORIGIN, cut=False)
         first = info["first-entry"]
-        return LogBounds(first[0].decode() if first else ORIGIN, info["last-generated-id"].decode())
+        cut = info["entries-added"] > info["length"]
+        return LogBounds(first[0].decode() if first else None, info["last-generated-id"].decode(), cut)
 
     async def scan(self) -> AsyncIterator[list[StoredNote]]:
         """See NoteStore."""
@@ -183,10 +189,10 @@ class RedisNoteStore:
         if policy == "always":
             self._waitaof = False
             return Durability(True, "appendonly with appendfsync always")
-        self._waitaof = version >= (7, 2)
+        self._waitaof = policy == "everysec" and version >= (7, 2)  # with "no" it would wait for ever
         if self._waitaof:
             return Durability(True, f"appendonly with appendfsync {policy}, each write waits with WAITAOF")
-        return Durability(False, f"appendonly with appendfsync {policy}: the last second can be lost")
+        return Durability(False, f"appendonly with appendfsync {policy}: the last writes can be lost")
 
     async def samples_loaded(self) -> bool:
         """See NoteStore."""

@@ -14,6 +14,8 @@ from model.engine import Engine
 from model.notellm import NoteLLM
 from model.weights import resolve
 
+torch.set_num_threads(1)  # two threads on a busy two-core machine wait for each other: ten times slower
+
 
 @pytest.fixture(scope="session")
 def backbone_folder() -> Path:

@@ -65,6 +65,7 @@ class LiveIndex:
         self._detail = "not built yet"
         self._built = False
         self._ready = False
+        self._stopped = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -91,6 +92,7 @@ class LiveIndex:
         self._task = asyncio.create_task(self._follow(), name="follow-log")
 
     async def stop(self) -> None:
+        self._stopped = True  # the Redis client may swallow a cancellation
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -120,14 +122,14 @@ class LiveIndex:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def _follow(self) -> None:
-        """For ever: apply the log. A failure is told by status() and tried again; the loop lives."""
+        """Until stopped: apply the log. A failure is told by status() and tried again; the loop lives."""
         pause = RETRY_SECONDS[0]
-        while True:
+        while not self._stopped:
             try:
                 await (self._read_once() if self._built else self._rebuild())
                 self._ready, self._detail, pause = True, "follows the log", RETRY_SECONDS[0]
             except StoreUnavailable as error:
-                self._detail = str(error)
+                self._ready, self._detail = False, str(error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
             except Exception as error:
@@ -137,10 +139,9 @@ class LiveIndex:
 
     async def _read_once(self) -> None:
         """Apply the next entries. Bounds are read after them, so a cut that swallowed some is always seen."""
-        before = position_key(self._position)
         entries = await self._store.read_log(self._position, READ_COUNT, BLOCK_SECONDS)
         bounds = await self._store.log_bounds()
-        if position_key(bounds.last) < before or (before > (0, 0) and position_key(bounds.first) > before):
+        if not bounds.reach(self._position):
             log.warning("log_gap", position=self._position, first=bounds.first, last=bounds.last)
             self._ready, self._detail = False, "rebuilding: the log does not reach back to this index"
             await self._rebuild()

@@ -103,7 +103,7 @@ def random_engine(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
 def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor) -> Engine:
     """Make the engine's model write only tokens of `texts`, each with its row of `weights` (len(texts), H)."""
     ids = [engine.model.tokenizer(text, add_special_tokens=False).input_ids[0] for text in texts]
-    output = nn.Linear(weights.shape[1], engine.model.tokenizer.__len__(), bias=False)
+    output = nn.Linear(weights.shape[1], len(engine.model.tokenizer), bias=False)
     nn.init.zeros_(output.weight)
     output.weight.data[ids] = weights
     engine.model.backbone.set_output_embeddings(output.requires_grad_(False))
@@ -200,7 +200,8 @@ def hidden_of(engine: Engine, ids: Sequence[int]) -> Tensor:
     """(T, H), from one plain forward: no cache, no padding."""
     row = torch.tensor([list(ids)])
     mask = torch.ones_like(row)
-    return engine.model(row, mask, mask.cumsum(1) - 1)[0]
+    hidden: Tensor = engine.model(row, mask, mask.cumsum(1) - 1)
+    return hidden[0]
 
 
 def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, ...]) -> dict[str, float]:

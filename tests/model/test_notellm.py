@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,8 @@ def test_a_space_changes_with_the_dimension(model: NoteLLM, tiny_checkpoint: Pat
 
 @pytest.mark.parametrize("bound", ["max_title_tokens", "max_hashtag_tokens", "max_content_tokens"])
 def test_a_space_changes_with_each_bound_of_the_prompt(bound: str, model: NoteLLM, copied: Path) -> None:
-    replace(model.config, **{bound: 31}).save(copied)
+    changed: dict[str, Any] = {bound: 31}
+    replace(model.config, **changed).save(copied)
     assert load(copied).space != model.space
 
 

@@ -49,7 +49,11 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(
         resolve(name, tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64], ids=len)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"junk", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64],
+    ids=["empty", "junk", "only the magic", "absurd counts"],
+)
 def test_a_broken_gguf_leaves_nothing_in_the_cache(content: bytes, tmp_path: Path) -> None:
     broken, cache = tmp_path / "broken.gguf", tmp_path / "cache"
     broken.write_bytes(content)

@@ -35,7 +35,7 @@ from service.telemetry import Telemetry
 
 DIMENSION = 16
 SPACE = "words-1"
-CATEGORIES = ("Food", "Travel", "Other")
+CATEGORIES: tuple[str, ...] = ("Food", "Travel", "Other")
 WAIT_SECONDS = 20.0
 
 
@@ -58,7 +58,7 @@ def word_vector(*texts: str) -> Vector:
     for word in " ".join(texts).lower().split():
         digest = hashlib.blake2b(word.encode(), digest_size=DIMENSION).digest()
         total += np.frombuffer(digest, np.uint8) - 127.5
-    return (total / np.linalg.norm(total)).astype(np.float32)
+    return np.asarray(total / np.linalg.norm(total), np.float32)
 
 
 def note_vector(note: Note) -> Vector:
@@ -216,7 +216,7 @@ async def following(store: RedisNoteStore, clock: Clock, space: str = SPACE) -> 
     try:
         yield index
     finally:
-        async with asyncio.timeout(WAIT_SECONDS):  # a stop that hangs is a failure
+        async with asyncio.timeout(5):  # a stop that hangs is a failure
             await index.stop()
 
 

@@ -227,18 +227,33 @@ async def test_a_reader_of_the_log_waits_for_the_next_write(store: RedisNoteStor
 
 
 async def test_an_empty_log_has_no_bounds(store: RedisNoteStore) -> None:
-    assert await store.log_bounds() == LogBounds(ORIGIN, ORIGIN)
+    assert await store.log_bounds() == LogBounds(None, ORIGIN, cut=False)
 
 
 async def test_bounds_are_the_first_entry_kept_and_the_last_one_written(
     store: RedisNoteStore, admin: redis.Redis
 ) -> None:
     written = [(await put(store, stored_note(f"n{n}"))).position for n in range(5)]
-    assert await store.log_bounds() == LogBounds(written[0], written[-1])
+    assert await store.log_bounds() == LogBounds(written[0], written[4], cut=False)
     admin.xtrim(LOG, maxlen=2, approximate=False)
-    assert await store.log_bounds() == LogBounds(written[3], written[4])
+    assert await store.log_bounds() == LogBounds(written[3], written[4], cut=True)
     admin.xtrim(LOG, maxlen=0, approximate=False)
-    assert (await store.log_bounds()).last == written[4]
+    assert await store.log_bounds() == LogBounds(None, written[4], cut=True)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reached", "lost"),
+    [
+        (LogBounds(None, ORIGIN, cut=False), [ORIGIN], ["5-0"]),
+        (LogBounds("3-0", "9-0", cut=False), [ORIGIN, "3-0", "9-0"], ["2-9", "9-1", "10-0"]),
+        (LogBounds("3-0", "9-0", cut=True), ["3-0", "9-0"], [ORIGIN, "2-9", "10-0"]),
+        (LogBounds(None, "9-0", cut=True), ["9-0"], [ORIGIN, "8-9", "10-0"]),
+    ],
+)
+def test_a_log_reaches_a_position_when_nothing_behind_it_is_lost(
+    bounds: LogBounds, reached: list[str], lost: list[str]
+) -> None:
+    assert [position for position in reached + lost if bounds.reach(position)] == reached
 
 
 async def test_samples_are_marked_once_and_for_all(store: RedisNoteStore) -> None:

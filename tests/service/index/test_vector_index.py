@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 ANY = Filter()
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS.keys(), scope="module")
+@pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS), scope="module")
 def make_index(request: pytest.FixtureRequest) -> MakeIndex:
     make: MakeIndex = request.param
     return make

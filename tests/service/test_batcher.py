@@ -1,0 +1,300 @@
+"""The batcher: what shares a batch, who goes first, who is refused; and everybody gets an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from model.note import VECTOR_ONLY, Note, Reading, Wanted
+from service.batcher import Batcher, Lane
+from service.errors import EngineFailed, QueueFull, Stopping
+from service.telemetry import Telemetry
+from tests.service.conftest import PreparedWords, WordEngine, batching, eventually, note_vector
+
+pytestmark = pytest.mark.anyio
+
+ANSWER_SECONDS = 5.0
+"""A waiter that has no answer by then is forgotten."""
+
+
+def note(name: str, words: int = 1) -> Note:
+    """`words` is what it costs in tokens."""
+    return Note(id=name, title=name, content=" word" * (words - 1))
+
+
+def reading(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[Reading]]:
+    return asyncio.create_task(batcher.read_all([(n, VECTOR_ONLY) for n in notes], lane))
+
+
+async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[Reading]]:
+    """The engine is busy with one note until its gate opens; what comes meanwhile waits."""
+    engine.gate.clear()
+    plugged = reading(batcher, note("plug"))
+    await eventually(lambda: engine.batches)
+    return plugged
+
+
+async def queue(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[Reading]]:
+    """One request, in the queue on return."""
+    before = batcher.waiting
+    task = reading(batcher, *notes, lane=lane)
+    await eventually(lambda: batcher.waiting == before + len(notes))
+    return task
+
+
+async def answer_of(task: asyncio.Task[list[Reading]]) -> BaseException | list[Reading]:
+    """Its result or exception; TimeoutError when there is none."""
+    async with asyncio.timeout(ANSWER_SECONDS):
+        (answer,) = await asyncio.gather(task, return_exceptions=True)
+    return answer
+
+
+def names(engine: WordEngine) -> list[list[str]]:
+    """The batches behind the plug, by their notes' ids."""
+    return [sorted(n.id for n in batch) for batch in engine.batches[1:]]
+
+
+async def test_concurrent_requests_share_a_batch(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue(batcher, note(name)) for name in "abc"]
+        tasks.append(await queue(batcher, note("d"), lane=Lane.BULK))
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    assert names(engine) == [["a", "b", "c", "d"]]
+
+
+async def test_a_batch_keeps_within_its_budget_of_padded_tokens(engine: WordEngine) -> None:
+    chance = random.Random(3)
+    notes = [note(f"n{n}", chance.randint(1, 12)) for n in range(60)]
+    async with batching(engine, max_tokens=20, max_notes=6) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue(batcher, *notes[:40], lane=Lane.BULK)]
+        tasks += [await queue(batcher, n) for n in notes[40:]]
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    batches = [[engine.prepare(n, VECTOR_ONLY).tokens for n in batch] for batch in engine.batches]
+    assert all(len(batch) <= 6 and len(batch) * max(batch) <= 20 for batch in batches)
+    assert sorted(n.id for n in engine.notes) == sorted(["plug", *(n.id for n in notes)])
+
+
+async def test_a_note_beyond_the_budget_runs_alone(engine: WordEngine) -> None:
+    async with batching(engine, max_tokens=10) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue(batcher, note(name, words)) for name, words in [("a", 2), ("long", 50), ("b", 2)]]
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    assert names(engine) == [["a"], ["long"], ["b"]]
+
+
+async def test_interactive_notes_go_before_bulk_ones(engine: WordEngine) -> None:
+    async with batching(engine, max_notes=2) as batcher:
+        await plug(engine, batcher)
+        bulk = await queue(batcher, *map(note, "uvw"), lane=Lane.BULK)
+        person = [await queue(batcher, note(name)) for name in "abc"]
+        engine.gate.set()
+        await asyncio.gather(bulk, *person)
+    assert names(engine) == [["a", "b"], ["c", "u"], ["v", "w"]]
+
+
+async def test_readings_come_in_the_order_of_the_notes(engine: WordEngine) -> None:
+    chance = random.Random(5)
+    notes = [note(f"n{n}", chance.randint(1, 9)) for n in range(40)]
+    async with batching(engine, max_notes=7) as batcher:
+        readings = await batcher.read_all([(n, VECTOR_ONLY) for n in notes], Lane.BULK)
+    for n, got in zip(notes, readings, strict=True):
+        np.testing.assert_array_equal(got.vector, note_vector(n))
+
+
+async def test_each_note_gets_what_it_asked_for(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        plain, full = await batcher.read_all(
+            [(note("a"), VECTOR_ONLY), (note("b"), Wanted(hashtags=1, categories=("Food",)))], Lane.BULK
+        )
+    assert (plain.hashtags, plain.categories) == (None, None)
+    assert [h.text for h in full.hashtags or ()] == ["b"]
+    assert [c.name for c in full.categories or ()] == ["Food"]
+
+
+async def test_no_notes_need_no_engine(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        assert await batcher.read_all([], Lane.BULK) == []
+    assert engine.batches == []
+
+
+async def test_every_batch_runs_on_the_one_engine_thread(engine: WordEngine) -> None:
+    async with batching(engine, max_notes=2) as batcher:
+        await asyncio.gather(*(reading(batcher, note(f"n{n}")) for n in range(20)))
+    assert len(engine.batches) >= 10
+    assert len(engine.threads) == 1
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=3) as batcher:
+        await plug(engine, batcher)
+        waiting = await queue(batcher, *map(note, "abc"))
+        with pytest.raises(QueueFull) as error:
+            await batcher.read(note("d"))
+        assert error.value.retry_after >= 1
+        engine.gate.set()
+        await waiting
+        await batcher.read(note("e"))
+    assert "d" not in {n.id for n in engine.notes}
+
+
+async def test_a_list_is_admitted_whole_or_not_at_all(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=3) as batcher:
+        await plug(engine, batcher)
+        waiting = await queue(batcher, *map(note, "ab"))
+        with pytest.raises(QueueFull):
+            await batcher.read_all([(note(name), VECTOR_ONLY) for name in "cd"], Lane.BULK)
+        assert batcher.waiting == 2
+        engine.gate.set()
+        await waiting
+    assert names(engine) == [["a", "b"]]
+
+
+async def test_of_requests_that_arrive_at_once_no_more_than_fit_are_admitted(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=5) as batcher:
+        await plug(engine, batcher)
+        tasks = [reading(batcher, note(f"n{n}")) for n in range(20)]
+        await eventually(lambda: sum(task.done() for task in tasks) == 15)
+        assert batcher.waiting == 5
+        engine.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(answer, QueueFull) for answer in answers) == 15
+
+
+async def test_a_note_whose_caller_left_never_reaches_the_engine(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        await plug(engine, batcher)
+        left = await queue(batcher, note("left"))
+        left_list = await queue(batcher, *map(note, "xyz"), lane=Lane.BULK)
+        stays = await queue(batcher, note("stays"))
+        left.cancel()
+        left_list.cancel()
+        await asyncio.gather(left, left_list, return_exceptions=True)
+        engine.gate.set()
+        await stays
+    assert names(engine) == [["stays"]]
+
+
+async def test_a_caller_that_leaves_a_running_batch_harms_nobody_in_it(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        await plug(engine, batcher)
+        left, stays = await queue(batcher, note("left")), await queue(batcher, note("stays"))
+        engine.gate.set()
+        await eventually(lambda: len(engine.batches) == 2)
+        left.cancel()
+        np.testing.assert_array_equal((await stays)[0].vector, note_vector(note("stays")))
+
+
+async def test_an_engine_failure_answers_every_waiter_of_its_batch_and_the_next_works(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        plugged = await plug(engine, batcher)
+        engine.failure = RuntimeError("out of memory")
+        tasks = [await queue(batcher, note(name)) for name in "abc"] + [await queue(batcher, *map(note, "def"))]
+        engine.gate.set()
+        for task in (plugged, *tasks):
+            assert isinstance(await answer_of(task), EngineFailed)
+        engine.failure = None
+        assert await batcher.read(note("next"))
+        assert (batcher.waiting, batcher.busy_seconds) == (0, 0.0)
+
+
+class ForgetfulEngine(WordEngine):
+    """Leaves out the last reading of a batch of several."""
+
+    def run(self, batch: Sequence[PreparedWords]) -> list[Reading]:
+        readings = super().run(batch)
+        return readings[:-1] if len(batch) > 1 else readings
+
+
+async def test_an_engine_that_forgets_a_note_fails_its_batch_and_the_next_works() -> None:
+    engine = ForgetfulEngine()
+    async with batching(engine) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue(batcher, note(name)) for name in "abc"]
+        engine.gate.set()
+        for task in tasks:
+            assert isinstance(await answer_of(task), EngineFailed)
+        assert await answer_of(reading(batcher, note("next")))
+
+
+async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=3) as batcher:
+        await plug(engine, batcher)
+        left = await queue(batcher, *map(note, "abc"))
+        left.cancel()
+        engine.gate.set()
+        await eventually(lambda: batcher.waiting == 0)
+        unborn = reading(batcher, *map(note, "abc"))
+        await asyncio.sleep(0)  # admitted, and being tokenised
+        unborn.cancel()
+        await asyncio.gather(left, unborn, return_exceptions=True)
+        engine.failure = RuntimeError()
+        await asyncio.gather(reading(batcher, *map(note, "abc")), return_exceptions=True)
+        with pytest.raises(QueueFull):
+            await batcher.read_all([(note("x"), VECTOR_ONLY)] * 4, Lane.BULK)
+        engine.failure = None
+        assert len(await reading(batcher, *map(note, "abc"))) == 3
+
+
+async def test_busy_is_told_while_a_batch_runs(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        assert batcher.busy_seconds == 0
+        plugged = await plug(engine, batcher)
+        assert batcher.busy_seconds > 0
+        engine.gate.set()
+        await plugged
+        assert batcher.busy_seconds == 0
+
+
+def refuses(batcher: Batcher) -> bool:
+    try:
+        with batcher.admit(1):
+            return False
+    except Stopping:
+        return True
+
+
+async def test_stop_finishes_what_runs_and_what_waits(engine: WordEngine) -> None:
+    batcher = Batcher(engine, Telemetry(), max_tokens=100, max_notes=1, max_queue=10)
+    batcher.start()
+    tasks = [await plug(engine, batcher), await queue(batcher, note("a")), await queue(batcher, note("b"))]
+    stopping = asyncio.create_task(batcher.stop(60))
+    await eventually(lambda: refuses(batcher))
+    engine.gate.set()
+    await stopping
+    assert [len(await task) for task in tasks] == [1, 1, 1]
+
+
+async def stopped_while_stuck(engine: WordEngine) -> tuple[object, object]:
+    """The answers of a note in a batch that did not end in time, and of one that waited behind it."""
+    batcher = Batcher(engine, Telemetry(), max_tokens=100, max_notes=1, max_queue=10)
+    batcher.start()
+    running, waiting = await plug(engine, batcher), await queue(batcher, note("a"))
+    await batcher.stop(0.05)
+    assert batcher.waiting == 0
+    first, second = await asyncio.gather(answer_of(running), answer_of(waiting), return_exceptions=True)
+    return first, second
+
+
+async def test_stop_answers_a_note_that_still_waits_with_stopping(engine: WordEngine) -> None:
+    assert isinstance((await stopped_while_stuck(engine))[1], Stopping)
+
+
+async def test_stop_answers_a_note_of_a_batch_that_does_not_end_with_stopping(engine: WordEngine) -> None:
+    assert isinstance((await stopped_while_stuck(engine))[0], Stopping)
+
+
+async def test_after_stop_notes_are_refused_and_no_task_is_left(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        await batcher.read(note("a"))
+    with pytest.raises(Stopping):
+        await batcher.read(note("b"))
+    assert "batcher" not in {task.get_name() for task in asyncio.all_tasks()}

@@ -1,0 +1,410 @@
+"""The use-cases on a real store and index: what is written, what it costs, and what similar returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model.note import Note, Usage
+from service.batcher import Lane
+from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed
+from service.index.live import LiveIndex
+from service.interfaces import Clock, Filter, StoredNote, Write
+from service.recommender import Added, Generate, Recommender, turns
+from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
+
+pytestmark = pytest.mark.anyio
+
+ALL = Generate(hashtags=2, category=True)
+NOTHING = Generate()
+ANY = Filter()
+
+
+async def add(recommender: Recommender, *notes: Note, generate: Generate = NOTHING) -> list[Added]:
+    return await recommender.add(notes, generate, Lane.INTERACTIVE)
+
+
+async def add_one(recommender: Recommender, note: Note, generate: Generate = NOTHING) -> Added:
+    return (await add(recommender, note, generate=generate))[0]
+
+
+async def similar_ids(
+    recommender: Recommender, note_id: str, k: int = 10, where: Filter = ANY, min_score: float | None = None
+) -> list[str]:
+    found = await recommender.similar(note_id, k, where, min_score)
+    assert found.complete
+    return [stored.note.id for stored, _ in found.items]
+
+
+def soup(count: int) -> list[Note]:
+    """Notes that share words: n0 is nearest to n1, then to n2, and so on."""
+    words = [f"word{n}" for n in range(count)]
+    return [Note(id=f"n{n}", title=" ".join(words[n:] + ["soup"] * 9)) for n in range(count)]
+
+
+def ranking(notes: Sequence[Note], of: Note) -> list[str]:
+    """The ids by brute force, best first, without the note itself."""
+    scores = {n.id: float(note_vector(n) @ note_vector(of)) for n in notes if n.id != of.id}
+    return sorted(scores, key=lambda i: (-scores[i], i))
+
+
+# add
+
+
+async def test_a_new_note_is_created_and_stored_as_told(recommender: Recommender, engine: WordEngine) -> None:
+    added = await add_one(recommender, Note(id="a", title="hot soup", author="ann"))
+    assert (added.status, added.stored.revision, added.usage) == ("created", 1, Usage(2, 0))
+    stored = await recommender.get("a")
+    assert stored == replace(added.stored, vector=None)
+    assert (stored.note.author, stored.space) == ("ann", engine.space)
+
+
+async def test_a_changed_note_is_updated_and_an_equal_one_costs_nothing(
+    recommender: Recommender, engine: WordEngine
+) -> None:
+    first = await add_one(recommender, Note(id="a", title="soup"))
+    second = await add_one(recommender, Note(id="a", title="stew"))
+    assert (second.status, second.stored.revision, second.usage) == ("updated", 2, Usage(1, 0))
+    third = await add_one(recommender, Note(id="a", title="stew"))
+    assert (third.status, third.stored.revision, third.usage) == ("unchanged", 2, Usage())
+    assert third.stored.position == second.stored.position != first.stored.position
+    assert len(engine.batches) == 2
+
+
+async def test_new_fields_of_the_same_text_cost_no_tokens_and_are_found(
+    recommender: Recommender, engine: WordEngine, live_index: LiveIndex
+) -> None:
+    note = Note(id="a", title="soup", author="tom", category="Food")
+    await add(recommender, note, Note(id="b", title="soup"))
+    batches = len(engine.batches)
+    added = await add_one(recommender, replace(note, author="ann", category="Travel", attributes={"x": 1}))
+    assert (added.status, added.usage, len(engine.batches)) == ("updated", Usage(), batches)
+    assert await similar_ids(recommender, "b", where=Filter(category="Travel", author="ann")) == ["a"]
+    assert await similar_ids(recommender, "b", where=Filter(author="tom")) == []
+    assert live_index.status().tombstones == 0
+
+
+async def test_a_note_without_an_id_gets_one_of_its_own(recommender: Recommender) -> None:
+    added = await add(recommender, Note(title="soup"), Note(title="soup"))
+    ids = {a.stored.note.id for a in added}
+    assert len(ids) == 2
+    assert all([(await recommender.get(i)).note.title == "soup" for i in ids])
+
+
+async def test_the_time_of_arrival_is_kept_where_the_author_gave_none(recommender: Recommender, clock: Clock) -> None:
+    before = clock()
+    arrived = (await add_one(recommender, Note(id="a", title="soup"))).stored.note.created_at
+    assert arrived is not None
+    assert before <= arrived <= clock()
+    clock.offset = 1000
+    again = await add_one(recommender, Note(id="a", title="stew"))
+    assert again.stored.note.created_at == arrived
+
+
+async def test_an_id_several_times_in_a_list_is_applied_in_order(recommender: Recommender) -> None:
+    notes = [Note(id=i, title=t) for i, t in [("a", "x"), ("b", "y"), ("a", "z"), ("a", "z"), ("b", "y")]]
+    added = await add(recommender, *notes)
+    assert [a.status for a in added] == ["created", "created", "updated", "unchanged", "unchanged"]
+    assert [a.stored.note.title for a in added] == ["x", "y", "z", "z", "y"]
+    stored = await recommender.get("a")
+    assert (stored.note.title, stored.revision) == ("z", 2)
+
+
+async def test_a_long_list_comes_back_whole_and_in_order(recommender: Recommender) -> None:
+    notes = [Note(id=f"n{n % 90}", title=f"soup {n}") for n in range(200)]
+    added = await add(recommender, *notes)
+    assert [(a.stored.note.id, a.stored.note.title) for a in added] == [(n.id, n.title) for n in notes]
+    assert (await recommender.get("n5")).note.title == "soup 185"
+
+
+def test_turns_keep_every_note_once_in_its_ids_order() -> None:
+    notes = [Note(id="abcab"[n % 5], title=str(n)) for n in range(100)]
+    parts = list(turns(notes))
+    assert sorted(i for part in parts for i in part) == list(range(100))
+    assert all(len({notes[i].id for i in part}) == len(part) for part in parts)
+    for note_id in "abc":
+        order = [i for part in parts for i in part if notes[i].id == note_id]
+        assert order == sorted(order)
+
+
+async def test_an_empty_list_adds_nothing(recommender: Recommender) -> None:
+    assert await add(recommender) == []
+
+
+async def test_a_failure_of_the_engine_stores_nothing(recommender: Recommender, engine: WordEngine) -> None:
+    engine.failure = RuntimeError()
+    with pytest.raises(EngineFailed):
+        await add(recommender, Note(id="a", title="soup"), Note(id="b", title="stew"))
+    engine.failure = None
+    for note_id in "ab":
+        with pytest.raises(NoteNotFound):
+            await recommender.get(note_id)
+    assert (await add_one(recommender, Note(id="a", title="soup"))).status == "created"
+
+
+# generate
+
+
+async def test_only_what_the_author_left_out_is_generated(recommender: Recommender) -> None:
+    titles = {"bare": {}, "tagged": {"hashtags": ("own",)}, "filed": {"category": "Mine"}}
+    notes = [Note(id=i, title="Food is hot", **given) for i, given in titles.items()]  # type: ignore[arg-type]
+    bare, tagged, filed = (a.stored for a in await add(recommender, *notes, generate=ALL))
+    assert (bare.hashtags, bare.category) == (("Food", "is"), "Food")
+    assert (tagged.hashtags, tagged.generated.hashtags, tagged.category) == (("own",), None, "Food")
+    assert (filed.hashtags, filed.category, filed.generated.category) == (("Food", "is"), "Mine", None)
+    assert bare.note.hashtags == ()
+    assert bare.note.category is None
+
+
+async def test_what_was_generated_is_found_by_filters(recommender: Recommender) -> None:
+    await add(recommender, Note(id="a", title="Food is hot"), Note(id="b", title="hot"), generate=ALL)
+    assert await similar_ids(recommender, "b", where=Filter(category="Food", hashtags=("IS",))) == ["a"]
+
+
+async def test_what_was_generated_is_kept_and_costs_nothing_again(recommender: Recommender, engine: WordEngine) -> None:
+    note = Note(id="a", title="Food is hot")
+    first = await add_one(recommender, note, ALL)
+    assert first.usage == Usage(3, 2)
+    batches = len(engine.batches)
+    for again, generate in [(note, ALL), (note, NOTHING)]:
+        added = await add_one(recommender, again, generate)
+        assert (added.status, added.usage) == ("unchanged", Usage())
+        assert added.stored.generated == first.stored.generated
+    moved = await add_one(recommender, replace(note, author="ann"), ALL)
+    assert (moved.status, moved.usage, moved.stored.generated) == ("updated", Usage(), first.stored.generated)
+    assert len(engine.batches) == batches
+
+
+async def test_asked_for_later_it_is_filled_in_beside_what_is_there(recommender: Recommender) -> None:
+    note = Note(id="a", title="Food is hot")
+    await add_one(recommender, note)
+    category = await add_one(recommender, note, Generate(category=True))
+    assert (category.status, category.stored.category, category.stored.hashtags) == ("updated", "Food", ())
+    both = await add_one(recommender, note, ALL)
+    assert (both.stored.hashtags, both.usage.generated_tokens) == (("Food", "is"), 2)
+    assert both.stored.generated.category == category.stored.generated.category
+
+
+async def test_a_new_text_drops_what_was_generated_for_the_old(recommender: Recommender) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
+    added = await add_one(recommender, Note(id="a", title="Travel is long"))
+    assert (added.stored.generated.hashtags, added.stored.generated.category) == (None, None)
+    assert (await recommender.get("a")).category is None
+
+
+async def test_hashtags_that_the_model_did_not_find_are_not_asked_for_again(recommender: Recommender) -> None:
+    note = Note(id="a", title=" ")
+    first = await add_one(recommender, note, Generate(hashtags=2))
+    assert (first.stored.hashtags, first.hashtags_reason) == ((), "no words")
+    assert (await add_one(recommender, note, Generate(hashtags=2))).usage == Usage()
+
+
+async def test_a_note_of_another_model_is_read_anew(
+    recommender: Recommender, embedded_store: GatedStore, engine: WordEngine
+) -> None:
+    await embedded_store.put([Write(stored_note("a", "soup", space="another", vector=np.ones(3, np.float32)))])
+    await add_one(recommender, Note(id="b", title="soup"))
+    added = await add_one(recommender, Note(id="a", title="soup"))
+    assert (added.status, added.usage.prompt_tokens, added.stored.space) == ("updated", 1, engine.space)
+    assert await similar_ids(recommender, "b") == ["a"]
+
+
+# put, change, remove
+
+
+async def test_a_put_at_another_position_changes_nothing(recommender: Recommender) -> None:
+    first = await add_one(recommender, Note(id="a", title="soup"))
+    second = await recommender.put(Note(id="a", title="stew"), NOTHING, first.stored.position)
+    assert second.stored.revision == 2
+    with pytest.raises(PreconditionFailed):
+        await recommender.put(Note(id="a", title="lost"), NOTHING, first.stored.position)
+    with pytest.raises(PreconditionFailed):
+        await recommender.put(Note(id="unknown", title="lost"), NOTHING, first.stored.position)
+    assert (await recommender.get("a")).note.title == "stew"
+
+
+async def test_a_change_is_made_to_the_note_as_it_is(recommender: Recommender, engine: WordEngine) -> None:
+    first = await add_one(recommender, Note(id="a", title="soup", author="tom"))
+    batches = len(engine.batches)
+    added = await recommender.change("a", lambda note: replace(note, author="ann"), first.stored.position)
+    assert (added.status, added.usage, len(engine.batches)) == ("updated", Usage(), batches)
+    assert (await recommender.get("a")).note == replace(first.stored.note, author="ann")
+    with pytest.raises(PreconditionFailed):
+        await recommender.change("a", lambda note: replace(note, author="lost"), first.stored.position)
+    with pytest.raises(NoteNotFound):
+        await recommender.change("unknown", lambda note: note)
+
+
+@pytest.mark.parametrize("field", ["content", "author"])
+async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommender, field: str) -> None:
+    await add_one(recommender, Note(id="a", title="soup", content="-", author="-"))
+
+    def append(n: int, note: Note) -> Note:
+        return replace(note, **{field: f"{getattr(note, field)} {n}"})  # type: ignore[arg-type]
+
+    changes = (recommender.change("a", lambda note, n=n: append(n, note)) for n in range(30))  # type: ignore[misc]
+    await asyncio.gather(*changes)
+    stored = await recommender.get("a")
+    assert sorted(getattr(stored.note, field).split()[1:], key=int) == [str(n) for n in range(30)]
+    assert stored.revision == 31
+
+
+async def test_a_removed_note_is_gone_everywhere(recommender: Recommender) -> None:
+    await add(recommender, *soup(3))
+    with pytest.raises(PreconditionFailed):
+        await recommender.remove("n1", "1-0")
+    await recommender.remove("n1", (await recommender.get("n1")).position)
+    assert await similar_ids(recommender, "n0") == ["n2"]
+    for call in (recommender.get("n1"), recommender.similar("n1", 3, ANY, None), recommender.remove("n1")):
+        with pytest.raises(NoteNotFound):
+            await call
+    assert (await add_one(recommender, soup(3)[1])).status == "created"
+
+
+# similar
+
+
+async def test_similar_ranks_like_brute_force_and_leaves_the_note_itself_out(recommender: Recommender) -> None:
+    notes = soup(30)
+    await add(recommender, *notes)
+    for note in (notes[0], notes[17]):
+        found = await recommender.similar(note.id, 10, ANY, None)
+        assert [stored.note.id for stored, _ in found.items] == ranking(notes, note)[:10]
+        for stored, score in found.items:
+            assert score == pytest.approx(float(note_vector(note) @ note_vector(stored.note)), abs=1e-5)
+
+
+async def test_similar_calls_no_model(recommender: Recommender, engine: WordEngine) -> None:
+    await add(recommender, *soup(3))
+    batches = len(engine.batches)
+    await recommender.similar("n0", 10, ANY, None)
+    assert len(engine.batches) == batches
+
+
+@pytest.mark.parametrize("k", [1, 5, 11, 12, 200])
+async def test_k_items_come_or_all_there_are(recommender: Recommender, k: int) -> None:
+    await add(recommender, *soup(12))
+    found = await recommender.similar("n0", k, ANY, None)
+    assert len(found.items) == min(k, 11)
+    assert found.complete
+
+
+async def test_filters_and_exclusions_narrow_and_k_is_filled_from_the_rest(recommender: Recommender) -> None:
+    notes = [replace(note, category=CATEGORIES[n % 3]) for n, note in enumerate(soup(30))]
+    await add(recommender, *notes)
+    where = Filter(category="Food", exclude=frozenset({"n3", "n9"}))
+    wanted = [i for i in ranking(notes, notes[0]) if int(i[1:]) % 3 == 0 and i not in where.exclude]
+    assert await similar_ids(recommender, "n0", 5, where) == wanted[:5]
+
+
+async def test_min_score_cuts_off_what_is_farther(recommender: Recommender) -> None:
+    notes = soup(20)
+    await add(recommender, *notes)
+    best = (await recommender.similar("n0", 20, ANY, None)).items
+    bound = (best[6][1] + best[7][1]) / 2
+    assert await similar_ids(recommender, "n0", 20, min_score=bound) == [s.note.id for s, _ in best[:7]]
+    assert await similar_ids(recommender, "n0", 3, min_score=bound) == [s.note.id for s, _ in best[:3]]
+
+
+async def test_a_note_of_another_space_is_refused_and_never_returned(
+    recommender: Recommender, embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    (written,) = await embedded_store.put([Write(stored_note("alien", "soup", space="another"))])
+    assert written is not None
+    await add(recommender, *soup(3))
+    with pytest.raises(OtherSpace):
+        await recommender.similar("alien", 10, ANY, None)
+    assert sorted(await similar_ids(recommender, "n0")) == ["n1", "n2"]
+
+
+async def gone_behind_the_index(
+    recommender: Recommender, store: GatedStore, gone: Sequence[str], how: str, clock: Clock
+) -> None:
+    """The index still has these notes; the store has not, or not for this filter."""
+    await store.hold()
+    notes = [note for note in await store.get(gone, with_vectors=True) if note is not None]
+    if how == "deleted":
+        for note_id in gone:
+            assert await store.delete(note_id)
+    else:
+        other: dict[str, dict[str, object]] = {
+            "expired": {"expires_at": clock() + 1000},
+            "moved to another category": {"category": "Travel"},
+        }
+        changed: list[StoredNote] = [replace(n, note=replace(n.note, **other[how])) for n in notes]  # type: ignore[arg-type]
+        assert all(await store.put([Write(note) for note in changed]))
+        clock.offset = 1001
+
+
+@pytest.mark.parametrize("how", ["deleted", "expired", "moved to another category"])
+async def test_what_is_gone_from_the_store_is_not_returned_by_an_index_that_is_behind(
+    recommender: Recommender, embedded_store: GatedStore, clock: Clock, how: str
+) -> None:
+    notes = [replace(note, category="Food") for note in soup(25)]
+    await add(recommender, *notes)
+    gone = ranking(notes, notes[0])[:12]
+    await gone_behind_the_index(recommender, embedded_store, gone, how, clock)
+    for k in (5, 12, 13, 100):
+        assert await similar_ids(recommender, "n0", k, Filter("Food")) == ranking(notes, notes[0])[12:][:k]
+    if how != "moved to another category":
+        with pytest.raises(NoteNotFound):
+            await recommender.similar(gone[0], 5, ANY, None)
+
+
+async def test_an_index_that_is_behind_answers_for_a_note_that_it_has_not(
+    recommender: Recommender, embedded_store: GatedStore
+) -> None:
+    await add(recommender, *soup(3))
+    await embedded_store.hold()
+    await embedded_store.put([Write(stored_note("new", "soup"))])
+    assert sorted(await similar_ids(recommender, "new")) == ["n0", "n1", "n2"]
+
+
+async def test_similar_to_a_text_may_return_every_note_and_stores_nothing(
+    recommender: Recommender, embedded_store: GatedStore
+) -> None:
+    notes = soup(5)
+    await add(recommender, *notes)
+    last = (await embedded_store.log_bounds()).last
+    found = await recommender.similar_to_text(Note(title=notes[0].title), 10, ANY, None)
+    assert [stored.note.id for stored, _ in found.items] == ["n0", *ranking(notes, notes[0])]
+    assert found.log_position == last == (await embedded_store.log_bounds()).last
+
+
+async def test_every_answer_names_a_log_position_that_it_has_seen(recommender: Recommender) -> None:
+    *_, last = await add(recommender, *soup(3))
+    assert (await recommender.similar("n0", 1, ANY, None)).log_position == last.stored.position
+
+
+async def test_a_note_is_found_as_soon_as_its_add_returns(recommender: Recommender) -> None:
+    async def write_and_find(task: int) -> None:
+        for n in range(10):
+            note = Note(id=f"{task}-{n}", title=f"soup {task}x{n} of {n}y{task}")
+            await add_one(recommender, note)
+            (best,) = (await recommender.similar_to_text(note, 1, ANY, None)).items
+            assert best[0].note.id == note.id
+            assert note.id not in await similar_ids(recommender, note.id, 5)
+
+    await asyncio.gather(*(write_and_find(task) for task in range(20)))
+    assert recommender.index.status().vectors == 200
+
+
+async def written(store: GatedStore, note_id: str) -> bool:
+    return (await store.get([note_id]))[0] is not None
+
+
+async def test_a_caller_that_leaves_does_not_part_store_and_index(
+    recommender: Recommender, embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    await embedded_store.hold()
+    adding = asyncio.create_task(add_one(recommender, Note(id="a", title="soup")))
+    await eventually(lambda: written(embedded_store, "a"))
+    adding.cancel()
+    await asyncio.gather(adding, return_exceptions=True)
+    embedded_store.release()
+    await live_index.wait_for((await recommender.get("a")).position, 10)
+    assert await live_index.vector("a") is not None

@@ -1,0 +1,97 @@
+"""Settings: every one has a name, a description and a bound, and is read from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+NAMES = list(Settings.model_fields)
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(f"NOTELLM_{name.upper()}", raising=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_has_a_description(name: str) -> None:
+    assert (Settings.model_fields[name].description or "").strip()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("NOTELLM_HOST", "::1", "host", "::1"),
+        ("NOTELLM_PORT", "0", "port", 0),
+        ("NOTELLM_DATA_DIR", "/data", "data_dir", Path("/data")),
+        ("NOTELLM_CACHE_DIR", "/cache", "cache_dir", Path("/cache")),
+        ("NOTELLM_REDIS_URL", "redis://r", "redis_url", "redis://r"),
+        ("NOTELLM_CHECKPOINT", "some/model", "checkpoint", "some/model"),
+        ("NOTELLM_DEVICE", "cuda", "device", "cuda"),
+        ("NOTELLM_SAMPLE_NOTES", "0", "sample_notes", 0),
+        ("NOTELLM_REQUEST_SECONDS", "0.5", "request_seconds", 0.5),
+        ("notellm_max_k", "7", "max_k", 7),
+    ],
+)
+def test_a_setting_is_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, name: str, value: object
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert getattr(Settings.from_environment(), name) == value
+
+
+def test_the_variables_of_others_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("NOTELLM_URL", "http://elsewhere")
+    assert Settings.from_environment() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("NOTELLM_PORT", "65536"),
+        ("NOTELLM_PORT", "http"),
+        ("NOTELLM_DEVICE", "tpu"),
+        ("NOTELLM_SAMPLE_NOTES", "-1"),
+        ("NOTELLM_REQUEST_SECONDS", "0"),
+        ("NOTELLM_MAX_K", "0"),
+        ("NOTELLM_QUEUE_NOTES", "0"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ValidationError, match=variable.removeprefix("NOTELLM_").lower()):
+        Settings.from_environment()
+
+
+def test_folders_are_absolute_and_at_home() -> None:
+    assert Settings().data_dir == Path.home() / ".local/share/notellm"
+    assert Settings(cache_dir=Path("~/here")).cache_dir == Path.home() / "here"
+    assert Settings(data_dir=Path("relative")).data_dir == Path.cwd() / "relative"
+
+
+def test_a_setting_does_not_change_after_the_start() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("asked", "redis_url", "wanted"),
+    [
+        (None, None, None),
+        (None, "redis://r", 0),
+        (20, None, 20),
+        (20, "redis://r", 20),
+        (0, None, 0),
+        (0, "redis://r", 0),
+    ],
+)
+def test_a_store_of_somebody_elses_gets_samples_only_when_asked(
+    asked: int | None, redis_url: str | None, wanted: int | None
+) -> None:
+    assert Settings(sample_notes=asked, redis_url=redis_url).samples_wanted == wanted
