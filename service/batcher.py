@@ -188,6 +188,12 @@ class Batcher:
             readings = await asyncio.get_running_loop().run_in_executor(
                 self._engine_thread, self._engine.run, [job.prepared for job in batch]
             )
+            if len(readings) != len(batch):
+                raise RuntimeError(f"{len(readings)} readings for {len(batch)} notes")
+        except asyncio.CancelledError:
+            for job in batch:
+                _fail(job, Stopping())
+            raise
         except Exception as error:
             log.exception("engine_failed", notes=len(batch))
             for job in batch:

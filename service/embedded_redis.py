@@ -15,7 +15,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import IO
@@ -24,6 +23,8 @@ import structlog
 
 START_SECONDS = 60.0
 """A server that replays a large log answers late."""
+MAX_LAUNCHES = 3
+"""A server that ends again at once will not get better."""
 STOP_SECONDS = 20.0
 CHECK_SECONDS = 0.2
 SOCKET_PATH_BYTES = 100
@@ -55,6 +56,7 @@ class EmbeddedRedis:
         self.socket = _socket_path(folder)
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._launches = 0
 
     @property
     def url(self) -> str:
@@ -71,9 +73,10 @@ class EmbeddedRedis:
         Call it in the main thread: the kernel ties the server's life to the thread that starts it.
         """
         deadline = time.monotonic() + START_SECONDS
+        self._launches = 0
         while not self._ready():
-            if time.monotonic() > deadline:
-                raise EmbeddedRedisError(f"the embedded server did not answer in time; see {self._log_file}")
+            if time.monotonic() > deadline or self._launches > MAX_LAUNCHES:
+                raise EmbeddedRedisError(f"the embedded server did not come up; see {self._log_file}")
             if self._take_lock():
                 self._launch_if_dead(deadline)
             time.sleep(0.01)
@@ -149,6 +152,7 @@ class EmbeddedRedis:
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
         ]
         # A session of its own: Ctrl-C reaches us only, and we end it when our requests are done.
+        self._launches += 1
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -161,15 +165,15 @@ def _binary() -> Path:
 
 
 def _socket_path(folder: Path) -> Path:
-    """In the folder, or where that path is too long for a socket, in a private folder of the temporary one."""
+    """In the folder, or where that path is too long for a socket, in a private folder of /tmp."""
     path = folder / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
         return path
-    short = Path(tempfile.gettempdir()) / f"notellm-{os.getuid()}"
+    short = Path("/tmp") / f"notellm-{os.getuid()}"  # not TMPDIR: every process must come to the same place
     short.mkdir(mode=0o700, exist_ok=True)
     if short.stat().st_uid != os.getuid():
         raise EmbeddedRedisError(f"{short} belongs to somebody else; choose a shorter NOTELLM_DATA_DIR")
-    return short / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+    return short / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.sock"
 
 
 def _ask(path: Path, command: bytes) -> bytes | None:

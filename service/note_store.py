@@ -160,7 +160,7 @@ class RedisNoteStore:
                     raise
                 return LogBounds(None, ORIGIN, cut=False)
         first = info["first-entry"]
-        cut = info["entries-added"] > info["length"]
+        cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not tell
         return LogBounds(first[0].decode() if first else None, info["last-generated-id"].decode(), cut)
 
     async def scan(self) -> AsyncIterator[list[StoredNote]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -53,9 +54,12 @@ class NotesFile:
 
     def _raw_lines(self, file: IO[bytes]) -> Iterator[bytes]:
         packed = self.path.suffix == ".gz"
-        for raw in gzip.GzipFile(fileobj=file) if packed else file:
-            self.position = file.tell() if packed else self.position + len(raw)
-            yield raw
+        try:
+            for raw in gzip.GzipFile(fileobj=file) if packed else file:
+                self.position = file.tell() if packed else self.position + len(raw)
+                yield raw
+        except (EOFError, zlib.error) as error:
+            raise gzip.BadGzipFile(f"{self.path}: {error}") from error
 
     def _parse(self, number: int, raw: bytes) -> Line:
         try:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from ulid import ULID
 
@@ -68,6 +69,7 @@ class Recommender:
         self.index = index
         self._telemetry = telemetry
         self._clock = clock
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add(self, notes: Sequence[Note], generate: Generate, lane: Lane) -> list[Added]:
         """Upsert by id; a note without one gets a ULID. On return all are durable and searchable here.
@@ -152,16 +154,17 @@ class Recommender:
 
         Without `expected` a change that meets another one is tried again on the newer note: none is lost.
         """
-        for attempt in range(CHANGE_ATTEMPTS):
-            old = await self.get(note_id)
-            if expected is not None and old.position != expected:
-                raise PreconditionFailed(note_id)
-            try:
-                return await self.put(edit(old.note), Generate(), old.position)
-            except PreconditionFailed:
-                if expected is not None or attempt == CHANGE_ATTEMPTS - 1:
-                    raise
-        raise AssertionError("unreachable")
+        async with self._changing.setdefault(note_id, asyncio.Lock()):
+            for attempt in range(CHANGE_ATTEMPTS):
+                old = await self.get(note_id)
+                if expected is not None and old.position != expected:
+                    raise PreconditionFailed(note_id)
+                try:
+                    return await self.put(edit(old.note), Generate(), old.position)
+                except PreconditionFailed:
+                    if expected is not None or attempt == CHANGE_ATTEMPTS - 1:
+                        raise
+            raise AssertionError("unreachable")
 
     async def remove(self, note_id: str, expected: str | None = None) -> None:
         """On return the note is gone, durably, and is not found here. Raises NoteNotFound, PreconditionFailed."""

@@ -92,10 +92,11 @@ class LiveIndex:
         self._task = asyncio.create_task(self._follow(), name="follow-log")
 
     async def stop(self) -> None:
-        self._stopped = True  # the Redis client may swallow a cancellation
+        self._stopped = True
         if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            while not self._task.done():  # the Redis client may swallow a cancellation
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=0.1)
         self._thread.shutdown()
 
     async def search(self, vector: Vector, k: int, where: Filter) -> Found:
