@@ -6,7 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from service.dependencies import ServiceDep, StrictJsonRoute, bounded_note, check_policy, while_connected
+from service.dependencies import Service, ServiceDep, StrictJsonRoute, bounded_note, check_policy, while_connected
+from service.errors import FieldError, InvalidInput
+from service.interfaces import position_key
 from service.problems import documented
 from service.recommender import WAIT_SECONDS
 from service.schemas import NoteId, SimilarIn, SimilarOut, SimilarQuery
@@ -19,9 +21,18 @@ async def similar(note_id: NoteId, query: Annotated[SimilarQuery, Query()], serv
     """Notes related to a stored one, from its stored vector: no model call."""
     check_policy(query, "/query", service)
     if query.min_log_position:
-        await service.index.wait_for(query.min_log_position, WAIT_SECONDS)
+        await reach(query.min_log_position, service)
     found = await service.recommender.similar(note_id, query.k, query.as_filter(), query.min_score)
     return SimilarOut.of(found, note_id, service.recommender.engine.name)
+
+
+async def reach(position: str, service: Service) -> None:
+    """Wait for the index; a position that the store itself has not reached is a mistake, not something to wait for."""
+    if position_key(position) <= position_key(service.index.position):
+        return
+    if position_key(position) > position_key((await service.store.log_bounds()).last):
+        raise InvalidInput([FieldError("/query/min_log_position", "no write has had this log position yet")])
+    await service.index.wait_for(position, WAIT_SECONDS)
 
 
 @router.post("/similar", dependencies=[Depends(bounded_note)], responses=documented(400, 413, 422, 429, 503, 504))
