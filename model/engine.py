@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -233,7 +235,7 @@ class Engine:
         count = row.prepared.wanted.hashtags
         return written.count("#") < count and len(row.generated) < count * TOKENS_PER_HASHTAG
 
-    def _reading(self, row: _Row, vector: object) -> Reading:
+    def _reading(self, row: _Row, vector: npt.NDArray[np.float32]) -> Reading:
         wanted = row.prepared.wanted
         hashtags: tuple[Hashtag, ...] | None = None
         reason = None
@@ -246,7 +248,7 @@ class Engine:
             if not hashtags:
                 reason = "the model wrote nothing that can be read as a hashtag"
         usage = Usage(row.prompt_tokens, len(row.generated))
-        return Reading(vector, usage, hashtags, reason, row.categories, row.first_token_seconds)  # type: ignore[arg-type]
+        return Reading(vector, usage, hashtags, reason, row.categories, row.first_token_seconds)
 
     def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
         return CategoryTrie.build(self.model.prompt.category_outputs(categories))

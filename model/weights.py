@@ -69,7 +69,8 @@ def packaged_gguf() -> Path:
 def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     """The GGUF as bf16 safetensors in `cache`, keyed by the file's digest; converted at most once.
 
-    Written beside its final name and renamed, so a killed conversion leaves nothing that looks whole.
+    Written beside its final name and renamed, so a killed conversion leaves nothing that looks whole. Raises
+    CheckpointError for a broken file.
     """
     target = cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if target.is_dir():
@@ -87,6 +88,8 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
         tokenizer.save_pretrained(unfinished)
         with contextlib.suppress(OSError):  # another process was first: its result is the same
             os.rename(unfinished, target)
+    except Exception as error:  # the reader of GGUF has no error of its own: whatever it meets, it raises
+        raise CheckpointError(f"{gguf} could not be converted: {error!r}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target

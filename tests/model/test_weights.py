@@ -57,7 +57,7 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(
 def test_a_broken_gguf_leaves_nothing_in_the_cache(content: bytes, tmp_path: Path) -> None:
     broken, cache = tmp_path / "broken.gguf", tmp_path / "cache"
     broken.write_bytes(content)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the reader says of it
+    with pytest.raises(CheckpointError, match="could not be converted"):
         convert_gguf(broken, cache)
     assert list(cache.iterdir()) == []
 
@@ -66,7 +66,7 @@ def test_a_gguf_that_ends_too_early_leaves_nothing_in_the_cache(tmp_path: Path) 
     broken, cache = tmp_path / "broken.gguf", tmp_path / "cache"
     with packaged_gguf().open("rb") as whole:
         broken.write_bytes(whole.read(4_000_000))
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the reader says of it
+    with pytest.raises(CheckpointError, match="could not be converted"):
         convert_gguf(broken, cache)
     assert list(cache.iterdir()) == []
 
