@@ -24,12 +24,14 @@ class NoteLLMConfig:
 
     `backbone`: "backbone" for the folder inside the checkpoint, else what `weights.resolve` takes.
     `dimension`: of the embedding; None means the hidden size, without a projection (an untrained model).
+    `adapter`: the checkpoint holds a LoRA adapter, merged into the backbone when it is loaded.
     Token bounds cut each field of the prompt. Checked on construction: CheckpointError.
     """
 
     name: str = "smollm2-135m-base"
     backbone: str = PACKAGED_BACKBONE
     dimension: int | None = None
+    adapter: bool = False
     prompt_version: str = "note-first/1"
     max_title_tokens: int = 32
     max_hashtag_tokens: int = 40

@@ -146,6 +146,22 @@ class Engine:
             self._write_hashtags([rows[i] for i in with_hashtags], *_fork(cache, mask, with_hashtags), started)
         return [self._reading(row, vector) for row, vector in zip(rows, vectors, strict=True)]
 
+    def read(self, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY, batch_tokens: int = 4096) -> list[Reading]:
+        """Readings of any number of notes, in their order; run in batches of like length."""
+        prepared = [self.prepare(note, wanted) for note in notes]
+        readings: dict[int, Reading] = {}
+        waiting = sorted(range(len(notes)), key=lambda i: prepared[i].tokens)
+        while waiting:
+            size = max(1, batch_tokens // prepared[waiting[-1]].tokens)
+            batch, waiting = waiting[-size:], waiting[:-size]
+            readings |= zip(batch, self.run([prepared[i] for i in batch]), strict=True)
+        return [readings[i] for i in range(len(notes))]
+
+    def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+        """Vectors of any number of notes: (len(notes), dimension), in their order."""
+        vectors = [reading.vector for reading in self.read(notes)]
+        return np.array(vectors, np.float32).reshape(len(notes), self.dimension)
+
     def _prefill(self, rows: Sequence[_Row]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Read-out states (B, H), the cache, and its mask (B, S); left-padded, so that all caches end together."""
         ids, mask = _left_pad([row.prepared.ids for row in rows], self.model.prompt.end_id, self.model.device)

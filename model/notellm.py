@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,8 +24,13 @@ from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
 from model.prompt import Prompt
 from model.weights import Progress, file_digest, folder_digest, resolve, silent
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 HEAD_FILE = "head.safetensors"
 BACKBONE_FOLDER = "backbone"
+ADAPTER_FOLDER = "adapter"
+ADAPTER_FILE = "adapter_model.safetensors"
 INITIAL_TAU = 3.0
 """Start of the learnable temperature, used as exp(tau) (paper section 4)."""
 
@@ -110,16 +115,42 @@ class NoteLLM(nn.Module):
         cap = getattr(self.backbone.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint that stands on its own: notellm.json, head.safetensors, backbone/ with the tokenizer."""
-        (folder / BACKBONE_FOLDER).mkdir(parents=True, exist_ok=True)
-        self.backbone.save_pretrained(folder / BACKBONE_FOLDER)
-        self.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
+    def add_adapter(self, rank: int) -> PeftModel:
+        """Freeze the backbone and put a LoRA of `rank` beside each of its linear layers, in place."""
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        adapter: PeftModel = get_peft_model(self.backbone, config)
+        return adapter
+
+    def start_adapter(self, adapter: PeftModel, checkpoint: Path) -> None:
+        """Give adapter and head the weights of an earlier checkpoint of the same shape, to train on from there."""
+        from peft import set_peft_model_state_dict
+
+        with loading_errors(checkpoint):
+            set_peft_model_state_dict(adapter, load_file(checkpoint / ADAPTER_FOLDER / ADAPTER_FILE))
+        self._load_head(checkpoint / HEAD_FILE)
+
+    def save(self, folder: Path, adapter: PeftModel | None = None, state: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint: notellm.json, head.safetensors, and either backbone/ with the tokenizer, which stands on
+        its own, or adapter/ to the backbone that the configuration names.
+
+        `state`: all weights by name, where this process holds only its shard of them.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        inner = state and {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+        if adapter is not None:
+            inner = inner and {f"base_model.model.{name}": tensor for name, tensor in inner.items()}
+            adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=inner)
+        else:
+            self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=inner)
+            self.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
         head = {"tau": self.tau.detach()}
         if self.projection is not None:
             head["projection"] = self.projection.weight.detach()
         save_file(head, folder / HEAD_FILE)
-        replace(self.config, backbone=BACKBONE_FOLDER).save(folder)
+        config = self.config if adapter is not None else replace(self.config, backbone=BACKBONE_FOLDER)
+        config.save(folder)
 
     @classmethod
     def load(
@@ -156,7 +187,11 @@ class NoteLLM(nn.Module):
             if info["missing_keys"]:  # they would be random numbers
                 raise CheckpointError(f"{weights} lacks {sorted(info['missing_keys'])}")
             tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+            if config.adapter:
+                backbone = _with_adapter(backbone, folder / ADAPTER_FOLDER)
         digest = folder_digest(weights)
+        if config.adapter:
+            digest = f"{digest}+{folder_digest(folder / ADAPTER_FOLDER)}"
         model = cls(config, backbone, tokenizer, digest)
         if config.dimension:
             model._load_head(folder / HEAD_FILE)
@@ -174,6 +209,16 @@ class NoteLLM(nn.Module):
         self.projection.weight.data.copy_(projection)
         self.tau.data.copy_(tau)
         self.weights_digest = f"{self.weights_digest}+{file_digest(path)}"
+
+
+def _with_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`backbone` with the adapter's weights added to its own."""
+    if not (folder / ADAPTER_FILE).is_file():
+        raise CheckpointError(f"{folder / ADAPTER_FILE} is missing, but the configuration has an adapter")
+    from peft import PeftModel
+
+    merged: PreTrainedModel = PeftModel.from_pretrained(backbone, str(folder)).merge_and_unload()
+    return merged
 
 
 @contextlib.contextmanager

@@ -15,11 +15,13 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
+from model import cli as offline
 from service.ingest import Ingest, IngestFailed
 from service.settings import Settings
 from service.telemetry import configure_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Related notes, hashtags and categories.")
+offline.add_to(app)
 out = Console()
 err = Console(stderr=True)
 

@@ -1,0 +1,152 @@
+"""The offline half of the `notellm` command line: pairs, train, evaluate. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from model.train import Step
+
+out = Console()
+err = Console(stderr=True)
+Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Converted weights.")]
+CACHE = Path("~/.cache/notellm").expanduser()
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands with the one `notellm` app."""
+    for command in (pairs, train):
+        app.command()(command)
+
+
+def pairs(
+    clicks: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet with user, note and, if known, time and rating.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
+    notes: Annotated[Path | None, typer.Option(help="JSONL with id and category, for --per-category.")] = None,
+    window: Annotated[int | None, typer.Option(help="Most steps between the two notes; the whole history.")] = None,
+    lower: Annotated[float, typer.Option(help="Pairs scored lower are dropped.")] = 0.01,
+    upper: Annotated[float, typer.Option(help="Pairs scored higher are dropped.")] = 30.0,
+    top: Annotated[int, typer.Option(help="Pairs kept per note.")] = 10,
+    min_rating: Annotated[float | None, typer.Option(help="Only clicks with this rating or more count.")] = None,
+    max_history: Annotated[int | None, typer.Option(help="Only a user's first notes make pairs.")] = None,
+    per_category: Annotated[int | None, typer.Option(help="Pairs kept per combination of categories.")] = None,
+    split: Annotated[str, typer.Option(help="all, train, validation or test: of both notes.")] = "all",
+    engine: Annotated[str, typer.Option(help="duckdb, or spark for what one machine cannot hold.")] = "duckdb",
+    memory: Annotated[str, typer.Option(help="For the join; the rest goes to disk.")] = "1GB",
+    as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
+) -> None:
+    """Related pairs of notes from what users clicked: s(A->B) = sum over users of 1/N."""
+    from model.pairs import PairOptions, PairsError, related_pairs
+
+    given = locals()
+    with ended_by(PairsError):
+        options = PairOptions(**{f.name: given[f.name] for f in fields(PairOptions)})
+        report = related_pairs(
+            clicks,
+            out_file,
+            options,
+            notes=notes,
+            engine=engine,
+            memory=memory,
+            progress=say,  # type: ignore[arg-type]
+        )
+    show(asdict(report), as_json)
+
+
+def train(
+    config: Annotated[Path, typer.Option(help="The recipe, TOML.")],
+    folder: Annotated[Path, typer.Option("--out", help="Log, curves, state to go on from, and the best checkpoint.")],
+    change: Annotated[list[str] | None, typer.Option("--set", help="name=value, instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; what is there by default.")] = "auto",
+    cache: Cache = CACHE,
+) -> None:
+    """Train as the recipe says; the same command goes on after a break. Under torchrun: on several processes."""
+    import torch
+
+    from model.card import CURVES, draw_curves, write_card
+    from model.config import CheckpointError
+    from model.dataset import DatasetError
+    from model.pairs import PairsError
+    from model.recipe import Recipe, RecipeError
+    from model.train import BEST, Trainer, processes
+
+    device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    with ended_by(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, device):
+        recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
+        folder.mkdir(parents=True, exist_ok=True)
+        quiet = rank > 0
+        trainer = Trainer(recipe, folder, cache=cache, device=device, progress=(lambda message: None) if quiet else say)
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            disable=quiet,
+        ) as bar:
+            task = bar.add_task("training", total=recipe.steps, completed=trainer.step)
+            for step in trainer.run():
+                bar.update(task, completed=step.step, description=described(step))
+                if step.recall is not None and not quiet:
+                    bar.console.print(f"step {step.step}: validation Recall@100 {100 * step.recall:.1f}%")
+        if not quiet:
+            draw_curves(folder)
+            say(f"curves: {folder / CURVES}")
+            if (folder / BEST).is_dir():
+                say(f"the best checkpoint: {folder / BEST}; its card: {write_card(trainer, sys.argv)}")
+
+
+def described(step: Step) -> str:
+    return (
+        f"contrastive {step.contrastive:.3f}  generative {step.generative:.3f}  tau {step.tau:.2f}  "
+        f"{step.pairs_per_second:.1f} pairs/s"
+    )
+
+
+def parsed(text: str) -> tuple[str, Any]:
+    """name=value, the value as TOML spells it; anything else is text."""
+    import tomllib
+
+    name, _, value = text.partition("=")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+@contextmanager
+def ended_by(*errors: type[Exception]) -> Iterator[None]:
+    """An expected error ends the command with its message."""
+    try:
+        yield
+    except errors as error:
+        err.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(1) from error
+
+
+def say(message: str) -> None:
+    err.print(f"[dim]{message}[/dim]", highlight=False)
+
+
+def show(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        out.print_json(json.dumps(report))
+        return
+    table = Table("what", "value")
+    for name, value in report.items():
+        rows = value.items() if isinstance(value, dict) else [("", value)]
+        for inner, number in rows:
+            text = f"{number:,.3f}" if isinstance(number, float) else f"{number:,}"
+            table.add_row(f"{name.replace('_', ' ')} {inner}".strip(), text)
+    out.print(table)

@@ -1,0 +1,159 @@
+"""Notes and pairs -> training batches: which task a note gets, and the token ids of its one forward.
+
+Everything random is a function of (seed, step): a run that was broken off goes on with the batches it would have had.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model.note import Note, normalise_hashtags
+from model.pairs import Split, read_pairs, split_of
+from model.prompt import Prompt
+
+MAX_HASHTAGS = 5
+"""Most hashtags that an output holds: j is uniform in 1..min(5, n)."""
+
+
+class DatasetError(ValueError):
+    """Notes or pairs that cannot be trained on; the message names the file and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A note's token ids for one forward. `ids[: read_out + 1]` is the prompt, `ids[output :]` what it must write."""
+
+    note: Note
+    ids: tuple[int, ...]
+    read_out: int
+    output: int
+
+
+def read_notes(path: Path) -> dict[str, Note]:
+    """Notes of a JSONL file (plain or .gz) by id; only the fields that enter a prompt, and the category."""
+    notes = {}
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                note = Note(
+                    id=str(record["id"]),
+                    title=record.get("title") or "",
+                    content=record.get("content") or "",
+                    hashtags=normalise_hashtags(record.get("hashtags") or ()),
+                    category=record.get("category"),
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
+            notes[note.id] = note
+    return notes
+
+
+def draw_example(prompt: Prompt, note: Note, hashtag_share: float, rng: random.Random) -> Example:
+    """A task for one note: hashtags with probability `hashtag_share` (r in the paper), else the category.
+
+    In the hashtag task the input's hashtags are withheld. A note that lacks the target of its task gets no task.
+    """
+    if rng.random() < hashtag_share:
+        return hashtag_example(prompt, note, rng)
+    return category_example(prompt, note)
+
+
+def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
+    """`note` without its hashtags, to write j of them drawn at random; without a task when it has none."""
+    if not note.hashtags:
+        return bare_example(prompt, note)
+    count = rng.randint(1, min(MAX_HASHTAGS, len(note.hashtags)))
+    drawn = rng.sample(note.hashtags, count)
+    ids = prompt.note(replace(note, hashtags=()))
+    suffix = prompt.hashtag_task(count)
+    return Example(note, (*ids, *suffix, *prompt.hashtag_output(drawn)), len(ids) - 1, len(ids) + len(suffix))
+
+
+def category_example(prompt: Prompt, note: Note) -> Example:
+    """`note` with its hashtags, to write its category; without a task when it has none."""
+    if note.category is None:
+        return bare_example(prompt, note)
+    ids = prompt.note(note)
+    suffix = prompt.category_task()
+    (output,) = prompt.category_outputs([note.category])
+    return Example(note, (*ids, *suffix, *output), len(ids) - 1, len(ids) + len(suffix))
+
+
+def bare_example(prompt: Prompt, note: Note) -> Example:
+    """Only to be embedded."""
+    ids = prompt.note(note)
+    return Example(note, tuple(ids), len(ids) - 1, len(ids))
+
+
+class PairedNotes:
+    """One split of one data set: its notes, its related pairs, and what is known to be related.
+
+    A pair and its reverse are one pair here, with the better of their scores: the loss knows no direction. Without
+    `pairs` every batch is of single notes, which only CSFT learns from.
+    """
+
+    def __init__(self, notes: Path, pairs: Path | None, *, split: Split = "train", min_score: float = 0.0) -> None:
+        self.notes = {i: note for i, note in read_notes(notes).items() if split_of(i) == split}
+        self._related: dict[str, set[str]] = defaultdict(set)
+        scores: dict[tuple[str, str], float] = {}
+        for pair in read_pairs(pairs) if pairs else ():
+            if pair.note in self.notes and pair.related in self.notes:
+                both = (min(pair.note, pair.related), max(pair.note, pair.related))
+                scores[both] = max(pair.score, scores.get(both, 0.0))
+                self._related[pair.note].add(pair.related)
+                self._related[pair.related].add(pair.note)
+        self.pairs = sorted(both for both, score in scores.items() if score >= min_score)
+        if pairs and not self.pairs:
+            raise DatasetError(f"{pairs} has no pair of {split} notes of {notes} with a score of {min_score} or more")
+        self.has_pairs = bool(pairs)
+        if not pairs:
+            singles = sorted(i for i, n in self.notes.items() if n.hashtags or n.category is not None)
+            self.pairs = list(zip(singles[::2], singles[1::2], strict=False))
+
+    def batches(self, size: int, seed: int) -> Iterator[list[Note]]:
+        """Endless batches of 2 * `size` notes; rows 2i and 2i + 1 are a pair, and no note comes twice in a batch.
+
+        An epoch is a fresh shuffle of all pairs. A pair with a note that is in the batch already waits for the next.
+        """
+        rng = random.Random(seed)
+        waiting: deque[tuple[str, str]] = deque()
+        while True:
+            waiting += rng.sample(self.pairs, len(self.pairs))
+            while len(waiting) >= 2 * size:
+                yield [self.notes[i] for pair in _take_disjoint(waiting, size) for i in pair]
+
+    def sample(self, size: int, seed: int) -> tuple[list[Note], list[tuple[str, str]]]:
+        """A small pool to measure on: notes of random pairs until there are `size`, and all pairs among them."""
+        chosen: dict[str, Note] = {}
+        for pair in random.Random(seed).sample(self.pairs, len(self.pairs)):
+            if len(chosen) + 2 > size:
+                break
+            chosen |= {i: self.notes[i] for i in pair}
+        return list(chosen.values()), [pair for pair in self.pairs if chosen.keys() >= set(pair)]
+
+    def known_related(self, notes: Sequence[Note]) -> list[list[bool]]:
+        """(2B, 2B): True where two notes are related by any score, or say the same: false negatives."""
+        return [[b.id in self._related[a.id] or a.prompt_text == b.prompt_text for b in notes] for a in notes]
+
+
+def _take_disjoint(waiting: deque[tuple[str, str]], size: int) -> list[tuple[str, str]]:
+    """Remove and return the first `size` pairs that share no note; fewer where there are not so many."""
+    taken: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    while waiting and len(taken) < size:
+        pair = waiting.popleft()
+        if seen.isdisjoint(pair):
+            taken.append(pair)
+            seen.update(pair)
+        else:
+            skipped.append(pair)
+    waiting.extendleft(reversed(skipped))
+    return taken

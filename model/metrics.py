@@ -1,0 +1,332 @@
+"""What is measured: retrieval, classification, calibration, hashtags. Pure functions on numpy; shares are in [0, 1].
+
+Names of sizes: Q queries, N notes of the pool, P pairs (a query and one of its targets), C classes. Every function
+raises ValueError for shapes that do not match and where there is nothing to average over.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.note import hashtag_key, normalise_hashtags
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+EXPOSURES = ("low", "middle", "high")
+"""Names of the groups that `exposure_groups` numbers."""
+
+TEMPERATURE_LIMITS = (0.01, 100.0)
+"""Where `fit_temperature` looks."""
+
+_BOOTSTRAP_CELLS = 2_000_000
+"""Draw counts in memory at once, 16 bytes each (drawn as int64, multiplied as float64)."""
+
+
+def target_ranks(scores: Floats, targets: Sequence[Integers], own: Integers) -> list[npt.NDArray[np.int64]]:
+    """Rank of every target among the whole pool but the query itself, 1 for the best.
+
+    `scores`: (Q, N) float32, higher is closer, columns in ascending order of note id; of equal scores the lower
+    column ranks first. `targets`: Q arrays of columns. `own`: (Q,) the query's own column, -1 where it has none.
+    Targets of one query stand in each other's way, as in the paper's recall over pairs. Returns Q int64 arrays shaped
+    as `targets`. ValueError for NaN, for a column outside the pool and for a query that is its own target.
+    """
+    if scores.ndim != 2 or own.shape != (len(scores),) or len(targets) != len(scores):
+        raise ValueError(f"scores {scores.shape}, own {own.shape} and {len(targets)} lists of targets do not match")
+    if ((own < -1) | (own >= scores.shape[1])).any():
+        raise ValueError(f"own must be a column below {scores.shape[1]}, or -1")
+    return [_ranks_in_row(*query) for query in zip(scores, targets, own, strict=True)]
+
+
+def _ranks_in_row(scores: Floats, targets: Integers, own: np.integer[Any]) -> npt.NDArray[np.int64]:
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN, which has no rank")
+    if ((targets < 0) | (targets >= len(scores)) | (targets == own)).any():
+        raise ValueError(f"targets must be columns below {len(scores)} and not the query's own")
+    pool = scores.copy()
+    if own >= 0:
+        pool[own] = np.nan  # neither above nor equal to any score
+    ranks = [1 + np.count_nonzero(pool > pool[t]) + np.count_nonzero(pool[:t] == pool[t]) for t in targets]
+    return np.array(ranks, dtype=np.int64)
+
+
+def recall_at(ranks: Integers, k: int) -> float:
+    """Share of pairs whose target is among the first k: the paper's R@k. `ranks`: (P,), 1-based."""
+    _check_ranks(ranks)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    return float(np.mean(ranks <= k))
+
+
+def mean_reciprocal_rank(ranks: Integers) -> float:
+    """Mean of 1/rank over pairs, in (0, 1]. `ranks`: (P,), 1-based.
+
+    Over pairs, like `recall_at`; it is the usual MRR (best target of each query) where a query has one target.
+    """
+    _check_ranks(ranks)
+    return float(np.mean(1 / ranks))
+
+
+def exposure_groups(targets: Integers, clicks: Integers) -> npt.NDArray[np.int64]:
+    """Split pairs in three groups of equal size by the clicks of the target, as the paper does for exposure.
+
+    `targets`: (P,) columns in ascending order of note id. `clicks`: (N,) clicks of each column. Returns (P,) int64:
+    0 low, 1 middle, 2 high. Sizes differ by at most one; of equal clicks the lower column is lower, so at a boundary
+    the pairs of one target may fall in two groups, the earlier pairs in the lower.
+    """
+    if targets.ndim != 1 or clicks.ndim != 1:
+        raise ValueError(f"targets {targets.shape} and clicks {clicks.shape} must have one axis")
+    if ((targets < 0) | (targets >= len(clicks))).any():
+        raise ValueError(f"targets must be columns below {len(clicks)}")
+    groups = np.empty(len(targets), dtype=np.int64)
+    groups[np.lexsort((targets, clicks[targets]))] = np.arange(len(targets)) * len(EXPOSURES) // max(len(targets), 1)
+    return groups
+
+
+def recall_by_exposure(ranks: Integers, groups: Integers, k: int) -> dict[str, float]:
+    """`recall_at` in each of `EXPOSURES`. `ranks` and `groups` (of `exposure_groups`): (P,), at least three pairs."""
+    if ranks.shape != groups.shape:
+        raise ValueError(f"ranks {ranks.shape} and groups {groups.shape} differ in shape")
+    return {name: recall_at(ranks[groups == group], k) for group, name in enumerate(EXPOSURES)}
+
+
+def _check_ranks(ranks: Integers) -> None:
+    if ranks.ndim != 1 or not len(ranks):
+        raise ValueError(f"ranks must be those of at least one pair, on one axis, not of shape {ranks.shape}")
+    if ranks.min() < 1:
+        raise ValueError("ranks start at 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """System a against system b, each interval holding 95%.
+
+    `difference`: a - b, from `low` to `high`. `p`: two-sided, of no difference. `ratio`: a / b, from `ratio_low` to
+    `ratio_high`; NaN where b is 0, its interval already where b is 0 in some resample.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+def paired_bootstrap(a: Floats, b: Floats, counts: Integers, *, seed: int, rounds: int = 10_000) -> Comparison:
+    """Compare two systems' means over pairs, resampling whole queries: pairs of one query are not independent.
+
+    `a`, `b`: (Q,) sums over each query's pairs, such as its hits. `counts`: (Q,) its pairs; a query without any is
+    left out. Each round draws as many queries as there are, with replacement, the same for both systems; its
+    statistic is the sum of sums over the sum of counts. Percentile interval (Efron & Tibshirani 1993, chapter 13); p is
+    twice the smaller tail beyond 0, with 1 added to the tail and to the rounds (Davison & Hinkley 1997, chapter 4), so
+    it is never below 2 / (rounds + 1). The same `seed` gives the same answer.
+    """
+    if counts.ndim != 1 or not a.shape == b.shape == counts.shape:
+        raise ValueError(f"a {a.shape}, b {b.shape} and counts {counts.shape} must share one axis")
+    if (counts < 0).any() or (a[counts == 0] != 0).any() or (b[counts == 0] != 0).any():
+        raise ValueError("counts must not be negative, and a query without pairs must have sums of 0")
+    if not counts.any() or rounds < 1:
+        raise ValueError("there must be at least one pair and one round")
+    columns = np.stack([a - b, a, b, counts], axis=1, dtype=np.float64)[counts > 0]
+    (difference,), (ratio,) = _differences_and_ratios(columns.sum(axis=0, keepdims=True))
+    differences, ratios = _differences_and_ratios(_resampled_sums(columns, rounds, np.random.default_rng(seed)))
+    tail = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    p = min(1.0, float(2 * (tail + 1) / (rounds + 1)))
+    return Comparison(float(difference), *_interval(differences), p, float(ratio), *_interval(ratios))
+
+
+def _interval(samples: Floats) -> tuple[float, float]:
+    low, high = np.quantile(samples, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _resampled_sums(columns: Floats, rounds: int, generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """(rounds, columns): sums of each column over as many rows as there are, drawn with replacement."""
+    rows = len(columns)
+    chunk = max(1, _BOOTSTRAP_CELLS // rows)
+    sizes = [min(chunk, rounds - start) for start in range(0, rounds, chunk)]
+    even = np.full(rows, 1 / rows)
+    return np.concatenate([generator.multinomial(rows, even, size) @ columns for size in sizes])
+
+
+def _differences_and_ratios(sums: Floats) -> tuple[Floats, Floats]:
+    """From (rounds, 4) sums of a - b, a, b and counts. a - b is summed by itself: 0 stays 0 whatever the rounding."""
+    difference, a, b, counts = sums.T
+    return difference / counts, np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
+
+
+def accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
+    """Share of predictions equal to the truth."""
+    _check_lengths(predicted, truth)
+    return sum(p == t for p, t in zip(predicted, truth, strict=True)) / len(truth)
+
+
+def macro_f1(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
+    """Mean of F1 over every label that occurs in the truth or among the predictions, as in scikit-learn.
+
+    F1 of a label is 2 hits / (times predicted + times true). Each invented label is thus one more class with F1 0:
+    give free outputs outside the closed set one common label first.
+    """
+    _check_lengths(predicted, truth)
+    hits = Counter(t for p, t in zip(predicted, truth, strict=True) if p == t)
+    occurrences = Counter(predicted) + Counter(truth)
+    return sum(2 * hits[label] / n for label, n in occurrences.items()) / len(occurrences)
+
+
+def illusory_share(outputs: Sequence[str], closed_set: Collection[str]) -> float:
+    """Share of free outputs that are none of the closed set, compared exactly."""
+    _check_lengths(outputs)
+    return sum(output not in closed_set for output in outputs) / len(outputs)
+
+
+def expected_calibration_error(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy in bins of equal width, weighted by their size; in [0, 1].
+
+    `confidence`: (N,) probability of each prediction, in [0, 1]. `correct`: (N,) whether it was right. A bin excludes
+    its lower edge, but 0 is in the first (Guo et al. 2017, section 2).
+    """
+    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
+        raise ValueError(f"confidence {confidence.shape} and correct {correct.shape} must share one axis, not empty")
+    if bins < 1 or not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError("confidence must be in [0, 1], and there must be at least one bin")
+    inner_edges = np.linspace(0, 1, bins + 1)[1:-1]
+    gaps = np.bincount(np.digitize(confidence, inner_edges, right=True), weights=correct - confidence)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def fit_temperature(log_probs: Floats, truth: Integers) -> float:
+    """The temperature T that makes the truth likeliest under softmax(log_probs / T) (Guo et al. 2017, section 4.2).
+
+    `log_probs`: (N, C) finite log probabilities or logits. `truth`: (N,) classes in [0, C). The negative log likelihood
+    is convex in 1/T, so its slope changes sign once and bisection on log T finds where. Returns a limit of
+    `TEMPERATURE_LIMITS` where that lies outside them, as it does when every prediction is right.
+    """
+    if log_probs.ndim != 2 or truth.shape != (len(log_probs),) or not len(truth):
+        raise ValueError(f"log_probs {log_probs.shape} and truth {truth.shape} must be (N, C) and (N,), not empty")
+    if not np.isfinite(log_probs).all() or ((truth < 0) | (truth >= log_probs.shape[1])).any():
+        raise ValueError(f"log_probs must be finite and truth below {log_probs.shape[1]}")
+    true_mean = log_probs[np.arange(len(truth)), truth].mean(dtype=np.float64)
+    low, high = map(math.log, TEMPERATURE_LIMITS)
+    for _ in range(50):  # to the precision of a float64
+        middle = (low + high) / 2
+        probs = np.exp(apply_temperature(log_probs, math.exp(middle)))
+        too_sharp = (probs * log_probs).sum(axis=1).mean() > true_mean  # the slope in 1/T is their difference
+        low, high = (middle, high) if too_sharp else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def apply_temperature(log_probs: Floats, temperature: float) -> npt.NDArray[np.float64]:
+    """Log of softmax(log_probs / temperature) over the last axis, same shape, float64. `temperature` above 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    scaled: npt.NDArray[np.float64] = log_probs.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    scaled -= np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+    return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class HashtagScores:
+    """Precision, recall and F1 at k, each the mean over notes."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class RougeScores:
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, each the mean over notes."""
+
+    rouge_1: float
+    rouge_2: float
+    rouge_l: float
+
+
+def hashtag_prf(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], k: int) -> HashtagScores:
+    """Precision, recall and F1 of each note's first k hashtags, averaged over notes (macro).
+
+    Hashtags are the same when `hashtag_key` is; repeated and empty ones are dropped before the first k are taken.
+    Precision is hits / k, k being the number asked for: one that was not written counts as a wrong one, so that saying
+    less does not score more (F1@5 of Chen et al. 2020, arXiv 2004.08511). Recall is hits / all true hashtags; F1 is
+    taken per note. ValueError for a note without truth.
+    """
+    _check_lengths(predicted, truth)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    rows = [_prf(_keys(p)[:k], _keys(t), k) for p, t in zip(predicted, truth, strict=True)]
+    return HashtagScores(*np.mean(rows, axis=0).tolist())
+
+
+def _keys(hashtags: Sequence[str]) -> list[str]:
+    return [hashtag_key(hashtag) for hashtag in normalise_hashtags(hashtags)]
+
+
+def _prf(predicted: list[str], truth: list[str], k: int) -> tuple[float, float, float]:
+    if not truth:
+        raise ValueError("a note without true hashtags cannot be scored: leave it out")
+    hits = len(set(predicted) & set(truth))
+    return hits / k, hits / len(truth), 2 * hits / (k + len(truth))
+
+
+def rouge(predicted: Sequence[str], truth: Sequence[str]) -> RougeScores:
+    """ROUGE F-measures (Lin 2004) of texts, such as a note's hashtags joined by a space, averaged over notes.
+
+    Tokens are those of `rouge_tokens`, neither stemmed nor filtered. ROUGE-1 and ROUGE-2 count an n-gram at most as
+    often as the other text has it; ROUGE-L is the longest common subsequence. Precision and recall weigh the same.
+    A note scores 0 where either text has no such n-gram: so does every empty prediction.
+    """
+    _check_lengths(predicted, truth)
+    rows = [_rouge(rouge_tokens(p), rouge_tokens(t)) for p, t in zip(predicted, truth, strict=True)]
+    return RougeScores(*np.mean(rows, axis=0).tolist())
+
+
+_UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+"""Han characters and kana. Hangul is written with spaces, so its words are words."""
+
+_TOKEN = re.compile(rf"(?=\w)[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+def rouge_tokens(text: str) -> list[str]:
+    r"""Lower-cased words (`\w+`); each Han character or kana is its own token, since no space divides those."""
+    return _TOKEN.findall(text.lower())
+
+
+def _rouge(predicted: list[str], truth: list[str]) -> tuple[float, float, float]:
+    unigrams = Counter(predicted), Counter(truth)
+    bigrams = Counter(pairwise(predicted)), Counter(pairwise(truth))
+    common = _longest_common_subsequence(predicted, truth)
+    return _overlap_f1(*unigrams), _overlap_f1(*bigrams), 2 * common / max(len(predicted) + len(truth), 1)
+
+
+def _overlap_f1(predicted: Counter[Any], truth: Counter[Any]) -> float:
+    return 2 * (predicted & truth).total() / max(predicted.total() + truth.total(), 1)
+
+
+def _longest_common_subsequence(a: list[str], b: list[str]) -> int:
+    lengths = [0] * (len(b) + 1)  # of a so far against each start of b
+    for token in a:
+        previous = lengths
+        lengths = [0]
+        for i, other in enumerate(b):
+            lengths.append(previous[i] + 1 if token == other else max(previous[i + 1], lengths[i]))
+    return lengths[-1]
+
+
+def _check_lengths(*lists: Sequence[object]) -> None:
+    lengths = [len(values) for values in lists]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"lists differ in length: {lengths}")
+    if not lengths[0]:
+        raise ValueError("nothing to average over")

@@ -1,0 +1,431 @@
+"""Behaviour -> weighted related pairs of notes (paper section 3), in one SQL text that DuckDB and Spark both run.
+
+For every user who clicked note A and later note B, s(A->B) grows by 1 / N, N being the notes that this user clicked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import duckdb
+
+Split = Literal["train", "validation", "test"]
+
+QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
+THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 1.0)
+MAX_THREADS = 4
+CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
+CLICK_COLUMNS = ("user", "note", "time", "rating")
+NOTE_COLUMNS = ("id", "category")
+FORMATS = {
+    ".jsonl": "json", ".jsonl.gz": "json", ".ndjson": "json", ".ndjson.gz": "json",
+    ".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet",
+}  # fmt: skip
+
+
+class PairsError(ValueError):
+    """Clicks, notes or options that give no pairs; the message says why and what to do."""
+
+
+class Pair(NamedTuple):
+    """Whoever clicked `note` clicked `related` later; `score` is s(note->related) of paper section 3."""
+
+    note: str
+    related: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairOptions:
+    """Which clicks count and which pairs are kept. Checked on construction: PairsError.
+
+    `window`: most steps between the two notes in the user's order of distinct notes; None for the whole history.
+    `max_history`: pairs come from a user's first so many distinct notes only, which bounds the join (a user with n
+    notes makes n²/2 pairs); the user's weight 1/N still counts all notes.
+    `min_rating`: only clicks with at least this rating count, everywhere; one without a rating does not.
+    `lower`, `upper`: a pair whose score is outside is dropped (l and u in the paper). `split`: both notes are of it.
+    `top`: pairs kept per note (t in the paper), after the bounds and the split; of equal ones the lower `related`.
+    `per_category`: then, pairs kept per (category of note, category of related), best first, equal ones by the ids;
+    notes without a category make one category together.
+    """
+
+    window: int | None = None
+    lower: float = 0.01
+    upper: float = 30.0
+    top: int = 10
+    min_rating: float | None = None
+    per_category: int | None = None
+    split: Split | Literal["all"] = "all"
+    max_history: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 1), ("top", 1), ("per_category", 1), ("max_history", 2)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise PairsError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if self.top is None:
+            raise PairsError("top must be a number; give a large one to keep every pair")
+        if not 0 <= self.lower <= self.upper:
+            raise PairsError(f"the scores' bounds must be 0 <= lower <= upper, not {self.lower} and {self.upper}")
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise PairsError(f"min_rating must be a number, not {self.min_rating}")
+        if self.split not in ("all", *get_args(Split)):
+            raise PairsError(f"split must be all, train, validation or test, not {self.split!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairsReport:
+    """What went in and what came out.
+
+    `users`, `clicks`: those that count, a user's clicks on one note being one. `notes`: clicked ones of the split, and
+    `notes_without_pair` of them that no pair starts from. `quantiles` of the scores, by the names of QUANTILES, is
+    empty when there is no pair. `at_least`: pairs whose score reaches each of THRESHOLDS.
+    """
+
+    users: int
+    clicks: int
+    notes: int
+    pairs: int
+    notes_without_pair: int
+    quantiles: Mapping[str, float]
+    at_least: Mapping[float, int]
+    seconds: float
+
+
+def split_of(note_id: str) -> Split:
+    """The one rule that divides notes: sha1 of the id modulo 5 is 0 for test, 1 for validation, else train."""
+    remainder = int(hashlib.sha1(note_id.encode()).hexdigest(), 16) % 5
+    return "test" if remainder == 0 else "validation" if remainder == 1 else "train"
+
+
+# What both engines run. Values are bound to the question marks, in their order.
+HEALTH = """
+SELECT count(*), count(nullif(l.user, '')), count(nullif(l.note, '')), count(l.time),
+       count(try_cast(l.time AS DOUBLE)), count(try_cast(l.time AS TIMESTAMP_LTZ)), count(try_cast(l.rating AS DOUBLE))
+FROM click_lines l
+"""
+CLICKS = """
+SELECT l.user, l.note, try_cast(l.rating AS DOUBLE) AS rating, row_number() OVER (
+    PARTITION BY l.user ORDER BY try_cast(l.time AS DOUBLE), try_cast(l.time AS TIMESTAMP_LTZ), l.line) AS place
+FROM click_lines l
+"""
+CATEGORIES = "SELECT id, min(category) AS category FROM note_lines GROUP BY id"
+NO_CATEGORIES = "SELECT CAST(NULL AS STRING) AS id, CAST(NULL AS STRING) AS category"
+
+# Ids are numbered in their own order: numbers make a lean join, and break ties as the ids would.
+COUNTED = """
+WITH firsts AS (
+    SELECT c.user, c.note, min(c.place) AS place FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.user, c.note
+), notes AS (
+    SELECT d.note, row_number() OVER (ORDER BY d.note) AS number, split_of(d.note) AS split
+    FROM (SELECT DISTINCT note FROM firsts) d
+)
+"""
+COUNTS = f"""{COUNTED}
+SELECT count(DISTINCT f.user), count(*), (SELECT count(*) FROM notes WHERE ? = 'all' OR split = ?) FROM firsts f
+"""
+# Rounded, so that the order in which an engine adds cannot decide a tie or a bound.
+PAIRS = f"""{COUNTED}, histories AS (
+    SELECT f.user, f.note, row_number() OVER (PARTITION BY f.user ORDER BY f.place) AS step,
+           count(*) OVER (PARTITION BY f.user) AS length
+    FROM firsts f
+), steps AS (
+    SELECT h.user, CAST(n.number AS INT) AS number, h.step, h.length
+    FROM histories h JOIN notes n ON n.note = h.note
+    WHERE (? = 'all' OR n.split = ?) AND (? IS NULL OR h.step <= ?)
+), scored AS (
+    SELECT a.number AS note, b.number AS related, round(sum(1e0 / a.length), 9) AS score, count(*) AS users
+    FROM steps a JOIN steps b ON b.user = a.user AND b.step > a.step AND (? IS NULL OR b.step - a.step <= ?)
+    GROUP BY a.number, b.number
+), ranked AS (
+    SELECT s.*, row_number() OVER (PARTITION BY s.note ORDER BY s.score DESC, s.related) AS rank
+    FROM scored s WHERE s.score BETWEEN ? AND ?
+), named AS (
+    SELECT a.note, b.note AS related, r.score, CAST(r.users AS INT) AS users, row_number() OVER (
+        PARTITION BY ca.category, cb.category ORDER BY r.score DESC, r.note, r.related) AS rank
+    FROM ranked r JOIN notes a ON a.number = r.note JOIN notes b ON b.number = r.related
+    LEFT JOIN categories ca ON ca.id = a.note LEFT JOIN categories cb ON cb.id = b.note
+    WHERE r.rank <= ?
+)
+SELECT note, related, score, users FROM named WHERE ? IS NULL OR rank <= ?
+"""
+
+
+def related_pairs(
+    clicks: Path,
+    out: Path,
+    options: PairOptions = PairOptions(),
+    *,
+    notes: Path | None = None,
+    engine: Literal["duckdb", "spark"] = "duckdb",
+    memory: str = "1GB",
+    progress: Callable[[str], None] = lambda message: None,
+) -> PairsReport:
+    """Write the weighted related pairs of `clicks` to `out`: Parquet of note, related, score, users (behind the pair).
+
+    Sorted by note, score (highest first) and related; written beside its final name and renamed.
+
+    `clicks`: JSONL (plain or .gz), CSV or Parquet with user and note, and perhaps time (a number in any unit, or ISO
+    8601 text) and rating. A user's order is by time where times are given (of equal ones by the file), else the file's.
+    `notes`: JSONL (or one of the others) of id and category, for `per_category`.
+    `memory`: DuckDB's limit; more spills to a folder beside `out`. Spark goes by its own settings.
+    `progress` is told before each long step. Raises PairsError for bad input, or when the engine fails or is missing.
+    """
+    started = time.perf_counter()
+    if options.per_category is not None and notes is None:
+        raise PairsError("per_category balances the notes' categories: give the notes file too")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
+        folder = Path(name)
+        with closing(_ENGINES[engine](folder, memory)) as tables:
+            progress(f"Reading {clicks.name}")
+            _read_clicks(tables, clicks, options)
+            _read_categories(tables, notes if options.per_category is not None else None)
+            with _explained(tables, "the clicks could not be joined; allow more memory or set window or max_history"):
+                counts = tables.rows(COUNTS, _bound(options, "min_rating", "split"))[0]
+                progress(f"Joining {counts[1]:,} clicks of {counts[0]:,} users")
+                tables.write(PAIRS, _pairs_values(options), folder / "parts")
+        progress(f"Writing {out.name}")
+        with closing(_DuckDB(folder, memory)) as writer, _explained(writer, f"{out} could not be written"):
+            writer.sort(folder / "parts", folder / out.name)
+            scores = writer.scores(folder / out.name)
+        os.replace(folder / out.name, out)
+    return _report(counts, scores, time.perf_counter() - started)
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs that `related_pairs` wrote, in the file's order; PairsError when it is no such file."""
+    try:
+        with duckdb.connect() as connection:
+            rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)]).fetchall()
+    except duckdb.Error as error:
+        raise PairsError(f"{path} holds no pairs; write it with related_pairs: {error}") from error
+    return [Pair(*row) for row in rows]
+
+
+def _bound(options: PairOptions, *names: str) -> list[Any]:
+    """Each named option twice, as conditions of the form `? IS NULL OR x <= ?` want it."""
+    return [getattr(options, name) for name in names for _ in range(2)]
+
+
+def _pairs_values(options: PairOptions) -> list[Any]:
+    before = _bound(options, "min_rating", "split", "max_history", "window")
+    return [*before, options.lower, options.upper, options.top, *_bound(options, "per_category")]
+
+
+def _report(counts: Sequence[int], scores: Sequence[Any], seconds: float) -> PairsReport:
+    users, clicks, notes = counts
+    pairs, with_pair, quantiles, *at_least = scores
+    return PairsReport(
+        users=users,
+        clicks=clicks,
+        notes=notes,
+        pairs=pairs,
+        notes_without_pair=notes - with_pair,
+        quantiles=dict(zip(QUANTILES, quantiles or (), strict=False)),
+        at_least=dict(zip(THRESHOLDS, at_least, strict=True)),
+        seconds=seconds,
+    )
+
+
+class _Tables(Protocol):
+    """The little that the engines do differently."""
+
+    failures: tuple[type[Exception], ...]
+
+    def __init__(self, folder: Path, memory: str) -> None: ...
+
+    def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
+        """Make the table `name` of a file: `columns` as text (NULL where the file has none), and the `line`."""
+
+    def keep(self, name: str, sql: str) -> None:
+        """Make a table of a query."""
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
+
+    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
+        """Write a query's rows, in any order, as Parquet files of a new folder."""
+
+    def close(self) -> None: ...
+
+
+class _DuckDB:
+    """Tables in a file inside `folder`, so that neither they nor a large join need more than `memory`."""
+
+    failures: tuple[type[Exception], ...] = (duckdb.Error,)
+
+    def __init__(self, folder: Path, memory: str) -> None:
+        # Each thread takes its share of the memory; with too small a share a large join fails.
+        threads = min(MAX_THREADS, os.cpu_count() or 1)
+        try:
+            self._connection = duckdb.connect(
+                str(folder / "tables.duckdb"),
+                config={"memory_limit": memory, "temp_directory": str(folder / "spill"), "threads": threads},
+            )
+        except duckdb.Error as error:
+            raise PairsError(f"DuckDB did not start with a memory of {memory!r}: {error}") from error
+        self._connection.create_function("split_of", split_of, ["VARCHAR"], "VARCHAR")
+        # Spark's name of the type that minds an offset; times without one are UTC, here as there.
+        self._connection.execute("CREATE TEMP TYPE timestamp_ltz AS TIMESTAMPTZ; SET TimeZone = 'UTC'")
+
+    def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
+        texts = ", ".join(f"{column}: 'VARCHAR'" for column in columns)
+        source = {
+            "json": f"read_json(?, format = 'newline_delimited', columns = {{{texts}}})",
+            "csv": f"read_csv(?, header = true, all_varchar = true, {CSV_DIALECT})",
+            "parquet": "read_parquet(?)",
+        }[kind]
+        has = {row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [str(path)])}
+        chosen = ", ".join(f"CAST({c if c in has else 'NULL'} AS VARCHAR) AS {c}" for c in columns)
+        self.keep(name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [str(path)])
+
+    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
+        self._connection.execute(f"CREATE TABLE {name} AS {sql}", values)
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(sql, values).fetchall()
+
+    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
+        folder.mkdir()
+        self._connection.execute("SET preserve_insertion_order = false")
+        self._copy(sql, values, folder / "pairs.parquet")
+
+    def sort(self, folder: Path, out: Path) -> None:
+        """One sorted Parquet file of the files in a folder."""
+        self._copy("FROM read_parquet(?) ORDER BY note, score DESC, related", [f"{folder}/*.parquet"], out)
+
+    def scores(self, path: Path) -> tuple[Any, ...]:
+        """Of a file of pairs: how many pairs, how many notes they start from, QUANTILES, counts at THRESHOLDS."""
+        counts = ", ".join(f"count(*) FILTER (score >= {threshold})" for threshold in THRESHOLDS)
+        quantiles = f"quantile_cont(score, {list(QUANTILES.values())})"
+        return self.rows(
+            f"SELECT count(*), count(DISTINCT note), {quantiles}, {counts} FROM read_parquet(?)", [str(path)]
+        )[0]
+
+    def _copy(self, sql: str, values: Sequence[Any], path: Path) -> None:
+        target = str(path).replace("'", "''")
+        self._connection.execute(f"COPY ({sql}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)", values)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _Spark:
+    """A Spark session of its own views and functions, on the running Spark or on one started for this."""
+
+    def __init__(self, folder: Path, memory: str) -> None:
+        try:
+            from py4j.protocol import Py4JError
+            from pyspark import cloudpickle
+            from pyspark.errors import PySparkException
+            from pyspark.sql import DataFrame, SparkSession
+        except ImportError as error:
+            raise PairsError("Spark is not installed: `pip install notellm[spark]`, or take engine duckdb") from error
+        self.failures: tuple[type[Exception], ...] = (PySparkException, Py4JError)
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers run whichever python3 the PATH has
+        self._owned = SparkSession.getActiveSession() is None
+        self._kept: list[DataFrame] = []
+        try:
+            self._session = SparkSession.builder.appName("notellm pairs").getOrCreate().newSession()
+        except self.failures as error:
+            raise PairsError(f"Spark did not start; it needs Java 17 or later: {error}") from error
+        self._session.conf.set("spark.sql.session.timeZone", "UTC")
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not have this package
+        self._session.udf.register("split_of", split_of, "string")
+
+    def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
+        from pyspark.sql.functions import col, lit, monotonically_increasing_id
+
+        reader = self._session.read.option("mode", "FAILFAST")
+        if kind == "json":
+            frame = reader.schema(", ".join(f"`{column}` STRING" for column in columns)).json(str(path))
+        elif kind == "csv":
+            frame = reader.option("header", True).option("escape", '"').csv(str(path))
+        else:
+            frame = reader.parquet(str(path))
+        chosen = [(col(c) if c in frame.columns else lit(None)).cast("string").alias(c) for c in columns]
+        # The id grows along the file: its pieces become partitions in the order in which they lie in it.
+        frame.select(*chosen, monotonically_increasing_id().alias("line")).createOrReplaceTempView(name)
+
+    def keep(self, name: str, sql: str) -> None:
+        frame = self._session.sql(sql).persist()
+        frame.createOrReplaceTempView(name)
+        self._kept.append(frame)
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self._session.sql(sql, args=list(values)).collect()]
+
+    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
+        self._session.sql(sql, args=list(values)).write.parquet(str(folder))
+
+    def close(self) -> None:
+        for frame in self._kept:
+            frame.unpersist()
+        if self._owned:
+            self._session.stop()
+
+
+_ENGINES: Mapping[str, type[_Tables]] = {"duckdb": _DuckDB, "spark": _Spark}
+
+
+@contextmanager
+def _explained(tables: _Tables, what: str) -> Iterator[None]:
+    try:
+        yield
+    except tables.failures as error:
+        reason, _, _java_stack = str(error).partition("\n\tat ")
+        raise PairsError(f"{what}: {reason}") from error
+
+
+def _read_clicks(tables: _Tables, path: Path, options: PairOptions) -> None:
+    """Make the table clicks(user, note, place, rating) of a file; PairsError says what is wrong with it."""
+    kind = _format(path)
+    with _explained(tables, f"{path} cannot be read as {kind}"):
+        tables.read(path, kind, CLICK_COLUMNS, "click_lines")
+        lines, users, notes, times, numbers, timestamps, ratings = tables.rows(HEALTH)[0]
+    if not lines:
+        raise PairsError(f"{path} holds no clicks")
+    for column, found in (("user", users), ("note", notes)):
+        if not found:
+            raise PairsError(f"{path} has no column {column!r}: a click needs user and note")
+        if found < lines:
+            raise PairsError(f"{lines - found} of {lines} clicks in {path} have no {column}: complete or remove them")
+    if times and lines not in (numbers, timestamps):
+        raise PairsError(f"{path} must give every click a time, as a number or as ISO 8601 text, or none at all")
+    if options.min_rating is not None and not ratings:
+        raise PairsError(f"{path} has no ratings: leave min_rating out, or add the column 'rating'")
+    with _explained(tables, f"{path} could not be ordered by user and time"):
+        tables.keep("clicks", CLICKS)
+
+
+def _read_categories(tables: _Tables, path: Path | None) -> None:
+    """Make the table categories(id, category) of the notes file, empty without one."""
+    if path is None:
+        tables.keep("categories", NO_CATEGORIES)
+        return
+    kind = _format(path)
+    with _explained(tables, f"{path} cannot be read as {kind}"):
+        tables.read(path, kind, NOTE_COLUMNS, "note_lines")
+        tables.keep("categories", CATEGORIES)
+        categories = tables.rows("SELECT count(DISTINCT category) FROM categories WHERE id IS NOT NULL")[0][0]
+    if not categories:
+        raise PairsError(f"{path} gives no note an id and a category: leave per_category out")
+
+
+def _format(path: Path) -> str:
+    if not path.is_file():
+        raise PairsError(f"there is no file {path}")
+    for suffix, kind in FORMATS.items():
+        if path.name.lower().endswith(suffix):
+            return kind
+    raise PairsError(f"{path} is of no known format; its name must end in one of {', '.join(FORMATS)}")

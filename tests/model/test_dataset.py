@@ -1,0 +1,173 @@
+"""Which task a note gets, and what its one forward sees."""
+
+import gzip
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from model.dataset import (
+    DatasetError,
+    PairedNotes,
+    bare_example,
+    category_example,
+    draw_example,
+    hashtag_example,
+    read_notes,
+)
+from model.engine import Engine
+from model.note import Note
+from model.pairs import PairOptions, related_pairs, split_of
+from model.prompt import Prompt
+
+PARIS = Note(id="1", title="A day in Paris", content="Bread.", hashtags=("paris", "bread", "seine"), category="Travel")
+TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
+
+
+@pytest.fixture
+def prompt(tiny_engine: Engine) -> Prompt:
+    return tiny_engine.model.prompt
+
+
+def test_the_hashtag_task_withholds_the_hashtags_and_asks_for_as_many_as_it_writes(prompt: Prompt):
+    for seed in range(20):
+        example = hashtag_example(prompt, PARIS, random.Random(seed))
+        seen = prompt.decode(example.ids[: example.read_out + 1])
+        assert "paris" not in seen.replace("Paris", "")
+        written = [text for text, _ in prompt.parse_hashtags(example.ids[example.output :])]
+        assert 1 <= len(written) <= 3
+        assert set(written) <= set(PARIS.hashtags)
+        assert f"The {len(written)} hashtags" in prompt.decode(example.ids[example.read_out + 1 : example.output])
+
+
+def test_every_count_up_to_five_is_drawn(prompt: Prompt):
+    note = Note(title="t", hashtags=tuple("abcdefg"))
+    rng = random.Random(0)
+    examples = [hashtag_example(prompt, note, rng) for _ in range(200)]
+    counts = {len(prompt.parse_hashtags(e.ids[e.output :])) for e in examples}
+    assert counts == {1, 2, 3, 4, 5}
+
+
+def test_the_category_task_shows_the_hashtags_and_writes_the_category(prompt: Prompt):
+    example = category_example(prompt, PARIS)
+    assert '"paris", "bread", "seine"' in prompt.decode(example.ids[: example.read_out + 1])
+    assert prompt.decode(example.ids[example.output :]) == " Travel"
+    assert example.ids[-1] == prompt.end_id
+
+
+def test_what_is_trained_is_what_is_served(prompt: Prompt, tiny_engine: Engine):
+    example = category_example(prompt, PARIS)
+    served = tiny_engine.prepare(PARIS).ids
+    assert example.ids[: example.read_out + 1] == served
+    assert list(example.ids[example.read_out + 1 : example.output]) == prompt.category_task()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_note_without_the_target_of_a_task_never_gets_it(prompt: Prompt, share: float):
+    bare = Note(title="Only a title")
+    example = draw_example(prompt, bare, share, random.Random(0))
+    assert example == bare_example(prompt, bare)
+    assert example.output == len(example.ids) == example.read_out + 1
+
+
+def test_the_share_of_hashtag_tasks_is_r(prompt: Prompt):
+    rng = random.Random(0)
+    asked = [len(draw_example(prompt, PARIS, 0.4, rng).ids) for _ in range(2000)]
+    category = len(category_example(prompt, PARIS).ids)
+    assert 0.36 < sum(length != category for length in asked) / 2000 < 0.44
+
+
+def write_notes(path: Path, ids: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"id": i, "title": f"note {i}", "hashtags": ["x"]}) + "\n" for i in ids))
+    return path
+
+
+def write_pairs(folder: Path, histories: list[list[str]]) -> Path:
+    clicks = folder / "clicks.jsonl"
+    clicks.write_text(
+        "".join(json.dumps({"user": u, "note": n}) + "\n" for u, notes in enumerate(histories) for n in notes)
+    )
+    related_pairs(clicks, folder / "pairs.parquet", PairOptions(top=100))
+    return folder / "pairs.parquet"
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> PairedNotes:
+    histories = [list(pair) for pair in itertools.combinations(TRAIN[:12], 2)]
+    return PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, histories))
+
+
+def test_batches_hold_pairs_side_by_side_and_no_note_twice(paired: PairedNotes):
+    for batch in itertools.islice(paired.batches(4, seed=0), 30):
+        ids = [note.id for note in batch]
+        assert len(set(ids)) == len(ids) == 8
+        assert all(tuple(sorted(pair)) in paired.pairs for pair in zip(ids[::2], ids[1::2], strict=True))
+
+
+def test_every_pair_is_seen_as_often_as_any_other(paired: PairedNotes):
+    seen = [
+        tuple(sorted((a.id, b.id)))
+        for batch in itertools.islice(paired.batches(3, seed=0), 2 * len(paired.pairs))
+        for a, b in zip(batch[::2], batch[1::2], strict=True)
+    ]
+    times = [seen.count(pair) for pair in paired.pairs]
+    assert max(times) - min(times) <= 2  # an epoch begins while pairs of the last one wait
+
+
+def test_batches_are_a_function_of_the_seed(paired: PairedNotes):
+    first, again, other = (list(itertools.islice(paired.batches(4, seed), 5)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_notes_and_pairs_are_of_the_split_alone(tmp_path: Path):
+    ids = [str(i) for i in range(100)]
+    notes = write_notes(tmp_path / "notes.jsonl", ids)
+    pairs = write_pairs(tmp_path, [ids])
+    for split in ("train", "validation", "test"):
+        part = PairedNotes(notes, pairs, split=split)
+        assert part.notes.keys() == {i for i in ids if split_of(i) == split}
+        assert {i for pair in part.pairs for i in pair} <= part.notes.keys()
+
+
+def test_pairs_below_the_score_are_known_but_not_trained_on(tmp_path: Path):
+    a, b, c, d = TRAIN[:4]
+    notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    paired = PairedNotes(notes, write_pairs(tmp_path, [[a, b], [a, b], [c, d]]), min_score=0.9)
+    assert paired.pairs == [tuple(sorted((a, b)))]
+    known = paired.known_related([paired.notes[i] for i in (c, a, d, b)])
+    assert [[i for i, is_known in enumerate(row) if is_known] for row in known] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+def test_notes_without_pairs_come_in_batches_of_those_that_have_a_target(tmp_path: Path):
+    path = tmp_path / "notes.jsonl"
+    with path.open("w") as lines:
+        for i in TRAIN[:20]:
+            lines.write(json.dumps({"id": i, "title": "t", "category": "Food" if int(i) % 2 else None}) + "\n")
+    singles = PairedNotes(path, None)
+    assert not singles.has_pairs
+    batch = next(singles.batches(2, seed=0))
+    assert len(batch) == 4
+    assert all(note.category for note in batch)
+
+
+def test_no_pair_of_the_split_is_said_to_be_missing(tmp_path: Path):
+    notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    with pytest.raises(DatasetError, match="no pair of validation notes"):
+        PairedNotes(notes, write_pairs(tmp_path, [TRAIN[:2]]), split="validation")
+
+
+def test_notes_are_read_plain_or_packed_with_normalised_hashtags(tmp_path: Path):
+    line = json.dumps({"id": 7, "title": None, "content": "c", "hashtags": ["#A", "a", " "], "caption": "not read"})
+    (tmp_path / "n.jsonl").write_text(line)
+    (tmp_path / "n.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    expected = {"7": Note(id="7", content="c", hashtags=("A",))}
+    assert read_notes(tmp_path / "n.jsonl") == read_notes(tmp_path / "n.jsonl.gz") == expected
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"title": "no id"}'])
+def test_a_line_that_is_no_note_is_named(tmp_path: Path, line: str):
+    (tmp_path / "n.jsonl").write_text('{"id": "1"}\n' + line)
+    with pytest.raises(DatasetError, match="line 2"):
+        read_notes(tmp_path / "n.jsonl")

@@ -1,0 +1,69 @@
+"""A recipe says what a run is; what it says wrongly is named."""
+
+from pathlib import Path
+
+import pytest
+
+from model.recipe import Data, Recipe, RecipeError
+
+RECIPES = sorted((Path(__file__).parents[2] / "model" / "recipes").glob("*.toml"))
+MINIMAL = 'name = "x"\n[[data]]\nnotes = "n.jsonl"\npairs = "p.parquet"\n'
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "recipe.toml").write_text(text)
+    return tmp_path / "recipe.toml"
+
+
+def test_fields_are_read_and_the_rest_has_the_papers_defaults(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, "steps = 7\n" + MINIMAL))
+    assert recipe.steps == 7
+    assert recipe.data == (Data(notes=Path("n.jsonl"), pairs=Path("p.parquet")),)
+    assert (recipe.hashtag_share, recipe.alpha, recipe.dimension) == (0.4, 0.01, 128)
+
+
+def test_changes_replace_what_the_file_says(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, "steps = 7\n" + MINIMAL), {"steps": 9, "learning_rate": 1})
+    assert (recipe.steps, recipe.learning_rate) == (9, 1.0)
+
+
+def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SOMEWHERE", "/somewhere")
+    text = MINIMAL.replace("n.jsonl", "$SOMEWHERE/n.jsonl")
+    assert Recipe.load(written(tmp_path, text)).data[0].notes == Path("/somewhere/n.jsonl")
+    monkeypatch.delenv("SOMEWHERE")
+    with pytest.raises(RecipeError, match="SOMEWHERE"):
+        Recipe.load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("stepz = 7\n" + MINIMAL, "stepz"),
+        ("steps = 0\n" + MINIMAL, "steps"),
+        ('steps = "many"\n' + MINIMAL, "steps"),
+        ("steps = true\n" + MINIMAL, "steps"),
+        ("hashtag_share = 1.5\n" + MINIMAL, "hashtag_share"),
+        ("alpha = -1.0\n" + MINIMAL, "alpha"),
+        ("steps = \n" + MINIMAL, "TOML"),
+        ('name = "x"\n', "data"),
+        ('[[data]]\nnotes = "n.jsonl"\n', "name"),
+        (MINIMAL.replace('pairs = "p.parquet"\n', ""), "pairs"),
+        (MINIMAL + "colour = 1\n", "colour"),
+    ],
+)
+def test_what_cannot_be_run_is_named(tmp_path: Path, text: str, named: str):
+    with pytest.raises(RecipeError, match=named):
+        Recipe.load(written(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"nothing\.toml"):
+        Recipe.load(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_that_come_along_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("NOTELLM_DATA", "NOTELLM_PAIRS"):
+        monkeypatch.setenv(name, "/data")
+    assert Recipe.load(path).data

@@ -1,0 +1,284 @@
+"""Training on a tiny real backbone: exact gradients, exact resumption, and a checkpoint that serves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from model.dataset import PairedNotes
+from model.engine import Engine
+from model.loss import contrastive_loss, generative_loss, joint_loss
+from model.note import Note
+from model.pairs import PairOptions, related_pairs, split_of
+from model.recipe import Data, Recipe
+from model.train import BEST, LAST, LOG, Step, Trainer, warm_cosine
+
+LOOPBACK = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+WORDS = ("river", "bread", "lamp", "cloud", "horse", "piano", "stone", "apple")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Notes of eight subjects; who reads one note of a subject reads another one of it."""
+    folder = tmp_path_factory.mktemp("data")
+    notes = [{"id": str(i), "title": f"{WORDS[i % 8]} number {i}"} for i in range(400)]
+    for note in notes:
+        subject = WORDS[int(note["id"]) % 8]
+        note |= {"content": f"about the {subject}", "hashtags": [subject, "daily"], "category": subject.title()}
+    (folder / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    with (folder / "clicks.jsonl").open("w") as clicks:
+        for user, (a, b) in enumerate(itertools.combinations(range(400), 2)):
+            if a % 8 == b % 8 and (b - a) < 60 and split_of(str(a)) == split_of(str(b)):
+                clicks.writelines(json.dumps({"user": user, "note": str(i)}) + "\n" for i in (a, b))
+    related_pairs(folder / "clicks.jsonl", folder / "pairs.parquet", PairOptions())
+    return Data(notes=folder / "notes.jsonl", pairs=folder / "pairs.parquet")
+
+
+@pytest.fixture
+def recipe(data: Data, tiny_checkpoint: Path) -> Recipe:
+    return Recipe(
+        name="tiny-trained",
+        data=(data,),
+        backbone=str(tiny_checkpoint / "backbone"),
+        dimension=16,
+        batch_pairs=4,
+        steps=6,
+        lora_rank=4,
+        bfloat16=False,
+        evaluate_every=3,
+        save_every=2,
+        validation_notes=40,
+    )
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def batch_of(trainer: Trainer) -> tuple[PairedNotes, list[Note], list, torch.Tensor]:
+    data, notes = next(trainer._batches())
+    examples = [trainer._example(note, random.Random(i)) for i, note in enumerate(notes)]
+    return data, notes, examples, torch.tensor(data.known_related(notes))
+
+
+@pytest.mark.parametrize("lora_rank", [4, 0])
+@pytest.mark.parametrize("micro_batch_tokens", [60, 200, 100_000])
+def test_gradients_of_micro_batches_are_those_of_the_direct_way(
+    recipe: Recipe, tmp_path: Path, lora_rank: int, micro_batch_tokens: int
+):
+    recipe = replace(recipe, lora_rank=lora_rank, micro_batch_tokens=micro_batch_tokens, alpha=0.5)
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    _, _, examples, known = batch_of(trainer)
+    loss = trainer.accumulate(examples, known)
+    accumulated = gradients(trainer)
+    trainer.model.zero_grad()
+
+    vectors, logits, targets = trainer._forward(examples)
+    direct = joint_loss(
+        contrastive_loss(vectors, trainer.model.tau, known), generative_loss(logits, targets), recipe.alpha
+    )
+    direct.total.backward()
+    expected = gradients(trainer)
+    assert accumulated.keys() == expected.keys()
+    assert {"tau", "projection.weight"} < expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(accumulated[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    for part, whole in zip(loss, direct, strict=True):
+        torch.testing.assert_close(part, whole.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_checkpointed_activations_give_the_same_gradients(recipe: Recipe, tmp_path: Path):
+    found = []
+    for checkpoint_activations in (False, True):
+        trainer = Trainer(replace(recipe, checkpoint_activations=checkpoint_activations), tmp_path, cache=tmp_path)
+        _, _, examples, known = batch_of(trainer)
+        trainer.accumulate(examples, known)
+        found.append(gradients(trainer))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
+
+
+def losses(folder: Path) -> list[tuple[int, float, float, float]]:
+    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return [(row["step"], row["contrastive"], row["generative"], row["tau"]) for row in rows]
+
+
+def test_a_run_that_was_killed_goes_on_to_the_identical_loss_curve(recipe: Recipe, tmp_path: Path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    list(Trainer(recipe, whole, cache=tmp_path).run())
+    run = Trainer(recipe, broken, cache=tmp_path).run()
+    for _ in range(5):  # its state was written after step 4: the fifth is lost
+        next(run)
+    del run
+    list(Trainer(recipe, broken, cache=tmp_path).run())
+    assert losses(broken)[:5] == losses(whole)[:5]
+    assert losses(broken)[5:] == losses(whole)[4:]
+
+
+def test_the_loss_falls_and_validation_recall_rises(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(
+        replace(recipe, steps=60, evaluate_every=60, batch_pairs=8, learning_rate=2e-3), tmp_path, cache=tmp_path
+    )
+    before = trainer.validation_recall()
+    steps = list(trainer.run())
+    assert sum(s.contrastive for s in steps[-5:]) < 0.7 * sum(s.contrastive for s in steps[:5])
+    assert sum(s.generative for s in steps[-5:]) < sum(s.generative for s in steps[:5])
+    assert steps[-1].recall >= before
+
+
+@pytest.mark.parametrize("lora_rank", [4, 0])
+def test_the_best_checkpoint_serves_what_was_trained(recipe: Recipe, tmp_path: Path, lora_rank: int):
+    recipe = replace(recipe, lora_rank=lora_rank, steps=3)
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    list(trainer.run())
+    engine = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu")
+    notes = [Note(title="river"), Note(title="bread", hashtags=("daily",))]
+    np.testing.assert_allclose(engine.embed(notes), Engine(trainer.model).embed(notes), atol=1e-5)
+    assert engine.dimension == 16
+    assert engine.name == "tiny-trained"
+    assert (tmp_path / BEST / "adapter").is_dir() == bool(lora_rank)
+    assert (tmp_path / BEST / "backbone").is_dir() != bool(lora_rank)
+
+
+def test_training_ends_when_validation_no_longer_rises(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(
+        replace(recipe, steps=50, evaluate_every=1, patience=2, learning_rate=0.0, head_learning_rate=0.0),
+        tmp_path,
+        cache=tmp_path,
+    )
+    assert len(list(trainer.run())) == 3
+
+
+def test_the_log_holds_every_step_with_its_losses(recipe: Recipe, tmp_path: Path):
+    steps = list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    logged = [Step(**json.loads(line)) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert logged == steps
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step.recall is not None for step in steps] == [False, False, True, False, False, True]
+
+
+def test_without_csft_nothing_is_generated_and_without_gcl_nothing_is_contrasted(recipe: Recipe, tmp_path: Path):
+    for name, changes in {"gcl": {"alpha": 0.0}, "csft": {"contrastive": False}}.items():
+        (tmp_path / name).mkdir()
+        step = next(Trainer(replace(recipe, **changes), tmp_path / name, cache=tmp_path).run())
+        assert (step.generative == 0) == (name == "gcl")
+        assert (step.contrastive == 0) == (name == "csft")
+        assert step.gradient_norm > 0
+
+
+def test_later_stages_start_from_the_weights_of_an_earlier_one(recipe: Recipe, tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    trainer = Trainer(recipe, first, cache=tmp_path)
+    list(trainer.run())
+    later = Trainer(replace(recipe, start=first / BEST), second, cache=tmp_path)
+    notes = [Note(title="river")]
+    served = Engine.load(str(first / BEST), cache=tmp_path, device="cpu").embed(notes)
+    np.testing.assert_allclose(Engine(later.model).embed(notes), served, atol=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing(recipe: Recipe):
+    recipe = replace(recipe, steps=100, warmup=0.1)
+    shares = [warm_cosine(recipe, step) for step in range(101)]
+    assert shares[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[100] == pytest.approx(0)
+
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE)),
+    "smollm": (LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=True)),
+    "qwen": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=16)),
+    "gemma": (Gemma3ForCausalLM, Gemma3TextConfig(**SHAPE, head_dim=16, sliding_window=16)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_backbone_trains(recipe: Recipe, backbone_folder: Path, tmp_path: Path, family: str):
+    kind, config = FAMILIES[family]
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
+    config.vocab_size = len(tokenizer)
+    torch.manual_seed(0)
+    kind(config).save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    recipe = replace(recipe, backbone=str(tmp_path / "backbone"), micro_batch_tokens=200, steps=2, evaluate_every=2)
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "lora_B" in name}
+    list(trainer.run())
+    after = dict(trainer.model.named_parameters())
+    assert before
+    assert all(not torch.equal(after[name], p) for name, p in before.items())
+    notes = [Note(title="river")]
+    served = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu").embed(notes)
+    np.testing.assert_allclose(served, Engine(trainer.model).embed(notes), atol=1e-5)
+
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+import torch
+from model.recipe import Recipe, Data
+from model.train import Trainer, processes
+
+torch.set_num_threads(1)
+given = json.loads(sys.argv[1])
+data = tuple(Data(notes=Path(d["notes"]), pairs=Path(d["pairs"])) for d in given.pop("data"))
+folder = Path(sys.argv[2])
+with processes("cpu") as (rank, device):
+    trainer = Trainer(Recipe(**given, data=data), folder, cache=folder, device=device)
+    list(trainer.run())
+    weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in trainer.model.named_parameters()}
+    torch.save({n: p.detach() for n, p in weights.items()}, folder / f"rank{rank}.pt")
+"""
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 0}, {"lora_rank": 0, "shard": True}, {"shard": True}], ids=str)
+def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(recipe: Recipe, tmp_path: Path, changes: dict):
+    recipe = replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    list(Trainer(replace(recipe, shard=False), one, cache=tmp_path).run())
+    (tmp_path / "process.py").write_text(PROCESS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(tmp_path / "process.py"), json.dumps(asdict(recipe), default=str), str(two)]
+    subprocess.run([*launch, *arguments], check=True, timeout=100, env=LOOPBACK)
+    for alone, together in zip(losses(one), losses(two), strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)
+    weights = [torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=0, msg=name)
+    notes = [Note(title="river"), Note(title="bread")]
+    vectors = [Engine.load(str(f / BEST), cache=tmp_path, device="cpu").embed(notes) for f in (one, two)]
+    np.testing.assert_allclose(*vectors, atol=1e-5)
+    assert (two / LAST).is_file()
