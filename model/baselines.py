@@ -6,6 +6,7 @@ The encoder is all-MiniLM-L6-v2, the paper's SentenceBERT row at this size and t
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from model.loss import contrastive_loss
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.recipe import Recipe
-from model.train import warm_cosine
+from model.train import BEST, LOG, has_bfloat16, warm_cosine
 
 MAX_TOKENS = 128
 
@@ -83,7 +84,8 @@ class SentenceEncoder(nn.Module):
         """float32, gradients kept."""
         texts = [plain_text(note) for note in notes]
         encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+        cpu = torch.device("cpu")
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and has_bfloat16(cpu)):
             hidden = self.backbone(**encoded).last_hidden_state
         mask = encoded.attention_mask[:, :, None]
         return nn.functional.normalize((hidden.float() * mask).sum(1) / mask.sum(1), dim=-1)
@@ -116,9 +118,13 @@ def packaged_encoder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def fine_tune(encoder: SentenceEncoder, recipe: Recipe) -> Iterator[tuple[int, float, float | None]]:
-    """GCL on the recipe's first data set, as NoteLLM trains; yields (step, loss, validation Recall@100 or None)."""
+def fine_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[int, float, float | None]]:
+    """GCL on the recipe's first data set, with the batches, mask and schedule that NoteLLM gets, all weights trained.
+
+    Yields (step, loss, validation Recall@100 or None); the best encoder is in `folder`/best, the log in log.jsonl.
+    """
     torch.manual_seed(recipe.seed)
+    encoder = SentenceEncoder()
     of = recipe.data[0]
     train = PairedNotes(of.notes, of.pairs, min_score=of.min_score)
     validation = PairedNotes(of.notes, of.pairs, split="validation", min_score=recipe.validation_min_score)
@@ -126,11 +132,11 @@ def fine_tune(encoder: SentenceEncoder, recipe: Recipe) -> Iterator[tuple[int, f
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(recipe, step))
     encoder.train()
-    batches = train.batches(recipe.batch_pairs, recipe.seed)
-    for step, notes in enumerate(islice(batches, recipe.steps), 1):
+    best, waited = -1.0, 0
+    for step, notes in enumerate(islice(train.batches(recipe.batch_pairs, recipe.seed), recipe.steps), 1):
         known = torch.tensor(train.known_related(notes)) if recipe.mask_false_negatives else None
         loss = contrastive_loss(encoder(notes), encoder.tau, known)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(encoder.parameters(), recipe.clip)
         optimizer.step()
         schedule.step()
@@ -138,4 +144,13 @@ def fine_tune(encoder: SentenceEncoder, recipe: Recipe) -> Iterator[tuple[int, f
         recall = None
         if step % recipe.evaluate_every == 0 or step == recipe.steps:
             recall = recall_of_pairs(encoder.embed(pool), [note.id for note in pool], pairs, k=100)
-        yield step, float(loss), recall
+            if recall > best:
+                best, waited = recall, 0
+                encoder.save(folder / BEST)
+            else:
+                waited += 1
+        with (folder / LOG).open("a") as log:
+            log.write(json.dumps({"step": step, "contrastive": float(loss.detach()), "recall": recall}) + "\n")
+        yield step, float(loss.detach()), recall
+        if waited >= recipe.patience:
+            return

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Converted weights.")]
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 CACHE = Path("~/.cache/notellm").expanduser()
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train):
+    for command in (pairs, train, train_encoder):
         app.command()(command)
 
 
@@ -41,8 +42,10 @@ def pairs(
     min_rating: Annotated[float | None, typer.Option(help="Only clicks with this rating or more count.")] = None,
     max_history: Annotated[int | None, typer.Option(help="Only a user's first notes make pairs.")] = None,
     per_category: Annotated[int | None, typer.Option(help="Pairs kept per combination of categories.")] = None,
-    split: Annotated[str, typer.Option(help="all, train, validation or test: of both notes.")] = "all",
-    engine: Annotated[str, typer.Option(help="duckdb, or spark for what one machine cannot hold.")] = "duckdb",
+    split: Annotated[Literal["all", "train", "validation", "test"], typer.Option(help="Of both notes.")] = "all",
+    engine: Annotated[
+        Literal["duckdb", "spark"], typer.Option(help="Spark is for what one machine cannot hold.")
+    ] = "duckdb",
     memory: Annotated[str, typer.Option(help="For the join; the rest goes to disk.")] = "1GB",
     as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
 ) -> None:
@@ -52,15 +55,7 @@ def pairs(
     given = locals()
     with ended_by(PairsError):
         options = PairOptions(**{f.name: given[f.name] for f in fields(PairOptions)})
-        report = related_pairs(
-            clicks,
-            out_file,
-            options,
-            notes=notes,
-            engine=engine,
-            memory=memory,
-            progress=say,  # type: ignore[arg-type]
-        )
+        report = related_pairs(clicks, out_file, options, notes=notes, engine=engine, memory=memory, progress=say)
     show(asdict(report), as_json)
 
 
@@ -87,14 +82,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         quiet = rank > 0
         trainer = Trainer(recipe, folder, cache=cache, device=device, progress=(lambda message: None) if quiet else say)
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=err,
-            disable=quiet,
-        ) as bar:
+        with Progress(*COLUMNS, console=err, disable=quiet) as bar:
             task = bar.add_task("training", total=recipe.steps, completed=trainer.step)
             for step in trainer.run():
                 bar.update(task, completed=step.step, description=described(step))
@@ -105,6 +93,28 @@ def train(
             say(f"curves: {folder / CURVES}")
             if (folder / BEST).is_dir():
                 say(f"the best checkpoint: {folder / BEST}; its card: {write_card(trainer, sys.argv)}")
+
+
+def train_encoder(
+    config: Annotated[Path, typer.Option(help="The recipe, TOML.")],
+    folder: Annotated[Path, typer.Option("--out", help="Log and the best encoder.")],
+    change: Annotated[list[str] | None, typer.Option("--set", help="name=value, instead of the recipe's.")] = None,
+) -> None:
+    """Fine-tune all-MiniLM-L6-v2 on the same pairs with the same contrastive loss: the rival to beat."""
+    from model.baselines import fine_tune
+    from model.dataset import DatasetError
+    from model.pairs import PairsError
+    from model.recipe import Recipe, RecipeError
+
+    with ended_by(RecipeError, DatasetError, PairsError, FileNotFoundError):
+        recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
+        folder.mkdir(parents=True, exist_ok=True)
+        with Progress(*COLUMNS, console=err) as bar:
+            task = bar.add_task("training", total=recipe.steps)
+            for step, loss, recall in fine_tune(recipe, folder):
+                bar.update(task, completed=step, description=f"contrastive {loss:.3f}")
+                if recall is not None:
+                    bar.console.print(f"step {step}: validation Recall@100 {100 * recall:.1f}%")
 
 
 def described(step: Step) -> str:

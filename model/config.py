@@ -8,6 +8,7 @@ from pathlib import Path
 
 CONFIG_FILE = "notellm.json"
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
+DEFAULT_PROMPT = "note-first/1"
 DEFAULT_CATEGORIES = (
     "Travel", "Food", "Fashion", "Beauty", "Fitness", "Home", "Pets", "Parenting", "Study", "Tech",
     "Photography", "Reading", "Music", "Film", "Gaming", "Crafts", "Gardening", "Career", "Health", "Outdoors",
@@ -32,7 +33,7 @@ class NoteLLMConfig:
     backbone: str = PACKAGED_BACKBONE
     dimension: int | None = None
     adapter: bool = False
-    prompt_version: str = "note-first/1"
+    prompt_version: str = DEFAULT_PROMPT
     max_title_tokens: int = 32
     max_hashtag_tokens: int = 40
     max_content_tokens: int = 96

@@ -129,7 +129,7 @@ class Trainer:
         contrast = self.recipe.contrastive and data.has_pairs
         loss = self.accumulate(examples, known, contrast)
         norm = self._clip()
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -151,44 +151,48 @@ class Trainer:
         examples: the whole batch's, 2B, on every process, of which each takes its own rows. known: (2B, 2B) bool.
         """
         share = len(examples) // self.ranks
-        mine = examples[self.rank * share : (self.rank + 1) * share]
-        chunks = self._micro_batches(mine, max(len(e.ids) for e in examples))
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        longest = max(len(e.ids) for e in examples)
+        chunks = self._micro_batches(examples[own], longest)
+        rows_of = [[examples[own][i] for i in chunk] for chunk in chunks]
+        kept = [self._forward(rows) for rows in rows_of] if share * longest <= self.recipe.kept_tokens else None
         # (L_cl + alpha L_gen) / (1 + alpha), or L_gen alone.
         weight = self.recipe.alpha / (1 + self.recipe.alpha) if contrast else 1.0
         contrastive = torch.zeros((), device=self.device)
         wanted = None
-        only = self._forward(mine) if contrast and len(chunks) == 1 else None
         if contrast:
-            vectors = self._gather(only[0].detach() if only else self._vectors(mine, chunks)).requires_grad_()
-            contrastive = contrastive_loss(vectors, self.model.tau, known)
-            (contrastive * (1 - weight)).backward()
-            assert vectors.grad is not None
-            wanted = vectors.grad[self.rank * share : (self.rank + 1) * share]
+            parts = [vectors.detach() for vectors, _, _ in kept] if kept else self._vectors(rows_of)
+            vectors = torch.zeros(share, self.model.dimension, device=self.device)
+            for chunk, part in zip(chunks, parts, strict=True):
+                vectors[chunk] = part
+            everyones = self._gather(vectors).requires_grad_()
+            contrastive = contrastive_loss(everyones, self.model.tau, known)
+            torch.autograd.backward(contrastive * (1 - weight))
+            assert everyones.grad is not None
+            wanted = everyones.grad[own]
         tokens = sum(len(e.ids) - e.output for e in examples)
         generative = torch.zeros((), device=self.device)
-        for chunk in [list(range(share))] if only else chunks:
-            rows, logits, targets = only or self._forward([mine[i] for i in chunk])
+        for at, chunk in enumerate(chunks):
+            vectors, logits, targets = kept[at] if kept else self._forward(rows_of[at])
             part = generative_loss(logits, targets, tokens)
-            surrogate = weight * part if wanted is None else weight * part + (rows * wanted[chunk]).sum()
-            surrogate.backward()
+            surrogate = weight * part if wanted is None else weight * part + (vectors * wanted[chunk]).sum()
+            torch.autograd.backward(surrogate)
             generative += part.detach()
         self._sum_over_processes(generative)
         return joint_loss(contrastive.detach(), generative, self.recipe.alpha)
 
     @torch.no_grad()
-    def _vectors(self, examples: Sequence[Example], chunks: Sequence[list[int]]) -> Tensor:
-        """(2B / ranks, D), without gradients and without the outputs' tokens."""
-        vectors = torch.zeros(len(examples), self.model.dimension, device=self.device)
-        for chunk in chunks:
-            vectors[chunk] = self.model.embed(self._states([examples[i] for i in chunk]))
-        return vectors
+    def _vectors(self, chunks: Sequence[Sequence[Example]]) -> list[Tensor]:
+        """(b, D) of each chunk, without gradients and without the outputs' tokens."""
+        return [self.model.embed(self._states(chunk)) for chunk in chunks]
 
     def _states(self, examples: Sequence[Example]) -> Tensor:
         """States at the read-out positions (b, H)."""
         ids, mask, positions = self._padded([e.ids[: e.read_out + 1] for e in examples])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with self._autocast():
             hidden = self.model(ids, mask, positions)
-        return hidden[torch.arange(len(examples), device=self.device), mask.sum(1) - 1]
+        states: Tensor = hidden[torch.arange(len(examples), device=self.device), mask.sum(1) - 1]
+        return states
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Right-padded ids, their 0/1 mask and positions, all (b, T) int64."""
@@ -203,7 +207,7 @@ class Trainer:
         written = [(r, t) for r, e in enumerate(examples) for t in range(e.output, len(e.ids))]
         row, column = torch.tensor(written, dtype=torch.int64, device=self.device).reshape(-1, 2).T
         read_out = torch.tensor([e.read_out for e in examples], device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with self._autocast():
             hidden = self.model(ids, mask, positions)
             logits = self.model.logits(hidden[row, column - 1])
         vectors = self.model.embed(hidden[torch.arange(len(examples), device=self.device), read_out])
@@ -214,6 +218,11 @@ class Trainer:
         rows = max(1, self.recipe.micro_batch_tokens // longest)
         ordered = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
         return [ordered[at : at + rows] for at in range(0, len(ordered), rows)]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16 and has_bfloat16(self.device)
+        )
 
     def _gather(self, vectors: Tensor) -> Tensor:
         """(2B / ranks, D) of each process -> (2B, D), in the order of the batch."""
@@ -281,7 +290,7 @@ class Trainer:
         """Validation Recall@100, read through the Engine; keeps the best checkpoint."""
         if self.validation is None:
             return None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with self._autocast():
             recall = self.validation_recall()
         if recall > self.best:
             self.best, self.waited = recall, 0
@@ -298,7 +307,7 @@ class Trainer:
         return recall_of_pairs(vectors, [note.id for note in notes], pairs, k=100)
 
     def _save_checkpoint(self) -> None:
-        state = None
+        state: dict[str, Any] | None = None
         if self.recipe.shard:
             state = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.rank == 0:
@@ -362,6 +371,12 @@ def build(recipe: Recipe, cache: Path, device: torch.device, progress: Progress)
                 sharded.set_gradient_divide_factor(1.0)  # a sum, as for what is not sharded
                 sharded.set_force_sum_reduction_for_comms(True)  # gloo can do no other
     return model, adapter
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is fast there. A CPU without AVX512-BF16 computes it ten times slower than float32 (17 against
+    167 GFLOP/s on two cores of a Zen 3, docs/experiments.md)."""
+    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 @contextlib.contextmanager

@@ -81,11 +81,14 @@ def batch_of(trainer: Trainer) -> tuple[PairedNotes, list[Note], list, torch.Ten
 
 
 @pytest.mark.parametrize("lora_rank", [4, 0])
+@pytest.mark.parametrize("kept_tokens", [0, 100_000])
 @pytest.mark.parametrize("micro_batch_tokens", [60, 200, 100_000])
 def test_gradients_of_micro_batches_are_those_of_the_direct_way(
-    recipe: Recipe, tmp_path: Path, lora_rank: int, micro_batch_tokens: int
+    recipe: Recipe, tmp_path: Path, lora_rank: int, micro_batch_tokens: int, kept_tokens: int
 ):
-    recipe = replace(recipe, lora_rank=lora_rank, micro_batch_tokens=micro_batch_tokens, alpha=0.5)
+    recipe = replace(
+        recipe, lora_rank=lora_rank, micro_batch_tokens=micro_batch_tokens, kept_tokens=kept_tokens, alpha=0.5
+    )
     trainer = Trainer(recipe, tmp_path, cache=tmp_path)
     _, _, examples, known = batch_of(trainer)
     loss = trainer.accumulate(examples, known)
