@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from model.dataset import PairedNotes
-from model.evaluate import Scorer, cosine, recall_of_pairs
+from model.engine import Engine
+from model.evaluate import EngineSystem, Scorer, System, cosine, recall_of_pairs
 from model.loss import contrastive_loss
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.recipe import Recipe
 from model.train import BEST, LOG, has_bfloat16, warm_cosine
+from model.weights import Progress
 
 MAX_TOKENS = 128
 
@@ -31,6 +33,18 @@ MAX_TOKENS = 128
 def plain_text(note: Note) -> str:
     """A note as the rivals read it."""
     return " ".join([note.title, note.content, *(f"#{hashtag}" for hashtag in note.hashtags)]).strip()
+
+
+def system(name: str, cache: Path, progress: Progress) -> System:
+    """tf-idf, bm25, minilm, the folder of a fine-tuned encoder, or whatever `Engine.load` takes."""
+    named: dict[str, Callable[[], System]] = {"tf-idf": TfIdf, "bm25": Bm25, "minilm": SentenceEncoder}
+    if name in named:
+        return named[name]()
+    folder = Path(name)
+    config = folder / "config.json"
+    if config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") == "bert":
+        return SentenceEncoder(folder, name=folder.parent.name)
+    return EngineSystem(Engine.load(name, cache=cache, progress=progress))
 
 
 class TfIdf:

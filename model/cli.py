@@ -27,7 +27,7 @@ CACHE = Path("~/.cache/notellm").expanduser()
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train, train_encoder):
+    for command in (pairs, train, train_encoder, evaluate):
         app.command()(command)
 
 
@@ -115,6 +115,44 @@ def train_encoder(
                 bar.update(task, completed=step, description=f"contrastive {loss:.3f}")
                 if recall is not None:
                     bar.console.print(f"step {step}: validation Recall@100 {100 * recall:.1f}%")
+
+
+def evaluate(
+    system: Annotated[str, typer.Argument(help="A checkpoint, an encoder's folder, or tf-idf, bm25, minilm.")],
+    notes: Annotated[Path, typer.Option(help="JSONL with id, title, content, hashtags.")],
+    pairs: Annotated[Path, typer.Option(help="What `notellm pairs` wrote, with a --top that keeps all.")],
+    min_score: Annotated[float, typer.Option(help="Pairs scored lower do not count.")] = 0.0,
+    split: Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")] = "validation",
+    protocol: Annotated[list[str] | None, typer.Option(help="cold-cold, cold-all; both by default.")] = None,
+    hashtags: Annotated[bool, typer.Option(help="Whether the notes show theirs.")] = True,
+    record: Annotated[Path | None, typer.Option(help="Where to write every rank, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs.")] = False,
+    cache: Cache = CACHE,
+) -> None:
+    """Recall of related notes that were never clicked in training; a checkpoint is read as it is served."""
+    from model import baselines
+    from model.card import commit
+    from model.config import CheckpointError
+    from model.dataset import DatasetError, read_notes
+    from model.evaluate import PROTOCOLS
+    from model.evaluate import evaluate as measured
+    from model.pairs import PairsError, read_pairs
+
+    with ended_by(CheckpointError, DatasetError, PairsError, FileNotFoundError):
+        found = measured(
+            baselines.system(system, cache, say),
+            notes.parent.name,
+            read_notes(notes),
+            [pair for pair in read_pairs(pairs) if pair.score >= min_score],
+            split=split,
+            with_hashtags=hashtags,
+            protocols=protocol or PROTOCOLS,
+            progress=say,
+        )
+    if record:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"commit": commit(), "min_score": min_score, **asdict(found)}) + "\n")
+    show(found.summary(), as_json)
 
 
 def described(step: Step) -> str:

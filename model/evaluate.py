@@ -1,7 +1,6 @@
 """What a checkpoint, or a rival, retrieves and writes. NoteLLM is read through Engine: measured as it is served.
 
-A System answers three questions about notes; `evaluate` asks them on one split of one data set and gives a Record with
-everything that tables and paired tests need.
+`evaluate` asks a System about one split of one data set and gives a Record.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.engine import Engine
-from model.metrics import recall_at, target_ranks
-from model.note import Note, Wanted
+from model.metrics import mean_reciprocal_rank, recall_at, target_ranks
+from model.note import Note
 from model.pairs import Pair, Split, split_of
 from model.weights import Progress, silent
 
@@ -25,28 +24,22 @@ Floats = npt.NDArray[np.floating[Any]]
 Scorer = Callable[[npt.NDArray[np.int64]], Floats]
 """Rows of the pool (Q,) -> their scores against the whole pool (Q, N), higher is closer."""
 QUERIES_AT_ONCE = 512
-HASHTAGS_WRITTEN = 5
-BATCH_TOKENS = 4096
+CUTOFFS = (10, 100, 1000)
+PROTOCOLS = ("cold-cold", "cold-all")
 
 
 class System(Protocol):
-    """What is compared. Each method may raise NotImplementedError: the system does not do that."""
+    """What is compared."""
 
     name: str
 
     def related(self, notes: Sequence[Note]) -> Scorer:
         """How each of these notes, the pool, scores every other."""
 
-    def categories(self, notes: Sequence[Note], closed_set: Sequence[str]) -> npt.NDArray[np.float64]:
-        """(N, C) log probabilities."""
-
-    def hashtags(self, notes: Sequence[Note]) -> list[list[str]]:
-        """Up to 5 hashtags a note, the best first. The notes have none of their own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """A rank for each pair, in the order of (note, related), and which of the queries the pair belongs to."""
+    """A rank for each pair, in the order of (note, related), and the number of the query that the pair belongs to."""
 
     ranks: list[int]
     queries: list[int]
@@ -54,48 +47,39 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One system on one split of one data set.
+    """One system on one split of one data set: what tables and paired tests need, and no text of the data.
 
-    `related`: by protocol, cold-cold or cold-all. `log_probabilities` (N, C) go with `truth`, indices into
-    `closed_set`; `written` with `wanted`. `seconds_per_note`: of what `related` did, on `machine`.
+    `related`: by protocol, cold-cold or cold-all. `seconds_per_note`: of reading the pool.
     """
 
     system: str
     data: str
     split: Split
     with_hashtags: bool
-    seconds_per_note: float | None = None
+    seconds_per_note: float
     related: Mapping[str, Ranks] = field(default_factory=dict)
-    closed_set: Sequence[str] = ()
-    log_probabilities: Sequence[Sequence[float]] = ()
-    truth: Sequence[int] = ()
-    written: Sequence[Sequence[str]] = ()
-    wanted: Sequence[Sequence[str]] = ()
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """By protocol: pairs, Recall@k in percent, MRR."""
+        return {
+            protocol: {
+                "pairs": len(found.ranks),
+                **{f"Recall@{k}": 100 * recall_at(np.array(found.ranks), k) for k in CUTOFFS},
+                "MRR": mean_reciprocal_rank(np.array(found.ranks)),
+            }
+            for protocol, found in self.related.items()
+        }
 
 
 class EngineSystem:
     """NoteLLM as it is served."""
 
-    def __init__(self, engine: Engine, progress: Progress = silent) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self._engine = engine
-        self._progress = progress
 
     def related(self, notes: Sequence[Note]) -> Scorer:
         return cosine(self._engine.embed(notes))
-
-    def categories(self, notes: Sequence[Note], closed_set: Sequence[str]) -> npt.NDArray[np.float64]:
-        wanted = Wanted(categories=tuple(closed_set))
-        found = np.empty((len(notes), len(closed_set)))
-        for row, reading in enumerate(self._engine.read(notes, wanted)):
-            assert reading.categories is not None
-            probability = {c.name: c.probability for c in reading.categories}
-            found[row] = [probability[name] for name in closed_set]
-        return np.log(np.maximum(found, 1e-12))
-
-    def hashtags(self, notes: Sequence[Note]) -> list[list[str]]:
-        readings = self._engine.read(notes, Wanted(hashtags=HASHTAGS_WRITTEN))
-        return [[hashtag.text for hashtag in reading.hashtags or ()] for reading in readings]
 
 
 def evaluate(
@@ -106,11 +90,11 @@ def evaluate(
     *,
     split: Split = "test",
     with_hashtags: bool = True,
-    protocols: Sequence[str] = ("cold-cold", "cold-all"),
+    protocols: Sequence[str] = PROTOCOLS,
     progress: Progress = silent,
 ) -> Record:
-    """Related notes alone. cold-cold: a note of the split for another one of it, among the split. cold-all: for any
-    note, among all: what a new post meets."""
+    """Related notes. cold-cold: a note of the split for another one of it, among the split. cold-all: for any note,
+    among all: what a new post meets. Every pair counts; `pairs` holds those with a score that is high enough."""
     pool = [note for i, note in sorted(notes.items()) if "cold-all" in protocols or split_of(i) == split]
     if not with_hashtags:
         pool = [replace(note, hashtags=()) for note in pool]

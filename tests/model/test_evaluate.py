@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.engine import Engine
-from model.evaluate import EngineSystem, cosine, evaluate, rank_pairs, recall_of_pairs
+from model.evaluate import EngineSystem, Ranks, Record, cosine, evaluate, rank_pairs, recall_of_pairs
 from model.note import Note
 from model.pairs import Pair, split_of
 
@@ -80,13 +80,10 @@ def test_a_checkpoint_scores_by_the_vectors_that_it_serves(tiny_engine: Engine):
     np.testing.assert_allclose(scores, served[[2, 0]] @ served.T, atol=1e-5)
 
 
-def test_a_checkpoint_gives_each_category_of_the_set_its_log_probability(tiny_engine: Engine):
-    found = EngineSystem(tiny_engine).categories([Note(title="one"), Note(title="two")], ["Food", "Travel", "Art"])
-    assert found.shape == (2, 3)
-    np.testing.assert_allclose(np.exp(found).sum(1), 1, atol=1e-5)
-
-
-def test_a_checkpoint_writes_at_most_five_hashtags(tiny_engine: Engine):
-    written = EngineSystem(tiny_engine).hashtags([Note(title="one"), Note(title="two")])
-    assert len(written) == 2
-    assert all(len(hashtags) <= 5 for hashtags in written)
+def test_a_record_is_summed_up_in_percent_by_protocol():
+    ranks = Ranks([1, 10, 11, 101], [0, 0, 1, 2])
+    record = Record(system="s", data="d", split="test", with_hashtags=True, seconds_per_note=0, related={"p": ranks})
+    summary = record.summary()["p"]
+    assert summary["pairs"] == 4
+    assert [summary[f"Recall@{k}"] for k in (10, 100, 1000)] == [50, 75, 100]
+    assert summary["MRR"] == pytest.approx((1 + 1 / 10 + 1 / 11 + 1 / 101) / 4)

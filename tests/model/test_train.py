@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return Data(notes=folder / "notes.jsonl", pairs=folder / "pairs.parquet")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe(data: Data, tiny_checkpoint: Path) -> Recipe:
     return Recipe(
         name="tiny-trained",
@@ -254,34 +254,54 @@ from model.recipe import Recipe, Data
 from model.train import Trainer, processes
 
 torch.set_num_threads(1)
-given = json.loads(sys.argv[1])
-data = tuple(Data(notes=Path(d["notes"]), pairs=Path(d["pairs"])) for d in given.pop("data"))
-folder = Path(sys.argv[2])
 with processes("cpu") as (rank, device):
-    trainer = Trainer(Recipe(**given, data=data), folder, cache=folder, device=device)
-    list(trainer.run())
-    weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in trainer.model.named_parameters()}
-    torch.save({n: p.detach() for n, p in weights.items()}, folder / f"rank{rank}.pt")
+    for name, given in json.loads(Path(sys.argv[1]).read_text()).items():
+        data = tuple(Data(notes=Path(d["notes"]), pairs=Path(d["pairs"])) for d in given.pop("data"))
+        folder = Path(sys.argv[1]).parent / name
+        trainer = Trainer(Recipe(**given, data=data), folder, cache=folder, device=device)
+        list(trainer.run())
+        weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in trainer.model.named_parameters()}
+        torch.save({n: p.detach() for n, p in weights.items()}, folder / f"rank{rank}.pt")
 """
+WAYS = {
+    "lora": {},
+    "full": {"lora_rank": 0},
+    "sharded-lora": {"shard": True},
+    "sharded-full": {"lora_rank": 0, "shard": True},
+}
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 0}, {"lora_rank": 0, "shard": True}, {"shard": True}], ids=str)
-def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(recipe: Recipe, tmp_path: Path, changes: dict):
-    recipe = replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes)
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
-        folder.mkdir()
-    list(Trainer(replace(recipe, shard=False), one, cache=tmp_path).run())
-    (tmp_path / "process.py").write_text(PROCESS)
+@pytest.fixture(scope="module")
+def two_processes(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each way trained by two processes that torchrun started; a folder for each way."""
+    folder = tmp_path_factory.mktemp("two")
+    recipes = {}
+    for way, changes in WAYS.items():
+        (folder / way).mkdir()
+        recipes[way] = asdict(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes))
+    (folder / "recipes.json").write_text(json.dumps(recipes, default=str))
+    (folder / "process.py").write_text(PROCESS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(tmp_path / "process.py"), json.dumps(asdict(recipe), default=str), str(two)]
-    subprocess.run([*launch, *arguments], check=True, timeout=100, env=LOOPBACK)
-    for alone, together in zip(losses(one), losses(two), strict=True):
+    arguments = [str(folder / "process.py"), str(folder / "recipes.json")]
+    subprocess.run([*launch, *arguments], check=True, timeout=110, env=LOOPBACK)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(
+    recipe: Recipe, two_processes: Path, tmp_path: Path, way: str
+):
+    changes = WAYS[way] | {"shard": False}
+    list(
+        Trainer(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes), tmp_path, cache=tmp_path).run()
+    )
+    two = two_processes / way
+    for alone, together in zip(losses(tmp_path), losses(two), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
     weights = [torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=0, msg=name)
     notes = [Note(title="river"), Note(title="bread")]
-    vectors = [Engine.load(str(f / BEST), cache=tmp_path, device="cpu").embed(notes) for f in (one, two)]
+    vectors = [Engine.load(str(f / BEST), cache=tmp_path, device="cpu").embed(notes) for f in (tmp_path, two)]
     np.testing.assert_allclose(*vectors, atol=1e-5)
     assert (two / LAST).is_file()
