@@ -41,7 +41,7 @@ from model.evaluate import recall_of_pairs
 from model.loss import JointLoss, contrastive_loss, generative_loss, joint_loss
 from model.note import Note
 from model.notellm import BACKBONE_FOLDER, NoteLLM
-from model.recipe import Recipe
+from model.recipe import Recipe, RecipeError
 from model.weights import Progress, silent
 
 LAST, BEST, LOG = "last.pt", "best", "log.jsonl"
@@ -317,6 +317,7 @@ class Trainer:
         """Everything that going on needs, beside the recipe; written whole or not at all."""
         weights, optimizer = get_state_dict(self.model, self.optimizer, options=STATE)
         state = {
+            "recipe": self._recipe(),
             "weights": weights,
             "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
@@ -328,6 +329,11 @@ class Trainer:
 
     def _restore(self) -> None:
         state = torch.load(self.folder / LAST, map_location="cpu", weights_only=True)
+        if state["recipe"] != (now := self._recipe()):
+            changed = sorted(name for name in now if now[name] != state["recipe"].get(name))
+            raise RecipeError(
+                f"{self.folder} holds a run of another recipe ({', '.join(changed)}): choose a new folder"
+            )
         set_state_dict(
             self.model,
             self.optimizer,
@@ -337,6 +343,9 @@ class Trainer:
         )
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.best, self.waited = state["progress"]
+
+    def _recipe(self) -> dict[str, str]:
+        return {name: str(value) for name, value in asdict(self.recipe).items()}
 
     def _log(self, step: Step) -> None:
         if self.rank == 0:

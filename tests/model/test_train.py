@@ -29,7 +29,7 @@ from model.engine import Engine
 from model.loss import contrastive_loss, generative_loss, joint_loss
 from model.note import Note
 from model.pairs import PairOptions, related_pairs, split_of
-from model.recipe import Data, Recipe
+from model.recipe import Data, Recipe, RecipeError
 from model.train import BEST, LAST, LOG, Step, Trainer, warm_cosine
 
 LOOPBACK = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -138,6 +138,12 @@ def test_a_run_that_was_killed_goes_on_to_the_identical_loss_curve(recipe: Recip
     list(Trainer(recipe, broken, cache=tmp_path).run())
     assert losses(broken)[:5] == losses(whole)[:5]
     assert losses(broken)[5:] == losses(whole)[4:]
+
+
+def test_a_folder_with_a_run_of_another_recipe_is_refused(recipe: Recipe, tmp_path: Path):
+    list(Trainer(replace(recipe, steps=2), tmp_path, cache=tmp_path).run())
+    with pytest.raises(RecipeError, match=r"another recipe \(learning_rate\)"):
+        Trainer(replace(recipe, steps=2, learning_rate=1.0), tmp_path, cache=tmp_path)
 
 
 def test_the_loss_falls_and_validation_recall_rises(recipe: Recipe, tmp_path: Path):
