@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,8 @@ class NoteLLM(nn.Module):
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-        adapter: PeftModel = get_peft_model(self.backbone, config)
+        with quiet_peft():
+            adapter: PeftModel = get_peft_model(self.backbone, config)
         return adapter
 
     def start_adapter(self, adapter: PeftModel, checkpoint: Path) -> None:
@@ -217,8 +219,17 @@ def _with_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise CheckpointError(f"{folder / ADAPTER_FILE} is missing, but the configuration has an adapter")
     from peft import PeftModel
 
-    merged: PreTrainedModel = PeftModel.from_pretrained(backbone, str(folder)).merge_and_unload()
+    with quiet_peft():
+        merged: PreTrainedModel = PeftModel.from_pretrained(backbone, str(folder)).merge_and_unload()
     return merged
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft 0.21 earns from transformers 5.24 by asking it by an old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 @contextlib.contextmanager
