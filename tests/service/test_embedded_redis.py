@@ -22,10 +22,12 @@ pytestmark = pytest.mark.anyio
 
 # Starts the server of a folder, prints its pid (or None), and stops it when told "stop". Ctrl-C is told, too.
 PROCESS = """
+import signal
 import sys
 from pathlib import Path
 from service.embedded_redis import EmbeddedRedis
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has inherited that it is ignored
 server = EmbeddedRedis(Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)
