@@ -96,6 +96,8 @@ class Recipe:
             raise RecipeError("data: at least one [[data]] with a share above 0 is needed")
         if self.contrastive and not any(d.pairs for d in self.data):
             raise RecipeError("data: contrastive training needs pairs; make them with `notellm pairs`")
+        if self.start and not self.lora_rank:
+            raise RecipeError("start gives an adapter its weights; with lora_rank = 0 name a backbone folder")
         if self.alpha < 0 or self.lora_rank < 0:
             raise RecipeError("alpha and lora_rank cannot be negative")
 
@@ -125,12 +127,12 @@ def _table(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
 
 
 def _value(name: str, kind: str, value: Any) -> Any:
-    accepted = {"int": int, "float": (int, float), "bool": bool, "str": str}
+    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     if kind.startswith("Path"):
         expanded = os.path.expandvars(str(value))
         if "$" in expanded:
             raise RecipeError(f"{name}: {value} names an environment variable that is not set")
         return Path(expanded).expanduser()
-    if kind in accepted and (not isinstance(value, accepted[kind]) or (kind != "bool" and isinstance(value, bool))):  # type: ignore[arg-type]
+    if kind in accepted and type(value) not in accepted[kind]:  # not isinstance: True is an int
         raise RecipeError(f"{name} must be {kind}, not {value!r}")
     return float(value) if kind == "float" else value

@@ -103,10 +103,11 @@ class Trainer:
             next(batches)
         while self.step < self.recipe.steps and self.waited < self.recipe.patience:
             done = self._update(*next(batches))
-            if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
+            measured = self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps
+            if measured:
                 done = replace(done, recall=self._evaluate())
             self._log(done)
-            if self.step % self.recipe.save_every == 0 or done.recall is not None:
+            if measured or self.step % self.recipe.save_every == 0:
                 self._save()
             yield done
 
@@ -287,8 +288,9 @@ class Trainer:
         projection.weight[:rows] = components[:rows]
 
     def _evaluate(self) -> float | None:
-        """Validation Recall@100, read through the Engine; keeps the best checkpoint."""
+        """Validation Recall@100, read through the Engine; keeps the best checkpoint, without pairs the latest."""
         if self.validation is None:
+            self._save_checkpoint()
             return None
         with self._autocast():
             recall = self.validation_recall()
@@ -367,7 +369,7 @@ def build(recipe: Recipe, cache: Path, device: torch.device, progress: Progress)
     adapter = model.add_adapter(recipe.lora_rank) if recipe.lora_rank else None
     if not recipe.lora_rank:
         model.requires_grad_(True)
-    if recipe.start and adapter is not None:
+    if adapter is not None and recipe.start:
         model.start_adapter(adapter, recipe.start)
     if recipe.checkpoint_activations:
         backbone: Any = model.backbone

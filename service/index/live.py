@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -164,7 +165,7 @@ class LiveIndex:
         index = self._make_index()
         self._other_space = set()
         async for notes in self._store.scan():
-            await self._run(lambda notes=notes: self._take(index, notes, gone=()))  # type: ignore[misc]
+            await self._run(partial(self._take, index, notes, gone=()))
         self._index, self._built = index, True
         self._ready, self._detail = True, "built from the store"
         await self._move(position)

@@ -55,7 +55,7 @@ def test_ranks_are_places_in_the_sorted_pool(data: st.DataObject) -> None:
     )
 
     for row, columns, wanted, found in zip(scores, others, targets, ranks, strict=True):
-        order = sorted(columns, key=lambda column, row=row: (-row[column], column))  # type: ignore[misc]
+        order = [column for _, column in sorted((-row[column], column) for column in columns)]
         assert found.tolist() == [1 + order.index(column) for column in wanted]
 
 

@@ -275,6 +275,7 @@ def test_spark_and_duckdb_write_the_same_rows(tmp_path: Path, options: PairOptio
 @pytest.mark.usefixtures("spark")
 def test_spark_and_duckdb_agree_on_real_clicks(tmp_path: Path) -> None:
     if "NOTELLM_DATA" not in os.environ:
+        # The data sets stay out of the repository: their path is the reader's own.
         pytest.skip("NOTELLM_DATA does not name the folder of the data sets")
     clicks = Path(os.environ["NOTELLM_DATA"]) / "microlens50k" / "clicks.jsonl.gz"
     for engine in ("duckdb", "spark"):

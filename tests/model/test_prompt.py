@@ -53,10 +53,10 @@ def tokenizer(backbone_folder: Path) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="module")
 def bos_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The same tokenizer, but one that begins every text with <|im_start|>."""
-    with_bos: Any = copy.deepcopy(tokenizer)
+    with_bos = copy.deepcopy(tokenizer)
     bos = (with_bos.bos_token, with_bos.bos_token_id)
     with_bos.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    return with_bos  # type: ignore[no-any-return]
+    return with_bos
 
 
 @pytest.fixture(scope="module")

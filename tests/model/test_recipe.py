@@ -44,6 +44,7 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
         ('steps = "many"\n' + MINIMAL, "steps"),
         ("steps = true\n" + MINIMAL, "steps"),
         ("hashtag_share = 1.5\n" + MINIMAL, "hashtag_share"),
+        ('lora_rank = 0\nstart = "runs/first/best"\n' + MINIMAL, "start"),
         ("alpha = -1.0\n" + MINIMAL, "alpha"),
         ("steps = \n" + MINIMAL, "TOML"),
         ('name = "x"\n', "data"),

@@ -197,6 +197,13 @@ def test_without_csft_nothing_is_generated_and_without_gcl_nothing_is_contrasted
         assert step.gradient_norm > 0
 
 
+def test_notes_without_pairs_train_csft_and_leave_their_latest_checkpoint(recipe: Recipe, data: Data, tmp_path: Path):
+    recipe = replace(recipe, data=(replace(data, pairs=None),), contrastive=False, steps=2)
+    steps = list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    assert all(step.generative > 0 and step.recall is None for step in steps)
+    assert Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu").dimension == 16
+
+
 def test_later_stages_start_from_the_weights_of_an_earlier_one(recipe: Recipe, tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):

@@ -259,6 +259,7 @@ def embedded(short_folder: Path) -> Iterator[EmbeddedRedis]:
 def debian_redis(short_folder: Path) -> Iterator[DebianRedis]:
     if shutil.which("redis-server") is None:
         reason = "redis-server is not installed"
+        # A second opinion that a reader may lack; .ci/run installs it, so there it must not be missing.
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     server = DebianRedis(short_folder)
     server.start()

@@ -205,7 +205,7 @@ async def test_a_scan_gives_every_note_with_its_vector(store: RedisNoteStore) ->
     await store.mark_samples_loaded()
     found = await scanned(store)
     assert found.keys() == notes.keys()
-    assert all(np.array_equal(found[i].vector, notes[i].vector) for i in notes)  # type: ignore[arg-type]
+    np.testing.assert_array_equal([found[i].vector for i in notes], [notes[i].vector for i in notes])
 
 
 async def test_a_scan_of_nothing_gives_nothing(store: RedisNoteStore) -> None:

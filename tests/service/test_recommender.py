@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,8 +152,12 @@ async def test_a_failure_of_the_engine_stores_nothing(recommender: Recommender, 
 
 
 async def test_only_what_the_author_left_out_is_generated(recommender: Recommender) -> None:
-    titles = {"bare": {}, "tagged": {"hashtags": ("own",)}, "filed": {"category": "Mine"}}
-    notes = [Note(id=i, title="Food is hot", **given) for i, given in titles.items()]  # type: ignore[arg-type]
+    untouched = Note(id="bare", title="Food is hot")
+    notes = [
+        untouched,
+        replace(untouched, id="tagged", hashtags=("own",)),
+        replace(untouched, id="filed", category="Mine"),
+    ]
     bare, tagged, filed = (a.stored for a in await add(recommender, *notes, generate=ALL))
     assert (bare.hashtags, bare.category) == (("Food", "is"), "Food")
     assert (tagged.hashtags, tagged.generated.hashtags, tagged.category) == (("own",), None, "Food")
@@ -244,9 +250,10 @@ async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommen
     await add_one(recommender, Note(id="a", title="soup", content="-", author="-"))
 
     def append(n: int, note: Note) -> Note:
-        return replace(note, **{field: f"{getattr(note, field)} {n}"})  # type: ignore[arg-type]
+        changed: dict[str, Any] = {field: f"{getattr(note, field)} {n}"}
+        return replace(note, **changed)
 
-    changes = (recommender.change("a", lambda note, n=n: append(n, note)) for n in range(30))  # type: ignore[misc]
+    changes = (recommender.change("a", partial(append, n)) for n in range(30))
     await asyncio.gather(*changes)
     stored = await recommender.get("a")
     assert sorted(getattr(stored.note, field).split()[1:], key=int) == [str(n) for n in range(30)]
@@ -331,11 +338,11 @@ async def gone_behind_the_index(
         for note_id in gone:
             assert await store.delete(note_id)
     else:
-        other: dict[str, dict[str, object]] = {
+        other: dict[str, dict[str, Any]] = {
             "expired": {"expires_at": clock() + 1000},
             "moved to another category": {"category": "Travel"},
         }
-        changed: list[StoredNote] = [replace(n, note=replace(n.note, **other[how])) for n in notes]  # type: ignore[arg-type]
+        changed: list[StoredNote] = [replace(n, note=replace(n.note, **other[how])) for n in notes]
         assert all(await store.put([Write(note) for note in changed]))
         clock.offset = 1001
 

@@ -77,7 +77,7 @@ def test_folders_are_absolute_and_at_home() -> None:
 
 def test_a_setting_does_not_change_after_the_start() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1
 
 
 @pytest.mark.parametrize(

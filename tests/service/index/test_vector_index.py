@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ def direction(seed: int) -> Vector:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-def row(note_id: str, seed: int = 0, **fields: object) -> StoredNote:
-    return stored_note(note_id, vector=direction(seed), **fields)  # type: ignore[arg-type]
+def row(note_id: str, seed: int = 0, **fields: Any) -> StoredNote:
+    return stored_note(note_id, vector=direction(seed), **fields)
 
 
 def rows(count: int, first: int = 0) -> list[StoredNote]:
