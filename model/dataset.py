@@ -71,7 +71,7 @@ def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
         return bare_example(prompt, note)
     count = rng.randint(1, min(MAX_HASHTAGS, len(note.hashtags)))
     drawn = rng.sample(note.hashtags, count)
-    ids = prompt.note(replace(note, hashtags=()))
+    ids = prompt.note(replace(note, hashtags=()), count)
     suffix = prompt.hashtag_task(count)
     return Example(note, (*ids, *suffix, *prompt.hashtag_output(drawn)), len(ids) - 1, len(ids) + len(suffix))
 
@@ -87,7 +87,7 @@ def category_example(prompt: Prompt, note: Note) -> Example:
 
 
 def bare_example(prompt: Prompt, note: Note) -> Example:
-    """Only to be embedded."""
+    """Only to be embedded, with the prompt of the category."""
     ids = prompt.note(note)
     return Example(note, tuple(ids), len(ids) - 1, len(ids))
 

@@ -1,7 +1,7 @@
 """Engine: prepare(note) -> tokens; one batch in, vectors and generations out. Synchronous, thread-free.
 
 Knows tokens and tensors; not HTTP, not storage, not queues. One prefill a note: its KV cache is continued for hashtags
-and for the category, never computed again.
+and for the category, never computed again. Only a prompt version that puts the task first needs another for hashtags.
 
 Shapes: B rows, T tokens of a forward, S tokens in the cache, N trie nodes.
 """
@@ -32,15 +32,19 @@ TOKENS_PER_HASHTAG = 8
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A note as token ids (the last one is the read-out position), and what is wanted of it."""
+    """A note as token ids (the last one is the read-out position), and what is wanted of it.
+
+    `hashtag_prompt`: the ids to write hashtags after, where the prompt version cannot do it after `ids`; else empty.
+    """
 
     ids: tuple[int, ...]
     wanted: Wanted
+    hashtag_prompt: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
-        """What this note adds to a batch's token budget: prompt and the most that may be generated."""
-        return len(self.ids) + self.wanted.hashtags * TOKENS_PER_HASHTAG
+        """What this note adds to a batch's token budget: prompts and the most that may be generated."""
+        return len(self.ids) + len(self.hashtag_prompt) + self.wanted.hashtags * TOKENS_PER_HASHTAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,9 @@ class Engine:
 
     def prepare(self, note: Note, wanted: Wanted = VECTOR_ONLY) -> Prepared:
         """Tokenise. Safe in any thread; no tensor is made."""
-        return Prepared(tuple(self.model.prompt.note(note)), wanted)
+        prompt = self.model.prompt
+        again = wanted.hashtags > 0 and not prompt.one_prefill
+        return Prepared(tuple(prompt.note(note)), wanted, tuple(prompt.note(note, wanted.hashtags)) if again else ())
 
     @torch.inference_mode()
     def run(self, batch: Sequence[Prepared]) -> list[Reading]:
@@ -136,14 +142,19 @@ class Engine:
             return []
         started = time.perf_counter()
         rows = [_Row(prepared) for prepared in batch]
-        hidden, cache, mask = self._prefill(rows)
+        hidden, cache, mask = self._prefill(rows, [prepared.ids for prepared in batch])
         vectors = self.model.embed(hidden).cpu().numpy()
         with_category = [i for i, row in enumerate(rows) if row.prepared.wanted.categories]
         if with_category:
             self._score_categories([rows[i] for i in with_category], *_fork(cache, mask, with_category))
         with_hashtags = [i for i, row in enumerate(rows) if row.prepared.wanted.hashtags]
         if with_hashtags:
-            self._write_hashtags([rows[i] for i in with_hashtags], *_fork(cache, mask, with_hashtags), started)
+            writing = [rows[i] for i in with_hashtags]
+            if self.model.prompt.one_prefill:
+                past = _fork(cache, mask, with_hashtags)
+            else:
+                past = self._prefill(writing, [row.prepared.hashtag_prompt for row in writing])[1:]
+            self._write_hashtags(writing, *past, started)
         return [self._reading(row, vector) for row, vector in zip(rows, vectors, strict=True)]
 
     def read(self, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY, batch_tokens: int = 4096) -> list[Reading]:
@@ -162,13 +173,13 @@ class Engine:
         vectors = [reading.vector for reading in self.read(notes)]
         return np.array(vectors, np.float32).reshape(len(notes), self.dimension)
 
-    def _prefill(self, rows: Sequence[_Row]) -> tuple[Tensor, DynamicCache, Tensor]:
+    def _prefill(self, rows: Sequence[_Row], prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Read-out states (B, H), the cache, and its mask (B, S); left-padded, so that all caches end together."""
-        ids, mask = _left_pad([row.prepared.ids for row in rows], self.model.prompt.end_id, self.model.device)
+        ids, mask = _left_pad(prompts, self.model.prompt.end_id, self.model.device)
         cache = DynamicCache()  # without the config: it keeps what a sliding window would drop
         hidden = self.model(ids, mask, _positions(mask), cache)[:, -1]
-        for row in rows:
-            row.prompt_tokens += len(row.prepared.ids)
+        for row, prompt in zip(rows, prompts, strict=True):
+            row.prompt_tokens += len(prompt)
         return hidden, cache, mask
 
     def _score_categories(self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor) -> None:

@@ -67,7 +67,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to read from a note in its one prefill, beside the vector, which is always read.
+    """What to read from a note beside the vector, which is always read.
 
     `hashtags`: how many to write, 0 for none. `categories`: the closed set to choose from, empty for none.
     """

@@ -7,8 +7,9 @@
     The category of this note:                                -> Travel<eos>
 
 Note first, task after the read-out (paper section 2, the released code's order): what makes one prefill serve every
-task. The pieces of the template and the fields of the note are tokenised apart, so a field can never merge with, close
-or become a part of the template; see docs/decisions/0002-prompt.md.
+task. The second version has the paper's own order: an instruction that differs by task comes first, so the hashtag task
+needs a prefill of its own. The pieces of the template and the fields of the note are tokenised apart, so a field can
+never merge with, close or become a part of the template; see docs/decisions/0002-prompt.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -32,8 +33,10 @@ JSON_UNIT = re.compile(r"\\u[0-9a-f]{4}|\\.|[^\\]", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The fixed text of one prompt version."""
+    """The fixed text of one prompt version. The instruction of the task stands before the note; "" where none does."""
 
+    category_instruction: str
+    hashtag_instruction: str
     before_title: str
     before_hashtags: str
     after_hashtags: str
@@ -45,19 +48,30 @@ class Template:
     category_lead: str
 
 
-TEMPLATES = {
-    "note-first/1": Template(
-        before_title='{"title": "',
-        before_hashtags='", "hashtags": [',
-        after_hashtags='], "content": "',
-        before_content='", "content": "',
-        compress='"}\nThis note in one word: "',
-        hashtag_task='[EMB]"\nThe {count} hashtags of this note: #',
-        category_task='[EMB]"\nThe category of this note:',
-        hashtag_separator=" #",
-        category_lead=" ",
-    )
-}
+NOTE_FIRST = Template(
+    category_instruction="",
+    hashtag_instruction="",
+    before_title='{"title": "',
+    before_hashtags='", "hashtags": [',
+    after_hashtags='], "content": "',
+    before_content='", "content": "',
+    compress='"}\nThis note in one word: "',
+    hashtag_task='[EMB]"\nThe {count} hashtags of this note: #',
+    category_task='[EMB]"\nThe category of this note:',
+    hashtag_separator=" #",
+    category_lead=" ",
+)
+TASK_FIRST = replace(
+    NOTE_FIRST,
+    category_instruction=(
+        "Extract the note as JSON, compress it into one word for recommendation and write its category.\n"
+    ),
+    hashtag_instruction=(
+        "Extract the note as JSON, compress it into one word for recommendation and write {count} hashtags.\n"
+    ),
+    compress='"}\nThe compression word is: "',
+)
+TEMPLATES = {"note-first/1": NOTE_FIRST, "task-first/1": TASK_FIRST}
 
 
 def json_escape(char: str) -> str:
@@ -90,21 +104,29 @@ class Prompt:
             self._encode(pieces)
         )
 
-    def note(self, note: Note) -> list[int]:
-        """Token ids up to and including the read-out position, which is the last one."""
+    @property
+    def one_prefill(self) -> bool:
+        """Whether the ids of a note are the same for every task, so that what follows them may share one cache."""
+        return self.template.category_instruction == self.template.hashtag_instruction
+
+    def note(self, note: Note, count: int = 0) -> list[int]:
+        """Token ids up to and including the read-out position, which is the last one.
+
+        `count`: of the hashtags that will be asked for; 0 is the prompt of the category and of the embedding.
+        """
         c = self.config
-        ids = self._bos + self._before_title + self._field(note.title, c.max_title_tokens)
+        ids = self._bos + self._instruction(count) + self._before_title + self._field(note.title, c.max_title_tokens)
         if hashtags := self._hashtag_list(note.hashtags):
             ids = ids + self._before_hashtags + hashtags + self._after_hashtags
         else:
             ids = ids + self._before_content
         return ids + self._field(note.content, c.max_content_tokens) + self._compress
 
-    @property
-    def max_note_tokens(self) -> int:
-        """No note's prompt is longer than this, whatever its text."""
+    def max_note_tokens(self, count: int = 0) -> int:
+        """No note's prompt is longer than this, whatever its text; `count` as for `note`."""
         c = self.config
-        fixed = self._bos + self._before_title + self._before_hashtags + self._after_hashtags + self._compress
+        start = self._bos + self._instruction(count) + self._before_title
+        fixed = start + self._before_hashtags + self._after_hashtags + self._compress
         return len(fixed) + c.max_title_tokens + c.max_hashtag_tokens + c.max_content_tokens
 
     def hashtag_task(self, count: int) -> list[int]:
@@ -154,6 +176,11 @@ class Prompt:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         assert isinstance(text, str)
         return text
+
+    def _instruction(self, count: int) -> list[int]:
+        """What stands in front of the note; `count` as for `note`."""
+        t = self.template
+        return self._encode([t.hashtag_instruction.format(count=count) if count else t.category_instruction])[0]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,12 @@ def tiny_checkpoint(backbone_folder: Path, tmp_path_factory: pytest.TempPathFact
 def tiny_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """An Engine on the tiny checkpoint, float32. Shared: a test must not change its model."""
     return Engine.load(str(tiny_checkpoint), cache=tmp_path_factory.mktemp("cache"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_task_first(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An Engine on the same weights, of the prompt version that puts the task first. Shared as well."""
+    folder = tmp_path_factory.mktemp("tiny") / "task-first"
+    shutil.copytree(tiny_checkpoint, folder)
+    replace(NoteLLMConfig.load(folder), prompt_version="task-first/1").save(folder)
+    return Engine.load(str(folder), cache=tmp_path_factory.mktemp("cache"), device="cpu")

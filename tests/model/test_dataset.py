@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from model.dataset import (
     read_notes,
 )
 from model.engine import Engine
-from model.note import Note
+from model.note import Note, Wanted
 from model.pairs import PairOptions, related_pairs, split_of
 from model.prompt import Prompt
 
@@ -26,9 +27,16 @@ PARIS = Note(id="1", title="A day in Paris", content="Bread.", hashtags=("paris"
 TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
 
+@pytest.fixture(params=["tiny_engine", "tiny_task_first"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """One of each prompt version."""
+    served: Engine = request.getfixturevalue(request.param)
+    return served
+
+
 @pytest.fixture
-def prompt(tiny_engine: Engine) -> Prompt:
-    return tiny_engine.model.prompt
+def prompt(engine: Engine) -> Prompt:
+    return engine.model.prompt
 
 
 def test_the_hashtag_task_withholds_the_hashtags_and_asks_for_as_many_as_it_writes(prompt: Prompt):
@@ -57,11 +65,20 @@ def test_the_category_task_shows_the_hashtags_and_writes_the_category(prompt: Pr
     assert example.ids[-1] == prompt.end_id
 
 
-def test_what_is_trained_is_what_is_served(prompt: Prompt, tiny_engine: Engine):
+def test_what_is_trained_is_what_is_served(prompt: Prompt, engine: Engine):
     example = category_example(prompt, PARIS)
-    served = tiny_engine.prepare(PARIS).ids
-    assert example.ids[: example.read_out + 1] == served
+    served = engine.prepare(PARIS).ids
+    assert example.ids[: example.read_out + 1] == served == bare_example(prompt, PARIS).ids
     assert list(example.ids[example.read_out + 1 : example.output]) == prompt.category_task()
+
+
+def test_hashtags_are_trained_as_they_are_served_to_a_note_without(prompt: Prompt, engine: Engine):
+    for seed in range(5):
+        example = hashtag_example(prompt, PARIS, random.Random(seed))
+        count = len(prompt.parse_hashtags(example.ids[example.output :]))
+        prepared = engine.prepare(replace(PARIS, hashtags=()), Wanted(count))
+        assert example.ids[: example.read_out + 1] == (prepared.hashtag_prompt or prepared.ids)
+        assert list(example.ids[example.read_out + 1 : example.output]) == prompt.hashtag_task(count)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

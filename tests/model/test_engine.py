@@ -1,4 +1,4 @@
-"""Engine: one prefill a note, and answers that do not depend on the batch or on what else was asked for."""
+"""Engine: the prefills that a note costs, and answers that do not depend on the batch or on what else was asked for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from model.config import NoteLLMConfig
+from model.config import DEFAULT_PROMPT, NoteLLMConfig
 from model.engine import TOKENS_PER_HASHTAG, CategoryTrie, Engine
 from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted
 from model.notellm import NoteLLM
@@ -90,13 +90,15 @@ def tokenizer(backbone_folder: Path) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def random_engine(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Engine:
+def random_engine(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
+) -> Engine:
     """A random model of any family with the real tokenizer, float32."""
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
     torch.manual_seed(0)
     backbone = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    model = NoteLLM(NoteLLMConfig(name="random", dimension=32), backbone, tokenizer)
+    model = NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
     return Engine(model.eval().requires_grad_(False))
 
 
@@ -110,12 +112,28 @@ def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor) -> Engine
     return engine
 
 
-@pytest.fixture(scope="module")
-def writer(tokenizer: PreTrainedTokenizerBase) -> Engine:
+def make_writer(tokenizer: PreTrainedTokenizerBase, version: str) -> Engine:
     """A random model that writes few words and many '#', so that its rows end at different steps and ways."""
     texts = [" #", "#", "<|im_end|>", "\n", ".", *(f" {word}" for word in WORDS)]
-    engine = random_engine(LlamaConfig(**COMMON), tokenizer)
+    engine = random_engine(LlamaConfig(**COMMON), tokenizer, version)
     return writes_only(engine, texts, torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.fixture(scope="module")
+def note_first(tokenizer: PreTrainedTokenizerBase) -> Engine:
+    return make_writer(tokenizer, "note-first/1")
+
+
+@pytest.fixture(scope="module")
+def task_first(tokenizer: PreTrainedTokenizerBase) -> Engine:
+    return make_writer(tokenizer, "task-first/1")
+
+
+@pytest.fixture(params=["note_first", "task_first"])
+def writer(request: pytest.FixtureRequest) -> Engine:
+    """One of each prompt version."""
+    made: Engine = request.getfixturevalue(request.param)
+    return made
 
 
 def read(engine: Engine, notes: Sequence[Note], wanted: Wanted | Sequence[Wanted] = VECTOR_ONLY) -> list[Reading]:
@@ -219,7 +237,7 @@ def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, .
 def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[list[int], list[float]]:
     """Greedy decoding with the whole sequence computed again for each token: its ids and log probabilities."""
     prompt = engine.model.prompt
-    before = [*prompt.note(note), *prompt.hashtag_task(count)]
+    before = [*prompt.note(note, count), *prompt.hashtag_task(count)]
     written: list[int] = []
     log_probs: list[float] = []
     while len(written) < count * TOKENS_PER_HASHTAG and prompt.decode(written).count("#") < count:
@@ -280,10 +298,10 @@ def test_padding_on_the_left_equals_padding_on_the_right(tiny_engine: Engine) ->
     assert (vectors(read(tiny_engine, NOTES)) * right).sum(1).min() >= 0.9999
 
 
-def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(writer: Engine) -> None:
-    prompt = writer.model.prompt
-    with passes(writer) as seen:
-        readings = read(writer, FEW, Wanted(3, FOODS))
+def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first: Engine) -> None:
+    prompt = note_first.model.prompt
+    with passes(note_first) as seen:
+        readings = read(note_first, FEW, Wanted(3, FOODS))
     assert seen[0].rows == [prompt.note(note) for note in FEW]
     # Then only tasks, the trie's nodes, and what the model wrote, token by token.
     trie = CategoryTrie.build(prompt.category_outputs(FOODS))
@@ -291,6 +309,22 @@ def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(writer: En
     assert seen[2].rows == [prompt.hashtag_task(3)] * len(FEW)
     assert {step.width for step in seen[3:]} == {1}
     assert sum(step.tokens for step in seen[3:]) <= sum(reading.usage.generated_tokens for reading in readings)
+
+
+def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_alone(task_first: Engine) -> None:
+    prompt = task_first.model.prompt
+    wanted = [Wanted(3), Wanted(), Wanted(0, FOODS), Wanted(1, FOODS), Wanted()]
+    with passes(task_first) as seen:
+        read(task_first, FEW, wanted)
+    trie = CategoryTrie.build(prompt.category_outputs(FOODS))
+    assert seen[0].rows == [prompt.note(note) for note in FEW]
+    assert seen[1].rows == [[*prompt.category_task(), *trie.tokens]] * 2
+    assert seen[2].rows == [prompt.note(FEW[0], 3), prompt.note(FEW[3], 1)]
+    assert seen[3].rows == [prompt.hashtag_task(3), prompt.hashtag_task(1)]
+    assert {step.width for step in seen[4:]} == {1}
+    with passes(task_first) as seen:
+        read(task_first, FEW, Wanted(0, FOODS))
+    assert len(seen) == 2
 
 
 def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
@@ -302,6 +336,7 @@ def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
         expected = len(prompt.note(note))
         if want.hashtags:
             expected += len(prompt.hashtag_task(want.hashtags))
+            expected += 0 if prompt.one_prefill else len(prompt.note(note, want.hashtags))
         if want.categories:
             outputs = prompt.category_outputs(want.categories)
             expected += len(prompt.category_task()) + len(CategoryTrie.build(outputs).tokens)
@@ -309,12 +344,12 @@ def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
     assert sum(reading.usage.prompt_tokens for reading in readings) == sum(p.tokens for p in seen if p.width > 1)
 
 
-def test_three_calls_cost_the_note_three_times(tiny_engine: Engine) -> None:
+def test_three_calls_cost_the_note_three_times(writer: Engine) -> None:
     asked = [Wanted(), Wanted(hashtags=2), Wanted(categories=FOODS)]
-    apart = [read(tiny_engine, FEW, wanted) for wanted in asked]
-    together = read(tiny_engine, FEW, Wanted(2, FOODS))
+    apart = [read(writer, FEW, wanted) for wanted in asked]
+    together = read(writer, FEW, Wanted(2, FOODS))
     for note, whole, *parts in zip(FEW, together, *apart, strict=True):
-        note_tokens = len(tiny_engine.prepare(note).ids)
+        note_tokens = len(writer.prepare(note).ids)
         assert sum(part.usage.prompt_tokens for part in parts) == whole.usage.prompt_tokens + 2 * note_tokens
 
 
@@ -343,12 +378,12 @@ def check_against_recomputing(engine: Engine) -> None:
         assert reading.usage.generated_tokens == len(written)
 
 
-@pytest.mark.parametrize("engine", ["tiny_engine", "writer"])
+@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "task_first"])
 def test_what_is_read_together_equals_what_is_read_apart(engine: str, request: pytest.FixtureRequest) -> None:
     check_three_in_one(request.getfixturevalue(engine))
 
 
-@pytest.mark.parametrize("engine", ["tiny_engine", "writer"])
+@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "task_first"])
 def test_nothing_that_is_read_depends_on_the_batch(engine: str, request: pytest.FixtureRequest) -> None:
     check_batch_invariance(request.getfixturevalue(engine))
 
@@ -378,6 +413,10 @@ def test_logits_are_those_of_the_family(family: str, tokenizer: PreTrainedTokeni
     with torch.inference_mode():
         expected = engine.model.backbone(input_ids=torch.tensor([ids])).logits[0]
         torch.testing.assert_close(engine.model.logits(hidden_of(engine, ids)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_every_prompt_version_reads_what_computing_everything_again_reads(writer: Engine) -> None:
+    check_against_recomputing(writer)
 
 
 def test_category_probabilities_equal_scoring_each_category_alone(tiny_engine: Engine) -> None:
@@ -439,7 +478,7 @@ def test_rows_that_end_early_do_not_disturb_the_others(writer: Engine) -> None:
     assert len({reading.usage.generated_tokens for reading in together}) > 5
 
 
-@pytest.mark.parametrize("engine", ["tiny_engine", "writer"])
+@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "task_first"])
 def test_hashtags_are_bounded_in_count_and_in_tokens(engine: str, request: pytest.FixtureRequest) -> None:
     counts = [Wanted(1 + i % 3) for i in range(len(FEW))]
     for want, reading in zip(counts, read(request.getfixturevalue(engine), FEW, counts), strict=True):
@@ -476,11 +515,15 @@ def opposite(width: int) -> Tensor:
     return torch.stack([row, -row])
 
 
-def test_a_prepared_note_knows_the_most_it_can_cost(tiny_engine: Engine) -> None:
-    prepared = tiny_engine.prepare(FEW[1], Wanted(3, FOODS))
-    assert prepared.tokens == len(prepared.ids) + 3 * TOKENS_PER_HASHTAG
-    reading = tiny_engine.run([tiny_engine.prepare(FEW[1], Wanted(3))])[0]
-    assert len(prepared.ids) + reading.usage.generated_tokens <= prepared.tokens
+def test_a_prepared_note_knows_the_most_it_can_cost(writer: Engine) -> None:
+    prepared = writer.prepare(FEW[1], Wanted(3, FOODS))
+    prompts = len(prepared.ids) + len(prepared.hashtag_prompt)
+    assert prepared.tokens == prompts + 3 * TOKENS_PER_HASHTAG
+    with passes(writer) as seen:
+        reading = writer.run([writer.prepare(FEW[1], Wanted(3))])[0]
+    task = writer.model.prompt.hashtag_task(3)
+    assert sum(step.tokens for step in seen if step.width > 1) == prompts + len(task)
+    assert prompts + reading.usage.generated_tokens <= prepared.tokens
 
 
 def test_loading_names_the_model_as_its_checkpoint_does(tiny_engine: Engine) -> None:

@@ -24,10 +24,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from model.config import CheckpointError
 from model.dataset import PairedNotes
 from model.engine import Engine
 from model.loss import contrastive_loss, generative_loss, joint_loss
-from model.note import Note
+from model.note import Note, Wanted
 from model.pairs import PairOptions, related_pairs, split_of
 from model.recipe import Data, Recipe, RecipeError
 from model.train import BEST, LAST, LOG, Step, Trainer, warm_cosine
@@ -169,6 +170,21 @@ def test_the_best_checkpoint_serves_what_was_trained(recipe: Recipe, tmp_path: P
     assert engine.name == "tiny-trained"
     assert (tmp_path / BEST / "adapter").is_dir() == bool(lora_rank)
     assert (tmp_path / BEST / "backbone").is_dir() != bool(lora_rank)
+
+
+def test_a_recipe_chooses_the_prompt_version_and_its_checkpoint_serves_with_it(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(replace(recipe, steps=2, prompt_version="task-first/1"), tmp_path, cache=tmp_path)
+    steps = list(trainer.run())
+    assert all(step.contrastive > 0 and step.generative > 0 for step in steps)
+    engine = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu")
+    note = Note(title="river", hashtags=("daily",))
+    assert engine.prepare(note, Wanted(3)) == Engine(trainer.model).prepare(note, Wanted(3))
+    np.testing.assert_allclose(engine.embed([note]), Engine(trainer.model).embed([note]), atol=1e-5)
+
+
+def test_a_recipe_with_an_unknown_prompt_version_is_refused(recipe: Recipe, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="task-first/0"):
+        Trainer(replace(recipe, prompt_version="task-first/0"), tmp_path, cache=tmp_path)
 
 
 def test_training_ends_when_validation_no_longer_rises(recipe: Recipe, tmp_path: Path):
