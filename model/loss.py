@@ -16,6 +16,7 @@ class JointLoss(NamedTuple):
 
     total: Tensor
     contrastive: Tensor
+    distillation: Tensor
     generative: Tensor
 
 
@@ -38,6 +39,25 @@ def contrastive_loss(embeddings: Tensor, tau: Tensor, known: Tensor | None = Non
     return nn.functional.cross_entropy(similarity, partner)
 
 
+def distillation_loss(embeddings: Tensor, tau: Tensor, behaviour: Tensor, temperature: float) -> Tensor:
+    """What behaviour says of all notes of the batch, not only of the partner: ours, not the paper's.
+
+    L_d = -(1/n) sum_i sum_{j != i} q_ij log p_ij,  q_i = softmax of behaviour's cosines / temperature, p_i = softmax of
+    the embeddings' cosines * e^tau, both over the other notes that behaviour knows; n of the 2B notes are known.
+
+    embeddings: (2B, D), unit length. tau: scalar. behaviour: (2B, K), unit length, zero where a note is not known.
+    Returns a scalar, float32; 0 where fewer than two notes are known.
+    """
+    rows = behaviour.any(1)
+    if rows.sum() < 2:
+        return embeddings.sum() * 0
+    embeddings, behaviour = embeddings[rows], behaviour[rows]
+    own = torch.eye(len(behaviour), dtype=torch.bool, device=behaviour.device)
+    wanted = (behaviour @ behaviour.T / temperature).masked_fill(own, float("-inf")).softmax(-1)
+    similarity = (embeddings @ embeddings.T * tau.exp()).masked_fill(own, float("-inf"))
+    return nn.functional.cross_entropy(similarity[~own].view(len(own), -1), wanted[~own].view(len(own), -1))
+
+
 def generative_loss(logits: Tensor, targets: Tensor, tokens: int | None = None) -> Tensor:
     """CSFT: L_gen = -(1/T) sum_i log p(o_i | o_<i, input), over output tokens only.
 
@@ -48,6 +68,10 @@ def generative_loss(logits: Tensor, targets: Tensor, tokens: int | None = None) 
     return loss / max(1, len(targets) if tokens is None else tokens)
 
 
-def joint_loss(contrastive: Tensor, generative: Tensor, alpha: float) -> JointLoss:
-    """L = (L_cl + alpha L_gen) / (1 + alpha)."""
-    return JointLoss((contrastive + alpha * generative) / (1 + alpha), contrastive, generative)
+def joint_loss(
+    contrastive: Tensor, generative: Tensor, alpha: float, distillation: Tensor | None = None, share: float = 0.0
+) -> JointLoss:
+    """L = (L_cl + alpha L_gen) / (1 + alpha); with distillation, (1 - share) L_cl + share L_d stands for L_cl."""
+    distillation = torch.zeros_like(contrastive) if distillation is None else distillation
+    related = (1 - share) * contrastive + share * distillation
+    return JointLoss((related + alpha * generative) / (1 + alpha), contrastive, distillation, generative)

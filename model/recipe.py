@@ -38,8 +38,9 @@ class Recipe:
     `lora_rank` 0 is full fine-tuning. `micro_batch_tokens` bounds one forward; the contrastive batch is as large as
     `batch_pairs` says all the same. A batch of at most `kept_tokens` (padded, on each process) keeps the activations of
     all its micro-batches, which takes memory and saves a second forward. `bfloat16`: autocast, where the processor has
-    it. `evaluate_every` and `save_every` are in steps; training ends after `patience` evaluations without a better
-    validation recall. `shard` spreads a large backbone over the processes (FSDP).
+    it. `distillation`: share of the loss of related notes that goes to what behaviour says of all notes of the batch;
+    0 is the paper's loss alone. `evaluate_every` and `save_every` are in steps; training ends after `patience`
+    evaluations without a better validation recall. `shard` spreads a large backbone over the processes (FSDP).
     """
 
     name: str
@@ -56,6 +57,8 @@ class Recipe:
     hashtag_share: float = 0.4
     alpha: float = 0.01
     mask_false_negatives: bool = True
+    distillation: float = 0.0
+    distillation_temperature: float = 0.1
     hide_hashtags: float = 0.0
 
     lora_rank: int = 16
@@ -89,7 +92,7 @@ class Recipe:
         for name in positive:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1")
-        for name in ("hashtag_share", "hide_hashtags", "warmup"):
+        for name in ("hashtag_share", "hide_hashtags", "warmup", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} must be between 0 and 1")
         if not self.data or sum(d.share for d in self.data) <= 0:
@@ -98,6 +101,8 @@ class Recipe:
             raise RecipeError("data: contrastive training needs pairs; make them with `notellm pairs`")
         if self.start and not self.lora_rank:
             raise RecipeError("start gives an adapter its weights; with lora_rank = 0 name a backbone folder")
+        if self.distillation_temperature <= 0:
+            raise RecipeError("distillation_temperature must be above 0")
         if self.alpha < 0 or self.lora_rank < 0:
             raise RecipeError("alpha and lora_rank cannot be negative")
 
