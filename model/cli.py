@@ -100,21 +100,23 @@ def train_encoder(
     folder: Annotated[Path, typer.Option("--out", help="Log and the best encoder.")],
     change: Annotated[list[str] | None, typer.Option("--set", help="name=value, instead of the recipe's.")] = None,
 ) -> None:
-    """Fine-tune all-MiniLM-L6-v2 on the same pairs with the same contrastive loss: the rival to beat."""
-    from model.baselines import fine_tune
+    """Fine-tune all-MiniLM-L6-v2, the rival to beat: on the same pairs with the same contrastive loss, or, where the
+    recipe says contrastive = false, on the notes' categories."""
     from model.dataset import DatasetError
+    from model.encoder import fine_tune
     from model.pairs import PairsError
     from model.recipe import Recipe, RecipeError
 
     with ended_by(RecipeError, DatasetError, PairsError, FileNotFoundError):
         recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
+        figure = "Recall@100" if recipe.contrastive else "accuracy"
         with Progress(*COLUMNS, console=err) as bar:
             task = bar.add_task("training", total=recipe.steps)
-            for step, loss, recall in fine_tune(recipe, folder):
-                bar.update(task, completed=step, description=f"contrastive {loss:.3f}")
-                if recall is not None:
-                    bar.console.print(f"step {step}: validation Recall@100 {100 * recall:.1f}%")
+            for step, loss, measured in fine_tune(recipe, folder):
+                bar.update(task, completed=step, description=f"loss {loss:.3f}")
+                if measured is not None:
+                    bar.console.print(f"step {step}: validation {figure} {100 * measured:.1f}%")
 
 
 def evaluate(
