@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +15,32 @@ import numpy as np
 
 from model.encoder import CATEGORIES_FILE, CategoryEncoder, SentenceEncoder, plain_text
 from model.engine import Engine
-from model.evaluate import QUERIES_AT_ONCE, EngineSystem, Floats, Scorer, System
+from model.evaluate import (
+    QUERIES_AT_ONCE,
+    EngineSystem,
+    Floats,
+    Record,
+    Retriever,
+    Scorer,
+    System,
+    evaluate_hashtags,
+)
 from model.note import Note, hashtag_key
+from model.pairs import split_of
 from model.weights import Progress
 
 
-def system(name: str, cache: Path, progress: Progress) -> System:
-    """tf-idf, bm25, minilm, the folder of a fine-tuned encoder, or whatever `Engine.load` takes."""
-    named: dict[str, Callable[[], System]] = {"tf-idf": TfIdf, "bm25": Bm25, "minilm": SentenceEncoder}
+def system(name: str, known: Iterable[Note], cache: Path, dtype: str, progress: Progress) -> System:
+    """tf-idf, bm25, minilm, frequent, the folder of a fine-tuned encoder, or whatever `Engine.load` takes.
+
+    `known`: the notes whose hashtags may be looked at.
+    """
+    named: dict[str, Callable[[], System]] = {
+        "tf-idf": TfIdf,
+        "bm25": Bm25,
+        "minilm": SentenceEncoder,
+        "frequent": lambda: FrequentHashtags(known),
+    }
     if name in named:
         return named[name]()
     folder = Path(name)
@@ -30,7 +48,15 @@ def system(name: str, cache: Path, progress: Progress) -> System:
     if config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") == "bert":
         load = CategoryEncoder.load if (folder / CATEGORIES_FILE).is_file() else SentenceEncoder
         return load(folder, name=folder.parent.name)
-    return EngineSystem(Engine.load(name, cache=cache, progress=progress))
+    return EngineSystem(Engine.load(name, cache=cache, dtype=dtype, progress=progress))
+
+
+def with_copied_hashtags(
+    record: Record, retriever: Retriever, notes: Mapping[str, Note], known: Sequence[Note], progress: Progress
+) -> Record:
+    """The record with the hashtags that copying from the nearest `known` notes gives its split."""
+    own = [note for i, note in sorted(notes.items()) if split_of(i) == record.split]
+    return replace(record, hashtags=evaluate_hashtags(CopiedHashtags(retriever, known), own, progress))
 
 
 class TfIdf:
@@ -76,7 +102,7 @@ class CopiedHashtags:
     comes first.
     """
 
-    def __init__(self, system: System, known: Iterable[Note], neighbours: int = 10) -> None:
+    def __init__(self, system: Retriever, known: Iterable[Note], neighbours: int = 10) -> None:
         self.name = f"{system.name}, hashtags copied"
         self._system = system
         self._known = sorted((note for note in known if note.hashtags), key=lambda note: note.id)

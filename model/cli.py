@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ CACHE = Path("~/.cache/notellm").expanduser()
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train, train_encoder, evaluate):
+    for command in (pairs, train, train_encoder, embed, calibrate, evaluate):
         app.command()(command)
 
 
@@ -119,42 +119,107 @@ def train_encoder(
                     bar.console.print(f"step {step}: validation {figure} {100 * measured:.1f}%")
 
 
-def evaluate(
-    system: Annotated[str, typer.Argument(help="A checkpoint, an encoder's folder, or tf-idf, bm25, minilm.")],
+def embed(
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint, a backbone, an encoder's folder, or minilm.")],
     notes: Annotated[Path, typer.Option(help="JSONL with id, title, content, hashtags.")],
-    pairs: Annotated[Path, typer.Option(help="What `notellm pairs` wrote, with a --top that keeps all.")],
-    min_score: Annotated[float, typer.Option(help="Pairs scored lower do not count.")] = 0.0,
-    split: Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")] = "validation",
-    protocol: Annotated[list[str] | None, typer.Option(help="cold-cold, cold-all; both by default.")] = None,
-    hashtags: Annotated[bool, typer.Option(help="Whether the notes show theirs.")] = True,
-    record: Annotated[Path | None, typer.Option(help="Where to write every rank, as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs.")] = False,
+    out_file: Annotated[Path, typer.Option("--out", help="The .npz file to write.")],
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Whose notes are read.")] = "train",
     cache: Cache = CACHE,
 ) -> None:
-    """Recall of related notes that were never clicked in training; a checkpoint is read as it is served."""
+    """Vectors of a split's notes: what a recipe's `teacher` is made of."""
+    from model import baselines
+    from model.config import CheckpointError
+    from model.dataset import DatasetError, read_notes
+    from model.evaluate import Embedder
+    from model.pairs import split_of
+    from model.teacher import write_vectors
+
+    with ended_by(CheckpointError, DatasetError, FileNotFoundError):
+        chosen = [note for i, note in sorted(read_notes(notes).items()) if split_of(i) == split]
+        system = baselines.system(checkpoint, (), cache, "auto", say)
+        if not isinstance(system, Embedder):
+            raise CheckpointError(f"{checkpoint} gives no vectors")
+        say(f"Reading {len(chosen):,} notes")
+        write_vectors(out_file, [note.id for note in chosen], system.embed(chosen))
+
+
+def calibrate(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
+    data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz that have categories.")],
+    most_notes: Annotated[int, typer.Option(help="Of each, drawn at random.")] = 500,
+    cache: Cache = CACHE,
+) -> None:
+    """Fit the temperature of category probabilities on the validation notes, and keep it in the checkpoint."""
+    from model.config import CheckpointError, NoteLLMConfig
+    from model.dataset import DatasetError, read_notes
+    from model.engine import Engine
+    from model.evaluate import EngineSystem, category_temperature
+    from model.protocol import NOTES_FILE
+
+    with ended_by(CheckpointError, DatasetError, FileNotFoundError):
+        config = replace(NoteLLMConfig.load(checkpoint), category_temperature=1.0)
+        config.save(checkpoint)
+        system = EngineSystem(Engine.load(str(checkpoint), cache=cache, progress=say))
+        notes = [read_notes(folder / NOTES_FILE) for folder in data]
+        temperature = category_temperature(system, notes, most_notes, say)
+        replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
+    show({"category_temperature": temperature}, False)
+
+
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Option(help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, minilm, frequent.")
+    ],
+    data: Annotated[Path, typer.Option(help="A folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.")],
+    split: Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")] = "validation",
+    part: Annotated[list[str] | None, typer.Option(help="related, categories, hashtags; all by default.")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="cold-cold, cold-all; both by default.")] = None,
+    hashtags: Annotated[bool, typer.Option(help="Whether the notes show theirs.")] = True,
+    copy_hashtags: Annotated[
+        bool, typer.Option("--copy-hashtags", help="Copied from the nearest training notes, not written.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="Precision of a checkpoint: float32, bfloat16; as served.")] = "auto",
+    record: Annotated[Path | None, typer.Option(help="Where to write every rank and choice, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs; shares in 0 to 1.")] = False,
+    cache: Cache = CACHE,
+) -> None:
+    """Related notes, categories and hashtags of notes that training never saw; a checkpoint is read as it is served."""
     from model import baselines
     from model.card import commit
     from model.config import CheckpointError
     from model.dataset import DatasetError, read_notes
-    from model.evaluate import PROTOCOLS
+    from model.evaluate import PARTS, Retriever, Tagger
     from model.evaluate import evaluate as measured
-    from model.pairs import PairsError, read_pairs
+    from model.pairs import PairsError, split_of
+    from model.protocol import NOTES_FILE, PROTOCOLS, evaluation_pairs
 
+    check_names("part", part or (), PARTS)
+    check_names("protocol", protocol or (), PROTOCOLS)
     with ended_by(CheckpointError, DatasetError, PairsError, FileNotFoundError):
-        found = measured(
-            baselines.system(system, cache, say),
-            notes.parent.name,
-            read_notes(notes),
-            [pair for pair in read_pairs(pairs) if pair.score >= min_score],
-            split=split,
-            with_hashtags=hashtags,
-            protocols=protocol or PROTOCOLS,
-            progress=say,
+        notes = read_notes(data / NOTES_FILE)
+        wanted = part or PARTS
+        pairs, clicks = (
+            evaluation_pairs(data, split, protocol or list(PROTOCOLS), say) if "related" in wanted else ({}, {})
         )
+        known = [note for i, note in notes.items() if split_of(i) == "train"]
+        asked = baselines.system(checkpoint, known, cache, dtype, say)
+        found = measured(
+            asked, data.resolve().name, notes, pairs, clicks,
+            split=split, with_hashtags=hashtags, parts=wanted, progress=say,
+        )  # fmt: skip
+        if "hashtags" in wanted and isinstance(asked, Retriever) and (copy_hashtags or not isinstance(asked, Tagger)):
+            found = baselines.with_copied_hashtags(found, asked, notes, known, say)
     if record:
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"commit": commit(), "min_score": min_score, **asdict(found)}) + "\n")
+        record.write_text(json.dumps({"commit": commit(), **asdict(found)}) + "\n")
     show(found.summary(), as_json)
+
+
+def check_names(what: str, given: Collection[str], known: Collection[str]) -> None:
+    """Ends the command when an option names something that there is not."""
+    if unknown := sorted(set(given) - set(known)):
+        err.print(f"[red]there is no {what} {', '.join(unknown)}; known: {', '.join(known)}[/red]", highlight=False)
+        raise typer.Exit(1)
 
 
 def described(step: Step) -> str:
@@ -189,14 +254,22 @@ def say(message: str) -> None:
     err.print(f"[dim]{message}[/dim]", highlight=False)
 
 
-def show(report: dict[str, Any], as_json: bool) -> None:
+def show(report: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps(report))
         return
     table = Table("what", "value")
-    for name, value in report.items():
-        rows = value.items() if isinstance(value, dict) else [("", value)]
-        for inner, number in rows:
-            text = f"{number:,.3f}" if isinstance(number, float) else f"{number:,}"
-            table.add_row(f"{name.replace('_', ' ')} {inner}".strip(), text)
+    for name, value in flat(report):
+        number = "" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+        table.add_row(name.replace("_", " "), number)
     out.print(table)
+
+
+def flat(report: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as pairs of a path and a value."""
+    for name, value in report.items():
+        path = f"{above} {name}".strip()
+        if isinstance(value, Mapping):
+            yield from flat(value, path)
+        else:
+            yield path, value

@@ -26,7 +26,8 @@ class NoteLLMConfig:
     `backbone`: "backbone" for the folder inside the checkpoint, else what `weights.resolve` takes.
     `dimension`: of the embedding; None means the hidden size, without a projection (an untrained model).
     `adapter`: the checkpoint holds a LoRA adapter, merged into the backbone when it is loaded.
-    Token bounds cut each field of the prompt. Checked on construction: CheckpointError.
+    Token bounds cut each field of the prompt. `category_temperature` calibrates the probabilities of categories;
+    `notellm calibrate` fits it on validation. Checked on construction: CheckpointError.
     """
 
     name: str = "smollm2-135m-base"
@@ -38,6 +39,7 @@ class NoteLLMConfig:
     max_hashtag_tokens: int = 40
     max_content_tokens: int = 96
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
+    category_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens)
@@ -50,6 +52,8 @@ class NoteLLMConfig:
             raise CheckpointError(f"dimension must be at least 1, not {self.dimension}")
         if min(self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens) < 1:
             raise CheckpointError("every token bound must be at least 1")
+        if type(self.category_temperature) not in (int, float) or not self.category_temperature > 0:
+            raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if len(set(self.categories)) != len(self.categories) or not all(c.strip() for c in self.categories):
             raise CheckpointError("categories must be distinct and not blank")
 

@@ -13,16 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from model.note import Note, normalise_hashtags
 from model.pairs import Split, read_pairs, split_of
 from model.prompt import Prompt
 
-CONTEXT_SMOOTHING = 0.75
-FEW_USERS = 0.1
-"""A score of this counts half in `behaviour_vectors`: it is one user's word."""
 MAX_HASHTAGS = 5
 """Most hashtags that an output holds: j is uniform in 1..min(5, n)."""
 
@@ -101,7 +95,8 @@ def bare_example(prompt: Prompt, note: Note) -> Example:
 class PairedNotes:
     """One split of one data set: its notes, its related pairs, and what is known to be related.
 
-    A pair and its reverse are one pair here, with the better of their scores: the loss knows no direction. Without
+    A pair and its reverse are one pair here, with the better of their scores: the loss knows no direction. `pairs` are
+    those to train on, `scores` has all, by (smaller id, larger id). Without
     `pairs` every batch is of single notes, which only CSFT learns from.
     """
 
@@ -115,7 +110,7 @@ class PairedNotes:
                 scores[both] = max(pair.score, scores.get(both, 0.0))
                 self._related[pair.note].add(pair.related)
                 self._related[pair.related].add(pair.note)
-        self._scores = scores
+        self.scores = scores
         self.pairs = sorted(both for both, score in scores.items() if score >= min_score)
         if pairs and not self.pairs:
             raise DatasetError(f"{pairs} has no pair of {split} notes of {notes} with a score of {min_score} or more")
@@ -144,30 +139,6 @@ class PairedNotes:
                 break
             chosen |= {i: self.notes[i] for i in pair}
         return list(chosen.values()), [pair for pair in self.pairs if chosen.keys() >= set(pair)]
-
-    def behaviour_vectors(self, dimension: int) -> dict[str, npt.NDArray[np.float32]]:
-        """What the pairs alone, by any score, say of each note that has one: (dimension,), unit length.
-
-        The largest singular vectors of the notes' positive pointwise mutual information (Levy et al. 2015, sections 2.2
-        and 3.2, with contexts smoothed by 0.75), where a score on few users' word counts less.
-        """
-        from scipy import sparse
-        from sklearn.utils.extmath import randomized_svd
-
-        ids = sorted({i for pair in self._scores for i in pair})
-        row = {note_id: at for at, note_id in enumerate(ids)}
-        ends = np.array([[row[a], row[b]] for a, b in self._scores], np.int64).reshape(-1, 2)
-        scores = np.tile(np.fromiter(self._scores.values(), np.float64), 2)
-        of, to = np.concatenate([ends, ends[:, ::-1]]).T
-        totals = np.bincount(of, scores, len(ids))
-        context = totals**CONTEXT_SMOOTHING / (totals**CONTEXT_SMOOTHING).sum()
-        information = np.log(scores / (totals[of] * context[to])).clip(0) * scores / (scores + FEW_USERS)
-        matrix = sparse.csr_matrix((information, (of, to)), (len(ids), len(ids)))
-        left, values, _ = randomized_svd((matrix + matrix.T) / 2, min(dimension, len(ids) - 1), random_state=0)
-        vectors = left * np.sqrt(values)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0).astype(np.float32)
-        return dict(zip(ids, vectors, strict=True))
 
     def known_related(self, notes: Sequence[Note]) -> list[list[bool]]:
         """(2B, 2B): True where two notes are related by any score, or say the same: false negatives."""

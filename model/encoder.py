@@ -25,12 +25,13 @@ from transformers import AutoModel, AutoTokenizer
 
 from model.dataset import DatasetError, PairedNotes, read_notes
 from model.evaluate import Scorer, cosine, recall_of_pairs
-from model.loss import contrastive_loss
+from model.loss import contrastive_loss, distillation_loss
 from model.metrics import accuracy
 from model.note import Note
 from model.notellm import HEAD_FILE, INITIAL_TAU
 from model.pairs import split_of
 from model.recipe import Recipe
+from model.teacher import Teacher
 from model.train import BEST, LOG, has_bfloat16, warm_cosine
 
 CATEGORIES_FILE = "categories.json"
@@ -174,16 +175,22 @@ def fine_tune(recipe: Recipe, folder: Path) -> Steps:
 
 
 def _fit_related(recipe: Recipe, folder: Path) -> Steps:
-    """GCL on the first data set that has pairs, with the batches and the mask that NoteLLM gets."""
+    """GCL on the first data set that has pairs, with the batches, the mask and the distillation that NoteLLM gets."""
     of = next(data for data in recipe.data if data.pairs)
     train = PairedNotes(of.notes, of.pairs, min_score=of.min_score)
     validation = PairedNotes(of.notes, of.pairs, split="validation", min_score=recipe.validation_min_score)
     pool, pairs = validation.sample(recipe.validation_notes, recipe.seed)
     encoder = SentenceEncoder()
+    teacher = Teacher(train, of.teacher) if recipe.distillation else None
 
     def loss(notes: Sequence[Note]) -> Tensor:
         known = torch.tensor(train.known_related(notes)) if recipe.mask_false_negatives else None
-        return contrastive_loss(encoder(notes), encoder.tau, known)
+        vectors = encoder(notes)
+        contrastive = contrastive_loss(vectors, encoder.tau, known)
+        if teacher is None:
+            return contrastive
+        taught = distillation_loss(vectors, encoder.tau, teacher.vectors(notes), recipe.distillation_temperature)
+        return (1 - recipe.distillation) * contrastive + recipe.distillation * taught
 
     def recall() -> float:
         return recall_of_pairs(encoder.embed(pool), [note.id for note in pool], pairs, k=100)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,8 @@ from model.weights import Progress, silent
 
 TOKENS_PER_HASHTAG = 8
 """Bound on what one hashtag may cost; 5 hashtags end after 40 tokens at the latest."""
+TOKENS_PER_CATEGORY = 16
+"""Bound on a category that is written freely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,10 @@ class _Row:
     log_probs: list[float] = field(default_factory=list)
     categories: tuple[CategoryProbability, ...] | None = None
     first_token_seconds: float | None = None
+
+
+_Accept = Callable[[_Row, int, float], bool]
+"""Takes a generated token and its log probability into its row; False when the row has ended."""
 
 
 class Engine:
@@ -161,12 +167,20 @@ class Engine:
         """Readings of any number of notes, in their order; run in batches of like length."""
         prepared = [self.prepare(note, wanted) for note in notes]
         readings: dict[int, Reading] = {}
-        waiting = sorted(range(len(notes)), key=lambda i: prepared[i].tokens)
-        while waiting:
-            size = max(1, batch_tokens // prepared[waiting[-1]].tokens)
-            batch, waiting = waiting[-size:], waiting[:-size]
+        for batch in _batches_of_like_length(prepared, batch_tokens):
             readings |= zip(batch, self.run([prepared[i] for i in batch]), strict=True)
         return [readings[i] for i in range(len(notes))]
+
+    @torch.inference_mode()
+    def write_category(self, notes: Sequence[Note], batch_tokens: int = 4096) -> list[str]:
+        """Each note's category as the model writes it when nothing holds it to a closed set: to measure that, not to
+        serve it."""
+        rows = [_Row(self.prepare(note)) for note in notes]
+        for batch in _batches_of_like_length([row.prepared for row in rows], batch_tokens):
+            chosen = [rows[i] for i in batch]
+            _, cache, mask = self._prefill(chosen, [row.prepared.ids for row in chosen])
+            self._write(chosen, [self.model.prompt.category_task()] * len(chosen), cache, mask, self._accept_category)
+        return [self.model.prompt.decode(row.generated).strip() for row in rows]
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
         """Vectors of any number of notes: (len(notes), dimension), in their order."""
@@ -185,7 +199,8 @@ class Engine:
     def _score_categories(self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor) -> None:
         """Exact probabilities of each row's closed set, from one forward over task suffix and trie.
 
-        p(category) is the probability of its tokens and the end token, divided by the sum over the set.
+        p(category) is the probability of its tokens and the end token, at the calibrated temperature, divided by
+        the sum over the set.
         """
         task = self.model.prompt.category_task()
         tries = [self._trie(row.prepared.wanted.categories) for row in rows]
@@ -214,7 +229,8 @@ class Engine:
         for r, (row, trie) in enumerate(zip(rows, tries, strict=True)):
             row.prompt_tokens += len(task) + len(trie.tokens)
             log_probs = self._trie_log_probs(trie, hidden[r, len(task) - 1 :])
-            probabilities = torch.tensor([sum(log_probs[n] for n in path) for path in trie.paths]).softmax(0).tolist()
+            sums = torch.tensor([sum(log_probs[n] for n in path) for path in trie.paths])
+            probabilities = (sums / self.model.config.category_temperature).softmax(0).tolist()
             scored = zip(row.prepared.wanted.categories, probabilities, strict=True)
             row.categories = tuple(
                 CategoryProbability(name, p) for name, p in sorted(scored, key=lambda pair: (-pair[1], pair[0]))
@@ -229,8 +245,19 @@ class Engine:
         return [float(log_probs[row_of[int(a)], token]) for a, token in zip(above, trie.tokens, strict=True)]
 
     def _write_hashtags(self, rows: list[_Row], cache: DynamicCache, mask: Tensor, started: float) -> None:
-        """Greedy decoding after each row's own task suffix; a row leaves the batch as soon as it has ended."""
+        """Each row's hashtags, greedily."""
+
+        def accept(row: _Row, token: int, log_prob: float) -> bool:
+            row.first_token_seconds = row.first_token_seconds or time.perf_counter() - started
+            return self._accept_hashtag(row, token, log_prob)
+
         tasks = [self.model.prompt.hashtag_task(row.prepared.wanted.hashtags) for row in rows]
+        self._write(rows, tasks, cache, mask, accept)
+
+    def _write(
+        self, rows: list[_Row], tasks: Sequence[Sequence[int]], cache: DynamicCache, mask: Tensor, accept: _Accept
+    ) -> None:
+        """Greedy decoding after each row's own task; a row leaves the batch as soon as `accept` says that it ended."""
         ids, suffix_mask = _left_pad(tasks, self.model.prompt.end_id, self.model.device)
         for row, task in zip(rows, tasks, strict=True):
             row.prompt_tokens += len(task)
@@ -239,7 +266,7 @@ class Engine:
             mask = torch.cat([mask, suffix_mask], dim=1)
             log_probs = self.model.logits(self.model(ids, mask, positions, cache)[:, -1]).log_softmax(-1)
             best, tokens = log_probs.max(-1)
-            going = [i for i, row in enumerate(rows) if self._accept(row, int(tokens[i]), float(best[i]), started)]
+            going = [i for i, row in enumerate(rows) if accept(row, int(tokens[i]), float(best[i]))]
             if len(going) < len(rows):
                 rows = [rows[i] for i in going]
                 if not rows:
@@ -249,18 +276,24 @@ class Engine:
                 mask, tokens = mask[kept], tokens[kept]
             ids, suffix_mask = tokens[:, None], torch.ones_like(tokens[:, None])
 
-    def _accept(self, row: _Row, token: int, log_prob: float, started: float) -> bool:
-        """Take one generated token into its row; False when the row has ended."""
-        row.first_token_seconds = row.first_token_seconds or time.perf_counter() - started
+    def _accept_hashtag(self, row: _Row, token: int, log_prob: float) -> bool:
+        count = row.prepared.wanted.hashtags
+        written = self._accept(row, token, log_prob)
+        return written is not None and written.count("#") < count and len(row.generated) < count * TOKENS_PER_HASHTAG
+
+    def _accept_category(self, row: _Row, token: int, log_prob: float) -> bool:
+        return self._accept(row, token, log_prob) is not None and len(row.generated) < TOKENS_PER_CATEGORY
+
+    def _accept(self, row: _Row, token: int, log_prob: float) -> str | None:
+        """Take one generated token into its row; all that it has written, None when that ended."""
         if token == self.model.prompt.end_id:
-            return False
+            return None
         written = self.model.prompt.decode([*row.generated, token])
         if "\n" in written:  # how a backbone without fine-tuning ends an output
-            return False
+            return None
         row.generated.append(token)
         row.log_probs.append(log_prob)
-        count = row.prepared.wanted.hashtags
-        return written.count("#") < count and len(row.generated) < count * TOKENS_PER_HASHTAG
+        return written
 
     def _reading(self, row: _Row, vector: npt.NDArray[np.float32]) -> Reading:
         wanted = row.prepared.wanted
@@ -279,6 +312,15 @@ class Engine:
 
     def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
         return CategoryTrie.build(self.model.prompt.category_outputs(categories))
+
+
+def _batches_of_like_length(prepared: Sequence[Prepared], batch_tokens: int) -> Iterator[list[int]]:
+    """Places in `prepared`, the longest first, each batch within the token budget when padded, or of one."""
+    waiting = sorted(range(len(prepared)), key=lambda i: prepared[i].tokens)
+    while waiting:
+        size = max(1, batch_tokens // prepared[waiting[-1]].tokens)
+        batch, waiting = waiting[-size:], waiting[:-size]
+        yield batch
 
 
 def _left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -39,21 +39,21 @@ def contrastive_loss(embeddings: Tensor, tau: Tensor, known: Tensor | None = Non
     return nn.functional.cross_entropy(similarity, partner)
 
 
-def distillation_loss(embeddings: Tensor, tau: Tensor, behaviour: Tensor, temperature: float) -> Tensor:
-    """What behaviour says of all notes of the batch, not only of the partner: ours, not the paper's.
+def distillation_loss(embeddings: Tensor, tau: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """What a teacher says of all notes of the batch, not only of the partner: ours, not the paper's.
 
-    L_d = -(1/n) sum_i sum_{j != i} q_ij log p_ij,  q_i = softmax of behaviour's cosines / temperature, p_i = softmax of
-    the embeddings' cosines * e^tau, both over the other notes that behaviour knows; n of the 2B notes are known.
+    L_d = -(1/n) sum_i sum_{j != i} q_ij log p_ij,  q_i = softmax of the teacher's cosines / temperature, p_i = softmax
+    of the embeddings' cosines * e^tau, both over the other notes that the teacher knows; n of the 2B notes are known.
 
-    embeddings: (2B, D), unit length. tau: scalar. behaviour: (2B, K), unit length, zero where a note is not known.
+    embeddings: (2B, D), unit length. tau: scalar. taught: (2B, K), unit length, zero where a note is not known.
     Returns a scalar, float32; 0 where fewer than two notes are known.
     """
-    rows = behaviour.any(1)
+    rows = taught.any(1)
     if rows.sum() < 2:
         return embeddings.sum() * 0
-    embeddings, behaviour = embeddings[rows], behaviour[rows]
-    own = torch.eye(len(behaviour), dtype=torch.bool, device=behaviour.device)
-    wanted = (behaviour @ behaviour.T / temperature).masked_fill(own, float("-inf")).softmax(-1)
+    embeddings, taught = embeddings[rows], taught[rows]
+    own = torch.eye(len(taught), dtype=torch.bool, device=taught.device)
+    wanted = (taught @ taught.T / temperature).masked_fill(own, float("-inf")).softmax(-1)
     similarity = (embeddings @ embeddings.T * tau.exp()).masked_fill(own, float("-inf"))
     return nn.functional.cross_entropy(similarity[~own].view(len(own), -1), wanted[~own].view(len(own), -1))
 

@@ -134,6 +134,7 @@ WITH firsts AS (
 COUNTS = f"""{COUNTED}
 SELECT count(DISTINCT f.user), count(*), (SELECT count(*) FROM notes WHERE ? = 'all' OR split = ?) FROM firsts f
 """
+EXPOSURE = "SELECT c.note, count(DISTINCT c.user) FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.note"
 # Rounded, so that the order in which an engine adds cannot decide a tie or a bound.
 PAIRS = f"""{COUNTED}, histories AS (
     SELECT f.user, f.note, row_number() OVER (PARTITION BY f.user ORDER BY f.place) AS step,
@@ -211,6 +212,13 @@ def read_pairs(path: Path) -> list[Pair]:
     except duckdb.Error as error:
         raise PairsError(f"{path} holds no pairs; write it with related_pairs: {error}") from error
     return [Pair(*row) for row in rows]
+
+
+def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), *, memory: str = "1GB") -> dict[str, int]:
+    """How many users clicked each note, by the clicks that `options` count. PairsError as in `related_pairs`."""
+    with tempfile.TemporaryDirectory() as name, closing(_DuckDB(Path(name), memory)) as tables:
+        _read_clicks(tables, clicks, options)
+        return dict(tables.rows(EXPOSURE, _bound(options, "min_rating")))
 
 
 def _bound(options: PairOptions, *names: str) -> list[Any]:

@@ -20,7 +20,8 @@ class RecipeError(ValueError):
 class Data:
     """One data set of the mix. `share`: how many of the steps are its, relative to the others'.
 
-    Without `pairs` it teaches only CSFT. Pairs below `min_score` are not trained on, but known as related. `terms`:
+    Without `pairs` it teaches only CSFT. `teacher`: what `notellm embed` made of its notes with another model, to
+    distil from beside behaviour. Pairs below `min_score` are not trained on, but known as related. `terms`:
     the data's licence in a few words, for the model card.
     """
 
@@ -28,6 +29,7 @@ class Data:
     pairs: Path | None = None
     min_score: float = 0.0
     share: float = 1.0
+    teacher: Path | None = None
     terms: str = ""
 
 

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -43,11 +42,13 @@ from model.loss import JointLoss, contrastive_loss, distillation_loss, generativ
 from model.note import Note
 from model.notellm import BACKBONE_FOLDER, NoteLLM
 from model.recipe import Recipe, RecipeError
+from model.teacher import Teacher
 from model.weights import Progress, silent
 
 LAST, BEST, LOG = "last.pt", "best", "log.jsonl"
-PROJECTION_NOTES = 1024
-BEHAVIOUR_DIMENSION = 128
+PROJECTION_NOTES = 3072
+RIDGE = 0.1
+"""Of the mean variance of a state's component."""
 STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -82,8 +83,9 @@ class Trainer:
         self.device = torch.device(device)
         progress("Reading notes and pairs")
         self.data = [PairedNotes(d.notes, d.pairs, min_score=d.min_score) for d in recipe.data]
-        self.behaviour = [
-            d.behaviour_vectors(BEHAVIOUR_DIMENSION) if recipe.distillation and d.has_pairs else {} for d in self.data
+        self.teachers = [
+            Teacher(paired, data.teacher) if recipe.distillation and paired.has_pairs else None
+            for paired, data in zip(self.data, recipe.data, strict=True)
         ]
         first = next((d for d in recipe.data if d.pairs), None)
         self.validation = (
@@ -99,7 +101,7 @@ class Trainer:
             progress(f"Going on from {folder / LAST}")
             self._restore()
         elif recipe.start is None and self.model.projection is not None:
-            progress("Starting the projection from the principal components of the notes' states")
+            progress("Starting the projection from the notes' states")
             self._start_projection()
 
     def run(self) -> Iterator[Step]:
@@ -134,7 +136,9 @@ class Trainer:
         if self.recipe.mask_false_negatives:
             known = torch.tensor(data.known_related(notes), device=self.device)
         contrast = self.recipe.contrastive and data.has_pairs
-        loss = self.accumulate(examples, known, contrast, self._behaviour(data, notes) if contrast else None)
+        teacher = self.teachers[self.data.index(data)] if contrast else None
+        taught = None if teacher is None else teacher.vectors(notes).to(self.device)
+        loss = self.accumulate(examples, known, contrast, taught)
         norm = self._clip()
         rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
@@ -155,14 +159,6 @@ class Trainer:
             pairs_per_second=len(notes) / 2 / seconds,
         )
 
-    def _behaviour(self, data: PairedNotes, notes: Sequence[Note]) -> Tensor | None:
-        """(2B, K): zero where behaviour does not know a note."""
-        if not self.recipe.distillation:
-            return None
-        known = self.behaviour[self.data.index(data)]
-        unknown = np.zeros(BEHAVIOUR_DIMENSION, np.float32)
-        return torch.from_numpy(np.stack([known.get(note.id, unknown) for note in notes])).to(self.device)
-
     def _example(self, note: Note, rng: random.Random) -> Example:
         if rng.random() < self.recipe.hide_hashtags:
             return bare_example(self.model.prompt, replace(note, hashtags=()))
@@ -171,12 +167,12 @@ class Trainer:
         return draw_example(self.model.prompt, note, self.recipe.hashtag_share, rng)
 
     def accumulate(
-        self, examples: Sequence[Example], known: Tensor | None, contrast: bool = True, behaviour: Tensor | None = None
+        self, examples: Sequence[Example], known: Tensor | None, contrast: bool = True, taught: Tensor | None = None
     ) -> JointLoss:
         """Add one batch's gradients to the weights; returns the loss of the whole batch, over all processes.
 
         examples: the whole batch's, 2B, on every process, of which each takes its own rows. known: (2B, 2B) bool.
-        behaviour: (2B, K), to distil from.
+        taught: (2B, K), the teacher's vectors, to distil from.
         """
         share = len(examples) // self.ranks
         own = slice(self.rank * share, (self.rank + 1) * share)
@@ -187,7 +183,7 @@ class Trainer:
         # (L_cl + alpha L_gen) / (1 + alpha), or L_gen alone.
         weight = self.recipe.alpha / (1 + self.recipe.alpha) if contrast else 1.0
         contrastive, distillation, generative = torch.zeros(3, device=self.device)
-        distilled = 0.0 if behaviour is None else self.recipe.distillation
+        distilled = 0.0 if taught is None else self.recipe.distillation
         wanted = None
         if contrast:
             parts = [vectors.detach() for vectors, _, _ in kept] if kept else self._vectors(rows_of)
@@ -197,9 +193,9 @@ class Trainer:
             everyones = self._gather(vectors).requires_grad_()
             contrastive = contrastive_loss(everyones, self.model.tau, known)
             related = contrastive
-            if behaviour is not None:
+            if taught is not None:
                 distillation = distillation_loss(
-                    everyones, self.model.tau, behaviour, self.recipe.distillation_temperature
+                    everyones, self.model.tau, taught, self.recipe.distillation_temperature
                 )
                 related = (1 - distilled) * contrastive + distilled * distillation
             torch.autograd.backward(related * (1 - weight))
@@ -306,19 +302,18 @@ class Trainer:
 
     @torch.no_grad()
     def _start_projection(self) -> None:
-        """A random projection would throw away what the backbone knows of similarity, and the mean that all states
-        share would drown it: the principal components of centred states keep the one and drop the other."""
-        projection = self.model.projection
-        assert projection is not None
-        notes = [note for data in self.data for note in data.notes.values()]
-        sample = random.Random(self.recipe.seed).sample(notes, min(len(notes), PROJECTION_NOTES))
-        examples = [bare_example(self.model.prompt, note) for note in sample]
-        states = []
+        """From the states of training notes: of the first data set with a teacher of its own where there is one."""
+        assert self.model.projection is not None
+        at = next((i for i, data in enumerate(self.recipe.data) if data.teacher and self.teachers[i]), None)
+        pool = [note for data in (self.data if at is None else [self.data[at]]) for note in data.notes.values()]
+        notes = random.Random(self.recipe.seed).sample(pool, min(len(pool), PROJECTION_NOTES))
+        examples = [bare_example(self.model.prompt, note) for note in notes]
+        states = torch.zeros(len(notes), self.model.projection.in_features)
         for chunk in self._micro_batches(examples, max(len(e.ids) for e in examples)):
-            states.append(self._states([examples[i] for i in chunk]).float())
-        components = torch.linalg.svd(torch.cat(states) - torch.cat(states).mean(0), full_matrices=False).Vh
-        rows = min(len(components), self.model.dimension)
-        projection.weight[:rows] = components[:rows]
+            states[chunk] = self._states([examples[i] for i in chunk]).float().cpu()
+        teacher = None if at is None else self.teachers[at]
+        start = projection_start(states, self.model.dimension, None if teacher is None else teacher.vectors(notes))
+        self.model.projection.weight[: len(start)] = start.to(self.device)
 
     def _evaluate(self) -> float | None:
         """Validation Recall@100, read through the Engine; keeps the best checkpoint, without pairs the latest."""
@@ -420,6 +415,29 @@ def build(recipe: Recipe, cache: Path, device: torch.device, progress: Progress)
                 sharded.set_gradient_divide_factor(1.0)  # a sum, as for what is not sharded
                 sharded.set_force_sum_reduction_for_comms(True)  # gloo can do no other
     return model, adapter
+
+
+def projection_start(states: Tensor, dimension: int, taught: Tensor | None = None) -> Tensor:
+    """Rows to start a projection with, at most `dimension` of them, from notes' states (N, H).
+
+    A random projection would throw away what the backbone knows of similarity, and the mean that all states share would
+    drown it: the principal components of centred states keep the one and drop the other. Where a teacher knows the
+    notes, `taught` (N, K), the start is the ridge regression onto its vectors, which also keeps the shared mean at 0,
+    cut to the directions in which its answers differ most (reduced-rank regression, Izenman 1975).
+    """
+    mean = states.mean(0)
+    centred = states - mean
+    if taught is None:
+        components: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:dimension]
+        return components
+    gram = centred.T @ centred + len(states) * torch.outer(mean, mean)
+    gram += RIDGE * centred.square().sum() / len(mean) * torch.eye(len(mean))
+    weights = torch.linalg.solve(gram, centred.T @ (taught - taught.mean(0)))
+    directions = torch.linalg.svd(centred @ weights, full_matrices=False).Vh[:dimension]
+    start = directions @ weights.T
+    return (
+        start / start.norm() * len(start) ** 0.5
+    )  # as large as rows of length 1, for which the learning rate is meant
 
 
 def store_in_bfloat16(model: NoteLLM) -> None:
