@@ -435,9 +435,9 @@ def projection_start(states: Tensor, dimension: int, taught: Tensor | None = Non
     weights = torch.linalg.solve(gram, centred.T @ (taught - taught.mean(0)))
     directions = torch.linalg.svd(centred @ weights, full_matrices=False).Vh[:dimension]
     start = directions @ weights.T
-    return (
-        start / start.norm() * len(start) ** 0.5
-    )  # as large as rows of length 1, for which the learning rate is meant
+    # As large as rows of length 1, for which the learning rate is meant.
+    scaled: Tensor = start * (len(start) ** 0.5 / start.norm())
+    return scaled
 
 
 def store_in_bfloat16(model: NoteLLM) -> None:
