@@ -11,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help serve test lint lock bench tables openapi clean
+.PHONY: help serve test lint lock bench quality tables openapi clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,9 @@ bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlen
 	$(BIN)/python benchmarks/main_job.py $(DATA)/microlens50k/notes.jsonl.gz
 	$(BIN)/python benchmarks/kill.py $(DATA)/kuairec/notes.jsonl.gz 2500
 	@$(MAKE) tables
+
+quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records
+	$(BIN)/python benchmarks/quality.py
 
 tables: .venv/.dev ## the README's tables, from benchmarks/results and the settings
 	$(BIN)/python benchmarks/report.py

@@ -56,7 +56,8 @@ def with_copied_hashtags(
 ) -> Record:
     """The record with the hashtags that copying from the nearest `known` notes gives its split."""
     own = [note for i, note in sorted(notes.items()) if split_of(i) == record.split]
-    return replace(record, hashtags=evaluate_hashtags(CopiedHashtags(retriever, known), own, progress))
+    copied = evaluate_hashtags(CopiedHashtags(retriever, known), own, progress)
+    return replace(record, hashtags=copied, hashtags_from="copied")
 
 
 class TfIdf:

@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +129,8 @@ class Hashtags:
 class Record:
     """One system on one split of one data set: what tables and paired tests need, and no text of the data.
 
-    `related`: by protocol. `seconds_per_note`: of reading the pool. What was not asked, or cannot be, is None.
+    `related`: by protocol. `seconds_per_note`: of reading the pool. `hashtags_from`: whether `hashtags` are what the
+    system writes or those of its nearest training notes. What was not asked, or cannot be, is None.
     """
 
     system: str
@@ -140,6 +141,7 @@ class Record:
     related: Mapping[str, Ranks] = field(default_factory=dict)
     categories: Categories | None = None
     hashtags: Hashtags | None = None
+    hashtags_from: Literal["written", "copied"] = "written"
 
     def summary(self) -> dict[str, Any]:
         """All shares in [0, 1]. The form is that of `notellm evaluate --json`; what is missing is None."""

@@ -13,10 +13,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from model.baselines import Bm25, CopiedHashtags, FrequentHashtags, TfIdf, system
+from model.baselines import Bm25, CopiedHashtags, FrequentHashtags, TfIdf, system, with_copied_hashtags
 from model.dataset import DatasetError
 from model.encoder import UNSEEN, CategoryEncoder, SentenceEncoder, fine_tune, plain_text
-from model.evaluate import QUERIES_AT_ONCE, Scorer
+from model.evaluate import QUERIES_AT_ONCE, Record, Scorer
 from model.note import Note
 from model.pairs import PairOptions, related_pairs, split_of
 from model.recipe import Data, Recipe
@@ -260,6 +260,15 @@ def test_a_note_does_not_copy_its_own_hashtags():
     (copied,) = CopiedHashtags(rival, KNOWN, neighbours=1).hashtags([KNOWN[0]], 9)
     assert copied == ("z",)
     assert rival.shown[-1] == Note(id="a", title="1")
+
+
+def test_a_record_says_that_its_hashtags_are_copied():
+    of = next(str(i) for i in range(100) if split_of(str(i)) == "test")
+    record = Record(system="by title", data="d", split="test", with_hashtags=True)
+    copied = with_copied_hashtags(record, ByTitle(), {of: Note(id=of, title="0", hashtags=("x",))}, KNOWN, silent)
+    assert (record.hashtags_from, copied.hashtags_from) == ("written", "copied")
+    assert copied.hashtags is not None
+    assert copied.hashtags.recall == [[0.0, 1.0, 1.0]]  # Y, then x
 
 
 def test_every_query_of_many_gets_its_own_neighbours():
