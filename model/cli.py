@@ -140,6 +140,7 @@ def embed(
         if not isinstance(system, Embedder):
             raise CheckpointError(f"{checkpoint} gives no vectors")
         say(f"Reading {len(chosen):,} notes")
+        out_file.parent.mkdir(parents=True, exist_ok=True)
         write_vectors(out_file, [note.id for note in chosen], system.embed(chosen))
 
 
@@ -150,18 +151,18 @@ def calibrate(
     cache: Cache = CACHE,
 ) -> None:
     """Fit the temperature of category probabilities on the validation notes, and keep it in the checkpoint."""
-    from model.config import CheckpointError, NoteLLMConfig
-    from model.dataset import DatasetError, read_notes
+    from model.config import NoteLLMConfig
+    from model.dataset import read_notes
     from model.engine import Engine
     from model.evaluate import EngineSystem, category_temperature
     from model.protocol import NOTES_FILE
 
-    with ended_by(CheckpointError, DatasetError, FileNotFoundError):
-        config = replace(NoteLLMConfig.load(checkpoint), category_temperature=1.0)
-        config.save(checkpoint)
-        system = EngineSystem(Engine.load(str(checkpoint), cache=cache, progress=say))
+    with ended_by(ValueError, FileNotFoundError):
+        config = NoteLLMConfig.load(checkpoint)
         notes = [read_notes(folder / NOTES_FILE) for folder in data]
-        temperature = category_temperature(system, notes, most_notes, say)
+        engine = Engine.load(str(checkpoint), cache=cache, progress=say)
+        engine.model.config = replace(config, category_temperature=1.0)
+        temperature = category_temperature(EngineSystem(engine), notes, most_notes, say)
         replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
     show({"category_temperature": temperature}, False)
 
@@ -178,7 +179,9 @@ def evaluate(
     copy_hashtags: Annotated[
         bool, typer.Option("--copy-hashtags", help="Copied from the nearest training notes, not written.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="Precision of a checkpoint: float32, bfloat16; as served.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of a checkpoint; as served by default.")
+    ] = "auto",
     record: Annotated[Path | None, typer.Option(help="Where to write every rank and choice, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs; shares in 0 to 1.")] = False,
     cache: Cache = CACHE,
@@ -203,12 +206,14 @@ def evaluate(
         )
         known = [note for i, note in notes.items() if split_of(i) == "train"]
         asked = baselines.system(checkpoint, known, cache, dtype, say)
+        source = asked if isinstance(asked, Retriever) and (copy_hashtags or not isinstance(asked, Tagger)) else None
         found = measured(
             asked, data.resolve().name, notes, pairs, clicks,
-            split=split, with_hashtags=hashtags, parts=wanted, progress=say,
+            split=split, with_hashtags=hashtags, parts=[p for p in wanted if p != "hashtags" or not source],
+            progress=say,
         )  # fmt: skip
-        if "hashtags" in wanted and isinstance(asked, Retriever) and (copy_hashtags or not isinstance(asked, Tagger)):
-            found = baselines.with_copied_hashtags(found, asked, notes, known, say)
+        if "hashtags" in wanted and source:
+            found = baselines.with_copied_hashtags(found, source, notes, known, say)
     if record:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"commit": commit(), **asdict(found)}) + "\n")

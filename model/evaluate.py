@@ -258,14 +258,26 @@ def evaluate_related(
     split: Split,
     with_hashtags: bool = True,
     progress: Progress = silent,
-) -> tuple[dict[str, Ranks], float]:
-    """Ranks by protocol, and the seconds that reading one note of the pool took.
+) -> tuple[dict[str, Ranks], float | None]:
+    """Ranks by protocol, and the seconds that reading one note of the pool took; None where no pair counts.
 
     cold-cold: a note of the split for another one of it, among the split. cold-all: for any note, among all: what a new
     post meets. `pairs`: by protocol; of them those that start in the split count, in cold-cold those that also end
-    there. `clicks`: of each note, for the target's exposure.
+    there, and only those of `notes`. `clicks`: of each note, for the target's exposure.
     """
-    everyone = COLD_ALL in pairs
+    chosen = {}
+    for protocol, given in pairs.items():
+        inside = protocol == COLD_COLD
+        chosen[protocol] = sorted(
+            (p.note, p.related)
+            for p in given
+            if p.note in notes and p.related in notes
+            if split_of(p.note) == split and (not inside or split_of(p.related) == split)
+        )
+    chosen = {protocol: some for protocol, some in chosen.items() if some}
+    if not chosen:
+        return {}, None
+    everyone = COLD_ALL in chosen
     pool = [note for i, note in sorted(notes.items()) if everyone or split_of(i) == split]
     if not with_hashtags:
         pool = [replace(note, hashtags=()) for note in pool]
@@ -274,16 +286,9 @@ def evaluate_related(
     score = system.related(pool)
     seconds = (time.perf_counter() - started) / len(pool)
     related = {}
-    for protocol, given in pairs.items():
-        inside = protocol == COLD_COLD
-        chosen = sorted(
-            (p.note, p.related)
-            for p in given
-            if split_of(p.note) == split and (not inside or split_of(p.related) == split)
-        )
-        rows = np.array([i for i, note in enumerate(pool) if not inside or split_of(note.id) == split])
-        if chosen:
-            related[protocol] = _ranks(_among(score, rows), [pool[row].id for row in rows], chosen, clicks)
+    for protocol, some in chosen.items():
+        rows = np.array([i for i, n in enumerate(pool) if protocol != COLD_COLD or split_of(n.id) == split])
+        related[protocol] = _ranks(_among(score, rows), [pool[row].id for row in rows], some, clicks)
     return related, seconds
 
 
@@ -340,6 +345,8 @@ def category_temperature(
         log_probs[:, : len(categories)] = system.category_log_probs(asked, categories)
         rows.append(log_probs)
         truth += [categories.index(note.category) for note in asked if note.category is not None]
+    if not truth:
+        raise ValueError("no validation note has a category that training notes have")
     return fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
 
 

@@ -94,16 +94,23 @@ class NoteLLM(nn.Module):
         return hidden
 
     def mask_by_layer(self, looks: Tensor, distance: Tensor) -> Any:
-        """A 4D mask in the form that the backbone takes, a sliding window kept where it has one.
+        """A 4D mask in the form that the backbone takes, a sliding window kept where it has one. Plain attention adds
+        it to the scores, so there it holds numbers.
 
         looks: bool, True where a token may look; distance: positions between the two; both (B, 1, T, cached + T).
         """
         config = self.backbone.config.get_text_config()
         window = getattr(config, "sliding_window", None)
         types = set(getattr(config, "layer_types", None) or ())
+        near = looks if window is None else looks & (distance < window)
+        if config._attn_implementation == "eager":
+            dtype = self.backbone.dtype
+            looks, near = (
+                torch.zeros(m.shape, dtype=dtype, device=m.device).masked_fill(~m, torch.finfo(dtype).min)
+                for m in (looks, near)
+            )
         if window is None or types == {"full_attention"}:
             return looks
-        near = looks & (distance < window)
         return {"full_attention": looks, "sliding_attention": near} if types else near
 
     def embed(self, hidden: Tensor) -> Tensor:

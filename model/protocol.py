@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from model.pairs import Pair, PairOptions, Split, clicks_by_note, read_pairs, related_pairs
+from model.pairs import Pair, PairOptions, Split, clicks_by_note, read_pairs, related_pairs, split_of
 
 NOTES_FILE, CLICKS_FILE = "notes.jsonl.gz", "clicks.jsonl.gz"
 COLD_COLD, COLD_ALL = "cold-cold", "cold-all"
@@ -43,5 +43,6 @@ def evaluation_pairs(
         for protocol in protocols:
             of = replace(options, split=split if protocol == COLD_COLD else "all")
             related_pairs(clicks, Path(name) / "pairs.parquet", of, progress=progress)
-            found[protocol] = read_pairs(Path(name) / "pairs.parquet")
+            made = read_pairs(Path(name) / "pairs.parquet")
+            found[protocol] = [pair for pair in made if split_of(pair.note) == split]
     return found, clicks_by_note(clicks, options)

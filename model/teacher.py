@@ -5,8 +5,10 @@ From behaviour, and from another model that has read them (`notellm embed`). For
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -74,13 +76,17 @@ def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 def write_vectors(path: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
     """`ids` and `vectors` (N, D) as one .npz file."""
-    np.savez_compressed(path, ids=np.array(ids), vectors=vectors)
+    with path.open("wb") as file:  # given a path, numpy would change its name
+        np.savez_compressed(file, ids=np.array(ids), vectors=vectors)
 
 
 def read_vectors(path: Path) -> Vectors:
     """What `write_vectors` wrote, of unit length; DatasetError when it is no such file."""
     try:
-        with np.load(path) as stored:
-            return dict(zip(stored["ids"].tolist(), unit(stored["vectors"]), strict=True))
-    except (OSError, ValueError, KeyError) as error:
+        with path.open("rb") as file, np.load(file) as stored:
+            vectors = dict(zip(stored["ids"].tolist(), unit(stored["vectors"]), strict=True))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise DatasetError(f"{path} holds no vectors; make it with `notellm embed`: {error}") from error
+    if not vectors:
+        raise DatasetError(f"{path} holds the vectors of no note")
+    return vectors

@@ -101,7 +101,7 @@ def test_to_embed_leaves_the_mode_as_it_was(encoder: SentenceEncoder, training: 
 
 def test_a_saved_encoder_is_the_same_encoder(encoder: SentenceEncoder, tmp_path: Path):
     encoder.save(tmp_path)
-    loaded = system(str(tmp_path), tmp_path, silent)
+    loaded = system(str(tmp_path), (), tmp_path, "auto", silent)
     assert type(loaded) is SentenceEncoder
     np.testing.assert_allclose(loaded.embed(NOTES), encoder.embed(NOTES), atol=1e-6)
 
@@ -177,6 +177,15 @@ def test_the_same_seed_gives_the_same_head(categories_recipe: Recipe, trained_he
     assert again == pytest.approx([step["loss"] for step in logged(trained_head)[:2]], abs=1e-6)
 
 
+def test_the_encoder_distils_from_the_teacher_that_notellm_gets(subjects: Data, tmp_path: Path):
+    recipe = Recipe(name="r", data=(subjects,), batch_pairs=4, steps=2, evaluate_every=2, validation_min_score=0)
+    contrastive, mixed, distilled = (
+        next(fine_tune(replace(recipe, distillation=share), tmp_path))[1] for share in (0.0, 0.25, 1.0)
+    )
+    assert distilled != pytest.approx(contrastive, rel=0.01)
+    assert mixed == pytest.approx(0.75 * contrastive + 0.25 * distilled, rel=1e-4)
+
+
 def test_training_ends_when_validation_no_longer_rises(categories_recipe: Recipe, tmp_path: Path):
     still = replace(categories_recipe, learning_rate=0.0, head_learning_rate=0.0, evaluate_every=1, patience=2)
     figures = [figure for _, _, figure in fine_tune(still, tmp_path)]
@@ -197,7 +206,7 @@ def test_categories_are_log_probabilities_in_the_columns_asked_for():
 def test_a_saved_head_is_the_same_head(tmp_path: Path):
     head = CategoryEncoder(["Küche", "b"])
     head.save(tmp_path)
-    loaded = system(str(tmp_path), tmp_path, silent)
+    loaded = system(str(tmp_path), (), tmp_path, "auto", silent)
     assert isinstance(loaded, CategoryEncoder)
     expected = head.category_log_probs(NOTES, ["b", "Küche"])
     np.testing.assert_allclose(loaded.category_log_probs(NOTES, ["b", "Küche"]), expected, atol=1e-6)

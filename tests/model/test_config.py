@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
 
 
 def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
-    config = NoteLLMConfig(name="naïve 笔记", dimension=32, max_title_tokens=7, categories=("旅行", "Food"))
+    config = NoteLLMConfig(
+        name="naïve 笔记", dimension=32, max_title_tokens=7, categories=("旅行", "Food"), category_temperature=1.7
+    )
     config.save(tmp_path)
     assert NoteLLMConfig.load(tmp_path) == config
 
@@ -55,6 +58,9 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes)
         {"max_content_tokens": 0},
         {"categories": ("Food", "Food")},
         {"categories": ("Food", " ")},
+        {"category_temperature": 0.0},
+        {"category_temperature": -1.0},
+        {"category_temperature": math.nan},
     ],
 )
 def test_values_that_make_no_sense_are_refused(nonsense: dict[str, Any]) -> None:
@@ -74,6 +80,9 @@ def test_values_that_make_no_sense_are_refused(nonsense: dict[str, Any]) -> None
         {"categories": "Fod"},
         {"categories": None},
         {"categories": [1, 2]},
+        {"category_temperature": "1"},
+        {"category_temperature": True},
+        {"category_temperature": None},
     ],
     ids=json.dumps,
 )

@@ -157,6 +157,16 @@ def test_pairs_below_the_score_are_known_but_not_trained_on(tmp_path: Path):
     assert [[i for i, is_known in enumerate(row) if is_known] for row in known] == [[0, 2], [1, 3], [0, 2], [1, 3]]
 
 
+def test_a_pair_has_the_better_score_of_its_two_directions(tmp_path: Path):
+    a, b, c, d = TRAIN[:4]
+    notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    paired = PairedNotes(notes, write_pairs(tmp_path, [[a, b], [a, b], [b, a], [c, d, a]]), min_score=0.9)
+    of = {
+        tuple(sorted(pair)): score for pair, score in [((a, b), 1), ((c, d), 1 / 3), ((c, a), 1 / 3), ((d, a), 1 / 3)]
+    }
+    assert paired.scores == pytest.approx(of)  # also of what is not trained on
+
+
 def test_notes_without_pairs_come_in_batches_of_those_that_have_a_target(tmp_path: Path):
     path = tmp_path / "notes.jsonl"
     with path.open("w") as lines:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from model.config import DEFAULT_PROMPT, NoteLLMConfig
-from model.engine import TOKENS_PER_HASHTAG, CategoryTrie, Engine
+from model.engine import TOKENS_PER_CATEGORY, TOKENS_PER_HASHTAG, CategoryTrie, Engine
 from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted
 from model.notellm import NoteLLM
 
@@ -234,6 +235,19 @@ def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, .
     return dict(zip(categories, torch.stack(sums).softmax(0).tolist(), strict=True))
 
 
+def freely_by_recomputing(engine: Engine, note: Note) -> list[int]:
+    """Ids of a freely written category, with the whole sequence computed again for each token."""
+    prompt = engine.model.prompt
+    before = [*prompt.note(note), *prompt.category_task()]
+    written: list[int] = []
+    while len(written) < TOKENS_PER_CATEGORY:
+        token = int(engine.model.logits(hidden_of(engine, [*before, *written])[-1]).argmax())
+        if token == prompt.end_id or prompt.decode([token]) == "\n":
+            break
+        written.append(token)
+    return written
+
+
 def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[list[int], list[float]]:
     """Greedy decoding with the whole sequence computed again for each token: its ids and log probabilities."""
     prompt = engine.model.prompt
@@ -430,6 +444,18 @@ def test_category_probabilities_equal_scoring_each_category_alone(tiny_engine: E
             assert reading.categories is None
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
+def test_plain_attention_as_in_training_reads_the_same(family: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = random_engine((SHORT_WINDOWS | {"llama": FAMILIES["llama"]})[family], tokenizer)
+    wanted = Wanted(2, FOODS)
+    served = read(engine, FEW, wanted)
+    engine.model.backbone.set_attn_implementation("eager")
+    plain = read(engine, FEW, wanted)
+    assert_same_vectors(served, plain)
+    assert_same_categories(served, plain)
+    assert_same_hashtags(served, plain)
+
+
 def test_the_whole_closed_set_is_answered_most_probable_first(tiny_engine: Engine) -> None:
     categories = tiny_engine.categories
     for reading in read(tiny_engine, FEW, Wanted(categories=categories)):
@@ -513,6 +539,46 @@ def opposite(width: int) -> Tensor:
     """Two rows of which one always wins, whatever the hidden state."""
     row = torch.randn(width, generator=torch.Generator().manual_seed(2))
     return torch.stack([row, -row])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_a_category_is_written_freely_as_greedy_decoding_by_hand_writes_it(writer: Engine, batch_tokens: int) -> None:
+    notes = NOTES[:16]
+    by_hand = [freely_by_recomputing(writer, note) for note in notes]
+    assert len({len(ids) for ids in by_hand}) > 3, "every row ends at the same step: the test shows too little"
+    assert writer.write_category(notes, batch_tokens) == [writer.model.prompt.decode(ids).strip() for ids in by_hand]
+
+
+def test_of_no_notes_no_category_is_written(tiny_engine: Engine) -> None:
+    assert tiny_engine.write_category([]) == []
+
+
+def test_a_category_that_never_ends_is_stopped_at_the_bound(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), [" coffee", " river"], opposite(64))
+    for text in engine.write_category(FEW):
+        assert len(text.split()) == TOKENS_PER_CATEGORY
+        assert set(text.split()) <= {"coffee", "river"}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_the_temperature_of_a_checkpoint_changes_the_probabilities_of_categories_alone(
+    tiny_checkpoint: Path, tiny_engine: Engine, tmp_path: Path, temperature: float
+) -> None:
+    folder = tmp_path / "calibrated"
+    shutil.copytree(tiny_checkpoint, folder)
+    replace(NoteLLMConfig.load(folder), category_temperature=temperature).save(folder)
+    calibrated = Engine.load(str(folder), cache=tmp_path, device="cpu")
+    assert calibrated.space == tiny_engine.space
+    wanted = Wanted(2, FOODS)
+    for plain, tempered in zip(read(tiny_engine, FEW, wanted), read(calibrated, FEW, wanted), strict=True):
+        powers = {name: p ** (1 / temperature) for name, p in probabilities(plain).items()}
+        softmax = {name: power / sum(powers.values()) for name, power in powers.items()}
+        assert probabilities(tempered) == pytest.approx(softmax, rel=1e-4)
+        assert list(probabilities(tempered)) == list(probabilities(plain))
+        assert (plain.categories[0].probability < tempered.categories[0].probability) == (temperature < 1)
+        np.testing.assert_array_equal(tempered.vector, plain.vector)
+        assert tempered.hashtags == plain.hashtags
+    assert calibrated.write_category(FEW) == tiny_engine.write_category(FEW)
 
 
 def test_a_prepared_note_knows_the_most_it_can_cost(writer: Engine) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.loss import contrastive_loss, generative_loss, joint_loss
+from model.loss import contrastive_loss, distillation_loss, generative_loss, joint_loss
 
 EAST, NORTH, WEST = (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)
 
@@ -59,6 +59,61 @@ def test_tau_and_vectors_get_gradients():
     assert tau.grad.item() != 0
 
 
+def test_distillation_loss_of_three_notes_is_the_hand_computed_one():
+    taught = unit(EAST, EAST, NORTH)  # 0 and 1 are alike, 2 is at 90 degrees from both
+    loss = distillation_loss(unit(EAST, NORTH, WEST), torch.tensor(math.log(2.0)), taught, temperature=0.5)
+    e = math.exp
+    near = e(2) / (e(2) + 1)  # the teacher of 0 and 1: cosines 1 and 0 by the temperature; of 2 it says half and half
+    by_hand = [
+        # The student of 0: cosines 0 with 1 and -1 with 2, times e^tau = 2.
+        -near * math.log(1 / (1 + e(-2))) - (1 - near) * math.log(e(-2) / (1 + e(-2))),
+        -near * math.log(1 / 2) - (1 - near) * math.log(1 / 2),  # of 1: 0 with both
+        -0.5 * math.log(e(-2) / (1 + e(-2))) - 0.5 * math.log(1 / (1 + e(-2))),  # of 2: -1 with 0 and 0 with 1
+    ]
+    assert loss.item() == pytest.approx(sum(by_hand) / 3)
+
+
+def test_notes_that_the_teacher_does_not_know_do_not_count():
+    tau = torch.tensor(1.0)
+    vectors, taught = unit(EAST, NORTH, WEST, EAST, NORTH), unit(EAST, (0.0, 0.0), EAST, (0.0, 0.0), NORTH)
+    vectors.requires_grad_()
+    loss = distillation_loss(vectors, tau, taught, 0.3)
+    known = [0, 2, 4]
+    assert loss.item() == pytest.approx(distillation_loss(vectors[known], tau, taught[known], 0.3).item())
+    loss.backward()
+    assert vectors.grad is not None
+    assert not vectors.grad[[1, 3]].any()
+    assert vectors.grad[[0, 2]].any(1).all()
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_with_fewer_than_two_known_notes_nothing_is_distilled(known: int):
+    vectors = unit(EAST, NORTH, WEST, NORTH).requires_grad_()
+    loss = distillation_loss(vectors, torch.tensor(3.0), unit(*[NORTH] * known, *[(0.0, 0.0)] * (4 - known)), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert vectors.grad is not None
+    assert not vectors.grad.any()
+
+
+def test_distillation_is_lowest_where_the_student_says_what_the_teacher_says():
+    generator = torch.Generator().manual_seed(0)
+    taught = torch.nn.functional.normalize(torch.randn(4, 6, generator=generator), dim=-1)
+    temperature, tau = 0.5, torch.tensor(math.log(1 / 0.5), requires_grad=True)
+    vectors = taught.clone().requires_grad_()
+    lowest = distillation_loss(vectors, tau, taught, temperature)
+    others = (taught @ taught.T / temperature)[~torch.eye(4, dtype=torch.bool)].view(4, 3).softmax(-1)
+    assert lowest.item() == pytest.approx(-(others * others.log()).sum(1).mean().item())  # the teacher's own entropy
+    lowest.backward()
+    assert vectors.grad is not None
+    assert tau.grad is not None
+    torch.testing.assert_close(vectors.grad, torch.zeros(4, 6), atol=1e-6, rtol=0)
+    assert tau.grad.item() == pytest.approx(0, abs=1e-6)
+    for _ in range(20):
+        other = torch.nn.functional.normalize(taught + 0.3 * torch.randn(4, 6, generator=generator), dim=-1)
+        assert distillation_loss(other, tau, taught, temperature) > lowest
+
+
 def test_generative_loss_is_the_mean_cross_entropy_of_output_tokens():
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     loss = generative_loss(logits, torch.tensor([0, 1]))
@@ -79,3 +134,9 @@ def test_joint_loss_weighs_its_parts_by_alpha_and_returns_them():
     loss = joint_loss(torch.tensor(2.0), torch.tensor(5.0), alpha=0.25)
     assert loss.total.item() == pytest.approx((2 + 0.25 * 5) / 1.25)
     assert (loss.contrastive.item(), loss.generative.item()) == (2.0, 5.0)
+
+
+def test_distillation_takes_its_share_of_the_related_notes_part():
+    loss = joint_loss(torch.tensor(2.0), torch.tensor(5.0), 0.25, torch.tensor(4.0), share=0.75)
+    assert loss.total.item() == pytest.approx((0.25 * 2 + 0.75 * 4 + 0.25 * 5) / 1.25)
+    assert (loss.contrastive.item(), loss.distillation.item(), loss.generative.item()) == (2.0, 4.0, 5.0)

@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from model.pairs import PairOptions, PairsError, PairsReport, read_pairs, related_pairs, split_of
+from model.pairs import PairOptions, PairsError, PairsReport, clicks_by_note, read_pairs, related_pairs, split_of
 
 ALL = PairOptions(lower=0, top=1_000_000)
 Scores = dict[tuple[str, str], float]
@@ -419,6 +419,25 @@ def test_the_report_counts_notes_of_the_split_only(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "c.jsonl", ({"user": "u", "note": note} for note in [*test, *train]))
     report = related_pairs(clicks, tmp_path / "pairs", PairOptions(split="test"))
     assert (report.clicks, report.notes, report.pairs, report.notes_without_pair) == (5, 3, 3, 1)
+
+
+def test_clicks_of_a_note_are_the_users_who_clicked_it(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl.gz", histories(u="aab", v="a", w="cb"))
+    assert clicks_by_note(clicks) == {"a": 2, "b": 2, "c": 1}
+
+
+def test_clicks_rated_below_the_least_are_not_counted(tmp_path: Path) -> None:
+    ratings = [("u", "a", 5), ("v", "a", 3), ("v", "b", 3), ("w", "a", 4), ("w", "c", None), ("w", "d", 4)]
+    records = [{"user": user, "note": note, "rating": rating} for user, note, rating in ratings]
+    clicks = write_clicks(tmp_path / "clicks.jsonl", records)
+    assert clicks_by_note(clicks, PairOptions(min_rating=4)) == {"a": 2, "d": 1}
+    assert clicks_by_note(clicks) == {"a": 3, "b": 1, "c": 1, "d": 1}
+
+
+def test_clicks_that_cannot_be_counted_are_refused(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl", [{"user": "u", "title": "no note"}])
+    with pytest.raises(PairsError, match="'note'"):
+        clicks_by_note(clicks)
 
 
 def test_no_pairs_are_a_result_too(tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
         Recipe.load(written(tmp_path, text))
 
 
+def test_a_teacher_is_a_path_of_one_data_set(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, "distillation = 1\n" + MINIMAL + 'teacher = "~/t.npz"\n'))
+    assert recipe.distillation == 1.0
+    assert recipe.data[0].teacher == Path("~/t.npz").expanduser()
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -46,6 +52,8 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
         ("hashtag_share = 1.5\n" + MINIMAL, "hashtag_share"),
         ('lora_rank = 0\nstart = "runs/first/best"\n' + MINIMAL, "start"),
         ("alpha = -1.0\n" + MINIMAL, "alpha"),
+        ("distillation = 1.1\n" + MINIMAL, "distillation"),
+        ("distillation_temperature = 0.0\n" + MINIMAL, "distillation_temperature"),
         ("steps = \n" + MINIMAL, "TOML"),
         ('name = "x"\n', "data"),
         ('[[data]]\nnotes = "n.jsonl"\n', "name"),

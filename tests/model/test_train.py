@@ -27,11 +27,13 @@ from transformers import (
 from model.config import CheckpointError
 from model.dataset import PairedNotes
 from model.engine import Engine
-from model.loss import contrastive_loss, generative_loss, joint_loss
+from model.loss import contrastive_loss, distillation_loss, generative_loss, joint_loss
 from model.note import Note, Wanted
+from model.notellm import NoteLLM
 from model.pairs import PairOptions, related_pairs, split_of
 from model.recipe import Data, Recipe, RecipeError
-from model.train import BEST, LAST, LOG, Step, Trainer, warm_cosine
+from model.teacher import Teacher, write_vectors
+from model.train import BEST, LAST, LOG, Step, Trainer, projection_start, store_in_bfloat16, warm_cosine
 
 LOOPBACK = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 WORDS = ("river", "bread", "lamp", "cloud", "horse", "piano", "stone", "apple")
@@ -91,15 +93,36 @@ def test_gradients_of_micro_batches_are_those_of_the_direct_way(
         recipe, lora_rank=lora_rank, micro_batch_tokens=micro_batch_tokens, kept_tokens=kept_tokens, alpha=0.5
     )
     trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    check_gradients(trainer, None)
+
+
+@pytest.mark.parametrize("kept_tokens", [0, 100_000])
+def test_gradients_of_micro_batches_with_distillation_are_those_of_the_direct_way(
+    recipe: Recipe, tmp_path: Path, kept_tokens: int
+):
+    recipe = replace(recipe, micro_batch_tokens=60, kept_tokens=kept_tokens, alpha=0.5, distillation=0.7)
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    data, notes, _, _ = batch_of(trainer)
+    taught = Teacher(data).vectors(notes)
+    taught[3] = 0  # one that the teacher does not know
+    check_gradients(trainer, taught)
+
+
+def check_gradients(trainer: Trainer, taught: torch.Tensor | None) -> None:
+    """Gradients and losses of `accumulate` against one forward and backward of the whole batch."""
     _, _, examples, known = batch_of(trainer)
-    loss = trainer.accumulate(examples, known)
+    loss = trainer.accumulate(examples, known, taught=taught)
     accumulated = gradients(trainer)
     trainer.model.zero_grad()
 
     vectors, logits, targets = trainer._forward(examples)
-    direct = joint_loss(
-        contrastive_loss(vectors, trainer.model.tau, known), generative_loss(logits, targets), recipe.alpha
-    )
+    recipe, tau = trainer.recipe, trainer.model.tau
+    contrastive, generative = contrastive_loss(vectors, tau, known), generative_loss(logits, targets)
+    direct = joint_loss(contrastive, generative, recipe.alpha)
+    if taught is not None:
+        distillation = distillation_loss(vectors, tau, taught, recipe.distillation_temperature)
+        assert distillation > 0
+        direct = joint_loss(contrastive, generative, recipe.alpha, distillation, recipe.distillation)
     direct.total.backward()
     expected = gradients(trainer)
     assert accumulated.keys() == expected.keys()
@@ -122,9 +145,29 @@ def test_checkpointed_activations_give_the_same_gradients(recipe: Recipe, tmp_pa
         torch.testing.assert_close(found[1][name], gradient, msg=name)
 
 
-def losses(folder: Path) -> list[tuple[int, float, float, float]]:
+def test_weights_stored_in_bfloat16_compute_what_autocast_computes(tiny_checkpoint: Path, tmp_path: Path):
+    model = NoteLLM.load(str(tiny_checkpoint), cache=tmp_path, device=torch.device("cpu"), dtype=torch.float32)
+    ids = torch.tensor([model.prompt.note(Note(title="river", hashtags=("daily",)))])
+    mask = torch.ones_like(ids)
+
+    def computed() -> list[torch.Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            hidden = model(ids, mask, mask.cumsum(1) - 1)
+            return [hidden, model.logits(hidden)]
+
+    before = computed()
+    store_in_bfloat16(model)
+    backbone = model.backbone
+    assert backbone.base_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings(), model.projection):
+        assert layer.weight.dtype == torch.float32
+    for after, expected in zip(computed(), before, strict=True):
+        torch.testing.assert_close(after, expected, rtol=0, atol=0)
+
+
+def losses(folder: Path) -> list[tuple[float, ...]]:
     rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    return [(row["step"], row["contrastive"], row["generative"], row["tau"]) for row in rows]
+    return [tuple(row[name] for name in ("step", "contrastive", "distillation", "generative", "tau")) for row in rows]
 
 
 def test_a_run_that_was_killed_goes_on_to_the_identical_loss_curve(recipe: Recipe, tmp_path: Path):
@@ -232,6 +275,89 @@ def test_later_stages_start_from_the_weights_of_an_earlier_one(recipe: Recipe, t
     np.testing.assert_allclose(Engine(later.model).embed(notes), served, atol=1e-5)
 
 
+def test_the_share_of_distillation_is_that_of_the_logged_loss(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, distillation=0.3, alpha=0.5, steps=2)
+    steps = list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    for step in steps:
+        assert step.distillation > 0
+        related = 0.7 * step.contrastive + 0.3 * step.distillation
+        assert step.loss == pytest.approx((related + 0.5 * step.generative) / 1.5, rel=1e-5)
+
+
+def test_without_a_share_no_teacher_is_made(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    assert trainer.teachers == [None]
+    assert next(trainer.run()).distillation == 0
+
+
+def states_around(mean: torch.Tensor, notes: int = 40) -> torch.Tensor:
+    """States (notes, H) of that mean, whose components are uncorrelated and of variance 1."""
+    raw = torch.randn(notes, len(mean), generator=torch.Generator().manual_seed(1))
+    columns, _ = torch.linalg.qr(raw - raw.mean(0))
+    return columns * notes**0.5 + mean
+
+
+def test_a_projection_starts_from_the_principal_components_of_the_states():
+    """Three directions of variance 16, 4 and 1 around a mean that is larger than all of them."""
+    directions, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)))
+    mean = torch.tensor([100.0, -50.0, 20.0])
+    states = states_around(torch.zeros(3)) * torch.tensor([4.0, 2.0, 1.0]) @ directions + mean
+    start = projection_start(states, 2)
+    torch.testing.assert_close(start @ start.T, torch.eye(2))
+    torch.testing.assert_close((start @ directions.T).abs(), torch.eye(3)[:2], atol=1e-3, rtol=0)
+
+
+def test_a_projection_starts_from_a_teacher_that_is_linear_in_the_states():
+    mean = torch.zeros(8)
+    mean[0] = 30.0
+    states = states_around(mean)
+    of_teacher = torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
+    of_teacher[0] = 0  # it does not look along the mean
+    taught = states @ of_teacher
+    start = projection_start(states, 5, taught)
+    assert start.shape == (3, 8)  # the teacher has no more directions
+    assert start.norm(dim=1).square().mean().item() == pytest.approx(1)
+    torch.testing.assert_close(cosines(states @ start.T), cosines(taught), atol=1e-4, rtol=0)
+
+
+def test_a_projection_that_starts_from_a_teacher_drops_the_mean_of_all_states():
+    mean = torch.full((8,), 10.0)
+    states = states_around(mean)
+    taught = states @ torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
+    start = projection_start(states, 3, taught)
+    kept = (states @ start.T).mean(0).norm() / mean.norm()
+    assert kept < 0.01 * ((states - mean) @ start.T).norm(dim=1).mean() / (states - mean).norm(dim=1).mean()
+
+
+def test_a_narrow_projection_keeps_the_directions_in_which_the_teachers_answers_differ_most():
+    """It weighs the second component less than the first, but notes differ more in it."""
+    states = states_around(torch.zeros(8)) * torch.tensor([1.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    taught = states * torch.tensor([5.0, 2.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(projection_start(states, 1, taught).abs(), torch.eye(8)[[1]], atol=1e-3, rtol=0)
+    two = projection_start(states, 2, taught).abs()
+    torch.testing.assert_close(two / two.norm(dim=1, keepdim=True), torch.eye(8)[[1, 0]], atol=1e-3, rtol=0)
+
+
+def cosines(vectors: torch.Tensor) -> torch.Tensor:
+    vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    return vectors @ vectors.T
+
+
+def test_a_trainer_starts_the_projection_from_the_teacher_of_its_data(recipe: Recipe, data: Data, tmp_path: Path):
+    """The teacher tells notes apart by their subject alone: so does the new model, before any step."""
+    notes = PairedNotes(data.notes, None).notes
+    subjects = np.eye(8, dtype=np.float32)[[int(i) % 8 for i in notes]]
+    write_vectors(tmp_path / "teacher.npz", list(notes), subjects)
+    found = {}
+    for name, taught in {"with": replace(data, teacher=tmp_path / "teacher.npz"), "without": data}.items():
+        trainer = Trainer(replace(recipe, data=(taught,), distillation=0.5), tmp_path / name, cache=tmp_path)
+        vectors = Engine(trainer.model).embed(list(notes.values()))
+        alike = subjects @ subjects.T == 1
+        scores = vectors @ vectors.T
+        found[name] = scores[alike].mean() - scores[~alike].mean()
+    assert found["with"] > max(0.3, 1.2 * found["without"])
+
+
 def test_the_learning_rate_warms_up_and_falls_to_nothing(recipe: Recipe):
     recipe = replace(recipe, steps=100, warmup=0.1)
     shares = [warm_cosine(recipe, step) for step in range(101)]
@@ -297,6 +423,7 @@ WAYS = {
     "full": {"lora_rank": 0},
     "sharded-lora": {"shard": True},
     "sharded-full": {"lora_rank": 0, "shard": True},
+    "distilled": {"distillation": 0.5},
 }
 
 
@@ -325,6 +452,7 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(
         Trainer(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes), tmp_path, cache=tmp_path).run()
     )
     two = two_processes / way
+    assert all((distillation > 0) == (way == "distilled") for _, _, distillation, _, _ in losses(two))
     for alone, together in zip(losses(tmp_path), losses(two), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
     weights = [torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
