@@ -64,8 +64,8 @@ def behaviour_vectors(scores: Mapping[tuple[str, str], float], dimension: int = 
     information = np.log(score / (totals[of] * context[to])).clip(0) * score / (score + FEW_USERS)
     matrix = sparse.csr_matrix((information, (of, to)), (len(ids), len(ids)))
     left, values, right = randomized_svd((matrix + matrix.T) / 2, min(dimension, len(ids) - 1), random_state=0)
-    # Their mean: the two of a negative eigenvalue, which a matrix without a diagonal has, are opposite and leave. Alone,
-    # one of them would make the contrary of notes that belong together.
+    # Their mean: the two of a negative eigenvalue, which a matrix without a diagonal has, are opposite and leave.
+    # Alone, one of them would make the contrary of notes that belong together.
     return dict(zip(ids, unit((left + right.T) / 2 * np.sqrt(values)), strict=True))
 
 
