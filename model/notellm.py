@@ -157,7 +157,11 @@ class NoteLLM(nn.Module):
                 for name, tensor in (inner or adapter.state_dict()).items()
                 if LORA_WEIGHT in name
             }
+            adapter.active_peft_config.base_model_name_or_path = (
+                self.config.backbone
+            )  # not the folder that it came from
             adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=small)
+            (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # peft's empty form
         else:
             self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=inner)
             self.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
