@@ -72,6 +72,7 @@ def write_card(trainer: Trainer, command: Sequence[str]) -> Path:
         "",
         "## Run",
         f"- Command: `{' '.join(command)}`, commit {commit()}.",
+        *([_distillation(recipe)] if recipe.distillation else []),
         f"- {len(steps)} steps of {recipe.batch_pairs} pairs in {minutes:.0f} minutes on {trainer.ranks} process(es), "
         f"{platform.machine()}, torch {version('torch')}, transformers {version('transformers')}.",
         f"- Best step {best['step']}: validation Recall@100 {recall} (pairs scored {recipe.validation_min_score} or "
@@ -85,6 +86,14 @@ def write_card(trainer: Trainer, command: Sequence[str]) -> Path:
     card = folder / BEST / "README.md"
     card.write_text("\n".join(lines), "utf-8")
     return card
+
+
+def _distillation(recipe: Recipe) -> str:
+    teachers = ["behaviour", *(data.teacher.stem for data in recipe.data if data.teacher)]
+    return (
+        f"- Of the loss of related notes, {recipe.distillation:g} is distilled at temperature "
+        f"{recipe.distillation_temperature:g} from {' and '.join(teachers)}."
+    )
 
 
 def _tuning(recipe: Recipe) -> str:
