@@ -32,7 +32,6 @@ HEAD_FILE = "head.safetensors"
 BACKBONE_FOLDER = "backbone"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
-LORA_WEIGHT = ".lora_"
 INITIAL_TAU = 3.0
 """Start of the learnable temperature, used as exp(tau) (paper section 4)."""
 
@@ -151,16 +150,10 @@ class NoteLLM(nn.Module):
         inner = state and {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
         if adapter is not None:
             inner = inner and {f"base_model.model.{name}": tensor for name, tensor in inner.items()}
-            # Half the size; what rounding changes is far below what another seed does.
-            small = {
-                name: tensor.to(torch.bfloat16)
-                for name, tensor in (inner or adapter.state_dict()).items()
-                if LORA_WEIGHT in name
-            }
             adapter.active_peft_config.base_model_name_or_path = (
                 self.config.backbone
             )  # not the folder that it came from
-            adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=small)
+            adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=inner)
             (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # peft's empty form
         else:
             self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=inner)
