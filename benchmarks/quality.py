@@ -203,6 +203,8 @@ CLAIMS: Sequence[Contest | Limit] = (
         Contest(f"{what} Recall@100, {protocol}", data, partial(hits, protocol), rival, reach)
         for what, data, rival, reach in (
             ("related notes,", MICROLENS, "minilm-microlens50k", Reach(1.15, p=0.01)),
+            ("related notes,", MICROLENS, "minilm-distilled-microlens50k", Reach(1.15, p=0.01)),
+            ("related notes,", MICROLENS, "tf-idf", None),
             ("related notes,", MOVIELENS, "minilm-movielens_tmdb", Reach(1, p=0.05)),
             ("what CSFT does to", MICROLENS, WITHOUT_CSFT, None),
         )
@@ -213,7 +215,7 @@ CLAIMS: Sequence[Contest | Limit] = (
             "hashtags, F1@3 against copying the nearest notes'", MICROLENS, partial(hashtag_f1, "written"),
             rival, Reach(1.5), rival_score=partial(hashtag_f1, "copied"),
         )
-        for rival in ("minilm-microlens50k", OURS)
+        for rival in ("minilm-microlens50k", "tf-idf", OURS)
     ),
     *(
         claim
