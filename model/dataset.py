@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from model.note import Note, normalise_hashtags
 from model.pairs import Split, read_pairs, split_of
 from model.prompt import Prompt
@@ -27,12 +30,13 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A note's token ids for one forward. `ids[: read_out + 1]` is the prompt, `ids[output :]` what it must write."""
+    """A note's token ids for one forward. `ids[: read_out + 1]` is the prompt, `targets` are the positions of the ids
+    that CSFT asks for."""
 
     note: Note
     ids: tuple[int, ...]
     read_out: int
-    output: int
+    targets: tuple[int, ...] = ()
 
 
 def read_notes(path: Path) -> dict[str, Note]:
@@ -55,14 +59,17 @@ def read_notes(path: Path) -> dict[str, Note]:
     return notes
 
 
-def draw_example(prompt: Prompt, note: Note, hashtag_share: float, rng: random.Random) -> Example:
+def draw_example(
+    prompt: Prompt, note: Note, hashtag_share: float, rng: random.Random, input_hashtags: bool = False
+) -> Example:
     """A task for one note: hashtags with probability `hashtag_share` (r in the paper), else the category.
 
     In the hashtag task the input's hashtags are withheld. A note that lacks the target of its task gets no task.
+    `input_hashtags`: where they are not withheld and the prompt has them last, they are to be foretold from the rest.
     """
     if rng.random() < hashtag_share:
         return hashtag_example(prompt, note, rng)
-    return category_example(prompt, note)
+    return category_example(prompt, note, input_hashtags)
 
 
 def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
@@ -72,24 +79,26 @@ def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
     count = rng.randint(1, min(MAX_HASHTAGS, len(note.hashtags)))
     drawn = rng.sample(note.hashtags, count)
     ids = prompt.note(replace(note, hashtags=()), count)
-    suffix = prompt.hashtag_task(count)
-    return Example(note, (*ids, *suffix, *prompt.hashtag_output(drawn)), len(ids) - 1, len(ids) + len(suffix))
+    before = (*ids, *prompt.hashtag_task(count))
+    whole = (*before, *prompt.hashtag_output(drawn))
+    return Example(note, whole, len(ids) - 1, tuple(range(len(before), len(whole))))
 
 
-def category_example(prompt: Prompt, note: Note) -> Example:
+def category_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
     """`note` with its hashtags, to write its category; without a task when it has none."""
+    bare = bare_example(prompt, note, input_hashtags)
     if note.category is None:
-        return bare_example(prompt, note)
-    ids = prompt.note(note)
-    suffix = prompt.category_task()
+        return bare
+    before = (*bare.ids, *prompt.category_task())
     (output,) = prompt.category_outputs([note.category])
-    return Example(note, (*ids, *suffix, *output), len(ids) - 1, len(ids) + len(suffix))
+    whole = (*before, *output)
+    return replace(bare, ids=whole, targets=(*bare.targets, *range(len(before), len(whole))))
 
 
-def bare_example(prompt: Prompt, note: Note) -> Example:
-    """Only to be embedded, with the prompt of the category."""
+def bare_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
+    """To be embedded, with the prompt of the category; of the task of `draw_example` only the input's hashtags."""
     ids = prompt.note(note)
-    return Example(note, tuple(ids), len(ids) - 1, len(ids))
+    return Example(note, tuple(ids), len(ids) - 1, tuple(prompt.input_hashtags(note)) if input_hashtags else ())
 
 
 class PairedNotes:
@@ -140,9 +149,19 @@ class PairedNotes:
             chosen |= {i: self.notes[i] for i in pair}
         return list(chosen.values()), [pair for pair in self.pairs if chosen.keys() >= set(pair)]
 
-    def known_related(self, notes: Sequence[Note]) -> list[list[bool]]:
-        """(2B, 2B): True where two notes are related by any score, or say the same: false negatives."""
-        return [[b.id in self._related[a.id] or a.prompt_text == b.prompt_text for b in notes] for a in notes]
+    def known_related(self, notes: Sequence[Note], among: Sequence[Note]) -> Tensor:
+        """(len(notes), len(among)) bool: True where two notes are related by any score, or say the same: false
+        negatives."""
+        columns: dict[str, list[int]] = defaultdict(list)
+        same_text: dict[tuple[str, str, tuple[str, ...]], list[int]] = defaultdict(list)
+        for column, note in enumerate(among):
+            columns[note.id].append(column)
+            same_text[note.prompt_text].append(column)
+        known = torch.zeros(len(notes), len(among), dtype=torch.bool)
+        for row, note in enumerate(notes):
+            related = [column for i in self._related[note.id] if i in columns for column in columns[i]]
+            known[row, [*related, *same_text[note.prompt_text]]] = True
+        return known
 
 
 def _take_disjoint(waiting: deque[tuple[str, str]], size: int) -> list[tuple[str, str]]:

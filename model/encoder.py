@@ -25,13 +25,12 @@ from transformers import AutoModel, AutoTokenizer
 
 from model.dataset import DatasetError, PairedNotes, read_notes
 from model.evaluate import Scorer, cosine, recall_of_pairs
-from model.loss import contrastive_loss, distillation_loss
 from model.metrics import accuracy
 from model.note import Note
 from model.notellm import HEAD_FILE, INITIAL_TAU
 from model.pairs import split_of
 from model.recipe import Recipe
-from model.teacher import Teacher
+from model.related import Related
 from model.train import BEST, LOG, has_bfloat16, warm_cosine
 
 CATEGORIES_FILE = "categories.json"
@@ -181,16 +180,15 @@ def _fit_related(recipe: Recipe, folder: Path) -> Steps:
     validation = PairedNotes(of.notes, of.pairs, split="validation", min_score=recipe.validation_min_score)
     pool, pairs = validation.sample(recipe.validation_notes, recipe.seed)
     encoder = SentenceEncoder()
-    teacher = Teacher(train, of.teacher) if recipe.distillation else None
+    related = Related(train, recipe, of.teacher)
+    if recipe.memory:
+        related.remember(related.notes, torch.from_numpy(encoder.embed(related.notes)))
 
     def loss(notes: Sequence[Note]) -> Tensor:
-        known = torch.tensor(train.known_related(notes)) if recipe.mask_false_negatives else None
         vectors = encoder(notes)
-        contrastive = contrastive_loss(vectors, encoder.tau, known)
-        if teacher is None:
-            return contrastive
-        taught = distillation_loss(vectors, encoder.tau, teacher.vectors(notes), recipe.distillation_temperature)
-        return (1 - recipe.distillation) * contrastive + recipe.distillation * taught
+        computed = related.loss(notes, vectors, encoder.tau).total
+        related.remember(notes, vectors)
+        return computed
 
     def recall() -> float:
         return recall_of_pairs(encoder.embed(pool), [note.id for note in pool], pairs, k=100)

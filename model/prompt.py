@@ -39,8 +39,12 @@ class Template:
     hashtag_instruction: str
     before_title: str
     before_hashtags: str
+    hashtag_opening: str
+    hashtag_closing: str
+    between_hashtags: str
     after_hashtags: str
     before_content: str
+    hashtags_last: bool
     compress: str
     hashtag_task: str
     category_task: str
@@ -53,8 +57,12 @@ NOTE_FIRST = Template(
     hashtag_instruction="",
     before_title='{"title": "',
     before_hashtags='", "hashtags": [',
+    hashtag_opening='"',
+    hashtag_closing='"',
+    between_hashtags=", ",
     after_hashtags='], "content": "',
     before_content='", "content": "',
+    hashtags_last=False,
     compress='"}\nThis note in one word: "',
     hashtag_task='[EMB]"\nThe {count} hashtags of this note: #',
     category_task='[EMB]"\nThe category of this note:',
@@ -71,7 +79,24 @@ TASK_FIRST = replace(
     ),
     compress='"}\nThe compression word is: "',
 )
-TEMPLATES = {"note-first/1": NOTE_FIRST, "task-first/1": TASK_FIRST}
+SHORT = Template(
+    category_instruction="",
+    hashtag_instruction="",
+    before_title='"',
+    before_hashtags="\n#",
+    hashtag_opening="",
+    hashtag_closing="",
+    between_hashtags=" #",
+    after_hashtags="",
+    before_content="\n",
+    hashtags_last=True,
+    compress="\nIn one word:",
+    hashtag_task="\n{count} hashtags: #",
+    category_task="\nCategory:",
+    hashtag_separator=" #",
+    category_lead=" ",
+)
+TEMPLATES = {"note-first/1": NOTE_FIRST, "note-first/2": SHORT, "task-first/1": TASK_FIRST}
 
 
 def json_escape(char: str) -> str:
@@ -116,17 +141,29 @@ class Prompt:
         """
         c = self.config
         ids = self._bos + self._instruction(count) + self._before_title + self._field(note.title, c.max_title_tokens)
-        if hashtags := self._hashtag_list(note.hashtags):
-            ids = ids + self._before_hashtags + hashtags + self._after_hashtags
+        hashtags = self._hashtag_list(note.hashtags)
+        content = self._field(note.content, c.max_content_tokens)
+        if not hashtags:
+            ids += self._before_content + content
+        elif self.template.hashtags_last:
+            ids += self._before_content + content + self._before_hashtags + hashtags
         else:
-            ids = ids + self._before_content
-        return ids + self._field(note.content, c.max_content_tokens) + self._compress
+            ids += self._before_hashtags + hashtags + self._after_hashtags + content
+        return ids + self._compress
+
+    def input_hashtags(self, note: Note) -> range:
+        """Where in the ids of `note` its hashtags are, when all else that it says comes before them; else empty."""
+        if not self.template.hashtags_last:
+            return range(0)
+        end = len(self.note(note)) - len(self._compress)
+        return range(end - len(self._hashtag_list(note.hashtags)), end)
 
     def max_note_tokens(self, count: int = 0) -> int:
         """No note's prompt is longer than this, whatever its text; `count` as for `note`."""
         c = self.config
         start = self._bos + self._instruction(count) + self._before_title
-        fixed = start + self._before_hashtags + self._after_hashtags + self._compress
+        after = self._before_content if self.template.hashtags_last else self._after_hashtags
+        fixed = start + self._before_hashtags + after + self._compress
         return len(fixed) + c.max_title_tokens + c.max_hashtag_tokens + c.max_content_tokens
 
     def hashtag_task(self, count: int) -> list[int]:
@@ -216,14 +253,16 @@ class Prompt:
             escaped = escaped[: ends[-1]] if ends else ""
 
     def _hashtag_list(self, hashtags: Sequence[str]) -> list[int]:
-        """The inside of the JSON list, whole hashtags only, within the bound."""
+        """The inside of the list, whole hashtags only, within the bound."""
+        t = self.template
         ids: list[int] = []
         for hashtag in hashtags:
             limit = self.config.max_hashtag_tokens
-            opened, text, closed = self._encode(
-                ['"' if not ids else ', "', self._escape(hashtag[: limit * CHARS_PER_TOKEN]), '"']
-            )
-            item = opened + text + closed
+            text = self._escape(hashtag[: limit * CHARS_PER_TOKEN])
+            if not t.hashtag_closing:  # then # is what separates
+                text = text.replace("#", json_escape("#"))
+            opening = f"{t.between_hashtags if ids else ''}{t.hashtag_opening}"
+            item = [i for piece in self._encode([opening, text, t.hashtag_closing]) for i in piece]
             if len(ids) + len(item) > limit or len(hashtag) > limit * CHARS_PER_TOKEN:
                 break
             ids += item

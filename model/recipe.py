@@ -41,7 +41,9 @@ class Recipe:
     `batch_pairs` says all the same. A batch of at most `kept_tokens` (padded, on each process) keeps the activations of
     all its micro-batches, which takes memory and saves a second forward. `bfloat16`: autocast, where the processor has
     it. `distillation`: share of the loss of related notes that goes to what behaviour says of all notes of the batch;
-    0 is the paper's loss alone. `evaluate_every` and `save_every` are in steps; training ends after `patience`
+    0 is the paper's loss alone. `memory`: negatives are all notes of the data set, as training last saw them, not only
+    those of the batch. `input_hashtags`: where a prompt version has them last, hashtags that are shown are learnt too,
+    as what follows the rest of the note. `evaluate_every` and `save_every` are in steps; training ends after `patience`
     evaluations without a better validation recall. `shard` spreads a large backbone over the processes (FSDP).
     """
 
@@ -57,10 +59,12 @@ class Recipe:
     steps: int = 500
     contrastive: bool = True
     hashtag_share: float = 0.4
+    input_hashtags: bool = False
     alpha: float = 0.01
     mask_false_negatives: bool = True
     distillation: float = 0.0
     distillation_temperature: float = 0.1
+    memory: bool = False
     hide_hashtags: float = 0.0
 
     lora_rank: int = 16

@@ -16,7 +16,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,15 +38,16 @@ from model.config import NoteLLMConfig
 from model.dataset import Example, PairedNotes, bare_example, draw_example
 from model.engine import Engine
 from model.evaluate import recall_of_pairs
-from model.loss import JointLoss, contrastive_loss, distillation_loss, generative_loss, joint_loss
+from model.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.note import Note
 from model.notellm import BACKBONE_FOLDER, NoteLLM
 from model.recipe import Recipe, RecipeError
-from model.teacher import Teacher
+from model.related import Related
 from model.weights import Progress, silent
 
 LAST, BEST, LOG = "last.pt", "best", "log.jsonl"
-PROJECTION_NOTES = 3072
+STARTING_NOTES = 3072
+"""Whose states the start is computed from."""
 RIDGE = 0.1
 """Of the mean variance of a state's component."""
 STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -83,8 +84,8 @@ class Trainer:
         self.device = torch.device(device)
         progress("Reading notes and pairs")
         self.data = [PairedNotes(d.notes, d.pairs, min_score=d.min_score) for d in recipe.data]
-        self.teachers = [
-            Teacher(paired, data.teacher) if recipe.distillation and paired.has_pairs else None
+        self.related = [
+            Related(paired, recipe, data.teacher, self.device) if recipe.contrastive and paired.has_pairs else None
             for paired, data in zip(self.data, recipe.data, strict=True)
         ]
         first = next((d for d in recipe.data if d.pairs), None)
@@ -100,9 +101,9 @@ class Trainer:
         if (folder / LAST).is_file():
             progress(f"Going on from {folder / LAST}")
             self._restore()
-        elif recipe.start is None and self.model.projection is not None:
-            progress("Starting the projection from the notes' states")
-            self._start_projection()
+        else:
+            progress("Starting from the notes' states")
+            self._start()
 
     def run(self) -> Iterator[Step]:
         """Train to the end, or until validation recall no longer rises; goes on where `last.pt` was written."""
@@ -132,13 +133,8 @@ class Trainer:
         rng = random.Random(f"{self.recipe.seed} {self.step}")
         notes = notes[: len(notes) // (2 * self.ranks) * 2 * self.ranks]
         examples = [self._example(note, rng) for note in notes]
-        known = None
-        if self.recipe.mask_false_negatives:
-            known = torch.tensor(data.known_related(notes), device=self.device)
-        contrast = self.recipe.contrastive and data.has_pairs
-        teacher = self.teachers[self.data.index(data)] if contrast else None
-        taught = None if teacher is None else teacher.vectors(notes).to(self.device)
-        loss = self.accumulate(examples, known, contrast, taught)
+        related = self.related[self.data.index(data)]
+        loss = self.accumulate(examples, partial(self._related_loss, related, notes) if related else None)
         norm = self._clip()
         rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
@@ -159,20 +155,25 @@ class Trainer:
             pairs_per_second=len(notes) / 2 / seconds,
         )
 
+    def _related_loss(self, related: Related, notes: Sequence[Note], vectors: Tensor) -> RelatedLoss:
+        loss = related.loss(notes, vectors, self.model.tau)
+        related.remember(notes, vectors)
+        return loss
+
     def _example(self, note: Note, rng: random.Random) -> Example:
         if rng.random() < self.recipe.hide_hashtags:
             return bare_example(self.model.prompt, replace(note, hashtags=()))
         if self.recipe.alpha == 0:
             return bare_example(self.model.prompt, note)
-        return draw_example(self.model.prompt, note, self.recipe.hashtag_share, rng)
+        return draw_example(self.model.prompt, note, self.recipe.hashtag_share, rng, self.recipe.input_hashtags)
 
     def accumulate(
-        self, examples: Sequence[Example], known: Tensor | None, contrast: bool = True, taught: Tensor | None = None
+        self, examples: Sequence[Example], related: Callable[[Tensor], RelatedLoss] | None = None
     ) -> JointLoss:
         """Add one batch's gradients to the weights; returns the loss of the whole batch, over all processes.
 
-        examples: the whole batch's, 2B, on every process, of which each takes its own rows. known: (2B, 2B) bool.
-        taught: (2B, K), the teacher's vectors, to distil from.
+        examples: the whole batch's, 2B, on every process, of which each takes its own rows. related: the loss of their
+        vectors (2B, D); without it the batch teaches CSFT alone.
         """
         share = len(examples) // self.ranks
         own = slice(self.rank * share, (self.rank + 1) * share)
@@ -180,36 +181,30 @@ class Trainer:
         chunks = self._micro_batches(examples[own], longest)
         rows_of = [[examples[own][i] for i in chunk] for chunk in chunks]
         kept = [self._forward(rows) for rows in rows_of] if share * longest <= self.recipe.kept_tokens else None
-        # (L_cl + alpha L_gen) / (1 + alpha), or L_gen alone.
-        weight = self.recipe.alpha / (1 + self.recipe.alpha) if contrast else 1.0
-        contrastive, distillation, generative = torch.zeros(3, device=self.device)
-        distilled = 0.0 if taught is None else self.recipe.distillation
-        wanted = None
-        if contrast:
+        # (L_related + alpha L_gen) / (1 + alpha), or L_gen alone.
+        weight = self.recipe.alpha / (1 + self.recipe.alpha) if related else 1.0
+        nothing = torch.zeros((), device=self.device)
+        of_vectors, wanted = RelatedLoss(nothing, nothing, nothing), None
+        if related:
             parts = [vectors.detach() for vectors, _, _ in kept] if kept else self._vectors(rows_of)
             vectors = torch.zeros(share, self.model.dimension, device=self.device)
             for chunk, part in zip(chunks, parts, strict=True):
                 vectors[chunk] = part
             everyones = self._gather(vectors).requires_grad_()
-            contrastive = contrastive_loss(everyones, self.model.tau, known)
-            related = contrastive
-            if taught is not None:
-                distillation = distillation_loss(
-                    everyones, self.model.tau, taught, self.recipe.distillation_temperature
-                )
-                related = (1 - distilled) * contrastive + distilled * distillation
-            torch.autograd.backward(related * (1 - weight))
+            of_vectors = related(everyones)
+            torch.autograd.backward(of_vectors.total * (1 - weight))
             assert everyones.grad is not None
             wanted = everyones.grad[own]
-        tokens = sum(len(e.ids) - e.output for e in examples)
+        generative = nothing
+        tokens = sum(len(e.targets) for e in examples)
         for at, chunk in enumerate(chunks):
             vectors, logits, targets = kept[at] if kept else self._forward(rows_of[at])
             part = generative_loss(logits, targets, tokens)
             surrogate = weight * part if wanted is None else weight * part + (vectors * wanted[chunk]).sum()
             torch.autograd.backward(surrogate)
-            generative += part.detach()
+            generative = generative + part.detach()
         self._sum_over_processes(generative)
-        return joint_loss(contrastive.detach(), generative, self.recipe.alpha, distillation.detach(), distilled)
+        return joint_loss(RelatedLoss(*(part.detach() for part in of_vectors)), generative, self.recipe.alpha)
 
     @torch.no_grad()
     def _vectors(self, chunks: Sequence[Sequence[Example]]) -> list[Tensor]:
@@ -234,7 +229,7 @@ class Trainer:
     def _forward(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors (b, D), and the logits (N, V) that predict the output tokens (N,): one forward for both losses."""
         ids, mask, positions = self._padded([e.ids for e in examples])
-        written = [(r, t) for r, e in enumerate(examples) for t in range(e.output, len(e.ids))]
+        written = [(row, target) for row, e in enumerate(examples) for target in e.targets]
         row, column = torch.tensor(written, dtype=torch.int64, device=self.device).reshape(-1, 2).T
         read_out = torch.tensor([e.read_out for e in examples], device=self.device)
         with self._autocast():
@@ -301,19 +296,35 @@ class Trainer:
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_cosine, recipe))
 
     @torch.no_grad()
-    def _start_projection(self) -> None:
-        """From the states of training notes: of the first data set with a teacher of its own where there is one."""
-        assert self.model.projection is not None
-        at = next((i for i, data in enumerate(self.recipe.data) if data.teacher and self.teachers[i]), None)
-        pool = [note for data in (self.data if at is None else [self.data[at]]) for note in data.notes.values()]
-        notes = random.Random(self.recipe.seed).sample(pool, min(len(pool), PROJECTION_NOTES))
+    def _start(self) -> None:
+        """Projection and memory from the states of training notes: of the first data set with a teacher of its own
+        where there is one. A run that starts from a checkpoint of the same prompt has its projection."""
+        at = next((i for i, data in enumerate(self.recipe.data) if data.teacher and self.related[i]), None)
+        related = None if at is None else self.related[at]
+        to_project = self.model.projection is not None and not self._has_projection()
+        if not to_project and (related is None or not self.recipe.memory):
+            return
+        pool = related.notes if related else [note for data in self.data for note in data.notes.values()]
+        notes = random.Random(self.recipe.seed).sample(pool, min(len(pool), STARTING_NOTES))
         examples = [bare_example(self.model.prompt, note) for note in notes]
-        states = torch.zeros(len(notes), self.model.projection.in_features)
+        states = torch.zeros(len(notes), self.model.backbone.config.get_text_config().hidden_size, device=self.device)
         for chunk in self._micro_batches(examples, max(len(e.ids) for e in examples)):
-            states[chunk] = self._states([examples[i] for i in chunk]).float().cpu()
-        teacher = None if at is None else self.teachers[at]
-        start = projection_start(states, self.model.dimension, None if teacher is None else teacher.vectors(notes))
-        self.model.projection.weight[: len(start)] = start.to(self.device)
+            states[chunk] = self._states([examples[i] for i in chunk]).float()
+        taught = None if related is None or related.taught is None else related.taught[related.rows(notes)]
+        if to_project:
+            assert self.model.projection is not None
+            start = projection_start(states, self.model.dimension, taught)
+            self.model.projection.weight[: len(start)] = start
+        if related is not None and related.taught is not None and taught is not None:
+            # What is not read yet is where the teacher's vector leads; notes of the sample are where they are.
+            vectors = self.model.embed(states)
+            to_vectors = ridge_regression(taught, vectors)
+            related.remember(related.notes, nn.functional.normalize(related.taught @ to_vectors, dim=-1))
+            related.remember(notes, vectors)
+
+    def _has_projection(self) -> bool:
+        start, version = self.recipe.start, self.recipe.prompt_version
+        return start is not None and NoteLLMConfig.load(start).prompt_version == version
 
     def _evaluate(self) -> float | None:
         """Validation Recall@100, read through the Engine; keeps the best checkpoint, without pairs the latest."""
@@ -352,6 +363,7 @@ class Trainer:
             "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
             "progress": (self.step, self.best, self.waited),
+            "memory": [related and related.memory for related in self.related],
         }
         if self.rank == 0:
             torch.save(state, self.folder / f"{LAST}.unfinished")
@@ -373,6 +385,9 @@ class Trainer:
         )
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.best, self.waited = state["progress"]
+        for related, memory in zip(self.related, state["memory"], strict=True):
+            if related and memory is not None:
+                related.remember(related.notes, memory.to(self.device))
 
     def _recipe(self) -> dict[str, str]:
         return {name: str(value) for name, value in asdict(self.recipe).items()}
@@ -431,13 +446,25 @@ def projection_start(states: Tensor, dimension: int, taught: Tensor | None = Non
         components: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:dimension]
         return components
     gram = centred.T @ centred + len(states) * torch.outer(mean, mean)
-    gram += RIDGE * centred.square().sum() / len(mean) * torch.eye(len(mean))
-    weights = torch.linalg.solve(gram, centred.T @ (taught - taught.mean(0)))
+    weights = _ridge(gram, centred.T @ (taught - taught.mean(0)), centred)
     directions = torch.linalg.svd(centred @ weights, full_matrices=False).Vh[:dimension]
     start = directions @ weights.T
     # As large as rows of length 1, for which the learning rate is meant.
     scaled: Tensor = start * (len(start) ** 0.5 / start.norm())
     return scaled
+
+
+def ridge_regression(given: Tensor, wanted: Tensor) -> Tensor:
+    """(K, D) for which given (N, K) @ it is near wanted (N, D)."""
+    return _ridge(given.T @ given, given.T @ wanted, given)
+
+
+def _ridge(gram: Tensor, moments: Tensor, given: Tensor) -> Tensor:
+    width = given.shape[1]
+    weights: Tensor = torch.linalg.solve(
+        gram + RIDGE * given.square().sum() / width * torch.eye(width, device=given.device), moments
+    )
+    return weights
 
 
 def store_in_bfloat16(model: NoteLLM) -> None:
