@@ -256,12 +256,12 @@ class Prompt:
         """The inside of the list, whole hashtags only, within the bound."""
         t = self.template
         ids: list[int] = []
-        for hashtag in hashtags:
+        for at, hashtag in enumerate(hashtags):
             limit = self.config.max_hashtag_tokens
             text = self._escape(hashtag[: limit * CHARS_PER_TOKEN])
             if not t.hashtag_closing:  # then # is what separates
                 text = text.replace("#", json_escape("#"))
-            opening = f"{t.between_hashtags if ids else ''}{t.hashtag_opening}"
+            opening = f"{t.between_hashtags if at else ''}{t.hashtag_opening}"
             item = [i for piece in self._encode([opening, text, t.hashtag_closing]) for i in piece]
             if len(ids) + len(item) > limit or len(hashtag) > limit * CHARS_PER_TOKEN:
                 break

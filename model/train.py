@@ -302,7 +302,7 @@ class Trainer:
         at = next((i for i, data in enumerate(self.recipe.data) if data.teacher and self.related[i]), None)
         related = None if at is None else self.related[at]
         to_project = self.model.projection is not None and not self._has_projection()
-        if not to_project and (related is None or not self.recipe.memory):
+        if not to_project and not (self.recipe.memory and related and related.taught is not None):
             return
         pool = related.notes if related else [note for data in self.data for note in data.notes.values()]
         notes = random.Random(self.recipe.seed).sample(pool, min(len(pool), STARTING_NOTES))
@@ -315,7 +315,7 @@ class Trainer:
             assert self.model.projection is not None
             start = projection_start(states, self.model.dimension, taught)
             self.model.projection.weight[: len(start)] = start
-        if related is not None and related.taught is not None and taught is not None:
+        if self.recipe.memory and related and related.taught is not None and taught is not None and taught.any():
             # What is not read yet is where the teacher's vector leads; notes of the sample are where they are.
             vectors = self.model.embed(states)
             to_vectors = ridge_regression(taught, vectors)
@@ -477,9 +477,13 @@ def store_in_bfloat16(model: NoteLLM) -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is fast there. A CPU without AVX512-BF16 computes it ten times slower than float32 (17 against
-    167 GFLOP/s on two cores of a Zen 3, docs/experiments.md)."""
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+    """Whether bfloat16 is faster there than float32. Of two cores, GFLOP/s (docs/experiments.md): 400 on a Zen 4 with
+    AVX512-BF16; but 17 against 167 on a Zen 3 without it, and 166 against 278 on a Sapphire Rapids without its AMX."""
+    if device.type == "cuda":
+        return True
+    has = torch.cpu.get_capabilities()
+    without_amx = has.get("avx512_fp16") and not has.get("amx_bf16")
+    return bool(has.get("avx512_bf16")) and not without_amx
 
 
 @contextlib.contextmanager

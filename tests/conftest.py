@@ -58,7 +58,17 @@ def tiny_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def tiny_task_first(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """An Engine on the same weights, of the prompt version that puts the task first. Shared as well."""
-    folder = tmp_path_factory.mktemp("tiny") / "task-first"
-    shutil.copytree(tiny_checkpoint, folder)
-    replace(NoteLLMConfig.load(folder), prompt_version="task-first/1").save(folder)
+    return _of_version("task-first/1", tiny_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_short(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An Engine on the same weights, of the short prompt version, whose hashtags come last. Shared as well."""
+    return _of_version("note-first/2", tiny_checkpoint, tmp_path_factory)
+
+
+def _of_version(version: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp("tiny") / "copy"
+    shutil.copytree(checkpoint, folder)
+    replace(NoteLLMConfig.load(folder), prompt_version=version).save(folder)
     return Engine.load(str(folder), cache=tmp_path_factory.mktemp("cache"), device="cpu")

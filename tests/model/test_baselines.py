@@ -186,6 +186,13 @@ def test_the_encoder_distils_from_the_teacher_that_notellm_gets(subjects: Data, 
     assert mixed == pytest.approx(0.75 * contrastive + 0.25 * distilled, rel=1e-4)
 
 
+def test_the_encoder_remembers_as_notellm_does(subjects: Data, tmp_path: Path):
+    """From the first step on it is compared with all notes of the data set, which are more negatives."""
+    recipe = Recipe(name="r", data=(subjects,), batch_pairs=4, steps=2, evaluate_every=2, validation_min_score=0)
+    without, remembering = (next(fine_tune(replace(recipe, memory=memory), tmp_path))[1] for memory in (False, True))
+    assert remembering > without + 0.1
+
+
 def test_training_ends_when_validation_no_longer_rises(categories_recipe: Recipe, tmp_path: Path):
     still = replace(categories_recipe, learning_rate=0.0, head_learning_rate=0.0, evaluate_every=1, patience=2)
     figures = [figure for _, _, figure in fine_tune(still, tmp_path)]

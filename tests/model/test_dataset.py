@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.dataset import (
     DatasetError,
+    Example,
     PairedNotes,
     bare_example,
     category_example,
@@ -27,7 +29,7 @@ PARIS = Note(id="1", title="A day in Paris", content="Bread.", hashtags=("paris"
 TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
 
-@pytest.fixture(params=["tiny_engine", "tiny_task_first"])
+@pytest.fixture(params=["tiny_engine", "tiny_short", "tiny_task_first"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """One of each prompt version."""
     served: Engine = request.getfixturevalue(request.param)
@@ -39,29 +41,41 @@ def prompt(engine: Engine) -> Prompt:
     return engine.model.prompt
 
 
+@pytest.fixture
+def hashtags_last(tiny_short: Engine) -> Prompt:
+    """The prompt version that shows hashtags after all else."""
+    return tiny_short.model.prompt
+
+
+def output(example: Example) -> list[int]:
+    """The ids that CSFT asks for."""
+    return [example.ids[at] for at in example.targets]
+
+
 def test_the_hashtag_task_withholds_the_hashtags_and_asks_for_as_many_as_it_writes(prompt: Prompt):
     for seed in range(20):
         example = hashtag_example(prompt, PARIS, random.Random(seed))
         seen = prompt.decode(example.ids[: example.read_out + 1])
         assert "paris" not in seen.replace("Paris", "")
-        written = [text for text, _ in prompt.parse_hashtags(example.ids[example.output :])]
+        written = [text for text, _ in prompt.parse_hashtags(output(example))]
         assert 1 <= len(written) <= 3
         assert set(written) <= set(PARIS.hashtags)
-        assert f"The {len(written)} hashtags" in prompt.decode(example.ids[example.read_out + 1 : example.output])
+        assert f"{len(written)} hashtags" in prompt.decode(example.ids[example.read_out + 1 : example.targets[0]])
 
 
 def test_every_count_up_to_five_is_drawn(prompt: Prompt):
     note = Note(title="t", hashtags=tuple("abcdefg"))
     rng = random.Random(0)
     examples = [hashtag_example(prompt, note, rng) for _ in range(200)]
-    counts = {len(prompt.parse_hashtags(e.ids[e.output :])) for e in examples}
+    counts = {len(prompt.parse_hashtags(output(e))) for e in examples}
     assert counts == {1, 2, 3, 4, 5}
 
 
 def test_the_category_task_shows_the_hashtags_and_writes_the_category(prompt: Prompt):
     example = category_example(prompt, PARIS)
-    assert '"paris", "bread", "seine"' in prompt.decode(example.ids[: example.read_out + 1])
-    assert prompt.decode(example.ids[example.output :]) == " Travel"
+    shown = prompt.decode(example.ids[: example.read_out + 1])
+    assert all(hashtag in shown for hashtag in PARIS.hashtags)
+    assert prompt.decode(output(example)) == " Travel"
     assert example.ids[-1] == prompt.end_id
 
 
@@ -69,16 +83,16 @@ def test_what_is_trained_is_what_is_served(prompt: Prompt, engine: Engine):
     example = category_example(prompt, PARIS)
     served = engine.prepare(PARIS).ids
     assert example.ids[: example.read_out + 1] == served == bare_example(prompt, PARIS).ids
-    assert list(example.ids[example.read_out + 1 : example.output]) == prompt.category_task()
+    assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.category_task()
 
 
 def test_hashtags_are_trained_as_they_are_served_to_a_note_without(prompt: Prompt, engine: Engine):
     for seed in range(5):
         example = hashtag_example(prompt, PARIS, random.Random(seed))
-        count = len(prompt.parse_hashtags(example.ids[example.output :]))
+        count = len(prompt.parse_hashtags(output(example)))
         prepared = engine.prepare(replace(PARIS, hashtags=()), Wanted(count))
         assert example.ids[: example.read_out + 1] == (prepared.hashtag_prompt or prepared.ids)
-        assert list(example.ids[example.read_out + 1 : example.output]) == prompt.hashtag_task(count)
+        assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.hashtag_task(count)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -86,14 +100,59 @@ def test_a_note_without_the_target_of_a_task_never_gets_it(prompt: Prompt, share
     bare = Note(title="Only a title")
     example = draw_example(prompt, bare, share, random.Random(0))
     assert example == bare_example(prompt, bare)
-    assert example.output == len(example.ids) == example.read_out + 1
+    assert example.targets == ()
+    assert len(example.ids) == example.read_out + 1
+
+
+def test_what_is_asked_for_is_all_that_follows_the_task(prompt: Prompt):
+    for share in (0.0, 1.0):
+        example = draw_example(prompt, PARIS, share, random.Random(0))
+        assert example.targets == tuple(range(example.targets[0], len(example.ids)))
+        assert example.targets[0] > example.read_out + 1
+
+
+def test_hashtags_that_are_shown_last_are_foretold_and_then_the_category(hashtags_last: Prompt):
+    example = draw_example(hashtags_last, PARIS, 0.0, random.Random(0), input_hashtags=True)
+    shown = [example.ids[at] for at in example.targets if at <= example.read_out]
+    assert hashtags_last.decode(shown) == "paris #bread #seine"
+    assert output(example) == [*shown, *hashtags_last.category_outputs(["Travel"])[0]]
+    without = draw_example(hashtags_last, PARIS, 0.0, random.Random(0))
+    assert example == replace(without, targets=example.targets)
+    assert example.targets[len(shown) :] == without.targets
+
+
+def test_hashtags_that_are_shown_are_foretold_without_a_category_too(hashtags_last: Prompt):
+    example = category_example(hashtags_last, replace(PARIS, category=None), input_hashtags=True)
+    assert hashtags_last.decode(output(example)) == "paris #bread #seine"
+    assert len(example.ids) == example.read_out + 1
+
+
+def test_withheld_hashtags_are_no_targets_of_the_input(hashtags_last: Prompt):
+    example = draw_example(hashtags_last, PARIS, 1.0, random.Random(0), input_hashtags=True)
+    assert example == draw_example(hashtags_last, PARIS, 1.0, random.Random(0))
+    assert "paris" not in hashtags_last.decode(example.ids[: example.read_out + 1])
+    assert example.targets[0] > example.read_out
+
+
+def test_a_note_without_hashtags_has_none_to_foretell(hashtags_last: Prompt):
+    bare = replace(PARIS, hashtags=())
+    assert bare_example(hashtags_last, bare, input_hashtags=True).targets == ()
+    assert category_example(hashtags_last, bare, input_hashtags=True) == category_example(hashtags_last, bare)
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "tiny_task_first"], indirect=True)
+def test_hashtags_before_the_content_are_not_foretold(prompt: Prompt):
+    for share in (0.0, 1.0):
+        with_them = draw_example(prompt, PARIS, share, random.Random(0), input_hashtags=True)
+        assert with_them == draw_example(prompt, PARIS, share, random.Random(0))
+    assert bare_example(prompt, PARIS, input_hashtags=True) == bare_example(prompt, PARIS)
 
 
 def test_the_share_of_hashtag_tasks_is_r(prompt: Prompt):
     rng = random.Random(0)
-    asked = [len(draw_example(prompt, PARIS, 0.4, rng).ids) for _ in range(2000)]
-    category = len(category_example(prompt, PARIS).ids)
-    assert 0.36 < sum(length != category for length in asked) / 2000 < 0.44
+    category = category_example(prompt, PARIS)
+    asked = [draw_example(prompt, PARIS, 0.4, rng) != category for _ in range(2000)]
+    assert 0.36 < sum(asked) / 2000 < 0.44
 
 
 def write_notes(path: Path, ids: list[str]) -> Path:
@@ -153,8 +212,26 @@ def test_pairs_below_the_score_are_known_but_not_trained_on(tmp_path: Path):
     notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
     paired = PairedNotes(notes, write_pairs(tmp_path, [[a, b], [a, b], [c, d]]), min_score=0.9)
     assert paired.pairs == [tuple(sorted((a, b)))]
-    known = paired.known_related([paired.notes[i] for i in (c, a, d, b)])
-    assert [[i for i, is_known in enumerate(row) if is_known] for row in known] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    notes = [paired.notes[i] for i in (c, a, d, b)]
+    known = paired.known_related(notes, notes)
+    assert [row.nonzero()[:, 0].tolist() for row in known] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+def test_known_related_notes_are_found_among_any_notes(tmp_path: Path):
+    a, b, c, d, alone = TRAIN[:5]
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, [[a, b, c], [c, d]]))
+    notes = paired.notes
+    twin = replace(notes[alone], id="says the same")
+    known = paired.known_related(
+        [notes[i] for i in (a, d, alone)], [notes[b], twin, notes[c], notes[a], notes[TRAIN[5]]]
+    )
+    assert known.dtype == torch.bool
+    assert known.tolist() == [
+        [True, False, True, True, False],
+        [False, False, True, False, False],
+        [False, True, False, False, False],
+    ]
+    assert paired.known_related([notes[a], notes[alone]], []).shape == (2, 0)
 
 
 def test_a_pair_has_the_better_score_of_its_two_directions(tmp_path: Path):

@@ -126,11 +126,16 @@ def note_first(tokenizer: PreTrainedTokenizerBase) -> Engine:
 
 
 @pytest.fixture(scope="module")
+def short(tokenizer: PreTrainedTokenizerBase) -> Engine:
+    return make_writer(tokenizer, "note-first/2")
+
+
+@pytest.fixture(scope="module")
 def task_first(tokenizer: PreTrainedTokenizerBase) -> Engine:
     return make_writer(tokenizer, "task-first/1")
 
 
-@pytest.fixture(params=["note_first", "task_first"])
+@pytest.fixture(params=["note_first", "short", "task_first"])
 def writer(request: pytest.FixtureRequest) -> Engine:
     """One of each prompt version."""
     made: Engine = request.getfixturevalue(request.param)

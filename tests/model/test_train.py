@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,27 @@ from transformers import (
 )
 
 from model.config import CheckpointError
-from model.dataset import PairedNotes
+from model.dataset import Example, PairedNotes
 from model.engine import Engine
-from model.loss import contrastive_loss, distillation_loss, generative_loss, joint_loss
+from model.loss import generative_loss, joint_loss
 from model.note import Note, Wanted
 from model.notellm import NoteLLM
 from model.pairs import PairOptions, related_pairs, split_of
 from model.recipe import Data, Recipe, RecipeError
-from model.teacher import Teacher, write_vectors
-from model.train import BEST, LAST, LOG, Step, Trainer, projection_start, store_in_bfloat16, warm_cosine
+from model.related import Related
+from model.teacher import write_vectors
+from model.train import (
+    BEST,
+    LAST,
+    LOG,
+    RIDGE,
+    Step,
+    Trainer,
+    projection_start,
+    ridge_regression,
+    store_in_bfloat16,
+    warm_cosine,
+)
 
 LOOPBACK = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 WORDS = ("river", "bread", "lamp", "cloud", "horse", "piano", "stone", "apple")
@@ -77,10 +90,16 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-def batch_of(trainer: Trainer) -> tuple[PairedNotes, list[Note], list, torch.Tensor]:
+def batch_of(trainer: Trainer) -> tuple[list[Note], list[Example], Related]:
     data, notes = next(trainer._batches())
-    examples = [trainer._example(note, random.Random(i)) for i, note in enumerate(notes)]
-    return data, notes, examples, torch.tensor(data.known_related(notes))
+    related = trainer.related[trainer.data.index(data)]
+    assert related is not None
+    return notes, [trainer._example(note, random.Random(i)) for i, note in enumerate(notes)], related
+
+
+def random_vectors(count: int) -> torch.Tensor:
+    """Of unit length, as the recipe here has them."""
+    return torch.nn.functional.normalize(torch.randn(count, 16, generator=torch.Generator().manual_seed(4)), dim=-1)
 
 
 @pytest.mark.parametrize("lora_rank", [4, 0])
@@ -92,37 +111,47 @@ def test_gradients_of_micro_batches_are_those_of_the_direct_way(
     recipe = replace(
         recipe, lora_rank=lora_rank, micro_batch_tokens=micro_batch_tokens, kept_tokens=kept_tokens, alpha=0.5
     )
-    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
-    check_gradients(trainer, None)
+    check_gradients(Trainer(recipe, tmp_path, cache=tmp_path))
 
 
 @pytest.mark.parametrize("kept_tokens", [0, 100_000])
-def test_gradients_of_micro_batches_with_distillation_are_those_of_the_direct_way(
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("distillation", [0.0, 0.7])
+def test_gradients_of_micro_batches_beyond_gcl_are_those_of_the_direct_way(
+    recipe: Recipe, tmp_path: Path, distillation: float, memory: bool, kept_tokens: int
+):
+    recipe = replace(recipe, micro_batch_tokens=60, kept_tokens=kept_tokens, alpha=0.5)
+    trainer = Trainer(replace(recipe, distillation=distillation, memory=memory), tmp_path, cache=tmp_path)
+    notes, _, related = batch_of(trainer)
+    related.remember(related.notes, random_vectors(len(related.notes)))
+    if related.taught is not None:
+        related.taught[related.rows([notes[3]])] = 0  # one that the teacher does not know
+    check_gradients(trainer)
+
+
+@pytest.mark.parametrize("kept_tokens", [0, 100_000])
+def test_gradients_of_hashtags_in_the_input_are_those_of_the_direct_way(
     recipe: Recipe, tmp_path: Path, kept_tokens: int
 ):
-    recipe = replace(recipe, micro_batch_tokens=60, kept_tokens=kept_tokens, alpha=0.5, distillation=0.7)
-    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
-    data, notes, _, _ = batch_of(trainer)
-    taught = Teacher(data).vectors(notes)
-    taught[3] = 0  # one that the teacher does not know
-    check_gradients(trainer, taught)
+    recipe = replace(recipe, micro_batch_tokens=60, kept_tokens=kept_tokens, alpha=0.5, hashtag_share=0.3)
+    trainer = Trainer(replace(recipe, prompt_version="note-first/2", input_hashtags=True), tmp_path, cache=tmp_path)
+    _, examples, _ = batch_of(trainer)
+    assert {e.targets[0] <= e.read_out for e in examples} == {False, True}  # both tasks
+    check_gradients(trainer)
 
 
-def check_gradients(trainer: Trainer, taught: torch.Tensor | None) -> None:
+def check_gradients(trainer: Trainer) -> None:
     """Gradients and losses of `accumulate` against one forward and backward of the whole batch."""
-    _, _, examples, known = batch_of(trainer)
-    loss = trainer.accumulate(examples, known, taught=taught)
+    notes, examples, related = batch_of(trainer)
+    recipe, tau = trainer.recipe, trainer.model.tau
+    loss = trainer.accumulate(examples, partial(related.loss, notes, tau=tau))
     accumulated = gradients(trainer)
     trainer.model.zero_grad()
 
     vectors, logits, targets = trainer._forward(examples)
-    recipe, tau = trainer.recipe, trainer.model.tau
-    contrastive, generative = contrastive_loss(vectors, tau, known), generative_loss(logits, targets)
-    direct = joint_loss(contrastive, generative, recipe.alpha)
-    if taught is not None:
-        distillation = distillation_loss(vectors, tau, taught, recipe.distillation_temperature)
-        assert distillation > 0
-        direct = joint_loss(contrastive, generative, recipe.alpha, distillation, recipe.distillation)
+    of_vectors = related.loss(notes, vectors, tau)
+    direct = joint_loss(of_vectors, generative_loss(logits, targets), recipe.alpha)
+    assert (direct.distillation > 0) == (recipe.distillation > 0)
     direct.total.backward()
     expected = gradients(trainer)
     assert accumulated.keys() == expected.keys()
@@ -133,12 +162,28 @@ def check_gradients(trainer: Trainer, taught: torch.Tensor | None) -> None:
         torch.testing.assert_close(part, whole.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_batch_without_related_notes_teaches_csft_alone(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(replace(recipe, alpha=0.5, micro_batch_tokens=60), tmp_path, cache=tmp_path)
+    _, examples, _ = batch_of(trainer)
+    loss = trainer.accumulate(examples)
+    accumulated = gradients(trainer)
+    trainer.model.zero_grad()
+    _, logits, targets = trainer._forward(examples)
+    generative = generative_loss(logits, targets)
+    generative.backward()
+    torch.testing.assert_close(loss.generative, generative.detach())
+    assert (loss.contrastive, loss.distillation) == (0, 0)
+    assert "tau" not in accumulated
+    for name, gradient in gradients(trainer).items():
+        torch.testing.assert_close(accumulated[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_checkpointed_activations_give_the_same_gradients(recipe: Recipe, tmp_path: Path):
     found = []
     for checkpoint_activations in (False, True):
         trainer = Trainer(replace(recipe, checkpoint_activations=checkpoint_activations), tmp_path, cache=tmp_path)
-        _, _, examples, known = batch_of(trainer)
-        trainer.accumulate(examples, known)
+        notes, examples, related = batch_of(trainer)
+        trainer.accumulate(examples, partial(related.loss, notes, tau=trainer.model.tau))
         found.append(gradients(trainer))
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
@@ -170,7 +215,10 @@ def losses(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in ("step", "contrastive", "distillation", "generative", "tau")) for row in rows]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_identical_loss_curve(recipe: Recipe, tmp_path: Path):
+@pytest.mark.parametrize("beyond_gcl", [False, True])
+def test_a_run_that_was_killed_goes_on_to_the_identical_loss_curve(recipe: Recipe, tmp_path: Path, beyond_gcl: bool):
+    if beyond_gcl:
+        recipe = replace(recipe, memory=True, distillation=0.5)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
@@ -286,8 +334,29 @@ def test_the_share_of_distillation_is_that_of_the_logged_loss(recipe: Recipe, tm
 
 def test_without_a_share_no_teacher_is_made(recipe: Recipe, tmp_path: Path):
     trainer = Trainer(recipe, tmp_path, cache=tmp_path)
-    assert trainer.teachers == [None]
+    assert [related and related.taught for related in trainer.related] == [None]
     assert next(trainer.run()).distillation == 0
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_step_is_remembered_for_the_next_ones_where_the_recipe_says_so(recipe: Recipe, tmp_path: Path, memory: bool):
+    trainer = Trainer(replace(recipe, memory=memory, save_every=1), tmp_path, cache=tmp_path)
+    (related,) = trainer.related
+    assert related is not None
+    assert related.memory is None  # without a teacher of its own there is nothing to begin with
+    _, notes = next(trainer._batches())
+    first, second = itertools.islice(trainer.run(), 2)
+    if not memory:
+        assert related.memory is None
+        return
+    assert related.memory is not None
+    lengths = related.memory.norm(dim=1)
+    assert set(lengths.nonzero()[:, 0].tolist()) > set(related.rows(notes).tolist())
+    torch.testing.assert_close(lengths[lengths > 0], torch.ones(int((lengths > 0).sum())))
+    assert first.contrastive > 0
+    assert second.contrastive > 0
+    (stored,) = torch.load(tmp_path / LAST, weights_only=True)["memory"]
+    torch.testing.assert_close(stored, related.memory, rtol=0, atol=0)
 
 
 def states_around(mean: torch.Tensor, notes: int = 40) -> torch.Tensor:
@@ -343,19 +412,89 @@ def cosines(vectors: torch.Tensor) -> torch.Tensor:
     return vectors @ vectors.T
 
 
+def write_teacher(path: Path, notes: list[str]) -> Path:
+    """One that tells notes apart by their subject alone."""
+    write_vectors(path, notes, np.eye(8, dtype=np.float32)[[int(i) % 8 for i in notes]])
+    return path
+
+
 def test_a_trainer_starts_the_projection_from_the_teacher_of_its_data(recipe: Recipe, data: Data, tmp_path: Path):
     """The teacher tells notes apart by their subject alone: so does the new model, before any step."""
     notes = PairedNotes(data.notes, None).notes
-    subjects = np.eye(8, dtype=np.float32)[[int(i) % 8 for i in notes]]
-    write_vectors(tmp_path / "teacher.npz", list(notes), subjects)
+    subjects = np.array([int(i) % 8 for i in notes])
+    teacher = write_teacher(tmp_path / "teacher.npz", list(notes))
     found = {}
-    for name, taught in {"with": replace(data, teacher=tmp_path / "teacher.npz"), "without": data}.items():
+    for name, taught in {"with": replace(data, teacher=teacher), "without": data}.items():
         trainer = Trainer(replace(recipe, data=(taught,), distillation=0.5), tmp_path / name, cache=tmp_path)
         vectors = Engine(trainer.model).embed(list(notes.values()))
-        alike = subjects @ subjects.T == 1
+        alike = subjects[:, None] == subjects
         scores = vectors @ vectors.T
         found[name] = scores[alike].mean() - scores[~alike].mean()
     assert found["with"] > max(0.3, 1.2 * found["without"])
+
+
+def test_a_linear_map_is_recovered_but_for_the_ridge():
+    given = states_around(torch.zeros(6), notes=50)
+    wanted = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
+    found = ridge_regression(given, given @ wanted)
+    assert found.shape == (6, 4)
+    torch.testing.assert_close(found, wanted / (1 + RIDGE))  # of components that are uncorrelated and alike
+    few = torch.cat([given, torch.zeros(30, 6)])  # rows of which nothing is known teach nothing
+    torch.testing.assert_close(ridge_regression(few, torch.cat([given @ wanted, torch.ones(30, 4)])), found)
+
+
+def test_the_memory_starts_with_all_notes_that_the_teacher_knows(
+    recipe: Recipe, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of the sample as they are read, the others where the teacher says."""
+    monkeypatch.setattr("model.train.STARTING_NOTES", 100)
+    lonely = [str(i) for i in range(1000, 1100) if split_of(str(i)) == "train"]  # known to nobody
+    lines = [json.dumps({"id": i, "title": f"stray {i}"}) + "\n" for i in lonely]
+    (tmp_path / "notes.jsonl").write_text(data.notes.read_text() + "".join(lines))
+    known = list(PairedNotes(data.notes, None).notes)
+    teacher = write_teacher(tmp_path / "teacher.npz", known)
+    taught = replace(data, notes=tmp_path / "notes.jsonl", teacher=teacher)
+    trainer = Trainer(replace(recipe, data=(taught,), memory=True, distillation=0.5), tmp_path, cache=tmp_path)
+
+    (related,) = trainer.related
+    assert related is not None
+    assert related.memory is not None
+    remembered = related.memory.any(1)
+    torch.testing.assert_close(related.memory.norm(dim=1), remembered.float())
+    rows = related.rows([related.paired.notes[i] for i in known])
+    assert remembered[rows].all()
+    strays = related.rows([related.paired.notes[i] for i in lonely])
+    assert remembered[strays].any()  # of the sample
+    assert not remembered[strays].all()
+    read = torch.from_numpy(Engine(trainer.model).embed(related.notes))
+    as_read = (related.memory * read).sum(1)
+    sample = as_read > 1 - 1e-4
+    assert 100 <= sample.sum() < 110
+    assert sample[strays].sum() == remembered[strays].sum()
+    # The others: where notes of their subject are, so nearer to their own vector than others' are.
+    others = related.memory[rows][~sample[rows]] @ read[rows][~sample[rows]].T
+    subjects = torch.tensor([int(i) % 8 for i in known])[~sample[rows]]
+    alike = subjects[:, None] == subjects
+    assert others[alike].mean() > others[~alike].mean() + 0.3
+
+
+@pytest.mark.parametrize(("version", "kept"), [("note-first/1", True), ("note-first/2", False)])
+def test_a_later_stage_begins_its_projection_afresh_exactly_where_its_prompt_is_another(
+    recipe: Recipe, tmp_path: Path, version: str, kept: bool
+):
+    assert recipe.prompt_version == "note-first/1"
+    first = Trainer(recipe, tmp_path, cache=tmp_path)
+    with torch.no_grad():
+        first.model.projection.weight.copy_(random_vectors(64).T)
+        first.model.tau.fill_(2.5)
+    first._save_checkpoint()
+    recipe = replace(recipe, prompt_version=version)
+    later = Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
+    fresh = Trainer(recipe, tmp_path / "fresh", cache=tmp_path)  # the adapter is still the identity: states are equal
+    assert later.model.tau.item() == 2.5
+    expected = first if kept else fresh
+    torch.testing.assert_close(later.model.projection.weight, expected.model.projection.weight, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(later.model.projection.weight, (fresh if kept else first).model.projection.weight)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing(recipe: Recipe):
@@ -424,6 +563,7 @@ WAYS = {
     "sharded-lora": {"shard": True},
     "sharded-full": {"lora_rank": 0, "shard": True},
     "distilled": {"distillation": 0.5},
+    "remembered": {"distillation": 0.5, "memory": True},
 }
 
 
@@ -452,7 +592,7 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(
         Trainer(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes), tmp_path, cache=tmp_path).run()
     )
     two = two_processes / way
-    assert all((distillation > 0) == (way == "distilled") for _, _, distillation, _, _ in losses(two))
+    assert all((distillation > 0) == ("distillation" in changes) for _, _, distillation, _, _ in losses(two))
     for alone, together in zip(losses(tmp_path), losses(two), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
     weights = [torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
