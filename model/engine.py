@@ -9,10 +9,12 @@ Shapes: B rows, T tokens of a forward, S tokens in the cache, N trie nodes.
 from __future__ import annotations
 
 import copy
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from model.note import VECTOR_ONLY, CategoryProbability, Hashtag, Note, Reading, Usage, Wanted
+from model.note import VECTOR_ONLY, CategoryProbability, Hashtag, Note, Reading, Usage, Wanted, hashtag_key
 from model.notellm import NoteLLM
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_HASHTAG = 8
-"""Bound on what one hashtag may cost; 5 hashtags end after 40 tokens at the latest."""
+"""No hashtag that is longer is found."""
+BEAMS_PER_HASHTAG = 2
+"""Beginnings that are followed at a time, for each hashtag asked for."""
+ROWS_AT_ONCE = 128
+"""Beams of one forward: bounds the copies of the cache, about 5 MB a row for a note of 100 tokens (SmolLM2-135M)."""
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
 
@@ -45,7 +51,8 @@ class Prepared:
     @property
     def tokens(self) -> int:
         """What this note adds to a batch's token budget: prompts and the most that may be generated."""
-        return len(self.ids) + len(self.hashtag_prompt) + self.wanted.hashtags * TOKENS_PER_HASHTAG
+        beams = self.wanted.hashtags * BEAMS_PER_HASHTAG
+        return len(self.ids) + len(self.hashtag_prompt) + beams * TOKENS_PER_HASHTAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +89,19 @@ class _Row:
 
     prepared: Prepared
     prompt_tokens: int = 0
+    generated_tokens: int = 0
     generated: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
+    hashtags: tuple[Hashtag, ...] | None = None
     categories: tuple[CategoryProbability, ...] | None = None
     first_token_seconds: float | None = None
 
 
-_Accept = Callable[[_Row, int, float], bool]
-"""Takes a generated token and its log probability into its row; False when the row has ended."""
+@dataclass(slots=True)
+class _Beams:
+    """The search for one row's hashtags: beginnings `going` and whole ones `found`, each with its log probability."""
+
+    going: list[tuple[list[int], float]]
+    found: list[tuple[list[int], float]] = field(default_factory=list)
 
 
 class Engine:
@@ -155,11 +167,10 @@ class Engine:
         with_hashtags = [i for i, row in enumerate(rows) if row.prepared.wanted.hashtags]
         if with_hashtags:
             writing = [rows[i] for i in with_hashtags]
-            if self.model.prompt.one_prefill:
-                past = _fork(cache, mask, with_hashtags)
-            else:
-                past = self._prefill(writing, [row.prepared.hashtag_prompt for row in writing])[1:]
-            self._write_hashtags(writing, *past, started)
+            if not self.model.prompt.one_prefill:
+                _, cache, mask = self._prefill(writing, [row.prepared.hashtag_prompt for row in writing])
+                with_hashtags = list(range(len(writing)))
+            self._write_hashtags(writing, cache, mask, with_hashtags, started)
         return [self._reading(row, vector) for row, vector in zip(rows, vectors, strict=True)]
 
     def read(self, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY, batch_tokens: int = 4096) -> list[Reading]:
@@ -243,18 +254,106 @@ class Engine:
         row_of = {int(node): i for i, node in enumerate(inner)}
         return [float(log_probs[row_of[int(a)], token]) for a, token in zip(above, trie.tokens, strict=True)]
 
-    def _write_hashtags(self, rows: list[_Row], cache: DynamicCache, mask: Tensor, started: float) -> None:
-        """Each row's hashtags, greedily."""
+    def _write_hashtags(
+        self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor, places: Sequence[int], started: float
+    ) -> None:
+        """Each row's most probable hashtags; `places` are the rows' in the cache, which stays as it is."""
+        by_count: dict[int, list[tuple[_Row, int]]] = defaultdict(list)
+        for row, place in zip(rows, places, strict=True):
+            by_count[row.prepared.wanted.hashtags].append((row, place))
+        for count, of_count in by_count.items():
+            size = max(1, ROWS_AT_ONCE // (count * BEAMS_PER_HASHTAG))
+            for start in range(0, len(of_count), size):
+                some, places = zip(*of_count[start : start + size], strict=True)
+                self._search_hashtags(some, count, *_fork(cache, mask, places), started)
 
-        def accept(row: _Row, token: int, log_prob: float) -> bool:
-            row.first_token_seconds = row.first_token_seconds or time.perf_counter() - started
-            return self._accept_hashtag(row, token, log_prob)
+    def _search_hashtags(
+        self, rows: Sequence[_Row], count: int, cache: DynamicCache, mask: Tensor, started: float
+    ) -> None:
+        """Beam search for the first hashtag that the model would write, which ranks all of them: training shows a
+        note's hashtags in random order (paper section 4), so a greedy list says no more, slower, and repeats itself."""
+        task = self.model.prompt.hashtag_task(count)
+        ids, suffix_mask = _left_pad([task] * len(rows), self.model.prompt.end_id, self.model.device)
+        searches = [_Beams([([], 0.0)]) for _ in rows]
+        waiting = list(range(len(rows)))
+        for row in rows:
+            row.prompt_tokens += len(task)
+        while waiting:
+            positions = mask.sum(1, keepdim=True) + _positions(suffix_mask)
+            mask = torch.cat([mask, suffix_mask], dim=1)
+            log_probs = self.model.logits(self.model(ids, mask, positions, cache)[:, -1]).log_softmax(-1)
+            parents: list[int] = []
+            first = 0
+            for at in waiting:
+                row, search = rows[at], searches[at]
+                row.first_token_seconds = row.first_token_seconds or time.perf_counter() - started
+                width = len(search.going)
+                row.generated_tokens += width if search.going[0][0] else 0
+                parents += [first + beam for beam in self._go_on(search, log_probs[first : first + width], count)]
+                first += width
+            waiting = [at for at in waiting if searches[at].going]
+            if waiting:
+                cache.batch_select_indices(torch.tensor(parents, device=mask.device))
+                mask = mask[parents]
+                ids = torch.tensor(
+                    [[beam[-1]] for at in waiting for beam, _ in searches[at].going], device=self.model.device
+                )
+                suffix_mask = torch.ones_like(ids)
+        for row, search in zip(rows, searches, strict=True):
+            row.hashtags = self._hashtags(search.found)[:count]
 
-        tasks = [self.model.prompt.hashtag_task(row.prepared.wanted.hashtags) for row in rows]
-        self._write(rows, tasks, cache, mask, accept)
+    def _go_on(self, search: _Beams, log_probs: Tensor, count: int) -> list[int]:
+        """One step of a search. log_probs: (beams, V) of the next token. Which beams its new ones go on from."""
+        so_far = torch.tensor([log_prob for _, log_prob in search.going], device=log_probs.device)
+        if search.going[0][0]:
+            ended = (so_far + log_probs[:, self._ends].logsumexp(1)).tolist()
+            search.found += [(beam, log_prob) for (beam, _), log_prob in zip(search.going, ended, strict=True)]
+        total = so_far[:, None] + log_probs.index_fill(1, self._ends, -torch.inf)
+        best, places = total.flatten().topk(count * BEAMS_PER_HASHTAG)
+        parents, tokens = (places // total.shape[1]).tolist(), (places % total.shape[1]).tolist()
+        search.going = [
+            ([*search.going[parent][0], token], log_prob)
+            for parent, token, log_prob in zip(parents, tokens, best.tolist(), strict=True)
+        ]
+        if self._is_over(search, count):
+            search.going, parents = [], []
+        return parents
+
+    def _is_over(self, search: _Beams, count: int) -> bool:
+        """Whether no beginning can still lead to one of the best `count`: to go on only costs probability."""
+        beginning, log_prob = search.going[0]
+        if len(beginning) > TOKENS_PER_HASHTAG or log_prob == -math.inf:
+            return True
+        best = self._hashtags(search.found)[:count] if len(search.found) >= count else ()
+        return len(best) == count and best[-1].score >= math.exp(log_prob)
+
+    def _hashtags(self, found: Sequence[tuple[list[int], float]]) -> tuple[Hashtag, ...]:
+        """Hashtags of token sequences and their log probabilities, the most probable first; two spellings of one are
+        one, as probable as both."""
+        probabilities: dict[str, float] = defaultdict(float)
+        spelled: dict[str, str] = {}
+        for ids, log_prob in sorted(found, key=lambda each: -each[1]):
+            for text, _ in self.model.prompt.parse_hashtags(ids)[:1]:
+                probabilities[hashtag_key(text)] += math.exp(log_prob)
+                spelled.setdefault(hashtag_key(text), text)
+        best = sorted(probabilities.items(), key=lambda pair: (-pair[1], pair[0]))
+        return tuple(Hashtag(spelled[key], min(1.0, probability)) for key, probability in best if probability > 0)
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """The tokens after which a hashtag is whole: the end, a line's end, and what begins the next one."""
+        tokenizer = self.model.tokenizer
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        ends = [i for i, text in enumerate(texts) if text.lstrip(" ").startswith("#") or "\n" in text]
+        return torch.tensor(sorted({*ends, self.model.prompt.end_id}), device=self.model.device)
 
     def _write(
-        self, rows: list[_Row], tasks: Sequence[Sequence[int]], cache: DynamicCache, mask: Tensor, accept: _Accept
+        self,
+        rows: list[_Row],
+        tasks: Sequence[Sequence[int]],
+        cache: DynamicCache,
+        mask: Tensor,
+        accept: Callable[[_Row, int], bool],
     ) -> None:
         """Greedy decoding after each row's own task; a row leaves the batch as soon as `accept` says that it ended."""
         ids, suffix_mask = _left_pad(tasks, self.model.prompt.end_id, self.model.device)
@@ -263,9 +362,8 @@ class Engine:
         while rows:
             positions = mask.sum(1, keepdim=True) + _positions(suffix_mask)
             mask = torch.cat([mask, suffix_mask], dim=1)
-            log_probs = self.model.logits(self.model(ids, mask, positions, cache)[:, -1]).log_softmax(-1)
-            best, tokens = log_probs.max(-1)
-            going = [i for i, row in enumerate(rows) if accept(row, int(tokens[i]), float(best[i]))]
+            tokens = self.model.logits(self.model(ids, mask, positions, cache)[:, -1]).argmax(-1)
+            going = [i for i, row in enumerate(rows) if accept(row, int(tokens[i]))]
             if len(going) < len(rows):
                 rows = [rows[i] for i in going]
                 if not rows:
@@ -275,39 +373,21 @@ class Engine:
                 mask, tokens = mask[kept], tokens[kept]
             ids, suffix_mask = tokens[:, None], torch.ones_like(tokens[:, None])
 
-    def _accept_hashtag(self, row: _Row, token: int, log_prob: float) -> bool:
-        count = row.prepared.wanted.hashtags
-        written = self._accept(row, token, log_prob)
-        return written is not None and written.count("#") < count and len(row.generated) < count * TOKENS_PER_HASHTAG
-
-    def _accept_category(self, row: _Row, token: int, log_prob: float) -> bool:
-        return self._accept(row, token, log_prob) is not None and len(row.generated) < TOKENS_PER_CATEGORY
-
-    def _accept(self, row: _Row, token: int, log_prob: float) -> str | None:
-        """Take one generated token into its row; all that it has written, None when that ended."""
+    def _accept_category(self, row: _Row, token: int) -> bool:
+        """Take one generated token into its row; False when that ended."""
         if token == self.model.prompt.end_id:
-            return None
-        written = self.model.prompt.decode([*row.generated, token])
-        if "\n" in written:  # how a backbone without fine-tuning ends an output
-            return None
+            return False
+        if "\n" in self.model.prompt.decode([*row.generated, token]):  # how a bare backbone ends an output
+            return False
         row.generated.append(token)
-        row.log_probs.append(log_prob)
-        return written
+        return len(row.generated) < TOKENS_PER_CATEGORY
 
     def _reading(self, row: _Row, vector: npt.NDArray[np.float32]) -> Reading:
-        wanted = row.prepared.wanted
-        hashtags: tuple[Hashtag, ...] | None = None
         reason = None
-        if wanted.hashtags:
-            parsed = self.model.prompt.parse_hashtags(row.generated)[: wanted.hashtags]
-            hashtags = tuple(
-                Hashtag(text, float(torch.tensor([row.log_probs[p] for p in positions]).mean().exp()))
-                for text, positions in parsed
-            )
-            if not hashtags:
-                reason = "the model wrote nothing that can be read as a hashtag"
-        usage = Usage(row.prompt_tokens, len(row.generated))
-        return Reading(vector, usage, hashtags, reason, row.categories, row.first_token_seconds)
+        if row.hashtags is not None and not row.hashtags:
+            reason = "the model wrote nothing that can be read as a hashtag"
+        usage = Usage(row.prompt_tokens, row.generated_tokens)
+        return Reading(vector, usage, row.hashtags, reason, row.categories, row.first_token_seconds)
 
     def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
         return CategoryTrie.build(self.model.prompt.category_outputs(categories))
@@ -335,9 +415,9 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def _fork(cache: DynamicCache, mask: Tensor, rows: list[int]) -> tuple[DynamicCache, Tensor]:
+def _fork(cache: DynamicCache, mask: Tensor, rows: Sequence[int]) -> tuple[DynamicCache, Tensor]:
     """A copy of some rows' cache and mask, to be continued while the original stays as it is."""
-    kept = torch.tensor(rows, device=mask.device)
+    kept = torch.tensor(list(rows), device=mask.device)
     forked = copy.deepcopy(cache)
     forked.batch_select_indices(kept)
     return forked, mask[kept]

@@ -43,7 +43,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Hashtag:
-    """A generated hashtag. `score` in (0, 1]: the geometric mean of its tokens' probabilities."""
+    """A generated hashtag. `score` in (0, 1]: the probability that the model writes it first."""
 
     text: str
     score: float

@@ -141,7 +141,7 @@ class NotePatch(Wire):
 
 class HashtagOut(BaseModel):
     text: str
-    score: float = Field(description="geometric mean of its tokens' probabilities, in (0, 1]")
+    score: float = Field(description="probability that the model writes it first, in (0, 1]")
 
     @classmethod
     def of(cls, hashtag: Hashtag) -> Self:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +30,8 @@ from transformers import (
 )
 
 from model.config import DEFAULT_PROMPT, NoteLLMConfig
-from model.engine import TOKENS_PER_CATEGORY, TOKENS_PER_HASHTAG, CategoryTrie, Engine
-from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted
+from model.engine import BEAMS_PER_HASHTAG, TOKENS_PER_CATEGORY, TOKENS_PER_HASHTAG, CategoryTrie, Engine
+from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted, hashtag_key
 from model.notellm import NoteLLM
 
 WORDS = [
@@ -57,6 +62,9 @@ NOTES = [
 ]
 """From nothing at all to a content that is cut."""
 FEW = [NOTES[i] for i in (0, 7, 2, 19, 11)]
+
+ENDS = [" #", "#", "<|im_end|>", "\n"]
+"""Tokens that end a hashtag, as words are written here."""
 
 FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
 """A name that begins another one, as text or as tokens."""
@@ -103,21 +111,54 @@ def random_engine(
     return Engine(model.eval().requires_grad_(False))
 
 
-def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor) -> Engine:
-    """Make the engine's model write only tokens of `texts`, each with its row of `weights` (len(texts), H)."""
-    ids = [engine.model.tokenizer(text, add_special_tokens=False).input_ids[0] for text in texts]
-    output = nn.Linear(weights.shape[1], len(engine.model.tokenizer), bias=False)
+def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor, others: float = -torch.inf) -> Engine:
+    """Make the engine's model write only tokens of `texts`, each with its row of `weights` (len(texts), H); `others`
+    is the logit of any other."""
+    ids = [token_of(engine, text) for text in texts]
+    output = nn.Linear(weights.shape[1], len(engine.model.tokenizer))
     nn.init.zeros_(output.weight)
+    nn.init.constant_(output.bias, others)
     output.weight.data[ids] = weights
+    output.bias.data[ids] = 0
     engine.model.backbone.set_output_embeddings(output.requires_grad_(False))
     return engine
 
 
+def token_of(engine: Engine, text: str) -> int:
+    (token,) = engine.model.tokenizer(text, add_special_tokens=False).input_ids
+    assert isinstance(token, int)
+    return token
+
+
+def random_rows(count: int, seed: int = 1) -> Tensor:
+    """Weights (count, 64) whose logits are random and near enough to each other that none is as good as certain."""
+    return torch.randn(count, 64, generator=torch.Generator().manual_seed(seed)) / 4
+
+
 def make_writer(tokenizer: PreTrainedTokenizerBase, version: str) -> Engine:
     """A random model that writes few words and many '#', so that its rows end at different steps and ways."""
-    texts = [" #", "#", "<|im_end|>", "\n", ".", *(f" {word}" for word in WORDS)]
+    texts = [*ENDS, ".", *(f" {word}" for word in WORDS)]
     engine = random_engine(LlamaConfig(**COMMON), tokenizer, version)
-    return writes_only(engine, texts, torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(1)))
+    return writes_only(engine, texts, random_rows(len(texts)), others=-30)  # categories consist of others
+
+
+def by_table(tokenizer: PreTrainedTokenizerBase, after: Mapping[str, Mapping[str, float]]) -> Engine:
+    """A model whose next token depends on the last one alone: `after[last]` are the probabilities of the next ones,
+    and `after[""]` those of a hashtag's first token. What is not told has the probability 0."""
+    engine = random_engine(LlamaConfig(**COMMON), tokenizer)
+    for layer in engine.model.backbone.base_model.layers:  # each hands on its input
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    embedding = engine.model.backbone.get_input_embeddings().weight
+    nn.init.zeros_(embedding)
+    texts = sorted({text for nexts in after.values() for text in nexts})
+    weights = torch.full((len(texts), 64), -1e3)
+    for place, (last, nexts) in enumerate(after.items()):
+        assert sum(nexts.values()) == pytest.approx(1)
+        embedding.data[token_of(engine, last) if last else engine.model.prompt.hashtag_task(1)[-1], place] = 1e3
+        for text, probability in nexts.items():
+            weights[texts.index(text), place] = math.log(probability)
+    return writes_only(engine, texts, weights / 8)  # the final norm makes 8 of the one feature that is not 0
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +203,14 @@ def assert_same_vectors(some: Sequence[Reading], others: Sequence[Reading]) -> N
 def assert_same_hashtags(some: Sequence[Reading], others: Sequence[Reading]) -> None:
     for one, other in zip(some, others, strict=True):
         assert texts(one.hashtags) == texts(other.hashtags)
-        assert scores(one.hashtags) == pytest.approx(scores(other.hashtags), abs=1e-4)
+        assert scores(one.hashtags) == near(scores(other.hashtags))
         assert one.hashtags_reason == other.hashtags_reason
         assert one.usage.generated_tokens == other.usage.generated_tokens
+
+
+def near(expected: Any) -> Any:
+    """Within the rounding of float32, also where a probability is tiny."""
+    return pytest.approx(expected, rel=1e-4, abs=0)
 
 
 def assert_same_categories(some: Sequence[Reading], others: Sequence[Reading]) -> None:
@@ -253,20 +299,73 @@ def freely_by_recomputing(engine: Engine, note: Note) -> list[int]:
     return written
 
 
-def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[list[int], list[float]]:
-    """Greedy decoding with the whole sequence computed again for each token: its ids and log probabilities."""
+@cache
+def ends_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that say that a hashtag was whole before them."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return [i for i, text in enumerate(texts) if re.match(r" *#|.*\n", text, re.DOTALL) or i == tokenizer.eos_token_id]
+
+
+def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[list[tuple[str, float]], int]:
+    """The same beam search with the whole sequence computed again for each beginning, in plain probabilities: the
+    hashtags, and how many tokens of beginnings the model was given."""
     prompt = engine.model.prompt
     before = [*prompt.note(note, count), *prompt.hashtag_task(count)]
-    written: list[int] = []
-    log_probs: list[float] = []
-    while len(written) < count * TOKENS_PER_HASHTAG and prompt.decode(written).count("#") < count:
-        hidden = hidden_of(engine, [*before, *written])[-1]
-        best, token = engine.model.logits(hidden).log_softmax(-1).max(-1)
-        if int(token) == prompt.end_id or prompt.decode([int(token)]) in ("\n", "\n\n"):
-            break
-        written.append(int(token))
-        log_probs.append(float(best))
-    return written, log_probs
+    ends = ends_of(engine.model.tokenizer)
+    beams = count * BEAMS_PER_HASHTAG
+    beginnings: list[tuple[float, list[int]]] = [(1.0, [])]
+    whole: list[tuple[float, list[int]]] = []
+    given = 0
+    for length in range(TOKENS_PER_HASHTAG + 1):
+        longer: list[tuple[float, list[int]]] = []
+        for probability, ids in beginnings:
+            after = engine.model.logits(hidden_of(engine, [*before, *ids])[-1]).double().softmax(-1)
+            if length:
+                given += 1
+                whole.append((probability * float(after[ends].sum()), ids))
+            likely = after.topk(beams + len(ends))  # so many are no ends, at the least
+            longer += [
+                (probability * p, [*ids, token])
+                for p, token in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+                if token not in ends
+            ]
+        beginnings = sorted(longer, reverse=True)[:beams]
+        best = merged(engine, whole)[:count]
+        if len(best) == count and best[-1][1] >= beginnings[0][0]:
+            break  # what is still to be found is no more probable
+    return merged(engine, whole)[:count], given
+
+
+def merged(engine: Engine, whole: Sequence[tuple[float, list[int]]]) -> list[tuple[str, float]]:
+    """Hashtags with their probabilities, best first, spelled as they are most probably."""
+    hashtags: dict[str, tuple[str, float]] = {}
+    for probability, ids in sorted(whole, reverse=True):
+        if parsed := engine.model.prompt.parse_hashtags(ids):
+            first, _ = parsed[0]
+            spelled, so_far = hashtags.get(hashtag_key(first), (first, 0.0))
+            hashtags[hashtag_key(first)] = (spelled, so_far + probability)
+    return sorted(hashtags.values(), key=lambda pair: -pair[1])
+
+
+def check_hashtags_against_recomputing(engine: Engine, note: Note, count: int, reading: Reading) -> None:
+    expected, given = hashtags_by_recomputing(engine, note, count)
+    assert texts(reading.hashtags) == [text for text, _ in expected]
+    assert scores(reading.hashtags) == near([probability for _, probability in expected])
+    assert reading.usage.generated_tokens == given
+
+
+def all_hashtags(engine: Engine, note: Note, count: int, words: Sequence[str], most: int) -> dict[str, float]:
+    """The probability of every hashtag of up to `most` of `words`, by its key."""
+    prompt, tokenizer = engine.model.prompt, engine.model.tokenizer
+    before = [*prompt.note(note, count), *prompt.hashtag_task(count)]
+    found: dict[str, float] = defaultdict(float)
+    for length in range(1, most + 1):
+        for chosen in itertools.product(words, repeat=length):
+            ids = [token_of(engine, word) for word in chosen]
+            rows = engine.model.logits(hidden_of(engine, [*before, *ids])[len(before) - 1 :]).double().softmax(-1)
+            probability = rows[range(length), ids].prod() * rows[-1, ends_of(tokenizer)].sum()
+            found["".join(chosen).replace(" ", "").casefold()] += float(probability)
+    return found
 
 
 def test_an_empty_batch_has_no_readings(tiny_engine: Engine) -> None:
@@ -322,12 +421,12 @@ def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first
     with passes(note_first) as seen:
         readings = read(note_first, FEW, Wanted(3, FOODS))
     assert seen[0].rows == [prompt.note(note) for note in FEW]
-    # Then only tasks, the trie's nodes, and what the model wrote, token by token.
+    # Then only tasks, the trie's nodes, and what the model may write, token by token.
     trie = CategoryTrie.build(prompt.category_outputs(FOODS))
     assert seen[1].rows == [[*prompt.category_task(), *trie.tokens]] * len(FEW)
     assert seen[2].rows == [prompt.hashtag_task(3)] * len(FEW)
     assert {step.width for step in seen[3:]} == {1}
-    assert sum(step.tokens for step in seen[3:]) <= sum(reading.usage.generated_tokens for reading in readings)
+    assert sum(step.tokens for step in seen[3:]) == sum(reading.usage.generated_tokens for reading in readings)
 
 
 def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_alone(task_first: Engine) -> None:
@@ -339,8 +438,8 @@ def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_
     assert seen[0].rows == [prompt.note(note) for note in FEW]
     assert seen[1].rows == [[*prompt.category_task(), *trie.tokens]] * 2
     assert seen[2].rows == [prompt.note(FEW[0], 3), prompt.note(FEW[3], 1)]
-    assert seen[3].rows == [prompt.hashtag_task(3), prompt.hashtag_task(1)]
-    assert {step.width for step in seen[4:]} == {1}
+    # Each count has a search of its own.
+    assert [step.rows for step in seen[3:] if step.width > 1] == [[prompt.hashtag_task(3)], [prompt.hashtag_task(1)]]
     with passes(task_first) as seen:
         read(task_first, FEW, Wanted(0, FOODS))
     assert len(seen) == 2
@@ -361,6 +460,7 @@ def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
             expected += len(prompt.category_task()) + len(CategoryTrie.build(outputs).tokens)
         assert reading.usage.prompt_tokens == expected
     assert sum(reading.usage.prompt_tokens for reading in readings) == sum(p.tokens for p in seen if p.width > 1)
+    assert sum(reading.usage.generated_tokens for reading in readings) == sum(p.tokens for p in seen if p.width == 1)
 
 
 def test_three_calls_cost_the_note_three_times(writer: Engine) -> None:
@@ -391,10 +491,7 @@ def check_against_recomputing(engine: Engine) -> None:
         vector = engine.model.embed(hidden_of(engine, engine.prepare(note).ids)[-1:])[0]
         assert float(vector @ torch.from_numpy(reading.vector)) >= 0.9999
         assert probabilities(reading) == pytest.approx(category_by_recomputing(engine, note, FOODS), abs=1e-4)
-        written, _ = hashtags_by_recomputing(engine, note, 1)
-        parsed = engine.model.prompt.parse_hashtags(written)[:1]
-        assert texts(reading.hashtags) == [text for text, _ in parsed]
-        assert reading.usage.generated_tokens == len(written)
+        check_hashtags_against_recomputing(engine, note, 1, reading)
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "task_first"])
@@ -488,56 +585,157 @@ def test_a_trie_holds_each_shared_beginning_once() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_writing_through_the_cache_equals_computing_everything_again(writer: Engine, count: int) -> None:
-    prompt = writer.model.prompt
-    lengths = set()
-    for note, reading in zip(NOTES, read(writer, NOTES, Wanted(count)), strict=True):
-        written, log_probs = hashtags_by_recomputing(writer, note, count)
-        parsed = prompt.parse_hashtags(written)[:count]
-        expected = [float(np.exp(np.mean([log_probs[p] for p in positions]))) for _, positions in parsed]
-        assert texts(reading.hashtags) == [text for text, _ in parsed]
-        assert scores(reading.hashtags) == pytest.approx(expected, abs=1e-4)
-        assert reading.usage.generated_tokens == len(written)
-        lengths.add(len(written))
-    assert len(lengths) > 3, "every row ends at the same step: the test shows too little"
+def test_searching_through_the_cache_equals_computing_everything_again(writer: Engine, count: int) -> None:
+    readings = read(writer, NOTES[::2], Wanted(count))
+    for note, reading in zip(NOTES[::2], readings, strict=True):
+        check_hashtags_against_recomputing(writer, note, count, reading)
+    lengths = {reading.usage.generated_tokens for reading in readings}
+    assert len(lengths) > 2, "every search ends at the same step: the test shows too little"
 
 
-def test_rows_that_end_early_do_not_disturb_the_others(writer: Engine) -> None:
-    counts = [Wanted(1 + i % 4) for i in range(len(NOTES))]
-    together = read(writer, NOTES, counts)
-    assert_same_hashtags(together, [read(writer, [n], c)[0] for n, c in zip(NOTES, counts, strict=True)])
-    assert len({reading.usage.generated_tokens for reading in together}) > 5
+@pytest.mark.parametrize("rows_at_once", [1, 8, 128])
+def test_neither_other_counts_nor_how_many_rows_run_at_once_change_hashtags(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    notes = NOTES[:16]
+    counts = [Wanted(i % 5) for i in range(len(notes))]
+    apart = [read(writer, [note], count)[0] for note, count in zip(notes, counts, strict=True)]
+    assert len({reading.usage.generated_tokens for reading in apart}) > 5
+    monkeypatch.setattr("model.engine.ROWS_AT_ONCE", rows_at_once)
+    with passes(writer) as seen:
+        together = read(writer, notes, counts)
+    most = max(rows_at_once, 4 * BEAMS_PER_HASHTAG)  # one note's beams stay together
+    assert max(len(step.rows) for step in seen if step.width == 1) <= most
+    assert_same_hashtags(together, apart)
+    assert_same_hashtags(read(writer, notes[::-1], counts[::-1])[::-1], apart)
 
 
-@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "task_first"])
+def test_hashtags_do_not_depend_on_what_the_notes_before_asked_for(writer: Engine) -> None:
+    wanted = [Wanted(3), Wanted(1, FOODS), Wanted(), Wanted(3, FOODS), Wanted(1)]
+    for order in itertools.islice(itertools.permutations(range(len(FEW))), 0, None, 29):
+        readings = read(writer, [FEW[i] for i in order], [wanted[i] for i in order])
+        apart = [read(writer, [FEW[i]], Wanted(wanted[i].hashtags))[0] for i in order]
+        assert_same_hashtags(readings, apart)
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
 def test_hashtags_are_bounded_in_count_and_in_tokens(engine: str, request: pytest.FixtureRequest) -> None:
     counts = [Wanted(1 + i % 3) for i in range(len(FEW))]
     for want, reading in zip(counts, read(request.getfixturevalue(engine), FEW, counts), strict=True):
         assert len(reading.hashtags or ()) <= want.hashtags
-        assert reading.usage.generated_tokens <= want.hashtags * TOKENS_PER_HASHTAG
-        assert all(0 < score <= 1 for score in scores(reading.hashtags))
+        assert reading.usage.generated_tokens <= want.hashtags * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
         assert (reading.first_token_seconds or 0) > 0
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
+def test_hashtags_differ_and_the_most_probable_comes_first(engine: str, request: pytest.FixtureRequest) -> None:
+    for reading in read(request.getfixturevalue(engine), NOTES, Wanted(5)):
+        found = scores(reading.hashtags)
+        assert found
+        assert len({hashtag_key(text) for text in texts(reading.hashtags) or ()}) == len(found)
+        assert found == sorted(found, reverse=True)
+        assert all(0 < score <= 1 for score in found)
+        assert sum(found) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ([" coffee", " river", " cat", " lamp"], 3),
+        ([" coffee", " Coffee", " river", "s"], 100),  # more than there are, so that the search stops at the bound
+    ],
+)
+def test_enough_beams_find_what_trying_every_hashtag_finds(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, words: list[str], count: int
+) -> None:
+    monkeypatch.setattr("model.engine.TOKENS_PER_HASHTAG", 3)
+    monkeypatch.setattr("model.engine.BEAMS_PER_HASHTAG", -(-(len(words) ** 3) // count))
+    engine = random_engine(LlamaConfig(**COMMON), tokenizer)
+    engine = writes_only(engine, [*words, *ENDS], random_rows(len(words) + len(ENDS)))
+    for note, reading in zip(FEW[:3], read(engine, FEW[:3], Wanted(count)), strict=True):
+        everything = all_hashtags(engine, note, count, words, 3)
+        best = sorted(everything.items(), key=lambda pair: -pair[1])[:count]
+        assert [hashtag_key(hashtag.text) for hashtag in reading.hashtags or ()] == [key for key, _ in best]
+        assert scores(reading.hashtags) == near([probability for _, probability in best])
+
+
+def test_a_score_is_the_probability_of_the_hashtag_and_of_any_end_after_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    after = {
+        "": {" coffee": 0.6, " river": 0.4},
+        " coffee": {" #": 0.4, "#": 0.2, "##": 0.1, "<|im_end|>": 0.1, "\n": 0.1, "\n\n": 0.1},
+        " river": {" #": 0.3, "\n": 0.1, " cat": 0.6},
+        " cat": {"<|im_end|>": 1.0},
+    }
+    for reading in read(by_table(tokenizer, after), FEW, Wanted(3)):
+        assert texts(reading.hashtags) == ["coffee", "river cat", "river"]
+        assert scores(reading.hashtags) == near([0.6, 0.24, 0.16])
+
+
+def test_two_spellings_of_a_hashtag_count_together(tokenizer: PreTrainedTokenizerBase) -> None:
+    ended = {" #": 1.0}
+    after = {
+        "": {" Coffee": 0.25, " coffee": 0.35, " river": 0.4},
+        **dict.fromkeys((" Coffee", " coffee", " river"), ended),
+    }
+    for reading in read(by_table(tokenizer, after), FEW, Wanted(2)):
+        assert texts(reading.hashtags) == ["coffee", "river"]  # as it is more often spelled
+        assert scores(reading.hashtags) == near([0.6, 0.4])
+
+
+@pytest.mark.parametrize("others", [(" coffee", " Coffee"), ("!", "?")], ids=["spellings of one", "no hashtags"])
+def test_a_search_goes_on_until_it_has_as_many_different_hashtags_as_were_asked_for(
+    tokenizer: PreTrainedTokenizerBase, others: tuple[str, str]
+) -> None:
+    ended = {" #": 1.0}
+    after = {
+        "": {others[0]: 0.4, others[1]: 0.31, " New": 0.29},
+        **dict.fromkeys(others, ended),
+        " New": {" York": 1.0},
+        " York": ended,
+    }
+    for reading in read(by_table(tokenizer, after), FEW, Wanted(2)):
+        assert {h.text: h.score for h in reading.hashtags or ()}.get("New York") == near(0.29)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_hashtag_of_as_many_tokens_as_the_bound_is_found_and_no_longer_one(
+    tokenizer: PreTrainedTokenizerBase, beyond: int
+) -> None:
+    letters = "abcdefghijklmnop"[: TOKENS_PER_HASHTAG + beyond]
+    after = {last: {letter: 1.0} for last, letter in zip(["", *letters], letters, strict=False)}
+    for reading in read(by_table(tokenizer, after | {letters[-1]: {" #": 1.0}}), FEW, Wanted(1)):
+        assert texts(reading.hashtags) == ([] if beyond else [letters])
+        assert bool(reading.hashtags_reason) == bool(beyond)
 
 
 def test_a_model_that_never_ends_is_stopped_at_the_bound(tokenizer: PreTrainedTokenizerBase) -> None:
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), [" coffee", " river"], opposite(64))
     for reading in read(engine, FEW, Wanted(2)):
-        assert reading.usage.generated_tokens == 2 * TOKENS_PER_HASHTAG
+        assert reading.hashtags == ()
+        assert reading.hashtags_reason
+        assert reading.usage.generated_tokens == 2 * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
 
 
 def test_output_that_is_no_hashtag_gives_none_and_the_reason(tokenizer: PreTrainedTokenizerBase) -> None:
-    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), ["!", "?"], opposite(64))
+    texts = ["!", "?", *ENDS]
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), texts, random_rows(len(texts)))
     for reading in read(engine, FEW, Wanted(2)):
         assert reading.hashtags == ()
         assert reading.hashtags_reason
 
 
-def test_a_model_that_ends_at_once_wrote_no_token(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_model_that_ends_at_once_wrote_no_hashtag(tokenizer: PreTrainedTokenizerBase) -> None:
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), ["<|im_end|>", "\n"], opposite(64))
     for reading in read(engine, FEW, Wanted(2)):
         assert reading.hashtags == ()
         assert reading.hashtags_reason
-        assert reading.usage.generated_tokens == 0
+
+
+def test_a_hashtag_that_is_nearly_never_written_has_a_score_that_says_so(tokenizer: PreTrainedTokenizerBase) -> None:
+    after = {"": {"<|im_end|>": 1 - 1e-6, " coffee": 1e-6}, " coffee": {"<|im_end|>": 1.0}}
+    for reading in read(by_table(tokenizer, after), FEW, Wanted(2)):
+        assert texts(reading.hashtags) == ["coffee"]
+        assert scores(reading.hashtags) == near([1e-6])
 
 
 def opposite(width: int) -> Tensor:
@@ -589,7 +787,7 @@ def test_the_temperature_of_a_checkpoint_changes_the_probabilities_of_categories
 def test_a_prepared_note_knows_the_most_it_can_cost(writer: Engine) -> None:
     prepared = writer.prepare(FEW[1], Wanted(3, FOODS))
     prompts = len(prepared.ids) + len(prepared.hashtag_prompt)
-    assert prepared.tokens == prompts + 3 * TOKENS_PER_HASHTAG
+    assert prepared.tokens == prompts + 3 * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
     with passes(writer) as seen:
         reading = writer.run([writer.prepare(FEW[1], Wanted(3))])[0]
     task = writer.model.prompt.hashtag_task(3)

@@ -128,7 +128,7 @@ class WordEngine:
 
     def _read(self, prepared: PreparedWords) -> Reading:
         words, wanted = prepared.words, prepared.wanted
-        hashtags = tuple(Hashtag(word, 1 / (i + 2)) for i, word in enumerate(words[: wanted.hashtags]))
+        hashtags = tuple(Hashtag(word, 0.5 ** (i + 1)) for i, word in enumerate(words[: wanted.hashtags]))
         weights = {name: 1 + 9 * words.count(name) for name in wanted.categories}
         categories = [CategoryProbability(name, w / sum(weights.values())) for name, w in weights.items()]
         return Reading(

@@ -15,7 +15,10 @@ def test_hashtags_are_bounded_and_scored_or_a_reason_is_given(client: httpx2.Cli
         answer = client.post("/generate/hashtags", json=TEXT | {"count": count}).json()
         assert len(answer["hashtags"]) <= count
         assert bool(answer["hashtags"]) != ("reason" in answer and answer["reason"] is not None)
-        assert all(0 < h["score"] <= 1 for h in answer["hashtags"])
+        scores = [h["score"] for h in answer["hashtags"]]
+        assert all(0 < score <= 1 for score in scores)
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) <= 1 + 1e-5
 
 
 def test_the_category_is_one_of_the_callers_set_with_probabilities_that_sum_to_one(client: httpx2.Client) -> None:
