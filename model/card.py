@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from model.recipe import Recipe
 from model.train import BEST, LOG, Trainer
 
 CURVES = "curves.png"
+LAST_STEPS = 20
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -71,13 +72,15 @@ def write_card(trainer: Trainer, command: Sequence[str]) -> Path:
         ),
         "",
         "## Run",
-        f"- Command: `{' '.join(command)}`, commit {commit()}.",
+        f"- Command: `{' '.join([Path(command[0]).name, *command[1:]])}`, commit {commit()}.",
+        *([f"- Started from {recipe.start.name}, an earlier checkpoint."] if recipe.start else []),
         *([_distillation(recipe)] if recipe.distillation else []),
+        *(["- Negatives are all training notes of a data set, as last seen (`memory`)."] if recipe.memory else []),
         f"- {len(steps)} steps of {recipe.batch_pairs} pairs in {minutes:.0f} minutes on {trainer.ranks} process(es), "
         f"{platform.machine()}, torch {version('torch')}, transformers {version('transformers')}.",
         f"- Best step {best['step']}: validation Recall@100 {recall} (pairs scored {recipe.validation_min_score} or "
         f"more, among at most {recipe.validation_notes} notes), tau {best['tau']:.2f}.",
-        f"- Losses there: contrastive {best['contrastive']:.3f}, generative {best['generative']:.3f}.",
+        f"- Losses, the mean of the last {LAST_STEPS} steps: {_losses(steps[-LAST_STEPS:])}.",
         "",
         "## Terms",
         "The backbone's licence holds for what was made from it. What the data's terms ask is in the table above.",
@@ -86,6 +89,12 @@ def write_card(trainer: Trainer, command: Sequence[str]) -> Path:
     card = folder / BEST / "README.md"
     card.write_text("\n".join(lines), "utf-8")
     return card
+
+
+def _losses(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Of each loss over the steps that had it: a batch without pairs has no contrastive one."""
+    had = {name: [step[name] for step in steps if step[name]] for name in ("contrastive", "generative")}
+    return ", ".join(f"{name} {sum(of) / max(1, len(of)):.3f}" for name, of in had.items())
 
 
 def _distillation(recipe: Recipe) -> str:
