@@ -7,9 +7,10 @@
     The category of this note:                                -> Travel<eos>
 
 Note first, task after the read-out (paper section 2, the released code's order): what makes one prefill serve every
-task. The second version has the paper's own order: an instruction that differs by task comes first, so the hashtag task
-needs a prefill of its own. The pieces of the template and the fields of the note are tokenised apart, so a field can
-never merge with, close or become a part of the template; see docs/decisions/0002-prompt.md.
+task. note-first/2 says the same in fewer tokens, without JSON and with the hashtags last. task-first/1 has the paper's
+own order: an instruction that differs by task comes first, so the hashtag task needs a prefill of its own. The pieces
+of the template and the fields of the note are tokenised apart, so a field can never merge with, close or become a part
+of the template; see docs/decisions/0002-prompt.md.
 """
 
 from __future__ import annotations
