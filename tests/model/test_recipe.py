@@ -73,6 +73,6 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_that_come_along_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("NOTELLM_DATA", "NOTELLM_PAIRS"):
+    for name in ("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"):
         monkeypatch.setenv(name, "/data")
     assert Recipe.load(path).data
