@@ -59,7 +59,7 @@ class CategoryProbability:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that one note cost: given to the model, each counted once, and written by it."""
+    """Tokens that one note cost: given to the model, each counted once, and written by it in all beams."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0

@@ -39,8 +39,8 @@ class Recipe:
 
     `lora_rank` 0 is full fine-tuning. `micro_batch_tokens` bounds one forward; the contrastive batch is as large as
     `batch_pairs` says all the same. A batch of at most `kept_tokens` (padded, on each process) keeps the activations of
-    all its micro-batches, which takes memory and saves a second forward. `bfloat16`: autocast, where the processor has
-    it. `distillation`: share of the loss of related notes that goes to what behaviour says of all notes of the batch;
+    all its micro-batches, which takes memory and saves a second forward. `bfloat16`: autocast, where that
+    is faster. `distillation`: share of the loss of related notes that goes to what a teacher says of all notes;
     0 is the paper's loss alone. `memory`: negatives are all notes of the data set, as training last saw them, not only
     those of the batch. `input_hashtags`: where a prompt version has them last, hashtags that are shown are learnt too,
     as what follows the rest of the note. `evaluate_every` and `save_every` are in steps; training ends after `patience`
