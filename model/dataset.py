@@ -9,7 +9,7 @@ import gzip
 import json
 import random
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +70,12 @@ def draw_example(
     if rng.random() < hashtag_share:
         return hashtag_example(prompt, note, rng)
     return category_example(prompt, note, input_hashtags)
+
+
+def renamed(note: Note, names: Mapping[str, Sequence[str]], rng: random.Random) -> Note:
+    """The note, its category by its own name or, as often, by another one of `names`; as it is where there are none."""
+    others = names.get(note.category or "", ())
+    return replace(note, category=rng.choice(others)) if others and rng.random() < 0.5 else note
 
 
 def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
@@ -141,12 +147,16 @@ class PairedNotes:
                 yield [self.notes[i] for pair in _take_disjoint(waiting, size) for i in pair]
 
     def sample(self, size: int, seed: int) -> tuple[list[Note], list[tuple[str, str]]]:
-        """A small pool to measure on: notes of random pairs until there are `size`, and all pairs among them."""
+        """A small pool to measure on: notes of random pairs until there are `size` / 2, then any, as where all are
+        searched; and all pairs among them."""
+        rng = random.Random(seed)
         chosen: dict[str, Note] = {}
-        for pair in random.Random(seed).sample(self.pairs, len(self.pairs)):
-            if len(chosen) + 2 > size:
+        for pair in rng.sample(self.pairs, len(self.pairs)):
+            if len(chosen) + 2 > size / 2:
                 break
             chosen |= {i: self.notes[i] for i in pair}
+        others = sorted(self.notes.keys() - chosen.keys())
+        chosen |= {i: self.notes[i] for i in rng.sample(others, min(len(others), size - len(chosen)))}
         return list(chosen.values()), [pair for pair in self.pairs if chosen.keys() >= set(pair)]
 
     def known_related(self, notes: Sequence[Note], among: Sequence[Note]) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Data:
 
     Without `pairs` it teaches only CSFT. `teacher`: what `notellm embed` made of its notes with another model, to
     distil from beside behaviour. Pairs below `min_score` are not trained on, but known as related. `terms`:
-    the data's licence in a few words, for the model card.
+    the data's licence in a few words, for the model card. `category_names`: other names of its categories; one of them
+    is to be written as often as the category's own, so that a deployment's names need not be those of the data.
     """
 
     notes: Path
@@ -31,6 +32,12 @@ class Data:
     share: float = 1.0
     teacher: Path | None = None
     terms: str = ""
+    category_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for category, names in self.category_names.items():
+            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+                raise RecipeError(f"category_names: {category} must have a list of names")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +151,8 @@ def _value(name: str, kind: str, value: Any) -> Any:
         if "$" in expanded:
             raise RecipeError(f"{name}: {value} names an environment variable that is not set")
         return Path(expanded).expanduser()
+    if kind.startswith("Mapping") and not isinstance(value, dict):
+        raise RecipeError(f"{name} must be a table, not {value!r}")
     if kind in accepted and type(value) not in accepted[kind]:  # not isinstance: True is an int
         raise RecipeError(f"{name} must be {kind}, not {value!r}")
     return float(value) if kind == "float" else value

@@ -35,7 +35,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from model.config import NoteLLMConfig
-from model.dataset import Example, PairedNotes, bare_example, draw_example
+from model.dataset import Example, PairedNotes, bare_example, draw_example, renamed
 from model.engine import Engine
 from model.evaluate import recall_of_pairs
 from model.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
@@ -132,8 +132,10 @@ class Trainer:
         started = time.perf_counter()
         rng = random.Random(f"{self.recipe.seed} {self.step}")
         notes = notes[: len(notes) // (2 * self.ranks) * 2 * self.ranks]
-        examples = [self._example(note, rng) for note in notes]
-        related = self.related[self.data.index(data)]
+        at = self.data.index(data)
+        names = self.recipe.data[at].category_names
+        examples = [self._example(renamed(note, names, rng), rng) for note in notes]
+        related = self.related[at]
         loss = self.accumulate(examples, partial(self._related_loss, related, notes) if related else None)
         norm = self._clip()
         rate = float(self.schedule.get_last_lr()[0])

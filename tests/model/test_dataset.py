@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from model.dataset import (
     draw_example,
     hashtag_example,
     read_notes,
+    renamed,
 )
 from model.engine import Engine
 from model.note import Note, Wanted
@@ -254,6 +256,40 @@ def test_notes_without_pairs_come_in_batches_of_those_that_have_a_target(tmp_pat
     batch = next(singles.batches(2, seed=0))
     assert len(batch) == 4
     assert all(note.category for note in batch)
+
+
+def test_a_sample_has_notes_of_pairs_and_others(tmp_path: Path):
+    pairs = [list(pair) for pair in zip(TRAIN[:16:2], TRAIN[1:16:2], strict=True)]
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN[:40]), write_pairs(tmp_path, pairs))
+    notes, among = paired.sample(24, seed=0)
+    ids = {note.id for note in notes}
+    assert len(ids) == len(notes) == 24
+    assert len(ids & set(TRAIN[:16])) >= 12
+    assert ids - set(TRAIN[:16])
+    assert among == [pair for pair in paired.pairs if set(pair) <= ids]
+    assert len(among) >= 6
+
+
+def test_a_sample_larger_than_the_split_is_the_split(tmp_path: Path):
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN[:9]), write_pairs(tmp_path, [TRAIN[:3]]))
+    notes, among = paired.sample(100, seed=0)
+    assert sorted(note.id for note in notes) == sorted(TRAIN[:9])
+    assert among == paired.pairs
+
+
+def test_a_category_is_written_by_its_own_name_and_by_each_other_one():
+    note, rng = Note(id="1", title="t", category="Pets"), random.Random(0)
+    names = {"Pets": ["Animals", "Pet care"], "Food": ["Meals"]}
+    drawn = Counter(renamed(note, names, rng).category for _ in range(400))
+    assert drawn.keys() == {"Pets", "Animals", "Pet care"}
+    assert 150 < drawn["Pets"] < 250
+    assert min(drawn.values()) > 60
+
+
+@pytest.mark.parametrize("category", ["Film", None])
+def test_a_category_without_other_names_keeps_its_own(category: str | None):
+    note = Note(id="1", title="t", category=category)
+    assert all(renamed(note, {"Pets": ["Animals"]}, random.Random(seed)) == note for seed in range(20))
 
 
 def test_no_pair_of_the_split_is_said_to_be_missing(tmp_path: Path):

@@ -42,6 +42,11 @@ def test_a_teacher_is_a_path_of_one_data_set(tmp_path: Path):
     assert recipe.data[0].teacher == Path("~/t.npz").expanduser()
 
 
+def test_other_names_of_categories_are_read(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, MINIMAL + '[data.category_names]\nPets = ["Animals"]\n'))
+    assert recipe.data[0].category_names == {"Pets": ["Animals"]}
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -59,6 +64,10 @@ def test_a_teacher_is_a_path_of_one_data_set(tmp_path: Path):
         ('[[data]]\nnotes = "n.jsonl"\n', "name"),
         (MINIMAL.replace('pairs = "p.parquet"\n', ""), "pairs"),
         (MINIMAL + "colour = 1\n", "colour"),
+        (MINIMAL + 'category_names = "Pets"\n', "category_names must be a table"),
+        (MINIMAL + '[data.category_names]\nPets = "Animals"\n', "Pets must have a list"),
+        (MINIMAL + "[data.category_names]\nPets = []\n", "Pets must have a list"),
+        (MINIMAL + "[data.category_names]\nPets = [1]\n", "Pets must have a list"),
     ],
 )
 def test_what_cannot_be_run_is_named(tmp_path: Path, text: str, named: str):

@@ -1,0 +1,135 @@
+"""A record of benchmarks/results/records/ again, from the data on: makes pairs, trains what has to be, asks it.
+
+.venv/bin/python benchmarks/measure.py DATA NAME...
+
+DATA is the folder of the data sets; without a name all names are printed. What was made lies in runs/ and is used
+again; a training of NoteLLM that was broken off goes on. `make quality` makes the tables of the records.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quality import KUAIREC, MICROLENS, MOVIELENS, RECORDS
+from report import ROOT
+
+from model.config import PACKAGED_BACKBONE
+from model.train import BEST
+from model.weights import SHIPPED_CHECKPOINT
+
+RUNS = ROOT / "runs"
+PAIRS = RUNS / "pairs"
+RECIPES = ROOT / "model" / "recipes"
+PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
+    MICROLENS: ("--lower", "0.05", "--top", "1000"),
+    MOVIELENS: ("--min-rating", "4", "--window", "50", "--lower", "0", "--top", "30"),
+}
+"""Of the pairs to train on; those that figures count are in model/protocol.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a record is of: `system` as `notellm evaluate` takes it, or the best checkpoint of a `recipe` with some
+    `change`; asked with `options`."""
+
+    data: str
+    system: str = ""
+    recipe: str = ""
+    change: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("--split", "test")
+
+
+TEST, COPIED = ("--split", "test"), ("--split", "test", "--copy-hashtags")
+VALIDATION = ("--split", "validation", "--part", "related", "--protocol", "cold-cold")
+ABLATION = "ablation-smollm2-135m"
+
+RECORDED: Mapping[str, Measured] = {
+    "tf-idf-microlens50k": Measured(MICROLENS, "tf-idf"),
+    "tf-idf-movielens_tmdb": Measured(MOVIELENS, "tf-idf"),
+    "bm25-microlens50k": Measured(MICROLENS, "bm25"),
+    "bm25-movielens_tmdb": Measured(MOVIELENS, "bm25"),
+    "frequent-microlens50k": Measured(MICROLENS, "frequent"),
+    "minilm-zero-shot-microlens50k": Measured(MICROLENS, "minilm"),
+    "minilm-zero-shot-movielens_tmdb": Measured(MOVIELENS, "minilm"),
+    "minilm-microlens50k-seed0": Measured(MICROLENS, recipe="minilm-microlens50k"),
+    "minilm-microlens50k-seed1": Measured(MICROLENS, recipe="minilm-microlens50k", change=("seed=1",)),
+    "minilm-microlens50k-seed2": Measured(MICROLENS, recipe="minilm-microlens50k", change=("seed=2",)),
+    "minilm-distilled-microlens50k": Measured(MICROLENS, recipe="minilm-distilled-microlens50k"),
+    "minilm-movielens_tmdb-seed0": Measured(MOVIELENS, recipe="minilm-movielens_tmdb"),
+    "category-minilm-movielens_tmdb": Measured(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
+    "category-minilm-kuairec": Measured(KUAIREC, recipe="category-minilm-kuairec"),
+    "prompt-zero-shot-microlens50k": Measured(MICROLENS, PACKAGED_BACKBONE, options=(*TEST, "--part", "related")),
+    **{
+        f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT)) for data in (MICROLENS, MOVIELENS, KUAIREC)
+    },
+    "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=COPIED),
+}  # fmt: skip
+
+
+def measure(data: Path, name: str) -> None:
+    """Write the record `name`. CalledProcessError when a step fails, which has said why."""
+    of = RECORDED[name]
+    system = of.system or str(train(data, of.recipe, of.change) / BEST)
+    notellm(
+        "evaluate", "--checkpoint", system, "--data", data / of.data, *of.options, "--record", RECORDS / f"{name}.json"
+    )
+
+
+def train(data: Path, recipe: str, change: Sequence[str] = ()) -> Path:
+    """The folder of a finished run of the recipe, with the pairs and the teachers that it needs."""
+    # The folder's name is the encoder's in its record.
+    folder = RUNS / (",".join(change) or "as-it-is") / recipe
+    if (folder / "done").exists():
+        return folder
+    for entry in tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))["data"]:
+        if "pairs" in entry:
+            make_pairs(data, Path(entry["pairs"]).stem)
+        if "teacher" in entry:
+            teach(data, Path(entry["teacher"]), Path(entry["notes"]))
+    command = "train-encoder" if "minilm" in recipe else "train"
+    changes = [part for text in change for part in ("--set", text)]
+    notellm(command, "--config", RECIPES / f"{recipe}.toml", "--out", folder, *changes, data=data)
+    (folder / "done").touch()
+    return folder
+
+
+def make_pairs(data: Path, name: str) -> None:
+    PAIRS.mkdir(parents=True, exist_ok=True)
+    out = PAIRS / f"{name}.parquet"
+    if not out.exists():
+        notellm("pairs", "--clicks", data / name / "clicks.jsonl.gz", "--out", out, *PAIR_OPTIONS[name])
+
+
+def teach(data: Path, out: Path, notes: Path) -> None:
+    """The vectors that a recipe distils from: `out` is named like the recipe of the model that gives them."""
+    if not (PAIRS / out.name).exists():
+        checkpoint = train(data, out.stem) / BEST
+        notellm("embed", "--checkpoint", checkpoint, "--notes", data / notes.parent.name / notes.name,
+                "--out", PAIRS / out.name)  # fmt: skip
+
+
+def notellm(*arguments: str | Path, data: Path | None = None) -> None:
+    """Run the command line that comes with this interpreter; recipes find the data by their two variables."""
+    command = [str(Path(sys.executable).with_name("notellm")), *map(str, arguments)]
+    print("$ notellm", *command[1:], flush=True)
+    found = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS)} if data else {}
+    subprocess.run(command, cwd=ROOT, env=os.environ | found, check=True)
+
+
+def main() -> None:
+    names = sys.argv[2:]
+    if not names or (unknown := [name for name in names if name not in RECORDED]):
+        print(*RECORDED, sep="\n")
+        sys.exit(f"there is no record {', '.join(unknown)}" if names else 0)
+    for name in names:
+        measure(Path(sys.argv[1]).resolve(), name)
+
+
+if __name__ == "__main__":
+    main()

