@@ -2,13 +2,15 @@
 
 .venv/bin/python benchmarks/measure.py DATA NAME...
 
-DATA is the folder of the data sets; without a name all names are printed. What was made lies in runs/ and is used
-again; a training of NoteLLM that was broken off goes on. `make quality` makes the tables of the records.
+DATA is the folder of the data sets. A NAME is a record's, or that of a recipe, which is only trained; without one all are
+printed. What was made lies in runs/ and is used again; a training of NoteLLM that was broken off goes on. `make
+quality` makes the tables of the records.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -46,8 +48,38 @@ class Measured:
 
 
 TEST, COPIED = ("--split", "test"), ("--split", "test", "--copy-hashtags")
-VALIDATION = ("--split", "validation", "--part", "related", "--protocol", "cold-cold")
 ABLATION = "ablation-smollm2-135m"
+SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
+         "--most-notes", "600", "--dtype", "bfloat16")  # fmt: skip
+ABLATIONS: Mapping[str, Sequence[str]] = {
+    "joint-seed0": (),
+    "joint-seed1": ("seed=1",),
+    "joint-seed2": ("seed=2",),
+    "without-csft-seed0": ("alpha=0.0",),
+    "without-csft-seed1": ("alpha=0.0", "seed=1"),
+    "without-csft-seed2": ("alpha=0.0", "seed=2"),
+    "csft-alone": ("contrastive=false",),
+    "r-0.2": ("hashtag_share=0.2",),
+    "r-0.6": ("hashtag_share=0.6",),
+    "alpha-0.01": ("alpha=0.01",),
+    "alpha-0.1": ("alpha=0.1",),
+    "alpha-1": ("alpha=1.0",),
+    "prompt-note-first-1": ("prompt_version=note-first/1",),
+    "prompt-task-first": ("prompt_version=task-first/1",),
+    "mask-off": ("mask_false_negatives=false",),
+    "dimension-64": ("dimension=64",),
+    "dimension-256": ("dimension=256",),
+    "lora-rank-4": ("lora_rank=4",),
+    "full": ("lora_rank=0", "learning_rate=1e-4"),
+}
+"""Short runs of the recipe of that name, alike but for one thing."""
+
+
+def short_run(name: str, change: Sequence[str], *options: str) -> Measured:
+    """Its system is called as the record is, but for the seed."""
+    system = re.sub(r"-seed\d+$", "", f"ablation-{name}")
+    return Measured(MICROLENS, recipe=ABLATION, change=(f"name={system}", *change), options=(*SHORT, *options))
+
 
 RECORDED: Mapping[str, Measured] = {
     "tf-idf-microlens50k": Measured(MICROLENS, "tf-idf"),
@@ -65,11 +97,11 @@ RECORDED: Mapping[str, Measured] = {
     "category-minilm-movielens_tmdb": Measured(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
     "category-minilm-kuairec": Measured(KUAIREC, recipe="category-minilm-kuairec"),
     "prompt-zero-shot-microlens50k": Measured(MICROLENS, PACKAGED_BACKBONE, options=(*TEST, "--part", "related")),
-    **{
-        f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT)) for data in (MICROLENS, MOVIELENS, KUAIREC)
-    },
+    **{f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT)) for data in (MICROLENS, MOVIELENS, KUAIREC)},
     "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=COPIED),
-}  # fmt: skip
+    **{f"ablation-{name}": short_run(name, change) for name, change in ABLATIONS.items()},
+    "ablation-without-hashtags": short_run("joint-seed0", (), "--no-hashtags"),
+}
 
 
 def measure(data: Path, name: str) -> None:
@@ -123,12 +155,17 @@ def notellm(*arguments: str | Path, data: Path | None = None) -> None:
 
 
 def main() -> None:
+    recipes = sorted(path.stem for path in RECIPES.glob("*.toml"))
     names = sys.argv[2:]
-    if not names or (unknown := [name for name in names if name not in RECORDED]):
-        print(*RECORDED, sep="\n")
-        sys.exit(f"there is no record {', '.join(unknown)}" if names else 0)
+    if not names or (unknown := [name for name in names if name not in (*RECORDED, *recipes)]):
+        print("records:", *RECORDED, "recipes:", *recipes, sep="\n")
+        sys.exit(f"there is no record or recipe {', '.join(unknown)}" if names else 0)
+    data = Path(sys.argv[1]).resolve()
     for name in names:
-        measure(Path(sys.argv[1]).resolve(), name)
+        if name in RECORDED:
+            measure(data, name)
+        else:
+            print(train(data, name) / BEST)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from model.evaluate import (
     evaluate_hashtags,
 )
 from model.note import Note, hashtag_key
-from model.pairs import split_of
 from model.weights import Progress
 
 
@@ -52,10 +51,9 @@ def system(name: str, known: Iterable[Note], cache: Path, dtype: str, progress: 
 
 
 def with_copied_hashtags(
-    record: Record, retriever: Retriever, notes: Mapping[str, Note], known: Sequence[Note], progress: Progress
+    record: Record, retriever: Retriever, own: Sequence[Note], known: Sequence[Note], progress: Progress
 ) -> Record:
-    """The record with the hashtags that copying from the nearest `known` notes gives its split."""
-    own = [note for i, note in sorted(notes.items()) if split_of(i) == record.split]
+    """The record with the hashtags that copying from the nearest `known` notes gives its `own`."""
     copied = evaluate_hashtags(CopiedHashtags(retriever, known), own, progress)
     return replace(record, hashtags=copied, hashtags_from="copied")
 

@@ -179,6 +179,9 @@ def evaluate(
     copy_hashtags: Annotated[
         bool, typer.Option("--copy-hashtags", help="Copied from the nearest training notes, not written.")
     ] = False,
+    most_notes: Annotated[
+        int | None, typer.Option(help="Whose categories and hashtags are asked for, drawn at random; all by default.")
+    ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of a checkpoint; as served by default.")
     ] = "auto",
@@ -191,7 +194,7 @@ def evaluate(
     from model.card import commit
     from model.config import CheckpointError
     from model.dataset import DatasetError, read_notes
-    from model.evaluate import PARTS, Retriever, Tagger
+    from model.evaluate import PARTS, Retriever, Tagger, notes_of_split
     from model.evaluate import evaluate as measured
     from model.pairs import PairsError, split_of
     from model.protocol import NOTES_FILE, PROTOCOLS, evaluation_pairs
@@ -210,10 +213,10 @@ def evaluate(
         found = measured(
             asked, data.resolve().name, notes, pairs, clicks,
             split=split, with_hashtags=hashtags, parts=[p for p in wanted if p != "hashtags" or not source],
-            progress=say,
+            most_notes=most_notes, progress=say,
         )  # fmt: skip
         if "hashtags" in wanted and source:
-            found = baselines.with_copied_hashtags(found, source, notes, known, say)
+            found = baselines.with_copied_hashtags(found, source, notes_of_split(notes, split, most_notes), known, say)
     if record:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"commit": commit(), **asdict(found)}) + "\n")

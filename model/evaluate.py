@@ -227,14 +227,15 @@ def evaluate(
     split: Split = "test",
     with_hashtags: bool = True,
     parts: Sequence[str] = PARTS,
+    most_notes: int | None = None,
     progress: Progress = silent,
 ) -> Record:
     """Everything of `parts` that the system can do and the data can answer; the rest is None in the record.
 
     `pairs`: by protocol. `clicks`: of each note. `with_hashtags`: whether notes show theirs; where hashtags are what is
-    asked for they never do.
+    asked for they never do. `most_notes`: whose categories and hashtags are asked for, drawn at random; all by default.
     """
-    own = [note for i, note in sorted(notes.items()) if split_of(i) == split]
+    own = notes_of_split(notes, split, most_notes)
     shown = own if with_hashtags else [replace(note, hashtags=()) for note in own]
     record = Record(system=system.name, data=data, split=split, with_hashtags=with_hashtags)
     if "related" in parts and isinstance(system, Retriever) and pairs:
@@ -247,6 +248,14 @@ def evaluate(
     if "hashtags" in parts and isinstance(system, Tagger):
         record = replace(record, hashtags=evaluate_hashtags(system, own, progress))
     return record
+
+
+def notes_of_split(notes: Mapping[str, Note], split: Split, most_notes: int | None = None) -> list[Note]:
+    """Those of a split, in the order of ids; or so many of them, the same at every call."""
+    own = [note for i, note in sorted(notes.items()) if split_of(i) == split]
+    if most_notes is None or len(own) <= most_notes:
+        return own
+    return [own[at] for at in sorted(random.Random(0).sample(range(len(own)), most_notes))]
 
 
 def evaluate_related(

@@ -279,9 +279,8 @@ def test_a_note_does_not_copy_its_own_hashtags():
 
 
 def test_a_record_says_that_its_hashtags_are_copied():
-    of = next(str(i) for i in range(100) if split_of(str(i)) == "test")
     record = Record(system="by title", data="d", split="test", with_hashtags=True)
-    copied = with_copied_hashtags(record, ByTitle(), {of: Note(id=of, title="0", hashtags=("x",))}, KNOWN, silent)
+    copied = with_copied_hashtags(record, ByTitle(), [Note(id="own", title="0", hashtags=("x",))], KNOWN, silent)
     assert (record.hashtags_from, copied.hashtags_from) == ("written", "copied")
     assert copied.hashtags is not None
     assert copied.hashtags.recall == [[0.0, 1.0, 1.0]]  # Y, then x

@@ -18,6 +18,7 @@ from model.evaluate import (
     closed_set,
     cosine,
     evaluate,
+    notes_of_split,
     rank_pairs,
     recall_of_pairs,
 )
@@ -256,6 +257,16 @@ def test_hashtags_are_always_withheld_from_whom_they_are_asked_of(shown: bool):
     evaluate(system, "data", tagged(), {}, {}, with_hashtags=shown, parts=["hashtags"])
     assert [note.title for note in system.shown] == ["a", "b"]
     assert not any(note.hashtags for note in system.shown)
+
+
+def test_some_notes_of_a_split_are_the_same_at_every_call_and_in_order():
+    notes = {str(i): Note(id=str(i), title="t") for i in range(200)}
+    every = notes_of_split(notes, "test")
+    some = notes_of_split(notes, "test", 10)
+    assert some == notes_of_split(notes, "test", 10) == sorted(some, key=lambda note: note.id)
+    assert len({note.id for note in some}) == 10
+    assert {note.id for note in some} < {note.id for note in every} == {i for i in notes if split_of(i) == "test"}
+    assert notes_of_split(notes, "test", len(every)) == every
 
 
 def test_what_a_system_cannot_do_is_none():
