@@ -2,8 +2,8 @@
 
 .venv/bin/python benchmarks/measure.py DATA NAME...
 
-DATA is the folder of the data sets. A NAME is a record's, or that of a recipe, which is only trained; without one all are
-printed. What was made lies in runs/ and is used again; a training of NoteLLM that was broken off goes on. `make
+DATA is the folder of the data sets. A NAME is a record's, or that of a recipe, which is only trained; without one all
+are printed. What was made lies in runs/ and is used again; a training of NoteLLM that was broken off goes on. `make
 quality` makes the tables of the records.
 """
 
