@@ -52,7 +52,7 @@ class Similar:
 
 
 class Recommender:
-    """One for each process."""
+    """One for each process. `categories`: what a note's is chosen from; () for the model's own."""
 
     def __init__(
         self,
@@ -62,8 +62,10 @@ class Recommender:
         index: LiveIndex,
         telemetry: Telemetry,
         clock: Clock,
+        categories: tuple[str, ...] = (),
     ) -> None:
         self.engine = engine
+        self.categories = categories or engine.categories
         self._batcher = batcher
         self._store = store
         self.index = index
@@ -115,7 +117,7 @@ class Recommender:
         done = kept.generated if kept else Generated()
         want_hashtags = generate.hashtags if not note.hashtags and done.hashtags is None else 0
         want_category = generate.category and note.category is None and done.category is None
-        wanted = Wanted(want_hashtags, self.engine.categories if want_category else ())
+        wanted = Wanted(want_hashtags, self.categories if want_category else ())
         needs_model = kept is None or wanted != Wanted()
         return Plan(note, old, done, wanted if needs_model else None)
 

@@ -375,7 +375,7 @@ class HashtagsOut(BaseModel):
 
 class CategoryIn(TaggedText):
     categories: list[Name] = Field(
-        [], max_length=MAX_CATEGORIES, description="the closed set; empty: the model's own", examples=[[]]
+        [], max_length=MAX_CATEGORIES, description="the closed set; empty: the service's own", examples=[[]]
     )
 
 

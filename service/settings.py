@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the model; auto: float32 on a CPU, bfloat16 on a GPU"
     )
+    categories: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"
+    )
     sample_notes: int | None = Field(
         None, ge=0, description="sample notes to load on the first start; without it all, with NOTELLM_REDIS_URL none"
     )
@@ -41,6 +44,12 @@ class Settings(BaseSettings):
     max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
+
+    @field_validator("categories", mode="before")
+    @classmethod
+    def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:
+        parts = names.split(",") if isinstance(names, str) else names
+        return tuple(dict.fromkeys(name.strip() for name in parts if name.strip()))
 
     @field_validator("data_dir", "cache_dir")
     @classmethod

@@ -52,7 +52,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(index.stop)
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
-        recommender = Recommender(engine, batcher, store, index, telemetry, clock)
+        recommender = Recommender(engine, batcher, store, index, telemetry, clock, settings.categories)
         _show_live_numbers(telemetry, index, engine)
         yield Service(settings, recommender, batcher, store, index, telemetry)
 

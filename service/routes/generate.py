@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 
 from model.note import Wanted
-from service.dependencies import GENERATED_HASHTAGS, ServiceDep, StrictJsonRoute, bounded_note, while_connected
+from service.dependencies import GENERATED_HASHTAGS, Service, ServiceDep, StrictJsonRoute, bounded_note, while_connected
 from service.problems import documented
 from service.schemas import (
     CategoryIn,
@@ -15,7 +15,6 @@ from service.schemas import (
     HashtagOut,
     HashtagsIn,
     HashtagsOut,
-    TaggedText,
     UsageOut,
 )
 
@@ -37,22 +36,25 @@ async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> H
 @router.post("/generate/category")
 async def category(body: CategoryIn, request: Request, service: ServiceDep) -> CategoryPrediction:
     """The category of a text out of a closed set, with the exact probability of each."""
-    categories = tuple(dict.fromkeys(body.categories)) or service.recommender.engine.categories
-    work = service.recommender.read(body.as_note(), Wanted(categories=categories))
+    work = service.recommender.read(body.as_note(), Wanted(categories=closed_set(body, service)))
     return CategoryPrediction.of(await while_connected(request, service, work), service.recommender.engine.name)
 
 
 @router.post("/generate")
-async def everything(body: TaggedText, request: Request, service: ServiceDep) -> GenerateOut:
+async def everything(body: CategoryIn, request: Request, service: ServiceDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
-    engine = service.recommender.engine
-    work = service.recommender.read(body.as_note(), Wanted(GENERATED_HASHTAGS, engine.categories))
+    work = service.recommender.read(body.as_note(), Wanted(GENERATED_HASHTAGS, closed_set(body, service)))
     reading = await while_connected(request, service, work)
     return GenerateOut(
         embedding=reading.vector.tolist(),
         hashtags=[HashtagOut.of(h) for h in reading.hashtags or ()],
         reason=reading.hashtags_reason,
         category=CategoryOut.of((reading.categories or ())[0]),
-        model=engine.name,
+        model=service.recommender.engine.name,
         usage=UsageOut.of(reading.usage),
     )
+
+
+def closed_set(body: CategoryIn, service: Service) -> tuple[str, ...]:
+    """The caller's categories, or else the deployment's."""
+    return tuple(dict.fromkeys(body.categories)) or service.recommender.categories

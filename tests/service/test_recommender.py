@@ -166,6 +166,12 @@ async def test_only_what_the_author_left_out_is_generated(recommender: Recommend
     assert bare.note.category is None
 
 
+async def test_a_deployment_names_its_own_categories(recommender: Recommender) -> None:
+    recommender.categories = ("Steam", "hot")
+    added = await add_one(recommender, Note(title="Food is hot"), Generate(category=True))
+    assert added.stored.category == "hot"
+
+
 async def test_what_was_generated_is_found_by_filters(recommender: Recommender) -> None:
     await add(recommender, Note(id="a", title="Food is hot"), Note(id="b", title="hot"), generate=ALL)
     assert await similar_ids(recommender, "b", where=Filter(category="Food", hashtags=("IS",))) == ["a"]

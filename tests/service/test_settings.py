@@ -34,6 +34,7 @@ def test_every_setting_has_a_description(name: str) -> None:
         ("NOTELLM_CHECKPOINT", "some/model", "checkpoint", "some/model"),
         ("NOTELLM_DEVICE", "cuda", "device", "cuda"),
         ("NOTELLM_SAMPLE_NOTES", "0", "sample_notes", 0),
+        ("NOTELLM_CATEGORIES", "Food, 旅行,,Food", "categories", ("Food", "旅行")),
         ("NOTELLM_REQUEST_SECONDS", "0.5", "request_seconds", 0.5),
         ("notellm_max_k", "7", "max_k", 7),
     ],

@@ -31,6 +31,12 @@ def test_the_category_is_one_of_the_callers_set_with_probabilities_that_sum_to_o
     assert answer["probability"] == max(probabilities.values())
 
 
+def test_the_callers_set_holds_for_all_three_too(client: httpx2.Client) -> None:
+    answer = client.post("/generate", json=TEXT | {"categories": ["Soups", "Trains"]}).json()
+    assert answer["category"]["name"] in ("Soups", "Trains")
+    assert len(answer["embedding"]) > 0
+
+
 def test_one_call_gives_all_three_for_less_than_three(client: httpx2.Client) -> None:
     everything = client.post("/generate", json=TEXT).json()
     hashtags = client.post("/generate/hashtags", json=TEXT).json()
