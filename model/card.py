@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -46,8 +47,8 @@ def draw_curves(folder: Path) -> None:
     figure.savefig(folder / CURVES, dpi=120)
 
 
-def write_card(trainer: Trainer, command: Sequence[str]) -> Path:
-    """`best/README.md`, from the run itself: data, split, command, commit, figures, terms."""
+def write_card(trainer: Trainer, command: Sequence[str], made_by: str) -> Path:
+    """`best/README.md`, from the run itself: data, split, command, commit `made_by`, figures, terms."""
     recipe, folder = trainer.recipe, trainer.folder
     steps = read_log(folder)
     measured = [step for step in steps if step["recall"] is not None]
@@ -72,12 +73,12 @@ def write_card(trainer: Trainer, command: Sequence[str]) -> Path:
         ),
         "",
         "## Run",
-        f"- Command: `{' '.join([Path(command[0]).name, *command[1:]])}`, commit {commit()}.",
+        f"- Command: `{' '.join([Path(command[0]).name, *command[1:]])}`, commit {made_by}.",
         *([f"- Started from {recipe.start.name}, an earlier checkpoint."] if recipe.start else []),
         *([_distillation(recipe)] if recipe.distillation else []),
         *(["- Negatives are all training notes of a data set, as last seen (`memory`)."] if recipe.memory else []),
         f"- {len(steps)} steps of {recipe.batch_pairs} pairs in {minutes:.0f} minutes on {trainer.ranks} process(es), "
-        f"{platform.machine()}, torch {version('torch')}, transformers {version('transformers')}.",
+        f"{os.cpu_count()} cores {processor()}, torch {version('torch')}, transformers {version('transformers')}.",
         f"- Best step {best['step']}: validation Recall@100 {recall} (pairs scored {recipe.validation_min_score} or "
         f"more, among at most {recipe.validation_notes} notes), tau {best['tau']:.2f}.",
         f"- Losses, the mean of the last {LAST_STEPS} steps: {_losses(steps[-LAST_STEPS:])}.",
@@ -109,8 +110,18 @@ def _tuning(recipe: Recipe) -> str:
     return f"LoRA of rank {recipe.lora_rank}" if recipe.lora_rank else "all weights trained"
 
 
+def processor() -> str:
+    """Its name, or else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line for line in lines if line.startswith("model name")]
+    return names[0].split(":")[1].strip() if names else platform.machine()
+
+
 def commit() -> str:
-    """The commit that is checked out, with `+` where files differ from it; "unknown" outside a checkout."""
+    """The commit that is checked out now, with `+` where files differ from it; "unknown" outside a checkout."""
     described = subprocess.run(
         ["git", "describe", "--always", "--abbrev=10", "--dirty=+"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,

@@ -69,7 +69,7 @@ def train(
     """Train as the recipe says; the same command goes on after a break. Under torchrun: on several processes."""
     import torch
 
-    from model.card import CURVES, draw_curves, write_card
+    from model.card import CURVES, commit, draw_curves, write_card
     from model.config import CheckpointError
     from model.dataset import DatasetError
     from model.pairs import PairsError
@@ -80,7 +80,7 @@ def train(
     with ended_by(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, device):
         recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
-        quiet = rank > 0
+        quiet, made_by = rank > 0, commit()
         trainer = Trainer(recipe, folder, cache=cache, device=device, progress=(lambda message: None) if quiet else say)
         with Progress(*COLUMNS, console=err, disable=quiet) as bar:
             task = bar.add_task("training", total=recipe.steps, completed=trainer.step)
@@ -92,7 +92,7 @@ def train(
             draw_curves(folder)
             say(f"curves: {folder / CURVES}")
             if (folder / BEST).is_dir():
-                say(f"the best checkpoint: {folder / BEST}; its card: {write_card(trainer, sys.argv)}")
+                say(f"the best checkpoint: {folder / BEST}; its card: {write_card(trainer, sys.argv, made_by)}")
 
 
 def train_encoder(
@@ -191,7 +191,7 @@ def evaluate(
 ) -> None:
     """Related notes, categories and hashtags of notes that training never saw; a checkpoint is read as it is served."""
     from model import baselines
-    from model.card import commit
+    from model.card import commit, processor
     from model.config import CheckpointError
     from model.dataset import DatasetError, read_notes
     from model.evaluate import PARTS, Retriever, Tagger, notes_of_split
@@ -201,6 +201,7 @@ def evaluate(
 
     check_names("part", part or (), PARTS)
     check_names("protocol", protocol or (), PROTOCOLS)
+    origin = {"commit": commit(), "processor": processor(), "dtype": dtype}
     with ended_by(CheckpointError, DatasetError, PairsError, FileNotFoundError):
         notes = read_notes(data / NOTES_FILE)
         wanted = part or PARTS
@@ -219,7 +220,7 @@ def evaluate(
             found = baselines.with_copied_hashtags(found, source, notes_of_split(notes, split, most_notes), known, say)
     if record:
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"commit": commit(), **asdict(found)}) + "\n")
+        record.write_text(json.dumps(origin | asdict(found)) + "\n")
     show(found.summary(), as_json)
 
 

@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,22 +42,31 @@ class Example:
 
 def read_notes(path: Path) -> dict[str, Note]:
     """Notes of a JSONL file (plain or .gz) by id; only the fields that enter a prompt, and the category."""
-    notes = {}
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                note = Note(
-                    id=str(record["id"]),
-                    title=record.get("title") or "",
-                    content=record.get("content") or "",
-                    hashtags=normalise_hashtags(record.get("hashtags") or ()),
-                    category=record.get("category"),
-                )
-            except (ValueError, KeyError, TypeError) as error:
-                raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
-            notes[note.id] = note
+    notes: dict[str, Note] = {}
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                note = _note(json.loads(line))
+                notes[note.id] = note
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8: {error}") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DatasetError(f"{path} is no whole gzip file: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
     return notes
+
+
+def _note(record: Mapping[str, Any]) -> Note:
+    return Note(
+        id=str(record["id"]),
+        title=record.get("title") or "",
+        content=record.get("content") or "",
+        hashtags=normalise_hashtags(record.get("hashtags") or ()),
+        category=record.get("category") or None,
+    )
 
 
 def draw_example(

@@ -42,7 +42,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One training run. Paper section 4 gives r, alpha and tau; the rest was tuned on validation (docs/experiments.md).
+    """One training run. Paper section 4 gives r, alpha and tau; docs/experiments.md says what the others did.
 
     `lora_rank` 0 is full fine-tuning. `micro_batch_tokens` bounds one forward; the contrastive batch is as large as
     `batch_pairs` says all the same. A batch of at most `kept_tokens` (padded, on each process) keeps the activations of

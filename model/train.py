@@ -299,30 +299,39 @@ class Trainer:
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Projection and memory from the states of training notes: of the first data set with a teacher of its own
-        where there is one. A run that starts from a checkpoint of the same prompt has its projection."""
-        at = next((i for i, data in enumerate(self.recipe.data) if data.teacher and self.related[i]), None)
-        related = None if at is None else self.related[at]
-        to_project = self.model.projection is not None and not self._has_projection()
-        if not to_project and not (self.recipe.memory and related and related.taught is not None):
+        """Projection and memories from the states of training notes; the projection from those of the first data set
+        with a teacher of its own where there is one. A run from a checkpoint of the same prompt has its projection."""
+        taught = [
+            related for data, related in zip(self.recipe.data, self.related, strict=True) if data.teacher and related
+        ]
+        if self.model.projection is not None and not self._has_projection():
+            pool = taught[0].notes if taught else [note for data in self.data for note in data.notes.values()]
+            notes, states = self._states_of_sample(pool)
+            vectors = taught[0].taught[taught[0].rows(notes)] if taught and taught[0].taught is not None else None
+            start = projection_start(states, self.model.dimension, vectors)
+            self.model.projection.weight[: len(start)] = start
+        for related in taught if self.recipe.memory else ():
+            self._start_memory(related)
+
+    def _start_memory(self, related: Related) -> None:
+        """What is not read yet is where the teacher's vector leads; notes of a sample are where they are."""
+        notes, states = self._states_of_sample(related.notes)
+        taught = None if related.taught is None else related.taught[related.rows(notes)]
+        if related.taught is None or taught is None or not taught.any():
             return
-        pool = related.notes if related else [note for data in self.data for note in data.notes.values()]
+        vectors = self.model.embed(states)
+        to_vectors = ridge_regression(taught, vectors)
+        related.remember(related.notes, nn.functional.normalize(related.taught @ to_vectors, dim=-1))
+        related.remember(notes, vectors)
+
+    def _states_of_sample(self, pool: Sequence[Note]) -> tuple[list[Note], Tensor]:
+        """STARTING_NOTES of `pool`, drawn at random, and their read-out states (N, H)."""
         notes = random.Random(self.recipe.seed).sample(pool, min(len(pool), STARTING_NOTES))
         examples = [bare_example(self.model.prompt, note) for note in notes]
         states = torch.zeros(len(notes), self.model.backbone.config.get_text_config().hidden_size, device=self.device)
         for chunk in self._micro_batches(examples, max(len(e.ids) for e in examples)):
             states[chunk] = self._states([examples[i] for i in chunk]).float()
-        taught = None if related is None or related.taught is None else related.taught[related.rows(notes)]
-        if to_project:
-            assert self.model.projection is not None
-            start = projection_start(states, self.model.dimension, taught)
-            self.model.projection.weight[: len(start)] = start
-        if self.recipe.memory and related and related.taught is not None and taught is not None and taught.any():
-            # What is not read yet is where the teacher's vector leads; notes of the sample are where they are.
-            vectors = self.model.embed(states)
-            to_vectors = ridge_regression(taught, vectors)
-            related.remember(related.notes, nn.functional.normalize(related.taught @ to_vectors, dim=-1))
-            related.remember(notes, vectors)
+        return notes, states
 
     def _has_projection(self) -> bool:
         start, version = self.recipe.start, self.recipe.prompt_version
@@ -508,5 +517,5 @@ def warm_cosine(recipe: Recipe, step: int) -> float:
     """Share of the learning rate at `step`: linear warm-up, then half a cosine down to 0."""
     warm = recipe.warmup * recipe.steps
     if step < warm:
-        return (step + 1) / warm
+        return min(1.0, (step + 1) / warm)
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))

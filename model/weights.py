@@ -63,7 +63,7 @@ def packaged_gguf() -> Path:
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise CheckpointError(
-            "the packaged weights are not installed; run `make install` or name a checkpoint with NOTELLM_CHECKPOINT"
+            "the packaged weights are missing: `make serve` installs them, or name a checkpoint with NOTELLM_CHECKPOINT"
         )
     return files[0]
 

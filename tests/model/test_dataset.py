@@ -299,11 +299,23 @@ def test_no_pair_of_the_split_is_said_to_be_missing(tmp_path: Path):
 
 
 def test_notes_are_read_plain_or_packed_with_normalised_hashtags(tmp_path: Path):
-    line = json.dumps({"id": 7, "title": None, "content": "c", "hashtags": ["#A", "a", " "], "caption": "not read"})
+    line = json.dumps(
+        {"id": 7, "title": None, "content": "c", "hashtags": ["#A", "a", " "], "category": "", "caption": "not read"}
+    )
     (tmp_path / "n.jsonl").write_text(line)
     (tmp_path / "n.jsonl.gz").write_bytes(gzip.compress(line.encode()))
     expected = {"7": Note(id="7", content="c", hashtags=("A",))}
     assert read_notes(tmp_path / "n.jsonl") == read_notes(tmp_path / "n.jsonl.gz") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"not packed", "gzip"), (gzip.compress(b'{"id": "1"}' * 1000)[:-9], "gzip"), (gzip.compress(b"\xff"), "UTF-8")],
+)
+def test_a_file_that_is_broken_is_named(tmp_path: Path, content: bytes, reason: str):
+    (tmp_path / "n.jsonl.gz").write_bytes(content)
+    with pytest.raises(DatasetError, match=f"n.jsonl.gz.*{reason}"):
+        read_notes(tmp_path / "n.jsonl.gz")
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"title": "no id"}'])

@@ -443,7 +443,7 @@ def test_a_linear_map_is_recovered_but_for_the_ridge():
     torch.testing.assert_close(ridge_regression(few, torch.cat([given @ wanted, torch.ones(30, 4)])), found)
 
 
-def test_the_memory_starts_with_all_notes_that_the_teacher_knows(
+def test_each_memory_starts_with_all_notes_that_its_teacher_knows(
     recipe: Recipe, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Those of the sample as they are read, the others where the teacher says."""
@@ -454,11 +454,14 @@ def test_the_memory_starts_with_all_notes_that_the_teacher_knows(
     known = list(PairedNotes(data.notes, None).notes)
     teacher = write_teacher(tmp_path / "teacher.npz", known)
     taught = replace(data, notes=tmp_path / "notes.jsonl", teacher=teacher)
-    trainer = Trainer(replace(recipe, data=(taught,), memory=True, distillation=0.5), tmp_path, cache=tmp_path)
+    trainer = Trainer(replace(recipe, data=(taught, taught), memory=True, distillation=0.5), tmp_path, cache=tmp_path)
 
-    (related,) = trainer.related
+    related, second = trainer.related
     assert related is not None
     assert related.memory is not None
+    assert second is not None
+    assert second.memory is not None
+    torch.testing.assert_close(second.memory, related.memory)
     remembered = related.memory.any(1)
     torch.testing.assert_close(related.memory.norm(dim=1), remembered.float())
     rows = related.rows([related.paired.notes[i] for i in known])
@@ -503,6 +506,8 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(recipe: Recipe):
     assert shares[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[100] == pytest.approx(0)
+    short = replace(recipe, steps=5, warmup=0.1)
+    assert max(warm_cosine(short, step) for step in range(6)) == 1
 
 
 SHAPE = {
