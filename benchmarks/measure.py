@@ -1,18 +1,23 @@
-"""A record of benchmarks/results/records/ again, from the data on: makes pairs, trains what has to be, asks it.
+"""A record of benchmarks/results/records/ again, from the data on: makes pairs, trains what has to be, asks it. Or the
+checkpoint that ships.
 
 .venv/bin/python benchmarks/measure.py DATA NAME...
 
-DATA is the folder of the data sets. A NAME is a record's, or that of a recipe, which is only trained; without one all
-are printed. What was made lies in runs/ and is used again; a training of NoteLLM that was broken off goes on. `make
-quality` makes the tables of the records.
+DATA is the folder of the data sets. A NAME is a record's, that of a recipe, which is only trained, or `ship`: the
+trained checkpoint, calibrated, becomes the one that `make serve` loads. Without a NAME all are printed. What was made
+lies in runs/ and is used again; a training of NoteLLM that was broken off goes on. `make quality` makes the tables of
+the records.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +25,19 @@ from pathlib import Path
 
 from quality import KUAIREC, MICROLENS, MOVIELENS, RECORDS
 from report import ROOT
+from safetensors.torch import load_file, save_file
 
 from model.config import PACKAGED_BACKBONE
+from model.notellm import ADAPTER_FILE, ADAPTER_FOLDER
 from model.train import BEST
 from model.weights import SHIPPED_CHECKPOINT
 
 RUNS = ROOT / "runs"
 PAIRS = RUNS / "pairs"
 RECIPES = ROOT / "model" / "recipes"
+SHIP = "ship"
+START, START_COMMIT = "NOTELLM_START", "39aebd4"
+"""What the shipped recipe starts from: the checkpoint that shipped with that commit."""
 PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
     MICROLENS: ("--lower", "0.05", "--top", "1000"),
     MOVIELENS: ("--min-rating", "4", "--window", "50", "--lower", "0", "--top", "30"),
@@ -47,7 +57,9 @@ class Measured:
     options: tuple[str, ...] = ("--split", "test")
 
 
-TEST, COPIED = ("--split", "test"), ("--split", "test", "--copy-hashtags")
+TEST = ("--split", "test")
+COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
+HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
          "--most-notes", "600", "--dtype", "bfloat16")  # fmt: skip
@@ -58,6 +70,7 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
     "without-csft-seed0": ("alpha=0.0",),
     "without-csft-seed1": ("alpha=0.0", "seed=1"),
     "without-csft-seed2": ("alpha=0.0", "seed=2"),
+    "without-csft-hiding": ("alpha=0.0", "hide_hashtags=0.4"),
     "csft-alone": ("contrastive=false",),
     "r-0.2": ("hashtag_share=0.2",),
     "r-0.6": ("hashtag_share=0.6",),
@@ -72,7 +85,11 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
     "lora-rank-4": ("lora_rank=4",),
     "full": ("lora_rank=0", "learning_rate=1e-4"),
 }
-"""Short runs of the recipe of that name, alike but for one thing."""
+"""Short runs of the recipe of that name, alike but for one thing; of `full` the learning rate is its own. Without CSFT
+there is no hashtag task, so that no note hides its hashtags either, as in the paper's ablation, but for `hiding`."""
+
+
+ROUNDED = "- The adapter was rounded to bfloat16 after the run, which halves the file, and calibrated."
 
 
 def short_run(name: str, change: Sequence[str], *options: str) -> Measured:
@@ -96,9 +113,14 @@ RECORDED: Mapping[str, Measured] = {
     "minilm-movielens_tmdb-seed0": Measured(MOVIELENS, recipe="minilm-movielens_tmdb"),
     "category-minilm-movielens_tmdb": Measured(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
     "category-minilm-kuairec": Measured(KUAIREC, recipe="category-minilm-kuairec"),
-    "prompt-zero-shot-microlens50k": Measured(MICROLENS, PACKAGED_BACKBONE, options=(*TEST, "--part", "related")),
+    **{
+        f"prompt-zero-shot-{data}": Measured(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related"))
+        for data in (MICROLENS, MOVIELENS)
+    },
     **{f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT)) for data in (MICROLENS, MOVIELENS, KUAIREC)},
     "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=COPIED),
+    "notellm-no-hashtags-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=HIDDEN),
+    "minilm-no-hashtags-microlens50k": Measured(MICROLENS, recipe="minilm-microlens50k", options=HIDDEN),
     **{f"ablation-{name}": short_run(name, change) for name, change in ABLATIONS.items()},
     "ablation-without-hashtags": short_run("joint-seed0", (), "--no-hashtags"),
 }
@@ -131,6 +153,27 @@ def train(data: Path, recipe: str, change: Sequence[str] = ()) -> Path:
     return folder
 
 
+def ship(data: Path) -> None:
+    """Train the shipped recipe, put its best checkpoint where `make serve` finds it, in bfloat16, and calibrate it."""
+    shutil.copytree(train(data, SHIPPED_CHECKPOINT.name) / BEST, SHIPPED_CHECKPOINT, dirs_exist_ok=True)
+    adapter = SHIPPED_CHECKPOINT / ADAPTER_FOLDER / ADAPTER_FILE
+    save_file({name: weight.bfloat16() for name, weight in load_file(adapter).items()}, adapter, {"format": "pt"})
+    card = SHIPPED_CHECKPOINT / "README.md"
+    card.write_text(card.read_text("utf-8").replace("\n\n## Terms", f"\n{ROUNDED}\n\n## Terms"), "utf-8")
+    notellm("calibrate", "--checkpoint", SHIPPED_CHECKPOINT, "--data", data / MOVIELENS, "--data", data / KUAIREC,
+            "--most-notes", "150")  # fmt: skip
+
+
+def start_checkpoint() -> Path:
+    """The shipped checkpoint of an earlier commit, from the history of this checkout."""
+    if not (folder := RUNS / "start").exists():
+        name = SHIPPED_CHECKPOINT.relative_to(ROOT)
+        packed = subprocess.run(["git", "archive", START_COMMIT, name], cwd=ROOT, capture_output=True, check=True)
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+            archive.extractall(folder, filter="data")
+    return folder / SHIPPED_CHECKPOINT.relative_to(ROOT)
+
+
 def make_pairs(data: Path, name: str) -> None:
     PAIRS.mkdir(parents=True, exist_ok=True)
     out = PAIRS / f"{name}.parquet"
@@ -150,20 +193,22 @@ def notellm(*arguments: str | Path, data: Path | None = None) -> None:
     """Run the command line that comes with this interpreter; recipes find the data by their two variables."""
     command = [str(Path(sys.executable).with_name("notellm")), *map(str, arguments)]
     print("$ notellm", *command[1:], flush=True)
-    found = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS)} if data else {}
+    found = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS), START: str(start_checkpoint())} if data else {}
     subprocess.run(command, cwd=ROOT, env=os.environ | found, check=True)
 
 
 def main() -> None:
-    recipes = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    recipes = sorted(path.stem for path in RECIPES.glob("*-*.toml"))  # 7b.toml is for data of one's own
     names = sys.argv[2:]
-    if not names or (unknown := [name for name in names if name not in (*RECORDED, *recipes)]):
-        print("records:", *RECORDED, "recipes:", *recipes, sep="\n")
+    if not names or (unknown := [name for name in names if name not in (*RECORDED, *recipes, SHIP)]):
+        print("records:", *RECORDED, "recipes:", *recipes, "and:", SHIP, sep="\n")
         sys.exit(f"there is no record or recipe {', '.join(unknown)}" if names else 0)
     data = Path(sys.argv[1]).resolve()
     for name in names:
         if name in RECORDED:
             measure(data, name)
+        elif name == SHIP:
+            ship(data)
         else:
             print(train(data, name) / BEST)
 

