@@ -36,6 +36,7 @@ bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlen
 	@test -n "$(DATA)" || { echo "name the data: make bench DATA=..."; exit 1; }
 	$(BIN)/python benchmarks/main_job.py $(DATA)/microlens50k/notes.jsonl.gz
 	$(BIN)/python benchmarks/kill.py $(DATA)/kuairec/notes.jsonl.gz 2500
+	$(BIN)/python benchmarks/pairs.py
 	@$(MAKE) tables
 
 quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records

@@ -60,9 +60,12 @@ class Measured:
 TEST = ("--split", "test")
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
+FAST = ("--dtype", "bfloat16")
+"""For NoteLLM, which two cores read 19,220 notes with in 12 minutes instead of 24; the service has float32 on a CPU.
+docs/experiments.md says what that changes."""
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
-         "--most-notes", "600", "--dtype", "bfloat16")  # fmt: skip
+         "--most-notes", "600", *FAST)  # fmt: skip
 ABLATIONS: Mapping[str, Sequence[str]] = {
     "joint-seed0": (),
     "joint-seed1": ("seed=1",),
@@ -114,12 +117,15 @@ RECORDED: Mapping[str, Measured] = {
     "category-minilm-movielens_tmdb": Measured(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
     "category-minilm-kuairec": Measured(KUAIREC, recipe="category-minilm-kuairec"),
     **{
-        f"prompt-zero-shot-{data}": Measured(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related"))
+        f"prompt-zero-shot-{data}": Measured(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related", *FAST))
         for data in (MICROLENS, MOVIELENS)
     },
-    **{f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT)) for data in (MICROLENS, MOVIELENS, KUAIREC)},
-    "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=COPIED),
-    "notellm-no-hashtags-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=HIDDEN),
+    **{
+        f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT), options=(*TEST, *FAST))
+        for data in (MICROLENS, MOVIELENS, KUAIREC)
+    },
+    "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=(*COPIED, *FAST)),
+    "notellm-no-hashtags-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=(*HIDDEN, *FAST)),
     "minilm-no-hashtags-microlens50k": Measured(MICROLENS, recipe="minilm-microlens50k", options=HIDDEN),
     **{f"ablation-{name}": short_run(name, change) for name, change in ABLATIONS.items()},
     "ablation-without-hashtags": short_run("joint-seed0", (), "--no-hashtags"),
