@@ -197,7 +197,9 @@ def teach(data: Path, out: Path, notes: Path) -> None:
 
 def notellm(*arguments: str | Path, data: Path | None = None) -> None:
     """Run the command line that comes with this interpreter; recipes find the data by their two variables."""
-    command = [str(Path(sys.executable).with_name("notellm")), *map(str, arguments)]
+    # Cards and records name no folder of this machine.
+    inside = [a.relative_to(ROOT) if isinstance(a, Path) and a.is_relative_to(ROOT) else a for a in arguments]
+    command = [str(Path(sys.executable).with_name("notellm")), *map(str, inside)]
     print("$ notellm", *command[1:], flush=True)
     found = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS), START: str(start_checkpoint())} if data else {}
     subprocess.run(command, cwd=ROOT, env=os.environ | found, check=True)
