@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 CONFIG_FILE = "notellm.json"
+LISTS = ("categories", "trained_categories")
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
 DEFAULT_PROMPT = "note-first/1"
 DEFAULT_CATEGORIES = (
@@ -27,7 +28,9 @@ class NoteLLMConfig:
     `dimension`: of the embedding; None means the hidden size, without a projection (an untrained model).
     `adapter`: the checkpoint holds a LoRA adapter, merged into the backbone when it is loaded.
     Token bounds cut each field of the prompt. `category_temperature` calibrates the probabilities of categories;
-    `notellm calibrate` fits it on validation. Checked on construction: CheckpointError.
+    `notellm calibrate` fits it on validation. `trained_categories`: all names that training has shown; the engine
+    scores a set with other names differently (decision 8), but where this is empty. Checked on construction:
+    CheckpointError.
     """
 
     name: str = "smollm2-135m-base"
@@ -40,10 +43,11 @@ class NoteLLMConfig:
     max_content_tokens: int = 96
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
     category_temperature: float = 1.0
+    trained_categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens)
-        texts = (self.name, self.backbone, self.prompt_version, *self.categories)
+        texts = (self.name, self.backbone, self.prompt_version, *self.categories, *self.trained_categories)
         if not all(isinstance(text, str) for text in texts):
             raise CheckpointError("name, backbone, prompt_version and categories must be text")
         if not all(type(n) is int for n in bounds) or type(self.dimension) not in (int, type(None)):
@@ -71,9 +75,9 @@ class NoteLLMConfig:
             raise CheckpointError(f"{folder} is no NoteLLM checkpoint: it has no {CONFIG_FILE}") from None
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON: {error}") from error
-        if not isinstance(stored, dict) or not isinstance(stored.get("categories", []), list):
-            raise CheckpointError(f"{path} is not an object with a list of categories")
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(name, []), list) for name in LISTS):
+            raise CheckpointError(f"{path} is not an object with lists of {' and '.join(LISTS)}")
         unknown = set(stored) - {f.name for f in fields(cls)}
         if unknown:
             raise CheckpointError(f"{path} was written by another version: unknown fields {sorted(unknown)}")
-        return cls(**{**stored, "categories": tuple(stored.get("categories", DEFAULT_CATEGORIES))})
+        return cls(**{**stored, **{name: tuple(stored[name]) for name in LISTS if name in stored}})

@@ -33,6 +33,10 @@ BEAMS_PER_HASHTAG = 2
 """Beginnings that are followed at a time, for each hashtag asked for."""
 ROWS_AT_ONCE = 128
 """Beams of one forward: bounds the copies of the cache, about 5 MB a row for a note of 100 tokens (SmolLM2-135M)."""
+NAME_COSINE_WEIGHT = 32.0
+"""Of the cosine between a note and a category's name, beside log probabilities (decision 8)."""
+NAME_TOKENS = 1024
+"""About so many are spent on what a closed set's names say alone, once for each set; four names are read at least."""
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
 
@@ -117,6 +121,7 @@ class Engine:
         self.dimension = model.dimension
         self.categories = model.config.categories
         self._trie = lru_cache(maxsize=64)(self._build_trie)
+        self._names = lru_cache(maxsize=64)(self._read_names)
 
     @classmethod
     def load(
@@ -160,10 +165,12 @@ class Engine:
         started = time.perf_counter()
         rows = [_Row(prepared) for prepared in batch]
         hidden, cache, mask = self._prefill(rows, [prepared.ids for prepared in batch])
-        vectors = self.model.embed(hidden).cpu().numpy()
+        vectors = self.model.embed(hidden)
         with_category = [i for i, row in enumerate(rows) if row.prepared.wanted.categories]
         if with_category:
-            self._score_categories([rows[i] for i in with_category], *_fork(cache, mask, with_category))
+            self._score_categories(
+                [rows[i] for i in with_category], vectors[with_category], *_fork(cache, mask, with_category)
+            )
         with_hashtags = [i for i, row in enumerate(rows) if row.prepared.wanted.hashtags]
         if with_hashtags:
             writing = [rows[i] for i in with_hashtags]
@@ -171,7 +178,7 @@ class Engine:
                 _, cache, mask = self._prefill(writing, [row.prepared.hashtag_prompt for row in writing])
                 with_hashtags = list(range(len(writing)))
             self._write_hashtags(writing, cache, mask, with_hashtags, started)
-        return [self._reading(row, vector) for row, vector in zip(rows, vectors, strict=True)]
+        return [self._reading(row, vector) for row, vector in zip(rows, vectors.cpu().numpy(), strict=True)]
 
     def read(self, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY, batch_tokens: int = 4096) -> list[Reading]:
         """Readings of any number of notes, in their order; run in batches of like length."""
@@ -206,12 +213,39 @@ class Engine:
             row.prompt_tokens += len(prompt)
         return hidden, cache, mask
 
-    def _score_categories(self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor) -> None:
-        """Exact probabilities of each row's closed set, from one forward over task suffix and trie.
+    def _score_categories(self, rows: Sequence[_Row], vectors: Tensor, cache: DynamicCache, mask: Tensor) -> None:
+        """Probabilities of each row's closed set; `vectors` (B, D) are the rows'.
 
         p(category) is the probability of its tokens and the end token, at the calibrated temperature, divided by
-        the sum over the set.
+        the sum over the set. Where training has not shown all names, what these say alone is taken into account.
         """
+        for row, vector, scores in zip(rows, vectors, self._category_log_probs(rows, cache, mask), strict=True):
+            categories = row.prepared.wanted.categories
+            if not set(self.model.config.trained_categories or categories).issuperset(categories):
+                prior, names = self._names(categories)
+                scores = scores - prior + NAME_COSINE_WEIGHT * (names @ vector.cpu())
+            probabilities = (scores / self.model.config.category_temperature).softmax(0).tolist()
+            scored = zip(categories, probabilities, strict=True)
+            row.categories = tuple(
+                CategoryProbability(name, p) for name, p in sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+            )
+
+    def _read_names(self, categories: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """What the names of a closed set say alone, each read as a note's title: the mean log probability of each after
+        some of them (C,), and their vectors (C, D).
+
+        A name that training has not shown is as likely as its words are, whatever the note (Zhao et al. 2021).
+        """
+        notes = [Note(title=name) for name in categories]
+        vectors = torch.from_numpy(self.embed(notes))
+        some = sorted(notes, key=lambda note: note.title)[: max(4, NAME_TOKENS // len(self._trie(categories).tokens))]
+        rows = [_Row(self.prepare(note, Wanted(categories=categories))) for note in some]
+        _, cache, mask = self._prefill(rows, [row.prepared.ids for row in rows])
+        return torch.stack(self._category_log_probs(rows, cache, mask)).mean(0), vectors
+
+    def _category_log_probs(self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor) -> list[Tensor]:
+        """log p of each category of each row's closed set, end token included: (C,) a row, from one forward over task
+        suffix and trie."""
         task = self.model.prompt.category_task()
         tries = [self._trie(row.prepared.wanted.categories) for row in rows]
         nodes = max(len(trie.tokens) for trie in tries)
@@ -236,15 +270,12 @@ class Engine:
         hidden = self.model(
             ids.to(device), self.model.mask_by_layer(looks[:, None], distance[:, None]), positions, cache
         )
+        sums = []
         for r, (row, trie) in enumerate(zip(rows, tries, strict=True)):
             row.prompt_tokens += len(task) + len(trie.tokens)
             log_probs = self._trie_log_probs(trie, hidden[r, len(task) - 1 :])
-            sums = torch.tensor([sum(log_probs[n] for n in path) for path in trie.paths])
-            probabilities = (sums / self.model.config.category_temperature).softmax(0).tolist()
-            scored = zip(row.prepared.wanted.categories, probabilities, strict=True)
-            row.categories = tuple(
-                CategoryProbability(name, p) for name, p in sorted(scored, key=lambda pair: (-pair[1], pair[0]))
-            )
+            sums.append(torch.tensor([sum(log_probs[n] for n in path) for path in trie.paths]))
+        return sums
 
     def _trie_log_probs(self, trie: CategoryTrie, hidden: Tensor) -> list[float]:
         """log p(node | its parents) of every node; hidden (1 + N, H) starts with the end of the task suffix."""

@@ -95,7 +95,8 @@ class Trainer:
             else None
         )
         torch.manual_seed(recipe.seed)
-        self.model, self.adapter = build(recipe, cache, self.device, progress)
+        shown = {note.category for paired in self.data for note in paired.notes.values() if note.category}
+        self.model, self.adapter = build(recipe, sorted(shown), cache, self.device, progress)
         self.optimizer, self.schedule = self._optimizer()
         self.step, self.best, self.waited = 0, -1.0, 0
         if (folder / LAST).is_file():
@@ -409,8 +410,10 @@ class Trainer:
                 log.write(json.dumps(asdict(step)) + "\n")
 
 
-def build(recipe: Recipe, cache: Path, device: torch.device, progress: Progress) -> tuple[NoteLLM, Any]:
-    """The model to train, and its adapter when it has one. Raises CheckpointError."""
+def build(
+    recipe: Recipe, categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
+) -> tuple[NoteLLM, Any]:
+    """The model to train, on notes of these categories, and its adapter when it has one. Raises CheckpointError."""
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=device, dtype=torch.float32, progress=progress)
     config = NoteLLMConfig(
         name=recipe.name,
@@ -418,6 +421,7 @@ def build(recipe: Recipe, cache: Path, device: torch.device, progress: Progress)
         dimension=recipe.dimension,
         prompt_version=recipe.prompt_version,
         adapter=bool(recipe.lora_rank),
+        trained_categories=tuple(categories),
     )
     model = NoteLLM(config, loaded.backbone, loaded.tokenizer).to(device).train()
     if device.type == "cpu":

@@ -14,7 +14,12 @@ from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
 
 def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
     config = NoteLLMConfig(
-        name="naïve 笔记", dimension=32, max_title_tokens=7, categories=("旅行", "Food"), category_temperature=1.7
+        name="naïve 笔记",
+        dimension=32,
+        max_title_tokens=7,
+        categories=("旅行", "Food"),
+        category_temperature=1.7,
+        trained_categories=("Food", "ein Name"),
     )
     config.save(tmp_path)
     assert NoteLLMConfig.load(tmp_path) == config

@@ -30,7 +30,14 @@ from transformers import (
 )
 
 from model.config import DEFAULT_PROMPT, NoteLLMConfig
-from model.engine import BEAMS_PER_HASHTAG, TOKENS_PER_CATEGORY, TOKENS_PER_HASHTAG, CategoryTrie, Engine
+from model.engine import (
+    BEAMS_PER_HASHTAG,
+    NAME_COSINE_WEIGHT,
+    TOKENS_PER_CATEGORY,
+    TOKENS_PER_HASHTAG,
+    CategoryTrie,
+    Engine,
+)
 from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted, hashtag_key
 from model.notellm import NoteLLM
 
@@ -274,8 +281,8 @@ def hidden_of(engine: Engine, ids: Sequence[int]) -> Tensor:
     return hidden[0]
 
 
-def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, ...]) -> dict[str, float]:
-    """Each category's whole sequence through a forward of its own."""
+def category_log_probs_by_recomputing(engine: Engine, note: Note, categories: tuple[str, ...]) -> Tensor:
+    """Each category's whole sequence through a forward of its own. (C,)"""
     prompt = engine.model.prompt
     before = [*prompt.note(note), *prompt.category_task()]
     sums = []
@@ -283,7 +290,12 @@ def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, .
         hidden = hidden_of(engine, [*before, *output])[len(before) - 1 : -1]
         log_probs = engine.model.logits(hidden).log_softmax(-1)
         sums.append(log_probs[range(len(output)), output].sum())
-    return dict(zip(categories, torch.stack(sums).softmax(0).tolist(), strict=True))
+    return torch.stack(sums)
+
+
+def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, ...]) -> dict[str, float]:
+    log_probs = category_log_probs_by_recomputing(engine, note, categories)
+    return dict(zip(categories, log_probs.softmax(0).tolist(), strict=True))
 
 
 def freely_by_recomputing(engine: Engine, note: Note) -> list[int]:
@@ -568,8 +580,47 @@ def test_the_whole_closed_set_is_answered_most_probable_first(tiny_engine: Engin
         assert sum(found) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_order_of_a_closed_set_changes_nothing(tiny_engine: Engine) -> None:
-    forth, back = (read(tiny_engine, FEW, Wanted(categories=names)) for names in (FOODS, FOODS[::-1]))
+@pytest.fixture
+def trained(tiny_checkpoint: Path, tmp_path: Path) -> Engine:
+    """Its training has shown Food and Travel."""
+    folder = tmp_path / "trained"
+    shutil.copytree(tiny_checkpoint, folder)
+    replace(NoteLLMConfig.load(folder), trained_categories=("Food", "Travel")).save(folder)
+    return Engine.load(str(folder), cache=tmp_path, device="cpu")
+
+
+def test_of_names_that_training_has_not_shown_what_they_say_alone_is_taken_off(trained: Engine) -> None:
+    names = [Note(title=name) for name in FOODS]
+    prior = torch.stack([category_log_probs_by_recomputing(trained, name, FOODS) for name in names]).mean(0)
+    cosines = torch.from_numpy(trained.embed(FEW) @ trained.embed(names).T)
+    for note, cosine, reading in zip(FEW, cosines, read(trained, FEW, Wanted(categories=FOODS)), strict=True):
+        scores = category_log_probs_by_recomputing(trained, note, FOODS) - prior + NAME_COSINE_WEIGHT * cosine
+        expected = dict(zip(FOODS, scores.softmax(0).tolist(), strict=True))
+        assert probabilities(reading) == pytest.approx(expected, abs=1e-3)
+        assert reading.usage == read(trained, [note], Wanted(categories=FOODS))[0].usage
+
+
+def test_names_that_training_has_shown_keep_their_probabilities(trained: Engine, tiny_engine: Engine) -> None:
+    wanted = Wanted(categories=("Travel", "Food"))
+    assert_same_categories(read(trained, FEW, wanted), read(tiny_engine, FEW, wanted))
+
+
+def test_what_names_say_alone_is_bounded_work_for_a_long_list(trained: Engine) -> None:
+    """The names' vectors, and four of them through the trie."""
+    names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
+    with passes(trained) as seen:
+        read(trained, FEW[:1], Wanted(categories=names))
+    nodes = len(CategoryTrie.build(trained.model.prompt.category_outputs(names)).tokens)
+    assert sorted(len(each.rows) for each in seen if each.width > nodes) == [1, 4]
+    with passes(trained) as seen:
+        read(trained, FEW[:1], Wanted(categories=names))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "trained"])
+def test_the_order_of_a_closed_set_changes_nothing(request: pytest.FixtureRequest, engine: str) -> None:
+    of: Engine = request.getfixturevalue(engine)
+    forth, back = (read(of, FEW, Wanted(categories=names)) for names in (FOODS, FOODS[::-1]))
     assert_same_categories(forth, back)
 
 
