@@ -167,7 +167,7 @@ def ship(data: Path) -> None:
     card = SHIPPED_CHECKPOINT / "README.md"
     card.write_text(card.read_text("utf-8").replace("\n\n## Terms", f"\n{ROUNDED}\n\n## Terms"), "utf-8")
     notellm("calibrate", "--checkpoint", SHIPPED_CHECKPOINT, "--data", data / MOVIELENS, "--data", data / KUAIREC,
-            "--most-notes", "150")  # fmt: skip
+            "--most-notes", "100")  # fmt: skip
 
 
 def start_checkpoint() -> Path:
