@@ -16,7 +16,7 @@ from report import ROOT, row, write
 from model.dataset import read_notes
 from model.engine import Engine
 from model.evaluate import EngineSystem, evaluate_categories
-from model.note import Note, Wanted
+from model.note import Note, Reading, Wanted
 from model.pairs import split_of
 from service.settings import Settings
 
@@ -39,17 +39,24 @@ UNSEEN = {
 
 
 def show(engine: Engine, notes: list[Note]) -> None:
-    wanted = Wanted(hashtags=5, categories=engine.categories)
-    for note, reading in zip(notes, engine.read([replace(n, hashtags=()) for n in notes], wanted), strict=True):
-        best = (reading.categories or ())[0]
+    bare = [replace(note, hashtags=()) for note in notes]
+    readings = engine.read(bare, Wanted(hashtags=5, categories=engine.categories))
+    by_unseen = engine.read(bare, Wanted(categories=tuple(UNSEEN.values())))
+    print("| title | written hashtags | category | its own | among the unseen | its own |\n|---|---|---|---|---|---|")
+    for note, reading, other in zip(notes, readings, by_unseen, strict=True):
         written = " ".join(f"#{h.text}" for h in reading.hashtags or ())
-        print(f"| {note.title} | {written} | {best.name} {best.probability:.2f} | {note.category} |")
+        own = UNSEEN.get(note.category or "", "none of them")
+        print(f"| {note.title} | {written} | {best(reading)} | {note.category} | {best(other)} | {own} |")
+
+
+def best(reading: Reading) -> str:
+    first = (reading.categories or ())[0]
+    return f"{first.name} {first.probability:.2f}"
 
 
 def main() -> None:
     engine = Engine.load(sys.argv[1] if len(sys.argv) > 1 else None, cache=Settings().cache_dir)
     notes = [n for i, n in read_notes(ROOT / "service" / "sample_notes.jsonl").items() if split_of(i) != "train"]
-    print("| title | written hashtags | category | its own |\n|---|---|---|---|")
     show(engine, notes[:: max(1, len(notes) // SHOWN)][:SHOWN])
     renamed = [replace(n, category=UNSEEN[n.category], hashtags=()) for n in notes if n.category in UNSEEN]
     rows = []
