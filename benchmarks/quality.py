@@ -344,7 +344,7 @@ Pairs in three groups of equal size, by the clicks of the target.
 
 ## Plots
 
-{MICROLENS}, test notes, hashtags shown; the mean over seeds.
+{MICROLENS}, test notes, hashtags shown; the mean over seeds. Times are as each record's machine took them.
 
 ![Recall@k, {COLD_COLD}]({RECALL_PLOT})
 
