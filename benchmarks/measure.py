@@ -36,6 +36,7 @@ RUNS = ROOT / "runs"
 PAIRS = RUNS / "pairs"
 RECIPES = ROOT / "model" / "recipes"
 SHIP = "ship"
+ROUNDED = "- The adapter was rounded to bfloat16 after the run, which halves the file, and calibrated."
 START, START_COMMIT = "NOTELLM_START", "39aebd4"
 """What the shipped recipe starts from: the checkpoint that shipped with that commit."""
 PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
@@ -61,8 +62,8 @@ TEST = ("--split", "test")
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
 FAST = ("--dtype", "bfloat16")
-"""For NoteLLM, which two cores read 19,220 notes with in 12 minutes instead of 24; the service has float32 on a CPU.
-docs/experiments.md says what that changes."""
+"""For NoteLLM: 19,220 notes of microlens50k were read in 9 minutes by two cores with AVX-512-BF16. The service has
+float32 on a CPU; docs/experiments.md says what that changes (the third checkpoint)."""
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
          "--most-notes", "600", *FAST)  # fmt: skip
@@ -90,9 +91,6 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
 }
 """Short runs of the recipe of that name, alike but for one thing; of `full` the learning rate is its own. Without CSFT
 there is no hashtag task, so that no note hides its hashtags either, as in the paper's ablation, but for `hiding`."""
-
-
-ROUNDED = "- The adapter was rounded to bfloat16 after the run, which halves the file, and calibrated."
 
 
 def short_run(name: str, change: Sequence[str], *options: str) -> Measured:
@@ -196,7 +194,7 @@ def teach(data: Path, out: Path, notes: Path) -> None:
 
 
 def notellm(*arguments: str | Path, data: Path | None = None) -> None:
-    """Run the command line that comes with this interpreter; recipes find the data by their two variables."""
+    """Run the command line that comes with this interpreter; recipes find data, pairs and start by their three variables."""
     # Cards and records name no folder of this machine.
     inside = [a.relative_to(ROOT) if isinstance(a, Path) and a.is_relative_to(ROOT) else a for a in arguments]
     command = [str(Path(sys.executable).with_name("notellm")), *map(str, inside)]
