@@ -194,7 +194,7 @@ def teach(data: Path, out: Path, notes: Path) -> None:
 
 
 def notellm(*arguments: str | Path, data: Path | None = None) -> None:
-    """Run the command line that comes with this interpreter; recipes find data, pairs and start by their three variables."""
+    """Run the command line that comes with this interpreter; recipes find the data by their variables."""
     # Cards and records name no folder of this machine.
     inside = [a.relative_to(ROOT) if isinstance(a, Path) and a.is_relative_to(ROOT) else a for a in arguments]
     command = [str(Path(sys.executable).with_name("notellm")), *map(str, inside)]
