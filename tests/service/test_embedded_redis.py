@@ -22,21 +22,17 @@ pytestmark = pytest.mark.anyio
 
 # Starts the server of a folder, prints its pid (or None), and stops it when told "stop". Ctrl-C is told, too.
 PROCESS = """
+import os
 import signal
 import sys
 from pathlib import Path
 from service.embedded_redis import EmbeddedRedis
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has inherited that it is ignored
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))  # wherever it comes, also while printing
 server = EmbeddedRedis(Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)
-while True:
-    try:
-        sys.stdin.readline()
-        break
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
+sys.stdin.readline()
 server.stop()
 """
 

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,21 +129,19 @@ def test_a_signal_ends_everything_it_started(service: Process, how: signal.Signa
 
 
 def test_a_shutdown_finishes_what_is_in_flight(service: Process) -> None:
-    answers: list[int] = []
-    notes = [{"id": f"w{i}", "title": f"in flight {i} " + "word " * 60} for i in range(300)]
-
-    def post() -> None:
-        answers.append(httpx2.post(f"{service.url}/notes", json=notes, timeout=60).status_code)
-
-    poster = threading.Thread(target=post)
-    poster.start()
-    waiting = 'notellm_queue_depth{lane="bulk"}'
-    wait_until(lambda: f"{waiting} 0.0" not in httpx2.get(f"{service.url}/metrics").text)
-    service.end(signal.SIGTERM)
-    poster.join()
-    assert answers == [207]
+    body = json.dumps([{"id": f"w{i}", "title": f"in flight {i}"} for i in range(100)]).encode()
+    address = httpx2.URL(service.url)
+    with socket.create_connection((address.host, address.port), timeout=60) as connection:
+        head = "POST /notes HTTP/1.1\r\nHost: notellm\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b" 100 " in connection.recv(1024)  # the request is being read, so it is in flight
+        assert service.process is not None
+        service.process.send_signal(signal.SIGTERM)
+        connection.sendall(body)
+        assert b" 207 " in connection.recv(1024)
+    service.process.wait(60)
     service.start()
-    assert httpx2.get(f"{service.url}/notes/w299").status_code == 200
+    assert httpx2.get(f"{service.url}/notes/w99").status_code == 200
 
 
 def test_what_was_acknowledged_survives_sigkill_of_the_service(service: Process) -> None:
