@@ -342,6 +342,14 @@ Pairs in three groups of equal size, by the clicks of the target.
 
 {table(runs, BY_EXPOSURE)}
 
+## Ablations
+
+Short runs from the bare backbone that differ from `{JOINT}` in one thing (`benchmarks/measure.py` says in what), on
+{MICROLENS}'s validation notes, each beside it in a paired test. A run of one seed differs by the luck of its seed too,
+which no test here sees: the seeds of `{JOINT}` say how much that is.
+
+{ablations(runs)}
+
 ## Plots
 
 {MICROLENS}, test notes, hashtags shown; the mean over seeds. Times are as each record's machine took them.
@@ -350,6 +358,24 @@ Pairs in three groups of equal size, by the clicks of the target.
 
 ![Recall@100, {COLD_COLD}, against the time that reading a note takes]({COST_PLOT})
 """
+
+
+def ablations(runs: Sequence[Run]) -> str:
+    """A row for each system of the short runs but the one that all are compared with."""
+    asked = {"Recall@100, cold-cold, %": partial(hits, COLD_COLD), "hashtags, F1@3, %": partial(hashtag_f1, "written")}
+    lines = [["system", *asked], ["---"] * (1 + len(asked))]
+    short = {run.record.system for run in runs if run.record.system.startswith("ablation-")}
+    for system in sorted(short - {JOINT}):
+        rows = [
+            Contest("", MICROLENS, score, JOINT, system=system, split="validation").row(runs)
+            for score in asked.values()
+        ]
+        lines.append([system, *(f"{row['value']} against {row['against']} ({row['spread']})" for row in rows)])
+    return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def table(runs: Sequence[Run], columns: Mapping[str, Cell]) -> str:
@@ -361,7 +387,7 @@ def table(runs: Sequence[Run], columns: Mapping[str, Cell]) -> str:
         shown = "yes" if of.with_hashtags else "no"
         cells = (cell(of, summary) for cell in columns.values())
         lines.append([run.name, of.system, of.data, of.split, shown, *cells, run.machine, run.commit])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(lines)
 
 
 def draw_recall(runs: Sequence[Run], path: Path) -> None:

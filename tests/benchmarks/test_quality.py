@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from quality import (
     FIGURES,
+    JOINT,
     MICROLENS,
     OURS,
     Contest,
     Limit,
     Reach,
+    ablations,
     draw_cost,
     draw_recall,
     hashtag_f1,
@@ -138,6 +140,21 @@ def test_every_record_has_a_row_and_what_it_lacks_is_empty(tmp_path: Path):
     assert first[:2] == ["x-seed3", OURS]
     assert {cell.strip() for cell in second} == {"y", RIVAL, "kuairec", "validation", "no", "", "abc"}
     assert results(runs).count("| y |") == 2  # figures, and by exposure
+
+
+def test_each_ablation_stands_beside_the_joint_run(tmp_path: Path):
+    records = {
+        "joint_seed0": of(JOINT, [1, 1, 200, 200], split="validation"),
+        "joint_seed1": of(JOINT, [1, 1, 1, 1], split="validation"),
+        "joint_hidden": of(JOINT, [200] * 4, split="validation", with_hashtags=False),
+        "full": of("ablation-full", [1, 1, 1, 200], split="validation"),
+        "shipped": of(OURS, [1, 1, 1, 1]),
+    }
+    _, _, *rows = ablations(read_runs(written(tmp_path, **records))).splitlines()
+    assert len(rows) == 1
+    assert rows[0].startswith(
+        "| ablation-full | 75.0 against ablation-joint: 75.0 %; 2 seeds: 50.00 to 100.00 % (1.00x"
+    )
 
 
 def test_a_record_from_before_a_field_is_read(tmp_path: Path):
