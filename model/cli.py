@@ -161,7 +161,7 @@ def calibrate(
         config = NoteLLMConfig.load(checkpoint)
         notes = [read_notes(folder / NOTES_FILE) for folder in data]
         engine = Engine.load(str(checkpoint), cache=cache, progress=say)
-        engine.model.config = replace(config, category_temperature=1.0)
+        engine.temperature = 1.0
         temperature = category_temperature(EngineSystem(engine), notes, most_notes, say)
         replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
     show({"category_temperature": temperature}, False)

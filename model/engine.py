@@ -1,38 +1,38 @@
-"""Engine: prepare(note) -> tokens; one batch in, vectors and generations out. Synchronous, thread-free.
+"""Engine: prepare(note) -> tokens; readings begin and leave at any step; vectors and generations out. Thread-free.
 
-Knows tokens and tensors; not HTTP, not storage, not queues. One prefill a note: its KV cache is continued for hashtags
-and for the category, never computed again. Only a prompt version that puts the task first needs another for hashtags.
+Knows tokens; not HTTP, not storage, not queues, and no tensors: a runtime has those. One prefill a note gives its
+vector, the exact probabilities of its categories and the first tokens of its hashtags; what follows of these are single
+tokens, of all notes together. Only a prompt version that puts the task first needs another prefill for hashtags.
 
-Shapes: B rows, T tokens of a forward, S tokens in the cache, N trie nodes.
+Shapes: D dimension, C categories of a closed set, N nodes of its trie.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from transformers import DynamicCache
 
+from model.cache import BlockTable
 from model.note import VECTOR_ONLY, CategoryProbability, Hashtag, Note, Reading, Usage, Wanted, hashtag_key
-from model.notellm import NoteLLM
+from model.prompt import Prompt
+from model.runtime import Next, NextTokens, Read, Runtime, Span, Targets
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_HASHTAG = 8
 """No hashtag that is longer is found."""
 BEAMS_PER_HASHTAG = 2
 """Beginnings that are followed at a time, for each hashtag asked for."""
-ROWS_AT_ONCE = 128
-"""Beams of one forward: bounds the copies of the cache, about 5 MB a row for a note of 100 tokens (SmolLM2-135M)."""
+STEP_TOKENS = 4096
+"""Of one forward, beside single steps: what begins later waits for the next."""
 NAME_COSINE_WEIGHT = 32.0
 """Of the cosine between a note and a category's name, beside log probabilities (decision 8)."""
 NAME_TOKENS = 1024
@@ -59,7 +59,7 @@ class Prepared:
         return len(self.ids) + len(self.hashtag_prompt) + beams * TOKENS_PER_HASHTAG
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CategoryTrie:
     """A closed set as the distinct prefixes of its token sequences, in topological order.
 
@@ -70,6 +70,14 @@ class CategoryTrie:
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     paths: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def children(self) -> dict[int, tuple[int, ...]]:
+        """Of the root, -1, and of each node that has some."""
+        below: dict[int, list[int]] = defaultdict(list)
+        for node, parent in enumerate(self.parents):
+            below[parent].append(node)
+        return {parent: tuple(nodes) for parent, nodes in below.items()}
 
     @classmethod
     def build(cls, sequences: Sequence[Sequence[int]]) -> CategoryTrie:
@@ -87,39 +95,45 @@ class CategoryTrie:
         return cls(tuple(tokens), tuple(parents), paths)
 
 
-@dataclass(slots=True)
-class _Row:
-    """One note on its way through a batch."""
-
-    prepared: Prepared
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    generated: list[int] = field(default_factory=list)
-    hashtags: tuple[Hashtag, ...] | None = None
-    categories: tuple[CategoryProbability, ...] | None = None
-    first_token_seconds: float | None = None
+Steps = Generator[list[Span], list[Read], Any]
+"""One note's way: it yields what is to be computed next, gets what was read from it, and returns what it led to."""
 
 
-@dataclass(slots=True)
-class _Beams:
-    """The search for one row's hashtags: beginnings `going` and whole ones `found`, each with its log probability."""
+@dataclass(slots=True, eq=False)
+class Work:
+    """One note on its way. `blocks`: the most of the cache that it may come to need."""
 
-    going: list[tuple[list[int], float]]
-    found: list[tuple[list[int], float]] = field(default_factory=list)
+    steps: Steps
+    blocks: int
+    waiting: list[Span] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Of its next forward."""
+        return sum(len(span.ids) for span in self.waiting)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether these are single steps."""
+        return all(len(span.ids) == 1 for span in self.waiting)
 
 
 class Engine:
     """Reads vectors, hashtags and categories from notes. Not thread-safe: one thread calls it.
 
-    `name` and `space` identify the model in every answer; `dimension` is the vectors' length.
+    `name` and `space` identify the model in every answer; `dimension` is the vectors' length. `temperature` is that of
+    the categories' probabilities.
     """
 
-    def __init__(self, model: NoteLLM) -> None:
-        self.model = model
-        self.name = model.config.name
-        self.space = model.space
-        self.dimension = model.dimension
-        self.categories = model.config.categories
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.prompt = runtime.prompt
+        self.name = runtime.config.name
+        self.space = runtime.space
+        self.dimension = runtime.dimension
+        self.categories = runtime.config.categories
+        self.temperature = runtime.config.category_temperature
+        self._live: list[Work] = []
         self._trie = lru_cache(maxsize=64)(self._build_trie)
         self._names = lru_cache(maxsize=64)(self._read_names)
 
@@ -138,6 +152,11 @@ class Engine:
         `device`: "cpu", "cuda" or what is there ("auto"). `dtype`: "float32", "bfloat16", or "auto": bfloat16 on a GPU,
         float32 on a CPU, where bfloat16 makes a vector depend on its batch (docs/decisions/0003-precision.md).
         """
+        import torch
+
+        from model.notellm import NoteLLM
+        from model.torch_runtime import TorchRuntime
+
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
@@ -149,306 +168,350 @@ class Engine:
             dtype=getattr(torch, dtype),
             progress=progress,
         )
-        return cls(model)
+        return cls(TorchRuntime(model))
 
     def prepare(self, note: Note, wanted: Wanted = VECTOR_ONLY) -> Prepared:
         """Tokenise. Safe in any thread; no tensor is made."""
-        prompt = self.model.prompt
-        again = wanted.hashtags > 0 and not prompt.one_prefill
-        return Prepared(tuple(prompt.note(note)), wanted, tuple(prompt.note(note, wanted.hashtags)) if again else ())
+        again = wanted.hashtags > 0 and not self.prompt.one_prefill
+        ids = tuple(self.prompt.note(note))
+        return Prepared(ids, wanted, tuple(self.prompt.note(note, wanted.hashtags)) if again else ())
 
-    @torch.inference_mode()
+    def fits(self, prepared: Prepared) -> bool:
+        """Whether the cache has room for one more reading, beside all that those on their way may come to need."""
+        reserved = sum(work.blocks for work in self._live)
+        return reserved + self._most_blocks(prepared) <= self.runtime.pool.count
+
+    def begin(self, prepared: Prepared) -> Work:
+        """Take a reading up, which `fits`; `step` goes on with it."""
+        work = self._work(prepared)
+        _start(work)
+        self._live.append(work)
+        return work
+
+    def step(self) -> list[tuple[Work, Reading]]:
+        """One forward for the readings on their way: the single steps of all, and of prefills as many as it may hold.
+        Those that ended with it. After an error none is left."""
+        try:
+            ended = self._advance(_of_one_forward(self._live))
+        except BaseException:
+            for work in list(self._live):
+                self.drop(work)
+            raise
+        for work, _ in ended:
+            self._live.remove(work)
+        return ended
+
+    def drop(self, work: Work) -> None:
+        """Nobody waits for it any more."""
+        work.steps.close()
+        self._live.remove(work)
+
     def run(self, batch: Sequence[Prepared]) -> list[Reading]:
         """One reading a note, in order; an empty batch gives []."""
-        if not batch:
-            return []
-        started = time.perf_counter()
-        rows = [_Row(prepared) for prepared in batch]
-        hidden, cache, mask = self._prefill(rows, [prepared.ids for prepared in batch])
-        vectors = self.model.embed(hidden)
-        with_category = [i for i, row in enumerate(rows) if row.prepared.wanted.categories]
-        if with_category:
-            self._score_categories(
-                [rows[i] for i in with_category], vectors[with_category], *_fork(cache, mask, with_category)
-            )
-        with_hashtags = [i for i, row in enumerate(rows) if row.prepared.wanted.hashtags]
-        if with_hashtags:
-            writing = [rows[i] for i in with_hashtags]
-            if not self.model.prompt.one_prefill:
-                _, cache, mask = self._prefill(writing, [row.prepared.hashtag_prompt for row in writing])
-                with_hashtags = list(range(len(writing)))
-            self._write_hashtags(writing, cache, mask, with_hashtags, started)
-        return [self._reading(row, vector) for row, vector in zip(rows, vectors.cpu().numpy(), strict=True)]
+        return self._run([self._work(prepared) for prepared in batch], self.runtime.pool.free)
 
-    def read(self, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY, batch_tokens: int = 4096) -> list[Reading]:
-        """Readings of any number of notes, in their order; run in batches of like length."""
-        prepared = [self.prepare(note, wanted) for note in notes]
-        readings: dict[int, Reading] = {}
-        for batch in _batches_of_like_length(prepared, batch_tokens):
-            readings |= zip(batch, self.run([prepared[i] for i in batch]), strict=True)
-        return [readings[i] for i in range(len(notes))]
-
-    @torch.inference_mode()
-    def write_category(self, notes: Sequence[Note], batch_tokens: int = 4096) -> list[str]:
-        """Each note's category as the model writes it when nothing holds it to a closed set: to measure that, not to
-        serve it."""
-        rows = [_Row(self.prepare(note)) for note in notes]
-        for batch in _batches_of_like_length([row.prepared for row in rows], batch_tokens):
-            chosen = [rows[i] for i in batch]
-            _, cache, mask = self._prefill(chosen, [row.prepared.ids for row in chosen])
-            self._write(chosen, [self.model.prompt.category_task()] * len(chosen), cache, mask, self._accept_category)
-        return [self.model.prompt.decode(row.generated).strip() for row in rows]
+    def read(self, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY) -> list[Reading]:
+        """Readings of any number of notes, in their order."""
+        return self.run([self.prepare(note, wanted) for note in notes])
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
         """Vectors of any number of notes: (len(notes), dimension), in their order."""
         vectors = [reading.vector for reading in self.read(notes)]
         return np.array(vectors, np.float32).reshape(len(notes), self.dimension)
 
-    def _prefill(self, rows: Sequence[_Row], prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Read-out states (B, H), the cache, and its mask (B, S); left-padded, so that all caches end together."""
-        ids, mask = _left_pad(prompts, self.model.prompt.end_id, self.model.device)
-        cache = DynamicCache()  # without the config: it keeps what a sliding window would drop
-        hidden = self.model(ids, mask, _positions(mask), cache)[:, -1]
-        for row, prompt in zip(rows, prompts, strict=True):
-            row.prompt_tokens += len(prompt)
-        return hidden, cache, mask
+    def write_category(self, notes: Sequence[Note]) -> list[str]:
+        """Each note's category as the model writes it when nothing holds it to a closed set: to measure that, not to
+        serve it."""
+        works = []
+        for note in notes:
+            ids = [*self.prompt.note(note), *self.prompt.category_task()]
+            works.append(Work(self._write_category(ids), self._blocks(len(ids) + TOKENS_PER_CATEGORY)))
+        return self._run(works, self.runtime.pool.free)
 
-    def _score_categories(self, rows: Sequence[_Row], vectors: Tensor, cache: DynamicCache, mask: Tensor) -> None:
-        """Probabilities of each row's closed set; `vectors` (B, D) are the rows'.
+    def _run(self, works: Sequence[Work], room: int) -> list[Any]:
+        """What each leads to, in order; they share `room` blocks."""
+        waiting, live = list(works)[::-1], list[Work]()
+        results: dict[Work, Any] = {}
+        try:
+            while waiting or live:
+                while waiting and (not live or sum(work.blocks for work in [*live, waiting[-1]]) <= room):
+                    _start(waiting[-1])
+                    live.append(waiting.pop())
+                for work, result in self._advance(_of_one_forward(live)):
+                    results[work] = result
+                    live.remove(work)
+        finally:
+            for work in live:
+                work.steps.close()
+        return [results[work] for work in works]
 
-        p(category) is the probability of its tokens and the end token, at the calibrated temperature, divided by
-        the sum over the set. Where training has not shown all names, what these say alone is taken into account.
+    def _advance(self, works: Sequence[Work]) -> list[tuple[Work, Any]]:
+        """One forward, and what it led to of those that ended with it."""
+        if not works:
+            return []
+        reads = iter(self.runtime.forward([span for work in works for span in work.waiting]))
+        ended = []
+        for work in works:
+            try:
+                work.waiting = work.steps.send([next(reads) for _ in work.waiting])
+            except StopIteration as end:
+                ended.append((work, end.value))
+        return ended
+
+    def _work(self, prepared: Prepared) -> Work:
+        return Work(self._read(prepared), self._most_blocks(prepared))
+
+    def _blocks(self, tokens: int) -> int:
+        """That hold so many."""
+        return -(-tokens // self.runtime.pool.tokens)
+
+    def _most_blocks(self, prepared: Prepared) -> int:
+        """Those of the prompts and of the closed set, and of each beam a copy of the last one and one to go on in."""
+        wanted = prepared.wanted
+        ids = len(prepared.ids)
+        after = len(self.prompt.hashtag_task(wanted.hashtags)) if wanted.hashtags else 0
+        if wanted.categories:
+            after += len(self.prompt.category_task()) + len(self._trie(wanted.categories).tokens)
+            if self._unseen(wanted.categories):
+                ids = max(ids, self.prompt.max_note_tokens())  # the names are read first
+        beams = wanted.hashtags * BEAMS_PER_HASHTAG
+        own = 1 + self._blocks(TOKENS_PER_HASHTAG)
+        return self._blocks(ids + after) + self._blocks(len(prepared.hashtag_prompt) + after) + beams * own
+
+    def _read(self, prepared: Prepared) -> Steps:
+        """The whole way of one note, to its Reading."""
+        started = time.perf_counter()
+        wanted = prepared.wanted
+        names = self._names(wanted.categories) if self._unseen(wanted.categories) else None
+        table, again = BlockTable(self.runtime.pool), BlockTable(self.runtime.pool)
+        try:
+            task = tuple(self.prompt.hashtag_task(wanted.hashtags)) if wanted.hashtags else ()
+            asked = Next(0, wanted.hashtags * BEAMS_PER_HASHTAG)
+            here = not prepared.hashtag_prompt
+            note, trie = self._note_span(table, prepared.ids, task if here else (), asked, wanted.categories)
+            spans = [note]
+            if task and not here:
+                ids = (*prepared.hashtag_prompt, *task)
+                spans.append(_span(again, ids, next=replace(asked, place=len(ids) - 1)))
+            reads = yield spans
+            assert reads[0].vector is not None
+            reading = Reading(reads[0].vector, Usage(sum(len(span.ids) for span in spans)))
+            if trie is not None:
+                scores = _path_log_probs(trie, reads[0].targets or [])
+                reading = replace(reading, categories=self._chosen(wanted.categories, scores, names, reading.vector))
+            if task:
+                table.cut(len(prepared.ids) + len(task))
+                first = time.perf_counter() - started
+                search = _Search(self.prompt, wanted.hashtags)
+                yield from search.go(table if here else again, reads[-1].next)
+                reading = search.told(replace(reading, first_token_seconds=first))
+            return reading
+        finally:
+            table.close()
+            again.close()
+
+    def _note_span(
+        self,
+        table: BlockTable,
+        ids: Sequence[int],
+        hashtag_task: Sequence[int],
+        asked: Next,
+        categories: tuple[str, ...],
+    ) -> tuple[Span, CategoryTrie | None]:
+        """The one prefill: the note, what asks for its hashtags, and beside that, on a branch, the category's
+        task and the trie of the closed set."""
+        read_out = len(ids) - 1
+        trunk = [*ids, *hashtag_task]
+        after = replace(asked, place=len(trunk) - 1) if hashtag_task else None
+        if not categories:
+            return _span(table, trunk, vector=read_out, next=after), None
+        task, trie = self.prompt.category_task(), self._trie(categories)
+        root = len(trunk) + len(task) - 1
+        branch = [read_out, *range(len(trunk), root)]
+        nodes = [root if parent < 0 else root + 1 + parent for parent in trie.parents]
+        targets = tuple(
+            Targets(root + 1 + parent, tuple(trie.tokens[child] for child in children))
+            for parent, children in trie.children.items()
+        )
+        parents = (*range(-1, len(trunk) - 1), *branch, *nodes)
+        return _span(table, [*trunk, *task, *trie.tokens], parents, vector=read_out, next=after, targets=targets), trie
+
+    def _chosen(
+        self,
+        categories: tuple[str, ...],
+        scores: npt.NDArray[np.float64],
+        names: tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]] | None,
+        vector: npt.NDArray[np.float32],
+    ) -> tuple[CategoryProbability, ...]:
+        """The closed set with its probabilities, the most probable first.
+
+        `scores` (C,): of each category, the log probability of its tokens and the end token; they are divided by the
+        calibrated temperature, and the probabilities by their sum over the set. `names`: where training has not shown
+        all of them, what these say alone is taken into account.
         """
-        for row, vector, scores in zip(rows, vectors, self._category_log_probs(rows, cache, mask), strict=True):
-            categories = row.prepared.wanted.categories
-            if not set(self.model.config.trained_categories or categories).issuperset(categories):
-                prior, names = self._names(categories)
-                scores = scores - prior + NAME_COSINE_WEIGHT * (names @ vector.cpu())
-            probabilities = (scores / self.model.config.category_temperature).softmax(0).tolist()
-            scored = zip(categories, probabilities, strict=True)
-            row.categories = tuple(
-                CategoryProbability(name, p) for name, p in sorted(scored, key=lambda pair: (-pair[1], pair[0]))
-            )
+        if names is not None:
+            prior, vectors = names
+            scores = scores - prior + NAME_COSINE_WEIGHT * (vectors @ vector)
+        scaled = scores / self.temperature
+        powers = np.exp(scaled - scaled.max())
+        scored = zip(categories, (powers / powers.sum()).tolist(), strict=True)
+        return tuple(CategoryProbability(name, p) for name, p in sorted(scored, key=lambda pair: (-pair[1], pair[0])))
 
-    def _read_names(self, categories: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    def _unseen(self, categories: tuple[str, ...]) -> bool:
+        """Whether training has not shown all of these."""
+        return not set(self.runtime.config.trained_categories or categories).issuperset(categories)
+
+    def _read_names(self, categories: tuple[str, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
         """What the names of a closed set say alone, each read as a note's title: the mean log probability of each after
         some of them (C,), and their vectors (C, D).
 
         A name that training has not shown is as likely as its words are, whatever the note (Zhao et al. 2021).
         """
-        notes = [Note(title=name) for name in categories]
-        vectors = torch.from_numpy(self.embed(notes))
-        some = sorted(notes, key=lambda note: note.title)[: max(4, NAME_TOKENS // len(self._trie(categories).tokens))]
-        rows = [_Row(self.prepare(note, Wanted(categories=categories))) for note in some]
-        _, cache, mask = self._prefill(rows, [row.prepared.ids for row in rows])
-        return torch.stack(self._category_log_probs(rows, cache, mask)).mean(0), vectors
-
-    def _category_log_probs(self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor) -> list[Tensor]:
-        """log p of each category of each row's closed set, end token included: (C,) a row, from one forward over task
-        suffix and trie."""
-        task = self.model.prompt.category_task()
-        tries = [self._trie(row.prepared.wanted.categories) for row in rows]
-        nodes = max(len(trie.tokens) for trie in tries)
-        total = len(task) + nodes
-        past = mask.shape[1]
-        ids = torch.full((len(rows), total), self.model.prompt.end_id, dtype=torch.int64)
-        depth = torch.zeros((len(rows), total), dtype=torch.int64)
-        sees = torch.zeros((len(rows), total, total), dtype=torch.bool)
-        sees[:, : len(task), : len(task)] = torch.ones(len(task), len(task), dtype=torch.bool).tril()
-        for r, trie in enumerate(tries):
-            ids[r, :total] = torch.tensor([*task, *trie.tokens, *[task[-1]] * (nodes - len(trie.tokens))])
-            depth[r, : len(task)] = torch.arange(len(task))
-            for node, parent in enumerate(trie.parents):
-                at, above = len(task) + node, len(task) + parent if parent >= 0 else len(task) - 1
-                sees[r, at] = sees[r, above]
-                sees[r, at, at] = True
-                depth[r, at] = depth[r, above] + 1
-        device = self.model.device
-        looks = torch.cat([mask.bool()[:, None].expand(-1, total, past), sees.to(device)], dim=2)
-        positions = mask.sum(1, keepdim=True) + depth.to(device)
-        distance = positions[:, :, None] - torch.cat([_positions(mask), positions], dim=1)[:, None]
-        hidden = self.model(
-            ids.to(device), self.model.mask_by_layer(looks[:, None], distance[:, None]), positions, cache
-        )
-        sums = []
-        for r, (row, trie) in enumerate(zip(rows, tries, strict=True)):
-            row.prompt_tokens += len(task) + len(trie.tokens)
-            log_probs = self._trie_log_probs(trie, hidden[r, len(task) - 1 :])
-            sums.append(torch.tensor([sum(log_probs[n] for n in path) for path in trie.paths]))
-        return sums
-
-    def _trie_log_probs(self, trie: CategoryTrie, hidden: Tensor) -> list[float]:
-        """log p(node | its parents) of every node; hidden (1 + N, H) starts with the end of the task suffix."""
-        above = torch.tensor(trie.parents) + 1
-        inner = torch.unique(above)  # leaves ask nothing of the vocabulary
-        log_probs = self.model.logits(hidden[inner.to(hidden.device)]).log_softmax(-1).cpu()
-        row_of = {int(node): i for i, node in enumerate(inner)}
-        return [float(log_probs[row_of[int(a)], token]) for a, token in zip(above, trie.tokens, strict=True)]
-
-    def _write_hashtags(
-        self, rows: Sequence[_Row], cache: DynamicCache, mask: Tensor, places: Sequence[int], started: float
-    ) -> None:
-        """Each row's most probable hashtags; `places` are the rows' in the cache, which stays as it is."""
-        by_count: dict[int, list[tuple[_Row, int]]] = defaultdict(list)
-        for row, place in zip(rows, places, strict=True):
-            by_count[row.prepared.wanted.hashtags].append((row, place))
-        for count, of_count in by_count.items():
-            size = max(1, ROWS_AT_ONCE // (count * BEAMS_PER_HASHTAG))
-            for start in range(0, len(of_count), size):
-                some, places = zip(*of_count[start : start + size], strict=True)
-                self._search_hashtags(some, count, *_fork(cache, mask, places), started)
-
-    def _search_hashtags(
-        self, rows: Sequence[_Row], count: int, cache: DynamicCache, mask: Tensor, started: float
-    ) -> None:
-        """Beam search for the first hashtag that the model would write, which ranks all of them: training shows a
-        note's hashtags in random order (paper section 4), so a greedy list says no more, slower, and repeats itself."""
-        task = self.model.prompt.hashtag_task(count)
-        ids, suffix_mask = _left_pad([task] * len(rows), self.model.prompt.end_id, self.model.device)
-        searches = [_Beams([([], 0.0)]) for _ in rows]
-        waiting = list(range(len(rows)))
-        for row in rows:
-            row.prompt_tokens += len(task)
-        while waiting:
-            positions = mask.sum(1, keepdim=True) + _positions(suffix_mask)
-            mask = torch.cat([mask, suffix_mask], dim=1)
-            log_probs = self.model.logits(self.model(ids, mask, positions, cache)[:, -1]).log_softmax(-1)
-            parents: list[int] = []
-            first = 0
-            for at in waiting:
-                row, search = rows[at], searches[at]
-                row.first_token_seconds = row.first_token_seconds or time.perf_counter() - started
-                width = len(search.going)
-                row.generated_tokens += width if search.going[0][0] else 0
-                parents += [first + beam for beam in self._go_on(search, log_probs[first : first + width], count)]
-                first += width
-            waiting = [at for at in waiting if searches[at].going]
-            if waiting:
-                cache.batch_select_indices(torch.tensor(parents, device=mask.device))
-                mask = mask[parents]
-                ids = torch.tensor(
-                    [[beam[-1]] for at in waiting for beam, _ in searches[at].going], device=self.model.device
-                )
-                suffix_mask = torch.ones_like(ids)
-        for row, search in zip(rows, searches, strict=True):
-            row.hashtags = self._hashtags(search.found)[:count]
-
-    def _go_on(self, search: _Beams, log_probs: Tensor, count: int) -> list[int]:
-        """One step of a search. log_probs: (beams, V) of the next token. Which beams its new ones go on from."""
-        so_far = torch.tensor([log_prob for _, log_prob in search.going], device=log_probs.device)
-        if search.going[0][0]:
-            ended = (so_far + log_probs[:, self._ends].logsumexp(1)).tolist()
-            search.found += [(beam, log_prob) for (beam, _), log_prob in zip(search.going, ended, strict=True)]
-        total = so_far[:, None] + log_probs.index_fill(1, self._ends, -torch.inf)
-        best, places = total.flatten().topk(count * BEAMS_PER_HASHTAG)
-        parents, tokens = (places // total.shape[1]).tolist(), (places % total.shape[1]).tolist()
-        search.going = [
-            ([*search.going[parent][0], token], log_prob)
-            for parent, token, log_prob in zip(parents, tokens, best.tolist(), strict=True)
+        notes = [self.prompt.note(Note(title=name)) for name in categories]
+        by_name = sorted(range(len(notes)), key=lambda i: categories[i])
+        some = set(by_name[: max(4, NAME_TOKENS // len(self._trie(categories).tokens))])
+        works = [
+            Work(self._read_name(ids, categories if i in some else ()), self._blocks(len(ids)))
+            for i, ids in enumerate(notes)
         ]
-        if self._is_over(search, count):
-            search.going, parents = [], []
-        return parents
+        vectors, scores = zip(*self._run(works, 0), strict=True)  # one after the other: room is kept for one note
+        return np.mean([each for each in scores if each is not None], axis=0), np.stack(vectors)
 
-    def _is_over(self, search: _Beams, count: int) -> bool:
-        """Whether no beginning can still lead to one of the best `count`: to go on only costs probability."""
-        beginning, log_prob = search.going[0]
+    def _read_name(self, ids: Sequence[int], categories: tuple[str, ...]) -> Steps:
+        table = BlockTable(self.runtime.pool)
+        try:
+            span, trie = self._note_span(table, ids, (), Next(0, 0), categories)
+            (read,) = yield [span]
+            return read.vector, None if trie is None else _path_log_probs(trie, read.targets or [])
+        finally:
+            table.close()
+
+    def _write_category(self, ids: Sequence[int]) -> Steps:
+        """Greedy decoding until the end token, a line's end, which is how a bare backbone ends, or the bound."""
+        table = BlockTable(self.runtime.pool)
+        written: list[int] = []
+        try:
+            while len(written) < TOKENS_PER_CATEGORY:
+                more = [written[-1]] if written else ids
+                (read,) = yield [_span(table, more, next=Next(len(more) - 1, 1, ends=False))]
+                assert read.next is not None
+                (token,) = read.next.tokens
+                if token == self.prompt.end_id or "\n" in self.prompt.decode([*written, token]):
+                    break
+                written.append(token)
+            return self.prompt.decode(written).strip()
+        finally:
+            table.close()
+
+    def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
+        return CategoryTrie.build(self.prompt.category_outputs(categories))
+
+
+class _Search:
+    """Beam search for the first hashtag that the model would write, which ranks all of them: training shows a note's
+    hashtags in random order (paper section 4), so a greedy list says no more, slower, and repeats itself."""
+
+    def __init__(self, prompt: Prompt, count: int) -> None:
+        self._prompt = prompt
+        self._count = count
+        self._width = count * BEAMS_PER_HASHTAG
+        self._going: list[tuple[list[int], float]] = [([], 0.0)]
+        """Beginnings with their log probabilities, the most probable first."""
+        self._found: list[tuple[list[int], float]] = []
+        """Whole ones."""
+        self._tokens = 0
+
+    def go(self, table: BlockTable, after: NextTokens | None) -> Steps:
+        """To the end, from what comes first `after` the task, which `table` holds and which it leaves to the search."""
+        assert after is not None
+        tables = [table.fork()]
+        nexts = [after]
+        try:
+            while parents := self._extend(nexts):
+                tables = _continued(tables, parents)
+                self._tokens += len(tables)
+                spans = [
+                    _span(table, beam[-1:], next=Next(0, self._width))
+                    for table, (beam, _) in zip(tables, self._going, strict=True)
+                ]
+                nexts = [read.next for read in (yield spans) if read.next]
+        finally:
+            for each in tables:
+                each.close()
+        return None
+
+    def told(self, reading: Reading) -> Reading:
+        """With what was found."""
+        hashtags = self._hashtags()[: self._count]
+        reason = None if hashtags else "the model wrote nothing that can be read as a hashtag"
+        usage = replace(reading.usage, generated_tokens=self._tokens)
+        return replace(reading, hashtags=hashtags, hashtags_reason=reason, usage=usage)
+
+    def _extend(self, nexts: Sequence[NextTokens]) -> list[int]:
+        """One step, given what comes after each beginning: from which the new ones go on, or [] when it is over."""
+        if self._going[0][0]:
+            self._found += [(ids, p + after.ended) for (ids, p), after in zip(self._going, nexts, strict=True)]
+        longer = [
+            (so_far + p, parent, token)
+            for parent, ((_, so_far), after) in enumerate(zip(self._going, nexts, strict=True))
+            for token, p in zip(after.tokens, after.log_probs, strict=True)
+        ]
+        best = sorted(longer, key=lambda each: -each[0])[: self._width]
+        self._going = [([*self._going[parent][0], token], p) for p, parent, token in best]
+        return [] if self._is_over() else [parent for _, parent, _ in best]
+
+    def _is_over(self) -> bool:
+        """Whether no beginning can still lead to one of the best: to go on only costs probability."""
+        beginning, log_prob = self._going[0]
         if len(beginning) > TOKENS_PER_HASHTAG or log_prob == -math.inf:
             return True
-        best = self._hashtags(search.found)[:count] if len(search.found) >= count else ()
-        return len(best) == count and best[-1].score >= math.exp(log_prob)
+        best = self._hashtags()[: self._count] if len(self._found) >= self._count else ()
+        return len(best) == self._count and best[-1].score >= math.exp(log_prob)
 
-    def _hashtags(self, found: Sequence[tuple[list[int], float]]) -> tuple[Hashtag, ...]:
-        """Hashtags of token sequences and their log probabilities, the most probable first; two spellings of one are
-        one, as probable as both."""
+    def _hashtags(self) -> tuple[Hashtag, ...]:
+        """Those found, the most probable first; two spellings of one are one, as probable as both."""
         probabilities: dict[str, float] = defaultdict(float)
         spelled: dict[str, str] = {}
-        for ids, log_prob in sorted(found, key=lambda each: -each[1]):
-            for text, _ in self.model.prompt.parse_hashtags(ids)[:1]:
+        for ids, log_prob in sorted(self._found, key=lambda each: -each[1]):
+            for text, _ in self._prompt.parse_hashtags(ids)[:1]:
                 probabilities[hashtag_key(text)] += math.exp(log_prob)
                 spelled.setdefault(hashtag_key(text), text)
         best = sorted(probabilities.items(), key=lambda pair: (-pair[1], pair[0]))
         return tuple(Hashtag(spelled[key], min(1.0, probability)) for key, probability in best if probability > 0)
 
-    @cached_property
-    def _ends(self) -> Tensor:
-        """The tokens after which a hashtag is whole: the end, a line's end, and what begins the next one."""
-        tokenizer = self.model.tokenizer
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        ends = [i for i, text in enumerate(texts) if text.lstrip(" ").startswith("#") or "\n" in text]
-        return torch.tensor(sorted({*ends, self.model.prompt.end_id}), device=self.model.device)
 
-    def _write(
-        self,
-        rows: list[_Row],
-        tasks: Sequence[Sequence[int]],
-        cache: DynamicCache,
-        mask: Tensor,
-        accept: Callable[[_Row, int], bool],
-    ) -> None:
-        """Greedy decoding after each row's own task; a row leaves the batch as soon as `accept` says that it ended."""
-        ids, suffix_mask = _left_pad(tasks, self.model.prompt.end_id, self.model.device)
-        for row, task in zip(rows, tasks, strict=True):
-            row.prompt_tokens += len(task)
-        while rows:
-            positions = mask.sum(1, keepdim=True) + _positions(suffix_mask)
-            mask = torch.cat([mask, suffix_mask], dim=1)
-            tokens = self.model.logits(self.model(ids, mask, positions, cache)[:, -1]).argmax(-1)
-            going = [i for i, row in enumerate(rows) if accept(row, int(tokens[i]))]
-            if len(going) < len(rows):
-                rows = [rows[i] for i in going]
-                if not rows:
-                    return
-                kept = torch.tensor(going, device=mask.device)
-                cache.batch_select_indices(kept)
-                mask, tokens = mask[kept], tokens[kept]
-            ids, suffix_mask = tokens[:, None], torch.ones_like(tokens[:, None])
-
-    def _accept_category(self, row: _Row, token: int) -> bool:
-        """Take one generated token into its row; False when that ended."""
-        if token == self.model.prompt.end_id:
-            return False
-        if "\n" in self.model.prompt.decode([*row.generated, token]):  # how a bare backbone ends an output
-            return False
-        row.generated.append(token)
-        return len(row.generated) < TOKENS_PER_CATEGORY
-
-    def _reading(self, row: _Row, vector: npt.NDArray[np.float32]) -> Reading:
-        reason = None
-        if row.hashtags is not None and not row.hashtags:
-            reason = "the model wrote nothing that can be read as a hashtag"
-        usage = Usage(row.prompt_tokens, row.generated_tokens)
-        return Reading(vector, usage, row.hashtags, reason, row.categories, row.first_token_seconds)
-
-    def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
-        return CategoryTrie.build(self.model.prompt.category_outputs(categories))
+def _start(work: Work) -> None:
+    work.waiting = next(work.steps)
 
 
-def _batches_of_like_length(prepared: Sequence[Prepared], batch_tokens: int) -> Iterator[list[int]]:
-    """Places in `prepared`, the longest first, each batch within the token budget when padded, or of one."""
-    waiting = sorted(range(len(prepared)), key=lambda i: prepared[i].tokens)
-    while waiting:
-        size = max(1, batch_tokens // prepared[waiting[-1]].tokens)
-        batch, waiting = waiting[-size:], waiting[:-size]
-        yield batch
+def _of_one_forward(live: Sequence[Work]) -> list[Work]:
+    """All that decode, and of the prefills, the first come first, as many as STEP_TOKENS allows; one at the least."""
+    chosen = [work for work in live if work.decodes]
+    tokens = 0
+    for work in live:
+        if not work.decodes and (not tokens or tokens + work.tokens <= STEP_TOKENS):
+            tokens += work.tokens
+            chosen.append(work)
+    return chosen
 
 
-def _left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, T) ids and their 0/1 mask, both int64."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[pad] * (longest - len(s)) + list(s) for s in sequences], device=device)
-    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return ids, mask
+def _span(table: BlockTable, ids: Sequence[int], parents: Sequence[int] | None = None, **asked: Any) -> Span:
+    """`ids` at the end of `table`, which grows by them."""
+    table.grow(len(ids))
+    return Span(table, tuple(ids), None if parents is None else tuple(parents), **asked)
 
 
-def _positions(mask: Tensor) -> Tensor:
-    """Position of each real token among its row's real tokens; 0 for padding. (B, T) int64."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
+def _continued(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:
+    """Those that go on from `parents`, places in `tables`; what no one goes on from is given back."""
+    for place in set(range(len(tables))).difference(parents):
+        tables[place].close()
+    last = {parent: i for i, parent in enumerate(parents)}  # goes on in the parent's own table
+    return [tables[parent] if last[parent] == i else tables[parent].fork() for i, parent in enumerate(parents)]
 
 
-def _fork(cache: DynamicCache, mask: Tensor, rows: Sequence[int]) -> tuple[DynamicCache, Tensor]:
-    """A copy of some rows' cache and mask, to be continued while the original stays as it is."""
-    kept = torch.tensor(list(rows), device=mask.device)
-    forked = copy.deepcopy(cache)
-    forked.batch_select_indices(kept)
-    return forked, mask[kept]
+def _path_log_probs(trie: CategoryTrie, log_probs: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
+    """log p of each category, the end token included (C,), from those of each node's children."""
+    of_node = np.zeros(len(trie.tokens))
+    for children, found in zip(trie.children.values(), log_probs, strict=True):
+        of_node[list(children)] = found
+    return np.array([of_node[list(path)].sum() for path in trie.paths])

@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -170,6 +171,13 @@ class Prompt:
     def hashtag_task(self, count: int) -> list[int]:
         """What follows the read-out position to ask for `count` hashtags."""
         return self._encode([self.template.hashtag_task.format(count=count)])[0]
+
+    @cached_property
+    def hashtag_ends(self) -> list[int]:
+        """The tokens after which a hashtag is whole: the end, a line's end, and what begins the next one."""
+        texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        ends = [i for i, text in enumerate(texts) if text.lstrip(" ").startswith("#") or "\n" in text]
+        return sorted({*ends, self.end_id})
 
     def hashtag_output(self, hashtags: Iterable[str]) -> list[int]:
         """The wanted output of the hashtag task, end token included."""

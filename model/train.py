@@ -43,6 +43,7 @@ from model.note import Note
 from model.notellm import BACKBONE_FOLDER, NoteLLM
 from model.recipe import Recipe, RecipeError
 from model.related import Related
+from model.torch_runtime import TorchRuntime
 from model.weights import Progress, silent
 
 LAST, BEST, LOG = "last.pt", "best", "log.jsonl"
@@ -356,7 +357,7 @@ class Trainer:
         """Recall@100 over validation pairs among the notes of these pairs and others, `validation_notes` in all."""
         assert self.validation is not None
         notes, pairs = self.validation.sample(self.recipe.validation_notes, self.recipe.seed)
-        vectors = Engine(self.model).embed(notes)
+        vectors = Engine(TorchRuntime(self.model)).embed(notes)
         return recall_of_pairs(vectors, [note.id for note in notes], pairs, k=100)
 
     def _save_checkpoint(self) -> None:

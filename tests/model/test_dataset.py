@@ -40,13 +40,13 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture
 def prompt(engine: Engine) -> Prompt:
-    return engine.model.prompt
+    return engine.prompt
 
 
 @pytest.fixture
 def hashtags_last(tiny_short: Engine) -> Prompt:
     """The prompt version that shows hashtags after all else."""
-    return tiny_short.model.prompt
+    return tiny_short.prompt
 
 
 def output(example: Example) -> list[int]:

@@ -9,7 +9,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from model.engine import (
 )
 from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted, hashtag_key
 from model.notellm import NoteLLM
+from model.runtime import Read, Span
+from model.torch_runtime import TorchRuntime
 
 WORDS = [
     "coffee",
@@ -115,24 +117,24 @@ def random_engine(
     torch.manual_seed(0)
     backbone = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     model = NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
-    return Engine(model.eval().requires_grad_(False))
+    return Engine(TorchRuntime(model.eval().requires_grad_(False)))
 
 
 def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor, others: float = -torch.inf) -> Engine:
     """Make the engine's model write only tokens of `texts`, each with its row of `weights` (len(texts), H); `others`
     is the logit of any other."""
     ids = [token_of(engine, text) for text in texts]
-    output = nn.Linear(weights.shape[1], len(engine.model.tokenizer))
+    output = nn.Linear(weights.shape[1], len(engine.runtime.model.tokenizer))
     nn.init.zeros_(output.weight)
     nn.init.constant_(output.bias, others)
     output.weight.data[ids] = weights
     output.bias.data[ids] = 0
-    engine.model.backbone.set_output_embeddings(output.requires_grad_(False))
+    engine.runtime.model.backbone.set_output_embeddings(output.requires_grad_(False))
     return engine
 
 
 def token_of(engine: Engine, text: str) -> int:
-    (token,) = engine.model.tokenizer(text, add_special_tokens=False).input_ids
+    (token,) = engine.runtime.model.tokenizer(text, add_special_tokens=False).input_ids
     assert isinstance(token, int)
     return token
 
@@ -153,16 +155,16 @@ def by_table(tokenizer: PreTrainedTokenizerBase, after: Mapping[str, Mapping[str
     """A model whose next token depends on the last one alone: `after[last]` are the probabilities of the next ones,
     and `after[""]` those of a hashtag's first token. What is not told has the probability 0."""
     engine = random_engine(LlamaConfig(**COMMON), tokenizer)
-    for layer in engine.model.backbone.base_model.layers:  # each hands on its input
+    for layer in engine.runtime.model.backbone.base_model.layers:  # each hands on its input
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
-    embedding = engine.model.backbone.get_input_embeddings().weight
+    embedding = engine.runtime.model.backbone.get_input_embeddings().weight
     nn.init.zeros_(embedding)
     texts = sorted({text for nexts in after.values() for text in nexts})
     weights = torch.full((len(texts), 64), -1e3)
     for place, (last, nexts) in enumerate(after.items()):
         assert sum(nexts.values()) == pytest.approx(1)
-        embedding.data[token_of(engine, last) if last else engine.model.prompt.hashtag_task(1)[-1], place] = 1e3
+        embedding.data[token_of(engine, last) if last else engine.prompt.hashtag_task(1)[-1], place] = 1e3
         for text, probability in nexts.items():
             weights[texts.index(text), place] = math.log(probability)
     return writes_only(engine, texts, weights / 8)  # the final norm makes 8 of the one feature that is not 0
@@ -241,35 +243,28 @@ def top_tens(vectors: np.ndarray[Any, Any], among: np.ndarray[Any, Any]) -> list
     return [list(map(int, row[:10])) for row in np.argsort(-vectors @ among.T, axis=1)]
 
 
-@dataclass(slots=True)
-class Pass:
-    """What one forward of the backbone was given: the ids of each row that are no padding, and its width."""
-
-    rows: list[list[int]]
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.rows))
-
-
 @contextmanager
-def passes(engine: Engine) -> Iterator[list[Pass]]:
-    """Every forward of the backbone while this is open."""
-    seen: list[Pass] = []
+def passes(engine: Engine) -> Iterator[list[list[tuple[int, ...]]]]:
+    """Of every forward while this is open, the ids that each sequence was given."""
+    seen: list[list[tuple[int, ...]]] = []
+    forward = engine.runtime.forward
 
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-        width = ids.shape[1]
-        # A token is real where the mask says so; in a 4D mask, where it may look at itself.
-        real = mask[:, -width:].bool() if mask.dim() == 2 else mask[:, 0, :, -width:].diagonal(dim1=1, dim2=2)
-        seen.append(Pass([row[keep].tolist() for row, keep in zip(ids, real, strict=True)], width))
+    def look(spans: Sequence[Span]) -> list[Read]:
+        seen.append([span.ids for span in spans])
+        return forward(spans)
 
-    handle = engine.model.backbone.base_model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.runtime, "forward", look)
         yield seen
-    finally:
-        handle.remove()
+
+
+def prefills(seen: Sequence[Sequence[tuple[int, ...]]]) -> list[list[int]]:
+    """What was given at once, of more than a token."""
+    return [list(ids) for step in seen for ids in step if len(ids) > 1]
+
+
+def single_steps(seen: Sequence[Sequence[tuple[int, ...]]]) -> int:
+    return sum(len(ids) == 1 for step in seen for ids in step)
 
 
 @torch.inference_mode()
@@ -277,18 +272,18 @@ def hidden_of(engine: Engine, ids: Sequence[int]) -> Tensor:
     """(T, H), from one plain forward: no cache, no padding."""
     row = torch.tensor([list(ids)])
     mask = torch.ones_like(row)
-    hidden: Tensor = engine.model(row, mask, mask.cumsum(1) - 1)
+    hidden: Tensor = engine.runtime.model(row, mask, mask.cumsum(1) - 1)
     return hidden[0]
 
 
 def category_log_probs_by_recomputing(engine: Engine, note: Note, categories: tuple[str, ...]) -> Tensor:
     """Each category's whole sequence through a forward of its own. (C,)"""
-    prompt = engine.model.prompt
+    prompt = engine.prompt
     before = [*prompt.note(note), *prompt.category_task()]
     sums = []
     for output in prompt.category_outputs(categories):
         hidden = hidden_of(engine, [*before, *output])[len(before) - 1 : -1]
-        log_probs = engine.model.logits(hidden).log_softmax(-1)
+        log_probs = engine.runtime.model.logits(hidden).log_softmax(-1)
         sums.append(log_probs[range(len(output)), output].sum())
     return torch.stack(sums)
 
@@ -300,11 +295,11 @@ def category_by_recomputing(engine: Engine, note: Note, categories: tuple[str, .
 
 def freely_by_recomputing(engine: Engine, note: Note) -> list[int]:
     """Ids of a freely written category, with the whole sequence computed again for each token."""
-    prompt = engine.model.prompt
+    prompt = engine.prompt
     before = [*prompt.note(note), *prompt.category_task()]
     written: list[int] = []
     while len(written) < TOKENS_PER_CATEGORY:
-        token = int(engine.model.logits(hidden_of(engine, [*before, *written])[-1]).argmax())
+        token = int(engine.runtime.model.logits(hidden_of(engine, [*before, *written])[-1]).argmax())
         if token == prompt.end_id or prompt.decode([token]) == "\n":
             break
         written.append(token)
@@ -321,9 +316,9 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[list[tuple[str, float]], int]:
     """The same beam search with the whole sequence computed again for each beginning, in plain probabilities: the
     hashtags, and how many tokens of beginnings the model was given."""
-    prompt = engine.model.prompt
+    prompt = engine.prompt
     before = [*prompt.note(note, count), *prompt.hashtag_task(count)]
-    ends = ends_of(engine.model.tokenizer)
+    ends = ends_of(engine.runtime.model.tokenizer)
     beams = count * BEAMS_PER_HASHTAG
     beginnings: list[tuple[float, list[int]]] = [(1.0, [])]
     whole: list[tuple[float, list[int]]] = []
@@ -331,7 +326,7 @@ def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[lis
     for length in range(TOKENS_PER_HASHTAG + 1):
         longer: list[tuple[float, list[int]]] = []
         for probability, ids in beginnings:
-            after = engine.model.logits(hidden_of(engine, [*before, *ids])[-1]).double().softmax(-1)
+            after = engine.runtime.model.logits(hidden_of(engine, [*before, *ids])[-1]).double().softmax(-1)
             if length:
                 given += 1
                 whole.append((probability * float(after[ends].sum()), ids))
@@ -352,7 +347,7 @@ def merged(engine: Engine, whole: Sequence[tuple[float, list[int]]]) -> list[tup
     """Hashtags with their probabilities, best first, spelled as they are most probably."""
     hashtags: dict[str, tuple[str, float]] = {}
     for probability, ids in sorted(whole, reverse=True):
-        if parsed := engine.model.prompt.parse_hashtags(ids):
+        if parsed := engine.prompt.parse_hashtags(ids):
             first, _ = parsed[0]
             spelled, so_far = hashtags.get(hashtag_key(first), (first, 0.0))
             hashtags[hashtag_key(first)] = (spelled, so_far + probability)
@@ -368,13 +363,15 @@ def check_hashtags_against_recomputing(engine: Engine, note: Note, count: int, r
 
 def all_hashtags(engine: Engine, note: Note, count: int, words: Sequence[str], most: int) -> dict[str, float]:
     """The probability of every hashtag of up to `most` of `words`, by its key."""
-    prompt, tokenizer = engine.model.prompt, engine.model.tokenizer
+    prompt, tokenizer = engine.prompt, engine.prompt.tokenizer
     before = [*prompt.note(note, count), *prompt.hashtag_task(count)]
     found: dict[str, float] = defaultdict(float)
     for length in range(1, most + 1):
         for chosen in itertools.product(words, repeat=length):
             ids = [token_of(engine, word) for word in chosen]
-            rows = engine.model.logits(hidden_of(engine, [*before, *ids])[len(before) - 1 :]).double().softmax(-1)
+            rows = (
+                engine.runtime.model.logits(hidden_of(engine, [*before, *ids])[len(before) - 1 :]).double().softmax(-1)
+            )
             probability = rows[range(length), ids].prod() * rows[-1, ends_of(tokenizer)].sum()
             found["".join(chosen).replace(" ", "").casefold()] += float(probability)
     return found
@@ -417,7 +414,7 @@ def test_the_order_of_a_batch_changes_nothing(tiny_engine: Engine) -> None:
 
 def test_padding_on_the_left_equals_padding_on_the_right(tiny_engine: Engine) -> None:
     """Training pads on the right."""
-    model = tiny_engine.model
+    model = tiny_engine.runtime.model
     rows = [model.prompt.note(note) for note in NOTES]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -429,39 +426,40 @@ def test_padding_on_the_left_equals_padding_on_the_right(tiny_engine: Engine) ->
 
 
 def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first: Engine) -> None:
-    prompt = note_first.model.prompt
+    prompt = note_first.prompt
     with passes(note_first) as seen:
         readings = read(note_first, FEW, Wanted(3, FOODS))
-    assert seen[0].rows == [prompt.note(note) for note in FEW]
-    # Then only tasks, the trie's nodes, and what the model may write, token by token.
     trie = CategoryTrie.build(prompt.category_outputs(FOODS))
-    assert seen[1].rows == [[*prompt.category_task(), *trie.tokens]] * len(FEW)
-    assert seen[2].rows == [prompt.hashtag_task(3)] * len(FEW)
-    assert {step.width for step in seen[3:]} == {1}
-    assert sum(step.tokens for step in seen[3:]) == sum(reading.usage.generated_tokens for reading in readings)
+    tasks = [*prompt.hashtag_task(3), *prompt.category_task(), *trie.tokens]
+    assert [list(ids) for ids in seen[0]] == [[*prompt.note(note), *tasks] for note in FEW]
+    # Then only what the model may write, token by token.
+    assert len(prefills(seen)) == len(FEW)
+    assert single_steps(seen) == sum(reading.usage.generated_tokens for reading in readings)
 
 
 def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_alone(task_first: Engine) -> None:
-    prompt = task_first.model.prompt
+    prompt = task_first.prompt
     wanted = [Wanted(3), Wanted(), Wanted(0, FOODS), Wanted(1, FOODS), Wanted()]
+    trie = CategoryTrie.build(prompt.category_outputs(FOODS))
     with passes(task_first) as seen:
         read(task_first, FEW, wanted)
-    trie = CategoryTrie.build(prompt.category_outputs(FOODS))
-    assert seen[0].rows == [prompt.note(note) for note in FEW]
-    assert seen[1].rows == [[*prompt.category_task(), *trie.tokens]] * 2
-    assert seen[2].rows == [prompt.note(FEW[0], 3), prompt.note(FEW[3], 1)]
-    # Each count has a search of its own.
-    assert [step.rows for step in seen[3:] if step.width > 1] == [[prompt.hashtag_task(3)], [prompt.hashtag_task(1)]]
+    expected = []
+    for note, want in zip(FEW, wanted, strict=True):
+        expected.append([*prompt.note(note), *([*prompt.category_task(), *trie.tokens] if want.categories else ())])
+        if want.hashtags:
+            expected.append([*prompt.note(note, want.hashtags), *prompt.hashtag_task(want.hashtags)])
+    assert [list(ids) for ids in seen[0]] == expected
+    assert prefills(seen) == expected
     with passes(task_first) as seen:
         read(task_first, FEW, Wanted(0, FOODS))
-    assert len(seen) == 2
+    assert len(seen) == 1
 
 
 def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
     wanted = [Wanted(3, FOODS), Wanted(2), Wanted(0, CLOSED_SETS[1]), Wanted(), Wanted(1, CLOSED_SETS[4])]
     with passes(writer) as seen:
         readings = read(writer, FEW, wanted)
-    prompt = writer.model.prompt
+    prompt = writer.prompt
     for note, reading, want in zip(FEW, readings, wanted, strict=True):
         expected = len(prompt.note(note))
         if want.hashtags:
@@ -471,8 +469,8 @@ def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
             outputs = prompt.category_outputs(want.categories)
             expected += len(prompt.category_task()) + len(CategoryTrie.build(outputs).tokens)
         assert reading.usage.prompt_tokens == expected
-    assert sum(reading.usage.prompt_tokens for reading in readings) == sum(p.tokens for p in seen if p.width > 1)
-    assert sum(reading.usage.generated_tokens for reading in readings) == sum(p.tokens for p in seen if p.width == 1)
+    assert sum(reading.usage.prompt_tokens for reading in readings) == sum(map(len, prefills(seen)))
+    assert sum(reading.usage.generated_tokens for reading in readings) == single_steps(seen)
 
 
 def test_three_calls_cost_the_note_three_times(writer: Engine) -> None:
@@ -500,7 +498,7 @@ def check_batch_invariance(engine: Engine) -> None:
 
 def check_against_recomputing(engine: Engine) -> None:
     for note, reading in zip(FEW, read(engine, FEW, Wanted(1, FOODS)), strict=True):
-        vector = engine.model.embed(hidden_of(engine, engine.prepare(note).ids)[-1:])[0]
+        vector = engine.runtime.model.embed(hidden_of(engine, engine.prepare(note).ids)[-1:])[0]
         assert float(vector @ torch.from_numpy(reading.vector)) >= 0.9999
         assert probabilities(reading) == pytest.approx(category_by_recomputing(engine, note, FOODS), abs=1e-4)
         check_hashtags_against_recomputing(engine, note, 1, reading)
@@ -539,8 +537,8 @@ def test_logits_are_those_of_the_family(family: str, tokenizer: PreTrainedTokeni
     engine = random_engine(FAMILIES[family], tokenizer)
     ids = engine.prepare(FEW[1]).ids
     with torch.inference_mode():
-        expected = engine.model.backbone(input_ids=torch.tensor([ids])).logits[0]
-        torch.testing.assert_close(engine.model.logits(hidden_of(engine, ids)), expected, atol=1e-4, rtol=1e-4)
+        expected = engine.runtime.model.backbone(input_ids=torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(engine.runtime.model.logits(hidden_of(engine, ids)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_every_prompt_version_reads_what_computing_everything_again_reads(writer: Engine) -> None:
@@ -561,13 +559,8 @@ def test_category_probabilities_equal_scoring_each_category_alone(tiny_engine: E
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
 def test_plain_attention_as_in_training_reads_the_same(family: str, tokenizer: PreTrainedTokenizerBase) -> None:
     engine = random_engine((SHORT_WINDOWS | {"llama": FAMILIES["llama"]})[family], tokenizer)
-    wanted = Wanted(2, FOODS)
-    served = read(engine, FEW, wanted)
-    engine.model.backbone.set_attn_implementation("eager")
-    plain = read(engine, FEW, wanted)
-    assert_same_vectors(served, plain)
-    assert_same_categories(served, plain)
-    assert_same_hashtags(served, plain)
+    engine.runtime.model.backbone.set_attn_implementation("eager")
+    check_against_recomputing(engine)
 
 
 def test_the_whole_closed_set_is_answered_most_probable_first(tiny_engine: Engine) -> None:
@@ -610,11 +603,11 @@ def test_what_names_say_alone_is_bounded_work_for_a_long_list(trained: Engine) -
     names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
     with passes(trained) as seen:
         read(trained, FEW[:1], Wanted(categories=names))
-    nodes = len(CategoryTrie.build(trained.model.prompt.category_outputs(names)).tokens)
-    assert sorted(len(each.rows) for each in seen if each.width > nodes) == [1, 4]
+    nodes = len(CategoryTrie.build(trained.prompt.category_outputs(names)).tokens)
+    assert sum(len(ids) > nodes for ids in prefills(seen)) == 4 + 1
     with passes(trained) as seen:
         read(trained, FEW[:1], Wanted(categories=names))
-    assert len(seen) == 2
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "trained"])
@@ -644,21 +637,19 @@ def test_searching_through_the_cache_equals_computing_everything_again(writer: E
     assert len(lengths) > 2, "every search ends at the same step: the test shows too little"
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 8, 128])
-def test_neither_other_counts_nor_how_many_rows_run_at_once_change_hashtags(
-    writer: Engine, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+@pytest.mark.parametrize(("blocks", "step_tokens"), [(24, 1), (40, 200), (1024, 4096)])
+def test_neither_other_counts_nor_how_much_runs_at_once_change_hashtags(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, blocks: int, step_tokens: int
 ) -> None:
     notes = NOTES[:16]
     counts = [Wanted(i % 5) for i in range(len(notes))]
     apart = [read(writer, [note], count)[0] for note, count in zip(notes, counts, strict=True)]
     assert len({reading.usage.generated_tokens for reading in apart}) > 5
-    monkeypatch.setattr("model.engine.ROWS_AT_ONCE", rows_at_once)
-    with passes(writer) as seen:
-        together = read(writer, notes, counts)
-    most = max(rows_at_once, 4 * BEAMS_PER_HASHTAG)  # one note's beams stay together
-    assert max(len(step.rows) for step in seen if step.width == 1) <= most
-    assert_same_hashtags(together, apart)
-    assert_same_hashtags(read(writer, notes[::-1], counts[::-1])[::-1], apart)
+    monkeypatch.setattr("model.engine.STEP_TOKENS", step_tokens)
+    small = Engine(TorchRuntime(writer.runtime.model, blocks))
+    assert_same_hashtags(read(small, notes, counts), apart)
+    assert_same_hashtags(read(small, notes[::-1], counts[::-1])[::-1], apart)
+    assert small.runtime.pool.free == blocks
 
 
 def test_hashtags_do_not_depend_on_what_the_notes_before_asked_for(writer: Engine) -> None:
@@ -795,12 +786,15 @@ def opposite(width: int) -> Tensor:
     return torch.stack([row, -row])
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
-def test_a_category_is_written_freely_as_greedy_decoding_by_hand_writes_it(writer: Engine, batch_tokens: int) -> None:
+@pytest.mark.parametrize("step_tokens", [1, 300, 100_000])
+def test_a_category_is_written_freely_as_greedy_decoding_by_hand_writes_it(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, step_tokens: int
+) -> None:
+    monkeypatch.setattr("model.engine.STEP_TOKENS", step_tokens)
     notes = NOTES[:16]
     by_hand = [freely_by_recomputing(writer, note) for note in notes]
     assert len({len(ids) for ids in by_hand}) > 3, "every row ends at the same step: the test shows too little"
-    assert writer.write_category(notes, batch_tokens) == [writer.model.prompt.decode(ids).strip() for ids in by_hand]
+    assert writer.write_category(notes) == [writer.prompt.decode(ids).strip() for ids in by_hand]
 
 
 def test_of_no_notes_no_category_is_written(tiny_engine: Engine) -> None:
@@ -841,15 +835,15 @@ def test_a_prepared_note_knows_the_most_it_can_cost(writer: Engine) -> None:
     assert prepared.tokens == prompts + 3 * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
     with passes(writer) as seen:
         reading = writer.run([writer.prepare(FEW[1], Wanted(3))])[0]
-    task = writer.model.prompt.hashtag_task(3)
-    assert sum(step.tokens for step in seen if step.width > 1) == prompts + len(task)
+    task = writer.prompt.hashtag_task(3)
+    assert sum(map(len, prefills(seen))) == prompts + len(task)
     assert prompts + reading.usage.generated_tokens <= prepared.tokens
 
 
 def test_loading_names_the_model_as_its_checkpoint_does(tiny_engine: Engine) -> None:
-    assert (tiny_engine.name, tiny_engine.space) == ("tiny", tiny_engine.model.space)
+    assert (tiny_engine.name, tiny_engine.space) == ("tiny", tiny_engine.runtime.model.space)
     assert tiny_engine.categories == NoteLLMConfig().categories
-    assert tiny_engine.model.backbone.dtype == torch.float32
+    assert tiny_engine.runtime.model.backbone.dtype == torch.float32
 
 
 def test_the_real_backbone_reads_the_same_alone_and_in_a_batch(backbone_folder: Path, tmp_path: Path) -> None:

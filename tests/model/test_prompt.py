@@ -353,7 +353,7 @@ def test_training_and_serving_make_the_same_ids(
     tiny_checkpoint: Path, engine: str, request: pytest.FixtureRequest
 ) -> None:
     serving: Engine = request.getfixturevalue(engine)
-    version = serving.model.config.prompt_version
+    version = serving.runtime.config.prompt_version
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint / "backbone")
     training = Prompt(tokenizer, replace(NoteLLMConfig.load(tiny_checkpoint), prompt_version=version))
     for text in HOSTILE_TEXTS.values():
@@ -361,8 +361,8 @@ def test_training_and_serving_make_the_same_ids(
         prepared = serving.prepare(note, Wanted(5))
         assert prepared.ids == tuple(training.note(note))
         assert (prepared.hashtag_prompt or prepared.ids) == tuple(training.note(note, 5))
-    assert serving.model.prompt.hashtag_task(5) == training.hashtag_task(5)
-    assert serving.model.prompt.category_task() == training.category_task()
+    assert serving.prompt.hashtag_task(5) == training.hashtag_task(5)
+    assert serving.prompt.category_task() == training.category_task()
 
 
 def test_wanted_outputs_are_the_text_and_then_the_end(prompt: Prompt) -> None:

@@ -41,7 +41,7 @@ def test_one_prefill_gives_a_vector_hashtags_and_a_likely_category(engine: Engin
 
 
 def test_it_knows_which_names_its_training_has_shown(engine: Engine):
-    assert set(engine.model.config.trained_categories) > set(engine.categories)
+    assert set(engine.runtime.config.trained_categories) > set(engine.categories)
 
 
 def test_categories_that_it_never_saw_are_told_apart_by_their_names(engine: Engine):

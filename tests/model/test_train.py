@@ -35,6 +35,7 @@ from model.pairs import PairOptions, related_pairs, split_of
 from model.recipe import Data, Recipe, RecipeError
 from model.related import Related
 from model.teacher import write_vectors
+from model.torch_runtime import TorchRuntime
 from model.train import (
     BEST,
     LAST,
@@ -256,7 +257,7 @@ def test_the_best_checkpoint_serves_what_was_trained(recipe: Recipe, tmp_path: P
     list(trainer.run())
     engine = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu")
     notes = [Note(title="river"), Note(title="bread", hashtags=("daily",))]
-    np.testing.assert_allclose(engine.embed(notes), Engine(trainer.model).embed(notes), atol=1e-5)
+    np.testing.assert_allclose(engine.embed(notes), Engine(TorchRuntime(trainer.model)).embed(notes), atol=1e-5)
     assert engine.dimension == 16
     assert engine.name == "tiny-trained"
     assert (tmp_path / BEST / "adapter").is_dir() == bool(lora_rank)
@@ -269,8 +270,8 @@ def test_a_recipe_chooses_the_prompt_version_and_its_checkpoint_serves_with_it(r
     assert all(step.contrastive > 0 and step.generative > 0 for step in steps)
     engine = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu")
     note = Note(title="river", hashtags=("daily",))
-    assert engine.prepare(note, Wanted(3)) == Engine(trainer.model).prepare(note, Wanted(3))
-    np.testing.assert_allclose(engine.embed([note]), Engine(trainer.model).embed([note]), atol=1e-5)
+    assert engine.prepare(note, Wanted(3)) == Engine(TorchRuntime(trainer.model)).prepare(note, Wanted(3))
+    np.testing.assert_allclose(engine.embed([note]), Engine(TorchRuntime(trainer.model)).embed([note]), atol=1e-5)
 
 
 def test_a_recipe_with_an_unknown_prompt_version_is_refused(recipe: Recipe, tmp_path: Path):
@@ -320,7 +321,7 @@ def test_later_stages_start_from_the_weights_of_an_earlier_one(recipe: Recipe, t
     later = Trainer(replace(recipe, start=first / BEST), second, cache=tmp_path)
     notes = [Note(title="river")]
     served = Engine.load(str(first / BEST), cache=tmp_path, device="cpu").embed(notes)
-    np.testing.assert_allclose(Engine(later.model).embed(notes), served, atol=1e-5)
+    np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
 
 
 def test_the_share_of_distillation_is_that_of_the_logged_loss(recipe: Recipe, tmp_path: Path):
@@ -426,7 +427,7 @@ def test_a_trainer_starts_the_projection_from_the_teacher_of_its_data(recipe: Re
     found = {}
     for name, taught in {"with": replace(data, teacher=teacher), "without": data}.items():
         trainer = Trainer(replace(recipe, data=(taught,), distillation=0.5), tmp_path / name, cache=tmp_path)
-        vectors = Engine(trainer.model).embed(list(notes.values()))
+        vectors = Engine(TorchRuntime(trainer.model)).embed(list(notes.values()))
         alike = subjects[:, None] == subjects
         scores = vectors @ vectors.T
         found[name] = scores[alike].mean() - scores[~alike].mean()
@@ -469,7 +470,7 @@ def test_each_memory_starts_with_all_notes_that_its_teacher_knows(
     strays = related.rows([related.paired.notes[i] for i in lonely])
     assert remembered[strays].any()  # of the sample
     assert not remembered[strays].all()
-    read = torch.from_numpy(Engine(trainer.model).embed(related.notes))
+    read = torch.from_numpy(Engine(TorchRuntime(trainer.model)).embed(related.notes))
     as_read = (related.memory * read).sum(1)
     sample = as_read > 1 - 1e-4
     assert 100 <= sample.sum() < 110
@@ -542,7 +543,7 @@ def test_every_family_of_backbone_trains(recipe: Recipe, backbone_folder: Path, 
     assert all(not torch.equal(after[name], p) for name, p in before.items())
     notes = [Note(title="river")]
     served = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu").embed(notes)
-    np.testing.assert_allclose(served, Engine(trainer.model).embed(notes), atol=1e-5)
+    np.testing.assert_allclose(served, Engine(TorchRuntime(trainer.model)).embed(notes), atol=1e-5)
 
 
 PROCESS = """

@@ -1,0 +1,124 @@
+"""The model's layers in OpenVINO, on a CPU: exported once (openvino_export.py), and loaded without PyTorch's weights.
+
+Shapes: T tokens of a forward, H hidden size, D dimension.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from model.cache import BlockPool
+from model.config import NoteLLMConfig
+from model.openvino_export import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES
+from model.prompt import Prompt
+from model.runtime import Asked, Flat, Floats, Read, Span
+
+BLOCKS = 512
+"""Of the cache by default: 16,384 tokens."""
+
+
+class OpenVinoRuntime:
+    """`folder`: what `export` wrote. `options` are OpenVINO's own, for the layers and the output alike."""
+
+    def __init__(
+        self, config: NoteLLMConfig, prompt: Prompt, space: str, folder: Path, options: dict[str, Any], blocks: int = BLOCKS
+    ) -> None:
+        self.config = config
+        self.prompt = prompt
+        self.space = space
+        core = ov.Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, without which a file's paged attention is unknown
+        layers = core.read_model(folder / LAYERS)
+        _tell_shapes(layers, json.loads((folder / SHAPES).read_text()))
+        self._layers = core.compile_model(layers, "CPU", options).create_infer_request()
+        self._output = core.compile_model(core.read_model(folder / OUTPUT), "CPU", options).create_infer_request()
+        self._projection = np.load(folder / HEAD) if (folder / HEAD).exists() else None
+        self._caches: list[Any] = []
+        tokens = 0
+        for port in self._layers.model_inputs:
+            for name in port.get_names():
+                if "_cache." in name:
+                    shape = [blocks, *(dim.get_length() for dim in list(port.partial_shape)[1:])]
+                    tokens = shape[2]
+                    cache = ov.Tensor(port.element_type, ov.Shape(shape))
+                    self._layers.set_tensor(name, cache)
+                    self._caches.append(_bytes(cache))
+        self.pool = BlockPool(blocks, tokens)
+        self.dimension = self._hidden_size if self._projection is None else len(self._projection)
+
+    @property
+    def _hidden_size(self) -> int:
+        size: int = self._layers.model_outputs[0].partial_shape[1].get_length()
+        return size
+
+    def forward(self, spans: Sequence[Span]) -> list[Read]:
+        self._copy()
+        flat = Flat.of(spans)
+        blocks = [span.table.blocks for span in spans]
+        trees = [np.zeros(0, np.uint8) if looks is None else looks.reshape(-1).view(np.uint8) for looks in flat.trees]
+        any_tree = any(len(tree) for tree in trees)
+        states = self._layers.infer(
+            {
+                "input_ids": flat.ids,
+                "position_ids": flat.positions,
+                "past_lens": flat.past.astype(np.int32),
+                "subsequence_begins": flat.begins.astype(np.int32),
+                "block_indices": np.concatenate([np.array(each, np.int32) for each in blocks]),
+                "block_indices_begins": _begins(blocks),
+                "max_context_len": np.array(max(span.past + len(span.ids) for span in spans), np.int32),
+                "qq_bias": np.concatenate(trees),
+                "qq_bias_begins": _begins(trees) if any_tree else np.zeros(0, np.int32),
+            },
+            share_inputs=True,
+        )["states"]
+        return self._read(spans, Asked.of(spans, flat.begins), states)
+
+    def _read(self, spans: Sequence[Span], asked: Asked, states: Floats) -> list[Read]:
+        vectors = states[asked.vectors]
+        if self._projection is not None:
+            vectors = vectors @ self._projection.T
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+        n = len(asked.next)
+        if not n + len(asked.targets):
+            return asked.told(spans, vectors, *[np.zeros((0, 0))] * 4)
+        if asked.width > MOST_NEXT:
+            raise ValueError(f"at most {MOST_NEXT} next tokens can be told, not {asked.width}")
+        targets = np.zeros((n + len(asked.targets), asked.target_tokens.shape[1]), np.int32)
+        targets[n:] = asked.target_tokens
+        mask = np.zeros((len(targets), 1), np.float32)
+        mask[:n, 0] = asked.ends
+        rows = states[np.concatenate([asked.next, asked.targets])]
+        told = self._output.infer({"states": rows, "mask": mask, "targets": targets}, share_inputs=True)
+        return asked.told(
+            spans, vectors, told["tokens"][:n], told["log_probs"][:n], told["ended"][:n, 0], told["of_targets"][n:]
+        )
+
+    def _copy(self) -> None:
+        for of, to in self.pool.take_copies():
+            for cache in self._caches:
+                cache[to] = cache[of]
+
+
+def _tell_shapes(layers: ov.Model, shapes: Sequence[dict[str, int]]) -> None:
+    """Of each attention, in their order, which the file does not keep."""
+    of_layer = iter(shapes)
+    for node in layers.get_ordered_ops():
+        if node.get_type_name() == "PagedAttentionExtension":
+            for name, value in next(of_layer).items():
+                if name != "window":
+                    node.get_rt_info()[name] = value
+
+
+def _bytes(tensor: ov.Tensor) -> Any:
+    """A view (blocks, bytes of a block), whatever the element type."""
+    return tensor.data.view(np.uint8).reshape(tensor.shape[0], -1)
+
+
+def _begins(parts: Sequence[Any]) -> Any:
+    return np.cumsum([0, *map(len, parts)], dtype=np.int32)

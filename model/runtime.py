@@ -1,0 +1,185 @@
+"""What computes: the port between the engine, which knows notes, and whoever runs the model's layers on a machine.
+
+A forward takes spans of any number of cached sequences, of any lengths, without padding: prefills and single steps side
+by side. It hands back no states, only what was asked to be read from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from model.cache import BlockPool, BlockTable
+from model.config import NoteLLMConfig
+from model.prompt import Prompt
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The likeliest tokens after a place: `width` of them. `ends`: those that end a hashtag are left out, and their
+    probability is told apart."""
+
+    place: int
+    width: int
+    ends: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The log probabilities of `tokens` after a place."""
+
+    place: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens that follow what `table` held before it was grown for them, and what is to be read from them.
+
+    `parents`: the place in the span of the token that each one follows, -1 for the last one held before; so spans can
+    be trees, of which nothing but the trunk may stay in the table. None: each follows the one before it. `vector`: the
+    place whose state is the embedding.
+    """
+
+    table: BlockTable
+    ids: tuple[int, ...]
+    parents: tuple[int, ...] | None = None
+    vector: int | None = None
+    next: Next | None = None
+    targets: tuple[Targets, ...] = ()
+
+    @property
+    def past(self) -> int:
+        """Tokens held before."""
+        return self.table.length - len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokens:
+    """`tokens` and `log_probs` (width,), best first; `ended`: the log probability of any of the ends."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    ended: float
+
+
+@dataclass(slots=True)
+class Read:
+    """What one span asked for. `vector` (D,) of unit length; `targets`: log probabilities of each one's tokens."""
+
+    vector: Floats | None = None
+    next: NextTokens | None = None
+    targets: list[list[float]] | None = None
+
+
+class Runtime(Protocol):
+    """One model on one machine. Not thread-safe. `pool` is its cache; `space` names the vectors' space."""
+
+    config: NoteLLMConfig
+    prompt: Prompt
+    space: str
+    dimension: int
+    pool: BlockPool
+
+    def forward(self, spans: Sequence[Span]) -> list[Read]:
+        """What each span asked for, in order. Spans of one forward may share blocks, but not the last one's rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """Spans as one row of tokens, T in all, as runtimes take them. All int64 but `trees`."""
+
+    ids: Integers
+    positions: Integers
+    past: Integers
+    """(spans,)"""
+    begins: Integers
+    """(spans + 1,): where in the row each span begins, and the end."""
+    trees: list[npt.NDArray[np.bool_] | None]
+    """Of each span that is no line: (n, n), whether a token may look at another one."""
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> Flat:
+        trees: list[npt.NDArray[np.bool_] | None] = []
+        positions = []
+        for span in spans:
+            looks, depth = (None, np.arange(len(span.ids))) if span.parents is None else tree(span.parents)
+            trees.append(looks)
+            positions.append(span.past + depth)
+        return cls(
+            np.concatenate([np.array(span.ids, np.int64) for span in spans]),
+            np.concatenate(positions).astype(np.int64),
+            np.array([span.past for span in spans], np.int64),
+            np.cumsum([0, *(len(span.ids) for span in spans)], dtype=np.int64),
+            trees,
+        )
+
+
+def tree(parents: Sequence[int]) -> tuple[npt.NDArray[np.bool_], Integers]:
+    """(n, n) which tokens each may look at: itself and those on the way to the root; and how deep each stands (n,)."""
+    looks = np.zeros((len(parents), len(parents)), np.bool_)
+    depth = np.zeros(len(parents), np.int64)
+    for at, parent in enumerate(parents):
+        if parent >= 0:
+            looks[at] = looks[parent]
+            depth[at] = depth[parent] + 1
+        looks[at, at] = True
+    return looks, depth
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Rows of a flat forward whose states are asked for something, in the order of the spans."""
+
+    vectors: Integers
+    next: Integers
+    width: int
+    ends: npt.NDArray[np.bool_]
+    """(next,): of each, whether ends are told apart."""
+    targets: Integers
+    target_tokens: Integers
+    """(targets, most), padded with 0."""
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], begins: Integers) -> Asked:
+        starts = begins[:-1].tolist()
+        vectors = [start + s.vector for start, s in zip(starts, spans, strict=True) if s.vector is not None]
+        nexts = [(start + s.next.place, s.next) for start, s in zip(starts, spans, strict=True) if s.next]
+        targets = [(start + t.place, t.tokens) for start, s in zip(starts, spans, strict=True) for t in s.targets]
+        most = max((len(tokens) for _, tokens in targets), default=1)
+        return cls(
+            np.array(vectors, np.int64),
+            np.array([row for row, _ in nexts], np.int64),
+            max((n.width for _, n in nexts), default=1),
+            np.array([n.ends for _, n in nexts], np.bool_),
+            np.array([row for row, _ in targets], np.int64),
+            np.array([[*tokens, *[0] * (most - len(tokens))] for _, tokens in targets], np.int64).reshape(-1, most),
+        )
+
+    def told(
+        self, spans: Sequence[Span], vectors: Floats, tokens: Any, log_probs: Any, ended: Any, targets: Any
+    ) -> list[Read]:
+        """Each span's own part of the answers, which are in the order of the rows."""
+        reads = []
+        v, n, t = (
+            iter(vectors),
+            iter(zip(tokens.tolist(), log_probs.tolist(), ended.tolist(), strict=True)),
+            iter(targets.tolist()),
+        )
+        for span in spans:
+            read = Read()
+            if span.vector is not None:
+                read.vector = next(v)
+            if span.next is not None:
+                these, probs, end = next(n)
+                read.next = NextTokens(these[: span.next.width], probs[: span.next.width], end)
+            read.targets = [next(t)[: len(target.tokens)] for target in span.targets]
+            reads.append(read)
+        return reads
