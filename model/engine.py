@@ -54,9 +54,8 @@ class Prepared:
 
     @property
     def tokens(self) -> int:
-        """What this note adds to a batch's token budget: prompts and the most that may be generated."""
-        beams = self.wanted.hashtags * BEAMS_PER_HASHTAG
-        return len(self.ids) + len(self.hashtag_prompt) + beams * TOKENS_PER_HASHTAG
+        """Of its prompts, without the tasks."""
+        return len(self.ids) + len(self.hashtag_prompt)
 
 
 @dataclass(frozen=True)

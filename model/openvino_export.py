@@ -114,7 +114,10 @@ def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
     uniform = getattr(config, "sliding_window", None) if not getattr(config, "layer_types", None) else None
     for layer, node in enumerate(found):
         window = uniform or (getattr(config, "sliding_window", None) if types[layer] == "sliding_attention" else None)
-        pair = [_parameter(f"{kind}_cache.{layer}", ov.PartialShape.dynamic(4), ov.Type.dynamic) for kind in ("key", "value")]
+        pair = [
+            _parameter(f"{kind}_cache.{layer}", ov.PartialShape.dynamic(4), ov.Type.dynamic)
+            for kind in ("key", "value")
+        ]
         shapes.append(_page(node, pair, shared, longest, trees, window or 0) | {"window": window or 0})
         caches += pair
     graph.add_parameters([*shared, longest, *trees, *caches])

@@ -27,13 +27,21 @@ class OpenVinoRuntime:
     """`folder`: what `export` wrote. `options` are OpenVINO's own, for the layers and the output alike."""
 
     def __init__(
-        self, config: NoteLLMConfig, prompt: Prompt, space: str, folder: Path, options: dict[str, Any], blocks: int = BLOCKS
+        self,
+        config: NoteLLMConfig,
+        prompt: Prompt,
+        space: str,
+        folder: Path,
+        options: dict[str, Any],
+        blocks: int = BLOCKS,
     ) -> None:
         self.config = config
         self.prompt = prompt
         self.space = space
         core = ov.Core()
-        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, without which a file's paged attention is unknown
+        core.get_property(
+            "CPU", "FULL_DEVICE_NAME"
+        )  # loads the plugin, without which a file's paged attention is unknown
         layers = core.read_model(folder / LAYERS)
         _tell_shapes(layers, json.loads((folder / SHAPES).read_text()))
         self._layers = core.compile_model(layers, "CPU", options).create_infer_request()

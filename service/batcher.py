@@ -1,6 +1,6 @@
-"""Batcher: concurrent requests of all endpoints -> token-budget batches on the one engine thread.
+"""Batcher: concurrent requests of all endpoints -> readings that begin and leave at any step of the one engine thread.
 
-Bounded, and with two lanes: interactive before bulk. Every waiter gets an answer: its reading, or its batch's error.
+Bounded, and with two lanes: interactive before bulk. Every waiter gets an answer: its reading, or the step's error.
 Knows nothing of HTTP, storage, or what a token is.
 """
 
@@ -35,7 +35,7 @@ class Lane(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One note in the queue. Whoever waits for `answer` may cancel it; then the note is skipped."""
+    """One note in the queue or being read. Whoever waits for `answer` may cancel it; then the note is dropped."""
 
     prepared: Prepared
     lane: Lane
@@ -51,7 +51,8 @@ class Admission:
 
 
 class Batcher:
-    """`max_tokens`: of one batch, padding included. `max_queue`: notes that may wait; beyond it QueueFull."""
+    """`max_tokens`: of the prompts that begin with one step. `max_notes`: that are read at a time. `max_queue`: notes
+    that may wait; beyond it QueueFull."""
 
     def __init__(
         self, engine: Engine, telemetry: Telemetry, *, max_tokens: int, max_notes: int, max_queue: int
@@ -68,8 +69,10 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._reserved = 0
         self._stopping = False
-        self._batch_since: float | None = None
-        self._notes_per_second = 10.0
+        self._step_since: float | None = None
+        self._reading: dict[object, Job] = {}
+        """By what the engine calls it."""
+        self._done_lately, self._seconds_lately = 10.0, 1.0
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._loop(), name="batcher")
@@ -97,8 +100,8 @@ class Batcher:
 
     @property
     def busy_seconds(self) -> float:
-        """How long the engine has been at its present batch; 0 when it is idle."""
-        return 0.0 if self._batch_since is None else time.perf_counter() - self._batch_since
+        """How long the engine has been at its present step; 0 when it is idle."""
+        return 0.0 if self._step_since is None else time.perf_counter() - self._step_since
 
     async def read(self, note: Note, wanted: Wanted = VECTOR_ONLY, lane: Lane = Lane.INTERACTIVE) -> Reading:
         """The engine's reading of one note. Raises QueueFull, EngineFailed, Stopping."""
@@ -127,7 +130,7 @@ class Batcher:
         self._reserved -= len(notes)
         admission.left -= len(notes)
         jobs = [Job(p, lane, loop.create_future()) for p in prepared]
-        self._lanes[lane].extend(sorted(jobs, key=lambda job: job.prepared.tokens))  # equal lengths pad less
+        self._lanes[lane].extend(jobs)
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
         self._arrived.set()
         try:
@@ -143,7 +146,7 @@ class Batcher:
             raise Stopping
         taken = self.waiting + self._reserved
         if taken + notes > self._max_queue:
-            raise QueueFull(taken, max(1, math.ceil(taken / self._notes_per_second)))
+            raise QueueFull(taken, max(1, math.ceil(taken * self._seconds_lately / self._done_lately)))
         admission = Admission(notes)
         self._reserved += notes
         try:
@@ -153,60 +156,72 @@ class Batcher:
 
     async def _loop(self) -> None:
         while True:
-            batch = self._next_batch()
-            if batch:
-                await self._run(batch)
+            begin = self._next_jobs()
+            if begin or self._reading:
+                await self._step(begin)
             elif self._stopping:
                 return
             else:
                 self._arrived.clear()
                 await self._arrived.wait()
 
-    def _next_batch(self) -> list[Job]:
-        """The oldest notes, interactive ones first, as many as the budget allows; at least one."""
-        batch: list[Job] = []
-        longest = 0
+    def _next_jobs(self) -> list[Job]:
+        """The oldest notes, interactive ones first, as many as the budgets allow; one at least where none is read."""
+        jobs: list[Job] = []
+        tokens = 0
         for lane, queue in self._lanes.items():
             while queue:
                 if queue[0].answer.done():  # its caller left
                     queue.popleft()
                     continue
-                tokens = max(longest, queue[0].prepared.tokens)
-                full = len(batch) >= self._max_notes or (len(batch) + 1) * tokens > self._max_tokens
-                if batch and full:
+                more = queue[0].prepared.tokens
+                full = len(self._reading) + len(jobs) >= self._max_notes or (jobs and tokens + more > self._max_tokens)
+                if full:
                     break
-                longest = tokens
-                batch.append(queue.popleft())
+                tokens += more
+                jobs.append(queue.popleft())
             self._telemetry.queue_depth.labels(lane).set(len(queue))
-        return batch
+        return jobs
 
-    async def _run(self, batch: Sequence[Job]) -> None:
-        now = self._batch_since = time.perf_counter()
-        for job in batch:
-            self._telemetry.queue_wait.labels(job.lane).observe(now - job.since)
+    async def _step(self, begin: Sequence[Job]) -> None:
+        started = self._step_since = time.perf_counter()
         try:
-            readings = await asyncio.get_running_loop().run_in_executor(
-                self._engine_thread, self._engine.run, [job.prepared for job in batch]
-            )
-            if len(readings) != len(batch):
-                raise RuntimeError(f"{len(readings)} readings for {len(batch)} notes")
-        except asyncio.CancelledError:
-            for job in batch:
-                _fail(job, Stopping())
-            raise
-        except Exception as error:
-            log.exception("engine_failed", notes=len(batch))
-            for job in batch:
-                _fail(job, EngineFailed(f"{type(error).__name__}"))
+            ended, left = await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._advance, begin)
+        except BaseException as error:
+            stopping = isinstance(error, asyncio.CancelledError)
+            if not stopping:
+                log.exception("engine_failed", notes=len(begin) + len(self._reading))
+            for job in {*begin, *self._reading.values()}:
+                _fail(job, Stopping() if stopping else EngineFailed(type(error).__name__))
+            self._reading.clear()
+            if stopping or not isinstance(error, Exception):
+                raise
             return
         finally:
-            seconds = time.perf_counter() - now
-            self._batch_since = None
-        self._notes_per_second += 0.2 * (len(batch) / seconds - self._notes_per_second)
-        self._measure(readings, seconds)
-        for job, reading in zip(batch, readings, strict=True):
+            seconds = time.perf_counter() - started
+            self._step_since = None
+        for job in reversed(left):
+            self._lanes[job.lane].appendleft(job)
+        self._done_lately = 0.9 * self._done_lately + len(ended)
+        self._seconds_lately = 0.9 * self._seconds_lately + seconds
+        self._measure([reading for _, reading in ended], seconds)
+        for job in begin[: len(begin) - len(left)]:
+            self._telemetry.queue_wait.labels(job.lane).observe(started - job.since)
+        for job, reading in ended:
             if not job.answer.done():
                 job.answer.set_result(reading)
+
+    def _advance(self, begin: Sequence[Job]) -> tuple[list[tuple[Job, Reading]], list[Job]]:
+        """One step of the engine, in its thread: the readings that ended, and what it has no room for yet."""
+        for work in [work for work, job in self._reading.items() if job.answer.done()]:
+            self._engine.drop(work)
+            del self._reading[work]
+        left = list(begin)
+        while left and (not self._reading or self._engine.fits(left[0].prepared)):
+            job = left.pop(0)
+            self._reading[self._engine.begin(job.prepared)] = job
+        ended = [(self._reading.pop(work), reading) for work, reading in self._engine.step()]
+        return ended, left
 
     def _measure(self, readings: Sequence[Reading], seconds: float) -> None:
         self._telemetry.inference.observe(seconds)

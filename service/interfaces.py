@@ -153,11 +153,11 @@ class Prepared(Protocol):
     def wanted(self) -> Wanted: ...
     @property
     def tokens(self) -> int:
-        """What it adds to a batch's token budget."""
+        """Of its prompts: what it costs to begin."""
 
 
 class Engine(Protocol):
-    """One model. `prepare` in any thread; `run` in one."""
+    """One model. `prepare` in any thread; the rest in one."""
 
     name: str
     space: str
@@ -165,8 +165,17 @@ class Engine(Protocol):
     categories: tuple[str, ...]
 
     def prepare(self, note: Note, wanted: Wanted) -> Prepared: ...
-    def run(self, batch: Sequence[Any]) -> list[Reading]:
-        """One reading for each prepared note, in order."""
+    def fits(self, prepared: Any) -> bool:
+        """Whether there is room for one more reading beside those that have begun."""
+
+    def begin(self, prepared: Any) -> Any:
+        """Take a reading up; what it is called from now on."""
+
+    def step(self) -> list[tuple[Any, Reading]]:
+        """Go on with all that have begun; those that ended with it. After an error none is left."""
+
+    def drop(self, work: Any) -> None:
+        """Nobody waits for it any more."""
 
 
 class NoteStore(Protocol):

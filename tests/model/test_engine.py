@@ -829,15 +829,11 @@ def test_the_temperature_of_a_checkpoint_changes_the_probabilities_of_categories
     assert calibrated.write_category(FEW) == tiny_engine.write_category(FEW)
 
 
-def test_a_prepared_note_knows_the_most_it_can_cost(writer: Engine) -> None:
+def test_a_prepared_note_knows_what_its_prompts_cost(writer: Engine) -> None:
     prepared = writer.prepare(FEW[1], Wanted(3, FOODS))
-    prompts = len(prepared.ids) + len(prepared.hashtag_prompt)
-    assert prepared.tokens == prompts + 3 * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
     with passes(writer) as seen:
-        reading = writer.run([writer.prepare(FEW[1], Wanted(3))])[0]
-    task = writer.prompt.hashtag_task(3)
-    assert sum(map(len, prefills(seen))) == prompts + len(task)
-    assert prompts + reading.usage.generated_tokens <= prepared.tokens
+        writer.run([writer.prepare(FEW[1], Wanted(3))])
+    assert sum(map(len, prefills(seen))) == prepared.tokens + len(writer.prompt.hashtag_task(3))
 
 
 def test_loading_names_the_model_as_its_checkpoint_does(tiny_engine: Engine) -> None:

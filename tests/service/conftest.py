@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,7 +79,7 @@ def stored_note(
     return StoredNote(note, space, note_vector(note) if vector is None else vector, generated or Generated())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PreparedWords:
     note: Note
     wanted: Wanted
@@ -94,9 +94,11 @@ class PreparedWords:
 
 
 class WordEngine:
-    """See interfaces.Engine: a token is a word, hashtags are the first words, a category is likely if it is named.
+    """See interfaces.Engine: a token is a word, hashtags are the first words, each a step; a category is likely if it is
+    named.
 
-    `batches`: the notes of each batch that it was given. While `gate` is cleared, batches wait. `failure` is raised.
+    `batches`: the notes that began with each step, where some did. While `gate` is cleared, steps wait. `failure` is
+    raised. `room`: readings at a time.
     """
 
     def __init__(self, space: str = SPACE) -> None:
@@ -109,6 +111,10 @@ class WordEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.failure: Exception | None = None
+        self.room = 1000
+        self.live: dict[PreparedWords, int] = {}
+        """What has begun, and the steps that are left of it."""
+        self._begun: list[Note] = []
 
     @property
     def notes(self) -> list[Note]:
@@ -118,13 +124,31 @@ class WordEngine:
     def prepare(self, note: Note, wanted: Wanted) -> PreparedWords:
         return PreparedWords(note, wanted)
 
-    def run(self, batch: Sequence[PreparedWords]) -> list[Reading]:
-        self.batches.append([prepared.note for prepared in batch])
+    def fits(self, prepared: PreparedWords) -> bool:
+        return len(self.live) < self.room
+
+    def begin(self, prepared: PreparedWords) -> PreparedWords:
+        self._begun.append(prepared.note)
+        self.live[prepared] = 1 + prepared.wanted.hashtags
+        return prepared
+
+    def step(self) -> list[tuple[PreparedWords, Reading]]:
+        if self._begun:
+            self.batches.append(self._begun)
+        self._begun = []
         self.threads.add(threading.get_ident())
         assert self.gate.wait(60), "the test never opened the gate"
         if self.failure:
+            self.live.clear()
             raise self.failure
-        return [self._read(prepared) for prepared in batch]
+        self.live = {prepared: left - 1 for prepared, left in self.live.items()}
+        ended = [prepared for prepared, left in self.live.items() if not left]
+        for prepared in ended:
+            self.drop(prepared)
+        return [(prepared, self._read(prepared)) for prepared in ended]
+
+    def drop(self, work: PreparedWords) -> None:
+        del self.live[work]
 
     def _read(self, prepared: PreparedWords) -> Reading:
         words, wanted = prepared.words, prepared.wanted

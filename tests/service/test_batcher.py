@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from model.note import VECTOR_ONLY, Note, Reading, Wanted
 from service.batcher import Batcher, Lane
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
-from tests.service.conftest import PreparedWords, WordEngine, batching, eventually, note_vector
+from tests.service.conftest import WordEngine, batching, eventually, note_vector
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +67,7 @@ async def test_concurrent_requests_share_a_batch(engine: WordEngine) -> None:
     assert names(engine) == [["a", "b", "c", "d"]]
 
 
-async def test_a_batch_keeps_within_its_budget_of_padded_tokens(engine: WordEngine) -> None:
+async def test_what_begins_together_keeps_within_its_budget(engine: WordEngine) -> None:
     chance = random.Random(3)
     notes = [note(f"n{n}", chance.randint(1, 12)) for n in range(60)]
     async with batching(engine, max_tokens=20, max_notes=6) as batcher:
@@ -78,8 +77,31 @@ async def test_a_batch_keeps_within_its_budget_of_padded_tokens(engine: WordEngi
         engine.gate.set()
         await asyncio.gather(*tasks)
     batches = [[engine.prepare(n, VECTOR_ONLY).tokens for n in batch] for batch in engine.batches]
-    assert all(len(batch) <= 6 and len(batch) * max(batch) <= 20 for batch in batches)
+    assert all(len(batch) <= 6 and sum(batch) <= 20 for batch in batches)
     assert sorted(n.id for n in engine.notes) == sorted(["plug", *(n.id for n in notes)])
+
+
+async def test_a_vector_does_not_wait_for_the_hashtags_of_another_note(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        engine.gate.clear()
+        long = asyncio.create_task(batcher.read(note("long"), Wanted(hashtags=1000)))
+        await eventually(lambda: engine.batches)
+        vector = await queue(batcher, note("vector"))
+        engine.gate.set()
+        await vector
+        assert not long.done()
+        long.cancel()
+        await eventually(lambda: not engine.live)  # and its work ends with it
+
+
+async def test_what_the_engine_has_no_room_for_waits_its_turn(engine: WordEngine) -> None:
+    engine.room = 2
+    async with batching(engine) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue(batcher, note(name)) for name in "abcde"]
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    assert names(engine) == [["a", "b"], ["c", "d"], ["e"]]
 
 
 async def test_a_note_beyond_the_budget_runs_alone(engine: WordEngine) -> None:
@@ -204,25 +226,6 @@ async def test_an_engine_failure_answers_every_waiter_of_its_batch_and_the_next_
         engine.failure = None
         assert await batcher.read(note("next"))
         assert (batcher.waiting, batcher.busy_seconds) == (0, 0.0)
-
-
-class ForgetfulEngine(WordEngine):
-    """Leaves out the last reading of a batch of several."""
-
-    def run(self, batch: Sequence[PreparedWords]) -> list[Reading]:
-        readings = super().run(batch)
-        return readings[:-1] if len(batch) > 1 else readings
-
-
-async def test_an_engine_that_forgets_a_note_fails_its_batch_and_the_next_works() -> None:
-    engine = ForgetfulEngine()
-    async with batching(engine) as batcher:
-        await plug(engine, batcher)
-        tasks = [await queue(batcher, note(name)) for name in "abc"]
-        engine.gate.set()
-        for task in tasks:
-            assert isinstance(await answer_of(task), EngineFailed)
-        assert await answer_of(reading(batcher, note("next")))
 
 
 async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: WordEngine) -> None:
