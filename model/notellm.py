@@ -189,7 +189,6 @@ class NoteLLM(nn.Module):
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
-                attn_implementation="sdpa",
                 output_loading_info=True,
             )
             backbone, info = loaded

@@ -36,7 +36,9 @@ from model.weights import Parts, Progress, loading_errors, silent
 VERSION = 1
 """Of the files: raise it when the graphs change."""
 TRACED = "notellm-traced"
-SMALLEST = 50_000
+AFTER_NOTE = 64
+"""Most tokens that any task and its output put behind a note's prompt."""
+SMALLEST = 4096
 """Elements of a matrix that is worth quantising."""
 
 
@@ -118,10 +120,16 @@ AttentionInterface.register(TRACED, traced_attention)
 def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
     """The graph of all layers, and of each the shapes that its attention is told when it is loaded."""
     config = model.backbone.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < model.prompt.max_note_tokens() + AFTER_NOTE:
+        raise CheckpointError(f"a window of {window} tokens is shorter than a note's prompt, which OpenVINO cannot run")
     example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5)}
     inputs = [(name, [-1], ov.Type.i64) for name in example]
-    with using_attention(model, TRACED), _quiet(), torch.inference_mode():
-        graph = ov.convert_model(_Traced(model), example_input=example, input=inputs)
+    try:
+        with using_attention(model, TRACED), _quiet(), torch.inference_mode():
+            graph = ov.convert_model(_Traced(model), example_input=example, input=inputs)
+    except Exception as error:  # the converter has none of its own: whatever it meets, it raises
+        raise CheckpointError(f"{model.config.name} cannot be exported to OpenVINO: {error}") from error
     _store_embedding_small(graph)
     shared = [_parameter(name, [-1], ov.Type.i32) for name in ("past_lens", "subsequence_begins")]
     shared += [_parameter(name, [-1], ov.Type.i32) for name in ("block_indices", "block_indices_begins")]
@@ -132,15 +140,10 @@ def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
     found = [node for node in graph.get_ordered_ops() if node.get_type_name() == "ScaledDotProductAttention"]
     if len(found) != config.num_hidden_layers:
         raise CheckpointError(f"OpenVINO found {len(found)} attentions in {config.num_hidden_layers} layers")
-    types = getattr(config, "layer_types", None) or ["full_attention"] * len(found)
-    uniform = getattr(config, "sliding_window", None) if not getattr(config, "layer_types", None) else None
     for layer, node in enumerate(found):
-        window = uniform or (getattr(config, "sliding_window", None) if types[layer] == "sliding_attention" else None)
-        pair = [
-            _parameter(f"{kind}_cache.{layer}", ov.PartialShape.dynamic(4), ov.Type.dynamic)
-            for kind in ("key", "value")
-        ]
-        shapes.append(_page(node, pair, shared, longest, trees, window or 0) | {"window": window or 0})
+        names = (f"key_cache.{layer}", f"value_cache.{layer}")
+        pair = [_parameter(name, ov.PartialShape.dynamic(4), ov.Type.dynamic) for name in names]
+        shapes.append(_page(node, pair, shared, longest, trees))
         caches += pair
     graph.add_parameters([*shared, longest, *trees, *caches])
     graph.outputs[0].get_tensor().set_names({"states"})
@@ -149,7 +152,7 @@ def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
 
 
 def _page(
-    node: Any, caches: Sequence[Any], shared: Sequence[Any], longest: Any, trees: Sequence[Any], window: int
+    node: Any, caches: Sequence[Any], shared: Sequence[Any], longest: Any, trees: Sequence[Any]
 ) -> dict[str, int]:
     """Put a paged attention in the place of a traced one. The numbers of heads and their sizes, which the graph's file
     does not keep."""
@@ -160,7 +163,7 @@ def _page(
         *(_rows(each) for each in (query, key, value)),
         *(each.output(0) for each in caches),
         *(each.output(0) for each in shared),
-        scale, _number(window, np.int32), _none(np.float32), longest.output(0),
+        scale, _number(0, np.int32), _none(np.float32), longest.output(0),
         _none(np.int32),  # aggregation of scores
         _none(np.int32), _none(np.int32), _none(np.float32),  # rotation of the cache
         _none(np.float32), _number(0, np.int32), _number(0, np.int32),  # sparse attention

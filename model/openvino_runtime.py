@@ -129,8 +129,7 @@ def _tell_shapes(layers: ov.Model, shapes: Sequence[dict[str, int]]) -> None:
     for node in layers.get_ordered_ops():
         if node.get_type_name() == "PagedAttentionExtension":
             for name, value in next(of_layer).items():
-                if name != "window":
-                    node.get_rt_info()[name] = value
+                node.get_rt_info()[name] = value
 
 
 def _bytes(tensor: ov.Tensor) -> Any:

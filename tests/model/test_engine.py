@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
@@ -94,6 +95,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**COMMON),
     "gemma3": Gemma3TextConfig(**COMMON, layer_types=MIXED_LAYERS, final_logit_softcapping=30.0),
     "mistral": MistralConfig(**COMMON),
+    "gemma2": Gemma2Config(**COMMON, attn_logit_softcapping=5.0, layer_types=MIXED_LAYERS),
 }
 SHORT_WINDOWS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**COMMON, use_sliding_window=True, sliding_window=16, layer_types=MIXED_LAYERS),
@@ -115,7 +117,7 @@ def random_engine(
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
     torch.manual_seed(0)
-    backbone = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
     return Engine(TorchRuntime(model.eval().requires_grad_(False)))
 
