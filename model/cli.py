@@ -183,7 +183,8 @@ def evaluate(
         int | None, typer.Option(help="Whose categories and hashtags are asked for, drawn at random; all by default.")
     ] = None,
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of a checkpoint; as served by default.")
+        Literal["auto", "float32", "bfloat16", "int8"],
+        typer.Option(help="Precision of a checkpoint; as served by default."),
     ] = "auto",
     record: Annotated[Path | None, typer.Option(help="Where to write every rank and choice, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs; shares in 0 to 1.")] = False,
@@ -194,14 +195,14 @@ def evaluate(
     from model.card import commit, processor
     from model.config import CheckpointError
     from model.dataset import DatasetError, read_notes
-    from model.evaluate import PARTS, Retriever, Tagger, notes_of_split
+    from model.evaluate import PARTS, EngineSystem, Retriever, Tagger, notes_of_split
     from model.evaluate import evaluate as measured
     from model.pairs import PairsError, split_of
     from model.protocol import NOTES_FILE, PROTOCOLS, evaluation_pairs
 
     check_names("part", part or (), PARTS)
     check_names("protocol", protocol or (), PROTOCOLS)
-    origin = {"commit": commit(), "processor": processor(), "dtype": dtype}
+    origin = {"commit": commit(), "processor": processor()}
     with ended_by(CheckpointError, DatasetError, PairsError, FileNotFoundError):
         notes = read_notes(data / NOTES_FILE)
         wanted = part or PARTS
@@ -210,6 +211,7 @@ def evaluate(
         )
         known = [note for i, note in notes.items() if split_of(i) == "train"]
         asked = baselines.system(checkpoint, known, cache, dtype, say)
+        origin["dtype"] = asked.precision if isinstance(asked, EngineSystem) else ""
         source = asked if isinstance(asked, Retriever) and (copy_hashtags or not isinstance(asked, Tagger)) else None
         found = measured(
             asked, data.resolve().name, notes, pairs, clicks,

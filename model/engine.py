@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.cache import BlockTable
+from model.config import CheckpointError
 from model.note import VECTOR_ONLY, CategoryProbability, Hashtag, Note, Reading, Usage, Wanted, hashtag_key
 from model.prompt import Prompt
 from model.runtime import Next, NextTokens, Read, Runtime, Span, Targets
@@ -149,23 +150,32 @@ class Engine:
     ) -> Engine:
         """From a checkpoint folder or a bare backbone (None: the shipped one); CheckpointError when it cannot be.
 
-        `device`: "cpu", "cuda" or what is there ("auto"). `dtype`: "float32", "bfloat16", "int8" (a CPU alone), or
-        "auto": bfloat16 on a GPU, float32 on a CPU, where bfloat16 makes a vector depend on its batch
-        (docs/decisions/0003-precision.md). `runtime`: "torch", "openvino" (a CPU alone), or "auto".
+        `device`: "cpu", "cuda" or what is there ("auto"). `runtime`: "openvino" (a CPU alone), "torch", or "auto":
+        OpenVINO on a CPU, where it is installed and has what the backbone needs. `dtype`: "float32", "bfloat16", "int8"
+        (OpenVINO alone), or "auto": bfloat16 where the processor has it; but not in PyTorch on a CPU, where it makes a
+        vector depend on its batch (docs/decisions/0003-precision.md).
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
-        if runtime == "openvino":
-            from model import openvino_export
-
-            precision = "float32" if dtype == "auto" else dtype
-            return cls(openvino_export.load(checkpoint, precision, cache=cache, progress=progress))
         import torch
-
-        from model.notellm import NoteLLM
-        from model.torch_runtime import TorchRuntime
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if runtime == "openvino" or (runtime == "auto" and device == "cpu"):
+            if device != "cpu":
+                raise CheckpointError(f"OpenVINO runs on a CPU here, not on {device}")
+            try:
+                from model import openvino_export
+
+                return cls(openvino_export.load(checkpoint, dtype, cache=cache, progress=progress))
+            except (ImportError, CheckpointError) as error:
+                if runtime == "openvino":
+                    raise CheckpointError(f"OpenVINO cannot run this: {error}") from error
+                progress(f"PyTorch runs the model, since OpenVINO cannot: {error}")
+        from model.notellm import NoteLLM
+        from model.torch_runtime import TorchRuntime
+
+        if dtype == "int8":
+            raise CheckpointError("int8 is there with OpenVINO alone")
         if dtype == "auto":
             dtype = "bfloat16" if device == "cuda" else "float32"
         kind = getattr(torch, dtype)

@@ -193,6 +193,7 @@ class EngineSystem:
 
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
+        self.precision = engine.runtime.precision
         self._engine = engine
 
     def related(self, notes: Sequence[Note]) -> Scorer:

@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AutoTokenizer
 
 from model.config import CheckpointError
 from model.notellm import NoteLLM
-from model.openvino_runtime import BLOCKS, HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime
+from model.openvino_runtime import BLOCKS, HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime, has_bfloat16
 from model.prompt import Prompt
 from model.torch_runtime import using_attention
 from model.weights import Parts, Progress, loading_errors, silent
@@ -47,8 +47,11 @@ def load(
 ) -> OpenVinoRuntime:
     """A checkpoint as `NoteLLM.load` takes it, exported into `cache` where that was not done yet.
 
-    `precision`: one of PRECISIONS. Raises CheckpointError.
+    `precision`: one of PRECISIONS, or "auto": bfloat16 where the processor has it, else float32.
+    Raises CheckpointError.
     """
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16() else "float32"
     parts = Parts.of(checkpoint, cache, progress)
     digest = parts.digest()
     int8 = precision == "int8"

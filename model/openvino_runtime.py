@@ -37,6 +37,11 @@ PRECISIONS: Mapping[str, Mapping[str, Any]] = {
 32 numbers, so that a vector does not depend on its batch."""
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor computes in it."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoRuntime:
     """`folder`: what `export` wrote. `options` are OpenVINO's own, for the layers and the output alike."""
 
@@ -51,6 +56,7 @@ class OpenVinoRuntime:
     ) -> None:
         self.config = config
         self.prompt = prompt
+        self.precision = f"OpenVINO {precision}"
         options = dict(PRECISIONS[precision])
         core = ov.Core()
         # Loads the plugin: without it the paged attention in a file is unknown.

@@ -80,10 +80,12 @@ class Read:
 
 
 class Runtime(Protocol):
-    """One model on one machine. Not thread-safe. `pool` is its cache; `space` names the vectors' space."""
+    """One model on one machine. Not thread-safe. `pool` is its cache; `space` names the vectors' space; `precision`
+    says what computes, and how precisely."""
 
     config: NoteLLMConfig
     prompt: Prompt
+    precision: str
     dimension: int
     pool: BlockPool
 

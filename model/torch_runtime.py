@@ -64,6 +64,7 @@ class TorchRuntime:
         self.config = model.config
         self.prompt: Prompt = model.prompt
         self.dimension = model.dimension
+        self.precision = f"PyTorch {str(model.backbone.dtype).removeprefix('torch.')}"
         self.pool = BlockPool(blocks, BLOCK_TOKENS)
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         """Keys and values of each layer, (slots, K, E)."""

@@ -23,8 +23,11 @@ class Settings(BaseSettings):
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="precision of the model; auto: float32 on a CPU, bfloat16 on a GPU"
+    runtime: Literal["auto", "openvino", "torch"] = Field(
+        "auto", description="what runs the model's layers; auto: OpenVINO on a CPU where it can, else PyTorch"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="precision of the model; auto: bfloat16 where the processor has it, else float32"
     )
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"
@@ -34,8 +37,8 @@ class Settings(BaseSettings):
     )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
-    batch_tokens: int = Field(1024, ge=1, description="token budget of one engine batch, padding included")
-    batch_notes: int = Field(32, ge=1, description="most notes in one engine batch")
+    batch_tokens: int = Field(1024, ge=1, description="most prompt tokens that begin with one step of the engine")
+    batch_notes: int = Field(32, ge=1, description="most notes that the engine reads at a time")
     queue_notes: int = Field(2000, ge=1, description="most notes waiting for the engine; more get 429")
     request_seconds: float = Field(60.0, gt=0, description="deadline of one request")
     shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")

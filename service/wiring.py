@@ -34,6 +34,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             cache=settings.cache_dir,
             device=settings.device,
             dtype=settings.dtype,
+            runtime=settings.runtime,
             progress=progress,
         )
         telemetry, clock = Telemetry(), Clock()

@@ -51,8 +51,8 @@ def tiny_checkpoint(backbone_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An Engine on the tiny checkpoint, float32. Shared: a test must not change its model."""
-    return Engine.load(str(tiny_checkpoint), cache=tmp_path_factory.mktemp("cache"), device="cpu")
+    """An Engine on the tiny checkpoint, in PyTorch, float32. Shared: a test must not change its model."""
+    return in_torch(tiny_checkpoint, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -71,4 +71,9 @@ def _of_version(version: str, checkpoint: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("tiny") / "copy"
     shutil.copytree(checkpoint, folder)
     replace(NoteLLMConfig.load(folder), prompt_version=version).save(folder)
-    return Engine.load(str(folder), cache=tmp_path_factory.mktemp("cache"), device="cpu")
+    return in_torch(folder, tmp_path_factory.mktemp("cache"))
+
+
+def in_torch(checkpoint: Path, cache: Path) -> Engine:
+    """The reference: PyTorch, float32."""
+    return Engine.load(str(checkpoint), cache=cache, device="cpu", runtime="torch")

@@ -43,6 +43,7 @@ from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted, hashtag_key
 from model.notellm import NoteLLM
 from model.runtime import Read, Span
 from model.torch_runtime import TorchRuntime
+from tests.conftest import in_torch
 
 WORDS = [
     "coffee",
@@ -581,7 +582,7 @@ def trained(tiny_checkpoint: Path, tmp_path: Path) -> Engine:
     folder = tmp_path / "trained"
     shutil.copytree(tiny_checkpoint, folder)
     replace(NoteLLMConfig.load(folder), trained_categories=("Food", "Travel")).save(folder)
-    return Engine.load(str(folder), cache=tmp_path, device="cpu")
+    return in_torch(folder, tmp_path)
 
 
 def test_of_names_that_training_has_not_shown_what_they_say_alone_is_taken_off(trained: Engine) -> None:
@@ -817,7 +818,7 @@ def test_the_temperature_of_a_checkpoint_changes_the_probabilities_of_categories
     folder = tmp_path / "calibrated"
     shutil.copytree(tiny_checkpoint, folder)
     replace(NoteLLMConfig.load(folder), category_temperature=temperature).save(folder)
-    calibrated = Engine.load(str(folder), cache=tmp_path, device="cpu")
+    calibrated = in_torch(folder, tmp_path)
     assert calibrated.space == tiny_engine.space
     wanted = Wanted(2, FOODS)
     for plain, tempered in zip(read(tiny_engine, FEW, wanted), read(calibrated, FEW, wanted), strict=True):
@@ -845,7 +846,7 @@ def test_loading_names_the_model_as_its_checkpoint_does(tiny_engine: Engine) -> 
 
 
 def test_the_real_backbone_reads_the_same_alone_and_in_a_batch(backbone_folder: Path, tmp_path: Path) -> None:
-    engine = Engine.load(str(backbone_folder), cache=tmp_path, device="cpu")
+    engine = in_torch(backbone_folder, tmp_path)
     assert engine.dimension == 576
     notes = [Note(" ".join(WORDS[i : i + i % 3]), " ".join(WORDS[: 2 * i])) for i in range(8)]
     together, apart = read(engine, notes), alone(engine, notes)

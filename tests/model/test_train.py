@@ -48,6 +48,7 @@ from model.train import (
     store_in_bfloat16,
     warm_cosine,
 )
+from tests.conftest import in_torch
 
 LOOPBACK = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 WORDS = ("river", "bread", "lamp", "cloud", "horse", "piano", "stone", "apple")
@@ -255,7 +256,7 @@ def test_the_best_checkpoint_serves_what_was_trained(recipe: Recipe, tmp_path: P
     recipe = replace(recipe, lora_rank=lora_rank, steps=3)
     trainer = Trainer(recipe, tmp_path, cache=tmp_path)
     list(trainer.run())
-    engine = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu")
+    engine = in_torch(tmp_path / BEST, tmp_path)
     notes = [Note(title="river"), Note(title="bread", hashtags=("daily",))]
     np.testing.assert_allclose(engine.embed(notes), Engine(TorchRuntime(trainer.model)).embed(notes), atol=1e-5)
     assert engine.dimension == 16
@@ -268,7 +269,7 @@ def test_a_recipe_chooses_the_prompt_version_and_its_checkpoint_serves_with_it(r
     trainer = Trainer(replace(recipe, steps=2, prompt_version="task-first/1"), tmp_path, cache=tmp_path)
     steps = list(trainer.run())
     assert all(step.contrastive > 0 and step.generative > 0 for step in steps)
-    engine = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu")
+    engine = in_torch(tmp_path / BEST, tmp_path)
     note = Note(title="river", hashtags=("daily",))
     assert engine.prepare(note, Wanted(3)) == Engine(TorchRuntime(trainer.model)).prepare(note, Wanted(3))
     np.testing.assert_allclose(engine.embed([note]), Engine(TorchRuntime(trainer.model)).embed([note]), atol=1e-5)
@@ -309,7 +310,7 @@ def test_notes_without_pairs_train_csft_and_leave_their_latest_checkpoint(recipe
     recipe = replace(recipe, data=(replace(data, pairs=None),), contrastive=False, steps=2)
     steps = list(Trainer(recipe, tmp_path, cache=tmp_path).run())
     assert all(step.generative > 0 and step.recall is None for step in steps)
-    assert Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu").dimension == 16
+    assert in_torch(tmp_path / BEST, tmp_path).dimension == 16
 
 
 def test_later_stages_start_from_the_weights_of_an_earlier_one(recipe: Recipe, tmp_path: Path):
@@ -320,7 +321,7 @@ def test_later_stages_start_from_the_weights_of_an_earlier_one(recipe: Recipe, t
     list(trainer.run())
     later = Trainer(replace(recipe, start=first / BEST), second, cache=tmp_path)
     notes = [Note(title="river")]
-    served = Engine.load(str(first / BEST), cache=tmp_path, device="cpu").embed(notes)
+    served = in_torch(first / BEST, tmp_path).embed(notes)
     np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
 
 
@@ -542,7 +543,7 @@ def test_every_family_of_backbone_trains(recipe: Recipe, backbone_folder: Path, 
     assert before
     assert all(not torch.equal(after[name], p) for name, p in before.items())
     notes = [Note(title="river")]
-    served = Engine.load(str(tmp_path / BEST), cache=tmp_path, device="cpu").embed(notes)
+    served = in_torch(tmp_path / BEST, tmp_path).embed(notes)
     np.testing.assert_allclose(served, Engine(TorchRuntime(trainer.model)).embed(notes), atol=1e-5)
 
 
@@ -605,6 +606,6 @@ def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=0, msg=name)
     notes = [Note(title="river"), Note(title="bread")]
-    vectors = [Engine.load(str(f / BEST), cache=tmp_path, device="cpu").embed(notes) for f in (tmp_path, two)]
+    vectors = [in_torch(f / BEST, tmp_path).embed(notes) for f in (tmp_path, two)]
     np.testing.assert_allclose(*vectors, atol=1e-5)
     assert (two / LAST).is_file()
