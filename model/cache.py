@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+BLOCKS = 512
+"""Of a runtime by default: 16,384 tokens in blocks of 32."""
+
 
 class CacheFull(RuntimeError):
     """No block is free."""

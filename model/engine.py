@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -194,24 +195,30 @@ class Engine:
         return reserved + self._most_blocks(prepared) <= self.runtime.pool.count
 
     def begin(self, prepared: Prepared) -> Work:
-        """Take a reading up, which `fits`; `step` goes on with it."""
+        """Take a reading up, which `fits`; `step` goes on with it. After an error no reading is left."""
         work = self._work(prepared)
-        _start(work)
+        with self._clear_on_error():
+            _start(work)
         self._live.append(work)
         return work
 
     def step(self) -> list[tuple[Work, Reading]]:
         """One forward for the readings on their way: the single steps of all, and of prefills as many as it may hold.
-        Those that ended with it. After an error none is left."""
-        try:
+        Those that ended with it. After an error no reading is left."""
+        with self._clear_on_error():
             ended = self._advance(_of_one_forward(self._live))
+        for work, _ in ended:
+            self._live.remove(work)
+        return ended
+
+    @contextmanager
+    def _clear_on_error(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
             for work in list(self._live):
                 self.drop(work)
             raise
-        for work, _ in ended:
-            self._live.remove(work)
-        return ended
 
     def drop(self, work: Work) -> None:
         """Nobody waits for it any more."""

@@ -26,9 +26,10 @@ from openvino.op import _PagedAttentionExtension as PagedAttention
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoTokenizer
 
+from model.cache import BLOCKS
 from model.config import CheckpointError
 from model.notellm import NoteLLM
-from model.openvino_runtime import BLOCKS, HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime, has_bfloat16
+from model.openvino_runtime import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime, has_bfloat16
 from model.prompt import Prompt
 from model.torch_runtime import using_attention
 from model.weights import Parts, Progress, loading_errors, silent

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from model.cache import BlockPool
+from model.cache import BLOCKS, BlockPool
 from model.config import NoteLLMConfig
 from model.prompt import Prompt
 from model.runtime import Asked, Flat, Floats, Read, Span
 from model.weights import space_of
 
-BLOCKS = 512
-"""Of the cache by default: 16,384 tokens."""
 LAYERS, OUTPUT, SHAPES, HEAD = "layers.xml", "output.xml", "shapes.json", "projection.npy"
 MOST_NEXT = 32
 """Most next tokens that a forward can tell of a place."""

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from model.cache import BlockPool
+from model.cache import BLOCKS, BlockPool
 from model.notellm import NoteLLM
 from model.prompt import Prompt
 from model.runtime import Asked, Flat, Read, Span
 
 ATTENTION = "notellm-paged"
 BLOCK_TOKENS = 32
-BLOCKS = 1024
-"""Of the cache by default: 32,768 tokens."""
 
 
 @dataclass(frozen=True, slots=True)

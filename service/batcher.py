@@ -205,7 +205,10 @@ class Batcher:
         self._done_lately = 0.9 * self._done_lately + len(ended)
         self._seconds_lately = 0.9 * self._seconds_lately + seconds
         self._measure([reading for _, reading in ended], seconds)
-        for job in begin[: len(begin) - len(left)]:
+        begun = begin[: len(begin) - len(left)]
+        if begun:
+            self._telemetry.batch_tokens.observe(sum(job.prepared.tokens for job in begun))
+        for job in begun:
             self._telemetry.queue_wait.labels(job.lane).observe(started - job.since)
         for job, reading in ended:
             if not job.answer.done():
@@ -225,7 +228,6 @@ class Batcher:
 
     def _measure(self, readings: Sequence[Reading], seconds: float) -> None:
         self._telemetry.inference.observe(seconds)
-        self._telemetry.batch_tokens.observe(sum(r.usage.prompt_tokens for r in readings))
         self._telemetry.prompt_tokens.inc(sum(r.usage.prompt_tokens for r in readings))
         self._telemetry.generated_tokens.inc(sum(r.usage.generated_tokens for r in readings))
         for reading in readings:

@@ -169,7 +169,7 @@ class Engine(Protocol):
         """Whether there is room for one more reading beside those that have begun."""
 
     def begin(self, prepared: Any) -> Any:
-        """Take a reading up; what it is called from now on."""
+        """Take a reading up; what it is called from now on. After an error none is left."""
 
     def step(self) -> list[tuple[Any, Reading]]:
         """Go on with all that have begun; those that ended with it. After an error none is left."""

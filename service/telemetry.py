@@ -29,7 +29,7 @@ class Telemetry:
         self.queue_depth = Gauge("notellm_queue_depth", "Notes that wait for the engine", ("lane",), registry=registry)
         self.queue_wait = Histogram(
             "notellm_queue_wait_seconds",
-            "From the request to the start of its engine batch",
+            "From the request to the engine's first step with the note",
             ("lane",),
             buckets=LATENCY_BUCKETS,
             registry=registry,
@@ -38,11 +38,11 @@ class Telemetry:
             "notellm_tokenise_seconds", "Tokenising one request's notes", buckets=LATENCY_BUCKETS, registry=registry
         )
         self.inference = Histogram(
-            "notellm_inference_seconds", "One engine batch", buckets=LATENCY_BUCKETS, registry=registry
+            "notellm_inference_seconds", "One step of the engine", buckets=LATENCY_BUCKETS, registry=registry
         )
         self.batch_tokens = Histogram(
             "notellm_batch_tokens",
-            "Prompt tokens of one engine batch",
+            "Prompt tokens that began with one step of the engine",
             buckets=(16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
             registry=registry,
         )
@@ -50,7 +50,7 @@ class Telemetry:
         self.generated_tokens = Counter("notellm_generated_tokens", "Tokens the model wrote", registry=registry)
         self.first_token = Histogram(
             "notellm_time_to_first_token_seconds",
-            "From the start of an engine batch to a note's first generated token",
+            "From a note's first step to its first generated token",
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )

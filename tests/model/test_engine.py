@@ -655,6 +655,59 @@ def test_neither_other_counts_nor_how_much_runs_at_once_change_hashtags(
     assert small.runtime.pool.free == blocks
 
 
+def test_a_reading_begins_and_leaves_at_any_step(writer: Engine) -> None:
+    """A vector is there after one step, while hashtags that began before it go on; what is dropped frees its blocks."""
+    of = Engine(TorchRuntime(writer.runtime.model))
+    long, dropped = (of.begin(of.prepare(note, Wanted(4, FOODS))) for note in FEW[:2])
+    assert of.step() == []
+    vector = of.begin(of.prepare(FEW[2]))
+    of.drop(dropped)
+    ((ended, reading),) = of.step()
+    assert ended is vector
+    assert_same_vectors([reading], read(writer, FEW[2:3]))
+    readings = []
+    while not readings:
+        readings = of.step()
+    ((ended, reading),) = readings
+    assert ended is long
+    assert_same_hashtags([reading], read(writer, FEW[:1], Wanted(4)))
+    assert of.step() == []
+    assert of.runtime.pool.free == of.runtime.pool.count
+
+
+def test_after_a_failure_nothing_is_left_and_the_next_reading_works(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = Engine(TorchRuntime(writer.runtime.model))
+    of.begin(of.prepare(FEW[0], Wanted(2)))
+    of.step()
+    of.begin(of.prepare(FEW[1], Wanted(2)))
+    with monkeypatch.context() as patch:
+        patch.setattr(of.runtime, "forward", failing)
+        with pytest.raises(MemoryError):
+            of.step()
+    assert of.runtime.pool.free == of.runtime.pool.count
+    assert_same_hashtags(read(of, FEW, Wanted(2)), read(writer, FEW, Wanted(2)))
+
+
+def failing(spans: Sequence[Span]) -> list[Read]:
+    raise MemoryError
+
+
+def test_as_many_readings_as_fit_never_run_out_of_blocks(writer: Engine) -> None:
+    of = Engine(TorchRuntime(writer.runtime.model, blocks=60))
+    prepared = of.prepare(FEW[1], Wanted(4, FOODS))
+    begun = []
+    while of.fits(prepared):
+        begun.append(of.begin(prepared))
+    assert 1 <= len(begun) < 4
+    ended = []
+    while len(ended) < len(begun):
+        ended += of.step()
+    assert of.fits(prepared)
+    assert of.runtime.pool.free == 60
+
+
 def test_hashtags_do_not_depend_on_what_the_notes_before_asked_for(writer: Engine) -> None:
     wanted = [Wanted(3), Wanted(1, FOODS), Wanted(), Wanted(3, FOODS), Wanted(1)]
     for order in itertools.islice(itertools.permutations(range(len(FEW))), 0, None, 29):
