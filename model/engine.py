@@ -65,12 +65,17 @@ class CategoryTrie:
     """A closed set as the distinct prefixes of its token sequences, in topological order.
 
     Node i holds `tokens[i]` and hangs below `parents[i]` (-1: below the root). `paths[c]` are the nodes of category c,
-    its end token included. Scoring the set costs one forward over the nodes, not over the list.
+    its end token included. Scoring the set costs one forward over the inner nodes, not over the list.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     paths: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def inner(self) -> tuple[int, ...]:
+        """The nodes that have some below them. The others are never computed: nothing is asked of what follows them."""
+        return tuple(sorted(self.children.keys() - {-1}))
 
     @cached_property
     def children(self) -> dict[int, tuple[int, ...]]:
@@ -290,7 +295,7 @@ class Engine:
         ids = len(prepared.ids)
         after = len(self.prompt.hashtag_task(wanted.hashtags)) if wanted.hashtags else 0
         if wanted.categories:
-            after += len(self.prompt.category_task()) + len(self._trie(wanted.categories).tokens)
+            after += len(self.prompt.category_task()) + len(self._trie(wanted.categories).inner)
             if self._unseen(wanted.categories):
                 ids = max(ids, self.prompt.max_note_tokens())  # the names are read first
         beams = wanted.hashtags * BEAMS_PER_HASHTAG
@@ -346,14 +351,16 @@ class Engine:
             return _span(table, trunk, vector=read_out, next=after), None
         task, trie = self.prompt.category_task(), self._trie(categories)
         root = len(trunk) + len(task) - 1
+        place = {node: root + 1 + i for i, node in enumerate(trie.inner)} | {-1: root}
         branch = [read_out, *range(len(trunk), root)]
-        nodes = [root if parent < 0 else root + 1 + parent for parent in trie.parents]
+        nodes = [place[trie.parents[node]] for node in trie.inner]
         targets = tuple(
-            Targets(root + 1 + parent, tuple(trie.tokens[child] for child in children))
+            Targets(place[parent], tuple(trie.tokens[child] for child in children))
             for parent, children in trie.children.items()
         )
         parents = (*range(-1, len(trunk) - 1), *branch, *nodes)
-        return _span(table, [*trunk, *task, *trie.tokens], parents, vector=read_out, next=after, targets=targets), trie
+        ids = (*trunk, *task, *(trie.tokens[node] for node in trie.inner))
+        return _span(table, ids, parents, vector=read_out, next=after, targets=targets), trie
 
     def _chosen(
         self,
@@ -388,7 +395,7 @@ class Engine:
         """
         notes = [self.prompt.note(Note(title=name)) for name in categories]
         by_name = sorted(range(len(notes)), key=lambda i: categories[i])
-        some = set(by_name[: max(4, NAME_TOKENS // len(self._trie(categories).tokens))])
+        some = set(by_name[: max(4, NAME_TOKENS // max(1, len(self._trie(categories).inner)))])
         works = [
             Work(self._read_name(ids, categories if i in some else ()), self._blocks(len(ids)))
             for i, ids in enumerate(notes)

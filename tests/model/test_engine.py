@@ -266,6 +266,10 @@ def prefills(seen: Sequence[Sequence[tuple[int, ...]]]) -> list[list[int]]:
     return [list(ids) for step in seen for ids in step if len(ids) > 1]
 
 
+def inner_tokens(trie: CategoryTrie) -> list[int]:
+    return [trie.tokens[node] for node in trie.inner]
+
+
 def single_steps(seen: Sequence[Sequence[tuple[int, ...]]]) -> int:
     return sum(len(ids) == 1 for step in seen for ids in step)
 
@@ -433,7 +437,7 @@ def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first
     with passes(note_first) as seen:
         readings = read(note_first, FEW, Wanted(3, FOODS))
     trie = CategoryTrie.build(prompt.category_outputs(FOODS))
-    tasks = [*prompt.hashtag_task(3), *prompt.category_task(), *trie.tokens]
+    tasks = [*prompt.hashtag_task(3), *prompt.category_task(), *inner_tokens(trie)]
     assert [list(ids) for ids in seen[0]] == [[*prompt.note(note), *tasks] for note in FEW]
     # Then only what the model may write, token by token.
     assert len(prefills(seen)) == len(FEW)
@@ -448,7 +452,8 @@ def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_
         read(task_first, FEW, wanted)
     expected = []
     for note, want in zip(FEW, wanted, strict=True):
-        expected.append([*prompt.note(note), *([*prompt.category_task(), *trie.tokens] if want.categories else ())])
+        branch = [*prompt.category_task(), *inner_tokens(trie)] if want.categories else []
+        expected.append([*prompt.note(note), *branch])
         if want.hashtags:
             expected.append([*prompt.note(note, want.hashtags), *prompt.hashtag_task(want.hashtags)])
     assert [list(ids) for ids in seen[0]] == expected
@@ -470,7 +475,7 @@ def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
             expected += 0 if prompt.one_prefill else len(prompt.note(note, want.hashtags))
         if want.categories:
             outputs = prompt.category_outputs(want.categories)
-            expected += len(prompt.category_task()) + len(CategoryTrie.build(outputs).tokens)
+            expected += len(prompt.category_task()) + len(CategoryTrie.build(outputs).inner)
         assert reading.usage.prompt_tokens == expected
     assert sum(reading.usage.prompt_tokens for reading in readings) == sum(map(len, prefills(seen)))
     assert sum(reading.usage.generated_tokens for reading in readings) == single_steps(seen)
@@ -606,7 +611,7 @@ def test_what_names_say_alone_is_bounded_work_for_a_long_list(trained: Engine) -
     names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
     with passes(trained) as seen:
         read(trained, FEW[:1], Wanted(categories=names))
-    nodes = len(CategoryTrie.build(trained.prompt.category_outputs(names)).tokens)
+    nodes = len(CategoryTrie.build(trained.prompt.category_outputs(names)).inner)
     assert sum(len(ids) > nodes for ids in prefills(seen)) == 4 + 1
     with passes(trained) as seen:
         read(trained, FEW[:1], Wanted(categories=names))
@@ -629,6 +634,7 @@ def test_a_trie_holds_each_shared_beginning_once() -> None:
     assert trie.tokens == (1, 2, 9, 3, 9, 9, 4, 2, 9)
     assert trie.parents == (-1, 0, 1, 0, 3, 0, -1, 6, 7)
     assert trie.paths == ((0, 1, 2), (0, 3, 4), (0, 5), (6, 7, 8))
+    assert trie.inner == (0, 1, 3, 6, 7)
 
 
 @pytest.mark.parametrize("count", [1, 3])
