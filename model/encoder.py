@@ -29,9 +29,10 @@ from model.metrics import accuracy
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.pairs import split_of
+from model.precision import bfloat16_pays
 from model.recipe import Recipe
 from model.related import Related
-from model.train import BEST, LOG, has_bfloat16, warm_cosine
+from model.train import BEST, LOG, warm_cosine
 from model.weights import HEAD_FILE
 
 CATEGORIES_FILE = "categories.json"
@@ -52,7 +53,7 @@ def plain_text(note: Note) -> str:
 class SentenceEncoder(nn.Module):
     """A BERT with mean pooling: unit vectors (B, H) of notes. `folder`: a fine-tuned one; else as it comes.
 
-    It starts in evaluation mode. In training mode it computes in bfloat16 where the processor has it.
+    It starts in evaluation mode. In training mode it computes in bfloat16 where that is faster.
     """
 
     def __init__(self, folder: Path | None = None, name: str = "minilm") -> None:
@@ -90,7 +91,7 @@ class SentenceEncoder(nn.Module):
         padded = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         cpu = torch.device("cpu")
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and has_bfloat16(cpu)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and bfloat16_pays(cpu)):
             hidden = self.backbone(input_ids=padded, attention_mask=mask).last_hidden_state
         means: Tensor = (hidden.float() * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         return means

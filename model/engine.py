@@ -24,9 +24,20 @@ import numpy.typing as npt
 
 from model.cache import BlockTable
 from model.config import CheckpointError
-from model.note import VECTOR_ONLY, CategoryProbability, Hashtag, Note, Reading, Usage, Wanted, hashtag_key
+from model.note import (
+    MAX_CATEGORY_TOKENS,
+    VECTOR_ONLY,
+    CategoriesTooLong,
+    CategoryProbability,
+    Hashtag,
+    Note,
+    Reading,
+    Usage,
+    Wanted,
+    hashtag_key,
+)
 from model.prompt import Prompt
-from model.runtime import Next, NextTokens, Read, Runtime, Span, Targets
+from model.runtime import Look, Looked, Read, Runtime, Span
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_HASHTAG = 8
@@ -158,7 +169,7 @@ class Engine:
 
         `device`: "cpu", "cuda" or what is there ("auto"). `runtime`: "openvino" (a CPU alone), "torch", or "auto":
         OpenVINO on a CPU, where it is installed and has what the backbone needs. `dtype`: "float32", "bfloat16", "int8"
-        (OpenVINO alone), or "auto": bfloat16 where the processor has it; but not in PyTorch on a CPU, where it makes a
+        (OpenVINO alone), or "auto": bfloat16 where that is faster; but not in PyTorch on a CPU, where it makes a
         vector depend on its batch (docs/decisions/0003-precision.md).
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
@@ -189,7 +200,9 @@ class Engine:
         return cls(TorchRuntime(model))
 
     def prepare(self, note: Note, wanted: Wanted = VECTOR_ONLY) -> Prepared:
-        """Tokenise. Safe in any thread; no tensor is made."""
+        """Tokenise. Safe in any thread; no tensor is made. Raises CategoriesTooLong."""
+        if wanted.categories:
+            self._trie(wanted.categories)
         again = wanted.hashtags > 0 and not self.prompt.one_prefill
         ids = tuple(self.prompt.note(note))
         return Prepared(ids, wanted, tuple(self.prompt.note(note, wanted.hashtags)) if again else ())
@@ -310,24 +323,23 @@ class Engine:
         table, again = BlockTable(self.runtime.pool), BlockTable(self.runtime.pool)
         try:
             task = tuple(self.prompt.hashtag_task(wanted.hashtags)) if wanted.hashtags else ()
-            asked = Next(0, wanted.hashtags * BEAMS_PER_HASHTAG)
+            search = _Search(self.prompt, wanted.hashtags)
             here = not prepared.hashtag_prompt
-            note, trie = self._note_span(table, prepared.ids, task if here else (), asked, wanted.categories)
+            note, trie = self._note_span(table, prepared.ids, task if here else (), search.look, wanted.categories)
             spans = [note]
             if task and not here:
                 ids = (*prepared.hashtag_prompt, *task)
-                spans.append(_span(again, ids, next=replace(asked, place=len(ids) - 1)))
+                spans.append(_span(again, ids, looks=(replace(search.look, place=len(ids) - 1),)))
             reads = yield spans
             assert reads[0].vector is not None
             reading = Reading(reads[0].vector, Usage(sum(len(span.ids) for span in spans)))
             if trie is not None:
-                scores = _path_log_probs(trie, reads[0].targets or [])
+                scores = _path_log_probs(trie, reads[0].looked[-len(trie.children) :])
                 reading = replace(reading, categories=self._chosen(wanted.categories, scores, names, reading.vector))
             if task:
                 table.cut(len(prepared.ids) + len(task))
                 first = time.perf_counter() - started
-                search = _Search(self.prompt, wanted.hashtags)
-                yield from search.go(table if here else again, reads[-1].next)
+                yield from search.go(table if here else again, reads[-1].looked[0])
                 reading = search.told(replace(reading, first_token_seconds=first))
             return reading
         finally:
@@ -339,28 +351,28 @@ class Engine:
         table: BlockTable,
         ids: Sequence[int],
         hashtag_task: Sequence[int],
-        asked: Next,
+        look: Look,
         categories: tuple[str, ...],
     ) -> tuple[Span, CategoryTrie | None]:
-        """The one prefill: the note, what asks for its hashtags, and beside that, on a branch, the category's
-        task and the trie of the closed set."""
+        """The one prefill: the note, what asks for its hashtags, after which it will `look`, and beside that, on a
+        branch, the category's task and the trie of the closed set, in whose order the last looks are."""
         read_out = len(ids) - 1
         trunk = [*ids, *hashtag_task]
-        after = replace(asked, place=len(trunk) - 1) if hashtag_task else None
+        after = (replace(look, place=len(trunk) - 1),) if hashtag_task else ()
         if not categories:
-            return _span(table, trunk, vector=read_out, next=after), None
+            return _span(table, trunk, vector=read_out, looks=after), None
         task, trie = self.prompt.category_task(), self._trie(categories)
         root = len(trunk) + len(task) - 1
         place = {node: root + 1 + i for i, node in enumerate(trie.inner)} | {-1: root}
         branch = [read_out, *range(len(trunk), root)]
         nodes = [place[trie.parents[node]] for node in trie.inner]
-        targets = tuple(
-            Targets(place[parent], tuple(trie.tokens[child] for child in children))
+        of_trie = tuple(
+            Look(place[parent], tokens=tuple(trie.tokens[child] for child in children))
             for parent, children in trie.children.items()
         )
         parents = (*range(-1, len(trunk) - 1), *branch, *nodes)
         ids = (*trunk, *task, *(trie.tokens[node] for node in trie.inner))
-        return _span(table, ids, parents, vector=read_out, next=after, targets=targets), trie
+        return _span(table, ids, parents, vector=read_out, looks=(*after, *of_trie)), trie
 
     def _chosen(
         self,
@@ -406,9 +418,9 @@ class Engine:
     def _read_name(self, ids: Sequence[int], categories: tuple[str, ...]) -> Steps:
         table = BlockTable(self.runtime.pool)
         try:
-            span, trie = self._note_span(table, ids, (), Next(0, 0), categories)
+            span, trie = self._note_span(table, ids, (), Look(0), categories)
             (read,) = yield [span]
-            return read.vector, None if trie is None else _path_log_probs(trie, read.targets or [])
+            return read.vector, None if trie is None else _path_log_probs(trie, read.looked)
         finally:
             table.close()
 
@@ -419,9 +431,8 @@ class Engine:
         try:
             while len(written) < TOKENS_PER_CATEGORY:
                 more = [written[-1]] if written else ids
-                (read,) = yield [_span(table, more, next=Next(len(more) - 1, 1, ends=False))]
-                assert read.next is not None
-                (token,) = read.next.tokens
+                (read,) = yield [_span(table, more, looks=(Look(len(more) - 1, 1, ends_apart=False),))]
+                (token,) = read.looked[0].likeliest
                 if token == self.prompt.end_id or "\n" in self.prompt.decode([*written, token]):
                     break
                 written.append(token)
@@ -430,7 +441,13 @@ class Engine:
             table.close()
 
     def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
-        return CategoryTrie.build(self.prompt.category_outputs(categories))
+        trie = CategoryTrie.build(self.prompt.category_outputs(categories))
+        if len(trie.inner) > MAX_CATEGORY_TOKENS:
+            raise CategoriesTooLong(
+                f"the names of the {len(categories)} categories have {len(trie.inner)} tokens; "
+                f"shorten them to {MAX_CATEGORY_TOKENS} or fewer"
+            )
+        return trie
 
 
 class _Search:
@@ -447,9 +464,13 @@ class _Search:
         """Whole ones."""
         self._tokens = 0
 
-    def go(self, table: BlockTable, after: NextTokens | None) -> Steps:
-        """To the end, from what comes first `after` the task, which `table` holds and which it leaves to the search."""
-        assert after is not None
+    @property
+    def look(self) -> Look:
+        """After a place 0: for what goes on from there."""
+        return Look(0, self._width)
+
+    def go(self, table: BlockTable, after: Looked) -> Steps:
+        """To the end, from what comes first `after` the task, which `table` holds."""
         tables = [table.fork()]
         nexts = [after]
         try:
@@ -457,10 +478,10 @@ class _Search:
                 tables = _continued(tables, parents)
                 self._tokens += len(tables)
                 spans = [
-                    _span(table, beam[-1:], next=Next(0, self._width))
+                    _span(table, beam[-1:], looks=(self.look,))
                     for table, (beam, _) in zip(tables, self._going, strict=True)
                 ]
-                nexts = [read.next for read in (yield spans) if read.next]
+                nexts = [read.looked[0] for read in (yield spans)]
         finally:
             for each in tables:
                 each.close()
@@ -473,14 +494,14 @@ class _Search:
         usage = replace(reading.usage, generated_tokens=self._tokens)
         return replace(reading, hashtags=hashtags, hashtags_reason=reason, usage=usage)
 
-    def _extend(self, nexts: Sequence[NextTokens]) -> list[int]:
+    def _extend(self, nexts: Sequence[Looked]) -> list[int]:
         """One step, given what comes after each beginning: from which the new ones go on, or [] when it is over."""
         if self._going[0][0]:
             self._found += [(ids, p + after.ended) for (ids, p), after in zip(self._going, nexts, strict=True)]
         longer = [
             (so_far + p, parent, token)
             for parent, ((_, so_far), after) in enumerate(zip(self._going, nexts, strict=True))
-            for token, p in zip(after.tokens, after.log_probs, strict=True)
+            for token, p in zip(after.likeliest, after.log_probs, strict=True)
         ]
         best = sorted(longer, key=lambda each: -each[0])[: self._width]
         self._going = [([*self._going[parent][0], token], p) for p, parent, token in best]
@@ -535,9 +556,9 @@ def _continued(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[Blo
     return [tables[parent] if last[parent] == i else tables[parent].fork() for i, parent in enumerate(parents)]
 
 
-def _path_log_probs(trie: CategoryTrie, log_probs: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
-    """log p of each category, the end token included (C,), from those of each node's children."""
+def _path_log_probs(trie: CategoryTrie, looked: Sequence[Looked]) -> npt.NDArray[np.float64]:
+    """log p of each category, the end token included (C,), from what was seen after the root and each inner node."""
     of_node = np.zeros(len(trie.tokens))
-    for children, found in zip(trie.children.values(), log_probs, strict=True):
-        of_node[list(children)] = found
+    for children, after in zip(trie.children.values(), looked, strict=True):
+        of_node[list(children)] = after.of_tokens
     return np.array([of_node[list(path)].sum() for path in trie.paths])

@@ -77,6 +77,12 @@ class Wanted:
 
 
 VECTOR_ONLY = Wanted()
+MAX_CATEGORY_TOKENS = 4096
+"""Of a closed set's names; what several of them begin with counts once."""
+
+
+class CategoriesTooLong(ValueError):
+    """The names of a closed set have more than MAX_CATEGORY_TOKENS."""
 
 
 @dataclass(frozen=True, slots=True)

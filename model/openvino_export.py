@@ -29,7 +29,8 @@ from transformers import AttentionInterface, AutoTokenizer
 from model.cache import BLOCKS
 from model.config import CheckpointError
 from model.notellm import NoteLLM
-from model.openvino_runtime import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime, has_bfloat16
+from model.openvino_runtime import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime
+from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.torch_runtime import using_attention
 from model.weights import Parts, Progress, loading_errors, silent
@@ -48,11 +49,11 @@ def load(
 ) -> OpenVinoRuntime:
     """A checkpoint as `NoteLLM.load` takes it, exported into `cache` where that was not done yet.
 
-    `precision`: one of PRECISIONS, or "auto": bfloat16 where the processor has it, else float32.
+    `precision`: one of PRECISIONS, or "auto": bfloat16 where that is faster, else float32.
     Raises CheckpointError.
     """
     if precision == "auto":
-        precision = "bfloat16" if has_bfloat16() else "float32"
+        precision = "bfloat16" if bfloat16_pays(torch.device("cpu")) else "float32"
     parts = Parts.of(checkpoint, cache, progress)
     digest = parts.digest()
     int8 = precision == "int8"

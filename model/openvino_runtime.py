@@ -35,11 +35,6 @@ PRECISIONS: Mapping[str, Mapping[str, Any]] = {
 32 numbers, so that a vector does not depend on its batch."""
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor computes in it."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 class OpenVinoRuntime:
     """`folder`: what `export` wrote. `options` are OpenVINO's own, for the layers and the output alike."""
 
@@ -106,20 +101,17 @@ class OpenVinoRuntime:
         if self._projection is not None:
             vectors = vectors @ self._projection.T
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-        n = len(asked.next)
-        if not n + len(asked.targets):
+        if not len(asked.looks):
             return asked.told(spans, vectors, *[np.zeros((0, 0))] * 4)
         if asked.width > MOST_NEXT:
             raise ValueError(f"at most {MOST_NEXT} next tokens can be told, not {asked.width}")
-        targets = np.zeros((n + len(asked.targets), asked.target_tokens.shape[1]), np.int32)
-        targets[n:] = asked.target_tokens
-        mask = np.zeros((len(targets), 1), np.float32)
-        mask[:n, 0] = asked.ends
-        rows = states[np.concatenate([asked.next, asked.targets])]
-        told = self._output.infer({"states": rows, "mask": mask, "targets": targets}, share_inputs=True)
-        return asked.told(
-            spans, vectors, told["tokens"][:n], told["log_probs"][:n], told["ended"][:n, 0], told["of_targets"][n:]
-        )
+        asks = {
+            "states": states[asked.looks],
+            "mask": asked.ends_apart.astype(np.float32)[:, None],
+            "targets": asked.tokens.astype(np.int32),
+        }
+        told = self._output.infer(asks, share_inputs=True)
+        return asked.told(spans, vectors, told["tokens"], told["log_probs"], told["ended"][:, 0], told["of_targets"])
 
     def _copy(self) -> None:
         for of, to in self.pool.take_copies():

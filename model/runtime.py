@@ -7,7 +7,7 @@ by side. It hands back no states, only what was asked to be read from them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,21 +22,16 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
-    """The likeliest tokens after a place: `width` of them. `ends`: those that end a hashtag are left out, and their
-    probability is told apart."""
+class Look:
+    """What is asked about the token after a place: the `width` likeliest, and the log probabilities of `tokens`.
+
+    `ends_apart`: the likeliest leave out those that end a hashtag.
+    """
 
     place: int
-    width: int
-    ends: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """The log probabilities of `tokens` after a place."""
-
-    place: int
-    tokens: tuple[int, ...]
+    width: int = 0
+    tokens: tuple[int, ...] = ()
+    ends_apart: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +47,7 @@ class Span:
     ids: tuple[int, ...]
     parents: tuple[int, ...] | None = None
     vector: int | None = None
-    next: Next | None = None
-    targets: tuple[Targets, ...] = ()
+    looks: tuple[Look, ...] = ()
 
     @property
     def past(self) -> int:
@@ -62,21 +56,22 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class NextTokens:
-    """`tokens` and `log_probs` (width,), best first; `ended`: the log probability of any of the ends."""
+class Looked:
+    """`likeliest` tokens and their `log_probs` (width,), best first; `ended`: the log probability of all ends of a
+    hashtag together; `of_tokens`: those of the tokens that were named."""
 
-    tokens: list[int]
+    likeliest: list[int]
     log_probs: list[float]
     ended: float
+    of_tokens: list[float]
 
 
 @dataclass(slots=True)
 class Read:
-    """What one span asked for. `vector` (D,) of unit length; `targets`: log probabilities of each one's tokens."""
+    """What one span asked for. `vector` (D,) of unit length; `looked`: in the order of its looks."""
 
     vector: Floats | None = None
-    next: NextTokens | None = None
-    targets: list[list[float]] | None = None
+    looked: list[Looked] = field(default_factory=list)
 
 
 class Runtime(Protocol):
@@ -142,47 +137,40 @@ class Asked:
     """Rows of a flat forward whose states are asked for something, in the order of the spans."""
 
     vectors: Integers
-    next: Integers
+    looks: Integers
     width: int
-    ends: npt.NDArray[np.bool_]
-    """(next,): of each, whether ends are told apart."""
-    targets: Integers
-    target_tokens: Integers
-    """(targets, most), padded with 0."""
+    """The largest of any look."""
+    ends_apart: npt.NDArray[np.bool_]
+    """(looks,)"""
+    tokens: Integers
+    """(looks, most), padded with 0."""
 
     @classmethod
     def of(cls, spans: Sequence[Span], begins: Integers) -> Asked:
         starts = begins[:-1].tolist()
         vectors = [start + s.vector for start, s in zip(starts, spans, strict=True) if s.vector is not None]
-        nexts = [(start + s.next.place, s.next) for start, s in zip(starts, spans, strict=True) if s.next]
-        targets = [(start + t.place, t.tokens) for start, s in zip(starts, spans, strict=True) for t in s.targets]
-        most = max((len(tokens) for _, tokens in targets), default=1)
+        looks = [(start + look.place, look) for start, s in zip(starts, spans, strict=True) for look in s.looks]
+        most = max((len(look.tokens) for _, look in looks), default=0)
+        padded = [[*look.tokens, *[0] * (most - len(look.tokens))] for _, look in looks]
         return cls(
             np.array(vectors, np.int64),
-            np.array([row for row, _ in nexts], np.int64),
-            max((n.width for _, n in nexts), default=1),
-            np.array([n.ends for _, n in nexts], np.bool_),
-            np.array([row for row, _ in targets], np.int64),
-            np.array([[*tokens, *[0] * (most - len(tokens))] for _, tokens in targets], np.int64).reshape(-1, most),
+            np.array([row for row, _ in looks], np.int64),
+            max((look.width for _, look in looks), default=0),
+            np.array([look.ends_apart for _, look in looks], np.bool_),
+            np.array(padded, np.int64).reshape(len(looks), most),
         )
 
     def told(
-        self, spans: Sequence[Span], vectors: Floats, tokens: Any, log_probs: Any, ended: Any, targets: Any
+        self, spans: Sequence[Span], vectors: Floats, likeliest: Any, log_probs: Any, ended: Any, of_tokens: Any
     ) -> list[Read]:
-        """Each span's own part of the answers, which are in the order of the rows."""
-        reads = []
-        v, n, t = (
-            iter(vectors),
-            iter(zip(tokens.tolist(), log_probs.tolist(), ended.tolist(), strict=True)),
-            iter(targets.tolist()),
-        )
-        for span in spans:
-            read = Read()
-            if span.vector is not None:
-                read.vector = next(v)
-            if span.next is not None:
-                these, probs, end = next(n)
-                read.next = NextTokens(these[: span.next.width], probs[: span.next.width], end)
-            read.targets = [next(t)[: len(target.tokens)] for target in span.targets]
-            reads.append(read)
-        return reads
+        """Each span's own part of the answers, which are arrays in the order of the rows."""
+        vector = iter(vectors)
+        rows = zip(likeliest.tolist(), log_probs.tolist(), ended.tolist(), of_tokens.tolist(), strict=True)
+
+        def looked(look: Look) -> Looked:
+            tokens, probs, end, of = next(rows)
+            return Looked(tokens[: look.width], probs[: look.width], end, of[: len(look.tokens)])
+
+        return [
+            Read(None if span.vector is None else next(vector), [looked(look) for look in span.looks]) for span in spans
+        ]

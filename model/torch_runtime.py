@@ -97,14 +97,13 @@ class TorchRuntime:
             return hidden[torch.from_numpy(of).to(hidden.device)]
 
         vectors = self.model.embed(rows(asked.vectors))
-        after = self.model.logits(rows(asked.next)).log_softmax(-1)
+        after = self.model.logits(rows(asked.looks)).log_softmax(-1)
+        of_tokens = after.gather(1, torch.from_numpy(asked.tokens).to(after.device))
         ended = after[:, self._ends].logsumexp(1)
-        apart = torch.from_numpy(asked.ends).to(after.device)
+        apart = torch.from_numpy(asked.ends_apart).to(after.device)
         after[:, self._ends] = after[:, self._ends].masked_fill(apart[:, None], -torch.inf)
         best = after.topk(min(asked.width, after.shape[1]))
-        of_targets = self.model.logits(rows(asked.targets)).log_softmax(-1)
-        targets = of_targets.gather(1, torch.from_numpy(asked.target_tokens).to(after.device))
-        return asked.told(spans, vectors.cpu().numpy(), best.indices, best.values, ended, targets)
+        return asked.told(spans, vectors.cpu().numpy(), best.indices, best.values, ended, of_tokens)
 
     def _copy(self) -> None:
         if copies := self.pool.take_copies():

@@ -41,6 +41,7 @@ from model.evaluate import recall_of_pairs
 from model.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.note import Note
 from model.notellm import NoteLLM
+from model.precision import bfloat16_pays
 from model.recipe import Recipe, RecipeError
 from model.related import Related
 from model.torch_runtime import TorchRuntime
@@ -250,7 +251,7 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16 and has_bfloat16(self.device)
+            self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16 and bfloat16_pays(self.device)
         )
 
     def _gather(self, vectors: Tensor) -> Tensor:
@@ -428,7 +429,7 @@ def build(
     if device.type == "cpu":
         # The backward of its fused attention takes 17 ms for 23 short notes and a layer, that of plain products 3 ms.
         model.backbone.set_attn_implementation("eager")
-    if recipe.lora_rank and recipe.bfloat16 and has_bfloat16(device) and not recipe.shard:
+    if recipe.lora_rank and recipe.bfloat16 and bfloat16_pays(device) and not recipe.shard:
         store_in_bfloat16(model)
     adapter = model.add_adapter(recipe.lora_rank) if recipe.lora_rank else None
     if not recipe.lora_rank:
@@ -490,16 +491,6 @@ def store_in_bfloat16(model: NoteLLM) -> None:
     for layer in model.backbone.modules():
         if isinstance(layer, nn.Linear) and layer is not output:
             layer.to(torch.bfloat16)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster there than float32. Of two cores, GFLOP/s (docs/experiments.md): 400 on a Zen 4 with
-    AVX512-BF16; but 17 against 167 on a Zen 3 without it, and 166 against 278 on a Sapphire Rapids without its AMX."""
-    if device.type == "cuda":
-        return True
-    has = torch.cpu.get_capabilities()
-    without_amx = has.get("avx512_fp16") and not has.get("amx_bf16")
-    return bool(has.get("avx512_bf16")) and not without_amx
 
 
 @contextlib.contextmanager

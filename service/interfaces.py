@@ -164,7 +164,9 @@ class Engine(Protocol):
     dimension: int
     categories: tuple[str, ...]
 
-    def prepare(self, note: Note, wanted: Wanted) -> Prepared: ...
+    def prepare(self, note: Note, wanted: Wanted) -> Prepared:
+        """Tokenise. Raises CategoriesTooLong."""
+
     def fits(self, prepared: Any) -> bool:
         """Whether there is room for one more reading beside those that have begun."""
 

@@ -10,9 +10,9 @@ from weakref import WeakValueDictionary
 
 from ulid import ULID
 
-from model.note import Note, Reading, Usage, Wanted
+from model.note import MAX_CATEGORY_TOKENS, CategoriesTooLong, Note, Reading, Usage, Wanted
 from service.batcher import Admission, Batcher, Lane
-from service.errors import NoteNotFound, OtherSpace, PreconditionFailed
+from service.errors import LimitExceeded, NoteNotFound, OtherSpace, PreconditionFailed
 from service.index.live import LiveIndex
 from service.interfaces import Clock, Engine, Filter, Generated, NoteStore, StoredNote, Vector, Write, position_key
 from service.telemetry import Telemetry
@@ -194,8 +194,11 @@ class Recommender:
         return await self._nearest(reading.vector, k, where, min_score)
 
     async def read(self, note: Note, wanted: Wanted) -> Reading:
-        """Vector and generations of a text that is not stored, from one prefill."""
-        return await self._batcher.read(note, wanted)
+        """Vector and generations of a text that is not stored, from one prefill. Raises LimitExceeded."""
+        try:
+            return await self._batcher.read(note, wanted)
+        except CategoriesTooLong as error:
+            raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
 
     async def _nearest(
         self, vector: Vector, k: int, where: Filter, min_score: float | None, of: str | None = None

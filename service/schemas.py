@@ -17,7 +17,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from model.note import Attribute, CategoryProbability, Hashtag, Note, Reading, Usage, normalise_hashtags
+from model.note import (
+    MAX_CATEGORY_TOKENS,
+    Attribute,
+    CategoryProbability,
+    Hashtag,
+    Note,
+    Reading,
+    Usage,
+    normalise_hashtags,
+)
 from service.interfaces import Filter, StoredNote
 from service.recommender import Added, Similar
 
@@ -421,6 +430,7 @@ class LimitsOut(BaseModel):
     max_hashtags: int = MAX_HASHTAGS
     max_generated_hashtags: int = MAX_GENERATED
     max_categories: int = MAX_CATEGORIES
+    max_category_tokens: int = MAX_CATEGORY_TOKENS
     max_excluded: int = MAX_EXCLUDED
     max_attributes: int = MAX_ATTRIBUTES
     queue_notes: int

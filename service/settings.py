@@ -27,7 +27,7 @@ class Settings(BaseSettings):
         "auto", description="what runs the model's layers; auto: OpenVINO on a CPU where it can, else PyTorch"
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="precision of the model; auto: bfloat16 where the processor has it, else float32"
+        "auto", description="precision of the model; auto: bfloat16 where that is faster, else float32"
     )
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from model.engine import Engine
+from model.note import Note, Wanted
 from service.batcher import Batcher
 from service.dependencies import Service
 from service.embedded_redis import EmbeddedRedis
@@ -24,7 +25,8 @@ from service.telemetry import Telemetry
 async def open_service(settings: Settings, progress: Callable[[str], None]) -> AsyncIterator[Service]:
     """Everything started, in order; on leaving, everything ended in the opposite order.
 
-    Raises CheckpointError or EmbeddedRedisError. A Redis of somebody else's that is away is waited for, not fatal.
+    Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. A Redis of somebody else's that is away is waited
+    for, not fatal.
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.redis_url or _open_embedded(settings, stack, progress)
@@ -37,6 +39,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             runtime=settings.runtime,
             progress=progress,
         )
+        engine.prepare(Note(), Wanted(categories=settings.categories))  # refused now, not at the first note
         telemetry, clock = Telemetry(), Clock()
         store = RedisNoteStore(url, clock=clock)
         stack.push_async_callback(store.close)

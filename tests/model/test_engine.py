@@ -39,7 +39,7 @@ from model.engine import (
     CategoryTrie,
     Engine,
 )
-from model.note import VECTOR_ONLY, Hashtag, Note, Reading, Wanted, hashtag_key
+from model.note import MAX_CATEGORY_TOKENS, VECTOR_ONLY, CategoriesTooLong, Hashtag, Note, Reading, Wanted, hashtag_key
 from model.notellm import NoteLLM
 from model.runtime import Read, Span
 from model.torch_runtime import TorchRuntime
@@ -627,6 +627,25 @@ def test_the_order_of_a_closed_set_changes_nothing(request: pytest.FixtureReques
 
 def test_a_closed_set_of_one_is_certain(tiny_engine: Engine) -> None:
     assert probabilities(read(tiny_engine, FEW[:1], Wanted(categories=("Only",)))[0]) == {"Only": 1.0}
+
+
+def test_a_closed_set_is_read_up_to_the_bound_on_its_tokens(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Wanted(categories=FOODS)
+    tokens = len(CategoryTrie.build(writer.prompt.category_outputs(FOODS)).inner)
+    monkeypatch.setattr("model.engine.MAX_CATEGORY_TOKENS", tokens)
+    assert len(probabilities(read(Engine(writer.runtime), FEW[:1], wanted)[0])) == len(FOODS)
+    monkeypatch.setattr("model.engine.MAX_CATEGORY_TOKENS", tokens - 1)
+    with pytest.raises(CategoriesTooLong, match=f"{tokens} tokens; shorten them to {tokens - 1}"):
+        Engine(writer.runtime).prepare(FEW[0], wanted)
+
+
+def test_the_longest_note_with_the_longest_closed_set_has_room_in_the_cache(writer: Engine) -> None:
+    names = tuple(f"{i} {'cat ' * 12}" for i in range(500))
+    outputs = writer.prompt.category_outputs(names)
+    count = next(n for n in range(500, 0, -1) if len(CategoryTrie.build(outputs[:n]).inner) <= MAX_CATEGORY_TOKENS)
+    assert count < len(names)
+    note = Note(title="cat " * 5000, content="cat " * 5000, hashtags=("cat " * 8,) * 30)
+    assert writer.fits(writer.prepare(note, Wanted(10, names[:count])))
 
 
 def test_a_trie_holds_each_shared_beginning_once() -> None:

@@ -48,6 +48,18 @@ def test_one_call_gives_all_three_for_less_than_three(client: httpx2.Client) -> 
     assert everything["usage"]["prompt_tokens"] < apart
 
 
+@pytest.mark.parametrize("path", ["/generate", "/generate/category"])
+def test_names_with_more_tokens_than_the_bound_are_refused_and_the_next_request_is_answered(
+    client: httpx2.Client, path: str
+) -> None:
+    limits = client.get("/limits").json()
+    long = [" ".join(f"{i * 30 + j}" for j in range(20)) for i in range(limits["max_categories"])]
+    answer = client.post(path, json=TEXT | {"categories": long})
+    assert answer.status_code == 413
+    assert f"max_category_tokens = {limits['max_category_tokens']}" in answer.json()["detail"]
+    assert client.post(path, json=TEXT | {"categories": long[:5]}).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/generate", "/generate/hashtags", "/generate/category", "/similar"])
 def test_bad_bodies_are_refused(client: httpx2.Client, path: str) -> None:
     def status(body: bytes, content_type: str = "application/json") -> int:
