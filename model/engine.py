@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from model.cache import BlockTable
 from model.config import CheckpointError
+from model.hashtags import MOST_CARRIED, NEIGHBOURS, Allowed, Carried, carried, grounded, listed_key
 from model.note import (
     MAX_CATEGORY_TOKENS,
     VECTOR_ONLY,
@@ -33,11 +34,12 @@ from model.note import (
     Note,
     Reading,
     Usage,
+    Vocabulary,
     Wanted,
-    hashtag_key,
 )
 from model.prompt import Prompt
 from model.runtime import Look, Looked, Read, Runtime, Span
+from model.vocabulary import HashtagTrie
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_HASHTAG = 8
@@ -59,11 +61,13 @@ class Prepared:
     """A note as token ids (the last one is the read-out position), and what is wanted of it.
 
     `hashtag_prompt`: the ids to write hashtags after, where the prompt version cannot do it after `ids`; else empty.
+    `allowed`: which hashtags may be told.
     """
 
     ids: tuple[int, ...]
     wanted: Wanted
     hashtag_prompt: tuple[int, ...] = ()
+    allowed: Allowed = field(default_factory=Allowed)
 
     @property
     def tokens(self) -> int:
@@ -72,11 +76,11 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class CategoryTrie:
-    """A closed set as the distinct prefixes of its token sequences, in topological order.
+class Trie:
+    """The distinct prefixes of some token sequences, in topological order.
 
-    Node i holds `tokens[i]` and hangs below `parents[i]` (-1: below the root). `paths[c]` are the nodes of category c,
-    its end token included. Scoring the set costs one forward over the inner nodes, not over the list.
+    Node i holds `tokens[i]` and hangs below `parents[i]` (-1: below the root). `paths[c]` are the nodes of sequence c.
+    Scoring all costs one forward over the nodes, not over the list. Those of a closed set have their end token.
     """
 
     tokens: tuple[int, ...]
@@ -85,7 +89,7 @@ class CategoryTrie:
 
     @cached_property
     def inner(self) -> tuple[int, ...]:
-        """The nodes that have some below them. The others are never computed: nothing is asked of what follows them."""
+        """The nodes that have some below them. Of a closed set the others are never computed: they are ends."""
         return tuple(sorted(self.children.keys() - {-1}))
 
     @cached_property
@@ -97,7 +101,7 @@ class CategoryTrie:
         return {parent: tuple(nodes) for parent, nodes in below.items()}
 
     @classmethod
-    def build(cls, sequences: Sequence[Sequence[int]]) -> CategoryTrie:
+    def build(cls, sequences: Sequence[Sequence[int]]) -> Trie:
         nodes: dict[tuple[int, ...], int] = {}
         tokens: list[int] = []
         parents: list[int] = []
@@ -203,9 +207,15 @@ class Engine:
         """Tokenise. Safe in any thread; no tensor is made. Raises CategoriesTooLong."""
         if wanted.categories:
             self._trie(wanted.categories)
-        again = wanted.hashtags > 0 and not self.prompt.one_prefill
         ids = tuple(self.prompt.note(note))
-        return Prepared(ids, wanted, tuple(self.prompt.note(note, wanted.hashtags)) if again else ())
+        if not wanted.hashtags:
+            return Prepared(ids, wanted)
+        again = () if self.prompt.one_prefill else tuple(self.prompt.note(note, wanted.hashtags))
+        return Prepared(ids, wanted, again, Allowed.of(note, wanted.blocked))
+
+    def vocabulary(self) -> Vocabulary:
+        """An empty one, of this model's tokens."""
+        return HashtagTrie(lambda hashtags: [self.prompt.hashtag_output([h])[:-1] for h in hashtags])
 
     def fits(self, prepared: Prepared) -> bool:
         """Whether the cache has room for one more reading, beside all that those on their way may come to need."""
@@ -311,9 +321,10 @@ class Engine:
             after += len(self.prompt.category_task()) + len(self._trie(wanted.categories).inner)
             if self._unseen(wanted.categories):
                 ids = max(ids, self.prompt.max_note_tokens())  # the names are read first
-        beams = wanted.hashtags * BEAMS_PER_HASHTAG
-        own = 1 + self._blocks(TOKENS_PER_HASHTAG)
-        return self._blocks(ids + after) + self._blocks(len(prepared.hashtag_prompt) + after) + beams * own
+        beams = wanted.hashtags * BEAMS_PER_HASHTAG * (1 + self._blocks(TOKENS_PER_HASHTAG))
+        near = 1 + self._blocks(MOST_CARRIED * TOKENS_PER_HASHTAG) if wanted.nearest else 0
+        again = self._blocks(len(prepared.hashtag_prompt) + after)
+        return self._blocks(ids + after) + again + max(beams, near)
 
     def _read(self, prepared: Prepared) -> Steps:
         """The whole way of one note, to its Reading."""
@@ -323,13 +334,15 @@ class Engine:
         table, again = BlockTable(self.runtime.pool), BlockTable(self.runtime.pool)
         try:
             task = tuple(self.prompt.hashtag_task(wanted.hashtags)) if wanted.hashtags else ()
-            search = _Search(self.prompt, wanted.hashtags)
+            search = _Search(self.prompt, wanted.hashtags, prepared.allowed, wanted.known)
             here = not prepared.hashtag_prompt
-            note, trie = self._note_span(table, prepared.ids, task if here else (), search.look, wanted.categories)
+            note, trie = self._note_span(
+                table, prepared.ids, task if here else (), search.first_look, wanted.categories
+            )
             spans = [note]
             if task and not here:
                 ids = (*prepared.hashtag_prompt, *task)
-                spans.append(_span(again, ids, looks=(replace(search.look, place=len(ids) - 1),)))
+                spans.append(_span(again, ids, looks=(replace(search.first_look, place=len(ids) - 1),)))
             reads = yield spans
             assert reads[0].vector is not None
             reading = Reading(reads[0].vector, Usage(sum(len(span.ids) for span in spans)))
@@ -338,9 +351,12 @@ class Engine:
                 reading = replace(reading, categories=self._chosen(wanted.categories, scores, names, reading.vector))
             if task:
                 table.cut(len(prepared.ids) + len(task))
-                first = time.perf_counter() - started
-                yield from search.go(table if here else again, reads[-1].looked[0])
-                reading = search.told(replace(reading, first_token_seconds=first))
+                base = table if here else again
+                reading = replace(reading, first_token_seconds=time.perf_counter() - started)
+                near = carried(wanted.nearest(reading.vector, NEIGHBOURS), prepared.allowed) if wanted.nearest else {}
+                probabilities = (yield from self._carried(base, task[-1], near)) if near else {}
+                yield from search.go(base, reads[-1].looked[0])
+                reading = search.told(reading, near, probabilities)
             return reading
         finally:
             table.close()
@@ -353,7 +369,7 @@ class Engine:
         hashtag_task: Sequence[int],
         look: Look,
         categories: tuple[str, ...],
-    ) -> tuple[Span, CategoryTrie | None]:
+    ) -> tuple[Span, Trie | None]:
         """The one prefill: the note, what asks for its hashtags, after which it will `look`, and beside that, on a
         branch, the category's task and the trie of the closed set, in whose order the last looks are."""
         read_out = len(ids) - 1
@@ -373,6 +389,25 @@ class Engine:
         parents = (*range(-1, len(trunk) - 1), *branch, *nodes)
         ids = (*trunk, *task, *(trie.tokens[node] for node in trie.inner))
         return _span(table, ids, parents, vector=read_out, looks=(*after, *of_trie)), trie
+
+    def _carried(self, base: BlockTable, last: int, near: Mapping[str, Carried]) -> Steps:
+        """The probability of each hashtag in `near` after the task, which ends with `last`: one forward."""
+        tokens = {key: self.prompt.hashtag_output([of.text])[:-1] for key, of in near.items()}
+        short = {key: ids for key, ids in tokens.items() if len(ids) <= TOKENS_PER_HASHTAG}
+        trie = Trie.build(list(short.values()))
+        table = base.fork()
+        try:
+            table.cut(base.length - 1)
+            ids, parents = (last, *trie.tokens), (-1, *(parent + 1 for parent in trie.parents))
+            below = {node: trie.children.get(node, ()) for node in range(-1, len(trie.tokens))}
+            looks = [Look(node + 1, tokens=tuple(trie.tokens[c] for c in nodes)) for node, nodes in below.items()]
+            (read,) = yield [_span(table, ids, parents, looks=tuple(looks))]
+        finally:
+            table.close()
+        of_node = _log_probs(below, read.looked)
+        ends = [read.looked[path[-1] + 1].ended for path in trie.paths]
+        sums = [of_node[list(path)].sum() + end for path, end in zip(trie.paths, ends, strict=True)]
+        return dict(zip(short, np.exp(sums).tolist(), strict=True))
 
     def _chosen(
         self,
@@ -440,8 +475,8 @@ class Engine:
         finally:
             table.close()
 
-    def _build_trie(self, categories: tuple[str, ...]) -> CategoryTrie:
-        trie = CategoryTrie.build(self.prompt.category_outputs(categories))
+    def _build_trie(self, categories: tuple[str, ...]) -> Trie:
+        trie = Trie.build(self.prompt.category_outputs(categories))
         if len(trie.inner) > MAX_CATEGORY_TOKENS:
             raise CategoriesTooLong(
                 f"the names of the {len(categories)} categories have {len(trie.inner)} tokens; "
@@ -454,20 +489,28 @@ class _Search:
     """Beam search for the first hashtag that the model would write, which ranks all of them: training shows a note's
     hashtags in random order (paper section 4), so a greedy list says no more, slower, and repeats itself."""
 
-    def __init__(self, prompt: Prompt, count: int) -> None:
+    def __init__(self, prompt: Prompt, count: int, allowed: Allowed, known: Vocabulary | None) -> None:
         self._prompt = prompt
         self._count = count
         self._width = count * BEAMS_PER_HASHTAG
+        self._allowed = allowed
+        self._known = known
         self._going: list[tuple[list[int], float]] = [([], 0.0)]
         """Beginnings with their log probabilities, the most probable first."""
         self._found: list[tuple[list[int], float]] = []
         """Whole ones."""
         self._tokens = 0
 
+        self._looks = [self._look(())]
+        """After each beginning."""
+
     @property
-    def look(self) -> Look:
-        """After a place 0: for what goes on from there."""
-        return Look(0, self._width)
+    def first_look(self) -> Look:
+        """After the task, at a place that is to be said."""
+        return self._looks[0]
+
+    def _look(self, beginning: Sequence[int]) -> Look:
+        return Look(0, self._width) if self._known is None else Look(0, tokens=self._known.after(beginning))
 
     def go(self, table: BlockTable, after: Looked) -> Steps:
         """To the end, from what comes first `after` the task, which `table` holds."""
@@ -478,8 +521,8 @@ class _Search:
                 tables = _continued(tables, parents)
                 self._tokens += len(tables)
                 spans = [
-                    _span(table, beam[-1:], looks=(self.look,))
-                    for table, (beam, _) in zip(tables, self._going, strict=True)
+                    _span(table, beam[-1:], looks=(look,))
+                    for table, (beam, _), look in zip(tables, self._going, self._looks, strict=True)
                 ]
                 nexts = [read.looked[0] for read in (yield spans)]
         finally:
@@ -487,28 +530,42 @@ class _Search:
                 each.close()
         return None
 
-    def told(self, reading: Reading) -> Reading:
-        """With what was found."""
+    def told(self, reading: Reading, near: Mapping[str, Carried], probabilities: Mapping[str, float]) -> Reading:
+        """With what was found, and with what `near` notes carry."""
         hashtags = self._hashtags()[: self._count]
-        reason = None if hashtags else "the model wrote nothing that can be read as a hashtag"
+        if near:
+            hashtags = grounded(hashtags, near, probabilities, self._count)
         usage = replace(reading.usage, generated_tokens=self._tokens)
-        return replace(reading, hashtags=hashtags, hashtags_reason=reason, usage=usage)
+        return replace(reading, hashtags=hashtags, hashtags_reason=None if hashtags else self._reason, usage=usage)
+
+    @property
+    def _reason(self) -> str:
+        if self._known is not None:
+            return "no known hashtag is likely enough" if len(self._known) else "no hashtag is known yet"
+        return "the model wrote nothing that can be read as a hashtag"
 
     def _extend(self, nexts: Sequence[Looked]) -> list[int]:
         """One step, given what comes after each beginning: from which the new ones go on, or [] when it is over."""
         if self._going[0][0]:
-            self._found += [(ids, p + after.ended) for (ids, p), after in zip(self._going, nexts, strict=True)]
+            ends = zip(self._going, nexts, strict=True)
+            self._found += [(ids, p + after.ended) for (ids, p), after in ends if self._is_whole(ids)]
         longer = [
             (so_far + p, parent, token)
-            for parent, ((_, so_far), after) in enumerate(zip(self._going, nexts, strict=True))
-            for token, p in zip(after.likeliest, after.log_probs, strict=True)
+            for parent, ((_, so_far), look, after) in enumerate(zip(self._going, self._looks, nexts, strict=True))
+            for token, p in _continuations(look, after)
         ]
         best = sorted(longer, key=lambda each: -each[0])[: self._width]
         self._going = [([*self._going[parent][0], token], p) for p, parent, token in best]
+        self._looks = [self._look(ids) for ids, _ in self._going]
         return [] if self._is_over() else [parent for _, parent, _ in best]
+
+    def _is_whole(self, ids: Sequence[int]) -> bool:
+        return self._known is None or self._known.holds(ids)
 
     def _is_over(self) -> bool:
         """Whether no beginning can still lead to one of the best: to go on only costs probability."""
+        if not self._going:
+            return True
         beginning, log_prob = self._going[0]
         if len(beginning) > TOKENS_PER_HASHTAG or log_prob == -math.inf:
             return True
@@ -520,11 +577,17 @@ class _Search:
         probabilities: dict[str, float] = defaultdict(float)
         spelled: dict[str, str] = {}
         for ids, log_prob in sorted(self._found, key=lambda each: -each[1]):
-            for text, _ in self._prompt.parse_hashtags(ids)[:1]:
-                probabilities[hashtag_key(text)] += math.exp(log_prob)
-                spelled.setdefault(hashtag_key(text), text)
+            for text in [text for text, _ in self._prompt.parse_hashtags(ids)[:1] if self._allowed(text)]:
+                probabilities[listed_key(text)] += math.exp(log_prob)
+                spelled.setdefault(listed_key(text), text)
         best = sorted(probabilities.items(), key=lambda pair: (-pair[1], pair[0]))
         return tuple(Hashtag(spelled[key], min(1.0, probability)) for key, probability in best if probability > 0)
+
+
+def _continuations(look: Look, after: Looked) -> Iterator[tuple[int, float]]:
+    """The tokens that were asked for or that are likeliest, with their log probabilities."""
+    yield from zip(look.tokens, after.of_tokens, strict=True)
+    yield from zip(after.likeliest, after.log_probs, strict=True)
 
 
 def _start(work: Work) -> None:
@@ -556,9 +619,15 @@ def _continued(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[Blo
     return [tables[parent] if last[parent] == i else tables[parent].fork() for i, parent in enumerate(parents)]
 
 
-def _path_log_probs(trie: CategoryTrie, looked: Sequence[Looked]) -> npt.NDArray[np.float64]:
+def _path_log_probs(trie: Trie, looked: Sequence[Looked]) -> npt.NDArray[np.float64]:
     """log p of each category, the end token included (C,), from what was seen after the root and each inner node."""
-    of_node = np.zeros(len(trie.tokens))
-    for children, after in zip(trie.children.values(), looked, strict=True):
-        of_node[list(children)] = after.of_tokens
+    of_node = _log_probs(trie.children, looked)
     return np.array([of_node[list(path)].sum() for path in trie.paths])
+
+
+def _log_probs(children: Mapping[int, Sequence[int]], looked: Sequence[Looked]) -> npt.NDArray[np.float64]:
+    """log p of each node after its parent (N,), from what was seen after each parent."""
+    of_node = np.zeros(sum(map(len, children.values())))
+    for nodes, after in zip(children.values(), looked, strict=True):
+        of_node[list(nodes)] = after.of_tokens
+    return of_node

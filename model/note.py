@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Nearest = Callable[[npt.NDArray[np.float32], int], Sequence["Neighbour"]]
+    """(vector, count): so many notes with hashtags of their author, the nearest first."""
+
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; a longer one is cut by `normalise_hashtag`."""
 
 Attribute = str | int | float | bool
+HashtagPolicy = Literal["open", "known", "grounded"]
+"""What is told: whatever the model writes; of that, what other notes carry; or both, the best of what it writes and of
+what the nearest notes carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +49,38 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Hashtag:
-    """A generated hashtag. `score` in (0, 1]: the probability that the model writes it first."""
+    """A generated hashtag. `score` in (0, 1]: the probability that the model writes it first; of grounded ones that
+    and how many near notes carry it, together. `notes`: the nearest of these, by id."""
 
     text: str
     score: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A stored note, its author's hashtags, and the cosine of its vector with that of the note being read."""
+
+    id: str
+    score: float
+    hashtags: tuple[str, ...]
+
+
+class Vocabulary(Protocol):
+    """The hashtags of notes that come and go, and how they are spelled in tokens. Thread-safe."""
+
+    def __len__(self) -> int: ...
+    def add(self, hashtags: Iterable[str]) -> None:
+        """Those of one more note."""
+
+    def remove(self, hashtags: Iterable[str]) -> None:
+        """Those of a note that was added."""
+
+    def after(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens by which a hashtag that begins with `ids` goes on."""
+
+    def holds(self, ids: Sequence[int]) -> bool:
+        """Whether these are all tokens of a hashtag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +103,16 @@ class Usage:
 class Wanted:
     """What to read from a note beside the vector, which is always read.
 
-    `hashtags`: how many to write, 0 for none. `categories`: the closed set to choose from, empty for none.
+    `hashtags`: how many to write, 0 for none. `categories`: the closed set to choose from, empty for none. Of
+    hashtags, `blocked` are keys (`hashtag_key`) of those never told; `known` holds the only ones that may be told;
+    `nearest` gives the notes whose hashtags count too. It is called in the engine's thread.
     """
 
     hashtags: int = 0
     categories: tuple[str, ...] = ()
+    blocked: frozenset[str] = frozenset()
+    known: Vocabulary | None = None
+    nearest: Nearest | None = None
 
 
 VECTOR_ONLY = Wanted()

@@ -35,7 +35,7 @@ from model.prompt import Prompt
 from model.torch_runtime import using_attention
 from model.weights import Parts, Progress, loading_errors, silent
 
-VERSION = 1
+VERSION = 2
 """Of the files: raise it when the graphs change."""
 TRACED = "notellm-traced"
 AFTER_NOTE = 64
@@ -188,13 +188,13 @@ def _page(
 
 
 def _output(model: NoteLLM) -> ov.Model:
-    """states (N, H), mask (N, 1) of 0 and 1, targets (N, M) -> the likeliest MOST_NEXT tokens, which are no ends where
-    mask is 1, and log probabilities: theirs (N, MOST_NEXT), of all ends together (N, 1), of targets (N, M)."""
+    """states (N, H), mask (N, 1) of 0 and 1, rows and tokens (M,) -> the likeliest MOST_NEXT tokens, which are no ends
+    where mask is 1, and log probabilities: theirs (N, MOST_NEXT), of all ends together (N, 1), of the tokens (M,)."""
     config = model.backbone.config.get_text_config()
     weight = model.backbone.get_output_embeddings().weight.detach().float().numpy()
     states = _parameter("states", [-1, weight.shape[1]], ov.Type.f32)
     mask = _parameter("mask", [-1, 1], ov.Type.f32)
-    targets = _parameter("targets", [-1, -1], ov.Type.i32)
+    rows, tokens = (_parameter(name, [-1], ov.Type.i64) for name in ("rows", "tokens"))
     logits = ops.matmul(states, ops.constant(weight), False, True)
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = ops.multiply(ops.tanh(ops.divide(logits, _number(cap, np.float32))), _number(cap, np.float32))
@@ -205,16 +205,22 @@ def _output(model: NoteLLM) -> ov.Model:
     penalty[0, ends] = -1e30
     apart = ops.add(logits, ops.multiply(mask, ops.constant(penalty)))
     best = ops.topk(apart, _number(min(MOST_NEXT, len(weight)), np.int32), 1, "max", "value")
-    of_targets = ops.gather_elements(logits, targets, 1)
+    places = ops.add(ops.multiply(rows, _number(len(weight), np.int64)), tokens)
+    of_tokens = ops.subtract(_flat(logits, places), _flat(total, rows))
     results = {
-        "log_probs": ops.subtract(best.output(0), total), "tokens": best.output(1),
-        "ended": ops.subtract(ended, total), "of_targets": ops.subtract(of_targets, total),
+        "log_probs": ops.subtract(best.output(0), total), "likeliest": best.output(1),
+        "ended": ops.subtract(ended, total), "of_tokens": of_tokens,
     }  # fmt: skip
     made = []
     for name, node in results.items():
         made.append(ops.result(node))
         made[-1].output(0).get_tensor().set_names({name})
-    return ov.Model(made, [states, mask, targets], "output")
+    return ov.Model(made, [states, mask, rows, tokens], "output")
+
+
+def _flat(table: Any, places: Any) -> Any:
+    """The numbers at `places` of a table read as one row."""
+    return ops.gather(ops.reshape(table, ops.constant(np.array([-1])), False), places, _number(0, np.int32))
 
 
 def _log_sum_exp(logits: Any) -> Any:

@@ -102,16 +102,17 @@ class OpenVinoRuntime:
             vectors = vectors @ self._projection.T
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
         if not len(asked.looks):
-            return asked.told(spans, vectors, *[np.zeros((0, 0))] * 4)
+            return asked.told(spans, vectors, *[np.zeros(0)] * 4)
         if asked.width > MOST_NEXT:
             raise ValueError(f"at most {MOST_NEXT} next tokens can be told, not {asked.width}")
         asks = {
             "states": states[asked.looks],
             "mask": asked.ends_apart.astype(np.float32)[:, None],
-            "targets": asked.tokens.astype(np.int32),
+            "rows": asked.token_looks,
+            "tokens": asked.tokens,
         }
         told = self._output.infer(asks, share_inputs=True)
-        return asked.told(spans, vectors, told["tokens"], told["log_probs"], told["ended"][:, 0], told["of_targets"])
+        return asked.told(spans, vectors, told["likeliest"], told["log_probs"], told["ended"][:, 0], told["of_tokens"])
 
     def _copy(self) -> None:
         for of, to in self.pool.take_copies():

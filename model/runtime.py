@@ -143,33 +143,34 @@ class Asked:
     ends_apart: npt.NDArray[np.bool_]
     """(looks,)"""
     tokens: Integers
-    """(looks, most), padded with 0."""
+    """(tokens,): those that are named, of all looks; and (tokens,) the look of each."""
+    token_looks: Integers
 
     @classmethod
     def of(cls, spans: Sequence[Span], begins: Integers) -> Asked:
         starts = begins[:-1].tolist()
         vectors = [start + s.vector for start, s in zip(starts, spans, strict=True) if s.vector is not None]
         looks = [(start + look.place, look) for start, s in zip(starts, spans, strict=True) for look in s.looks]
-        most = max((len(look.tokens) for _, look in looks), default=0)
-        padded = [[*look.tokens, *[0] * (most - len(look.tokens))] for _, look in looks]
         return cls(
             np.array(vectors, np.int64),
             np.array([row for row, _ in looks], np.int64),
             max((look.width for _, look in looks), default=0),
             np.array([look.ends_apart for _, look in looks], np.bool_),
-            np.array(padded, np.int64).reshape(len(looks), most),
+            np.array([token for _, look in looks for token in look.tokens], np.int64),
+            np.repeat(np.arange(len(looks)), [len(look.tokens) for _, look in looks]),
         )
 
     def told(
         self, spans: Sequence[Span], vectors: Floats, likeliest: Any, log_probs: Any, ended: Any, of_tokens: Any
     ) -> list[Read]:
-        """Each span's own part of the answers, which are arrays in the order of the rows."""
+        """Each span's own part of the answers, which are arrays in the order of the looks, or of their tokens."""
         vector = iter(vectors)
-        rows = zip(likeliest.tolist(), log_probs.tolist(), ended.tolist(), of_tokens.tolist(), strict=True)
+        rows = zip(likeliest.tolist(), log_probs.tolist(), ended.tolist(), strict=True)
+        of_token = iter(of_tokens.tolist())
 
         def looked(look: Look) -> Looked:
-            tokens, probs, end, of = next(rows)
-            return Looked(tokens[: look.width], probs[: look.width], end, of[: len(look.tokens)])
+            tokens, probs, end = next(rows)
+            return Looked(tokens[: look.width], probs[: look.width], end, [next(of_token) for _ in look.tokens])
 
         return [
             Read(None if span.vector is None else next(vector), [looked(look) for look in span.looks]) for span in spans

@@ -98,7 +98,8 @@ class TorchRuntime:
 
         vectors = self.model.embed(rows(asked.vectors))
         after = self.model.logits(rows(asked.looks)).log_softmax(-1)
-        of_tokens = after.gather(1, torch.from_numpy(asked.tokens).to(after.device))
+        looks, tokens = (torch.from_numpy(each).to(after.device) for each in (asked.token_looks, asked.tokens))
+        of_tokens = after[looks, tokens]
         ended = after[:, self._ends].logsumexp(1)
         apart = torch.from_numpy(asked.ends_apart).to(after.device)
         after[:, self._ends] = after[:, self._ends].masked_fill(apart[:, None], -torch.inf)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model.note import CategoryProbability, Hashtag, Note, Reading, Wanted, hashtag_key
+from model.note import CategoryProbability, Hashtag, Note, Reading, Vocabulary, Wanted, hashtag_key
 
 Vector = npt.NDArray[np.float32]
 ORIGIN = "0-0"
@@ -167,6 +167,9 @@ class Engine(Protocol):
     def prepare(self, note: Note, wanted: Wanted) -> Prepared:
         """Tokenise. Raises CategoriesTooLong."""
 
+    def vocabulary(self) -> Vocabulary:
+        """An empty one, in its tokens."""
+
     def fits(self, prepared: Any) -> bool:
         """Whether there is room for one more reading beside those that have begun."""
 
@@ -218,8 +221,8 @@ class VectorIndex(Protocol):
     def remove(self, ids: Sequence[str]) -> None:
         """Unknown ids are ignored."""
 
-    def expire(self, now: float) -> None:
-        """Remove the rows that have expired."""
+    def expire(self, now: float) -> list[str]:
+        """Remove the rows that have expired; their ids."""
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
         """The `k` rows nearest to `vector` among those that `where` accepts and that have not expired at `now`."""

@@ -215,6 +215,7 @@ def _encode(write: Write) -> tuple[Any, ...]:
     stored, note = write.stored, write.stored.note
     if stored.vector is None:
         raise ValueError(f"note {note.id!r} has no vector")
+    hashtags = stored.generated.hashtags
     document = {
         "title": note.title,
         "content": note.content,
@@ -224,7 +225,10 @@ def _encode(write: Write) -> tuple[Any, ...]:
         "created_at": note.created_at,
         "expires_at": note.expires_at,
         "attributes": dict(note.attributes),
-        "generated": {"hashtags": stored.generated.hashtags, "category": stored.generated.category},
+        "generated": {
+            "hashtags": None if hashtags is None else [{"text": h.text, "score": h.score} for h in hashtags],
+            "category": stored.generated.category,
+        },
     }
     expiry = "" if note.expires_at is None else int(note.expires_at * 1000)
     vector = np.ascontiguousarray(stored.vector, "<f4").tobytes()

@@ -10,7 +10,16 @@ from weakref import WeakValueDictionary
 
 from ulid import ULID
 
-from model.note import MAX_CATEGORY_TOKENS, CategoriesTooLong, Note, Reading, Usage, Wanted
+from model.note import (
+    MAX_CATEGORY_TOKENS,
+    CategoriesTooLong,
+    HashtagPolicy,
+    Note,
+    Reading,
+    Usage,
+    Wanted,
+    hashtag_key,
+)
 from service.batcher import Admission, Batcher, Lane
 from service.errors import LimitExceeded, NoteNotFound, OtherSpace, PreconditionFailed
 from service.index.live import LiveIndex
@@ -33,6 +42,16 @@ class Generate:
 
 
 @dataclass(frozen=True, slots=True)
+class House:
+    """What a deployment decides of generation: the closed set (() for the model's own), the policy where a request does
+    not say, and hashtags that are never told."""
+
+    categories: tuple[str, ...] = ()
+    hashtag_policy: HashtagPolicy = "open"
+    blocked_hashtags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Added:
     """`status`: created, updated, or unchanged (nothing was written). `usage` is zero when no model was needed."""
 
@@ -52,7 +71,7 @@ class Similar:
 
 
 class Recommender:
-    """One for each process. `categories`: what a note's is chosen from; () for the model's own."""
+    """One for each process. `categories`: what a note's is chosen from."""
 
     def __init__(
         self,
@@ -62,10 +81,11 @@ class Recommender:
         index: LiveIndex,
         telemetry: Telemetry,
         clock: Clock,
-        categories: tuple[str, ...] = (),
+        house: House = House(),
     ) -> None:
         self.engine = engine
-        self.categories = categories or engine.categories
+        self.categories = house.categories or engine.categories
+        self.house = house
         self._batcher = batcher
         self._store = store
         self.index = index
@@ -117,7 +137,7 @@ class Recommender:
         done = kept.generated if kept else Generated()
         want_hashtags = generate.hashtags if not note.hashtags and done.hashtags is None else 0
         want_category = generate.category and note.category is None and done.category is None
-        wanted = Wanted(want_hashtags, self.categories if want_category else ())
+        wanted = self.wanted(want_hashtags, self.categories if want_category else ())
         needs_model = kept is None or wanted != Wanted()
         return Plan(note, old, done, wanted if needs_model else None)
 
@@ -193,6 +213,25 @@ class Recommender:
         reading = await self._batcher.read(note)
         return await self._nearest(reading.vector, k, where, min_score)
 
+    def wanted(
+        self,
+        hashtags: int = 0,
+        categories: tuple[str, ...] = (),
+        policy: HashtagPolicy | None = None,
+        blocked: Sequence[str] = (),
+    ) -> Wanted:
+        """What to read from a note, by the house's rules and a request's. `blocked`: beside those of the house."""
+        if not hashtags:
+            return Wanted(categories=categories)
+        policy = policy or self.house.hashtag_policy
+        return Wanted(
+            hashtags,
+            categories,
+            frozenset(map(hashtag_key, (*self.house.blocked_hashtags, *blocked))),
+            self.index.vocabulary if policy == "known" else None,
+            self.index.nearest_tagged if policy == "grounded" else None,
+        )
+
     async def read(self, note: Note, wanted: Wanted) -> Reading:
         """Vector and generations of a text that is not stored, from one prefill. Raises LimitExceeded."""
         try:
@@ -240,8 +279,10 @@ class Plan:
         if reading is None:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.done), "", Usage())
+        # Which notes carry a hashtag is true only now.
+        told = reading.hashtags and tuple(replace(hashtag, notes=()) for hashtag in reading.hashtags)
         generated = Generated(
-            self.done.hashtags if reading.hashtags is None else reading.hashtags,
+            self.done.hashtags if told is None else told,
             self.done.category if reading.categories is None else reading.categories[0],
         )
         stored = StoredNote(self.note, space, reading.vector, generated)

@@ -22,6 +22,7 @@ from model.note import (
     Attribute,
     CategoryProbability,
     Hashtag,
+    HashtagPolicy,
     Note,
     Reading,
     Usage,
@@ -33,6 +34,7 @@ from service.recommender import Added, Similar
 MAX_HASHTAGS = 30
 MAX_GENERATED = 10
 MAX_CATEGORIES = 500
+MAX_BLOCKED = 1000
 MAX_EXCLUDED = 1000
 MAX_ATTRIBUTES = 32
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -150,11 +152,17 @@ class NotePatch(Wire):
 
 class HashtagOut(BaseModel):
     text: str
-    score: float = Field(description="probability that the model writes it first, in (0, 1]")
+    score: float = Field(
+        description="in (0, 1]: probability that the model writes it first; of grounded ones, that and how many of the "
+        "nearest notes carry it, together"
+    )
+    notes: list[str] = Field(
+        [], description="of grounded ones: the nearest notes that carry it", exclude_if=lambda notes: not notes
+    )
 
     @classmethod
     def of(cls, hashtag: Hashtag) -> Self:
-        return cls(text=hashtag.text, score=hashtag.score)
+        return cls(text=hashtag.text, score=hashtag.score, notes=list(hashtag.notes))
 
 
 class CategoryOut(BaseModel):
@@ -362,7 +370,18 @@ class SimilarIn(TaggedText, Policy):
     """POST /similar."""
 
 
-class HashtagsIn(Text):
+class HashtagRules(Wire):
+    """Which hashtags may be told."""
+
+    policy: HashtagPolicy | None = Field(
+        None,
+        description="open: whatever the model writes; known: of that, only what authors of stored notes use; grounded: "
+        "the best of what it writes and of what the nearest notes carry; empty: the service's own",
+    )
+    blocked: list[Name] = Field([], max_length=MAX_BLOCKED, description="never told, whatever their case and spacing")
+
+
+class HashtagsIn(Text, HashtagRules):
     count: int = Field(5, ge=1, le=MAX_GENERATED)
 
 
@@ -386,24 +405,36 @@ class CategoryIn(TaggedText):
     categories: list[Name] = Field(
         [], max_length=MAX_CATEGORIES, description="the closed set; empty: the service's own", examples=[[]]
     )
+    min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
+
+    def chosen(self, reading: Reading) -> CategoryProbability | None:
+        """The most probable category; None where it is not probable enough."""
+        (best, *_) = reading.categories or ()
+        return best if best.probability >= self.min_probability else None
+
+
+class GenerateIn(CategoryIn, HashtagRules):
+    """POST /generate."""
 
 
 class CategoryPrediction(BaseModel):
-    """The most probable category; `alternatives` are the others, most probable first."""
+    """The most probable category; `alternatives` are the others, most probable first. `abstain`: none is as probable as
+    was asked; then `category` is null, and all are alternatives."""
 
-    category: str
-    probability: float
+    category: str | None
+    probability: float | None
+    abstain: bool
     alternatives: list[CategoryOut]
     model: str
     usage: UsageOut
 
     @classmethod
-    def of(cls, reading: Reading, model: str) -> Self:
-        best, *others = reading.categories or ()
+    def of(cls, reading: Reading, chosen: CategoryProbability | None, model: str) -> Self:
         return cls(
-            category=best.name,
-            probability=best.probability,
-            alternatives=[CategoryOut.of(c) for c in others],
+            category=chosen and chosen.name,
+            probability=chosen and chosen.probability,
+            abstain=chosen is None,
+            alternatives=[CategoryOut.of(c) for c in reading.categories or () if c != chosen],
             model=model,
             usage=UsageOut.of(reading.usage),
         )
@@ -415,7 +446,7 @@ class GenerateOut(BaseModel):
     embedding: list[float] = Field(description="unit length")
     hashtags: list[HashtagOut]
     reason: str | None = Field(None, description="why there are no hashtags")
-    category: CategoryOut
+    category: CategoryOut | None = Field(description="null: none is as probable as was asked")
     model: str
     usage: UsageOut
 
@@ -431,6 +462,7 @@ class LimitsOut(BaseModel):
     max_generated_hashtags: int = MAX_GENERATED
     max_categories: int = MAX_CATEGORIES
     max_category_tokens: int = MAX_CATEGORY_TOKENS
+    max_blocked_hashtags: int = MAX_BLOCKED
     max_excluded: int = MAX_EXCLUDED
     max_attributes: int = MAX_ATTRIBUTES
     queue_notes: int

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.note import HashtagPolicy
+
 
 class Settings(BaseSettings):
     """Every setting with its default; the README's table is made from these descriptions."""
@@ -32,6 +34,12 @@ class Settings(BaseSettings):
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"
     )
+    hashtag_policy: HashtagPolicy = Field(
+        "open", description="open, known or grounded: what generated hashtags may be, where a request does not say"
+    )
+    blocked_hashtags: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="hashtags that are never generated, separated by commas"
+    )
     sample_notes: int | None = Field(
         None, ge=0, description="sample notes to load on the first start; without it all, with NOTELLM_REDIS_URL none"
     )
@@ -48,7 +56,7 @@ class Settings(BaseSettings):
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
 
-    @field_validator("categories", mode="before")
+    @field_validator("categories", "blocked_hashtags", mode="before")
     @classmethod
     def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = names.split(",") if isinstance(names, str) else names

@@ -16,7 +16,7 @@ from service.index.head import ExactHead
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.note_store import RedisNoteStore
-from service.recommender import Recommender
+from service.recommender import House, Recommender
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -43,7 +43,8 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         telemetry, clock = Telemetry(), Clock()
         store = RedisNoteStore(url, clock=clock)
         stack.push_async_callback(store.close)
-        index = LiveIndex(store, partial(ExactHead, engine.dimension), space=engine.space, clock=clock)
+        make_index = partial(ExactHead, engine.dimension)
+        index = LiveIndex(store, make_index, engine.vocabulary, space=engine.space, clock=clock)
         batcher = Batcher(
             engine,
             telemetry,
@@ -56,7 +57,8 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(index.stop)
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
-        recommender = Recommender(engine, batcher, store, index, telemetry, clock, settings.categories)
+        house = House(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
+        recommender = Recommender(engine, batcher, store, index, telemetry, clock, house)
         _show_live_numbers(telemetry, index, engine)
         yield Service(settings, recommender, batcher, store, index, telemetry)
 

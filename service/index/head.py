@@ -58,9 +58,11 @@ class ExactHead:
         self._rows.bury(ids)
         self._compact()
 
-    def expire(self, now: float) -> None:
+    def expire(self, now: float) -> list[str]:
         """See VectorIndex."""
-        self.remove(self._rows.expired(now))
+        expired = self._rows.expired(now)
+        self.remove(expired)
+        return expired
 
     def vector(self, note_id: str) -> Vector | None:
         """See VectorIndex."""

@@ -15,7 +15,9 @@ from typing import TypeVar
 
 import structlog
 
+from model.note import Neighbour, Vocabulary
 from service.errors import IndexBehind, StoreUnavailable
+from service.index.hashtags import LiveHashtags
 from service.interfaces import (
     ORIGIN,
     Clock,
@@ -51,14 +53,24 @@ class IndexStatus:
 
 
 class LiveIndex:
-    """`make_index` gives an empty VectorIndex; `space`: the only one whose vectors are taken in."""
+    """`make_index` and `make_vocabulary` give empty ones; `space`: the only one whose vectors are taken in."""
 
-    def __init__(self, store: NoteStore, make_index: Callable[[], VectorIndex], *, space: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: NoteStore,
+        make_index: Callable[[], VectorIndex],
+        make_vocabulary: Callable[[], Vocabulary],
+        *,
+        space: str,
+        clock: Clock,
+    ) -> None:
         self._store = store
         self._make_index = make_index
+        self._make_vocabulary = make_vocabulary
         self._space = space
         self._clock = clock
         self._index = make_index()
+        self._hashtags = LiveHashtags(make_vocabulary())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
         self._position = ORIGIN
         self._other_space: set[str] = set()
@@ -111,6 +123,26 @@ class LiveIndex:
         """The vector of a note, None when the index does not have it."""
         return await self._run(lambda: self._index.vector(note_id))
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """All hashtags that authors gave the notes in the index."""
+        return self._hashtags.vocabulary
+
+    def nearest_tagged(self, vector: Vector, count: int) -> list[Neighbour]:
+        """The nearest notes with hashtags of their author, `count` of them or all there are. Blocks: for the thread of
+        the engine, not for the event loop."""
+        now = self._clock()
+        return self._thread.submit(self._nearest_tagged, vector, count, now).result()
+
+    def _nearest_tagged(self, vector: Vector, count: int, now: float) -> list[Neighbour]:
+        wanted = 2 * count
+        while True:
+            hits = self._index.search(vector, wanted, Filter(), now).hits
+            tagged = [Neighbour(hit.id, hit.score, tags) for hit in hits if (tags := self._hashtags.of(hit.id))]
+            if len(tagged) >= count or len(hits) < wanted:
+                return tagged[:count]
+            wanted *= 2
+
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once everything up to `position` can be found; IndexBehind after `seconds`."""
         wanted = position_key(position)
@@ -150,32 +182,41 @@ class LiveIndex:
         elif entries:
             await self._apply(entries)
         now = self._clock()
-        await self._run(lambda: self._index.expire(now))
+        await self._run(lambda: self._hashtags.remove(self._index.expire(now)))
 
     async def _apply(self, entries: Sequence[LogEntry]) -> None:
         last = {entry.id: entry for entry in entries}
         notes = await self._store.get([i for i, e in last.items() if not e.removed], with_vectors=True)
         present = [note for note in notes if note is not None]
-        await self._run(lambda: self._take(self._index, present, gone=last.keys() - {n.note.id for n in present}))
+        gone = last.keys() - {n.note.id for n in present}
+        await self._run(lambda: self._take(self._index, self._hashtags, present, gone))
         await self._move(entries[-1].position)
 
     async def _rebuild(self) -> None:
         """A new index from a scan of the store, swapped in when whole."""
         position = (await self._store.log_bounds()).last
-        index = self._make_index()
+        index, hashtags = self._make_index(), LiveHashtags(self._make_vocabulary())
         self._other_space = set()
         async for notes in self._store.scan():
-            await self._run(partial(self._take, index, notes, gone=()))
-        self._index, self._built = index, True
+            await self._run(partial(self._take, index, hashtags, notes, gone=()))
+        self._index, self._hashtags, self._built = index, hashtags, True
         self._ready, self._detail = True, "built from the store"
         await self._move(position)
         log.info("index_built", vectors=len(index), other_space=len(self._other_space), position=position)
 
-    def _take(self, index: VectorIndex, notes: Sequence[StoredNote], gone: Sequence[str] | set[str]) -> None:
+    def _take(
+        self,
+        index: VectorIndex,
+        hashtags: LiveHashtags,
+        notes: Sequence[StoredNote],
+        gone: Sequence[str] | set[str],
+    ) -> None:
         ours = [note for note in notes if note.space == self._space]
         others = {note.note.id for note in notes if note.space != self._space}
         index.upsert(ours)
         index.remove([*gone, *others])
+        hashtags.upsert(ours)
+        hashtags.remove([*gone, *others])
         self._other_space = (self._other_space | others) - {n.note.id for n in ours} - set(gone)
 
     async def _move(self, position: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
 
-from model.note import Wanted
 from service.dependencies import GENERATED_HASHTAGS, Service, ServiceDep, StrictJsonRoute, bounded_note, while_connected
 from service.problems import documented
 from service.schemas import (
     CategoryIn,
     CategoryOut,
     CategoryPrediction,
+    GenerateIn,
     GenerateOut,
     HashtagOut,
     HashtagsIn,
@@ -29,27 +29,30 @@ router = APIRouter(
 @router.post("/generate/hashtags")
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> HashtagsOut:
     """Hashtags for a text, best first; an empty list says why."""
-    work = service.recommender.read(body.as_note(), Wanted(hashtags=body.count))
+    wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
+    work = service.recommender.read(body.as_note(), wanted)
     return HashtagsOut.of(await while_connected(request, service, work), service.recommender.engine.name)
 
 
 @router.post("/generate/category")
 async def category(body: CategoryIn, request: Request, service: ServiceDep) -> CategoryPrediction:
     """The category of a text out of a closed set, with the exact probability of each."""
-    work = service.recommender.read(body.as_note(), Wanted(categories=closed_set(body, service)))
-    return CategoryPrediction.of(await while_connected(request, service, work), service.recommender.engine.name)
+    wanted = service.recommender.wanted(categories=closed_set(body, service))
+    reading = await while_connected(request, service, service.recommender.read(body.as_note(), wanted))
+    return CategoryPrediction.of(reading, body.chosen(reading), service.recommender.engine.name)
 
 
 @router.post("/generate")
-async def everything(body: CategoryIn, request: Request, service: ServiceDep) -> GenerateOut:
+async def everything(body: GenerateIn, request: Request, service: ServiceDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
-    work = service.recommender.read(body.as_note(), Wanted(GENERATED_HASHTAGS, closed_set(body, service)))
-    reading = await while_connected(request, service, work)
+    wanted = service.recommender.wanted(GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked)
+    reading = await while_connected(request, service, service.recommender.read(body.as_note(), wanted))
+    chosen = body.chosen(reading)
     return GenerateOut(
         embedding=reading.vector.tolist(),
         hashtags=[HashtagOut.of(h) for h in reading.hashtags or ()],
         reason=reading.hashtags_reason,
-        category=CategoryOut.of((reading.categories or ())[0]),
+        category=chosen and CategoryOut.of(chosen),
         model=service.recommender.engine.name,
         usage=UsageOut.of(reading.usage),
     )

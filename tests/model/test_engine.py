@@ -36,15 +36,28 @@ from model.engine import (
     NAME_COSINE_WEIGHT,
     TOKENS_PER_CATEGORY,
     TOKENS_PER_HASHTAG,
-    CategoryTrie,
     Engine,
+    Trie,
 )
-from model.note import MAX_CATEGORY_TOKENS, VECTOR_ONLY, CategoriesTooLong, Hashtag, Note, Reading, Wanted, hashtag_key
+from model.hashtags import MOST_CARRIED, WRITTEN_WEIGHT, Allowed, listed_key
+from model.note import (
+    MAX_CATEGORY_TOKENS,
+    VECTOR_ONLY,
+    CategoriesTooLong,
+    Hashtag,
+    Neighbour,
+    Note,
+    Reading,
+    Vocabulary,
+    Wanted,
+    hashtag_key,
+)
 from model.notellm import NoteLLM
 from model.runtime import Read, Span
 from model.torch_runtime import TorchRuntime
 from tests.conftest import in_torch
 
+TAGS = ("coffee", "coffee bread", "river", "train garden", "song")
 WORDS = [
     "coffee",
     "river",
@@ -266,7 +279,7 @@ def prefills(seen: Sequence[Sequence[tuple[int, ...]]]) -> list[list[int]]:
     return [list(ids) for step in seen for ids in step if len(ids) > 1]
 
 
-def inner_tokens(trie: CategoryTrie) -> list[int]:
+def inner_tokens(trie: Trie) -> list[int]:
     return [trie.tokens[node] for node in trie.inner]
 
 
@@ -344,20 +357,35 @@ def hashtags_by_recomputing(engine: Engine, note: Note, count: int) -> tuple[lis
                 if token not in ends
             ]
         beginnings = sorted(longer, reverse=True)[:beams]
-        best = merged(engine, whole)[:count]
+        best = merged(engine, whole, note)[:count]
         if len(best) == count and best[-1][1] >= beginnings[0][0]:
             break  # what is still to be found is no more probable
-    return merged(engine, whole)[:count], given
+    return merged(engine, whole, note)[:count], given
 
 
-def merged(engine: Engine, whole: Sequence[tuple[float, list[int]]]) -> list[tuple[str, float]]:
+def hashtag_by_recomputing(engine: Engine, note: Note, count: int, hashtag: str) -> float:
+    """The probability that the model writes it first, and then any end."""
+    prompt = engine.prompt
+    before = [*prompt.note(note, count), *prompt.hashtag_task(count)]
+    ids = prompt.hashtag_output([hashtag])[:-1]
+    rows = engine.runtime.model.logits(hidden_of(engine, [*before, *ids])[len(before) - 1 :]).double().softmax(-1)
+    return float(rows[range(len(ids)), ids].prod() * rows[-1, ends_of(engine.runtime.model.tokenizer)].sum())
+
+
+def known(engine: Engine, hashtags: Sequence[str]) -> Vocabulary:
+    vocabulary = engine.vocabulary()
+    vocabulary.add(hashtags)
+    return vocabulary
+
+
+def merged(engine: Engine, whole: Sequence[tuple[float, list[int]]], note: Note) -> list[tuple[str, float]]:
     """Hashtags with their probabilities, best first, spelled as they are most probably."""
     hashtags: dict[str, tuple[str, float]] = {}
+    allowed = Allowed.of(note, frozenset())
     for probability, ids in sorted(whole, reverse=True):
-        if parsed := engine.prompt.parse_hashtags(ids):
-            first, _ = parsed[0]
-            spelled, so_far = hashtags.get(hashtag_key(first), (first, 0.0))
-            hashtags[hashtag_key(first)] = (spelled, so_far + probability)
+        for first, _ in [each for each in engine.prompt.parse_hashtags(ids)[:1] if allowed(each[0])]:
+            spelled, so_far = hashtags.get(listed_key(first), (first, 0.0))
+            hashtags[listed_key(first)] = (spelled, so_far + probability)
     return sorted(hashtags.values(), key=lambda pair: -pair[1])
 
 
@@ -380,7 +408,7 @@ def all_hashtags(engine: Engine, note: Note, count: int, words: Sequence[str], m
                 engine.runtime.model.logits(hidden_of(engine, [*before, *ids])[len(before) - 1 :]).double().softmax(-1)
             )
             probability = rows[range(length), ids].prod() * rows[-1, ends_of(tokenizer)].sum()
-            found["".join(chosen).replace(" ", "").casefold()] += float(probability)
+            found[listed_key("".join(chosen))] += float(probability)
     return found
 
 
@@ -436,7 +464,7 @@ def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first
     prompt = note_first.prompt
     with passes(note_first) as seen:
         readings = read(note_first, FEW, Wanted(3, FOODS))
-    trie = CategoryTrie.build(prompt.category_outputs(FOODS))
+    trie = Trie.build(prompt.category_outputs(FOODS))
     tasks = [*prompt.hashtag_task(3), *prompt.category_task(), *inner_tokens(trie)]
     assert [list(ids) for ids in seen[0]] == [[*prompt.note(note), *tasks] for note in FEW]
     # Then only what the model may write, token by token.
@@ -447,7 +475,7 @@ def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first
 def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_alone(task_first: Engine) -> None:
     prompt = task_first.prompt
     wanted = [Wanted(3), Wanted(), Wanted(0, FOODS), Wanted(1, FOODS), Wanted()]
-    trie = CategoryTrie.build(prompt.category_outputs(FOODS))
+    trie = Trie.build(prompt.category_outputs(FOODS))
     with passes(task_first) as seen:
         read(task_first, FEW, wanted)
     expected = []
@@ -475,7 +503,7 @@ def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
             expected += 0 if prompt.one_prefill else len(prompt.note(note, want.hashtags))
         if want.categories:
             outputs = prompt.category_outputs(want.categories)
-            expected += len(prompt.category_task()) + len(CategoryTrie.build(outputs).inner)
+            expected += len(prompt.category_task()) + len(Trie.build(outputs).inner)
         assert reading.usage.prompt_tokens == expected
     assert sum(reading.usage.prompt_tokens for reading in readings) == sum(map(len, prefills(seen)))
     assert sum(reading.usage.generated_tokens for reading in readings) == single_steps(seen)
@@ -611,7 +639,7 @@ def test_what_names_say_alone_is_bounded_work_for_a_long_list(trained: Engine) -
     names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
     with passes(trained) as seen:
         read(trained, FEW[:1], Wanted(categories=names))
-    nodes = len(CategoryTrie.build(trained.prompt.category_outputs(names)).inner)
+    nodes = len(Trie.build(trained.prompt.category_outputs(names)).inner)
     assert sum(len(ids) > nodes for ids in prefills(seen)) == 4 + 1
     with passes(trained) as seen:
         read(trained, FEW[:1], Wanted(categories=names))
@@ -631,7 +659,7 @@ def test_a_closed_set_of_one_is_certain(tiny_engine: Engine) -> None:
 
 def test_a_closed_set_is_read_up_to_the_bound_on_its_tokens(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = Wanted(categories=FOODS)
-    tokens = len(CategoryTrie.build(writer.prompt.category_outputs(FOODS)).inner)
+    tokens = len(Trie.build(writer.prompt.category_outputs(FOODS)).inner)
     monkeypatch.setattr("model.engine.MAX_CATEGORY_TOKENS", tokens)
     assert len(probabilities(read(Engine(writer.runtime), FEW[:1], wanted)[0])) == len(FOODS)
     monkeypatch.setattr("model.engine.MAX_CATEGORY_TOKENS", tokens - 1)
@@ -642,14 +670,14 @@ def test_a_closed_set_is_read_up_to_the_bound_on_its_tokens(writer: Engine, monk
 def test_the_longest_note_with_the_longest_closed_set_has_room_in_the_cache(writer: Engine) -> None:
     names = tuple(f"{i} {'cat ' * 12}" for i in range(500))
     outputs = writer.prompt.category_outputs(names)
-    count = next(n for n in range(500, 0, -1) if len(CategoryTrie.build(outputs[:n]).inner) <= MAX_CATEGORY_TOKENS)
+    count = next(n for n in range(500, 0, -1) if len(Trie.build(outputs[:n]).inner) <= MAX_CATEGORY_TOKENS)
     assert count < len(names)
     note = Note(title="cat " * 5000, content="cat " * 5000, hashtags=("cat " * 8,) * 30)
     assert writer.fits(writer.prepare(note, Wanted(10, names[:count])))
 
 
 def test_a_trie_holds_each_shared_beginning_once() -> None:
-    trie = CategoryTrie.build([[1, 2, 9], [1, 3, 9], [1, 9], [4, 2, 9]])
+    trie = Trie.build([[1, 2, 9], [1, 3, 9], [1, 9], [4, 2, 9]])
     assert trie.tokens == (1, 2, 9, 3, 9, 9, 4, 2, 9)
     assert trie.parents == (-1, 0, 1, 0, 3, 0, -1, 6, 7)
     assert trie.paths == ((0, 1, 2), (0, 3, 4), (0, 5), (6, 7, 8))
@@ -719,13 +747,17 @@ def failing(spans: Sequence[Span]) -> list[Read]:
     raise MemoryError
 
 
-def test_as_many_readings_as_fit_never_run_out_of_blocks(writer: Engine) -> None:
+@pytest.mark.parametrize("carried", [0, MOST_CARRIED])
+def test_as_many_readings_as_fit_never_run_out_of_blocks(writer: Engine, carried: int) -> None:
+    """Also where near notes carry many long hashtags."""
     of = Engine(TorchRuntime(writer.runtime.model, blocks=60))
-    prepared = of.prepare(FEW[1], Wanted(4, FOODS))
+    tags = tuple(" ".join(WORDS[(i + j * (i % 3 + 1)) % 16] for j in range(TOKENS_PER_HASHTAG)) for i in range(carried))
+    near_notes = [Neighbour("n", 1.0, tags)]
+    prepared = of.prepare(FEW[1], Wanted(1, FOODS, nearest=lambda *_: near_notes) if carried else Wanted(4, FOODS))
     begun = []
     while of.fits(prepared):
         begun.append(of.begin(prepared))
-    assert 1 <= len(begun) < 4
+    assert 1 <= len(begun) < 6
     ended = []
     while len(ended) < len(begun):
         ended += of.step()
@@ -778,7 +810,7 @@ def test_enough_beams_find_what_trying_every_hashtag_finds(
     for note, reading in zip(FEW[:3], read(engine, FEW[:3], Wanted(count)), strict=True):
         everything = all_hashtags(engine, note, count, words, 3)
         best = sorted(everything.items(), key=lambda pair: -pair[1])[:count]
-        assert [hashtag_key(hashtag.text) for hashtag in reading.hashtags or ()] == [key for key, _ in best]
+        assert [listed_key(hashtag.text) for hashtag in reading.hashtags or ()] == [key for key, _ in best]
         assert scores(reading.hashtags) == near([probability for _, probability in best])
 
 
@@ -792,6 +824,72 @@ def test_a_score_is_the_probability_of_the_hashtag_and_of_any_end_after_it(token
     for reading in read(by_table(tokenizer, after), FEW, Wanted(3)):
         assert texts(reading.hashtags) == ["coffee", "river cat", "river"]
         assert scores(reading.hashtags) == near([0.6, 0.24, 0.16])
+
+
+def test_of_known_hashtags_the_most_probable_are_told_with_their_exact_probability(writer: Engine) -> None:
+    count = len(TAGS) - 1
+    for note, reading in zip(FEW, read(writer, FEW, Wanted(count, known=known(writer, TAGS))), strict=True):
+        expected = sorted(((hashtag_by_recomputing(writer, note, count, tag), tag) for tag in TAGS), reverse=True)[
+            :count
+        ]
+        assert texts(reading.hashtags) == [tag for _, tag in expected]
+        assert scores(reading.hashtags) == near([probability for probability, _ in expected])
+
+
+def test_of_an_empty_vocabulary_nothing_is_told_and_the_reason_is(writer: Engine) -> None:
+    (reading,) = read(writer, FEW[:1], Wanted(2, known=writer.vocabulary()))
+    assert (reading.hashtags, reading.hashtags_reason) == ((), "no hashtag is known yet")
+
+
+def test_a_hashtag_that_goes_while_it_is_searched_for_is_not_told(writer: Engine) -> None:
+    of = Engine(TorchRuntime(writer.runtime.model))
+    vocabulary = known(of, TAGS)
+    of.begin(of.prepare(FEW[0], Wanted(len(TAGS), known=vocabulary)))
+    assert of.step() == []
+    vocabulary.remove(TAGS[1:])
+    while not (ended := of.step()):
+        pass
+    assert texts(ended[0][1].hashtags) == [TAGS[0]]
+
+
+def test_what_near_notes_carry_is_weighed_with_its_exact_probability(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one forward more, beside those that the search needs."""
+    monkeypatch.setattr("model.hashtags.UNCARRIED", 0.0)  # so that nothing else is told
+    wanted = Wanted(3, FOODS, nearest=lambda vector, count: [Neighbour("n", 1.0, TAGS)])
+    with passes(writer) as seen:
+        readings = read(writer, FEW, wanted)
+    with passes(writer) as without:
+        plain = read(writer, FEW, Wanted(3, FOODS))
+    assert len(seen) == len(without) + 1
+    assert_same_categories(readings, plain)
+    for note, reading in zip(FEW, readings, strict=True):
+        expected = sorted(((hashtag_by_recomputing(writer, note, 3, tag), tag) for tag in TAGS), reverse=True)[:3]
+        assert texts(reading.hashtags) == [tag for _, tag in expected]
+        assert scores(reading.hashtags) == near([p**WRITTEN_WEIGHT for p, _ in expected])
+        assert {hashtag.notes for hashtag in reading.hashtags or ()} == {("n",)}
+
+
+def test_hashtags_by_another_policy_do_not_depend_on_the_batch(writer: Engine) -> None:
+    policies = [
+        Wanted(2),
+        Wanted(3, known=known(writer, TAGS)),
+        Wanted(2, nearest=lambda vector, count: [Neighbour("n", 1.0, TAGS)]),
+    ]
+    notes, wanted = FEW * 3, [policy for policy in policies for _ in FEW]
+    apart = [read(writer, [note], each)[0] for note, each in zip(notes, wanted, strict=True)]
+    assert_same_hashtags(read(writer, notes, wanted), apart)
+    assert writer.runtime.pool.free == writer.runtime.pool.count
+
+
+def test_a_blocked_hashtag_gives_its_place_to_the_next(tokenizer: PreTrainedTokenizerBase) -> None:
+    after = {
+        "": {" coffee": 0.5, " river": 0.3, " cat": 0.2},
+        **{word: {" #": 1.0} for word in (" coffee", " river", " cat")},
+    }
+    for reading in read(by_table(tokenizer, after), FEW, Wanted(2, blocked=frozenset({"coffee"}))):
+        assert texts(reading.hashtags) == ["river", "cat"]
 
 
 def test_two_spellings_of_a_hashtag_count_together(tokenizer: PreTrainedTokenizerBase) -> None:

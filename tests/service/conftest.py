@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 import redis
 
-from model.note import CategoryProbability, Hashtag, Note, Reading, Usage, Wanted
+from model.note import CategoryProbability, Hashtag, Note, Reading, Usage, Wanted, hashtag_key
+from model.vocabulary import HashtagTrie
 from service.batcher import Batcher
 from service.embedded_redis import EmbeddedRedis
 from service.index.head import ExactHead
@@ -93,9 +94,14 @@ class PreparedWords:
         return max(1, len(self.words))
 
 
+def letters() -> HashtagTrie:
+    """A vocabulary whose tokens are characters."""
+    return HashtagTrie(lambda hashtags: [list(map(ord, hashtag)) for hashtag in hashtags])
+
+
 class WordEngine:
-    """See interfaces.Engine: a token is a word, hashtags are the first words, each a step. A category is likely if
-    it is named.
+    """See interfaces.Engine: a token is a word, hashtags are the first words, each a step, then those of near notes. A
+    category is likely if it is named.
 
     `batches`: the notes that began with each step, where some did. While `gate` is cleared, steps wait. `failure` is
     raised. `room`: readings at a time.
@@ -123,6 +129,9 @@ class WordEngine:
 
     def prepare(self, note: Note, wanted: Wanted) -> PreparedWords:
         return PreparedWords(note, wanted)
+
+    def vocabulary(self) -> HashtagTrie:
+        return letters()
 
     def fits(self, prepared: PreparedWords) -> bool:
         return len(self.live) < self.room
@@ -152,11 +161,18 @@ class WordEngine:
 
     def _read(self, prepared: PreparedWords) -> Reading:
         words, wanted = prepared.words, prepared.wanted
-        hashtags = tuple(Hashtag(word, 0.5 ** (i + 1)) for i, word in enumerate(words[: wanted.hashtags]))
+        vector = note_vector(prepared.note)
+        told: dict[str, tuple[str, ...]] = {
+            word: () for word in words if wanted.known is None or wanted.known.holds(list(map(ord, word)))
+        }
+        for near in wanted.nearest(vector, 10) if wanted.nearest else ():
+            told |= {text: (*told.get(text, ()), near.id) for text in near.hashtags}
+        allowed = [(text, ids) for text, ids in told.items() if hashtag_key(text) not in wanted.blocked]
+        hashtags = tuple(Hashtag(t, 0.5 ** (i + 1), ids) for i, (t, ids) in enumerate(allowed[: wanted.hashtags]))
         weights = {name: 1 + 9 * words.count(name) for name in wanted.categories}
         categories = [CategoryProbability(name, w / sum(weights.values())) for name, w in weights.items()]
         return Reading(
-            vector=note_vector(prepared.note),
+            vector=vector,
             usage=Usage(prepared.tokens, len(hashtags)),
             hashtags=hashtags if wanted.hashtags else None,
             hashtags_reason="no words" if wanted.hashtags and not hashtags else None,
@@ -235,7 +251,7 @@ class GatedStore(RedisNoteStore):
 @contextlib.asynccontextmanager
 async def following(store: RedisNoteStore, clock: Clock, space: str = SPACE) -> AsyncIterator[LiveIndex]:
     """A started LiveIndex."""
-    index = LiveIndex(store, partial(ExactHead, DIMENSION), space=space, clock=clock)
+    index = LiveIndex(store, partial(ExactHead, DIMENSION), letters, space=space, clock=clock)
     await index.start()
     try:
         yield index

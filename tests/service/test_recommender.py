@@ -16,7 +16,7 @@ from service.batcher import Lane
 from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed
 from service.index.live import LiveIndex
 from service.interfaces import Clock, Filter, StoredNote, Write
-from service.recommender import Added, Generate, Recommender, turns
+from service.recommender import Added, Generate, House, Recommender, turns
 from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
 
 pytestmark = pytest.mark.anyio
@@ -170,6 +170,38 @@ async def test_a_deployment_names_its_own_categories(recommender: Recommender) -
     recommender.categories = ("Steam", "hot")
     added = await add_one(recommender, Note(title="Food is hot"), Generate(category=True))
     assert added.stored.category == "hot"
+
+
+async def test_known_hashtags_are_those_that_authors_of_stored_notes_use_now(recommender: Recommender) -> None:
+    recommender.house = House(hashtag_policy="known")
+    await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
+    note = Note(id="new", title="Food is hot")
+    assert (await add_one(recommender, note, ALL)).stored.hashtags == ("is", "hot")
+    await recommender.remove("b")
+    await add_one(recommender, Note(id="a", title="a", hashtags=("soup",)))
+    assert (await recommender.read(note, recommender.wanted(2))).hashtags == ()
+
+
+async def test_what_the_model_wrote_once_does_not_become_known(recommender: Recommender) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
+    reading = await recommender.read(Note(title="Food is hot"), recommender.wanted(2, policy="known"))
+    assert reading.hashtags == ()
+
+
+async def test_grounded_hashtags_name_the_notes_that_carry_them_but_not_in_the_store(recommender: Recommender) -> None:
+    await add(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)), Note(id="b", title="Food is hot"))
+    note = Note(id="new", title="Food is hot")
+    reading = await recommender.read(note, recommender.wanted(4, policy="grounded"))
+    assert [(h.text, h.notes) for h in reading.hashtags or ()][-1] == ("soup", ("a",))
+    recommender.house = House(hashtag_policy="grounded")
+    stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
+    assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
+
+
+async def test_a_request_blocks_hashtags_beside_those_that_the_house_blocks(recommender: Recommender) -> None:
+    recommender.house = House(blocked_hashtags=("FOOD",))
+    reading = await recommender.read(Note(title="Food is hot"), recommender.wanted(3, blocked=["i s"]))
+    assert [h.text for h in reading.hashtags or ()] == ["hot"]
 
 
 async def test_what_was_generated_is_found_by_filters(recommender: Recommender) -> None:

@@ -67,8 +67,10 @@ class Model:
     def remove(self, ids: Sequence[str]) -> None:
         self.notes = {i: note for i, note in self.notes.items() if i not in ids}
 
-    def expire(self, now: float) -> None:
-        self.remove([i for i, note in self.notes.items() if note.expired(now)])
+    def expire(self, now: float) -> list[str]:
+        expired = [i for i, note in self.notes.items() if note.expired(now)]
+        self.remove(expired)
+        return expired
 
     def scores(self, vector: Vector, where: Filter, now: float) -> dict[str, float]:
         kept = {i: n for i, n in self.notes.items() if where.accepts(n) and not n.expired(now)}

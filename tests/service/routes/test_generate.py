@@ -21,6 +21,37 @@ def test_hashtags_are_bounded_and_scored_or_a_reason_is_given(client: httpx2.Cli
         assert sum(scores) <= 1 + 1e-5
 
 
+def test_hashtags_keep_to_the_policy_of_the_request(client: httpx2.Client) -> None:
+    def told(**rules: object) -> dict[str, list[str] | None]:
+        answer = client.post("/generate/hashtags", json=TEXT | {"count": 10} | rules)
+        assert answer.status_code == 200
+        return {hashtag["text"]: hashtag.get("notes") for hashtag in answer.json()["hashtags"]}
+
+    written = told()
+    assert set(written.values()) == {None}
+    used, *_ = written
+    assert client.post("/notes", json=TEXT | {"id": "tagged", "hashtags": [used]}).status_code == 201
+    assert "tagged" in (told(policy="grounded")[used] or [])
+    assert used in told(policy="known")
+    for policy in ("open", "known", "grounded"):
+        assert used not in told(policy=policy, blocked=[f"# {used.upper()}"])
+    assert client.delete("/notes/tagged").status_code == 204
+    assert used not in told(policy="known")
+    assert client.post("/generate/hashtags", json=TEXT | {"policy": "loud"}).status_code == 422
+
+
+def test_the_model_abstains_below_the_probability_that_the_caller_asks_for(client: httpx2.Client) -> None:
+    sure = client.post("/generate/category", json=TEXT | {"categories": ["Food"], "min_probability": 1}).json()
+    assert (sure["category"], sure["abstain"]) == ("Food", False)
+    unsure = client.post(
+        "/generate/category", json=TEXT | {"categories": ["Food", "Pets"], "min_probability": 1}
+    ).json()
+    assert (unsure["category"], unsure["probability"], unsure["abstain"]) == (None, None, True)
+    assert {c["name"] for c in unsure["alternatives"]} == {"Food", "Pets"}
+    everything = client.post("/generate", json=TEXT | {"categories": ["Food", "Pets"], "min_probability": 1}).json()
+    assert everything["category"] is None
+
+
 def test_the_category_is_one_of_the_callers_set_with_probabilities_that_sum_to_one(client: httpx2.Client) -> None:
     names = ["Food", "Food and Drink", "Pets", "旅行"]
     answer = client.post("/generate/category", json=TEXT | {"categories": names}).json()

@@ -1,0 +1,105 @@
+"""Which hashtags may be told of a note, which are the same, and what the hashtags of the nearest notes add."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from model.note import Hashtag, Neighbour, Note, hashtag_key
+
+NEIGHBOURS = 50
+"""Nearest notes with hashtags that are looked at."""
+MOST_CARRIED = 40
+"""Of their hashtags, the heaviest, whose probability the model is asked for."""
+NEIGHBOUR_SPREAD = 0.03
+"""Difference of two cosines by which the nearer note weighs e times as much."""
+UNCARRIED = 0.03
+"""Added to the share of the neighbours that carry a hashtag, so that one that none carries can be told."""
+WRITTEN_WEIGHT = 0.3
+"""Of log p that the model writes it, beside the log of that share. All of these: docs/decisions/0010-hashtags.md."""
+NEIGHBOURS_NAMED = 5
+"""Of those that carry a hashtag, the nearest."""
+EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
+
+
+def listed_key(text: str) -> str:
+    """What makes two hashtags of one list the same: case, spacing and a plural do not count."""
+    key = hashtag_key(text)
+    if len(key) > 3 and key.endswith("ies"):
+        return key[:-3] + "y"
+    if len(key) > 4 and key.endswith(("ches", "shes", "sses", "xes")):
+        return key[:-2]
+    if len(key) > 3 and key.endswith("s") and not key.endswith(("ss", "us", "is")):
+        return key[:-1]
+    return key
+
+
+def scripts(text: str) -> frozenset[str]:
+    """The writing systems of its letters, as Unicode names them; those of Chinese and Japanese are one, CJK."""
+    letters = (char for char in set(unicodedata.normalize("NFKC", text)) if char.isalpha())
+    names = {unicodedata.name(char, "?").split()[0] for char in letters}
+    return frozenset("CJK" if name in EAST_ASIAN else name for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """`blocked`: keys of hashtags that are never told. `scripts`: those of the note; a hashtag of another one is not
+    told, but for the Latin one, which all languages use. None: any."""
+
+    blocked: frozenset[str] = frozenset()
+    scripts: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, note: Note, blocked: frozenset[str]) -> Allowed:
+        return cls(blocked, scripts(" ".join((note.title, note.content, *note.hashtags))) or None)
+
+    def __call__(self, text: str) -> bool:
+        if hashtag_key(text) in self.blocked:
+            return False
+        return self.scripts is None or scripts(text) <= self.scripts | {"LATIN"}
+
+
+@dataclass(slots=True)
+class Carried:
+    """A hashtag of near notes: its weight among them, in [0, 1], and their ids, the nearest first."""
+
+    text: str
+    weight: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def carried(neighbours: Sequence[Neighbour], allowed: Allowed) -> dict[str, Carried]:
+    """By `listed_key`, the heaviest MOST_CARRIED first."""
+    if not neighbours:
+        return {}
+    nearest = max(neighbour.score for neighbour in neighbours)
+    weights = [math.exp((neighbour.score - nearest) / NEIGHBOUR_SPREAD) for neighbour in neighbours]
+    found: dict[str, Carried] = {}
+    for neighbour, weight in zip(neighbours, weights, strict=True):
+        for key, text in {listed_key(text): text for text in neighbour.hashtags if allowed(text)}.items():
+            of = found.setdefault(key, Carried(text))
+            of.weight += weight / sum(weights)
+            of.notes.append(neighbour.id)
+    heaviest = sorted(found, key=lambda key: (-found[key].weight, key))[:MOST_CARRIED]
+    return {key: found[key] for key in heaviest}
+
+
+def grounded(
+    written: Sequence[Hashtag], near: Mapping[str, Carried], probabilities: Mapping[str, float], count: int
+) -> tuple[Hashtag, ...]:
+    """What the model wrote and what near notes carry, the best `count` of both.
+
+    score = (weight + UNCARRIED) / (1 + UNCARRIED) * p ** WRITTEN_WEIGHT. `probabilities`: p of those in `near`.
+    """
+    p = defaultdict(float, {listed_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
+    texts = {listed_key(hashtag.text): hashtag.text for hashtag in written} | {k: of.text for k, of in near.items()}
+    scored = []
+    for key, text in texts.items():
+        of = near.get(key, Carried(text))
+        score = (of.weight + UNCARRIED) / (1 + UNCARRIED) * p[key] ** WRITTEN_WEIGHT
+        scored.append(Hashtag(text, min(1.0, score), tuple(of.notes[:NEIGHBOURS_NAMED])))
+    best = sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))
+    return tuple(hashtag for hashtag in best[:count] if hashtag.score > 0)
