@@ -59,12 +59,11 @@ class Measured:
 
 TEST = ("--split", "test")
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
+POLICIES = ("--split", "validation", "--part", "hashtags", "--most-notes", "1000")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
-FAST = ("--dtype", "bfloat16")
-"""For NoteLLM, whatever the processor: as it is served where that has bfloat16."""
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
-         "--most-notes", "400", *FAST)  # fmt: skip
+         "--most-notes", "400")  # fmt: skip
 ABLATIONS: Mapping[str, Sequence[str]] = {
     "joint-seed0": (),
     "joint-seed1": ("seed=1",),
@@ -109,15 +108,26 @@ RECORDED: Mapping[str, Measured] = {
     "category-minilm-movielens_tmdb": Measured(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
     "category-minilm-kuairec": Measured(KUAIREC, recipe="category-minilm-kuairec"),
     **{
-        f"prompt-zero-shot-{data}": Measured(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related", *FAST))
+        f"prompt-zero-shot-{data}": Measured(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related"))
         for data in (MICROLENS, MOVIELENS)
     },
     **{
-        f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT), options=(*TEST, *FAST))
+        f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT), options=TEST)
         for data in (MICROLENS, MOVIELENS, KUAIREC)
     },
-    "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=(*COPIED, *FAST)),
-    "notellm-no-hashtags-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=(*HIDDEN, *FAST)),
+    "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=COPIED),
+    "notellm-grounded-microlens50k": Measured(
+        MICROLENS, str(SHIPPED_CHECKPOINT), options=(*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
+    ),
+    **{
+        f"policy-{policy}-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=(*POLICIES, *options))
+        for policy, options in {
+            **{policy: ("--hashtag-policy", policy) for policy in ("open", "known", "grounded")},
+            "copied": ("--copy-hashtags",),
+        }.items()
+    },
+    "policy-frequent-microlens50k": Measured(MICROLENS, "frequent", options=POLICIES),
+    "notellm-no-hashtags-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=HIDDEN),
     "minilm-no-hashtags-microlens50k": Measured(MICROLENS, recipe="minilm-microlens50k", options=HIDDEN),
     **{f"ablation-{name}": short_run(name, change) for name, change in ABLATIONS.items()},
     "ablation-without-hashtags": short_run("joint-seed0", (), "--no-hashtags"),

@@ -253,9 +253,10 @@ CLAIMS: Sequence[Contest | Limit] = (
     ),
     *(
         Contest(
-            "hashtags, F1@3 against copying the nearest notes'", MICROLENS, partial(hashtag_f1, "written"),
+            f"hashtags, {source}, F1@3 against copying the nearest notes'", MICROLENS, partial(hashtag_f1, source),
             rival, Reach(1.5), rival_score=partial(hashtag_f1, "copied"),
         )
+        for source in ("written", "grounded")
         for rival in ("minilm-microlens50k", "tf-idf", OURS)
     ),
     *(
@@ -308,6 +309,7 @@ FIGURES: Mapping[str, Cell] = {
         for title, name in {"F1": "f1", "P": "precision", "R": "recall"}.items()
     },
     "ROUGE-1 / 2 / L": shares(*(("hashtags", f"rouge{n}") for n in "12L")),
+    "hashtags in no training note": shares(("hashtags", "unused")),
     "hashtags are": hashtags_from,
     "ms a note": milliseconds,
 }

@@ -25,14 +25,16 @@ from model.evaluate import (
     System,
     evaluate_hashtags,
 )
-from model.note import Note, hashtag_key
+from model.note import HashtagPolicy, Note, hashtag_key
 from model.weights import Progress
 
 
-def system(name: str, known: Iterable[Note], cache: Path, dtype: str, progress: Progress) -> System:
+def system(
+    name: str, known: Sequence[Note], cache: Path, dtype: str, progress: Progress, policy: HashtagPolicy = "open"
+) -> System:
     """tf-idf, bm25, minilm, frequent, the folder of a fine-tuned encoder, or whatever `Engine.load` takes.
 
-    `known`: the notes whose hashtags may be looked at.
+    `known`: the notes whose hashtags may be looked at. `policy`: of those that an engine writes.
     """
     named: dict[str, Callable[[], System]] = {
         "tf-idf": TfIdf,
@@ -47,14 +49,14 @@ def system(name: str, known: Iterable[Note], cache: Path, dtype: str, progress: 
     if config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") == "bert":
         load = CategoryEncoder.load if (folder / CATEGORIES_FILE).is_file() else SentenceEncoder
         return load(folder, name=folder.parent.name)
-    return EngineSystem(Engine.load(name, cache=cache, dtype=dtype, progress=progress))
+    return EngineSystem(Engine.load(name, cache=cache, dtype=dtype, progress=progress), policy, known)
 
 
 def with_copied_hashtags(
     record: Record, retriever: Retriever, own: Sequence[Note], known: Sequence[Note], progress: Progress
 ) -> Record:
     """The record with the hashtags that copying from the nearest `known` notes gives its `own`."""
-    copied = evaluate_hashtags(CopiedHashtags(retriever, known), own, progress)
+    copied = evaluate_hashtags(CopiedHashtags(retriever, known), own, known, progress)
     return replace(record, hashtags=copied, hashtags_from="copied")
 
 

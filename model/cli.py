@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from model.note import HashtagPolicy
+
 if TYPE_CHECKING:
     from model.train import Step
 
@@ -179,6 +181,9 @@ def evaluate(
     copy_hashtags: Annotated[
         bool, typer.Option("--copy-hashtags", help="Copied from the nearest training notes, not written.")
     ] = False,
+    hashtag_policy: Annotated[
+        HashtagPolicy, typer.Option(help="Of written ones; known and grounded look at those of training notes.")
+    ] = "open",
     most_notes: Annotated[
         int | None, typer.Option(help="Whose categories and hashtags are asked for, drawn at random; all by default.")
     ] = None,
@@ -210,7 +215,7 @@ def evaluate(
             evaluation_pairs(data, split, protocol or list(PROTOCOLS), say) if "related" in wanted else ({}, {})
         )
         known = [note for i, note in notes.items() if split_of(i) == "train"]
-        asked = baselines.system(checkpoint, known, cache, dtype, say)
+        asked = baselines.system(checkpoint, known, cache, dtype, say, hashtag_policy)
         origin["dtype"] = asked.precision if isinstance(asked, EngineSystem) else ""
         source = asked if isinstance(asked, Retriever) and (copy_hashtags or not isinstance(asked, Tagger)) else None
         found = measured(

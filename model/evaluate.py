@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -29,7 +29,7 @@ from model.metrics import (
     rouge,
     target_ranks,
 )
-from model.note import Note, Wanted
+from model.note import HashtagPolicy, Neighbour, Note, Wanted, hashtag_key
 from model.pairs import Pair, Split, split_of
 from model.protocol import COLD_ALL, COLD_COLD
 from model.weights import Progress, silent
@@ -117,12 +117,14 @@ class Categories:
 @dataclass(frozen=True, slots=True)
 class Hashtags:
     """For each note with hashtags, in the order of ids: F1, precision and recall at each of HASHTAG_CUTOFFS, and
-    ROUGE-1, 2 and L of the first five, joined by spaces, against its own."""
+    ROUGE-1, 2 and L of the first five, joined by spaces, against its own; and of these five, how many no training note
+    has, and how many there are."""
 
     f1: list[list[float]]
     precision: list[list[float]]
     recall: list[list[float]]
     rouge: list[list[float]]
+    unused: list[list[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,7 @@ class Record:
     """One system on one split of one data set: what tables and paired tests need, and no text of the data.
 
     `related`: by protocol. `seconds_per_note`: of reading the pool. `hashtags_from`: whether `hashtags` are what the
-    system writes or those of its nearest training notes. What was not asked, or cannot be, is None.
+    system writes, by which policy, or those of its nearest training notes. What was not asked, or cannot be, is None.
     """
 
     system: str
@@ -141,7 +143,7 @@ class Record:
     related: Mapping[str, Ranks] = field(default_factory=dict)
     categories: Categories | None = None
     hashtags: Hashtags | None = None
-    hashtags_from: Literal["written", "copied"] = "written"
+    hashtags_from: Literal["written", "known", "grounded", "copied"] = "written"
 
     def summary(self) -> dict[str, Any]:
         """All shares in [0, 1]. The form is that of `notellm evaluate --json`; what is missing is None."""
@@ -177,7 +179,7 @@ def _category_summary(found: Categories) -> dict[str, float | None]:
     }
 
 
-def _hashtag_summary(found: Hashtags) -> dict[str, float]:
+def _hashtag_summary(found: Hashtags) -> dict[str, float | None]:
     scores = {"f1": found.f1, "precision": found.precision, "recall": found.recall}
     by_cutoff = {
         f"{name}@{k}": float(mean)
@@ -185,15 +187,18 @@ def _hashtag_summary(found: Hashtags) -> dict[str, float]:
         for k, mean in zip(HASHTAG_CUTOFFS, np.mean(rows, axis=0), strict=True)
     }
     rouges = dict(zip(("rouge1", "rouge2", "rougeL"), np.mean(found.rouge, axis=0).tolist(), strict=True))
-    return {"notes": len(found.f1), **by_cutoff, **rouges}
+    unused, told = np.sum(found.unused, axis=0) if found.unused else (0, 0)
+    return {"notes": len(found.f1), **by_cutoff, **rouges, "unused": float(unused / told) if told else None}
 
 
 class EngineSystem:
-    """NoteLLM as it is served."""
+    """NoteLLM as it is served. `policy` of its hashtags; `known`: the notes whose hashtags may be looked at."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, policy: HashtagPolicy = "open", known: Sequence[Note] = ()) -> None:
         self.name = engine.name
         self.precision = engine.runtime.precision
+        self.policy: HashtagPolicy = policy
+        self._known = sorted((note for note in known if note.hashtags), key=lambda note: note.id)
         self._engine = engine
 
     def related(self, notes: Sequence[Note]) -> Scorer:
@@ -214,8 +219,24 @@ class EngineSystem:
         return self._engine.write_category(notes)
 
     def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
-        readings = self._engine.read(notes, Wanted(hashtags=count))
+        readings = self._engine.read(notes, self._wanted(count))
         return [tuple(hashtag.text for hashtag in reading.hashtags or ()) for reading in readings]
+
+    def _wanted(self, count: int) -> Wanted:
+        if self.policy == "known":
+            vocabulary = self._engine.vocabulary()
+            vocabulary.add(hashtag for note in self._known for hashtag in note.hashtags)
+            return Wanted(count, known=vocabulary)
+        if self.policy == "open":
+            return Wanted(count)
+        vectors = self._engine.embed(self._known)
+
+        def nearest(vector: npt.NDArray[np.float32], count: int) -> list[Neighbour]:
+            scores = vectors @ vector
+            best = np.argsort(-scores, kind="stable")[:count]
+            return [Neighbour(self._known[i].id, float(scores[i]), self._known[i].hashtags) for i in best]
+
+        return Wanted(count, nearest=nearest)
 
 
 def evaluate(
@@ -247,7 +268,10 @@ def evaluate(
     if "categories" in parts and isinstance(system, Classifier):
         record = replace(record, categories=evaluate_categories(system, shown, closed_set(notes), progress))
     if "hashtags" in parts and isinstance(system, Tagger):
-        record = replace(record, hashtags=evaluate_hashtags(system, own, progress))
+        known = [note for i, note in notes.items() if split_of(i) == "train"]
+        record = replace(record, hashtags=evaluate_hashtags(system, own, known, progress))
+        if isinstance(system, EngineSystem) and system.policy != "open":
+            record = replace(record, hashtags_from=system.policy)
     return record
 
 
@@ -360,8 +384,10 @@ def category_temperature(
     return fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
 
 
-def evaluate_hashtags(system: Tagger, notes: Sequence[Note], progress: Progress = silent) -> Hashtags | None:
-    """Of the notes with hashtags, which are withheld; None where there is none."""
+def evaluate_hashtags(
+    system: Tagger, notes: Sequence[Note], known: Iterable[Note], progress: Progress = silent
+) -> Hashtags | None:
+    """Of the notes with hashtags, which are withheld; None where there is none. `known`: whose hashtags are in use."""
     asked = [note for note in notes if note.hashtags]
     if not asked:
         return None
@@ -369,11 +395,13 @@ def evaluate_hashtags(system: Tagger, notes: Sequence[Note], progress: Progress 
     written = system.hashtags([replace(note, hashtags=()) for note in asked], max(HASHTAG_CUTOFFS))
     scores = [[hashtag_prf([w], [n.hashtags], k) for k in HASHTAG_CUTOFFS] for w, n in zip(written, asked, strict=True)]
     rouges = [rouge([" ".join(w)], [" ".join(n.hashtags)]) for w, n in zip(written, asked, strict=True)]
+    used = {hashtag_key(hashtag) for note in known for hashtag in note.hashtags}
     return Hashtags(
         f1=[[s.f1 for s in row] for row in scores],
         precision=[[s.precision for s in row] for row in scores],
         recall=[[s.recall for s in row] for row in scores],
         rouge=[[r.rouge_1, r.rouge_2, r.rouge_l] for r in rouges],
+        unused=[[sum(hashtag_key(hashtag) not in used for hashtag in w), len(w)] for w in written],
     )
 
 

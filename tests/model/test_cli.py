@@ -198,8 +198,8 @@ def test_a_checkpoint_may_copy_hashtags_in_place_of_writing_them(
     summary = evaluated(tiny_checkpoint, folder, "--copy-hashtags", "--part", "hashtags")
     notes = read_notes(folder / "notes.jsonl.gz")
     known, asked = ([n for i, n in sorted(notes.items()) if split_of(i) == split] for split in ("train", "test"))
-    copied = evaluate_hashtags(CopiedHashtags(EngineSystem(tiny_engine), known), asked)
-    written = evaluate_hashtags(EngineSystem(tiny_engine), asked)
+    copied = evaluate_hashtags(CopiedHashtags(EngineSystem(tiny_engine), known), asked, known)
+    written = evaluate_hashtags(EngineSystem(tiny_engine), asked, known)
     assert copied is not None
     assert written is not None
     assert copied.f1 != written.f1
