@@ -131,12 +131,16 @@ def hashtags(
     title: Annotated[str, typer.Argument()],
     content: Annotated[str, typer.Argument()] = "",
     count: int = 5,
+    policy: Annotated[str | None, typer.Option(help="open, known or grounded; the service's own by default.")] = None,
+    block: Annotated[list[str] | None, typer.Option(help="A hashtag that is never told.")] = None,
     url: Url = LOCAL,
     as_json: AsJson = False,
 ) -> None:
     """Hashtags for a text."""
-    answer = call(url, "POST", "/generate/hashtags", body={"title": title, "content": content, "count": count})
-    show(answer, as_json, ("hashtag", "score"), [(h["text"], f"{h['score']:.3f}") for h in answer["hashtags"]])
+    body = {"title": title, "content": content, "count": count, "policy": policy, "blocked": block or []}
+    answer = call(url, "POST", "/generate/hashtags", body=body)
+    rows = [(h["text"], f"{h['score']:.3f}", " ".join(h.get("notes", []))) for h in answer["hashtags"]]
+    show(answer, as_json, ("hashtag", "score", "carried by"), rows)
 
 
 @app.command()
@@ -144,15 +148,16 @@ def category(
     title: Annotated[str, typer.Argument()],
     content: Annotated[str, typer.Argument()] = "",
     among: Annotated[list[str] | None, typer.Option(help="The closed set; the model's own by default.")] = None,
+    min_probability: Annotated[float, typer.Option(help="Below it the model abstains.")] = 0.0,
     url: Url = LOCAL,
     as_json: AsJson = False,
 ) -> None:
     """The category of a text."""
-    body = {"title": title, "content": content, "categories": among or []}
+    body = {"title": title, "content": content, "categories": among or [], "min_probability": min_probability}
     answer = call(url, "POST", "/generate/category", body=body)
-    best = {"name": answer["category"], "probability": answer["probability"]}
-    rows = [(c["name"], f"{c['probability']:.4f}") for c in [best, *answer["alternatives"]]]
-    show(answer, as_json, ("category", "probability"), rows)
+    chosen = [] if answer["abstain"] else [{"name": answer["category"], "probability": answer["probability"]}]
+    rows = [(c["name"], f"{c['probability']:.4f}") for c in [*chosen, *answer["alternatives"]]]
+    show(answer, as_json, ("abstains; likeliest" if answer["abstain"] else "category", "probability"), rows)
 
 
 @app.command()

@@ -205,7 +205,9 @@ def test_every_command_speaks_to_people_and_to_programs(shared: Process) -> None
         ("similar", "c0"),
         ("similar", "--title", "command"),
         ("hashtags", "a title", "a content"),
+        ("hashtags", "a title", "--policy", "grounded", "--block", "title"),
         ("category", "a title", "--among", "Food", "--among", "Pets"),
+        ("category", "a title", "--among", "Food", "--among", "Pets", "--min-probability", "1"),
         ("status",),
     ):
         people, programs = shared.run(*arguments), shared.run(*arguments, "--json")
