@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -52,6 +52,8 @@ NAME_COSINE_WEIGHT = 32.0
 """Of the cosine between a note and a category's name, beside log probabilities (decision 8)."""
 NAME_TOKENS = 1024
 """About so many are spent on what a closed set's names say alone, once for each set; four names are read at least."""
+SETS_KEPT = 64
+"""Closed sets of which is remembered what their names say alone."""
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
 
@@ -116,6 +118,16 @@ class Trie:
         return cls(tuple(tokens), tuple(parents), paths)
 
 
+@dataclass(frozen=True, slots=True)
+class NamesAlone:
+    """What the names of a closed set say without a note: `prior` (C,), the mean log probability of each after some of
+    them, and `vectors` (C, D). A name that training has not shown is as likely as its words are, whatever the note
+    (Zhao et al. 2021)."""
+
+    prior: npt.NDArray[np.float64]
+    vectors: npt.NDArray[np.float32]
+
+
 Steps = Generator[list[Span], list[Read], Any]
 """One note's way: it yields what is to be computed next, gets what was read from it, and returns what it led to."""
 
@@ -156,7 +168,9 @@ class Engine:
         self.temperature = runtime.config.category_temperature
         self._live: list[Work] = []
         self._trie = lru_cache(maxsize=64)(self._build_trie)
-        self._names = lru_cache(maxsize=64)(self._read_names)
+        self._names: OrderedDict[tuple[str, ...], NamesAlone] = OrderedDict()
+        """Of the closed sets that were asked for last."""
+        self._being_read: set[tuple[str, ...]] = set()
 
     @classmethod
     def load(
@@ -294,9 +308,8 @@ class Engine:
 
     def _advance(self, works: Sequence[Work]) -> list[tuple[Work, Any]]:
         """One forward, and what it led to of those that ended with it."""
-        if not works:
-            return []
-        reads = iter(self.runtime.forward([span for work in works for span in work.waiting]))
+        spans = [span for work in works for span in work.waiting]
+        reads = iter(self.runtime.forward(spans) if spans else [])
         ended = []
         for work in works:
             try:
@@ -330,7 +343,7 @@ class Engine:
         """The whole way of one note, to its Reading."""
         started = time.perf_counter()
         wanted = prepared.wanted
-        names = self._names(wanted.categories) if self._unseen(wanted.categories) else None
+        names = (yield from self._names_of(wanted.categories)) if self._unseen(wanted.categories) else None
         table, again = BlockTable(self.runtime.pool), BlockTable(self.runtime.pool)
         try:
             task = tuple(self.prompt.hashtag_task(wanted.hashtags)) if wanted.hashtags else ()
@@ -413,7 +426,7 @@ class Engine:
         self,
         categories: tuple[str, ...],
         scores: npt.NDArray[np.float64],
-        names: tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]] | None,
+        names: NamesAlone | None,
         vector: npt.NDArray[np.float32],
     ) -> tuple[CategoryProbability, ...]:
         """The closed set with its probabilities, the most probable first.
@@ -423,8 +436,7 @@ class Engine:
         all of them, what these say alone is taken into account.
         """
         if names is not None:
-            prior, vectors = names
-            scores = scores - prior + NAME_COSINE_WEIGHT * (vectors @ vector)
+            scores = scores - names.prior + NAME_COSINE_WEIGHT * (names.vectors @ vector)
         scaled = scores / self.temperature
         powers = np.exp(scaled - scaled.max())
         scored = zip(categories, (powers / powers.sum()).tolist(), strict=True)
@@ -434,30 +446,56 @@ class Engine:
         """Whether training has not shown all of these."""
         return not set(self.runtime.config.trained_categories or categories).issuperset(categories)
 
-    def _read_names(self, categories: tuple[str, ...]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
-        """What the names of a closed set say alone, each read as a note's title: the mean log probability of each after
-        some of them (C,), and their vectors (C, D).
+    def _names_of(self, categories: tuple[str, ...]) -> Steps:
+        """What the names of a closed set say alone, read once: who asks for them meanwhile waits."""
+        while (names := self._names.get(categories)) is None:
+            if categories in self._being_read:
+                yield []
+                continue
+            self._being_read.add(categories)
+            try:
+                self._names[categories] = yield from self._read_names(categories)
+            finally:
+                self._being_read.discard(categories)
+            if len(self._names) > SETS_KEPT:
+                self._names.popitem(last=False)
+        self._names.move_to_end(categories)
+        return names
 
-        A name that training has not shown is as likely as its words are, whatever the note (Zhao et al. 2021).
-        """
-        notes = [self.prompt.note(Note(title=name)) for name in categories]
-        by_name = sorted(range(len(notes)), key=lambda i: categories[i])
-        some = set(by_name[: max(4, NAME_TOKENS // max(1, len(self._trie(categories).inner)))])
-        works = [
-            Work(self._read_name(ids, categories if i in some else ()), self._blocks(len(ids)))
-            for i, ids in enumerate(notes)
-        ]
-        vectors, scores = zip(*self._run(works, 0), strict=True)  # one after the other: room is kept for one note
-        return np.mean([each for each in scores if each is not None], axis=0), np.stack(vectors)
+    def _read_names(self, categories: tuple[str, ...]) -> Steps:
+        """The NamesAlone of a closed set: each name is read as a note's title, some of them with what the set's names
+        are likely as after it; a few at a time, in the room that is kept for the note."""
+        waiting = [self.prompt.note(Note(title=name)) for name in categories]
+        by_name = sorted(range(len(waiting)), key=lambda i: categories[i])
+        some = by_name[: max(4, NAME_TOKENS // max(1, len(self._trie(categories).inner)))]
+        scores = []
+        for place in some:
+            (read,), trie = yield from self._read_together([waiting[place]], categories)
+            scores.append(_path_log_probs(trie, read.looked))
+        vectors: list[npt.NDArray[np.float32]] = []
+        while len(vectors) < len(waiting):
+            room, chosen = self._blocks(self.prompt.max_note_tokens()), list[list[int]]()
+            for ids in waiting[len(vectors) :]:
+                room -= self._blocks(len(ids))
+                if chosen and room < 0:
+                    break
+                chosen.append(ids)
+            reads, _ = yield from self._read_together(chosen, ())
+            vectors += [read.vector for read in reads]
+        return NamesAlone(np.mean(scores, axis=0), np.stack(vectors))
 
-    def _read_name(self, ids: Sequence[int], categories: tuple[str, ...]) -> Steps:
-        table = BlockTable(self.runtime.pool)
+    def _read_together(self, notes: Sequence[Sequence[int]], categories: tuple[str, ...]) -> Steps:
+        """Their reads, and the trie of the categories that are asked for after each."""
+        tables = [BlockTable(self.runtime.pool) for _ in notes]
         try:
-            span, trie = self._note_span(table, ids, (), Look(0), categories)
-            (read,) = yield [span]
-            return read.vector, None if trie is None else _path_log_probs(trie, read.looked)
+            spans = [
+                self._note_span(table, ids, (), Look(0), categories) for table, ids in zip(tables, notes, strict=True)
+            ]
+            reads = yield [span for span, _ in spans]
+            return reads, spans[0][1]
         finally:
-            table.close()
+            for table in tables:
+                table.close()
 
     def _write_category(self, ids: Sequence[int]) -> Steps:
         """Greedy decoding until the end token, a line's end, which is how a bare backbone ends, or the bound."""

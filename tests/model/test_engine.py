@@ -646,6 +646,31 @@ def test_what_names_say_alone_is_bounded_work_for_a_long_list(trained: Engine) -
     assert len(seen) == 1
 
 
+def test_names_are_read_once_for_all_that_ask_for_them_at_the_same_time(trained: Engine) -> None:
+    names = ("Trains", "Soups", "Gardens")
+    of = Engine(trained.runtime)
+    with passes(of) as seen:
+        together = read(of, FEW, Wanted(categories=names))
+    alone = [tuple(of.prompt.note(Note(title=name))) for name in names]
+    assert sum(ids in alone for step in seen for ids in step) == len(names)
+    assert_same_categories(together, read(of, FEW, Wanted(categories=names)))
+
+
+def test_no_other_reading_waits_for_the_names_of_a_closed_set(trained: Engine) -> None:
+    of = Engine(trained.runtime)
+    names = tuple(f"{first} {second}" for first in "abcdefgh" for second in "abcdefgh")
+    first, second = (of.begin(of.prepare(note, Wanted(categories=names))) for note in FEW[:2])
+    vector = of.begin(of.prepare(FEW[2]))
+    assert [ended for ended, _ in of.step()] == [vector]
+    of.drop(first)  # who read the names; the other takes it over
+    ended = []
+    while not ended:
+        ended = of.step()
+    assert ended[0][0] is second
+    assert_same_categories([ended[0][1]], read(trained, FEW[1:2], Wanted(categories=names)))
+    assert of.runtime.pool.free == of.runtime.pool.count
+
+
 @pytest.mark.parametrize("engine", ["tiny_engine", "trained"])
 def test_the_order_of_a_closed_set_changes_nothing(request: pytest.FixtureRequest, engine: str) -> None:
     of: Engine = request.getfixturevalue(engine)
