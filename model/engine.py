@@ -347,7 +347,7 @@ class Engine:
         table, again = BlockTable(self.runtime.pool), BlockTable(self.runtime.pool)
         try:
             task = tuple(self.prompt.hashtag_task(wanted.hashtags)) if wanted.hashtags else ()
-            search = _Search(self.prompt, wanted.hashtags, prepared.allowed, wanted.known)
+            search = _Search(self.prompt, wanted, prepared.allowed)
             here = not prepared.hashtag_prompt
             note, trie = self._note_span(
                 table, prepared.ids, task if here else (), search.first_look, wanted.categories
@@ -370,6 +370,9 @@ class Engine:
                 probabilities = (yield from self._carried(base, task[-1], near)) if near else {}
                 yield from search.go(base, reads[-1].looked[0])
                 reading = search.told(reading, near, probabilities)
+                if near and wanted.settled:
+                    for hashtag in reading.hashtags or ():
+                        wanted.settled(hashtag)
             return reading
         finally:
             table.close()
@@ -527,12 +530,15 @@ class _Search:
     """Beam search for the first hashtag that the model would write, which ranks all of them: training shows a note's
     hashtags in random order (paper section 4), so a greedy list says no more, slower, and repeats itself."""
 
-    def __init__(self, prompt: Prompt, count: int, allowed: Allowed, known: Vocabulary | None) -> None:
+    def __init__(self, prompt: Prompt, wanted: Wanted, allowed: Allowed) -> None:
         self._prompt = prompt
-        self._count = count
-        self._width = count * BEAMS_PER_HASHTAG
+        self._count = wanted.hashtags
+        self._width = wanted.hashtags * BEAMS_PER_HASHTAG
         self._allowed = allowed
-        self._known = known
+        self._known = wanted.known
+        self._settled = None if wanted.nearest else wanted.settled
+        self._told: set[str] = set()
+        """Keys of what is settled."""
         self._going: list[tuple[list[int], float]] = [([], 0.0)]
         """Beginnings with their log probabilities, the most probable first."""
         self._found: list[tuple[list[int], float]] = []
@@ -595,7 +601,18 @@ class _Search:
         best = sorted(longer, key=lambda each: -each[0])[: self._width]
         self._going = [([*self._going[parent][0], token], p) for p, parent, token in best]
         self._looks = [self._look(ids) for ids, _ in self._going]
-        return [] if self._is_over() else [parent for _, parent, _ in best]
+        over = self._is_over()
+        self._tell(0.0 if over else math.exp(self._going[0][1]))
+        return [] if over else [parent for _, parent, _ in best]
+
+    def _tell(self, still_possible: float) -> None:
+        """What is no less probable than anything that is still to be found."""
+        if self._settled is None:
+            return
+        for hashtag in self._hashtags()[: self._count]:
+            if hashtag.score >= still_possible and listed_key(hashtag.text) not in self._told:
+                self._told.add(listed_key(hashtag.text))
+                self._settled(hashtag)
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
         return self._known is None or self._known.holds(ids)

@@ -105,7 +105,8 @@ class Wanted:
 
     `hashtags`: how many to write, 0 for none. `categories`: the closed set to choose from, empty for none. Of
     hashtags, `blocked` are keys (`hashtag_key`) of those never told; `known` holds the only ones that may be told;
-    `nearest` gives the notes whose hashtags count too. It is called in the engine's thread.
+    `nearest` gives the notes whose hashtags count too; `settled` is told each hashtag once nothing better can come,
+    the best first. These two are called in the engine's thread.
     """
 
     hashtags: int = 0
@@ -113,6 +114,7 @@ class Wanted:
     blocked: frozenset[str] = frozenset()
     known: Vocabulary | None = None
     nearest: Nearest | None = None
+    settled: Callable[[Hashtag], None] | None = None
 
 
 VECTOR_ONLY = Wanted()

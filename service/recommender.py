@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
@@ -13,6 +13,7 @@ from ulid import ULID
 from model.note import (
     MAX_CATEGORY_TOKENS,
     CategoriesTooLong,
+    Hashtag,
     HashtagPolicy,
     Note,
     Reading,
@@ -238,6 +239,22 @@ class Recommender:
             return await self._batcher.read(note, wanted)
         except CategoriesTooLong as error:
             raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
+
+    async def watch(self, note: Note, wanted: Wanted) -> AsyncGenerator[Hashtag | Reading]:
+        """Each hashtag once nothing better can come, and then the whole reading. Closed early, it ends the work."""
+        loop, settled = asyncio.get_running_loop(), asyncio.Queue[Hashtag | None]()
+
+        def tell(hashtag: Hashtag) -> None:
+            loop.call_soon_threadsafe(settled.put_nowait, hashtag)
+
+        reading = asyncio.create_task(self.read(note, replace(wanted, settled=tell)))
+        reading.add_done_callback(lambda _: settled.put_nowait(None))
+        try:
+            while hashtag := await settled.get():
+                yield hashtag
+            yield await reading
+        finally:
+            reading.cancel()
 
     async def _nearest(
         self, vector: Vector, k: int, where: Filter, min_score: float | None, of: str | None = None

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 
+from fastapi import APIRouter, Depends, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from model.note import Hashtag
 from service.dependencies import GENERATED_HASHTAGS, Service, ServiceDep, StrictJsonRoute, bounded_note, while_connected
-from service.problems import documented
+from service.errors import DeadlineExceeded, NoteLLMError
+from service.problems import documented, problem_of
 from service.schemas import (
     CategoryIn,
     CategoryOut,
@@ -32,6 +39,25 @@ async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> H
     wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
     work = service.recommender.read(body.as_note(), wanted)
     return HashtagsOut.of(await while_connected(request, service, work), service.recommender.engine.name)
+
+
+@router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
+async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator[ServerSentEvent]:
+    """The same as server-sent events: `hashtag`, each as soon as nothing better can come; then `done` with the whole
+    answer, where a score may have grown, or `problem`. Who leaves ends the work."""
+    wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
+    seconds = service.settings.request_seconds
+    try:
+        async with asyncio.timeout(seconds), aclosing(service.recommender.watch(body.as_note(), wanted)) as answers:
+            async for answer in answers:
+                if isinstance(answer, Hashtag):
+                    yield ServerSentEvent(event="hashtag", data=HashtagOut.of(answer))
+                else:
+                    yield ServerSentEvent(event="done", data=HashtagsOut.of(answer, service.recommender.engine.name))
+    except TimeoutError:
+        yield ServerSentEvent(event="problem", data=problem_of(DeadlineExceeded(seconds)))
+    except NoteLLMError as error:
+        yield ServerSentEvent(event="problem", data=problem_of(error))
 
 
 @router.post("/generate/category")

@@ -908,6 +908,22 @@ def test_hashtags_by_another_policy_do_not_depend_on_the_batch(writer: Engine) -
     assert writer.runtime.pool.free == writer.runtime.pool.count
 
 
+@pytest.mark.parametrize("grounded", [False, True])
+def test_each_hashtag_is_told_once_it_is_settled_in_the_order_of_the_answer(writer: Engine, grounded: bool) -> None:
+    nearest = (lambda vector, count: [Neighbour("n", 1.0, TAGS)]) if grounded else None
+    for note in FEW:
+        told: list[Hashtag] = []
+        (reading,) = read(writer, [note], Wanted(4, nearest=nearest, settled=told.append))
+        assert [hashtag.text for hashtag in told] == texts(reading.hashtags)
+        assert all(t.score <= s + 1e-9 for t, s in zip(told, scores(reading.hashtags), strict=True))  # spellings add up
+    of, told = Engine(TorchRuntime(writer.runtime.model)), []
+    of.begin(of.prepare(FEW[0], Wanted(4, settled=told.append)))
+    before_the_end = 0
+    while not of.step():
+        before_the_end = max(before_the_end, len(told))
+    assert before_the_end > 0
+
+
 def test_a_blocked_hashtag_gives_its_place_to_the_next(tokenizer: PreTrainedTokenizerBase) -> None:
     after = {
         "": {" coffee": 0.5, " river": 0.3, " cat": 0.2},

@@ -150,6 +150,10 @@ class WordEngine:
         if self.failure:
             self.live.clear()
             raise self.failure
+        for prepared, left in self.live.items():
+            told = prepared.wanted.hashtags - left
+            if prepared.wanted.settled and 0 <= told < len(prepared.words):
+                prepared.wanted.settled(Hashtag(prepared.words[told], 0.5 ** (told + 1)))
         self.live = {prepared: left - 1 for prepared, left in self.live.items()}
         ended = [prepared for prepared, left in self.live.items() if not left]
         for prepared in ended:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.note import Note, Usage
+from model.note import Hashtag, Note, Reading, Usage
 from service.batcher import Lane
 from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed
 from service.index.live import LiveIndex
@@ -196,6 +196,33 @@ async def test_grounded_hashtags_name_the_notes_that_carry_them_but_not_in_the_s
     recommender.house = House(hashtag_policy="grounded")
     stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
     assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
+
+
+async def test_a_watcher_sees_each_hashtag_before_the_whole_reading(recommender: Recommender) -> None:
+    seen = [each async for each in recommender.watch(Note(title="Food is hot"), recommender.wanted(3))]
+    assert [each.text for each in seen if isinstance(each, Hashtag)] == ["Food", "is", "hot"]
+    assert [h.text for each in seen[-1:] if isinstance(each, Reading) for h in each.hashtags or ()] == [
+        "Food",
+        "is",
+        "hot",
+    ]
+
+
+async def test_a_watcher_that_leaves_ends_the_work(recommender: Recommender, engine: WordEngine) -> None:
+    watched = recommender.watch(Note(title=" ".join("abcdefghij")), recommender.wanted(10))
+    assert isinstance(await anext(watched), Hashtag)
+    engine.gate.clear()
+    await watched.aclose()
+    engine.gate.set()
+    await eventually(lambda: not engine.live)
+    assert len(engine.batches) == 1
+    assert (await recommender.read(Note(title="next"), recommender.wanted(1))).hashtags
+
+
+async def test_a_watcher_is_told_of_a_failure(recommender: Recommender, engine: WordEngine) -> None:
+    engine.failure = RuntimeError("out of luck")
+    with pytest.raises(EngineFailed):
+        _ = [each async for each in recommender.watch(Note(title="a"), recommender.wanted(1))]
 
 
 async def test_a_request_blocks_hashtags_beside_those_that_the_house_blocks(recommender: Recommender) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import httpx2
@@ -38,6 +39,23 @@ def test_hashtags_keep_to_the_policy_of_the_request(client: httpx2.Client) -> No
     assert client.delete("/notes/tagged").status_code == 204
     assert used not in told(policy="known")
     assert client.post("/generate/hashtags", json=TEXT | {"policy": "loud"}).status_code == 422
+
+
+def test_a_stream_tells_each_hashtag_and_then_the_whole_answer(client: httpx2.Client) -> None:
+    body = TEXT | {"count": 4}
+    answer = client.post("/generate/hashtags/stream", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [dict(line.split(": ", 1) for line in event.splitlines()) for event in answer.text.split("\n\n") if event]
+    *told, done = [(event["event"], json.loads(event["data"])) for event in events]
+    whole = client.post("/generate/hashtags", json=body).json()
+    assert {event for event, _ in told} == {"hashtag"}
+    assert [hashtag["text"] for _, hashtag in told] == [hashtag["text"] for hashtag in whole["hashtags"]]
+    assert done == ("done", whole)
+
+
+def test_a_bad_body_is_refused_before_a_stream_begins(client: httpx2.Client) -> None:
+    answer = client.post("/generate/hashtags/stream", json={"count": 2})
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
 
 
 def test_the_model_abstains_below_the_probability_that_the_caller_asks_for(client: httpx2.Client) -> None:
