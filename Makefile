@@ -11,11 +11,11 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help serve test lint lock bench quality tables openapi clean
+.PHONY: help serve test lint lock bench bench-engine quality tables openapi clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.1:8000
 	@exec $(BIN)/notellm serve
@@ -37,6 +37,10 @@ bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlen
 	$(BIN)/python benchmarks/main_job.py $(DATA)/microlens50k/notes.jsonl.gz
 	$(BIN)/python benchmarks/kill.py $(DATA)/kuairec/notes.jsonl.gz 2500
 	$(BIN)/python benchmarks/pairs.py
+	@$(MAKE) tables
+
+bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (ten minutes, idle)
+	$(BIN)/python benchmarks/engine.py
 	@$(MAKE) tables
 
 quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records

@@ -1,0 +1,227 @@
+"""The engine against this machine's limit and against other ways to the same, side by side in one run.
+
+.venv/bin/python benchmarks/engine.py [--peer]
+
+Prompts of 100 tokens, of our own sample notes. With --peer also llama.cpp, which is no dependency of ours (`pip install
+llama-cpp-python`). Ten minutes; nothing else should run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from report import ROOT, row, write
+from transformers import AutoModel
+
+from model.cache import BlockTable
+from model.config import PACKAGED_BACKBONE
+from model.dataset import read_notes
+from model.engine import Engine
+from model.note import VECTOR_ONLY, Note, Wanted
+from model.runtime import Look, Span
+from model.weights import packaged_gguf, resolve, silent
+from service.settings import Settings
+
+TOKENS = 100
+BATCHES = (1, 8, 32)
+ROUNDS = 5
+CATEGORIES = 20
+GFLOP_OF_A_NOTE = 21.6
+"""Of 100 tokens: 106.2 million weights in products, two operations each, and 0.4 for the attention."""
+JOB = Wanted(hashtags=5)
+
+
+def median(work: Callable[[], Any], per_call: int) -> tuple[float, str]:
+    """Units a second, the median of ROUNDS calls after one that warms up; and the least and the most."""
+    work()
+    rates = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        rates.append(per_call / (time.perf_counter() - started))
+    return statistics.median(rates), f"{min(rates):.1f} to {max(rates):.1f}"
+
+
+def notes_of(engine: Engine, count: int) -> list[Note]:
+    """Notes whose prompts have TOKENS tokens, cut from our sample notes' texts."""
+    texts = [note.content for note in read_notes(ROOT / "service" / "sample_notes.jsonl").values()]
+    words = " ".join(text for text in texts if text.isascii()).split()
+    notes, at = [], 0
+    while len(notes) < count:
+        end = at + 1
+        while len(engine.prompt.note(Note(content=" ".join(words[at:end])))) < TOKENS:
+            end += 1
+        notes.append(Note(content=" ".join(words[at:end])))
+        at = (at + 17) % (len(words) - 2 * TOKENS)
+    return notes
+
+
+def limits() -> dict[str, float]:
+    """GFLOP/s of a large product of matrices, by precision, the best of three."""
+    found = {}
+    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a, b = (torch.randn(size, dtype=torch.float32).to(kind) for size in ((3200, 576), (576, 1536)))
+        rate, _ = median(lambda a=a, b=b: [a @ b for _ in range(20)], 20)  # type: ignore[misc]
+        found[name] = rate * 2 * 3200 * 576 * 1536 / 1e9
+    a8, b8 = (torch.randint(-100, 100, size, dtype=torch.int8) for size in ((3200, 576), (576, 1536)))
+    rate, _ = median(lambda: [torch._int_mm(a8, b8) for _ in range(20)], 20)
+    return found | {"int8": rate * 2 * 3200 * 576 * 1536 / 1e9}
+
+
+def prefill(engine: Engine, notes: Sequence[Note], limit: float, others: dict[int, float]) -> list[dict[str, Any]]:
+    rows = []
+    for batch in BATCHES:
+        prepared = [engine.prepare(note, VECTOR_ONLY) for note in notes[:batch]]
+        rate, spread = median(lambda prepared=prepared: engine.run(prepared), batch)  # type: ignore[misc]
+        share, ratio = rate / limit, rate / others[batch]
+        wanted = batch > 1
+        rows.append(row(
+            f"prefill to vectors, batch {batch}", round(rate, 1), "notes/s", spread=spread,
+            against=f"{100 * share:.0f}% of what products of matrices allow, {limit:.1f}; {ratio:.2f}x transformers",
+            reach="60% or more; 1.6x or more" if wanted else "",
+            held=share >= 0.6 and ratio >= 1.6 if wanted else None,
+        ))  # fmt: skip
+    return rows
+
+
+def transformers_prefill(notes: Sequence[Note], engine: Engine, kind: torch.dtype) -> dict[int, float]:
+    """Notes a second, plain: one padded batch, the last state; no projection. Prompts have one length."""
+    backbone = AutoModel.from_pretrained(resolve(PACKAGED_BACKBONE, Settings().cache_dir, silent), dtype=kind).eval()
+    rates = {}
+    with torch.inference_mode():
+        for batch in BATCHES:
+            ids = torch.tensor([engine.prompt.note(note)[:TOKENS] for note in notes[:batch]])
+            rates[batch], _ = median(lambda ids=ids: backbone(ids).last_hidden_state[:, -1], batch)  # type: ignore[misc]
+    return rates
+
+
+def decode(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
+    """Single steps of sequences that have a note behind them, each giving its likeliest token."""
+    rows = []
+    for batch in (1, 32):
+        tables = [BlockTable(engine.runtime.pool) for _ in range(batch)]
+        for table, note in zip(tables, notes, strict=False):
+            ids = tuple(engine.prompt.note(note))
+            table.grow(len(ids))
+            engine.runtime.forward([Span(table, ids, vector=0)])
+
+        def step(tables: Sequence[BlockTable] = tables) -> None:
+            for table in tables:
+                table.grow(1)
+            engine.runtime.forward([Span(table, (1,), looks=(Look(0, 1),)) for table in tables])
+
+        rate, spread = median(lambda step=step: [step() for _ in range(24)], 24 * batch)  # type: ignore[misc]
+        rows.append(row(f"decode, batch {batch}", round(rate), "tokens/s", spread=spread))
+        for table in tables:
+            table.close()
+    return rows
+
+
+def whole_job(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
+    """Vector, five hashtags and a category in one reading, against a reading for each."""
+    categories = engine.categories[:CATEGORIES]
+    together = replace(JOB, categories=categories)
+    apart = (VECTOR_ONLY, JOB, Wanted(categories=categories))
+    rows = []
+    for batch, wanted_ratio in zip(BATCHES, (1.4, 2.0, 2.3), strict=True):
+
+        def run(*wanted: Wanted, batch: int = batch) -> None:
+            for each in wanted:
+                engine.run([engine.prepare(note, each) for note in notes[:batch]])
+
+        rate, spread = median(lambda run=run: run(together), batch)  # type: ignore[misc]
+        separate, _ = median(lambda run=run: run(*apart), batch)  # type: ignore[misc]
+        rows.append(row(
+            f"vector, 5 hashtags and category of {len(categories)}, batch {batch}", round(rate, 2), "notes/s",
+            spread=spread, against=f"three calls: {separate:.2f}, so {rate / separate:.2f}x",
+            reach=f"{wanted_ratio}x or more", held=rate / separate >= wanted_ratio,
+        ))  # fmt: skip
+    return rows
+
+
+def categories(engine: Engine, notes: Sequence[Note]) -> dict[str, Any]:
+    """What 500 names cost against 20, both sets of names that training has not shown, once these were read alone."""
+    words = sorted({word for note in notes for word in note.content.split() if word.isalpha() and len(word) > 3})
+    names = [f"{words[i % len(words)]} {words[(7 * i + i // len(words)) % len(words)]}".title() for i in range(800)]
+    sets = [tuple(dict.fromkeys(names))[:count] for count in (20, 500)]
+    few, many = (
+        median(lambda names=names: engine.run([engine.prepare(n, Wanted(categories=names)) for n in notes[:8]]), 8)[0]  # type: ignore[misc]
+        for names in sets
+    )
+    return row(
+        "category of 500, batch 8", round(many, 2), "notes/s",
+        against=f"of 20: {few:.2f}, so {few / many:.1f}x the cost", reach="2x or less", held=few / many <= 2,
+    )  # fmt: skip
+
+
+def llama_cpp(notes: Sequence[Note], engine: Engine) -> list[dict[str, Any]]:
+    """The packaged GGUF in llama.cpp: a prompt's embedding, and single steps."""
+    import llama_cpp
+
+    file, threads = str(packaged_gguf()), os.cpu_count()
+    texts = [engine.prompt.decode(engine.prompt.note(note)) for note in notes[:8]]
+    embedder = llama_cpp.Llama(file, embedding=True, n_ctx=1024, n_batch=1024, n_threads=threads, verbose=False)
+    rate, spread = median(lambda: [embedder.embed(text) for text in texts], len(texts))
+    writer = llama_cpp.Llama(file, n_ctx=1024, n_threads=threads, verbose=False)
+
+    def write_on() -> None:
+        writer.reset()
+        writer.eval([1])
+        for _ in range(24):
+            writer.eval([1])
+
+    steps, step_spread = median(write_on, 25)
+    return [
+        row("llama.cpp, the file as shipped: prefill, one after the other", round(rate, 1), "notes/s", spread=spread),
+        row("llama.cpp, the file as shipped: decode, batch 1", round(steps), "tokens/s", spread=step_spread),
+    ]
+
+
+def exactness(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
+    """Vectors against those of PyTorch in float32; and whether a vector depends on its batch."""
+    reference = Engine.load(cache=Settings().cache_dir, runtime="torch", dtype="float32")
+    ours, theirs = engine.embed(notes), reference.embed(notes)
+    cosines = (ours * theirs).sum(1)
+    alone = np.concatenate([engine.embed([note]) for note in notes])
+    return [
+        row("cosine to PyTorch in float32, mean", f"{cosines.mean():.6f}", "", spread=f"least {cosines.min():.6f}",
+            reach="0.999 or more", held=bool(cosines.min() >= 0.999)),
+        row("largest difference of a number, alone and in a batch", f"{np.abs(alone - ours).max():.1e}", ""),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peer", action="store_true")
+    arguments = parser.parse_args()
+    engine = Engine.load(cache=Settings().cache_dir)
+    precision = engine.runtime.precision.split()[-1]
+    notes = notes_of(engine, max(BATCHES))
+    measured = limits()
+    limit = measured[precision] / GFLOP_OF_A_NOTE
+    rows = [row("products of matrices", f"{measured[p]:.0f}", "GFLOP/s", against=p) for p in measured]
+    kind = torch.bfloat16 if measured["bfloat16"] > measured["float32"] else torch.float32
+    others = transformers_prefill(notes, engine, kind)
+    told = " / ".join(f"{others[batch]:.1f}" for batch in BATCHES)
+    rows.append(row("transformers, prefill, batch 1 / 8 / 32", told, "notes/s", against=str(kind)))
+    rows.append(row("ours runs in", engine.runtime.precision, ""))
+    rows += prefill(engine, notes, limit, others)
+    rows += decode(engine, notes)
+    rows += whole_job(engine, notes)
+    rows.append(categories(engine, notes))
+    rows += exactness(engine, notes)
+    if arguments.peer:
+        rows += llama_cpp(notes, engine)
+    write("engine", rows)
+
+
+if __name__ == "__main__":
+    main()
