@@ -101,10 +101,11 @@ class OpenVinoRuntime:
         if self._projection is not None:
             vectors = vectors @ self._projection.T
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-        if not len(asked.looks):
-            return asked.told(spans, vectors, *[np.zeros(0)] * 4)
         if asked.width > MOST_NEXT:
             raise ValueError(f"at most {MOST_NEXT} next tokens can be told, not {asked.width}")
+        return asked.told(spans, vectors, [self._look(part, states) for part in asked.parts()])
+
+    def _look(self, asked: Asked, states: Floats) -> tuple[Any, ...]:
         asks = {
             "states": states[asked.looks],
             "mask": asked.ends_apart.astype(np.float32)[:, None],
@@ -112,7 +113,7 @@ class OpenVinoRuntime:
             "tokens": asked.tokens,
         }
         told = self._output.infer(asks, share_inputs=True)
-        return asked.told(spans, vectors, told["likeliest"], told["log_probs"], told["ended"][:, 0], told["of_tokens"])
+        return told["likeliest"], told["log_probs"], told["ended"][:, 0], told["of_tokens"]
 
     def _copy(self) -> None:
         for of, to in self.pool.take_copies():

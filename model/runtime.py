@@ -6,8 +6,8 @@ by side. It hands back no states, only what was asked to be read from them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from model.cache import BlockPool, BlockTable
 from model.config import NoteLLMConfig
 from model.prompt import Prompt
 
+LOOKS_AT_ONCE = 256
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
@@ -160,13 +161,26 @@ class Asked:
             np.repeat(np.arange(len(looks)), [len(look.tokens) for _, look in looks]),
         )
 
-    def told(
-        self, spans: Sequence[Span], vectors: Floats, likeliest: Any, log_probs: Any, ended: Any, of_tokens: Any
-    ) -> list[Read]:
-        """Each span's own part of the answers, which are arrays in the order of the looks, or of their tokens."""
+    def parts(self) -> Iterator[Asked]:
+        """The looks, LOOKS_AT_ONCE at a time: a row of them is as long as the model's vocabulary."""
+        for begin in range(0, len(self.looks), LOOKS_AT_ONCE):
+            rows = slice(begin, begin + LOOKS_AT_ONCE)
+            tokens = slice(*np.searchsorted(self.token_looks, [rows.start, rows.stop]))
+            yield replace(
+                self,
+                looks=self.looks[rows],
+                ends_apart=self.ends_apart[rows],
+                tokens=self.tokens[tokens],
+                token_looks=self.token_looks[tokens] - begin,
+            )
+
+    def told(self, spans: Sequence[Span], vectors: Floats, answers: Sequence[Sequence[Any]]) -> list[Read]:
+        """Each span's own of the answers: for each of `parts` the likeliest (looks, width), their log probabilities,
+        those of the ends (looks,), and of the tokens that were named (tokens,)."""
         vector = iter(vectors)
-        rows = zip(likeliest.tolist(), log_probs.tolist(), ended.tolist(), strict=True)
-        of_token = iter(of_tokens.tolist())
+        likeliest, log_probs, ended, of_tokens = ([x for part in answers for x in part[i].tolist()] for i in range(4))
+        rows = zip(likeliest, log_probs, ended, strict=True)
+        of_token = iter(of_tokens)
 
         def looked(look: Look) -> Looked:
             tokens, probs, end = next(rows)

@@ -93,18 +93,20 @@ class TorchRuntime:
         return self._read(spans, Asked.of(spans, flat.begins), hidden[:, 0])
 
     def _read(self, spans: Sequence[Span], asked: Asked, hidden: Tensor) -> list[Read]:
-        def rows(of: Any) -> Tensor:
-            return hidden[torch.from_numpy(of).to(hidden.device)]
+        vectors = self.model.embed(hidden[torch.from_numpy(asked.vectors).to(hidden.device)])
+        return asked.told(spans, vectors.cpu().numpy(), [self._look(part, hidden) for part in asked.parts()])
 
-        vectors = self.model.embed(rows(asked.vectors))
-        after = self.model.logits(rows(asked.looks)).log_softmax(-1)
-        looks, tokens = (torch.from_numpy(each).to(after.device) for each in (asked.token_looks, asked.tokens))
+    def _look(self, asked: Asked, hidden: Tensor) -> tuple[Tensor, ...]:
+        rows, looks, tokens, apart = (
+            torch.from_numpy(each).to(hidden.device)
+            for each in (asked.looks, asked.token_looks, asked.tokens, asked.ends_apart)
+        )
+        after = self.model.logits(hidden[rows]).log_softmax(-1)
         of_tokens = after[looks, tokens]
         ended = after[:, self._ends].logsumexp(1)
-        apart = torch.from_numpy(asked.ends_apart).to(after.device)
         after[:, self._ends] = after[:, self._ends].masked_fill(apart[:, None], -torch.inf)
         best = after.topk(min(asked.width, after.shape[1]))
-        return asked.told(spans, vectors.cpu().numpy(), best.indices, best.values, ended, of_tokens)
+        return best.indices, best.values, ended, of_tokens
 
     def _copy(self) -> None:
         if copies := self.pool.take_copies():
