@@ -36,6 +36,7 @@ from model.note import (
     Usage,
     Vocabulary,
     Wanted,
+    normalise_hashtag,
 )
 from model.prompt import Prompt
 from model.runtime import Look, Looked, Read, Runtime, Span
@@ -632,11 +633,17 @@ class _Search:
         probabilities: dict[str, float] = defaultdict(float)
         spelled: dict[str, str] = {}
         for ids, log_prob in sorted(self._found, key=lambda each: -each[1]):
-            for text in [text for text, _ in self._prompt.parse_hashtags(ids)[:1] if self._allowed(text)]:
+            for text in filter(self._allowed, self._texts(ids)):
                 probabilities[listed_key(text)] += math.exp(log_prob)
                 spelled.setdefault(listed_key(text), text)
         best = sorted(probabilities.items(), key=lambda pair: (-pair[1], pair[0]))
         return tuple(Hashtag(spelled[key], min(1.0, probability)) for key, probability in best if probability > 0)
+
+    def _texts(self, ids: Sequence[int]) -> list[str]:
+        """The hashtag that these are, if any; a known one as it is spelled, whatever it ends with."""
+        if self._known is not None:
+            return [normalise_hashtag(self._prompt.decode(ids))]
+        return [text for text, _ in self._prompt.parse_hashtags(ids)[:1]]
 
 
 def _continuations(look: Look, after: Looked) -> Iterator[tuple[int, float]]:

@@ -34,6 +34,8 @@ from service.interfaces import (
 T = TypeVar("T")
 READ_COUNT = 512
 BLOCK_SECONDS = 1.0
+MOST_LOOKED = 20
+"""A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after a failure."""
 
@@ -129,19 +131,19 @@ class LiveIndex:
         return self._hashtags.vocabulary
 
     def nearest_tagged(self, vector: Vector, count: int) -> list[Neighbour]:
-        """The nearest notes with hashtags of their author, `count` of them or all there are. Blocks: for the thread of
-        the engine, not for the event loop."""
+        """The nearest notes with hashtags of their author: `count` of them, or all among the nearest MOST_LOOKED times as
+        many. Blocks: for the thread of the engine, not for the event loop."""
         now = self._clock()
         return self._thread.submit(self._nearest_tagged, vector, count, now).result()
 
     def _nearest_tagged(self, vector: Vector, count: int, now: float) -> list[Neighbour]:
-        wanted = 2 * count
-        while True:
+        tagged: list[Neighbour] = []
+        for wanted in (2 * count, MOST_LOOKED * count):
             hits = self._index.search(vector, wanted, Filter(), now).hits
             tagged = [Neighbour(hit.id, hit.score, tags) for hit in hits if (tags := self._hashtags.of(hit.id))]
             if len(tagged) >= count or len(hits) < wanted:
-                return tagged[:count]
-            wanted *= 2
+                break
+        return tagged[:count]
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once everything up to `position` can be found; IndexBehind after `seconds`."""

@@ -57,7 +57,7 @@ from model.runtime import Read, Span
 from model.torch_runtime import TorchRuntime
 from tests.conftest import in_torch
 
-TAGS = ("coffee", "coffee bread", "river", "train garden", "song")
+TAGS = ("coffee", "coffee bread", "river!", "train garden", ".song")
 WORDS = [
     "coffee",
     "river",

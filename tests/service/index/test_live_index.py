@@ -63,6 +63,35 @@ async def test_it_follows_writes_and_deletes(embedded_store: GatedStore, live_in
     assert await live_index.vector("n1") is None
 
 
+async def test_the_nearest_notes_with_hashtags_are_found_among_many_without(
+    embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    vector = stored_note("n0").vector
+    assert vector is not None
+    bare = [stored_note(f"n{n}", "n0") for n in range(30)]
+    tagged = stored_note("tagged", "else", hashtags=("soup",))
+    await live_index.wait_for(await put(embedded_store, *bare, tagged), WAIT)
+    (near,) = await asyncio.to_thread(live_index.nearest_tagged, vector, 2)
+    assert (near.id, near.hashtags) == ("tagged", ("soup",))
+    await live_index.wait_for(await delete(embedded_store, "tagged"), WAIT)
+    assert await asyncio.to_thread(live_index.nearest_tagged, vector, 2) == []
+
+
+async def test_a_hashtag_is_known_for_as_long_as_a_note_has_it(
+    embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    def known() -> set[str]:
+        return {tag for tag in ("soup", "bread") if live_index.vocabulary.holds(list(map(ord, tag)))}
+
+    first = stored_note("a", hashtags=("soup", "bread"), expires_at=clock() + 60)
+    await live_index.wait_for(await put(embedded_store, first, stored_note("b", hashtags=("soup",))), WAIT)
+    assert known() == {"soup", "bread"}
+    clock.offset += 61
+    await eventually(lambda: known() == {"soup"})
+    await live_index.wait_for(await delete(embedded_store, "b"), WAIT)
+    assert known() == set()
+
+
 async def test_a_write_that_was_waited_for_is_found(embedded_store: GatedStore, live_index: LiveIndex) -> None:
     for note in notes(50):
         await live_index.wait_for(await put(embedded_store, note), WAIT)

@@ -8,6 +8,8 @@ import math
 import httpx2
 import pytest
 
+from tests.service.routes.conftest import Serve
+
 TEXT = {"title": "Sourdough for beginners", "content": "Flour, water, salt and two days."}
 
 
@@ -51,6 +53,14 @@ def test_a_stream_tells_each_hashtag_and_then_the_whole_answer(client: httpx2.Cl
     assert {event for event, _ in told} == {"hashtag"}
     assert [hashtag["text"] for _, hashtag in told] == [hashtag["text"] for hashtag in whole["hashtags"]]
     assert done == ("done", whole)
+
+
+def test_a_stream_whose_time_is_over_ends_with_a_problem(serve: Serve) -> None:
+    with serve(request_seconds=1e-6) as url:
+        answer = httpx2.post(f"{url}/generate/hashtags/stream", json=TEXT)
+    (event, data), *_ = (line.split(": ", 1) for line in answer.text.splitlines() if line)
+    assert (event, data) == ("event", "problem")
+    assert '"status":504' in answer.text.replace(" ", "")
 
 
 def test_a_bad_body_is_refused_before_a_stream_begins(client: httpx2.Client) -> None:
