@@ -131,8 +131,8 @@ class LiveIndex:
         return self._hashtags.vocabulary
 
     def nearest_tagged(self, vector: Vector, count: int) -> list[Neighbour]:
-        """The nearest notes with hashtags of their author: `count` of them, or all among the nearest MOST_LOOKED times as
-        many. Blocks: for the thread of the engine, not for the event loop."""
+        """The nearest notes with hashtags of their author: `count`, or all among the nearest MOST_LOOKED times as many.
+        Blocks: for the thread of the engine, not for the event loop."""
         now = self._clock()
         return self._thread.submit(self._nearest_tagged, vector, count, now).result()
 
