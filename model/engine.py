@@ -368,7 +368,10 @@ class Engine:
                 base = table if here else again
                 reading = replace(reading, first_token_seconds=time.perf_counter() - started)
                 near = carried(wanted.nearest(reading.vector, NEIGHBOURS), prepared.allowed) if wanted.nearest else {}
-                probabilities = (yield from self._carried(base, task[-1], near)) if near else {}
+                probabilities: dict[str, float] = {}
+                if near:
+                    probabilities, tokens = yield from self._carried(base, task[-1], near)
+                    reading = replace(reading, usage=Usage(reading.usage.prompt_tokens + tokens))
                 yield from search.go(base, reads[-1].looked[0])
                 reading = search.told(reading, near, probabilities)
                 if near and wanted.settled:
@@ -408,7 +411,8 @@ class Engine:
         return _span(table, ids, parents, vector=read_out, looks=(*after, *of_trie)), trie
 
     def _carried(self, base: BlockTable, last: int, near: Mapping[str, Carried]) -> Steps:
-        """The probability of each hashtag in `near` after the task, which ends with `last`: one forward."""
+        """The probability of each hashtag in `near` after the task, which ends with `last`: one forward; and how many
+        tokens that took."""
         tokens = {key: self.prompt.hashtag_output([of.text])[:-1] for key, of in near.items()}
         short = {key: ids for key, ids in tokens.items() if len(ids) <= TOKENS_PER_HASHTAG}
         trie = Trie.build(list(short.values()))
@@ -424,7 +428,7 @@ class Engine:
         of_node = _log_probs(below, read.looked)
         ends = [read.looked[path[-1] + 1].ended for path in trie.paths]
         sums = [of_node[list(path)].sum() + end for path, end in zip(trie.paths, ends, strict=True)]
-        return dict(zip(short, np.exp(sums).tolist(), strict=True))
+        return dict(zip(short, np.exp(sums).tolist(), strict=True)), len(ids)
 
     def _chosen(
         self,

@@ -48,7 +48,7 @@ class House:
     not say, and hashtags that are never told."""
 
     categories: tuple[str, ...] = ()
-    hashtag_policy: HashtagPolicy = "open"
+    hashtag_policy: HashtagPolicy = "grounded"
     blocked_hashtags: tuple[str, ...] = ()
 
 

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
         (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"
     )
     hashtag_policy: HashtagPolicy = Field(
-        "open", description="open, known or grounded: what generated hashtags may be, where a request does not say"
+        "grounded", description="open, known or grounded: what generated hashtags may be, where a request does not say"
     )
     blocked_hashtags: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="hashtags that are never generated, separated by commas"
