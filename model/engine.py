@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from model.cache import BlockTable
 from model.config import CheckpointError
-from model.hashtags import MOST_CARRIED, NEIGHBOURS, Allowed, Carried, carried, grounded, listed_key
+from model.hashtags import NEIGHBOURS, Allowed, Carried, carried, grounded, listed_key
 from model.note import (
     MAX_CATEGORY_TOKENS,
     VECTOR_ONLY,
@@ -44,7 +44,11 @@ from model.vocabulary import HashtagTrie
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_HASHTAG = 8
-"""No hashtag that is longer is found."""
+"""No hashtag that is longer is written."""
+TOKENS_PER_KNOWN_HASHTAG = 32
+"""No longer one is found in a vocabulary; of Chinese ones half have more than 8."""
+CARRIED_TOKENS = 320
+"""Of the hashtags that near notes carry, the heaviest first, what several begin with counted once."""
 BEAMS_PER_HASHTAG = 2
 """Beginnings that are followed at a time, for each hashtag asked for."""
 STEP_TOKENS = 4096
@@ -105,18 +109,20 @@ class Trie:
 
     @classmethod
     def build(cls, sequences: Sequence[Sequence[int]]) -> Trie:
-        nodes: dict[tuple[int, ...], int] = {}
+        nodes: dict[tuple[int, int], int] = {}
         tokens: list[int] = []
         parents: list[int] = []
+        paths = []
         for sequence in sequences:
-            for end in range(1, len(sequence) + 1):
-                prefix = tuple(sequence[:end])
-                if prefix not in nodes:
-                    nodes[prefix] = len(tokens)
-                    tokens.append(prefix[-1])
-                    parents.append(nodes.get(prefix[:-1], -1))
-        paths = tuple(tuple(nodes[tuple(s[:end])] for end in range(1, len(s) + 1)) for s in sequences)
-        return cls(tuple(tokens), tuple(parents), paths)
+            path = [-1]
+            for token in sequence:
+                node = nodes.setdefault((path[-1], token), len(tokens))
+                if node == len(tokens):
+                    tokens.append(token)
+                    parents.append(path[-1])
+                path.append(node)
+            paths.append(tuple(path[1:]))
+        return cls(tuple(tokens), tuple(parents), tuple(paths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +341,10 @@ class Engine:
             after += len(self.prompt.category_task()) + len(self._trie(wanted.categories).inner)
             if self._unseen(wanted.categories):
                 ids = max(ids, self.prompt.max_note_tokens())  # the names are read first
-        beams = wanted.hashtags * BEAMS_PER_HASHTAG * (1 + self._blocks(TOKENS_PER_HASHTAG))
-        near = 1 + self._blocks(MOST_CARRIED * TOKENS_PER_HASHTAG) if wanted.nearest else 0
-        again = self._blocks(len(prepared.hashtag_prompt) + after)
+        tokens = TOKENS_PER_HASHTAG if wanted.known is None else TOKENS_PER_KNOWN_HASHTAG
+        beams = wanted.hashtags * BEAMS_PER_HASHTAG * (1 + self._blocks(tokens))
+        near = 1 + self._blocks(CARRIED_TOKENS) if wanted.nearest else 0
+        again = self._blocks(len(prepared.hashtag_prompt) + after) if prepared.hashtag_prompt else 0
         return self._blocks(ids + after) + again + max(beams, near)
 
     def _read(self, prepared: Prepared) -> Steps:
@@ -369,7 +376,9 @@ class Engine:
                 reading = replace(reading, first_token_seconds=time.perf_counter() - started)
                 near = carried(wanted.nearest(reading.vector, NEIGHBOURS), prepared.allowed) if wanted.nearest else {}
                 probabilities: dict[str, float] = {}
-                if near:
+                if not near:
+                    search.tell(wanted.settled)
+                else:
                     probabilities, tokens = yield from self._carried(base, task[-1], near)
                     reading = replace(reading, usage=Usage(reading.usage.prompt_tokens + tokens))
                 yield from search.go(base, reads[-1].looked[0])
@@ -413,22 +422,26 @@ class Engine:
     def _carried(self, base: BlockTable, last: int, near: Mapping[str, Carried]) -> Steps:
         """The probability of each hashtag in `near` after the task, which ends with `last`: one forward; and how many
         tokens that took."""
-        tokens = {key: self.prompt.hashtag_output([of.text])[:-1] for key, of in near.items()}
-        short = {key: ids for key, ids in tokens.items() if len(ids) <= TOKENS_PER_HASHTAG}
-        trie = Trie.build(list(short.values()))
+        chosen, nodes = dict[str, list[int]](), set[tuple[int, ...]]()
+        for key, of in near.items():
+            ids = self.prompt.hashtag_output([of.text])[:-1]
+            more = nodes | {tuple(ids[:end]) for end in range(1, len(ids) + 1)}
+            if len(more) <= CARRIED_TOKENS:
+                chosen[key], nodes = ids, more
+        trie = Trie.build(list(chosen.values()))
         table = base.fork()
         try:
             table.cut(base.length - 1)
-            ids, parents = (last, *trie.tokens), (-1, *(parent + 1 for parent in trie.parents))
+            span_ids, parents = (last, *trie.tokens), (-1, *(parent + 1 for parent in trie.parents))
             below = {node: trie.children.get(node, ()) for node in range(-1, len(trie.tokens))}
-            looks = [Look(node + 1, tokens=tuple(trie.tokens[c] for c in nodes)) for node, nodes in below.items()]
-            (read,) = yield [_span(table, ids, parents, looks=tuple(looks))]
+            looks = [Look(node + 1, tokens=tuple(trie.tokens[c] for c in under)) for node, under in below.items()]
+            (read,) = yield [_span(table, span_ids, parents, looks=tuple(looks))]
         finally:
             table.close()
         of_node = _log_probs(below, read.looked)
         ends = [read.looked[path[-1] + 1].ended for path in trie.paths]
         sums = [of_node[list(path)].sum() + end for path, end in zip(trie.paths, ends, strict=True)]
-        return dict(zip(short, np.exp(sums).tolist(), strict=True)), len(ids)
+        return dict(zip(chosen, np.exp(sums).tolist(), strict=True)), len(span_ids)
 
     def _chosen(
         self,
@@ -482,7 +495,8 @@ class Engine:
             scores.append(_path_log_probs(trie, read.looked))
         vectors: list[npt.NDArray[np.float32]] = []
         while len(vectors) < len(waiting):
-            room, chosen = self._blocks(self.prompt.max_note_tokens()), list[list[int]]()
+            kept = self.prompt.max_note_tokens() + len(self._trie(categories).inner)
+            room, chosen = self._blocks(kept), list[list[int]]()
             for ids in waiting[len(vectors) :]:
                 room -= self._blocks(len(ids))
                 if chosen and room < 0:
@@ -541,7 +555,7 @@ class _Search:
         self._width = wanted.hashtags * BEAMS_PER_HASHTAG
         self._allowed = allowed
         self._known = wanted.known
-        self._settled = None if wanted.nearest else wanted.settled
+        self._settled: Callable[[Hashtag], None] | None = None
         self._told: set[str] = set()
         """Keys of what is settled."""
         self._going: list[tuple[list[int], float]] = [([], 0.0)]
@@ -552,6 +566,10 @@ class _Search:
 
         self._looks = [self._look(())]
         """After each beginning."""
+
+    def tell(self, settled: Callable[[Hashtag], None] | None) -> None:
+        """Whom to tell each hashtag once it is settled."""
+        self._settled = settled
 
     @property
     def first_look(self) -> Look:
@@ -627,7 +645,8 @@ class _Search:
         if not self._going:
             return True
         beginning, log_prob = self._going[0]
-        if len(beginning) > TOKENS_PER_HASHTAG or log_prob == -math.inf:
+        most = TOKENS_PER_HASHTAG if self._known is None else TOKENS_PER_KNOWN_HASHTAG
+        if len(beginning) > most or log_prob == -math.inf:
             return True
         best = self._hashtags()[: self._count] if len(self._found) >= self._count else ()
         return len(best) == self._count and best[-1].score >= math.exp(log_prob)
@@ -661,11 +680,18 @@ def _start(work: Work) -> None:
 
 
 def _of_one_forward(live: Sequence[Work]) -> list[Work]:
-    """All that decode, and of the prefills, the first come first, as many as STEP_TOKENS allows; one at the least."""
+    """All that decode, and of the prefills, the first come first, as many as STEP_TOKENS allows. One that is longer
+    than half of that comes beside these: a note does not wait for somebody's long closed set."""
     chosen = [work for work in live if work.decodes]
-    tokens = 0
+    tokens, long = 0, False
     for work in live:
-        if not work.decodes and (not tokens or tokens + work.tokens <= STEP_TOKENS):
+        if work.decodes:
+            continue
+        if 2 * work.tokens > STEP_TOKENS:
+            if not long:
+                chosen.append(work)
+            long = True
+        elif tokens + work.tokens <= STEP_TOKENS:
             tokens += work.tokens
             chosen.append(work)
     return chosen

@@ -22,15 +22,18 @@ WRITTEN_WEIGHT = 0.3
 """Of log p that the model writes it, beside the log of that share. All of these: docs/decisions/0010-hashtags.md."""
 NEIGHBOURS_NAMED = 5
 """Of those that carry a hashtag, the nearest."""
+NO_PLURALS = ("news", "lens", "series", "species", "shoes")
 EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
 
 
 def listed_key(text: str) -> str:
     """What makes two hashtags of one list the same: case, spacing and a plural do not count."""
     key = hashtag_key(text)
-    if len(key) > 3 and key.endswith("ies"):
-        return key[:-3] + "y"
-    if len(key) > 4 and key.endswith(("ches", "shes", "sses", "xes")):
+    if key.endswith(NO_PLURALS):
+        return key
+    if len(key) > 3 and key.endswith(("ies", "ie")):
+        return key[: key.rindex("ie")] + "y"
+    if len(key) > 4 and key.endswith(("ches", "shes", "sses", "xes", "oes")):
         return key[:-2]
     if len(key) > 3 and key.endswith("s") and not key.endswith(("ss", "us", "is")):
         return key[:-1]

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 END = None
-"""Below the last token of a hashtag."""
+"""Below the last token of a hashtag: how many spellings these tokens have."""
 
 
 class HashtagTrie:
@@ -37,7 +37,7 @@ class HashtagTrie:
                 node = self._root
                 for token in ids:
                     node = node.setdefault(token, {})
-                node[END] = {}
+                node[END] = node.get(END, 0) + 1
 
     def remove(self, hashtags: Iterable[str]) -> None:
         """See Vocabulary."""
@@ -70,6 +70,9 @@ class HashtagTrie:
         nodes = [self._root]
         for token in path[:-1]:
             nodes.append(nodes[-1][token])
+        if nodes[-1][END] > 1:
+            nodes[-1][END] -= 1
+            return
         for node, token in zip(reversed(nodes), reversed(path), strict=True):
             del node[token]
             if node:

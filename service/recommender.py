@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 from ulid import ULID
@@ -22,7 +24,7 @@ from model.note import (
     hashtag_key,
 )
 from service.batcher import Admission, Batcher, Lane
-from service.errors import LimitExceeded, NoteNotFound, OtherSpace, PreconditionFailed
+from service.errors import LimitExceeded, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
 from service.index.live import LiveIndex
 from service.interfaces import Clock, Engine, Filter, Generated, NoteStore, StoredNote, Vector, Write, position_key
 from service.telemetry import Telemetry
@@ -138,7 +140,7 @@ class Recommender:
         done = kept.generated if kept else Generated()
         want_hashtags = generate.hashtags if not note.hashtags and done.hashtags is None else 0
         want_category = generate.category and note.category is None and done.category is None
-        wanted = self.wanted(want_hashtags, self.categories if want_category else ())
+        wanted = self.wanted(want_hashtags, self.categories if want_category else (), note_id=note.id)
         needs_model = kept is None or wanted != Wanted()
         return Plan(note, old, done, wanted if needs_model else None)
 
@@ -220,8 +222,10 @@ class Recommender:
         categories: tuple[str, ...] = (),
         policy: HashtagPolicy | None = None,
         blocked: Sequence[str] = (),
+        note_id: str = "",
     ) -> Wanted:
-        """What to read from a note, by the house's rules and a request's. `blocked`: beside those of the house."""
+        """What to read from a note, by the house's rules and a request's. `blocked`: beside those of the house.
+        `note_id`: of a note that is no neighbour of itself."""
         if not hashtags:
             return Wanted(categories=categories)
         policy = policy or self.house.hashtag_policy
@@ -230,15 +234,25 @@ class Recommender:
             categories,
             frozenset(map(hashtag_key, (*self.house.blocked_hashtags, *blocked))),
             self.index.vocabulary if policy == "known" else None,
-            self.index.nearest_tagged if policy == "grounded" else None,
+            partial(self.index.nearest_tagged, exclude=note_id) if policy == "grounded" else None,
         )
 
     async def read(self, note: Note, wanted: Wanted) -> Reading:
         """Vector and generations of a text that is not stored, from one prefill. Raises LimitExceeded."""
         try:
-            return await self._batcher.read(note, wanted)
+            reading = await self._batcher.read(note, wanted)
         except CategoriesTooLong as error:
             raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
+        return replace(reading, hashtags=reading.hashtags and await self._checked(reading.hashtags))
+
+    async def _checked(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
+        """Naming only notes that the store has; none where it is away."""
+        ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
+        there: set[str] = set()
+        if ids:
+            with contextlib.suppress(StoreUnavailable):
+                there = {stored.note.id for stored in await self._store.get(ids) if stored}
+        return tuple(replace(hashtag, notes=tuple(i for i in hashtag.notes if i in there)) for hashtag in hashtags)
 
     async def watch(self, note: Note, wanted: Wanted) -> AsyncGenerator[Hashtag | Reading]:
         """Each hashtag once nothing better can come, and then the whole reading. Closed early, it ends the work."""
@@ -251,7 +265,8 @@ class Recommender:
         reading.add_done_callback(lambda _: settled.put_nowait(None))
         try:
             while hashtag := await settled.get():
-                yield hashtag
+                (checked,) = await self._checked([hashtag])
+                yield checked
             yield await reading
         finally:
             reading.cancel()
@@ -296,8 +311,10 @@ class Plan:
         if reading is None:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.done), "", Usage())
-        # Which notes carry a hashtag is true only now.
+        # Which notes carry a hashtag is true only now, and so is that none is known.
         told = reading.hashtags and tuple(replace(hashtag, notes=()) for hashtag in reading.hashtags)
+        if not told and self.wanted and self.wanted.known is not None:
+            told = None
         generated = Generated(
             self.done.hashtags if told is None else told,
             self.done.category if reading.categories is None else reading.categories[0],

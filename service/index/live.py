@@ -130,16 +130,17 @@ class LiveIndex:
         """All hashtags that authors gave the notes in the index."""
         return self._hashtags.vocabulary
 
-    def nearest_tagged(self, vector: Vector, count: int) -> list[Neighbour]:
+    def nearest_tagged(self, vector: Vector, count: int, exclude: str = "") -> list[Neighbour]:
         """The nearest notes with hashtags of their author: `count`, or all among the nearest MOST_LOOKED times as many.
         Blocks: for the thread of the engine, not for the event loop."""
         now = self._clock()
-        return self._thread.submit(self._nearest_tagged, vector, count, now).result()
+        where = Filter(exclude=frozenset({exclude} - {""}))
+        return self._thread.submit(self._nearest_tagged, vector, count, where, now).result()
 
-    def _nearest_tagged(self, vector: Vector, count: int, now: float) -> list[Neighbour]:
+    def _nearest_tagged(self, vector: Vector, count: int, where: Filter, now: float) -> list[Neighbour]:
         tagged: list[Neighbour] = []
         for wanted in (2 * count, MOST_LOOKED * count):
-            hits = self._index.search(vector, wanted, Filter(), now).hits
+            hits = self._index.search(vector, wanted, where, now).hits
             tagged = [Neighbour(hit.id, hit.score, tags) for hit in hits if (tags := self._hashtags.of(hit.id))]
             if len(tagged) >= count or len(hits) < wanted:
                 break

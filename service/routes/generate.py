@@ -43,7 +43,8 @@ async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> H
 
 @router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
 async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator[ServerSentEvent]:
-    """The same as server-sent events: `hashtag`, each as soon as nothing better can come; then `done` with the whole
+    """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
+    `grounded` at the end; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
     wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
     seconds = service.settings.request_seconds

@@ -776,7 +776,7 @@ def failing(spans: Sequence[Span]) -> list[Read]:
 def test_as_many_readings_as_fit_never_run_out_of_blocks(writer: Engine, carried: int) -> None:
     """Also where near notes carry many long hashtags."""
     of = Engine(TorchRuntime(writer.runtime.model, blocks=60))
-    tags = tuple(" ".join(WORDS[(i + j * (i % 3 + 1)) % 16] for j in range(TOKENS_PER_HASHTAG)) for i in range(carried))
+    tags = tuple(" ".join(WORDS[(i + j * (i % 3 + 1)) % 16] for j in range(20)) for i in range(carried))
     near_notes = [Neighbour("n", 1.0, tags)]
     prepared = of.prepare(FEW[1], Wanted(1, FOODS, nearest=lambda *_: near_notes) if carried else Wanted(4, FOODS))
     begun = []
@@ -859,6 +859,29 @@ def test_of_known_hashtags_the_most_probable_are_told_with_their_exact_probabili
         ]
         assert texts(reading.hashtags) == [tag for _, tag in expected]
         assert scores(reading.hashtags) == near([probability for probability, _ in expected])
+
+
+@pytest.mark.parametrize("policy", ["known", "grounded"])
+def test_a_hashtag_of_many_tokens_is_told_where_others_use_it(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    monkeypatch.setattr("model.hashtags.UNCARRIED", 0.0)
+    monkeypatch.setattr("model.engine.TOKENS_PER_HASHTAG", 2)
+    long, note = "train garden", FEW[0]
+    assert len(writer.prompt.hashtag_output([long])) == 1 + 2
+    long += " stone"
+    neighbours = [Neighbour("n", 1.0, (long,))]
+    wanted = Wanted(1, known=known(writer, [long])) if policy == "known" else Wanted(1, nearest=lambda *_: neighbours)
+    assert texts(read(writer, [note], wanted)[0].hashtags) == [long]
+
+
+def test_a_note_does_not_wait_for_a_long_closed_set(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = Engine(TorchRuntime(writer.runtime.model))
+    note = of.prepare(Note(title="cat"))
+    monkeypatch.setattr("model.engine.STEP_TOKENS", 2 * len(note.ids))
+    long = of.begin(of.prepare(FEW[0], Wanted(categories=tuple(f"cat {word}" for word in WORDS))))
+    short = of.begin(note)
+    assert {work for work, _ in of.step()} == {long, short}
 
 
 def test_of_an_empty_vocabulary_nothing_is_told_and_the_reason_is(writer: Engine) -> None:

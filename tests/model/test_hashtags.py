@@ -25,13 +25,21 @@ ANY = Allowed()
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("Travel Tips", "traveltip"), ("recipes", "Recipe"), ("beaches", "beach"), ("parties", "party"), ("boxes", "box")],
+    [
+        ("Travel Tips", "traveltip"),
+        ("recipes", "Recipe"),
+        ("beaches", "beach"),
+        ("parties", "party"),
+        ("boxes", "box"),
+        ("movies", "movie"),
+        ("potatoes", "potato"),
+    ],
 )
 def test_a_plural_is_the_same_hashtag(one: str, other: str) -> None:
     assert listed_key(one) == listed_key(other)
 
 
-@pytest.mark.parametrize("word", ["bus", "chess", "tennis", "gas", "旅行"])
+@pytest.mark.parametrize("word", ["bus", "chess", "tennis", "gas", "news", "lens", "travelnews", "旅行"])
 def test_a_word_that_only_looks_like_a_plural_stays(word: str) -> None:
     assert listed_key(word) == word
 

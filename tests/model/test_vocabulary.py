@@ -40,3 +40,13 @@ def test_an_unknown_beginning_leads_nowhere() -> None:
     trie.add(["ab"])
     assert (trie.after([ord("b")]), trie.holds([ord("b")])) == ((), False)
     assert (trie.after([ord("a")]), trie.holds([ord("a")])) == ((ord("b"),), False)
+
+
+def test_two_spellings_of_the_same_tokens_go_one_by_one() -> None:
+    trie = HashtagTrie(lambda hashtags: [list(map(ord, hashtag.lower())) for hashtag in hashtags])
+    trie.add(["ab"])
+    trie.add(["AB"])
+    trie.remove(["ab"])
+    assert found(trie) == {"ab"}
+    trie.remove(["AB"])
+    assert found(trie) == set()

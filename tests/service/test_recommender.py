@@ -182,6 +182,35 @@ async def test_known_hashtags_are_those_that_authors_of_stored_notes_use_now(rec
     assert (await recommender.read(note, recommender.wanted(2))).hashtags == ()
 
 
+async def test_that_none_was_known_is_not_kept(recommender: Recommender) -> None:
+    recommender.house = House(hashtag_policy="known")
+    note = Note(id="a", title="Food is hot")
+    assert (await add_one(recommender, note, ALL)).stored.hashtags == ()
+    await add_one(recommender, Note(id="b", title="b", hashtags=("hot",)))
+    assert (await add_one(recommender, note, ALL)).stored.hashtags == ("hot",)
+
+
+async def test_a_note_is_no_neighbour_of_itself(recommender: Recommender) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("wrong",)))
+    assert (
+        "wrong"
+        not in (await add_one(recommender, Note(id="a", title="Food is hot"), Generate(hashtags=9))).stored.hashtags
+    )
+
+
+async def test_a_note_that_the_index_still_has_is_not_named_once_it_is_deleted(
+    recommender: Recommender, embedded_store: GatedStore
+) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)))
+    await embedded_store.hold()
+    await embedded_store.delete("a")
+    note, wanted = Note(title="Food is hot"), recommender.wanted(9)
+    reading = await recommender.read(note, wanted)
+    watched = [each async for each in recommender.watch(note, wanted) if isinstance(each, Hashtag)]
+    assert {hashtag.notes for hashtag in [*(reading.hashtags or ()), *watched]} == {()}
+    embedded_store.release()
+
+
 async def test_what_the_model_wrote_once_does_not_become_known(recommender: Recommender) -> None:
     await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
     reading = await recommender.read(Note(title="Food is hot"), recommender.wanted(2, policy="known"))
