@@ -39,7 +39,7 @@ bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlen
 	$(BIN)/python benchmarks/pairs.py
 	@$(MAKE) tables
 
-bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (ten minutes, idle)
+bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (six minutes, idle)
 	$(BIN)/python benchmarks/engine.py
 	@$(MAKE) tables
 

@@ -1,15 +1,12 @@
 """The engine against this machine's limit and against other ways to the same, side by side in one run.
 
-.venv/bin/python benchmarks/engine.py [--peer]
+.venv/bin/python benchmarks/engine.py
 
-Prompts of 100 tokens, of our own sample notes. With --peer also llama.cpp, which is no dependency of ours (`pip install
-llama-cpp-python`). Ten minutes; nothing else should run.
+Prompts of 100 tokens, of our own sample notes. Six minutes; nothing else should run.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from report import ROOT, row, write
+from torch import Tensor
 from transformers import AutoModel
 
 from model.cache import BlockTable
@@ -27,7 +25,7 @@ from model.dataset import read_notes
 from model.engine import Engine
 from model.note import VECTOR_ONLY, Note, Wanted
 from model.runtime import Look, Span
-from model.weights import packaged_gguf, resolve, silent
+from model.weights import resolve, silent
 from service.settings import Settings
 
 TOKENS = 100
@@ -37,15 +35,19 @@ CATEGORIES = 20
 GFLOP_OF_A_NOTE = 21.6
 """Of 100 tokens: 106.2 million weights in products, two operations each, and 0.4 for the attention."""
 JOB = Wanted(hashtags=5)
+TIMES = 20
+"""Products in one call of `repeated`."""
+GFLOP = 2 * 3200 * 576 * 1536 / 1e9
+"""Of one."""
 
 
-def median(work: Callable[[], Any], per_call: int) -> tuple[float, str]:
+def median(per_call: int, work: Callable[..., Any], *arguments: Any) -> tuple[float, str]:
     """Units a second, the median of ROUNDS calls after one that warms up; and the least and the most."""
-    work()
+    work(*arguments)
     rates = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        work()
+        work(*arguments)
         rates.append(per_call / (time.perf_counter() - started))
     return statistics.median(rates), f"{min(rates):.1f} to {max(rates):.1f}"
 
@@ -65,22 +67,27 @@ def notes_of(engine: Engine, count: int) -> list[Note]:
 
 
 def limits() -> dict[str, float]:
-    """GFLOP/s of a large product of matrices, by precision, the best of three."""
-    found = {}
-    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a, b = (torch.randn(size, dtype=torch.float32).to(kind) for size in ((3200, 576), (576, 1536)))
-        rate, _ = median(lambda a=a, b=b: [a @ b for _ in range(20)], 20)  # type: ignore[misc]
-        found[name] = rate * 2 * 3200 * 576 * 1536 / 1e9
-    a8, b8 = (torch.randint(-100, 100, size, dtype=torch.int8) for size in ((3200, 576), (576, 1536)))
-    rate, _ = median(lambda: [torch._int_mm(a8, b8) for _ in range(20)], 20)
-    return found | {"int8": rate * 2 * 3200 * 576 * 1536 / 1e9}
+    """GFLOP/s of a large product of matrices, by precision."""
+    a, b = torch.randn(3200, 576), torch.randn(576, 1536)
+    a8, b8 = (torch.randint(-100, 100, matrix.shape, dtype=torch.int8) for matrix in (a, b))
+    products = {
+        "float32": (torch.mm, a, b),
+        "bfloat16": (torch.mm, a.bfloat16(), b.bfloat16()),
+        "int8": (torch._int_mm, a8, b8),
+    }
+    return {name: median(1, repeated, *product)[0] * TIMES * GFLOP for name, product in products.items()}
+
+
+def repeated(multiply: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> None:
+    for _ in range(TIMES):
+        multiply(a, b)
 
 
 def prefill(engine: Engine, notes: Sequence[Note], limit: float, others: dict[int, float]) -> list[dict[str, Any]]:
     rows = []
     for batch in BATCHES:
         prepared = [engine.prepare(note, VECTOR_ONLY) for note in notes[:batch]]
-        rate, spread = median(lambda prepared=prepared: engine.run(prepared), batch)  # type: ignore[misc]
+        rate, spread = median(batch, engine.run, prepared)
         share, ratio = rate / limit, rate / others[batch]
         wanted = batch > 1
         rows.append(row(
@@ -93,13 +100,13 @@ def prefill(engine: Engine, notes: Sequence[Note], limit: float, others: dict[in
 
 
 def transformers_prefill(notes: Sequence[Note], engine: Engine, kind: torch.dtype) -> dict[int, float]:
-    """Notes a second, plain: one padded batch, the last state; no projection. Prompts have one length."""
+    """Notes a second: one batch of prompts of one length through the layers; nothing is read from their states."""
     backbone = AutoModel.from_pretrained(resolve(PACKAGED_BACKBONE, Settings().cache_dir, silent), dtype=kind).eval()
     rates = {}
     with torch.inference_mode():
         for batch in BATCHES:
             ids = torch.tensor([engine.prompt.note(note)[:TOKENS] for note in notes[:batch]])
-            rates[batch], _ = median(lambda ids=ids: backbone(ids).last_hidden_state[:, -1], batch)  # type: ignore[misc]
+            rates[batch], _ = median(batch, backbone, ids)
     return rates
 
 
@@ -113,16 +120,18 @@ def decode(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
             table.grow(len(ids))
             engine.runtime.forward([Span(table, ids, vector=0)])
 
-        def step(tables: Sequence[BlockTable] = tables) -> None:
-            for table in tables:
-                table.grow(1)
-            engine.runtime.forward([Span(table, (1,), looks=(Look(0, 1),)) for table in tables])
-
-        rate, spread = median(lambda step=step: [step() for _ in range(24)], 24 * batch)  # type: ignore[misc]
+        rate, spread = median(24 * batch, step_on, engine, tables, 24)
         rows.append(row(f"decode, batch {batch}", round(rate), "tokens/s", spread=spread))
         for table in tables:
             table.close()
     return rows
+
+
+def step_on(engine: Engine, tables: Sequence[BlockTable], steps: int) -> None:
+    for _ in range(steps):
+        for table in tables:
+            table.grow(1)
+        engine.runtime.forward([Span(table, (1,), looks=(Look(0, 1),)) for table in tables])
 
 
 def whole_job(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
@@ -132,13 +141,8 @@ def whole_job(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
     apart = (VECTOR_ONLY, JOB, Wanted(categories=categories))
     rows = []
     for batch, wanted_ratio in zip(BATCHES, (1.4, 2.0, 2.3), strict=True):
-
-        def run(*wanted: Wanted, batch: int = batch) -> None:
-            for each in wanted:
-                engine.run([engine.prepare(note, each) for note in notes[:batch]])
-
-        rate, spread = median(lambda run=run: run(together), batch)  # type: ignore[misc]
-        separate, _ = median(lambda run=run: run(*apart), batch)  # type: ignore[misc]
+        rate, spread = median(batch, read, engine, notes[:batch], together)
+        separate, _ = median(batch, read, engine, notes[:batch], *apart)
         rows.append(row(
             f"vector, 5 hashtags and category of {len(categories)}, batch {batch}", round(rate, 2), "notes/s",
             spread=spread, against=f"three calls: {separate:.2f}, so {rate / separate:.2f}x",
@@ -147,42 +151,21 @@ def whole_job(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
     return rows
 
 
+def read(engine: Engine, notes: Sequence[Note], *calls: Wanted) -> None:
+    for wanted in calls:
+        engine.read(notes, wanted)
+
+
 def categories(engine: Engine, notes: Sequence[Note]) -> dict[str, Any]:
     """What 500 names cost against 20, both sets of names that training has not shown, once these were read alone."""
     words = sorted({word for note in notes for word in note.content.split() if word.isalpha() and len(word) > 3})
     names = [f"{words[i % len(words)]} {words[(7 * i + i // len(words)) % len(words)]}".title() for i in range(800)]
     sets = [tuple(dict.fromkeys(names))[:count] for count in (20, 500)]
-    few, many = (
-        median(lambda names=names: engine.run([engine.prepare(n, Wanted(categories=names)) for n in notes[:8]]), 8)[0]  # type: ignore[misc]
-        for names in sets
-    )
+    few, many = (median(8, read, engine, notes[:8], Wanted(categories=names))[0] for names in sets)
     return row(
         "category of 500, batch 8", round(many, 2), "notes/s",
         against=f"of 20: {few:.2f}, so {few / many:.1f}x the cost", reach="2x or less", held=few / many <= 2,
     )  # fmt: skip
-
-
-def llama_cpp(notes: Sequence[Note], engine: Engine) -> list[dict[str, Any]]:
-    """The packaged GGUF in llama.cpp: a prompt's embedding, and single steps."""
-    import llama_cpp
-
-    file, threads = str(packaged_gguf()), os.cpu_count()
-    texts = [engine.prompt.decode(engine.prompt.note(note)) for note in notes[:8]]
-    embedder = llama_cpp.Llama(file, embedding=True, n_ctx=1024, n_batch=1024, n_threads=threads, verbose=False)
-    rate, spread = median(lambda: [embedder.embed(text) for text in texts], len(texts))
-    writer = llama_cpp.Llama(file, n_ctx=1024, n_threads=threads, verbose=False)
-
-    def write_on() -> None:
-        writer.reset()
-        writer.eval([1])
-        for _ in range(24):
-            writer.eval([1])
-
-    steps, step_spread = median(write_on, 25)
-    return [
-        row("llama.cpp, the file as shipped: prefill, one after the other", round(rate, 1), "notes/s", spread=spread),
-        row("llama.cpp, the file as shipped: decode, batch 1", round(steps), "tokens/s", spread=step_spread),
-    ]
 
 
 def exactness(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
@@ -199,9 +182,6 @@ def exactness(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--peer", action="store_true")
-    arguments = parser.parse_args()
     engine = Engine.load(cache=Settings().cache_dir)
     precision = engine.runtime.precision.split()[-1]
     notes = notes_of(engine, max(BATCHES))
@@ -218,8 +198,6 @@ def main() -> None:
     rows += whole_job(engine, notes)
     rows.append(categories(engine, notes))
     rows += exactness(engine, notes)
-    if arguments.peer:
-        rows += llama_cpp(notes, engine)
     write("engine", rows)
 
 

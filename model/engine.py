@@ -236,7 +236,7 @@ class Engine:
 
     def vocabulary(self) -> Vocabulary:
         """An empty one, of this model's tokens."""
-        return HashtagTrie(lambda hashtags: [self.prompt.hashtag_output([h])[:-1] for h in hashtags])
+        return HashtagTrie(lambda hashtags: list(map(self.prompt.hashtag_tokens, hashtags)))
 
     def fits(self, prepared: Prepared) -> bool:
         """Whether the cache has room for one more reading, beside all that those on their way may come to need."""
@@ -377,7 +377,7 @@ class Engine:
                 near = carried(wanted.nearest(reading.vector, NEIGHBOURS), prepared.allowed) if wanted.nearest else {}
                 probabilities: dict[str, float] = {}
                 if not near:
-                    search.tell(wanted.settled)
+                    search.settled = wanted.settled
                 else:
                     probabilities, tokens = yield from self._carried(base, task[-1], near)
                     reading = replace(reading, usage=Usage(reading.usage.prompt_tokens + tokens))
@@ -424,7 +424,7 @@ class Engine:
         tokens that took."""
         chosen, nodes = dict[str, list[int]](), set[tuple[int, ...]]()
         for key, of in near.items():
-            ids = self.prompt.hashtag_output([of.text])[:-1]
+            ids = self.prompt.hashtag_tokens(of.text)
             more = nodes | {tuple(ids[:end]) for end in range(1, len(ids) + 1)}
             if len(more) <= CARRIED_TOKENS:
                 chosen[key], nodes = ids, more
@@ -555,7 +555,8 @@ class _Search:
         self._width = wanted.hashtags * BEAMS_PER_HASHTAG
         self._allowed = allowed
         self._known = wanted.known
-        self._settled: Callable[[Hashtag], None] | None = None
+        self.settled: Callable[[Hashtag], None] | None = None
+        """Is told each hashtag once nothing better can come."""
         self._told: set[str] = set()
         """Keys of what is settled."""
         self._going: list[tuple[list[int], float]] = [([], 0.0)]
@@ -566,10 +567,6 @@ class _Search:
 
         self._looks = [self._look(())]
         """After each beginning."""
-
-    def tell(self, settled: Callable[[Hashtag], None] | None) -> None:
-        """Whom to tell each hashtag once it is settled."""
-        self._settled = settled
 
     @property
     def first_look(self) -> Look:
@@ -630,12 +627,12 @@ class _Search:
 
     def _tell(self, still_possible: float) -> None:
         """What is no less probable than anything that is still to be found."""
-        if self._settled is None:
+        if self.settled is None:
             return
         for hashtag in self._hashtags()[: self._count]:
             if hashtag.score >= still_possible and listed_key(hashtag.text) not in self._told:
                 self._told.add(listed_key(hashtag.text))
-                self._settled(hashtag)
+                self.settled(hashtag)
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
         return self._known is None or self._known.holds(ids)

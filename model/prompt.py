@@ -184,6 +184,10 @@ class Prompt:
         text = self._break_added_tokens(replace_lone_surrogates(self.template.hashtag_separator.join(hashtags)))
         return [*self._encode([text])[0], self.end_id]
 
+    def hashtag_tokens(self, hashtag: str) -> list[int]:
+        """Those of one, as the first that is written, without what ends it."""
+        return self.hashtag_output([hashtag])[:-1]
+
     def category_task(self) -> list[int]:
         """What follows the read-out position to ask for the category."""
         return self._encode([self.template.category_task])[0]

@@ -6,10 +6,20 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+)
 
 from model.config import PACKAGED_BACKBONE, NoteLLMConfig
 from model.engine import Engine
@@ -17,6 +27,28 @@ from model.notellm import NoteLLM
 from model.weights import resolve
 
 torch.set_num_threads(1)  # two threads on a busy two-core machine wait for each other: ten times slower
+
+FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
+"""A name that begins another one, as text or as tokens."""
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+}
+MIXED_LAYERS = ["sliding_attention", "full_attention"]
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**COMMON),
+    "qwen3": Qwen3Config(**COMMON),
+    "gemma3": Gemma3TextConfig(**COMMON, layer_types=MIXED_LAYERS, final_logit_softcapping=30.0),
+    "mistral": MistralConfig(**COMMON),
+    "gemma2": Gemma2Config(**COMMON, attn_logit_softcapping=5.0, layer_types=MIXED_LAYERS),
+}
+"""Tiny models of each family, with random weights."""
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
@@ -55,7 +54,7 @@ from model.note import (
 from model.notellm import NoteLLM
 from model.runtime import Read, Span
 from model.torch_runtime import TorchRuntime
-from tests.conftest import in_torch
+from tests.conftest import COMMON, FAMILIES, FOODS, MIXED_LAYERS, in_torch
 
 TAGS = ("coffee", "coffee bread", "river!", "train garden", ".song")
 WORDS = [
@@ -90,27 +89,8 @@ FEW = [NOTES[i] for i in (0, 7, 2, 19, 11)]
 ENDS = [" #", "#", "<|im_end|>", "\n"]
 """Tokens that end a hashtag, as words are written here."""
 
-FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
-"""A name that begins another one, as text or as tokens."""
 CLOSED_SETS = [FOODS, ("Music", "Film"), (), ("Only",), ("Travel by Train", "Travel", *FOODS[:3], "旅行", "🍜")]
 
-COMMON: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "initializer_range": 0.2,
-}
-MIXED_LAYERS = ["sliding_attention", "full_attention"]
-FAMILIES: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**COMMON),
-    "qwen3": Qwen3Config(**COMMON),
-    "gemma3": Gemma3TextConfig(**COMMON, layer_types=MIXED_LAYERS, final_logit_softcapping=30.0),
-    "mistral": MistralConfig(**COMMON),
-    "gemma2": Gemma2Config(**COMMON, attn_logit_softcapping=5.0, layer_types=MIXED_LAYERS),
-}
 SHORT_WINDOWS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**COMMON, use_sliding_window=True, sliding_window=16, layer_types=MIXED_LAYERS),
     "gemma3": Gemma3TextConfig(**COMMON, sliding_window=16, layer_types=MIXED_LAYERS),

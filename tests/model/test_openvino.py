@@ -4,45 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    Gemma3TextConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedConfig
 
 from model import openvino_export
 from model.config import CheckpointError, NoteLLMConfig
 from model.engine import Engine
 from model.note import Note, Reading, Wanted
 from model.notellm import NoteLLM
+from tests.conftest import COMMON, FAMILIES, FOODS
 
-COMMON: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "initializer_range": 0.2,
-}
-MIXED = ["sliding_attention", "full_attention"]
-FAMILIES: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**COMMON),
-    "qwen3": Qwen3Config(**COMMON),
-    "gemma3": Gemma3TextConfig(**COMMON, layer_types=MIXED, final_logit_softcapping=30.0),
-    "mistral": MistralConfig(**COMMON),
-}
-FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
+SUPPORTED = [family for family in FAMILIES if family != "gemma2"]
 WORDS = ["coffee", "river", "cat", "train", "garden", "lamp", "paint", "salt", "winter", "song", "bread", "cloud"]
 NOTES = [
     Note(
@@ -86,7 +61,7 @@ def check_same(some: Sequence[Reading], others: Sequence[Reading]) -> None:
         assert one.usage == other.usage
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED)
 def test_every_family_reads_what_it_reads_in_pytorch(family: str, backbone_folder: Path, tmp_path: Path) -> None:
     checkpoint = saved(FAMILIES[family], backbone_folder, tmp_path / "checkpoint")
     torch_engine, exported = engine(checkpoint, tmp_path, runtime="torch"), engine(checkpoint, tmp_path)
@@ -130,7 +105,7 @@ def test_files_are_made_once_and_for_each_checkpoint_apart(
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (Gemma2Config(**COMMON, attn_logit_softcapping=50.0), "no paged attention like that of Gemma2Attention"),
+        (FAMILIES["gemma2"], "no paged attention like that of Gemma2Attention"),
         (MistralConfig(**COMMON, sliding_window=16), "a window of 16 tokens is shorter than a note's prompt"),
     ],
     ids=["gemma2", "mistral"],
