@@ -90,8 +90,7 @@ class SentenceEncoder(nn.Module):
         """(b, H) of b rows of token ids, one forward."""
         padded = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-        cpu = torch.device("cpu")
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and bfloat16_pays(cpu)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and bfloat16_pays("cpu")):
             hidden = self.backbone(input_ids=padded, attention_mask=mask).last_hidden_state
         means: Tensor = (hidden.float() * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         return means

@@ -61,6 +61,8 @@ SETS_KEPT = 64
 """Closed sets of which is remembered what their names say alone."""
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
+CUDA_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""Of Linux, and of Linux inside of Windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,21 +200,21 @@ class Engine:
         vector depend on its batch (docs/decisions/0003-precision.md).
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
-        import torch
-
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if has_cuda() else "cpu"
         if runtime == "openvino" or (runtime == "auto" and device == "cpu"):
             if device != "cpu":
                 raise CheckpointError(f"OpenVINO runs on a CPU here, not on {device}")
             try:
-                from model import openvino_export
+                from model import openvino_cache
 
-                return cls(openvino_export.load(checkpoint, dtype, cache=cache, progress=progress))
+                return cls(openvino_cache.load(checkpoint, dtype, cache=cache, progress=progress))
             except (ImportError, CheckpointError) as error:
                 if runtime == "openvino":
                     raise CheckpointError(f"OpenVINO cannot run this: {error}") from error
                 progress(f"PyTorch runs the model, since OpenVINO cannot: {error}")
+        import torch
+
         from model.notellm import NoteLLM
         from model.torch_runtime import TorchRuntime
 
@@ -670,6 +672,15 @@ def _continuations(look: Look, after: Looked) -> Iterator[tuple[int, float]]:
     """The tokens that were asked for or that are likeliest, with their log probabilities."""
     yield from zip(look.tokens, after.of_tokens, strict=True)
     yield from zip(after.likeliest, after.log_probs, strict=True)
+
+
+def has_cuda() -> bool:
+    """PyTorch knows; but only where there is a driver is it worth importing for that."""
+    if not any(driver.exists() for driver in CUDA_DRIVERS):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _start(work: Work) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from model.config import CheckpointError, NoteLLMConfig
@@ -28,6 +28,7 @@ from model.weights import (
     HEAD_FILE,
     Parts,
     Progress,
+    load_tokenizer,
     loading_errors,
     silent,
     space_of,
@@ -194,7 +195,7 @@ class NoteLLM(nn.Module):
             backbone, info = loaded
             if info["missing_keys"]:  # they would be random numbers
                 raise CheckpointError(f"{weights} lacks {sorted(info['missing_keys'])}")
-            tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+            tokenizer = load_tokenizer(weights)
             if parts.adapter:
                 backbone = _with_adapter(backbone, parts.adapter)
         model = cls(config, backbone, tokenizer)

@@ -1,4 +1,4 @@
-"""A NoteLLM as OpenVINO graphs, made once and kept: the layers with paged attention, and the output layer.
+"""A NoteLLM as OpenVINO graphs: the layers with paged attention, and the output layer.
 
 The backbone is traced one token a row, so that what it computes is a row of tokens of any sequences; each attention of
 the trace then becomes a paged one. Of the families that transformers has, those whose attention is plain softmax
@@ -7,7 +7,6 @@ attention can be exported; others are refused with a reason, and PyTorch runs th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,19 +23,14 @@ import openvino.opset13 as ops
 import torch
 from openvino.op import _PagedAttentionExtension as PagedAttention
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoTokenizer
+from transformers import AttentionInterface
 
-from model.cache import BLOCKS
 from model.config import CheckpointError
 from model.notellm import NoteLLM
-from model.openvino_runtime import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES, OpenVinoRuntime
-from model.precision import bfloat16_pays
-from model.prompt import Prompt
+from model.openvino_runtime import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES
 from model.torch_runtime import using_attention
-from model.weights import Parts, Progress, loading_errors, silent
+from model.weights import Progress, silent
 
-VERSION = 2
-"""Of the files: raise it when the graphs change."""
 TRACED = "notellm-traced"
 AFTER_NOTE = 64
 """Most tokens that any task and its output put behind a note's prompt."""
@@ -44,31 +38,9 @@ SMALLEST = 4096
 """Elements of a matrix that is worth quantising."""
 
 
-def load(
-    checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent, blocks: int = BLOCKS
-) -> OpenVinoRuntime:
-    """A checkpoint as `NoteLLM.load` takes it, exported into `cache` where that was not done yet.
-
-    `precision`: one of PRECISIONS, or "auto": bfloat16 where that is faster, else float32.
-    Raises CheckpointError.
-    """
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_pays(torch.device("cpu")) else "float32"
-    parts = Parts.of(checkpoint, cache, progress)
-    digest = parts.digest()
-    int8 = precision == "int8"
-    name = hashlib.sha256(f"{digest} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
-    folder = cache / f"openvino-{'int8' if int8 else 'float32'}-{name}"
-    if not folder.is_dir():
-        export(checkpoint, folder, cache=cache, int8=int8, progress=progress)
-    progress(f"Loading {parts.config.name} in OpenVINO as {precision}")
-    with loading_errors(folder):
-        tokenizer = AutoTokenizer.from_pretrained(parts.weights, trust_remote_code=False)
-        return OpenVinoRuntime(parts.config, Prompt(tokenizer, parts.config), digest, folder, precision, blocks)
-
-
-def export(checkpoint: str, folder: Path, *, cache: Path, int8: bool, progress: Progress = silent) -> None:
-    """Write the graphs of a checkpoint into `folder`; whole or not at all. `int8`: of the weights of matrix products.
+def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progress: Progress = silent) -> None:
+    """Write the graphs of a checkpoint into `folder`; whole or not at all. `precision`: in which they will run. For
+    bfloat16 the weights are kept in 16 bits, as half floats, which have more digits; for int8 those of products in 8.
 
     Raises CheckpointError, also where its family cannot be exported.
     """
@@ -80,9 +52,9 @@ def export(checkpoint: str, folder: Path, *, cache: Path, int8: bool, progress: 
         layers, shapes = _layers(model)
         output = _output(model)
         for graph, path in ((layers, LAYERS), (output, OUTPUT)):
-            if int8:
+            if precision == "int8":
                 _quantise(graph)
-            ov.save_model(graph, unfinished / path, compress_to_fp16=False)
+            ov.save_model(graph, unfinished / path, compress_to_fp16=precision == "bfloat16")
         (unfinished / SHAPES).write_text(json.dumps(shapes))
         if model.projection is not None:
             np.save(unfinished / HEAD, model.projection.weight.detach().float().numpy())

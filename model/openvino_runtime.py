@@ -1,4 +1,4 @@
-"""The model's layers in OpenVINO, on a CPU: exported once (openvino_export.py), and loaded without PyTorch's weights.
+"""The model's layers in OpenVINO, on a CPU: exported once (openvino_export.py), and loaded without PyTorch.
 
 Shapes: T tokens of a forward, H hidden size, D dimension.
 """

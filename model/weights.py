@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -15,9 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from model.config import CONFIG_FILE, PACKAGED_BACKBONE, CheckpointError, NoteLLMConfig
 
@@ -28,6 +28,7 @@ BACKBONE_FOLDER = "backbone"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
+GENERIC_TOKENIZER = PreTrainedTokenizerFast.__name__
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -129,6 +130,9 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     target = cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if target.is_dir():
         return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     cache.mkdir(parents=True, exist_ok=True)
     progress(f"Converting {gguf.name} to safetensors (once, about 15 s)")
     unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=cache))
@@ -147,6 +151,18 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Of a backbone's folder. Where tokenizer.json says all, as with the packaged model, PyTorch is not imported."""
+    config = folder / "tokenizer_config.json"
+    if config.is_file() and json.loads(config.read_text("utf-8")).get("tokenizer_class") == GENERIC_TOKENIZER:
+        generic: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+        return generic
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return tokenizer
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,12 +80,31 @@ def test_nothing_that_is_read_depends_on_the_batch(dtype: str, tiny_checkpoint: 
     assert of.runtime.pool.free == of.runtime.pool.count
 
 
-def test_eight_bits_are_near_to_all(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    whole, small = (engine(str(tiny_checkpoint), tmp_path, dtype) for dtype in ("float32", "int8"))
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.999), ("int8", 0.98)])
+def test_fewer_bits_are_near_to_all(dtype: str, least: float, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    whole, small = (engine(str(tiny_checkpoint), tmp_path, each) for each in ("float32", dtype))
     vectors, others = whole.embed(NOTES), small.embed(NOTES)
-    assert (vectors * others).sum(1).min() > 0.98
+    assert (vectors * others).sum(1).min() > least
     assert not np.array_equal(vectors, others)
     assert small.space == whole.space
+    files = [
+        sum(file.stat().st_size for file in tmp_path.glob(f"openvino-{each}-*/*.bin")) for each in ("float32", dtype)
+    ]
+    assert files[1] < 0.7 * files[0], "less is kept, too"
+
+
+def test_what_was_exported_is_loaded_without_pytorch(backbone_folder: Path, tmp_path: Path) -> None:
+    """With a tokenizer as the packaged model has it. PyTorch takes seconds of a start and 250 MB."""
+    checkpoint = saved(FAMILIES["llama"], backbone_folder, tmp_path / "checkpoint")
+    engine(checkpoint, tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from model.engine import Engine; from model.note import Note\n"
+        f"engine = Engine.load({checkpoint!r}, cache=Path({str(tmp_path)!r}), device='cpu', dtype='float32')\n"
+        "assert engine.runtime.precision.startswith('OpenVINO'); assert len(engine.embed([Note(title='cat')])) == 1\n"
+        "print('torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False"]
 
 
 def test_files_are_made_once_and_for_each_checkpoint_apart(
