@@ -39,8 +39,9 @@ bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlen
 	$(BIN)/python benchmarks/pairs.py
 	@$(MAKE) tables
 
-bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (six minutes, idle)
+bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (nine minutes, idle)
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/clients.py
 	@$(MAKE) tables
 
 quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records

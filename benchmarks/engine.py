@@ -2,15 +2,19 @@
 
 .venv/bin/python benchmarks/engine.py
 
-Prompts of 100 tokens, of our own sample notes. Six minutes; nothing else should run.
+Prompts of 100 tokens, of our own sample notes. Six minutes; nothing else should run. LLAMA_PYTHON names an interpreter
+that has llama-cpp-python, if llama.cpp is to be measured too: five minutes more (benchmarks/llama.py).
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +29,7 @@ from model.dataset import read_notes
 from model.engine import Engine
 from model.note import VECTOR_ONLY, Note, Wanted
 from model.runtime import Look, Span
-from model.weights import resolve, silent
+from model.weights import packaged_gguf, resolve, silent
 from service.settings import Settings
 
 TOKENS = 100
@@ -39,6 +43,24 @@ TIMES = 20
 """Products in one call of `repeated`."""
 GFLOP = 2 * 3200 * 576 * 1536 / 1e9
 """Of one."""
+LLAMA_TYPES = ("BF16", "Q8_0", "Q4_0")
+
+
+@dataclass
+class Others:
+    """Units a second by batch: prefill of `transformers`, and by type and job those of `llama_cpp`, if it was there."""
+
+    transformers: dict[int, float]
+    llama_cpp: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    def against(self, job: str, batch: int, rate: float, least: float, kind: str = "") -> tuple[str, str, bool | None]:
+        """Our rate beside the best of llama.cpp, or that of one `kind`: `against`, `reach`, `held` of a row."""
+        rates = {name: jobs[job][str(batch)] for name, jobs in self.llama_cpp.items() if kind in ("", name)}
+        if not rates:
+            return "", "", None
+        best = max(rates, key=rates.__getitem__)
+        told = f"llama.cpp {best}: {rates[best]:.1f}, so {rate / rates[best]:.2f}x"
+        return told, f"{least}x llama.cpp or more", rate >= least * rates[best]
 
 
 def median(per_call: int, work: Callable[..., Any], *arguments: Any) -> tuple[float, str]:
@@ -83,20 +105,28 @@ def repeated(multiply: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor)
         multiply(a, b)
 
 
-def prefill(engine: Engine, notes: Sequence[Note], limit: float, others: dict[int, float]) -> list[dict[str, Any]]:
+def prefill(engine: Engine, notes: Sequence[Note], limit: float, others: Others) -> list[dict[str, Any]]:
     rows = []
     for batch in BATCHES:
         prepared = [engine.prepare(note, VECTOR_ONLY) for note in notes[:batch]]
         rate, spread = median(batch, engine.run, prepared)
-        share, ratio = rate / limit, rate / others[batch]
+        share, ratio = rate / limit, rate / others.transformers[batch]
         wanted = batch > 1
+        what = f"prefill to vectors, batch {batch}"
         rows.append(row(
-            f"prefill to vectors, batch {batch}", round(rate, 1), "notes/s", spread=spread,
+            what, round(rate, 1), "notes/s", spread=spread,
             against=f"{100 * share:.0f}% of what products of matrices allow, {limit:.1f}; {ratio:.2f}x transformers",
             reach="60% or more; 1.6x or more" if wanted else "",
             held=share >= 0.6 and ratio >= 1.6 if wanted else None,
         ))  # fmt: skip
+        rows += llama_rows(what, rate, others.against("prefill", batch, rate, 2.5))
     return rows
+
+
+def llama_rows(what: str, rate: float, beside: tuple[str, str, bool | None]) -> list[dict[str, Any]]:
+    """A row of what was measured before, beside llama.cpp, where that was there."""
+    against, reach, held = beside
+    return [row(what, round(rate, 1), "a second", against=against, reach=reach, held=held)] if against else []
 
 
 def transformers_prefill(notes: Sequence[Note], engine: Engine, kind: torch.dtype) -> dict[int, float]:
@@ -110,7 +140,24 @@ def transformers_prefill(notes: Sequence[Note], engine: Engine, kind: torch.dtyp
     return rates
 
 
-def decode(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
+def llama_cpp(engine: Engine, notes: Sequence[Note]) -> dict[str, dict[str, dict[str, float]]]:
+    """Nothing without LLAMA_PYTHON."""
+    if not (python := os.environ.get("LLAMA_PYTHON")):
+        return {}
+    asked = {
+        "gguf": str(packaged_gguf()),
+        "folder": str(Settings().cache_dir),
+        "types": LLAMA_TYPES,
+        "prompts": [engine.prompt.note(note)[:TOKENS] for note in notes],
+        "threads": os.cpu_count(),
+    }
+    script = ROOT / "benchmarks" / "llama.py"
+    told = subprocess.run([python, script], input=json.dumps(asked), capture_output=True, text=True, check=True)
+    rates: dict[str, dict[str, dict[str, float]]] = json.loads(told.stdout)
+    return rates
+
+
+def decode(engine: Engine, notes: Sequence[Note], others: Others) -> list[dict[str, Any]]:
     """Single steps of sequences that have a note behind them, each giving its likeliest token."""
     rows = []
     for batch in (1, 32):
@@ -122,6 +169,8 @@ def decode(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
 
         rate, spread = median(24 * batch, step_on, engine, tables, 24)
         rows.append(row(f"decode, batch {batch}", round(rate), "tokens/s", spread=spread))
+        beside = (0.9, "Q8_0") if batch == 1 else (1.5, "")
+        rows += llama_rows(f"decode, batch {batch}", rate, others.against("decode", batch, rate, *beside))
         for table in tables:
             table.close()
     return rows
@@ -134,8 +183,9 @@ def step_on(engine: Engine, tables: Sequence[BlockTable], steps: int) -> None:
         engine.runtime.forward([Span(table, (1,), looks=(Look(0, 1),)) for table in tables])
 
 
-def whole_job(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
-    """Vector, five hashtags and a category in one reading, against a reading for each."""
+def whole_job(engine: Engine, notes: Sequence[Note], others: Others) -> list[dict[str, Any]]:
+    """Vector, five hashtags and a category in one reading, against a reading for each; and against llama.cpp, which
+    writes 24 tokens greedily."""
     categories = engine.categories[:CATEGORIES]
     together = replace(JOB, categories=categories)
     apart = (VECTOR_ONLY, JOB, Wanted(categories=categories))
@@ -143,11 +193,14 @@ def whole_job(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
     for batch, wanted_ratio in zip(BATCHES, (1.4, 2.0, 2.3), strict=True):
         rate, spread = median(batch, read, engine, notes[:batch], together)
         separate, _ = median(batch, read, engine, notes[:batch], *apart)
+        what = f"vector, 5 hashtags and category of {len(categories)}, batch {batch}"
         rows.append(row(
-            f"vector, 5 hashtags and category of {len(categories)}, batch {batch}", round(rate, 2), "notes/s",
+            what, round(rate, 2), "notes/s",
             spread=spread, against=f"three calls: {separate:.2f}, so {rate / separate:.2f}x",
             reach=f"{wanted_ratio}x or more", held=rate / separate >= wanted_ratio,
         ))  # fmt: skip
+        if batch == max(BATCHES):
+            rows += llama_rows(what, rate, others.against("job", batch, rate, 3.5))
     return rows
 
 
@@ -189,13 +242,13 @@ def main() -> None:
     limit = measured[precision] / GFLOP_OF_A_NOTE
     rows = [row("products of matrices", f"{measured[p]:.0f}", "GFLOP/s", against=p) for p in measured]
     kind = torch.bfloat16 if measured["bfloat16"] > measured["float32"] else torch.float32
-    others = transformers_prefill(notes, engine, kind)
-    told = " / ".join(f"{others[batch]:.1f}" for batch in BATCHES)
+    others = Others(transformers_prefill(notes, engine, kind), llama_cpp(engine, notes))
+    told = " / ".join(f"{others.transformers[batch]:.1f}" for batch in BATCHES)
     rows.append(row("transformers, prefill, batch 1 / 8 / 32", told, "notes/s", against=str(kind)))
     rows.append(row("ours runs in", engine.runtime.precision, ""))
     rows += prefill(engine, notes, limit, others)
-    rows += decode(engine, notes)
-    rows += whole_job(engine, notes)
+    rows += decode(engine, notes, others)
+    rows += whole_job(engine, notes, others)
     rows.append(categories(engine, notes))
     rows += exactness(engine, notes)
     write("engine", rows)

@@ -43,10 +43,8 @@ from model.runtime import Look, Looked, Read, Runtime, Span
 from model.vocabulary import HashtagTrie
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
-TOKENS_PER_HASHTAG = 8
-"""No hashtag that is longer is written."""
-TOKENS_PER_KNOWN_HASHTAG = 32
-"""No longer one is found in a vocabulary; of Chinese ones half have more than 8."""
+TOKENS_PER_HASHTAG = 32
+"""No hashtag that is longer is written. Of Chinese ones two thirds have more than 8, one in fifty more than this."""
 CARRIED_TOKENS = 320
 """Of the hashtags that near notes carry, the heaviest first, what several begin with counted once."""
 BEAMS_PER_HASHTAG = 2
@@ -343,8 +341,7 @@ class Engine:
             after += len(self.prompt.category_task()) + len(self._trie(wanted.categories).inner)
             if self._unseen(wanted.categories):
                 ids = max(ids, self.prompt.max_note_tokens())  # the names are read first
-        tokens = TOKENS_PER_HASHTAG if wanted.known is None else TOKENS_PER_KNOWN_HASHTAG
-        beams = wanted.hashtags * BEAMS_PER_HASHTAG * (1 + self._blocks(tokens))
+        beams = wanted.hashtags * BEAMS_PER_HASHTAG * (1 + self._blocks(TOKENS_PER_HASHTAG))
         near = 1 + self._blocks(CARRIED_TOKENS) if wanted.nearest else 0
         again = self._blocks(len(prepared.hashtag_prompt) + after) if prepared.hashtag_prompt else 0
         return self._blocks(ids + after) + again + max(beams, near)
@@ -644,8 +641,7 @@ class _Search:
         if not self._going:
             return True
         beginning, log_prob = self._going[0]
-        most = TOKENS_PER_HASHTAG if self._known is None else TOKENS_PER_KNOWN_HASHTAG
-        if len(beginning) > most or log_prob == -math.inf:
+        if len(beginning) > TOKENS_PER_HASHTAG or log_prob == -math.inf:
             return True
         best = self._hashtags()[: self._count] if len(self._found) >= self._count else ()
         return len(best) == self._count and best[-1].score >= math.exp(log_prob)

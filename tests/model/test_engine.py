@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -841,9 +842,8 @@ def test_of_known_hashtags_the_most_probable_are_told_with_their_exact_probabili
         assert scores(reading.hashtags) == near([probability for probability, _ in expected])
 
 
-@pytest.mark.parametrize("policy", ["known", "grounded"])
-def test_a_hashtag_of_many_tokens_is_told_where_others_use_it(
-    writer: Engine, monkeypatch: pytest.MonkeyPatch, policy: str
+def test_a_hashtag_of_more_tokens_than_are_written_is_told_where_near_notes_carry_it(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.hashtags.UNCARRIED", 0.0)
     monkeypatch.setattr("model.engine.TOKENS_PER_HASHTAG", 2)
@@ -851,8 +851,7 @@ def test_a_hashtag_of_many_tokens_is_told_where_others_use_it(
     assert len(writer.prompt.hashtag_output([long])) == 1 + 2
     long += " stone"
     neighbours = [Neighbour("n", 1.0, (long,))]
-    wanted = Wanted(1, known=known(writer, [long])) if policy == "known" else Wanted(1, nearest=lambda *_: neighbours)
-    assert texts(read(writer, [note], wanted)[0].hashtags) == [long]
+    assert texts(read(writer, [note], Wanted(1, nearest=lambda *_: neighbours))[0].hashtags) == [long]
 
 
 def test_a_note_does_not_wait_for_a_long_closed_set(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -970,7 +969,7 @@ def test_a_search_goes_on_until_it_has_as_many_different_hashtags_as_were_asked_
 def test_a_hashtag_of_as_many_tokens_as_the_bound_is_found_and_no_longer_one(
     tokenizer: PreTrainedTokenizerBase, beyond: int
 ) -> None:
-    letters = "abcdefghijklmnop"[: TOKENS_PER_HASHTAG + beyond]
+    letters = ascii_letters[: TOKENS_PER_HASHTAG + beyond]
     after = {last: {letter: 1.0} for last, letter in zip(["", *letters], letters, strict=False)}
     for reading in read(by_table(tokenizer, after | {letters[-1]: {" #": 1.0}}), FEW, Wanted(1)):
         assert texts(reading.hashtags) == ([] if beyond else [letters])
