@@ -111,13 +111,15 @@ class Durability:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which notes may be found. `hashtags`: any of them; `created_after`: seconds since the epoch, exclusive."""
+    """Which notes may be found. `hashtags`: any of them; `created_after`: seconds since the epoch, exclusive.
+    `exact`: all of them are compared, not only those that an index leads to."""
 
     category: str | None = None
     hashtags: tuple[str, ...] = ()
     author: str | None = None
     created_after: float | None = None
     exclude: frozenset[str] = frozenset()
+    exact: bool = False
 
     def accepts(self, stored: StoredNote) -> bool:
         """The same rule on a note as the index applies to its rows."""
@@ -212,8 +214,15 @@ class NoteStore(Protocol):
     async def mark_samples_loaded(self) -> None: ...
 
 
+class IndexJob(Protocol):
+    """Work that makes an index smaller or faster."""
+
+    def run(self) -> None:
+        """In any thread, while others write and search."""
+
+
 class VectorIndex(Protocol):
-    """Rows of one space, searched by inner product. Not thread-safe: one thread calls it."""
+    """Rows of one space, searched by inner product. One thread writes, plans and finishes; any number search."""
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
         """Add or replace rows; every note has a vector of the index's dimension."""
@@ -225,15 +234,26 @@ class VectorIndex(Protocol):
         """Remove the rows that have expired; their ids."""
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
-        """The `k` rows nearest to `vector` among those that `where` accepts and that have not expired at `now`."""
+        """The `k` rows nearest to `vector` among those that `where` accepts and that have not expired at `now`; nearly
+        all of the nearest, but never fewer than there are, unless it asks for exactness."""
 
     def vector(self, note_id: str) -> Vector | None: ...
+    def plan(self) -> IndexJob | None:
+        """What is to be run and then finished, one job at a time; None when all is well."""
+
+    def finish(self, job: Any) -> None:
+        """Take in what a planned job made."""
+
     def __len__(self) -> int:
         """Rows that can be found."""
 
     @property
     def tombstones(self) -> int:
         """Rows that are kept but can never be found."""
+
+    @property
+    def segments(self) -> int:
+        """Parts that a search goes through."""
 
 
 @dataclass(slots=True)

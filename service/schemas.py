@@ -346,7 +346,7 @@ class Policy(Wire):
     created_after: Time | None = None
     exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids never to return")
     min_score: Score | None = None
-    exact: bool = Field(False, description="exhaustive search; every search is exact for now")
+    exact: bool = Field(False, description="compare with every note, however many there are")
 
     def as_filter(self) -> Filter:
         return Filter(
@@ -355,6 +355,7 @@ class Policy(Wire):
             author=self.author,
             created_after=self.created_after.timestamp() if self.created_after else None,
             exclude=frozenset(self.exclude),
+            exact=self.exact,
         )
 
 

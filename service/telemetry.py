@@ -61,6 +61,7 @@ class Telemetry:
             registry=registry,
         )
         self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
+        self.index_segments = Gauge("notellm_index_segments", "Parts that a search goes through", registry=registry)
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
 

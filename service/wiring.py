@@ -12,8 +12,8 @@ from model.note import Note, Wanted
 from service.batcher import Batcher
 from service.dependencies import Service
 from service.embedded_redis import EmbeddedRedis
-from service.index.head import ExactHead
 from service.index.live import LiveIndex
+from service.index.segmented import SegmentedIndex
 from service.interfaces import Clock
 from service.note_store import RedisNoteStore
 from service.recommender import House, Recommender
@@ -43,7 +43,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         telemetry, clock = Telemetry(), Clock()
         store = RedisNoteStore(url, clock=clock)
         stack.push_async_callback(store.close)
-        make_index = partial(ExactHead, engine.dimension)
+        make_index = partial(SegmentedIndex, engine.dimension)
         index = LiveIndex(store, make_index, engine.vocabulary, space=engine.space, clock=clock)
         batcher = Batcher(
             engine,
@@ -76,4 +76,5 @@ def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progres
 def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, engine: Engine) -> None:
     telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
     telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
+    telemetry.index_segments.set_function(lambda: index.status().segments)
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)

@@ -1,219 +1,111 @@
-"""ExactHead: the mutable part of the index, searched exactly. FAISS holds the vectors, numpy columns what filters ask.
-
-A replaced or removed row becomes a tombstone: its bit in the row mask is cleared, and FAISS never looks at it. When
-tombstones are a quarter of the rows they are squeezed out. Knows nothing of threads, Redis or HTTP.
-"""
+"""Head: the newest rows, in arrays of a fixed size, searched exactly. When it is full, another one begins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections import defaultdict
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from model.note import hashtag_key
-from service.interfaces import Filter, Found, Hit, StoredNote, Vector
-
-swig: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them
-COMPACT_SHARE = 0.25
-COMPACT_ROWS = 1024
-"""Fewer tombstones than this are never worth a compaction."""
+from service.index.columns import Codes, Columns, Mask, RowNumbers
+from service.index.segment import Segment, Vectors, exact
+from service.interfaces import StoredNote, Vector
 
 
-class ExactHead:
-    """See VectorIndex. `dimension`: of every vector in it."""
+class Head(Segment):
+    """Room for `capacity` rows of `dimension` numbers."""
 
-    def __init__(self, dimension: int) -> None:
-        self._faiss: Any = faiss.IndexFlatIP(dimension)
-        self._rows = Rows()
+    def __init__(self, capacity: int, dimension: int, codes: Codes) -> None:
+        super().__init__(Columns.empty(capacity), np.zeros(capacity, np.bool_))
+        self.dead = 0
+        self._first_expiry = np.inf
+        self._codes = codes
+        self._vectors = np.zeros((capacity, dimension), np.float32)
+        self._ids: list[str] = []
+        self._row_of: dict[str, int] = {}
+        self._tags: list[frozenset[int]] = []
+        self._rows_of_tag: defaultdict[int, set[int]] = defaultdict(set)
 
     def __len__(self) -> int:
-        return len(self._rows.row_of)
+        return len(self._ids)
 
     @property
-    def tombstones(self) -> int:
-        return len(self._rows.ids) - len(self)
+    def full(self) -> bool:
+        return len(self) == len(self.alive)
 
-    def upsert(self, notes: Sequence[StoredNote]) -> None:
-        """See VectorIndex. A note whose vector did not change keeps its row."""
-        fresh: dict[str, tuple[StoredNote, Vector]] = {}
-        for note in notes:
-            if note.vector is None or note.vector.shape != (self._faiss.d,):
-                raise ValueError(f"note {note.note.id!r} has no vector of dimension {self._faiss.d}")
-            old = self.vector(note.note.id)
-            if note.note.id in fresh or old is None or not np.array_equal(old, note.vector):
-                fresh[note.note.id] = note, note.vector
-            else:
-                self._rows.describe(self._rows.row_of[note.note.id], note)
-        if fresh:
-            self._rows.bury(fresh)
-            self._faiss.add(np.stack([vector for _, vector in fresh.values()]))
-            self._rows.append([note for note, _ in fresh.values()])
-            self._compact()
+    def row_of(self, note_id: str) -> int | None:
+        return self._row_of.get(note_id)
 
-    def remove(self, ids: Sequence[str]) -> None:
-        """See VectorIndex."""
-        self._rows.bury(ids)
-        self._compact()
+    def ids(self, rows: RowNumbers) -> list[str]:
+        return [self._ids[row] for row in rows]
 
-    def expire(self, now: float) -> list[str]:
-        """See VectorIndex."""
-        expired = self._rows.expired(now)
-        self.remove(expired)
-        return expired
+    def vectors(self, rows: RowNumbers) -> Vectors:
+        return self._vectors[rows]
 
-    def vector(self, note_id: str) -> Vector | None:
-        """See VectorIndex."""
-        row = self._rows.row_of.get(note_id)
-        if row is None:
-            return None
-        vector: Vector = self._faiss.reconstruct(row)
-        return vector
+    def append(self, stored: StoredNote, vector: Vector) -> None:
+        """A new row, which may be found once all of it is there. One of the same id that it replaces is buried."""
+        row = len(self)
+        self._vectors[row] = vector
+        self._tags.append(frozenset())
+        self.describe(row, stored)
+        old = self._row_of.get(stored.note.id)
+        self.alive[row] = True
+        self._ids.append(stored.note.id)
+        self._row_of[stored.note.id] = row
+        if old is not None:
+            self._bury(old)
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
-        """See VectorIndex."""
-        mask = self._rows.mask(where, now)
-        matches = int(np.count_nonzero(mask))
-        if not matches or k < 1:
-            return Found([], matches)
-        selector = swig.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-        scores, rows = self._faiss.search(
-            np.asarray(vector, np.float32)[None], min(k, matches), params=swig.SearchParameters(sel=selector)
-        )
-        hits = [Hit(self._rows.ids[r], float(s)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
-        return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), matches)
-
-    def _compact(self) -> None:
-        """Squeeze the tombstones out, when they are many; the memory is given back."""
-        if self.tombstones < max(COMPACT_ROWS, COMPACT_SHARE * len(self._rows.ids)):
-            return
-        kept = np.flatnonzero(self._rows.alive)
-        vectors = self._faiss.reconstruct_batch(kept)
-        self._faiss = faiss.IndexFlatIP(self._faiss.d)
-        self._faiss.add(vectors)
-        self._rows = self._rows.select(kept)
-
-
-class Rows:
-    """What filters ask about each row, as columns; row numbers are FAISS's."""
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.row_of: dict[str, int] = {}
-        self._alive = Column(np.bool_)
-        self._category = Column(np.int32)
-        self._author = Column(np.int32)
-        self._created = Column(np.float64)
-        self._expires = Column(np.float64)
-        self._codes: dict[str | None, int] = {None: -1}
-        self._tags: list[frozenset[str]] = []
-        self._tagged: dict[str, set[int]] = {}
-
-    @property
-    def alive(self) -> npt.NDArray[np.bool_]:
-        return self._alive.values
-
-    def append(self, notes: Sequence[StoredNote]) -> None:
-        """One new row for each note; an older row of the same id must have been buried."""
-        for note in notes:
-            row = len(self.ids)
-            self.ids.append(note.note.id)
-            self.row_of[note.note.id] = row
-            self._tags.append(frozenset())
-            self._alive.append(True)
-            for column in (self._category, self._author, self._created, self._expires):
-                column.append(0)
-            self.describe(row, note)
-
-    def describe(self, row: int, note: StoredNote) -> None:
-        """Set what filters ask about a row."""
-        self._category.values[row] = self._code(note.category)
-        self._author.values[row] = self._code(note.note.author)
-        self._created.values[row] = note.note.created_at or 0.0
-        self._expires.values[row] = np.inf if note.note.expires_at is None else note.note.expires_at
-        tags = frozenset(map(hashtag_key, note.hashtags))
-        self._untag(row)
-        self._tags[row] = tags
-        for tag in tags:
-            self._tagged.setdefault(tag, set()).add(row)
-
-    def bury(self, ids: Iterable[str]) -> None:
-        """Make tombstones of the rows of these ids, where there are any."""
-        for note_id in ids:
-            row = self.row_of.pop(note_id, None)
-            if row is not None:
-                self._alive.values[row] = False
-                self._untag(row)
-
-    def expired(self, now: float) -> list[str]:
-        """Ids of the living rows whose time is over."""
-        return [self.ids[row] for row in np.flatnonzero(self.alive & (self._expires.values <= now))]
-
-    def mask(self, where: Filter, now: float) -> npt.NDArray[np.bool_]:
-        """True for each row that may be found."""
-        mask: npt.NDArray[np.bool_] = self.alive & (self._expires.values > now)
-        if where.category is not None:
-            mask &= self._category.values == self._codes.get(where.category, -2)
-        if where.author is not None:
-            mask &= self._author.values == self._codes.get(where.author, -2)
-        if where.created_after is not None:
-            mask &= self._created.values > where.created_after
-        if where.hashtags:
-            tagged = set().union(*(self._tagged.get(hashtag_key(tag), set()) for tag in where.hashtags))
-            wanted = np.zeros_like(mask)
-            wanted[list(tagged)] = True
-            mask &= wanted
-        if where.exclude:
-            mask[[self.row_of[i] for i in where.exclude if i in self.row_of]] = False
-        return mask
-
-    def select(self, rows: npt.NDArray[np.int64]) -> Rows:
-        """Only these rows, renumbered in their order; all of them alive."""
-        new = Rows()
-        new.ids = [self.ids[row] for row in rows]
-        new.row_of = {note_id: row for row, note_id in enumerate(new.ids)}
-        new._codes = self._codes
-        new._tags = [self._tags[row] for row in rows]
+    def without_dead(self) -> Head:
+        """Another one, with the rows that are alive."""
+        kept = np.flatnonzero(self.alive)
+        new = Head(len(self.alive), self._vectors.shape[1], self._codes)
+        new._vectors[: len(kept)] = self._vectors[kept]
+        for column, old in zip(new.columns.all, self.columns.all, strict=True):
+            column[: len(kept)] = old[kept]
+        new.alive[: len(kept)] = True
+        new._ids = self.ids(kept)
+        new._row_of = {note_id: row for row, note_id in enumerate(new._ids)}
+        new._tags = [self._tags[row] for row in kept]
         for row, tags in enumerate(new._tags):
             for tag in tags:
-                new._tagged.setdefault(tag, set()).add(row)
-        for name in ("_alive", "_category", "_author", "_created", "_expires"):
-            setattr(new, name, getattr(self, name).select(rows))
+                new._rows_of_tag[tag].add(row)
+        new._first_expiry = self._first_expiry
         return new
 
-    def _code(self, text: str | None) -> int:
-        return self._codes.setdefault(text, len(self._codes))
+    def describe(self, row: int, stored: StoredNote) -> None:
+        """What filters ask about it."""
+        self.columns.describe(row, stored, self._codes)
+        self._first_expiry = min(self._first_expiry, float(self.columns.expires[row]))
+        tags = self._codes.tags_of(stored)
+        for tag in self._tags[row] - tags:
+            self._rows_of_tag[tag].discard(row)
+        for tag in tags:
+            self._rows_of_tag[tag].add(row)
+        self._tags[row] = tags
 
-    def _untag(self, row: int) -> None:
+    def bury(self, row: int) -> None:
+        del self._row_of[self._ids[row]]
+        self._bury(row)
+
+    def _bury(self, row: int) -> None:
+        super().bury(row)
         for tag in self._tags[row]:
-            self._tagged[tag].discard(row)
-            if not self._tagged[tag]:
-                del self._tagged[tag]
+            self._rows_of_tag[tag].discard(row)
         self._tags[row] = frozenset()
 
+    def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
+        pairs = [(tag, row) for row, tags in enumerate(self._tags) for tag in tags]
+        tags, rows = np.array(pairs, np.int64).reshape(-1, 2).T
+        return tags.astype(np.int32), rows
 
-class Column:
-    """A numpy array that grows by doubling."""
+    def _tagged(self, tag: int) -> RowNumbers:
+        return np.array(list(self._rows_of_tag.get(tag, ())), np.int64)
 
-    def __init__(self, dtype: Any) -> None:
-        self._array: npt.NDArray[Any] = np.empty(64, dtype)
-        self._length = 0
-
-    @property
-    def values(self) -> npt.NDArray[Any]:
-        """(length,) view, writable."""
-        return self._array[: self._length]
-
-    def append(self, value: Any) -> None:
-        if self._length == len(self._array):
-            self._array = np.resize(self._array, 2 * self._length)
-        self._array[self._length] = value
-        self._length += 1
-
-    def select(self, rows: npt.NDArray[np.int64]) -> Column:
-        column = Column(self._array.dtype)
-        column._array = self.values[rows] if len(rows) else column._array
-        column._length = len(rows)
-        return column
+    def _nearest(
+        self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
+    ) -> tuple[Vectors, RowNumbers]:
+        alive = self.alive[: len(self)]
+        if mask is None and not self.dead:
+            return exact(self._vectors[: len(alive)], np.arange(len(alive)), vector, k)
+        rows = np.flatnonzero(alive if mask is None else mask)
+        return exact(self._vectors[rows], rows, vector, k)

@@ -1,4 +1,5 @@
-"""LiveIndex: follows the change log into a VectorIndex, and answers searches. Async outside, one thread inside.
+"""LiveIndex: follows the change log into a VectorIndex, and answers searches. Async outside; one thread writes, several
+search, and one makes segments of what was written.
 
 Every write reaches the index through the log and in no other way, also this process's own: who wrote waits for the
 position that the store gave. The index starts as a scan of the store; what the log says meanwhile is applied again.
@@ -7,6 +8,7 @@ position that the store gave. The index starts as a scan of the store; what the 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from service.interfaces import (
 T = TypeVar("T")
 READ_COUNT = 512
 BLOCK_SECONDS = 1.0
+SEARCHING_THREADS = os.cpu_count() or 1
 MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
@@ -44,13 +47,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class IndexStatus:
-    """`ready`: built, and following. `other_space`: notes in the store whose vectors are from another model."""
+    """`ready`: built, and following. `segments`: of the index. `other_space`: notes in the store whose vectors are from
+    another model."""
 
     ready: bool
     detail: str
     position: str
     vectors: int
     tombstones: int
+    segments: int
     other_space: int
 
 
@@ -73,7 +78,9 @@ class LiveIndex:
         self._clock = clock
         self._index = make_index()
         self._hashtags = LiveHashtags(make_vocabulary())
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
+        self._searchers = ThreadPoolExecutor(SEARCHING_THREADS, thread_name_prefix="index-search")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="index-work")
         self._position = ORIGIN
         self._other_space: set[str] = set()
         self._moved = asyncio.Condition()
@@ -81,7 +88,8 @@ class LiveIndex:
         self._built = False
         self._ready = False
         self._stopped = False
-        self._task: asyncio.Task[None] | None = None
+        self._written = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def position(self) -> str:
@@ -95,6 +103,7 @@ class LiveIndex:
             self._position,
             len(self._index),
             self._index.tombstones,
+            self._index.segments,
             len(self._other_space),
         )
 
@@ -104,26 +113,29 @@ class LiveIndex:
             await self._rebuild()
         except StoreUnavailable as error:
             self._detail = str(error)
-        self._task = asyncio.create_task(self._follow(), name="follow-log")
+        self._tasks = [
+            asyncio.create_task(self._follow(), name="follow-log"),
+            asyncio.create_task(self._maintain(), name="maintain-index"),
+        ]
 
     async def stop(self) -> None:
         self._stopped = True
-        if self._task:
-            while not self._task.done():  # the Redis client may swallow a cancellation
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=0.1)
-        self._thread.shutdown()
+        for task in self._tasks:
+            while not task.done():  # the Redis client may swallow a cancellation
+                task.cancel()
+                await asyncio.wait([task], timeout=0.1)
+        for threads in (self._writer, self._searchers, self._worker):
+            threads.shutdown()
 
     async def search(self, vector: Vector, k: int, where: Filter) -> Found:
         """See VectorIndex.search. Raises IndexBehind before the index was built for the first time."""
         if not self._built:
             raise IndexBehind("of the store", self._position)
-        now = self._clock()
-        return await self._run(lambda: self._index.search(vector, k, where, now))
+        return await self._run(self._searchers, partial(self._index.search, vector, k, where, self._clock()))
 
     async def vector(self, note_id: str) -> Vector | None:
         """The vector of a note, None when the index does not have it."""
-        return await self._run(lambda: self._index.vector(note_id))
+        return await self._run(self._searchers, partial(self._index.vector, note_id))
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -135,9 +147,6 @@ class LiveIndex:
         Blocks: for the thread of the engine, not for the event loop."""
         now = self._clock()
         where = Filter(exclude=frozenset({exclude} - {""}))
-        return self._thread.submit(self._nearest_tagged, vector, count, where, now).result()
-
-    def _nearest_tagged(self, vector: Vector, count: int, where: Filter, now: float) -> list[Neighbour]:
         tagged: list[Neighbour] = []
         for wanted in (2 * count, MOST_LOOKED * count):
             hits = self._index.search(vector, wanted, where, now).hits
@@ -155,8 +164,23 @@ class LiveIndex:
         except TimeoutError:
             raise IndexBehind(position, self._position) from None
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+    async def _run(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
+
+    async def _maintain(self) -> None:
+        """Until stopped: seal and merge what was written. A failure costs speed and memory, no answer."""
+        while not self._stopped:
+            self._written.clear()
+            try:
+                await self._do_jobs(self._index)
+            except Exception:
+                log.exception("index_job_failed", detail="tried again after the next write")
+            await self._written.wait()
+
+    async def _do_jobs(self, index: VectorIndex) -> None:
+        while job := await self._run(self._writer, index.plan):
+            await self._run(self._worker, job.run)
+            await self._run(self._writer, partial(index.finish, job))
 
     async def _follow(self) -> None:
         """Until stopped: apply the log. A failure is told by status() and tried again; the loop lives."""
@@ -185,14 +209,15 @@ class LiveIndex:
         elif entries:
             await self._apply(entries)
         now = self._clock()
-        await self._run(lambda: self._hashtags.remove(self._index.expire(now)))
+        await self._run(self._writer, lambda: self._hashtags.remove(self._index.expire(now)))
 
     async def _apply(self, entries: Sequence[LogEntry]) -> None:
         last = {entry.id: entry for entry in entries}
         notes = await self._store.get([i for i, e in last.items() if not e.removed], with_vectors=True)
         present = [note for note in notes if note is not None]
         gone = last.keys() - {n.note.id for n in present}
-        await self._run(lambda: self._take(self._index, self._hashtags, present, gone))
+        await self._run(self._writer, lambda: self._take(self._index, self._hashtags, present, gone))
+        self._written.set()
         await self._move(entries[-1].position)
 
     async def _rebuild(self) -> None:
@@ -201,7 +226,8 @@ class LiveIndex:
         index, hashtags = self._make_index(), LiveHashtags(self._make_vocabulary())
         self._other_space = set()
         async for notes in self._store.scan():
-            await self._run(partial(self._take, index, hashtags, notes, gone=()))
+            await self._run(self._writer, partial(self._take, index, hashtags, notes, gone=()))
+            await self._do_jobs(index)
         self._index, self._hashtags, self._built = index, hashtags, True
         self._ready, self._detail = True, "built from the store"
         await self._move(position)

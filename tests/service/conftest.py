@@ -27,8 +27,8 @@ from model.note import CategoryProbability, Hashtag, Note, Reading, Usage, Wante
 from model.vocabulary import HashtagTrie
 from service.batcher import Batcher
 from service.embedded_redis import EmbeddedRedis
-from service.index.head import ExactHead
 from service.index.live import LiveIndex
+from service.index.segmented import HEAD_ROWS, SegmentedIndex
 from service.interfaces import Clock, Generated, LogEntry, StoredNote, Vector
 from service.note_store import RedisNoteStore
 from service.recommender import Recommender
@@ -253,9 +253,12 @@ class GatedStore(RedisNoteStore):
 
 
 @contextlib.asynccontextmanager
-async def following(store: RedisNoteStore, clock: Clock, space: str = SPACE) -> AsyncIterator[LiveIndex]:
+async def following(
+    store: RedisNoteStore, clock: Clock, space: str = SPACE, head_rows: int = HEAD_ROWS
+) -> AsyncIterator[LiveIndex]:
     """A started LiveIndex."""
-    index = LiveIndex(store, partial(ExactHead, DIMENSION), letters, space=space, clock=clock)
+    make = partial(SegmentedIndex, DIMENSION, head_rows)
+    index = LiveIndex(store, make, letters, space=space, clock=clock)
     await index.start()
     try:
         yield index

@@ -15,6 +15,7 @@ import redis
 from service.embedded_redis import EmbeddedRedis
 from service.errors import IndexBehind
 from service.index.live import LiveIndex
+from service.index.segmented import Job
 from service.interfaces import Clock, Filter, LogEntry, StoredNote, Write
 from service.note_store import LOG
 from tests.service.conftest import GatedStore, eventually, following, stored_note
@@ -61,6 +62,37 @@ async def test_it_follows_writes_and_deletes(embedded_store: GatedStore, live_in
     assert await found(live_index, Filter(author="ann")) == {"n0"}
     np.testing.assert_array_equal(await live_index.vector("n0"), stored_note("n0").vector)
     assert await live_index.vector("n1") is None
+
+
+async def test_it_seals_and_merges_what_is_written_and_what_is_there_at_the_start(
+    embedded_store: GatedStore, clock: Clock
+) -> None:
+    async with following(embedded_store, clock, head_rows=2) as index:
+        await index.wait_for(await put(embedded_store, *notes(41)), WAIT)
+        await index.wait_for(await delete(embedded_store, "n0"), WAIT)
+        await eventually(lambda: index.status().segments < 8)
+        assert await found(index) == ids(notes(40, 1))
+        np.testing.assert_array_equal(await index.vector("n7"), stored_note("n7").vector)
+    async with following(embedded_store, clock, head_rows=2) as index:
+        assert index.status().segments < 8
+        assert await found(index) == ids(notes(40, 1))
+
+
+async def test_a_job_that_fails_costs_no_answer_and_is_tried_again(
+    embedded_store: GatedStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(job: Job) -> None:
+        raise MemoryError
+
+    async with following(embedded_store, clock, head_rows=2) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "run", fail)
+            await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+            assert await found(index) == ids(notes(20))
+            assert index.status().segments == 10
+        await index.wait_for(await put(embedded_store, *notes(1, 20)), WAIT)
+        await eventually(lambda: index.status().segments < 8)
+        assert await found(index) == ids(notes(21))
 
 
 async def test_the_nearest_notes_with_hashtags_are_found_among_many_without(

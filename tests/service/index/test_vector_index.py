@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.note import CategoryProbability, Hashtag
-from service.index.head import ExactHead
+from service.index.segmented import HEAD_ROWS, SegmentedIndex
 from service.interfaces import Filter, Found, Generated, StoredNote, Vector, VectorIndex
 from tests.service.conftest import stored_note
 
 DIMENSION = 8
 MakeIndex = Callable[[int], VectorIndex]
-BACKENDS: dict[str, MakeIndex] = {"ExactHead": ExactHead}
+
+
+class Maintained(SegmentedIndex):
+    """Every job is done at once."""
+
+    def upsert(self, notes: Sequence[StoredNote]) -> None:
+        super().upsert(notes)
+        self._do_jobs()
+
+    def remove(self, ids: Sequence[str]) -> None:
+        super().remove(ids)
+        self._do_jobs()
+
+    def expire(self, now: float) -> list[str]:
+        expired = super().expire(now)
+        self._do_jobs()
+        return expired
+
+    def _do_jobs(self) -> None:
+        while job := self.plan():
+            job.run()
+            self.finish(job)
+
+
+BACKENDS: dict[str, MakeIndex] = {
+    "as it is": Maintained,
+    "small heads": partial(Maintained, head_rows=3),  # rows are sealed and merged all the time
+}
 TOLERANCE = 1e-5
 ANY = Filter()
 
@@ -260,28 +288,28 @@ def test_a_vector_of_another_shape_is_refused(index: VectorIndex, vector: Vector
 
 def test_many_tombstones_are_given_back_and_no_answer_changes(index: VectorIndex) -> None:
     model = Model()
-    notes = rows(2500)
+    notes = rows(HEAD_ROWS + 500)
     for part in (notes[:2000], notes[2000:]):
         index.upsert(part)
         model.upsert(part)
     seen = []
-    for n in range(0, 2400, 200):
-        gone = [note.note.id for note in notes[n : n + 200]]
+    for n in range(0, HEAD_ROWS, HEAD_ROWS // 8):
+        gone = [note.note.id for note in notes[n : n + HEAD_ROWS // 8]]
         index.remove(gone)
         model.remove(gone)
         seen.append(index.tombstones)
         check_all(index, model)
-    assert max(seen) < 2400
+    assert max(seen) < HEAD_ROWS
     assert seen != sorted(seen), "no compaction ever gave tombstones back"
 
 
 def test_replaced_rows_do_not_pile_up(index: VectorIndex) -> None:
     model = Model()
-    for turn in range(40):
+    for turn in range(HEAD_ROWS // 100 + 5):
         changed = [row(f"n{n}", turn * 100 + n, category="Food" if n % 3 == 0 else None) for n in range(100)]
         index.upsert(changed)
         model.upsert(changed)
-        assert index.tombstones <= 1100
+        assert index.tombstones <= HEAD_ROWS
     check_all(index, model)
 
 

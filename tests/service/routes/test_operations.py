@@ -22,6 +22,7 @@ METRICS = (
     "notellm_time_to_first_token_seconds",
     "notellm_ingest_to_searchable_seconds",
     "notellm_index_vectors",
+    "notellm_index_segments",
     "notellm_rejected_total",
     "notellm_model_info",
 )

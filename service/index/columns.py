@@ -1,0 +1,101 @@
+"""What filters ask about the rows of a segment, as columns. Texts are numbers here, the same in all segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.note import hashtag_key
+from service.interfaces import Filter, StoredNote
+
+NOWHERE = -2
+"""The code of a text that no row has."""
+Mask = npt.NDArray[np.bool_]
+RowNumbers = npt.NDArray[np.int64]
+
+
+class Codes:
+    """A number for each text, for as long as the index lives; -1 is none. Written by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self._of: dict[str | None, int] = {None: -1}
+
+    def give(self, text: str | None) -> int:
+        return self._of.setdefault(text, len(self._of))
+
+    def find(self, text: str | None) -> int:
+        return self._of.get(text, NOWHERE)
+
+    def tags_of(self, stored: StoredNote) -> frozenset[int]:
+        return frozenset(self.give(f"#{hashtag_key(tag)}") for tag in stored.hashtags)
+
+    def asked(self, where: Filter) -> Asked:
+        return Asked(
+            None if where.category is None else self.find(where.category),
+            None if where.author is None else self.find(where.author),
+            where.created_after,
+            tuple({self.find(f"#{hashtag_key(tag)}") for tag in where.hashtags}),
+            where.exclude,
+            where.exact,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A Filter in codes. `tags`: any of them, () for whatever."""
+
+    category: int | None
+    author: int | None
+    created_after: float | None
+    tags: tuple[int, ...]
+    exclude: frozenset[str]
+    exact: bool
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it asks more of a row than that its id is not left out."""
+        return (self.category, self.author, self.created_after, self.tags) != (None, None, None, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """(rows,) each. `expires` is infinite where a note does not expire."""
+
+    category: npt.NDArray[np.int32]
+    author: npt.NDArray[np.int32]
+    created: npt.NDArray[np.float64]
+    expires: npt.NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, rows: int) -> Columns:
+        return cls(*np.zeros((2, rows), np.int32), *np.zeros((2, rows), np.float64))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Columns]) -> Columns:
+        return cls(*(np.concatenate(columns) for columns in zip(*(part.all for part in parts), strict=True)))
+
+    @property
+    def all(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.category, self.author, self.created, self.expires
+
+    def __getitem__(self, rows: slice | RowNumbers) -> Columns:
+        return Columns(*(column[rows] for column in self.all))
+
+    def describe(self, row: int, stored: StoredNote, codes: Codes) -> None:
+        self.category[row] = codes.give(stored.category)
+        self.author[row] = codes.give(stored.note.author)
+        self.created[row] = stored.note.created_at or 0.0
+        self.expires[row] = np.inf if stored.note.expires_at is None else stored.note.expires_at
+
+    def narrow(self, mask: Mask, asked: Asked) -> None:
+        """Clear the rows that `asked` does not accept; tags are left to who knows them."""
+        if asked.category is not None:
+            mask &= self.category == asked.category
+        if asked.author is not None:
+            mask &= self.author == asked.author
+        if asked.created_after is not None:
+            mask &= self.created > asked.created_after

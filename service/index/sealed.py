@@ -1,0 +1,215 @@
+"""Sealed: many rows that never change, but for their tombstones. Found through an inverted file (FAISS IVF), whose
+number of lists to look through is measured when it is built; a few rows, or the few that pass a rare filter, exactly.
+
+Shapes: N rows, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from service.index.columns import Columns, Mask, RowNumbers
+from service.index.segment import Segment, Vectors, exact, swig
+from service.interfaces import Vector
+
+IVF_ROWS = 8192
+"""Fewer rows are compared one by one."""
+LISTS_PER_ROOT = 4
+"""Lists of the inverted file: so many times the root of the rows."""
+TRAINING_ROWS_PER_LIST = 64
+RECALL = 0.995
+"""Of the rows that belong to an answer, the share that the chosen number of lists has found."""
+TRIED_QUERIES = 128
+TRIED_K = (10, 100)
+EXACT_MATCHES = 2048
+"""So few that pass a filter are compared one by one."""
+CHUNK = 16384
+"""Rows that are copied at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A segment as it was when its rows were chosen: those of `rows` go on to another one."""
+
+    segment: Segment
+    rows: RowNumbers
+
+    @classmethod
+    def of(cls, segment: Segment) -> Source:
+        return cls(segment, np.flatnonzero(segment.alive[: len(segment)]))
+
+    def chunks(self) -> Iterator[Vectors]:
+        for begin in range(0, len(self.rows), CHUNK):
+            yield self.segment.vectors(self.rows[begin : begin + CHUNK])
+
+
+class Sealed(Segment):
+    """The rows of some sources, one after the other."""
+
+    def __init__(self, sources: Sequence[Source], dimension: int) -> None:
+        rows = sum(len(source.rows) for source in sources)
+        super().__init__(
+            Columns.joined(source.segment.columns[source.rows] for source in sources), np.ones(rows, np.bool_)
+        )
+        self._ids = Ids([note_id for source in sources for note_id in source.segment.ids(source.rows)])
+        self._tags = Tags(sources)
+        self._bits = np.packbits(self.alive, bitorder="little")
+        self._index, self._lists_by_k = build(sources, rows, dimension)
+
+    def __len__(self) -> int:
+        return len(self.alive)
+
+    def row_of(self, note_id: str) -> int | None:
+        row = self._ids.row(note_id)
+        return row if row is not None and self.alive[row] else None
+
+    def ids(self, rows: RowNumbers) -> list[str]:
+        return [self._ids[row] for row in rows.tolist()]
+
+    def vectors(self, rows: RowNumbers) -> Vectors:
+        found: Vectors = self._index.reconstruct_batch(np.asarray(rows, np.int64))
+        return found
+
+    def bury(self, row: int) -> None:
+        super().bury(row)
+        self._bits[row >> 3] &= 0xFF ^ (1 << (row & 7))
+
+    def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
+        return self._tags.pairs()
+
+    def _tagged(self, tag: int) -> RowNumbers:
+        return self._tags.rows(tag)
+
+    def _nearest(
+        self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
+    ) -> tuple[Vectors, RowNumbers]:
+        if mask is not None and matches <= max(k, EXACT_MATCHES):
+            rows = np.flatnonzero(mask)
+            return exact(self.vectors(rows), rows, vector, k)
+        bits = self._bits if mask is None else np.packbits(mask, bitorder="little")
+        selector = swig.IDSelectorBitmap(bits) if mask is not None or self.dead else None
+        query = np.asarray(vector, np.float32)[None]
+        if not self._lists_by_k:
+            scores, rows = self._index.search(query, k, params=swig.SearchParameters(sel=selector))
+            return _found(scores, rows)
+        lists = int(self._index.nlist) if exhaustive else self._lists_for(k, matches / len(self))
+        while True:
+            options = swig.SearchParametersIVF(sel=selector, nprobe=lists)
+            scores, rows = _found(*self._index.search(query, k, params=options))
+            if len(rows) == k or lists == self._index.nlist:
+                return scores, rows
+            lists = min(self._index.nlist, 4 * lists)
+
+    def _lists_for(self, k: int, share: float) -> int:
+        """Lists to look through for `k` rows, where `share` of the rows may be found: as many as leave as many rows to
+        choose from."""
+        most, lists = next(((m, n) for m, n in self._lists_by_k.items() if k <= m), max(self._lists_by_k.items()))
+        enough = round(lists * max(1.0, k / most) / max(share, 1e-6))
+        return min(int(self._index.nlist), max(1, enough))
+
+
+class Ids:
+    """Texts in one piece of memory, found by their hashes."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        encoded = [note_id.encode() for note_id in ids]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        hashes = np.array([hash(note_id) for note_id in ids], np.int64)
+        self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._hashes = hashes[self._by_hash]
+
+    def __getitem__(self, row: int) -> str:
+        return self._bytes[self._ends[row] : self._ends[row + 1]].decode()
+
+    def row(self, note_id: str) -> int | None:
+        wanted = hash(note_id)
+        for place in range(int(np.searchsorted(self._hashes, wanted)), len(self._hashes)):
+            if self._hashes[place] != wanted:
+                break
+            if self[row := int(self._by_hash[place])] == note_id:
+                return row
+        return None
+
+
+class Tags:
+    """Which rows have a tag: the rows in the order of their tags' codes."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        tags, rows, first = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
+        for source in sources:
+            place = np.full(len(source.segment.alive), -1, np.int64)
+            place[source.rows] = np.arange(first, first + len(source.rows))
+            codes, of = source.segment.tag_pairs()
+            kept = place[of] >= 0
+            tags.append(codes[kept])
+            rows.append(place[of][kept])
+            first += len(source.rows)
+        every = np.concatenate(tags)
+        order = np.argsort(every, kind="stable")
+        self._codes, counts = np.unique(every, return_counts=True)
+        self._ends = np.cumsum([0, *counts.tolist()])
+        self._rows = np.concatenate(rows)[order].astype(np.int32)
+
+    def rows(self, tag: int) -> RowNumbers:
+        at = int(np.searchsorted(self._codes, tag))
+        if at == len(self._codes) or self._codes[at] != tag:
+            return np.zeros(0, np.int64)
+        return self._rows[self._ends[at] : self._ends[at + 1]].astype(np.int64)
+
+    def pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
+        return np.repeat(self._codes, np.diff(self._ends)), self._rows.astype(np.int64)
+
+
+def build(sources: Sequence[Source], rows: int, dimension: int) -> tuple[Any, dict[int, int]]:
+    """The FAISS index of the sources' rows, and by k how many of its lists to look through; none where it has none."""
+    index: Any
+    if rows < IVF_ROWS:
+        index, lists = faiss.IndexFlatIP(dimension), 0
+    else:
+        lists = int(LISTS_PER_ROOT * rows**0.5)
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.spherical = True
+        index.train(_sample(sources, rows, TRAINING_ROWS_PER_LIST * lists))
+    for source in sources:
+        for vectors in source.chunks():
+            index.add(vectors)
+    if lists:
+        index.make_direct_map()
+    return index, _lists_by_k(index) if lists else {}
+
+
+def _sample(sources: Sequence[Source], rows: int, most: int) -> Vectors:
+    """About `most` rows, evenly from all."""
+    step = max(1, rows // most)
+    return np.concatenate([source.segment.vectors(source.rows[::step]) for source in sources])
+
+
+def _lists_by_k(index: Any) -> dict[int, int]:
+    """For each of TRIED_K the fewest lists that have found RECALL of what all lists have, for rows of its own."""
+    step = max(1, index.ntotal // TRIED_QUERIES)
+    queries = index.reconstruct_batch(np.arange(0, index.ntotal, step))
+    found = {}
+    lists = 1
+    for k in TRIED_K:
+        _, wanted = index.search(queries, k + 1, params=swig.SearchParametersIVF(nprobe=index.nlist))
+        while lists < index.nlist:
+            _, rows = index.search(queries, k + 1, params=swig.SearchParametersIVF(nprobe=lists))
+            hits = [len(np.intersect1d(got, want)) - 1 for got, want in zip(rows, wanted, strict=True)]
+            if np.mean(hits) >= RECALL * k:
+                break
+            lists = min(index.nlist, -(-lists * 5 // 4))
+        found[k] = lists
+    return found
+
+
+def _found(scores: Vectors, rows: RowNumbers) -> tuple[Vectors, RowNumbers]:
+    """Of one query, without the places that FAISS left empty."""
+    kept = rows[0] >= 0
+    return scores[0][kept], rows[0][kept]

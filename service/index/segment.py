@@ -1,0 +1,134 @@
+"""Segment: some rows of the index, and how they are searched. Any number of threads may search while one writes.
+
+A row that is replaced or removed becomes a tombstone: its bit is cleared, and nothing else changes. So a search that
+runs meanwhile sees the row or does not, and never half of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from service.index.columns import Asked, Columns, Mask, RowNumbers
+from service.interfaces import Hit, Vector
+
+swig: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them
+Vectors = npt.NDArray[np.float32]
+
+
+class Segment(ABC):
+    """`alive` (rows,): which are no tombstones. Row numbers are of this segment alone."""
+
+    def __init__(self, columns: Columns, alive: Mask) -> None:
+        self.columns = columns
+        self.alive = alive
+        self.dead = int(len(alive) - np.count_nonzero(alive))
+        self._first_expiry = float(columns.expires.min(initial=np.inf))
+        """No living row expires before it."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows, tombstones included."""
+
+    @abstractmethod
+    def row_of(self, note_id: str) -> int | None:
+        """Of a living row."""
+
+    @abstractmethod
+    def ids(self, rows: RowNumbers) -> list[str]: ...
+
+    @abstractmethod
+    def vectors(self, rows: RowNumbers) -> Vectors:
+        """(len(rows), D)"""
+
+    @abstractmethod
+    def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
+        """Every code of a tag with a row that has it."""
+
+    @abstractmethod
+    def _tagged(self, tag: int) -> RowNumbers: ...
+
+    @abstractmethod
+    def _nearest(
+        self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
+    ) -> tuple[Vectors, RowNumbers]:
+        """Scores and rows of the `k` nearest among the `matches` rows of `mask` (None: all that are alive), of which
+        there are as many, the best first. `exhaustive`: all are compared."""
+
+    @property
+    def living(self) -> int:
+        return len(self) - self.dead
+
+    def find(self, vector: Vector, k: int, asked: Asked, now: float) -> tuple[list[Hit], int]:
+        """The `k` nearest rows that may be found, best first, and how many there are."""
+        mask = self._mask(asked, now)
+        matches = self.living if mask is None else int(np.count_nonzero(mask))
+        left_out = [row for row in map(self.row_of, asked.exclude) if row is not None and (mask is None or mask[row])]
+        left = max(0, matches - len(left_out))
+        wanted = min(k, left)
+        if wanted < 1:
+            return [], left
+        scores, rows = self._nearest(vector, wanted + len(left_out), mask, matches, asked.exact)
+        if left_out:
+            kept = ~np.isin(rows, left_out)
+            scores, rows = scores[kept], rows[kept]
+        found = zip(self.ids(rows[:wanted]), scores[:wanted].tolist(), strict=True)
+        return [Hit(note_id, score) for note_id, score in found], left
+
+    def bury(self, row: int) -> None:
+        """Make a tombstone of a living row."""
+        self.alive[row] = False
+        self.dead += 1
+
+    def expire(self, now: float) -> list[str]:
+        """Bury the rows whose time is over; their ids."""
+        if now < self._first_expiry:
+            return []
+        alive, expires = self.alive[: len(self)], self.columns.expires[: len(self)]
+        gone = np.flatnonzero(alive & (expires <= now))
+        ids = self.ids(gone)
+        for row in gone.tolist():
+            self.bury(row)
+        self._first_expiry = float(expires[alive].min(initial=np.inf))
+        return ids
+
+    def _mask(self, asked: Asked, now: float) -> Mask | None:
+        """The rows that may be found, whatever is excluded; None when that is all that are alive."""
+        expiring = now >= self._first_expiry
+        if not asked.narrows and not expiring:
+            return None
+        rows = len(self)
+        mask = self.alive[:rows].copy()
+        columns = self.columns[:rows]
+        columns.narrow(mask, asked)
+        if expiring:
+            mask &= columns.expires > now
+        if asked.tags:
+            wanted = np.zeros_like(mask)
+            for tag in asked.tags:
+                tagged = self._tagged(tag)
+                wanted[tagged[tagged < rows]] = True
+            mask &= wanted
+        return mask
+
+
+def exact(vectors: Vectors, rows: RowNumbers, vector: Vector, k: int) -> tuple[Vectors, RowNumbers]:
+    """The `k` best of `rows`, whose vectors (len(rows), D) are given: scores and rows, best first."""
+    scores = vectors @ np.asarray(vector, np.float32)
+    best = np.arange(len(rows)) if k >= len(rows) else np.argpartition(-scores, k - 1)[:k]
+    best = best[np.argsort(-scores[best], kind="stable")]
+    return scores[best], rows[best]
+
+
+def merged(parts: Iterable[Sequence[Hit]], k: int) -> list[Hit]:
+    """The `k` best of several segments' hits, ties by id. Of an id that is in two the first part's counts."""
+    best: dict[str, Hit] = {}
+    for part in parts:
+        for hit in part:
+            best.setdefault(hit.id, hit)
+    return sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[:k]

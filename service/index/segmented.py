@@ -1,0 +1,161 @@
+"""SegmentedIndex: a small head that takes writes, and sealed segments that grow by being merged (LSM, O'Neil 1996).
+
+One thread writes; any number search, without a lock: they take the tuple of segments as it is, and where it was
+exchanged meanwhile, search again. Sealing and merging are jobs: planned and finished by the writer, run by another
+thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.index.columns import Codes
+from service.index.head import Head
+from service.index.sealed import Sealed, Source
+from service.index.segment import Segment, merged
+from service.interfaces import Filter, Found, StoredNote, Vector
+
+HEAD_ROWS = 4096
+MERGED_AT = 4
+"""So many full heads, or sealed segments of about one size, become one."""
+DEAD_SHARE = 0.25
+"""Of its rows that are tombstones: a segment with more is made again without them."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Some segments to be made one of, which `run` does in any thread; None where no row is left."""
+
+    sources: list[Source]
+    dimension: int
+    made: Sealed | None = field(default=None)
+
+    @property
+    def rows(self) -> int:
+        return sum(len(source.rows) for source in self.sources)
+
+    def run(self) -> None:
+        if self.rows:
+            self.made = Sealed(self.sources, self.dimension)
+
+
+class SegmentedIndex:
+    """See VectorIndex. `dimension`: of every vector in it; `head_rows`: of one head."""
+
+    def __init__(self, dimension: int, head_rows: int = HEAD_ROWS) -> None:
+        self._dimension = dimension
+        self._head_rows = head_rows
+        self._codes = Codes()
+        self._segments: tuple[Segment, ...] = (self._new_head(),)
+        """Oldest first; the last one is the head."""
+
+    def __len__(self) -> int:
+        return sum(segment.living for segment in self._segments)
+
+    @property
+    def tombstones(self) -> int:
+        return sum(segment.dead for segment in self._segments)
+
+    @property
+    def segments(self) -> int:
+        return len(self._segments)
+
+    def upsert(self, notes: Sequence[StoredNote]) -> None:
+        """See VectorIndex. A note in the head whose vector did not change keeps its row."""
+        for stored in notes:
+            if stored.vector is None or stored.vector.shape != (self._dimension,):
+                raise ValueError(f"note {stored.note.id!r} has no vector of dimension {self._dimension}")
+        for stored in notes:
+            assert stored.vector is not None
+            self._upsert(stored, stored.vector)
+
+    def _upsert(self, stored: StoredNote, vector: Vector) -> None:
+        head, row = self._head, self._head.row_of(stored.note.id)
+        if row is not None and np.array_equal(head.vectors(np.array([row]))[0], vector):
+            head.describe(row, stored)
+            return
+        if head.full:
+            worn = head.dead > DEAD_SHARE * len(head)
+            older = self._segments[:-1] if worn else self._segments
+            head = head.without_dead() if worn else self._new_head()
+            self._segments = (*older, head)
+        head.append(stored, vector)
+        self._bury(stored.note.id, self._segments[:-1])
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """See VectorIndex."""
+        for note_id in ids:
+            self._bury(note_id, self._segments)
+
+    def expire(self, now: float) -> list[str]:
+        """See VectorIndex."""
+        return [note_id for segment in self._segments for note_id in segment.expire(now)]
+
+    def vector(self, note_id: str) -> Vector | None:
+        """See VectorIndex."""
+        for segment in reversed(self._segments):
+            if (row := segment.row_of(note_id)) is not None:
+                vector: Vector = segment.vectors(np.array([row]))[0]
+                return vector
+        return None
+
+    def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
+        """See VectorIndex. Of a note that is replaced meanwhile the new row is found, the old one, or both, of which
+        the newer counts: older segments are searched first."""
+        asked = self._codes.asked(where)
+        while True:
+            segments = self._segments
+            parts = [segment.find(vector, k, asked, now) for segment in segments]
+            if segments is self._segments:
+                hits = merged((part for part, _ in reversed(parts)), k)
+                return Found(hits, sum(matches for _, matches in parts))
+
+    def plan(self) -> Job | None:
+        """See VectorIndex."""
+        sealed = [segment for segment in self._segments if isinstance(segment, Sealed)]
+        heads = [segment for segment in self._segments[:-1] if isinstance(segment, Head)]
+        worn: list[Sequence[Segment]] = [[s] for s in self._segments[:-1] if s.dead > DEAD_SHARE * len(s)]
+        groups: list[Sequence[Segment]] = [heads, *_of_one_size(sealed, self._head_rows * MERGED_AT)]
+        for chosen in (*worn, *(group for group in groups if len(group) >= MERGED_AT)):
+            return Job([Source.of(segment) for segment in chosen], self._dimension)
+        return None
+
+    def finish(self, job: Job) -> None:
+        """See VectorIndex. What was removed since the plan is removed from what was made."""
+        old = {id(source.segment) for source in job.sources}
+        if job.made is not None:
+            alive = np.concatenate([source.segment.alive[source.rows] for source in job.sources])
+            for row in np.flatnonzero(~alive).tolist():
+                job.made.bury(row)
+        place = min(i for i, segment in enumerate(self._segments) if id(segment) in old)
+        kept = [segment for segment in self._segments if id(segment) not in old]
+        self._segments = (*kept[:place], *([job.made] if job.made else []), *kept[place:])
+
+    @property
+    def _head(self) -> Head:
+        head = self._segments[-1]
+        assert isinstance(head, Head)
+        return head
+
+    def _new_head(self) -> Head:
+        return Head(self._head_rows, self._dimension, self._codes)
+
+    @staticmethod
+    def _bury(note_id: str, segments: Iterable[Segment]) -> None:
+        for segment in segments:
+            if (row := segment.row_of(note_id)) is not None:
+                segment.bury(row)
+
+
+def _of_one_size(sealed: Sequence[Sealed], smallest: int) -> list[list[Sealed]]:
+    """Groups of those that are less than MERGED_AT times as large as the group's least size."""
+    groups: dict[int, list[Sealed]] = {}
+    for segment in sealed:
+        size, least = 0, smallest
+        while segment.living > least:
+            size, least = size + 1, least * MERGED_AT
+        groups.setdefault(size, []).append(segment)
+    return [groups[size] for size in sorted(groups)]

@@ -1,0 +1,240 @@
+"""SegmentedIndex: sealing and merging change no answer, whatever happens meanwhile; and what an inverted file finds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.index.sealed import RECALL, Sealed
+from service.index.segmented import DEAD_SHARE, MERGED_AT, Job, SegmentedIndex
+from service.interfaces import Filter, StoredNote, Vector
+from tests.service.conftest import stored_note
+from tests.service.index.test_vector_index import (
+    ANY,
+    DIMENSION,
+    FILTERS,
+    ROWS,
+    STEPS,
+    Model,
+    check,
+    direction,
+    found_ids,
+    row,
+    rows,
+)
+
+SEALED_ROWS = 6000
+CLUSTERS = 40
+
+
+def do_jobs(index: SegmentedIndex) -> int:
+    done = 0
+    while job := index.plan():
+        job.run()
+        index.finish(job)
+        done += 1
+    return done
+
+
+@pytest.fixture(scope="module")
+def pairs_merge() -> Iterator[None]:
+    """Two heads or segments are enough to become one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.index.segmented.MERGED_AT", 2)
+        yield
+
+
+WORK = st.just(("work", None))
+MANY = st.lists(ROWS, min_size=6, max_size=8, unique_by=lambda stored: stored.note.id)
+
+
+@pytest.mark.usefixtures("pairs_merge")
+@given(
+    st.lists(st.one_of(STEPS, MANY.map(lambda notes: ("upsert", notes)), WORK), min_size=15, max_size=40),
+    st.lists(st.tuples(FILTERS, st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=3),
+)
+@settings(max_examples=100, deadline=None)
+def test_at_any_point_of_any_job_it_finds_what_brute_force_finds(
+    history: list[tuple[str, Any]], searches: list[tuple[Filter, int, int]]
+) -> None:
+    index, model = SegmentedIndex(DIMENSION, head_rows=2), Model()
+    job: Job | None = None
+    for step, argument in history:
+        if step == "work":  # the next of planning, running and finishing
+            if job is None:
+                job = index.plan()
+            elif job.made is None and job.rows:
+                job.run()
+            else:
+                index.finish(job)
+                job = None
+        else:
+            getattr(index, step)(argument)
+            getattr(model, step)(argument)
+        for where, seed, k in searches:
+            check(index.search(direction(seed), k, where, 5.0), model.scores(direction(seed), where, 5.0), k)
+        assert len(index) == len(model.notes)
+        for note_id, note in model.notes.items():
+            np.testing.assert_array_equal(index.vector(note_id), note.vector)
+
+
+def test_heads_are_sealed_and_segments_of_one_size_become_one() -> None:
+    index = SegmentedIndex(DIMENSION, head_rows=4)
+    sizes = []
+    for note in rows(4 * MERGED_AT**3 + 1):
+        index.upsert([note])
+        do_jobs(index)
+        sizes.append(index.segments)
+    assert index.segments == 2, "all but the head is one"
+    assert max(sizes) <= 1 + 3 * (MERGED_AT - 1) + 1
+    assert index.tombstones == 0
+
+
+def test_a_worn_segment_is_made_again_without_its_tombstones() -> None:
+    index = SegmentedIndex(DIMENSION, head_rows=8)
+    notes = rows(8 * MERGED_AT + 1)
+    index.upsert(notes)
+    do_jobs(index)
+    few = int(DEAD_SHARE * 8 * MERGED_AT)
+    index.remove([note.note.id for note in notes[:few]])
+    assert (do_jobs(index), index.tombstones) == (0, few)
+    index.remove([notes[few].note.id])
+    assert (do_jobs(index), index.tombstones) == (1, 0)
+    assert found_ids(index) == {note.note.id for note in notes[few + 1 :]}
+
+
+def test_a_segment_without_a_living_row_goes() -> None:
+    index = SegmentedIndex(DIMENSION, head_rows=4)
+    index.upsert(rows(4 * MERGED_AT + 1))
+    do_jobs(index)
+    index.remove([f"n{n}" for n in range(4 * MERGED_AT)])
+    do_jobs(index)
+    assert (index.segments, index.tombstones, found_ids(index)) == (1, 0, {f"n{4 * MERGED_AT}"})
+
+
+def test_a_job_that_is_given_up_changes_nothing() -> None:
+    index = SegmentedIndex(DIMENSION, head_rows=4)
+    index.upsert(rows(4 * MERGED_AT + 1))
+    job = index.plan()
+    assert job is not None
+    job.run()
+    again = index.plan()
+    assert again is not None
+    again.run()
+    index.finish(again)
+    assert found_ids(index) == {f"n{n}" for n in range(4 * MERGED_AT + 1)}
+
+
+@pytest.fixture(scope="module")
+def sealed() -> Iterator[SegmentedIndex]:
+    """One segment with an inverted file, of rows in clusters: the notes of a community are about some things."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.index.sealed.IVF_ROWS", 1000)
+        patch.setattr("service.index.sealed.EXACT_MATCHES", 20)
+        index = SegmentedIndex(16, head_rows=SEALED_ROWS // MERGED_AT)
+        index.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
+        do_jobs(index)
+        assert any(isinstance(segment, Sealed) and segment._lists_by_k for segment in index._segments)
+        yield index
+
+
+def clustered(n: int) -> StoredNote:
+    rng = np.random.default_rng(n)
+    centre = np.random.default_rng(10_000 + n % CLUSTERS).normal(size=16)
+    vector = centre + 0.8 * rng.normal(size=16)
+    shares = {name: n % every == 0 for name, every in (("half", 2), ("tenth", 10), ("hundredth", 100), ("rare", 2000))}
+    tags = tuple(name for name, has in shares.items() if has)
+    return stored_note(f"c{n}", vector=(vector / np.linalg.norm(vector)).astype(np.float32), hashtags=tags)
+
+
+def queries() -> list[Vector]:
+    found = [clustered(SEALED_ROWS + 10 + n).vector for n in range(60)]
+    return [vector for vector in found if vector is not None]
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, 300])
+@pytest.mark.parametrize("tag", [None, "half", "tenth", "hundredth", "rare"])
+def test_an_inverted_file_finds_nearly_all_and_always_as_many(sealed: SegmentedIndex, tag: str | None, k: int) -> None:
+    model = Model()
+    model.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
+    where = ANY if tag is None else Filter(hashtags=(tag,))
+    ids = [i for i, note in model.notes.items() if where.accepts(note)]
+    matrix = np.stack([vector for i in ids if (vector := model.notes[i].vector) is not None])
+    hits = 0
+    for query in queries():
+        found = sealed.search(query, k, where, 0.0)
+        assert (len(found.hits), found.matches) == (min(k, len(ids)), len(ids))
+        best = {ids[i] for i in np.argsort(-(matrix @ query))[:k]}
+        hits += len(best.intersection(hit.id for hit in found.hits))
+    assert hits >= (RECALL - 0.015) * 60 * min(k, len(ids))
+
+
+@pytest.mark.parametrize("where", [Filter(exact=True), Filter(hashtags=("half",), exact=True)])
+def test_who_asks_for_exactness_gets_it(sealed: SegmentedIndex, where: Filter) -> None:
+    model = Model()
+    model.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
+    for query in queries()[:5]:
+        check(sealed.search(query, 200, where, 0.0), model.scores(query, where, 0.0), 200)
+
+
+def test_from_an_inverted_file_a_row_goes_at_once(sealed: SegmentedIndex) -> None:
+    vector = clustered(40).vector
+    assert vector is not None
+    assert sealed.search(vector, 1, ANY, 0.0).hits[0].id == "c40"
+    np.testing.assert_array_equal(sealed.vector("c40"), vector)
+    sealed.remove(["c40"])
+    assert "c40" not in {hit.id for hit in sealed.search(vector, 500, ANY, 0.0).hits}
+    assert sealed.vector("c40") is None
+    sealed.upsert([clustered(40)])
+    assert sealed.search(vector, 1, ANY, 0.0).hits[0].id == "c40"
+
+
+def test_what_expires_costs_later_searches_nothing(sealed: SegmentedIndex) -> None:
+    index = SegmentedIndex(DIMENSION, head_rows=4)
+    index.upsert([row(f"n{n}", n, expires_at=10.0 if n == 3 else None) for n in range(4 * MERGED_AT + 1)])
+    do_jobs(index)
+    assert index.expire(10.0) == ["n3"]
+    assert all(segment._first_expiry == np.inf for segment in index._segments)
+    assert "n3" not in found_ids(index, now=0.0)
+
+
+def test_searches_beside_writes_and_merges_miss_nothing_that_stays() -> None:
+    """Notes that stay or are replaced are always found; one that is removed for good is not found after that."""
+    index = SegmentedIndex(DIMENSION, head_rows=16)
+    stay = [row(f"stay{n}", n) for n in range(60)]
+    index.upsert(stay)
+    wanted = {note.note.id for note in stay}
+    stop, gone, faults = threading.Event(), set[str](), list[str]()
+    searched = [0, 0]
+
+    def search(thread: int) -> None:
+        while not stop.is_set():
+            before = set(gone)
+            found = [hit.id for hit in index.search(direction(thread), 10_000, ANY, 0.0).hits]
+            if len(found) != len(set(found)):
+                faults.append("a note is found twice")
+            faults.extend(f"{missing} is missing" for missing in wanted.difference(found))
+            faults.extend(f"{back} is back" for back in before.intersection(found))
+            searched[thread] += 1
+
+    threads = [threading.Thread(target=search, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    turn = 0
+    while min(searched) < 40 or turn < 300:
+        index.upsert([row(f"stay{turn % 60}", turn), row(f"go{turn}", turn)])
+        index.remove([f"go{turn - 5}"])
+        if turn >= 5:
+            gone.add(f"go{turn - 5}")
+        do_jobs(index)
+        turn += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not faults, faults[:5]
