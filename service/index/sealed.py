@@ -21,7 +21,9 @@ from service.interfaces import Vector
 IVF_ROWS = 8192
 """Fewer rows are compared one by one."""
 LISTS_PER_ROOT = 4
-"""Lists of the inverted file: so many times the root of the rows."""
+"""Lists of the inverted file: so many times the root of the rows, but no more than LEAST_PER_LIST allows."""
+LEAST_PER_LIST = 40
+"""Rows that FAISS wants for each list that it trains."""
 TRAINING_ROWS_PER_LIST = 64
 RECALL = 0.995
 """Of the rows that belong to an answer, the share that the chosen number of lists has found."""
@@ -173,7 +175,7 @@ def build(sources: Sequence[Source], rows: int, dimension: int) -> tuple[Any, di
     if rows < IVF_ROWS:
         index, lists = faiss.IndexFlatIP(dimension), 0
     else:
-        lists = int(LISTS_PER_ROOT * rows**0.5)
+        lists = min(int(LISTS_PER_ROOT * rows**0.5), rows // LEAST_PER_LIST)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.spherical = True
         index.train(_sample(sources, rows, TRAINING_ROWS_PER_LIST * lists))
@@ -187,7 +189,7 @@ def build(sources: Sequence[Source], rows: int, dimension: int) -> tuple[Any, di
 
 def _sample(sources: Sequence[Source], rows: int, most: int) -> Vectors:
     """About `most` rows, evenly from all."""
-    step = max(1, rows // most)
+    step = max(1, rows // most)  # never fewer than `most` of those that there are
     return np.concatenate([source.segment.vectors(source.rows[::step]) for source in sources])
 
 

@@ -33,6 +33,10 @@ class Job:
     dimension: int
     made: Sealed | None = field(default=None)
 
+    @classmethod
+    def of(cls, segments: Sequence[Segment], dimension: int) -> Job:
+        return cls([Source.of(segment) for segment in segments], dimension)
+
     @property
     def rows(self) -> int:
         return sum(len(source.rows) for source in self.sources)
@@ -120,7 +124,7 @@ class SegmentedIndex:
         worn: list[Sequence[Segment]] = [[s] for s in self._segments[:-1] if s.dead > DEAD_SHARE * len(s)]
         groups: list[Sequence[Segment]] = [heads, *_of_one_size(sealed, self._head_rows * MERGED_AT)]
         for chosen in (*worn, *(group for group in groups if len(group) >= MERGED_AT)):
-            return Job([Source.of(segment) for segment in chosen], self._dimension)
+            return Job.of(chosen, self._dimension)
         return None
 
     def finish(self, job: Job) -> None:

@@ -1,0 +1,262 @@
+"""The index at size, against the bare FAISS calls on the same segments and against brute force.
+
+.venv/bin/python benchmarks/index.py DATA/microlens50k/notes.jsonl.gz [ROWS]
+
+Vectors of real notes, cut to their 128 principal directions and enlarged with noise to ROWS (100,000). Some minutes for
+100,000 rows, half an hour for a million; nothing else should run.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from report import row, write
+
+from model.dataset import read_notes
+from model.engine import Engine
+from model.note import Note
+from service.index.sealed import Sealed
+from service.index.segment import exact, swig
+from service.index.segmented import Job, SegmentedIndex
+from service.interfaces import Filter, Found, StoredNote
+from service.settings import Settings
+
+Vectors = npt.NDArray[np.float32]
+DIMENSION = 128
+BASES = 2000
+"""Real notes, of which the rest is made."""
+NOISE = 0.6
+"""Length of what is added to a vector of length 1: such a row has a cosine of 0.86 to its base."""
+QUERIES = 500
+K = 10
+SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)
+BATCH = 1024
+ANY = Filter()
+
+
+def base_vectors(path: Path) -> Vectors:
+    """(BASES, DIMENSION) of unit length."""
+    notes = list(read_notes(path).values())[:BASES]
+    vectors = Engine.load(cache=Settings().cache_dir).embed(notes)
+    centred = vectors - vectors.mean(0)
+    principal = np.linalg.svd(centred, full_matrices=False)[2][:DIMENSION]
+    return unit(centred @ principal.T)
+
+
+def unit(vectors: npt.NDArray[np.floating[Any]]) -> Vectors:
+    longest: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return longest
+
+
+def enlarged(bases: Vectors, rows: int, seed: int) -> Vectors:
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((rows, DIMENSION), np.float32)
+    return unit(bases[rng.integers(len(bases), size=rows)] + NOISE * unit(noise))
+
+
+def stored(number: int, vector: Vectors, name: str = "n") -> StoredNote:
+    tags = tuple(f"share {share}" for share in SHARES if number % round(1 / share) == 0)
+    return StoredNote(Note(id=f"{name}{number}", hashtags=tags, category=f"c{number % 30}"), "space", vector)
+
+
+def do_jobs(index: SegmentedIndex) -> None:
+    while job := index.plan():
+        job.run()
+        index.finish(job)
+
+
+def fill(index: SegmentedIndex, vectors: Vectors) -> float:
+    """Rows a second, sealing and merging included."""
+    started = time.perf_counter()
+    for begin in range(0, len(vectors), BATCH):
+        index.upsert([stored(begin + i, vector) for i, vector in enumerate(vectors[begin : begin + BATCH])])
+        do_jobs(index)
+    return len(vectors) / (time.perf_counter() - started)
+
+
+def recall(
+    index: SegmentedIndex, vectors: Vectors, ids: npt.NDArray[np.int64], queries: Vectors, where: Filter
+) -> float:
+    """Of the K nearest of `vectors`, whose numbers are `ids`, the share that is found."""
+    _, best = faiss.knn(queries, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)  # type: ignore[attr-defined]
+    found = 0
+    for query, rows in zip(queries, best, strict=True):
+        hits = {hit.id for hit in index.search(query, K, where, 0.0).hits}
+        found += len(hits.intersection(f"n{ids[r]}" for r in rows if r >= 0))
+    return found / max(1, int(np.count_nonzero(best >= 0)))
+
+
+def bare(index: SegmentedIndex, query: Vectors) -> None:
+    """The same comparisons without masks, ids and merging."""
+    for segment in index._segments:
+        if isinstance(segment, Sealed) and segment._lists_by_k:
+            options = swig.SearchParametersIVF(nprobe=segment._lists_by_k[K])
+            segment._index.search(query[None], K, params=options)
+        elif isinstance(segment, Sealed):
+            segment._index.search(query[None], K)
+        else:
+            vectors = segment._vectors[: len(segment)]  # type: ignore[attr-defined]
+            exact(vectors, np.arange(len(vectors)), query, K)
+
+
+def seconds_each(search: Callable[[Vectors], object], queries: Vectors) -> list[float]:
+    seconds = []
+    for query in queries:
+        started = time.perf_counter()
+        search(query)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def p(seconds: Sequence[float], q: int) -> float:
+    """Milliseconds."""
+    return 1000 * statistics.quantiles(seconds, n=100)[q - 1]
+
+
+def slower(what: str, seconds: Sequence[float], other: str, others: Sequence[float], most: float) -> dict[str, Any]:
+    ours, theirs = p(seconds, 99), p(others, 99)
+    against = f"{other}: {theirs:.2f} ms, so {ours / theirs:.1f}x"
+    return row(what, round(ours, 2), "ms", against=against, reach=f"{most}x or less", held=ours <= most * theirs)
+
+
+def rate(search: Callable[[Vectors], object], queries: Vectors, threads: int) -> float:
+    with ThreadPoolExecutor(threads) as pool:
+        started = time.perf_counter()
+        list(pool.map(lambda part: seconds_each(search, part), [queries] * threads))
+        return threads * len(queries) / (time.perf_counter() - started)
+
+
+def beside(work: Iterator[None], search: Callable[[Vectors], object], queries: Vectors) -> list[float]:
+    """How long searches take while another thread works, for as long as it does."""
+    over = threading.Event()
+
+    def run() -> None:
+        for _ in work:
+            if over.is_set():
+                break
+        over.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    seconds: list[float] = []
+    while not over.is_set() and len(seconds) < 20 * len(queries):
+        seconds += seconds_each(search, queries[:50])
+    over.set()
+    thread.join()
+    return seconds
+
+
+def writes(index: SegmentedIndex, vectors: Vectors) -> Iterator[None]:
+    """200 new notes a second for five seconds."""
+    begin = time.perf_counter()
+    for number, vector in enumerate(vectors[:1000]):
+        time.sleep(max(0.0, begin + number / 200 - time.perf_counter()))
+        index.upsert([stored(number, vector, "w")])
+        yield
+
+
+def merge(job: Job) -> Iterator[None]:
+    job.run()
+    yield
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+def filtered_rows(index: SegmentedIndex, vectors: Vectors, queries: Vectors, plain: float) -> list[dict[str, Any]]:
+    told = []
+    for share in SHARES:
+        where = Filter(hashtags=(f"share {share}",))
+        ids = np.arange(0, len(vectors), round(1 / share))
+        full = all(len(index.search(q, K, where, 0.0).hits) == min(K, len(ids)) for q in queries[:50])
+        seconds = seconds_each(partial(search_of, index, where=where), queries)
+        found = recall(index, vectors[ids], ids, queries, where)
+        told.append(row(
+            f"filter that {100 * share:g}% pass: recall@{K}, p99", f"{found:.4f}, {p(seconds, 99):.2f} ms", "",
+            against=f"{p(seconds, 99) / plain:.1f}x the unfiltered p99; k {'always' if full else 'not always'} full",
+            reach="0.99 or more, 3x or less, full", held=found >= 0.99 and full and p(seconds, 99) <= 3 * plain,
+        ))  # fmt: skip
+    return told
+
+
+def churned(bases: Vectors, rows: int, queries: Vectors) -> list[dict[str, Any]]:
+    """Every row replaced three times and half of them removed, against an index of what is left."""
+    kept = enlarged(bases, rows, 7)
+    index = SegmentedIndex(DIMENSION)
+    for seed in (4, 5, 6):
+        fill(index, enlarged(bases, rows, seed))
+    fill(index, kept)
+    index.remove([f"n{number}" for number in range(1, rows, 2)])
+    do_jobs(index)
+    ids = np.arange(0, rows, 2)
+    fresh = SegmentedIndex(DIMENSION)
+    for begin in range(0, len(ids), BATCH):
+        fresh.upsert([stored(int(i), kept[i]) for i in ids[begin : begin + BATCH]])
+        do_jobs(fresh)
+    ours, theirs = (recall(each, kept[ids], ids, queries, ANY) for each in (index, fresh))
+    slow, fast = (seconds_each(partial(search_of, each), queries) for each in (index, fresh))
+    what = f"{rows:,} rows replaced three times, half removed"
+    return [
+        row(f"{what}: recall@{K}", f"{ours:.4f}", "", against=f"a fresh index: {theirs:.4f}",
+            reach="within 0.005", held=ours >= theirs - 0.005),
+        slower(f"{what}: p99", slow, "a fresh index", fast, 1.2),
+        row(f"{what}: tombstones", index.tombstones, "", against=f"{len(index):,} rows"),
+    ]  # fmt: skip
+
+
+def search_of(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> Found:
+    return index.search(query, K, where, 0.0)
+
+
+def main(notes: Path, rows: int) -> None:
+    bases = base_vectors(notes)
+    vectors, queries = enlarged(bases, rows, 1), enlarged(bases, QUERIES, 2)
+    gc.collect()
+    before = resident_mib()
+    index = SegmentedIndex(DIMENSION)
+    filled = fill(index, vectors)
+    gc.collect()
+    used, raw = resident_mib() - before, vectors.nbytes / 2**20
+    search = partial(search_of, index)
+    found = recall(index, vectors, np.arange(rows), queries, ANY)
+    told = [
+        row(f"{rows:,} rows, filled", round(filled), "rows/s", spread=f"{index.segments} segments"),
+        row(f"recall@{K}", f"{found:.4f}", "", reach="0.99 or more", held=found >= 0.99),
+    ]
+    for threads in (1, 2):
+        ours, theirs = rate(search, queries, threads), rate(partial(bare, index), queries, threads)
+        against = f"bare FAISS: {theirs:.0f}, so {ours / theirs:.2f}x"
+        what = f"searches a second, threads: {threads}"
+        told.append(row(what, round(ours), "", against=against, reach="0.85x or more", held=ours >= 0.85 * theirs))
+    idle = seconds_each(search, queries)
+    least = seconds_each(partial(bare, index), queries)
+    told.append(row("p50 of a search", f"{p(idle, 50):.2f}", "ms", against=f"bare FAISS: {p(least, 50):.2f} ms"))
+    told.append(slower("p99 of a search", idle, "bare FAISS", least, 3))
+    busy = beside(writes(index, enlarged(bases, 1000, 3)), search, queries)
+    told.append(slower("p99 while 200 notes a second are written", busy, "idle", idle, 2))
+    index.remove([f"w{number}" for number in range(1000)])
+    job = Job.of(index._segments[:-1], DIMENSION)
+    told.append(slower("p99 while all is merged", beside(merge(job), search, queries), "idle", idle, 3))
+    told += filtered_rows(index, vectors, queries, p(idle, 99))
+    against = f"the vectors: {raw:.0f} MiB, so {used / raw:.2f}x"
+    told.append(row("memory", round(used), "MiB", against=against, reach="1.3x or less", held=used <= 1.3 * raw))
+    del index, job
+    told += churned(bases, min(rows, 50_000), queries)
+    write(f"index-{rows}", told)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100_000)
