@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.columns import Codes, Columns, Mask, RowNumbers
+from service.index.ids import Ids
 from service.index.segment import Segment, Vectors, exact
 from service.interfaces import StoredNote, Vector
 
@@ -36,8 +37,11 @@ class Head(Segment):
     def row_of(self, note_id: str) -> int | None:
         return self._row_of.get(note_id)
 
-    def ids(self, rows: RowNumbers) -> list[str]:
-        return [self._ids[row] for row in rows]
+    def id(self, row: int) -> str:
+        return self._ids[row]
+
+    def packed_ids(self, rows: RowNumbers) -> Ids:
+        return Ids.of([self._ids[row] for row in rows.tolist()])
 
     def vectors(self, rows: RowNumbers) -> Vectors:
         return self._vectors[rows]
@@ -63,7 +67,7 @@ class Head(Segment):
         for column, old in zip(new.columns.all, self.columns.all, strict=True):
             column[: len(kept)] = old[kept]
         new.alive[: len(kept)] = True
-        new._ids = self.ids(kept)
+        new._ids = [self._ids[row] for row in kept.tolist()]
         new._row_of = {note_id: row for row, note_id in enumerate(new._ids)}
         new._tags = [self._tags[row] for row in kept]
         for row, tags in enumerate(new._tags):

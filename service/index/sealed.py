@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.columns import Columns, Mask, RowNumbers
+from service.index.ids import Ids
 from service.index.segment import Segment, Vectors, exact, swig
 from service.interfaces import Vector
 
@@ -46,10 +47,6 @@ class Source:
     def of(cls, segment: Segment) -> Source:
         return cls(segment, np.flatnonzero(segment.alive[: len(segment)]))
 
-    def chunks(self) -> Iterator[Vectors]:
-        for begin in range(0, len(self.rows), CHUNK):
-            yield self.segment.vectors(self.rows[begin : begin + CHUNK])
-
 
 class Sealed(Segment):
     """The rows of some sources, one after the other."""
@@ -59,7 +56,7 @@ class Sealed(Segment):
         super().__init__(
             Columns.joined(source.segment.columns[source.rows] for source in sources), np.ones(rows, np.bool_)
         )
-        self._ids = Ids([note_id for source in sources for note_id in source.segment.ids(source.rows)])
+        self._ids = Ids.joined([source.segment.packed_ids(source.rows) for source in sources])
         self._tags = Tags(sources)
         self._bits = np.packbits(self.alive, bitorder="little")
         self._index, self._lists_by_k = build(sources, rows, dimension)
@@ -71,8 +68,11 @@ class Sealed(Segment):
         row = self._ids.row(note_id)
         return row if row is not None and self.alive[row] else None
 
-    def ids(self, rows: RowNumbers) -> list[str]:
-        return [self._ids[row] for row in rows.tolist()]
+    def id(self, row: int) -> str:
+        return self._ids[row]
+
+    def packed_ids(self, rows: RowNumbers) -> Ids:
+        return self._ids.take(rows)
 
     def vectors(self, rows: RowNumbers) -> Vectors:
         found: Vectors = self._index.reconstruct_batch(np.asarray(rows, np.int64))
@@ -116,30 +116,6 @@ class Sealed(Segment):
         return min(int(self._index.nlist), max(1, enough))
 
 
-class Ids:
-    """Texts in one piece of memory, found by their hashes."""
-
-    def __init__(self, ids: Sequence[str]) -> None:
-        encoded = [note_id.encode() for note_id in ids]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        hashes = np.array([hash(note_id) for note_id in ids], np.int64)
-        self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
-        self._hashes = hashes[self._by_hash]
-
-    def __getitem__(self, row: int) -> str:
-        return self._bytes[self._ends[row] : self._ends[row + 1]].decode()
-
-    def row(self, note_id: str) -> int | None:
-        wanted = hash(note_id)
-        for place in range(int(np.searchsorted(self._hashes, wanted)), len(self._hashes)):
-            if self._hashes[place] != wanted:
-                break
-            if self[row := int(self._by_hash[place])] == note_id:
-                return row
-        return None
-
-
 class Tags:
     """Which rows have a tag: the rows in the order of their tags' codes."""
 
@@ -171,20 +147,36 @@ class Tags:
 
 def build(sources: Sequence[Source], rows: int, dimension: int) -> tuple[Any, dict[int, int]]:
     """The FAISS index of the sources' rows, and by k how many of its lists to look through; none where it has none."""
-    index: Any
+    index: Any = faiss.IndexFlatIP(dimension)
     if rows < IVF_ROWS:
-        index, lists = faiss.IndexFlatIP(dimension), 0
-    else:
-        lists = min(int(LISTS_PER_ROOT * rows**0.5), rows // LEAST_PER_LIST)
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
-        index.cp.spherical = True
-        index.train(_sample(sources, rows, TRAINING_ROWS_PER_LIST * lists))
-    for source in sources:
-        for vectors in source.chunks():
+        for vectors in _chunks(sources):
             index.add(vectors)
-    if lists:
-        index.make_direct_map()
-    return index, _lists_by_k(index) if lists else {}
+        return index, {}
+    lists = min(int(LISTS_PER_ROOT * rows**0.5), rows // LEAST_PER_LIST)
+    index = faiss.IndexIVFFlat(index, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.spherical = True
+    index.train(_sample(sources, rows, TRAINING_ROWS_PER_LIST * lists))
+    _add_to_lists(index, sources)
+    index.make_direct_map()
+    return index, _lists_by_k(index)
+
+
+def _add_to_lists(index: Any, sources: Sequence[Source]) -> None:
+    """Each list gets its whole memory at once: one that grows row by row has up to twice of what it needs."""
+    of_chunk = [index.quantizer.search(vectors, 1)[1][:, 0] for vectors in _chunks(sources)]
+    counts = np.bincount(np.concatenate(of_chunk), minlength=index.nlist)
+    for number, count in enumerate(counts.tolist()):
+        index.invlists.resize(number, count)
+        index.invlists.resize(number, 0)
+    for vectors, lists in zip(_chunks(sources), of_chunk, strict=True):
+        given, its_lists = np.ascontiguousarray(vectors), np.ascontiguousarray(lists)  # FAISS gets their addresses
+        index.add_core(len(given), swig.swig_ptr(given), None, swig.swig_ptr(its_lists))
+
+
+def _chunks(sources: Sequence[Source]) -> Iterator[Vectors]:
+    for source in sources:
+        for begin in range(0, len(source.rows), CHUNK):
+            yield source.segment.vectors(source.rows[begin : begin + CHUNK])
 
 
 def _sample(sources: Sequence[Source], rows: int, most: int) -> Vectors:

@@ -7,7 +7,6 @@ runs meanwhile sees the row or does not, and never half of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import faiss
@@ -15,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.columns import Asked, Columns, Mask, RowNumbers
-from service.interfaces import Hit, Vector
+from service.index.ids import Ids
+from service.interfaces import Vector
 
 swig: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them
 Vectors = npt.NDArray[np.float32]
+NOTHING = np.zeros(0, np.float32), np.zeros(0, np.int64)
+"""No scores of no rows."""
 
 
 class Segment(ABC):
@@ -40,7 +42,10 @@ class Segment(ABC):
         """Of a living row."""
 
     @abstractmethod
-    def ids(self, rows: RowNumbers) -> list[str]: ...
+    def id(self, row: int) -> str: ...
+
+    @abstractmethod
+    def packed_ids(self, rows: RowNumbers) -> Ids: ...
 
     @abstractmethod
     def vectors(self, rows: RowNumbers) -> Vectors:
@@ -64,21 +69,20 @@ class Segment(ABC):
     def living(self) -> int:
         return len(self) - self.dead
 
-    def find(self, vector: Vector, k: int, asked: Asked, now: float) -> tuple[list[Hit], int]:
-        """The `k` nearest rows that may be found, best first, and how many there are."""
+    def find(self, vector: Vector, k: int, asked: Asked, now: float) -> tuple[Vectors, RowNumbers, int]:
+        """Scores and rows of the `k` nearest that may be found, best first, and how many may be found."""
         mask = self._mask(asked, now)
         matches = self.living if mask is None else int(np.count_nonzero(mask))
         left_out = [row for row in map(self.row_of, asked.exclude) if row is not None and (mask is None or mask[row])]
         left = max(0, matches - len(left_out))
         wanted = min(k, left)
         if wanted < 1:
-            return [], left
+            return NOTHING[0], NOTHING[1], left
         scores, rows = self._nearest(vector, wanted + len(left_out), mask, matches, asked.exact)
         if left_out:
             kept = ~np.isin(rows, left_out)
             scores, rows = scores[kept], rows[kept]
-        found = zip(self.ids(rows[:wanted]), scores[:wanted].tolist(), strict=True)
-        return [Hit(note_id, score) for note_id, score in found], left
+        return scores[:wanted], rows[:wanted], left
 
     def bury(self, row: int) -> None:
         """Make a tombstone of a living row."""
@@ -91,7 +95,7 @@ class Segment(ABC):
             return []
         alive, expires = self.alive[: len(self)], self.columns.expires[: len(self)]
         gone = np.flatnonzero(alive & (expires <= now))
-        ids = self.ids(gone)
+        ids = [self.id(row) for row in gone.tolist()]
         for row in gone.tolist():
             self.bury(row)
         self._first_expiry = float(expires[alive].min(initial=np.inf))
@@ -123,12 +127,3 @@ def exact(vectors: Vectors, rows: RowNumbers, vector: Vector, k: int) -> tuple[V
     best = np.arange(len(rows)) if k >= len(rows) else np.argpartition(-scores, k - 1)[:k]
     best = best[np.argsort(-scores[best], kind="stable")]
     return scores[best], rows[best]
-
-
-def merged(parts: Iterable[Sequence[Hit]], k: int) -> list[Hit]:
-    """The `k` best of several segments' hits, ties by id. Of an id that is in two the first part's counts."""
-    best: dict[str, Hit] = {}
-    for part in parts:
-        for hit in part:
-            best.setdefault(hit.id, hit)
-    return sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[:k]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.index.columns import Codes
+from service.index.columns import Codes, RowNumbers
 from service.index.head import Head
 from service.index.sealed import Sealed, Source
-from service.index.segment import Segment, merged
-from service.interfaces import Filter, Found, StoredNote, Vector
+from service.index.segment import Segment, Vectors
+from service.interfaces import Filter, Found, Hit, StoredNote, Vector
 
 HEAD_ROWS = 4096
 MERGED_AT = 4
@@ -107,15 +107,15 @@ class SegmentedIndex:
         return None
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
-        """See VectorIndex. Of a note that is replaced meanwhile the new row is found, the old one, or both, of which
-        the newer counts: older segments are searched first."""
+        """See VectorIndex. Older segments are searched first, so that of a note which is replaced meanwhile the new row
+        is found, the old one, or both; with both it is searched again."""
         asked = self._codes.asked(where)
         while True:
             segments = self._segments
             parts = [segment.find(vector, k, asked, now) for segment in segments]
-            if segments is self._segments:
-                hits = merged((part for part, _ in reversed(parts)), k)
-                return Found(hits, sum(matches for _, matches in parts))
+            hits = _best(segments, parts, k)
+            if segments is self._segments and len({hit.id for hit in hits}) == len(hits):
+                return Found(hits, sum(matches for _, _, matches in parts))
 
     def plan(self) -> Job | None:
         """See VectorIndex."""
@@ -152,6 +152,17 @@ class SegmentedIndex:
         for segment in segments:
             if (row := segment.row_of(note_id)) is not None:
                 segment.bury(row)
+
+
+def _best(segments: Sequence[Segment], parts: Sequence[tuple[Vectors, RowNumbers, int]], k: int) -> list[Hit]:
+    """The `k` best of all segments, ties by id."""
+    scores = np.concatenate([each for each, _, _ in parts])
+    rows = np.concatenate([each for _, each, _ in parts])
+    of = np.repeat(np.arange(len(parts)), [len(each) for each, _, _ in parts])
+    best = np.argsort(-scores, kind="stable")[:k]
+    ids = [segments[s].id(row) for s, row in zip(of[best].tolist(), rows[best].tolist(), strict=True)]
+    hits = [Hit(note_id, score) for note_id, score in zip(ids, scores[best].tolist(), strict=True)]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
 def _of_one_size(sealed: Sequence[Sealed], smallest: int) -> list[list[Sealed]]:

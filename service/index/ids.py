@@ -1,0 +1,75 @@
+"""Ids: many texts in one piece of memory, found by their hashes. A Python object for each would weigh more than its
+vector's bytes, and making a million of them would hold up every other thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+CHUNK = 65_536
+"""Texts that are copied at a time."""
+Integers = npt.NDArray[np.int64]
+
+
+class Ids:
+    """`text`: all of them in UTF-8, one behind the other; `ends` (rows + 1,), from 0 on; `hashes` (rows,)."""
+
+    def __init__(self, text: npt.NDArray[np.uint8], ends: Integers, hashes: Integers) -> None:
+        self._text = text
+        self._ends = ends
+        self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._sorted_hashes = hashes[self._by_hash]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Ids:
+        encoded = [text.encode() for text in texts]
+        joined = np.frombuffer(b"".join(encoded), np.uint8)
+        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        return cls(joined, ends, np.array([hash(text) for text in texts], np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ids]) -> Ids:
+        lengths = np.concatenate([np.diff(part._ends) for part in parts])
+        text = np.concatenate([part._text for part in parts])
+        return cls(text, _ends(lengths), np.concatenate([part._hashes for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> str:
+        return self._text[self._ends[row] : self._ends[row + 1]].tobytes().decode()
+
+    def row(self, text: str) -> int | None:
+        wanted = hash(text)
+        for place in range(int(np.searchsorted(self._sorted_hashes, wanted)), len(self)):
+            if self._sorted_hashes[place] != wanted:
+                break
+            if self[row := int(self._by_hash[place])] == text:
+                return row
+        return None
+
+    def take(self, rows: Integers) -> Ids:
+        """Those of these rows, in their order."""
+        if len(rows) == len(self):
+            return self
+        lengths = np.diff(self._ends)[rows]
+        parts = [np.zeros(0, np.uint8)]
+        for begin in range(0, len(rows), CHUNK):
+            some = rows[begin : begin + CHUNK]
+            ends = _ends(lengths[begin : begin + CHUNK])
+            shift = np.repeat(self._ends[some] - ends[:-1], np.diff(ends))
+            parts.append(self._text[shift + np.arange(ends[-1])])
+        return Ids(np.concatenate(parts), _ends(lengths), self._hashes[rows])
+
+    @property
+    def _hashes(self) -> Integers:
+        """(rows,)"""
+        hashes = np.empty_like(self._sorted_hashes)
+        hashes[self._by_hash] = self._sorted_hashes
+        return hashes
+
+
+def _ends(lengths: Integers) -> Integers:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
