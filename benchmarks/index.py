@@ -29,7 +29,7 @@ from model.engine import Engine
 from model.note import Note
 from service.index.sealed import Sealed
 from service.index.segment import exact, swig
-from service.index.segmented import Job, SegmentedIndex
+from service.index.segmented import Job, SegmentedIndex, give_memory_back
 from service.interfaces import Filter, Found, StoredNote
 from service.settings import Settings
 
@@ -225,10 +225,12 @@ def main(notes: Path, rows: int) -> None:
     bases = base_vectors(notes)
     vectors, queries = enlarged(bases, rows, 1), enlarged(bases, QUERIES, 2)
     gc.collect()
+    give_memory_back()
     before = resident_mib()
     index = SegmentedIndex(DIMENSION)
     filled = fill(index, vectors)
     gc.collect()
+    give_memory_back()
     used, raw = resident_mib() - before, vectors.nbytes / 2**20
     search = partial(search_of, index)
     found = recall(index, vectors, np.arange(rows), queries, ANY)

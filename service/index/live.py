@@ -20,6 +20,7 @@ import structlog
 from model.note import Neighbour, Vocabulary
 from service.errors import IndexBehind, StoreUnavailable
 from service.index.hashtags import LiveHashtags
+from service.index.segmented import give_memory_back
 from service.interfaces import (
     ORIGIN,
     Clock,
@@ -181,6 +182,7 @@ class LiveIndex:
         while job := await self._run(self._writer, index.plan):
             await self._run(self._worker, job.run)
             await self._run(self._writer, partial(index.finish, job))
+            await self._run(self._worker, give_memory_back)
 
     async def _follow(self) -> None:
         """Until stopped: apply the log. A failure is told by status() and tried again; the loop lives."""

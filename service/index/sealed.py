@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import faiss
@@ -102,7 +103,7 @@ class Sealed(Segment):
             return _found(scores, rows)
         lists = int(self._index.nlist) if exhaustive else self._lists_for(k, matches / len(self))
         while True:
-            options = swig.SearchParametersIVF(sel=selector, nprobe=lists)
+            options = swig.SearchParametersIVF(sel=selector, nprobe=lists) if selector else _through(lists)
             scores, rows = _found(*self._index.search(query, k, params=options))
             if len(rows) == k or lists == self._index.nlist:
                 return scores, rows
@@ -201,6 +202,12 @@ def _lists_by_k(index: Any) -> dict[int, int]:
             lists = min(index.nlist, -(-lists * 5 // 4))
         found[k] = lists
     return found
+
+
+@lru_cache(maxsize=1024)
+def _through(lists: int) -> Any:
+    """To look through so many. Making one takes as long as a tenth of a search."""
+    return swig.SearchParametersIVF(nprobe=lists)
 
 
 def _found(scores: Vectors, rows: RowNumbers) -> tuple[Vectors, RowNumbers]:

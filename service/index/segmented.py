@@ -7,9 +7,12 @@ thread.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import faiss
 import numpy as np
 
 from service.index.columns import Codes, RowNumbers
@@ -42,6 +45,8 @@ class Job:
         return sum(len(source.rows) for source in self.sources)
 
     def run(self) -> None:
+        """With one core: the others are for whoever searches meanwhile."""
+        faiss.omp_set_num_threads(1)  # of this thread alone
         if self.rows:
             self.made = Sealed(self.sources, self.dimension)
 
@@ -152,6 +157,12 @@ class SegmentedIndex:
         for segment in segments:
             if (row := segment.row_of(note_id)) is not None:
                 segment.bury(row)
+
+
+def give_memory_back() -> None:
+    """What segments that are gone have left, to the system: the C library would keep it for later."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _best(segments: Sequence[Segment], parts: Sequence[tuple[Vectors, RowNumbers, int]], k: int) -> list[Hit]:
