@@ -11,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help serve test lint lock bench bench-engine quality tables openapi clean
+.PHONY: help serve test lint lock bench bench-engine bench-index quality tables openapi clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,6 +42,12 @@ bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlen
 bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (nine minutes, idle)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/clients.py
+	@$(MAKE) tables
+
+bench-index: .venv/.dev ## the index with a million rows: make bench-index DATA=folder with microlens50k/ (ten minutes, idle)
+	@test -n "$(DATA)" || { echo "name the data: make bench-index DATA=..."; exit 1; }
+	$(BIN)/python benchmarks/index.py $(DATA)/microlens50k/notes.jsonl.gz 100000
+	$(BIN)/python benchmarks/index.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	@$(MAKE) tables
 
 quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records
