@@ -257,7 +257,7 @@ def main(notes: Path, rows: int) -> None:
     told.append(row("memory", round(used), "MiB", against=against, reach="1.3x or less", held=used <= 1.3 * raw))
     del index, job
     told += churned(bases, min(rows, 50_000), queries)
-    write(f"index-{rows}", told)
+    write(f"index_{rows}", told)
 
 
 if __name__ == "__main__":

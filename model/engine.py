@@ -59,8 +59,8 @@ SETS_KEPT = 64
 """Closed sets of which is remembered what their names say alone."""
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
-CUDA_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""Of Linux, and of Linux inside of Windows."""
+CUDA_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
+"""Of Linux, of Linux inside of Windows, of Jetson, and AMD's; elsewhere NOTELLM_DEVICE says that there is a card."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,17 @@ from model.cache import BLOCKS
 from model.openvino_runtime import OpenVinoRuntime
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
-from model.weights import Parts, Progress, load_tokenizer, loading_errors, silent
+from model.weights import Parts, Progress, file_digest, load_tokenizer, loading_errors, silent
 
 VERSION = 3
 """Of the files: raise it when the graphs change."""
+
+
+def settings_digest(parts: Parts) -> str:
+    """Of what the graphs are made of beside the weights: the settings of the backbone, of its tokenizer and adapter."""
+    folders = [parts.weights, *([parts.adapter] if parts.adapter else [])]
+    files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    return hashlib.sha256(" ".join(file_digest(path) for path in files).encode()).hexdigest()
 
 
 def load(
@@ -30,7 +37,7 @@ def load(
         precision = "bfloat16" if bfloat16_pays("cpu") else "float32"
     parts = Parts.of(checkpoint, cache, progress)
     digest = parts.digest()
-    name = hashlib.sha256(f"{digest} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{digest} {settings_digest(parts)} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
     folder = cache / f"openvino-{precision}-{name}"
     if not folder.is_dir():
         from model.openvino_export import export  # imports PyTorch

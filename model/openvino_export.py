@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,11 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
     """
     model = NoteLLM.load(checkpoint, cache=cache, device=torch.device("cpu"), dtype=torch.float32, progress=progress)
     progress(f"Exporting {model.config.name} to OpenVINO (once, about 20 s)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise CheckpointError(f"the cache {folder.parent} cannot be written: {error}") from error
     try:
         layers, shapes = _layers(model)
         output = _output(model)
@@ -58,8 +61,12 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
         (unfinished / SHAPES).write_text(json.dumps(shapes))
         if model.projection is not None:
             np.save(unfinished / HEAD, model.projection.weight.detach().float().numpy())
-        with suppress(OSError):  # another process was first: its result is the same
-            os.rename(unfinished, folder)
+        os.rename(unfinished, folder)
+    except CheckpointError:
+        raise
+    except Exception as error:  # OpenVINO has no error of its own: whatever it meets, it raises
+        if not folder.is_dir():  # another process may have been first: its result is the same
+            raise CheckpointError(f"{model.config.name} cannot be exported to OpenVINO: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -102,11 +109,8 @@ def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
         raise CheckpointError(f"a window of {window} tokens is shorter than a note's prompt, which OpenVINO cannot run")
     example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5)}
     inputs = [(name, [-1], ov.Type.i64) for name in example]
-    try:
-        with using_attention(model, TRACED), _quiet(), torch.inference_mode():
-            graph = ov.convert_model(_Traced(model), example_input=example, input=inputs)
-    except Exception as error:  # the converter has none of its own: whatever it meets, it raises
-        raise CheckpointError(f"{model.config.name} cannot be exported to OpenVINO: {error}") from error
+    with using_attention(model, TRACED), _quiet(), torch.inference_mode():
+        graph = ov.convert_model(_Traced(model), example_input=example, input=inputs)
     _store_embedding_small(graph)
     shared = [_parameter(name, [-1], ov.Type.i32) for name in ("past_lens", "subsequence_begins")]
     shared += [_parameter(name, [-1], ov.Type.i32) for name in ("block_indices", "block_indices_begins")]

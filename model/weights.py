@@ -28,7 +28,7 @@ BACKBONE_FOLDER = "backbone"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
-GENERIC_TOKENIZER = PreTrainedTokenizerFast.__name__
+GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -156,7 +156,7 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Of a backbone's folder. Where tokenizer.json says all, as with the packaged model, PyTorch is not imported."""
     config = folder / "tokenizer_config.json"
-    if config.is_file() and json.loads(config.read_text("utf-8")).get("tokenizer_class") == GENERIC_TOKENIZER:
+    if config.is_file() and json.loads(config.read_text("utf-8")).get("tokenizer_class") in GENERIC_TOKENIZERS:
         generic: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
         return generic
     from transformers import AutoTokenizer

@@ -244,6 +244,9 @@ class VectorIndex(Protocol):
     def finish(self, job: Any) -> None:
         """Take in what a planned job made."""
 
+    def give_up(self, job: Any) -> None:
+        """It failed: plan whatever else is to be done before it is tried again."""
+
     def __len__(self) -> int:
         """Rows that can be found."""
 

@@ -19,7 +19,8 @@ RowNumbers = npt.NDArray[np.int64]
 
 
 class Codes:
-    """A number for each text, for as long as the index lives; -1 is none. Written by one thread, read by any."""
+    """A number for each text, for as long as the index lives, also when no row has it any more: some 100 bytes for each
+    author, category and hashtag that ever was. -1 is none. Written by one thread, read by any."""
 
     def __init__(self) -> None:
         self._of: dict[str | None, int] = {None: -1}

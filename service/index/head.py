@@ -16,6 +16,8 @@ from service.interfaces import StoredNote, Vector
 class Head(Segment):
     """Room for `capacity` rows of `dimension` numbers."""
 
+    grows = True
+
     def __init__(self, capacity: int, dimension: int, codes: Codes) -> None:
         super().__init__(Columns.empty(capacity), np.zeros(capacity, np.bool_))
         self.dead = 0
@@ -57,7 +59,7 @@ class Head(Segment):
         self._ids.append(stored.note.id)
         self._row_of[stored.note.id] = row
         if old is not None:
-            self._bury(old)
+            super().bury(old)
 
     def without_dead(self) -> Head:
         """Another one, with the rows that are alive."""
@@ -80,36 +82,37 @@ class Head(Segment):
         """What filters ask about it."""
         self.columns.describe(row, stored, self._codes)
         self._first_expiry = min(self._first_expiry, float(self.columns.expires[row]))
-        tags = self._codes.tags_of(stored)
-        for tag in self._tags[row] - tags:
-            self._rows_of_tag[tag].discard(row)
+        old, tags = self._tags[row], self._codes.tags_of(stored)
         for tag in tags:
             self._rows_of_tag[tag].add(row)
+        for tag in old - tags:
+            self._rows_of_tag[tag].discard(row)
         self._tags[row] = tags
 
     def bury(self, row: int) -> None:
+        """Its tags stay, for a search that has begun."""
         del self._row_of[self._ids[row]]
-        self._bury(row)
-
-    def _bury(self, row: int) -> None:
         super().bury(row)
-        for tag in self._tags[row]:
-            self._rows_of_tag[tag].discard(row)
-        self._tags[row] = frozenset()
 
     def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
         pairs = [(tag, row) for row, tags in enumerate(self._tags) for tag in tags]
         tags, rows = np.array(pairs, np.int64).reshape(-1, 2).T
         return tags.astype(np.int32), rows
 
-    def _tagged(self, tag: int) -> RowNumbers:
-        return np.array(list(self._rows_of_tag.get(tag, ())), np.int64)
+    def _tagged(self, tag: int, rows: int) -> Mask:
+        mask = np.zeros(len(self.alive), np.bool_)
+        mask[list(self._rows_of_tag.get(tag, ()))] = True
+        return mask[:rows]
 
     def _nearest(
         self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
     ) -> tuple[Vectors, RowNumbers]:
-        alive = self.alive[: len(self)]
-        if mask is None and not self.dead:
-            return exact(self._vectors[: len(alive)], np.arange(len(alive)), vector, k)
-        rows = np.flatnonzero(alive if mask is None else mask)
+        assert mask is not None
+        if matches == len(mask):
+            return exact(self._vectors[:matches], np.arange(matches), vector, k)
+        rows = np.flatnonzero(mask)
         return exact(self._vectors[rows], rows, vector, k)
+
+    def _alive_now(self) -> Mask:
+        alive = self.alive.copy()  # before the length is read: a row comes before the tombstone of what it replaces
+        return alive[: len(self)]

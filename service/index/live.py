@@ -8,13 +8,16 @@ position that the store gave. The index starts as a scan of the store; what the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import structlog
 
 from model.note import Neighbour, Vocabulary
@@ -81,12 +84,12 @@ class LiveIndex:
         self._hashtags = LiveHashtags(make_vocabulary())
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
         self._searchers = ThreadPoolExecutor(SEARCHING_THREADS, thread_name_prefix="index-search")
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="index-work")
         self._position = ORIGIN
         self._other_space: set[str] = set()
         self._moved = asyncio.Condition()
         self._detail = "not built yet"
         self._built = False
+        self._rebuilding = False
         self._ready = False
         self._stopped = False
         self._written = asyncio.Event()
@@ -125,7 +128,7 @@ class LiveIndex:
             while not task.done():  # the Redis client may swallow a cancellation
                 task.cancel()
                 await asyncio.wait([task], timeout=0.1)
-        for threads in (self._writer, self._searchers, self._worker):
+        for threads in (self._writer, self._searchers):
             threads.shutdown()
 
     async def search(self, vector: Vector, k: int, where: Filter) -> Found:
@@ -169,20 +172,26 @@ class LiveIndex:
         return await asyncio.get_running_loop().run_in_executor(threads, call)
 
     async def _maintain(self) -> None:
-        """Until stopped: seal and merge what was written. A failure costs speed and memory, no answer."""
+        """Until stopped: seal and merge what was written. While an index is built anew the old one is left as it is."""
         while not self._stopped:
             self._written.clear()
-            try:
-                await self._do_jobs(self._index)
-            except Exception:
-                log.exception("index_job_failed", detail="tried again after the next write")
-            await self._written.wait()
+            if self._rebuilding or not await self._do_job(self._index):
+                await self._written.wait()
 
-    async def _do_jobs(self, index: VectorIndex) -> None:
-        while job := await self._run(self._writer, index.plan):
-            await self._run(self._worker, job.run)
+    async def _do_job(self, index: VectorIndex) -> bool:
+        """Whether there was one. A failure costs speed and memory, no answer."""
+        job = await self._run(self._writer, index.plan)
+        if job is None:
+            return False
+        try:
+            await in_daemon(job.run)
             await self._run(self._writer, partial(index.finish, job))
-            await self._run(self._worker, give_memory_back)
+        except Exception:
+            log.exception("index_job_failed", detail="tried again after the next write")
+            await self._run(self._writer, partial(index.give_up, job))
+        del job  # or it would hold the old segments' memory
+        await asyncio.to_thread(give_memory_back)
+        return True
 
     async def _follow(self) -> None:
         """Until stopped: apply the log. A failure is told by status() and tried again; the loop lives."""
@@ -211,7 +220,10 @@ class LiveIndex:
         elif entries:
             await self._apply(entries)
         now = self._clock()
-        await self._run(self._writer, lambda: self._hashtags.remove(self._index.expire(now)))
+        expired = await self._run(self._writer, partial(self._index.expire, now))
+        if expired:
+            await self._run(self._writer, partial(self._hashtags.remove, expired))
+            self._written.set()
 
     async def _apply(self, entries: Sequence[LogEntry]) -> None:
         last = {entry.id: entry for entry in entries}
@@ -227,10 +239,16 @@ class LiveIndex:
         position = (await self._store.log_bounds()).last
         index, hashtags = self._make_index(), LiveHashtags(self._make_vocabulary())
         self._other_space = set()
-        async for notes in self._store.scan():
-            await self._run(self._writer, partial(self._take, index, hashtags, notes, gone=()))
-            await self._do_jobs(index)
-        self._index, self._hashtags, self._built = index, hashtags, True
+        self._rebuilding = True
+        try:
+            async for notes in self._store.scan():
+                await self._run(self._writer, partial(self._take, index, hashtags, notes, gone=()))
+                while await self._do_job(index):
+                    pass
+            self._index, self._hashtags, self._built = index, hashtags, True
+        finally:
+            self._rebuilding = False
+            self._written.set()
         self._ready, self._detail = True, "built from the store"
         await self._move(position)
         log.info("index_built", vectors=len(index), other_space=len(self._other_space), position=position)
@@ -242,7 +260,11 @@ class LiveIndex:
         notes: Sequence[StoredNote],
         gone: Sequence[str] | set[str],
     ) -> None:
-        ours = [note for note in notes if note.space == self._space]
+        broken = [note.note.id for note in notes if note.vector is None or not np.isfinite(note.vector).all()]
+        if broken:
+            log.error("vectors_not_finite", ids=broken[:10], detail="these notes cannot be found")
+        ours = [note for note in notes if note.space == self._space and note.note.id not in broken]
+        gone = [*gone, *broken]
         others = {note.note.id for note in notes if note.space != self._space}
         index.upsert(ours)
         index.remove([*gone, *others])
@@ -254,3 +276,29 @@ class LiveIndex:
         async with self._moved:
             self._position = position
             self._moved.notify_all()
+
+
+async def in_daemon(call: Callable[[], None]) -> None:
+    """In a thread of its own, for which a process that ends does not wait: a merge is long, and can be done again."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if done.done():  # nobody waits any more
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            call()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=run, name="index-work", daemon=True).start()
+    await done

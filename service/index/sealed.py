@@ -33,6 +33,8 @@ TRIED_QUERIES = 128
 TRIED_K = (10, 100)
 EXACT_MATCHES = 2048
 """So few that pass a filter are compared one by one."""
+FEW_TAGGED, MASKS_KEPT = 0.005, 16
+"""A tag that a larger share of the rows has is kept as a mask, so many of them."""
 CHUNK = 16384
 """Rows that are copied at a time."""
 
@@ -86,8 +88,11 @@ class Sealed(Segment):
     def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
         return self._tags.pairs()
 
-    def _tagged(self, tag: int) -> RowNumbers:
-        return self._tags.rows(tag)
+    def _tagged(self, tag: int, rows: int) -> Mask:
+        return self._tags.mask(tag)
+
+    def _alive_now(self) -> Mask:
+        return self.alive.copy()
 
     def _nearest(
         self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
@@ -135,12 +140,24 @@ class Tags:
         self._codes, counts = np.unique(every, return_counts=True)
         self._ends = np.cumsum([0, *counts.tolist()])
         self._rows = np.concatenate(rows)[order].astype(np.int32)
+        self._count = first
+        self._masks: dict[int, Mask] = {}
+        """Of the tags that were asked for and that many rows have: to make one takes longer than a search."""
 
-    def rows(self, tag: int) -> RowNumbers:
+    def mask(self, tag: int) -> Mask:
+        """(N,): which rows have it. Not to be written to."""
+        if (kept := self._masks.get(tag)) is not None:
+            return kept
+        mask = np.zeros(self._count, np.bool_)
         at = int(np.searchsorted(self._codes, tag))
-        if at == len(self._codes) or self._codes[at] != tag:
-            return np.zeros(0, np.int64)
-        return self._rows[self._ends[at] : self._ends[at + 1]].astype(np.int64)
+        if at < len(self._codes) and self._codes[at] == tag:
+            rows = self._rows[self._ends[at] : self._ends[at + 1]]
+            mask[rows] = True
+            if len(rows) > FEW_TAGGED * self._count:
+                if len(self._masks) >= MASKS_KEPT:
+                    self._masks.clear()
+                self._masks[tag] = mask
+        return mask
 
     def pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
         return np.repeat(self._codes, np.diff(self._ends)), self._rows.astype(np.int64)

@@ -7,6 +7,7 @@ runs meanwhile sees the row or does not, and never half of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import reduce
 from typing import Any
 
 import faiss
@@ -25,6 +26,9 @@ NOTHING = np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 class Segment(ABC):
     """`alive` (rows,): which are no tombstones. Row numbers are of this segment alone."""
+
+    grows = False
+    """Whether rows may come while it is searched."""
 
     def __init__(self, columns: Columns, alive: Mask) -> None:
         self.columns = columns
@@ -56,7 +60,8 @@ class Segment(ABC):
         """Every code of a tag with a row that has it."""
 
     @abstractmethod
-    def _tagged(self, tag: int) -> RowNumbers: ...
+    def _tagged(self, tag: int, rows: int) -> Mask:
+        """Which of the first `rows` rows have it."""
 
     @abstractmethod
     def _nearest(
@@ -65,15 +70,22 @@ class Segment(ABC):
         """Scores and rows of the `k` nearest among the `matches` rows of `mask` (None: all that are alive), of which
         there are as many, the best first. `exhaustive`: all are compared."""
 
+    @abstractmethod
+    def _alive_now(self) -> Mask:
+        """Which rows are alive, of those that there are at this moment: a copy, which nobody changes."""
+
     @property
     def living(self) -> int:
-        return len(self) - self.dead
+        dead = self.dead  # read first: rows come before the tombstones of what they replace
+        return len(self) - dead
 
     def find(self, vector: Vector, k: int, asked: Asked, now: float) -> tuple[Vectors, RowNumbers, int]:
         """Scores and rows of the `k` nearest that may be found, best first, and how many may be found."""
         mask = self._mask(asked, now)
         matches = self.living if mask is None else int(np.count_nonzero(mask))
-        left_out = [row for row in map(self.row_of, asked.exclude) if row is not None and (mask is None or mask[row])]
+        rows_left_out = [row for row in map(self.row_of, asked.exclude) if row is not None]
+        # A row that came after the mask was made is not in it.
+        left_out = [row for row in rows_left_out if mask is None or (row < len(mask) and mask[row])]
         left = max(0, matches - len(left_out))
         wanted = min(k, left)
         if wanted < 1:
@@ -102,22 +114,18 @@ class Segment(ABC):
         return ids
 
     def _mask(self, asked: Asked, now: float) -> Mask | None:
-        """The rows that may be found, whatever is excluded; None when that is all that are alive."""
+        """The rows that may be found, whatever is excluded; None when these are all that are alive, and none come."""
         expiring = now >= self._first_expiry
-        if not asked.narrows and not expiring:
+        if not asked.narrows and not expiring and not self.grows:
             return None
-        rows = len(self)
-        mask = self.alive[:rows].copy()
+        mask = self._alive_now()
+        rows = len(mask)
         columns = self.columns[:rows]
         columns.narrow(mask, asked)
         if expiring:
             mask &= columns.expires > now
         if asked.tags:
-            wanted = np.zeros_like(mask)
-            for tag in asked.tags:
-                tagged = self._tagged(tag)
-                wanted[tagged[tagged < rows]] = True
-            mask &= wanted
+            mask &= reduce(np.logical_or, [self._tagged(tag, rows) for tag in asked.tags])
         return mask
 
 

@@ -60,6 +60,8 @@ class SegmentedIndex:
         self._codes = Codes()
         self._segments: tuple[Segment, ...] = (self._new_head(),)
         """Oldest first; the last one is the head."""
+        self._given_up: list[Segment] = []
+        """Of jobs that failed: the others go first."""
 
     def __len__(self) -> int:
         return sum(segment.living for segment in self._segments)
@@ -105,32 +107,42 @@ class SegmentedIndex:
 
     def vector(self, note_id: str) -> Vector | None:
         """See VectorIndex."""
-        for segment in reversed(self._segments):
-            if (row := segment.row_of(note_id)) is not None:
-                vector: Vector = segment.vectors(np.array([row]))[0]
-                return vector
-        return None
+        while True:
+            segments = self._segments
+            for segment in segments:
+                if (row := segment.row_of(note_id)) is not None:
+                    vector: Vector = segment.vectors(np.array([row]))[0]
+                    return vector
+            if segments is self._segments:
+                return None
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
         """See VectorIndex. Older segments are searched first, so that of a note which is replaced meanwhile the new row
-        is found, the old one, or both; with both it is searched again."""
+        is found, the old one, or both. With both, or when one came that is to be left out, it is searched again."""
         asked = self._codes.asked(where)
         while True:
             segments = self._segments
             parts = [segment.find(vector, k, asked, now) for segment in segments]
             hits = _best(segments, parts, k)
-            if segments is self._segments and len({hit.id for hit in hits}) == len(hits):
+            ids = {hit.id for hit in hits}
+            if segments is self._segments and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
                 return Found(hits, sum(matches for _, _, matches in parts))
 
     def plan(self) -> Job | None:
         """See VectorIndex."""
-        sealed = [segment for segment in self._segments if isinstance(segment, Sealed)]
-        heads = [segment for segment in self._segments[:-1] if isinstance(segment, Head)]
-        worn: list[Sequence[Segment]] = [[s] for s in self._segments[:-1] if s.dead > DEAD_SHARE * len(s)]
+        full = [segment for segment in self._segments[:-1] if segment not in self._given_up]
+        sealed = [segment for segment in full if isinstance(segment, Sealed)]
+        heads = [segment for segment in full if isinstance(segment, Head)]
+        worn: list[Sequence[Segment]] = [[s] for s in full if s.dead > DEAD_SHARE * len(s)]
         groups: list[Sequence[Segment]] = [heads, *_of_one_size(sealed, self._head_rows * MERGED_AT)]
         for chosen in (*worn, *(group for group in groups if len(group) >= MERGED_AT)):
             return Job.of(chosen, self._dimension)
+        self._given_up.clear()
         return None
+
+    def give_up(self, job: Job) -> None:
+        """See VectorIndex."""
+        self._given_up += [source.segment for source in job.sources]
 
     def finish(self, job: Job) -> None:
         """See VectorIndex. What was removed since the plan is removed from what was made."""

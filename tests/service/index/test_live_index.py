@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,25 @@ async def test_a_job_that_fails_costs_no_answer_and_is_tried_again(
         await index.wait_for(await put(embedded_store, *notes(1, 20)), WAIT)
         await eventually(lambda: index.status().segments < 8)
         assert await found(index) == ids(notes(21))
+
+
+async def test_a_vector_that_is_none_is_left_out_and_the_rest_is_found(
+    embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    broken = replace(stored_note("broken"), vector=np.full(stored_note().vector.shape, np.nan, np.float32))
+    await live_index.wait_for(await put(embedded_store, broken, *notes(2)), WAIT)
+    assert await found(live_index) == {"n0", "n1"}
+
+
+async def test_what_expires_is_squeezed_out_although_nothing_is_written(
+    embedded_store: GatedStore, clock: Clock
+) -> None:
+    async with following(embedded_store, clock, head_rows=2) as index:
+        passing = [stored_note(f"p{n}", expires_at=clock() + 1000) for n in range(40)]
+        await index.wait_for(await put(embedded_store, *passing, *notes(3)), WAIT)
+        await eventually(lambda: index.status().segments < 8)
+        clock.offset += 2000
+        await eventually(lambda: index.status().vectors == 3 and index.status().tombstones <= 2)
 
 
 async def test_the_nearest_notes_with_hashtags_are_found_among_many_without(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -118,7 +119,25 @@ def test_a_segment_without_a_living_row_goes() -> None:
     assert (index.segments, index.tombstones, found_ids(index)) == (1, 0, {f"n{4 * MERGED_AT}"})
 
 
-def test_a_job_that_is_given_up_changes_nothing() -> None:
+def test_of_two_jobs_one_that_fails_does_not_hold_up_the_other() -> None:
+    index = SegmentedIndex(DIMENSION, head_rows=8)
+    index.upsert(rows(8 * MERGED_AT + 1))
+    do_jobs(index)
+    index.remove([f"n{n}" for n in range(8 * MERGED_AT // 2)])
+    index.upsert(rows(8 * MERGED_AT, first=1000))
+    first = index.plan()
+    assert first is not None
+    index.give_up(first)
+    second = index.plan()
+    assert second is not None
+    assert {id(source.segment) for source in second.sources}.isdisjoint(id(s.segment) for s in first.sources)
+    second.run()
+    index.finish(second)
+    assert index.plan() is None
+    assert index.plan() is not None, "the first one is tried again"
+
+
+def test_a_job_whose_result_nobody_takes_changes_nothing() -> None:
     index = SegmentedIndex(DIMENSION, head_rows=4)
     index.upsert(rows(4 * MERGED_AT + 1))
     job = index.plan()
@@ -204,19 +223,32 @@ def test_what_expires_costs_later_searches_nothing(sealed: SegmentedIndex) -> No
     assert "n3" not in found_ids(index, now=0.0)
 
 
-def test_searches_beside_writes_and_merges_miss_nothing_that_stays() -> None:
+@pytest.fixture
+def threads_take_turns_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("threads_take_turns_often")
+@pytest.mark.parametrize("where", [ANY, Filter(hashtags=("stays",)), Filter(exclude=frozenset({"stay7", "go7"}))])
+def test_searches_beside_writes_and_merges_miss_nothing_that_stays(where: Filter) -> None:
     """Notes that stay or are replaced are always found; one that is removed for good is not found after that."""
     index = SegmentedIndex(DIMENSION, head_rows=16)
-    stay = [row(f"stay{n}", n) for n in range(60)]
+    stay = [row(f"stay{n}", n, hashtags=("stays",)) for n in range(60)]
     index.upsert(stay)
-    wanted = {note.note.id for note in stay}
+    wanted = {note.note.id for note in stay} - where.exclude
     stop, gone, faults = threading.Event(), set[str](), list[str]()
     searched = [0, 0]
 
     def search(thread: int) -> None:
         while not stop.is_set():
             before = set(gone)
-            found = [hit.id for hit in index.search(direction(thread), 10_000, ANY, 0.0).hits]
+            found = [hit.id for hit in index.search(direction(thread), 10_000, where, 0.0).hits]
+            faults.extend(f"{hit} was left out" for hit in where.exclude.intersection(found))
+            if index.vector("stay7") is None:
+                faults.append("a vector is missing")
             if len(found) != len(set(found)):
                 faults.append("a note is found twice")
             faults.extend(f"{missing} is missing" for missing in wanted.difference(found))
@@ -228,7 +260,7 @@ def test_searches_beside_writes_and_merges_miss_nothing_that_stays() -> None:
         thread.start()
     turn = 0
     while min(searched) < 40 or turn < 300:
-        index.upsert([row(f"stay{turn % 60}", turn), row(f"go{turn}", turn)])
+        index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays",)), row(f"go{turn}", turn, hashtags=("goes",))])
         index.remove([f"go{turn - 5}"])
         if turn >= 5:
             gone.add(f"go{turn - 5}")
