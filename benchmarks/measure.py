@@ -146,7 +146,7 @@ def measure(data: Path, name: str) -> None:
 def train(data: Path, recipe: str, change: Sequence[str] = ()) -> Path:
     """The folder of a finished run of the recipe, with the pairs and the teachers that it needs."""
     # The folder's name is the encoder's in its record.
-    folder = RUNS / (",".join(change) or "as-it-is") / recipe
+    folder = RUNS / (",".join(change).replace("/", "-") or "as-it-is") / recipe
     if (folder / "done").exists():
         return folder
     for entry in tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))["data"]:
