@@ -61,9 +61,7 @@ class Running:
     def resident_mib(self, peak: bool = False) -> int:
         """Memory of the service's process."""
         assert self._process is not None
-        field = "VmHWM" if peak else "VmRSS"
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split(f"{field}:")[1].split()[0]) // 1024
+        return resident_mib(self._process.pid, peak)
 
     def redis_pid(self) -> int:
         """Of the embedded server, as it says itself."""
@@ -71,3 +69,10 @@ class Running:
             connection.connect(str(self.folder / "data" / "redis.sock"))
             connection.sendall(b"INFO server\r\n")
             return int(connection.recv(65536).decode().split("process_id:")[1].split()[0])
+
+
+def resident_mib(pid: int, peak: bool = False) -> int:
+    """Memory of a process."""
+    field = "VmHWM" if peak else "VmRSS"
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) // 1024

@@ -260,9 +260,9 @@ class LiveIndex:
         notes: Sequence[StoredNote],
         gone: Sequence[str] | set[str],
     ) -> None:
-        broken = [note.note.id for note in notes if note.vector is None or not np.isfinite(note.vector).all()]
+        broken = {note.note.id for note in notes if note.vector is None or not np.isfinite(note.vector).all()}
         if broken:
-            log.error("vectors_not_finite", ids=broken[:10], detail="these notes cannot be found")
+            log.error("vectors_not_finite", ids=sorted(broken)[:10], detail="these notes cannot be found")
         ours = [note for note in notes if note.space == self._space and note.note.id not in broken]
         gone = [*gone, *broken]
         others = {note.note.id for note in notes if note.space != self._space}

@@ -25,6 +25,7 @@ from tests.service.index.test_vector_index import (
     Model,
     check,
     direction,
+    do_jobs,
     found_ids,
     row,
     rows,
@@ -32,15 +33,6 @@ from tests.service.index.test_vector_index import (
 
 SEALED_ROWS = 6000
 CLUSTERS = 40
-
-
-def do_jobs(index: SegmentedIndex) -> int:
-    done = 0
-    while job := index.plan():
-        job.run()
-        index.finish(job)
-        done += 1
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +206,7 @@ def test_from_an_inverted_file_a_row_goes_at_once(sealed: SegmentedIndex) -> Non
     assert sealed.search(vector, 1, ANY, 0.0).hits[0].id == "c40"
 
 
-def test_what_expires_costs_later_searches_nothing(sealed: SegmentedIndex) -> None:
+def test_what_expires_costs_later_searches_nothing() -> None:
     index = SegmentedIndex(DIMENSION, head_rows=4)
     index.upsert([row(f"n{n}", n, expires_at=10.0 if n == 3 else None) for n in range(4 * MERGED_AT + 1)])
     do_jobs(index)

@@ -26,21 +26,26 @@ class Maintained(SegmentedIndex):
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
         super().upsert(notes)
-        self._do_jobs()
+        do_jobs(self)
 
     def remove(self, ids: Sequence[str]) -> None:
         super().remove(ids)
-        self._do_jobs()
+        do_jobs(self)
 
     def expire(self, now: float) -> list[str]:
         expired = super().expire(now)
-        self._do_jobs()
+        do_jobs(self)
         return expired
 
-    def _do_jobs(self) -> None:
-        while job := self.plan():
-            job.run()
-            self.finish(job)
+
+def do_jobs(index: SegmentedIndex) -> int:
+    """All that are planned; how many these were."""
+    done = 0
+    while job := index.plan():
+        job.run()
+        index.finish(job)
+        done += 1
+    return done
 
 
 BACKENDS: dict[str, MakeIndex] = {
