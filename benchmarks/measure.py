@@ -28,14 +28,20 @@ from report import ROOT
 from safetensors.torch import load_file, save_file
 
 from model.config import PACKAGED_BACKBONE
+from model.protocol import NOTES_FILE
 from model.train import BEST
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
+from service.samples import SAMPLES
 
 RUNS = ROOT / "runs"
 PAIRS = RUNS / "pairs"
 RECIPES = ROOT / "model" / "recipes"
 SHIP = "ship"
-ROUNDED = "- The adapter was rounded to bfloat16 after the run, which halves the file, and calibrated."
+DIMENSION = 128
+AFTERWARDS = (
+    "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
+    "whiten`), and the probabilities of categories calibrated (`notellm calibrate`)."
+)
 START, START_COMMIT = "NOTELLM_START", "39aebd4"
 """What the shipped recipe starts from: the checkpoint that shipped with that commit."""
 PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
@@ -58,6 +64,7 @@ class Measured:
 
 
 TEST = ("--split", "test")
+WRITTEN = ("--part", "categories", "--part", "hashtags")
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 POLICIES = ("--split", "validation", "--part", "hashtags", "--most-notes", "1000")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
@@ -112,8 +119,12 @@ RECORDED: Mapping[str, Measured] = {
         for data in (MICROLENS, MOVIELENS)
     },
     **{
-        f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT), options=TEST)
+        f"notellm-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT), options=(*TEST, *WRITTEN))
         for data in (MICROLENS, MOVIELENS, KUAIREC)
+    },
+    **{
+        f"notellm-related-{data}-seed0": Measured(data, str(SHIPPED_CHECKPOINT), options=(*TEST, "--part", "related"))
+        for data in (MICROLENS, MOVIELENS)
     },
     "notellm-copied-microlens50k": Measured(MICROLENS, str(SHIPPED_CHECKPOINT), options=COPIED),
     "notellm-grounded-microlens50k": Measured(
@@ -162,12 +173,16 @@ def train(data: Path, recipe: str, change: Sequence[str] = ()) -> Path:
 
 
 def ship(data: Path) -> None:
-    """Train the shipped recipe, put its best checkpoint where `make serve` finds it, in bfloat16, and calibrate it."""
+    """Train the shipped recipe, and put its best checkpoint where `make serve` finds it, in bfloat16, whitened by
+    training notes of all its data, and calibrated."""
     shutil.copytree(train(data, SHIPPED_CHECKPOINT.name) / BEST, SHIPPED_CHECKPOINT, dirs_exist_ok=True)
     adapter = SHIPPED_CHECKPOINT / ADAPTER_FOLDER / ADAPTER_FILE
     save_file({name: weight.bfloat16() for name, weight in load_file(adapter).items()}, adapter, {"format": "pt"})
     card = SHIPPED_CHECKPOINT / "README.md"
-    card.write_text(card.read_text("utf-8").replace("\n\n## Terms", f"\n{ROUNDED}\n\n## Terms"), "utf-8")
+    text = card.read_text("utf-8").replace("\n\n## Terms", f"\n{AFTERWARDS}\n\n## Terms")
+    card.write_text(re.sub(r"dimension \d+", f"dimension {DIMENSION}", text), "utf-8")
+    of_all = [part for name in (MICROLENS, MOVIELENS, KUAIREC) for part in ("--notes", data / name / NOTES_FILE)]
+    notellm("whiten", "--checkpoint", SHIPPED_CHECKPOINT, *of_all, "--notes", SAMPLES, "--dimension", f"{DIMENSION}")
     notellm("calibrate", "--checkpoint", SHIPPED_CHECKPOINT, "--data", data / MOVIELENS, "--data", data / KUAIREC,
             "--most-notes", "100")  # fmt: skip
 

@@ -29,7 +29,7 @@ CACHE = Path("~/.cache/notellm").expanduser()
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train, train_encoder, embed, calibrate, evaluate):
+    for command in (pairs, train, train_encoder, embed, whiten, calibrate, evaluate):
         app.command()(command)
 
 
@@ -144,6 +144,28 @@ def embed(
         say(f"Reading {len(chosen):,} notes")
         out_file.parent.mkdir(parents=True, exist_ok=True)
         write_vectors(out_file, [note.id for note in chosen], system.embed(chosen))
+
+
+def whiten(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose projection is changed.")],
+    notes: Annotated[list[Path], typer.Option(help="JSONL with id, title, content, hashtags; one file a data set.")],
+    dimension: Annotated[int, typer.Option(help="Of its vectors afterwards.", min=1)] = 128,
+    most_notes: Annotated[int, typer.Option(help="Training notes that are read of each, drawn at random.")] = 2000,
+    cache: Cache = CACHE,
+) -> None:
+    """Take out of a checkpoint's vectors what all of them share, and cut them to what tells notes apart."""
+    from model.config import CheckpointError
+    from model.dataset import DatasetError, read_notes
+    from model.engine import Engine
+    from model.evaluate import notes_of_split
+    from model.whiten import whiten as change
+
+    with ended_by(CheckpointError, DatasetError, ValueError, FileNotFoundError):
+        chosen = [notes_of_split(read_notes(path), "train", most_notes) for path in notes]
+        engine = Engine.load(str(checkpoint), cache=cache, progress=say)
+        say(f"Reading {sum(map(len, chosen)):,} notes")
+        change(checkpoint, [engine.embed(of) for of in chosen], dimension)
+    show({"dimension": dimension}, False)
 
 
 def calibrate(

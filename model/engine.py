@@ -31,6 +31,7 @@ from model.note import (
     CategoriesTooLong,
     CategoryProbability,
     Hashtag,
+    Near,
     Note,
     Reading,
     Usage,
@@ -51,7 +52,7 @@ BEAMS_PER_HASHTAG = 2
 """Beginnings that are followed at a time, for each hashtag asked for."""
 STEP_TOKENS = 4096
 """Of one forward, beside single steps: what begins later waits for the next."""
-NAME_COSINE_WEIGHT = 32.0
+NAME_COSINE_WEIGHT = 16.0
 """Of the cosine between a note and a category's name, beside log probabilities (decision 8)."""
 NAME_TOKENS = 1024
 """About so many are spent on what a closed set's names say alone, once for each set; four names are read at least."""
@@ -75,6 +76,7 @@ class Prepared:
     wanted: Wanted
     hashtag_prompt: tuple[int, ...] = ()
     allowed: Allowed = field(default_factory=Allowed)
+    note: Note = field(default_factory=Note)
 
     @property
     def tokens(self) -> int:
@@ -232,7 +234,7 @@ class Engine:
         if not wanted.hashtags:
             return Prepared(ids, wanted)
         again = () if self.prompt.one_prefill else tuple(self.prompt.note(note, wanted.hashtags))
-        return Prepared(ids, wanted, again, Allowed.of(note, wanted.blocked))
+        return Prepared(ids, wanted, again, Allowed.of(note, wanted.blocked), note)
 
     def vocabulary(self) -> Vocabulary:
         """An empty one, of this model's tokens."""
@@ -373,7 +375,8 @@ class Engine:
                 table.cut(len(prepared.ids) + len(task))
                 base = table if here else again
                 reading = replace(reading, first_token_seconds=time.perf_counter() - started)
-                near = carried(wanted.nearest(reading.vector, NEIGHBOURS), prepared.allowed) if wanted.nearest else {}
+                around = wanted.nearest(prepared.note, reading.vector, NEIGHBOURS) if wanted.nearest else Near()
+                near = carried(around, prepared.allowed)
                 probabilities: dict[str, float] = {}
                 if not near:
                     search.settled = wanted.settled

@@ -29,10 +29,11 @@ from model.metrics import (
     rouge,
     target_ranks,
 )
-from model.note import HashtagPolicy, Neighbour, Note, Wanted, hashtag_key
+from model.note import HashtagPolicy, Near, Neighbour, Note, Wanted, hashtag_key
 from model.pairs import Pair, Split, split_of
 from model.protocol import COLD_ALL, COLD_COLD
 from model.weights import Progress, silent
+from model.words import WordIndex
 
 Floats = npt.NDArray[np.floating[Any]]
 Scorer = Callable[[npt.NDArray[np.int64]], Floats]
@@ -229,12 +230,16 @@ class EngineSystem:
             return Wanted(count, known=vocabulary)
         if self.policy == "open":
             return Wanted(count)
-        vectors = self._engine.embed(self._known)
+        known, vectors = {note.id: note.hashtags for note in self._known}, self._engine.embed(self._known)
+        words = WordIndex()
+        for note in self._known:
+            words.add(note)
 
-        def nearest(vector: npt.NDArray[np.float32], count: int) -> list[Neighbour]:
+        def nearest(note: Note, vector: npt.NDArray[np.float32], count: int) -> Near:
             scores = vectors @ vector
             best = np.argsort(-scores, kind="stable")[:count]
-            return [Neighbour(self._known[i].id, float(scores[i]), self._known[i].hashtags) for i in best]
+            by_vector = [Neighbour(self._known[i].id, float(scores[i]), self._known[i].hashtags) for i in best]
+            return Near(by_vector, [Neighbour(i, score, known[i]) for i, score in words.nearest(note, count)])
 
         return Wanted(count, nearest=nearest)
 

@@ -8,17 +8,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from model.note import Hashtag, Neighbour, Note, hashtag_key
+from model.note import Hashtag, Near, Note, hashtag_key
 
 NEIGHBOURS = 50
-"""Nearest notes with hashtags that are looked at."""
+"""Notes with hashtags that are looked at: so many by the vector, and so many by the words."""
 MOST_CARRIED = 40
 """Of their hashtags, the heaviest, whose probability the model is asked for."""
-NEIGHBOUR_SPREAD = 0.03
+NEIGHBOUR_SPREAD = 0.06
 """Difference of two cosines by which the nearer note weighs e times as much."""
-UNCARRIED = 0.03
+WORDS_SHARE = 0.6
+"""Of the weight of all near notes, that of those that are near by their words."""
+UNCARRIED = 0.02
 """Added to the share of the neighbours that carry a hashtag, so that one that none carries can be told."""
-WRITTEN_WEIGHT = 0.3
+WRITTEN_WEIGHT = 0.1
 """Of log p that the model writes it, beside the log of that share. All of these: docs/decisions/0010-hashtags.md."""
 NEIGHBOURS_NAMED = 5
 """Of those that carry a hashtag, the nearest."""
@@ -74,20 +76,36 @@ class Carried:
     notes: list[str] = field(default_factory=list)
 
 
-def carried(neighbours: Sequence[Neighbour], allowed: Allowed) -> dict[str, Carried]:
-    """By `listed_key`, the heaviest MOST_CARRIED first."""
-    if not neighbours:
-        return {}
-    nearest = max(neighbour.score for neighbour in neighbours)
-    weights = [math.exp((neighbour.score - nearest) / NEIGHBOUR_SPREAD) for neighbour in neighbours]
+def carried(near: Near, allowed: Allowed) -> dict[str, Carried]:
+    """By `listed_key`, the heaviest MOST_CARRIED first; a hashtag weighs as much as the notes that carry it."""
+    notes = {of.id: of for of in (*near.by_words, *near.by_vector)}
+    weights = weighed(near)
     found: dict[str, Carried] = {}
-    for neighbour, weight in zip(neighbours, weights, strict=True):
-        for key, text in {listed_key(text): text for text in neighbour.hashtags if allowed(text)}.items():
+    for note_id in sorted(weights, key=lambda note_id: (-weights[note_id], note_id)):
+        for key, text in {listed_key(text): text for text in notes[note_id].hashtags if allowed(text)}.items():
             of = found.setdefault(key, Carried(text))
-            of.weight += weight / sum(weights)
-            of.notes.append(neighbour.id)
+            of.weight += weights[note_id]
+            of.notes.append(note_id)
     heaviest = sorted(found, key=lambda key: (-found[key].weight, key))[:MOST_CARRIED]
     return {key: found[key] for key in heaviest}
+
+
+def weighed(near: Near) -> dict[str, float]:
+    """By id. All together weigh 1, those by words WORDS_SHARE of it, where both ways find something.
+
+    By its vector a note weighs exp(cosine / NEIGHBOUR_SPREAD), by its words score^2, each divided by their sum.
+    """
+    top = max((of.score for of in near.by_vector), default=0.0)
+    ways = (
+        ({of.id: math.exp((of.score - top) / NEIGHBOUR_SPREAD) for of in near.by_vector}, 1 - WORDS_SHARE),
+        ({of.id: of.score**2 for of in near.by_words}, WORDS_SHARE),
+    )
+    found = [(some, share) for some, share in ways if some]
+    weights: dict[str, float] = defaultdict(float)
+    for some, share in found:
+        for note_id, weight in some.items():
+            weights[note_id] += share * weight / sum(some.values()) / sum(share for _, share in found)
+    return weights
 
 
 def grounded(

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Nearest = Callable[[npt.NDArray[np.float32], int], Sequence["Neighbour"]]
-    """(vector, count): so many notes with hashtags of their author, the nearest first."""
+    Nearest = Callable[["Note", npt.NDArray[np.float32], int], "Near"]
+    """(note, its vector, count): stored notes with hashtags of their author, so many in each way; never the note
+    itself."""
 
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; a longer one is cut by `normalise_hashtag`."""
@@ -59,11 +60,33 @@ class Hashtag:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A stored note, its author's hashtags, and the cosine of its vector with that of the note being read."""
+    """A stored note, its author's hashtags, and how near it is to the one being read."""
 
     id: str
     score: float
     hashtags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Stored notes, the nearest first. `by_vector`: scores are cosines of vectors; `by_words`: those of Words."""
+
+    by_vector: Sequence[Neighbour] = ()
+    by_words: Sequence[Neighbour] = ()
+
+
+class Words(Protocol):
+    """Notes that come and go, found by the words that they share. Thread-safe."""
+
+    def add(self, note: Note) -> None:
+        """Or replace the one of the same id."""
+
+    def remove(self, note_id: str) -> None:
+        """An unknown id is ignored."""
+
+    def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
+        """Ids and scores, in (0, 1], of the `count` notes that share the most words with `note`, best first, ties by
+        id; never the one of its own id."""
 
 
 class Vocabulary(Protocol):

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from weakref import WeakValueDictionary
 
 from ulid import ULID
@@ -140,7 +139,7 @@ class Recommender:
         done = kept.generated if kept else Generated()
         want_hashtags = generate.hashtags if not note.hashtags and done.hashtags is None else 0
         want_category = generate.category and note.category is None and done.category is None
-        wanted = self.wanted(want_hashtags, self.categories if want_category else (), note_id=note.id)
+        wanted = self.wanted(want_hashtags, self.categories if want_category else ())
         needs_model = kept is None or wanted != Wanted()
         return Plan(note, old, done, wanted if needs_model else None)
 
@@ -222,10 +221,8 @@ class Recommender:
         categories: tuple[str, ...] = (),
         policy: HashtagPolicy | None = None,
         blocked: Sequence[str] = (),
-        note_id: str = "",
     ) -> Wanted:
-        """What to read from a note, by the house's rules and a request's. `blocked`: beside those of the house.
-        `note_id`: of a note that is no neighbour of itself."""
+        """What to read from a note, by the house's rules and a request's. `blocked`: beside those of the house."""
         if not hashtags:
             return Wanted(categories=categories)
         policy = policy or self.house.hashtag_policy
@@ -234,7 +231,7 @@ class Recommender:
             categories,
             frozenset(map(hashtag_key, (*self.house.blocked_hashtags, *blocked))),
             self.index.vocabulary if policy == "known" else None,
-            partial(self.index.nearest_tagged, exclude=note_id) if policy == "grounded" else None,
+            self.index.near_notes if policy == "grounded" else None,
         )
 
     async def read(self, note: Note, wanted: Wanted) -> Reading:

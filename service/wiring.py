@@ -9,9 +9,11 @@ from functools import partial
 
 from model.engine import Engine
 from model.note import Note, Wanted
+from model.words import WordIndex
 from service.batcher import Batcher
 from service.dependencies import Service
 from service.embedded_redis import EmbeddedRedis
+from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
 from service.interfaces import Clock
@@ -43,8 +45,13 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         telemetry, clock = Telemetry(), Clock()
         store = RedisNoteStore(url, clock=clock)
         stack.push_async_callback(store.close)
-        make_index = partial(SegmentedIndex, engine.dimension)
-        index = LiveIndex(store, make_index, engine.vocabulary, space=engine.space, clock=clock)
+        index = LiveIndex(
+            store,
+            make_index=partial(SegmentedIndex, engine.dimension),
+            make_hashtags=lambda: LiveHashtags(engine.vocabulary(), WordIndex()),
+            space=engine.space,
+            clock=clock,
+        )
         batcher = Batcher(
             engine,
             telemetry,

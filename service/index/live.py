@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 import structlog
 
-from model.note import Neighbour, Vocabulary
+from model.note import Near, Neighbour, Note, Vocabulary
 from service.errors import IndexBehind, StoreUnavailable
 from service.index.hashtags import LiveHashtags
 from service.index.segmented import give_memory_back
@@ -64,24 +64,24 @@ class IndexStatus:
 
 
 class LiveIndex:
-    """`make_index` and `make_vocabulary` give empty ones; `space`: the only one whose vectors are taken in."""
+    """`make_index` and `make_hashtags` give empty ones; `space`: the only one whose vectors are taken in."""
 
     def __init__(
         self,
         store: NoteStore,
         make_index: Callable[[], VectorIndex],
-        make_vocabulary: Callable[[], Vocabulary],
+        make_hashtags: Callable[[], LiveHashtags],
         *,
         space: str,
         clock: Clock,
     ) -> None:
         self._store = store
         self._make_index = make_index
-        self._make_vocabulary = make_vocabulary
+        self._make_hashtags = make_hashtags
         self._space = space
         self._clock = clock
         self._index = make_index()
-        self._hashtags = LiveHashtags(make_vocabulary())
+        self._hashtags = make_hashtags()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
         self._searchers = ThreadPoolExecutor(SEARCHING_THREADS, thread_name_prefix="index-search")
         self._position = ORIGIN
@@ -146,18 +146,19 @@ class LiveIndex:
         """All hashtags that authors gave the notes in the index."""
         return self._hashtags.vocabulary
 
-    def nearest_tagged(self, vector: Vector, count: int, exclude: str = "") -> list[Neighbour]:
-        """The nearest notes with hashtags of their author: `count`, or all among the nearest MOST_LOOKED times as many.
-        Blocks: for the thread of the engine, not for the event loop."""
+    def near_notes(self, note: Note, vector: Vector, count: int) -> Near:
+        """Notes with hashtags of their author that are near `note`: `count` by its vector, or all such among the
+        nearest MOST_LOOKED times as many, and `count` by its words; never the note of its own id. Blocks: for the
+        thread of the engine, not for the event loop."""
         now = self._clock()
-        where = Filter(exclude=frozenset({exclude} - {""}))
+        where = Filter(exclude=frozenset({note.id} - {""}))
         tagged: list[Neighbour] = []
         for wanted in (2 * count, MOST_LOOKED * count):
             hits = self._index.search(vector, wanted, where, now).hits
-            tagged = [Neighbour(hit.id, hit.score, tags) for hit in hits if (tags := self._hashtags.of(hit.id))]
+            tagged = self._hashtags.tagged((hit.id, hit.score) for hit in hits)
             if len(tagged) >= count or len(hits) < wanted:
                 break
-        return tagged[:count]
+        return Near(tagged[:count], self._hashtags.by_words(note, count))
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once everything up to `position` can be found; IndexBehind after `seconds`."""
@@ -237,7 +238,7 @@ class LiveIndex:
     async def _rebuild(self) -> None:
         """A new index from a scan of the store, swapped in when whole."""
         position = (await self._store.log_bounds()).last
-        index, hashtags = self._make_index(), LiveHashtags(self._make_vocabulary())
+        index, hashtags = self._make_index(), self._make_hashtags()
         self._other_space = set()
         self._rebuilding = True
         try:

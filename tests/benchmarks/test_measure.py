@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import measure
@@ -62,3 +63,21 @@ def test_every_recipe_that_is_recorded_is_there(name: str):
 
 def test_every_stored_record_can_be_made_again():
     assert {path.stem for path in measure.RECORDS.glob("*.json")} <= measure.RECORDED.keys()
+
+
+def test_what_ships_is_whitened_before_it_is_calibrated(
+    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With notes of all that it was trained on."""
+    trained = measure.train(Path("/data"), measure.SHIPPED_CHECKPOINT.name)
+    shutil.copytree(measure.SHIPPED_CHECKPOINT, trained / measure.BEST)
+    monkeypatch.setattr(measure, "SHIPPED_CHECKPOINT", tmp_path / measure.SHIPPED_CHECKPOINT.name)
+    before = len(commands)
+    measure.ship(Path("/data"))
+    whiten, calibrate = commands[before:]
+    assert (whiten[0], calibrate[0]) == ("whiten", "calibrate")
+    of = {Path(whiten[at + 1]).parent.name for at, word in enumerate(whiten) if word == "--notes"}
+    assert of == {"microlens50k", "movielens_tmdb", "kuairec", "service"}
+    card = (measure.SHIPPED_CHECKPOINT / "README.md").read_text("utf-8")
+    assert f"dimension {measure.DIMENSION}" in card
+    assert measure.AFTERWARDS in card

@@ -22,6 +22,7 @@ from model.evaluate import EngineSystem, category_temperature, evaluate_hashtags
 from model.note import Note, Wanted
 from model.pairs import split_of
 from model.teacher import read_vectors
+from model.weights import HEAD_FILE
 from service.cli import app
 
 run = CliRunner()
@@ -300,6 +301,37 @@ def shown(note: Note) -> dict[str, Any]:
 
 def files(checkpoint: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+
+
+def test_to_whiten_changes_the_projection_of_a_checkpoint_and_nothing_else(
+    checkpoint: Path, folder: Path, tiny_engine: Engine
+):
+    """What all notes shared is gone."""
+    before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
+    notes = folder / "notes.jsonl.gz"
+    whiten = ["whiten", "--checkpoint", str(checkpoint), "--notes", str(notes), "--dimension", "8"]
+    result = run.invoke(app, whiten)
+    assert result.exit_code == 0, result.output
+    after = files(checkpoint)
+    changed = {str(checkpoint / name) for name in (CONFIG_FILE, HEAD_FILE)}
+    assert {path for path in after if after[path] != before.get(path)} == changed
+    assert json.loads((checkpoint / CONFIG_FILE).read_text()) == config | {"dimension": 8}
+    training = [note for i, note in read_notes(notes).items() if split_of(i) == "train"]
+    whitened = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32")
+    for engine, shared in ((tiny_engine, True), (whitened, False)):
+        assert (np.linalg.norm(engine.embed(training).mean(0)) > 0.3) == shared
+
+
+@pytest.mark.parametrize(("dimension", "said"), [("32", "have 31 left"), ("0", "greater than or equal to 1")])
+def test_a_checkpoint_that_cannot_be_whitened_stays_as_it_was(
+    checkpoint: Path, folder: Path, dimension: str, said: str
+):
+    before = files(checkpoint)
+    notes = str(folder / "notes.jsonl.gz")
+    result = run.invoke(app, ["whiten", "--checkpoint", str(checkpoint), "--notes", notes, "--dimension", dimension])
+    assert result.exit_code != 0
+    assert said in " ".join(result.stderr.split())
+    assert files(checkpoint) == before
 
 
 def test_to_calibrate_changes_one_number_of_a_checkpoint(

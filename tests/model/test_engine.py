@@ -45,6 +45,7 @@ from model.note import (
     VECTOR_ONLY,
     CategoriesTooLong,
     Hashtag,
+    Near,
     Neighbour,
     Note,
     Reading,
@@ -758,7 +759,7 @@ def test_as_many_readings_as_fit_never_run_out_of_blocks(writer: Engine, carried
     """Also where near notes carry many long hashtags."""
     of = Engine(TorchRuntime(writer.runtime.model, blocks=60))
     tags = tuple(" ".join(WORDS[(i + j * (i % 3 + 1)) % 16] for j in range(20)) for i in range(carried))
-    near_notes = [Neighbour("n", 1.0, tags)]
+    near_notes = Near([Neighbour("n", 1.0, tags)])
     prepared = of.prepare(FEW[1], Wanted(1, FOODS, nearest=lambda *_: near_notes) if carried else Wanted(4, FOODS))
     begun = []
     while of.fits(prepared):
@@ -850,7 +851,7 @@ def test_a_hashtag_of_more_tokens_than_are_written_is_told_where_near_notes_carr
     long, note = "train garden", FEW[0]
     assert len(writer.prompt.hashtag_output([long])) == 1 + 2
     long += " stone"
-    neighbours = [Neighbour("n", 1.0, (long,))]
+    neighbours = Near([Neighbour("n", 1.0, (long,))])
     assert texts(read(writer, [note], Wanted(1, nearest=lambda *_: neighbours))[0].hashtags) == [long]
 
 
@@ -884,7 +885,7 @@ def test_what_near_notes_carry_is_weighed_with_its_exact_probability(
 ) -> None:
     """In one forward more, beside those that the search needs."""
     monkeypatch.setattr("model.hashtags.UNCARRIED", 0.0)  # so that nothing else is told
-    wanted = Wanted(3, FOODS, nearest=lambda vector, count: [Neighbour("n", 1.0, TAGS)])
+    wanted = Wanted(3, FOODS, nearest=lambda *_: Near([Neighbour("n", 1.0, TAGS)]))
     with passes(writer) as seen:
         readings = read(writer, FEW, wanted)
     with passes(writer) as without:
@@ -906,7 +907,7 @@ def test_hashtags_by_another_policy_do_not_depend_on_the_batch(writer: Engine) -
     policies = [
         Wanted(2),
         Wanted(3, known=known(writer, TAGS)),
-        Wanted(2, nearest=lambda vector, count: [Neighbour("n", 1.0, TAGS)]),
+        Wanted(2, nearest=lambda *_: Near([Neighbour("n", 1.0, TAGS)])),
     ]
     notes, wanted = FEW * 3, [policy for policy in policies for _ in FEW]
     apart = [read(writer, [note], each)[0] for note, each in zip(notes, wanted, strict=True)]
@@ -916,7 +917,7 @@ def test_hashtags_by_another_policy_do_not_depend_on_the_batch(writer: Engine) -
 
 @pytest.mark.parametrize("grounded", [False, True])
 def test_each_hashtag_is_told_once_it_is_settled_in_the_order_of_the_answer(writer: Engine, grounded: bool) -> None:
-    nearest = (lambda vector, count: [Neighbour("n", 1.0, TAGS)]) if grounded else None
+    nearest = (lambda *_: Near([Neighbour("n", 1.0, TAGS)])) if grounded else None
     for note in FEW:
         told: list[Hashtag] = []
         (reading,) = read(writer, [note], Wanted(4, nearest=nearest, settled=told.append))

@@ -23,10 +23,12 @@ import numpy as np
 import pytest
 import redis
 
-from model.note import CategoryProbability, Hashtag, Note, Reading, Usage, Wanted, hashtag_key
+from model.note import CategoryProbability, Hashtag, Near, Note, Reading, Usage, Wanted, hashtag_key
 from model.vocabulary import HashtagTrie
+from model.words import WordIndex
 from service.batcher import Batcher
 from service.embedded_redis import EmbeddedRedis
+from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
 from service.interfaces import Clock, Generated, LogEntry, StoredNote, Vector
@@ -169,8 +171,9 @@ class WordEngine:
         told: dict[str, tuple[str, ...]] = {
             word: () for word in words if wanted.known is None or wanted.known.holds(list(map(ord, word)))
         }
-        for near in wanted.nearest(vector, 10) if wanted.nearest else ():
-            told |= {text: (*told.get(text, ()), near.id) for text in near.hashtags}
+        near = wanted.nearest(prepared.note, vector, 10) if wanted.nearest else Near()
+        for of in near.by_vector:
+            told |= {text: (*told.get(text, ()), of.id) for text in of.hashtags}
         allowed = [(text, ids) for text, ids in told.items() if hashtag_key(text) not in wanted.blocked]
         hashtags = tuple(Hashtag(t, 0.5 ** (i + 1), ids) for i, (t, ids) in enumerate(allowed[: wanted.hashtags]))
         weights = {name: 1 + 9 * words.count(name) for name in wanted.categories}
@@ -258,7 +261,7 @@ async def following(
 ) -> AsyncIterator[LiveIndex]:
     """A started LiveIndex."""
     make = partial(SegmentedIndex, DIMENSION, head_rows)
-    index = LiveIndex(store, make, letters, space=space, clock=clock)
+    index = LiveIndex(store, make, lambda: LiveHashtags(letters(), WordIndex()), space=space, clock=clock)
     await index.start()
     try:
         yield index

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import redis
 
+from model.note import Near, Note
 from service.embedded_redis import EmbeddedRedis
 from service.errors import IndexBehind
 from service.index.live import LiveIndex
@@ -123,10 +124,35 @@ async def test_the_nearest_notes_with_hashtags_are_found_among_many_without(
     bare = [stored_note(f"n{n}", "n0") for n in range(30)]
     tagged = stored_note("tagged", "else", hashtags=("soup",))
     await live_index.wait_for(await put(embedded_store, *bare, tagged), WAIT)
-    (near,) = await asyncio.to_thread(live_index.nearest_tagged, vector, 2)
-    assert (near.id, near.hashtags) == ("tagged", ("soup",))
+    near = await asyncio.to_thread(live_index.near_notes, Note(), vector, 2)
+    assert [(of.id, of.hashtags) for of in near.by_vector] == [("tagged", ("soup",))]
     await live_index.wait_for(await delete(embedded_store, "tagged"), WAIT)
-    assert await asyncio.to_thread(live_index.nearest_tagged, vector, 2) == []
+    assert await asyncio.to_thread(live_index.near_notes, Note(), vector, 2) == Near([], [])
+
+
+async def test_notes_are_near_by_their_words_too_for_as_long_as_they_say_them(
+    embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    async def near() -> tuple[list[str], list[str]]:
+        asked = Note(id="asked", title="lemon soup")
+        found = await asyncio.to_thread(live_index.near_notes, asked, vector, 2)
+        assert {of.hashtags for of in (*found.by_vector, *found.by_words)} == {("tag",)}
+        return [of.id for of in found.by_vector], [of.id for of in found.by_words]
+
+    def said(note_id: str, title: str, hashtags: tuple[str, ...] = ("tag",)) -> StoredNote:
+        stored = stored_note(note_id, "else", hashtags=hashtags)
+        return replace(stored, note=replace(stored.note, title=title))
+
+    vector = stored_note("n0").vector
+    assert vector is not None
+    by_vector = [stored_note(f"v{n}", "n0", hashtags=("tag",)) for n in range(3)]
+    by_words = [said("both", "Lemon soup"), said("asked", "Lemon soup"), said("bare", "lemon soup", ())]
+    await live_index.wait_for(await put(embedded_store, *by_vector, *by_words, said("one", "a soup")), WAIT)
+    assert await near() == (["v0", "v1"], ["both", "one"])
+    await live_index.wait_for(await put(embedded_store, said("both", "bread"), said("bare", "lemon soup")), WAIT)
+    assert await near() == (["v0", "v1"], ["bare", "one"])
+    await live_index.wait_for(await delete(embedded_store, "bare"), WAIT)
+    assert await near() == (["v0", "v1"], ["one"])
 
 
 async def test_a_hashtag_is_known_for_as_long_as_a_note_has_it(
