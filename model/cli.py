@@ -25,11 +25,12 @@ err = Console(stderr=True)
 Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Converted weights.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 CACHE = Path("~/.cache/notellm").expanduser()
+DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, that have categories."
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train, train_encoder, embed, whiten, calibrate, evaluate):
+    for command in (pairs, train, train_encoder, embed, whiten, calibrate, fit_categories, evaluate):
         app.command()(command)
 
 
@@ -148,7 +149,7 @@ def embed(
 
 def whiten(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose projection is changed.")],
-    notes: Annotated[list[Path], typer.Option(help="JSONL with id, title, content, hashtags; one file a data set.")],
+    data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz, or such files; one a data set.")],
     dimension: Annotated[int, typer.Option(help="Of its vectors afterwards.", min=1)] = 128,
     most_notes: Annotated[int, typer.Option(help="Training notes that are read of each, drawn at random.")] = 2000,
     cache: Cache = CACHE,
@@ -161,8 +162,8 @@ def whiten(
     from model.whiten import whiten as change
 
     with ended_by(CheckpointError, DatasetError, ValueError, FileNotFoundError):
-        chosen = [notes_of_split(read_notes(path), "train", most_notes) for path in notes]
-        engine = Engine.load(str(checkpoint), cache=cache, progress=say)
+        chosen = [notes_of_split(read_notes(notes_file(path)), "train", most_notes) for path in data]
+        engine = Engine.load(str(checkpoint), cache=cache, with_head=False, progress=say)
         say(f"Reading {sum(map(len, chosen)):,} notes")
         change(checkpoint, [engine.embed(of) for of in chosen], dimension)
     show({"dimension": dimension}, False)
@@ -170,25 +171,48 @@ def whiten(
 
 def calibrate(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
-    data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz that have categories.")],
+    data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
     most_notes: Annotated[int, typer.Option(help="Of each, drawn at random.")] = 500,
     cache: Cache = CACHE,
 ) -> None:
     """Fit the temperature of category probabilities on the validation notes, and keep it in the checkpoint."""
+    from model.calibrate import category_temperature
     from model.config import NoteLLMConfig
     from model.dataset import read_notes
     from model.engine import Engine
-    from model.evaluate import EngineSystem, category_temperature
-    from model.protocol import NOTES_FILE
+    from model.evaluate import EngineSystem
 
     with ended_by(ValueError, FileNotFoundError):
         config = NoteLLMConfig.load(checkpoint)
-        notes = [read_notes(folder / NOTES_FILE) for folder in data]
-        engine = Engine.load(str(checkpoint), cache=cache, progress=say)
+        notes = [read_notes(notes_file(path)) for path in data]
+        engine = Engine.load(str(checkpoint), cache=cache, with_head=False, progress=say)
         engine.temperature = 1.0
         temperature = category_temperature(EngineSystem(engine), notes, most_notes, say)
         replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
     show({"category_temperature": temperature}, False)
+
+
+def fit_categories(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, which gets categories.safetensors.")],
+    data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
+    most_notes: Annotated[int, typer.Option(help="Training notes that are read of each, drawn at random.")] = 10_000,
+    cache: Cache = CACHE,
+) -> None:
+    """Learn from training notes what a note's vector says of its category, beside the name that the model writes."""
+    from model.calibrate import category_head
+    from model.config import CheckpointError, NoteLLMConfig
+    from model.dataset import read_notes
+    from model.engine import Engine
+
+    with ended_by(CheckpointError, ValueError, FileNotFoundError):
+        NoteLLMConfig.load(checkpoint)  # a bare backbone has no folder for it
+        notes = [read_notes(notes_file(path)) for path in data]
+        engine = Engine.load(str(checkpoint), cache=cache, with_head=False, progress=say)
+        engine.temperature = 1.0
+        head = category_head(engine, notes, most_notes, say)
+        head.save(checkpoint, engine.space)
+    found = {"categories": len(head.names), "trust_written": head.trust_written, "trust_vector": head.trust_vector}
+    show(found, False)
 
 
 def evaluate(
@@ -311,3 +335,10 @@ def flat(report: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield from flat(value, path)
         else:
             yield path, value
+
+
+def notes_file(data: Path) -> Path:
+    """Of a data folder; or the file itself."""
+    from model.protocol import NOTES_FILE
+
+    return data / NOTES_FILE if data.is_dir() else data

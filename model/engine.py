@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.cache import BlockTable
+from model.categories import CategoryHead
 from model.config import CheckpointError
 from model.hashtags import NEIGHBOURS, Allowed, Carried, carried, grounded, listed_key
 from model.note import (
@@ -167,7 +168,7 @@ class Engine:
     the categories' probabilities.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, category_head: CategoryHead | None = None) -> None:
         self.runtime = runtime
         self.prompt = runtime.prompt
         self.name = runtime.config.name
@@ -175,6 +176,7 @@ class Engine:
         self.dimension = runtime.dimension
         self.categories = runtime.config.categories
         self.temperature = runtime.config.category_temperature
+        self.category_head = category_head
         self._live: list[Work] = []
         self._trie = lru_cache(maxsize=64)(self._build_trie)
         self._names: OrderedDict[tuple[str, ...], NamesAlone] = OrderedDict()
@@ -190,6 +192,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         runtime: str = "auto",
+        with_head: bool = True,
         progress: Progress = silent,
     ) -> Engine:
         """From a checkpoint folder or a bare backbone (None: the shipped one); CheckpointError when it cannot be.
@@ -197,9 +200,16 @@ class Engine:
         `device`: "cpu", "cuda" or what is there ("auto"). `runtime`: "openvino" (a CPU alone), "torch", or "auto":
         OpenVINO on a CPU, where it is installed and has what the backbone needs. `dtype`: "float32", "bfloat16", "int8"
         (OpenVINO alone), or "auto": bfloat16 where that is faster; but not in PyTorch on a CPU, where it makes a
-        vector depend on its batch (docs/decisions/0003-precision.md).
+        vector depend on its batch (docs/decisions/0003-precision.md). `with_head`: with the category head that is
+        beside the weights; without, to fit another one.
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
+        made = cls._runtime(checkpoint, cache, device, dtype, runtime, progress)
+        return cls(made, CategoryHead.load(Path(checkpoint).expanduser(), made.space) if with_head else None)
+
+    @staticmethod
+    def _runtime(checkpoint: str, cache: Path, device: str, dtype: str, runtime: str, progress: Progress) -> Runtime:
+        """See load."""
         if device == "auto":
             device = "cuda" if has_cuda() else "cpu"
         if runtime == "openvino" or (runtime == "auto" and device == "cpu"):
@@ -208,7 +218,7 @@ class Engine:
             try:
                 from model import openvino_cache
 
-                return cls(openvino_cache.load(checkpoint, dtype, cache=cache, progress=progress))
+                return openvino_cache.load(checkpoint, dtype, cache=cache, progress=progress)
             except (ImportError, CheckpointError) as error:
                 if runtime == "openvino":
                     raise CheckpointError(f"OpenVINO cannot run this: {error}") from error
@@ -224,7 +234,7 @@ class Engine:
             dtype = "bfloat16" if device == "cuda" else "float32"
         kind = getattr(torch, dtype)
         model = NoteLLM.load(checkpoint, cache=cache, device=torch.device(device), dtype=kind, progress=progress)
-        return cls(TorchRuntime(model))
+        return TorchRuntime(model)
 
     def prepare(self, note: Note, wanted: Wanted = VECTOR_ONLY) -> Prepared:
         """Tokenise. Safe in any thread; no tensor is made. Raises CategoriesTooLong."""
@@ -454,13 +464,15 @@ class Engine:
     ) -> tuple[CategoryProbability, ...]:
         """The closed set with its probabilities, the most probable first.
 
-        `scores` (C,): of each category, the log probability of its tokens and the end token; they are divided by the
-        calibrated temperature, and the probabilities by their sum over the set. `names`: where training has not shown
-        all of them, what these say alone is taken into account.
+        `scores` (C,): of each category, the log probability of its tokens and the end token. They are pooled with what
+        the category head says of the vector, where it knows all names, else divided by the calibrated temperature; and
+        the probabilities by their sum over the set. `names`: where training has not shown all of them, what these say
+        alone is taken into account.
         """
         if names is not None:
             scores = scores - names.prior + NAME_COSINE_WEIGHT * (names.vectors @ vector)
-        scaled = scores / self.temperature
+        head = self.category_head if self.category_head and self.category_head.covers(categories) else None
+        scaled = head.pool(categories, scores, vector) if head else scores / self.temperature
         powers = np.exp(scaled - scaled.max())
         scored = zip(categories, (powers / powers.sum()).tolist(), strict=True)
         return tuple(CategoryProbability(name, p) for name, p in sorted(scored, key=lambda pair: (-pair[1], pair[0])))

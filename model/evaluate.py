@@ -21,7 +21,6 @@ from model.metrics import (
     accuracy,
     expected_calibration_error,
     exposure_groups,
-    fit_temperature,
     hashtag_prf,
     macro_f1,
     mean_reciprocal_rank,
@@ -365,28 +364,6 @@ def evaluate_categories(
         probability=probabilities.max(1).tolist(),
         free=free,
     )
-
-
-def category_temperature(
-    system: Classifier, data: Sequence[Mapping[str, Note]], most_notes: int, progress: Progress = silent
-) -> float:
-    """The temperature that fits the validation notes of several data sets, each with its own closed set.
-
-    `most_notes` of each are drawn at random. ValueError where none has a category.
-    """
-    sets = [closed_set(notes) for notes in data]
-    rows, truth = [], []
-    for notes, categories in zip(data, sets, strict=True):
-        asked = [n for i, n in sorted(notes.items()) if split_of(i) == "validation" and n.category in categories]
-        asked = random.Random(0).sample(asked, min(most_notes, len(asked)))
-        progress(f"Choosing one of {len(categories)} categories for {len(asked):,} notes")
-        log_probs = np.full((len(asked), max(map(len, sets))), IMPOSSIBLE)
-        log_probs[:, : len(categories)] = system.category_log_probs(asked, categories)
-        rows.append(log_probs)
-        truth += [categories.index(note.category) for note in asked if note.category is not None]
-    if not truth:
-        raise ValueError("no validation note has a category that training notes have")
-    return fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
 
 
 def evaluate_hashtags(

@@ -85,8 +85,8 @@ class Words(Protocol):
         """An unknown id is ignored."""
 
     def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
-        """Ids and scores, in (0, 1], of the `count` notes that share the most words with `note`, best first, ties by
-        id; never the one of its own id."""
+        """Ids and scores of the `count` notes that share the most words with `note`, best first, ties by id; never the
+        one of its own id. A score is above 0, and 1 where the words are the same."""
 
 
 class Vocabulary(Protocol):

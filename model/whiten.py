@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from model.categories import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
 from model.weights import HEAD_FILE, loading_errors
 
@@ -21,6 +22,8 @@ Floats = npt.NDArray[np.floating]
 POWER = 0.1
 """Of the variances by which directions are divided: 0 leaves them, 0.5 makes all alike. What each power does:
 docs/decisions/0013-whitening.md."""
+LEAST_VARIANCE = 1e-6
+"""Of the largest; below are directions that the notes do not fill."""
 
 
 def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -> npt.NDArray[np.float32]:
@@ -30,15 +33,16 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
     divided by variance^power (Su et al. 2021 with a power of 0.5; Arora et al. 2017 take out what is common). Every set
     counts as much as any other. ValueError where that leaves fewer directions than `dimension`.
     """
+    if min(map(len, vectors)) < 2:
+        raise ValueError("a data set has fewer than two training notes to whiten by")
     shared = np.linalg.qr(np.stack([of.mean(0) for of in vectors]).T.astype(np.float64))[0]
     kept = np.eye(len(shared)) - shared @ shared.T
     covariance = np.mean([np.cov(of.T.astype(np.float64)) for of in vectors], axis=0)
     variances, directions = np.linalg.eigh(kept @ covariance @ kept)
-    most = len(shared) - shared.shape[1]
-    if dimension > most:
-        raise ValueError(
-            f"vectors of {len(shared)} numbers, whitened by {len(vectors)} sets of notes, have {most} left"
-        )
+    left = int(np.count_nonzero(variances > LEAST_VARIANCE * variances[-1])) if variances[-1] > 0 else 0
+    if dimension > left:
+        notes = ", ".join(f"{len(of):,}" for of in vectors)
+        raise ValueError(f"the vectors of {notes} notes fill {left} directions, fewer than {dimension}: read more")
     best = slice(None, -dimension - 1, -1)
     scaled: npt.NDArray[np.float32] = (directions[:, best] / variances[best] ** power).T.astype(np.float32) @ kept
     return scaled.astype(np.float32)
@@ -47,7 +51,8 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
 def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int) -> None:
     """Change a checkpoint's projection (K, H) to (D, H), by what it made of training notes: one array a data set.
 
-    Raises CheckpointError when it has no projection, ValueError as `whitening`.
+    What `notellm fit-categories` made is deleted. Raises CheckpointError when it has no projection, ValueError as
+    `whitening`.
     """
     config = NoteLLMConfig.load(checkpoint)
     path = checkpoint / HEAD_FILE
@@ -58,4 +63,5 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int) -> None:
         projection = head["projection"]
     head["projection"] = (whitening(vectors, dimension) @ projection.astype(np.float32)).astype(np.float32)
     save_file(head, path)
+    (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)  # fitted to what its vectors were
     replace(config, dimension=dimension).save(checkpoint)

@@ -18,11 +18,19 @@ import numpy.typing as npt
 
 from model.note import Note, replace_lone_surrogates
 
-WORD = re.compile(r"[^\W_]+")
-FIRST_EAST_ASIAN = "\u2e80"
-"""From here on scripts put no spaces between words: two characters at a time stand for one."""
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
+"""Scripts that put no spaces between words, from Thai to Chinese: there two characters at a time stand for one."""
+RUN = re.compile(rf"[^\W_{UNSPACED}]+|[^\W_\u0000-\u0dff\u0f00-\u0fff\u10a0-\u177f\u1800-\u2e7f]+")
+"""One of letters and digits, in one of the two kinds of scripts."""
+BEGINS_UNSPACED = re.compile(f"[{UNSPACED}]")
+MOST_CHARS = 2000
+"""Of a note's title and of its content; the prompt holds less."""
 COMMON_SHARE, COMMON_NOTES = 0.1, 1000
 """A word that more of the notes have, and more than so many, tells nothing and costs the most: it is left out."""
+MOST_ROWS = 200_000
+"""That are looked at for one note, those of its rarest words first: 10 ms."""
+MOST_COUNTED = 65_535
+"""Words of a note, in an array of 16 bits."""
 NO_ROWS = array("I")
 DEAD_SHARE = 0.5
 """With more rows of removed notes than that, all is written anew without them."""
@@ -52,7 +60,7 @@ class WordIndex:
             row = len(self._ids)
             self._ids.append(note.id)
             self._row_of[note.id] = row
-            self._counts.append(len(words))
+            self._counts.append(min(len(words), MOST_COUNTED))
             for word in words:
                 self._rows_with.setdefault(word, array("I")).append(row)
 
@@ -64,40 +72,41 @@ class WordIndex:
     def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
         """See Words.
 
-        score = sum of idf(w)^2 over shared words w / (m sqrt(words of one * words of the other)), in [0, 1] but for
-        rounding, 1 between equal texts; m: the mean of idf^2 over the words of `note`; idf(w) = log(1 + notes / notes
-        with w). It is the cosine of TF-IDF (Salton and Buckley 1988), words counted once, and all other words of a note
-        taken to be as rare as those of `note`, so that nothing need be kept of a stored note but how many it has.
+        score = sum of idf(w)^2 over shared words w / sqrt(m n max(m n', the sum)); m: the mean of idf^2 over the n
+        words of `note`; n': how many the other one has; idf(w) = log(1 + notes / notes with w). It is the cosine of
+        TF-IDF (Salton and Buckley 1988), words counted once, those of a stored note taken to be as rare as those of
+        `note`, or as those that it shares: so nothing need be kept of it but how many it has.
         """
         words = words_of(note)
         with self._lock:
-            sums, mean = self._shared(words)
-            counts = np.frombuffer(self._counts[: len(sums)], np.uint16)
-            scores = np.where(counts > 0, sums, 0) / np.sqrt(np.maximum(counts, 1))
-            if (own := self._row_of.get(note.id, len(scores))) < len(scores):
-                scores[own] = 0
-            most = min(count, int(np.count_nonzero(scores)))
-            best = np.argpartition(-scores, most - 1)[:most] if most else np.zeros(0, np.int64)
-            ids = [self._ids[row] for row in best.tolist()]
-        of = scores[best] / (mean * len(words) ** 0.5) if most else scores[best]
-        return sorted(zip(ids, of.tolist(), strict=True), key=lambda hit: (-hit[1], hit[0]))
+            rows, sums, mean = self._sharing(words, self._row_of.get(note.id))
+            counts = np.array(self._counts, np.float64)[rows]
+            scores = sums / np.sqrt(mean * len(words) * np.maximum(mean * counts, sums))
+            least = np.partition(scores, -count)[-count] if count < len(scores) else 0.0
+            best = np.flatnonzero(scores >= least)
+            found = [(self._ids[rows[at]], float(scores[at])) for at in best]
+        return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:count]
 
-    def _shared(self, words: frozenset[int]) -> tuple[npt.NDArray[np.float64], float]:
-        """The sum of idf^2 of what each row shares with `words`, up to the last row that shares something; and the mean
-        of idf^2 over `words`, where what no note has is the rarest, and what is too common counts nothing."""
-        notes = len(self._ids)
-        common = max(COMMON_NOTES, COMMON_SHARE * notes)
-        rows, squares = [], []
-        for word in sorted(words):
-            having = self._rows_with.get(word, NO_ROWS)
-            if len(having) <= common:
-                rows.append(np.array(having, np.int64))  # a copy: an array that is looked at cannot grow
-                squares.append(math.log1p(notes / max(1, len(having))) ** 2)
-        if not any(map(len, rows)):
-            return np.zeros(0), 0.0
-        weights = np.repeat(squares, [len(some) for some in rows])
-        sums = np.bincount(np.concatenate(rows), weights).astype(np.float64)
-        return sums, sum(squares) / len(words)
+    def _sharing(
+        self, words: frozenset[int], own: int | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
+        """The rows (R,) of notes that share something, but for `own`; of each the sum of idf^2 of what it shares; and
+        the mean of idf^2 over `words`, where what no note has is the rarest, and what is too common counts nothing."""
+        alive = np.array(self._counts, np.uint16) > 0
+        parts, squares, left = [], [], MOST_ROWS
+        for having in sorted((self._rows_with.get(word, NO_ROWS) for word in words), key=len):
+            left -= len(having)
+            rows = np.array(having, np.int64) if left >= 0 else np.zeros(0, np.int64)
+            rows = rows[alive[rows]]
+            if left >= 0 and len(rows) <= max(COMMON_NOTES, COMMON_SHARE * len(self)):
+                parts.append(rows)
+                squares.append(math.log1p(len(self) / max(1, len(rows))) ** 2)
+        every = np.concatenate([np.zeros(0, np.int64), *parts])
+        sums = np.bincount(every, np.repeat(squares, [len(part) for part in parts]), len(alive))
+        if own is not None:
+            sums[own] = 0
+        sharing: npt.NDArray[np.int64] = np.flatnonzero(sums).astype(np.int64)
+        return sharing, sums[sharing].astype(np.float64), sum(squares) / max(1, len(words))
 
     def _remove(self, note_id: str) -> None:
         row = self._row_of.pop(note_id, None)
@@ -125,14 +134,18 @@ class WordIndex:
 
 
 def words_of(note: Note) -> frozenset[int]:
-    """Hashes (32 bits) of the words of title, content and hashtags, whatever their case; 65,535 at most."""
-    text = unicodedata.normalize("NFKC", replace_lone_surrogates(" ".join((note.title, note.content, *note.hashtags))))
-    words = {word for run in WORD.findall(text.casefold()) for word in _words(run)}
-    return frozenset(sorted(zlib.crc32(word.encode()) for word in words)[:65_535])
+    """Hashes (32 bits) of the words of title, content and hashtags, whatever their case: runs of letters and digits,
+    without marks that no letter holds, such as vowel signs."""
+    text = " ".join((note.title[:MOST_CHARS], note.content[:MOST_CHARS], *note.hashtags))
+    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
+    if not text.isascii():
+        text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
+    words = {word for run in RUN.findall(text) for word in _words(run)}
+    return frozenset(zlib.crc32(word.encode()) for word in words)
 
 
 def _words(run: str) -> Iterator[str]:
-    if max(run) < FIRST_EAST_ASIAN:
-        yield run
-    else:
+    if BEGINS_UNSPACED.match(run):
         yield from (run[at : at + 2] for at in range(max(1, len(run) - 1)))
+    else:
+        yield run

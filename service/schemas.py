@@ -377,7 +377,7 @@ class HashtagRules(Wire):
     policy: HashtagPolicy | None = Field(
         None,
         description="open: whatever the model writes; known: of that, only what authors of stored notes use; grounded: "
-        "the best of what it writes and of what near notes carry, by their vectors and by their words; empty: the service's own",
+        "the best of what it writes and of what near notes carry, by vectors and by words; empty: the service's own",
     )
     blocked: list[Name] = Field([], max_length=MAX_BLOCKED, description="never told, whatever their case and spacing")
 

@@ -158,7 +158,7 @@ class LiveIndex:
             tagged = self._hashtags.tagged((hit.id, hit.score) for hit in hits)
             if len(tagged) >= count or len(hits) < wanted:
                 break
-        return Near(tagged[:count], self._hashtags.by_words(note, count))
+        return Near(tagged[:count], self._hashtags.by_words(note, count, now))
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once everything up to `position` can be found; IndexBehind after `seconds`."""

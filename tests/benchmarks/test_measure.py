@@ -8,6 +8,8 @@ from pathlib import Path
 import measure
 import pytest
 
+from model.categories import CATEGORIES_FILE
+
 RECIPE_NAMES = {of.recipe for of in measure.RECORDED.values() if of.recipe}
 
 
@@ -65,19 +67,27 @@ def test_every_stored_record_can_be_made_again():
     assert {path.stem for path in measure.RECORDS.glob("*.json")} <= measure.RECORDED.keys()
 
 
-def test_what_ships_is_whitened_before_it_is_calibrated(
+def test_what_ships_is_whitened_before_anything_is_fitted_to_its_vectors(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """With notes of all that it was trained on."""
-    trained = measure.train(Path("/data"), measure.SHIPPED_CHECKPOINT.name)
+    trained, shipped = (
+        measure.train(Path("/data"), measure.SHIPPED_CHECKPOINT.name),
+        tmp_path / measure.SHIPPED_CHECKPOINT.name,
+    )
     shutil.copytree(measure.SHIPPED_CHECKPOINT, trained / measure.BEST)
-    monkeypatch.setattr(measure, "SHIPPED_CHECKPOINT", tmp_path / measure.SHIPPED_CHECKPOINT.name)
+    (trained / measure.BEST / "README.md").write_text("of dimension 256\n\n## Run\n- long\n\n## Terms\n")
+    (trained / measure.BEST / CATEGORIES_FILE).unlink(missing_ok=True)
+    shipped.mkdir()
+    (shipped / CATEGORIES_FILE).write_bytes(b"of what shipped before")
+    monkeypatch.setattr(measure, "SHIPPED_CHECKPOINT", shipped)
     before = len(commands)
     measure.ship(Path("/data"))
-    whiten, calibrate = commands[before:]
-    assert (whiten[0], calibrate[0]) == ("whiten", "calibrate")
-    of = {Path(whiten[at + 1]).parent.name for at, word in enumerate(whiten) if word == "--notes"}
-    assert of == {"microlens50k", "movielens_tmdb", "kuairec", "service"}
-    card = (measure.SHIPPED_CHECKPOINT / "README.md").read_text("utf-8")
-    assert f"dimension {measure.DIMENSION}" in card
-    assert measure.AFTERWARDS in card
+    whiten, *fitted = commands[before:]
+    assert [whiten[0], *(command[0] for command in fitted)] == ["whiten", "calibrate", "fit-categories"]
+    of = {Path(whiten[at + 1]).name for at, word in enumerate(whiten) if word == "--data"}
+    assert of == {"microlens50k", "movielens_tmdb", "kuairec", "sample_notes.jsonl"}
+    assert (shipped / "README.md").read_text() == (
+        f"of dimension {measure.DIMENSION}\n\n## Run\n- long\n{measure.AFTERWARDS}\n\n## Terms\n"
+    )
+    assert not (shipped / CATEGORIES_FILE).exists()

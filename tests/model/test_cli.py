@@ -14,11 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from model.baselines import CopiedHashtags
+from model.calibrate import category_temperature
 from model.card import read_log
+from model.categories import CATEGORIES_FILE
 from model.config import CONFIG_FILE
 from model.dataset import read_notes
 from model.engine import Engine
-from model.evaluate import EngineSystem, category_temperature, evaluate_hashtags
+from model.evaluate import EngineSystem, evaluate_hashtags
 from model.note import Note, Wanted
 from model.pairs import split_of
 from model.teacher import read_vectors
@@ -309,7 +311,7 @@ def test_to_whiten_changes_the_projection_of_a_checkpoint_and_nothing_else(
     """What all notes shared is gone."""
     before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
     notes = folder / "notes.jsonl.gz"
-    whiten = ["whiten", "--checkpoint", str(checkpoint), "--notes", str(notes), "--dimension", "8"]
+    whiten = ["whiten", "--checkpoint", str(checkpoint), "--data", str(notes), "--dimension", "8"]
     result = run.invoke(app, whiten)
     assert result.exit_code == 0, result.output
     after = files(checkpoint)
@@ -322,13 +324,14 @@ def test_to_whiten_changes_the_projection_of_a_checkpoint_and_nothing_else(
         assert (np.linalg.norm(engine.embed(training).mean(0)) > 0.3) == shared
 
 
-@pytest.mark.parametrize(("dimension", "said"), [("32", "have 31 left"), ("0", "greater than or equal to 1")])
+@pytest.mark.parametrize(("dimension", "said"), [("32", "fill 31 directions"), ("0", "greater than or equal to 1")])
 def test_a_checkpoint_that_cannot_be_whitened_stays_as_it_was(
     checkpoint: Path, folder: Path, dimension: str, said: str
 ):
     before = files(checkpoint)
-    notes = str(folder / "notes.jsonl.gz")
-    result = run.invoke(app, ["whiten", "--checkpoint", str(checkpoint), "--notes", notes, "--dimension", dimension])
+    result = run.invoke(
+        app, ["whiten", "--checkpoint", str(checkpoint), "--data", str(folder), "--dimension", dimension]
+    )
     assert result.exit_code != 0
     assert said in " ".join(result.stderr.split())
     assert files(checkpoint) == before
@@ -357,6 +360,36 @@ def test_to_calibrate_changes_one_number_of_a_checkpoint(
     assert changed == config | {"category_temperature": pytest.approx(fitted, rel=1e-2)}
     assert run.invoke(app, calibrate).exit_code == 0  # from the calibrated checkpoint
     assert files(checkpoint) == after
+
+
+def test_to_fit_categories_adds_one_file_by_which_they_are_told_better(
+    checkpoint: Path, folder: Path, tiny_engine: Engine
+):
+    """The vectors of a model that was never trained tell words apart; the names that it writes tell nothing."""
+    before = files(checkpoint)
+    fit = ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(folder)]
+    result = run.invoke(app, fit)
+    assert result.exit_code == 0, result.output
+    after = files(checkpoint)
+    assert {path for path in after if after[path] != before.get(path)} == {str(checkpoint / CATEGORIES_FILE)}
+    fitted = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32")
+    notes = [note for i, note in read_notes(folder / "notes.jsonl.gz").items() if split_of(i) == "test"]
+    right = [
+        [(reading.categories or ())[0].name == note.category for reading, note in zip(readings, notes, strict=True)]
+        for readings in (engine.read(notes, Wanted(categories=tuple(SUBJECTS))) for engine in (tiny_engine, fitted))
+    ]
+    assert np.mean(right[0]) < 0.7 < 0.9 < np.mean(right[1])
+    again = run.invoke(app, [*fit[:-1], str(folder / "notes.jsonl.gz")])  # the file, and a checkpoint that has a head
+    assert again.exit_code == 0, again.output
+    assert files(checkpoint).keys() == after.keys()
+
+
+def test_a_checkpoint_whose_categories_cannot_be_learnt_stays_as_it_was(checkpoint: Path, bare: Path):
+    before = files(checkpoint)
+    result = run.invoke(app, ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(bare)])
+    assert result.exit_code == 1
+    assert "fewer than two categories" in " ".join(result.stderr.split())
+    assert files(checkpoint) == before
 
 
 def test_a_checkpoint_that_cannot_be_calibrated_stays_as_it_was(checkpoint: Path, bare: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.categories import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
 from model.engine import Engine
 from model.note import Note
@@ -46,8 +47,17 @@ def test_directions_come_out_as_alike_as_the_power_says(power: float) -> None:
 
 def test_more_directions_than_are_left_cannot_be_had() -> None:
     assert whitening(of_two_sets(), 14).shape == (14, 16)
-    with pytest.raises(ValueError, match="have 14 left"):
+    with pytest.raises(ValueError, match="fill 14 directions"):
         whitening(of_two_sets(), 15)
+
+
+def test_few_notes_fill_few_directions() -> None:
+    few = [of[:4] for of in of_two_sets()]
+    assert np.isfinite(whitening(few, 6)).all()
+    with pytest.raises(ValueError, match="4, 4 notes fill 6 directions"):
+        whitening(few, 7)
+    with pytest.raises(ValueError, match="fewer than two"):
+        whitening([few[0], few[0][:1]], 1)
 
 
 def test_a_whitened_checkpoint_gives_the_vectors_that_were_asked_for_in_a_space_of_its_own(
@@ -55,6 +65,7 @@ def test_a_whitened_checkpoint_gives_the_vectors_that_were_asked_for_in_a_space_
 ) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "whitened"))
     before = tiny_engine.embed(NOTES)
+    (folder / CATEGORIES_FILE).write_bytes(b"fitted to the vectors as they were")
     whiten(folder, [before[::2], before[1::2]], 8)
     changed = Engine.load(str(folder), cache=tmp_path, runtime="torch", dtype="float32", device="cpu")
     wanted = before @ whitening([before[::2], before[1::2]], 8).T
@@ -62,6 +73,7 @@ def test_a_whitened_checkpoint_gives_the_vectors_that_were_asked_for_in_a_space_
     assert changed.embed(NOTES) == pytest.approx(wanted, abs=2e-3)
     assert (changed.dimension, changed.name) == (8, tiny_engine.name)
     assert changed.space != tiny_engine.space
+    assert not (folder / CATEGORIES_FILE).exists()
 
 
 def test_a_model_without_a_projection_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

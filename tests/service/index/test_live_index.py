@@ -131,7 +131,7 @@ async def test_the_nearest_notes_with_hashtags_are_found_among_many_without(
 
 
 async def test_notes_are_near_by_their_words_too_for_as_long_as_they_say_them(
-    embedded_store: GatedStore, live_index: LiveIndex
+    embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
 ) -> None:
     async def near() -> tuple[list[str], list[str]]:
         asked = Note(id="asked", title="lemon soup")
@@ -153,6 +153,12 @@ async def test_notes_are_near_by_their_words_too_for_as_long_as_they_say_them(
     assert await near() == (["v0", "v1"], ["bare", "one"])
     await live_index.wait_for(await delete(embedded_store, "bare"), WAIT)
     assert await near() == (["v0", "v1"], ["one"])
+    passing = said("one", "a soup")
+    passing = replace(passing, note=replace(passing.note, expires_at=clock() + 60))
+    await live_index.wait_for(await put(embedded_store, passing), WAIT)
+    assert await near() == (["v0", "v1"], ["one"])
+    clock.offset += 61  # at once, before it is removed
+    assert await near() == (["v0", "v1"], [])
 
 
 async def test_a_hashtag_is_known_for_as_long_as_a_note_has_it(

@@ -1,0 +1,75 @@
+"""What is fitted to a finished checkpoint, for its categories: by notes of several data sets, each with its own set."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from model.categories import CategoryHead, pooling_trusts
+from model.engine import Engine
+from model.evaluate import IMPOSSIBLE, Classifier, closed_set, notes_of_split
+from model.metrics import fit_temperature
+from model.note import Note, Wanted
+from model.pairs import split_of
+from model.weights import Progress, silent
+
+POOLING_NOTES = 500
+"""Validation notes of each data set that say how far to trust which: there are two numbers to be found."""
+
+
+def category_temperature(
+    system: Classifier, data: Sequence[Mapping[str, Note]], most_notes: int, progress: Progress = silent
+) -> float:
+    """The temperature that fits the validation notes of several data sets, each with its own closed set.
+
+    `most_notes` of each are drawn at random. ValueError where none has a category.
+    """
+    sets = [closed_set(notes) for notes in data]
+    rows, truth = [], []
+    for notes, categories in zip(data, sets, strict=True):
+        asked = [n for i, n in sorted(notes.items()) if split_of(i) == "validation" and n.category in categories]
+        asked = random.Random(0).sample(asked, min(most_notes, len(asked)))
+        progress(f"Choosing one of {len(categories)} categories for {len(asked):,} notes")
+        log_probs = np.full((len(asked), max(map(len, sets))), IMPOSSIBLE)
+        log_probs[:, : len(categories)] = system.category_log_probs(asked, categories)
+        rows.append(log_probs)
+        truth += [categories.index(note.category) for note in asked if note.category is not None]
+    if not truth:
+        raise ValueError("no validation note has a category that training notes have")
+    return fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
+
+
+def category_head(
+    engine: Engine, data: Sequence[Mapping[str, Note]], most_notes: int, progress: Progress = silent
+) -> CategoryHead:
+    """Learnt from the vectors of `most_notes` training notes of each, pooled with what `engine` writes on validation.
+
+    The engine has no head and a temperature of 1. ValueError where fewer than two categories are found, or no
+    validation note has one.
+    """
+    training = [note for notes in data for note in notes_of_split(_with_category(notes), "train", most_notes)]
+    progress(f"Reading {len(training):,} notes with categories")
+    head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training])
+    written, seen, truth = [], [], []
+    for notes in data:
+        names = tuple(name for name in closed_set(notes) if head.covers([name]))
+        if missing := set(closed_set(notes)) - set(names):
+            progress(f"None was drawn of these, so sets with them are not helped: {', '.join(sorted(missing))}")
+        asked = [n for n in notes_of_split(_with_category(notes), "validation", POOLING_NOTES) if n.category in names]
+        progress(f"Choosing one of {len(names)} categories for {len(asked):,} notes")
+        for note, reading in zip(asked, engine.read(asked, Wanted(categories=names)), strict=True):
+            told = {category.name: category.probability for category in reading.categories or ()}
+            written.append(np.log([max(told[name], 1e-30) for name in names]))
+            seen.append(head.log_probs(names, reading.vector))
+            truth.append(names.index(note.category or ""))
+    if not truth:
+        raise ValueError("no validation note has a category that training notes have")
+    trust_written, trust_vector = pooling_trusts(written, seen, truth)
+    return replace(head, trust_written=trust_written, trust_vector=trust_vector)
+
+
+def _with_category(notes: Mapping[str, Note]) -> dict[str, Note]:
+    return {i: note for i, note in notes.items() if note.category}
