@@ -111,26 +111,31 @@ class Durability:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which notes may be found. `hashtags`: any of them; `created_after`: seconds since the epoch, exclusive.
+    """Which notes may be found. `hashtags`: any of them; `all_hashtags`: each of them; `created_after` and
+    `created_before`: seconds since the epoch, exclusive.
     `exact`: all of them are compared, not only those that an index leads to."""
 
     category: str | None = None
     hashtags: tuple[str, ...] = ()
     author: str | None = None
     created_after: float | None = None
+    created_before: float | None = None
+    all_hashtags: tuple[str, ...] = ()
     exclude: frozenset[str] = frozenset()
     exact: bool = False
 
     def accepts(self, stored: StoredNote) -> bool:
         """The same rule on a note as the index applies to its rows."""
         note = stored.note
-        wanted = {hashtag_key(h) for h in self.hashtags}
+        wanted, carried = {hashtag_key(h) for h in self.hashtags}, {hashtag_key(h) for h in stored.hashtags}
         return (
             note.id not in self.exclude
             and (self.category is None or stored.category == self.category)
             and (self.author is None or note.author == self.author)
             and (self.created_after is None or (note.created_at or 0.0) > self.created_after)
-            and (not wanted or not wanted.isdisjoint(hashtag_key(h) for h in stored.hashtags))
+            and (self.created_before is None or (note.created_at or 0.0) < self.created_before)
+            and (not wanted or not wanted.isdisjoint(carried))
+            and carried.issuperset(hashtag_key(h) for h in self.all_hashtags)
         )
 
 

@@ -342,8 +342,10 @@ class Policy(Wire):
     k: K = 10
     category: Name | None = None
     hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
+    all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry each of them")
     author: Name | None = None
-    created_after: Time | None = None
+    created_after: Time | None = Field(None, description="exclusive")
+    created_before: Time | None = Field(None, description="exclusive")
     exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids never to return")
     min_score: Score | None = None
     exact: bool = Field(False, description="compare with every note, however many there are")
@@ -354,6 +356,8 @@ class Policy(Wire):
             hashtags=tuple(self.hashtag),
             author=self.author,
             created_after=self.created_after.timestamp() if self.created_after else None,
+            created_before=self.created_before.timestamp() if self.created_before else None,
+            all_hashtags=tuple(self.all_hashtag),
             exclude=frozenset(self.exclude),
             exact=self.exact,
         )

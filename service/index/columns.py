@@ -39,27 +39,35 @@ class Codes:
             None if where.category is None else self.find(where.category),
             None if where.author is None else self.find(where.author),
             where.created_after,
-            tuple({self.find(f"#{hashtag_key(tag)}") for tag in where.hashtags}),
+            where.created_before,
+            self._asked_tags(where.hashtags),
+            self._asked_tags(where.all_hashtags),
             where.exclude,
             where.exact,
         )
 
+    def _asked_tags(self, hashtags: Iterable[str]) -> tuple[int, ...]:
+        return tuple({self.find(f"#{hashtag_key(tag)}") for tag in hashtags})
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A Filter in codes. `tags`: any of them, () for whatever."""
+    """A Filter in codes. `tags`: any of them, () for whatever; `all_tags`: each of them."""
 
     category: int | None
     author: int | None
     created_after: float | None
+    created_before: float | None
     tags: tuple[int, ...]
+    all_tags: tuple[int, ...]
     exclude: frozenset[str]
     exact: bool
 
     @property
     def narrows(self) -> bool:
         """Whether it asks more of a row than that its id is not left out."""
-        return (self.category, self.author, self.created_after, self.tags) != (None, None, None, ())
+        asked = (self.category, self.author, self.created_after, self.created_before)
+        return asked != (None,) * 4 or bool(self.tags or self.all_tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +108,5 @@ class Columns:
             mask &= self.author == asked.author
         if asked.created_after is not None:
             mask &= self.created > asked.created_after
+        if asked.created_before is not None:
+            mask &= self.created < asked.created_before

@@ -126,6 +126,8 @@ class Segment(ABC):
             mask &= columns.expires > now
         if asked.tags:
             mask &= reduce(np.logical_or, [self._tagged(tag, rows) for tag in asked.tags])
+        for tag in asked.all_tags:
+            mask &= self._tagged(tag, rows)
         return mask
 
 

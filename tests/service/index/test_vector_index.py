@@ -150,7 +150,16 @@ ROWS = st.builds(
     created_at=st.none() | TIMES,
     expires_at=st.none() | TIMES,
 )
-FILTERS = st.builds(Filter, CATEGORY, TAGS, AUTHOR, st.none() | TIMES, st.frozensets(IDS, max_size=3))
+FILTERS = st.builds(
+    Filter,
+    category=CATEGORY,
+    hashtags=TAGS,
+    all_hashtags=TAGS.map(lambda tags: tags[:1]) | TAGS,
+    author=AUTHOR,
+    created_after=st.none() | TIMES,
+    created_before=st.none() | TIMES,
+    exclude=st.frozensets(IDS, max_size=3),
+)
 STEPS = st.one_of(
     st.lists(ROWS, min_size=1, max_size=6).map(lambda notes: ("upsert", notes)),
     st.lists(IDS, max_size=3).map(lambda ids: ("remove", ids)),
@@ -226,6 +235,14 @@ def test_of_several_hashtags_any_is_enough(index: VectorIndex) -> None:
     assert found_ids(index, Filter(hashtags=("unknown",))) == set()
 
 
+def test_of_all_hashtags_none_may_be_missing(index: VectorIndex) -> None:
+    index.upsert([row("a", hashtags=("x", "y", "z")), row("b", hashtags=("X",)), row("c", hashtags=("y",))])
+    assert found_ids(index, Filter(all_hashtags=("#X", "y"))) == {"a"}
+    assert found_ids(index, Filter(all_hashtags=("x",))) == {"a", "b"}
+    assert found_ids(index, Filter(all_hashtags=("x", "unknown"))) == set()
+    assert found_ids(index, Filter(hashtags=("x", "y"), all_hashtags=("y",))) == {"a", "c"}
+
+
 def test_generated_hashtags_and_category_count_where_the_author_gave_none(index: VectorIndex) -> None:
     generated = Generated((Hashtag("made", 0.5),), CategoryProbability("Food", 0.5))
     index.upsert([row("a", generated=generated), row("b", generated=generated, hashtags=("own",), category="Travel")])
@@ -233,9 +250,11 @@ def test_generated_hashtags_and_category_count_where_the_author_gave_none(index:
     assert found_ids(index, Filter(category="Food")) == {"a"}
 
 
-def test_a_note_at_the_very_second_is_not_created_after_it(index: VectorIndex) -> None:
-    index.upsert([row("a", created_at=10.0), row("b", created_at=10.5), row("c")])
+def test_a_note_at_the_very_second_is_created_neither_after_nor_before_it(index: VectorIndex) -> None:
+    index.upsert([row("a", created_at=10.0), row("b", created_at=10.5), row("c", created_at=9.5)])
     assert found_ids(index, Filter(created_after=10.0)) == {"b"}
+    assert found_ids(index, Filter(created_before=10.0)) == {"c"}
+    assert found_ids(index, Filter(created_after=9.5, created_before=10.5)) == {"a"}
 
 
 def test_an_expired_row_is_not_found_and_its_expiry_removes_it(index: VectorIndex) -> None:

@@ -53,6 +53,10 @@ def test_scores_fall_and_the_note_itself_is_not_among_them(client: httpx2.Client
         ({"hashtag": "F TAG 4"}, {f"f{i}" for i in range(4, 30, 5)}),
         ({"hashtag": ["f tag 3", "#ftag4"]}, {f"f{i}" for i in range(30) if i % 5 in (3, 4)}),
         ({"category": "F-Pets", "created_after": "2026-01-20T00:00:00Z"}, {f"f{i}" for i in range(21, 30, 2)}),
+        (
+            {"created_after": "2026-01-04T00:00:00Z", "created_before": "2026-01-09T00:00:00Z"},
+            {f"f{i}" for i in range(4, 8)},
+        ),
         ({"author": "f-ann", "exclude": ["f3", "f6"]}, {f"f{i}" for i in range(9, 30, 3)}),
         ({"category": "nothing has this"}, set()),
     ],
@@ -90,6 +94,7 @@ def test_a_log_position_is_waited_for(client: httpx2.Client) -> None:
         ("k=51", "/query/k"),
         ("k=many", "/query/k"),
         ("created_after=soon", "/query/created_after"),
+        ("created_before=-1", "/query/created_before"),
         ("min_score=2", "/query/min_score"),
         ("colour=red", "/query/colour"),
         ("exclude=a/b", "/query/exclude/0"),
