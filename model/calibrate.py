@@ -47,17 +47,20 @@ def category_head(
 ) -> CategoryHead:
     """Learnt from the vectors of `most_notes` training notes of each, pooled with what `engine` writes on validation.
 
-    The engine has no head and a temperature of 1. ValueError where fewer than two categories are found, or no
-    validation note has one.
+    The engine has no head and a temperature of 1. ValueError where fewer than two categories are found, or no data set
+    has enough notes, or no validation note one of them.
     """
     training = [note for notes in data for note in notes_of_split(_with_category(notes), "train", most_notes)]
     progress(f"Reading {len(training):,} notes with categories")
     head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training])
     written, seen, truth = [], [], []
     for notes in data:
-        names = tuple(name for name in closed_set(notes) if head.covers([name]))
+        names = tuple(name for name in closed_set(notes) if name in head.names)
         if missing := set(closed_set(notes)) - set(names):
             progress(f"None was drawn of these, so sets with them are not helped: {', '.join(sorted(missing))}")
+        if not head.covers(names):
+            progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
+            continue
         asked = [n for n in notes_of_split(_with_category(notes), "validation", POOLING_NOTES) if n.category in names]
         progress(f"Choosing one of {len(names)} categories for {len(asked):,} notes")
         for note, reading in zip(asked, engine.read(asked, Wanted(categories=names)), strict=True):
@@ -66,7 +69,7 @@ def category_head(
             seen.append(head.log_probs(names, reading.vector))
             truth.append(names.index(note.category or ""))
     if not truth:
-        raise ValueError("no validation note has a category that training notes have")
+        raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
     trust_written, trust_vector = pooling_trusts(written, seen, truth)
     return replace(head, trust_written=trust_written, trust_vector=trust_vector)
 

@@ -21,13 +21,16 @@ from model.config import CheckpointError
 CATEGORIES_FILE = "categories.safetensors"
 INVERSE_PENALTY = 10.0
 """Of the squared weights: sklearn's C, the middle one of 3, 10 and 30 (docs/decisions/0014-category-head.md)."""
+LEAST_NOTES = 20
+"""For each name of a closed set, on the average: from 8 it learns how those few were put, and loses to the model."""
 
 Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
 class CategoryHead:
-    """`weights` (C, D) and `bias` (C,) of the logits of `names`. Of a closed set of these the probability is
+    """`weights` (C, D) and `bias` (C,) of the logits of `names`, learnt from `counts` (C,) notes. Of a closed set that
+    it `covers` the probability is
 
         p(c) ~ p_written(c)^trust_written * p_vector(c)^trust_vector,
 
@@ -37,6 +40,7 @@ class CategoryHead:
     names: tuple[str, ...]
     weights: Floats
     bias: Floats
+    counts: npt.NDArray[np.int64]
     trust_written: float
     trust_vector: float
 
@@ -54,10 +58,13 @@ class CategoryHead:
         if len(names) == 2:  # of two it keeps the second one's odds
             weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
         # In this order: safetensors would write another one as it lies in memory.
-        return cls(names, np.ascontiguousarray(weights, np.float32), bias.astype(np.float32), 0.0, 1.0)
+        counts = np.array([truth.count(name) for name in names])
+        return cls(names, np.ascontiguousarray(weights, np.float32), bias.astype(np.float32), counts, 0.0, 1.0)
 
     def covers(self, categories: Sequence[str]) -> bool:
-        return set(self.names).issuperset(categories)
+        """Whether it knows all of them, and from enough notes to have a say."""
+        known = [count for name, count in zip(self.names, self.counts.tolist(), strict=True) if name in categories]
+        return len(known) == len(set(categories)) and sum(known) >= LEAST_NOTES * len(known)
 
     def pool(self, categories: Sequence[str], written: Floats, vector: Floats) -> npt.NDArray[np.float64]:
         """(K,) logits of a closed set that it `covers`. `written`: (K,) log probabilities, up to a constant."""
@@ -73,7 +80,7 @@ class CategoryHead:
     def save(self, folder: Path, space: str) -> None:
         """Into a checkpoint of this vector space."""
         trusts = np.array([self.trust_written, self.trust_vector], np.float64)
-        tensors = {"weights": self.weights, "bias": self.bias, "trusts": trusts}
+        tensors = {"weights": self.weights, "bias": self.bias, "counts": self.counts, "trusts": trusts}
         save_file(tensors, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
 
     @classmethod
@@ -85,7 +92,8 @@ class CategoryHead:
         try:
             with safe_open(path, "np") as stored:
                 told = stored.metadata()
-                weights, bias, trusts = (stored.get_tensor(name) for name in ("weights", "bias", "trusts"))
+                of_names = [stored.get_tensor(name) for name in ("weights", "bias", "counts")]
+                trusts = stored.get_tensor("trusts")
                 names = tuple(json.loads(told["names"]))
                 made_for = told["space"]
         except Exception as error:  # the reader's errors have no common class
@@ -94,7 +102,7 @@ class CategoryHead:
             raise CheckpointError(
                 f"{path} was fitted to other vectors: run `notellm fit-categories` again, or delete it"
             )
-        return cls(names, weights, bias, *trusts.tolist())
+        return cls(names, *of_names, *trusts.tolist())
 
 
 def pooling_trusts(written: Sequence[Floats], seen: Sequence[Floats], truth: Sequence[int]) -> tuple[float, float]:

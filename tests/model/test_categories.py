@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model.categories import CATEGORIES_FILE, CategoryHead, pooling_trusts
+from model.categories import CATEGORIES_FILE, LEAST_NOTES, CategoryHead, pooling_trusts
 from model.config import CheckpointError
 from model.engine import Engine
 from model.note import CategoryProbability, Note, Wanted
@@ -52,6 +52,15 @@ def test_of_a_part_of_its_names_the_odds_are_the_same() -> None:
     assert of_two[1] - of_two[0] == pytest.approx(of_all[0] - of_all[2])
     assert head.covers(("Travel", "Food"))
     assert not head.covers(("Travel", "Pets"))
+
+
+def test_names_of_which_it_has_seen_few_notes_are_not_covered() -> None:
+    few, many = some_vectors(NAMES, LEAST_NOTES - 1), some_vectors(NAMES, LEAST_NOTES)
+    assert CategoryHead.fit(*many).covers(NAMES)
+    assert not CategoryHead.fit(*few).covers(NAMES)
+    mixed = CategoryHead.fit(np.concatenate([few[0], many[0]]), [*few[1], *("Pets" for _ in many[1])])
+    assert mixed.covers(("Pets", "Food"))  # enough on the average
+    assert not mixed.covers(("Home", "Food"))
 
 
 def test_one_category_is_nothing_to_choose_from() -> None:
@@ -104,7 +113,8 @@ def test_what_contradicts_the_truth_is_not_trusted() -> None:
 def test_an_engine_pools_where_the_head_knows_all_names(tiny_engine: Engine) -> None:
     """And answers as without one where it does not."""
     vectors = tiny_engine.embed(NOTES)
-    head = replace(CategoryHead.fit(vectors, NAMES), trust_written=0.5, trust_vector=0.7)
+    fitted = CategoryHead.fit(vectors, NAMES)
+    head = replace(fitted, counts=LEAST_NOTES * fitted.counts, trust_written=0.5, trust_vector=0.7)
     pooling = Engine(tiny_engine.runtime, head)
     known, other = Wanted(categories=NAMES), Wanted(categories=("Food", "Pets"))
     for note, vector in zip(NOTES, vectors, strict=True):
