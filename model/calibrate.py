@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from model.categories import CategoryHead, pooling_trusts
 from model.engine import Engine
 from model.evaluate import IMPOSSIBLE, Classifier, closed_set, notes_of_split
 from model.metrics import fit_temperature
-from model.note import Note, Wanted
+from model.note import Note, Reading, Wanted
 from model.pairs import split_of
 from model.weights import Progress, silent
 
@@ -53,25 +53,29 @@ def category_head(
     training = [note for notes in data for note in notes_of_split(_with_category(notes), "train", most_notes)]
     progress(f"Reading {len(training):,} notes with categories")
     head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training])
-    written, seen, truth = [], [], []
+    helped = False
     for notes in data:
         names = tuple(name for name in closed_set(notes) if name in head.names)
         if missing := set(closed_set(notes)) - set(names):
             progress(f"None was drawn of these, so sets with them are not helped: {', '.join(sorted(missing))}")
-        if not head.covers(names):
+        asked = [n for n in notes_of_split(_with_category(notes), "validation", POOLING_NOTES) if n.category in names]
+        if not asked or not head.covers(names):
             progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
             continue
-        asked = [n for n in notes_of_split(_with_category(notes), "validation", POOLING_NOTES) if n.category in names]
         progress(f"Choosing one of {len(names)} categories for {len(asked):,} notes")
-        for note, reading in zip(asked, engine.read(asked, Wanted(categories=names)), strict=True):
-            told = {category.name: category.probability for category in reading.categories or ()}
-            written.append(np.log([max(told[name], 1e-30) for name in names]))
-            seen.append(head.log_probs(names, reading.vector))
-            truth.append(names.index(note.category or ""))
-    if not truth:
+        readings = engine.read(asked, Wanted(categories=names))
+        written = [_log_probs(reading, names) for reading in readings]
+        seen = head.log_probs(names, np.array([reading.vector for reading in readings]))
+        truth = [names.index(note.category or "") for note in asked]
+        head, helped = head.trusting(names, pooling_trusts(written, list(seen), truth)), True
+    if not helped:
         raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
-    trust_written, trust_vector = pooling_trusts(written, seen, truth)
-    return replace(head, trust_written=trust_written, trust_vector=trust_vector)
+    return head
+
+
+def _log_probs(reading: Reading, names: Sequence[str]) -> npt.NDArray[np.float64]:
+    told = {category.name: category.probability for category in reading.categories or ()}
+    return np.log([max(told[name], 1e-30) for name in names])
 
 
 def _with_category(notes: Mapping[str, Note]) -> dict[str, Note]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from model.config import CheckpointError
 
 CATEGORIES_FILE = "categories.safetensors"
+TENSORS = ("weights", "bias", "counts", "trusts")
 INVERSE_PENALTY = 10.0
 """Of the squared weights: sklearn's C, the middle one of 3, 10 and 30 (docs/decisions/0014-category-head.md)."""
 LEAST_NOTES = 20
@@ -32,22 +33,22 @@ class CategoryHead:
     """`weights` (C, D) and `bias` (C,) of the logits of `names`, learnt from `counts` (C,) notes. Of a closed set that
     it `covers` the probability is
 
-        p(c) ~ p_written(c)^trust_written * p_vector(c)^trust_vector,
+        p(c) ~ p_written(c)^a * p_vector(c)^b,
 
-    each distribution over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3).
+    each distribution over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3). `trusts` (C, 2): a and
+    b for sets of the data set that has the name; for names of several data sets their mean.
     """
 
     names: tuple[str, ...]
     weights: Floats
     bias: Floats
     counts: npt.NDArray[np.int64]
-    trust_written: float
-    trust_vector: float
+    trusts: npt.NDArray[np.float64]
 
     @classmethod
     def fit(cls, vectors: Floats, truth: Sequence[str]) -> CategoryHead:
         """Logistic regression on unit vectors (N, D) and the N names that are true. ValueError for fewer than two
-        different names. It trusts the vector alone until `pooled`."""
+        different names. It trusts the vector alone, until `trusting`."""
         from sklearn.linear_model import LogisticRegression
 
         names = tuple(sorted(set(truth)))
@@ -59,7 +60,14 @@ class CategoryHead:
             weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
         # In this order: safetensors would write another one as it lies in memory.
         counts = np.array([truth.count(name) for name in names])
-        return cls(names, np.ascontiguousarray(weights, np.float32), bias.astype(np.float32), counts, 0.0, 1.0)
+        alone = np.tile([0.0, 1.0], (len(names), 1))
+        return cls(names, np.ascontiguousarray(weights, np.float32), bias.astype(np.float32), counts, alone)
+
+    def trusting(self, categories: Sequence[str], trusts: tuple[float, float]) -> CategoryHead:
+        """The same with these trusts for some of its names."""
+        changed = self.trusts.copy()
+        changed[self._rows(categories)] = trusts
+        return replace(self, trusts=changed)
 
     def covers(self, categories: Sequence[str]) -> bool:
         """Whether it knows all of them, and from enough notes to have a say."""
@@ -68,19 +76,23 @@ class CategoryHead:
 
     def pool(self, categories: Sequence[str], written: Floats, vector: Floats) -> npt.NDArray[np.float64]:
         """(K,) logits of a closed set that it `covers`. `written`: (K,) log probabilities, up to a constant."""
-        return self.trust_written * written + self.trust_vector * self.log_probs(categories, vector)
+        a, b = self.trusts[self._rows(categories)].mean(0)
+        pooled: npt.NDArray[np.float64] = a * written + b * self.log_probs(categories, vector)
+        return pooled
 
     def log_probs(self, categories: Sequence[str], vectors: Floats) -> npt.NDArray[np.float64]:
         """(..., K) of vectors (..., D)."""
-        rows = [self.names.index(name) for name in categories]
+        rows = self._rows(categories)
         logits = vectors @ self.weights[rows].T + self.bias[rows].astype(np.float64)
         of_all: npt.NDArray[np.float64] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
         return of_all
 
+    def _rows(self, categories: Sequence[str]) -> list[int]:
+        return [self.names.index(name) for name in categories]
+
     def save(self, folder: Path, space: str) -> None:
         """Into a checkpoint of this vector space."""
-        trusts = np.array([self.trust_written, self.trust_vector], np.float64)
-        tensors = {"weights": self.weights, "bias": self.bias, "counts": self.counts, "trusts": trusts}
+        tensors = {name: getattr(self, name) for name in TENSORS}
         save_file(tensors, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
 
     @classmethod
@@ -92,8 +104,7 @@ class CategoryHead:
         try:
             with safe_open(path, "np") as stored:
                 told = stored.metadata()
-                of_names = [stored.get_tensor(name) for name in ("weights", "bias", "counts")]
-                trusts = stored.get_tensor("trusts")
+                tensors = [stored.get_tensor(name) for name in TENSORS]
                 names = tuple(json.loads(told["names"]))
                 made_for = told["space"]
         except Exception as error:  # the reader's errors have no common class
@@ -102,7 +113,7 @@ class CategoryHead:
             raise CheckpointError(
                 f"{path} was fitted to other vectors: run `notellm fit-categories` again, or delete it"
             )
-        return cls(names, *of_names, *trusts.tolist())
+        return cls(names, *tensors)
 
 
 def pooling_trusts(written: Sequence[Floats], seen: Sequence[Floats], truth: Sequence[int]) -> tuple[float, float]:

@@ -211,8 +211,9 @@ def fit_categories(
         engine.temperature = 1.0
         head = category_head(engine, notes, most_notes, say)
         head.save(checkpoint, engine.space)
-    found = {"categories": len(head.names), "trust_written": head.trust_written, "trust_vector": head.trust_vector}
-    show(found, False)
+    for written, vector in sorted({(a, b) for a, b in head.trusts.tolist()}):
+        say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}")
+    show({"categories": len(head.names)}, False)
 
 
 def evaluate(

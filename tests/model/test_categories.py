@@ -63,6 +63,14 @@ def test_names_of_which_it_has_seen_few_notes_are_not_covered() -> None:
     assert not mixed.covers(("Home", "Food"))
 
 
+def test_each_name_is_trusted_as_its_data_set_says() -> None:
+    head = CategoryHead.fit(*some_vectors(NAMES)).trusting(NAMES[:2], (0.2, 0.4)).trusting(NAMES[2:], (0.4, 0.8))
+    vector, written = some_vectors(NAMES)[0][7], np.array([0.0, -1.0, -2.0])
+    for names, a, b in ((NAMES[:2], 0.2, 0.4), (NAMES[1:], 0.3, 0.6)):
+        pooled = head.pool(names, written[: len(names)], vector)
+        assert pooled == pytest.approx(a * written[: len(names)] + b * head.log_probs(names, vector))
+
+
 def test_one_category_is_nothing_to_choose_from() -> None:
     with pytest.raises(ValueError, match="fewer than two"):
         CategoryHead.fit(*some_vectors(NAMES[:1]))
@@ -70,7 +78,7 @@ def test_one_category_is_nothing_to_choose_from() -> None:
 
 def test_what_is_saved_is_loaded_for_its_own_space_alone(tmp_path: Path) -> None:
     assert CategoryHead.load(tmp_path, "space") is None
-    head = replace(CategoryHead.fit(*some_vectors(NAMES)), trust_written=0.3, trust_vector=0.6)
+    head = CategoryHead.fit(*some_vectors(NAMES)).trusting(NAMES, (0.3, 0.6))
     head.save(tmp_path, "space")
     loaded = CategoryHead.load(tmp_path, "space")
     assert loaded is not None
@@ -114,7 +122,7 @@ def test_an_engine_pools_where_the_head_knows_all_names(tiny_engine: Engine) -> 
     """And answers as without one where it does not."""
     vectors = tiny_engine.embed(NOTES)
     fitted = CategoryHead.fit(vectors, NAMES)
-    head = replace(fitted, counts=LEAST_NOTES * fitted.counts, trust_written=0.5, trust_vector=0.7)
+    head = replace(fitted, counts=LEAST_NOTES * fitted.counts).trusting(NAMES, (0.5, 0.7))
     pooling = Engine(tiny_engine.runtime, head)
     known, other = Wanted(categories=NAMES), Wanted(categories=("Food", "Pets"))
     for note, vector in zip(NOTES, vectors, strict=True):

@@ -324,7 +324,9 @@ def test_to_whiten_changes_the_projection_of_a_checkpoint_and_nothing_else(
         assert (np.linalg.norm(engine.embed(training).mean(0)) > 0.3) == shared
 
 
-@pytest.mark.parametrize(("dimension", "said"), [("32", "directions, fewer than 32"), ("0", "greater than or equal to 1")])
+@pytest.mark.parametrize(
+    ("dimension", "said"), [("32", "directions, fewer than 32"), ("0", "greater than or equal to 1")]
+)
 def test_a_checkpoint_that_cannot_be_whitened_stays_as_it_was(
     checkpoint: Path, folder: Path, dimension: str, said: str
 ):
