@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,6 @@ from model.engine import Engine
 from model.evaluate import IMPOSSIBLE, Classifier, closed_set, notes_of_split
 from model.metrics import fit_temperature
 from model.note import Note, Reading, Wanted
-from model.pairs import split_of
 from model.weights import Progress, silent
 
 POOLING_NOTES = 500
@@ -30,8 +28,7 @@ def category_temperature(
     sets = [closed_set(notes) for notes in data]
     rows, truth = [], []
     for notes, categories in zip(data, sets, strict=True):
-        asked = [n for i, n in sorted(notes.items()) if split_of(i) == "validation" and n.category in categories]
-        asked = random.Random(0).sample(asked, min(most_notes, len(asked)))
+        asked = notes_of_split(_with_category(notes, categories), "validation", most_notes)
         progress(f"Choosing one of {len(categories)} categories for {len(asked):,} notes")
         log_probs = np.full((len(asked), max(map(len, sets))), IMPOSSIBLE)
         log_probs[:, : len(categories)] = system.category_log_probs(asked, categories)
@@ -47,10 +44,12 @@ def category_head(
 ) -> CategoryHead:
     """Learnt from the vectors of `most_notes` training notes of each, pooled with what `engine` writes on validation.
 
-    The engine has no head and a temperature of 1. ValueError where fewer than two categories are found, or no data set
-    has enough notes, or no validation note one of them.
+    `engine`: loaded without what was fitted before. ValueError where fewer than two categories are found, or no data
+    set has enough notes, or no validation note one of them.
     """
-    training = [note for notes in data for note in notes_of_split(_with_category(notes), "train", most_notes)]
+    training = [
+        note for notes in data for note in notes_of_split(_with_category(notes, closed_set(notes)), "train", most_notes)
+    ]
     progress(f"Reading {len(training):,} notes with categories")
     head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training])
     helped = False
@@ -58,7 +57,7 @@ def category_head(
         names = tuple(name for name in closed_set(notes) if name in head.names)
         if missing := set(closed_set(notes)) - set(names):
             progress(f"None was drawn of these, so sets with them are not helped: {', '.join(sorted(missing))}")
-        asked = [n for n in notes_of_split(_with_category(notes), "validation", POOLING_NOTES) if n.category in names]
+        asked = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
         if not asked or not head.covers(names):
             progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
             continue
@@ -78,5 +77,5 @@ def _log_probs(reading: Reading, names: Sequence[str]) -> npt.NDArray[np.float64
     return np.log([max(told[name], 1e-30) for name in names])
 
 
-def _with_category(notes: Mapping[str, Note]) -> dict[str, Note]:
-    return {i: note for i, note in notes.items() if note.category}
+def _with_category(notes: Mapping[str, Note], categories: Collection[str]) -> dict[str, Note]:
+    return {i: note for i, note in notes.items() if note.category in categories}

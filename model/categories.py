@@ -58,9 +58,9 @@ class CategoryHead:
         weights, bias = found.coef_, found.intercept_
         if len(names) == 2:  # of two it keeps the second one's odds
             weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-        # In this order: safetensors would write another one as it lies in memory.
         counts = np.array([truth.count(name) for name in names])
         alone = np.tile([0.0, 1.0], (len(names), 1))
+        # Contiguous: safetensors writes what lies in memory, in whatever order.
         return cls(names, np.ascontiguousarray(weights, np.float32), bias.astype(np.float32), counts, alone)
 
     def trusting(self, categories: Sequence[str], trusts: tuple[float, float]) -> CategoryHead:

@@ -163,7 +163,7 @@ def whiten(
 
     with ended_by(CheckpointError, DatasetError, ValueError, FileNotFoundError):
         chosen = [notes_of_split(read_notes(notes_file(path)), "train", most_notes) for path in data]
-        engine = Engine.load(str(checkpoint), cache=cache, with_head=False, progress=say)
+        engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
         say(f"Reading {sum(map(len, chosen)):,} notes")
         change(checkpoint, [engine.embed(of) for of in chosen], dimension)
     show({"dimension": dimension}, False)
@@ -185,8 +185,7 @@ def calibrate(
     with ended_by(ValueError, FileNotFoundError):
         config = NoteLLMConfig.load(checkpoint)
         notes = [read_notes(notes_file(path)) for path in data]
-        engine = Engine.load(str(checkpoint), cache=cache, with_head=False, progress=say)
-        engine.temperature = 1.0
+        engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
         temperature = category_temperature(EngineSystem(engine), notes, most_notes, say)
         replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
     show({"category_temperature": temperature}, False)
@@ -207,8 +206,7 @@ def fit_categories(
     with ended_by(CheckpointError, ValueError, FileNotFoundError):
         NoteLLMConfig.load(checkpoint)  # a bare backbone has no folder for it
         notes = [read_notes(notes_file(path)) for path in data]
-        engine = Engine.load(str(checkpoint), cache=cache, with_head=False, progress=say)
-        engine.temperature = 1.0
+        engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
         head = category_head(engine, notes, most_notes, say)
         head.save(checkpoint, engine.space)
     for written, vector in sorted({(a, b) for a, b in head.trusts.tolist()}):

@@ -192,7 +192,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         runtime: str = "auto",
-        with_head: bool = True,
+        fitted: bool = True,
         progress: Progress = silent,
     ) -> Engine:
         """From a checkpoint folder or a bare backbone (None: the shipped one); CheckpointError when it cannot be.
@@ -200,12 +200,16 @@ class Engine:
         `device`: "cpu", "cuda" or what is there ("auto"). `runtime`: "openvino" (a CPU alone), "torch", or "auto":
         OpenVINO on a CPU, where it is installed and has what the backbone needs. `dtype`: "float32", "bfloat16", "int8"
         (OpenVINO alone), or "auto": bfloat16 where that is faster; but not in PyTorch on a CPU, where it makes a
-        vector depend on its batch (docs/decisions/0003-precision.md). `with_head`: with the category head that is
-        beside the weights; without, to fit another one.
+        vector depend on its batch (docs/decisions/0003-precision.md). `fitted`: with the temperature and
+        the category head that were fitted to the checkpoint; without, to fit others.
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
         made = cls._runtime(checkpoint, cache, device, dtype, runtime, progress)
-        return cls(made, CategoryHead.load(Path(checkpoint).expanduser(), made.space) if with_head else None)
+        if fitted:
+            return cls(made, CategoryHead.load(Path(checkpoint).expanduser(), made.space))
+        engine = cls(made)
+        engine.temperature = 1.0
+        return engine
 
     @staticmethod
     def _runtime(checkpoint: str, cache: Path, device: str, dtype: str, runtime: str, progress: Progress) -> Runtime:

@@ -44,7 +44,7 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
         notes = ", ".join(f"{len(of):,}" for of in vectors)
         raise ValueError(f"the vectors of {notes} notes fill {left} directions, fewer than {dimension}: read more")
     best = slice(None, -dimension - 1, -1)
-    scaled: npt.NDArray[np.float32] = (directions[:, best] / variances[best] ** power).T.astype(np.float32) @ kept
+    scaled: npt.NDArray[np.floating] = (directions[:, best] / variances[best] ** power).T @ kept
     return scaled.astype(np.float32)
 
 

@@ -10,7 +10,6 @@ import re
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Iterator
 from threading import Lock
 
 import numpy as np
@@ -20,17 +19,14 @@ from model.note import Note, replace_lone_surrogates
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
 """Scripts that put no spaces between words, from Thai to Chinese: there two characters at a time stand for one."""
-RUN = re.compile(rf"[^\W_{UNSPACED}]+|[^\W_\u0000-\u0dff\u0f00-\u0fff\u10a0-\u177f\u1800-\u2e7f]+")
-"""One of letters and digits, in one of the two kinds of scripts."""
-BEGINS_UNSPACED = re.compile(f"[{UNSPACED}]")
+RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
+"""Of letters and digits: a word, or what has no spaces."""
 MOST_CHARS = 2000
 """Of a note's title and of its content; the prompt holds less."""
 COMMON_SHARE, COMMON_NOTES = 0.1, 1000
 """A word that more of the notes have, and more than so many, tells nothing and costs the most: it is left out."""
 MOST_ROWS = 200_000
 """That are looked at for one note, those of its rarest words first: 10 ms."""
-MOST_COUNTED = 65_535
-"""Words of a note, in an array of 16 bits."""
 NO_ROWS = array("I")
 DEAD_SHARE = 0.5
 """With more rows of removed notes than that, all is written anew without them."""
@@ -43,7 +39,7 @@ class WordIndex:
         self._lock = Lock()
         self._row_of: dict[str, int] = {}
         self._ids: list[str] = []
-        self._counts = array("H")
+        self._counts = array("I")
         """Words of each row; 0 where the note is gone."""
         self._rows_with: dict[int, array[int]] = {}
 
@@ -60,7 +56,7 @@ class WordIndex:
             row = len(self._ids)
             self._ids.append(note.id)
             self._row_of[note.id] = row
-            self._counts.append(min(len(words), MOST_COUNTED))
+            self._counts.append(len(words))
             for word in words:
                 self._rows_with.setdefault(word, array("I")).append(row)
 
@@ -92,7 +88,7 @@ class WordIndex:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
         """The rows (R,) of notes that share something, but for `own`; of each the sum of idf^2 of what it shares; and
         the mean of idf^2 over `words`, where what no note has is the rarest, and what is too common counts nothing."""
-        alive = np.array(self._counts, np.uint16) > 0
+        alive = np.array(self._counts, np.uint32) > 0
         parts, squares, left = [], [], MOST_ROWS
         for having in sorted((self._rows_with.get(word, NO_ROWS) for word in words), key=len):
             left -= len(having)
@@ -117,7 +113,7 @@ class WordIndex:
             self._forget_removed()
 
     def _forget_removed(self) -> None:
-        counts = np.frombuffer(self._counts, np.uint16)
+        counts = np.frombuffer(self._counts, np.uint32)
         kept = np.flatnonzero(counts)
         new_row = np.full(len(counts), -1, np.int64)
         new_row[kept] = np.arange(len(kept))
@@ -130,7 +126,7 @@ class WordIndex:
                 del self._rows_with[word]
         self._ids = [self._ids[row] for row in kept.tolist()]
         self._row_of = {note_id: row for row, note_id in enumerate(self._ids)}
-        self._counts = array("H", counts[kept].tobytes())
+        self._counts = array("I", counts[kept].tobytes())
 
 
 def words_of(note: Note) -> frozenset[int]:
@@ -140,12 +136,9 @@ def words_of(note: Note) -> frozenset[int]:
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
-    words = {word for run in RUN.findall(text) for word in _words(run)}
+    words = {word for run, unspaced in RUN.findall(text) for word in ([run] if run else _pairs(unspaced))}
     return frozenset(zlib.crc32(word.encode()) for word in words)
 
 
-def _words(run: str) -> Iterator[str]:
-    if BEGINS_UNSPACED.match(run):
-        yield from (run[at : at + 2] for at in range(max(1, len(run) - 1)))
-    else:
-        yield run
+def _pairs(run: str) -> list[str]:
+    return [run[at : at + 2] for at in range(max(1, len(run) - 1))]

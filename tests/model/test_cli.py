@@ -386,17 +386,15 @@ def test_to_fit_categories_adds_one_file_by_which_they_are_told_better(
     assert files(checkpoint).keys() == after.keys()
 
 
-def test_a_checkpoint_whose_categories_cannot_be_learnt_stays_as_it_was(checkpoint: Path, bare: Path):
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("calibrate", "no validation note has a category"), ("fit-categories", "fewer than two categories")],
+)
+def test_a_checkpoint_to_which_nothing_can_be_fitted_stays_as_it_was(
+    checkpoint: Path, bare: Path, command: str, said: str
+):
     before = files(checkpoint)
-    result = run.invoke(app, ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(bare)])
+    result = run.invoke(app, [command, "--checkpoint", str(checkpoint), "--data", str(bare)])
     assert result.exit_code == 1
-    assert "fewer than two categories" in " ".join(result.stderr.split())
-    assert files(checkpoint) == before
-
-
-def test_a_checkpoint_that_cannot_be_calibrated_stays_as_it_was(checkpoint: Path, bare: Path):
-    before = files(checkpoint)
-    result = run.invoke(app, ["calibrate", "--checkpoint", str(checkpoint), "--data", str(bare)])
-    assert result.exit_code == 1
-    assert "no validation note has a category" in " ".join(result.stderr.split())
+    assert said in " ".join(result.stderr.split())
     assert files(checkpoint) == before
