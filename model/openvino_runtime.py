@@ -5,8 +5,10 @@ Shapes: T tokens of a forward, H hidden size, D dimension.
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from model.weights import space_of
 LAYERS, OUTPUT, SHAPES, HEAD = "layers.xml", "output.xml", "shapes.json", "projection.npy"
 MOST_NEXT = 32
 """Most next tokens that a forward can tell of a place."""
+DONTNEED = 4
+"""MADV_DONTNEED of Linux: what is mapped read-only from a file loses nothing."""
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     "float32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
     "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
@@ -50,6 +54,7 @@ class OpenVinoRuntime:
         self.config = config
         self.prompt = prompt
         self.precision = f"OpenVINO {precision}"
+        self._folder = folder
         options = dict(PRECISIONS[precision])
         core = ov.Core()
         # Loads the plugin: without it the paged attention in a file is unknown.
@@ -58,6 +63,8 @@ class OpenVinoRuntime:
         _tell_shapes(layers, json.loads((folder / SHAPES).read_text()))
         self._layers = core.compile_model(layers, "CPU", options).create_infer_request()
         self._output = core.compile_model(core.read_model(folder / OUTPUT), "CPU", options).create_infer_request()
+        self._packed: list[Any] = []
+        """Of the two, who has its weights in the order of its products, made when it was first asked."""
         self._projection = np.load(folder / HEAD) if (folder / HEAD).exists() else None
         self._caches: list[Any] = []
         tokens = 0
@@ -80,7 +87,8 @@ class OpenVinoRuntime:
         blocks = [span.table.blocks for span in spans]
         trees = [np.zeros(0, np.uint8) if looks is None else looks.reshape(-1).view(np.uint8) for looks in flat.trees]
         any_tree = any(len(tree) for tree in trees)
-        states = self._layers.infer(
+        states = self._infer(
+            self._layers,
             {
                 "input_ids": flat.ids,
                 "position_ids": flat.positions,
@@ -92,7 +100,6 @@ class OpenVinoRuntime:
                 "qq_bias": np.concatenate(trees),
                 "qq_bias_begins": _begins(trees) if any_tree else np.zeros(0, np.int32),
             },
-            share_inputs=True,
         )["states"]
         return self._read(spans, Asked.of(spans, flat.begins), states)
 
@@ -112,13 +119,33 @@ class OpenVinoRuntime:
             "rows": asked.token_looks,
             "tokens": asked.tokens,
         }
-        told = self._output.infer(asks, share_inputs=True)
+        told = self._infer(self._output, asks)
         return told["likeliest"], told["log_probs"], told["ended"][:, 0], told["of_tokens"]
+
+    def _infer(self, request: Any, inputs: Mapping[str, Any]) -> Any:
+        told = request.infer(inputs, share_inputs=True)
+        if request not in self._packed:
+            self._packed.append(request)
+            forget_files(self._folder)
+        return told
 
     def _copy(self) -> None:
         for of, to in self.pool.take_copies():
             for cache in self._caches:
                 cache[to] = cache[of]
+
+
+def forget_files(folder: Path) -> None:
+    """Give back the memory of what this process has read of the files in `folder`, which it maps: what is still needed,
+    such as the rows of a table, is read again. Does nothing where the system is not Linux."""
+    with suppress(OSError, AttributeError):
+        advise = ctypes.CDLL("libc.so.6").madvise
+        advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        for mapping in Path("/proc/self/maps").read_text().splitlines():
+            place, rights, *_ = mapping.split()
+            if rights.startswith("r--") and f" {folder}/" in mapping:
+                begin, end = (int(address, 16) for address in place.split("-"))
+                advise(begin, end - begin, DONTNEED)
 
 
 def _tell_shapes(layers: ov.Model, shapes: Sequence[dict[str, int]]) -> None:

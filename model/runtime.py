@@ -17,7 +17,8 @@ from model.cache import BlockPool, BlockTable
 from model.config import NoteLLMConfig
 from model.prompt import Prompt
 
-LOOKS_AT_ONCE = 256
+LOOKS_AT_ONCE = 64
+"""More are no faster, and each takes 0.6 MB of what the output layer works in."""
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from model.config import CheckpointError, NoteLLMConfig
 from model.engine import Engine
 from model.note import Note, Reading, Wanted
 from model.notellm import NoteLLM
+from model.openvino_runtime import forget_files
 from tests.conftest import COMMON, FAMILIES, FOODS
 
 SUPPORTED = [family for family in FAMILIES if family != "gemma2"]
@@ -147,3 +149,23 @@ def test_a_broken_file_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (folder / "layers.xml").write_text("<net")
     with pytest.raises(CheckpointError, match=folder.name):
         engine(str(tiny_checkpoint), tmp_path)
+
+
+def test_what_was_read_of_mapped_files_is_given_back_and_still_right(tmp_path: Path) -> None:
+    (tmp_path / "layers.bin").write_bytes(content := bytes(range(256)) * 4096)
+    with (
+        (tmp_path / "layers.bin").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped,
+    ):
+        assert mapped[:] == content
+        assert resident(tmp_path / "layers.bin") == len(content)
+        forget_files(tmp_path)
+        assert resident(tmp_path / "layers.bin") == 0
+        assert mapped[:] == content
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if line.endswith(f" {path}"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
