@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +87,12 @@ class Words(Protocol):
     def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
         """Ids and scores of the `count` notes that share the most words with `note`, best first, ties by id; never the
         one of its own id. A score is above 0, and 1 where the words are the same."""
+
+    def freeze(self) -> tuple[list[str], Mapping[str, Any]]:
+        """Ids, and arrays: all of it as it is now."""
+
+    def thaw(self, ids: Sequence[str], arrays: Mapping[str, Any]) -> None:
+        """Become, from being empty, what was frozen."""
 
 
 class Vocabulary(Protocol):

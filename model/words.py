@@ -10,7 +10,10 @@ import re
 import unicodedata
 import zlib
 from array import array
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +85,25 @@ class WordIndex:
             best = np.flatnonzero(scores >= least)
             found = [(self._ids[rows[at]], float(scores[at])) for at in best]
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:count]
+
+    def freeze(self) -> tuple[list[str], Mapping[str, npt.NDArray[Any]]]:
+        """See Words. All others wait meanwhile."""
+        with self._lock:
+            words = np.fromiter(self._rows_with, np.uint32, len(self._rows_with))
+            ends = np.cumsum([0, *map(len, self._rows_with.values())], dtype=np.int64)
+            rows = np.frombuffer(b"".join(having.tobytes() for having in self._rows_with.values()), np.uint32)
+            counts = np.array(self._counts, np.uint32)
+            return list(self._ids), {"words": words, "ends": ends, "rows": rows, "counts": counts}
+
+    def thaw(self, ids: Sequence[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """See Words."""
+        places, rows = arrays["ends"].tolist(), arrays["rows"]
+        spans = zip(arrays["words"].tolist(), pairwise(places), strict=True)
+        with self._lock:
+            self._ids = list(ids)
+            self._counts = array("I", arrays["counts"].tobytes())
+            self._row_of = {self._ids[row]: row for row in np.flatnonzero(arrays["counts"]).tolist()}
+            self._rows_with = {word: array("I", rows[begin:end].tobytes()) for word, (begin, end) in spans}
 
     def _sharing(
         self, words: frozenset[int], own: int | None

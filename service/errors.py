@@ -60,6 +60,10 @@ class LimitExceeded(NoteLLMError):
         self.limit = limit
 
 
+class SnapshotRefused(NoteLLMError):
+    """A snapshot of the index is not used; the reason is all of the message."""
+
+
 class PreconditionFailed(NoteLLMError):
     def __init__(self, note_id: str) -> None:
         super().__init__(f"Note {note_id!r} is not at the version of If-Match; read it again and repeat the change.")

@@ -7,7 +7,7 @@ never compared. A log position is the id of an entry of the change log; position
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -212,11 +212,34 @@ class NoteStore(Protocol):
     def scan(self) -> AsyncIterator[list[StoredNote]]:
         """Every note with its vector, in no order; notes written meanwhile may or may not be among them."""
 
+    async def identity(self) -> str:
+        """Of these notes and their log: another one after they were thrown away or exchanged for others."""
+
+    async def keep_log(self, replica: str, position: str) -> None:
+        """`replica` has a snapshot of `position`: what comes before those of all replicas may be cut off the log."""
+
     async def durability(self) -> Durability: ...
     async def samples_loaded(self) -> bool:
         """Whether `mark_samples_loaded` was ever called."""
 
     async def mark_samples_loaded(self) -> None: ...
+
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a snapshot. `make` gives its arrays as they were when it was frozen, in any thread. `lasting`: what
+    has its name is the same for ever."""
+
+    name: str
+    make: Callable[[], Arrays]
+    lasting: bool = False
+
+
+ReadPart = Callable[[str], Arrays]
+"""The arrays of a part, by its name."""
 
 
 class IndexJob(Protocol):
@@ -243,6 +266,12 @@ class VectorIndex(Protocol):
         all of the nearest, but never fewer than there are, unless it asks for exactness."""
 
     def vector(self, note_id: str) -> Vector | None: ...
+    def freeze(self) -> list[Part]:
+        """All of it as it is now, of which a snapshot can be made while others write and search."""
+
+    def thaw(self, read: ReadPart) -> None:
+        """Become, from being empty, what was frozen."""
+
     def plan(self) -> IndexJob | None:
         """What is to be run and then finished, one job at a time; None when all is well."""
 

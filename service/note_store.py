@@ -3,6 +3,8 @@
     {notes}:note:<id>   hash    document (JSON), vector (float32, little-endian), space, revision, position
     {notes}:log         stream  position -> id, op ("put" or "delete")
     {notes}:samples     string  set once the sample notes were loaded
+    {notes}:identity    string  made up when it is first asked for
+    {notes}:snapshots   hash    replica -> log position of its snapshot, and when that was made
 
 All keys share the hash tag {notes}: one slot on Redis Cluster, so that a script may touch note and log together.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import orjson
@@ -33,13 +36,18 @@ from service.interfaces import (
     StoredNote,
     Write,
     Written,
+    position_key,
 )
 
 NOTE = "{notes}:note:"
 LOG = "{notes}:log"
 SAMPLES = "{notes}:samples"
+IDENTITY = "{notes}:identity"
+SNAPSHOTS = "{notes}:snapshots"
 LOG_ENTRIES = 1_000_000
 """The log is cut behind about this many entries; who was away longer rebuilds from the notes."""
+REPLICA_SECONDS = 86_400.0
+"""So long the log is kept for a replica that has made no newer snapshot."""
 SCAN_COUNT = 500
 MAX_CONNECTIONS = 32
 """To Redis, of one process; a request beyond them waits for one."""
@@ -171,6 +179,25 @@ class RedisNoteStore:
                 cursor, keys = await self._redis.scan(cursor or 0, match=f"{NOTE}*", count=SCAN_COUNT)
             ids = [key.decode().removeprefix(NOTE) for key in keys]
             yield [note for note in await self.get(ids, with_vectors=True) if note]
+
+    async def identity(self) -> str:
+        """See NoteStore."""
+        with redis_errors():
+            while (identity := await self._redis.get(IDENTITY)) is None:
+                await self._redis.set(IDENTITY, uuid4().hex, nx=True)
+        return str(identity, "ascii")
+
+    async def keep_log(self, replica: str, position: str) -> None:
+        """See NoteStore. A replica that made no snapshot for REPLICA_SECONDS is forgotten."""
+        now = self._clock()
+        with redis_errors():
+            await self._redis.hset(SNAPSHOTS, replica, f"{position} {now}")
+            every = {name: entry.split() for name, entry in (await self._redis.hgetall(SNAPSHOTS)).items()}
+            if old := [name for name, (_, at) in every.items() if float(at) < now - REPLICA_SECONDS]:
+                await self._redis.hdel(SNAPSHOTS, *old)
+            held = [entry[0].decode() for name, entry in every.items() if name not in old]
+            # The oldest one's own entry stays: by it the log is known to reach back.
+            await self._redis.xtrim(LOG, minid=min(held, key=position_key))
 
     async def durability(self) -> Durability:
         """See NoteStore. A server that forbids CONFIG is asked through INFO, which tells less."""

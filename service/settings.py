@@ -18,7 +18,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
-    data_dir: Path = Field(Path("~/.local/share/notellm"), description="the embedded store's files")
+    data_dir: Path = Field(
+        Path("~/.local/share/notellm"), description="the embedded store's files, and snapshots of the index"
+    )
     cache_dir: Path = Field(Path("~/.cache/notellm"), description="converted weights; safe to delete")
     redis_url: str | None = Field(None, description="a Redis to use; without it the embedded server")
     checkpoint: str | None = Field(
@@ -42,6 +44,9 @@ class Settings(BaseSettings):
     )
     sample_notes: int | None = Field(
         None, ge=0, description="sample notes to load on the first start; without it all, with NOTELLM_REDIS_URL none"
+    )
+    snapshot_seconds: float = Field(
+        60.0, ge=0, description="a changed index is written to disk that often, or seldomer where it is large; 0: never"
     )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 

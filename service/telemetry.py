@@ -62,6 +62,11 @@ class Telemetry:
         )
         self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
         self.index_segments = Gauge("notellm_index_segments", "Parts that a search goes through", registry=registry)
+        self.snapshot_time = Gauge(
+            "notellm_snapshot_timestamp_seconds",
+            "When the index was last written to disk, since the epoch; 0: never",
+            registry=registry,
+        )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
 

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
+import structlog
+
 from model.engine import Engine
 from model.note import Note, Wanted
 from model.words import WordIndex
@@ -16,11 +18,14 @@ from service.embedded_redis import EmbeddedRedis
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
+from service.index.snapshot import SnapshotFolder
 from service.interfaces import Clock
 from service.note_store import RedisNoteStore
 from service.recommender import House, Recommender
 from service.settings import Settings
 from service.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -51,6 +56,8 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             make_hashtags=lambda: LiveHashtags(engine.vocabulary(), WordIndex()),
             space=engine.space,
             clock=clock,
+            snapshots=_claim_snapshots(settings, stack),
+            snapshot_seconds=settings.snapshot_seconds,
         )
         batcher = Batcher(
             engine,
@@ -80,8 +87,22 @@ def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progres
     return embedded.url
 
 
+def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack) -> SnapshotFolder | None:
+    """None where there are to be none, or the folder cannot be written: then a start reads the whole store."""
+    if not settings.snapshot_seconds:
+        return None
+    try:
+        snapshots = SnapshotFolder.claim(settings.data_dir / "snapshots")
+    except OSError as error:
+        log.warning("no_snapshots", detail=str(error))
+        return None
+    stack.callback(snapshots.close)
+    return snapshots
+
+
 def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, engine: Engine) -> None:
     telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
     telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
     telemetry.index_segments.set_function(lambda: index.status().segments)
+    telemetry.snapshot_time.set_function(lambda: index.status().saved_at)
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)

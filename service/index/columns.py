@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from model.note import hashtag_key
-from service.interfaces import Filter, StoredNote
+from service.interfaces import Arrays, Filter, StoredNote
 
 NOWHERE = -2
 """The code of a text that no row has."""
@@ -25,8 +25,21 @@ class Codes:
     def __init__(self) -> None:
         self._of: dict[str | None, int] = {None: -1}
 
+    @property
+    def texts(self) -> list[str]:
+        """In the order of their codes, from 0 on."""
+        return [text for text in list(self._of) if text is not None]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Codes:
+        """Those whose texts these are."""
+        codes = cls()
+        for text in texts:
+            codes.give(text)
+        return codes
+
     def give(self, text: str | None) -> int:
-        return self._of.setdefault(text, len(self._of))
+        return self._of.setdefault(text, len(self._of) - 1)
 
     def find(self, text: str | None) -> int:
         return self._of.get(text, NOWHERE)
@@ -86,6 +99,15 @@ class Columns:
     @classmethod
     def joined(cls, parts: Iterable[Columns]) -> Columns:
         return cls(*(np.concatenate(columns) for columns in zip(*(part.all for part in parts), strict=True)))
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> Columns:
+        """Those that `arrays` gave."""
+        return cls(*(arrays[column.name] for column in fields(cls)))
+
+    def arrays(self) -> Arrays:
+        """By their names."""
+        return {column.name: values for column, values in zip(fields(self), self.all, strict=True)}
 
     @property
     def all(self) -> tuple[npt.NDArray[Any], ...]:

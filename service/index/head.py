@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.columns import Codes, Columns, Mask, RowNumbers
-from service.index.ids import Ids
+from service.index.ids import Ids, packed, unpacked
 from service.index.segment import Segment, Vectors, exact
-from service.interfaces import StoredNote, Vector
+from service.interfaces import Arrays, StoredNote, Vector
 
 
 class Head(Segment):
@@ -77,6 +77,35 @@ class Head(Segment):
                 new._rows_of_tag[tag].add(row)
         new._first_expiry = self._first_expiry
         return new
+
+    def arrays(self) -> Arrays:
+        """A copy of its rows, those that are dead included."""
+        rows = len(self)
+        tags, tag_rows = self.tag_pairs()
+        changing = {**self.columns.arrays(), "alive": self.alive, "vectors": self._vectors}
+        copied = {name: values[:rows].copy() for name, values in changing.items()}
+        return {**copied, **packed("ids", self._ids), "tags": tags, "tag_rows": tag_rows}
+
+    @classmethod
+    def restored(cls, capacity: int, dimension: int, codes: Codes, arrays: Arrays) -> Head:
+        """From what `arrays` gave, with room for `capacity` rows, or as many as there were."""
+        ids, alive = unpacked("ids", arrays), arrays["alive"]
+        rows = len(ids)
+        head = cls(max(capacity, rows), dimension, codes)
+        head._vectors[:rows] = arrays["vectors"]
+        for column, values in zip(head.columns.all, Columns.of(arrays).all, strict=True):
+            column[:rows] = values
+        head.alive[:rows] = alive
+        head.dead = int(rows - np.count_nonzero(alive))
+        head._ids = ids
+        head._row_of = {ids[row]: row for row in np.flatnonzero(alive).tolist()}
+        of_row: defaultdict[int, set[int]] = defaultdict(set)
+        for tag, row in zip(arrays["tags"].tolist(), arrays["tag_rows"].tolist(), strict=True):
+            head._rows_of_tag[tag].add(row)
+            of_row[row].add(tag)
+        head._tags = [frozenset(of_row[row]) for row in range(rows)]
+        head._first_expiry = float(head.columns.expires[:rows][alive].min(initial=np.inf))
+        return head
 
     def describe(self, row: int, stored: StoredNote) -> None:
         """What filters ask about it."""

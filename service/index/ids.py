@@ -3,10 +3,14 @@ vector's bytes, and making a million of them would hold up every other thread.""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
+from service.interfaces import Arrays
 
 CHUNK = 65_536
 """Texts that are copied at a time."""
@@ -24,10 +28,16 @@ class Ids:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Ids:
-        encoded = [text.encode() for text in texts]
-        joined = np.frombuffer(b"".join(encoded), np.uint8)
-        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        return cls(joined, ends, np.array([hash(text) for text in texts], np.int64))
+        return cls.restored({**packed("ids", texts), "hashes": np.array([_hash(text) for text in texts], np.int64)})
+
+    @classmethod
+    def restored(cls, arrays: Arrays) -> Ids:
+        """From what `arrays` gave."""
+        return cls(arrays["ids"], arrays["ids_ends"], arrays["hashes"])
+
+    def arrays(self) -> Arrays:
+        """What it is made of."""
+        return {"ids": self._text, "ids_ends": self._ends, "hashes": self._hashes}
 
     @classmethod
     def joined(cls, parts: Sequence[Ids]) -> Ids:
@@ -42,7 +52,7 @@ class Ids:
         return self._text[self._ends[row] : self._ends[row + 1]].tobytes().decode()
 
     def row(self, text: str) -> int | None:
-        wanted = hash(text)
+        wanted = _hash(text)
         for place in range(int(np.searchsorted(self._sorted_hashes, wanted)), len(self)):
             if self._sorted_hashes[place] != wanted:
                 break
@@ -69,6 +79,24 @@ class Ids:
         hashes = np.empty_like(self._sorted_hashes)
         hashes[self._by_hash] = self._sorted_hashes
         return hashes
+
+
+def packed(name: str, texts: Iterable[str]) -> Arrays:
+    """All in UTF-8, one behind the other, and where each ends, from 0 on: arrays of a snapshot, called after `name`."""
+    encoded = [text.encode() for text in texts]
+    joined = np.frombuffer(b"".join(encoded), np.uint8)
+    return {name: joined, f"{name}_ends": np.cumsum([0, *map(len, encoded)], dtype=np.int64)}
+
+
+def unpacked(name: str, arrays: Arrays) -> list[str]:
+    """The texts that `packed` was given."""
+    joined, places = arrays[name].tobytes(), arrays[f"{name}_ends"].tolist()
+    return [joined[begin:end].decode() for begin, end in pairwise(places)]
+
+
+def _hash(text: str) -> int:
+    """The same in every process: snapshots hold them."""
+    return zlib.crc32(text.encode())
 
 
 def _ends(lengths: Integers) -> Integers:

@@ -2,7 +2,8 @@
 search, and one makes segments of what was written.
 
 Every write reaches the index through the log and in no other way, also this process's own: who wrote waits for the
-position that the store gave. The index starts as a scan of the store; what the log says meanwhile is applied again.
+position that the store gave. The index starts as its snapshot on disk, from whose position it follows, or where there
+is none that the log still reaches back to, as a scan of the store; what the log says twice is applied twice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +23,11 @@ import numpy as np
 import structlog
 
 from model.note import Near, Neighbour, Note, Vocabulary
-from service.errors import IndexBehind, StoreUnavailable
+from service.errors import IndexBehind, SnapshotRefused, StoreUnavailable
 from service.index.hashtags import LiveHashtags
+from service.index.ids import packed, unpacked
 from service.index.segmented import give_memory_back
+from service.index.snapshot import Origin, SnapshotFolder
 from service.interfaces import (
     ORIGIN,
     Clock,
@@ -31,6 +35,8 @@ from service.interfaces import (
     Found,
     LogEntry,
     NoteStore,
+    Part,
+    ReadPart,
     StoredNote,
     Vector,
     VectorIndex,
@@ -45,6 +51,10 @@ MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after a failure."""
+SNAPSHOT_PAUSES = 20
+"""Between two snapshots there is at least so many times as long as one took to be written."""
+OTHER_SPACE = "other_space"
+"""Part of a snapshot: the notes of another space."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +62,7 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class IndexStatus:
     """`ready`: built, and following. `segments`: of the index. `other_space`: notes in the store whose vectors are from
-    another model."""
+    another model. `saved_at`: when the last snapshot was made, 0: none was."""
 
     ready: bool
     detail: str
@@ -61,10 +71,12 @@ class IndexStatus:
     tombstones: int
     segments: int
     other_space: int
+    saved_at: float
 
 
 class LiveIndex:
-    """`make_index` and `make_hashtags` give empty ones; `space`: the only one whose vectors are taken in."""
+    """`make_index` and `make_hashtags` give empty ones; `space`: the only one whose vectors are taken in. `snapshots`
+    (None: none are kept) are made every `snapshot_seconds` where something was written."""
 
     def __init__(
         self,
@@ -74,12 +86,21 @@ class LiveIndex:
         *,
         space: str,
         clock: Clock,
+        snapshots: SnapshotFolder | None = None,
+        snapshot_seconds: float = 60.0,
     ) -> None:
         self._store = store
         self._make_index = make_index
         self._make_hashtags = make_hashtags
         self._space = space
         self._clock = clock
+        self._snapshots = snapshots
+        self._snapshot_seconds = snapshot_seconds
+        self._origin = Origin("", space)
+        """Of what is in the index."""
+        self._saved = ORIGIN
+        self._saved_at = 0.0
+        self._saving = asyncio.Lock()
         self._index = make_index()
         self._hashtags = make_hashtags()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
@@ -89,6 +110,10 @@ class LiveIndex:
         self._moved = asyncio.Condition()
         self._detail = "not built yet"
         self._built = False
+        self._restored = False
+        """Whether the snapshot was tried."""
+        self._must_reach: str | None = None
+        """Where the log must be followed to before this is ready; None: to where it is when it is next read."""
         self._rebuilding = False
         self._ready = False
         self._stopped = False
@@ -109,17 +134,21 @@ class LiveIndex:
             self._index.tombstones,
             self._index.segments,
             len(self._other_space),
+            self._saved_at,
         )
 
     async def start(self) -> None:
-        """Build from the store, then follow the log in the background; where the store is away, try until it is not."""
+        """Build, and then follow the log in the background; where the store is away, try until it is not."""
         try:
-            await self._rebuild()
+            await self._build()
+            while not self._ready:
+                await self._read_once()
         except StoreUnavailable as error:
             self._detail = str(error)
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow-log"),
             asyncio.create_task(self._maintain(), name="maintain-index"),
+            asyncio.create_task(self._keep_snapshots(), name="snapshot-index"),
         ]
 
     async def stop(self) -> None:
@@ -128,6 +157,7 @@ class LiveIndex:
             while not task.done():  # the Redis client may swallow a cancellation
                 task.cancel()
                 await asyncio.wait([task], timeout=0.1)
+        await self.save()
         for threads in (self._writer, self._searchers):
             threads.shutdown()
 
@@ -199,10 +229,10 @@ class LiveIndex:
         pause = RETRY_SECONDS[0]
         while not self._stopped:
             try:
-                await (self._read_once() if self._built else self._rebuild())
-                self._ready, self._detail, pause = True, "follows the log", RETRY_SECONDS[0]
+                await (self._read_once() if self._built else self._build())
+                pause = RETRY_SECONDS[0]
             except StoreUnavailable as error:
-                self._ready, self._detail = False, str(error)
+                self._ready, self._must_reach, self._detail = False, None, str(error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
             except Exception as error:
@@ -220,11 +250,19 @@ class LiveIndex:
             await self._rebuild()
         elif entries:
             await self._apply(entries)
+        self._caught_up(bounds.last)
         now = self._clock()
         expired = await self._run(self._writer, partial(self._index.expire, now))
         if expired:
             await self._run(self._writer, partial(self._hashtags.remove, expired))
             self._written.set()
+
+    def _caught_up(self, last: str) -> None:
+        """The log is followed, and ends at `last`: this is ready if it was before, or has come to where the log ended
+        when it began."""
+        self._must_reach = self._must_reach or last
+        self._ready = self._ready or position_key(self._position) >= position_key(self._must_reach)
+        self._detail = "follows the log" if self._ready else f"at {self._position} of {self._must_reach} of the log"
 
     async def _apply(self, entries: Sequence[LogEntry]) -> None:
         last = {entry.id: entry for entry in entries}
@@ -235,8 +273,65 @@ class LiveIndex:
         self._written.set()
         await self._move(entries[-1].position)
 
+    async def _build(self) -> None:
+        """From the snapshot, once, or else from the store."""
+        if self._restored or not await self._restore():
+            await self._rebuild()
+
+    async def _restore(self) -> bool:
+        """The index of the snapshot, where there is one that the log reaches back to."""
+        if self._snapshots is None:
+            return False
+        origin, bounds = Origin(await self._store.identity(), self._space), await self._store.log_bounds()
+        self._restored = True
+        index, hashtags = self._make_index(), self._make_hashtags()
+        try:
+            snapshot = await self._run(self._writer, partial(self._snapshots.load, origin))
+            if snapshot is None:
+                return False
+            if not bounds.reach(snapshot.position):
+                raise SnapshotRefused("the log does not reach back to it")
+            others = await self._run(self._writer, partial(thaw, snapshot.read, index, hashtags))
+        except SnapshotRefused as refused:
+            log.warning("snapshot_refused", reason=str(refused), detail="building from the store")
+            return False
+        self._index, self._hashtags, self._other_space, self._origin = index, hashtags, others, origin
+        self._built, self._must_reach, self._saved = True, bounds.last, snapshot.position
+        await self._move(snapshot.position)
+        self._caught_up(bounds.last)
+        log.info("snapshot_loaded", vectors=len(index), position=snapshot.position)
+        return True
+
+    async def _keep_snapshots(self) -> None:
+        """Until stopped: save what was written."""
+        pause = self._snapshot_seconds
+        while self._snapshots is not None:
+            await asyncio.sleep(pause)
+            began = time.monotonic()
+            await self.save()
+            pause = max(self._snapshot_seconds, SNAPSHOT_PAUSES * (time.monotonic() - began))
+
+    async def save(self) -> None:
+        """A snapshot, where something was written since the last one; the log may then be cut off behind it. A failure
+        is logged: it costs the next start its time, and no answer."""
+        async with self._saving:
+            position = self._position
+            if self._snapshots is None or not self._built or self._rebuilding or position == self._saved:
+                return
+            frozen = partial(freeze, self._index, self._hashtags, self._other_space)
+            try:
+                parts = await self._run(self._writer, frozen)
+                await in_daemon(partial(self._snapshots.save, self._origin, position, parts))
+                self._saved, self._saved_at = position, self._clock()
+                await self._store.keep_log(self._snapshots.replica, position)
+            except StoreUnavailable:
+                pass  # the log is cut another time
+            except Exception as error:
+                log.warning("snapshot_failed", detail=repr(error))
+
     async def _rebuild(self) -> None:
         """A new index from a scan of the store, swapped in when whole."""
+        origin = Origin(await self._store.identity(), self._space)
         position = (await self._store.log_bounds()).last
         index, hashtags = self._make_index(), self._make_hashtags()
         self._other_space = set()
@@ -246,7 +341,7 @@ class LiveIndex:
                 await self._run(self._writer, partial(self._take, index, hashtags, notes, gone=()))
                 while await self._do_job(index):
                     pass
-            self._index, self._hashtags, self._built = index, hashtags, True
+            self._index, self._hashtags, self._origin, self._built = index, hashtags, origin, True
         finally:
             self._rebuilding = False
             self._written.set()
@@ -277,6 +372,22 @@ class LiveIndex:
         async with self._moved:
             self._position = position
             self._moved.notify_all()
+
+
+def freeze(index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str]) -> list[Part]:
+    """All parts of a snapshot."""
+    others = packed(OTHER_SPACE, other_space)
+    return [*index.freeze(), *hashtags.freeze(), Part(OTHER_SPACE, lambda: others)]
+
+
+def thaw(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> set[str]:
+    """Fill both from the parts of a snapshot, and the notes of another space. SnapshotRefused when they do not fit."""
+    try:
+        index.thaw(read)
+        hashtags.thaw(read)
+        return set(unpacked(OTHER_SPACE, read(OTHER_SPACE)))
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise SnapshotRefused(f"its parts do not fit together: {error!r}") from error
 
 
 async def in_daemon(call: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 import faiss
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from service.index.columns import Columns, Mask, RowNumbers
 from service.index.ids import Ids
 from service.index.segment import Segment, Vectors, exact, swig
-from service.interfaces import Vector
+from service.interfaces import Arrays, Vector
 
 IVF_ROWS = 8192
 """Fewer rows are compared one by one."""
@@ -52,17 +53,46 @@ class Source:
 
 
 class Sealed(Segment):
-    """The rows of some sources, one after the other."""
+    """`name`: of no other segment, whenever it was made. `lists_by_k`: see `build`."""
 
-    def __init__(self, sources: Sequence[Source], dimension: int) -> None:
-        rows = sum(len(source.rows) for source in sources)
-        super().__init__(
-            Columns.joined(source.segment.columns[source.rows] for source in sources), np.ones(rows, np.bool_)
-        )
-        self._ids = Ids.joined([source.segment.packed_ids(source.rows) for source in sources])
-        self._tags = Tags(sources)
+    def __init__(
+        self, name: str, columns: Columns, alive: Mask, ids: Ids, tags: Tags, index: Any, lists_by_k: dict[int, int]
+    ) -> None:
+        super().__init__(columns, alive)
+        self.name = name
+        self._ids = ids
+        self._tags = tags
         self._bits = np.packbits(self.alive, bitorder="little")
-        self._index, self._lists_by_k = build(sources, rows, dimension)
+        self._index = index
+        self._lists_by_k = lists_by_k
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], dimension: int) -> Sealed:
+        """The rows of some sources, one after the other."""
+        rows = sum(len(source.rows) for source in sources)
+        return cls(
+            uuid4().hex,
+            Columns.joined(source.segment.columns[source.rows] for source in sources),
+            np.ones(rows, np.bool_),
+            Ids.joined([source.segment.packed_ids(source.rows) for source in sources]),
+            Tags.of(sources),
+            *build(sources, rows, dimension),
+        )
+
+    def arrays(self) -> Arrays:
+        """All of it that never changes."""
+        lists = np.array(list(self._lists_by_k.items()), np.int64).reshape(-1, 2)
+        index = swig.serialize_index(self._index)
+        named = {"index": index, "lists_by_k": lists}
+        return {**self.columns.arrays(), **self._ids.arrays(), **self._tags.arrays(), **named}
+
+    @classmethod
+    def restored(cls, name: str, arrays: Arrays, alive: Mask) -> Sealed:
+        """From what `arrays` gave, and which of its rows are alive."""
+        tags = Tags(arrays["tags"], arrays["tag_ends"], arrays["tag_rows"], len(alive))
+        index = swig.deserialize_index(arrays["index"])
+        columns, ids = Columns.of(arrays), Ids.restored(arrays)
+        return cls(name, columns, alive, ids, tags, index, dict(arrays["lists_by_k"].tolist()))
 
     def __len__(self) -> int:
         return len(self.alive)
@@ -123,9 +153,19 @@ class Sealed(Segment):
 
 
 class Tags:
-    """Which rows have a tag: the rows in the order of their tags' codes."""
+    """Which of N rows have a tag: the rows in the order of their tags' codes. `codes` (T,) of the tags; those of tag i
+    are `rows[ends[i] : ends[i + 1]]`."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, codes: npt.NDArray[np.int32], ends: RowNumbers, rows: npt.NDArray[np.int32], count: int) -> None:
+        self._codes = codes
+        self._ends = ends
+        self._rows = rows
+        self._count = count
+        self._masks: dict[int, Mask] = {}
+        """Of the tags that were asked for and that many rows have: to make one takes longer than a search."""
+
+    @classmethod
+    def of(cls, sources: Sequence[Source]) -> Tags:
         tags, rows, first = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
         for source in sources:
             place = np.full(len(source.segment.alive), -1, np.int64)
@@ -137,12 +177,12 @@ class Tags:
             first += len(source.rows)
         every = np.concatenate(tags)
         order = np.argsort(every, kind="stable")
-        self._codes, counts = np.unique(every, return_counts=True)
-        self._ends = np.cumsum([0, *counts.tolist()])
-        self._rows = np.concatenate(rows)[order].astype(np.int32)
-        self._count = first
-        self._masks: dict[int, Mask] = {}
-        """Of the tags that were asked for and that many rows have: to make one takes longer than a search."""
+        own, counts = np.unique(every, return_counts=True)
+        ends = np.cumsum([0, *counts.tolist()])
+        return cls(own, ends, np.concatenate(rows)[order].astype(np.int32), first)
+
+    def arrays(self) -> Arrays:
+        return {"tags": self._codes, "tag_ends": self._ends, "tag_rows": self._rows}
 
     def mask(self, tag: int) -> Mask:
         """(N,): which rows have it. Not to be written to."""

@@ -11,21 +11,26 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import faiss
 import numpy as np
 
 from service.index.columns import Codes, RowNumbers
 from service.index.head import Head
+from service.index.ids import packed, unpacked
 from service.index.sealed import Sealed, Source
 from service.index.segment import Segment, Vectors
-from service.interfaces import Filter, Found, Hit, StoredNote, Vector
+from service.interfaces import Filter, Found, Hit, Part, ReadPart, StoredNote, Vector
 
 HEAD_ROWS = 4096
 MERGED_AT = 4
 """So many full heads, or sealed segments of about one size, become one."""
 DEAD_SHARE = 0.25
 """Of its rows that are tombstones: a segment with more is made again without them."""
+
+SEGMENTS, CODES, ALIVE, HEAD = "segments", "codes", "alive", "head-"
+"""Parts of a snapshot; beside them one for each segment."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +53,7 @@ class Job:
         """With one core: the others are for whoever searches meanwhile."""
         faiss.omp_set_num_threads(1)  # of this thread alone
         if self.rows:
-            self.made = Sealed(self.sources, self.dimension)
+            self.made = Sealed.of(self.sources, self.dimension)
 
 
 class SegmentedIndex:
@@ -127,6 +132,34 @@ class SegmentedIndex:
             ids = {hit.id for hit in hits}
             if segments is self._segments and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
                 return Found(hits, sum(matches for _, _, matches in parts))
+
+    def freeze(self) -> list[Part]:
+        """See VectorIndex."""
+        segments, codes = self._segments, self._codes.texts
+        names = [s.name if isinstance(s, Sealed) else f"{HEAD}{at}" for at, s in enumerate(segments)]
+        alive = {name: np.packbits(s.alive) for name, s in zip(names, segments, strict=True) if isinstance(s, Sealed)}
+        heads = [(name, s.arrays()) for name, s in zip(names, segments, strict=True) if isinstance(s, Head)]
+        return [
+            Part(SEGMENTS, lambda: packed("names", names)),
+            Part(CODES, lambda: packed("codes", codes)),
+            Part(ALIVE, lambda: alive),
+            *(Part(name, partial(dict, arrays)) for name, arrays in heads),
+            *(Part(s.name, s.arrays, lasting=True) for s in segments if isinstance(s, Sealed)),
+        ]
+
+    def thaw(self, read: ReadPart) -> None:
+        """See VectorIndex."""
+        self._codes = Codes.of(unpacked("codes", read(CODES)))
+        alive = read(ALIVE)
+
+        def restored(name: str) -> Segment:
+            arrays = read(name)
+            if name.startswith(HEAD):
+                return Head.restored(self._head_rows, self._dimension, self._codes, arrays)
+            rows = len(arrays["expires"])
+            return Sealed.restored(name, arrays, np.unpackbits(alive[name], count=rows).astype(np.bool_))
+
+        self._segments = tuple(restored(name) for name in unpacked("names", read(SEGMENTS)))
 
     def plan(self) -> Job | None:
         """See VectorIndex."""

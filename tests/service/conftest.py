@@ -31,6 +31,7 @@ from service.embedded_redis import EmbeddedRedis
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
+from service.index.snapshot import SnapshotFolder
 from service.interfaces import Clock, Generated, LogEntry, StoredNote, Vector
 from service.note_store import RedisNoteStore
 from service.recommender import Recommender
@@ -240,9 +241,13 @@ class GatedStore(RedisNoteStore):
         self._gate.set()
         self._parked = False
 
+    def shut(self) -> None:
+        """From the next reading on the reader waits."""
+        self._gate.clear()
+
     async def hold(self) -> None:
         """Return once the reader waits and sees nothing more."""
-        self._gate.clear()
+        self.shut()
         await eventually(lambda: self._parked)
 
     def release(self) -> None:
@@ -257,11 +262,23 @@ class GatedStore(RedisNoteStore):
 
 @contextlib.asynccontextmanager
 async def following(
-    store: RedisNoteStore, clock: Clock, space: str = SPACE, head_rows: int = HEAD_ROWS
+    store: RedisNoteStore,
+    clock: Clock,
+    space: str = SPACE,
+    head_rows: int = HEAD_ROWS,
+    snapshots: SnapshotFolder | None = None,
+    snapshot_seconds: float = 3600.0,
 ) -> AsyncIterator[LiveIndex]:
     """A started LiveIndex."""
-    make = partial(SegmentedIndex, DIMENSION, head_rows)
-    index = LiveIndex(store, make, lambda: LiveHashtags(letters(), WordIndex()), space=space, clock=clock)
+    index = LiveIndex(
+        store,
+        partial(SegmentedIndex, DIMENSION, head_rows),
+        lambda: LiveHashtags(letters(), WordIndex()),
+        space=space,
+        clock=clock,
+        snapshots=snapshots,
+        snapshot_seconds=snapshot_seconds,
+    )
     await index.start()
     try:
         yield index

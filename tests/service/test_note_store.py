@@ -16,7 +16,7 @@ from model.note import CategoryProbability, Hashtag
 from service.embedded_redis import EmbeddedRedis
 from service.errors import PreconditionFailed, StoreUnavailable
 from service.interfaces import ORIGIN, Clock, Generated, LogBounds, LogEntry, StoredNote, Write, Written, position_key
-from service.note_store import LOG, NOTE, RedisNoteStore
+from service.note_store import LOG, NOTE, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, stored_note
 
 pytestmark = pytest.mark.anyio
@@ -372,3 +372,31 @@ async def test_an_acknowledged_note_survives_sigkill_of_the_server(
     assert all(found[i].note == stored_note(i, TEXT).note for i in acknowledged)
     logged = {e.position: e.id for e in await whole_log(embedded_store)}
     assert logged.items() >= {written.position: i for i, written in acknowledged.items()}.items()
+
+
+async def test_a_store_is_the_same_until_it_is_thrown_away(
+    store: RedisNoteStore, redis_url: str, clock: Clock, admin: redis.Redis
+) -> None:
+    identity = await store.identity()
+    other = RedisNoteStore(redis_url, clock=clock)
+    assert await other.identity() == identity
+    await other.close()
+    admin.flushall()
+    assert await store.identity() != identity
+
+
+async def test_the_log_is_cut_behind_the_oldest_snapshot_and_no_further(
+    store: RedisNoteStore, admin: redis.Redis, clock: Clock
+) -> None:
+    written = [await store.put([Write(stored_note(f"n{n}"))]) for n in range(500)]
+    positions = [one.position for (one,) in written if one]
+    await store.keep_log("a", positions[100])
+    await store.keep_log("b", positions[250])
+    assert (await store.log_bounds()).reach(positions[100])
+    await store.keep_log("a", positions[499])
+    assert (await store.log_bounds()).reach(positions[250])
+    assert admin.xlen(LOG) < 400
+    clock.offset += REPLICA_SECONDS + 1
+    await store.keep_log("a", positions[499])
+    assert admin.xlen(LOG) <= 100
+    assert (await store.log_bounds()).reach(positions[499])

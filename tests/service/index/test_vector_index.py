@@ -48,9 +48,34 @@ def do_jobs(index: SegmentedIndex) -> int:
     return done
 
 
+class Restored(Maintained):
+    """After each change it is one that was made of its snapshot."""
+
+    def upsert(self, notes: Sequence[StoredNote]) -> None:
+        super().upsert(notes)
+        self._restore()
+
+    def remove(self, ids: Sequence[str]) -> None:
+        super().remove(ids)
+        self._restore()
+
+    def expire(self, now: float) -> list[str]:
+        expired = super().expire(now)
+        self._restore()
+        return expired
+
+    def _restore(self) -> None:
+        parts = {part.name: part.make() for part in self.freeze()}
+        new = SegmentedIndex(self._dimension, self._head_rows)
+        new.thaw(parts.__getitem__)
+        self.__dict__.update(new.__dict__)
+
+
 BACKENDS: dict[str, MakeIndex] = {
     "as it is": Maintained,
     "small heads": partial(Maintained, head_rows=3),  # rows are sealed and merged all the time
+    "restored": Restored,
+    "small heads, restored": partial(Restored, head_rows=3),
 }
 TOLERANCE = 1e-5
 ANY = Filter()

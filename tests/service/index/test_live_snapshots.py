@@ -1,0 +1,201 @@
+"""LiveIndex and its snapshots: a start from one has what the store has, and needs nothing of the store but the log."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from model.note import Note
+from service.index.live import LiveIndex
+from service.index.snapshot import MANIFEST, SnapshotFolder
+from service.interfaces import Clock
+from service.note_store import LOG, REPLICA_SECONDS, SNAPSHOTS
+from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
+from tests.service.index.test_live_index import ANY, WAIT, delete, found, ids, notes, put
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[SnapshotFolder]:
+    with closing(SnapshotFolder.claim(tmp_path)) as folder:
+        yield folder
+
+
+def started(
+    store: GatedStore, clock: Clock, folder: SnapshotFolder, **options: Any
+) -> AbstractAsyncContextManager[LiveIndex]:
+    return following(store, clock, head_rows=2, snapshots=folder, **options)
+
+
+async def test_a_start_from_a_snapshot_has_what_was_written_before_and_after_it(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(embedded_store, clock, folder) as index:
+        tagged = stored_note("soup", "lemon soup", hashtags=("cooking", "soup"))
+        await index.wait_for(await put(embedded_store, *notes(30), tagged), WAIT)
+        await index.wait_for(await delete(embedded_store, "n0"), WAIT)
+        await index.save()
+        monkeypatch.setattr(index, "save", no_more_saves)
+        await index.wait_for(await put(embedded_store, *notes(5, 30), stored_note("n1", author="ann")), WAIT)
+        await index.wait_for(await delete(embedded_store, "n2"), WAIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded_store, "scan", None)
+        async with started(embedded_store, clock, folder) as index:
+            assert index.status().ready
+            assert await found(index) == ids(notes(32, 3)) | {"n1", "soup"}
+            np.testing.assert_array_equal(await index.vector("n7"), stored_note("n7").vector)
+            assert "cooking" in index.vocabulary
+            asked = Note(title="soup with lemon")
+            near = index.near_notes(asked, note_vector(asked), 3)
+            assert [of.id for of in near.by_words] == ["soup"]
+            await index.wait_for(await delete(embedded_store, "soup"), WAIT)
+            assert "cooking" not in index.vocabulary
+
+
+async def no_more_saves() -> None:
+    """As if the process had been killed."""
+
+
+async def test_whoever_stops_leaves_a_snapshot_of_all_that_it_had(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(embedded_store, clock, folder) as index:
+        await index.wait_for(await put(embedded_store, *notes(7)), WAIT)
+    monkeypatch.setattr(embedded_store, "scan", None)
+    embedded_store.shut()  # nor is the log read
+    async with started(embedded_store, clock, folder) as index:
+        assert await found(index) == ids(notes(7))
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_after_any_history_of_saves_and_restarts_it_has_what_the_store_has(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chance = random.Random(seed)
+    there: set[str] = set()
+    for _ in range(5):
+        async with started(embedded_store, clock, folder) as index:
+            for _ in range(chance.randint(0, 8)):
+                some = notes(chance.randint(1, 9), chance.randint(0, 30))
+                await put(embedded_store, *some)
+                there |= ids(some)
+                if there and chance.random() < 0.5:
+                    there.remove(gone := chance.choice(sorted(there)))
+                    await delete(embedded_store, gone)
+                if chance.random() < 0.4:
+                    await index.save()
+            if chance.random() < 0.5:
+                monkeypatch.setattr(index, "save", no_more_saves)
+            await index.wait_for((await embedded_store.log_bounds()).last, WAIT)
+            assert await found(index) == there
+
+
+@pytest.mark.parametrize("harm", ["damaged", "foreign", "log cut behind it"])
+async def test_a_snapshot_that_cannot_be_trusted_is_refused_and_the_store_is_read(
+    embedded_store: GatedStore,
+    embedded_admin: redis.Redis,
+    clock: Clock,
+    folder: SnapshotFolder,
+    tmp_path: Path,
+    harm: str,
+) -> None:
+    async with started(embedded_store, clock, folder) as index:
+        await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+    if harm == "damaged":
+        path = sorted((tmp_path / "0").glob("*.npz"))[0]
+        path.write_bytes(path.read_bytes()[:-1])
+    if harm == "foreign":
+        embedded_admin.flushall()
+        await put(embedded_store, *notes(20))
+    if harm == "log cut behind it":
+        await put(embedded_store, *notes(20))
+        embedded_admin.xtrim(LOG, maxlen=3, approximate=False)
+    await delete(embedded_store, "n3")
+    async with started(embedded_store, clock, folder) as index:
+        assert index.status().ready
+        assert await found(index) == ids(notes(20)) - {"n3"}
+
+
+async def test_it_is_not_ready_before_it_has_caught_up_with_the_log(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder
+) -> None:
+    async with started(embedded_store, clock, folder) as index:
+        await index.wait_for(await put(embedded_store, *notes(3)), WAIT)
+    await put(embedded_store, *notes(3, 3))
+    embedded_store.shut()
+    starting = asyncio.create_task(enter(context := started(embedded_store, clock, folder)))
+    await embedded_store.hold()
+    assert not starting.done()
+    embedded_store.release()
+    index = await starting
+    assert await found(index) == ids(notes(6))
+    await context.__aexit__(None, None, None)
+
+
+async def enter(context: AbstractAsyncContextManager[LiveIndex]) -> LiveIndex:
+    return await context.__aenter__()
+
+
+async def test_what_is_written_is_saved_after_a_while_and_the_log_is_cut_behind_all_snapshots(
+    embedded_store: GatedStore, embedded_admin: redis.Redis, clock: Clock, tmp_path: Path
+) -> None:
+    with closing(SnapshotFolder.claim(tmp_path)) as one, closing(SnapshotFolder.claim(tmp_path)) as other:
+        async with started(embedded_store, clock, one) as first, started(embedded_store, clock, other) as second:
+            positions = []
+            for n in range(4):
+                positions.append(await put(embedded_store, *notes(300, 300 * n)))
+                await asyncio.gather(*(index.wait_for(positions[-1], WAIT) for index in (first, second)))
+            assert embedded_admin.xlen(LOG) == 1200
+            await first.save()
+            kept = embedded_admin.xlen(LOG)
+            assert kept < 300
+            await put(embedded_store, *notes(300))
+            await first.wait_for(await put(embedded_store, *notes(300)), WAIT)
+            await first.save()
+            assert embedded_admin.xlen(LOG) < 300
+            await second.wait_for(first.position, WAIT)
+            await second.save()
+            await put(embedded_store, *notes(300))
+            await first.wait_for(await put(embedded_store, *notes(300)), WAIT)
+            await first.save()
+            assert embedded_admin.xlen(LOG) > 600, "what the other one's snapshot does not have is kept"
+            clock.offset += REPLICA_SECONDS + 1
+            await first.wait_for(await put(embedded_store, *notes(1)), WAIT)
+            await first.save()
+            assert embedded_admin.xlen(LOG) < 300, "but not for ever"
+            assert embedded_admin.hkeys(SNAPSHOTS) == [one.replica]
+
+
+async def test_a_snapshot_is_made_on_its_own_after_a_while(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, tmp_path: Path
+) -> None:
+    async with started(embedded_store, clock, folder, snapshot_seconds=0.01) as index:
+        assert index.status().saved_at == 0.0
+        await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+        await eventually(lambda: index.status().saved_at > 0 and (tmp_path / "0" / MANIFEST).exists())
+
+
+async def test_a_disk_that_takes_no_snapshot_costs_no_answer(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with started(embedded_store, clock, folder) as index:
+        await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+        monkeypatch.setattr("os.fsync", full)
+        await index.save()
+        assert index.status().saved_at == 0.0
+        assert await found(index, ANY) == ids(notes(5))
+        monkeypatch.undo()
+        await index.save()
+        assert index.status().saved_at > 0
