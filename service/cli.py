@@ -29,6 +29,7 @@ Url = Annotated[str, typer.Option(envvar="NOTELLM_URL", help="The running servic
 AsJson = Annotated[bool, typer.Option("--json", help="The service's answer, for programs.")]
 LOCAL = "http://127.0.0.1:8000"
 TIMEOUT_SECONDS = 120.0
+VERIFY_SECONDS = 3600.0
 
 
 @app.command()
@@ -122,7 +123,10 @@ def similar(
     else:
         answer = call(url, "POST", "/similar", body={"title": title, "content": content, **policy})
     columns = ("score", "id", "title", "category", "hashtags")
-    rows = [(f"{i['score']:.4f}", i["id"], i["title"], i["category"], " ".join(i["hashtags"])) for i in answer["items"]]
+    rows = [
+        (f"{i['score']:.4f}", i["id"], i["title"], i["category"], " ".join(i["hashtags"] or []))
+        for i in answer["items"]
+    ]
     show(answer, as_json, columns, rows)
 
 
@@ -171,6 +175,20 @@ def status(url: Url = LOCAL, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Give the index anew what differs.")] = False,
+    url: Url = LOCAL,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the index of a running service with its store, note by note and vector by vector."""
+    answer = call(url, "POST", "/verify", params={"repair": repair}, timeout=VERIFY_SECONDS)
+    rows = [(name, str(answer[name]), "") for name in ("notes", "rows", "notes_of_another_model", "repaired")]
+    rows += [(kind, str(of["count"]), " ".join(of["ids"])) for kind, of in answer["differing"].items()]
+    show(answer, as_json, ("what", "count", "ids"), rows)
+    raise typer.Exit(0 if answer["well"] else 1)
+
+
+@app.command()
 def openapi() -> None:
     """The API's description, as docs/openapi.json has it."""
     from service.app import create_app
@@ -179,11 +197,18 @@ def openapi() -> None:
 
 
 def call(
-    url: str, method: str, path: str, *, params: Any = None, body: Any = None, accept: tuple[int, ...] = (200,)
+    url: str,
+    method: str,
+    path: str,
+    *,
+    params: Any = None,
+    body: Any = None,
+    accept: tuple[int, ...] = (200,),
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Any:
     """The answer's JSON; a problem, or no answer, ends the command with its detail."""
     try:
-        response = httpx2.request(method, url + path, params=params, json=body, timeout=TIMEOUT_SECONDS)
+        response = httpx2.request(method, url + path, params=params, json=body, timeout=timeout)
         answer = response.json()
     except (httpx2.HTTPError, ValueError) as error:
         err.print(f"[red]{url} does not answer as a NoteLLM service: {error}[/red]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, cast
 
 import orjson
@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from service.batcher import Batcher
 from service.errors import DeadlineExceeded, FieldError, InvalidInput, LimitExceeded, MalformedBody
 from service.index.live import LiveIndex
-from service.interfaces import NoteStore
+from service.interfaces import Clock, NoteStore
 from service.recommender import Generate, Recommender
 from service.schemas import Policy
 from service.settings import Settings
@@ -35,6 +35,9 @@ class Service:
     store: NoteStore
     index: LiveIndex
     telemetry: Telemetry
+    clock: Clock
+    verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One at a time."""
 
 
 class CallerLeft(Exception):

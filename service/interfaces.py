@@ -266,6 +266,9 @@ class VectorIndex(Protocol):
         all of the nearest, but never fewer than there are, unless it asks for exactness."""
 
     def vector(self, note_id: str) -> Vector | None: ...
+    def ids(self) -> list[str]:
+        """Of all rows that can be found, in no order."""
+
     def freeze(self) -> list[Part]:
         """All of it as it is now, of which a snapshot can be made while others write and search."""
 

@@ -31,6 +31,8 @@ from service.telemetry import Telemetry
 WAIT_SECONDS = 10.0
 """How long a write waits for the index to show it; the log is normally milliseconds behind."""
 CHANGE_ATTEMPTS = 5
+CHECK_SECONDS = 1.0
+"""How long the store may take to say what related notes are."""
 STORED_AT_ONCE = 32
 """Most notes between two writes to the store: what a deadline or a failure in a long list can cost."""
 
@@ -65,11 +67,13 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """`complete`: there are min(k, matches) items."""
+    """`complete`: there are min(k, matches) items. `degraded`: the store could not be asked, so that of each note only
+    its id is known, and one that was removed on another replica a moment ago may be among them."""
 
     items: list[tuple[StoredNote, float]]
     complete: bool
     log_position: str
+    degraded: bool = False
 
 
 class Recommender:
@@ -271,7 +275,8 @@ class Recommender:
     async def _nearest(
         self, vector: Vector, k: int, where: Filter, min_score: float | None, of: str | None = None
     ) -> Similar:
-        """Every candidate is checked against the store, and the answer filled up again to k.
+        """Every candidate is checked against the store, and the answer filled up again to k; where the store is away,
+        it is what the index has.
 
         `of`: the note whose vector it is, checked in the same round trip; NoteNotFound when it is gone.
         """
@@ -281,7 +286,12 @@ class Recommender:
             found = await self.index.search(vector, wanted, where)
             hits = [hit for hit in found.hits if min_score is None or hit.score >= min_score]
             asked = [] if of is None else [of]
-            notes = await self._store.get([hit.id for hit in hits] + asked)
+            try:
+                async with asyncio.timeout(CHECK_SECONDS):
+                    notes = await self._store.get([hit.id for hit in hits] + asked)
+            except (StoreUnavailable, TimeoutError):
+                unchecked = [(StoredNote(Note(id=hit.id), self.engine.space), hit.score) for hit in hits]
+                return Similar(unchecked, True, position, degraded=True)
             if of is not None and notes.pop() is None:
                 raise NoteNotFound(of)
             items = [(note, hit.score) for note, hit in zip(notes, hits, strict=True) if note and where.accepts(note)]

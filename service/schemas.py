@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +31,7 @@ from model.note import (
 )
 from service.interfaces import Filter, StoredNote
 from service.recommender import Added, Similar
+from service.verify import Kind, Report
 
 MAX_HASHTAGS = 30
 MAX_GENERATED = 10
@@ -37,6 +39,8 @@ MAX_CATEGORIES = 500
 MAX_BLOCKED = 1000
 MAX_EXCLUDED = 1000
 MAX_ATTRIBUTES = 32
+MOST_NAMED = 20
+"""Ids that a report of `verify` names of each kind."""
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_TIME = datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -299,18 +303,20 @@ class BatchOut(BaseModel):
 class SimilarItem(BaseModel):
     id: str
     score: float = Field(description="cosine; higher is closer")
-    title: str
-    hashtags: list[str]
+    title: str | None = Field(description="null in a degraded answer, as all below")
+    hashtags: list[str] | None
     category: str | None
     author: str | None
 
 
 class SimilarOut(BaseModel):
-    """`complete`: the items are min(k, matches). `note_id`: null for a text."""
+    """`complete`: the items are min(k, matches). `note_id`: null for a text. `degraded`: the store is away, so that
+    only ids and scores are known, and were not checked."""
 
     note_id: str | None
     items: list[SimilarItem]
     complete: bool
+    degraded: bool
     model: str
     log_position: str
 
@@ -320,8 +326,8 @@ class SimilarOut(BaseModel):
             SimilarItem(
                 id=stored.note.id,
                 score=score,
-                title=stored.note.title,
-                hashtags=list(stored.hashtags),
+                title=None if similar.degraded else stored.note.title,
+                hashtags=None if similar.degraded else list(stored.hashtags),
                 category=stored.category,
                 author=stored.note.author,
             )
@@ -331,6 +337,7 @@ class SimilarOut(BaseModel):
             note_id=note_id,
             items=items,
             complete=similar.complete,
+            degraded=similar.degraded,
             model=model,
             log_position=similar.log_position,
         )
@@ -490,6 +497,41 @@ class ReadyOut(BaseModel):
     log_position: str
     notes: int
     notes_of_another_model: int
+
+
+class Differing(BaseModel):
+    """`ids`: the first MOST_NAMED."""
+
+    count: int
+    ids: list[str]
+
+    @classmethod
+    def of(cls, ids: Sequence[str]) -> Self:
+        return cls(count=len(ids), ids=list(ids[:MOST_NAMED]))
+
+
+class VerifyOut(BaseModel):
+    """`well`: nothing differs, or all that did was `repaired`. `missing`: in the store and not in the index;
+    `different`: of another vector there; `stale`: in the index and not in the store; `duplicate`: twice in the index;
+    `broken`: the stored vector is none, so that only writing the note again helps."""
+
+    well: bool
+    repaired: bool
+    notes: int
+    rows: int
+    notes_of_another_model: int
+    differing: dict[Kind, Differing]
+
+    @classmethod
+    def of(cls, report: Report) -> Self:
+        return cls(
+            well=report.well,
+            repaired=report.repaired,
+            notes=report.notes,
+            rows=report.rows,
+            notes_of_another_model=report.other_space,
+            differing={kind: Differing.of(ids) for kind, ids in report.differing.items()},
+        )
 
 
 def generated_of(stored: StoredNote, hashtags_reason: str | None) -> GeneratedOut | None:

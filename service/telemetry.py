@@ -62,6 +62,11 @@ class Telemetry:
         )
         self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
         self.index_segments = Gauge("notellm_index_segments", "Parts that a search goes through", registry=registry)
+        self.recall = Gauge(
+            "notellm_index_recall_sampled",
+            "Share of what an exact search finds, over the last searches that were repeated; NaN: none was",
+            registry=registry,
+        )
         self.snapshot_time = Gauge(
             "notellm_snapshot_timestamp_seconds",
             "When the index was last written to disk, since the epoch; 0: never",

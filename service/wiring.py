@@ -74,7 +74,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         house = House(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(engine, batcher, store, index, telemetry, clock, house)
         _show_live_numbers(telemetry, index, engine)
-        yield Service(settings, recommender, batcher, store, index, telemetry)
+        yield Service(settings, recommender, batcher, store, index, telemetry, clock)
 
 
 def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progress: Callable[[str], None]) -> str:
@@ -104,5 +104,6 @@ def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, engine: Engine) -
     telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
     telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
     telemetry.index_segments.set_function(lambda: index.status().segments)
+    telemetry.recall.set_function(lambda: index.status().recall_sampled)
     telemetry.snapshot_time.set_function(lambda: index.status().saved_at)
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)

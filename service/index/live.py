@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -51,6 +53,9 @@ MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after a failure."""
+SAMPLE_SECONDS, SAMPLES = 5.0, 100
+"""One search in so many seconds is repeated exactly; the last so many are counted."""
+SAME_SCORE = 1e-6
 SNAPSHOT_PAUSES = 20
 """Between two snapshots there is at least so many times as long as one took to be written."""
 OTHER_SPACE = "other_space"
@@ -62,7 +67,9 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class IndexStatus:
     """`ready`: built, and following. `segments`: of the index. `other_space`: notes in the store whose vectors are from
-    another model. `saved_at`: when the last snapshot was made, 0: none was."""
+    another model. `saved_at`: when the last snapshot was made, 0: none was.
+    `recall_sampled`: the share of what an exact search finds that searches found, of the last that were compared; NaN:
+    none was."""
 
     ready: bool
     detail: str
@@ -72,6 +79,7 @@ class IndexStatus:
     segments: int
     other_space: int
     saved_at: float
+    recall_sampled: float
 
 
 class LiveIndex:
@@ -101,6 +109,9 @@ class LiveIndex:
         self._saved = ORIGIN
         self._saved_at = 0.0
         self._saving = asyncio.Lock()
+        self._recalls: deque[float] = deque(maxlen=SAMPLES)
+        self._sampled_at = -math.inf
+        self._sampling: asyncio.Task[None] | None = None
         self._index = make_index()
         self._hashtags = make_hashtags()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
@@ -135,6 +146,7 @@ class LiveIndex:
             self._index.segments,
             len(self._other_space),
             self._saved_at,
+            float(np.mean(self._recalls)) if self._recalls else math.nan,
         )
 
     async def start(self) -> None:
@@ -153,7 +165,7 @@ class LiveIndex:
 
     async def stop(self) -> None:
         self._stopped = True
-        for task in self._tasks:
+        for task in [*self._tasks, *([self._sampling] if self._sampling else [])]:
             while not task.done():  # the Redis client may swallow a cancellation
                 task.cancel()
                 await asyncio.wait([task], timeout=0.1)
@@ -165,11 +177,46 @@ class LiveIndex:
         """See VectorIndex.search. Raises IndexBehind before the index was built for the first time."""
         if not self._built:
             raise IndexBehind("of the store", self._position)
-        return await self._run(self._searchers, partial(self._index.search, vector, k, where, self._clock()))
+        found = await self._run(self._searchers, partial(self._index.search, vector, k, where, self._clock()))
+        if found.hits and not where.exact and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
+            self._sampled_at = time.monotonic()
+            self._sampling = asyncio.create_task(self._sample(vector, k, where, found), name="sample-recall")
+        return found
+
+    async def _sample(self, vector: Vector, k: int, where: Filter, found: Found) -> None:
+        """Search again, exactly; what changed meanwhile is not counted."""
+        position = self._position
+        where = replace(where, exact=True)
+        exact = await self._run(self._searchers, partial(self._index.search, vector, k, where, self._clock()))
+        if position == self._position and exact.hits:
+            least = exact.hits[-1].score - SAME_SCORE
+            self._recalls.append(sum(hit.score >= least for hit in found.hits) / len(exact.hits))
 
     async def vector(self, note_id: str) -> Vector | None:
         """The vector of a note, None when the index does not have it."""
         return await self._run(self._searchers, partial(self._index.vector, note_id))
+
+    async def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
+        """The same of several."""
+        return await self._run(self._searchers, lambda: [self._index.vector(note_id) for note_id in note_ids])
+
+    async def ids(self) -> list[str]:
+        """Of all rows; of a healthy index none is there twice."""
+        return await self._run(self._writer, self._index.ids)
+
+    async def take_again(self, note_ids: Sequence[str]) -> None:
+        """Have of these notes what the store has, whatever was there. Raises StoreUnavailable."""
+        for begin in range(0, len(note_ids), READ_COUNT):
+            some = note_ids[begin : begin + READ_COUNT]
+            stored = await self._store.get(some, with_vectors=True)
+            present = [note for note in stored if note is not None]
+            gone = set(some) - {note.note.id for note in present}
+            await self._run(self._writer, lambda n=present, s=some, g=gone: self._replace(n, s, g))  # type: ignore[misc]
+        self._written.set()
+
+    def _replace(self, present: Sequence[StoredNote], ids: Sequence[str], gone: set[str]) -> None:
+        self._index.remove(ids)
+        self._take(self._index, self._hashtags, present, gone)
 
     @property
     def vocabulary(self) -> Vocabulary:

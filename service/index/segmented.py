@@ -121,6 +121,10 @@ class SegmentedIndex:
             if segments is self._segments:
                 return None
 
+    def ids(self) -> list[str]:
+        """See VectorIndex."""
+        return [segment.id(row) for segment in self._segments for row in np.flatnonzero(segment.alive).tolist()]
+
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
         """See VectorIndex. Older segments are searched first, so that of a note which is replaced meanwhile the new row
         is found, the old one, or both. With both, or when one came that is to be left out, it is searched again."""

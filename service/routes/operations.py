@@ -1,4 +1,4 @@
-"""GET /livez, /readyz, /metrics, /limits: for those who run the service."""
+"""GET /livez, /readyz, /metrics, /limits, POST /verify: for those who run the service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.dependencies import ServiceDep
 from service.errors import StoreUnavailable
-from service.schemas import Check, LimitsOut, ReadyOut
+from service.problems import documented
+from service.schemas import Check, LimitsOut, ReadyOut, VerifyOut
+from service.verify import verify
 
 router = APIRouter(tags=["operations"])
 STUCK_SECONDS = 60.0
@@ -55,6 +57,17 @@ async def readyz(service: ServiceDep, response: Response) -> ReadyOut:
 async def metrics(service: ServiceDep) -> Response:
     """Prometheus text."""
     return Response(generate_latest(service.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.post("/verify", responses=documented(503))
+async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
+    """Compares all of the store with all of this replica's index, in seconds for each 10,000 notes; `repair` gives the
+    index anew what differs."""
+    async with service.verifying:
+        report = await verify(
+            service.store, service.index, service.recommender.engine.space, service.clock, repair=repair
+        )
+    return VerifyOut.of(report)
 
 
 @router.get("/limits")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -17,8 +18,8 @@ from model.note import Near, Note
 from service.embedded_redis import EmbeddedRedis
 from service.errors import IndexBehind
 from service.index.live import LiveIndex
-from service.index.segmented import Job
-from service.interfaces import Clock, Filter, LogEntry, StoredNote, Write
+from service.index.segmented import Job, SegmentedIndex
+from service.interfaces import Clock, Filter, Found, LogEntry, StoredNote, Vector, Write
 from service.note_store import LOG
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 
@@ -407,3 +408,23 @@ async def test_stop_ends_it_though_the_redis_client_swallows_the_cancellation(
         assert store.swallowed
     finally:
         await store.close()
+
+
+async def test_of_searches_now_and_then_one_is_repeated_exactly_and_damage_is_seen(
+    embedded_store: GatedStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.index.live.SAMPLE_SECONDS", 0.0)
+    async with following(embedded_store, clock, head_rows=2) as index:
+        await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+        assert math.isnan(index.status().recall_sampled)
+        await found(index)
+        await eventually(lambda: index.status().recall_sampled == 1.0)
+        whole = SegmentedIndex.search
+
+        def damaged(index: SegmentedIndex, vector: Vector, k: int, where: Filter, now: float) -> Found:
+            of = whole(index, vector, k, where, now)
+            return of if where.exact else replace(of, hits=of.hits[1:])
+
+        monkeypatch.setattr(SegmentedIndex, "search", damaged)
+        await found(index)
+        await eventually(lambda: index.status().recall_sampled == (1.0 + 19 / 20) / 2)

@@ -72,7 +72,8 @@ def test_redis_away_is_503_and_heals_by_itself(
     serve: Any, debian_redis: Any, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     with serve(redis_url=debian_redis.url) as url, httpx2.Client(base_url=url, timeout=30) as client:
-        assert client.post("/notes", json={"id": "a", "title": "before"}).status_code == 201
+        for note_id in ("a", "b"):
+            assert client.post("/notes", json={"id": note_id, "title": note_id}).status_code == 201
         debian_redis.stop()
         eventually(lambda: client.get("/readyz").status_code == 503)
         assert client.get("/readyz").json()["checks"]["store"]["ok"] is False
@@ -80,18 +81,34 @@ def test_redis_away_is_503_and_heals_by_itself(
         for answer in (
             client.post("/notes", json={"title": "lost"}),
             client.get("/notes/a"),
-            client.get("/notes/a/similar"),
+            client.get("/notes/unknown/similar"),
             client.delete("/notes/a"),
         ):
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
             assert int(answer.headers["retry-after"]) >= 1
         assert client.post("/generate/hashtags", json={"title": "needs no store"}).status_code == 200
+        for similar in (client.get("/notes/a/similar").json(), client.post("/similar", json={"title": "b"}).json()):
+            assert similar["degraded"]
+            unknown = {"title": None, "hashtags": None, "category": None, "author": None}
+            assert [item | {"score": 0} for item in similar["items"]] == [
+                {"id": note_id, "score": 0, **unknown} for note_id in ("b", "a") if note_id != similar["note_id"]
+            ]
         debian_redis.start()
         eventually(lambda: client.get("/readyz").status_code == 200)
-        assert client.post("/notes", json={"id": "b", "title": "after"}).status_code == 201
+        assert client.post("/notes", json={"id": "c", "title": "after"}).status_code == 201
         similar = client.get("/notes/a/similar").json()
-        assert [i["id"] for i in similar.get("items", [similar])] == ["b"]
+        assert {item["title"] for item in similar["items"]} == {"b", "after"}
+        assert not similar["degraded"]
+
+
+def test_a_deployment_verifies_itself(serve: Any) -> None:
+    with serve() as url, httpx2.Client(base_url=url, timeout=30) as client:
+        for note_id in ("a", "b"):
+            assert client.post("/notes", json={"id": note_id, "title": note_id}).status_code == 201
+        answer = client.post("/verify", params={"repair": True}).json()
+        assert (answer["well"], answer["repaired"], answer["notes"], answer["rows"]) == (True, False, 2, 2)
+        assert all(of == {"count": 0, "ids": []} for of in answer["differing"].values())
 
 
 def test_a_store_in_the_hands_of_somebody_else_gets_no_sample_notes(debian_redis: Any, serve: Any) -> None:

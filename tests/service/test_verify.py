@@ -1,0 +1,92 @@
+"""verify: what differs between store and index is named, what was only on its way is not, and repair sets it right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import redis
+
+from service.index.live import LiveIndex
+from service.interfaces import Clock, StoredNote, Write
+from service.note_store import NOTE
+from service.verify import KINDS, Kind, Report, verify
+from tests.service.conftest import SPACE, GatedStore, eventually, note_vector, stored_note
+from tests.service.index.test_live_index import WAIT, notes, put
+
+pytestmark = pytest.mark.anyio
+
+
+def moved(note: StoredNote) -> StoredNote:
+    return replace(note, vector=-note_vector(note.note))
+
+
+async def check(
+    store: GatedStore, index: LiveIndex, clock: Clock, differing: Mapping[Kind, tuple[str, ...]], repair: bool = False
+) -> Report:
+    report = await verify(store, index, SPACE, clock, repair=repair)
+    assert report.differing == {kind: differing.get(kind, ()) for kind in KINDS}
+    return report
+
+
+@pytest.fixture
+async def filled(embedded_store: GatedStore, live_index: LiveIndex) -> LiveIndex:
+    await live_index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+    return live_index
+
+
+async def test_of_a_healthy_deployment_nothing_is_reported(
+    embedded_store: GatedStore, filled: LiveIndex, clock: Clock
+) -> None:
+    await put(embedded_store, stored_note("alien", space="other"), stored_note("old", expires_at=clock() + 100))
+    clock.offset += 1000
+    report = await check(embedded_store, filled, clock, {})
+    assert report.well
+    assert (report.notes, report.rows, report.other_space) == (21, 20, 1)
+
+
+async def test_each_difference_is_named_and_repaired(
+    embedded_store: GatedStore, filled: LiveIndex, clock: Clock
+) -> None:
+    rows = filled._index
+    rows.remove(["n1", "n2"])
+    rows.upsert([moved(stored_note("n3")), stored_note("ghost")])
+    wrong: dict[Kind, tuple[str, ...]] = {"missing": ("n1", "n2"), "different": ("n3",), "stale": ("ghost",)}
+    report = await check(embedded_store, filled, clock, wrong)
+    assert not report.well
+    assert (await check(embedded_store, filled, clock, wrong, repair=True)).repaired
+    assert (await check(embedded_store, filled, clock, {})).well
+
+
+async def test_a_vector_that_is_none_cannot_be_repaired(
+    embedded_store: GatedStore, embedded_admin: redis.Redis, filled: LiveIndex, clock: Clock
+) -> None:
+    embedded_admin.hset(f"{NOTE}n5", "vector", np.full(16, np.nan, np.float32).tobytes())
+    report = await check(embedded_store, filled, clock, {"broken": ("n5",)}, repair=True)
+    assert not report.well
+
+
+async def test_what_is_only_on_its_way_is_not_reported(
+    embedded_store: GatedStore, filled: LiveIndex, clock: Clock
+) -> None:
+    await embedded_store.hold()
+    await embedded_store.put([Write(note) for note in (*notes(3, 20), moved(stored_note("n0")))])
+    await embedded_store.delete("n1")
+    looking = asyncio.create_task(check(embedded_store, filled, clock, {}))
+    await eventually(lambda: len(filled._moved._waiters) > 0)  # type: ignore[attr-defined]
+    embedded_store.release()
+    assert (await looking).well
+
+
+async def test_a_row_that_is_there_twice_is_found_out(
+    embedded_store: GatedStore, filled: LiveIndex, clock: Clock
+) -> None:
+    (head,) = filled._index._segments  # type: ignore[attr-defined]
+    head.append(stored_note("n4"), note_vector(stored_note("n4").note))
+    head.alive[4] = True  # what the second one replaced
+    head.dead -= 1
+    head._row_of["n4"] = 4
+    await check(embedded_store, filled, clock, {"duplicate": ("n4",)})
