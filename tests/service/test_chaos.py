@@ -1,0 +1,281 @@
+"""SIGKILL of the service, of its Redis, or of both, at random moments under mixed load; then every acknowledged
+operation is checked. And three replicas of which one is stopped now and then. `make chaos` does it 1,000 times and
+prints what it did; here it is done a few times.
+
+Heads are small and snapshots frequent, so that segments are sealed, merged and written all the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.service.conftest import DebianRedis
+from tests.service.test_process import Process, alive, wait_until
+
+ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "25"))
+SEED = int(os.environ.get("NOTELLM_CHAOS_SEED", "0"))
+WRITERS, NOTES_EACH = 3, 40
+WORDS = ("soup", "lemon", "hike", "kyoto", "yarn", "bread", "river", "lamp", "winter", "song", "cloud", "garden")
+SERVE = """
+import sys
+from service.index.segmented import SegmentedIndex
+SegmentedIndex.__init__.__defaults__ = (8,)
+from service.cli import main
+sys.argv = ["notellm", "serve"]
+main()
+"""
+GONE = None
+State = str | None
+"""A note's title, or GONE."""
+
+
+class Fragile(Process):
+    """A service with small heads and frequent snapshots."""
+
+    def __init__(self, folder: Path, checkpoint: Path, **settings: str) -> None:
+        super().__init__(folder, checkpoint)
+        often = {"NOTELLM_SNAPSHOT_SECONDS": "0.1", "NOTELLM_LOG_FORMAT": "json"}
+        self.environment |= often | {f"NOTELLM_{name.upper()}": value for name, value in settings.items()}
+
+    def begin(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", SERVE], env=self.environment, stderr=log)
+
+    def start(self) -> None:
+        self.begin()
+        wait_until(self.ready)
+
+    def send(self, how: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(how)
+
+    def events(self, name: str) -> int:
+        """How often the log tells of it."""
+        return (self.folder / "log").read_text().count(f'"event": "{name}"')
+
+
+@dataclass
+class Writer:
+    """One client, with notes of its own. `known`: what was acknowledged of each; `open`: what else it may be, since
+    answers never came, or are on their way."""
+
+    name: str
+    url: str
+    chance: random.Random
+    known: dict[str, State] = field(default_factory=dict)
+    open: dict[str, set[State]] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def work(self, stop: threading.Event) -> None:
+        with httpx2.Client(base_url=self.url, timeout=30) as client:
+            while not stop.is_set():
+                if not self.step(client):
+                    stop.wait(0.05)
+
+    def step(self, client: httpx2.Client) -> bool:
+        """Whether it was answered."""
+        note_id = f"{self.name}-{self.chance.randrange(NOTES_EACH)}"
+        kind = self.chance.choice(["put", "put", "put", "patch", "delete", "similar"])
+        title = " ".join([note_id, *self.chance.choices(WORDS, k=6)])
+        wanted: State = GONE if kind == "delete" else title
+        try:
+            if kind == "similar":
+                self.look(client.get(f"/notes/{note_id}/similar", params={"k": 200}))
+                return True
+            method = {"put": "PUT", "patch": "PATCH", "delete": "DELETE"}[kind]
+            before = {self.known.get(note_id), *self.open.get(note_id, ())}
+            self.open[note_id] = before | {wanted}
+            answer = client.request(method, f"/notes/{note_id}", json={"title": title} if wanted else None)
+        except httpx2.HTTPError:
+            self.done["unanswered"] += 1
+            return False
+        missing = answer.status_code == 404 and kind != "put"
+        if answer.is_success or missing:
+            del self.open[note_id]
+            if missing and GONE not in before:
+                self.wrong.append(f"{note_id} is not there")
+            self.known[note_id] = GONE if missing else wanted
+            self.done[kind] += 1
+        else:
+            self.done["refused"] += 1
+        return True
+
+    def look(self, answer: httpx2.Response) -> None:
+        """Of this writer's notes none is found that is gone, while it writes nothing."""
+        self.done["similar"] += answer.is_success
+        if answer.is_success and not answer.json()["degraded"]:
+            ids = {item["id"] for item in answer.json()["items"]} - self.open.keys()
+            own = [i for i in ids if i.startswith(f"{self.name}-")]
+            self.wrong += [f"{i} came back" for i in own if self.known.get(i) is GONE]
+
+    def settle(self, client: httpx2.Client) -> Iterator[str]:
+        """What is not as it was acknowledged."""
+        yield from self.wrong
+        for note_id in self.known.keys() | self.open.keys():
+            answer = client.get(f"/notes/{note_id}")
+            found: State = answer.json()["title"] if answer.status_code == 200 else GONE
+            allowed = {self.known.get(note_id), *self.open.get(note_id, ())}
+            if found not in allowed:
+                yield f"{note_id} is {found!r} and not one of {allowed}"
+            self.known[note_id] = found
+        self.open.clear()
+
+
+def hurt(service: Fragile, what: str, loading: float) -> None:
+    """Return when all is well again. `loading`: seconds of its start after which it is killed once more; 0: not."""
+    redis = service.redis_pid()
+    if what in ("redis", "both"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(redis, signal.SIGKILL)
+    if what in ("service", "both"):
+        service.end(signal.SIGKILL)
+        wait_until(lambda: not alive(redis))
+        if loading:
+            service.begin()
+            time.sleep(loading)  # the random moment
+            service.end(signal.SIGKILL)
+        service.start()
+    wait_until(service.ready)
+
+
+def check(client: httpx2.Client, writers: list[Writer], chance: random.Random) -> list[str]:
+    """What is wrong with the service, once nobody writes."""
+    problems = [problem for writer in writers for problem in writer.settle(client)]
+    there = {note_id: title for writer in writers for note_id, title in writer.known.items() if title is not GONE}
+    report = client.post("/verify").json()
+    if not report["well"] or report["rows"] != len(there):
+        problems.append(f"verify: {json.dumps(report)} with {len(there)} notes")
+    for note_id in chance.sample(sorted(there), min(3, len(there))):
+        found = client.get(f"/notes/{note_id}/similar", params={"k": 200}).json()
+        if {item["id"] for item in found["items"]} != there.keys() - {note_id}:
+            problems.append(f"similar to {note_id}: {found}")
+        best = client.post("/similar", json={"title": there[note_id], "k": 1}).json()["items"][0]
+        if best["id"] != note_id or best["score"] < 0.9999:
+            problems.append(f"the vector of {note_id} is not that of its title: {best}")
+    return problems
+
+
+def test_nothing_acknowledged_is_lost_and_nothing_comes_back_whatever_is_killed(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(SEED)
+    began, hurts, problems = time.monotonic(), Counter[str](), list[str]()
+    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:
+        service = Fragile(Path(folder), tiny_checkpoint)
+        service.start()
+        writers = [Writer(f"w{n}", service.url, random.Random(SEED + n)) for n in range(WRITERS)]
+        try:
+            for _ in range(ROUNDS):
+                stop = threading.Event()
+                threads = [threading.Thread(target=writer.work, args=(stop,)) for writer in writers]
+                for thread in threads:
+                    thread.start()
+                time.sleep(chance.uniform(0.02, 1.0))  # the random moment
+                what = chance.choice(["service", "redis", "both"])
+                hurts[what] += 1
+                loading = chance.choice([0, 0, chance.uniform(0.1, 3.0)])
+                hurts["while loading"] += bool(loading) and what != "redis"
+                hurt(service, what, loading)
+                stop.set()
+                for thread in threads:
+                    thread.join()
+                with httpx2.Client(base_url=service.url, timeout=60) as client:
+                    problems += check(client, writers, chance)
+                assert not problems, problems
+        finally:
+            service.end(signal.SIGTERM)
+        events = {name: service.events(name) for name in ("snapshot_loaded", "snapshot_refused", "index_built")}
+    done: Counter[str] = sum((writer.done for writer in writers), Counter())
+    with capsys.disabled():
+        print(json.dumps(summary(done, hurts, events, began)))
+    assert done["put"] > ROUNDS
+    assert events["snapshot_loaded"] > 0
+    assert events["snapshot_refused"] == 0
+
+
+def summary(done: Counter[str], hurts: Counter[str], events: dict[str, int], began: float) -> dict[str, Any]:
+    return {
+        "rounds": ROUNDS,
+        "killed": dict(hurts),
+        "acknowledged and others": dict(done),
+        "starts": events,
+        "lost, came back, wrong": 0,
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+@pytest.fixture
+def replicas(tiny_checkpoint: Path, debian_redis: DebianRedis) -> Iterator[list[Fragile]]:
+    """Three on one Redis."""
+    with contextlib.ExitStack() as stack:
+        made = []
+        for _ in range(3):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp"))
+            made.append(Fragile(Path(folder), tiny_checkpoint, redis_url=debian_redis.url))
+            made[-1].start()
+            stack.callback(made[-1].end, signal.SIGTERM)
+        yield made
+
+
+def test_who_passes_a_position_never_reads_what_is_older_and_replicas_converge(
+    replicas: list[Fragile], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(SEED)
+    there, done = set[str](), Counter[str]()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(httpx2.Client(base_url=r.url, timeout=30)) for r in replicas]
+        assert clients[0].put("/notes/anchor", json={"title": "anchor"}).status_code == 201
+        for _ in range(4 * ROUNDS):
+            stopped = chance.choice([None, 1, 2])
+            if stopped is not None:
+                replicas[stopped].send(signal.SIGSTOP)
+            note_id, position = f"n{chance.randrange(12)}", ""
+            for _ in range(chance.randint(1, 4)):
+                position = write(clients[0], note_id, there)
+            if stopped is not None:
+                replicas[stopped].send(signal.SIGCONT)
+            reader = clients[chance.choice([1, 2]) if stopped is None else stopped]
+            answer = reader.get("/notes/anchor/similar", params={"k": 200, "min_log_position": position})
+            done["from one that was stopped" if stopped else "from one that was not"] += 1
+            assert answer.status_code == 200
+            assert {item["id"] for item in answer.json()["items"]} == there
+        last = {"k": 200, "min_log_position": position}
+        items = [client.get("/notes/anchor/similar", params=last).json()["items"] for client in clients]
+    for item in (item for of in items for item in of):
+        item["score"] = round(item["score"], 5)  # the last bits depend on the segments
+    by_id = [sorted(of, key=lambda item: item["id"]) for of in items]
+    assert by_id[0] == by_id[1] == by_id[2]
+    with capsys.disabled():
+        print(json.dumps({"reads behind a write on another replica": dict(done), "stale": 0}))
+
+
+def write(client: httpx2.Client, note_id: str, there: set[str]) -> str:
+    """Put a note, or delete it where it is there; the log position of that."""
+    if note_id not in there:
+        there.add(note_id)
+        written = client.put(f"/notes/{note_id}", json={"title": f"{note_id} soup"})
+    else:
+        there.remove(note_id)
+        assert client.delete(f"/notes/{note_id}").status_code == 204
+        written = client.put("/notes/anchor", json={"title": f"anchor {time.monotonic()}"})
+    assert written.is_success
+    position: str = written.json()["log_position"]
+    return position
