@@ -252,7 +252,7 @@ class Engine:
 
     def vocabulary(self) -> Vocabulary:
         """An empty one, of this model's tokens."""
-        return HashtagTrie(lambda hashtags: list(map(self.prompt.hashtag_tokens, hashtags)))
+        return HashtagTrie(self.prompt.hashtag_tokens)
 
     def fits(self, prepared: Prepared) -> bool:
         """Whether the cache has room for one more reading, beside all that those on their way may come to need."""
@@ -439,8 +439,7 @@ class Engine:
         """The probability of each hashtag in `near` after the task, which ends with `last`: one forward; and how many
         tokens that took."""
         chosen, nodes = dict[str, list[int]](), set[tuple[int, ...]]()
-        for key, of in near.items():
-            ids = self.prompt.hashtag_tokens(of.text)
+        for key, ids in zip(near, self.prompt.hashtag_tokens([of.text for of in near.values()]), strict=True):
             more = nodes | {tuple(ids[:end]) for end in range(1, len(ids) + 1)}
             if len(more) <= CARRIED_TOKENS:
                 chosen[key], nodes = ids, more

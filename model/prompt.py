@@ -181,12 +181,11 @@ class Prompt:
 
     def hashtag_output(self, hashtags: Iterable[str]) -> list[int]:
         """The wanted output of the hashtag task, end token included."""
-        text = self._break_added_tokens(replace_lone_surrogates(self.template.hashtag_separator.join(hashtags)))
-        return [*self._encode([text])[0], self.end_id]
+        return [*self.hashtag_tokens([self.template.hashtag_separator.join(hashtags)])[0], self.end_id]
 
-    def hashtag_tokens(self, hashtag: str) -> list[int]:
-        """Those of one, as the first that is written, without what ends it."""
-        return self.hashtag_output([hashtag])[:-1]
+    def hashtag_tokens(self, hashtags: Iterable[str]) -> list[list[int]]:
+        """Those of each, as the first that is written, without what ends it."""
+        return self._encode([self._break_added_tokens(replace_lone_surrogates(hashtag)) for hashtag in hashtags])
 
     def category_task(self) -> list[int]:
         """What follows the read-out position to ask for the category."""

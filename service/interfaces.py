@@ -218,6 +218,9 @@ class NoteStore(Protocol):
     async def keep_log(self, replica: str, position: str) -> None:
         """`replica` has a snapshot of `position`: what comes before those of all replicas may be cut off the log."""
 
+    async def size(self) -> int:
+        """About how many notes there are."""
+
     async def durability(self) -> Durability: ...
     async def samples_loaded(self) -> bool:
         """Whether `mark_samples_loaded` was ever called."""

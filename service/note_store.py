@@ -199,6 +199,11 @@ class RedisNoteStore:
             # The oldest one's own entry stays: by it the log is known to reach back.
             await self._redis.xtrim(LOG, minid=min(held, key=position_key))
 
+    async def size(self) -> int:
+        """See NoteStore. Other keys of the same database are counted too."""
+        with redis_errors():
+            return int(await self._redis.dbsize())
+
     async def durability(self) -> Durability:
         """See NoteStore. A server that forbids CONFIG is asked through INFO, which tells less."""
         with redis_errors():

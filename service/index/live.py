@@ -53,6 +53,7 @@ MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after a failure."""
+PROGRESS_SECONDS = 5.0
 SAMPLE_SECONDS, SAMPLES = 5.0, 100
 """One search in so many seconds is repeated exactly; the last so many are counted."""
 SAME_SCORE = 1e-6
@@ -383,8 +384,10 @@ class LiveIndex:
         index, hashtags = self._make_index(), self._make_hashtags()
         self._other_space = set()
         self._rebuilding = True
+        progress = Progress(await self._store.size())
         try:
             async for notes in self._store.scan():
+                progress.tell(len(notes))
                 await self._run(self._writer, partial(self._take, index, hashtags, notes, gone=()))
                 while await self._do_job(index):
                     pass
@@ -419,6 +422,24 @@ class LiveIndex:
         async with self._moved:
             self._position = position
             self._moved.notify_all()
+
+
+class Progress:
+    """Tells every PROGRESS_SECONDS how far the building from `size` notes has come."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._read = 0
+        self._began = self._told = time.monotonic()
+
+    def tell(self, more: int) -> None:
+        self._read += more
+        now = time.monotonic()
+        if now >= self._told + PROGRESS_SECONDS:
+            self._told = now
+            rate = self._read / (now - self._began)
+            left = max(0, self._size - self._read) / rate
+            log.info("index_building", notes=self._read, of=self._size, a_second=round(rate), seconds_left=round(left))
 
 
 def freeze(index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str]) -> list[Part]:

@@ -41,6 +41,7 @@ from service.cli import main
 sys.argv = ["notellm", "serve"]
 main()
 """
+pytestmark = pytest.mark.timeout(120 + 30 * ROUNDS)
 GONE = None
 State = str | None
 """A note's title, or GONE."""
@@ -231,7 +232,7 @@ def replicas(tiny_checkpoint: Path, debian_redis: DebianRedis) -> Iterator[list[
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp"))
             made.append(Fragile(Path(folder), tiny_checkpoint, redis_url=debian_redis.url))
             made[-1].start()
-            stack.callback(made[-1].end, signal.SIGTERM)
+            stack.callback(made[-1].end, signal.SIGKILL)  # also one that is stopped
         yield made
 
 
