@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +15,7 @@ import pytest
 
 from model.note import Hashtag, Note, Reading, Usage
 from service.batcher import Lane
+from service.embedded_redis import EmbeddedRedis
 from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed
 from service.index.live import LiveIndex
 from service.interfaces import Clock, Filter, StoredNote, Write
@@ -509,3 +512,24 @@ async def test_a_caller_that_leaves_does_not_part_store_and_index(
     embedded_store.release()
     await live_index.wait_for((await recommender.get("a")).position, 10)
     assert await live_index.vector("a") is not None
+
+
+async def test_a_store_that_hangs_leaves_similar_degraded_and_all_is_well_once_it_goes_on(
+    recommender: Recommender, embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.recommender.CHECK_SECONDS", 0.05)
+    await add(recommender, *soup(6))
+    wanted = await similar_ids(recommender, "n0", 3, Filter(exclude=frozenset({"n2"})))
+    assert embedded.pid is not None
+    os.kill(embedded.pid, signal.SIGSTOP)
+    try:
+        found = await recommender.similar("n0", 3, Filter(exclude=frozenset({"n2"})), None)
+        assert found.degraded
+        assert [stored.note.id for stored, _ in found.items] == wanted
+    finally:
+        os.kill(embedded.pid, signal.SIGCONT)
+
+    async def well() -> bool:
+        return not (await recommender.similar("n0", 3, ANY, None)).degraded
+
+    await eventually(well)

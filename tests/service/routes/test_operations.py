@@ -102,6 +102,14 @@ def test_redis_away_is_503_and_heals_by_itself(
         assert not similar["degraded"]
 
 
+def test_where_no_snapshot_can_be_kept_all_else_goes_on(serve: Any, tmp_path: Path, debian_redis: Any) -> None:
+    (tmp_path / "snapshots").write_text("in the way")
+    for round_ in range(2):
+        with serve(data_dir=tmp_path, redis_url=debian_redis.url) as url:
+            assert httpx2.get(f"{url}/readyz").json()["notes"] == round_
+            assert httpx2.post(f"{url}/notes", json={"id": f"n{round_}", "title": "kept"}).status_code == 201
+
+
 def test_a_deployment_verifies_itself(serve: Any) -> None:
     with serve() as url, httpx2.Client(base_url=url, timeout=30) as client:
         for note_id in ("a", "b"):
