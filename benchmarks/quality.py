@@ -73,23 +73,33 @@ def _read(path: Path) -> Run:
 
 
 def by_seed(
-    runs: Sequence[Run], system: str, data: str, ask: Callable[[Record], T | None], split: str = "test"
+    runs: Sequence[Run],
+    system: str,
+    data: str,
+    ask: Callable[[Record], T | None],
+    split: str = "test",
+    hashtags: bool = True,
 ) -> list[T]:
-    """What `ask` finds in the records of a system about a split of a data set, hashtags shown: one per seed.
+    """What `ask` finds in the records of a system about a split of a data set, hashtags shown or not: one per seed.
 
     A record with copied hashtags repeats what else the one with written hashtags says: the more seeds count.
     """
-    return [answer for _, answer in runs_by_seed(runs, system, data, ask, split)]
+    return [answer for _, answer in runs_by_seed(runs, system, data, ask, split, hashtags)]
 
 
 def runs_by_seed(
-    runs: Sequence[Run], system: str, data: str, ask: Callable[[Record], T | None], split: str = "test"
+    runs: Sequence[Run],
+    system: str,
+    data: str,
+    ask: Callable[[Record], T | None],
+    split: str = "test",
+    hashtags: bool = True,
 ) -> list[tuple[Run, T]]:
     """The same, each with the run whose record says it."""
     found: dict[str, list[tuple[Run, T]]] = defaultdict(list)
     for run in runs:
         of = run.record
-        asked = (of.system, of.data, of.split, of.with_hashtags) == (system, data, split, True)
+        asked = (of.system, of.data, of.split, of.with_hashtags) == (system, data, split, hashtags)
         if asked and (answer := ask(of)) is not None:
             found[of.hashtags_from].append((run, answer))
     return max(found.values(), key=len, default=[])
@@ -172,8 +182,8 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """A score of ours against a rival's. `rival_score`: where it is not the same one. `system`, `split`: where it
-    is not about what ships, on test."""
+    """A score of ours against a rival's. `rival_score`: where it is not the same one. `system`, `split`, `hashtags`:
+    where it is not about what ships, on test, of notes with their hashtags."""
 
     what: str
     data: str
@@ -183,13 +193,14 @@ class Contest:
     rival_score: Score | None = None
     system: str = OURS
     split: str = "test"
+    hashtags: bool = True
 
     def row(self, runs: Sequence[Run]) -> dict[str, Any]:
         """A row of the results; ValueError where the two were not asked the same."""
         what, reach = f"{self.data}, {self.what}", str(self.reach or "")
-        measured = runs_by_seed(runs, self.system, self.data, self.score, self.split)
+        measured = runs_by_seed(runs, self.system, self.data, self.score, self.split, self.hashtags)
         ours = [units for _, units in measured]
-        rivals = by_seed(runs, self.rival, self.data, self.rival_score or self.score, self.split)
+        rivals = by_seed(runs, self.rival, self.data, self.rival_score or self.score, self.split, self.hashtags)
         if not ours or not rivals:
             return row(what, "not measured", "", against=self.rival, reach=reach)
         if any(units.asked != ours[0].asked for units in ours + rivals):
@@ -250,6 +261,13 @@ CLAIMS: Sequence[Contest | Limit] = (
             ("related notes,", MOVIELENS, "minilm-movielens_tmdb", Reach(1, p=0.05)),
             ("related notes,", MOVIELENS, "tf-idf", None),
             ("related notes,", MOVIELENS, "minilm", None),
+        )
+        for protocol in PROTOCOLS
+    ),
+    *(
+        Contest(
+            f"related notes without hashtags, Recall@100, {protocol}", MICROLENS, partial(hits, protocol),
+            "minilm-microlens50k", hashtags=False,
         )
         for protocol in PROTOCOLS
     ),

@@ -113,6 +113,10 @@ def check_policy(policy: Policy, pointer: str, service: Service) -> None:
     limit = service.settings.max_k
     if policy.k > limit:
         raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])
+    known = service.settings.filter_attributes
+    if unknown := sorted({name for name, _ in policy.as_filter().attributes} - set(known)):
+        problem = f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {unknown}"
+        raise InvalidInput([FieldError(f"{pointer}/attribute", problem)])
 
 
 async def while_connected(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:

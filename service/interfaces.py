@@ -6,6 +6,7 @@ never compared. A log position is the id of an entry of the change log; position
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model.note import CategoryProbability, Hashtag, Note, Reading, Vocabulary, Wanted, hashtag_key
+from model.note import Attribute, CategoryProbability, Hashtag, Note, Reading, Vocabulary, Wanted, hashtag_key
 
 Vector = npt.NDArray[np.float32]
 ORIGIN = "0-0"
@@ -113,6 +114,7 @@ class Durability:
 class Filter:
     """Which notes may be found. `hashtags`: any of them; `all_hashtags`: each of them; `created_after` and
     `created_before`: seconds since the epoch, exclusive.
+    `attributes`: each name has that value, as `attribute_text` says it.
     `exact`: all of them are compared, not only those that an index leads to."""
 
     category: str | None = None
@@ -121,6 +123,7 @@ class Filter:
     created_after: float | None = None
     created_before: float | None = None
     all_hashtags: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
     exclude: frozenset[str] = frozenset()
     exact: bool = False
 
@@ -136,7 +139,13 @@ class Filter:
             and (self.created_before is None or (note.created_at or 0.0) < self.created_before)
             and (not wanted or not wanted.isdisjoint(carried))
             and carried.issuperset(hashtag_key(h) for h in self.all_hashtags)
+            and all(attribute_text(note.attributes.get(name)) == value for name, value in self.attributes)
         )
+
+
+def attribute_text(value: Attribute | None) -> str | None:
+    """How a filter names an attribute's value: a text as it is, else as JSON says it. None where there is none."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,11 @@ Time = Annotated[AwareDatetime, AfterValidator(_in_range)]
 AttributeValue = (
     Annotated[str, StringConstraints(max_length=1024)] | bool | int | Annotated[float, Field(allow_inf_nan=False)]
 )
+Attributed = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^:]{1,128}:", max_length=1200),
+    Field(description="name:value; a value that is no text as JSON has it", examples=["language:en"]),
+]
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Score = Annotated[float, Field(ge=-1, le=1, description="least cosine", allow_inf_nan=False)]
 Hashtags = Annotated[
@@ -353,6 +358,7 @@ class Policy(Wire):
     author: Name | None = None
     created_after: Time | None = Field(None, description="exclusive")
     created_before: Time | None = Field(None, description="exclusive")
+    attribute: list[Attributed] = Field([], max_length=MAX_ATTRIBUTES, description="each: a name and its value")
     exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids never to return")
     min_score: Score | None = None
     exact: bool = Field(False, description="compare with every note, however many there are")
@@ -365,6 +371,7 @@ class Policy(Wire):
             created_after=self.created_after.timestamp() if self.created_after else None,
             created_before=self.created_before.timestamp() if self.created_before else None,
             all_hashtags=tuple(self.all_hashtag),
+            attributes=tuple(tuple(each.split(":", 1)) for each in self.attribute),  # type: ignore[misc]
             exclude=frozenset(self.exclude),
             exact=self.exact,
         )

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     blocked_hashtags: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="hashtags that are never generated, separated by commas"
     )
+    filter_attributes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="names of notes' attributes that `attribute` of similar may ask about, separated by commas"
+    )
     sample_notes: int | None = Field(
         None, ge=0, description="sample notes to load on the first start; without it all, with NOTELLM_REDIS_URL none"
     )
@@ -61,7 +64,7 @@ class Settings(BaseSettings):
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
 
-    @field_validator("categories", "blocked_hashtags", mode="before")
+    @field_validator("categories", "blocked_hashtags", "filter_attributes", mode="before")
     @classmethod
     def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = names.split(",") if isinstance(names, str) else names

@@ -52,10 +52,11 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(store.close)
         index = LiveIndex(
             store,
-            make_index=partial(SegmentedIndex, engine.dimension),
+            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes),
             make_hashtags=lambda: LiveHashtags(engine.vocabulary(), WordIndex()),
             space=engine.space,
             clock=clock,
+            attributes=settings.filter_attributes,
             snapshots=_claim_snapshots(settings, stack),
             snapshot_seconds=settings.snapshot_seconds,
         )

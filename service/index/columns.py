@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import starmap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from model.note import hashtag_key
-from service.interfaces import Arrays, Filter, StoredNote
+from service.interfaces import Arrays, Filter, StoredNote, attribute_text
 
 NOWHERE = -2
 """The code of a text that no row has."""
@@ -20,23 +21,19 @@ RowNumbers = npt.NDArray[np.int64]
 
 class Codes:
     """A number for each text, for as long as the index lives, also when no row has it any more: some 100 bytes for each
-    author, category and hashtag that ever was. -1 is none. Written by one thread, read by any."""
+    author, category and hashtag that ever was. -1 is none. Written by one thread, read by any. `attributes`: names of
+    those that filters may ask about, whose values are tags too."""
 
-    def __init__(self) -> None:
+    def __init__(self, attributes: Sequence[str] = (), texts: Iterable[str] = ()) -> None:
+        self._attributes = attributes
         self._of: dict[str | None, int] = {None: -1}
+        for text in texts:
+            self.give(text)
 
     @property
     def texts(self) -> list[str]:
         """In the order of their codes, from 0 on."""
         return [text for text in list(self._of) if text is not None]
-
-    @classmethod
-    def of(cls, texts: Iterable[str]) -> Codes:
-        """Those whose texts these are."""
-        codes = cls()
-        for text in texts:
-            codes.give(text)
-        return codes
 
     def give(self, text: str | None) -> int:
         return self._of.setdefault(text, len(self._of) - 1)
@@ -45,7 +42,9 @@ class Codes:
         return self._of.get(text, NOWHERE)
 
     def tags_of(self, stored: StoredNote) -> frozenset[int]:
-        return frozenset(self.give(f"#{hashtag_key(tag)}") for tag in stored.hashtags)
+        told = ((name, attribute_text(stored.note.attributes.get(name))) for name in self._attributes)
+        values = {self.give(_attribute_tag(name, value)) for name, value in told if value is not None}
+        return frozenset({self.give(_hashtag_tag(tag)) for tag in stored.hashtags} | values)
 
     def asked(self, where: Filter) -> Asked:
         return Asked(
@@ -53,14 +52,22 @@ class Codes:
             None if where.author is None else self.find(where.author),
             where.created_after,
             where.created_before,
-            self._asked_tags(where.hashtags),
-            self._asked_tags(where.all_hashtags),
+            self._find_all(map(_hashtag_tag, where.hashtags)),
+            self._find_all([*map(_hashtag_tag, where.all_hashtags), *starmap(_attribute_tag, where.attributes)]),
             where.exclude,
             where.exact,
         )
 
-    def _asked_tags(self, hashtags: Iterable[str]) -> tuple[int, ...]:
-        return tuple({self.find(f"#{hashtag_key(tag)}") for tag in hashtags})
+    def _find_all(self, tags: Iterable[str]) -> tuple[int, ...]:
+        return tuple({self.find(tag) for tag in tags})
+
+
+def _hashtag_tag(hashtag: str) -> str:
+    return f"#{hashtag_key(hashtag)}"
+
+
+def _attribute_tag(name: str, value: str) -> str:
+    return f"@{name}:{value}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,9 @@ class IndexStatus:
 
 
 class LiveIndex:
-    """`make_index` and `make_hashtags` give empty ones; `space`: the only one whose vectors are taken in. `snapshots`
-    (None: none are kept) are made every `snapshot_seconds` where something was written."""
+    """`make_index` and `make_hashtags` give empty ones; `space`: the only one whose vectors are taken in. `attributes`:
+    see SegmentedIndex. `snapshots` (None: none are kept) are made every `snapshot_seconds` where something was
+    written."""
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class LiveIndex:
         *,
         space: str,
         clock: Clock,
+        attributes: tuple[str, ...] = (),
         snapshots: SnapshotFolder | None = None,
         snapshot_seconds: float = 60.0,
     ) -> None:
@@ -105,7 +107,7 @@ class LiveIndex:
         self._clock = clock
         self._snapshots = snapshots
         self._snapshot_seconds = snapshot_seconds
-        self._origin = Origin("", space)
+        self._origin = Origin("", space, attributes)
         """Of what is in the index."""
         self._saved = ORIGIN
         self._saved_at = 0.0
@@ -330,7 +332,7 @@ class LiveIndex:
         """The index of the snapshot, where there is one that the log reaches back to."""
         if self._snapshots is None:
             return False
-        origin, bounds = Origin(await self._store.identity(), self._space), await self._store.log_bounds()
+        origin, bounds = await self._of_now(), await self._store.log_bounds()
         self._restored = True
         index, hashtags = self._make_index(), self._make_hashtags()
         try:
@@ -349,6 +351,9 @@ class LiveIndex:
         self._caught_up(bounds.last)
         log.info("snapshot_loaded", vectors=len(index), position=snapshot.position)
         return True
+
+    async def _of_now(self) -> Origin:
+        return replace(self._origin, store=await self._store.identity())
 
     async def _keep_snapshots(self) -> None:
         """Until stopped: save what was written."""
@@ -379,7 +384,7 @@ class LiveIndex:
 
     async def _rebuild(self) -> None:
         """A new index from a scan of the store, swapped in when whole."""
-        origin = Origin(await self._store.identity(), self._space)
+        origin = await self._of_now()
         position = (await self._store.log_bounds()).last
         index, hashtags = self._make_index(), self._make_hashtags()
         self._other_space = set()

@@ -57,12 +57,14 @@ class Job:
 
 
 class SegmentedIndex:
-    """See VectorIndex. `dimension`: of every vector in it; `head_rows`: of one head."""
+    """See VectorIndex. `dimension`: of every vector in it; `head_rows`: of one head; `attributes`: names of those of
+    notes that filters may ask about."""
 
-    def __init__(self, dimension: int, head_rows: int = HEAD_ROWS) -> None:
+    def __init__(self, dimension: int, head_rows: int = HEAD_ROWS, attributes: Sequence[str] = ()) -> None:
         self._dimension = dimension
         self._head_rows = head_rows
-        self._codes = Codes()
+        self._attributes = attributes
+        self._codes = Codes(attributes)
         self._segments: tuple[Segment, ...] = (self._new_head(),)
         """Oldest first; the last one is the head."""
         self._given_up: list[Segment] = []
@@ -153,7 +155,7 @@ class SegmentedIndex:
 
     def thaw(self, read: ReadPart) -> None:
         """See VectorIndex."""
-        self._codes = Codes.of(unpacked("codes", read(CODES)))
+        self._codes = Codes(self._attributes, unpacked("codes", read(CODES)))
         alive = read(ALIVE)
 
         def restored(name: str) -> Segment:

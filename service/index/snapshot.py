@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -36,10 +36,12 @@ MOST_PROCESSES = 64
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a snapshot is of; of another one it is foreign. `store`: see NoteStore.identity."""
+    """What a snapshot is of; of another one it is foreign. `store`: see NoteStore.identity; `attributes`: see
+    SegmentedIndex."""
 
     store: str
     space: str
+    attributes: tuple[str, ...] = ()
 
 
 class SnapshotFolder:
@@ -78,7 +80,7 @@ class SnapshotFolder:
             try:
                 entries = {part.name: self._write(part) for part in parts}
                 body = {"version": VERSION, "position": position, "parts": entries}
-                body |= {"store": origin.store, "space": origin.space}
+                body |= {"origin": asdict(origin)}
                 self._exchange(MANIFEST, orjson.dumps({"body": body, "sha256": _digest_of(body)}))
                 self._entries = entries
             finally:
@@ -97,9 +99,8 @@ class SnapshotFolder:
             raise SnapshotRefused("its manifest is damaged")
         if body["version"] != VERSION:
             raise SnapshotRefused(f"it is of version {body['version']}, and this service has {VERSION}")
-        if (found := Origin(body["store"], body["space"])) != origin:
-            of = "store" if found.store != origin.store else "model"
-            raise SnapshotRefused(f"it is of another {of}")
+        if differing := [name for name, value in asdict(origin).items() if _as_read(value) != body["origin"][name]]:
+            raise SnapshotRefused(f"it is of another {', '.join(differing)}")
         self._entries = body["parts"]
         return Snapshot(body["position"], self._folder, self._entries)
 
@@ -160,6 +161,11 @@ class Snapshot:
                 return dict(arrays)
         except (OSError, KeyError) as error:
             raise SnapshotRefused(f"its part {part} cannot be read: {error}") from error
+
+
+def _as_read(value: object) -> object:
+    """As JSON gives it back."""
+    return orjson.loads(orjson.dumps(value))
 
 
 def _sync(file: BinaryIO) -> None:

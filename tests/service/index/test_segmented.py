@@ -18,6 +18,7 @@ from service.interfaces import Filter, StoredNote, Vector
 from tests.service.conftest import stored_note
 from tests.service.index.test_vector_index import (
     ANY,
+    ASKED,
     DIMENSION,
     FILTERS,
     ROWS,
@@ -56,7 +57,7 @@ MANY = st.lists(ROWS, min_size=6, max_size=8, unique_by=lambda stored: stored.no
 def test_at_any_point_of_any_job_it_finds_what_brute_force_finds(
     history: list[tuple[str, Any]], searches: list[tuple[Filter, int, int]]
 ) -> None:
-    index, model = SegmentedIndex(DIMENSION, head_rows=2), Model()
+    index, model = SegmentedIndex(DIMENSION, head_rows=2, attributes=ASKED), Model()
     job: Job | None = None
     for step, argument in history:
         if step == "work":  # the next of planning, running and finishing

@@ -95,7 +95,7 @@ def test_one_of_which_any_byte_is_another_is_refused(tmp_path: Path, data: st.Da
 
 @pytest.mark.parametrize(
     ("origin", "reason"),
-    [(Origin("store-2", "space-1"), "another store"), (Origin("store-1", "other"), "another model")],
+    [(Origin("store-2", "space-1"), "another store"), (Origin("store-1", "other"), "another space")],
 )
 def test_a_foreign_one_is_refused_with_the_reason(folder: SnapshotFolder, origin: Origin, reason: str) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))

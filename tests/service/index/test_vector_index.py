@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.note import CategoryProbability, Hashtag
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
-from service.interfaces import Filter, Found, Generated, StoredNote, Vector, VectorIndex
+from service.interfaces import Filter, Found, Generated, StoredNote, Vector, VectorIndex, attribute_text
 from tests.service.conftest import stored_note
 
 DIMENSION = 8
@@ -66,16 +66,18 @@ class Restored(Maintained):
 
     def _restore(self) -> None:
         parts = {part.name: part.make() for part in self.freeze()}
-        new = SegmentedIndex(self._dimension, self._head_rows)
+        new = SegmentedIndex(self._dimension, self._head_rows, self._attributes)
         new.thaw(parts.__getitem__)
         self.__dict__.update(new.__dict__)
 
 
+ASKED = ("language", "seats")
+"""Attributes that filters may ask about."""
 BACKENDS: dict[str, MakeIndex] = {
-    "as it is": Maintained,
-    "small heads": partial(Maintained, head_rows=3),  # rows are sealed and merged all the time
-    "restored": Restored,
-    "small heads, restored": partial(Restored, head_rows=3),
+    "as it is": partial(Maintained, attributes=ASKED),
+    "small heads": partial(Maintained, head_rows=3, attributes=ASKED),  # rows are sealed and merged all the time
+    "restored": partial(Restored, attributes=ASKED),
+    "small heads, restored": partial(Restored, head_rows=3, attributes=ASKED),
 }
 TOLERANCE = 1e-5
 ANY = Filter()
@@ -159,6 +161,7 @@ TIMES = st.sampled_from([0.0, 10.0, 20.0, 30.0])
 CATEGORY = st.sampled_from([None, "Food", "Travel"])
 AUTHOR = st.sampled_from([None, "tom", "小明"])
 TAGS = st.lists(st.sampled_from(["Kyoto", "kyoto", "night bus", "NightBus", "夜"]), max_size=3).map(tuple)
+ATTRIBUTES = st.dictionaries(st.sampled_from(ASKED), st.sampled_from(["en", "zh", "2", 2, True, 2.5]), max_size=2)
 GENERATED = st.builds(
     Generated,
     st.none() | TAGS.map(lambda tags: tuple(Hashtag(tag, 0.5) for tag in tags)),
@@ -172,6 +175,7 @@ ROWS = st.builds(
     hashtags=TAGS,
     category=CATEGORY,
     author=AUTHOR,
+    attributes=ATTRIBUTES,
     created_at=st.none() | TIMES,
     expires_at=st.none() | TIMES,
 )
@@ -181,6 +185,7 @@ FILTERS = st.builds(
     hashtags=TAGS,
     all_hashtags=TAGS.map(lambda tags: tags[:1]) | TAGS,
     author=AUTHOR,
+    attributes=ATTRIBUTES.map(lambda of: tuple((name, str(attribute_text(value))) for name, value in of.items())),
     created_after=st.none() | TIMES,
     created_before=st.none() | TIMES,
     exclude=st.frozensets(IDS, max_size=3),
@@ -266,6 +271,13 @@ def test_of_all_hashtags_none_may_be_missing(index: VectorIndex) -> None:
     assert found_ids(index, Filter(all_hashtags=("x",))) == {"a", "b"}
     assert found_ids(index, Filter(all_hashtags=("x", "unknown"))) == set()
     assert found_ids(index, Filter(hashtags=("x", "y"), all_hashtags=("y",))) == {"a", "c"}
+
+
+def test_an_attribute_has_the_value_that_is_asked_for_a_number_as_json_has_it(index: VectorIndex) -> None:
+    values = {"en": "en", "text": "2", "whole": 2, "part": 2.5, "yes": True}
+    index.upsert([row(note_id, attributes={"language": value}) for note_id, value in values.items()])
+    for asked, ids in {"en": {"en"}, "2": {"text", "whole"}, "2.5": {"part"}, "true": {"yes"}, "zh": set()}.items():
+        assert found_ids(index, Filter(attributes=(("language", asked),))) == ids
 
 
 def test_generated_hashtags_and_category_count_where_the_author_gave_none(index: VectorIndex) -> None:

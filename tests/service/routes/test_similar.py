@@ -22,6 +22,7 @@ def client(url: str) -> Iterator[httpx2.Client]:
                 "category": f"F-{CATEGORIES[i % 2]}",
                 "author": f"f-{AUTHORS[i % 3]}",
                 "hashtags": [f"f tag {i % 5}"],
+                "attributes": {"language": "en" if i % 6 else "zh", "seats": i // 10},
                 "created_at": f"2026-01-{i + 1:02}T00:00:00Z",
             }
             for i in range(30)
@@ -58,6 +59,9 @@ def test_scores_fall_and_the_note_itself_is_not_among_them(client: httpx2.Client
             {f"f{i}" for i in range(4, 8)},
         ),
         ({"author": "f-ann", "exclude": ["f3", "f6"]}, {f"f{i}" for i in range(9, 30, 3)}),
+        ({"attribute": "language:zh"}, {f"f{i}" for i in range(6, 30, 6)}),
+        ({"attribute": ["language:zh", "seats:1"]}, {"f12", "f18"}),
+        ({"attribute": "seats:"}, set()),
         ({"category": "nothing has this"}, set()),
     ],
 )
@@ -97,6 +101,8 @@ def test_a_log_position_is_waited_for(client: httpx2.Client) -> None:
         ("created_before=-1", "/query/created_before"),
         ("min_score=2", "/query/min_score"),
         ("colour=red", "/query/colour"),
+        ("attribute=language", "/query/attribute/0"),
+        ("attribute=colour:red", "/query/attribute"),
         ("exclude=a/b", "/query/exclude/0"),
         ("min_log_position=latest", "/query/min_log_position"),
         ("min_log_position=464106481412082-0", "/query/min_log_position"),
