@@ -130,7 +130,8 @@ class Filter:
     def accepts(self, stored: StoredNote) -> bool:
         """The same rule on a note as the index applies to its rows."""
         note = stored.note
-        wanted, carried = {hashtag_key(h) for h in self.hashtags}, {hashtag_key(h) for h in stored.hashtags}
+        wanted, all_wanted = ({hashtag_key(h) for h in some} for some in (self.hashtags, self.all_hashtags))
+        carried = {hashtag_key(h) for h in stored.hashtags} if wanted or all_wanted else set()
         return (
             note.id not in self.exclude
             and (self.category is None or stored.category == self.category)
@@ -138,7 +139,7 @@ class Filter:
             and (self.created_after is None or (note.created_at or 0.0) > self.created_after)
             and (self.created_before is None or (note.created_at or 0.0) < self.created_before)
             and (not wanted or not wanted.isdisjoint(carried))
-            and carried.issuperset(hashtag_key(h) for h in self.all_hashtags)
+            and carried.issuperset(all_wanted)
             and all(attribute_text(note.attributes.get(name)) == value for name, value in self.attributes)
         )
 

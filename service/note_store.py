@@ -53,6 +53,12 @@ MAX_CONNECTIONS = 32
 """To Redis, of one process; a request beyond them waits for one."""
 FIELDS = ("document", "space", "revision", "position", "vector")
 
+# KEYS notes; ARGV fields. One command and one answer: a pipeline of as many takes the client three times as long.
+GET = """
+local rows = {}
+for i, note in ipairs(KEYS) do rows[i] = redis.call('HMGET', note, unpack(ARGV)) end
+return rows
+"""
 # KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length.
 PUT = """
 local at = redis.call('HGET', KEYS[1], 'position')
@@ -110,10 +116,8 @@ class RedisNoteStore:
         """See NoteStore."""
         fields = FIELDS if with_vectors else FIELDS[:-1]
         with redis_errors():
-            pipeline = self._redis.pipeline(transaction=False)
-            for note_id in ids:
-                pipeline.hmget(NOTE + note_id, fields)
-            rows = await pipeline.execute() if ids else []
+            keys = [NOTE + note_id for note_id in ids]
+            rows = await self._redis.eval(GET, len(keys), *keys, *fields) if ids else []
         now = self._clock()
         notes = [_decode(note_id, row) for note_id, row in zip(ids, rows, strict=True)]
         return [None if note is None or note.expired(now) else note for note in notes]

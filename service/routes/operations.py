@@ -59,7 +59,7 @@ async def metrics(service: ServiceDep) -> Response:
     return Response(generate_latest(service.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.post("/verify", responses=documented(503))
+@router.post("/verify", responses=documented(422, 503))
 async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
     """Compares all of the store with all of this replica's index, in seconds for each 10,000 notes; `repair` gives the
     index anew what differs."""

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 
-from service.dependencies import Service, ServiceDep, StrictJsonRoute, bounded_note, check_policy, while_connected
+from service.dependencies import (
+    Service,
+    ServiceDep,
+    StrictJsonRoute,
+    bounded_note,
+    check_policy,
+    query_as,
+    query_parameters,
+    while_connected,
+)
 from service.errors import FieldError, InvalidInput
 from service.interfaces import position_key
 from service.problems import documented
@@ -16,8 +25,14 @@ from service.schemas import NoteId, SimilarIn, SimilarOut, SimilarQuery
 router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
 
 
-@router.get("/notes/{note_id}/similar", responses=documented(404, 409, 422, 503))
-async def similar(note_id: NoteId, query: Annotated[SimilarQuery, Query()], service: ServiceDep) -> SimilarOut:
+@router.get(
+    "/notes/{note_id}/similar",
+    responses=documented(404, 409, 422, 503),
+    openapi_extra=query_parameters(SimilarQuery),
+)
+async def similar(
+    note_id: NoteId, query: Annotated[SimilarQuery, query_as(SimilarQuery)], service: ServiceDep
+) -> SimilarOut:
     """Notes related to a stored one, from its stored vector: no model call."""
     check_policy(query, "/query", service)
     if query.min_log_position:
