@@ -35,9 +35,10 @@ WRITERS, NOTES_EACH = 3, 40
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn", "bread", "river", "lamp", "winter", "song", "cloud", "garden")
 SERVE = """
 import sys
-from service.index.segmented import SegmentedIndex
-SegmentedIndex.__init__.__defaults__ = (8,)
+from functools import partial
+from service import wiring
 from service.cli import main
+wiring.SegmentedIndex = partial(wiring.SegmentedIndex, head_rows=8)
 sys.argv = ["notellm", "serve"]
 main()
 """
