@@ -54,7 +54,7 @@ class OpenVinoRuntime:
         self.config = config
         self.prompt = prompt
         self.precision = f"OpenVINO {precision}"
-        self._folder = folder
+        self._folder = folder.resolve()  # as the system names it
         options = dict(PRECISIONS[precision])
         core = ov.Core()
         # Loads the plugin: without it the paged attention in a file is unknown.

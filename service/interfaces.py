@@ -88,17 +88,20 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """First entry kept (None: none is), last entry ever written (ORIGIN: none was), and whether any was cut off."""
+    """First entry kept (None: none is), last entry ever written (ORIGIN: none was), and whether any was cut off.
+    `entry`: the one that was asked for, None where it is not kept."""
 
     first: str | None
     last: str
     cut: bool
+    entry: str | None = None
 
     def reach(self, position: str) -> bool:
-        """Whether the log still holds all that came after `position`, and has got that far itself."""
+        """Whether the log, asked for the entry of `position`, still holds all that came after it, and has got that far
+        itself."""
         at, last = position_key(position), position_key(self.last)
-        # A position that the log does not hold was cut off, or belongs to another log.
-        held = not self.cut if at == (0, 0) else self.first is not None and position_key(self.first) <= at
+        # A position that the log does not hold was cut off, lost in a failover, or belongs to another log.
+        held = not self.cut if at == (0, 0) else self.entry == position
         return last == at or (last > at and held)
 
 
@@ -218,7 +221,7 @@ class NoteStore(Protocol):
     async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
         """Entries behind `after`, oldest first; waits up to `block_seconds` for the first one."""
 
-    async def log_bounds(self) -> LogBounds: ...
+    async def log_bounds(self, entry: str = ORIGIN) -> LogBounds: ...
     def scan(self) -> AsyncIterator[list[StoredNote]]:
         """Every note with its vector, in no order; notes written meanwhile may or may not be among them."""
 

@@ -162,18 +162,20 @@ class RedisNoteStore:
         entries = [entry for stream in streams for entry in _flat(stream)]
         return [LogEntry(p.decode(), f[b"id"].decode(), f[b"op"] == b"delete") for p, f in entries]
 
-    async def log_bounds(self) -> LogBounds:
+    async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         """See NoteStore."""
         with redis_errors():
             try:
                 info = await self._redis.xinfo_stream(LOG)
+                kept = await self._redis.xrange(LOG, entry, entry) if entry != ORIGIN else []
             except ResponseError as error:
                 if "no such key" not in str(error).lower():
                     raise
                 return LogBounds(None, ORIGIN, cut=False)
         first = info["first-entry"]
         cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not tell
-        return LogBounds(first[0].decode() if first else None, info["last-generated-id"].decode(), cut)
+        last = info["last-generated-id"].decode()
+        return LogBounds(first[0].decode() if first else None, last, cut, entry if kept else None)
 
     async def scan(self) -> AsyncIterator[list[StoredNote]]:
         """See NoteStore."""

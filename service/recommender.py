@@ -68,7 +68,7 @@ class Added:
 @dataclass(frozen=True, slots=True)
 class Similar:
     """`complete`: there are min(k, matches) items. `degraded`: the store could not be asked, so that of each note only
-    its id is known, and one that was removed on another replica a moment ago may be among them."""
+    its id is known, and one that was removed on another replica since then may be among them."""
 
     items: list[tuple[StoredNote, float]]
     complete: bool
@@ -281,7 +281,7 @@ class Recommender:
         `of`: the note whose vector it is, checked in the same round trip; NoteNotFound when it is gone.
         """
         position = self.index.position
-        wanted = k
+        wanted, gone = k, set[str]()
         while True:
             found = await self.index.search(vector, wanted, where)
             hits = [hit for hit in found.hits if min_score is None or hit.score >= min_score]
@@ -290,11 +290,12 @@ class Recommender:
                 async with asyncio.timeout(CHECK_SECONDS):
                     notes = await self._store.get([hit.id for hit in hits] + asked)
             except (StoreUnavailable, TimeoutError):
-                unchecked = [(StoredNote(Note(id=hit.id), self.engine.space), hit.score) for hit in hits]
-                return Similar(unchecked, True, position, degraded=True)
+                left = [(StoredNote(Note(id=h.id), self.engine.space), h.score) for h in hits if h.id not in gone]
+                return Similar(left[:k], True, position, degraded=True)
             if of is not None and notes.pop() is None:
                 raise NoteNotFound(of)
             items = [(note, hit.score) for note, hit in zip(notes, hits, strict=True) if note and where.accepts(note)]
+            gone = {hit.id for hit in hits} - {stored.note.id for stored, _ in items}
             seen_all = len(hits) < wanted
             if len(items) >= k or seen_all:
                 return Similar(items[:k], len(items) >= k or seen_all, position)

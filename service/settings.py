@@ -43,7 +43,9 @@ class Settings(BaseSettings):
         (), description="hashtags that are never generated, separated by commas"
     )
     filter_attributes: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="names of notes' attributes that `attribute` of similar may ask about, separated by commas"
+        (),
+        description="names of notes' attributes, each of few values, that `attribute` of similar may ask about, "
+        "separated by commas",
     )
     sample_notes: int | None = Field(
         None, ge=0, description="sample notes to load on the first start; without it all, with NOTELLM_REDIS_URL none"

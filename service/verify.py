@@ -18,6 +18,8 @@ from service.interfaces import Clock, NoteStore, StoredNote, Vector
 
 WAIT_SECONDS = 30.0
 AT_ONCE = 500
+LOOKS = 3
+"""At what looks wrong: of a note that is being written one look may meet the half of it."""
 
 
 Kind = Literal["missing", "different", "stale", "duplicate", "broken"]
@@ -57,8 +59,11 @@ async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *
         suspects |= await _unlike(index, [stored for stored in notes if stored.space == space], clock())
     rows = Counter(await index.ids())
     suspects |= rows.keys() - seen | {note_id for note_id, count in rows.items() if count > 1}
-    await index.wait_for((await store.log_bounds()).last, WAIT_SECONDS)
-    report = await _look_again(store, index, space, sorted(suspects), len(seen), others)
+    for _ in range(LOOKS):
+        await index.wait_for((await store.log_bounds()).last, WAIT_SECONDS)
+        await index.expire()
+        report = await _look_again(store, index, space, sorted(suspects), len(seen), others)
+        suspects = {note_id for ids in report.differing.values() for note_id in ids}
     if repair and report.repairable:
         await index.take_again(report.repairable)
         again = await _look_again(store, index, space, report.repairable, len(seen), others)

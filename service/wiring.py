@@ -25,6 +25,8 @@ from service.recommender import House, Recommender
 from service.settings import Settings
 from service.telemetry import Telemetry
 
+FOLLOWING_SECONDS = 60.0
+"""How often a replica without snapshots says how far it has followed the log."""
 log = structlog.get_logger(__name__)
 
 
@@ -58,7 +60,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             clock=clock,
             attributes=settings.filter_attributes,
             snapshots=_claim_snapshots(settings, stack),
-            snapshot_seconds=settings.snapshot_seconds,
+            snapshot_seconds=settings.snapshot_seconds or FOLLOWING_SECONDS,
         )
         batcher = Batcher(
             engine,

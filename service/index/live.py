@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
+from uuid import uuid4
 
 import numpy as np
 import structlog
@@ -112,6 +113,9 @@ class LiveIndex:
         self._saved = ORIGIN
         self._saved_at = 0.0
         self._saving = asyncio.Lock()
+        self._replica = snapshots.replica if snapshots else uuid4().hex
+        self._taking = asyncio.Lock()
+        """Held from reading a note in the store until the index has it: what was read before is not taken after."""
         self._recalls: deque[float] = deque(maxlen=SAMPLES)
         self._sampled_at = -math.inf
         self._sampling: asyncio.Task[None] | None = None
@@ -180,20 +184,21 @@ class LiveIndex:
         """See VectorIndex.search. Raises IndexBehind before the index was built for the first time."""
         if not self._built:
             raise IndexBehind("of the store", self._position)
-        found = await self._run(self._searchers, partial(self._index.search, vector, k, where, self._clock()))
-        if found.hits and not where.exact and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
+        search, position = partial(self._index.search, vector, k, now=self._clock()), self._position
+        found = await self._run(self._searchers, partial(search, where))
+        idle = self._sampling is None or self._sampling.done()
+        if found.hits and not where.exact and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()
-            self._sampling = asyncio.create_task(self._sample(vector, k, where, found), name="sample-recall")
+            exactly = partial(search, replace(where, exact=True))
+            self._sampling = asyncio.create_task(self._sample(exactly, found, position), name="sample-recall")
         return found
 
-    async def _sample(self, vector: Vector, k: int, where: Filter, found: Found) -> None:
-        """Search again, exactly; what changed meanwhile is not counted."""
-        position = self._position
-        where = replace(where, exact=True)
-        exact = await self._run(self._searchers, partial(self._index.search, vector, k, where, self._clock()))
+    async def _sample(self, exactly: Callable[[], Found], found: Found, position: str) -> None:
+        """Search again, exactly; where something was written meanwhile it is not counted."""
+        exact = await self._run(self._searchers, exactly)
         if position == self._position and exact.hits:
             least = exact.hits[-1].score - SAME_SCORE
-            self._recalls.append(sum(hit.score >= least for hit in found.hits) / len(exact.hits))
+            self._recalls.append(min(1.0, sum(hit.score >= least for hit in found.hits) / len(exact.hits)))
 
     async def vector(self, note_id: str) -> Vector | None:
         """The vector of a note, None when the index does not have it."""
@@ -211,15 +216,16 @@ class LiveIndex:
         """Have of these notes what the store has, whatever was there. Raises StoreUnavailable."""
         for begin in range(0, len(note_ids), READ_COUNT):
             some = note_ids[begin : begin + READ_COUNT]
-            stored = await self._store.get(some, with_vectors=True)
-            present = [note for note in stored if note is not None]
-            gone = set(some) - {note.note.id for note in present}
-            await self._run(self._writer, lambda n=present, s=some, g=gone: self._replace(n, s, g))  # type: ignore[misc]
+            async with self._taking:
+                stored = await self._store.get(some, with_vectors=True)
+                await self._run(self._writer, partial(self._replace, some, stored))
+        self._saved = ""  # though no position tells of it
         self._written.set()
 
-    def _replace(self, present: Sequence[StoredNote], ids: Sequence[str], gone: set[str]) -> None:
+    def _replace(self, ids: Sequence[str], stored: Sequence[StoredNote | None]) -> None:
+        present = [note for note in stored if note is not None]
         self._index.remove(ids)
-        self._take(self._index, self._hashtags, present, gone)
+        self._take(self._index, self._hashtags, present, set(ids) - {note.note.id for note in present})
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -293,19 +299,26 @@ class LiveIndex:
     async def _read_once(self) -> None:
         """Apply the next entries. Bounds are read after them, so a cut that swallowed some is always seen."""
         entries = await self._store.read_log(self._position, READ_COUNT, BLOCK_SECONDS)
-        bounds = await self._store.log_bounds()
+        bounds = await self._store.log_bounds(self._position)
         if not bounds.reach(self._position):
             log.warning("log_gap", position=self._position, first=bounds.first, last=bounds.last)
             self._ready, self._detail = False, "rebuilding: the log does not reach back to this index"
             await self._rebuild()
-        elif entries:
+            return
+        if entries:
             await self._apply(entries)
         self._caught_up(bounds.last)
-        now = self._clock()
-        expired = await self._run(self._writer, partial(self._index.expire, now))
-        if expired:
-            await self._run(self._writer, partial(self._hashtags.remove, expired))
+        await self.expire()
+
+    async def expire(self) -> None:
+        """Remove what has expired, which searches already leave out."""
+        if await self._run(self._writer, partial(self._expire, self._clock())):
             self._written.set()
+
+    def _expire(self, now: float) -> bool:
+        expired = self._index.expire(now)
+        self._hashtags.remove(expired)
+        return bool(expired)
 
     def _caught_up(self, last: str) -> None:
         """The log is followed, and ends at `last`: this is ready if it was before, or has come to where the log ended
@@ -316,10 +329,11 @@ class LiveIndex:
 
     async def _apply(self, entries: Sequence[LogEntry]) -> None:
         last = {entry.id: entry for entry in entries}
-        notes = await self._store.get([i for i, e in last.items() if not e.removed], with_vectors=True)
-        present = [note for note in notes if note is not None]
-        gone = last.keys() - {n.note.id for n in present}
-        await self._run(self._writer, lambda: self._take(self._index, self._hashtags, present, gone))
+        async with self._taking:
+            notes = await self._store.get([i for i, e in last.items() if not e.removed], with_vectors=True)
+            present = [note for note in notes if note is not None]
+            gone = last.keys() - {n.note.id for n in present}
+            await self._run(self._writer, lambda: self._take(self._index, self._hashtags, present, gone))
         self._written.set()
         await self._move(entries[-1].position)
 
@@ -332,18 +346,24 @@ class LiveIndex:
         """The index of the snapshot, where there is one that the log reaches back to."""
         if self._snapshots is None:
             return False
-        origin, bounds = await self._of_now(), await self._store.log_bounds()
-        self._restored = True
+        origin = await self._of_now()
         index, hashtags = self._make_index(), self._make_hashtags()
         try:
             snapshot = await self._run(self._writer, partial(self._snapshots.load, origin))
             if snapshot is None:
+                self._restored = True
                 return False
+            bounds = await self._store.log_bounds(snapshot.position)
+            self._restored = True
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
             others = await self._run(self._writer, partial(thaw, snapshot.read, index, hashtags))
-        except SnapshotRefused as refused:
-            log.warning("snapshot_refused", reason=str(refused), detail="building from the store")
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # whatever it is, there is another way
+            self._restored = True
+            reason = str(error) if isinstance(error, SnapshotRefused) else repr(error)
+            log.warning("snapshot_refused", reason=reason, detail="building from the store")
             return False
         self._index, self._hashtags, self._other_space, self._origin = index, hashtags, others, origin
         self._built, self._must_reach, self._saved = True, bounds.last, snapshot.position
@@ -356,13 +376,20 @@ class LiveIndex:
         return replace(self._origin, store=await self._store.identity())
 
     async def _keep_snapshots(self) -> None:
-        """Until stopped: save what was written."""
+        """Until stopped: save what was written; where nothing is saved, say how far this has come."""
         pause = self._snapshot_seconds
-        while self._snapshots is not None:
+        while True:
             await asyncio.sleep(pause)
             began = time.monotonic()
-            await self.save()
+            if self._snapshots is None:
+                await self._keep_log(self._position)
+            else:
+                await self.save()
             pause = max(self._snapshot_seconds, SNAPSHOT_PAUSES * (time.monotonic() - began))
+
+    async def _keep_log(self, position: str) -> None:
+        with contextlib.suppress(StoreUnavailable):  # said again another time
+            await self._store.keep_log(self._replica, position)
 
     async def save(self) -> None:
         """A snapshot, where something was written since the last one; the log may then be cut off behind it. A failure
@@ -376,16 +403,16 @@ class LiveIndex:
                 parts = await self._run(self._writer, frozen)
                 await in_daemon(partial(self._snapshots.save, self._origin, position, parts))
                 self._saved, self._saved_at = position, self._clock()
-                await self._store.keep_log(self._snapshots.replica, position)
-            except StoreUnavailable:
-                pass  # the log is cut another time
             except Exception as error:
                 log.warning("snapshot_failed", detail=repr(error))
+            else:
+                await self._keep_log(position)
 
     async def _rebuild(self) -> None:
         """A new index from a scan of the store, swapped in when whole."""
         origin = await self._of_now()
         position = (await self._store.log_bounds()).last
+        await self._store.keep_log(self._replica, position)  # or others would cut it off meanwhile
         index, hashtags = self._make_index(), self._make_hashtags()
         self._other_space = set()
         self._rebuilding = True
@@ -400,8 +427,9 @@ class LiveIndex:
         finally:
             self._rebuilding = False
             self._written.set()
-        self._ready, self._detail = True, "built from the store"
+        self._ready, self._must_reach = False, None
         await self._move(position)
+        self._caught_up((await self._store.log_bounds()).last)
         log.info("index_built", vectors=len(index), other_space=len(self._other_space), position=position)
 
     def _take(
@@ -442,7 +470,7 @@ class Progress:
         now = time.monotonic()
         if now >= self._told + PROGRESS_SECONDS:
             self._told = now
-            rate = self._read / (now - self._began)
+            rate = max(1, self._read) / (now - self._began)
             left = max(0, self._size - self._read) / rate
             log.info("index_building", notes=self._read, of=self._size, a_second=round(rate), seconds_left=round(left))
 

@@ -82,7 +82,8 @@ class SnapshotFolder:
                 body = {"version": VERSION, "position": position, "parts": entries}
                 body |= {"origin": asdict(origin)}
                 self._exchange(MANIFEST, orjson.dumps({"body": body, "sha256": _digest_of(body)}))
-                self._entries = entries
+                self._entries = entries  # also where the folder cannot be synced: it names these now
+                self._sync_folder()
             finally:
                 self._tidy()
 
@@ -106,8 +107,9 @@ class SnapshotFolder:
 
     def _write(self, part: Part) -> dict[str, Any]:
         """The part's entry in the manifest. What lasts is written once."""
-        if part.lasting and part.name in self._entries:
-            return self._entries[part.name]
+        kept = self._entries.get(part.name)
+        if part.lasting and kept and (self._folder / kept["file"]).exists():
+            return kept
         path = self._folder / f"{part.name}.{uuid4().hex}.npz"
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **part.make())
@@ -115,12 +117,14 @@ class SnapshotFolder:
         return {"file": path.name, "sha256": _digest(path)}
 
     def _exchange(self, name: str, content: bytes) -> None:
-        """A small file, in one step, and all that was made in the folder before, durably."""
+        """A small file, in one step."""
         unfinished = self._folder / f"{name}.new"
         with unfinished.open("wb") as file:
             file.write(content)
             _sync(file)
         os.rename(unfinished, self._folder / name)
+
+    def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -139,6 +143,7 @@ class SnapshotFolder:
         path = self._folder / REPLICA
         if not path.exists():
             self._exchange(REPLICA, uuid4().hex.encode())
+            self._sync_folder()
         return path.read_text()
 
 

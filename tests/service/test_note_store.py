@@ -245,8 +245,9 @@ async def test_bounds_are_the_first_entry_kept_and_the_last_one_written(
     ("bounds", "reached", "lost"),
     [
         (LogBounds(None, ORIGIN, cut=False), [ORIGIN], ["5-0"]),
-        (LogBounds("3-0", "9-0", cut=False), [ORIGIN, "3-0", "9-0"], ["2-9", "9-1", "10-0"]),
-        (LogBounds("3-0", "9-0", cut=True), ["3-0", "9-0"], [ORIGIN, "2-9", "10-0"]),
+        (LogBounds("3-0", "9-0", cut=False, entry="3-0"), [ORIGIN, "3-0", "9-0"], ["2-9", "9-1", "10-0"]),
+        (LogBounds("3-0", "9-0", cut=True, entry="3-0"), ["3-0", "9-0"], [ORIGIN, "2-9", "10-0"]),
+        (LogBounds("3-0", "9-0", cut=True), ["9-0"], ["5-0"]),
         (LogBounds(None, "9-0", cut=True), ["9-0"], [ORIGIN, "8-9", "10-0"]),
     ],
 )
@@ -392,11 +393,27 @@ async def test_the_log_is_cut_behind_the_oldest_snapshot_and_no_further(
     positions = [one.position for (one,) in written if one]
     await store.keep_log("a", positions[100])
     await store.keep_log("b", positions[250])
-    assert (await store.log_bounds()).reach(positions[100])
+    assert await reaches(store, positions[100])
     await store.keep_log("a", positions[499])
-    assert (await store.log_bounds()).reach(positions[250])
+    assert await reaches(store, positions[250])
     assert admin.xlen(LOG) < 400
     clock.offset += REPLICA_SECONDS + 1
     await store.keep_log("a", positions[499])
     assert admin.xlen(LOG) <= 100
-    assert (await store.log_bounds()).reach(positions[499])
+    assert await reaches(store, positions[499])
+
+
+async def reaches(store: RedisNoteStore, position: str) -> bool:
+    return (await store.log_bounds(position)).reach(position)
+
+
+async def test_a_log_that_lost_its_tail_and_went_on_does_not_reach_what_was_lost(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    (kept,), (lost,) = [await store.put([Write(stored_note(name))]) for name in ("kept", "lost")]
+    assert kept is not None
+    assert lost is not None
+    admin.xdel(LOG, lost.position)  # as after a failover to a server that never had it
+    await store.put([Write(stored_note("newer"))])
+    assert await reaches(store, kept.position)
+    assert not await reaches(store, lost.position)

@@ -16,7 +16,7 @@ import pytest
 from model.note import Hashtag, Note, Reading, Usage
 from service.batcher import Lane
 from service.embedded_redis import EmbeddedRedis
-from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed
+from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
 from service.index.live import LiveIndex
 from service.interfaces import Clock, Filter, StoredNote, Write
 from service.recommender import Added, Generate, House, Recommender, turns
@@ -533,3 +533,27 @@ async def test_a_store_that_hangs_leaves_similar_degraded_and_all_is_well_once_i
         return not (await recommender.similar("n0", 3, ANY, None)).degraded
 
     await eventually(well)
+
+
+async def test_a_degraded_answer_has_no_more_than_k_and_none_that_the_store_had_lost(
+    recommender: Recommender, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(recommender, *soup(9))
+    nearest = ranking(soup(9), soup(9)[0])
+    await embedded_store.hold()
+    for note_id in nearest[:2]:
+        await embedded_store.delete(note_id)
+    whole, asked = embedded_store.get, list[int]()
+
+    async def get(ids: Sequence[str], **options: bool) -> list[StoredNote | None]:
+        asked.append(len(ids))
+        if len(asked) > 1:
+            raise StoreUnavailable("gone in the middle")
+        return await whole(ids, **options)
+
+    monkeypatch.setattr(embedded_store, "get", get)
+    found = await recommender.similar("n0", 3, ANY, None)
+    embedded_store.release()
+    assert len(asked) == 2
+    assert found.degraded
+    assert [stored.note.id for stored, _ in found.items] == nearest[2:5]

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from model.note import Note
 from service.index.live import LiveIndex
 from service.index.snapshot import MANIFEST, SnapshotFolder
 from service.interfaces import Clock
-from service.note_store import LOG, REPLICA_SECONDS, SNAPSHOTS
+from service.note_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
 from tests.service.index.test_live_index import ANY, WAIT, delete, found, ids, notes, put
 
@@ -99,7 +100,15 @@ async def test_after_any_history_of_saves_and_restarts_it_has_what_the_store_has
             assert await found(index) == there
 
 
-@pytest.mark.parametrize("harm", ["damaged", "foreign", "log cut behind it"])
+HARMS = {
+    "damaged": "is damaged",
+    "of another store, whose log reaches back": "another store",
+    "log cut behind it": "does not reach back",
+    "log lost its end and went on": "does not reach back",
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
 async def test_a_snapshot_that_cannot_be_trusted_is_refused_and_the_store_is_read(
     embedded_store: GatedStore,
     embedded_admin: redis.Redis,
@@ -109,20 +118,54 @@ async def test_a_snapshot_that_cannot_be_trusted_is_refused_and_the_store_is_rea
     harm: str,
 ) -> None:
     async with started(embedded_store, clock, folder) as index:
-        await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+        last = await put(embedded_store, *notes(20))
+        await index.wait_for(last, WAIT)
     if harm == "damaged":
         path = sorted((tmp_path / "0").glob("*.npz"))[0]
         path.write_bytes(path.read_bytes()[:-1])
-    if harm == "foreign":
-        embedded_admin.flushall()
-        await put(embedded_store, *notes(20))
+    if harm == "of another store, whose log reaches back":
+        embedded_admin.delete(IDENTITY)
     if harm == "log cut behind it":
         await put(embedded_store, *notes(20))
         embedded_admin.xtrim(LOG, maxlen=3, approximate=False)
+    if harm == "log lost its end and went on":
+        embedded_admin.xdel(LOG, last)
+        embedded_admin.delete(f"{NOTE}n19")
+        await put(embedded_store, stored_note("n18"))
     await delete(embedded_store, "n3")
+    with capture_logs() as told:
+        async with started(embedded_store, clock, folder) as index:
+            assert index.status().ready
+            left = ids(notes(20)) - {"n3"} - ({"n19"} if "lost" in harm else set())
+            assert await found(index) == left
+    (refused,) = [line for line in told if line["event"] == "snapshot_refused"]
+    assert HARMS[harm] in refused["reason"]
+
+
+async def test_a_replica_that_builds_is_not_overtaken_by_the_snapshots_of_another(
+    embedded_store: GatedStore, embedded_admin: redis.Redis, clock: Clock, folder: SnapshotFolder
+) -> None:
+    async with started(embedded_store, clock, folder) as first:
+        await put(embedded_store, *notes(10))
+        builds = following(embedded_store, clock)  # it keeps no snapshots
+        async with builds as second:
+            at = second.position
+            for n in range(4):
+                await first.wait_for(await put(embedded_store, *notes(150, 10 + 150 * n)), WAIT)
+                await first.save()
+            assert (await embedded_store.log_bounds(at)).reach(at), "what it began with is kept for it"
+
+
+async def test_a_repair_is_in_the_next_snapshot(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder
+) -> None:
     async with started(embedded_store, clock, folder) as index:
-        assert index.status().ready
-        assert await found(index) == ids(notes(20)) - {"n3"}
+        await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+        index._index.remove(["n2"])
+        await index.save()
+        await index.take_again(["n2"])
+    async with started(embedded_store, clock, folder) as index:
+        assert await found(index) == ids(notes(5))
 
 
 async def test_it_is_not_ready_before_it_has_caught_up_with_the_log(
@@ -156,14 +199,15 @@ async def test_what_is_written_is_saved_after_a_while_and_the_log_is_cut_behind_
                 await asyncio.gather(*(index.wait_for(positions[-1], WAIT) for index in (first, second)))
             assert embedded_admin.xlen(LOG) == 1200
             await first.save()
-            kept = embedded_admin.xlen(LOG)
-            assert kept < 300
+            assert embedded_admin.xlen(LOG) == 1200, "the other one has no snapshot yet"
+            await second.save()
+            assert embedded_admin.xlen(LOG) < 300
             await put(embedded_store, *notes(300))
             await first.wait_for(await put(embedded_store, *notes(300)), WAIT)
             await first.save()
-            assert embedded_admin.xlen(LOG) < 300
             await second.wait_for(first.position, WAIT)
             await second.save()
+            assert embedded_admin.xlen(LOG) < 300
             await put(embedded_store, *notes(300))
             await first.wait_for(await put(embedded_store, *notes(300)), WAIT)
             await first.save()

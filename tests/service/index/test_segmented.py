@@ -187,6 +187,18 @@ def test_an_inverted_file_finds_nearly_all_and_always_as_many(sealed: SegmentedI
     assert hits >= (RECALL - 0.015) * 60 * min(k, len(ids))
 
 
+@pytest.mark.parametrize("where", [ANY, Filter(hashtags=("tenth",)), Filter(exact=True)])
+def test_one_that_was_restored_finds_the_same(sealed: SegmentedIndex, where: Filter) -> None:
+    parts = {part.name: part.make() for part in sealed.freeze()}
+    restored = SegmentedIndex(16)
+    restored.thaw(parts.__getitem__)
+    for query in queries():
+        assert restored.search(query, 10, where, 0.0) == sealed.search(query, 10, where, 0.0)
+    restored.remove(["c40"])
+    assert restored.vector("c40") is None
+    assert sealed.vector("c40") is not None
+
+
 @pytest.mark.parametrize("where", [Filter(exact=True), Filter(hashtags=("half",), exact=True)])
 def test_who_asks_for_exactness_gets_it(sealed: SegmentedIndex, where: Filter) -> None:
     model = Model()
