@@ -261,6 +261,7 @@ CLAIMS: Sequence[Contest | Limit] = (
             ("related notes,", MOVIELENS, "minilm-movielens_tmdb", Reach(1, p=0.05)),
             ("related notes,", MOVIELENS, "tf-idf", None),
             ("related notes,", MOVIELENS, "minilm", None),
+            ("related notes,", MOVIELENS, ZERO_SHOT, None),
         )
         for protocol in PROTOCOLS
     ),
