@@ -51,8 +51,8 @@ CARRIED_TOKENS = 320
 """Of the hashtags that near notes carry, the heaviest first, what several begin with counted once."""
 BEAMS_PER_HASHTAG = 2
 """Beginnings that are followed at a time, for each hashtag asked for."""
-STEP_TOKENS = 1024
-"""Of one forward, beside single steps: what begins later waits for the next. More are no faster (decision 9)."""
+STEP_TOKENS = 4096
+"""Of one forward, beside single steps: what begins later waits for the next."""
 NAME_COSINE_WEIGHT = 16.0
 """Of the cosine between a note and a category's name, beside log probabilities (decision 8)."""
 NAME_TOKENS = 1024
