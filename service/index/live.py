@@ -412,7 +412,7 @@ class LiveIndex:
         """A new index from a scan of the store, swapped in when whole."""
         origin = await self._of_now()
         position = (await self._store.log_bounds()).last
-        await self._store.keep_log(self._replica, position)  # or others would cut it off meanwhile
+        await self._keep_log(position)  # or others would cut it off meanwhile
         index, hashtags = self._make_index(), self._make_hashtags()
         self._other_space = set()
         self._rebuilding = True

@@ -243,3 +243,16 @@ async def test_a_disk_that_takes_no_snapshot_costs_no_answer(
         monkeypatch.undo()
         await index.save()
         assert index.status().saved_at > 0
+
+
+async def test_a_store_without_memory_to_write_can_be_built_from(
+    embedded_store: GatedStore, embedded_admin: redis.Redis, clock: Clock, folder: SnapshotFolder, tmp_path: Path
+) -> None:
+    async with started(embedded_store, clock, folder) as index:
+        await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+    (tmp_path / "0" / MANIFEST).unlink()
+    embedded_admin.config_set("maxmemory", 1)
+    async with started(embedded_store, clock, folder) as index:
+        assert index.status().ready
+        assert await found(index) == ids(notes(5))
+    assert (tmp_path / "0" / MANIFEST).exists()
