@@ -23,7 +23,7 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 test: .venv/.dev ## all tests; they start their own services
 	@exec $(BIN)/pytest
 
-chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour)
+chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
 	NOTELLM_CHAOS_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/pytest -s tests/service/test_chaos.py
 
 lint: .venv/.dev ## format, style, types, imports and deployment files

@@ -72,21 +72,6 @@ def _read(path: Path) -> Run:
     return Run(path.stem, commit, ", ".join(filter(None, machine)), Record(**fields))
 
 
-def by_seed(
-    runs: Sequence[Run],
-    system: str,
-    data: str,
-    ask: Callable[[Record], T | None],
-    split: str = "test",
-    hashtags: bool = True,
-) -> list[T]:
-    """What `ask` finds in the records of a system about a split of a data set, hashtags shown or not: one per seed.
-
-    A record with copied hashtags repeats what else the one with written hashtags says: the more seeds count.
-    """
-    return [answer for _, answer in runs_by_seed(runs, system, data, ask, split, hashtags)]
-
-
 def runs_by_seed(
     runs: Sequence[Run],
     system: str,
@@ -95,7 +80,11 @@ def runs_by_seed(
     split: str = "test",
     hashtags: bool = True,
 ) -> list[tuple[Run, T]]:
-    """The same, each with the run whose record says it."""
+    """What `ask` finds in the records of a system about a split of a data set, hashtags shown or not: one per seed,
+    each with the run whose record says it.
+
+    A record with copied hashtags repeats what else the one with written hashtags says: the more seeds count.
+    """
     found: dict[str, list[tuple[Run, T]]] = defaultdict(list)
     for run in runs:
         of = run.record
@@ -200,7 +189,8 @@ class Contest:
         what, reach = f"{self.data}, {self.what}", str(self.reach or "")
         measured = runs_by_seed(runs, self.system, self.data, self.score, self.split, self.hashtags)
         ours = [units for _, units in measured]
-        rivals = by_seed(runs, self.rival, self.data, self.rival_score or self.score, self.split, self.hashtags)
+        of_rival = self.rival_score or self.score
+        rivals = [u for _, u in runs_by_seed(runs, self.rival, self.data, of_rival, self.split, self.hashtags)]
         if not ours or not rivals:
             return row(what, "not measured", "", against=self.rival, reach=reach)
         if any(units.asked != ours[0].asked for units in ours + rivals):
@@ -476,8 +466,10 @@ def draw_cost(runs: Sequence[Run], path: Path) -> None:
 
 
 def on_microlens(runs: Sequence[Run], ask: Callable[[Record], T | None]) -> dict[str, list[T]]:
-    """By system, what `by_seed` finds there; without the systems that say nothing."""
-    found = {run.record.system: by_seed(runs, run.record.system, MICROLENS, ask) for run in runs}
+    """By system, what `runs_by_seed` finds there; without the systems that say nothing."""
+    found = {
+        run.record.system: [found for _, found in runs_by_seed(runs, run.record.system, MICROLENS, ask)] for run in runs
+    }
     return {system: answers for system, answers in found.items() if answers}
 
 

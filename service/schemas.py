@@ -31,7 +31,7 @@ from model.note import (
 )
 from service.interfaces import Filter, StoredNote
 from service.recommender import Added, Similar
-from service.verify import Kind, Report
+from service.verify import KINDS, Kind, Report
 
 MAX_HASHTAGS = 30
 MAX_GENERATED = 10
@@ -371,7 +371,7 @@ class Policy(Wire):
             created_after=self.created_after.timestamp() if self.created_after else None,
             created_before=self.created_before.timestamp() if self.created_before else None,
             all_hashtags=tuple(self.all_hashtag),
-            attributes=tuple(tuple(each.split(":", 1)) for each in self.attribute),  # type: ignore[misc]
+            attributes=tuple((name, value) for name, _, value in (each.partition(":") for each in self.attribute)),
             exclude=frozenset(self.exclude),
             exact=self.exact,
         )
@@ -518,16 +518,14 @@ class Differing(BaseModel):
 
 
 class VerifyOut(BaseModel):
-    """`well`: nothing differs, or all that did was `repaired`. `missing`: in the store and not in the index;
-    `different`: of another vector there; `stale`: in the index and not in the store; `duplicate`: twice in the index;
-    `broken`: the stored vector is none, so that only writing the note again helps."""
+    """`well`: nothing differs, or all that did was `repaired`."""
 
     well: bool
     repaired: bool
     notes: int
     rows: int
     notes_of_another_model: int
-    differing: dict[Kind, Differing]
+    differing: dict[Kind, Differing] = Field(description="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
 
     @classmethod
     def of(cls, report: Report) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -23,10 +23,13 @@ LOOKS = 3
 
 
 Kind = Literal["missing", "different", "stale", "duplicate", "broken"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""`missing`: in the store and not in the index; `different`: of another vector there; `stale`: in the index and not in
-the store, or there of another model; `duplicate`: twice in the index; `broken`: whose stored vector is none, so that
-only writing the note again helps."""
+KINDS: Mapping[Kind, str] = {
+    "missing": "in the store and not in the index",
+    "different": "of another vector there",
+    "stale": "in the index and not in the store, or there of another model",
+    "duplicate": "twice in the index",
+    "broken": "the stored vector is none, so that only writing the note again helps",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *
         await index.expire()
         report = await _look_again(store, index, space, sorted(suspects), len(seen), others)
         suspects = {note_id for ids in report.differing.values() for note_id in ids}
+        if not suspects:
+            break
     if repair and report.repairable:
         await index.take_again(report.repairable)
         again = await _look_again(store, index, space, report.repairable, len(seen), others)

@@ -110,7 +110,10 @@ class LiveIndex:
         self._snapshot_seconds = snapshot_seconds
         self._origin = Origin("", space, attributes)
         """Of what is in the index."""
-        self._saved = ORIGIN
+        self._repairs = 0
+        """Changes that no position tells of."""
+        self._saved = ORIGIN, 0
+        """Position and repairs of the last snapshot."""
         self._saved_at = 0.0
         self._saving = asyncio.Lock()
         self._replica = snapshots.replica if snapshots else uuid4().hex
@@ -128,8 +131,7 @@ class LiveIndex:
         self._moved = asyncio.Condition()
         self._detail = "not built yet"
         self._built = False
-        self._restored = False
-        """Whether the snapshot was tried."""
+        self._tried_snapshot = False
         self._must_reach: str | None = None
         """Where the log must be followed to before this is ready; None: to where it is when it is next read."""
         self._rebuilding = False
@@ -210,7 +212,7 @@ class LiveIndex:
 
     async def ids(self) -> list[str]:
         """Of all rows; of a healthy index none is there twice."""
-        return await self._run(self._writer, self._index.ids)
+        return await self._run(self._searchers, self._index.ids)
 
     async def take_again(self, note_ids: Sequence[str]) -> None:
         """Have of these notes what the store has, whatever was there. Raises StoreUnavailable."""
@@ -219,7 +221,7 @@ class LiveIndex:
             async with self._taking:
                 stored = await self._store.get(some, with_vectors=True)
                 await self._run(self._writer, partial(self._replace, some, stored))
-        self._saved = ""  # though no position tells of it
+        self._repairs += 1
         self._written.set()
 
     def _replace(self, ids: Sequence[str], stored: Sequence[StoredNote | None]) -> None:
@@ -339,7 +341,9 @@ class LiveIndex:
 
     async def _build(self) -> None:
         """From the snapshot, once, or else from the store."""
-        if self._restored or not await self._restore():
+        restored = not self._tried_snapshot and await self._restore()
+        self._tried_snapshot = True
+        if not restored:
             await self._rebuild()
 
     async def _restore(self) -> bool:
@@ -351,22 +355,19 @@ class LiveIndex:
         try:
             snapshot = await self._run(self._writer, partial(self._snapshots.load, origin))
             if snapshot is None:
-                self._restored = True
                 return False
             bounds = await self._store.log_bounds(snapshot.position)
-            self._restored = True
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
             others = await self._run(self._writer, partial(thaw, snapshot.read, index, hashtags))
         except StoreUnavailable:
             raise
         except Exception as error:  # whatever it is, there is another way
-            self._restored = True
-            reason = str(error) if isinstance(error, SnapshotRefused) else repr(error)
+            reason = str(error) if isinstance(error, SnapshotRefused) else f"its parts do not fit together: {error!r}"
             log.warning("snapshot_refused", reason=reason, detail="building from the store")
             return False
         self._index, self._hashtags, self._other_space, self._origin = index, hashtags, others, origin
-        self._built, self._must_reach, self._saved = True, bounds.last, snapshot.position
+        self._built, self._must_reach, self._saved = True, bounds.last, (snapshot.position, self._repairs)
         await self._move(snapshot.position)
         self._caught_up(bounds.last)
         log.info("snapshot_loaded", vectors=len(index), position=snapshot.position)
@@ -395,14 +396,15 @@ class LiveIndex:
         """A snapshot, where something was written since the last one; the log may then be cut off behind it. A failure
         is logged: it costs the next start its time, and no answer."""
         async with self._saving:
-            position = self._position
-            if self._snapshots is None or not self._built or self._rebuilding or position == self._saved:
+            position, repairs = self._position, self._repairs
+            nothing_new = (position, repairs) == self._saved
+            if self._snapshots is None or not self._built or self._rebuilding or nothing_new:
                 return
             frozen = partial(freeze, self._index, self._hashtags, self._other_space)
             try:
                 parts = await self._run(self._writer, frozen)
                 await in_daemon(partial(self._snapshots.save, self._origin, position, parts))
-                self._saved, self._saved_at = position, self._clock()
+                self._saved, self._saved_at = (position, repairs), self._clock()
             except Exception as error:
                 log.warning("snapshot_failed", detail=repr(error))
             else:
@@ -482,13 +484,10 @@ def freeze(index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str
 
 
 def thaw(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> set[str]:
-    """Fill both from the parts of a snapshot, and the notes of another space. SnapshotRefused when they do not fit."""
-    try:
-        index.thaw(read)
-        hashtags.thaw(read)
-        return set(unpacked(OTHER_SPACE, read(OTHER_SPACE)))
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise SnapshotRefused(f"its parts do not fit together: {error!r}") from error
+    """Fill both from the parts of a snapshot; the notes of another space."""
+    index.thaw(read)
+    hashtags.thaw(read)
+    return set(unpacked(OTHER_SPACE, read(OTHER_SPACE)))
 
 
 async def in_daemon(call: Callable[[], None]) -> None:

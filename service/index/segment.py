@@ -74,6 +74,10 @@ class Segment(ABC):
     def _alive_now(self) -> Mask:
         """Which rows are alive, of those that there are at this moment: a copy, which nobody changes."""
 
+    def ids(self) -> list[str]:
+        """Of the rows that are alive."""
+        return [self.id(row) for row in np.flatnonzero(self._alive_now()).tolist()]
+
     @property
     def living(self) -> int:
         dead = self.dead  # read first: rows come before the tombstones of what they replace

@@ -125,7 +125,7 @@ class SegmentedIndex:
 
     def ids(self) -> list[str]:
         """See VectorIndex."""
-        return [segment.id(row) for segment in self._segments for row in np.flatnonzero(segment.alive).tolist()]
+        return [note_id for segment in self._segments for note_id in segment.ids()]
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
         """See VectorIndex. Older segments are searched first, so that of a note which is replaced meanwhile the new row

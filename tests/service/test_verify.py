@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import redis
 
+from service.index.head import Head
 from service.index.live import LiveIndex
+from service.index.segmented import SegmentedIndex
 from service.interfaces import Clock, StoredNote, Write
 from service.note_store import NOTE
 from service.verify import KINDS, Kind, Report, verify
-from tests.service.conftest import SPACE, GatedStore, eventually, note_vector, stored_note
+from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
 from tests.service.index.test_live_index import WAIT, notes, put
 
 pytestmark = pytest.mark.anyio
@@ -70,13 +72,20 @@ async def test_a_vector_that_is_none_cannot_be_repaired(
 
 
 async def test_what_is_only_on_its_way_is_not_reported(
-    embedded_store: GatedStore, filled: LiveIndex, clock: Clock
+    embedded_store: GatedStore, filled: LiveIndex, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waits, whole = asyncio.Event(), filled.wait_for
+
+    async def wait_for(position: str, seconds: float) -> None:
+        waits.set()
+        await whole(position, seconds)
+
+    monkeypatch.setattr(filled, "wait_for", wait_for)
     await embedded_store.hold()
     await embedded_store.put([Write(note) for note in (*notes(3, 20), moved(stored_note("n0")))])
     await embedded_store.delete("n1")
     looking = asyncio.create_task(check(embedded_store, filled, clock, {}))
-    await eventually(lambda: len(filled._moved._waiters) > 0)  # type: ignore[attr-defined]
+    await waits.wait()
     embedded_store.release()
     assert (await looking).well
 
@@ -84,7 +93,9 @@ async def test_what_is_only_on_its_way_is_not_reported(
 async def test_a_row_that_is_there_twice_is_found_out(
     embedded_store: GatedStore, filled: LiveIndex, clock: Clock
 ) -> None:
-    (head,) = filled._index._segments  # type: ignore[attr-defined]
+    assert isinstance(filled._index, SegmentedIndex)
+    (head,) = filled._index._segments
+    assert isinstance(head, Head)
     head.append(stored_note("n4"), note_vector(stored_note("n4").note))
     head.alive[4] = True  # what the second one replaced
     head.dead -= 1

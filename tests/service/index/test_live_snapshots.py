@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from structlog.testing import capture_logs
 
 from model.note import Note
 from service.index.live import LiveIndex
-from service.index.snapshot import MANIFEST, SnapshotFolder
-from service.interfaces import Clock
+from service.index.snapshot import MANIFEST, Origin, SnapshotFolder
+from service.interfaces import Clock, Part
 from service.note_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
 from tests.service.index.test_live_index import ANY, WAIT, delete, found, ids, notes, put
@@ -164,6 +165,29 @@ async def test_a_repair_is_in_the_next_snapshot(
         index._index.remove(["n2"])
         await index.save()
         await index.take_again(["n2"])
+    async with started(embedded_store, clock, folder) as index:
+        assert await found(index) == ids(notes(5))
+
+
+async def test_a_repair_beside_a_snapshot_is_in_the_one_after_it(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, go_on, whole = threading.Event(), threading.Event(), folder.save
+
+    def save(origin: Origin, position: str, parts: Sequence[Part]) -> None:
+        frozen.set()
+        assert go_on.wait(WAIT)
+        whole(origin, position, parts)
+
+    async with started(embedded_store, clock, folder) as index:
+        await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+        index._index.remove(["n2"])
+        monkeypatch.setattr(folder, "save", save)
+        saving = asyncio.create_task(index.save())
+        await asyncio.to_thread(frozen.wait, WAIT)
+        await index.take_again(["n2"])
+        go_on.set()
+        await saving
     async with started(embedded_store, clock, folder) as index:
         assert await found(index) == ids(notes(5))
 

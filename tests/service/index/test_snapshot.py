@@ -6,7 +6,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import orjson
@@ -23,7 +25,7 @@ FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty"
 
 
 def parts(of: Mapping[str, Arrays], lasting: str = "") -> list[Part]:
-    return [Part(name, lambda arrays=arrays: arrays, lasting=name == lasting) for name, arrays in of.items()]  # type: ignore[misc]
+    return [Part(name, partial(dict, arrays), lasting=name == lasting) for name, arrays in of.items()]
 
 
 def check(folder: SnapshotFolder, position: str, of: Mapping[str, Arrays]) -> None:
@@ -114,7 +116,7 @@ def test_one_of_another_version_is_refused(folder: SnapshotFolder, monkeypatch: 
 def test_one_that_cannot_be_finished_leaves_the_one_before(
     folder: SnapshotFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def full(*arguments: object) -> None:
+    def full(*arguments: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     folder.save(ORIGIN, "1-0", parts(FIRST))
@@ -122,7 +124,7 @@ def test_one_that_cannot_be_finished_leaves_the_one_before(
     more = parts({"rows": {"a": np.arange(9)}})
     with monkeypatch.context() as patch:
         if step == "make":
-            more.append(Part("never", full))  # type: ignore[arg-type]
+            more.append(Part("never", full))
         else:
             patch.setattr(os, step, full)
         with pytest.raises(OSError, match="No space left"):
