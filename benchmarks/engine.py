@@ -3,12 +3,14 @@
 .venv/bin/python benchmarks/engine.py
 
 Prompts of 100 tokens, of our own sample notes. Six minutes; nothing else should run. LLAMA_PYTHON names an interpreter
-that has llama-cpp-python, if llama.cpp is to be measured too: five minutes more (benchmarks/llama.py).
+that has llama-cpp-python, if llama.cpp is to be measured too: five minutes more (benchmarks/llama.py). Where there is a
+GPU that PyTorch can use, all of it runs there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -26,7 +28,7 @@ from transformers import AutoModel
 from model.cache import BlockTable
 from model.config import PACKAGED_BACKBONE
 from model.dataset import read_notes
-from model.engine import Engine
+from model.engine import Engine, device_for
 from model.note import VECTOR_ONLY, Note, Wanted
 from model.runtime import Look, Span
 from model.weights import packaged_gguf, resolve, silent
@@ -41,8 +43,10 @@ GFLOP_OF_A_NOTE = 21.6
 JOB = Wanted(hashtags=5)
 TIMES = 20
 """Products in one call of `repeated`."""
-GFLOP = 2 * 3200 * 576 * 1536 / 1e9
-"""Of one."""
+DEVICE = device_for("auto")
+PRODUCT = (3200, 576, 1536) if DEVICE == "cpu" else (8192, 8192, 8192)
+"""Rows, inner size and columns of one: on a CPU those of 32 notes in this model, on a GPU enough to fill it."""
+GFLOP = 2 * math.prod(PRODUCT) / 1e9
 LLAMA_TYPES = ("BF16", "Q8_0", "Q4_0")
 
 
@@ -68,10 +72,18 @@ def median(per_call: int, work: Callable[..., Any], *arguments: Any) -> tuple[fl
     work(*arguments)
     rates = []
     for _ in range(ROUNDS):
+        _all_done()
         started = time.perf_counter()
         work(*arguments)
+        _all_done()
         rates.append(per_call / (time.perf_counter() - started))
     return statistics.median(rates), f"{min(rates):.1f} to {max(rates):.1f}"
+
+
+def _all_done() -> None:
+    """A GPU works on behind its caller's back."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def notes_of(engine: Engine, count: int) -> list[Note]:
@@ -90,8 +102,9 @@ def notes_of(engine: Engine, count: int) -> list[Note]:
 
 def limits() -> dict[str, float]:
     """GFLOP/s of a large product of matrices, by precision."""
-    a, b = torch.randn(3200, 576), torch.randn(576, 1536)
-    a8, b8 = (torch.randint(-100, 100, matrix.shape, dtype=torch.int8) for matrix in (a, b))
+    rows, inner, columns = PRODUCT
+    a, b = torch.randn(rows, inner, device=DEVICE), torch.randn(inner, columns, device=DEVICE)
+    a8, b8 = (torch.randint(-100, 100, matrix.shape, dtype=torch.int8, device=DEVICE) for matrix in (a, b))
     products = {
         "float32": (torch.mm, a, b),
         "bfloat16": (torch.mm, a.bfloat16(), b.bfloat16()),
@@ -131,11 +144,12 @@ def llama_rows(what: str, rate: float, beside: tuple[str, str, bool | None]) -> 
 
 def transformers_prefill(notes: Sequence[Note], engine: Engine, kind: torch.dtype) -> dict[int, float]:
     """Notes a second: one batch of prompts of one length through the layers; nothing is read from their states."""
-    backbone = AutoModel.from_pretrained(resolve(PACKAGED_BACKBONE, Settings().cache_dir, silent), dtype=kind).eval()
+    folder = resolve(PACKAGED_BACKBONE, Settings().cache_dir, silent)
+    backbone = AutoModel.from_pretrained(folder, dtype=kind).eval().to(DEVICE)
     rates = {}
     with torch.inference_mode():
         for batch in BATCHES:
-            ids = torch.tensor([engine.prompt.note(note)[:TOKENS] for note in notes[:batch]])
+            ids = torch.tensor([engine.prompt.note(note)[:TOKENS] for note in notes[:batch]], device=DEVICE)
             rates[batch], _ = median(batch, backbone, ids)
     return rates
 
@@ -223,7 +237,7 @@ def categories(engine: Engine, notes: Sequence[Note]) -> dict[str, Any]:
 
 def exactness(engine: Engine, notes: Sequence[Note]) -> list[dict[str, Any]]:
     """Vectors against those of PyTorch in float32; and whether a vector depends on its batch."""
-    reference = Engine.load(cache=Settings().cache_dir, runtime="torch", dtype="float32")
+    reference = Engine.load(cache=Settings().cache_dir, device="cpu", runtime="torch", dtype="float32")
     ours, theirs = engine.embed(notes), reference.embed(notes)
     cosines = (ours * theirs).sum(1)
     alone = np.concatenate([engine.embed([note]) for note in notes])
@@ -251,7 +265,11 @@ def main() -> None:
     rows += whole_job(engine, notes, others)
     rows.append(categories(engine, notes))
     rows += exactness(engine, notes)
-    write("engine", rows)
+    write(
+        "engine" if DEVICE == "cpu" else "engine-gpu",
+        rows,
+        "no GPU" if DEVICE == "cpu" else torch.cuda.get_device_name(),
+    )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,9 @@ def row(
     return fields | {"reach": reach, "held": held}
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> Path:
-    """benchmarks/results/<name>.json, with the commit, date, hardware and versions that made it."""
+def write(name: str, rows: list[dict[str, Any]], gpu: str = "no GPU") -> Path:
+    """benchmarks/results/<name>.json, with the commit, date, hardware (`gpu`: what it ran on, if on any) and versions
+    that made it."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -44,7 +45,7 @@ def write(name: str, rows: list[dict[str, Any]]) -> Path:
         "name": name,
         "commit": commit.stdout.strip(),
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{os.cpu_count()} cores {processor()}, {memory_gib()} GiB, no GPU",
+        "hardware": f"{os.cpu_count()} cores {processor()}, {memory_gib()} GiB, {gpu}",
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "rows": rows,
     }

@@ -197,11 +197,11 @@ class Engine:
     ) -> Engine:
         """From a checkpoint folder or a bare backbone (None: the shipped one); CheckpointError when it cannot be.
 
-        `device`: "cpu", "cuda" or what is there ("auto"). `runtime`: "openvino" (a CPU alone), "torch", or "auto":
-        OpenVINO on a CPU, where it is installed and has what the backbone needs. `dtype`: "float32", "bfloat16", "int8"
-        (OpenVINO alone), or "auto": bfloat16 where that is faster; but not in PyTorch on a CPU, where it makes a
-        vector depend on its batch (docs/decisions/0003-precision.md). `fitted`: with the temperature and
-        the category head that were fitted to the checkpoint; without, to fit others.
+        `device`: "cpu", "cuda" or what is there ("auto"); a CPU where there is no GPU. `runtime`: "openvino" (a CPU
+        alone), "torch", or "auto": OpenVINO on a CPU, where it is installed and has what the backbone needs. `dtype`:
+        "float32", "bfloat16", "int8" (OpenVINO alone), or "auto": bfloat16 where that is faster; but not in PyTorch on
+        a CPU, where it makes a vector depend on its batch (docs/decisions/0003-precision.md). `fitted`: with the
+        temperature and the category head that were fitted to the checkpoint; without, to fit others.
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
         made = cls._runtime(checkpoint, cache, device, dtype, runtime, progress)
@@ -214,8 +214,7 @@ class Engine:
     @staticmethod
     def _runtime(checkpoint: str, cache: Path, device: str, dtype: str, runtime: str, progress: Progress) -> Runtime:
         """See load."""
-        if device == "auto":
-            device = "cuda" if has_cuda() else "cpu"
+        device = device_for(device, progress)
         if runtime == "openvino" or (runtime == "auto" and device == "cpu"):
             if device != "cpu":
                 raise CheckpointError(f"OpenVINO runs on a CPU here, not on {device}")
@@ -688,13 +687,20 @@ def _continuations(look: Look, after: Looked) -> Iterator[tuple[int, float]]:
     yield from zip(after.likeliest, after.log_probs, strict=True)
 
 
-def has_cuda() -> bool:
-    """PyTorch knows; but only where there is a driver is it worth importing for that."""
-    if not any(driver.exists() for driver in CUDA_DRIVERS):
-        return False
+def device_for(asked: str, progress: Progress = silent) -> str:
+    """ "cuda" where it was `asked` for and is there, or where nothing was and there is a driver; else "cpu".
+
+    PyTorch knows whether a card can be used; but only where there may be one is it worth importing for that.
+    """
+    if asked == "cpu" or (asked == "auto" and not any(driver.exists() for driver in CUDA_DRIVERS)):
+        return "cpu"
     import torch
 
-    return torch.cuda.is_available()
+    if torch.cuda.is_available():
+        return "cuda"
+    built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
+    progress(f"The CPU runs the model: PyTorch {torch.__version__} finds no GPU, and {built}")
+    return "cpu"
 
 
 def _start(work: Work) -> None:

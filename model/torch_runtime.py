@@ -28,10 +28,15 @@ BLOCK_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Spans that attend together. `rows` (G, Q): places in the forward, -1 for none; `slots` (G, S): of their sequences
-    in the cache; `looks` and `distance` (G, 1, Q, S)."""
+    """Spans that attend together. `rows` (G, Q): places of their tokens in the forward, 0 where there is none; `real`:
+    which of the G x Q have one; `slots` (G, S): of their sequences in the cache; `looks` and `distance` (G, 1, Q, S).
+
+    Places are numbers and not masks: how many a mask chooses only the device knows, and the forward would wait for it
+    in each layer.
+    """
 
     rows: Tensor
+    real: Tensor
     slots: Tensor
     looks: Tensor
     distance: Tensor
@@ -94,7 +99,8 @@ class TorchRuntime:
 
     def _read(self, spans: Sequence[Span], asked: Asked, hidden: Tensor) -> list[Read]:
         vectors = self.model.embed(hidden[torch.from_numpy(asked.vectors).to(hidden.device)])
-        return asked.told(spans, vectors.cpu().numpy(), [self._look(part, hidden) for part in asked.parts()])
+        looks = [self._look(part, hidden) for part in asked.parts()]
+        return asked.told(spans, on_host(vectors), [tuple(map(on_host, each)) for each in looks])
 
     def _look(self, asked: Asked, hidden: Tensor) -> tuple[Tensor, ...]:
         rows, looks, tokens, apart = (
@@ -140,7 +146,8 @@ def _groups(spans: Sequence[Span], flat: Flat) -> list[Group]:
 def _group(spans: Sequence[Span], places: Sequence[int], flat: Flat) -> Group:
     queries = max(len(span.ids) for span in spans)
     length = max(span.past + len(span.ids) for span in spans)
-    rows = np.full((len(spans), queries), -1, np.int64)
+    rows = np.zeros((len(spans), queries), np.int64)
+    real = np.zeros((len(spans), queries), np.bool_)
     slots = np.zeros((len(spans), length), np.int64)
     looks = np.zeros((len(spans), 1, queries, length), np.bool_)
     looks[..., 0] = True  # no row of a softmax may be empty, also where there is no token
@@ -148,13 +155,19 @@ def _group(spans: Sequence[Span], places: Sequence[int], flat: Flat) -> Group:
     for at, (place, span) in enumerate(zip(places, spans, strict=True)):
         begin, n, past = flat.begins[place], len(span.ids), span.past
         rows[at, :n] = np.arange(begin, begin + n)
+        real[at, :n] = True
         slots[at, : past + n] = _slots(span)
         tree = flat.trees[place]
         looks[at, 0, :n, :past] = True
         looks[at, 0, :n, past : past + n] = np.tril(np.ones((n, n), np.bool_)) if tree is None else tree
         own = flat.positions[begin : begin + n]
         distance[at, 0, :n, : past + n] = own[:, None] - np.concatenate([np.arange(past), own])
-    return Group(*map(torch.from_numpy, (rows, slots, looks, distance)))
+    return Group(*map(torch.from_numpy, (rows, np.flatnonzero(real), slots, looks, distance)))
+
+
+def on_host(values: Tensor) -> Any:
+    """As an array: here, and nowhere before, a forward waits for its device."""
+    return values.cpu().numpy()
 
 
 @contextmanager
@@ -207,12 +220,11 @@ def paged_attention(
     values[paged.written] = value.to(values.dtype)
     out = torch.empty(*query.shape[:2], value.shape[-1], dtype=query.dtype, device=query.device)
     for group in paged.groups:
-        q = query[group.rows.clamp(min=0)].transpose(1, 2)
+        q = query[group.rows].transpose(1, 2)
         k, v = (cached[group.slots].transpose(1, 2).to(query.dtype) for cached in (keys, values))
         looks = group.looks if sliding_window is None else group.looks & (group.distance < sliding_window)
-        attended = _attend(q, k, v, looks, scaling, softcap).transpose(1, 2)
-        real = group.rows >= 0
-        out[group.rows[real]] = attended[real].to(out.dtype)
+        attended = _attend(q, k, v, looks, scaling, softcap).transpose(1, 2).flatten(0, 1)
+        out[group.rows.flatten()[group.real]] = attended[group.real].to(out.dtype)
     return out[:, None], None
 
 
