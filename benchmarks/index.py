@@ -117,8 +117,7 @@ def bare(index: SegmentedIndex, query: Vectors) -> None:
         elif isinstance(segment, Sealed):
             segment._index.search(query[None], K)
         elif isinstance(segment, Head):
-            vectors = segment._vectors[: len(segment)]
-            exact(vectors, np.arange(len(vectors)), query, K)
+            exact(segment._vectors[: len(segment)], query, K)
 
 
 def seconds_each(search: Callable[[Vectors], object], queries: Vectors) -> list[float]:

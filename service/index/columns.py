@@ -1,8 +1,9 @@
-"""What filters ask about the rows of a segment, as columns. Texts are numbers here, the same in all segments."""
+"""What filters ask about the rows of a segment: times as columns, all else as tags. Tags are numbers here, the same in
+all segments, and sets of rows are bits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import starmap
 from typing import Any
@@ -16,44 +17,47 @@ from service.interfaces import Arrays, Filter, StoredNote, attribute_text
 NOWHERE = -2
 """The code of a text that no row has."""
 Mask = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint8]
+"""Of the rows of a segment, eight to a number, the first one the least: whether each is in a set. FAISS reads it so."""
 RowNumbers = npt.NDArray[np.int64]
 
 
 class Codes:
-    """A number for each text, for as long as the index lives, also when no row has it any more: some 100 bytes for each
-    author, category and hashtag that ever was. -1 is none. Written by one thread, read by any. `attributes`: names of
-    those that filters may ask about, whose values are tags too."""
+    """A number for each tag, for as long as the index lives, also when no row has it any more: some 100 bytes for each
+    author, category and hashtag that ever was. Written by one thread, read by any. `attributes`: names of those that
+    filters may ask about, whose values are tags too."""
 
     def __init__(self, attributes: Sequence[str] = (), texts: Iterable[str] = ()) -> None:
         self._attributes = attributes
-        self._of: dict[str | None, int] = {None: -1}
+        self._of: dict[str, int] = {}
         for text in texts:
             self.give(text)
 
     @property
     def texts(self) -> list[str]:
         """In the order of their codes, from 0 on."""
-        return [text for text in list(self._of) if text is not None]
+        return list(self._of)
 
-    def give(self, text: str | None) -> int:
-        return self._of.setdefault(text, len(self._of) - 1)
+    def give(self, text: str) -> int:
+        return self._of.setdefault(text, len(self._of))
 
-    def find(self, text: str | None) -> int:
+    def find(self, text: str) -> int:
         return self._of.get(text, NOWHERE)
 
     def tags_of(self, stored: StoredNote) -> frozenset[int]:
         told = ((name, attribute_text(stored.note.attributes.get(name))) for name in self._attributes)
-        values = {self.give(_attribute_tag(name, value)) for name, value in told if value is not None}
-        return frozenset({self.give(_hashtag_tag(tag)) for tag in stored.hashtags} | values)
+        values = [_attribute_tag(name, value) for name, value in told if value is not None]
+        own = _category_tag(stored.category), _author_tag(stored.note.author)
+        return frozenset(map(self.give, [*map(_hashtag_tag, stored.hashtags), *values, *filter(None, own)]))
 
     def asked(self, where: Filter) -> Asked:
+        attributes = starmap(_attribute_tag, where.attributes)
+        own = filter(None, [_category_tag(where.category), _author_tag(where.author)])
         return Asked(
-            None if where.category is None else self.find(where.category),
-            None if where.author is None else self.find(where.author),
             where.created_after,
             where.created_before,
             self._find_all(map(_hashtag_tag, where.hashtags)),
-            self._find_all([*map(_hashtag_tag, where.all_hashtags), *starmap(_attribute_tag, where.attributes)]),
+            self._find_all([*own, *map(_hashtag_tag, where.all_hashtags), *attributes]),
             where.exclude,
             where.exact,
         )
@@ -70,12 +74,18 @@ def _attribute_tag(name: str, value: str) -> str:
     return f"@{name}:{value}"
 
 
+def _category_tag(category: str | None) -> str | None:
+    return None if category is None else f"c{category}"
+
+
+def _author_tag(author: str | None) -> str | None:
+    return None if author is None else f"a{author}"
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A Filter in codes. `tags`: any of them, () for whatever; `all_tags`: each of them."""
+    """A Filter in codes. `tags`: any of them, () for whatever; `all_tags`: each of them, also category and author."""
 
-    category: int | None
-    author: int | None
     created_after: float | None
     created_before: float | None
     tags: tuple[int, ...]
@@ -86,22 +96,19 @@ class Asked:
     @property
     def narrows(self) -> bool:
         """Whether it asks more of a row than that its id is not left out."""
-        asked = (self.category, self.author, self.created_after, self.created_before)
-        return asked != (None,) * 4 or bool(self.tags or self.all_tags)
+        return (self.created_after, self.created_before) != (None, None) or bool(self.tags or self.all_tags)
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """(rows,) each. `expires` is infinite where a note does not expire."""
 
-    category: npt.NDArray[np.int32]
-    author: npt.NDArray[np.int32]
     created: npt.NDArray[np.float64]
     expires: npt.NDArray[np.float64]
 
     @classmethod
     def empty(cls, rows: int) -> Columns:
-        return cls(*np.zeros((2, rows), np.int32), *np.zeros((2, rows), np.float64))
+        return cls(*np.zeros((2, rows), np.float64))
 
     @classmethod
     def joined(cls, parts: Iterable[Columns]) -> Columns:
@@ -118,24 +125,36 @@ class Columns:
 
     @property
     def all(self) -> tuple[npt.NDArray[Any], ...]:
-        return self.category, self.author, self.created, self.expires
+        return self.created, self.expires
 
     def __getitem__(self, rows: slice | RowNumbers) -> Columns:
         return Columns(*(column[rows] for column in self.all))
 
-    def describe(self, row: int, stored: StoredNote, codes: Codes) -> None:
-        self.category[row] = codes.give(stored.category)
-        self.author[row] = codes.give(stored.note.author)
+    def describe(self, row: int, stored: StoredNote) -> None:
         self.created[row] = stored.note.created_at or 0.0
         self.expires[row] = np.inf if stored.note.expires_at is None else stored.note.expires_at
 
-    def narrow(self, mask: Mask, asked: Asked) -> None:
-        """Clear the rows that `asked` does not accept; tags are left to who knows them."""
-        if asked.category is not None:
-            mask &= self.category == asked.category
-        if asked.author is not None:
-            mask &= self.author == asked.author
+    def accepted(self, asked: Asked) -> Iterator[Mask]:
+        """By each of the times that are asked for: the rows that have it."""
         if asked.created_after is not None:
-            mask &= self.created > asked.created_after
+            yield self.created > asked.created_after
         if asked.created_before is not None:
-            mask &= self.created < asked.created_before
+            yield self.created < asked.created_before
+
+
+def packed_bits(mask: Mask) -> Bits:
+    return np.packbits(mask, bitorder="little")
+
+
+def rows_of(bits: Bits) -> RowNumbers:
+    """In rising order."""
+    return np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+
+
+def count_of(bits: Bits) -> int:
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
+def has(bits: Bits, row: int) -> bool:
+    """Also of a row behind the last one: it is in no set."""
+    return row >> 3 < len(bits) and bool(bits[row >> 3] >> (row & 7) & 1)

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import numpy.typing as npt
 
-from service.index.columns import Codes, Columns, Mask, RowNumbers
+from service.index.columns import Bits, Codes, Columns, RowNumbers, packed_bits
 from service.index.ids import Ids, packed, unpacked
 from service.index.segment import Segment, Vectors, exact
 from service.interfaces import Arrays, StoredNote, Vector
@@ -109,7 +109,7 @@ class Head(Segment):
 
     def describe(self, row: int, stored: StoredNote) -> None:
         """What filters ask about it."""
-        self.columns.describe(row, stored, self._codes)
+        self.columns.describe(row, stored)
         self._first_expiry = min(self._first_expiry, float(self.columns.expires[row]))
         old, tags = self._tags[row], self._codes.tags_of(stored)
         for tag in tags:
@@ -128,20 +128,18 @@ class Head(Segment):
         tags, rows = np.array(pairs, np.int64).reshape(-1, 2).T
         return tags.astype(np.int32), rows
 
-    def _tagged(self, tag: int, rows: int) -> Mask:
+    def _tagged(self, tag: int, rows: int) -> Bits:
         mask = np.zeros(len(self.alive), np.bool_)
         mask[list(self._rows_of_tag.get(tag, ()))] = True
-        return mask[:rows]
+        return packed_bits(mask[:rows])
 
     def _nearest(
-        self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
+        self, vector: Vector, k: int, chosen: Bits | None, matches: int, exhaustive: bool
     ) -> tuple[Vectors, RowNumbers]:
-        assert mask is not None
-        if matches == len(mask):
-            return exact(self._vectors[:matches], np.arange(matches), vector, k)
-        rows = np.flatnonzero(mask)
-        return exact(self._vectors[rows], rows, vector, k)
+        assert chosen is not None
+        return exact(self._vectors[: 8 * len(chosen)], vector, k, chosen)
 
-    def _alive_now(self) -> Mask:
+    def _alive_now(self) -> tuple[Bits, int]:
         alive = self.alive.copy()  # before the length is read: a row comes before the tombstone of what it replaces
-        return alive[: len(self)]
+        rows = len(self)
+        return packed_bits(alive[:rows]), rows

@@ -29,7 +29,7 @@ from model.note import Near, Neighbour, Note, Vocabulary
 from service.errors import IndexBehind, SnapshotRefused, StoreUnavailable
 from service.index.hashtags import LiveHashtags
 from service.index.ids import packed, unpacked
-from service.index.segmented import give_memory_back
+from service.index.segmented import give_memory_back, with_one_core
 from service.index.snapshot import Origin, SnapshotFolder
 from service.interfaces import (
     ORIGIN,
@@ -125,7 +125,9 @@ class LiveIndex:
         self._index = make_index()
         self._hashtags = make_hashtags()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
-        self._searchers = ThreadPoolExecutor(SEARCHING_THREADS, thread_name_prefix="index-search")
+        self._searchers = ThreadPoolExecutor(
+            SEARCHING_THREADS, thread_name_prefix="index-search", initializer=with_one_core
+        )
         self._position = ORIGIN
         self._other_space: set[str] = set()
         self._moved = asyncio.Condition()

@@ -16,9 +16,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.index.columns import Columns, Mask, RowNumbers
+from service.index.columns import Bits, Columns, Mask, RowNumbers, packed_bits, rows_of
 from service.index.ids import Ids
-from service.index.segment import Segment, Vectors, exact, swig
+from service.index.segment import Segment, Vectors, exact, found, swig
 from service.interfaces import Arrays, Vector
 
 IVF_ROWS = 8192
@@ -34,8 +34,8 @@ TRIED_QUERIES = 128
 TRIED_K = (10, 100)
 EXACT_MATCHES = 2048
 """So few that pass a filter are compared one by one."""
-FEW_TAGGED, MASKS_KEPT = 0.005, 16
-"""A tag that a larger share of the rows has is kept as a mask, so many of them."""
+FEW_TAGGED, BITS_KEPT = 0.005, 128
+"""The rows of a tag that a larger share of them has are kept as bits, those of so many tags."""
 CHUNK = 16384
 """Rows that are copied at a time."""
 
@@ -62,7 +62,7 @@ class Sealed(Segment):
         self.name = name
         self._ids = ids
         self._tags = tags
-        self._bits = np.packbits(self.alive, bitorder="little")
+        self._bits = packed_bits(self.alive)
         self._index = index
         self._lists_by_k = lists_by_k
 
@@ -118,28 +118,31 @@ class Sealed(Segment):
     def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
         return self._tags.pairs()
 
-    def _tagged(self, tag: int, rows: int) -> Mask:
-        return self._tags.mask(tag)
+    def _tagged(self, tag: int, rows: int) -> Bits:
+        return self._tags.bits(tag)
 
-    def _alive_now(self) -> Mask:
-        return self.alive.copy()
+    def _alive_now(self) -> tuple[Bits, int]:
+        return self._bits.copy(), len(self)
 
     def _nearest(
-        self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
+        self, vector: Vector, k: int, chosen: Bits | None, matches: int, exhaustive: bool
     ) -> tuple[Vectors, RowNumbers]:
-        if mask is not None and matches <= max(k, EXACT_MATCHES):
-            rows = np.flatnonzero(mask)
-            return exact(self.vectors(rows), rows, vector, k)
-        bits = self._bits if mask is None else np.packbits(mask, bitorder="little")
-        selector = swig.IDSelectorBitmap(bits) if mask is not None or self.dead else None
+        if chosen is not None and matches <= max(k, EXACT_MATCHES):
+            rows = rows_of(chosen)
+            scores, places = exact(self.vectors(rows), vector, k)
+            return scores, rows[places]
+        selector = (
+            swig.IDSelectorBitmap(self._bits if chosen is None else chosen) if chosen is not None or self.dead else None
+        )
         query = np.asarray(vector, np.float32)[None]
         if not self._lists_by_k:
             scores, rows = self._index.search(query, k, params=swig.SearchParameters(sel=selector))
-            return _found(scores, rows)
+            return found(scores[0], rows[0])
         lists = int(self._index.nlist) if exhaustive else self._lists_for(k, matches / len(self))
         while True:
             options = swig.SearchParametersIVF(sel=selector, nprobe=lists) if selector else _through(lists)
-            scores, rows = _found(*self._index.search(query, k, params=options))
+            scores, rows = self._index.search(query, k, params=options)
+            scores, rows = found(scores[0], rows[0])
             if len(rows) == k or lists == self._index.nlist:
                 return scores, rows
             lists = min(self._index.nlist, 4 * lists)
@@ -147,7 +150,8 @@ class Sealed(Segment):
     def _lists_for(self, k: int, share: float) -> int:
         """Lists to look through for `k` rows, where `share` of the rows may be found: as many as leave as many rows to
         choose from."""
-        most, lists = next(((m, n) for m, n in self._lists_by_k.items() if k <= m), max(self._lists_by_k.items()))
+        most = next((tried for tried in self._lists_by_k if k <= tried), max(self._lists_by_k))
+        lists = self._lists_by_k[most]
         enough = round(lists * max(1.0, k / most) / max(share, 1e-6))
         return min(int(self._index.nlist), max(1, enough))
 
@@ -161,8 +165,8 @@ class Tags:
         self._ends = ends
         self._rows = rows
         self._count = count
-        self._masks: dict[int, Mask] = {}
-        """Of the tags that were asked for and that many rows have: to make one takes longer than a search."""
+        self._bits: dict[int, Bits] = {}
+        """Of the tags that were asked for and that many rows have: to make them takes longer than a search."""
 
     @classmethod
     def of(cls, sources: Sequence[Source]) -> Tags:
@@ -184,20 +188,23 @@ class Tags:
     def arrays(self) -> Arrays:
         return {"tags": self._codes, "tag_ends": self._ends, "tag_rows": self._rows}
 
-    def mask(self, tag: int) -> Mask:
-        """(N,): which rows have it. Not to be written to."""
-        if (kept := self._masks.get(tag)) is not None:
+    def bits(self, tag: int) -> Bits:
+        """Which rows have it. Not to be written to."""
+        if (kept := self._bits.get(tag)) is not None:
             return kept
-        mask = np.zeros(self._count, np.bool_)
         at = int(np.searchsorted(self._codes, tag))
-        if at < len(self._codes) and self._codes[at] == tag:
-            rows = self._rows[self._ends[at] : self._ends[at + 1]]
-            mask[rows] = True
-            if len(rows) > FEW_TAGGED * self._count:
-                if len(self._masks) >= MASKS_KEPT:
-                    self._masks.clear()
-                self._masks[tag] = mask
-        return mask
+        known = at < len(self._codes) and self._codes[at] == tag
+        rows = self._rows[self._ends[at] : self._ends[at + 1]] if known else self._rows[:0]
+        if len(rows) <= FEW_TAGGED * self._count:
+            bits = np.zeros(-(-self._count // 8), np.uint8)
+            np.bitwise_or.at(bits, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))
+            return bits
+        mask = np.zeros(self._count, np.bool_)
+        mask[rows] = True
+        if len(self._bits) >= BITS_KEPT:
+            self._bits.clear()
+        self._bits[tag] = packed_bits(mask)
+        return self._bits[tag]
 
     def pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
         return np.repeat(self._codes, np.diff(self._ends)), self._rows.astype(np.int64)
@@ -265,9 +272,3 @@ def _lists_by_k(index: Any) -> dict[int, int]:
 def _through(lists: int) -> Any:
     """To look through so many. Making one takes as long as a tenth of a search."""
     return swig.SearchParametersIVF(nprobe=lists)
-
-
-def _found(scores: Vectors, rows: RowNumbers) -> tuple[Vectors, RowNumbers]:
-    """Of one query, without the places that FAISS left empty."""
-    kept = rows[0] >= 0
-    return scores[0][kept], rows[0][kept]

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.index.columns import Asked, Columns, Mask, RowNumbers
+from service.index.columns import Asked, Bits, Columns, Mask, RowNumbers, count_of, has, packed_bits, rows_of
 from service.index.ids import Ids
 from service.interfaces import Vector
 
@@ -60,23 +60,24 @@ class Segment(ABC):
         """Every code of a tag with a row that has it."""
 
     @abstractmethod
-    def _tagged(self, tag: int, rows: int) -> Mask:
-        """Which of the first `rows` rows have it."""
+    def _tagged(self, tag: int, rows: int) -> Bits:
+        """Which of the first `rows` rows have it. Not to be written to."""
 
     @abstractmethod
     def _nearest(
-        self, vector: Vector, k: int, mask: Mask | None, matches: int, exhaustive: bool
+        self, vector: Vector, k: int, chosen: Bits | None, matches: int, exhaustive: bool
     ) -> tuple[Vectors, RowNumbers]:
-        """Scores and rows of the `k` nearest among the `matches` rows of `mask` (None: all that are alive), of which
-        there are as many, the best first. `exhaustive`: all are compared."""
+        """Scores and rows of the `k` nearest among the `matches` rows that are `chosen` (None: all that are alive), of
+        which there are as many, the best first. `exhaustive`: all are compared."""
 
     @abstractmethod
-    def _alive_now(self) -> Mask:
-        """Which rows are alive, of those that there are at this moment: a copy, which nobody changes."""
+    def _alive_now(self) -> tuple[Bits, int]:
+        """Which rows are alive, of those that there are at this moment, and how many there are: a copy, which nobody
+        changes."""
 
     def ids(self) -> list[str]:
         """Of the rows that are alive."""
-        return [self.id(row) for row in np.flatnonzero(self._alive_now()).tolist()]
+        return [self.id(row) for row in rows_of(self._alive_now()[0]).tolist()]
 
     @property
     def living(self) -> int:
@@ -85,18 +86,18 @@ class Segment(ABC):
 
     def find(self, vector: Vector, k: int, asked: Asked, now: float) -> tuple[Vectors, RowNumbers, int]:
         """Scores and rows of the `k` nearest that may be found, best first, and how many may be found."""
-        mask = self._mask(asked, now)
-        matches = self.living if mask is None else int(np.count_nonzero(mask))
+        chosen = self._chosen(asked, now)
+        matches = self.living if chosen is None else count_of(chosen)
         rows_left_out = [row for row in map(self.row_of, asked.exclude) if row is not None]
-        # A row that came after the mask was made is not in it.
-        left_out = [row for row in rows_left_out if mask is None or (row < len(mask) and mask[row])]
+        # A row that came after the others were chosen is not among them.
+        left_out = [row for row in rows_left_out if chosen is None or has(chosen, row)]
         left = max(0, matches - len(left_out))
         wanted = min(k, left)
         if wanted < 1:
             return NOTHING[0], NOTHING[1], left
-        scores, rows = self._nearest(vector, wanted + len(left_out), mask, matches, asked.exact)
-        if left_out:
-            kept = ~np.isin(rows, left_out)
+        scores, rows = self._nearest(vector, wanted + len(left_out), chosen, matches, asked.exact)
+        for row in left_out:
+            kept = rows != row
             scores, rows = scores[kept], rows[kept]
         return scores[:wanted], rows[:wanted], left
 
@@ -117,27 +118,38 @@ class Segment(ABC):
         self._first_expiry = float(expires[alive].min(initial=np.inf))
         return ids
 
-    def _mask(self, asked: Asked, now: float) -> Mask | None:
+    def _chosen(self, asked: Asked, now: float) -> Bits | None:
         """The rows that may be found, whatever is excluded; None when these are all that are alive, and none come."""
         expiring = now >= self._first_expiry
         if not asked.narrows and not expiring and not self.grows:
             return None
-        mask = self._alive_now()
-        rows = len(mask)
-        columns = self.columns[:rows]
-        columns.narrow(mask, asked)
+        bits, rows = self._alive_now()
+        for mask in self.columns[:rows].accepted(asked):
+            bits &= packed_bits(mask)
         if expiring:
-            mask &= columns.expires > now
+            bits &= packed_bits(self.columns.expires[:rows] > now)
         if asked.tags:
-            mask &= reduce(np.logical_or, [self._tagged(tag, rows) for tag in asked.tags])
+            bits &= reduce(np.bitwise_or, [self._tagged(tag, rows) for tag in asked.tags])
         for tag in asked.all_tags:
-            mask &= self._tagged(tag, rows)
-        return mask
+            bits &= self._tagged(tag, rows)
+        return bits
 
 
-def exact(vectors: Vectors, rows: RowNumbers, vector: Vector, k: int) -> tuple[Vectors, RowNumbers]:
-    """The `k` best of `rows`, whose vectors (len(rows), D) are given: scores and rows, best first."""
-    scores = vectors @ np.asarray(vector, np.float32)
-    best = np.arange(len(rows)) if k >= len(rows) else np.argpartition(-scores, k - 1)[:k]
-    best = best[np.argsort(-scores[best], kind="stable")]
-    return scores[best], rows[best]
+def exact(vectors: Vectors, vector: Vector, k: int, chosen: Bits | None = None) -> tuple[Vectors, RowNumbers]:
+    """The `k` best of some vectors (N, D), of those `chosen` alone if any are: scores and places, best first, fewer
+    where there are fewer. FAISS does it: what NumPy multiplies with has threads that wait by turning round."""
+    scores, places = np.empty(k, np.float32), np.empty(k, np.int64)
+    every, query = np.ascontiguousarray(vectors), np.ascontiguousarray(vector, np.float32)  # FAISS gets their addresses
+    given = [swig.swig_ptr(array) for array in (query, every)]
+    count, dimension = every.shape
+    selector = () if chosen is None else (swig.IDSelectorBitmap(chosen),)
+    swig.knn_inner_product(*given, dimension, 1, count, k, swig.swig_ptr(scores), swig.swig_ptr(places), *selector)
+    return found(scores, places)
+
+
+def found(scores: Vectors, rows: RowNumbers) -> tuple[Vectors, RowNumbers]:
+    """Of one query, without the places that FAISS left empty: the last ones."""
+    if len(rows) and rows[-1] < 0:
+        some = int(np.count_nonzero(rows >= 0))
+        return scores[:some], rows[:some]
+    return scores, rows

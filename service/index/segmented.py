@@ -51,7 +51,7 @@ class Job:
 
     def run(self) -> None:
         """With one core: the others are for whoever searches meanwhile."""
-        faiss.omp_set_num_threads(1)  # of this thread alone
+        with_one_core()
         if self.rows:
             self.made = Sealed.of(self.sources, self.dimension)
 
@@ -208,6 +208,11 @@ class SegmentedIndex:
         for segment in segments:
             if (row := segment.row_of(note_id)) is not None:
                 segment.bury(row)
+
+
+def with_one_core() -> None:
+    """What FAISS does in this thread from now on: its own threads would wait for each other by turning round."""
+    faiss.omp_set_num_threads(1)
 
 
 def give_memory_back() -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import SnapshotRefused
-from service.index.snapshot import LOCK, MANIFEST, Origin, SnapshotFolder
+from service.index.snapshot import LOCK, MANIFEST, VERSION, Origin, SnapshotFolder
 from service.interfaces import Arrays, Part
 
 ORIGIN = Origin("store-1", "space-1")
@@ -108,7 +108,7 @@ def test_a_foreign_one_is_refused_with_the_reason(folder: SnapshotFolder, origin
 def test_one_of_another_version_is_refused(folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))
     monkeypatch.setattr("service.index.snapshot.VERSION", 99)
-    with pytest.raises(SnapshotRefused, match="version 1, and this service has 99"):
+    with pytest.raises(SnapshotRefused, match=f"version {VERSION}, and this service has 99"):
         folder.load(ORIGIN)
 
 
