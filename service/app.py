@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
+from uuid import uuid4
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from ulid import ULID
 
 from service import problems
 from service.dependencies import CallerLeft, Service
@@ -48,7 +48,7 @@ def create_app(settings: Settings, progress: Callable[[str], None] = lambda mess
         lifespan=lifespan,
         separate_input_output_schemas=False,
     )
-    for router in (notes.router, similar.router, generate.router, operations.router):
+    for router in (similar.router, notes.router, generate.router, operations.router):  # the most asked is found first
         app.include_router(router)
     problems.install(app)
     app.add_exception_handler(CallerLeft, _nobody_reads)
@@ -94,7 +94,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if REQUEST_ID.match(given) else str(ULID())
+        request_id = given if REQUEST_ID.match(given) else uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()

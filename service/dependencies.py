@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, TypeVar, cast, get_origin
 
 import orjson
@@ -107,29 +108,30 @@ class StrictJsonRoute(APIRoute):
         return strictly
 
 
-def query_as(model: type[Q]) -> Any:
-    """A dependency: the query string as a `model`. FastAPI reads one too, field by field, but that takes a quarter of
-    all the time that related notes take (docs/experiments.md)."""
-    lists = {name for name, field in model.model_fields.items() if get_origin(field.annotation) is list}
+def read_query(model: type[Q], request: Request) -> Q:
+    """The query string as a `model`. FastAPI reads one too, field by field, but that takes a quarter of all the time
+    that related notes take (docs/experiments.md). Raises RequestValidationError, as FastAPI does."""
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in list_fields(model):
+            given.setdefault(name, []).append(value)
+        else:
+            given[name] = value
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        errors = [{**each, "loc": ("query", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(errors) from error
 
-    async def read(request: Request) -> Q:
-        given: dict[str, Any] = {}
-        for name, value in request.query_params.multi_items():
-            if name in lists:
-                given.setdefault(name, []).append(value)
-            else:
-                given[name] = value
-        try:
-            return model.model_validate(given)
-        except ValidationError as error:
-            errors = [{**each, "loc": ("query", *each["loc"])} for each in error.errors()]
-            raise RequestValidationError(errors) from error
 
-    return Depends(read)
+@cache
+def list_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Those that a query string may name several times."""
+    return frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
 
 
 def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """What the API's description says of a query string that is read by `query_as`."""
+    """What the API's description says of a query string that is read by `read_query`."""
     properties = model.model_json_schema()["properties"]
     said = [
         {"name": name, "in": "query", "required": False, "schema": of} | {k: of[k] for k in ("description",) if k in of}

@@ -133,18 +133,24 @@ class Filter:
     def accepts(self, stored: StoredNote) -> bool:
         """The same rule on a note as the index applies to its rows."""
         note = stored.note
-        wanted, all_wanted = ({hashtag_key(h) for h in some} for some in (self.hashtags, self.all_hashtags))
-        carried = {hashtag_key(h) for h in stored.hashtags} if wanted or all_wanted else set()
         return (
             note.id not in self.exclude
             and (self.category is None or stored.category == self.category)
             and (self.author is None or note.author == self.author)
             and (self.created_after is None or (note.created_at or 0.0) > self.created_after)
             and (self.created_before is None or (note.created_at or 0.0) < self.created_before)
-            and (not wanted or not wanted.isdisjoint(carried))
-            and carried.issuperset(all_wanted)
-            and all(attribute_text(note.attributes.get(name)) == value for name, value in self.attributes)
+            and (not (self.hashtags or self.all_hashtags) or self._accepts_hashtags(stored))
+            and (not self.attributes or self._accepts_attributes(note))
         )
+
+    def _accepts_hashtags(self, stored: StoredNote) -> bool:
+        wanted, every, carried = (
+            set(map(hashtag_key, of)) for of in (self.hashtags, self.all_hashtags, stored.hashtags)
+        )
+        return (not wanted or not wanted.isdisjoint(carried)) and carried.issuperset(every)
+
+    def _accepts_attributes(self, note: Note) -> bool:
+        return all(attribute_text(note.attributes.get(name)) == value for name, value in self.attributes)
 
 
 def attribute_text(value: Attribute | None) -> str | None:

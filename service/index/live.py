@@ -50,6 +50,8 @@ T = TypeVar("T")
 READ_COUNT = 512
 BLOCK_SECONDS = 1.0
 SEARCHING_THREADS = os.cpu_count() or 1
+FEW_ROWS = 32_768
+"""So many are searched at once: another thread's turn takes longer, and contends for the interpreter."""
 MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
@@ -189,7 +191,8 @@ class LiveIndex:
         if not self._built:
             raise IndexBehind("of the store", self._position)
         search, position = partial(self._index.search, vector, k, now=self._clock()), self._position
-        found = await self._run(self._searchers, partial(search, where))
+        few = len(self._index) <= FEW_ROWS
+        found = search(where) if few else await self._run(self._searchers, partial(search, where))
         idle = self._sampling is None or self._sampling.done()
         if found.hits and not where.exact and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from fastapi import APIRouter, Depends, Request
 
 from service.dependencies import (
@@ -12,8 +10,9 @@ from service.dependencies import (
     StrictJsonRoute,
     bounded_note,
     check_policy,
-    query_as,
+    get_service,
     query_parameters,
+    read_query,
     while_connected,
 )
 from service.errors import FieldError, InvalidInput
@@ -30,10 +29,10 @@ router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
     responses=documented(404, 409, 422, 503),
     openapi_extra=query_parameters(SimilarQuery),
 )
-async def similar(
-    note_id: NoteId, query: Annotated[SimilarQuery, query_as(SimilarQuery)], service: ServiceDep
-) -> SimilarOut:
+async def similar(note_id: NoteId, request: Request) -> SimilarOut:
     """Notes related to a stored one, from its stored vector: no model call."""
+    # Not as dependencies: FastAPI takes as long over these two as over the rest of the request.
+    service, query = await get_service(request), read_query(SimilarQuery, request)
     check_policy(query, "/query", service)
     if query.min_log_position:
         await reach(query.min_log_position, service)

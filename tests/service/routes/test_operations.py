@@ -49,7 +49,7 @@ def test_every_promised_metric_is_exported(client: httpx2.Client) -> None:
 
 def test_a_request_id_is_echoed_or_made(client: httpx2.Client) -> None:
     assert client.get("/livez", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    assert len(client.get("/livez", headers={"x-request-id": "bad id"}).headers["x-request-id"]) == 26
+    assert len(client.get("/livez", headers={"x-request-id": "bad id"}).headers["x-request-id"]) == 32
     answer = client.get("/notes/nobody", headers={"x-request-id": "mine-2"})
     assert answer.json()["instance"] == "mine-2"
 
