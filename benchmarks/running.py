@@ -37,15 +37,16 @@ class Running:
         started = time.perf_counter()
         with (self.folder / "serve.log").open("ab") as log:
             self._process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
-        while not self._ready():
-            time.sleep(0.02)
+        with httpx2.Client(base_url=self.url) as client:  # one for all: to make one takes longer than to ask
+            while not self._ready(client):
+                time.sleep(0.02)
         return time.perf_counter() - started
 
-    def _ready(self) -> bool:
+    def _ready(self, client: httpx2.Client) -> bool:
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError((self.folder / "serve.log").read_text())
         with contextlib.suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/readyz").status_code == 200
+            return client.get("/readyz").status_code == 200
         return False
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:

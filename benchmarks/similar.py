@@ -248,6 +248,7 @@ def main(notes: Path, rows: int) -> None:
             open_ours = run(open_loop(port, ask, ours / 2))
             with stored_answer(answer) as other:
                 theirs = run(closed_loop(other, asking(["/stored"])))
+                open_theirs = run(open_loop(other, asking(["/stored"]), ours / 2))
             bare = transactions(store.url)
             changed = run(changes(port))
             mib = service.resident_mib()
@@ -267,7 +268,7 @@ def main(notes: Path, rows: int) -> None:
             against=f"a stored answer of {len(answer)} bytes: {theirs:.0f}, so {ours / theirs:.2f}x",
             reach="0.4x or more", held=ours >= 0.4 * theirs),
         row(f"similar at random times, {ours / 2:.0f} a second, p50 / p95 / p99", told(open_ours), "ms",
-            against=f"p99 is {p99 / p50:.1f}x p50", reach="10x or less", held=p99 <= 10 * p50),
+            against=f"p99 is {p99 / p50:.1f}x p50; the stored answer as often: {told(open_theirs)} ms", reach="10x or less", held=p99 <= 10 * p50),
         row("a note's author changed, until searchable, p50 / p95 / p99", told(changed), "ms",
             against=f"one write that the disk has: {told(bare)} ms, so p99 is {changed99 / bare99:.1f}x",
             reach="3x or less", held=changed99 <= 3 * bare99),

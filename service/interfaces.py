@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,6 +129,11 @@ class Filter:
     attributes: tuple[tuple[str, str], ...] = ()
     exclude: frozenset[str] = frozenset()
     exact: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it leaves out no more than some ids."""
+        return replace(self, exclude=frozenset()) == Filter()
 
     def accepts(self, stored: StoredNote) -> bool:
         """The same rule on a note as the index applies to its rows."""

@@ -165,13 +165,15 @@ class RedisNoteStore:
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         """See NoteStore."""
         with redis_errors():
-            try:
-                info = await self._redis.xinfo_stream(LOG)
-                kept = await self._redis.xrange(LOG, entry, entry) if entry != ORIGIN else []
-            except ResponseError as error:
-                if "no such key" not in str(error).lower():
-                    raise
-                return LogBounds(None, ORIGIN, cut=False)
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.xinfo_stream(LOG)
+            pipeline.xrange(LOG, entry, entry)
+            info, kept = await pipeline.execute(raise_on_error=False)
+            for answer in (info, kept):
+                if isinstance(answer, ResponseError) and "no such key" in str(answer).lower():
+                    return LogBounds(None, ORIGIN, cut=False)
+                if isinstance(answer, Exception):
+                    raise answer
         first = info["first-entry"]
         cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not tell
         last = info["last-generated-id"].decode()

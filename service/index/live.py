@@ -50,8 +50,9 @@ T = TypeVar("T")
 READ_COUNT = 512
 BLOCK_SECONDS = 1.0
 SEARCHING_THREADS = os.cpu_count() or 1
-FEW_ROWS = 32_768
-"""So many are searched at once: another thread's turn takes longer, and contends for the interpreter."""
+ROWS_AT_ONCE = 2_000_000
+"""So many are searched, without a filter, in the event loop: half a millisecond for a million. Another thread would get
+and give up the interpreter for each segment, which takes longer (docs/experiments.md)."""
 MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
@@ -191,8 +192,8 @@ class LiveIndex:
         if not self._built:
             raise IndexBehind("of the store", self._position)
         search, position = partial(self._index.search, vector, k, now=self._clock()), self._position
-        few = len(self._index) <= FEW_ROWS
-        found = search(where) if few else await self._run(self._searchers, partial(search, where))
+        at_once = where.plain and len(self._index) <= ROWS_AT_ONCE
+        found = search(where) if at_once else await self._run(self._searchers, partial(search, where))
         idle = self._sampling is None or self._sampling.done()
         if found.hits and not where.exact and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()
@@ -306,14 +307,18 @@ class LiveIndex:
     async def _read_once(self) -> None:
         """Apply the next entries. Bounds are read after them, so a cut that swallowed some is always seen."""
         entries = await self._store.read_log(self._position, READ_COUNT, BLOCK_SECONDS)
-        bounds = await self._store.log_bounds(self._position)
-        if not bounds.reach(self._position):
+        async with self._taking:
+            ids = list(dict.fromkeys(entry.id for entry in entries if not entry.removed))
+            reading = self._store.get(ids, with_vectors=True)
+            bounds, notes = await asyncio.gather(self._store.log_bounds(self._position), reading)
+            reached = bounds.reach(self._position)
+            if entries and reached:
+                await self._apply(entries, notes)
+        if not reached:
             log.warning("log_gap", position=self._position, first=bounds.first, last=bounds.last)
             self._ready, self._detail = False, "rebuilding: the log does not reach back to this index"
             await self._rebuild()
             return
-        if entries:
-            await self._apply(entries)
         self._caught_up(bounds.last)
         await self.expire()
 
@@ -334,13 +339,11 @@ class LiveIndex:
         self._ready = self._ready or position_key(self._position) >= position_key(self._must_reach)
         self._detail = "follows the log" if self._ready else f"at {self._position} of {self._must_reach} of the log"
 
-    async def _apply(self, entries: Sequence[LogEntry]) -> None:
-        last = {entry.id: entry for entry in entries}
-        async with self._taking:
-            notes = await self._store.get([i for i, e in last.items() if not e.removed], with_vectors=True)
-            present = [note for note in notes if note is not None]
-            gone = last.keys() - {n.note.id for n in present}
-            await self._run(self._writer, lambda: self._take(self._index, self._hashtags, present, gone))
+    async def _apply(self, entries: Sequence[LogEntry], notes: Sequence[StoredNote | None]) -> None:
+        """`notes`: those that are there now of the ones that entries tell of."""
+        present = [note for note in notes if note is not None]
+        gone = {entry.id for entry in entries} - {note.note.id for note in present}
+        await self._run(self._writer, lambda: self._take(self._index, self._hashtags, present, gone))
         self._written.set()
         await self._move(entries[-1].position)
 
