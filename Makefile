@@ -47,10 +47,11 @@ bench-engine: .venv/.dev ## the engine against this machine's limit and other wa
 	$(BIN)/python benchmarks/clients.py
 	@$(MAKE) tables
 
-bench-index: .venv/.dev ## the index with a million rows: make bench-index DATA=folder with microlens50k/ (ten minutes, idle)
+bench-index: .venv/.dev ## the index with a million rows: make bench-index DATA=folder with microlens50k/ (twenty minutes, idle)
 	@test -n "$(DATA)" || { echo "name the data: make bench-index DATA=..."; exit 1; }
 	$(BIN)/python benchmarks/index.py $(DATA)/microlens50k/notes.jsonl.gz 100000
 	$(BIN)/python benchmarks/index.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python benchmarks/similar.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	@$(MAKE) tables
 
 quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records

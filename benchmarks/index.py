@@ -3,13 +3,16 @@
 .venv/bin/python benchmarks/index.py DATA/microlens50k/notes.jsonl.gz [ROWS]
 
 Vectors of real notes, cut to their 128 principal directions and enlarged with noise to ROWS (100,000). Two minutes for
-100,000 rows, five for a million; nothing else should run.
+100,000 rows, five for a million; nothing else should run. MILVUS_PYTHON names an interpreter that has milvus-lite and
+pymilvus, if Milvus Lite is to be measured too, with PEER_ROWS: a minute more (benchmarks/milvus.py).
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -54,6 +57,8 @@ K = 10
 SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 BATCH = 1024
 ANY = Filter()
+PEER_ROWS, PEER_LISTS = 100_000, 1264
+"""What a peer gets: as many lists as we would make of so many rows in one segment."""
 
 
 def base_vectors(path: Path) -> Vectors:
@@ -267,6 +272,33 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
     return call(), time.perf_counter() - started
 
 
+def milvus_row(vectors: Vectors, queries: Vectors) -> Iterator[dict[str, Any]]:
+    """None without MILVUS_PYTHON."""
+    if not (python := os.environ.get("MILVUS_PYTHON")):
+        return
+    rows = vectors[:PEER_ROWS]
+    index = SegmentedIndex(DIMENSION)
+    fill(index, rows)
+    found = recall(index, rows, np.arange(len(rows)), queries, ANY)
+    _, best = swig.knn(queries, rows, K, metric=swig.METRIC_INNER_PRODUCT)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, array in {"vectors": rows, "queries": queries, "best": best}.items():
+            np.save(Path(folder) / f"{name}.npy", array)
+        asked = json.dumps({"folder": folder, "k": K, "lists": PEER_LISTS})
+        script = Path(__file__).with_name("milvus.py")
+        told = json.loads(
+            subprocess.run([python, script], input=asked, capture_output=True, text=True, check=True).stdout
+        )
+    settings = [each for name, each in told.items() if name != "filled"]
+    peer = next((each for each in settings if each["recall"] >= found), settings[-1])
+    ours, theirs = (p(each, 99) for each in (seconds_each(partial(search_of, index), queries), peer["seconds"]))
+    yield row(
+        f"{len(rows):,} rows: recall@{K}, p99 of a search", f"{found:.4f}, {ours:.2f} ms", "",
+        against=f"Milvus Lite: {peer['recall']:.4f}, {theirs:.2f} ms, so {theirs / ours:.0f}x of ours",
+        reach="ahead at equal recall", held=ours < theirs,
+    )  # fmt: skip
+
+
 def search_of(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> Found:
     return index.search(query, K, where, 0.0)
 
@@ -305,6 +337,7 @@ def main(notes: Path, rows: int) -> None:
     told += filtered_rows(index, vectors, queries, p(idle, 99))
     against = f"the vectors: {raw:.0f} MiB, so {used / raw:.2f}x"
     told.append(row("memory", round(used), "MiB", against=against, reach="1.3x or less", held=used <= 1.3 * raw))
+    told += milvus_row(vectors, queries)
     told += snapshot_rows(index, notes, rows)
     del index, job
     told += churned(bases, min(rows, 50_000), queries)

@@ -334,6 +334,24 @@ async def test_a_reader_that_waits_when_the_server_goes_is_told(
         await reading
 
 
+async def test_a_server_that_answers_too_late_is_a_store_that_is_away(
+    server: Server, admin: redis.Redis, clock: Clock
+) -> None:
+    """A write that was not answered may still take place, and the next one does."""
+    store = RedisNoteStore(server.url, clock=clock, timeout_seconds=0.2)
+    await put(store, stored_note("a", "old"))
+    pid = admin.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for call in (CALLS["get"], CALLS["put"]):
+            with pytest.raises(StoreUnavailable):
+                await call(store)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (await put(store, stored_note("a", "new"))).revision == 2
+    await store.close()
+
+
 async def test_a_server_out_of_memory_refuses_writes_and_reads_on(store: RedisNoteStore, admin: redis.Redis) -> None:
     at = (await put(store, stored_note("a", "old"))).position
     admin.config_set("maxmemory-policy", "noeviction")

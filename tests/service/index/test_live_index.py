@@ -19,7 +19,7 @@ from service.embedded_redis import EmbeddedRedis
 from service.errors import IndexBehind
 from service.index.live import LiveIndex
 from service.index.segmented import Job, SegmentedIndex
-from service.interfaces import Clock, Filter, Found, LogEntry, StoredNote, Vector, Write
+from service.interfaces import Clock, Filter, Found, LogEntry, StoredNote, Vector, Write, position_key
 from service.note_store import LOG
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 
@@ -363,6 +363,21 @@ async def test_expired_rows_are_not_found_and_leave(
     clock.offset = 1001
     assert await found(live_index) == {"long"}
     await eventually(lambda: live_index.status().vectors == 1)
+
+
+async def test_when_the_clock_jumps_back_writes_are_found_and_what_has_expired_is_not(
+    embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    short = stored_note("short", expires_at=clock() + 1000)
+    await live_index.wait_for(await put(embedded_store, short, stored_note("long")), WAIT)
+    clock.offset = 1001
+    await eventually(lambda: live_index.status().vectors == 1)
+    clock.offset = -100_000
+    before = live_index.position
+    await live_index.wait_for(after := await put(embedded_store, stored_note("late")), WAIT)
+    assert position_key(after) > position_key(before)
+    assert await found(live_index) == {"long", "late"}
+    assert live_index.status().ready
 
 
 async def test_a_note_written_already_expired_is_not_taken_in(
