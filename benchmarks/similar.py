@@ -37,7 +37,7 @@ from model.dataset import read_notes
 from model.engine import Engine
 from service.embedded_redis import EmbeddedRedis
 from service.interfaces import Clock, StoredNote, Write
-from service.note_store import LOG, NOTE, PUT, RedisNoteStore
+from service.note_store import LOG_ENTRIES, NOTE, PUT, RedisNoteStore
 from service.settings import Settings
 
 BATCH = 512
@@ -45,6 +45,7 @@ CONNECTIONS = 16
 SECONDS = 10.0
 OPEN_CONNECTIONS = 64
 CHANGES = 500
+PROBE = "{notes}:probe"
 ANSWER = "NOTELLM_BENCHMARK_ANSWER"
 
 
@@ -132,7 +133,7 @@ async def open_loop(port: int, ask: Ask, rate: float) -> list[float]:
 
 
 def asking(paths: Sequence[str]) -> Ask:
-    """One request after another, round and round."""
+    """One of them at random, each time."""
     requests = [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode() for path in paths]
     chance = random.Random(2)
     return lambda: chance.choice(requests)
@@ -204,14 +205,15 @@ def build_rate(log: Path) -> int:
 
 
 def transactions(url: str) -> list[float]:
-    """Seconds of each of CHANGES writes of a note's own bytes, which the disk has when they are answered."""
+    """Seconds of each of CHANGES writes of a note's own bytes, which the disk has when they are answered; to keys that
+    no service follows."""
     client, seconds = redis.Redis.from_url(url), []
     for number in range(CHANGES):
         fields = client.hmget(f"{NOTE}n{number}", "document", "vector", "space")
         began = time.perf_counter()
-        client.eval(PUT, 2, f"{NOTE}probe{number}", LOG, "", f"probe{number}", *fields, "", 10_000_000)
+        client.eval(PUT, 2, f"{PROBE}{number}", PROBE, "", f"n{number}", *fields, "", LOG_ENTRIES)
         seconds.append(time.perf_counter() - began)
-    client.delete(*(f"{NOTE}probe{number}" for number in range(CHANGES)))
+    client.delete(PROBE, *(f"{PROBE}{number}" for number in range(CHANGES)))
     return seconds
 
 

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +43,7 @@ def serve() -> None:
         from service.app import create_app
 
     settings = Settings.from_environment()
-    configure_logging(settings.log_format)
+    write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(
         create_app(settings, lambda message: err.print(f"[dim]{message}[/dim]", highlight=False)),
@@ -54,7 +54,7 @@ def serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    server = Server(config)
+    server = Server(config, write_lines)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run()
     if not server.started:
@@ -74,7 +74,15 @@ def uncollected() -> Iterator[None]:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens once it does."""
+    """Says where it listens once it does; `at_end` is done last, since uvicorn then ends the process by its signal."""
+
+    def __init__(self, config: uvicorn.Config, at_end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._at_end = at_end
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        await super().shutdown(sockets)
+        self._at_end()
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)

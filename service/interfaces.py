@@ -113,6 +113,10 @@ class Durability:
     detail: str
 
 
+FEW_EXCLUDED = 16
+"""Ids that are left out at no cost worth naming."""
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which notes may be found. `hashtags`: any of them; `all_hashtags`: each of them; `created_after` and
@@ -132,8 +136,8 @@ class Filter:
 
     @property
     def plain(self) -> bool:
-        """Whether it leaves out no more than some ids."""
-        return replace(self, exclude=frozenset()) == Filter()
+        """Whether it leaves out no more than a few ids."""
+        return len(self.exclude) <= FEW_EXCLUDED and replace(self, exclude=frozenset()) == Filter()
 
     def accepts(self, stored: StoredNote) -> bool:
         """The same rule on a note as the index applies to its rows."""

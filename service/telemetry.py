@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
-import time
 from collections import deque
-from typing import Literal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 LINES_SECONDS = 0.1
-"""So long a log line of a request may wait to be written."""
+MOST_LINES = 10_000
+"""That wait while they cannot be written; the oldest are lost first."""
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -83,53 +86,58 @@ class Telemetry:
 
 
 class Lines:
-    """Where log lines go: to a file descriptor, those of requests a tenth of a second late and by another thread, so
-    that no request waits for a disk. What matters more is written at once, with all before it."""
+    """Where log lines go: to a file descriptor, by a thread of their own, so that no request waits for a disk. Lines
+    below a warning may wait LINES_SECONDS, so that many take one write. Where they cannot be written they are lost."""
 
     def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, True)
         self._file = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115
-        self._waiting: deque[str] = deque()
+        self._waiting: deque[str] = deque(maxlen=MOST_LINES)
+        self._urgent = threading.Event()
         self._writing = threading.Lock()
-        atexit.register(self._write)
-        threading.Thread(target=self._write_often, name="log-lines", daemon=True).start()
+        atexit.register(self.write)
+        threading.Thread(target=self._write_on, name="log-lines", daemon=True).start()
 
     def info(self, line: str) -> None:
         self._waiting.append(line)
 
     def warning(self, line: str) -> None:
-        self.info(line)
-        self._write()
+        self._waiting.append(line)
+        self._urgent.set()
 
     debug = info
     critical = error = exception = warning
 
-    def _write(self) -> None:
-        with self._writing:
+    def write(self) -> None:
+        """All that wait, now."""
+        with self._writing, suppress(OSError):
             lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
             left = memoryview("".join(f"{line}\n" for line in lines).encode())
             while left:
                 left = left[self._file.write(left) :]
 
-    def _write_often(self) -> None:
+    def _write_on(self) -> None:
         while True:
-            time.sleep(LINES_SECONDS)
-            self._write()
+            self._urgent.wait(LINES_SECONDS)
+            self._urgent.clear()
+            self.write()
 
 
-def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
-    """Structured lines on stderr, one an event; the request id of the request they belong to is on each."""
+def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callable[[], None]:
+    """Structured lines on stderr, one an event; the request id of the request they belong to is on each. What it gives
+    writes those that wait: a process that is ended by a signal has to call it."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    )
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
-    )
     if not console:
         shared.append(structlog.processors.dict_tracebacks)
-    lines = None if console else Lines(sys.stderr.fileno())
+    lines = None if console else lines_of(sys.stderr)
     structlog.configure(
         processors=[*shared, renderer],
         logger_factory=(lambda *_: lines) if lines else structlog.PrintLoggerFactory(sys.stderr),
@@ -141,3 +149,12 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    return lines.write if lines else sys.stderr.flush
+
+
+def lines_of(stream: TextIO) -> Lines | None:
+    """None where it is no file of the system."""
+    try:
+        return Lines(stream.fileno())
+    except OSError:
+        return None

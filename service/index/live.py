@@ -50,9 +50,9 @@ T = TypeVar("T")
 READ_COUNT = 512
 BLOCK_SECONDS = 1.0
 SEARCHING_THREADS = os.cpu_count() or 1
-ROWS_AT_ONCE = 2_000_000
-"""So many are searched, without a filter, in the event loop: half a millisecond for a million. Another thread would get
-and give up the interpreter for each segment, which takes longer (docs/experiments.md)."""
+ROWS_AT_ONCE, K_AT_ONCE = 2_000_000, 256
+"""So many rows are searched for so few, without a filter, in the event loop: half a millisecond for ten of a million.
+Another thread would get and give up the interpreter for each segment, which takes longer (docs/experiments.md)."""
 MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
@@ -192,7 +192,7 @@ class LiveIndex:
         if not self._built:
             raise IndexBehind("of the store", self._position)
         search, position = partial(self._index.search, vector, k, now=self._clock()), self._position
-        at_once = where.plain and len(self._index) <= ROWS_AT_ONCE
+        at_once = where.plain and k <= K_AT_ONCE and len(self._index) <= ROWS_AT_ONCE
         found = search(where) if at_once else await self._run(self._searchers, partial(search, where))
         idle = self._sampling is None or self._sampling.done()
         if found.hits and not where.exact and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:

@@ -201,10 +201,11 @@ class Tags:
             return bits
         mask = np.zeros(self._count, np.bool_)
         mask[rows] = True
+        bits = packed_bits(mask)
         if len(self._bits) >= BITS_KEPT:
             self._bits.clear()
-        self._bits[tag] = packed_bits(mask)
-        return self._bits[tag]
+        self._bits[tag] = bits
+        return bits  # another search may have cleared what is kept
 
     def pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
         return np.repeat(self._codes, np.diff(self._ends)), self._rows.astype(np.int64)

@@ -137,11 +137,14 @@ class Segment(ABC):
 
 def exact(vectors: Vectors, vector: Vector, k: int, chosen: Bits | None = None) -> tuple[Vectors, RowNumbers]:
     """The `k` best of some vectors (N, D), of those `chosen` alone if any are: scores and places, best first, fewer
-    where there are fewer. FAISS does it: what NumPy multiplies with has threads that wait by turning round."""
+    where there are fewer. ValueError where `vector` has not D numbers. FAISS does it: what NumPy multiplies with has
+    threads that wait by turning round."""
     scores, places = np.empty(k, np.float32), np.empty(k, np.int64)
     every, query = np.ascontiguousarray(vectors), np.ascontiguousarray(vector, np.float32)  # FAISS gets their addresses
     given = [swig.swig_ptr(array) for array in (query, every)]
     count, dimension = every.shape
+    if query.shape != (dimension,):
+        raise ValueError(f"a vector of {query.shape} cannot be compared with vectors of {dimension}")
     selector = () if chosen is None else (swig.IDSelectorBitmap(chosen),)
     swig.knn_inner_product(*given, dimension, 1, count, k, swig.swig_ptr(scores), swig.swig_ptr(places), *selector)
     return found(scores, places)

@@ -1,0 +1,60 @@
+"""Log lines: all come, in their order, and a disk or a reader that takes none costs nothing but lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from service.telemetry import MOST_LINES, Lines, lines_of
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
+    lines = Lines(pipe[1])
+    lines.info("one")
+    lines.warning("two")
+    lines.info("three")
+    lines.write()
+    assert os.read(pipe[0], 100) == b"one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize("tell", [Lines.info, Lines.warning])
+def test_what_is_told_comes_by_itself(pipe: tuple[int, int], tell: object) -> None:
+    lines = Lines(pipe[1])
+    assert callable(tell)
+    tell(lines, "said")
+    assert os.read(pipe[0], 100) == b"said\n"  # waits until it comes
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full disk to offer")
+def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    lines = Lines(full)
+    lines.warning("lost")
+    lines.write()
+    os.dup2(pipe[1], full)  # there is room again
+    lines.info("kept")
+    assert os.read(pipe[0], 100) == b"kept\n"  # by the thread, which lives
+    os.close(full)
+
+
+def test_a_reader_that_takes_nothing_costs_no_more_than_the_bound(pipe: tuple[int, int]) -> None:
+    lines = Lines(pipe[1])
+    for _ in range(3 * MOST_LINES):  # more than the pipe takes; it would wait here for ever
+        lines.info("x" * 100)
+    assert len(lines._waiting) <= MOST_LINES
+
+
+def test_what_is_no_file_has_no_lines() -> None:
+    assert lines_of(StringIO()) is None
