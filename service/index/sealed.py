@@ -32,7 +32,7 @@ RECALL = 0.995
 """Of the rows that belong to an answer, the share that the chosen number of lists has found."""
 TRIED_QUERIES = 128
 TRIED_K = (10, 100)
-EXACT_MATCHES = 4096
+EXACT_MATCHES = 2048
 """So few that pass a filter are compared one by one."""
 FEW_TAGGED, BITS_KEPT = 0.005, 128
 """The rows of a tag that a larger share of them has are kept as bits, those of so many tags."""
