@@ -91,7 +91,7 @@ class Lines:
 
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, True)
-        self._file = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        self._descriptor = descriptor
         self._waiting: deque[str] = deque(maxlen=MOST_LINES)
         self._urgent = threading.Event()
         self._writing = threading.Lock()
@@ -114,7 +114,7 @@ class Lines:
             lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
             left = memoryview("".join(f"{line}\n" for line in lines).encode())
             while left:
-                left = left[self._file.write(left) :]
+                left = left[os.write(self._descriptor, left) :]
 
     def _write_on(self) -> None:
         while True:
