@@ -42,7 +42,7 @@ from service.index.sealed import Sealed
 from service.index.segment import exact, swig
 from service.index.segmented import Job, SegmentedIndex, give_memory_back
 from service.index.snapshot import Origin, SnapshotFolder
-from service.interfaces import Filter, Found, StoredNote
+from service.interfaces import Filter, Hit, StoredNote
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def recall(
     _, best = swig.knn(queries, vectors, K, metric=swig.METRIC_INNER_PRODUCT)
     found = 0
     for query, rows in zip(queries, best, strict=True):
-        hits = {hit.id for hit in index.search(query, K, where, 0.0).hits}
+        hits = {hit.id for hit in index.search(query, K, where, 0.0)}
         found += len(hits.intersection(f"n{ids[r]}" for r in rows if r >= 0))
     return found / max(1, int(np.count_nonzero(best >= 0)))
 
@@ -191,7 +191,7 @@ def filtered_rows(index: SegmentedIndex, vectors: Vectors, queries: Vectors, pla
     for share in SHARES:
         where = Filter(hashtags=(f"share {share}",))
         ids = np.arange(0, len(vectors), round(1 / share))
-        full = all(len(index.search(q, K, where, 0.0).hits) == min(K, len(ids)) for q in queries[:50])
+        full = all(len(index.search(q, K, where, 0.0)) == min(K, len(ids)) for q in queries[:50])
         seconds = seconds_each(partial(search_of, index, where=where), queries)
         found = recall(index, vectors[ids], ids, queries, where)
         told.append(row(
@@ -299,7 +299,7 @@ def milvus_row(vectors: Vectors, queries: Vectors) -> Iterator[dict[str, Any]]:
     )  # fmt: skip
 
 
-def search_of(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> Found:
+def search_of(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> list[Hit]:
     return index.search(query, K, where, 0.0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,9 +135,16 @@ class Filter:
     exact: bool = False
 
     @property
+    def narrows(self) -> bool:
+        """Whether it asks more of a note than that its id is not left out."""
+        times = self.created_after is not None or self.created_before is not None
+        texts = self.category is not None or self.author is not None
+        return times or texts or bool(self.hashtags or self.all_hashtags or self.attributes)
+
+    @property
     def plain(self) -> bool:
         """Whether it leaves out no more than a few ids."""
-        return len(self.exclude) <= FEW_EXCLUDED and replace(self, exclude=frozenset()) == Filter()
+        return not self.narrows and not self.exact and len(self.exclude) <= FEW_EXCLUDED
 
     def accepts(self, stored: StoredNote) -> bool:
         """The same rule on a note as the index applies to its rows."""
@@ -171,14 +178,6 @@ def attribute_text(value: Attribute | None) -> str | None:
 class Hit:
     id: str
     score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """`hits`: best first, ties by id; `matches`: how many rows pass the filter."""
-
-    hits: list[Hit]
-    matches: int
 
 
 class Prepared(Protocol):
@@ -274,7 +273,10 @@ ReadPart = Callable[[str], Arrays]
 
 
 class IndexJob(Protocol):
-    """Work that makes an index smaller or faster."""
+    """Work that makes an index smaller or faster. `rows`: how many it moves."""
+
+    @property
+    def rows(self) -> int: ...
 
     def run(self) -> None:
         """In any thread, while others write and search."""
@@ -292,9 +294,9 @@ class VectorIndex(Protocol):
     def expire(self, now: float) -> list[str]:
         """Remove the rows that have expired; their ids."""
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
-        """The `k` rows nearest to `vector` among those that `where` accepts and that have not expired at `now`; nearly
-        all of the nearest, but never fewer than there are, unless it asks for exactness."""
+    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
+        """The `k` rows nearest to `vector` among those that `where` accepts and that have not expired at `now`, best
+        first, ties by id; nearly all of the nearest, unless it asks for exactness, but never fewer than there are."""
 
     def vector(self, note_id: str) -> Vector | None: ...
     def ids(self) -> list[str]:

@@ -284,7 +284,7 @@ class Recommender:
         wanted, gone = k, set[str]()
         while True:
             found = await self.index.search(vector, wanted, where)
-            hits = [hit for hit in found.hits if min_score is None or hit.score >= min_score]
+            hits = [hit for hit in found if min_score is None or hit.score >= min_score]
             asked = [] if of is None else [of]
             try:
                 async with asyncio.timeout(CHECK_SECONDS):

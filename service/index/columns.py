@@ -60,6 +60,7 @@ class Codes:
             self._find_all([*own, *map(_hashtag_tag, where.all_hashtags), *attributes]),
             where.exclude,
             where.exact,
+            where.narrows,
         )
 
     def _find_all(self, tags: Iterable[str]) -> tuple[int, ...]:
@@ -92,11 +93,7 @@ class Asked:
     all_tags: tuple[int, ...]
     exclude: frozenset[str]
     exact: bool
-
-    @property
-    def narrows(self) -> bool:
-        """Whether it asks more of a row than that its id is not left out."""
-        return (self.created_after, self.created_before) != (None, None) or bool(self.tags or self.all_tags)
+    narrows: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,20 @@
-"""Head: the newest rows, in arrays of a fixed size, searched exactly. When it is full, another one begins."""
+"""Head: the newest rows, in arrays of a fixed size, searched exactly. When it is full, another one begins.
+
+Vectors are in the memory of a flat FAISS index, all of which is there from the beginning: FAISS itself would move them
+as they become more, under whoever searches. How many there are it is told once a row is whole.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from service.index.columns import Bits, Codes, Columns, RowNumbers, packed_bits
 from service.index.ids import Ids, packed, unpacked
-from service.index.segment import Segment, Vectors, exact
+from service.index.segment import Segment, Vectors, exact, swig
 from service.interfaces import Arrays, StoredNote, Vector
 
 
@@ -23,7 +28,10 @@ class Head(Segment):
         self.dead = 0
         self._first_expiry = np.inf
         self._codes = codes
-        self._vectors = np.zeros((capacity, dimension), np.float32)
+        self._index: Any = swig.IndexFlatIP(dimension)
+        self._index.codes.resize(capacity * self._index.code_size)
+        memory = swig.rev_swig_ptr(self._index.codes.data(), capacity * self._index.code_size)
+        self._vectors: Vectors = memory.view(np.float32).reshape(capacity, dimension)
         self._ids: list[str] = []
         self._row_of: dict[str, int] = {}
         self._tags: list[frozenset[int]] = []
@@ -48,8 +56,12 @@ class Head(Segment):
     def vectors(self, rows: RowNumbers) -> Vectors:
         return self._vectors[rows]
 
-    def append(self, stored: StoredNote, vector: Vector) -> None:
-        """A new row, which may be found once all of it is there. One of the same id that it replaces is buried."""
+    def whole(self, k: int) -> Any:
+        return self._index
+
+    def append(self, stored: StoredNote, vector: Vector) -> int | None:
+        """A new row, which may be found once all of it is there. One of the same id that it replaces is to be buried:
+        its number."""
         row = len(self)
         self._vectors[row] = vector
         self._tags.append(frozenset())
@@ -58,8 +70,8 @@ class Head(Segment):
         self.alive[row] = True
         self._ids.append(stored.note.id)
         self._row_of[stored.note.id] = row
-        if old is not None:
-            super().bury(old)
+        self._index.ntotal = len(self)
+        return old
 
     def without_dead(self) -> Head:
         """Another one, with the rows that are alive."""
@@ -76,6 +88,7 @@ class Head(Segment):
             for tag in tags:
                 new._rows_of_tag[tag].add(row)
         new._first_expiry = self._first_expiry
+        new._index.ntotal = len(new)
         return new
 
     def arrays(self) -> Arrays:
@@ -104,6 +117,7 @@ class Head(Segment):
             head._rows_of_tag[tag].add(row)
             of_row[row].add(tag)
         head._tags = [frozenset(of_row[row]) for row in range(rows)]
+        head._index.ntotal = rows
         head._first_expiry = float(head.columns.expires[:rows][alive].min(initial=np.inf))
         return head
 
@@ -120,7 +134,8 @@ class Head(Segment):
 
     def bury(self, row: int) -> None:
         """Its tags stay, for a search that has begun."""
-        del self._row_of[self._ids[row]]
+        if self._row_of[self._ids[row]] == row:  # not that of what replaces it
+            del self._row_of[self._ids[row]]
         super().bury(row)
 
     def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:

@@ -35,7 +35,7 @@ from service.interfaces import (
     ORIGIN,
     Clock,
     Filter,
-    Found,
+    Hit,
     LogEntry,
     NoteStore,
     Part,
@@ -53,6 +53,8 @@ SEARCHING_THREADS = os.cpu_count() or 1
 ROWS_AT_ONCE, K_AT_ONCE = 2_000_000, 256
 """So many rows are searched for so few, without a filter, in the event loop: half a millisecond for ten of a million.
 Another thread would get and give up the interpreter for each segment, which takes longer (docs/experiments.md)."""
+GIVE_BACK_ROWS = 50_000
+"""A job of so many leaves memory that is worth the time that it takes to give it back."""
 MOST_LOOKED = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
@@ -187,7 +189,7 @@ class LiveIndex:
         for threads in (self._writer, self._searchers):
             threads.shutdown()
 
-    async def search(self, vector: Vector, k: int, where: Filter) -> Found:
+    async def search(self, vector: Vector, k: int, where: Filter) -> list[Hit]:
         """See VectorIndex.search. Raises IndexBehind before the index was built for the first time."""
         if not self._built:
             raise IndexBehind("of the store", self._position)
@@ -195,18 +197,18 @@ class LiveIndex:
         at_once = where.plain and k <= K_AT_ONCE and len(self._index) <= ROWS_AT_ONCE
         found = search(where) if at_once else await self._run(self._searchers, partial(search, where))
         idle = self._sampling is None or self._sampling.done()
-        if found.hits and not where.exact and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
+        if found and not where.exact and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()
             exactly = partial(search, replace(where, exact=True))
             self._sampling = asyncio.create_task(self._sample(exactly, found, position), name="sample-recall")
         return found
 
-    async def _sample(self, exactly: Callable[[], Found], found: Found, position: str) -> None:
+    async def _sample(self, exactly: Callable[[], list[Hit]], found: list[Hit], position: str) -> None:
         """Search again, exactly; where something was written meanwhile it is not counted."""
         exact = await self._run(self._searchers, exactly)
-        if position == self._position and exact.hits:
-            least = exact.hits[-1].score - SAME_SCORE
-            self._recalls.append(min(1.0, sum(hit.score >= least for hit in found.hits) / len(exact.hits)))
+        if position == self._position and exact:
+            least = exact[-1].score - SAME_SCORE
+            self._recalls.append(min(1.0, sum(hit.score >= least for hit in found) / len(exact)))
 
     async def vector(self, note_id: str) -> Vector | None:
         """The vector of a note, None when the index does not have it."""
@@ -248,7 +250,7 @@ class LiveIndex:
         where = Filter(exclude=frozenset({note.id} - {""}))
         tagged: list[Neighbour] = []
         for wanted in (2 * count, MOST_LOOKED * count):
-            hits = self._index.search(vector, wanted, where, now).hits
+            hits = self._index.search(vector, wanted, where, now)
             tagged = self._hashtags.tagged((hit.id, hit.score) for hit in hits)
             if len(tagged) >= count or len(hits) < wanted:
                 break
@@ -284,8 +286,10 @@ class LiveIndex:
         except Exception:
             log.exception("index_job_failed", detail="tried again after the next write")
             await self._run(self._writer, partial(index.give_up, job))
+        large = job.rows >= GIVE_BACK_ROWS
         del job  # or it would hold the old segments' memory
-        await asyncio.to_thread(give_memory_back)
+        if large:
+            await asyncio.to_thread(give_memory_back)
         return True
 
     async def _follow(self) -> None:

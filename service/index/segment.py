@@ -71,6 +71,10 @@ class Segment(ABC):
         which there are as many, the best first. `exhaustive`: all are compared."""
 
     @abstractmethod
+    def whole(self, k: int) -> Any:
+        """The FAISS index in which the `k` nearest of all its rows are looked for, tombstones included."""
+
+    @abstractmethod
     def _alive_now(self) -> tuple[Bits, int]:
         """Which rows are alive, of those that there are at this moment, and how many there are: a copy, which nobody
         changes."""
@@ -84,22 +88,25 @@ class Segment(ABC):
         dead = self.dead  # read first: rows come before the tombstones of what they replace
         return len(self) - dead
 
-    def find(self, vector: Vector, k: int, asked: Asked, now: float) -> tuple[Vectors, RowNumbers, int]:
-        """Scores and rows of the `k` nearest that may be found, best first, and how many may be found."""
-        chosen = self._chosen(asked, now)
-        matches = self.living if chosen is None else count_of(chosen)
+    def shows(self, row: int, now: float) -> bool:
+        """Whether it may be found."""
+        return bool(self.alive[row]) and (now < self._first_expiry or bool(self.columns.expires[row] > now))
+
+    def find(
+        self, vector: Vector, k: int, asked: Asked, chosen: Bits | None, matches: int
+    ) -> tuple[Vectors, RowNumbers]:
+        """Scores and rows of the `k` nearest, best first: of those that `choose` gave, but for what is excluded."""
         rows_left_out = [row for row in map(self.row_of, asked.exclude) if row is not None]
         # A row that came after the others were chosen is not among them.
         left_out = [row for row in rows_left_out if chosen is None or has(chosen, row)]
-        left = max(0, matches - len(left_out))
-        wanted = min(k, left)
+        wanted = min(k, matches - len(left_out))
         if wanted < 1:
-            return NOTHING[0], NOTHING[1], left
+            return NOTHING
         scores, rows = self._nearest(vector, wanted + len(left_out), chosen, matches, asked.exact)
         for row in left_out:
             kept = rows != row
             scores, rows = scores[kept], rows[kept]
-        return scores[:wanted], rows[:wanted], left
+        return scores[:wanted], rows[:wanted]
 
     def bury(self, row: int) -> None:
         """Make a tombstone of a living row."""
@@ -118,11 +125,12 @@ class Segment(ABC):
         self._first_expiry = float(expires[alive].min(initial=np.inf))
         return ids
 
-    def _chosen(self, asked: Asked, now: float) -> Bits | None:
-        """The rows that may be found, whatever is excluded; None when these are all that are alive, and none come."""
+    def choose(self, asked: Asked, now: float) -> tuple[Bits | None, int]:
+        """The rows that may be found, whatever is excluded, and how many they are. None: all that are alive, and none
+        come."""
         expiring = now >= self._first_expiry
         if not asked.narrows and not expiring and not self.grows:
-            return None
+            return None, self.living
         bits, rows = self._alive_now()
         for mask in self.columns[:rows].accepted(asked):
             bits &= packed_bits(mask)
@@ -132,7 +140,7 @@ class Segment(ABC):
             bits &= reduce(np.bitwise_or, [self._tagged(tag, rows) for tag in asked.tags])
         for tag in asked.all_tags:
             bits &= self._tagged(tag, rows)
-        return bits
+        return bits, count_of(bits)
 
 
 def exact(vectors: Vectors, vector: Vector, k: int, chosen: Bits | None = None) -> tuple[Vectors, RowNumbers]:

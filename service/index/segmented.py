@@ -1,7 +1,7 @@
 """SegmentedIndex: a small head that takes writes, and sealed segments that grow by being merged (LSM, O'Neil 1996).
 
-One thread writes; any number search, without a lock: they take the tuple of segments as it is, and where it was
-exchanged meanwhile, search again. Sealing and merging are jobs: planned and finished by the writer, run by another
+One thread writes; any number search, without a lock: they take the view as it is (view.py), and where it was exchanged
+meanwhile, search again. Sealing and merging are jobs: planned and finished by the writer, run by another
 thread.
 """
 
@@ -20,10 +20,11 @@ from service.index.columns import Codes, RowNumbers
 from service.index.head import Head
 from service.index.ids import packed, unpacked
 from service.index.sealed import Sealed, Source
-from service.index.segment import Segment, Vectors
-from service.interfaces import Filter, Found, Hit, Part, ReadPart, StoredNote, Vector
+from service.index.segment import Segment
+from service.index.view import View
+from service.interfaces import Filter, Hit, Part, ReadPart, StoredNote, Vector
 
-HEAD_ROWS = 4096
+HEAD_ROWS = 1024
 MERGED_AT = 4
 """So many full heads, or sealed segments of about one size, become one."""
 DEAD_SHARE = 0.25
@@ -40,6 +41,8 @@ class Job:
     sources: list[Source]
     dimension: int
     made: Sealed | None = field(default=None)
+    places: RowNumbers = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Where each row went, in the sources' order."""
 
     @classmethod
     def of(cls, segments: Sequence[Segment], dimension: int) -> Job:
@@ -53,7 +56,7 @@ class Job:
         """With one core: the others are for whoever searches meanwhile."""
         with_one_core()
         if self.rows:
-            self.made = Sealed.of(self.sources, self.dimension)
+            self.made, self.places = Sealed.of(self.sources, self.dimension)
 
 
 class SegmentedIndex:
@@ -65,8 +68,7 @@ class SegmentedIndex:
         self._head_rows = head_rows
         self._attributes = attributes
         self._codes = Codes(attributes)
-        self._segments: tuple[Segment, ...] = (self._new_head(),)
-        """Oldest first; the last one is the head."""
+        self._view = View((self._new_head(),), self._codes)
         self._given_up: list[Segment] = []
         """Of jobs that failed: the others go first."""
 
@@ -99,8 +101,11 @@ class SegmentedIndex:
             worn = head.dead > DEAD_SHARE * len(head)
             older = self._segments[:-1] if worn else self._segments
             head = head.without_dead() if worn else self._new_head()
-            self._segments = (*older, head)
-        head.append(stored, vector)
+            self._show(*older, head)
+        old = head.append(stored, vector)
+        self._view.replaced += 1
+        if old is not None:
+            head.bury(old)
         self._bury(stored.note.id, self._segments[:-1])
 
     def remove(self, ids: Sequence[str]) -> None:
@@ -127,17 +132,15 @@ class SegmentedIndex:
         """See VectorIndex."""
         return [note_id for segment in self._segments for note_id in segment.ids()]
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float) -> Found:
-        """See VectorIndex. Older segments are searched first, so that of a note which is replaced meanwhile the new row
-        is found, the old one, or both. With both, or when one came that is to be left out, it is searched again."""
-        asked = self._codes.asked(where)
+    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
+        """See VectorIndex. With both rows of a note that is replaced meanwhile, or when one came that is to be left
+        out, it is searched again."""
         while True:
-            segments = self._segments
-            parts = [segment.find(vector, k, asked, now) for segment in segments]
-            hits = _best(segments, parts, k)
+            view = self._view
+            hits = view.find(vector, k, where, now)
             ids = {hit.id for hit in hits}
-            if segments is self._segments and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
-                return Found(hits, sum(matches for _, _, matches in parts))
+            if view is self._view and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
+                return hits
 
     def freeze(self) -> list[Part]:
         """See VectorIndex."""
@@ -165,7 +168,7 @@ class SegmentedIndex:
             rows = len(arrays["expires"])
             return Sealed.restored(name, arrays, np.unpackbits(alive[name], count=rows).astype(np.bool_))
 
-        self._segments = tuple(restored(name) for name in unpacked("names", read(SEGMENTS)))
+        self._show(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
 
     def plan(self) -> Job | None:
         """See VectorIndex."""
@@ -188,11 +191,20 @@ class SegmentedIndex:
         old = {id(source.segment) for source in job.sources}
         if job.made is not None:
             alive = np.concatenate([source.segment.alive[source.rows] for source in job.sources])
-            for row in np.flatnonzero(~alive).tolist():
+            for row in job.places[~alive].tolist():
                 job.made.bury(row)
         place = min(i for i, segment in enumerate(self._segments) if id(segment) in old)
         kept = [segment for segment in self._segments if id(segment) not in old]
-        self._segments = (*kept[:place], *([job.made] if job.made else []), *kept[place:])
+        self._show(*kept[:place], *([job.made] if job.made else []), *kept[place:])
+
+    @property
+    def _segments(self) -> tuple[Segment, ...]:
+        """Oldest first; the last one is the head."""
+        return self._view.segments
+
+    def _show(self, *segments: Segment) -> None:
+        """Have these searched from now on."""
+        self._view = View(segments, self._codes)
 
     @property
     def _head(self) -> Head:
@@ -219,17 +231,6 @@ def give_memory_back() -> None:
     """What segments that are gone have left, to the system: the C library would keep it for later."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _best(segments: Sequence[Segment], parts: Sequence[tuple[Vectors, RowNumbers, int]], k: int) -> list[Hit]:
-    """The `k` best of all segments, ties by id."""
-    scores = np.concatenate([each for each, _, _ in parts])
-    rows = np.concatenate([each for _, each, _ in parts])
-    of = np.repeat(np.arange(len(parts)), [len(each) for each, _, _ in parts])
-    best = np.argsort(-scores, kind="stable")[:k]
-    ids = [segments[s].id(row) for s, row in zip(of[best].tolist(), rows[best].tolist(), strict=True)]
-    hits = [Hit(note_id, score) for note_id, score in zip(ids, scores[best].tolist(), strict=True)]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
 def _of_one_size(sealed: Sequence[Sealed], smallest: int) -> list[list[Sealed]]:

@@ -19,7 +19,7 @@ from service.embedded_redis import EmbeddedRedis
 from service.errors import IndexBehind
 from service.index.live import LiveIndex
 from service.index.segmented import Job, SegmentedIndex
-from service.interfaces import Clock, Filter, Found, LogEntry, StoredNote, Vector, Write, position_key
+from service.interfaces import Clock, Filter, Hit, LogEntry, StoredNote, Vector, Write, position_key
 from service.note_store import LOG
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 
@@ -45,7 +45,7 @@ async def delete(store: GatedStore, note_id: str) -> str:
 async def found(index: LiveIndex, where: Filter = ANY) -> set[str]:
     vector = stored_note().vector
     assert vector is not None
-    return {hit.id for hit in (await index.search(vector, 10_000, where)).hits}
+    return {hit.id for hit in (await index.search(vector, 10_000, where))}
 
 
 def notes(count: int, first: int = 0) -> list[StoredNote]:
@@ -436,9 +436,9 @@ async def test_of_searches_now_and_then_one_is_repeated_exactly_and_damage_is_se
         await eventually(lambda: index.status().recall_sampled == 1.0)
         whole = SegmentedIndex.search
 
-        def damaged(index: SegmentedIndex, vector: Vector, k: int, where: Filter, now: float) -> Found:
+        def damaged(index: SegmentedIndex, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
             of = whole(index, vector, k, where, now)
-            return of if where.exact else replace(of, hits=of.hits[1:])
+            return of if where.exact else of[1:]
 
         monkeypatch.setattr(SegmentedIndex, "search", damaged)
         await found(index)

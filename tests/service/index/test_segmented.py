@@ -181,9 +181,9 @@ def test_an_inverted_file_finds_nearly_all_and_always_as_many(sealed: SegmentedI
     hits = 0
     for query in queries():
         found = sealed.search(query, k, where, 0.0)
-        assert (len(found.hits), found.matches) == (min(k, len(ids)), len(ids))
+        assert len(found) == min(k, len(ids))
         best = {ids[i] for i in np.argsort(-(matrix @ query))[:k]}
-        hits += len(best.intersection(hit.id for hit in found.hits))
+        hits += len(best.intersection(hit.id for hit in found))
     assert hits >= (RECALL - 0.015) * 60 * min(k, len(ids))
 
 
@@ -210,13 +210,13 @@ def test_who_asks_for_exactness_gets_it(sealed: SegmentedIndex, where: Filter) -
 def test_from_an_inverted_file_a_row_goes_at_once(sealed: SegmentedIndex) -> None:
     vector = clustered(40).vector
     assert vector is not None
-    assert sealed.search(vector, 1, ANY, 0.0).hits[0].id == "c40"
+    assert sealed.search(vector, 1, ANY, 0.0)[0].id == "c40"
     np.testing.assert_array_equal(sealed.vector("c40"), vector)
     sealed.remove(["c40"])
-    assert "c40" not in {hit.id for hit in sealed.search(vector, 500, ANY, 0.0).hits}
+    assert "c40" not in {hit.id for hit in sealed.search(vector, 500, ANY, 0.0)}
     assert sealed.vector("c40") is None
     sealed.upsert([clustered(40)])
-    assert sealed.search(vector, 1, ANY, 0.0).hits[0].id == "c40"
+    assert sealed.search(vector, 1, ANY, 0.0)[0].id == "c40"
 
 
 def test_what_expires_costs_later_searches_nothing() -> None:
@@ -250,7 +250,7 @@ def test_searches_beside_writes_and_merges_miss_nothing_that_stays(where: Filter
     def search(thread: int) -> None:
         while not stop.is_set():
             before = set(gone)
-            found = [hit.id for hit in index.search(direction(thread), 10_000, where, 0.0).hits]
+            found = [hit.id for hit in index.search(direction(thread), 10_000, where, 0.0)]
             faults.extend(f"{hit} was left out" for hit in where.exclude.intersection(found))
             if index.vector("stay7") is None:
                 faults.append("a vector is missing")
@@ -275,3 +275,45 @@ def test_searches_beside_writes_and_merges_miss_nothing_that_stays(where: Filter
     for thread in threads:
         thread.join()
     assert not faults, faults[:5]
+
+
+@pytest.mark.usefixtures("threads_take_turns_often")
+def test_a_note_that_is_replaced_all_the_time_is_always_the_nearest_to_itself() -> None:
+    """Few are asked for, so that all closed segments are searched by one call."""
+    index = SegmentedIndex(DIMENSION, head_rows=16)
+    stay = [row(f"stay{n}", n) for n in range(60)]
+    index.upsert([*stay, *rows(200, first=1000)])
+    stop, faults, searched = threading.Event(), list[tuple[int, list[str]]](), [0, 0]
+
+    def search(thread: int) -> None:
+        while not stop.is_set():
+            n = searched[thread] % 60
+            found = [hit.id for hit in index.search(direction(n), 3, Filter(exclude=frozenset({"n1000"})), 0.0)]
+            if found[0] != f"stay{n}" or len(set(found)) < 3:
+                faults.append((n, found))
+            searched[thread] += 1
+
+    threads = [threading.Thread(target=search, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    turn = 0
+    while min(searched) < 300 or turn < 600:
+        index.upsert([stay[turn % 60]])
+        do_jobs(index)
+        turn += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not faults, faults[:5]
+
+
+def test_where_most_of_the_nearest_are_tombstones_as_many_are_found(sealed: SegmentedIndex) -> None:
+    """More are in the way than were expected, so that the tombstones are masked."""
+    query = queries()[3]
+    nearest = [hit.id for hit in sealed.search(query, 100, ANY, 0.0)]
+    sealed.remove(nearest[:90])
+    try:
+        found = {hit.id for hit in sealed.search(query, 10, ANY, 0.0)}
+        assert (len(found), found.isdisjoint(nearest[:90])) == (10, True)
+    finally:
+        sealed.upsert([clustered(int(note_id.removeprefix("c"))) for note_id in nearest[:90]])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.note import CategoryProbability, Hashtag
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
-from service.interfaces import Filter, Found, Generated, StoredNote, Vector, VectorIndex, attribute_text
+from service.interfaces import Filter, Generated, Hit, StoredNote, Vector, VectorIndex, attribute_text
 from tests.service.conftest import stored_note
 
 DIMENSION = 8
@@ -112,7 +112,7 @@ def rows(count: int, first: int = 0) -> list[StoredNote]:
 
 
 def found_ids(index: VectorIndex, where: Filter = ANY, *, k: int = 100, now: float = 0.0) -> set[str]:
-    return {hit.id for hit in index.search(direction(0), k, where, now).hits}
+    return {hit.id for hit in index.search(direction(0), k, where, now)}
 
 
 @dataclass
@@ -137,16 +137,16 @@ class Model:
         return {i: float(np.dot(n.vector.astype(float), vector)) for i, n in kept.items() if n.vector is not None}
 
 
-def check(found: Found, scores: dict[str, float], k: int) -> None:
+def check(found: list[Hit], scores: dict[str, float], k: int) -> None:
     """`found` is the best k of `scores`; which of equal ones are cut off is free."""
     best = sorted(scores.values(), reverse=True)[:k]
-    assert found.matches == len(scores)
-    assert [hit.score for hit in found.hits] == pytest.approx(best, abs=TOLERANCE)
-    assert [hit.score for hit in found.hits] == pytest.approx([scores[h.id] for h in found.hits], abs=TOLERANCE)
-    ids = {hit.id for hit in found.hits}
-    assert len(ids) == len(found.hits)
+    assert len(found) == len(best)
+    assert [hit.score for hit in found] == pytest.approx(best, abs=TOLERANCE)
+    assert [hit.score for hit in found] == pytest.approx([scores[h.id] for h in found], abs=TOLERANCE)
+    ids = {hit.id for hit in found}
+    assert len(ids) == len(found)
     assert ids >= {i for i, score in scores.items() if best and score > best[-1] + TOLERANCE}
-    assert found.hits == sorted(found.hits, key=lambda hit: (-hit.score, hit.id))
+    assert found == sorted(found, key=lambda hit: (-hit.score, hit.id))
 
 
 def check_all(index: VectorIndex, model: Model, *, k: int = 10, now: float = 0.0) -> None:
@@ -219,13 +219,13 @@ def test_after_any_history_it_finds_what_brute_force_finds(
 
 
 def test_an_empty_index_finds_nothing(index: VectorIndex) -> None:
-    assert index.search(direction(0), 10, ANY, 0.0) == Found([], 0)
+    assert index.search(direction(0), 10, ANY, 0.0) == []
     assert (len(index), index.tombstones, index.vector("a")) == (0, 0, None)
 
 
 def test_a_row_finds_itself_with_the_score_one(index: VectorIndex) -> None:
     index.upsert(rows(50))
-    (best,) = index.search(direction(17), 1, ANY, 0.0).hits
+    (best,) = index.search(direction(17), 1, ANY, 0.0)
     assert best.id == "n17"
     assert best.score == pytest.approx(1, abs=TOLERANCE)
 
@@ -233,24 +233,24 @@ def test_a_row_finds_itself_with_the_score_one(index: VectorIndex) -> None:
 def test_k_beyond_the_rows_gives_them_all_once(index: VectorIndex) -> None:
     index.upsert(rows(30))
     found = index.search(direction(0), 200, ANY, 0.0)
-    assert sorted(hit.id for hit in found.hits) == sorted(f"n{n}" for n in range(30))
+    assert sorted(hit.id for hit in found) == sorted(f"n{n}" for n in range(30))
 
 
 def test_k_of_a_rare_match_gives_the_matches(index: VectorIndex) -> None:
     index.upsert(rows(3000))
     index.upsert([row("rare", 5, author="tom")])
     found = index.search(direction(0), 10, Filter(author="tom"), 0.0)
-    assert ([hit.id for hit in found.hits], found.matches) == (["rare"], 1)
+    assert [hit.id for hit in found] == ["rare"]
 
 
-def test_k_of_zero_gives_no_hits_and_still_the_matches(index: VectorIndex) -> None:
+def test_k_of_zero_gives_no_hits(index: VectorIndex) -> None:
     index.upsert(rows(30))
-    assert index.search(direction(0), 0, Filter(category="Food"), 0.0) == Found([], 3)
+    assert index.search(direction(0), 0, Filter(category="Food"), 0.0) == []
 
 
 def test_equal_rows_come_in_the_order_of_their_ids(index: VectorIndex) -> None:
     index.upsert([row(note_id) for note_id in "cab"])
-    assert [hit.id for hit in index.search(direction(0), 3, ANY, 0.0).hits] == ["a", "b", "c"]
+    assert [hit.id for hit in index.search(direction(0), 3, ANY, 0.0)] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("asked", ["Night Bus", "nightbus", "#NIGHT  BUS ", "ｎｉｇｈｔ bus"])
@@ -377,7 +377,7 @@ def test_replaced_rows_do_not_pile_up(index: VectorIndex) -> None:
 def test_an_index_that_lost_all_its_rows_takes_new_ones(index: VectorIndex) -> None:
     index.upsert(rows(1500))
     index.remove([f"n{n}" for n in range(1500)])
-    assert (len(index), index.search(direction(0), 10, ANY, 0.0)) == (0, Found([], 0))
+    assert (len(index), index.search(direction(0), 10, ANY, 0.0)) == (0, [])
     model = Model()
     index.upsert(rows(200, 100))
     model.upsert(rows(200, 100))
