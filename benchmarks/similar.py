@@ -211,7 +211,7 @@ def transactions(url: str) -> list[float]:
     for number in range(CHANGES):
         fields = client.hmget(f"{NOTE}n{number}", "document", "vector", "space")
         began = time.perf_counter()
-        client.eval(PUT, 2, f"{PROBE}{number}", PROBE, "", f"n{number}", *fields, "", LOG_ENTRIES)
+        client.eval(PUT, 2, f"{PROBE}{number}", PROBE, "", f"n{number}", *fields, "", LOG_ENTRIES, "")
         seconds.append(time.perf_counter() - began)
     client.delete(PROBE, *(f"{PROBE}{number}" for number in range(CHANGES)))
     return seconds

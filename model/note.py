@@ -100,7 +100,7 @@ class Vocabulary(Protocol):
 
     def __len__(self) -> int: ...
     def add(self, hashtags: Iterable[str]) -> None:
-        """Those of one more note."""
+        """Those of one more note; a mapping tells how many more notes have each."""
 
     def remove(self, hashtags: Iterable[str]) -> None:
         """Those of a note that was added."""

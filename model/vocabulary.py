@@ -30,8 +30,8 @@ class HashtagTrie:
     def add(self, hashtags: Iterable[str]) -> None:
         """See Vocabulary."""
         with self._lock:
-            added = list(hashtags)
-            new = sorted({hashtag for hashtag in added if hashtag not in self._notes})
+            added = Counter(hashtags)
+            new = sorted(hashtag for hashtag in added if hashtag not in self._notes)
             self._notes.update(added)
             for ids in self._tokenise(new) if new else ():
                 node = self._root

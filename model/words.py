@@ -5,6 +5,7 @@ Beside the vectors, which bring together what the same people read: notes with t
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import unicodedata
@@ -44,6 +45,8 @@ class WordIndex:
         self._ids: list[str] = []
         self._counts = array("I")
         """Words of each row; 0 where the note is gone."""
+        self._texts = array("Q")
+        """A hash of each row's text: a note whose text did not change keeps its row."""
         self._rows_with: dict[int, array[int]] = {}
 
     def __len__(self) -> int:
@@ -51,6 +54,11 @@ class WordIndex:
 
     def add(self, note: Note) -> None:
         """See Words. A note without words is never found."""
+        text = _digest(note.prompt_text)
+        with self._lock:
+            old = self._row_of.get(note.id)
+            if old is not None and self._texts[old] == text:
+                return
         words = words_of(note)
         with self._lock:
             self._remove(note.id)
@@ -60,6 +68,7 @@ class WordIndex:
             self._ids.append(note.id)
             self._row_of[note.id] = row
             self._counts.append(len(words))
+            self._texts.append(text)
             for word in words:
                 self._rows_with.setdefault(word, array("I")).append(row)
 
@@ -92,8 +101,8 @@ class WordIndex:
             words = np.fromiter(self._rows_with, np.uint32, len(self._rows_with))
             ends = np.cumsum([0, *map(len, self._rows_with.values())], dtype=np.int64)
             rows = np.frombuffer(b"".join(having.tobytes() for having in self._rows_with.values()), np.uint32)
-            counts = np.array(self._counts, np.uint32)
-            return list(self._ids), {"words": words, "ends": ends, "rows": rows, "counts": counts}
+            counts, texts = np.array(self._counts, np.uint32), np.array(self._texts, np.uint64)
+            return list(self._ids), {"words": words, "ends": ends, "rows": rows, "counts": counts, "texts": texts}
 
     def thaw(self, ids: Sequence[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """See Words."""
@@ -102,6 +111,7 @@ class WordIndex:
         with self._lock:
             self._ids = list(ids)
             self._counts = array("I", arrays["counts"].tobytes())
+            self._texts = array("Q", arrays["texts"].tobytes())
             self._row_of = {self._ids[row]: row for row in np.flatnonzero(arrays["counts"]).tolist()}
             self._rows_with = {word: array("I", rows[begin:end].tobytes()) for word, (begin, end) in spans}
 
@@ -149,6 +159,7 @@ class WordIndex:
         self._ids = [self._ids[row] for row in kept.tolist()]
         self._row_of = {note_id: row for row, note_id in enumerate(self._ids)}
         self._counts = array("I", counts[kept].tobytes())
+        self._texts = array("Q", np.frombuffer(self._texts, np.uint64)[kept].tobytes())
 
 
 def words_of(note: Note) -> frozenset[int]:
@@ -164,3 +175,8 @@ def words_of(note: Note) -> frozenset[int]:
 
 def _pairs(run: str) -> list[str]:
     return [run[at : at + 2] for at in range(max(1, len(run) - 1))]
+
+
+def _digest(of: object) -> int:
+    """64 bits, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(of).encode(), digest_size=8).digest())

@@ -79,11 +79,12 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One change: the note `id` was written or removed at `position`."""
+    """One change: the note `id` was written or removed at `position`. `by`: for the store, which write it was."""
 
     position: str
     id: str
     removed: bool
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +233,13 @@ class NoteStore(Protocol):
         Raises PreconditionFailed when the note is not at `expected`.
         """
 
-    async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
-        """Entries behind `after`, oldest first; waits up to `block_seconds` for the first one."""
+    async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
+        """Entries behind `after`, oldest first; waits up to `block_seconds` for the first one. And the bounds, asked
+        for the entry of `after`, as they are after that."""
+
+    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | None]:
+        """The notes that entries of the log tell of, with vectors, by id: each as it was after the last of these
+        entries, or is by now; None: it is not there."""
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds: ...
     def scan(self) -> AsyncIterator[list[StoredNote]]:

@@ -1,7 +1,7 @@
 """NoteStore on Redis: notes, vectors, the change log. Knows nothing of the model or the index.
 
     {notes}:note:<id>   hash    document (JSON), vector (float32, little-endian), space, revision, position
-    {notes}:log         stream  position -> id, op ("put" or "delete")
+    {notes}:log         stream  position -> id, op ("put" or "delete"), by (of a put: which one of which process)
     {notes}:samples     string  set once the sample notes were loaded
     {notes}:identity    string  made up when it is first asked for
     {notes}:snapshots   hash    replica -> log position of its snapshot, and when that was made
@@ -12,7 +12,8 @@ All keys share the hash tag {notes}: one slot on Redis Cluster, so that a script
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -51,6 +52,8 @@ REPLICA_SECONDS = 86_400.0
 SCAN_COUNT = 500
 MAX_CONNECTIONS = 32
 """To Redis, of one process; a request beyond them waits for one."""
+OWN_WRITES = 1024
+"""The last so many notes that this process wrote need not be read again when the log tells of them."""
 FIELDS = ("document", "space", "revision", "position", "vector")
 
 # KEYS notes; ARGV fields. One command and one answer: a pipeline of as many takes the client three times as long.
@@ -59,12 +62,13 @@ local rows = {}
 for i, note in ipairs(KEYS) do rows[i] = redis.call('HMGET', note, unpack(ARGV)) end
 return rows
 """
-# KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length.
+# KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length, by.
 PUT = """
 local at = redis.call('HGET', KEYS[1], 'position')
 if ARGV[1] ~= '' and at ~= ARGV[1] then return false end
 local revision = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') + 1
-local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'id', ARGV[2], 'op', 'put')
+local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'id', ARGV[2], 'op', 'put',
+  'by', ARGV[8])
 redis.call('HSET', KEYS[1], 'document', ARGV[3], 'vector', ARGV[4], 'space', ARGV[5],
   'revision', revision, 'position', position)
 if ARGV[6] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) else redis.call('PERSIST', KEYS[1]) end
@@ -108,6 +112,10 @@ class RedisNoteStore:
         self._clock = clock
         self._timeout = timeout_seconds
         self._waitaof: bool | None = None
+        self._process = uuid4().hex[:12]
+        self._numbers = itertools.count()
+        self._own: dict[str, StoredNote] = {}
+        """Notes as this process wrote them, by what their log entry says of its origin."""
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -124,7 +132,7 @@ class RedisNoteStore:
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
         """See NoteStore."""
-        commands = [(PUT, write.stored.note.id, *_encode(write)) for write in writes]
+        commands = [(PUT, write.stored.note.id, *_encode(write), self._remember(write.stored)) for write in writes]
         results = await self._write(commands)
         return [Written(int(r[0]), r[1].decode()) if r else None for r in results]
 
@@ -152,32 +160,49 @@ class RedisNoteStore:
             raise StoreUnavailable("the write was not on disk in time")
         return results
 
-    async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
-        """See NoteStore."""
+    def _remember(self, stored: StoredNote) -> str:
+        """What the log is to say of who writes it."""
+        by = f"{self._process}-{next(self._numbers)}"
+        self._own[by] = stored
+        if len(self._own) > OWN_WRITES:
+            del self._own[next(iter(self._own))]
+        return by
+
+    async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
+        """See NoteStore. One turn: behind a command that waits for something, others wait on the same connection."""
         block = max(1, int(min(block_seconds, self._timeout / 2) * 1000))
         with redis_errors():
-            answer = await self._redis.xread({LOG: after}, count=count, block=block)
-        # RESP3 gives a mapping, RESP2 a list of pairs.
-        streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]
-        entries = [entry for stream in streams for entry in _flat(stream)]
-        return [LogEntry(p.decode(), f[b"id"].decode(), f[b"op"] == b"delete") for p, f in entries]
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.xread({LOG: after}, count=count, block=block)
+            answer, info, kept = await self._ask_bounds(pipeline, after)
+            if isinstance(answer, Exception):
+                raise answer
+            # RESP3 gives a mapping, RESP2 a list of pairs.
+            streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]
+            entries = [entry for stream in streams for entry in _flat(stream)]
+            return [_entry(*entry) for entry in entries], _bounds(info, kept, after)
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         """See NoteStore."""
         with redis_errors():
-            pipeline = self._redis.pipeline(transaction=False)
-            pipeline.xinfo_stream(LOG)
-            pipeline.xrange(LOG, entry, entry)
-            info, kept = await pipeline.execute(raise_on_error=False)
-            for answer in (info, kept):
-                if isinstance(answer, ResponseError) and "no such key" in str(answer).lower():
-                    return LogBounds(None, ORIGIN, cut=False)
-                if isinstance(answer, Exception):
-                    raise answer
-        first = info["first-entry"]
-        cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not tell
-        last = info["last-generated-id"].decode()
-        return LogBounds(first[0].decode() if first else None, last, cut, entry if kept else None)
+            info, kept = await self._ask_bounds(self._redis.pipeline(transaction=False), entry)
+            return _bounds(info, kept, entry)
+
+    async def _ask_bounds(self, pipeline: Any, entry: str) -> list[Any]:
+        pipeline.xinfo_stream(LOG)
+        pipeline.xrange(LOG, entry, entry)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | None]:
+        """See NoteStore."""
+        last = {entry.id: entry for entry in entries}
+        own = {note_id: self._own.pop(entry.by, None) for note_id, entry in last.items()}
+        now = self._clock()
+        found = {note_id: None if note.expired(now) else note for note_id, note in own.items() if note}
+        asked = [note_id for note_id, entry in last.items() if note_id not in found and not entry.removed]
+        read = dict(zip(asked, await self.get(asked, with_vectors=True), strict=True))
+        return {note_id: {**found, **read}.get(note_id) for note_id in last}
 
     async def scan(self) -> AsyncIterator[list[StoredNote]]:
         """See NoteStore."""
@@ -243,6 +268,24 @@ class RedisNoteStore:
         """See NoteStore."""
         with redis_errors():
             await self._redis.set(SAMPLES, "1")
+
+
+def _bounds(info: Any, kept: Any, entry: str) -> LogBounds:
+    """Of what `_ask_bounds` got; raises what Redis answered instead."""
+    for answer in (info, kept):
+        if isinstance(answer, ResponseError) and "no such key" in str(answer).lower():
+            return LogBounds(None, ORIGIN, cut=False)
+        if isinstance(answer, Exception):
+            raise answer
+    first = info["first-entry"]
+    cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not tell
+    last = info["last-generated-id"].decode()
+    return LogBounds(first[0].decode() if first else None, last, cut, entry if kept else None)
+
+
+def _entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
+    by = fields.get(b"by", b"").decode()
+    return LogEntry(position.decode(), fields[b"id"].decode(), fields[b"op"] == b"delete", by)
 
 
 def _flat(entries: Any) -> list[Any]:

@@ -121,10 +121,13 @@ class Recommender:
         lane: Lane,
         admission: Admission | None = None,
         expected: str | None = None,
+        known: Sequence[StoredNote | None] | None = None,
     ) -> list[Added]:
-        """Notes of distinct ids. `expected`: see Write; PreconditionFailed when it does not hold."""
+        """Notes of distinct ids. `expected`: see Write; PreconditionFailed when it does not hold. `known`: what the
+        store has of them, where it was read already."""
         accepted = time.perf_counter()
-        known = await self._store.get([note.id for note in notes], with_vectors=True)
+        if known is None:
+            known = await self._store.get([note.id for note in notes], with_vectors=True)
         if expected is not None and known[0] is None:
             raise PreconditionFailed(notes[0].id)
         now = self._clock()
@@ -184,11 +187,15 @@ class Recommender:
         """
         async with self._changing.setdefault(note_id, asyncio.Lock()):
             for attempt in range(CHANGE_ATTEMPTS):
-                old = await self.get(note_id)
+                (old,) = await self._store.get([note_id], with_vectors=True)
+                if old is None:
+                    raise NoteNotFound(note_id)
                 if expected is not None and old.position != expected:
                     raise PreconditionFailed(note_id)
                 try:
-                    return await self.put(edit(old.note), Generate(), old.position)
+                    at = old.position
+                    (added,) = await self._add_distinct([edit(old.note)], Generate(), Lane.INTERACTIVE, None, at, [old])
+                    return added
                 except PreconditionFailed:
                     if expected is not None or attempt == CHANGE_ATTEMPTS - 1:
                         raise

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from model.note import Neighbour, Note, Vocabulary, Words
 from service.index.ids import packed, unpacked
-from service.interfaces import Part, ReadPart, StoredNote
+from service.interfaces import Arrays, Part, ReadPart, StoredNote
 
 TAGS, WORDS = "hashtags", "words"
 """Parts of a snapshot."""
@@ -24,8 +24,6 @@ class LiveHashtags:
     def __init__(self, vocabulary: Vocabulary, words: Words) -> None:
         self.vocabulary = vocabulary
         self._of: dict[str, tuple[str, ...]] = {}
-        self._text: dict[str, int] = {}
-        """Hashes: a note whose text did not change keeps its words."""
         self._expires: dict[str, float] = {}
         """Of those that will."""
         self._words = words
@@ -42,48 +40,35 @@ class LiveHashtags:
             self._expires.pop(note.id, None)
             if note.expires_at is not None:
                 self._expires[note.id] = note.expires_at
-            if self._text.get(note.id) != (text := _digest(note.prompt_text)):
-                self._words.add(note)
-                self._text[note.id] = text
+            self._words.add(note)
             self._of[note.id] = note.hashtags
 
     def remove(self, ids: Iterable[str]) -> None:
         """Unknown ids are ignored."""
         for note_id in ids:
             self._words.remove(note_id)
-            self._text.pop(note_id, None)
             self._expires.pop(note_id, None)
             self.vocabulary.remove(self._of.pop(note_id, ()))
 
     def freeze(self) -> list[Part]:
         """See VectorIndex."""
-        tags, texts, expires = dict(self._of), dict(self._text), dict(self._expires)
-        ids, words = self._words.freeze()
+        tags, expires = dict(self._of), dict(self._expires)
+        worded, words = self._words.freeze()
         return [
-            Part(
-                TAGS,
-                lambda: {
-                    **packed("ids", tags),
-                    **packed("tags", (tag for each in tags.values() for tag in each)),
-                    "counts": np.fromiter(map(len, tags.values()), np.int64, len(tags)),
-                    "texts": np.array([texts[note_id] for note_id in tags], np.uint64),
-                    "expires": np.array([expires.get(note_id, math.inf) for note_id in tags], np.float64),
-                },
-            ),
-            Part(WORDS, lambda: {**packed("ids", ids), **words}),
+            Part(TAGS, lambda: _packed_tags(tags, expires)),
+            Part(WORDS, lambda: {**words, "places": _places_in(tags, worded)}),
         ]
 
     def thaw(self, read: ReadPart) -> None:
         """See VectorIndex."""
-        arrays = read(TAGS)
-        ids, tags = unpacked("ids", arrays), iter(unpacked("tags", arrays))
+        arrays, words = read(TAGS), read(WORDS)
+        ids, known, codes = unpacked("ids", arrays), unpacked("tags", arrays), arrays["codes"]
+        tags = map(known.__getitem__, codes.tolist())
         self._of = {i: tuple(islice(tags, n)) for i, n in zip(ids, arrays["counts"].tolist(), strict=True)}
-        self._text = dict(zip(ids, arrays["texts"].tolist(), strict=True))
-        expires = zip(ids, arrays["expires"].tolist(), strict=True)
-        self._expires = {note_id: at for note_id, at in expires if at < math.inf}
-        self.vocabulary.add(tag for each in self._of.values() for tag in each)
-        words = read(WORDS)
-        self._words.thaw(unpacked("ids", words), words)
+        expires = arrays["expires"]
+        self._expires = {ids[place]: float(expires[place]) for place in np.flatnonzero(expires < np.inf).tolist()}
+        self.vocabulary.add(dict(zip(known, np.bincount(codes, minlength=len(known)).tolist(), strict=True)))
+        self._words.thaw([ids[place] if place >= 0 else "" for place in words["places"].tolist()], words)
 
     def of(self, note_id: str) -> tuple[str, ...]:
         """Of a note; () where it has none or is unknown."""
@@ -99,6 +84,20 @@ class LiveHashtags:
         return [Neighbour(note_id, score, tags) for note_id, score in scored if (tags := self.of(note_id))]
 
 
-def _digest(of: object) -> int:
-    """64 bits, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(of).encode(), digest_size=8).digest())
+def _packed_tags(tags: Mapping[str, tuple[str, ...]], expires: Mapping[str, float]) -> Arrays:
+    """By note: its hashtags as numbers of different ones, how many it has, when it expires."""
+    numbers: dict[str, int] = {}
+    codes = [numbers.setdefault(tag, len(numbers)) for each in tags.values() for tag in each]
+    return {
+        **packed("ids", tags),
+        **packed("tags", numbers),
+        "codes": np.array(codes, np.int32),
+        "counts": np.fromiter(map(len, tags.values()), np.int64, len(tags)),
+        "expires": np.array([expires.get(note_id, math.inf) for note_id in tags], np.float64),
+    }
+
+
+def _places_in(tags: Iterable[str], ids: Iterable[str]) -> npt.NDArray[np.int32]:
+    """-1 for one that is not there: of a note that is gone."""
+    place = {note_id: at for at, note_id in enumerate(tags)}
+    return np.array([place.get(note_id, -1) for note_id in ids], np.int32)

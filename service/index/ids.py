@@ -92,6 +92,9 @@ def packed(name: str, texts: Iterable[str]) -> Arrays:
 def unpacked(name: str, arrays: Arrays) -> list[str]:
     """The texts that `packed` was given."""
     joined, places = arrays[name].tobytes(), arrays[f"{name}_ends"].tolist()
+    if joined.isascii():  # one object for each is made, not two
+        text = joined.decode()
+        return [text[begin:end] for begin, end in pairwise(places)]
     return [joined[begin:end].decode() for begin, end in pairwise(places)]
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +37,6 @@ from service.interfaces import (
     Clock,
     Filter,
     Hit,
-    LogEntry,
     NoteStore,
     Part,
     ReadPart,
@@ -310,14 +310,12 @@ class LiveIndex:
 
     async def _read_once(self) -> None:
         """Apply the next entries. Bounds are read after them, so a cut that swallowed some is always seen."""
-        entries = await self._store.read_log(self._position, READ_COUNT, BLOCK_SECONDS)
-        async with self._taking:
-            ids = list(dict.fromkeys(entry.id for entry in entries if not entry.removed))
-            reading = self._store.get(ids, with_vectors=True)
-            bounds, notes = await asyncio.gather(self._store.log_bounds(self._position), reading)
-            reached = bounds.reach(self._position)
-            if entries and reached:
-                await self._apply(entries, notes)
+        entries, bounds = await self._store.read_log(self._position, READ_COUNT, BLOCK_SECONDS)
+        reached = bounds.reach(self._position)
+        if entries and reached:
+            async with self._taking:
+                await self._apply(await self._store.get_logged(entries))
+            await self._move(entries[-1].position)
         if not reached:
             log.warning("log_gap", position=self._position, first=bounds.first, last=bounds.last)
             self._ready, self._detail = False, "rebuilding: the log does not reach back to this index"
@@ -343,13 +341,12 @@ class LiveIndex:
         self._ready = self._ready or position_key(self._position) >= position_key(self._must_reach)
         self._detail = "follows the log" if self._ready else f"at {self._position} of {self._must_reach} of the log"
 
-    async def _apply(self, entries: Sequence[LogEntry], notes: Sequence[StoredNote | None]) -> None:
-        """`notes`: those that are there now of the ones that entries tell of."""
-        present = [note for note in notes if note is not None]
-        gone = {entry.id for entry in entries} - {note.note.id for note in present}
+    async def _apply(self, notes: Mapping[str, StoredNote | None]) -> None:
+        """By id, None: it is gone."""
+        present = [note for note in notes.values() if note is not None]
+        gone = {note_id for note_id, note in notes.items() if note is None}
         await self._run(self._writer, lambda: self._take(self._index, self._hashtags, present, gone))
         self._written.set()
-        await self._move(entries[-1].position)
 
     async def _build(self) -> None:
         """From the snapshot, once, or else from the store."""
@@ -496,9 +493,16 @@ def freeze(index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str
 
 
 def thaw(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> set[str]:
-    """Fill both from the parts of a snapshot; the notes of another space."""
-    index.thaw(read)
-    hashtags.thaw(read)
+    """Fill both from the parts of a snapshot; the notes of another space. Meanwhile no garbage is looked for: of the
+    million objects that are made, all stay."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        index.thaw(read)
+        hashtags.thaw(read)
+    finally:
+        if collecting:
+            gc.enable()
     return set(unpacked(OTHER_SPACE, read(OTHER_SPACE)))
 
 

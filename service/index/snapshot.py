@@ -27,7 +27,7 @@ import orjson
 from service.errors import SnapshotRefused
 from service.interfaces import Arrays, Part
 
-VERSION = 2
+VERSION = 3
 """Of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MOST_PROCESSES = 64

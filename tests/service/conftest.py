@@ -32,7 +32,7 @@ from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
 from service.index.snapshot import SnapshotFolder
-from service.interfaces import Clock, Generated, LogEntry, StoredNote, Vector
+from service.interfaces import Clock, Generated, LogBounds, LogEntry, StoredNote, Vector
 from service.note_store import RedisNoteStore
 from service.recommender import Recommender
 from service.telemetry import Telemetry
@@ -253,7 +253,7 @@ class GatedStore(RedisNoteStore):
     def release(self) -> None:
         self._gate.set()
 
-    async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
+    async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
         self._parked = not self._gate.is_set()
         await self._gate.wait()
         self._parked = False

@@ -33,8 +33,8 @@ async def get(store: RedisNoteStore, note_id: str) -> StoredNote | None:
     return stored
 
 
-async def whole_log(store: RedisNoteStore) -> list[LogEntry]:
-    return await store.read_log(ORIGIN, 10_000, 0)
+async def whole_log(store: RedisNoteStore, after: str = ORIGIN, count: int = 10_000) -> list[LogEntry]:
+    return (await store.read_log(after, count, 0))[0]
 
 
 async def scanned(store: RedisNoteStore) -> dict[str, StoredNote]:
@@ -214,8 +214,8 @@ async def test_a_scan_of_nothing_gives_nothing(store: RedisNoteStore) -> None:
 
 async def test_the_log_is_read_behind_a_position_and_up_to_a_count(store: RedisNoteStore) -> None:
     written = [(await put(store, stored_note(f"n{n}"))).position for n in range(10)]
-    assert [e.position for e in await store.read_log(written[3], 4, 0)] == written[4:8]
-    assert await store.read_log(written[-1], 4, 0) == []
+    assert [e.position for e in await whole_log(store, written[3], 4)] == written[4:8]
+    assert await whole_log(store, written[-1]) == []
 
 
 async def test_a_reader_of_the_log_waits_for_the_next_write(store: RedisNoteStore, admin: redis.Redis) -> None:
@@ -223,7 +223,39 @@ async def test_a_reader_of_the_log_waits_for_the_next_write(store: RedisNoteStor
     reading = asyncio.create_task(store.read_log(at, 10, 60))
     await eventually(lambda: admin.info("clients")["blocked_clients"] == 1)
     await put(store, stored_note("after"))
-    assert [e.id for e in await reading] == ["after"]
+    entries, bounds = await reading
+    assert [entry.id for entry in entries] == ["after"]
+    assert (bounds.entry, bounds.last) == (at, entries[-1].position), "bounds are read after the entries"
+
+
+async def test_what_the_log_tells_of_is_there_as_it_was_written_or_is_by_now(
+    store: RedisNoteStore, redis_url: str, clock: Clock
+) -> None:
+    other = RedisNoteStore(redis_url, clock=clock)
+    own, again, gone, theirs = (stored_note(note_id, title="first") for note_id in ("own", "again", "gone", "theirs"))
+    for note in (own, again, gone):
+        await put(store, note)
+    await put(store, again := stored_note("again", title="second"))
+    await put(other, theirs)
+    await store.delete("gone")
+    entries = await whole_log(store)
+    for reader in (store, other, store):
+        found = await reader.get_logged(entries)
+        titles = {note_id: note and note.note.title for note_id, note in found.items()}
+        assert titles == {"own": "first", "again": "second", "gone": None, "theirs": "first"}
+        np.testing.assert_array_equal([n.vector for n in found.values() if n], [n.vector for n in (own, again, theirs)])
+    await put(other, stored_note("theirs", title="newer"))
+    newer = (await store.get_logged(entries))["theirs"]
+    assert newer is not None
+    assert newer.note.title == "newer"
+    await other.close()
+
+
+async def test_an_own_write_that_expired_since_is_not_there(store: RedisNoteStore, clock: Clock) -> None:
+    await put(store, stored_note("a", expires_at=clock() + 60))
+    entries = await whole_log(store)
+    clock.offset += 61
+    assert await store.get_logged(entries) == {"a": None}
 
 
 async def test_an_empty_log_has_no_bounds(store: RedisNoteStore) -> None:

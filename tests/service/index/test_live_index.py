@@ -19,7 +19,7 @@ from service.embedded_redis import EmbeddedRedis
 from service.errors import IndexBehind
 from service.index.live import LiveIndex
 from service.index.segmented import Job, SegmentedIndex
-from service.interfaces import Clock, Filter, Hit, LogEntry, StoredNote, Vector, Write, position_key
+from service.interfaces import ORIGIN, Clock, Filter, Hit, LogBounds, LogEntry, StoredNote, Vector, Write, position_key
 from service.note_store import LOG
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 
@@ -401,14 +401,14 @@ class SwallowingStore(GatedStore):
 
     swallowed = False
 
-    async def read_log(self, after: str, count: int, block_seconds: float) -> list[LogEntry]:
+    async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
         try:
             return await super().read_log(after, count, block_seconds)
         except asyncio.CancelledError:
             if self.swallowed:
                 raise
             self.swallowed = True
-            return []
+            return [], LogBounds(None, ORIGIN, cut=False)
 
 
 async def test_stop_ends_it_though_the_redis_client_swallows_the_cancellation(
