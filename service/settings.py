@@ -27,6 +27,9 @@ class Settings(BaseSettings):
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    index_device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where the index is searched; cuda needs a FAISS that is built for it"
+    )
     runtime: Literal["auto", "openvino", "torch"] = Field(
         "auto", description="what runs the model's layers; auto: OpenVINO on a CPU where it can, else PyTorch"
     )

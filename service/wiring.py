@@ -15,6 +15,7 @@ from model.words import WordIndex
 from service.batcher import Batcher
 from service.dependencies import Service
 from service.embedded_redis import EmbeddedRedis
+from service.index.gpu import find_gpu
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
@@ -52,9 +53,10 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         telemetry, clock = Telemetry(), Clock()
         store = RedisNoteStore(url, clock=clock)
         stack.push_async_callback(store.close)
+        gpu = find_gpu() if settings.index_device == "cuda" else None
         index = LiveIndex(
             store,
-            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes),
+            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=gpu),
             make_hashtags=lambda: LiveHashtags(engine.vocabulary(), WordIndex()),
             space=engine.space,
             clock=clock,

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.columns import Bits, Columns, Mask, RowNumbers, packed_bits, rows_of
+from service.index.gpu import Gpu
 from service.index.ids import Ids
 from service.index.segment import Segment, Vectors, exact, found, swig
 from service.interfaces import Arrays, Vector
@@ -33,6 +34,8 @@ RECALL = 0.998
 """Of the rows that belong to an answer, the share that the chosen number of lists has found."""
 TRIED_QUERIES = 128
 TRIED_K = (10, 30, 100, 300, 1000)
+GPU_K = 1000
+"""On a card, which is seldom short of time, lists are looked through as for so many, the most that are asked for."""
 EXACT_MATCHES, EXACT_SHARE = 2048, 1 / 16
 """So few that pass a filter are compared one by one, or such a share of the rows in the lists that would be looked
 through: to get a row and compare it takes as long as to ask of so many whether they pass."""
@@ -58,7 +61,15 @@ class Sealed(Segment):
     """`name`: of no other segment, whenever it was made. `lists_by_k`: see `build`."""
 
     def __init__(
-        self, name: str, columns: Columns, alive: Mask, ids: Ids, tags: Tags, index: Any, lists_by_k: dict[int, int]
+        self,
+        name: str,
+        columns: Columns,
+        alive: Mask,
+        ids: Ids,
+        tags: Tags,
+        index: Any,
+        lists_by_k: dict[int, int],
+        gpu: Gpu | None,
     ) -> None:
         super().__init__(columns, alive)
         self.name = name
@@ -67,9 +78,10 @@ class Sealed(Segment):
         self._bits = packed_bits(self.alive)
         self._index = index
         self._lists_by_k = lists_by_k
+        self._on_gpu = gpu.copy(index, self._lists_for(GPU_K), self) if gpu and lists_by_k else None
 
     @classmethod
-    def of(cls, sources: Sequence[Source], dimension: int) -> tuple[Sealed, RowNumbers]:
+    def of(cls, sources: Sequence[Source], dimension: int, gpu: Gpu | None) -> tuple[Sealed, RowNumbers]:
         """The rows of some sources, those of one list beside each other; and where each went, in the sources' order."""
         index, lists_by_k, places = build(sources, sum(len(source.rows) for source in sources), dimension)
         order = np.argsort(places)
@@ -81,6 +93,7 @@ class Sealed(Segment):
             Tags.of(sources, places),
             index,
             lists_by_k,
+            gpu,
         )
         return made, places
 
@@ -92,12 +105,12 @@ class Sealed(Segment):
         return {**self.columns.arrays(), **self._ids.arrays(), **self._tags.arrays(), **named}
 
     @classmethod
-    def restored(cls, name: str, arrays: Arrays, alive: Mask) -> Sealed:
+    def restored(cls, name: str, arrays: Arrays, alive: Mask, gpu: Gpu | None) -> Sealed:
         """From what `arrays` gave, and which of its rows are alive."""
         tags = Tags(arrays["tags"], arrays["tag_ends"], arrays["tag_rows"], len(alive))
         index = swig.deserialize_index(arrays["index"])
         columns, ids = Columns.of(arrays), Ids.restored(arrays)
-        return cls(name, columns, alive, ids, tags, index, dict(arrays["lists_by_k"].tolist()))
+        return cls(name, columns, alive, ids, tags, index, dict(arrays["lists_by_k"].tolist()), gpu)
 
     def __len__(self) -> int:
         return len(self.alive)
@@ -117,6 +130,8 @@ class Sealed(Segment):
         return found
 
     def whole(self, k: int) -> Any:
+        if self._on_gpu is not None:
+            return self._on_gpu
         return _looking_through(self._index, self._lists_for(k)) if self._lists_by_k else self._index
 
     def bury(self, row: int) -> None:

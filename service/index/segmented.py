@@ -17,6 +17,7 @@ import faiss
 import numpy as np
 
 from service.index.columns import Codes, RowNumbers
+from service.index.gpu import Gpu
 from service.index.head import Head
 from service.index.ids import packed, unpacked
 from service.index.sealed import Sealed, Source
@@ -40,13 +41,14 @@ class Job:
 
     sources: list[Source]
     dimension: int
+    gpu: Gpu | None = None
     made: Sealed | None = field(default=None)
     places: RowNumbers = field(default_factory=lambda: np.zeros(0, np.int64))
     """Where each row went, in the sources' order."""
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], dimension: int) -> Job:
-        return cls([Source.of(segment) for segment in segments], dimension)
+    def of(cls, segments: Sequence[Segment], dimension: int, gpu: Gpu | None = None) -> Job:
+        return cls([Source.of(segment) for segment in segments], dimension, gpu)
 
     @property
     def rows(self) -> int:
@@ -56,19 +58,22 @@ class Job:
         """With one core: the others are for whoever searches meanwhile."""
         with_one_core()
         if self.rows:
-            self.made, self.places = Sealed.of(self.sources, self.dimension)
+            self.made, self.places = Sealed.of(self.sources, self.dimension, self.gpu)
 
 
 class SegmentedIndex:
     """See VectorIndex. `dimension`: of every vector in it; `head_rows`: of one head; `attributes`: names of those of
-    notes that filters may ask about."""
+    notes that filters may ask about; `gpu`: on which sealed segments are searched."""
 
-    def __init__(self, dimension: int, head_rows: int = HEAD_ROWS, attributes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, dimension: int, head_rows: int = HEAD_ROWS, attributes: Sequence[str] = (), gpu: Gpu | None = None
+    ) -> None:
         self._dimension = dimension
         self._head_rows = head_rows
         self._attributes = attributes
+        self._gpu = gpu
         self._codes = Codes(attributes)
-        self._view = View((self._new_head(),), self._codes)
+        self._view = View((self._new_head(),), self._codes, gpu)
         self._given_up: list[Segment] = []
         """Of jobs that failed: the others go first."""
 
@@ -166,7 +171,7 @@ class SegmentedIndex:
             if name.startswith(HEAD):
                 return Head.restored(self._head_rows, self._dimension, self._codes, arrays)
             rows = len(arrays["expires"])
-            return Sealed.restored(name, arrays, np.unpackbits(alive[name], count=rows).astype(np.bool_))
+            return Sealed.restored(name, arrays, np.unpackbits(alive[name], count=rows).astype(np.bool_), self._gpu)
 
         self._show(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
 
@@ -178,7 +183,7 @@ class SegmentedIndex:
         worn: list[Sequence[Segment]] = [[s] for s in full if s.dead > DEAD_SHARE * len(s)]
         groups: list[Sequence[Segment]] = [heads, *_of_one_size(sealed, self._head_rows * MERGED_AT)]
         for chosen in (*worn, *(group for group in groups if len(group) >= MERGED_AT)):
-            return Job.of(chosen, self._dimension)
+            return Job.of(chosen, self._dimension, self._gpu)
         self._given_up.clear()
         return None
 
@@ -204,7 +209,7 @@ class SegmentedIndex:
 
     def _show(self, *segments: Segment) -> None:
         """Have these searched from now on."""
-        self._view = View(segments, self._codes)
+        self._view = View(segments, self._codes, self._gpu)
 
     @property
     def _head(self) -> Head:

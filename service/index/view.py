@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from math import ceil, sqrt
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from service.index.columns import Asked, Bits, Codes, RowNumbers, has
+from service.index.gpu import Gpu
 from service.index.segment import Segment, Vectors, swig
 from service.interfaces import Filter, Hit, Vector
 
@@ -31,10 +33,11 @@ class View:
     """`segments`: oldest first; the last one is the head, and alone may get rows. `replaced`: how many rows were, by a
     row that could be found already, before they were buried."""
 
-    def __init__(self, segments: tuple[Segment, ...], codes: Codes) -> None:
+    def __init__(self, segments: tuple[Segment, ...], codes: Codes, gpu: Gpu | None) -> None:
         self.segments = segments
         self.replaced = 0
         self._codes = codes
+        self._turn = gpu.turn if gpu else nullcontext
         self._starts = list(accumulate(map(len, segments[:-1]), initial=0))
         rows = max(1, sum(map(len, segments)))
         self._by_k = [_in_one([each.whole(expected(k, len(each) / rows)) for each in segments]) for k in AT_ONCE]
@@ -69,10 +72,11 @@ class View:
         whether others were in the way."""
         rows = self._starts[-1] + len(self.segments[-1])
         neighbours, hits, hidden = needed(k, min(1.0, matches / max(1, rows))), list[Hit](), False
-        if not 0 < neighbours <= AT_ONCE[-1]:
+        if not 0 < neighbours <= AT_ONCE[-1] or len(left_out) > AT_ONCE[-1]:
             return [], False
         index, query = self._by_k[bisect_left(AT_ONCE, neighbours)], np.ascontiguousarray(vector, np.float32)
-        scores, labels = index.search(query[None], neighbours + len(left_out))
+        with self._turn():
+            scores, labels = index.search(query[None], neighbours + len(left_out))
         for score, label in zip(scores[0].tolist(), labels[0].tolist(), strict=True):
             if label < 0 or len(hits) == k:
                 break

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.index.gpu import Gpu, find_gpu
 from service.index.sealed import RECALL, Sealed
+from service.index.segment import swig
 from service.index.segmented import DEAD_SHARE, MERGED_AT, Job, SegmentedIndex
 from service.interfaces import Filter, StoredNote, Vector
 from tests.service.conftest import stored_note
@@ -144,16 +146,55 @@ def test_a_job_whose_result_nobody_takes_changes_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def sealed() -> Iterator[SegmentedIndex]:
+def card() -> Iterator[Gpu]:
+    """The machine's own, or else what copies to the processor where a card is asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not swig.get_num_gpus():
+            patch.setattr(swig, "StandardGpuResources", object, raising=False)
+            patch.setattr(swig, "index_cpu_to_gpu", lambda _r, _device, of: swig.clone_index(of), raising=False)
+        yield Gpu()
+
+
+@pytest.fixture(scope="module", params=["processor", "card"])
+def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
     """One segment with an inverted file, of rows in clusters: the notes of a community are about some things."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.sealed.IVF_ROWS", 1000)
         patch.setattr("service.index.sealed.EXACT_MATCHES", 20)
-        index = SegmentedIndex(16, head_rows=SEALED_ROWS // MERGED_AT)
+        gpu = request.getfixturevalue("card") if request.param == "card" else None
+        index = SegmentedIndex(16, head_rows=SEALED_ROWS // MERGED_AT, gpu=gpu)
         index.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
         do_jobs(index)
         assert any(isinstance(segment, Sealed) and segment._lists_by_k for segment in index._segments)
         yield index
+
+
+def test_a_card_has_copies_of_what_is_searched_and_of_nothing_else(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.index.sealed.IVF_ROWS", 100)
+    index = SegmentedIndex(16, head_rows=100, gpu=card)
+    before = len(card._copies)
+    for n in range(100 * MERGED_AT * MERGED_AT + 1):
+        index.upsert([clustered(n)])
+        do_jobs(index)
+        assert index.search(one_of(clustered(n)), 1, ANY, 0.0)[0].id == f"c{n}"
+    assert (index.segments, len(card._copies) - before) == (2, 1)
+
+
+def test_where_a_card_has_no_room_the_processor_searches(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(swig, "index_cpu_to_gpu", full)
+    monkeypatch.setattr("service.index.sealed.IVF_ROWS", 100)
+    index = SegmentedIndex(16, head_rows=100, gpu=card)
+    index.upsert([clustered(n) for n in range(100 * MERGED_AT + 1)])
+    do_jobs(index)
+    assert [index.search(one_of(clustered(n)), 1, ANY, 0.0)[0].id for n in (5, 400)] == ["c5", "c400"]
+
+
+def test_where_no_card_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swig, "get_num_gpus", lambda: 0)
+    assert find_gpu() is None
 
 
 def clustered(n: int) -> StoredNote:
@@ -165,9 +206,13 @@ def clustered(n: int) -> StoredNote:
     return stored_note(f"c{n}", vector=(vector / np.linalg.norm(vector)).astype(np.float32), hashtags=tags)
 
 
+def one_of(stored: StoredNote) -> Vector:
+    assert stored.vector is not None
+    return stored.vector
+
+
 def queries() -> list[Vector]:
-    found = [clustered(SEALED_ROWS + 10 + n).vector for n in range(60)]
-    return [vector for vector in found if vector is not None]
+    return [one_of(clustered(SEALED_ROWS + 10 + n)) for n in range(60)]
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 300])
@@ -190,7 +235,7 @@ def test_an_inverted_file_finds_nearly_all_and_always_as_many(sealed: SegmentedI
 @pytest.mark.parametrize("where", [ANY, Filter(hashtags=("tenth",)), Filter(exact=True)])
 def test_one_that_was_restored_finds_the_same(sealed: SegmentedIndex, where: Filter) -> None:
     parts = {part.name: part.make() for part in sealed.freeze()}
-    restored = SegmentedIndex(16)
+    restored = SegmentedIndex(16, gpu=sealed._gpu)
     restored.thaw(parts.__getitem__)
     for query in queries():
         assert restored.search(query, 10, where, 0.0) == sealed.search(query, 10, where, 0.0)
