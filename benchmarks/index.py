@@ -38,7 +38,7 @@ from model.words import WordIndex
 from service.index.hashtags import LiveHashtags
 from service.index.head import Head
 from service.index.live import freeze, thaw
-from service.index.sealed import Sealed
+from service.index.sealed import LISTS_PER_ROOT, Sealed
 from service.index.segment import exact, swig
 from service.index.segmented import Job, SegmentedIndex, give_memory_back
 from service.index.snapshot import Origin, SnapshotFolder
@@ -57,7 +57,8 @@ K = 10
 SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 BATCH = 1024
 ANY = Filter()
-PEER_ROWS, PEER_LISTS = 100_000, 1264
+PEER_ROWS = 100_000
+PEER_LISTS = int(LISTS_PER_ROOT * PEER_ROWS**0.5)
 """What a peer gets: as many lists as we would make of so many rows in one segment."""
 
 
