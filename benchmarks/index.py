@@ -205,27 +205,50 @@ def filtered_rows(index: SegmentedIndex, vectors: Vectors, queries: Vectors, pla
 
 def churned(bases: Vectors, rows: int, queries: Vectors) -> list[dict[str, Any]]:
     """Every row replaced three times and half of them removed, against an index of what is left."""
-    kept = enlarged(bases, rows, 7)
-    index = SegmentedIndex(DIMENSION)
-    for seed in (4, 5, 6):
-        fill(index, enlarged(bases, rows, seed))
-    fill(index, kept)
-    index.remove([f"n{number}" for number in range(1, rows, 2)])
-    do_jobs(index)
-    ids = np.arange(0, rows, 2)
-    fresh = SegmentedIndex(DIMENSION)
-    for begin in range(0, len(ids), BATCH):
-        fresh.upsert([stored(int(i), kept[i]) for i in ids[begin : begin + BATCH]])
-        do_jobs(fresh)
+    kept, ids = enlarged(bases, rows, 7), np.arange(0, rows, 2)
+
+    def make_fresh(index: SegmentedIndex) -> None:
+        for begin in range(0, len(ids), BATCH):
+            index.upsert([stored(int(i), kept[i]) for i in ids[begin : begin + BATCH]])
+            do_jobs(index)
+
+    def churn(index: SegmentedIndex) -> None:
+        for seed in (4, 5, 6):
+            fill(index, enlarged(bases, rows, seed))
+        fill(index, kept)
+        index.remove([f"n{number}" for number in range(1, rows, 2)])
+        do_jobs(index)
+
+    (fresh, fresh_mib), (index, mib) = (weighed(make) for make in (make_fresh, churn))
     ours, theirs = (recall(each, kept[ids], ids, queries, ANY) for each in (index, fresh))
-    slow, fast = (seconds_each(partial(search_of, each), queries) for each in (index, fresh))
+    slow, fast = list[float](), list[float]()
+    for _ in range(3):  # in turns: what else the machine does meets both
+        slow += seconds_each(partial(search_of, index), queries)
+        fast += seconds_each(partial(search_of, fresh), queries)
+    against = f"a fresh index: {fresh_mib:.0f} MiB, so {mib / fresh_mib:.2f}x"
     what = f"{rows:,} rows replaced three times, half removed"
     return [
         row(f"{what}: recall@{K}", f"{ours:.4f}", "", against=f"a fresh index: {theirs:.4f}",
             reach="within 0.005", held=ours >= theirs - 0.005),
         slower(f"{what}: p99", slow, "a fresh index", fast, 1.2),
+        row(f"{what}: memory", round(mib), "MiB", against=against, reach="1.3x or less", held=mib <= 1.3 * fresh_mib),
         row(f"{what}: tombstones", index.tombstones, "", against=f"{len(index):,} rows"),
     ]  # fmt: skip
+
+
+def weighed(make: Callable[[SegmentedIndex], None]) -> tuple[SegmentedIndex, float]:
+    """An index, and how many MiB it takes."""
+    before = resident()
+    index = SegmentedIndex(DIMENSION)
+    make(index)
+    return index, resident() - before
+
+
+def resident() -> float:
+    """MiB, once nothing is held that nobody needs."""
+    gc.collect()
+    give_memory_back()
+    return resident_mib(os.getpid())
 
 
 def snapshot_rows(index: SegmentedIndex, notes: Path, rows: int) -> list[dict[str, Any]]:
@@ -307,14 +330,10 @@ def search_of(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> lis
 def main(notes: Path, rows: int) -> None:
     bases = base_vectors(notes)
     vectors, queries = enlarged(bases, rows, 1), enlarged(bases, QUERIES, 2)
-    gc.collect()
-    give_memory_back()
-    before = resident_mib(os.getpid())
+    before = resident()
     index = SegmentedIndex(DIMENSION)
     filled = fill(index, vectors)
-    gc.collect()
-    give_memory_back()
-    used, raw = resident_mib(os.getpid()) - before, vectors.nbytes / 2**20
+    used, raw = resident() - before, vectors.nbytes / 2**20
     search = partial(search_of, index)
     found = recall(index, vectors, np.arange(rows), queries, ANY)
     told = [
@@ -341,7 +360,7 @@ def main(notes: Path, rows: int) -> None:
     told += milvus_row(vectors, queries)
     told += snapshot_rows(index, notes, rows)
     del index, job
-    told += churned(bases, min(rows, 50_000), queries)
+    told += churned(bases, min(rows, 100_000), queries)
     write(f"index_{rows}", told)
 
 
