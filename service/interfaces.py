@@ -241,6 +241,9 @@ class NoteStore(Protocol):
         """The notes that entries of the log tell of, with vectors, by id: each as it was after the last of these
         entries, or is by now; None: it is not there."""
 
+    def forget_written(self) -> None:
+        """Have the next `get_logged` read all notes as they are by then."""
+
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds: ...
     def scan(self) -> AsyncIterator[list[StoredNote]]:
         """Every note with its vector, in no order; notes written meanwhile may or may not be among them."""
@@ -333,6 +336,10 @@ class VectorIndex(Protocol):
     @property
     def segments(self) -> int:
         """Parts that a search goes through."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether a search may have to wait for others."""
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -52,8 +53,9 @@ REPLICA_SECONDS = 86_400.0
 SCAN_COUNT = 500
 MAX_CONNECTIONS = 32
 """To Redis, of one process; a request beyond them waits for one."""
-OWN_WRITES = 1024
-"""The last so many notes that this process wrote need not be read again when the log tells of them."""
+OWN_WRITES, OWN_CHARACTERS = 1024, 10_000
+"""The last so many notes that this process wrote, of so many characters, need not be read again when the log tells of
+them."""
 FIELDS = ("document", "space", "revision", "position", "vector")
 
 # KEYS notes; ARGV fields. One command and one answer: a pipeline of as many takes the client three times as long.
@@ -134,6 +136,9 @@ class RedisNoteStore:
         """See NoteStore."""
         commands = [(PUT, write.stored.note.id, *_encode(write), self._remember(write.stored)) for write in writes]
         results = await self._write(commands)
+        for (*_, by), result in zip(commands, results, strict=True):
+            if not result:
+                self._own.pop(by, None)
         return [Written(int(r[0]), r[1].decode()) if r else None for r in results]
 
     async def delete(self, note_id: str, expected: str | None = None) -> str | None:
@@ -163,7 +168,9 @@ class RedisNoteStore:
     def _remember(self, stored: StoredNote) -> str:
         """What the log is to say of who writes it."""
         by = f"{self._process}-{next(self._numbers)}"
-        self._own[by] = stored
+        assert stored.vector is not None
+        if len(stored.note.content) <= OWN_CHARACTERS:
+            self._own[by] = replace(stored, vector=stored.vector.copy())  # it may be a row of a larger array
         if len(self._own) > OWN_WRITES:
             del self._own[next(iter(self._own))]
         return by
@@ -174,7 +181,7 @@ class RedisNoteStore:
         with redis_errors():
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.xread({LOG: after}, count=count, block=block)
-            answer, info, kept = await self._ask_bounds(pipeline, after)
+            answer, info, kept = await self._execute_with_bounds(pipeline, after)
             if isinstance(answer, Exception):
                 raise answer
             # RESP3 gives a mapping, RESP2 a list of pairs.
@@ -185,10 +192,11 @@ class RedisNoteStore:
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         """See NoteStore."""
         with redis_errors():
-            info, kept = await self._ask_bounds(self._redis.pipeline(transaction=False), entry)
+            info, kept = await self._execute_with_bounds(self._redis.pipeline(transaction=False), entry)
             return _bounds(info, kept, entry)
 
-    async def _ask_bounds(self, pipeline: Any, entry: str) -> list[Any]:
+    async def _execute_with_bounds(self, pipeline: Any, entry: str) -> list[Any]:
+        """Answers, or errors, of what is in the pipeline, and then the two of which `_bounds` makes bounds."""
         pipeline.xinfo_stream(LOG)
         pipeline.xrange(LOG, entry, entry)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
@@ -197,12 +205,17 @@ class RedisNoteStore:
     async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | None]:
         """See NoteStore."""
         last = {entry.id: entry for entry in entries}
-        own = {note_id: self._own.pop(entry.by, None) for note_id, entry in last.items()}
+        written = {entry.by: self._own.pop(entry.by, None) for entry in entries}
+        own = {note_id: note for note_id, entry in last.items() if (note := written[entry.by]) is not None}
+        asked = [note_id for note_id, entry in last.items() if note_id not in own and not entry.removed]
+        known = own | dict(zip(asked, await self.get(asked, with_vectors=True), strict=True))
         now = self._clock()
-        found = {note_id: None if note.expired(now) else note for note_id, note in own.items() if note}
-        asked = [note_id for note_id, entry in last.items() if note_id not in found and not entry.removed]
-        read = dict(zip(asked, await self.get(asked, with_vectors=True), strict=True))
-        return {note_id: {**found, **read}.get(note_id) for note_id in last}
+        present = {note_id: note for note_id, note in known.items() if note is not None and not note.expired(now)}
+        return {note_id: present.get(note_id) for note_id in last}
+
+    def forget_written(self) -> None:
+        """See NoteStore."""
+        self._own.clear()
 
     async def scan(self) -> AsyncIterator[list[StoredNote]]:
         """See NoteStore."""
@@ -271,7 +284,7 @@ class RedisNoteStore:
 
 
 def _bounds(info: Any, kept: Any, entry: str) -> LogBounds:
-    """Of what `_ask_bounds` got; raises what Redis answered instead."""
+    """Of what `_execute_with_bounds` got; raises what Redis answered instead."""
     for answer in (info, kept):
         if isinstance(answer, ResponseError) and "no such key" in str(answer).lower():
             return LogBounds(None, ORIGIN, cut=False)

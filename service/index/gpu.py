@@ -7,6 +7,7 @@ turn, and frees what is not needed any more.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +38,10 @@ class Gpu:
     def turn(self) -> Iterator[None]:
         """For whoever searches."""
         with self._lock:
-            while self._unneeded:
-                del self._copies[self._unneeded.pop()]
+            for number in self._unneeded.copy():
+                if sys.getrefcount(self._copies[number]) == 2:  # this one and the question's: nobody else lets it go
+                    self._unneeded.remove(number)
+                    del self._copies[number]
             yield
 
     def copy(self, index: Any, lists: int, owner: object) -> Any:

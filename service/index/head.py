@@ -59,19 +59,16 @@ class Head(Segment):
     def whole(self, k: int) -> Any:
         return self._index
 
-    def append(self, stored: StoredNote, vector: Vector) -> int | None:
-        """A new row, which may be found once all of it is there. One of the same id that it replaces is to be buried:
-        its number."""
+    def append(self, stored: StoredNote, vector: Vector) -> None:
+        """A new row, which may be found once all of it is there. One of the same id is to be buried after that."""
         row = len(self)
         self._vectors[row] = vector
         self._tags.append(frozenset())
         self.describe(row, stored)
-        old = self._row_of.get(stored.note.id)
         self.alive[row] = True
         self._ids.append(stored.note.id)
         self._row_of[stored.note.id] = row
         self._index.ntotal = len(self)
-        return old
 
     def without_dead(self) -> Head:
         """Another one, with the rows that are alive."""

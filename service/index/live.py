@@ -51,8 +51,8 @@ READ_COUNT = 512
 BLOCK_SECONDS = 1.0
 SEARCHING_THREADS = os.cpu_count() or 1
 ROWS_AT_ONCE, K_AT_ONCE = 2_000_000, 256
-"""So many rows are searched for so few, without a filter, in the event loop: half a millisecond for ten of a million.
-Another thread would get and give up the interpreter for each segment, which takes longer (docs/experiments.md)."""
+"""So many rows are searched for so few, without a filter, in the event loop: half a millisecond for ten of a million,
+of which to get another thread and come back would take a good part (docs/experiments.md)."""
 GIVE_BACK_ROWS = 50_000
 """A job of so many leaves memory that is worth the time that it takes to give it back."""
 MOST_LOOKED = 20
@@ -194,7 +194,8 @@ class LiveIndex:
         if not self._built:
             raise IndexBehind("of the store", self._position)
         search, position = partial(self._index.search, vector, k, now=self._clock()), self._position
-        at_once = where.plain and k <= K_AT_ONCE and len(self._index) <= ROWS_AT_ONCE
+        small = k <= K_AT_ONCE and len(self._index) <= ROWS_AT_ONCE
+        at_once = where.plain and small and not self._index.shared
         found = search(where) if at_once else await self._run(self._searchers, partial(search, where))
         idle = self._sampling is None or self._sampling.done()
         if found and not where.exact and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
@@ -228,6 +229,7 @@ class LiveIndex:
             some = note_ids[begin : begin + READ_COUNT]
             async with self._taking:
                 stored = await self._store.get(some, with_vectors=True)
+                self._store.forget_written()
                 await self._run(self._writer, partial(self._replace, some, stored))
         self._repairs += 1
         self._written.set()
@@ -434,6 +436,7 @@ class LiveIndex:
                 await self._run(self._writer, partial(self._take, index, hashtags, notes, gone=()))
                 while await self._do_job(index):
                     pass
+            self._store.forget_written()
             self._index, self._hashtags, self._origin, self._built = index, hashtags, origin, True
         finally:
             self._rebuilding = False

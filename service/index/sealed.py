@@ -81,6 +81,7 @@ class Sealed(Segment):
         self._whole: dict[int, Any] = {}
         """By how many lists are looked through; each takes 30 us to make."""
         self._on_gpu = gpu.copy(index, self._lists_for(GPU_K), self) if gpu and lists_by_k else None
+        self.has_lists = bool(lists_by_k) and self._on_gpu is None
 
     @classmethod
     def of(cls, sources: Sequence[Source], dimension: int, gpu: Gpu | None) -> tuple[Sealed, RowNumbers]:
@@ -293,8 +294,10 @@ def _lists_by_k(index: Any) -> dict[int, int]:
     queries = index.reconstruct_batch(np.arange(0, index.ntotal, step))
     found = {}
     lists = 1
+    every = swig.SearchParametersIVF(nprobe=index.nlist)
+    _, nearest = index.search(queries, TRIED_K[-1] + 1, params=every)
     for k in TRIED_K:
-        _, wanted = index.search(queries, k + 1, params=swig.SearchParametersIVF(nprobe=index.nlist))
+        wanted = nearest[:, : k + 1]
         while lists < index.nlist:
             _, rows = index.search(queries, k + 1, params=swig.SearchParametersIVF(nprobe=lists))
             hits = [len(np.intersect1d(got, want)) - 1 for got, want in zip(rows, wanted, strict=True)]

@@ -29,6 +29,8 @@ class Segment(ABC):
 
     grows = False
     """Whether rows may come while it is searched."""
+    has_lists = False
+    """Whether only a part of the rows is looked at, as large as `whole` is told."""
 
     def __init__(self, columns: Columns, alive: Mask) -> None:
         self.columns = columns

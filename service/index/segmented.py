@@ -8,7 +8,7 @@ thread.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,6 +88,11 @@ class SegmentedIndex:
     def segments(self) -> int:
         return len(self._segments)
 
+    @property
+    def shared(self) -> bool:
+        """See VectorIndex."""
+        return self._gpu is not None
+
     def upsert(self, notes: Sequence[StoredNote]) -> None:
         """See VectorIndex. A note in the head whose vector did not change keeps its row."""
         for stored in notes:
@@ -107,16 +112,19 @@ class SegmentedIndex:
             older = self._segments[:-1] if worn else self._segments
             head = head.without_dead() if worn else self._new_head()
             self._show(*older, head)
-        old = head.append(stored, vector)
-        self._view.replaced += 1
-        if old is not None:
-            head.bury(old)
-        self._bury(stored.note.id, self._segments[:-1])
+        replaced = [(each, row) for each in self._segments if (row := each.row_of(stored.note.id)) is not None]
+        head.append(stored, vector)
+        if replaced:
+            self._view.replaced += 1
+        for segment, row in replaced:
+            segment.bury(row)
 
     def remove(self, ids: Sequence[str]) -> None:
         """See VectorIndex."""
         for note_id in ids:
-            self._bury(note_id, self._segments)
+            for segment in self._segments:
+                if (row := segment.row_of(note_id)) is not None:
+                    segment.bury(row)
 
     def expire(self, now: float) -> list[str]:
         """See VectorIndex."""
@@ -138,8 +146,10 @@ class SegmentedIndex:
         return [note_id for segment in self._segments for note_id in segment.ids()]
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
-        """See VectorIndex. With both rows of a note that is replaced meanwhile, or when one came that is to be left
-        out, it is searched again."""
+        """See VectorIndex. ValueError where `vector` has another dimension. With both rows of a note that is replaced
+        meanwhile, or when one came that is to be left out, it is searched again."""
+        if vector.shape != (self._dimension,):
+            raise ValueError(f"a vector of {vector.shape} cannot be compared with rows of {self._dimension}")
         while True:
             view = self._view
             hits = view.find(vector, k, where, now)
@@ -219,12 +229,6 @@ class SegmentedIndex:
 
     def _new_head(self) -> Head:
         return Head(self._head_rows, self._dimension, self._codes)
-
-    @staticmethod
-    def _bury(note_id: str, segments: Iterable[Segment]) -> None:
-        for segment in segments:
-            if (row := segment.row_of(note_id)) is not None:
-                segment.bury(row)
 
 
 def with_one_core() -> None:

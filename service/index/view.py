@@ -18,6 +18,7 @@ import numpy as np
 
 from service.index.columns import Asked, Bits, Codes, RowNumbers, has
 from service.index.gpu import Gpu
+from service.index.sealed import TRIED_K
 from service.index.segment import Segment, Vectors, swig
 from service.interfaces import Filter, Hit, Vector
 
@@ -40,7 +41,12 @@ class View:
         self._turn = gpu.turn if gpu else nullcontext
         self._starts = list(accumulate(map(len, segments[:-1]), initial=0))
         rows = max(1, sum(map(len, segments)))
-        self._by_k = [_in_one([each.whole(expected(k, len(each) / rows)) for each in segments]) for k in AT_ONCE]
+        shares = [len(each) / rows if each.has_lists else 1.0 for each in segments]
+        self._of_each = [[max(TRIED_K[0], expected(k, share)) for share in shares] for k in AT_ONCE]
+        """By k: of so many of the nearest in all, each segment is searched as for so many."""
+        self._by_k = [
+            _in_one([each.whole(k) for each, k in zip(segments, of_each, strict=True)]) for of_each in self._of_each
+        ]
 
     def find(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
         """See VectorIndex.search. Of a note that is replaced meanwhile the new row is found, the old one, or both."""
@@ -68,25 +74,29 @@ class View:
     def _in_one_call(
         self, vector: Vector, k: int, left_out: frozenset[str], matches: int, shown: Shown
     ) -> tuple[list[Hit], bool]:
-        """The best `k` of the rows that are `shown`, which are `matches`, fewer where these are not near enough; and
-        whether others were in the way."""
+        """The best `k` of the rows that are `shown`, which are `matches`, fewer where these are not near enough, or not
+        spread over the segments as rows at random; and whether others were in the way."""
         rows = self._starts[-1] + len(self.segments[-1])
-        neighbours, hits, hidden = needed(k, min(1.0, matches / max(1, rows))), list[Hit](), False
-        if not 0 < neighbours <= AT_ONCE[-1] or len(left_out) > AT_ONCE[-1]:
+        wanted = needed(k, min(1.0, matches / max(1, rows))) + len(left_out)
+        if matches < k or wanted > AT_ONCE[-1]:
             return [], False
-        index, query = self._by_k[bisect_left(AT_ONCE, neighbours)], np.ascontiguousarray(vector, np.float32)
+        of = bisect_left(AT_ONCE, wanted - 1)  # lists were measured for the nearest of a row beside itself
+        query = np.ascontiguousarray(vector, np.float32)[None]
         with self._turn():
-            scores, labels = index.search(query[None], neighbours + len(left_out))
+            scores, labels = self._by_k[of].search(query, wanted)
+        hits, hidden, gave = list[Hit](), False, [0] * len(self.segments)
         for score, label in zip(scores[0].tolist(), labels[0].tolist(), strict=True):
             if label < 0 or len(hits) == k:
                 break
             place = bisect_right(self._starts, label) - 1
+            gave[place] += 1
             segment, row = self.segments[place], label - self._starts[place]
             if not shown(place, row):
                 hidden = True
             elif (note_id := segment.id(row)) not in left_out:
                 hits.append(Hit(note_id, score))
-        return hits, hidden
+        as_expected = all(given <= most + 1 for given, most in zip(gave, self._of_each[of], strict=True))
+        return hits if as_expected else [], hidden
 
     def _showing(self, now: float) -> Shown:
         segments = self.segments

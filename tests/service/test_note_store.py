@@ -16,7 +16,7 @@ from model.note import CategoryProbability, Hashtag
 from service.embedded_redis import EmbeddedRedis
 from service.errors import PreconditionFailed, StoreUnavailable
 from service.interfaces import ORIGIN, Clock, Generated, LogBounds, LogEntry, StoredNote, Write, Written, position_key
-from service.note_store import LOG, NOTE, REPLICA_SECONDS, RedisNoteStore
+from service.note_store import LOG, NOTE, OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, stored_note
 
 pytestmark = pytest.mark.anyio
@@ -248,6 +248,30 @@ async def test_what_the_log_tells_of_is_there_as_it_was_written_or_is_by_now(
     newer = (await store.get_logged(entries))["theirs"]
     assert newer is not None
     assert newer.note.title == "newer"
+    await other.close()
+
+
+async def test_notes_are_kept_until_the_log_tells_of_them_and_refused_ones_are_not(store: RedisNoteStore) -> None:
+    for n in range(3):
+        await put(store, stored_note("a", title=f"{n}"))
+    assert await store.put([Write(stored_note("a", title="late"), expected="1-0")]) == [None]
+    await put(store, stored_note("long", content="long " * OWN_CHARACTERS))
+    assert len(store._own) == 3
+    await store.get_logged(await whole_log(store))
+    assert not store._own
+
+
+async def test_who_has_read_the_store_forgets_what_was_written_before(
+    store: RedisNoteStore, redis_url: str, clock: Clock
+) -> None:
+    other = RedisNoteStore(redis_url, clock=clock)
+    await put(store, stored_note("a", title="ours"))
+    entries = await whole_log(store)
+    await put(other, stored_note("a", title="theirs"))
+    store.forget_written()
+    found = (await store.get_logged(entries))["a"]
+    assert found is not None
+    assert found.note.title == "theirs"
     await other.close()
 
 

@@ -352,6 +352,61 @@ def test_a_note_that_is_replaced_all_the_time_is_always_the_nearest_to_itself() 
     assert not faults, faults[:5]
 
 
+def recall_of(index: SegmentedIndex, notes: list[StoredNote], k: int, where: Filter = ANY) -> float:
+    """For queries near some of the notes."""
+    kept = [note for note in notes if where.accepts(note)]
+    matrix = np.stack([one_of(note) for note in kept])
+    found = 0
+    for note in notes[:: len(notes) // 40]:
+        best = {kept[at].note.id for at in np.argsort(-(matrix @ one_of(note)))[:k]}
+        found += len(best.intersection(hit.id for hit in index.search(one_of(note), k, where, 0.0)))
+    return found / (k * len(notes[:: len(notes) // 40]))
+
+
+def spread(n: int, topic: int = 0) -> StoredNote:
+    """In no clusters; those of one topic differ in four directions of sixteen, so that few lists have what is near."""
+    vector = np.zeros(16)
+    vector[4 * topic : 4 * topic + 4] = np.random.default_rng(n).normal(size=4)
+    return stored_note(f"s{n}", vector=(vector / np.linalg.norm(vector)).astype(np.float32))
+
+
+@pytest.fixture
+def lists_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.index.sealed.IVF_ROWS", 1000)
+
+
+@pytest.mark.usefixtures("lists_of_few_rows")
+@pytest.mark.parametrize("excluded", [1, 30, 300, 900])
+def test_what_is_left_out_does_not_make_what_is_left_harder_to_find(excluded: int) -> None:
+    notes = [spread(n) for n in range(8001)]
+    index = SegmentedIndex(16, head_rows=2000)
+    index.upsert(notes)
+    do_jobs(index)
+    found = total = 0
+    for note in notes[::200]:
+        order = np.argsort(-(np.stack([one_of(each) for each in notes]) @ one_of(note)))
+        nearest = [notes[at].note.id for at in order]
+        hits = index.search(one_of(note), 10, Filter(exclude=frozenset(nearest[:excluded])), 0.0)
+        found += len({hit.id for hit in hits}.intersection(nearest[excluded : excluded + 10]))
+        total += 10
+    assert found >= (RECALL - 0.015) * total
+
+
+@pytest.mark.usefixtures("lists_of_few_rows")
+@pytest.mark.parametrize("k", [10, 50, 200])
+def test_what_was_written_at_one_time_is_found_as_well_as_what_was_not(k: int) -> None:
+    """All that is near is in the smallest segment, of which less is looked at than of the others."""
+    old, new = [spread(n) for n in range(16_000)], [spread(20_000 + n, topic=1) for n in range(1601)]
+    index = SegmentedIndex(16, head_rows=400)
+    for begin in range(0, 16_000, 400):
+        index.upsert(old[begin : begin + 400])
+        do_jobs(index)
+    index.upsert(new)
+    do_jobs(index)
+    assert sum(segment.has_lists for segment in index._segments) > 1
+    assert recall_of(index, new, k) >= RECALL - 0.015
+
+
 def test_where_most_of_the_nearest_are_tombstones_as_many_are_found(sealed: SegmentedIndex) -> None:
     """More are in the way than were expected, so that the tombstones are masked."""
     query = queries()[3]
