@@ -111,7 +111,7 @@ class Sealed(Segment):
     def restored(cls, name: str, arrays: Arrays, alive: Mask, gpu: Gpu | None) -> Sealed:
         """From what `arrays` gave, and which of its rows are alive."""
         tags = Tags(arrays["tags"], arrays["tag_ends"], arrays["tag_rows"], len(alive))
-        index = swig.deserialize_index(arrays["index"])
+        index = _read_index(arrays["index"])
         columns, ids = Columns.of(arrays), Ids.restored(arrays)
         return cls(name, columns, alive, ids, tags, index, dict(arrays["lists_by_k"].tolist()), gpu)
 
@@ -314,6 +314,18 @@ def _looking_through(index: Any, lists: int) -> Any:
     same.replace_invlists(index.invlists, False)
     same.ntotal, same.nprobe = index.ntotal, lists
     return same
+
+
+def _read_index(written: npt.NDArray[np.uint8]) -> Any:
+    """As FAISS wrote it, piece by piece: its own way copies all of it once more."""
+    at = 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return written[at - size : at].tobytes()
+
+    return swig.read_index(swig.PyCallbackIOReader(read))
 
 
 def _options(lists: int, selector: Any) -> Any:
