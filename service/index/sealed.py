@@ -242,8 +242,8 @@ class Tags:
 
 def build(sources: Sequence[Source], rows: int, dimension: int) -> tuple[Any, dict[int, int], RowNumbers]:
     """The FAISS index of the sources' rows; by k how many of its lists to look through, none where it has none; and the
-    number of each row in it. Those of one list are numbered one after the other: what passes a filter is then found in
-    memory from front to back, in half of the time."""
+    number of each row in it. Those of one list are numbered one after the other: what passes a filter then lies in
+    memory from front to back."""
     index: Any = faiss.IndexFlatIP(dimension)
     if rows < IVF_ROWS:
         for vectors in _chunks(sources):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -281,6 +281,28 @@ def threads_take_turns_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+def beside(search: Callable[[int], None], write: Callable[[int], None], searches: int, turns: int) -> None:
+    """Two threads search, each told its number, while this one writes, told the turn: at least so often each."""
+    stop, searched = threading.Event(), [0, 0]
+
+    def search_on(thread: int) -> None:
+        while not stop.is_set():
+            search(thread)
+            searched[thread] += 1
+
+    threads = [threading.Thread(target=search_on, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    turn = 0
+    while any(thread.is_alive() for thread in threads) and (min(searched) < searches or turn < turns):
+        write(turn)
+        turn += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert min(searched) >= searches, "a search failed"
+
+
 @pytest.mark.usefixtures("threads_take_turns_often")
 @pytest.mark.parametrize("where", [ANY, Filter(hashtags=("stays",)), Filter(exclude=frozenset({"stay7", "go7"}))])
 def test_searches_beside_writes_and_merges_miss_nothing_that_stays(where: Filter) -> None:
@@ -289,36 +311,27 @@ def test_searches_beside_writes_and_merges_miss_nothing_that_stays(where: Filter
     stay = [row(f"stay{n}", n, hashtags=("stays",)) for n in range(60)]
     index.upsert(stay)
     wanted = {note.note.id for note in stay} - where.exclude
-    stop, gone, faults = threading.Event(), set[str](), list[str]()
-    searched = [0, 0]
+    gone, faults = set[str](), list[str]()
 
     def search(thread: int) -> None:
-        while not stop.is_set():
-            before = set(gone)
-            found = [hit.id for hit in index.search(direction(thread), 10_000, where, 0.0)]
-            faults.extend(f"{hit} was left out" for hit in where.exclude.intersection(found))
-            if index.vector("stay7") is None:
-                faults.append("a vector is missing")
-            if len(found) != len(set(found)):
-                faults.append("a note is found twice")
-            faults.extend(f"{missing} is missing" for missing in wanted.difference(found))
-            faults.extend(f"{back} is back" for back in before.intersection(found))
-            searched[thread] += 1
+        before = set(gone)
+        found = [hit.id for hit in index.search(direction(thread), 10_000, where, 0.0)]
+        faults.extend(f"{hit} was left out" for hit in where.exclude.intersection(found))
+        if index.vector("stay7") is None:
+            faults.append("a vector is missing")
+        if len(found) != len(set(found)):
+            faults.append("a note is found twice")
+        faults.extend(f"{missing} is missing" for missing in wanted.difference(found))
+        faults.extend(f"{back} is back" for back in before.intersection(found))
 
-    threads = [threading.Thread(target=search, args=(n,)) for n in range(2)]
-    for thread in threads:
-        thread.start()
-    turn = 0
-    while min(searched) < 40 or turn < 300:
+    def write(turn: int) -> None:
         index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays",)), row(f"go{turn}", turn, hashtags=("goes",))])
         index.remove([f"go{turn - 5}"])
         if turn >= 5:
             gone.add(f"go{turn - 5}")
         do_jobs(index)
-        turn += 1
-    stop.set()
-    for thread in threads:
-        thread.join()
+
+    beside(search, write, searches=40, turns=300)
     assert not faults, faults[:5]
 
 
@@ -328,39 +341,31 @@ def test_a_note_that_is_replaced_all_the_time_is_always_the_nearest_to_itself() 
     index = SegmentedIndex(DIMENSION, head_rows=16)
     index.upsert([row("stays", 7), *rows(200, first=1000)])
     where = Filter(exclude=frozenset({"n1000"}))
-    stop, faults, searched = threading.Event(), list[list[str]](), [0, 0]
+    faults = list[list[str]]()
 
-    def search(thread: int) -> None:
-        while not stop.is_set():
-            found = [hit.id for hit in index.search(direction(7), 40, where, 0.0)]
-            if found[0] != "stays" or len(set(found)) < 40:
-                faults.append(found[:3])
-            searched[thread] += 1
+    def search(_: int) -> None:
+        found = [hit.id for hit in index.search(direction(7), 40, where, 0.0)]
+        if found[0] != "stays" or len(set(found)) < 40:
+            faults.append(found[:3])
 
-    threads = [threading.Thread(target=search, args=(n,)) for n in range(2)]
-    for thread in threads:
-        thread.start()
-    turn = 0
-    while min(searched) < 300 or turn < 3000:
+    def write(turn: int) -> None:
         moved = direction(7) + 0.01 * direction(turn)
         index.upsert([stored_note("stays", vector=(moved / np.linalg.norm(moved)).astype(np.float32))])
         do_jobs(index)
-        turn += 1
-    stop.set()
-    for thread in threads:
-        thread.join()
+
+    beside(search, write, searches=300, turns=3000)
     assert not faults, faults[:5]
 
 
-def recall_of(index: SegmentedIndex, notes: list[StoredNote], k: int, where: Filter = ANY) -> float:
-    """For queries near some of the notes."""
-    kept = [note for note in notes if where.accepts(note)]
-    matrix = np.stack([one_of(note) for note in kept])
-    found = 0
-    for note in notes[:: len(notes) // 40]:
-        best = {kept[at].note.id for at in np.argsort(-(matrix @ one_of(note)))[:k]}
-        found += len(best.intersection(hit.id for hit in index.search(one_of(note), k, where, 0.0)))
-    return found / (k * len(notes[:: len(notes) // 40]))
+def recall_of(index: SegmentedIndex, notes: list[StoredNote], k: int, excluded: int = 0) -> float:
+    """For 40 of the notes as queries, of which the nearest so many are to be left out."""
+    matrix = np.stack([one_of(note) for note in notes])
+    found, asked = 0, notes[:: len(notes) // 40][:40]
+    for query in map(one_of, asked):
+        nearest = [notes[at].note.id for at in np.argsort(-(matrix @ query))[: excluded + k]]
+        hits = index.search(query, k, Filter(exclude=frozenset(nearest[:excluded])), 0.0)
+        found += len({hit.id for hit in hits}.intersection(nearest[excluded:]))
+    return found / (k * len(asked))
 
 
 def spread(n: int, topic: int = 0) -> StoredNote:
@@ -382,14 +387,7 @@ def test_what_is_left_out_does_not_make_what_is_left_harder_to_find(excluded: in
     index = SegmentedIndex(16, head_rows=2000)
     index.upsert(notes)
     do_jobs(index)
-    found = total = 0
-    for note in notes[::200]:
-        order = np.argsort(-(np.stack([one_of(each) for each in notes]) @ one_of(note)))
-        nearest = [notes[at].note.id for at in order]
-        hits = index.search(one_of(note), 10, Filter(exclude=frozenset(nearest[:excluded])), 0.0)
-        found += len({hit.id for hit in hits}.intersection(nearest[excluded : excluded + 10]))
-        total += 10
-    assert found >= (RECALL - 0.015) * total
+    assert recall_of(index, notes, 10, excluded) >= RECALL - 0.015
 
 
 @pytest.mark.usefixtures("lists_of_few_rows")
