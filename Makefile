@@ -37,28 +37,28 @@ lint: .venv/.dev ## format, style, types, imports and deployment files
 
 bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
 	@test -n "$(DATA)" || { echo "name the data: make bench DATA=..."; exit 1; }
-	$(BIN)/python benchmarks/main_job.py $(DATA)/microlens50k/notes.jsonl.gz
-	$(BIN)/python benchmarks/kill.py $(DATA)/kuairec/notes.jsonl.gz 2500
-	$(BIN)/python benchmarks/pairs.py
+	$(BIN)/python benchmarks/speed/ingest_and_query.py $(DATA)/microlens50k/notes.jsonl.gz
+	$(BIN)/python benchmarks/speed/crash_recovery.py $(DATA)/kuairec/notes.jsonl.gz 2500
+	$(BIN)/python benchmarks/speed/pairs.py
 	@$(MAKE) tables
 
 bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (nine minutes, idle)
-	$(BIN)/python benchmarks/engine.py
-	$(BIN)/python benchmarks/clients.py
+	$(BIN)/python benchmarks/speed/engine.py
+	$(BIN)/python benchmarks/speed/clients.py
 	@$(MAKE) tables
 
 bench-index: .venv/.dev ## the index with a million rows: make bench-index DATA=folder with microlens50k/ (twenty minutes, idle)
 	@test -n "$(DATA)" || { echo "name the data: make bench-index DATA=..."; exit 1; }
-	$(BIN)/python benchmarks/index.py $(DATA)/microlens50k/notes.jsonl.gz 100000
-	$(BIN)/python benchmarks/index.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
-	$(BIN)/python benchmarks/similar.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python benchmarks/speed/index.py $(DATA)/microlens50k/notes.jsonl.gz 100000
+	$(BIN)/python benchmarks/speed/index.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python benchmarks/speed/similar.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	@$(MAKE) tables
 
 quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality/tables.py
 
 tables: .venv/.dev ## the README's tables, from benchmarks/results and the settings
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/harness/report.py
 
 openapi: .venv/.dev ## docs/openapi.json, after a change of the API
 	$(BIN)/notellm openapi > docs/openapi.json

@@ -22,7 +22,8 @@ from typing import Any
 
 import httpx2
 import numpy as np
-from running import Running
+
+from benchmarks.harness.service_process import Running
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 150

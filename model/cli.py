@@ -18,7 +18,7 @@ from rich.table import Table
 from model.note import HashtagPolicy
 
 if TYPE_CHECKING:
-    from model.train import Step
+    from model.training.trainer import Step
 
 out = Console()
 err = Console(stderr=True)
@@ -53,7 +53,7 @@ def pairs(
     as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
 ) -> None:
     """Related pairs of notes from what users clicked: s(A->B) = sum over users of 1/N."""
-    from model.pairs import PairOptions, PairsError, related_pairs
+    from model.data.pairs import PairOptions, PairsError, related_pairs
 
     given = locals()
     with ended_by(PairsError):
@@ -72,12 +72,12 @@ def train(
     """Train as the recipe says; the same command goes on after a break. Under torchrun: on several processes."""
     import torch
 
-    from model.card import CURVES, commit, draw_curves, write_card
     from model.config import CheckpointError
-    from model.dataset import DatasetError
-    from model.pairs import PairsError
-    from model.recipe import Recipe, RecipeError
-    from model.train import BEST, Trainer, processes
+    from model.data.dataset import DatasetError
+    from model.data.pairs import PairsError
+    from model.training.model_card import CURVES, commit, draw_curves, write_card
+    from model.training.recipe import Recipe, RecipeError
+    from model.training.trainer import BEST, Trainer, processes
 
     device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with ended_by(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, device):
@@ -105,10 +105,10 @@ def train_encoder(
 ) -> None:
     """Fine-tune all-MiniLM-L6-v2, the rival to beat: on the same pairs with the same contrastive loss, or, where the
     recipe says contrastive = false, on the notes' categories."""
-    from model.dataset import DatasetError
-    from model.encoder import fine_tune
-    from model.pairs import PairsError
-    from model.recipe import Recipe, RecipeError
+    from model.baselines.encoder import fine_tune
+    from model.data.dataset import DatasetError
+    from model.data.pairs import PairsError
+    from model.training.recipe import Recipe, RecipeError
 
     with ended_by(RecipeError, DatasetError, PairsError, FileNotFoundError):
         recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
@@ -130,12 +130,12 @@ def embed(
     cache: Cache = CACHE,
 ) -> None:
     """Vectors of a split's notes: what a recipe's `teacher` is made of."""
-    from model import baselines
+    from model.baselines import lexical as baselines
     from model.config import CheckpointError
-    from model.dataset import DatasetError, read_notes
-    from model.evaluate import Embedder
-    from model.pairs import split_of
-    from model.teacher import write_vectors
+    from model.data.dataset import DatasetError, read_notes
+    from model.data.pairs import split_of
+    from model.evaluation.evaluate import Embedder
+    from model.training.teacher import write_vectors
 
     with ended_by(CheckpointError, DatasetError, FileNotFoundError):
         chosen = [note for i, note in sorted(read_notes(notes).items()) if split_of(i) == split]
@@ -156,10 +156,10 @@ def whiten(
 ) -> None:
     """Take out of a checkpoint's vectors what all of them share, and cut them to what tells notes apart."""
     from model.config import CheckpointError
-    from model.dataset import DatasetError, read_notes
-    from model.engine import Engine
-    from model.evaluate import notes_of_split
-    from model.whiten import whiten as change
+    from model.data.dataset import DatasetError, read_notes
+    from model.evaluation.evaluate import notes_of_split
+    from model.inference.engine import Engine
+    from model.training.whiten import whiten as change
 
     with ended_by(CheckpointError, DatasetError, ValueError, FileNotFoundError):
         chosen = [notes_of_split(read_notes(notes_file(path)), "train", most_notes) for path in data]
@@ -176,11 +176,11 @@ def calibrate(
     cache: Cache = CACHE,
 ) -> None:
     """Fit the temperature of category probabilities on the validation notes, and keep it in the checkpoint."""
-    from model.calibrate import category_temperature
     from model.config import NoteLLMConfig
-    from model.dataset import read_notes
-    from model.engine import Engine
-    from model.evaluate import EngineSystem
+    from model.data.dataset import read_notes
+    from model.evaluation.evaluate import EngineSystem
+    from model.inference.engine import Engine
+    from model.training.calibrate import category_temperature
 
     with ended_by(ValueError, FileNotFoundError):
         config = NoteLLMConfig.load(checkpoint)
@@ -198,10 +198,10 @@ def fit_categories(
     cache: Cache = CACHE,
 ) -> None:
     """Learn from training notes what a note's vector says of its category, beside the name that the model writes."""
-    from model.calibrate import category_head
     from model.config import CheckpointError, NoteLLMConfig
-    from model.dataset import read_notes
-    from model.engine import Engine
+    from model.data.dataset import read_notes
+    from model.inference.engine import Engine
+    from model.training.calibrate import category_head
 
     with ended_by(CheckpointError, ValueError, FileNotFoundError):
         NoteLLMConfig.load(checkpoint)  # a bare backbone has no folder for it
@@ -241,14 +241,14 @@ def evaluate(
     cache: Cache = CACHE,
 ) -> None:
     """Related notes, categories and hashtags of notes that training never saw; a checkpoint is read as it is served."""
-    from model import baselines
-    from model.card import commit, processor
+    from model.baselines import lexical as baselines
     from model.config import CheckpointError
-    from model.dataset import DatasetError, read_notes
-    from model.evaluate import PARTS, EngineSystem, Retriever, Tagger, notes_of_split
-    from model.evaluate import evaluate as measured
-    from model.pairs import PairsError, split_of
-    from model.protocol import NOTES_FILE, PROTOCOLS, evaluation_pairs
+    from model.data.dataset import DatasetError, read_notes
+    from model.data.pairs import PairsError, split_of
+    from model.evaluation.evaluate import PARTS, EngineSystem, Retriever, Tagger, notes_of_split
+    from model.evaluation.evaluate import evaluate as measured
+    from model.evaluation.protocol import NOTES_FILE, PROTOCOLS, evaluation_pairs
+    from model.training.model_card import commit, processor
 
     check_names("part", part or (), PARTS)
     check_names("protocol", protocol or (), PROTOCOLS)
@@ -338,6 +338,6 @@ def flat(report: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 def notes_file(data: Path) -> Path:
     """Of a data folder; or the file itself."""
-    from model.protocol import NOTES_FILE
+    from model.evaluation.protocol import NOTES_FILE
 
     return data / NOTES_FILE if data.is_dir() else data

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+from service.api.dependencies import Service
+from service.api.schemas import NoteIn
 from service.batcher import Lane
-from service.dependencies import Service
 from service.errors import StoreUnavailable
 from service.notes_file import NotesFile
 from service.recommender import Generate
-from service.schemas import NoteIn
 
 SAMPLES = Path(__file__).with_name("sample_notes.jsonl")
 AT_ONCE = 16

@@ -9,21 +9,21 @@ from functools import partial
 
 import structlog
 
-from model.engine import Engine
+from model.hashtags.lexical_index import WordIndex
+from model.inference.engine import Engine
 from model.note import Note, Wanted
-from model.words import WordIndex
+from service.api.dependencies import Service
 from service.batcher import Batcher
-from service.dependencies import Service
-from service.embedded_redis import EmbeddedRedis
 from service.index.gpu import find_gpu
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
-from service.index.snapshot import SnapshotFolder
+from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock
-from service.note_store import RedisNoteStore
 from service.recommender import House, Recommender
 from service.settings import Settings
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 
 FOLLOWING_SECONDS = 60.0

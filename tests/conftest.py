@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from model.config import PACKAGED_BACKBONE, NoteLLMConfig
-from model.engine import Engine
+from model.inference.engine import Engine
 from model.notellm import NoteLLM
 from model.weights import resolve
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.note import Neighbour, Note, Vocabulary, Words
-from service.index.ids import packed, unpacked
+from service.index.packed_strings import packed, unpacked
 from service.interfaces import Arrays, Part, ReadPart, StoredNote
 
 TAGS, WORDS = "hashtags", "words"

@@ -29,9 +29,9 @@ import structlog
 from model.note import Near, Neighbour, Note, Vocabulary
 from service.errors import IndexBehind, SnapshotRefused, StoreUnavailable
 from service.index.hashtags import LiveHashtags
-from service.index.ids import packed, unpacked
+from service.index.packed_strings import packed, unpacked
 from service.index.segmented import give_memory_back, with_one_core
-from service.index.snapshot import Origin, SnapshotFolder
+from service.index.snapshots import Origin, SnapshotFolder
 from service.interfaces import (
     ORIGIN,
     Clock,

@@ -17,10 +17,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.index.columns import Bits, Columns, Mask, RowNumbers, packed_bits, rows_of
 from service.index.gpu import Gpu
-from service.index.ids import Ids
+from service.index.packed_strings import Ids
 from service.index.segment import Segment, Vectors, exact, found, swig
+from service.index.tags import Bits, Columns, Mask, RowNumbers, packed_bits, rows_of
 from service.interfaces import Arrays, Vector
 
 IVF_ROWS = 8192

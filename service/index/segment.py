@@ -14,8 +14,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.index.columns import Asked, Bits, Columns, Mask, RowNumbers, count_of, has, packed_bits, rows_of
-from service.index.ids import Ids
+from service.index.packed_strings import Ids
+from service.index.tags import Asked, Bits, Columns, Mask, RowNumbers, count_of, has, packed_bits, rows_of
 from service.interfaces import Vector
 
 swig: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them

@@ -16,13 +16,13 @@ from functools import partial
 import faiss
 import numpy as np
 
-from service.index.columns import Codes, RowNumbers
 from service.index.gpu import Gpu
-from service.index.head import Head
-from service.index.ids import packed, unpacked
+from service.index.growing import Head
+from service.index.packed_strings import packed, unpacked
 from service.index.sealed import Sealed, Source
+from service.index.searcher import View
 from service.index.segment import Segment
-from service.index.view import View
+from service.index.tags import Codes, RowNumbers
 from service.interfaces import Filter, Hit, Part, ReadPart, StoredNote, Vector
 
 HEAD_ROWS = 1024

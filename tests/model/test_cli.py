@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from model.baselines import CopiedHashtags
-from model.calibrate import category_temperature
-from model.card import read_log
-from model.categories import CATEGORIES_FILE
+from model.baselines.lexical import CopiedHashtags
+from model.category_head import CATEGORIES_FILE
 from model.config import CONFIG_FILE
-from model.dataset import read_notes
-from model.engine import Engine
-from model.evaluate import EngineSystem, evaluate_hashtags
+from model.data.dataset import read_notes
+from model.data.pairs import split_of
+from model.evaluation.evaluate import EngineSystem, evaluate_hashtags
+from model.inference.engine import Engine
 from model.note import Note, Wanted
-from model.pairs import split_of
-from model.teacher import read_vectors
+from model.training.calibrate import category_temperature
+from model.training.model_card import read_log
+from model.training.teacher import read_vectors
 from model.weights import HEAD_FILE
-from service.cli import app
+from service.cli.main import app
 
 run = CliRunner()
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from model import prompt
 from model.config import CheckpointError, NoteLLMConfig
-from model.engine import Engine
+from model.inference.engine import Engine
+from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.notellm import NoteLLM
-from model.torch_runtime import TorchRuntime
 from model.weights import HEAD_FILE
 
 NOTES = [Note("Rome", "Coffee near the river", ("food",)), Note("A cat", "sleeps"), Note()]

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.config import DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
-from model.engine import Engine
+from model.inference.engine import Engine
 from model.note import Note, Wanted, hashtag_key, normalise_hashtag, replace_lone_surrogates
 from model.prompt import CHARS_PER_TOKEN, MAX_HASHTAG_WORDS, TEMPLATES, Prompt
 

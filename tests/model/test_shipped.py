@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.engine import Engine
+from model.inference.engine import Engine
 from model.note import Note, Wanted
 from model.weights import SHIPPED_CHECKPOINT
 

@@ -23,18 +23,18 @@ import numpy as np
 import pytest
 import redis
 
+from model.hashtags.lexical_index import WordIndex
+from model.hashtags.vocabulary import HashtagTrie
 from model.note import CategoryProbability, Hashtag, Near, Note, Reading, Usage, Wanted, hashtag_key
-from model.vocabulary import HashtagTrie
-from model.words import WordIndex
 from service.batcher import Batcher
-from service.embedded_redis import EmbeddedRedis
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
-from service.index.snapshot import SnapshotFolder
+from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock, Generated, LogBounds, LogEntry, StoredNote, Vector
-from service.note_store import RedisNoteStore
 from service.recommender import Recommender
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 
 DIMENSION = 16

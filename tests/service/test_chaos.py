@@ -26,8 +26,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.service.cli.test_process import Process, alive, wait_until
 from tests.service.conftest import DebianRedis
-from tests.service.test_process import Process, alive, wait_until
 
 ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "25"))
 SEED = int(os.environ.get("NOTELLM_CHAOS_SEED", "0"))
@@ -37,7 +37,7 @@ SERVE = """
 import sys
 from functools import partial
 from service import wiring
-from service.cli import main
+from service.cli.main import main
 wiring.SegmentedIndex = partial(wiring.SegmentedIndex, head_rows=8)
 sys.argv = ["notellm", "serve"]
 main()

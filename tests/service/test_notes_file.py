@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from service.api.schemas import NoteIn
 from service.notes_file import STDIN, Line, NotesFile
 from service.samples import SAMPLES
-from service.schemas import NoteIn
 
 GOOD = {"id": "a", "title": "京都 🚌", "hashtags": ["x"], "created_at": "2026-05-01T09:30:00Z"}
 

@@ -15,11 +15,11 @@ import pytest
 
 from model.note import Hashtag, Note, Reading, Usage
 from service.batcher import Lane
-from service.embedded_redis import EmbeddedRedis
 from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
 from service.index.live import LiveIndex
 from service.interfaces import Clock, Filter, StoredNote, Write
 from service.recommender import Added, Generate, House, Recommender, turns
+from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
 
 pytestmark = pytest.mark.anyio

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import redis
 
-from service.index.head import Head
+from service.index.growing import Head
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
 from service.interfaces import Clock, StoredNote, Write
-from service.note_store import NOTE
+from service.store.redis_store import NOTE
 from service.verify import KINDS, Kind, Report, verify
 from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
-from tests.service.index.test_live_index import WAIT, notes, put
+from tests.service.index.test_live import WAIT, notes, put
 
 pytestmark = pytest.mark.anyio
 

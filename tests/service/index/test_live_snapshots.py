@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 
 from model.note import Note
 from service.index.live import LiveIndex
-from service.index.snapshot import MANIFEST, Origin, SnapshotFolder
+from service.index.snapshots import MANIFEST, Origin, SnapshotFolder
 from service.interfaces import Clock, Part
-from service.note_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
+from service.store.redis_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
-from tests.service.index.test_live_index import ANY, WAIT, delete, found, ids, notes, put
+from tests.service.index.test_live import ANY, WAIT, delete, found, ids, notes, put
 
 pytestmark = pytest.mark.anyio
 

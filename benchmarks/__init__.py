@@ -1,0 +1,1 @@
+"""Measures speed and quality; each script writes one JSON under results/."""

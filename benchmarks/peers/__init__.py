@@ -1,0 +1,1 @@
+"""Other programs that do a part of this, run for comparison."""

@@ -1,0 +1,1 @@
+"""From clicks and notes to training examples."""

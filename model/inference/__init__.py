@@ -1,0 +1,1 @@
+"""What reads notes: the engine, its scheduler, and the runtimes that compute."""

@@ -1,0 +1,1 @@
+"""The model's layers in OpenVINO: export, load, run."""

@@ -1,0 +1,1 @@
+"""HTTP, and nothing else: routes, the wire's schemas, and status codes."""

@@ -1,0 +1,157 @@
+"""The HTTP process: middleware, routes, and the service that lives as long as the app."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from importlib.metadata import version
+from uuid import uuid4
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api import problems
+from service.api.dependencies import CallerLeft, Service
+from service.api.problems import error_response, plain_problem, problem_response
+from service.api.routes import generate, notes, operations, similar
+from service.api.schemas import BatchOut, NoteIn, Problem
+from service.errors import LimitExceeded
+from service.samples import load_samples
+from service.settings import Settings
+from service.wiring import open_service
+
+log = structlog.get_logger(__name__)
+REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+DESCRIPTION = (
+    "Related notes, hashtags and categories from one language model. One prefill gives vector, hashtags and category; "
+    "a note is durable and searchable when POST /notes answers. Errors are application/problem+json (RFC 9457)."
+)
+
+
+def create_app(settings: Settings, progress: Callable[[str], None] = lambda message: None) -> FastAPI:
+    """The app of one process; the service is opened when it starts and closed when it ends."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_service(settings, progress) as service:
+            app.state.service = service
+            await load_samples(service, progress)
+            yield
+
+    app = FastAPI(
+        title="NoteLLM service",
+        version=version("notellm"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        separate_input_output_schemas=False,
+    )
+    for router in (similar.router, notes.router, generate.router, operations.router):  # the most asked is found first
+        app.include_router(router)
+    problems.install(app)
+    app.add_exception_handler(CallerLeft, _nobody_reads)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestContext, service=lambda: app.state.service)
+    _document_problems(app)
+    return app
+
+
+async def _nobody_reads(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+def _document_problems(app: FastAPI) -> None:
+    """OpenAPI with our Problem wherever FastAPI would describe its own validation error."""
+    made = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = made()
+            components = schema["components"]["schemas"]
+            for unused in ("HTTPValidationError", "ValidationError"):
+                components.pop(unused, None)
+            for model in (Problem, NoteIn, BatchOut):
+                described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                components.update(described.pop("$defs", {}))
+                components[model.__name__] = described
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to change the description
+
+
+class RequestContext:
+    """Gives each request an id, one log line, one observation, and a problem where the code failed."""
+
+    def __init__(self, app: ASGIApp, service: Callable[[], Service]) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.match(given) else uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request_failed", path=scope["path"])
+            if status:
+                raise
+            detail = "The service failed on this request; this is our fault. Tell us the instance."
+            await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
+        finally:
+            self._observe(scope, status, time.perf_counter() - started)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        telemetry = self._service().telemetry
+        telemetry.http_request.labels(route, status).observe(seconds)
+        if status in (413, 422, 429, 503, 504):
+            telemetry.rejected.labels(str(status)).inc()
+        log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
+
+
+class BodyLimit:
+    """Refuses a body over `limit` bytes: by its announced length at once, else when it gets there. Streams are exempt:
+    they are read line by line, and each line has its own bound."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        if scope["type"] != "http" or headers.get(b"content-type", b"").startswith(notes.NDJSON.encode()):
+            await self._app(scope, receive, send)
+            return
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._limit:
+            await error_response(LimitExceeded("max_body_bytes", self._limit))(scope, receive, send)
+            return
+        received = 0
+
+        async def bounded_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise LimitExceeded("max_body_bytes", self._limit)
+            return message
+
+        await self._app(scope, bounded_receive, send)

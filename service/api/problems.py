@@ -1,0 +1,123 @@
+"""Errors -> RFC 9457 problems. Status codes are decided here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, cast
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.api.schemas import FieldProblem, Problem
+from service.errors import FieldError, NoteLLMError
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "https://notellm.invalid/problems/"
+STATUS: dict[type[Exception], int] = {
+    errors.NoteNotFound: 404,
+    errors.InvalidInput: 422,
+    errors.MalformedBody: 400,
+    errors.LimitExceeded: 413,
+    errors.PreconditionFailed: 412,
+    errors.OtherSpace: 409,
+    errors.QueueFull: 429,
+    errors.DeadlineExceeded: 504,
+    errors.StoreUnavailable: 503,
+    errors.IndexBehind: 503,
+    errors.EngineFailed: 503,
+    errors.Stopping: 503,
+}
+
+
+def problem_of(error: NoteLLMError) -> Problem:
+    """What the caller is told of one of our own errors."""
+    status = STATUS[type(error)]
+    slug = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
+    fields = error.errors if isinstance(error, errors.InvalidInput) else None
+    return Problem(
+        type=TYPE_PREFIX + slug,
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=str(error),
+        errors=None if fields is None else [FieldProblem(pointer=f.pointer, detail=f.detail) for f in fields],
+    )
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    body = problem.model_copy(update={"instance": request_id}).model_dump(exclude_none=True)
+    return JSONResponse(body, problem.status, headers, MEDIA_TYPE)
+
+
+def error_response(error: NoteLLMError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, errors.TryLater) else None
+    return problem_response(problem_of(error), headers)
+
+
+def plain_problem(status: int, detail: str) -> Problem:
+    return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, instance=None)
+
+
+def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:
+    """pydantic's or FastAPI's error list as ours. The input itself is never repeated: it may not be encodable."""
+    return errors.InvalidInput([FieldError(prefix + _pointer(f["loc"]), f["msg"]) for f in failures])
+
+
+def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
+    return invalid_input(error.errors(include_input=False, include_context=False, include_url=False), prefix)
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """("body", "title") -> "/title"; ("query", "k") -> "/query/k" (RFC 6901 escapes)."""
+    parts = list(location[1:]) if location and location[0] == "body" else list(location)
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _is_json(request: Request) -> bool:
+    return "json" in request.headers.get("content-type", "")
+
+
+def install(app: FastAPI) -> None:
+    """Every error of the app leaves as a problem."""
+
+    async def own(request: Request, error: Exception) -> JSONResponse:
+        return error_response(cast(NoteLLMError, error))
+
+    async def validation(request: Request, error: Exception) -> JSONResponse:
+        failures = cast(RequestValidationError, error).errors()
+        if any(failure["type"] == "json_invalid" for failure in failures):
+            return error_response(errors.MalformedBody(failures[0].get("ctx", {}).get("error", failures[0]["msg"])))
+        if any(tuple(failure["loc"]) == ("body",) for failure in failures) and not _is_json(request):
+            return error_response(errors.MalformedBody("send it with Content-Type: application/json"))
+        return error_response(invalid_input(failures))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        http_error = cast(HTTPException, error)
+        detail = {
+            400: "The body could not be read as UTF-8 JSON.",
+            404: "There is nothing at this address; see /docs for those that exist.",
+            405: "This address does not take this method; see /docs.",
+        }.get(http_error.status_code, str(http_error.detail))
+        headers = dict(http_error.headers) if http_error.headers else None
+        return problem_response(plain_problem(http_error.status_code, detail), headers)
+
+    app.add_exception_handler(NoteLLMError, own)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(HTTPException, http)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a route that may answer with these problems."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }

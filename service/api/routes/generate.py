@@ -1,0 +1,97 @@
+"""POST /generate, /generate/hashtags, /generate/category: for a text that need not be stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from model.note import Hashtag
+from service.api.dependencies import (
+    GENERATED_HASHTAGS,
+    Service,
+    ServiceDep,
+    StrictJsonRoute,
+    bounded_note,
+    while_connected,
+)
+from service.api.problems import documented, problem_of
+from service.api.schemas import (
+    CategoryIn,
+    CategoryOut,
+    CategoryPrediction,
+    GenerateIn,
+    GenerateOut,
+    HashtagOut,
+    HashtagsIn,
+    HashtagsOut,
+    UsageOut,
+)
+from service.errors import DeadlineExceeded, NoteLLMError
+
+router = APIRouter(
+    tags=["generate"],
+    route_class=StrictJsonRoute,
+    dependencies=[Depends(bounded_note)],
+    responses=documented(400, 413, 422, 429, 503, 504),
+)
+
+
+@router.post("/generate/hashtags")
+async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> HashtagsOut:
+    """Hashtags for a text, best first; an empty list says why."""
+    wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
+    work = service.recommender.read(body.as_note(), wanted)
+    return HashtagsOut.of(await while_connected(request, service, work), service.recommender.engine.name)
+
+
+@router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
+async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator[ServerSentEvent]:
+    """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
+    `grounded` at the end; then `done` with the whole
+    answer, where a score may have grown, or `problem`. Who leaves ends the work."""
+    wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
+    seconds = service.settings.request_seconds
+    try:
+        async with asyncio.timeout(seconds), aclosing(service.recommender.watch(body.as_note(), wanted)) as answers:
+            async for answer in answers:
+                if isinstance(answer, Hashtag):
+                    yield ServerSentEvent(event="hashtag", data=HashtagOut.of(answer))
+                else:
+                    yield ServerSentEvent(event="done", data=HashtagsOut.of(answer, service.recommender.engine.name))
+    except TimeoutError:
+        yield ServerSentEvent(event="problem", data=problem_of(DeadlineExceeded(seconds)))
+    except NoteLLMError as error:
+        yield ServerSentEvent(event="problem", data=problem_of(error))
+
+
+@router.post("/generate/category")
+async def category(body: CategoryIn, request: Request, service: ServiceDep) -> CategoryPrediction:
+    """The category of a text out of a closed set, with the exact probability of each."""
+    wanted = service.recommender.wanted(categories=closed_set(body, service))
+    reading = await while_connected(request, service, service.recommender.read(body.as_note(), wanted))
+    return CategoryPrediction.of(reading, body.chosen(reading), service.recommender.engine.name)
+
+
+@router.post("/generate")
+async def everything(body: GenerateIn, request: Request, service: ServiceDep) -> GenerateOut:
+    """Vector, hashtags and category of one text, from one prefill."""
+    wanted = service.recommender.wanted(GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked)
+    reading = await while_connected(request, service, service.recommender.read(body.as_note(), wanted))
+    chosen = body.chosen(reading)
+    return GenerateOut(
+        embedding=reading.vector.tolist(),
+        hashtags=[HashtagOut.of(h) for h in reading.hashtags or ()],
+        reason=reading.hashtags_reason,
+        category=chosen and CategoryOut.of(chosen),
+        model=service.recommender.engine.name,
+        usage=UsageOut.of(reading.usage),
+    )
+
+
+def closed_set(body: CategoryIn, service: Service) -> tuple[str, ...]:
+    """The caller's categories, or else the deployment's."""
+    return tuple(dict.fromkeys(body.categories)) or service.recommender.categories

@@ -1,0 +1,1 @@
+"""The processes: the `notellm` command line and the server that it starts."""

@@ -1,0 +1,1 @@
+"""The truth: notes, vectors and the change log in Redis."""

@@ -1,0 +1,325 @@
+"""Which task a note gets, and what its one forward sees."""
+
+import gzip
+import itertools
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.data.dataset import (
+    DatasetError,
+    Example,
+    PairedNotes,
+    bare_example,
+    category_example,
+    draw_example,
+    hashtag_example,
+    read_notes,
+    renamed,
+)
+from model.data.pairs import PairOptions, related_pairs, split_of
+from model.inference.engine import Engine
+from model.note import Note, Wanted
+from model.prompt import Prompt
+
+PARIS = Note(id="1", title="A day in Paris", content="Bread.", hashtags=("paris", "bread", "seine"), category="Travel")
+TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
+
+
+@pytest.fixture(params=["tiny_engine", "tiny_short", "tiny_task_first"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """One of each prompt version."""
+    served: Engine = request.getfixturevalue(request.param)
+    return served
+
+
+@pytest.fixture
+def prompt(engine: Engine) -> Prompt:
+    return engine.prompt
+
+
+@pytest.fixture
+def hashtags_last(tiny_short: Engine) -> Prompt:
+    """The prompt version that shows hashtags after all else."""
+    return tiny_short.prompt
+
+
+def output(example: Example) -> list[int]:
+    """The ids that CSFT asks for."""
+    return [example.ids[at] for at in example.targets]
+
+
+def test_the_hashtag_task_withholds_the_hashtags_and_asks_for_as_many_as_it_writes(prompt: Prompt):
+    for seed in range(20):
+        example = hashtag_example(prompt, PARIS, random.Random(seed))
+        seen = prompt.decode(example.ids[: example.read_out + 1])
+        assert "paris" not in seen.replace("Paris", "")
+        written = [text for text, _ in prompt.parse_hashtags(output(example))]
+        assert 1 <= len(written) <= 3
+        assert set(written) <= set(PARIS.hashtags)
+        assert f"{len(written)} hashtags" in prompt.decode(example.ids[example.read_out + 1 : example.targets[0]])
+
+
+def test_every_count_up_to_five_is_drawn(prompt: Prompt):
+    note = Note(title="t", hashtags=tuple("abcdefg"))
+    rng = random.Random(0)
+    examples = [hashtag_example(prompt, note, rng) for _ in range(200)]
+    counts = {len(prompt.parse_hashtags(output(e))) for e in examples}
+    assert counts == {1, 2, 3, 4, 5}
+
+
+def test_the_category_task_shows_the_hashtags_and_writes_the_category(prompt: Prompt):
+    example = category_example(prompt, PARIS)
+    shown = prompt.decode(example.ids[: example.read_out + 1])
+    assert all(hashtag in shown for hashtag in PARIS.hashtags)
+    assert prompt.decode(output(example)) == " Travel"
+    assert example.ids[-1] == prompt.end_id
+
+
+def test_what_is_trained_is_what_is_served(prompt: Prompt, engine: Engine):
+    example = category_example(prompt, PARIS)
+    served = engine.prepare(PARIS).ids
+    assert example.ids[: example.read_out + 1] == served == bare_example(prompt, PARIS).ids
+    assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.category_task()
+
+
+def test_hashtags_are_trained_as_they_are_served_to_a_note_without(prompt: Prompt, engine: Engine):
+    for seed in range(5):
+        example = hashtag_example(prompt, PARIS, random.Random(seed))
+        count = len(prompt.parse_hashtags(output(example)))
+        prepared = engine.prepare(replace(PARIS, hashtags=()), Wanted(count))
+        assert example.ids[: example.read_out + 1] == (prepared.hashtag_prompt or prepared.ids)
+        assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.hashtag_task(count)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_note_without_the_target_of_a_task_never_gets_it(prompt: Prompt, share: float):
+    bare = Note(title="Only a title")
+    example = draw_example(prompt, bare, share, random.Random(0))
+    assert example == bare_example(prompt, bare)
+    assert example.targets == ()
+    assert len(example.ids) == example.read_out + 1
+
+
+def test_what_is_asked_for_is_all_that_follows_the_task(prompt: Prompt):
+    for share in (0.0, 1.0):
+        example = draw_example(prompt, PARIS, share, random.Random(0))
+        assert example.targets == tuple(range(example.targets[0], len(example.ids)))
+        assert example.targets[0] > example.read_out + 1
+
+
+def test_hashtags_that_are_shown_last_are_foretold_and_then_the_category(hashtags_last: Prompt):
+    example = draw_example(hashtags_last, PARIS, 0.0, random.Random(0), input_hashtags=True)
+    shown = [example.ids[at] for at in example.targets if at <= example.read_out]
+    assert hashtags_last.decode(shown) == "paris #bread #seine"
+    assert output(example) == [*shown, *hashtags_last.category_outputs(["Travel"])[0]]
+    without = draw_example(hashtags_last, PARIS, 0.0, random.Random(0))
+    assert example == replace(without, targets=example.targets)
+    assert example.targets[len(shown) :] == without.targets
+
+
+def test_hashtags_that_are_shown_are_foretold_without_a_category_too(hashtags_last: Prompt):
+    example = category_example(hashtags_last, replace(PARIS, category=None), input_hashtags=True)
+    assert hashtags_last.decode(output(example)) == "paris #bread #seine"
+    assert len(example.ids) == example.read_out + 1
+
+
+def test_withheld_hashtags_are_no_targets_of_the_input(hashtags_last: Prompt):
+    example = draw_example(hashtags_last, PARIS, 1.0, random.Random(0), input_hashtags=True)
+    assert example == draw_example(hashtags_last, PARIS, 1.0, random.Random(0))
+    assert "paris" not in hashtags_last.decode(example.ids[: example.read_out + 1])
+    assert example.targets[0] > example.read_out
+
+
+def test_a_note_without_hashtags_has_none_to_foretell(hashtags_last: Prompt):
+    bare = replace(PARIS, hashtags=())
+    assert bare_example(hashtags_last, bare, input_hashtags=True).targets == ()
+    assert category_example(hashtags_last, bare, input_hashtags=True) == category_example(hashtags_last, bare)
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "tiny_task_first"], indirect=True)
+def test_hashtags_before_the_content_are_not_foretold(prompt: Prompt):
+    for share in (0.0, 1.0):
+        with_them = draw_example(prompt, PARIS, share, random.Random(0), input_hashtags=True)
+        assert with_them == draw_example(prompt, PARIS, share, random.Random(0))
+    assert bare_example(prompt, PARIS, input_hashtags=True) == bare_example(prompt, PARIS)
+
+
+def test_the_share_of_hashtag_tasks_is_r(prompt: Prompt):
+    rng = random.Random(0)
+    category = category_example(prompt, PARIS)
+    asked = [draw_example(prompt, PARIS, 0.4, rng) != category for _ in range(2000)]
+    assert 0.36 < sum(asked) / 2000 < 0.44
+
+
+def write_notes(path: Path, ids: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"id": i, "title": f"note {i}", "hashtags": ["x"]}) + "\n" for i in ids))
+    return path
+
+
+def write_pairs(folder: Path, histories: list[list[str]]) -> Path:
+    clicks = folder / "clicks.jsonl"
+    clicks.write_text(
+        "".join(json.dumps({"user": u, "note": n}) + "\n" for u, notes in enumerate(histories) for n in notes)
+    )
+    related_pairs(clicks, folder / "pairs.parquet", PairOptions(top=100))
+    return folder / "pairs.parquet"
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> PairedNotes:
+    histories = [list(pair) for pair in itertools.combinations(TRAIN[:12], 2)]
+    return PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, histories))
+
+
+def test_batches_hold_pairs_side_by_side_and_no_note_twice(paired: PairedNotes):
+    for batch in itertools.islice(paired.batches(4, seed=0), 30):
+        ids = [note.id for note in batch]
+        assert len(set(ids)) == len(ids) == 8
+        assert all(tuple(sorted(pair)) in paired.pairs for pair in zip(ids[::2], ids[1::2], strict=True))
+
+
+def test_every_pair_is_seen_as_often_as_any_other(paired: PairedNotes):
+    seen = [
+        tuple(sorted((a.id, b.id)))
+        for batch in itertools.islice(paired.batches(3, seed=0), 2 * len(paired.pairs))
+        for a, b in zip(batch[::2], batch[1::2], strict=True)
+    ]
+    times = [seen.count(pair) for pair in paired.pairs]
+    assert max(times) - min(times) <= 2  # an epoch begins while pairs of the last one wait
+
+
+def test_batches_are_a_function_of_the_seed(paired: PairedNotes):
+    first, again, other = (list(itertools.islice(paired.batches(4, seed), 5)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_notes_and_pairs_are_of_the_split_alone(tmp_path: Path):
+    ids = [str(i) for i in range(100)]
+    notes = write_notes(tmp_path / "notes.jsonl", ids)
+    pairs = write_pairs(tmp_path, [ids])
+    for split in ("train", "validation", "test"):
+        part = PairedNotes(notes, pairs, split=split)
+        assert part.notes.keys() == {i for i in ids if split_of(i) == split}
+        assert {i for pair in part.pairs for i in pair} <= part.notes.keys()
+
+
+def test_pairs_below_the_score_are_known_but_not_trained_on(tmp_path: Path):
+    a, b, c, d = TRAIN[:4]
+    notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    paired = PairedNotes(notes, write_pairs(tmp_path, [[a, b], [a, b], [c, d]]), min_score=0.9)
+    assert paired.pairs == [tuple(sorted((a, b)))]
+    notes = [paired.notes[i] for i in (c, a, d, b)]
+    known = paired.known_related(notes, notes)
+    assert [row.nonzero()[:, 0].tolist() for row in known] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+def test_known_related_notes_are_found_among_any_notes(tmp_path: Path):
+    a, b, c, d, alone = TRAIN[:5]
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, [[a, b, c], [c, d]]))
+    notes = paired.notes
+    twin = replace(notes[alone], id="says the same")
+    known = paired.known_related(
+        [notes[i] for i in (a, d, alone)], [notes[b], twin, notes[c], notes[a], notes[TRAIN[5]]]
+    )
+    assert known.dtype == torch.bool
+    assert known.tolist() == [
+        [True, False, True, True, False],
+        [False, False, True, False, False],
+        [False, True, False, False, False],
+    ]
+    assert paired.known_related([notes[a], notes[alone]], []).shape == (2, 0)
+
+
+def test_a_pair_has_the_better_score_of_its_two_directions(tmp_path: Path):
+    a, b, c, d = TRAIN[:4]
+    notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    paired = PairedNotes(notes, write_pairs(tmp_path, [[a, b], [a, b], [b, a], [c, d, a]]), min_score=0.9)
+    of = {
+        tuple(sorted(pair)): score for pair, score in [((a, b), 1), ((c, d), 1 / 3), ((c, a), 1 / 3), ((d, a), 1 / 3)]
+    }
+    assert paired.scores == pytest.approx(of)  # also of what is not trained on
+
+
+def test_notes_without_pairs_come_in_batches_of_those_that_have_a_target(tmp_path: Path):
+    path = tmp_path / "notes.jsonl"
+    with path.open("w") as lines:
+        for i in TRAIN[:20]:
+            lines.write(json.dumps({"id": i, "title": "t", "category": "Food" if int(i) % 2 else None}) + "\n")
+    singles = PairedNotes(path, None)
+    assert not singles.has_pairs
+    batch = next(singles.batches(2, seed=0))
+    assert len(batch) == 4
+    assert all(note.category for note in batch)
+
+
+def test_a_sample_has_notes_of_pairs_and_others(tmp_path: Path):
+    pairs = [list(pair) for pair in zip(TRAIN[:16:2], TRAIN[1:16:2], strict=True)]
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN[:40]), write_pairs(tmp_path, pairs))
+    notes, among = paired.sample(24, seed=0)
+    ids = {note.id for note in notes}
+    assert len(ids) == len(notes) == 24
+    assert len(ids & set(TRAIN[:16])) >= 12
+    assert ids - set(TRAIN[:16])
+    assert among == [pair for pair in paired.pairs if set(pair) <= ids]
+    assert len(among) >= 6
+
+
+def test_a_sample_larger_than_the_split_is_the_split(tmp_path: Path):
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN[:9]), write_pairs(tmp_path, [TRAIN[:3]]))
+    notes, among = paired.sample(100, seed=0)
+    assert sorted(note.id for note in notes) == sorted(TRAIN[:9])
+    assert among == paired.pairs
+
+
+def test_a_category_is_written_by_its_own_name_and_by_each_other_one():
+    note, rng = Note(id="1", title="t", category="Pets"), random.Random(0)
+    names = {"Pets": ["Animals", "Pet care"], "Food": ["Meals"]}
+    drawn = Counter(renamed(note, names, rng).category for _ in range(400))
+    assert drawn.keys() == {"Pets", "Animals", "Pet care"}
+    assert 150 < drawn["Pets"] < 250
+    assert min(drawn.values()) > 60
+
+
+@pytest.mark.parametrize("category", ["Film", None])
+def test_a_category_without_other_names_keeps_its_own(category: str | None):
+    note = Note(id="1", title="t", category=category)
+    assert all(renamed(note, {"Pets": ["Animals"]}, random.Random(seed)) == note for seed in range(20))
+
+
+def test_no_pair_of_the_split_is_said_to_be_missing(tmp_path: Path):
+    notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    with pytest.raises(DatasetError, match="no pair of validation notes"):
+        PairedNotes(notes, write_pairs(tmp_path, [TRAIN[:2]]), split="validation")
+
+
+def test_notes_are_read_plain_or_packed_with_normalised_hashtags(tmp_path: Path):
+    line = json.dumps(
+        {"id": 7, "title": None, "content": "c", "hashtags": ["#A", "a", " "], "category": "", "caption": "not read"}
+    )
+    (tmp_path / "n.jsonl").write_text(line)
+    (tmp_path / "n.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    expected = {"7": Note(id="7", content="c", hashtags=("A",))}
+    assert read_notes(tmp_path / "n.jsonl") == read_notes(tmp_path / "n.jsonl.gz") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"not packed", "gzip"), (gzip.compress(b'{"id": "1"}' * 1000)[:-9], "gzip"), (gzip.compress(b"\xff"), "UTF-8")],
+)
+def test_a_file_that_is_broken_is_named(tmp_path: Path, content: bytes, reason: str):
+    (tmp_path / "n.jsonl.gz").write_bytes(content)
+    with pytest.raises(DatasetError, match=f"n.jsonl.gz.*{reason}"):
+        read_notes(tmp_path / "n.jsonl.gz")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"title": "no id"}'])
+def test_a_line_that_is_no_note_is_named(tmp_path: Path, line: str):
+    (tmp_path / "n.jsonl").write_text('{"id": "1"}\n' + line)
+    with pytest.raises(DatasetError, match="line 2"):
+        read_notes(tmp_path / "n.jsonl")

@@ -1,0 +1,540 @@
+"""Related pairs: the scores of paper section 3, what the options drop, and what a file of clicks may look like."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from model.data.pairs import PairOptions, PairsError, PairsReport, clicks_by_note, read_pairs, related_pairs, split_of
+
+ALL = PairOptions(lower=0, top=1_000_000)
+Scores = dict[tuple[str, str], float]
+
+
+def write_clicks(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def histories(**notes: str) -> list[dict[str, str]]:
+    """Clicks of users on one-letter notes, in order: histories(u="abc")."""
+    return [{"user": user, "note": note} for user, text in notes.items() for note in text]
+
+
+def scores_of(folder: Path, records: Iterable[Mapping[str, Any]], options: PairOptions = ALL, **more: Any) -> Scores:
+    clicks = write_clicks(folder / "clicks.jsonl", records)
+    related_pairs(clicks, folder / "pairs.parquet", options, **more)
+    return {(pair.note, pair.related): pair.score for pair in read_pairs(folder / "pairs.parquet")}
+
+
+def with_split(split: str, count: int) -> list[str]:
+    return [str(number) for number in range(1000) if split_of(str(number)) == split][:count]
+
+
+# The score
+
+
+def test_a_pair_has_the_direction_of_the_clicks(tmp_path: Path) -> None:
+    assert scores_of(tmp_path, histories(u="ab")) == {("a", "b"): 0.5}
+
+
+def test_the_score_is_the_sum_over_users_of_one_by_their_distinct_notes(tmp_path: Path) -> None:
+    scores = scores_of(tmp_path, histories(u="abc", v="ab", w="ba"))
+    assert scores == pytest.approx(
+        {("a", "b"): 1 / 3 + 1 / 2, ("a", "c"): 1 / 3, ("b", "c"): 1 / 3, ("b", "a"): 1 / 2}, abs=1e-9
+    )
+
+
+def test_repeated_clicks_count_once_and_at_the_first(tmp_path: Path) -> None:
+    assert scores_of(tmp_path, histories(u="abaab")) == {("a", "b"): 0.5}
+
+
+def test_a_single_note_makes_no_pair_with_itself(tmp_path: Path) -> None:
+    assert scores_of(tmp_path, histories(u="aaa")) == {}
+
+
+def test_the_users_behind_a_pair_are_counted(tmp_path: Path) -> None:
+    scores_of(tmp_path, histories(u="ab", v="abc", w="ba"))
+    rows = duckdb.sql(f"SELECT note, related, users FROM '{tmp_path}/pairs.parquet' WHERE note = 'a'").fetchall()
+    assert rows == [("a", "b", 2), ("a", "c", 1)]
+
+
+def test_times_go_before_the_order_of_the_file(tmp_path: Path) -> None:
+    clicks = [{"user": "u", "note": "a", "time": 20}, {"user": "u", "note": "b", "time": 9.5}]
+    assert scores_of(tmp_path, clicks) == {("b", "a"): 0.5}
+
+
+def test_equal_times_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    assert scores_of(tmp_path, [{**click, "time": 7} for click in histories(u="ba")]) == {("b", "a"): 0.5}
+
+
+def test_times_may_be_iso_text_with_offsets(tmp_path: Path) -> None:
+    late, early = "2024-05-01T10:00:00+00:00", "2024-05-01T11:00:00+02:00"
+    clicks = [{"user": "u", "note": "a", "time": late}, {"user": "u", "note": "b", "time": early}]
+    assert scores_of(tmp_path, clicks) == {("b", "a"): 0.5}
+
+
+def test_null_times_mean_the_order_of_the_file(tmp_path: Path) -> None:
+    assert scores_of(tmp_path, [{**click, "time": None} for click in histories(u="ba")]) == {("b", "a"): 0.5}
+
+
+def test_clicks_of_users_may_be_mixed(tmp_path: Path) -> None:
+    clicks = histories(u="a") + histories(v="b") + histories(u="b") + histories(v="a")
+    assert scores_of(tmp_path, clicks) == {("a", "b"): 0.5, ("b", "a"): 0.5}
+
+
+# What the options drop
+
+
+def test_the_window_is_in_steps_between_distinct_notes(tmp_path: Path) -> None:
+    scores = scores_of(tmp_path, histories(u="aabbbc"), PairOptions(lower=0, window=1))
+    assert scores == pytest.approx({("a", "b"): 1 / 3, ("b", "c"): 1 / 3}, abs=1e-9)
+
+
+def test_the_bounds_are_inclusive(tmp_path: Path) -> None:
+    clicks = histories(u="ab", v="ab", w="cd", x="efgh")
+    assert scores_of(tmp_path, clicks, PairOptions(lower=0.5, upper=1)) == {("a", "b"): 1.0, ("c", "d"): 0.5}
+    assert scores_of(tmp_path, clicks, PairOptions(lower=0.3, upper=0.9)) == {("c", "d"): 0.5}
+
+
+def test_a_bound_holds_for_the_exact_sum(tmp_path: Path) -> None:
+    users = {f"u{number}": "abcdefghij" for number in range(3)}  # in floats 0.1 + 0.1 + 0.1 > 0.3
+    scores = scores_of(tmp_path, histories(**users), PairOptions(lower=0.3, upper=0.3))
+    assert len(scores) == 10 * 9 // 2
+    assert set(scores.values()) == {0.3}
+
+
+def test_the_best_are_kept_and_of_equal_ones_the_lower_id(tmp_path: Path) -> None:
+    scores = scores_of(tmp_path, histories(u="azyxw", v="az"), PairOptions(top=3))
+    assert [related for note, related in scores if note == "a"] == ["z", "w", "x"]
+
+
+def test_a_rating_below_the_least_is_no_click_at_all(tmp_path: Path) -> None:
+    ratings = {"a": 4, "b": 5.0, "c": 3.5, "d": None}
+    clicks = [{"user": "u", "note": note, "rating": rating} for note, rating in ratings.items()]
+    assert scores_of(tmp_path, clicks, PairOptions(min_rating=4)) == {("a", "b"): 0.5}
+
+
+def test_a_split_keeps_its_own_pairs_and_counts_all_notes(tmp_path: Path) -> None:
+    (a, b), (c, d) = with_split("test", 2), with_split("train", 2)
+    clicks = [{"user": "u", "note": note} for note in (a, c, b, d)]
+    assert scores_of(tmp_path, clicks, PairOptions(split="test")) == {(a, b): 0.25}
+    assert scores_of(tmp_path, clicks, PairOptions(split="train")) == {(c, d): 0.25}
+    assert scores_of(tmp_path, clicks, PairOptions(split="validation")) == {}
+
+
+def test_the_split_goes_before_the_top(tmp_path: Path) -> None:
+    (a, b), others = with_split("test", 2), with_split("train", 5)
+    clicks = [{"user": user, "note": note} for user in "uv" for note in (a, *others)]
+    clicks += [{"user": "w", "note": a}, {"user": "w", "note": b}, {"user": "w", "note": others[0]}]
+    assert list(scores_of(tmp_path, clicks, PairOptions(split="test", top=1))) == [(a, b)]
+
+
+def test_the_rule_of_the_split_is_the_documented_one() -> None:
+    for note in ("1", "笔记", ""):
+        rest = int(hashlib.sha1(note.encode()).hexdigest(), 16) % 5
+        assert split_of(note) == {0: "test", 1: "validation"}.get(rest, "train")
+
+
+def test_categories_are_balanced_best_first(tmp_path: Path) -> None:
+    categories = {"a": "X", "b": "X", "c": "Y", "d": "Y"}
+    notes = write_clicks(tmp_path / "notes.jsonl.gz", ({"id": i, "category": c} for i, c in categories.items()))
+    clicks = histories(u="acd", v="bd", w="ab", x="ca")
+    scores = scores_of(tmp_path, clicks, PairOptions(per_category=1), notes=notes)
+    # X -> Y: b -> d is 1/2, a -> c and a -> d are 1/3. X -> X, Y -> Y and Y -> X have one pair each.
+    assert set(scores) == {("b", "d"), ("a", "b"), ("c", "d"), ("c", "a")}
+
+
+def test_notes_without_a_category_make_one_category(tmp_path: Path) -> None:
+    notes = write_clicks(tmp_path / "notes.jsonl", [{"id": "a", "category": "X"}, {"id": "b", "category": None}])
+    scores = scores_of(tmp_path, histories(u="abc", v="de"), PairOptions(per_category=1), notes=notes)
+    assert set(scores) == {("a", "b"), ("d", "e")}
+
+
+def test_a_longest_history_bounds_the_pairs_and_not_the_weight(tmp_path: Path) -> None:
+    assert scores_of(tmp_path, histories(u="aabcd"), PairOptions(max_history=2)) == {("a", "b"): 0.25}
+
+
+# Against plain Python, and the other engine
+
+
+def random_clicks(seed: int) -> list[dict[str, Any]]:
+    """Users of very different lengths, repeated clicks, equal times and missing ratings."""
+    rng = random.Random(seed)
+    clicks = [
+        {"user": rng.randrange(25), "note": str(int(40 * rng.random() ** 2)), "time": rng.randrange(300)}
+        for _ in range(400)
+    ]
+    return [{**click, "rating": rng.choice([None, 1, 2.5, 4, 5])} for click in clicks]
+
+
+def plain_pairs(clicks: Sequence[Mapping[str, Any]], options: PairOptions, category: Mapping[str, str]) -> Scores:
+    """The definition, word by word."""
+    scores: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
+    orders: dict[str, dict[str, None]] = defaultdict(dict)
+    for click in sorted(clicks, key=lambda click: click["time"]):
+        if options.min_rating is None or (click["rating"] or 0) >= options.min_rating:
+            orders[click["user"]][click["note"]] = None
+    for order in map(list, orders.values()):
+        for step, note in enumerate(order[: options.max_history]):
+            end = len(order) if options.window is None else step + 1 + options.window
+            for related in order[: options.max_history][step + 1 : end]:
+                scores[note, related] += Fraction(1, len(order))
+    kept, per_note, per_category = {}, Counter[str](), Counter[tuple[str | None, str | None]]()
+    for (note, related), score in sorted(scores.items(), key=lambda item: (-item[1], item[0])):
+        wanted = options.split == "all" or {split_of(note), split_of(related)} == {options.split}
+        if not wanted or not Fraction(str(options.lower)) <= score <= options.upper:
+            continue
+        per_note[note] += 1
+        if per_note[note] > options.top:
+            continue
+        per_category[category.get(note), category.get(related)] += 1
+        if (
+            options.per_category is None
+            or per_category[category.get(note), category.get(related)] <= options.per_category
+        ):
+            kept[note, related] = float(score)
+    return kept
+
+
+OPTIONS = [
+    PairOptions(),
+    ALL,
+    PairOptions(window=3, top=2),
+    PairOptions(window=1, lower=0.2, upper=0.5, top=4),
+    PairOptions(min_rating=2.5, top=3),
+    PairOptions(split="train", top=1, max_history=8),
+    PairOptions(split="test", lower=0.1, window=10),
+    PairOptions(per_category=7, top=5),
+    PairOptions(per_category=3, min_rating=4, window=6, max_history=9, lower=0.1, top=2),
+]
+
+
+@pytest.fixture(scope="module")
+def notes_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    notes = [{"id": number, "category": "XYZ"[number % 3] if number % 5 else None} for number in range(30)]
+    return write_clicks(tmp_path_factory.mktemp("notes") / "notes.jsonl", notes)
+
+
+@pytest.fixture(scope="module")
+def categories(notes_file: Path) -> dict[str, str]:
+    notes = map(json.loads, notes_file.read_text().splitlines())
+    return {str(note["id"]): note["category"] for note in notes if note["category"]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_sql_and_plain_python_agree(
+    tmp_path: Path, options: PairOptions, seed: int, notes_file: Path, categories: dict[str, str]
+) -> None:
+    clicks = random_clicks(seed)
+    expected = plain_pairs(clicks, options, categories)
+    assert scores_of(tmp_path, clicks, options, notes=notes_file) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterable[None]:
+    """One running Spark for all tests that compare with it."""
+    sql = pytest.importorskip("pyspark.sql", reason="the extra `spark` is not installed")
+    os.environ.update(SPARK_LOCAL_IP="127.0.0.1", PYSPARK_PYTHON=sys.executable)
+    session = sql.SparkSession.builder.master("local[1]").config("spark.sql.shuffle.partitions", "2").getOrCreate()
+    yield
+    session.stop()
+
+
+def rows_of(path: Path) -> list[tuple[Any, ...]]:
+    return duckdb.execute("FROM read_parquet(?)", [str(path)]).fetchall()
+
+
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_spark_and_duckdb_write_the_same_rows(tmp_path: Path, options: PairOptions, notes_file: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl.gz", random_clicks(1))
+    reports = [
+        related_pairs(clicks, tmp_path / engine, options, notes=notes_file, engine=engine)
+        for engine in ("duckdb", "spark")
+    ]
+    assert rows_of(tmp_path / "spark") == rows_of(tmp_path / "duckdb")
+    assert without_seconds(reports[0]) == without_seconds(reports[1])
+
+
+@pytest.mark.usefixtures("spark")
+def test_spark_and_duckdb_agree_on_real_clicks(tmp_path: Path) -> None:
+    if "NOTELLM_DATA" not in os.environ:
+        # The data sets stay out of the repository: their path is the reader's own.
+        pytest.skip("NOTELLM_DATA does not name the folder of the data sets")
+    clicks = Path(os.environ["NOTELLM_DATA"]) / "microlens50k" / "clicks.jsonl.gz"
+    for engine in ("duckdb", "spark"):
+        related_pairs(clicks, tmp_path / engine, PairOptions(split="train"), engine=engine)
+    assert rows_of(tmp_path / "spark") == rows_of(tmp_path / "duckdb")
+
+
+def without_seconds(report: PairsReport) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in PairsReport.__slots__ if name != "seconds"}
+
+
+# Files
+
+
+def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows in the format that the path's name says."""
+    if ".jsonl" in path.name:
+        return write_clicks(path, rows)
+    table = path.with_name("table.csv")
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if path.name.endswith(".csv.gz"):
+        path.write_bytes(gzip.compress(table.read_bytes()))
+    elif path.suffix == ".csv":
+        table.rename(path)
+    else:
+        duckdb.execute(f"COPY (FROM read_csv('{table}')) TO '{path}' (FORMAT parquet)")
+    return path
+
+
+FILES = ["c.jsonl", "c.jsonl.gz", "c.csv", "c.csv.gz", "c.parquet"]
+
+
+def check_format(folder: Path, name: str, engine: Any) -> None:
+    clicks = [
+        {"user": 1, "note": 10, "time": 3, "rating": 4},
+        {"user": 1, "note": 9, "time": 2, "rating": 4},
+        {"user": 1, "note": 8, "time": 1, "rating": 1},
+    ]
+    related_pairs(save(folder / name, clicks), folder / "pairs", PairOptions(min_rating=2), engine=engine)
+    assert rows_of(folder / "pairs") == [("9", "10", 0.5, 1)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_format_is_read(tmp_path: Path, name: str) -> None:
+    check_format(tmp_path, name, "duckdb")
+
+
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize("name", FILES)
+def test_spark_reads_each_format(tmp_path: Path, name: str) -> None:
+    check_format(tmp_path, name, "spark")
+
+
+@pytest.mark.usefixtures("spark")
+def test_spark_refuses_a_broken_file_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"user": 1, "note": 2}\n{"user": 1\n')
+    with pytest.raises(PairsError, match=r"c\.jsonl cannot be read as json"):
+        related_pairs(tmp_path / "c.jsonl", tmp_path / "pairs", engine="spark")
+
+
+def test_parquet_may_hold_timestamps(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    rows = "('u', 'a', TIMESTAMP '2024-01-02'), ('u', 'b', TIMESTAMP '2024-01-01 23:59:59.5')"
+    duckdb.execute(f"COPY (FROM (VALUES {rows}) t(\"user\", note, time)) TO '{path}' (FORMAT parquet)")
+    related_pairs(path, tmp_path / "pairs")
+    assert rows_of(tmp_path / "pairs") == [("b", "a", 0.5, 1)]
+
+
+def test_ids_are_text_even_when_they_look_like_numbers(tmp_path: Path) -> None:
+    clicks = [{"user": 5, "note": "007"}, {"user": "5", "note": 7}, {"user": "5", "note": 10**25}]
+    scores = scores_of(tmp_path, clicks)
+    assert set(scores) == {("007", "7"), ("007", str(10**25)), ("7", str(10**25))}
+    (tmp_path / "c.csv").write_text("note,user\n007,1\n7,1\n1e3,1\n")
+    related_pairs(tmp_path / "c.csv", tmp_path / "csv")
+    assert [row[:2] for row in rows_of(tmp_path / "csv")] == [("007", "1e3"), ("007", "7"), ("7", "1e3")]
+
+
+def test_other_columns_are_ignored(tmp_path: Path) -> None:
+    assert scores_of(tmp_path, [{**click, "pos": [1, {}]} for click in histories(u="ab")]) == {("a", "b"): 0.5}
+
+
+def test_the_output_is_sorted_and_typed(tmp_path: Path) -> None:
+    scores_of(tmp_path, random_clicks(2))
+    rows = rows_of(tmp_path / "pairs.parquet")
+    assert rows == sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
+    types = duckdb.execute("DESCRIBE FROM read_parquet(?)", [str(tmp_path / "pairs.parquet")]).fetchall()
+    assert [row[:2] for row in types] == [
+        ("note", "VARCHAR"),
+        ("related", "VARCHAR"),
+        ("score", "DOUBLE"),
+        ("users", "INTEGER"),
+    ]
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl", random_clicks(3))
+    for name in "ab":
+        related_pairs(clicks, tmp_path / name, ALL)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_folder_with_quotes_and_spaces_is_made_and_holds_nothing_else(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="ab"))
+    out = tmp_path / "it's mine" / "deep" / "pairs.parquet"
+    related_pairs(clicks, out)
+    assert list(out.parent.iterdir()) == [out]
+    assert read_pairs(out) == [("a", "b", 0.5)]
+
+
+def test_a_failed_run_leaves_the_old_pairs_alone(tmp_path: Path) -> None:
+    scores = scores_of(tmp_path, histories(u="ab"))
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(PairsError):
+        related_pairs(tmp_path / "bad.jsonl", tmp_path / "pairs.parquet")
+    assert {pair[:2]: pair.score for pair in read_pairs(tmp_path / "pairs.parquet")} == scores
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.jsonl", "clicks.jsonl", "pairs.parquet"}
+
+
+# The report
+
+
+def test_the_report_counts_what_went_in_and_came_out(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="abb", v="ab", w="acde", x="z"))
+    said: list[str] = []
+    report = related_pairs(clicks, tmp_path / "pairs", PairOptions(window=1), progress=said.append)
+    assert (report.users, report.clicks, report.notes) == (4, 9, 6)
+    assert (report.pairs, report.notes_without_pair) == (4, 3)  # a -> b (1), a -> c, c -> d, d -> e (1/4 each)
+    assert report.quantiles == pytest.approx(
+        {"min": 0.25, "p25": 0.25, "p50": 0.25, "p75": 0.4375, "p90": 0.775, "p99": 0.9775, "max": 1.0}
+    )
+    assert report.at_least == {0.1: 4, 0.2: 4, 0.3: 1, 0.5: 1, 1.0: 1}
+    assert report.seconds > 0
+    assert [message.split()[0] for message in said] == ["Reading", "Joining", "Writing"]
+
+
+def test_the_report_counts_notes_of_the_split_only(tmp_path: Path) -> None:
+    test, train = with_split("test", 3), with_split("train", 2)
+    clicks = write_clicks(tmp_path / "c.jsonl", ({"user": "u", "note": note} for note in [*test, *train]))
+    report = related_pairs(clicks, tmp_path / "pairs", PairOptions(split="test"))
+    assert (report.clicks, report.notes, report.pairs, report.notes_without_pair) == (5, 3, 3, 1)
+
+
+def test_clicks_of_a_note_are_the_users_who_clicked_it(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl.gz", histories(u="aab", v="a", w="cb"))
+    assert clicks_by_note(clicks) == {"a": 2, "b": 2, "c": 1}
+
+
+def test_clicks_rated_below_the_least_are_not_counted(tmp_path: Path) -> None:
+    ratings = [("u", "a", 5), ("v", "a", 3), ("v", "b", 3), ("w", "a", 4), ("w", "c", None), ("w", "d", 4)]
+    records = [{"user": user, "note": note, "rating": rating} for user, note, rating in ratings]
+    clicks = write_clicks(tmp_path / "clicks.jsonl", records)
+    assert clicks_by_note(clicks, PairOptions(min_rating=4)) == {"a": 2, "d": 1}
+    assert clicks_by_note(clicks) == {"a": 3, "b": 1, "c": 1, "d": 1}
+
+
+def test_clicks_that_cannot_be_counted_are_refused(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl", [{"user": "u", "title": "no note"}])
+    with pytest.raises(PairsError, match="'note'"):
+        clicks_by_note(clicks)
+
+
+def test_no_pairs_are_a_result_too(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="a", v="b"))
+    report = related_pairs(clicks, tmp_path / "pairs")
+    assert (report.pairs, report.notes_without_pair, report.quantiles) == (0, 2, {})
+    assert read_pairs(tmp_path / "pairs") == []
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.jsonl", "", "holds no clicks"),
+        ("c.csv", "", "holds no clicks"),
+        ("c.csv", "user,note\n", "holds no clicks"),
+        ("c.parquet", "", "cannot be read as parquet"),
+        ("c.parquet", "no parquet", "cannot be read as parquet"),
+        ("c.jsonl", "no json\n", "cannot be read as json"),
+        ("c.jsonl", "[1, 2]\n", "cannot be read as json"),
+        ("c.jsonl.gz", "not compressed", "cannot be read as json"),
+        ("c.csv", "user,note\na,b,c\n", "cannot be read as csv"),
+        ("c.jsonl", '{"reader": 1, "note": 2}\n', "no column 'user'"),
+        ("c.csv", "user,item\n1,2\n", "no column 'note'"),
+        ("c.csv", "1,2\n3,4\n", "no column 'user'"),
+        ("c.jsonl", '{"user": 1, "note": 2}\n{"user": 1, "note": null}\n', "1 of 2 clicks .* have no note"),
+        ("c.csv", 'user,note\n1,2\n"",3\n', "1 of 2 clicks .* have no user"),
+        ("c.csv", "user,note,time\n1,2,\n1,3,5\n", "every click a time"),
+        ("c.csv", "user,note,time\n1,2,soon\n1,3,later\n", "every click a time"),
+        ("c.txt", "user,note\n", "no known format"),
+    ],
+)
+def test_clicks_that_cannot_be_used_are_refused_with_a_reason(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(PairsError, match=message):
+        related_pairs(tmp_path / name, tmp_path / "pairs")
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match=r"there is no file .*nothing\.jsonl"):
+        related_pairs(tmp_path / "nothing.jsonl", tmp_path / "pairs")
+
+
+def test_a_least_rating_needs_ratings(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match="has no ratings"):
+        scores_of(tmp_path, histories(u="ab"), PairOptions(min_rating=4))
+
+
+def test_balancing_needs_categories(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match="give the notes file"):
+        scores_of(tmp_path, histories(u="ab"), PairOptions(per_category=4))
+    notes = write_clicks(tmp_path / "notes.jsonl", [{"id": "a", "category": None}])
+    with pytest.raises(PairsError, match="gives no note an id and a category"):
+        scores_of(tmp_path, histories(u="ab"), PairOptions(per_category=4), notes=notes)
+
+
+def test_a_memory_that_is_no_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match="did not start with a memory of 'much'"):
+        scores_of(tmp_path, histories(u="ab"), memory="much")
+
+
+def test_spark_that_is_not_installed_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    with pytest.raises(PairsError, match=r"notellm\[spark\]"):
+        scores_of(tmp_path, histories(u="ab"), engine="spark")
+
+
+def test_a_file_without_pairs_is_no_file_of_pairs(tmp_path: Path) -> None:
+    (tmp_path / "pairs").write_text("?")
+    for name in ("pairs", "nothing"):
+        with pytest.raises(PairsError, match="holds no pairs"):
+            read_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"window": 0},
+        {"window": 1.5},
+        {"window": True},
+        {"top": 0},
+        {"top": None},
+        {"per_category": 0},
+        {"max_history": 1},
+        {"lower": -0.1},
+        {"lower": 2, "upper": 1},
+        {"lower": float("nan")},
+        {"min_rating": float("nan")},
+        {"split": "dev"},
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_refused(nonsense: dict[str, Any]) -> None:
+    with pytest.raises(PairsError, match=next(iter(nonsense))):
+        PairOptions(**nonsense)

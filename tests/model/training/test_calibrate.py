@@ -1,0 +1,81 @@
+"""What is fitted to a finished checkpoint is what made the truth likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from model.data.pairs import split_of
+from model.evaluation.metrics import apply_temperature
+from model.note import Note
+from model.training.calibrate import category_temperature
+
+TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
+
+
+class EmptyRows:
+    """What every classifier answers when it is asked about no note."""
+
+    name = "empty"
+
+    def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float64]:
+        return np.zeros((len(notes), len(categories)))
+
+
+class Sharpened:
+    """The truth is drawn from a distribution that it gives too sharply: `times` its log probabilities."""
+
+    name = "sharpened"
+
+    def __init__(self, times: float, seed: int, classes: int) -> None:
+        generator = np.random.default_rng(seed)
+        ids = [str(i) for i in range(12_000)]
+        self.logits = {i: generator.normal(scale=2, size=classes) for i in ids if split_of(i) == "validation"}
+        self.times = times
+        self.asked: list[int] = []
+        drawn = {i: int(np.argmax(row + generator.gumbel(size=classes))) for i, row in self.logits.items()}
+        trained = {i: at for at, i in enumerate(TRAIN[:classes])}
+        self.notes = {i: Note(id=i, title=str(seed), category=f"{c}") for i, c in (drawn | trained).items()}
+
+    def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float64]:
+        assert list(categories) == [str(i) for i in range(len(categories))]
+        self.asked.append(len(notes))
+        return apply_temperature(np.array([self.logits[note.id] for note in notes]) * self.times, 1)
+
+
+@pytest.mark.parametrize("times", [0.5, 2.5])
+def test_the_temperature_that_was_taken_away_is_found(times: float):
+    system = Sharpened(times, 0, 5)
+    assert category_temperature(system, [system.notes], 10_000) == pytest.approx(times, rel=0.1)
+
+
+def test_one_temperature_is_found_for_closed_sets_of_several_sizes():
+    small, large = Sharpened(2.0, 1, 3), Sharpened(2.0, 2, 7)
+
+    class Either:
+        name = "either"
+
+        def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float64]:
+            return (small if notes[0].title == "1" else large).category_log_probs(notes, categories)
+
+    found = category_temperature(Either(), [small.notes, large.notes], 1000)
+    assert found == pytest.approx(2, rel=0.1)
+    assert small.asked == large.asked == [1000]
+
+
+def test_the_notes_for_the_temperature_are_drawn_the_same_every_time():
+    system = Sharpened(1.0, 3, 4)
+    first, again = (category_temperature(system, [system.notes], 50) for _ in range(2))
+    assert first == again != category_temperature(system, [system.notes], 60)
+
+
+def test_without_a_category_in_validation_there_is_no_temperature():
+    system = Sharpened(1.0, 0, 3)
+    trained = {i: note for i, note in system.notes.items() if split_of(i) == "train"}
+    with pytest.raises(ValueError, match="no validation note"):
+        category_temperature(system, [], 10)
+    with pytest.raises(ValueError, match="no validation note"):
+        category_temperature(EmptyRows(), [trained], 10)

@@ -1,0 +1,226 @@
+"""The losses against values computed by hand."""
+
+import math
+
+import pytest
+import torch
+
+from model.training.loss import RelatedLoss, contrastive_loss, distillation_loss, generative_loss, joint_loss
+
+EAST, NORTH, WEST = (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)
+UNKNOWN = (0.0, 0.0)
+
+
+def unit(*rows: tuple[float, float]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_contrastive_loss_of_two_pairs_is_the_hand_computed_one():
+    loss = contrastive_loss(unit(EAST, EAST, NORTH, NORTH), torch.tensor(0.0))
+    # Each note: partner at cosine 1, two others at cosine 0, itself left out.
+    assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 2)))
+
+
+def test_tau_is_the_log_of_the_inverse_temperature():
+    loss = contrastive_loss(unit(EAST, EAST, NORTH, NORTH), torch.tensor(math.log(4.0)))
+    assert loss.item() == pytest.approx(-math.log(math.exp(4) / (math.exp(4) + 2)))
+
+
+def test_each_note_is_compared_with_its_own_partner():
+    loss = contrastive_loss(unit(EAST, NORTH, EAST, WEST), torch.tensor(0.0))
+    e = math.exp
+    by_hand = [
+        -math.log(e(0) / (e(0) + e(1) + e(-1))),  # east: partner north, others east and west
+        -math.log(e(0) / (e(0) + e(0) + e(0))),  # north: everything is at 90 degrees
+        -math.log(e(-1) / (e(1) + e(0) + e(-1))),  # east: partner west
+        -math.log(e(-1) / (e(-1) + e(0) + e(-1))),  # west: partner east, others east and north
+    ]
+    assert loss.item() == pytest.approx(sum(by_hand) / 4)
+
+
+def test_a_known_related_note_is_no_negative_and_a_partner_always_counts():
+    everything_known = torch.ones(4, 4, dtype=torch.bool)
+    loss = contrastive_loss(unit(EAST, NORTH, EAST, NORTH), torch.tensor(0.0), everything_known)
+    assert loss.item() == pytest.approx(0.0)  # nothing but the partner is left
+    one_known = torch.zeros(4, 4, dtype=torch.bool)
+    one_known[0, 2] = True
+    masked = contrastive_loss(unit(EAST, EAST, EAST, NORTH), torch.tensor(0.0), one_known)
+    whole = contrastive_loss(unit(EAST, EAST, EAST, NORTH), torch.tensor(0.0))
+    first = -math.log(math.e / (2 * math.e + 1)) + math.log(math.e / (math.e + 1))
+    assert (whole - masked).item() == pytest.approx(first / 4)
+
+
+def test_others_join_the_sum_of_every_note():
+    loss = contrastive_loss(unit(EAST, NORTH), torch.tensor(0.0), others=unit(EAST, WEST, NORTH))
+    e = math.exp
+    by_hand = [
+        -math.log(e(0) / (e(0) + e(1) + e(-1) + e(0))),  # east: partner north, others east, west and north
+        -math.log(e(0) / (e(0) + e(0) + e(0) + e(1))),  # north: partner east
+    ]
+    assert loss.item() == pytest.approx(sum(by_hand) / 2)
+
+
+def test_a_known_related_note_among_the_others_is_no_negative():
+    known = torch.zeros(2, 4, dtype=torch.bool)
+    known[0, 3] = True
+    loss = contrastive_loss(unit(EAST, EAST), torch.tensor(0.0), known, unit(NORTH, WEST))
+    first = -math.log(math.e / (math.e + 1))  # west, the second of the others, is left out
+    second = -math.log(math.e / (math.e + 1 + 1 / math.e))
+    assert loss.item() == pytest.approx((first + second) / 2)
+
+
+def test_no_other_is_a_partner_or_kept_as_one():
+    batch, others = unit(EAST, NORTH, WEST, NORTH), unit(EAST, NORTH, WEST, NORTH)
+    everything_known = torch.ones(4, 8, dtype=torch.bool)
+    loss = contrastive_loss(batch, torch.tensor(0.0), everything_known, others)
+    assert loss.item() == pytest.approx(0.0)  # the partner of the batch alone is left
+    only_others = everything_known.clone()
+    only_others[:, 4:] = False
+    loss = contrastive_loss(batch, torch.tensor(0.0), only_others, others)
+    e = math.exp
+    east_or_west = -math.log(e(0) / (e(0) + e(1) + e(0) + e(-1) + e(0)))
+    north = -math.log(e(0) / (e(0) + e(0) + e(1) + e(0) + e(1)))
+    assert loss.item() == pytest.approx((2 * east_or_west + 2 * north) / 4)
+
+
+def test_a_loss_over_no_others_is_that_of_the_batch():
+    vectors, none = unit(EAST, NORTH, EAST, WEST), torch.zeros(0, 2)
+    tau = torch.tensor(1.0)
+    assert contrastive_loss(vectors, tau, others=none) == contrastive_loss(vectors, tau)
+    taught = unit(EAST, EAST, NORTH, WEST)
+    assert distillation_loss(vectors, tau, taught, 0.3, none, none) == distillation_loss(vectors, tau, taught, 0.3)
+
+
+def test_tau_and_vectors_get_gradients():
+    vectors = unit(EAST, NORTH, WEST, NORTH).requires_grad_()
+    tau = torch.tensor(3.0, requires_grad=True)
+    contrastive_loss(vectors, tau).backward()
+    assert vectors.grad is not None
+    assert vectors.grad.abs().sum() > 0
+    assert tau.grad is not None
+    assert tau.grad.item() != 0
+
+
+def test_distillation_loss_of_three_notes_is_the_hand_computed_one():
+    taught = unit(EAST, EAST, NORTH)  # 0 and 1 are alike, 2 is at 90 degrees from both
+    loss = distillation_loss(unit(EAST, NORTH, WEST), torch.tensor(math.log(2.0)), taught, temperature=0.5)
+    e = math.exp
+    near = e(2) / (e(2) + 1)  # the teacher of 0 and 1: cosines 1 and 0 by the temperature; of 2 it says half and half
+    by_hand = [
+        # The student of 0: cosines 0 with 1 and -1 with 2, times e^tau = 2.
+        -near * math.log(1 / (1 + e(-2))) - (1 - near) * math.log(e(-2) / (1 + e(-2))),
+        -near * math.log(1 / 2) - (1 - near) * math.log(1 / 2),  # of 1: 0 with both
+        -0.5 * math.log(e(-2) / (1 + e(-2))) - 0.5 * math.log(1 / (1 + e(-2))),  # of 2: -1 with 0 and 0 with 1
+    ]
+    assert loss.item() == pytest.approx(sum(by_hand) / 3)
+
+
+def test_notes_that_the_teacher_does_not_know_do_not_count():
+    tau = torch.tensor(1.0)
+    vectors, taught = unit(EAST, NORTH, WEST, EAST, NORTH), unit(EAST, UNKNOWN, EAST, UNKNOWN, NORTH)
+    vectors.requires_grad_()
+    loss = distillation_loss(vectors, tau, taught, 0.3)
+    known = [0, 2, 4]
+    assert loss.item() == pytest.approx(distillation_loss(vectors[known], tau, taught[known], 0.3).item())
+    loss.backward()
+    assert vectors.grad is not None
+    assert not vectors.grad[[1, 3]].any()
+    assert vectors.grad[[0, 2]].any(1).all()
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_with_fewer_than_two_known_notes_nothing_is_distilled(known: int):
+    vectors = unit(EAST, NORTH, WEST, NORTH).requires_grad_()
+    loss = distillation_loss(vectors, torch.tensor(3.0), unit(*[NORTH] * known, *[UNKNOWN] * (4 - known)), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert vectors.grad is not None
+    assert not vectors.grad.any()
+
+
+def test_distillation_over_others_is_the_hand_computed_one():
+    """As of three notes, but the third, which the batch does not hold, has no row of its own."""
+    loss = distillation_loss(
+        unit(EAST, NORTH),
+        torch.tensor(math.log(2.0)),
+        unit(EAST, EAST),
+        temperature=0.5,
+        others=unit(WEST),
+        others_taught=unit(NORTH),
+    )
+    e = math.exp
+    near = e(2) / (e(2) + 1)
+    by_hand = [
+        -near * math.log(1 / (1 + e(-2))) - (1 - near) * math.log(e(-2) / (1 + e(-2))),
+        -near * math.log(1 / 2) - (1 - near) * math.log(1 / 2),
+    ]
+    assert loss.item() == pytest.approx(sum(by_hand) / 2)
+
+
+def test_others_that_the_teacher_does_not_know_do_not_count():
+    vectors, taught, tau = unit(EAST, NORTH, WEST), unit(EAST, UNKNOWN, NORTH), torch.tensor(1.0)
+    others, others_taught = unit(NORTH, WEST, EAST), unit(UNKNOWN, EAST, UNKNOWN)
+    loss = distillation_loss(vectors, tau, taught, 0.3, others, others_taught)
+    without = distillation_loss(vectors, tau, taught, 0.3, others[1:2], others_taught[1:2])
+    assert loss.item() == pytest.approx(without.item())
+    assert loss.item() != pytest.approx(distillation_loss(vectors, tau, taught, 0.3).item())  # the second one counts
+
+
+def test_one_known_note_and_others_are_enough_to_distil():
+    vectors = unit(EAST, NORTH, WEST, NORTH).requires_grad_()
+    taught, tau = unit(EAST, UNKNOWN, UNKNOWN, UNKNOWN), torch.tensor(0.0)
+    loss = distillation_loss(vectors, tau, taught, 1.0, unit(WEST, NORTH), unit(EAST, NORTH))
+    e = math.exp
+    near = e(1) / (e(1) + e(0))  # the teacher: cosines 1 and 0; the student: -1 and 0
+    by_hand = -near * math.log(e(-1) / (e(-1) + e(0))) - (1 - near) * math.log(e(0) / (e(-1) + e(0)))
+    assert loss.item() == pytest.approx(by_hand)
+    loss.backward()
+    assert vectors.grad is not None
+    assert vectors.grad.any(1).tolist() == [True, False, False, False]
+    # One other leaves nothing to choose, and without a known note nobody chooses: neither is an error.
+    for known, others in ((taught, unit(WEST)), (torch.zeros(4, 2), unit(WEST, NORTH))):
+        nothing = distillation_loss(vectors, tau, known, 1.0, others, others)
+        assert nothing.item() == 0
+        nothing.backward()
+        assert vectors.grad.isfinite().all()
+
+
+def test_distillation_is_lowest_where_the_student_says_what_the_teacher_says():
+    generator = torch.Generator().manual_seed(0)
+    taught = torch.nn.functional.normalize(torch.randn(4, 6, generator=generator), dim=-1)
+    temperature, tau = 0.5, torch.tensor(math.log(1 / 0.5), requires_grad=True)
+    vectors = taught.clone().requires_grad_()
+    lowest = distillation_loss(vectors, tau, taught, temperature)
+    others = (taught @ taught.T / temperature)[~torch.eye(4, dtype=torch.bool)].view(4, 3).softmax(-1)
+    assert lowest.item() == pytest.approx(-(others * others.log()).sum(1).mean().item())  # the teacher's own entropy
+    lowest.backward()
+    assert vectors.grad is not None
+    assert tau.grad is not None
+    torch.testing.assert_close(vectors.grad, torch.zeros(4, 6), atol=1e-6, rtol=0)
+    assert tau.grad.item() == pytest.approx(0, abs=1e-6)
+    for _ in range(20):
+        other = torch.nn.functional.normalize(taught + 0.3 * torch.randn(4, 6, generator=generator), dim=-1)
+        assert distillation_loss(other, tau, taught, temperature) > lowest
+
+
+def test_generative_loss_is_the_mean_cross_entropy_of_output_tokens():
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+    loss = generative_loss(logits, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((-math.log(3 / 4) - math.log(1 / 2)) / 2)
+
+
+def test_generative_losses_of_parts_add_up_to_that_of_the_batch():
+    logits, targets = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    parts = generative_loss(logits[:2], targets[:2], 6) + generative_loss(logits[2:], targets[2:], 6)
+    torch.testing.assert_close(parts, generative_loss(logits, targets))
+
+
+def test_generative_loss_without_outputs_is_zero():
+    assert generative_loss(torch.zeros(0, 7), torch.zeros(0, dtype=torch.int64)).item() == 0
+
+
+def test_joint_loss_weighs_its_parts_by_alpha_and_returns_them():
+    related = RelatedLoss(total=torch.tensor(3.0), contrastive=torch.tensor(2.0), distillation=torch.tensor(4.0))
+    loss = joint_loss(related, torch.tensor(5.0), alpha=0.25)
+    assert loss.total.item() == pytest.approx((3 + 0.25 * 5) / 1.25)
+    assert (loss.contrastive.item(), loss.distillation.item(), loss.generative.item()) == (2.0, 4.0, 5.0)

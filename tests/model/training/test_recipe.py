@@ -1,0 +1,87 @@
+"""A recipe says what a run is; what it says wrongly is named."""
+
+from pathlib import Path
+
+import pytest
+
+from model.training.recipe import Data, Recipe, RecipeError
+
+RECIPES = sorted((Path(__file__).parents[3] / "model" / "training" / "recipes").glob("*.toml"))
+MINIMAL = 'name = "x"\n[[data]]\nnotes = "n.jsonl"\npairs = "p.parquet"\n'
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "recipe.toml").write_text(text)
+    return tmp_path / "recipe.toml"
+
+
+def test_fields_are_read_and_the_rest_has_the_papers_defaults(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, "steps = 7\n" + MINIMAL))
+    assert recipe.steps == 7
+    assert recipe.data == (Data(notes=Path("n.jsonl"), pairs=Path("p.parquet")),)
+    assert (recipe.hashtag_share, recipe.alpha, recipe.dimension) == (0.4, 0.01, 128)
+
+
+def test_changes_replace_what_the_file_says(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, "steps = 7\n" + MINIMAL), {"steps": 9, "learning_rate": 1})
+    assert (recipe.steps, recipe.learning_rate) == (9, 1.0)
+
+
+def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SOMEWHERE", "/somewhere")
+    text = MINIMAL.replace("n.jsonl", "$SOMEWHERE/n.jsonl")
+    assert Recipe.load(written(tmp_path, text)).data[0].notes == Path("/somewhere/n.jsonl")
+    monkeypatch.delenv("SOMEWHERE")
+    with pytest.raises(RecipeError, match="SOMEWHERE"):
+        Recipe.load(written(tmp_path, text))
+
+
+def test_a_teacher_is_a_path_of_one_data_set(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, "distillation = 1\n" + MINIMAL + 'teacher = "~/t.npz"\n'))
+    assert recipe.distillation == 1.0
+    assert recipe.data[0].teacher == Path("~/t.npz").expanduser()
+
+
+def test_other_names_of_categories_are_read(tmp_path: Path):
+    recipe = Recipe.load(written(tmp_path, MINIMAL + '[data.category_names]\nPets = ["Animals"]\n'))
+    assert recipe.data[0].category_names == {"Pets": ["Animals"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("stepz = 7\n" + MINIMAL, "stepz"),
+        ("steps = 0\n" + MINIMAL, "steps"),
+        ('steps = "many"\n' + MINIMAL, "steps"),
+        ("steps = true\n" + MINIMAL, "steps"),
+        ("hashtag_share = 1.5\n" + MINIMAL, "hashtag_share"),
+        ('lora_rank = 0\nstart = "runs/first/best"\n' + MINIMAL, "start"),
+        ("alpha = -1.0\n" + MINIMAL, "alpha"),
+        ("distillation = 1.1\n" + MINIMAL, "distillation"),
+        ("distillation_temperature = 0.0\n" + MINIMAL, "distillation_temperature"),
+        ("steps = \n" + MINIMAL, "TOML"),
+        ('name = "x"\n', "data"),
+        ('[[data]]\nnotes = "n.jsonl"\n', "name"),
+        (MINIMAL.replace('pairs = "p.parquet"\n', ""), "pairs"),
+        (MINIMAL + "colour = 1\n", "colour"),
+        (MINIMAL + 'category_names = "Pets"\n', "category_names must be a table"),
+        (MINIMAL + '[data.category_names]\nPets = "Animals"\n', "Pets must have a list"),
+        (MINIMAL + "[data.category_names]\nPets = []\n", "Pets must have a list"),
+        (MINIMAL + "[data.category_names]\nPets = [1]\n", "Pets must have a list"),
+    ],
+)
+def test_what_cannot_be_run_is_named(tmp_path: Path, text: str, named: str):
+    with pytest.raises(RecipeError, match=named):
+        Recipe.load(written(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"nothing\.toml"):
+        Recipe.load(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_that_come_along_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"):
+        monkeypatch.setenv(name, "/data")
+    assert Recipe.load(path).data

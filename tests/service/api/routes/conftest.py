@@ -1,0 +1,81 @@
+"""A real service on a loopback port: uvicorn, the embedded Redis, FAISS, and a tiny checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+
+from service.api.app import create_app
+from service.settings import Settings
+
+SAMPLES = 20
+Serve = Callable[..., contextlib.AbstractContextManager[str]]
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """The address of a service that runs in a thread until the block is left."""
+    with socket.create_server((settings.host, 0)) as listener:
+        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx2.Client() as client:
+                assert client.get(f"{url}/livez", timeout=60).status_code == 200
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
+    """Start a service with the tiny checkpoint; any setting can be given."""
+    folder = Path(tempfile.mkdtemp(prefix="nl-"))  # short: a unix socket's path is limited
+
+    def start(**settings: object) -> contextlib.AbstractContextManager[str]:
+        name = f"{len(list(folder.iterdir()))}"
+        defaults = {"data_dir": folder / name, "cache_dir": folder, "checkpoint": str(tiny_checkpoint)}
+        defaults |= {"sample_notes": 0}
+        return serving(Settings.model_validate(defaults | settings))
+
+    yield start
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def url(serve: Serve) -> Iterator[str]:
+    """The service that most tests share."""
+    limits = {"max_note_bytes": 2**18, "max_body_bytes": 2**20, "max_batch_notes": 50, "max_k": 50, "queue_notes": 45}
+    with serve(sample_notes=SAMPLES, filter_attributes=("language", "seats"), **limits) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, timeout=60) as opened:
+        yield opened
+
+
+def eventually_true(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    return eventually_true

@@ -1,0 +1,45 @@
+"""Generated requests, valid and not, over the whole documented API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from service.api.app import create_app
+from service.settings import Settings
+from tests.service.api.routes.conftest import Serve
+
+schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
+# Not: that every request which fits the schema is accepted. "Title and content not both empty" is no matter of schema.
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def fuzzed_url(serve: Serve) -> Iterator[str]:
+    """A service of its own: nothing that it stores is safe here."""
+    with serve(sample_notes=3) as address:
+        yield address
+
+
+@pytest.mark.filterwarnings("default")
+@schema.parametrize()
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_input_gives_a_500_or_an_undocumented_answer(case: Case, fuzzed_url: str) -> None:
+    case.call_and_validate(base_url=fuzzed_url, checks=CHECKS)

@@ -1,0 +1,134 @@
+"""POST /generate, /generate/hashtags, /generate/category."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import httpx2
+import pytest
+
+from tests.service.api.routes.conftest import Serve
+
+TEXT = {"title": "Sourdough for beginners", "content": "Flour, water, salt and two days."}
+
+
+def test_hashtags_are_bounded_and_scored_or_a_reason_is_given(client: httpx2.Client) -> None:
+    for count in (1, 10):
+        answer = client.post("/generate/hashtags", json=TEXT | {"count": count, "policy": "open"}).json()
+        assert len(answer["hashtags"]) <= count
+        assert bool(answer["hashtags"]) != ("reason" in answer and answer["reason"] is not None)
+        scores = [h["score"] for h in answer["hashtags"]]
+        assert all(0 < score <= 1 for score in scores)
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) <= 1 + 1e-5
+
+
+def test_hashtags_keep_to_the_policy_of_the_request(client: httpx2.Client) -> None:
+    def told(**rules: object) -> dict[str, list[str] | None]:
+        answer = client.post("/generate/hashtags", json=TEXT | {"count": 10} | rules)
+        assert answer.status_code == 200
+        return {hashtag["text"]: hashtag.get("notes") for hashtag in answer.json()["hashtags"]}
+
+    written = told(policy="open")
+    assert set(written.values()) == {None}
+    used, *_ = written
+    assert client.post("/notes", json=TEXT | {"id": "tagged", "hashtags": [used]}).status_code == 201
+    assert "tagged" in (told(policy="grounded")[used] or [])
+    assert used in told(policy="known")
+    for policy in ("open", "known", "grounded"):
+        assert used not in told(policy=policy, blocked=[f"# {used.upper()}"])
+    assert client.delete("/notes/tagged").status_code == 204
+    assert used not in told(policy="known")
+    assert client.post("/generate/hashtags", json=TEXT | {"policy": "loud"}).status_code == 422
+
+
+def test_a_stream_tells_each_hashtag_and_then_the_whole_answer(client: httpx2.Client) -> None:
+    body = TEXT | {"count": 4}
+    answer = client.post("/generate/hashtags/stream", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [dict(line.split(": ", 1) for line in event.splitlines()) for event in answer.text.split("\n\n") if event]
+    *told, done = [(event["event"], json.loads(event["data"])) for event in events]
+    whole = client.post("/generate/hashtags", json=body).json()
+    assert {event for event, _ in told} == {"hashtag"}
+    assert [hashtag["text"] for _, hashtag in told] == [hashtag["text"] for hashtag in whole["hashtags"]]
+    assert done == ("done", whole)
+
+
+def test_a_stream_whose_time_is_over_ends_with_a_problem(serve: Serve) -> None:
+    with serve(request_seconds=1e-6) as url:
+        answer = httpx2.post(f"{url}/generate/hashtags/stream", json=TEXT)
+    (event, data), *_ = (line.split(": ", 1) for line in answer.text.splitlines() if line)
+    assert (event, data) == ("event", "problem")
+    assert '"status":504' in answer.text.replace(" ", "")
+
+
+def test_a_bad_body_is_refused_before_a_stream_begins(client: httpx2.Client) -> None:
+    answer = client.post("/generate/hashtags/stream", json={"count": 2})
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+
+
+def test_the_model_abstains_below_the_probability_that_the_caller_asks_for(client: httpx2.Client) -> None:
+    sure = client.post("/generate/category", json=TEXT | {"categories": ["Food"], "min_probability": 1}).json()
+    assert (sure["category"], sure["abstain"]) == ("Food", False)
+    unsure = client.post(
+        "/generate/category", json=TEXT | {"categories": ["Food", "Pets"], "min_probability": 1}
+    ).json()
+    assert (unsure["category"], unsure["probability"], unsure["abstain"]) == (None, None, True)
+    assert {c["name"] for c in unsure["alternatives"]} == {"Food", "Pets"}
+    everything = client.post("/generate", json=TEXT | {"categories": ["Food", "Pets"], "min_probability": 1}).json()
+    assert everything["category"] is None
+
+
+def test_the_category_is_one_of_the_callers_set_with_probabilities_that_sum_to_one(client: httpx2.Client) -> None:
+    names = ["Food", "Food and Drink", "Pets", "旅行"]
+    answer = client.post("/generate/category", json=TEXT | {"categories": names}).json()
+    probabilities = {c["name"]: c["probability"] for c in answer["alternatives"]}
+    probabilities[answer["category"]] = answer["probability"]
+    assert set(probabilities) == set(names)
+    assert math.isclose(sum(probabilities.values()), 1, rel_tol=1e-4)
+    assert answer["probability"] == max(probabilities.values())
+
+
+def test_the_callers_set_holds_for_all_three_too(client: httpx2.Client) -> None:
+    answer = client.post("/generate", json=TEXT | {"categories": ["Soups", "Trains"]}).json()
+    assert answer["category"]["name"] in ("Soups", "Trains")
+    assert len(answer["embedding"]) > 0
+
+
+def test_one_call_gives_all_three_for_less_than_three(client: httpx2.Client) -> None:
+    everything = client.post("/generate", json=TEXT).json()
+    hashtags = client.post("/generate/hashtags", json=TEXT).json()
+    category = client.post("/generate/category", json=TEXT).json()
+    assert math.isclose(math.hypot(*everything["embedding"]), 1, rel_tol=1e-5)
+    assert [h["text"] for h in everything["hashtags"]] == [h["text"] for h in hashtags["hashtags"]]
+    assert everything["category"]["name"] == category["category"]
+    apart = hashtags["usage"]["prompt_tokens"] + category["usage"]["prompt_tokens"]
+    assert everything["usage"]["prompt_tokens"] < apart
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate/category"])
+def test_names_with_more_tokens_than_the_bound_are_refused_and_the_next_request_is_answered(
+    client: httpx2.Client, path: str
+) -> None:
+    limits = client.get("/limits").json()
+    long = [" ".join(f"{i * 30 + j}" for j in range(20)) for i in range(limits["max_categories"])]
+    answer = client.post(path, json=TEXT | {"categories": long})
+    assert answer.status_code == 413
+    assert f"max_category_tokens = {limits['max_category_tokens']}" in answer.json()["detail"]
+    assert client.post(path, json=TEXT | {"categories": long[:5]}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate/hashtags", "/generate/category", "/similar"])
+def test_bad_bodies_are_refused(client: httpx2.Client, path: str) -> None:
+    def status(body: bytes, content_type: str = "application/json") -> int:
+        answer = client.post(path, content=body, headers={"content-type": content_type})
+        assert answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code
+
+    assert status(b"{nope") == 400
+    assert status(b"\xff\xfe") == 400
+    assert status(b"title=a", "application/x-www-form-urlencoded") == 400
+    assert status(b"{}") == 422
+    assert status(b'{"title": "\\ud800"}') in (400, 422)
+    assert status(b'{"title": "%s"}' % (b"a" * 2**18)) == 413

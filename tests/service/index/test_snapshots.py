@@ -1,0 +1,160 @@
+"""SnapshotFolder: what is loaded is what was saved, or nothing is, whatever happened to the files or to the process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.errors import SnapshotRefused
+from service.index.snapshots import LOCK, MANIFEST, VERSION, Origin, SnapshotFolder
+from service.interfaces import Arrays, Part
+
+ORIGIN = Origin("store-1", "space-1")
+FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty": {"c": np.zeros(0, np.uint8)}}
+
+
+def parts(of: Mapping[str, Arrays], lasting: str = "") -> list[Part]:
+    return [Part(name, partial(dict, arrays), lasting=name == lasting) for name, arrays in of.items()]
+
+
+def check(folder: SnapshotFolder, position: str, of: Mapping[str, Arrays]) -> None:
+    snapshot = folder.load(ORIGIN)
+    assert snapshot is not None
+    assert snapshot.position == position
+    for name, arrays in of.items():
+        read = snapshot.read(name)
+        assert read.keys() == arrays.keys()
+        for key, values in arrays.items():
+            np.testing.assert_array_equal(read[key], values, strict=True)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.npz"))
+
+
+def check_again(folder: SnapshotFolder, path: Path, position: str, of: Mapping[str, Arrays]) -> None:
+    """As the next process has it."""
+    folder.close()
+    with closing(SnapshotFolder(path)) as its:
+        check(its, position, of)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[SnapshotFolder]:
+    folder = SnapshotFolder(tmp_path / "0")
+    yield folder
+    folder.close()
+
+
+def test_the_last_one_is_loaded_and_the_files_of_those_before_are_gone(folder: SnapshotFolder, tmp_path: Path) -> None:
+    assert folder.load(ORIGIN) is None
+    folder.save(ORIGIN, "1-0", parts(FIRST))
+    check(folder, "1-0", FIRST)
+    second = {"rows": {"a": np.arange(9)}}
+    folder.save(ORIGIN, "2-0", parts(second))
+    check_again(folder, tmp_path / "0", "2-0", second)
+    assert len(files(tmp_path / "0")) == 1
+
+
+def test_what_lasts_is_written_once_also_by_the_next_process(folder: SnapshotFolder, tmp_path: Path) -> None:
+    folder.save(ORIGIN, "1-0", parts(FIRST, lasting="rows"))
+    (kept,) = [name for name in files(tmp_path / "0") if name.startswith("rows")]
+    folder.save(ORIGIN, "2-0", parts(FIRST, lasting="rows"))
+    assert kept in files(tmp_path / "0")
+    folder.close()
+    with closing(SnapshotFolder(tmp_path / "0")) as its:
+        check(its, "2-0", FIRST)
+        its.save(ORIGIN, "3-0", parts(FIRST, lasting="rows"))
+        assert kept in files(tmp_path / "0")
+        check(its, "3-0", FIRST)
+
+
+@given(st.data())
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_one_of_which_any_byte_is_another_is_refused(tmp_path: Path, data: st.DataObject) -> None:
+    shutil.rmtree(tmp_path / "0", ignore_errors=True)
+    folder = SnapshotFolder(tmp_path / "0")
+    folder.save(ORIGIN, "1-0", parts(FIRST))
+    path = data.draw(st.sampled_from([tmp_path / "0" / name for name in [MANIFEST, *files(tmp_path / "0")]]))
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(data.draw(st.sampled_from([content, content[: len(content) // 2]])))
+    with pytest.raises(SnapshotRefused):
+        check(folder, "1-0", FIRST)
+    folder.close()
+
+
+@pytest.mark.parametrize(
+    ("origin", "reason"),
+    [(Origin("store-2", "space-1"), "another store"), (Origin("store-1", "other"), "another space")],
+)
+def test_a_foreign_one_is_refused_with_the_reason(folder: SnapshotFolder, origin: Origin, reason: str) -> None:
+    folder.save(ORIGIN, "1-0", parts(FIRST))
+    with pytest.raises(SnapshotRefused, match=reason):
+        folder.load(origin)
+
+
+def test_one_of_another_version_is_refused(folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.save(ORIGIN, "1-0", parts(FIRST))
+    monkeypatch.setattr("service.index.snapshots.VERSION", 99)
+    with pytest.raises(SnapshotRefused, match=f"version {VERSION}, and this service has 99"):
+        folder.load(ORIGIN)
+
+
+@pytest.mark.parametrize("step", ["make", "fsync", "rename"])
+def test_one_that_cannot_be_finished_leaves_the_one_before(
+    folder: SnapshotFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*arguments: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    folder.save(ORIGIN, "1-0", parts(FIRST))
+    before = files(tmp_path / "0")
+    more = parts({"rows": {"a": np.arange(9)}})
+    with monkeypatch.context() as patch:
+        if step == "make":
+            more.append(Part("never", full))
+        else:
+            patch.setattr(os, step, full)
+        with pytest.raises(OSError, match="No space left"):
+            folder.save(ORIGIN, "2-0", more)
+    assert files(tmp_path / "0") == before
+    check_again(folder, tmp_path / "0", "1-0", FIRST)
+
+
+def test_each_process_has_its_own_and_finds_it_again(tmp_path: Path) -> None:
+    first, second = SnapshotFolder.claim(tmp_path), SnapshotFolder.claim(tmp_path)
+    assert first.replica != second.replica
+    first.save(ORIGIN, "1-0", parts(FIRST))
+    assert second.load(ORIGIN) is None
+    first.close()
+    third = SnapshotFolder.claim(tmp_path)
+    assert third.replica == first.replica
+    check(third, "1-0", FIRST)
+    second.close()
+    third.close()
+
+
+def test_where_nothing_can_be_written_the_claim_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        SnapshotFolder.claim(tmp_path / "file")
+
+
+def test_a_manifest_that_is_no_manifest_is_refused(folder: SnapshotFolder, tmp_path: Path) -> None:
+    for content in (b"", b"[]", orjson.dumps({"body": {}, "sha256": ""})):
+        (tmp_path / "0" / MANIFEST).write_bytes(content)
+        with pytest.raises(SnapshotRefused):
+            folder.load(ORIGIN)
+    assert (tmp_path / "0" / LOCK).exists()

@@ -1,0 +1,493 @@
+"""The store's contract, on the embedded server and on the distribution's Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+import redis
+
+from model.note import CategoryProbability, Hashtag
+from service.errors import PreconditionFailed, StoreUnavailable
+from service.interfaces import ORIGIN, Clock, Generated, LogBounds, LogEntry, StoredNote, Write, Written, position_key
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.redis_store import LOG, NOTE, OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
+from tests.service.conftest import GatedStore, Server, eventually, stored_note
+
+pytestmark = pytest.mark.anyio
+
+
+async def put(store: RedisNoteStore, note: StoredNote, expected: str | None = None) -> Written:
+    (written,) = await store.put([Write(note, expected)])
+    assert written is not None
+    return written
+
+
+async def get(store: RedisNoteStore, note_id: str) -> StoredNote | None:
+    (stored,) = await store.get([note_id], with_vectors=True)
+    return stored
+
+
+async def whole_log(store: RedisNoteStore, after: str = ORIGIN, count: int = 10_000) -> list[LogEntry]:
+    return (await store.read_log(after, count, 0))[0]
+
+
+async def scanned(store: RedisNoteStore) -> dict[str, StoredNote]:
+    return {note.note.id: note async for notes in store.scan() for note in notes}
+
+
+FULL = stored_note(
+    "full:1.~-",
+    "Three days",
+    content="line\nline",
+    hashtags=("Kyoto", "night bus"),
+    category="Travel",
+    author="tom",
+    created_at=1_750_000_000.123456,
+    expires_at=4_000_000_000.5,
+    attributes={"text": "x", "int": 2**53, "float": 0.1, "true": True, "false": False},
+    generated=Generated((Hashtag("bus", 1 / 3), Hashtag("夜", 0.1)), CategoryProbability("Food", 2 / 3)),
+)
+NOTES = {
+    "every field": FULL,
+    "nothing but a title": stored_note("bare"),
+    "generated, but none found": stored_note("none", generated=Generated(())),
+    "Chinese": stored_note("zh", "京都三日游", content="早上八点前去寺庙", hashtags=("京都",), author="小明"),
+    "emoji": stored_note("emoji", "👩‍👩‍👧‍👦 🏳️‍🌈", content="\U0001f9d1\u200d\U0001f4bb"),
+    "control characters": stored_note("control", "a\x00b\x1f\x7f", content="\r\n\u2028\u2029\ufeff\ufffe"),
+}
+
+
+@pytest.mark.parametrize("note", NOTES.values(), ids=NOTES.keys())
+async def test_a_note_comes_back_as_it_was_put(store: RedisNoteStore, note: StoredNote) -> None:
+    written = await put(store, note)
+    found = await get(store, note.note.id)
+    assert found is not None
+    assert found.note == note.note
+    assert found.generated == note.generated
+    assert (found.space, found.revision, found.position) == (note.space, written.revision, written.position)
+
+
+async def test_a_vector_comes_back_bit_for_bit(store: RedisNoteStore) -> None:
+    vector = np.array([-0.0, 0.0, 1e-45, -3.4e38, np.inf, 1 / 3, 1, -1], np.float32)
+    await put(store, stored_note(vector=vector))
+    found = await get(store, "a")
+    assert found is not None
+    assert found.vector is not None
+    assert found.vector.dtype == np.float32
+    assert found.vector.tobytes() == vector.tobytes()
+
+
+async def test_a_vector_comes_only_when_asked_for(store: RedisNoteStore) -> None:
+    await put(store, stored_note())
+    (found,) = await store.get(["a"])
+    assert found is not None
+    assert found.vector is None
+
+
+async def test_a_note_without_a_vector_is_refused(store: RedisNoteStore) -> None:
+    with pytest.raises(ValueError, match="no vector"):
+        await store.put([Write(StoredNote(FULL.note, "space"))])
+    assert await whole_log(store) == []
+
+
+async def test_notes_come_in_the_order_asked_for(store: RedisNoteStore) -> None:
+    await store.put([Write(stored_note(note_id)) for note_id in "abc"])
+    notes = await store.get(["c", "unknown", "a", "c"])
+    assert [note and note.note.id for note in notes] == ["c", None, "a", "c"]
+    assert await store.get([]) == []
+
+
+async def test_revisions_count_from_one(store: RedisNoteStore) -> None:
+    assert [(await put(store, stored_note(title=t))).revision for t in ("x", "y", "y")] == [1, 2, 3]
+
+
+async def test_every_write_has_its_log_entry_in_order(store: RedisNoteStore) -> None:
+    written = await store.put([Write(stored_note(i)) for i in ("a", "b", "a")])
+    removed = await store.delete("b")
+    log = await whole_log(store)
+    assert [(e.id, e.removed) for e in log] == [("a", False), ("b", False), ("a", False), ("b", True)]
+    assert [e.position for e in log] == [*(w.position for w in written if w), removed]
+    keys = [position_key(e.position) for e in log]
+    assert keys == sorted(set(keys))
+
+
+async def test_a_write_at_the_expected_position_is_made(store: RedisNoteStore) -> None:
+    first = await put(store, stored_note())
+    assert (await put(store, stored_note(title="new"), expected=first.position)).revision == 2
+
+
+@pytest.mark.parametrize("note_id", ["a", "unknown"])
+async def test_a_write_at_another_position_writes_nothing(store: RedisNoteStore, note_id: str) -> None:
+    first = await put(store, stored_note("a", "old"))
+    second = await put(store, stored_note("a", "new"))
+    assert await store.put([Write(stored_note(note_id, "stale"), first.position)]) == [None]
+    notes = await scanned(store)
+    assert {i: n.note.title for i, n in notes.items()} == {"a": "new"}
+    assert (await whole_log(store))[-1].position == second.position
+
+
+async def test_of_concurrent_writes_at_one_position_exactly_one_is_made(store: RedisNoteStore) -> None:
+    at = (await put(store, stored_note())).position
+    answers = await asyncio.gather(*(store.put([Write(stored_note(title=f"t{n}"), at)]) for n in range(20)))
+    winners = [n for n, (written,) in enumerate(answers) if written]
+    assert len(winners) == 1
+    found = await get(store, "a")
+    assert found is not None
+    assert (found.note.title, found.revision) == (f"t{winners[0]}", 2)
+    assert len(await whole_log(store)) == 2
+
+
+async def test_a_deleted_note_is_gone(store: RedisNoteStore) -> None:
+    at = (await put(store, stored_note())).position
+    removed = await store.delete("a", at)
+    assert removed is not None
+    assert position_key(removed) > position_key(at)
+    assert await get(store, "a") is None
+    assert (await whole_log(store))[-1] == LogEntry(removed, "a", True)
+
+
+async def test_deleting_an_unknown_note_changes_nothing(store: RedisNoteStore) -> None:
+    assert await store.delete("unknown") is None
+    assert await store.delete("unknown", "1-0") is None
+    assert await whole_log(store) == []
+
+
+async def test_a_delete_at_another_position_is_refused(store: RedisNoteStore) -> None:
+    first = await put(store, stored_note())
+    await put(store, stored_note(title="new"))
+    with pytest.raises(PreconditionFailed):
+        await store.delete("a", first.position)
+    assert await get(store, "a") is not None
+    assert len(await whole_log(store)) == 2
+
+
+async def test_a_note_made_again_after_its_delete_is_new(store: RedisNoteStore) -> None:
+    await put(store, stored_note())
+    await store.delete("a")
+    assert (await put(store, stored_note())).revision == 1
+
+
+async def test_an_expired_note_is_not_returned(store: RedisNoteStore, clock: Clock) -> None:
+    await store.put([Write(stored_note("short", expires_at=clock() + 1000)), Write(stored_note("long"))])
+    assert (await scanned(store)).keys() == {"short", "long"}
+    clock.offset = 1001
+    assert await get(store, "short") is None
+    assert (await scanned(store)).keys() == {"long"}
+
+
+async def test_redis_itself_forgets_a_note_that_expires(store: RedisNoteStore, admin: redis.Redis) -> None:
+    expires_at = time.time() + 1000
+    await put(store, stored_note(expires_at=expires_at))
+    assert admin.pexpiretime(f"{NOTE}a") == int(expires_at * 1000)
+
+
+async def test_a_note_put_again_without_expiry_stays(store: RedisNoteStore, admin: redis.Redis) -> None:
+    await put(store, stored_note(expires_at=time.time() + 1000))
+    await put(store, stored_note())
+    assert admin.pttl(f"{NOTE}a") == -1
+
+
+async def test_a_note_made_again_after_its_expiry_is_new(store: RedisNoteStore) -> None:
+    await put(store, stored_note(expires_at=time.time() - 1))
+    assert await get(store, "a") is None
+    assert (await put(store, stored_note())).revision == 1
+
+
+async def test_a_scan_gives_every_note_with_its_vector(store: RedisNoteStore) -> None:
+    notes = {f"n{n}": stored_note(f"n{n}") for n in range(1500)}
+    await store.put([Write(note) for note in notes.values()])
+    await store.mark_samples_loaded()
+    found = await scanned(store)
+    assert found.keys() == notes.keys()
+    np.testing.assert_array_equal([found[i].vector for i in notes], [notes[i].vector for i in notes])
+
+
+async def test_a_scan_of_nothing_gives_nothing(store: RedisNoteStore) -> None:
+    assert await scanned(store) == {}
+
+
+async def test_the_log_is_read_behind_a_position_and_up_to_a_count(store: RedisNoteStore) -> None:
+    written = [(await put(store, stored_note(f"n{n}"))).position for n in range(10)]
+    assert [e.position for e in await whole_log(store, written[3], 4)] == written[4:8]
+    assert await whole_log(store, written[-1]) == []
+
+
+async def test_a_reader_of_the_log_waits_for_the_next_write(store: RedisNoteStore, admin: redis.Redis) -> None:
+    at = (await put(store, stored_note("before"))).position
+    reading = asyncio.create_task(store.read_log(at, 10, 60))
+    await eventually(lambda: admin.info("clients")["blocked_clients"] == 1)
+    await put(store, stored_note("after"))
+    entries, bounds = await reading
+    assert [entry.id for entry in entries] == ["after"]
+    assert (bounds.entry, bounds.last) == (at, entries[-1].position), "bounds are read after the entries"
+
+
+async def test_what_the_log_tells_of_is_there_as_it_was_written_or_is_by_now(
+    store: RedisNoteStore, redis_url: str, clock: Clock
+) -> None:
+    other = RedisNoteStore(redis_url, clock=clock)
+    own, again, gone, theirs = (stored_note(note_id, title="first") for note_id in ("own", "again", "gone", "theirs"))
+    for note in (own, again, gone):
+        await put(store, note)
+    await put(store, again := stored_note("again", title="second"))
+    await put(other, theirs)
+    await store.delete("gone")
+    entries = await whole_log(store)
+    for reader in (store, other, store):
+        found = await reader.get_logged(entries)
+        titles = {note_id: note and note.note.title for note_id, note in found.items()}
+        assert titles == {"own": "first", "again": "second", "gone": None, "theirs": "first"}
+        np.testing.assert_array_equal([n.vector for n in found.values() if n], [n.vector for n in (own, again, theirs)])
+    await put(other, stored_note("theirs", title="newer"))
+    newer = (await store.get_logged(entries))["theirs"]
+    assert newer is not None
+    assert newer.note.title == "newer"
+    await other.close()
+
+
+async def test_notes_are_kept_until_the_log_tells_of_them_and_refused_ones_are_not(store: RedisNoteStore) -> None:
+    for n in range(3):
+        await put(store, stored_note("a", title=f"{n}"))
+    assert await store.put([Write(stored_note("a", title="late"), expected="1-0")]) == [None]
+    await put(store, stored_note("long", content="long " * OWN_CHARACTERS))
+    assert len(store._own) == 3
+    await store.get_logged(await whole_log(store))
+    assert not store._own
+
+
+async def test_who_has_read_the_store_forgets_what_was_written_before(
+    store: RedisNoteStore, redis_url: str, clock: Clock
+) -> None:
+    other = RedisNoteStore(redis_url, clock=clock)
+    await put(store, stored_note("a", title="ours"))
+    entries = await whole_log(store)
+    await put(other, stored_note("a", title="theirs"))
+    store.forget_written()
+    found = (await store.get_logged(entries))["a"]
+    assert found is not None
+    assert found.note.title == "theirs"
+    await other.close()
+
+
+async def test_an_own_write_that_expired_since_is_not_there(store: RedisNoteStore, clock: Clock) -> None:
+    await put(store, stored_note("a", expires_at=clock() + 60))
+    entries = await whole_log(store)
+    clock.offset += 61
+    assert await store.get_logged(entries) == {"a": None}
+
+
+async def test_an_empty_log_has_no_bounds(store: RedisNoteStore) -> None:
+    assert await store.log_bounds() == LogBounds(None, ORIGIN, cut=False)
+
+
+async def test_bounds_are_the_first_entry_kept_and_the_last_one_written(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    written = [(await put(store, stored_note(f"n{n}"))).position for n in range(5)]
+    assert await store.log_bounds() == LogBounds(written[0], written[4], cut=False)
+    admin.xtrim(LOG, maxlen=2, approximate=False)
+    assert await store.log_bounds() == LogBounds(written[3], written[4], cut=True)
+    admin.xtrim(LOG, maxlen=0, approximate=False)
+    assert await store.log_bounds() == LogBounds(None, written[4], cut=True)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reached", "lost"),
+    [
+        (LogBounds(None, ORIGIN, cut=False), [ORIGIN], ["5-0"]),
+        (LogBounds("3-0", "9-0", cut=False, entry="3-0"), [ORIGIN, "3-0", "9-0"], ["2-9", "9-1", "10-0"]),
+        (LogBounds("3-0", "9-0", cut=True, entry="3-0"), ["3-0", "9-0"], [ORIGIN, "2-9", "10-0"]),
+        (LogBounds("3-0", "9-0", cut=True), ["9-0"], ["5-0"]),
+        (LogBounds(None, "9-0", cut=True), ["9-0"], [ORIGIN, "8-9", "10-0"]),
+    ],
+)
+def test_a_log_reaches_a_position_when_nothing_behind_it_is_lost(
+    bounds: LogBounds, reached: list[str], lost: list[str]
+) -> None:
+    assert [position for position in reached + lost if bounds.reach(position)] == reached
+
+
+async def test_samples_are_marked_once_and_for_all(store: RedisNoteStore) -> None:
+    assert not await store.samples_loaded()
+    await store.mark_samples_loaded()
+    assert await store.samples_loaded()
+
+
+@pytest.mark.parametrize(
+    ("settings", "durable", "detail"),
+    [
+        ({"appendfsync": "always"}, True, "always"),
+        ({"appendfsync": "everysec"}, True, "WAITAOF"),
+        ({"appendfsync": "no"}, False, "appendfsync no"),
+        ({"appendonly": "no"}, False, "appendonly is off"),
+    ],
+)
+async def test_durability_is_what_the_server_is_set_to(
+    store: RedisNoteStore, admin: redis.Redis, settings: dict[str, str], durable: bool, detail: str
+) -> None:
+    for name, value in settings.items():
+        admin.config_set(name, value)
+    told = await store.durability()
+    assert told.durable is durable
+    assert detail in told.detail
+    assert (await put(store, stored_note())).revision == 1
+    assert await get(store, "a") is not None
+
+
+async def test_a_write_to_a_server_that_syncs_late_waits_for_its_disk(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    admin.config_set("appendfsync", "everysec")
+    await put(store, stored_note())
+    assert admin.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
+
+
+async def drain(store: RedisNoteStore) -> None:
+    async for _ in store.scan():
+        pass
+
+
+CALLS: dict[str, Callable[[RedisNoteStore], Awaitable[object]]] = {
+    "get": lambda store: store.get(["a"]),
+    "put": lambda store: store.put([Write(stored_note())]),
+    "delete": lambda store: store.delete("a"),
+    "read_log": lambda store: store.read_log(ORIGIN, 1, 0),
+    "log_bounds": lambda store: store.log_bounds(),
+    "scan": drain,
+    "durability": lambda store: store.durability(),
+    "samples_loaded": lambda store: store.samples_loaded(),
+    "mark_samples_loaded": lambda store: store.mark_samples_loaded(),
+}
+
+
+async def test_without_its_server_every_call_says_so_and_works_again_with_it(
+    store: RedisNoteStore, server: Server
+) -> None:
+    await put(store, stored_note("kept"))
+    server.stop()
+    for call in CALLS.values():
+        with pytest.raises(StoreUnavailable):
+            await call(store)
+    server.start()
+    assert await get(store, "kept") is not None
+    for call in CALLS.values():
+        await call(store)
+
+
+async def test_a_reader_that_waits_when_the_server_goes_is_told(
+    store: RedisNoteStore, server: Server, admin: redis.Redis
+) -> None:
+    reading = asyncio.create_task(store.read_log(ORIGIN, 1, 60))
+    await eventually(lambda: admin.info("clients")["blocked_clients"] == 1)
+    server.stop()
+    with pytest.raises(StoreUnavailable):
+        await reading
+
+
+async def test_a_server_that_answers_too_late_is_a_store_that_is_away(
+    server: Server, admin: redis.Redis, clock: Clock
+) -> None:
+    """A write that was sent and not answered takes place later, as it may."""
+    store = RedisNoteStore(server.url, clock=clock, timeout_seconds=0.2)
+    await put(store, stored_note("a", "old"))
+    pid = admin.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for call in (put(store, stored_note("a", "sent")), get(store, "a")):
+            with pytest.raises(StoreUnavailable):
+                await call
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (await put(store, stored_note("a", "new"))).revision == 3
+    await store.close()
+
+
+async def test_a_server_out_of_memory_refuses_writes_and_reads_on(store: RedisNoteStore, admin: redis.Redis) -> None:
+    at = (await put(store, stored_note("a", "old"))).position
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", 1)
+    with pytest.raises(StoreUnavailable, match="memory"):
+        await store.put([Write(stored_note("a", "new")), Write(stored_note("b"))])
+    assert [n.note.title for n in (await scanned(store)).values()] == ["old"]
+    assert [e.position for e in await whole_log(store)] == [at]
+    admin.config_set("maxmemory", 0)
+    assert (await put(store, stored_note("a", "new"))).revision == 2
+
+
+TEXT = "京都 " * 50
+
+
+async def test_an_acknowledged_note_survives_sigkill_of_the_server(
+    embedded: EmbeddedRedis, embedded_store: GatedStore
+) -> None:
+    acknowledged: dict[str, Written] = {}
+
+    async def write(writer: int) -> None:
+        for n in range(100_000):
+            note_id = f"{writer}-{n}"
+            acknowledged[note_id] = await put(embedded_store, stored_note(note_id, TEXT))
+
+    writers = [asyncio.create_task(write(writer)) for writer in range(8)]
+    await eventually(lambda: len(acknowledged) >= 200)
+    assert embedded.pid is not None
+    os.kill(embedded.pid, signal.SIGKILL)
+    ends = await asyncio.gather(*writers, return_exceptions=True)
+    assert {type(end) for end in ends} == {StoreUnavailable}
+
+    embedded.start()
+    found = await scanned(embedded_store)
+    assert acknowledged.keys() <= found.keys()
+    assert all(found[i].position == written.position for i, written in acknowledged.items())
+    assert all(found[i].note == stored_note(i, TEXT).note for i in acknowledged)
+    logged = {e.position: e.id for e in await whole_log(embedded_store)}
+    assert logged.items() >= {written.position: i for i, written in acknowledged.items()}.items()
+
+
+async def test_a_store_is_the_same_until_it_is_thrown_away(
+    store: RedisNoteStore, redis_url: str, clock: Clock, admin: redis.Redis
+) -> None:
+    identity = await store.identity()
+    other = RedisNoteStore(redis_url, clock=clock)
+    assert await other.identity() == identity
+    await other.close()
+    admin.flushall()
+    assert await store.identity() != identity
+
+
+async def test_the_log_is_cut_behind_the_oldest_snapshot_and_no_further(
+    store: RedisNoteStore, admin: redis.Redis, clock: Clock
+) -> None:
+    written = [await store.put([Write(stored_note(f"n{n}"))]) for n in range(500)]
+    positions = [one.position for (one,) in written if one]
+    await store.keep_log("a", positions[100])
+    await store.keep_log("b", positions[250])
+    assert await reaches(store, positions[100])
+    await store.keep_log("a", positions[499])
+    assert await reaches(store, positions[250])
+    assert admin.xlen(LOG) < 400
+    clock.offset += REPLICA_SECONDS + 1
+    await store.keep_log("a", positions[499])
+    assert admin.xlen(LOG) <= 100
+    assert await reaches(store, positions[499])
+
+
+async def reaches(store: RedisNoteStore, position: str) -> bool:
+    return (await store.log_bounds(position)).reach(position)
+
+
+async def test_a_log_that_lost_its_tail_and_went_on_does_not_reach_what_was_lost(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    (kept,), (lost,) = [await store.put([Write(stored_note(name))]) for name in ("kept", "lost")]
+    assert kept is not None
+    assert lost is not None
+    admin.xdel(LOG, lost.position)  # as after a failover to a server that never had it
+    await store.put([Write(stored_note("newer"))])
+    assert await reaches(store, kept.position)
+    assert not await reaches(store, lost.position)
