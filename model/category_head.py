@@ -19,10 +19,11 @@ from safetensors.numpy import save_file
 from model.config import CheckpointError
 
 CATEGORIES_FILE = "categories.safetensors"
-TENSORS = ("weights", "bias", "counts", "trusts")
+TENSORS = {"weights": "weights", "bias": "bias", "counts": "counts", "pool_weights": "trusts"}
+"""The name of each field in the file: files made before the field was renamed stay readable."""
 INVERSE_PENALTY = 10.0
 """Of the squared weights: sklearn's C, the middle one of 3, 10 and 30 (docs/decisions/0014-category-head.md)."""
-LEAST_NOTES = 20
+MIN_NOTES_PER_CATEGORY = 20
 """For each name of a closed set, on the average: from 8 it learns how those few were put, and loses to the model."""
 
 Floats = npt.NDArray[np.floating]
@@ -35,7 +36,7 @@ class CategoryHead:
 
         p(c) ~ p_written(c)^a * p_vector(c)^b,
 
-    each distribution over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3). `trusts` (C, 2): a and
+    each distribution over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3). `pool_weights` (C, 2): a and
     b for sets of the data set that has the name; for names of several data sets their mean.
     """
 
@@ -43,7 +44,7 @@ class CategoryHead:
     weights: Floats
     bias: Floats
     counts: npt.NDArray[np.int64]
-    trusts: npt.NDArray[np.float64]
+    pool_weights: npt.NDArray[np.float64]
 
     @classmethod
     def fit(cls, vectors: Floats, truth: Sequence[str]) -> CategoryHead:
@@ -63,20 +64,20 @@ class CategoryHead:
         # Contiguous: safetensors writes what lies in memory, in whatever order.
         return cls(names, np.ascontiguousarray(weights, np.float32), bias.astype(np.float32), counts, alone)
 
-    def trusting(self, categories: Sequence[str], trusts: tuple[float, float]) -> CategoryHead:
+    def with_pool_weights(self, categories: Sequence[str], trusts: tuple[float, float]) -> CategoryHead:
         """The same with these trusts for some of its names."""
-        changed = self.trusts.copy()
+        changed = self.pool_weights.copy()
         changed[self._rows(categories)] = trusts
-        return replace(self, trusts=changed)
+        return replace(self, pool_weights=changed)
 
     def covers(self, categories: Sequence[str]) -> bool:
         """Whether it knows all of them, and from enough notes to have a say."""
         known = [count for name, count in zip(self.names, self.counts.tolist(), strict=True) if name in categories]
-        return len(known) == len(set(categories)) and sum(known) >= LEAST_NOTES * len(known)
+        return len(known) == len(set(categories)) and sum(known) >= MIN_NOTES_PER_CATEGORY * len(known)
 
     def pool(self, categories: Sequence[str], written: Floats, vector: Floats) -> npt.NDArray[np.float64]:
         """(K,) logits of a closed set that it `covers`. `written`: (K,) log probabilities, up to a constant."""
-        a, b = self.trusts[self._rows(categories)].mean(0)
+        a, b = self.pool_weights[self._rows(categories)].mean(0)
         pooled: npt.NDArray[np.float64] = a * written + b * self.log_probs(categories, vector)
         return pooled
 
@@ -92,7 +93,7 @@ class CategoryHead:
 
     def save(self, folder: Path, space: str) -> None:
         """Into a checkpoint of this vector space."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
+        tensors = {name: getattr(self, field) for field, name in TENSORS.items()}
         save_file(tensors, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
 
     @classmethod
@@ -104,7 +105,7 @@ class CategoryHead:
         try:
             with safe_open(path, "np") as stored:
                 told = stored.metadata()
-                tensors = [stored.get_tensor(name) for name in TENSORS]
+                tensors = [stored.get_tensor(name) for name in TENSORS.values()]
                 names = tuple(json.loads(told["names"]))
                 made_for = told["space"]
         except Exception as error:  # the reader's errors have no common class
@@ -116,7 +117,7 @@ class CategoryHead:
         return cls(names, *tensors)
 
 
-def pooling_trusts(written: Sequence[Floats], seen: Sequence[Floats], truth: Sequence[int]) -> tuple[float, float]:
+def pool_weights_for(written: Sequence[Floats], seen: Sequence[Floats], truth: Sequence[int]) -> tuple[float, float]:
     """The exponents, none below 0, under which N true categories are likeliest, kept near one half by as much as one
     more note would say: where few are asked and all are right, nothing else would bound them.
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model.note import HashtagPolicy
+from model.generation import HashtagPolicy
 
 if TYPE_CHECKING:
     from model.training.trainer import Step
@@ -56,7 +56,7 @@ def pairs(
     from model.data.pairs import PairOptions, PairsError, related_pairs
 
     given = locals()
-    with ended_by(PairsError):
+    with exit_on(PairsError):
         options = PairOptions(**{f.name: given[f.name] for f in fields(PairOptions)})
         report = related_pairs(clicks, out_file, options, notes=notes, engine=engine, memory=memory, progress=say)
     show(asdict(report), as_json)
@@ -80,7 +80,7 @@ def train(
     from model.training.trainer import BEST, Trainer, processes
 
     device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    with ended_by(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, device):
+    with exit_on(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, device):
         recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
         quiet, made_by = rank > 0, commit()
@@ -110,7 +110,7 @@ def train_encoder(
     from model.data.pairs import PairsError
     from model.training.recipe import Recipe, RecipeError
 
-    with ended_by(RecipeError, DatasetError, PairsError, FileNotFoundError):
+    with exit_on(RecipeError, DatasetError, PairsError, FileNotFoundError):
         recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
         figure = "Recall@100" if recipe.contrastive else "accuracy"
@@ -137,7 +137,7 @@ def embed(
     from model.evaluation.evaluate import Embedder
     from model.training.teacher import write_vectors
 
-    with ended_by(CheckpointError, DatasetError, FileNotFoundError):
+    with exit_on(CheckpointError, DatasetError, FileNotFoundError):
         chosen = [note for i, note in sorted(read_notes(notes).items()) if split_of(i) == split]
         system = baselines.system(checkpoint, (), cache, "auto", say)
         if not isinstance(system, Embedder):
@@ -161,7 +161,7 @@ def whiten(
     from model.inference.engine import Engine
     from model.training.whiten import whiten as change
 
-    with ended_by(CheckpointError, DatasetError, ValueError, FileNotFoundError):
+    with exit_on(CheckpointError, DatasetError, ValueError, FileNotFoundError):
         chosen = [notes_of_split(read_notes(notes_file(path)), "train", most_notes) for path in data]
         engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
         say(f"Reading {sum(map(len, chosen)):,} notes")
@@ -182,7 +182,7 @@ def calibrate(
     from model.inference.engine import Engine
     from model.training.calibrate import category_temperature
 
-    with ended_by(ValueError, FileNotFoundError):
+    with exit_on(ValueError, FileNotFoundError):
         config = NoteLLMConfig.load(checkpoint)
         notes = [read_notes(notes_file(path)) for path in data]
         engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
@@ -203,13 +203,13 @@ def fit_categories(
     from model.inference.engine import Engine
     from model.training.calibrate import category_head
 
-    with ended_by(CheckpointError, ValueError, FileNotFoundError):
+    with exit_on(CheckpointError, ValueError, FileNotFoundError):
         NoteLLMConfig.load(checkpoint)  # a bare backbone has no folder for it
         notes = [read_notes(notes_file(path)) for path in data]
         engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
         head = category_head(engine, notes, most_notes, say)
         head.save(checkpoint, engine.space)
-    for written, vector in sorted({(a, b) for a, b in head.trusts.tolist()}):
+    for written, vector in sorted({(a, b) for a, b in head.pool_weights.tolist()}):
         say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}")
     show({"categories": len(head.names)}, False)
 
@@ -253,7 +253,7 @@ def evaluate(
     check_names("part", part or (), PARTS)
     check_names("protocol", protocol or (), PROTOCOLS)
     origin = {"commit": commit(), "processor": processor()}
-    with ended_by(CheckpointError, DatasetError, PairsError, FileNotFoundError):
+    with exit_on(CheckpointError, DatasetError, PairsError, FileNotFoundError):
         notes = read_notes(data / NOTES_FILE)
         wanted = part or PARTS
         pairs, clicks = (
@@ -302,7 +302,7 @@ def parsed(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def ended_by(*errors: type[Exception]) -> Iterator[None]:
+def exit_on(*errors: type[Exception]) -> Iterator[None]:
     """An expected error ends the command with its message."""
     try:
         yield

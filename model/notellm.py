@@ -26,7 +26,7 @@ from model.weights import (
     ADAPTER_FOLDER,
     BACKBONE_FOLDER,
     HEAD_FILE,
-    Parts,
+    CheckpointFiles,
     Progress,
     load_tokenizer,
     loading_errors,
@@ -181,7 +181,7 @@ class NoteLLM(nn.Module):
 
         Raises CheckpointError when it does not exist, is incomplete, or its parts do not fit each other.
         """
-        parts = Parts.of(checkpoint, cache, progress)
+        parts = CheckpointFiles.of(checkpoint, cache, progress)
         config, weights = parts.config, parts.weights
         progress(f"Loading {config.name} on {device} as {str(dtype).removeprefix('torch.')}")
         with no_loading_bars(), loading_errors(weights):

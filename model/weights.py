@@ -37,7 +37,7 @@ def silent(message: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class CheckpointFiles:
     """What a checkpoint consists of, and where. `weights`: the backbone's folder; `adapter`, `head`: None where there
     is none."""
 
@@ -47,7 +47,7 @@ class Parts:
     head: Path | None
 
     @classmethod
-    def of(cls, checkpoint: str, cache: Path, progress: Progress = silent) -> Parts:
+    def of(cls, checkpoint: str, cache: Path, progress: Progress = silent) -> CheckpointFiles:
         """Of a checkpoint folder, or of anything that `resolve` takes as a bare backbone. Raises CheckpointError when
         a part is missing."""
         folder = Path(checkpoint).expanduser()

@@ -18,9 +18,10 @@ from enum import StrEnum
 
 import structlog
 
-from model.note import VECTOR_ONLY, Note, Reading, Wanted
+from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
+from model.note import Note
 from service.errors import EngineFailed, QueueFull, Stopping
-from service.interfaces import Engine, Prepared
+from service.interfaces import Engine, TokenizedRequest
 from service.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -34,12 +35,12 @@ class Lane(StrEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class QueuedNote:
     """One note in the queue or being read. Whoever waits for `answer` may cancel it; then the note is dropped."""
 
-    prepared: Prepared
+    tokenized: TokenizedRequest
     lane: Lane
-    answer: asyncio.Future[Reading]
+    answer: asyncio.Future[GenerationOutput]
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -62,7 +63,7 @@ class Batcher:
         self._max_tokens = max_tokens
         self._max_notes = max_notes
         self._max_queue = max_queue
-        self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
+        self._lanes: dict[Lane, deque[QueuedNote]] = {lane: deque() for lane in Lane}
         self._arrived = asyncio.Event()
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
@@ -70,7 +71,7 @@ class Batcher:
         self._reserved = 0
         self._stopping = False
         self._step_since: float | None = None
-        self._reading: dict[object, Job] = {}
+        self._reading: dict[object, QueuedNote] = {}
         """By what the engine calls it."""
         self._done_lately, self._seconds_lately = 10.0, 1.0
 
@@ -103,13 +104,15 @@ class Batcher:
         """How long the engine has been at its present step; 0 when it is idle."""
         return 0.0 if self._step_since is None else time.perf_counter() - self._step_since
 
-    async def read(self, note: Note, wanted: Wanted = VECTOR_ONLY, lane: Lane = Lane.INTERACTIVE) -> Reading:
+    async def generate(
+        self, note: Note, wanted: GenerationRequest = VECTOR_ONLY, lane: Lane = Lane.INTERACTIVE
+    ) -> GenerationOutput:
         """The engine's reading of one note. Raises QueueFull, EngineFailed, Stopping."""
-        return (await self.read_all([(note, wanted)], lane))[0]
+        return (await self.generate_all([(note, wanted)], lane))[0]
 
-    async def read_all(
-        self, notes: Sequence[tuple[Note, Wanted]], lane: Lane, admission: Admission | None = None
-    ) -> list[Reading]:
+    async def generate_all(
+        self, notes: Sequence[tuple[Note, GenerationRequest]], lane: Lane, admission: Admission | None = None
+    ) -> list[GenerationOutput]:
         """Readings in order; the first failure cancels the rest.
 
         All notes are admitted, or none (QueueFull), unless the caller was admitted with them.
@@ -118,18 +121,18 @@ class Batcher:
             return []
         if admission is None:
             with self.admit(len(notes)) as admission:
-                return await self.read_all(notes, lane, admission)
+                return await self.generate_all(notes, lane, admission)
         loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        prepared = await loop.run_in_executor(
-            self._tokenise_thread, lambda: [self._engine.prepare(note, wanted) for note, wanted in notes]
+        tokenized = await loop.run_in_executor(
+            self._tokenise_thread, lambda: [self._engine.tokenize(note, wanted) for note, wanted in notes]
         )
         self._telemetry.tokenise.observe(time.perf_counter() - started)
         if self._stopping:
             raise Stopping
         self._reserved -= len(notes)
         admission.left -= len(notes)
-        jobs = [Job(p, lane, loop.create_future()) for p in prepared]
+        jobs = [QueuedNote(p, lane, loop.create_future()) for p in tokenized]
         self._lanes[lane].extend(jobs)
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
         self._arrived.set()
@@ -165,16 +168,16 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
 
-    def _next_jobs(self) -> list[Job]:
+    def _next_jobs(self) -> list[QueuedNote]:
         """The oldest notes, interactive ones first, as many as the budgets allow; one at least where none is read."""
-        jobs: list[Job] = []
+        jobs: list[QueuedNote] = []
         tokens = 0
         for lane, queue in self._lanes.items():
             while queue:
                 if queue[0].answer.done():  # its caller left
                     queue.popleft()
                     continue
-                more = queue[0].prepared.tokens
+                more = queue[0].tokenized.tokens
                 full = len(self._reading) + len(jobs) >= self._max_notes or (jobs and tokens + more > self._max_tokens)
                 if full:
                     break
@@ -183,7 +186,7 @@ class Batcher:
             self._telemetry.queue_depth.labels(lane).set(len(queue))
         return jobs
 
-    async def _step(self, begin: Sequence[Job]) -> None:
+    async def _step(self, begin: Sequence[QueuedNote]) -> None:
         started = self._step_since = time.perf_counter()
         try:
             ended, left = await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._advance, begin)
@@ -207,26 +210,28 @@ class Batcher:
         self._measure([reading for _, reading in ended], seconds)
         begun = begin[: len(begin) - len(left)]
         if begun:
-            self._telemetry.batch_tokens.observe(sum(job.prepared.tokens for job in begun))
+            self._telemetry.batch_tokens.observe(sum(job.tokenized.tokens for job in begun))
         for job in begun:
             self._telemetry.queue_wait.labels(job.lane).observe(started - job.since)
         for job, reading in ended:
             if not job.answer.done():
                 job.answer.set_result(reading)
 
-    def _advance(self, begin: Sequence[Job]) -> tuple[list[tuple[Job, Reading]], list[Job]]:
+    def _advance(
+        self, begin: Sequence[QueuedNote]
+    ) -> tuple[list[tuple[QueuedNote, GenerationOutput]], list[QueuedNote]]:
         """One step of the engine, in its thread: the readings that ended, and what it has no room for yet."""
         for work in [work for work, job in self._reading.items() if job.answer.done()]:
-            self._engine.drop(work)
+            self._engine.abort(work)
             del self._reading[work]
         left = list(begin)
-        while left and (not self._reading or self._engine.fits(left[0].prepared)):
+        while left and (not self._reading or self._engine.can_add(left[0].tokenized)):
             job = left.pop(0)
-            self._reading[self._engine.begin(job.prepared)] = job
+            self._reading[self._engine.add_request(job.tokenized)] = job
         ended = [(self._reading.pop(work), reading) for work, reading in self._engine.step()]
         return ended, left
 
-    def _measure(self, readings: Sequence[Reading], seconds: float) -> None:
+    def _measure(self, readings: Sequence[GenerationOutput], seconds: float) -> None:
         self._telemetry.inference.observe(seconds)
         self._telemetry.prompt_tokens.inc(sum(r.usage.prompt_tokens for r in readings))
         self._telemetry.generated_tokens.inc(sum(r.usage.generated_tokens for r in readings))
@@ -235,7 +240,7 @@ class Batcher:
                 self._telemetry.first_token.observe(reading.first_token_seconds)
 
 
-def _fail(job: Job, error: Exception) -> None:
+def _fail(job: QueuedNote, error: Exception) -> None:
     if not job.answer.done():
         job.answer.set_exception(error)
         job.answer.exception()  # seen: only the first failure of a request is awaited

@@ -6,186 +6,24 @@ never compared. A log position is the id of an entry of the change log; position
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
-from model.note import Attribute, CategoryProbability, Hashtag, Note, Reading, Vocabulary, Wanted, hashtag_key
-
-Vector = npt.NDArray[np.float32]
-ORIGIN = "0-0"
-"""The log position before every write."""
-
-
-def position_key(position: str) -> tuple[int, int]:
-    """Log positions in their order."""
-    milliseconds, _, sequence = position.partition("-")
-    return int(milliseconds), int(sequence or 0)
+from model.generation import GenerationOutput, GenerationRequest, Vocabulary
+from model.note import Note
+from service.filters import Filter
+from service.records import ORIGIN, Durability, Hit, LogBounds, LogEntry, StoredNote, Vector, Write, Written
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """What the model wrote for a note whose author left it out; None: it was not asked to."""
-
-    hashtags: tuple[Hashtag, ...] | None = None
-    category: CategoryProbability | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredNote:
-    """A note with what was made of it. `vector` is None when it was not asked for."""
-
-    note: Note
-    space: str
-    vector: Vector | None = None
-    generated: Generated = Generated()
-    revision: int = 0
-    position: str = ORIGIN
-
-    @property
-    def hashtags(self) -> tuple[str, ...]:
-        """The author's, or else the generated ones."""
-        return self.note.hashtags or tuple(h.text for h in self.generated.hashtags or ())
-
-    @property
-    def category(self) -> str | None:
-        """The author's, or else the generated one."""
-        return self.note.category or (self.generated.category.name if self.generated.category else None)
-
-    def expired(self, now: float) -> bool:
-        return self.note.expires_at is not None and self.note.expires_at <= now
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Put `stored` under its id; `expected` is the position that the note must be at (None: any, or none yet)."""
-
-    stored: StoredNote
-    expected: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """`revision` 1 means created. `position` is the write's own in the log."""
-
-    revision: int
-    position: str
-
-
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """One change: the note `id` was written or removed at `position`. `by`: for the store, which write it was."""
-
-    position: str
-    id: str
-    removed: bool
-    by: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LogBounds:
-    """First entry kept (None: none is), last entry ever written (ORIGIN: none was), and whether any was cut off.
-    `entry`: the one that was asked for, None where it is not kept."""
-
-    first: str | None
-    last: str
-    cut: bool
-    entry: str | None = None
-
-    def reach(self, position: str) -> bool:
-        """Whether the log, asked for the entry of `position`, still holds all that came after it, and has got that far
-        itself."""
-        at, last = position_key(position), position_key(self.last)
-        # A position that the log does not hold was cut off, lost in a failover, or belongs to another log.
-        held = not self.cut if at == (0, 0) else self.entry == position
-        return last == at or (last > at and held)
-
-
-@dataclass(frozen=True, slots=True)
-class Durability:
-    """Whether an acknowledged write survives the death of the store, and why we think so."""
-
-    durable: bool
-    detail: str
-
-
-FEW_EXCLUDED = 16
-"""Ids that are left out at no cost worth naming."""
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which notes may be found. `hashtags`: any of them; `all_hashtags`: each of them; `created_after` and
-    `created_before`: seconds since the epoch, exclusive.
-    `attributes`: each name has that value, as `attribute_text` says it.
-    `exact`: all of them are compared, not only those that an index leads to."""
-
-    category: str | None = None
-    hashtags: tuple[str, ...] = ()
-    author: str | None = None
-    created_after: float | None = None
-    created_before: float | None = None
-    all_hashtags: tuple[str, ...] = ()
-    attributes: tuple[tuple[str, str], ...] = ()
-    exclude: frozenset[str] = frozenset()
-    exact: bool = False
-
-    @property
-    def narrows(self) -> bool:
-        """Whether it asks more of a note than that its id is not left out."""
-        times = self.created_after is not None or self.created_before is not None
-        texts = self.category is not None or self.author is not None
-        return times or texts or bool(self.hashtags or self.all_hashtags or self.attributes)
-
-    @property
-    def plain(self) -> bool:
-        """Whether it leaves out no more than a few ids."""
-        return not self.narrows and not self.exact and len(self.exclude) <= FEW_EXCLUDED
-
-    def accepts(self, stored: StoredNote) -> bool:
-        """The same rule on a note as the index applies to its rows."""
-        note = stored.note
-        return (
-            note.id not in self.exclude
-            and (self.category is None or stored.category == self.category)
-            and (self.author is None or note.author == self.author)
-            and (self.created_after is None or (note.created_at or 0.0) > self.created_after)
-            and (self.created_before is None or (note.created_at or 0.0) < self.created_before)
-            and (not (self.hashtags or self.all_hashtags) or self._accepts_hashtags(stored))
-            and (not self.attributes or self._accepts_attributes(note))
-        )
-
-    def _accepts_hashtags(self, stored: StoredNote) -> bool:
-        wanted, every, carried = (
-            set(map(hashtag_key, of)) for of in (self.hashtags, self.all_hashtags, stored.hashtags)
-        )
-        return (not wanted or not wanted.isdisjoint(carried)) and carried.issuperset(every)
-
-    def _accepts_attributes(self, note: Note) -> bool:
-        return all(attribute_text(note.attributes.get(name)) == value for name, value in self.attributes)
-
-
-def attribute_text(value: Attribute | None) -> str | None:
-    """How a filter names an attribute's value: a text as it is, else as JSON says it. None where there is none."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    id: str
-    score: float
-
-
-class Prepared(Protocol):
+class TokenizedRequest(Protocol):
     """A note as the engine wants it."""
 
     @property
-    def wanted(self) -> Wanted: ...
+    def wanted(self) -> GenerationRequest: ...
     @property
     def tokens(self) -> int:
         """Of its prompts: what it costs to begin."""
@@ -199,22 +37,22 @@ class Engine(Protocol):
     dimension: int
     categories: tuple[str, ...]
 
-    def prepare(self, note: Note, wanted: Wanted) -> Prepared:
+    def tokenize(self, note: Note, wanted: GenerationRequest) -> TokenizedRequest:
         """Tokenise. Raises CategoriesTooLong."""
 
     def vocabulary(self) -> Vocabulary:
         """An empty one, in its tokens."""
 
-    def fits(self, prepared: Any) -> bool:
+    def can_add(self, prepared: Any) -> bool:
         """Whether there is room for one more reading beside those that have begun."""
 
-    def begin(self, prepared: Any) -> Any:
+    def add_request(self, prepared: Any) -> Any:
         """Take a reading up; what it is called from now on. After an error none is left."""
 
-    def step(self) -> list[tuple[Any, Reading]]:
+    def step(self) -> list[tuple[Any, GenerationOutput]]:
         """Go on with all that have begun; those that ended with it. After an error none is left."""
 
-    def drop(self, work: Any) -> None:
+    def abort(self, work: Any) -> None:
         """Nobody waits for it any more."""
 
 
@@ -281,7 +119,7 @@ ReadPart = Callable[[str], Arrays]
 """The arrays of a part, by its name."""
 
 
-class IndexJob(Protocol):
+class MaintenanceJob(Protocol):
     """Work that makes an index smaller or faster. `rows`: how many it moves."""
 
     @property
@@ -311,13 +149,13 @@ class VectorIndex(Protocol):
     def ids(self) -> list[str]:
         """Of all rows that can be found, in no order."""
 
-    def freeze(self) -> list[Part]:
+    def snapshot_parts(self) -> list[Part]:
         """All of it as it is now, of which a snapshot can be made while others write and search."""
 
-    def thaw(self, read: ReadPart) -> None:
+    def restore(self, read: ReadPart) -> None:
         """Become, from being empty, what was frozen."""
 
-    def plan(self) -> IndexJob | None:
+    def plan(self) -> MaintenanceJob | None:
         """What is to be run and then finished, one job at a time; None when all is well."""
 
     def finish(self, job: Any) -> None:
@@ -350,3 +188,23 @@ class Clock:
 
     def __call__(self) -> float:
         return time.time() + self.offset
+
+
+class LexicalIndex(Protocol):
+    """Notes that come and go, found by the words that they share. Thread-safe."""
+
+    def add(self, note: Note) -> None:
+        """Or replace the one of the same id."""
+
+    def remove(self, note_id: str) -> None:
+        """An unknown id is ignored."""
+
+    def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
+        """Ids and scores of the `count` notes that share the most words with `note`, best first, ties by id; never the
+        one of its own id. A score is above 0, and 1 where the words are the same."""
+
+    def snapshot_parts(self) -> tuple[list[str], Mapping[str, Any]]:
+        """Ids, and arrays: all of it as it is now."""
+
+    def restore(self, ids: Sequence[str], arrays: Mapping[str, Any]) -> None:
+        """Become, from being empty, what was frozen."""

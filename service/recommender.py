@@ -11,21 +11,22 @@ from weakref import WeakValueDictionary
 
 from ulid import ULID
 
-from model.note import (
+from model.generation import (
     MAX_CATEGORY_TOKENS,
     CategoriesTooLong,
+    GenerationOutput,
+    GenerationRequest,
     Hashtag,
     HashtagPolicy,
-    Note,
-    Reading,
     Usage,
-    Wanted,
-    hashtag_key,
 )
+from model.note import Note, hashtag_key
 from service.batcher import Admission, Batcher, Lane
 from service.errors import LimitExceeded, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
+from service.filters import Filter
 from service.index.live import LiveIndex
-from service.interfaces import Clock, Engine, Filter, Generated, NoteStore, StoredNote, Vector, Write, position_key
+from service.interfaces import Clock, Engine, NoteStore
+from service.records import Generated, StoredNote, Vector, Write, position_key
 from service.telemetry import Telemetry
 
 WAIT_SECONDS = 10.0
@@ -33,7 +34,7 @@ WAIT_SECONDS = 10.0
 CHANGE_ATTEMPTS = 5
 CHECK_SECONDS = 1.0
 """How long the store may take to say what related notes are."""
-STORED_AT_ONCE = 32
+STORE_BATCH_SIZE = 32
 """Most notes between two writes to the store: what a deadline or a failure in a long list can cost."""
 
 
@@ -46,7 +47,7 @@ class Generate:
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class GenerationDefaults:
     """What a deployment decides of generation: the closed set (() for the model's own), the policy where a request does
     not say, and hashtags that are never told."""
 
@@ -87,7 +88,7 @@ class Recommender:
         index: LiveIndex,
         telemetry: Telemetry,
         clock: Clock,
-        house: House = House(),
+        house: GenerationDefaults = GenerationDefaults(),
     ) -> None:
         self.engine = engine
         self.categories = house.categories or engine.categories
@@ -109,7 +110,7 @@ class Recommender:
         named = [note if note.id else replace(note, id=str(ULID())) for note in notes]
         added: dict[int, Added] = {}
         with self._batcher.admit(len(named)) as admission:
-            for turn in turns(named):
+            for turn in batches_with_unique_ids(named):
                 results = await self._add_distinct([named[i] for i in turn], generate, lane, admission)
                 added.update(zip(turn, results, strict=True))
         return [added[i] for i in range(len(named))]
@@ -133,7 +134,7 @@ class Recommender:
         now = self._clock()
         plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
         to_read = [(plan.note, plan.wanted) for plan in plans if plan.wanted is not None]
-        readings = iter(await self._batcher.read_all(to_read, lane, admission))
+        readings = iter(await self._batcher.generate_all(to_read, lane, admission))
         finished = [plan.finish(None if plan.wanted is None else next(readings), self.engine.space) for plan in plans]
         # From here on a caller that leaves changes nothing: what reaches the store also reaches the index.
         return await asyncio.shield(self._commit(plans, finished, expected, accepted))
@@ -146,8 +147,8 @@ class Recommender:
         done = kept.generated if kept else Generated()
         want_hashtags = generate.hashtags if not note.hashtags and done.hashtags is None else 0
         want_category = generate.category and note.category is None and done.category is None
-        wanted = self.wanted(want_hashtags, self.categories if want_category else ())
-        needs_model = kept is None or wanted != Wanted()
+        wanted = self.generation_request(want_hashtags, self.categories if want_category else ())
+        needs_model = kept is None or wanted != GenerationRequest()
         return Plan(note, old, done, wanted if needs_model else None)
 
     async def _commit(
@@ -223,21 +224,21 @@ class Recommender:
 
     async def similar_to_text(self, note: Note, k: int, where: Filter, min_score: float | None) -> Similar:
         """Notes related to a text that is not stored."""
-        reading = await self._batcher.read(note)
+        reading = await self._batcher.generate(note)
         return await self._nearest(reading.vector, k, where, min_score)
 
-    def wanted(
+    def generation_request(
         self,
         hashtags: int = 0,
         categories: tuple[str, ...] = (),
         policy: HashtagPolicy | None = None,
         blocked: Sequence[str] = (),
-    ) -> Wanted:
+    ) -> GenerationRequest:
         """What to read from a note, by the house's rules and a request's. `blocked`: beside those of the house."""
         if not hashtags:
-            return Wanted(categories=categories)
+            return GenerationRequest(categories=categories)
         policy = policy or self.house.hashtag_policy
-        return Wanted(
+        return GenerationRequest(
             hashtags,
             categories,
             frozenset(map(hashtag_key, (*self.house.blocked_hashtags, *blocked))),
@@ -245,15 +246,15 @@ class Recommender:
             self.index.near_notes if policy == "grounded" else None,
         )
 
-    async def read(self, note: Note, wanted: Wanted) -> Reading:
+    async def generate(self, note: Note, wanted: GenerationRequest) -> GenerationOutput:
         """Vector and generations of a text that is not stored, from one prefill. Raises LimitExceeded."""
         try:
-            reading = await self._batcher.read(note, wanted)
+            reading = await self._batcher.generate(note, wanted)
         except CategoriesTooLong as error:
             raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
-        return replace(reading, hashtags=reading.hashtags and await self._checked(reading.hashtags))
+        return replace(reading, hashtags=reading.hashtags and await self._drop_missing_notes(reading.hashtags))
 
-    async def _checked(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
+    async def _drop_missing_notes(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
         """Naming only notes that the store has; none where it is away."""
         ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
         there: set[str] = set()
@@ -262,18 +263,20 @@ class Recommender:
                 there = {stored.note.id for stored in await self._store.get(ids) if stored}
         return tuple(replace(hashtag, notes=tuple(i for i in hashtag.notes if i in there)) for hashtag in hashtags)
 
-    async def watch(self, note: Note, wanted: Wanted) -> AsyncGenerator[Hashtag | Reading]:
+    async def stream_hashtags(
+        self, note: Note, wanted: GenerationRequest
+    ) -> AsyncGenerator[Hashtag | GenerationOutput]:
         """Each hashtag once nothing better can come, and then the whole reading. Closed early, it ends the work."""
         loop, settled = asyncio.get_running_loop(), asyncio.Queue[Hashtag | None]()
 
         def tell(hashtag: Hashtag) -> None:
             loop.call_soon_threadsafe(settled.put_nowait, hashtag)
 
-        reading = asyncio.create_task(self.read(note, replace(wanted, settled=tell)))
+        reading = asyncio.create_task(self.generate(note, replace(wanted, on_hashtag=tell)))
         reading.add_done_callback(lambda _: settled.put_nowait(None))
         try:
             while hashtag := await settled.get():
-                (checked,) = await self._checked([hashtag])
+                (checked,) = await self._drop_missing_notes([hashtag])
                 yield checked
             yield await reading
         finally:
@@ -313,26 +316,26 @@ class Recommender:
 class Plan:
     """What adding one note takes. `wanted` None: no model; else the vector, and these generations.
 
-    `done`: what was generated for the same text before, and is kept.
+    `reused`: what was generated for the same text before, and is kept.
     """
 
     note: Note
     old: StoredNote | None
-    done: Generated
-    wanted: Wanted | None
+    reused: Generated
+    wanted: GenerationRequest | None
 
-    def finish(self, reading: Reading | None, space: str) -> Added:
+    def finish(self, reading: GenerationOutput | None, space: str) -> Added:
         """The note as it is to be stored; its status comes with the write."""
         if reading is None:
             assert self.old is not None
-            return Added(replace(self.old, note=self.note, generated=self.done), "", Usage())
+            return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
         # Which notes carry a hashtag is true only now, and so is that none is known.
         told = reading.hashtags and tuple(replace(hashtag, notes=()) for hashtag in reading.hashtags)
-        if not told and self.wanted and self.wanted.known is not None:
+        if not told and self.wanted and self.wanted.vocabulary is not None:
             told = None
         generated = Generated(
-            self.done.hashtags if told is None else told,
-            self.done.category if reading.categories is None else reading.categories[0],
+            self.reused.hashtags if told is None else told,
+            self.reused.category if reading.categories is None else reading.categories[0],
         )
         stored = StoredNote(self.note, space, reading.vector, generated)
         return Added(stored, "", reading.usage, reading.hashtags_reason)
@@ -347,7 +350,7 @@ class Plan:
         )
 
 
-def turns(notes: Sequence[Note]) -> Iterator[list[int]]:
+def batches_with_unique_ids(notes: Sequence[Note]) -> Iterator[list[int]]:
     """Positions in `notes`, parted so that no part has an id twice or is long; each id's notes keep their order."""
     left = list(range(len(notes)))
     while left:
@@ -355,7 +358,7 @@ def turns(notes: Sequence[Note]) -> Iterator[list[int]]:
         turn: list[int] = []
         later: list[int] = []
         for i in left:
-            (later if notes[i].id in seen or len(turn) == STORED_AT_ONCE else turn).append(i)
+            (later if notes[i].id in seen or len(turn) == STORE_BATCH_SIZE else turn).append(i)
             seen.add(notes[i].id)
         yield turn
         left = later

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from service.api.dependencies import Service
 from service.api.schemas import NoteIn
 from service.batcher import Lane
+from service.container import Service
 from service.errors import StoreUnavailable
 from service.notes_file import NotesFile
 from service.recommender import Generate

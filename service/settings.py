@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from model.note import HashtagPolicy
+from model.generation import HashtagPolicy
 
 
 class Settings(BaseSettings):

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 LINES_SECONDS = 0.1
-MOST_LINES = 10_000
+MAX_WAITING_LINES = 10_000
 """That wait while they cannot be written; the oldest are lost first."""
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -92,7 +92,7 @@ class Lines:
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, True)
         self._descriptor = descriptor
-        self._waiting: deque[str] = deque(maxlen=MOST_LINES)
+        self._waiting: deque[str] = deque(maxlen=MAX_WAITING_LINES)
         self._urgent = threading.Event()
         self._writing = threading.Lock()
         atexit.register(self.write)

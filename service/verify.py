@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from service.index.live import LiveIndex
-from service.interfaces import Clock, NoteStore, StoredNote, Vector
+from service.interfaces import Clock, NoteStore
+from service.records import StoredNote, Vector
 
 WAIT_SECONDS = 30.0
 AT_ONCE = 500
@@ -70,7 +71,7 @@ async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *
         if not suspects:
             break
     if repair and report.repairable:
-        await index.take_again(report.repairable)
+        await index.resync(report.repairable)
         again = await _look_again(store, index, space, report.repairable, len(seen), others)
         report = replace(report, rows=again.rows, repaired=not again.repairable)
     return report

@@ -9,18 +9,19 @@ from functools import partial
 
 import structlog
 
-from model.hashtags.lexical_index import WordIndex
+from model.generation import GenerationRequest
+from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
-from model.note import Note, Wanted
-from service.api.dependencies import Service
+from model.note import Note
 from service.batcher import Batcher
+from service.container import Service
 from service.index.gpu import find_gpu
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
 from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock
-from service.recommender import House, Recommender
+from service.recommender import GenerationDefaults, Recommender
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
@@ -49,7 +50,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             runtime=settings.runtime,
             progress=progress,
         )
-        engine.prepare(Note(), Wanted(categories=settings.categories))  # refused now, not at the first note
+        engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # refused now, not at the first note
         telemetry, clock = Telemetry(), Clock()
         store = RedisNoteStore(url, clock=clock)
         stack.push_async_callback(store.close)
@@ -57,7 +58,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         index = LiveIndex(
             store,
             make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=gpu),
-            make_hashtags=lambda: LiveHashtags(engine.vocabulary(), WordIndex()),
+            make_hashtags=lambda: LiveHashtags(engine.vocabulary(), InvertedLexicalIndex()),
             space=engine.space,
             clock=clock,
             attributes=settings.filter_attributes,
@@ -76,7 +77,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(index.stop)
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
-        house = House(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
+        house = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(engine, batcher, store, index, telemetry, clock, house)
         _show_live_numbers(telemetry, index, engine)
         yield Service(settings, recommender, batcher, store, index, telemetry, clock)

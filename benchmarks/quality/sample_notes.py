@@ -15,8 +15,9 @@ from benchmarks.harness.report import ROOT, row, write
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.evaluation.evaluate import EngineSystem, evaluate_categories
+from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine
-from model.note import Note, Reading, Wanted
+from model.note import Note
 from service.settings import Settings
 
 SHOWN = 20
@@ -39,8 +40,8 @@ UNSEEN = {
 
 def show(engine: Engine, notes: list[Note]) -> None:
     bare = [replace(note, hashtags=()) for note in notes]
-    readings = engine.read(bare, Wanted(hashtags=5, categories=engine.categories))
-    by_unseen = engine.read(bare, Wanted(categories=tuple(UNSEEN.values())))
+    readings = engine.generate(bare, GenerationRequest(hashtags=5, categories=engine.categories))
+    by_unseen = engine.generate(bare, GenerationRequest(categories=tuple(UNSEEN.values())))
     print("| title | written hashtags | category | its own | among the unseen | its own |\n|---|---|---|---|---|---|")
     for note, reading, other in zip(notes, readings, by_unseen, strict=True):
         written = " ".join(f"#{h.text}" for h in reading.hashtags or ())
@@ -48,7 +49,7 @@ def show(engine: Engine, notes: list[Note]) -> None:
         print(f"| {note.title} | {written} | {best(reading)} | {note.category} | {best(other)} | {own} |")
 
 
-def best(reading: Reading) -> str:
+def best(reading: GenerationOutput) -> str:
     first = (reading.categories or ())[0]
     return f"{first.name} {first.probability:.2f}"
 
@@ -57,11 +58,13 @@ def main() -> None:
     engine = Engine.load(sys.argv[1] if len(sys.argv) > 1 else None, cache=Settings().cache_dir)
     notes = [n for i, n in read_notes(ROOT / "service" / "sample_notes.jsonl").items() if split_of(i) != "train"]
     show(engine, notes[:: max(1, len(notes) // SHOWN)][:SHOWN])
-    renamed = [replace(n, category=UNSEEN[n.category], hashtags=()) for n in notes if n.category in UNSEEN]
+    with_category_synonym = [
+        replace(n, category=UNSEEN[n.category], hashtags=()) for n in notes if n.category in UNSEEN
+    ]
     rows = []
     for what, asked, names in (
         ("its own twenty categories", [replace(n, hashtags=()) for n in notes], engine.categories),
-        ("twelve categories that no training data names", renamed, tuple(UNSEEN.values())),
+        ("twelve categories that no training data names", with_category_synonym, tuple(UNSEEN.values())),
     ):
         found = evaluate_categories(EngineSystem(engine), asked, names)
         assert found is not None

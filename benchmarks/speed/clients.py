@@ -23,8 +23,9 @@ from benchmarks.harness.service_process import Running
 from benchmarks.speed.engine import JOB, notes_of
 from benchmarks.speed.ingest_and_query import percentile
 from model.data.dataset import read_notes
+from model.generation import VECTOR_ONLY
 from model.inference.engine import Engine
-from model.note import VECTOR_ONLY, Note
+from model.note import Note
 from service.samples import SAMPLES
 from service.settings import Settings
 
@@ -40,7 +41,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 def directly(engine: Engine, notes: Sequence[Note]) -> float:
     """Notes a second that are embedded or get hashtags, half of each."""
-    asked = [engine.prepare(note, wanted) for note in notes for wanted in (VECTOR_ONLY, JOB)]
+    asked = [engine.tokenize(note, wanted) for note in notes for wanted in (VECTOR_ONLY, JOB)]
     engine.run(asked[: 2 * CLIENTS])
     started = time.perf_counter()
     engine.run(asked)

@@ -27,10 +27,11 @@ from transformers import AutoModel
 from benchmarks.harness.report import ROOT, row, write
 from model.config import PACKAGED_BACKBONE
 from model.data.dataset import read_notes
+from model.generation import VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine, device_for
 from model.inference.kv_cache import BlockTable
-from model.inference.runtime import Look, Span
-from model.note import VECTOR_ONLY, Note, Wanted
+from model.inference.runtime import LogitQuery, Span
+from model.note import Note
 from model.weights import packaged_gguf, resolve, silent
 from service.settings import Settings
 
@@ -40,7 +41,7 @@ ROUNDS = 5
 CATEGORIES = 20
 GFLOP_OF_A_NOTE = 21.6
 """Of 100 tokens: 106.2 million weights in products, two operations each, and 0.4 for the attention."""
-JOB = Wanted(hashtags=5)
+JOB = GenerationRequest(hashtags=5)
 TIMES = 20
 """Products in one call of `repeated`."""
 DEVICE = device_for("auto")
@@ -121,7 +122,7 @@ def repeated(multiply: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor)
 def prefill(engine: Engine, notes: Sequence[Note], limit: float, others: Others) -> list[dict[str, Any]]:
     rows = []
     for batch in BATCHES:
-        prepared = [engine.prepare(note, VECTOR_ONLY) for note in notes[:batch]]
+        prepared = [engine.tokenize(note, VECTOR_ONLY) for note in notes[:batch]]
         rate, spread = median(batch, engine.run, prepared)
         share, ratio = rate / limit, rate / others.transformers[batch]
         wanted = batch > 1
@@ -194,7 +195,7 @@ def step_on(engine: Engine, tables: Sequence[BlockTable], steps: int) -> None:
     for _ in range(steps):
         for table in tables:
             table.grow(1)
-        engine.runtime.forward([Span(table, (1,), looks=(Look(0, 1),)) for table in tables])
+        engine.runtime.forward([Span(table, (1,), looks=(LogitQuery(0, 1),)) for table in tables])
 
 
 def whole_job(engine: Engine, notes: Sequence[Note], others: Others) -> list[dict[str, Any]]:
@@ -202,7 +203,7 @@ def whole_job(engine: Engine, notes: Sequence[Note], others: Others) -> list[dic
     writes 24 tokens greedily."""
     categories = engine.categories[:CATEGORIES]
     together = replace(JOB, categories=categories)
-    apart = (VECTOR_ONLY, JOB, Wanted(categories=categories))
+    apart = (VECTOR_ONLY, JOB, GenerationRequest(categories=categories))
     rows = []
     for batch, wanted_ratio in zip(BATCHES, (1.4, 2.0, 2.3), strict=True):
         rate, spread = median(batch, read, engine, notes[:batch], together)
@@ -218,9 +219,9 @@ def whole_job(engine: Engine, notes: Sequence[Note], others: Others) -> list[dic
     return rows
 
 
-def read(engine: Engine, notes: Sequence[Note], *calls: Wanted) -> None:
+def read(engine: Engine, notes: Sequence[Note], *calls: GenerationRequest) -> None:
     for wanted in calls:
-        engine.read(notes, wanted)
+        engine.generate(notes, wanted)
 
 
 def categories(engine: Engine, notes: Sequence[Note]) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def categories(engine: Engine, notes: Sequence[Note]) -> dict[str, Any]:
     words = sorted({word for note in notes for word in note.content.split() if word.isalpha() and len(word) > 3})
     names = [f"{words[i % len(words)]} {words[(7 * i + i // len(words)) % len(words)]}".title() for i in range(800)]
     sets = [tuple(dict.fromkeys(names))[:count] for count in (20, 500)]
-    few, many = (median(8, read, engine, notes[:8], Wanted(categories=names))[0] for names in sets)
+    few, many = (median(8, read, engine, notes[:8], GenerationRequest(categories=names))[0] for names in sets)
     return row(
         "category of 500, batch 8", round(many, 2), "notes/s",
         against=f"of 20: {few:.2f}, so {few / many:.1f}x the cost", reach="2x or less", held=few / many <= 2,

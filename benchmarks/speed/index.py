@@ -32,17 +32,18 @@ from benchmarks.harness.report import ROOT, row, write
 from benchmarks.harness.service_process import resident_mib
 from benchmarks.speed.ingest_and_query import percentile
 from model.data.dataset import read_notes
-from model.hashtags.lexical_index import WordIndex
+from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
-from service.index.growing import Head
+from service.filters import Filter
+from service.index.growing import GrowingSegment
 from service.index.hashtags import LiveHashtags
-from service.index.live import freeze, thaw
-from service.index.sealed import LISTS_PER_ROOT, Sealed
+from service.index.live import restore, snapshot_parts
+from service.index.sealed import LISTS_PER_ROOT, SealedSegment
 from service.index.segment import exact, swig
-from service.index.segmented import Job, SegmentedIndex, give_memory_back
+from service.index.segmented import MergeJob, SegmentedIndex, trim_heap
 from service.index.snapshots import Origin, SnapshotFolder
-from service.interfaces import Filter, Hit, StoredNote
+from service.records import Hit, StoredNote
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -118,12 +119,12 @@ def recall(
 def bare(index: SegmentedIndex, query: Vectors) -> None:
     """The same comparisons without masks, ids and merging."""
     for segment in index._segments:
-        if isinstance(segment, Sealed) and segment._lists_by_k:
+        if isinstance(segment, SealedSegment) and segment._lists_by_k:
             options = swig.SearchParametersIVF(nprobe=segment._lists_by_k[K])
             segment._index.search(query[None], K, params=options)
-        elif isinstance(segment, Sealed):
+        elif isinstance(segment, SealedSegment):
             segment._index.search(query[None], K)
-        elif isinstance(segment, Head):
+        elif isinstance(segment, GrowingSegment):
             exact(segment._vectors[: len(segment)], query, K)
 
 
@@ -197,7 +198,7 @@ def writes(index: SegmentedIndex, vectors: Vectors) -> Iterator[None]:
         yield
 
 
-def merge(job: Job) -> Iterator[None]:
+def merge(job: MergeJob) -> Iterator[None]:
     job.run()
     yield
 
@@ -260,7 +261,7 @@ def weighed(make: Callable[[SegmentedIndex], None]) -> tuple[SegmentedIndex, flo
 def resident() -> float:
     """MiB, once nothing is held that nobody needs."""
     gc.collect()
-    give_memory_back()
+    trim_heap()
     return resident_mib(os.getpid())
 
 
@@ -268,20 +269,20 @@ def snapshot_rows(index: SegmentedIndex, notes: Path, rows: int) -> list[dict[st
     """How long the index, with as many real notes' words and hashtags, takes to be written, and to be there again."""
     real = list(read_notes(notes).values())
     engine = Engine.load(cache=Settings().cache_dir)
-    hashtags, empty = (LiveHashtags(engine.vocabulary(), WordIndex()) for _ in range(2))
+    hashtags, empty = (LiveHashtags(engine.vocabulary(), InvertedLexicalIndex()) for _ in range(2))
     for number in range(rows):
         hashtags.upsert([StoredNote(replace(real[number % len(real)], id=f"n{number}"), "space")])
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
         origin = Origin("store", "space")
-        parts, frozen = timed(partial(freeze, index, hashtags, ()))
+        parts, frozen = timed(partial(snapshot_parts, index, hashtags, ()))
         _, first = timed(partial(folder.save, origin, "1-0", parts))
-        _, again = timed(partial(folder.save, origin, "2-0", freeze(index, hashtags, ())))
+        _, again = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, ())))
         files = list(Path(name).glob("*.npz"))
         size = sum(path.stat().st_size for path in files)
         forget(files)
         _, reading = timed(lambda: [path.read_bytes() for path in files])
         forget(files)
-        _, start = timed(partial(restore, folder, origin, SegmentedIndex(DIMENSION), empty))
+        _, start = timed(partial(load_snapshot, folder, origin, SegmentedIndex(DIMENSION), empty))
     return [
         row("a snapshot: what writes wait for", round(frozen, 2), "s"),
         row("a snapshot: written", round(first, 1), "s", against=f"{size / 2**20:.0f} MiB; the next one {again:.1f} s"),
@@ -290,10 +291,10 @@ def snapshot_rows(index: SegmentedIndex, notes: Path, rows: int) -> list[dict[st
     ]  # fmt: skip
 
 
-def restore(folder: SnapshotFolder, origin: Origin, index: SegmentedIndex, hashtags: LiveHashtags) -> None:
+def load_snapshot(folder: SnapshotFolder, origin: Origin, index: SegmentedIndex, hashtags: LiveHashtags) -> None:
     snapshot = folder.load(origin)
     assert snapshot is not None
-    thaw(snapshot.read, index, hashtags)
+    restore(snapshot.read, index, hashtags)
 
 
 def forget(files: Sequence[Path]) -> None:
@@ -365,10 +366,10 @@ def main(notes: Path, rows: int) -> None:
     busy = beside(writes(index, enlarged(bases, 1000, 3)), search, queries)
     told.append(slower("p99 while 200 notes a second are written", busy, "idle", idle, 2))
     index.remove([f"w{number}" for number in range(1000)])
-    job = Job.of(index._segments[:-1], DIMENSION)
+    job = MergeJob.of(index._segments[:-1], DIMENSION)
     told.append(slower("p99 while all is merged", beside(merge(job), search, queries), "idle", idle, 3))
     del job  # or it would hold the memory of what was made
-    give_memory_back()
+    trim_heap()
     told += filtered_rows(index, vectors, queries)
     against = f"the vectors: {raw:.0f} MiB, so {used / raw:.2f}x"
     told.append(row("memory", round(used), "MiB", against=against, reach="1.3x or less", held=used <= 1.3 * raw))

@@ -20,9 +20,10 @@ from model.data.pairs import split_of
 from model.evaluation.evaluate import cosine, rank_pairs
 from model.evaluation.metrics import recall_at
 from model.evaluation.protocol import COLD_COLD, NOTES_FILE, evaluation_pairs
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.inference.openvino.runtime import PRECISIONS
-from model.note import Note, Wanted
+from model.note import Note
 from service.settings import Settings
 
 SPLIT = "validation"
@@ -37,8 +38,8 @@ class Answers:
         engine = Engine.load(cache=Settings().cache_dir, device="cpu", runtime="openvino", dtype=precision)
         self.vectors = engine.embed(notes)
         self.recall = recall_at(rank_pairs(cosine(self.vectors), [note.id for note in notes], pairs), 100)
-        wanted = Wanted(hashtags=5, categories=engine.categories)
-        readings = engine.read(notes[:WRITTEN], wanted)
+        wanted = GenerationRequest(hashtags=5, categories=engine.categories)
+        readings = engine.generate(notes[:WRITTEN], wanted)
         self.hashtags = [[hashtag.text for hashtag in reading.hashtags or ()] for reading in readings]
         self.categories = [reading.categories[0].name for reading in readings if reading.categories]
 

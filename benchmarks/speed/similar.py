@@ -37,7 +37,8 @@ from benchmarks.speed.index import base_vectors, enlarged
 from benchmarks.speed.ingest_and_query import percentile
 from model.data.dataset import read_notes
 from model.inference.engine import Engine
-from service.interfaces import Clock, StoredNote, Write
+from service.interfaces import Clock
+from service.records import StoredNote, Write
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG_ENTRIES, NOTE, PUT, RedisNoteStore

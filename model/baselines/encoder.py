@@ -30,18 +30,18 @@ from model.evaluation.metrics import accuracy
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.precision import bfloat16_pays
-from model.training.contrastive import Related
+from model.training.contrastive import ContrastiveObjective
 from model.training.recipe import Recipe
-from model.training.trainer import BEST, LOG, warm_cosine
+from model.training.trainer import BEST, LOG, cosine_with_warmup
 from model.weights import HEAD_FILE
 
 CATEGORIES_FILE = "categories.json"
 MAX_TOKENS = 128
-ROWS_AT_ONCE = 24
+MAX_ROWS_IN_LOOP = 24
 UNSEEN = -1e9
 """Log probability of a category that training never showed: finite, so that renormalising stays possible."""
 
-Steps = Iterator[tuple[int, float, float | None]]
+TrainingSteps = Iterator[tuple[int, float, float | None]]
 """The number of each step, its loss, and the validation figure where it was measured after the step."""
 
 
@@ -81,8 +81,8 @@ class SentenceEncoder(nn.Module):
         ids = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         vectors = torch.zeros(len(ids), self.backbone.config.hidden_size)
-        for at in range(0, len(order), ROWS_AT_ONCE):
-            rows = order[at : at + ROWS_AT_ONCE]
+        for at in range(0, len(order), MAX_ROWS_IN_LOOP):
+            rows = order[at : at + MAX_ROWS_IN_LOOP]
             vectors[rows] = self._means([torch.tensor(ids[row]) for row in rows])
         return vectors
 
@@ -164,7 +164,7 @@ def packaged_encoder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def fine_tune(recipe: Recipe, folder: Path) -> Steps:
+def fine_tune(recipe: Recipe, folder: Path) -> TrainingSteps:
     """Train all weights as the recipe says: for related notes, or for categories where `contrastive` is false.
 
     The validation figure is Recall@100, or accuracy; the best encoder is in `folder`/best, the log in log.jsonl.
@@ -174,21 +174,21 @@ def fine_tune(recipe: Recipe, folder: Path) -> Steps:
     return (_fit_related if recipe.contrastive else _fit_categories)(recipe, folder)
 
 
-def _fit_related(recipe: Recipe, folder: Path) -> Steps:
+def _fit_related(recipe: Recipe, folder: Path) -> TrainingSteps:
     """GCL on the first data set that has pairs, with the batches, the mask and the distillation that NoteLLM gets."""
     of = next(data for data in recipe.data if data.pairs)
     train = PairedNotes(of.notes, of.pairs, min_score=of.min_score)
     validation = PairedNotes(of.notes, of.pairs, split="validation", min_score=recipe.validation_min_score)
     pool, pairs = validation.sample(recipe.validation_notes, recipe.seed)
     encoder = SentenceEncoder()
-    related = Related(train, recipe, of.teacher)
+    related = ContrastiveObjective(train, recipe, of.teacher)
     if recipe.memory:
-        related.remember(related.notes, torch.from_numpy(encoder.embed(related.notes)))
+        related.update_memory(related.notes, torch.from_numpy(encoder.embed(related.notes)))
 
     def loss(notes: Sequence[Note]) -> Tensor:
         vectors = encoder(notes)
         computed = related.loss(notes, vectors, encoder.tau).total
-        related.remember(notes, vectors)
+        related.update_memory(notes, vectors)
         return computed
 
     def recall() -> float:
@@ -197,7 +197,7 @@ def _fit_related(recipe: Recipe, folder: Path) -> Steps:
     return _fit(recipe, folder, encoder, map(loss, train.batches(recipe.batch_pairs, recipe.seed)), recall)
 
 
-def _fit_categories(recipe: Recipe, folder: Path) -> Steps:
+def _fit_categories(recipe: Recipe, folder: Path) -> TrainingSteps:
     """Cross-entropy on the notes of the first data set that have a category."""
     of = recipe.data[0]
     train, validation = (
@@ -231,7 +231,7 @@ def _batches(notes: Sequence[Note], size: int, seed: int) -> Iterator[list[Note]
 
 def _fit(
     recipe: Recipe, folder: Path, encoder: SentenceEncoder, losses: Iterator[Tensor], figure: Callable[[], float]
-) -> Steps:
+) -> TrainingSteps:
     """The one loop. losses: each computed when it is asked for, endless. figure: on validation, higher is better."""
     heads = [weight for name, weight in encoder.named_parameters() if not name.startswith("backbone.")]
     optimizer = torch.optim.AdamW(
@@ -240,7 +240,7 @@ def _fit(
             {"params": heads, "lr": recipe.head_learning_rate, "weight_decay": 0.0},
         ]
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(recipe, step))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_with_warmup(recipe, step))
     encoder.train()
     best, waited = -1.0, 0
     for step, loss in enumerate(islice(losses, recipe.steps), 1):

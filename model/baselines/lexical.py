@@ -15,7 +15,7 @@ import numpy as np
 
 from model.baselines.encoder import CATEGORIES_FILE, CategoryEncoder, SentenceEncoder, plain_text
 from model.evaluation.evaluate import (
-    QUERIES_AT_ONCE,
+    QUERY_BATCH_SIZE,
     EngineSystem,
     Floats,
     Record,
@@ -24,8 +24,9 @@ from model.evaluation.evaluate import (
     System,
     evaluate_hashtags,
 )
+from model.generation import HashtagPolicy
 from model.inference.engine import Engine
-from model.note import HashtagPolicy, Note, hashtag_key
+from model.note import Note, hashtag_key
 from model.weights import Progress
 
 
@@ -115,8 +116,8 @@ class CopiedHashtags:
         pool = [*self._known, *(replace(note, hashtags=()) for note in notes)]
         score = self._system.related(pool)
         copied: list[tuple[str, ...]] = []
-        for at in range(0, len(notes), QUERIES_AT_ONCE):
-            queries = notes[at : at + QUERIES_AT_ONCE]
+        for at in range(0, len(notes), QUERY_BATCH_SIZE):
+            queries = notes[at : at + QUERY_BATCH_SIZE]
             rows = len(self._known) + at + np.arange(len(queries))
             scores = score(rows)[:, : len(self._known)]
             copied += [self._copied(note, row, count) for note, row in zip(queries, scores, strict=True)]

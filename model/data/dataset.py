@@ -82,7 +82,7 @@ def draw_example(
     return category_example(prompt, note, input_hashtags)
 
 
-def renamed(note: Note, names: Mapping[str, Sequence[str]], rng: random.Random) -> Note:
+def with_category_synonym(note: Note, names: Mapping[str, Sequence[str]], rng: random.Random) -> Note:
     """The note, its category by its own name or, as often, by another one of `names`; as it is where there are none."""
     others = names.get(note.category or "", ())
     return replace(note, category=rng.choice(others)) if others and rng.random() < 0.5 else note
@@ -91,7 +91,7 @@ def renamed(note: Note, names: Mapping[str, Sequence[str]], rng: random.Random) 
 def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
     """`note` without its hashtags, to write j of them drawn at random; without a task when it has none."""
     if not note.hashtags:
-        return bare_example(prompt, note)
+        return embedding_example(prompt, note)
     count = rng.randint(1, min(MAX_HASHTAGS, len(note.hashtags)))
     drawn = rng.sample(note.hashtags, count)
     ids = prompt.note(replace(note, hashtags=()), count)
@@ -102,7 +102,7 @@ def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
 
 def category_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
     """`note` with its hashtags, to write its category; without a task when it has none."""
-    bare = bare_example(prompt, note, input_hashtags)
+    bare = embedding_example(prompt, note, input_hashtags)
     if note.category is None:
         return bare
     before = (*bare.ids, *prompt.category_task())
@@ -111,7 +111,7 @@ def category_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -
     return replace(bare, ids=whole, targets=(*bare.targets, *range(len(before), len(whole))))
 
 
-def bare_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
+def embedding_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
     """To be embedded, with the prompt of the category; of the task of `draw_example` only the input's hashtags."""
     ids = prompt.note(note)
     return Example(note, tuple(ids), len(ids) - 1, tuple(prompt.input_hashtags(note)) if input_hashtags else ())

@@ -29,15 +29,16 @@ from model.evaluation.metrics import (
     target_ranks,
 )
 from model.evaluation.protocol import COLD_ALL, COLD_COLD
-from model.hashtags.lexical_index import WordIndex
+from model.generation import GenerationRequest, HashtagPolicy, Neighbour, Neighbours
+from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
-from model.note import HashtagPolicy, Near, Neighbour, Note, Wanted, hashtag_key
+from model.note import Note, hashtag_key
 from model.weights import Progress, silent
 
 Floats = npt.NDArray[np.floating[Any]]
 Scorer = Callable[[npt.NDArray[np.int64]], Floats]
 """Rows of the pool (Q,) -> their scores against the whole pool (Q, N), higher is closer."""
-QUERIES_AT_ONCE = 512
+QUERY_BATCH_SIZE = 512
 CUTOFFS = (10, 100, 1000)
 HASHTAG_CUTOFFS = (1, 3, 5)
 PARTS = ("related", "categories", "hashtags")
@@ -210,7 +211,9 @@ class EngineSystem:
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> Floats:
         column = {name: i for i, name in enumerate(categories)}
         log_probs = np.empty((len(notes), len(categories)))
-        for row, reading in zip(log_probs, self._engine.read(notes, Wanted(categories=tuple(categories))), strict=True):
+        for row, reading in zip(
+            log_probs, self._engine.generate(notes, GenerationRequest(categories=tuple(categories))), strict=True
+        ):
             for category in reading.categories or ():
                 row[column[category.name]] = np.log(max(category.probability, 1e-30))
         return log_probs
@@ -219,28 +222,28 @@ class EngineSystem:
         return self._engine.write_category(notes)
 
     def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
-        readings = self._engine.read(notes, self._wanted(count))
+        readings = self._engine.generate(notes, self._wanted(count))
         return [tuple(hashtag.text for hashtag in reading.hashtags or ()) for reading in readings]
 
-    def _wanted(self, count: int) -> Wanted:
+    def _wanted(self, count: int) -> GenerationRequest:
         if self.policy == "known":
             vocabulary = self._engine.vocabulary()
             vocabulary.add(hashtag for note in self._known for hashtag in note.hashtags)
-            return Wanted(count, known=vocabulary)
+            return GenerationRequest(count, vocabulary=vocabulary)
         if self.policy == "open":
-            return Wanted(count)
+            return GenerationRequest(count)
         known, vectors = {note.id: note.hashtags for note in self._known}, self._engine.embed(self._known)
-        words = WordIndex()
+        words = InvertedLexicalIndex()
         for note in self._known:
             words.add(note)
 
-        def nearest(note: Note, vector: npt.NDArray[np.float32], count: int) -> Near:
+        def nearest(note: Note, vector: npt.NDArray[np.float32], count: int) -> Neighbours:
             scores = vectors @ vector
             best = np.argsort(-scores, kind="stable")[:count]
             by_vector = [Neighbour(self._known[i].id, float(scores[i]), self._known[i].hashtags) for i in best]
-            return Near(by_vector, [Neighbour(i, score, known[i]) for i, score in words.nearest(note, count)])
+            return Neighbours(by_vector, [Neighbour(i, score, known[i]) for i, score in words.nearest(note, count)])
 
-        return Wanted(count, nearest=nearest)
+        return GenerationRequest(count, find_neighbours=nearest)
 
 
 def evaluate(
@@ -417,8 +420,8 @@ def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str
         targets[query].append(column[target])
     queries = list(targets)
     ranks: dict[str, npt.NDArray[np.int64]] = {}
-    for at in range(0, len(queries), QUERIES_AT_ONCE):
-        chunk = queries[at : at + QUERIES_AT_ONCE]
+    for at in range(0, len(queries), QUERY_BATCH_SIZE):
+        chunk = queries[at : at + QUERY_BATCH_SIZE]
         own = np.array([column[query] for query in chunk])
         scores = score(by_id[own])[:, by_id]
         wanted = [np.array(targets[query]) for query in chunk]

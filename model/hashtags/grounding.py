@@ -8,17 +8,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from model.note import Hashtag, Near, Note, hashtag_key
+from model.generation import Hashtag, Neighbours
+from model.note import Note, hashtag_key
 
 NEIGHBOURS = 50
 """Notes with hashtags that are looked at: so many by the vector, and so many by the words."""
-MOST_CARRIED = 40
+MAX_CANDIDATES = 40
 """Of their hashtags, the heaviest, whose probability the model is asked for."""
 NEIGHBOUR_SPREAD = 0.06
 """Difference of two cosines by which the nearer note weighs e times as much."""
-WORDS_SHARE = 0.6
+LEXICAL_SHARE = 0.6
 """Of the weight of all near notes, that of those that are near by their words."""
-UNCARRIED = 0.02
+MIN_NEIGHBOUR_SHARE = 0.02
 """Added to the share of the neighbours that carry a hashtag, so that one that none carries can be told."""
 WRITTEN_WEIGHT = 0.1
 """Of log p that the model writes it, beside the log of that share. All of these: docs/decisions/0010-hashtags.md."""
@@ -28,7 +29,7 @@ NO_PLURALS = ("news", "lens", "series", "species", "shoes")
 EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
 
 
-def listed_key(text: str) -> str:
+def dedup_key(text: str) -> str:
     """What makes two hashtags of one list the same: case, spacing and a plural do not count."""
     key = hashtag_key(text)
     if key.endswith(NO_PLURALS):
@@ -50,7 +51,7 @@ def scripts(text: str) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class HashtagFilter:
     """`blocked`: keys of hashtags that are never told. `scripts`: those of the note; a hashtag of another one is not
     told, but for the Latin one, which all languages use. None: any."""
 
@@ -58,7 +59,7 @@ class Allowed:
     scripts: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, note: Note, blocked: frozenset[str]) -> Allowed:
+    def of(cls, note: Note, blocked: frozenset[str]) -> HashtagFilter:
         return cls(blocked, scripts(" ".join((note.title, note.content, *note.hashtags))) or None)
 
     def __call__(self, text: str) -> bool:
@@ -68,7 +69,7 @@ class Allowed:
 
 
 @dataclass(slots=True)
-class Carried:
+class Candidate:
     """A hashtag of near notes: its weight among them, in [0, 1], and their ids, the nearest first."""
 
     text: str
@@ -76,29 +77,29 @@ class Carried:
     notes: list[str] = field(default_factory=list)
 
 
-def carried(near: Near, allowed: Allowed) -> dict[str, Carried]:
-    """By `listed_key`, the heaviest MOST_CARRIED first; a hashtag weighs as much as the notes that carry it."""
+def candidates_from(near: Neighbours, allowed: HashtagFilter) -> dict[str, Candidate]:
+    """By `dedup_key`, the heaviest MOST_CARRIED first; a hashtag weighs as much as the notes that carry it."""
     notes = {of.id: of for of in (*near.by_words, *near.by_vector)}
-    weights = weighed(near)
-    found: dict[str, Carried] = {}
+    weights = neighbour_weights(near)
+    found: dict[str, Candidate] = {}
     for note_id in sorted(weights, key=lambda note_id: (-weights[note_id], note_id)):
-        for key, text in {listed_key(text): text for text in notes[note_id].hashtags if allowed(text)}.items():
-            of = found.setdefault(key, Carried(text))
+        for key, text in {dedup_key(text): text for text in notes[note_id].hashtags if allowed(text)}.items():
+            of = found.setdefault(key, Candidate(text))
             of.weight += weights[note_id]
             of.notes.append(note_id)
-    heaviest = sorted(found, key=lambda key: (-found[key].weight, key))[:MOST_CARRIED]
+    heaviest = sorted(found, key=lambda key: (-found[key].weight, key))[:MAX_CANDIDATES]
     return {key: found[key] for key in heaviest}
 
 
-def weighed(near: Near) -> dict[str, float]:
+def neighbour_weights(near: Neighbours) -> dict[str, float]:
     """By id. All together weigh 1, those by words WORDS_SHARE of it, where both ways find something.
 
     By its vector a note weighs exp(cosine / NEIGHBOUR_SPREAD), by its words score^2, each divided by their sum.
     """
     top = max((of.score for of in near.by_vector), default=0.0)
     ways = (
-        ({of.id: math.exp((of.score - top) / NEIGHBOUR_SPREAD) for of in near.by_vector}, 1 - WORDS_SHARE),
-        ({of.id: of.score**2 for of in near.by_words}, WORDS_SHARE),
+        ({of.id: math.exp((of.score - top) / NEIGHBOUR_SPREAD) for of in near.by_vector}, 1 - LEXICAL_SHARE),
+        ({of.id: of.score**2 for of in near.by_words}, LEXICAL_SHARE),
     )
     found = [(some, share) for some, share in ways if some]
     weights: dict[str, float] = defaultdict(float)
@@ -109,18 +110,18 @@ def weighed(near: Near) -> dict[str, float]:
 
 
 def grounded(
-    written: Sequence[Hashtag], near: Mapping[str, Carried], probabilities: Mapping[str, float], count: int
+    written: Sequence[Hashtag], near: Mapping[str, Candidate], probabilities: Mapping[str, float], count: int
 ) -> tuple[Hashtag, ...]:
     """What the model wrote and what near notes carry, the best `count` of both.
 
     score = (weight + UNCARRIED) / (1 + UNCARRIED) * p ** WRITTEN_WEIGHT. `probabilities`: p of those in `near`.
     """
-    p = defaultdict(float, {listed_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
-    texts = {listed_key(hashtag.text): hashtag.text for hashtag in written} | {k: of.text for k, of in near.items()}
+    p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
+    texts = {dedup_key(hashtag.text): hashtag.text for hashtag in written} | {k: of.text for k, of in near.items()}
     scored = []
     for key, text in texts.items():
-        of = near.get(key, Carried(text))
-        score = (of.weight + UNCARRIED) / (1 + UNCARRIED) * p[key] ** WRITTEN_WEIGHT
+        of = near.get(key, Candidate(text))
+        score = (of.weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * p[key] ** WRITTEN_WEIGHT
         scored.append(Hashtag(text, min(1.0, score), tuple(of.notes[:NEIGHBOURS_NAMED])))
     best = sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))
     return tuple(hashtag for hashtag in best[:count] if hashtag.score > 0)

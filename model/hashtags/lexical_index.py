@@ -25,18 +25,18 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
 """Scripts that put no spaces between words, from Thai to Chinese: there two characters at a time stand for one."""
 RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
 """Of letters and digits: a word, or what has no spaces."""
-MOST_CHARS = 2000
+MAX_CHARS = 2000
 """Of a note's title and of its content; the prompt holds less."""
 COMMON_SHARE, COMMON_NOTES = 0.1, 1000
 """A word that more of the notes have, and more than so many, tells nothing and costs the most: it is left out."""
-MOST_ROWS = 200_000
+MAX_ROWS = 200_000
 """That are looked at for one note, those of its rarest words first: 10 ms."""
 NO_ROWS = array("I")
 DEAD_SHARE = 0.5
 """With more rows of removed notes than that, all is written anew without them."""
 
 
-class WordIndex:
+class InvertedLexicalIndex:
     """See note.Words. Words are kept as hashes, with 4 bytes for each note that has one."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class WordIndex:
             old = self._row_of.get(note.id)
             if old is not None and self._texts[old] == text:
                 return
-        words = words_of(note)
+        words = word_hashes(note)
         with self._lock:
             self._remove(note.id)
             if not words:
@@ -85,7 +85,7 @@ class WordIndex:
         TF-IDF (Salton and Buckley 1988), words counted once, those of a stored note taken to be as rare as those of
         `note`, or as those that it shares: so nothing need be kept of it but how many it has.
         """
-        words = words_of(note)
+        words = word_hashes(note)
         with self._lock:
             rows, sums, mean = self._sharing(words, self._row_of.get(note.id))
             counts = np.array(self._counts, np.float64)[rows]
@@ -95,7 +95,7 @@ class WordIndex:
             found = [(self._ids[rows[at]], float(scores[at])) for at in best]
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:count]
 
-    def freeze(self) -> tuple[list[str], Mapping[str, npt.NDArray[Any]]]:
+    def snapshot_parts(self) -> tuple[list[str], Mapping[str, npt.NDArray[Any]]]:
         """See Words. All others wait meanwhile."""
         with self._lock:
             words = np.fromiter(self._rows_with, np.uint32, len(self._rows_with))
@@ -104,7 +104,7 @@ class WordIndex:
             counts, texts = np.array(self._counts, np.uint32), np.array(self._texts, np.uint64)
             return list(self._ids), {"words": words, "ends": ends, "rows": rows, "counts": counts, "texts": texts}
 
-    def thaw(self, ids: Sequence[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    def restore(self, ids: Sequence[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """See Words."""
         places, rows = arrays["ends"].tolist(), arrays["rows"]
         spans = zip(arrays["words"].tolist(), pairwise(places), strict=True)
@@ -121,7 +121,7 @@ class WordIndex:
         """The rows (R,) of notes that share something, but for `own`; of each the sum of idf^2 of what it shares; and
         the mean of idf^2 over `words`, where what no note has is the rarest, and what is too common counts nothing."""
         alive = np.array(self._counts, np.uint32) > 0
-        parts, squares, left = [], [], MOST_ROWS
+        parts, squares, left = [], [], MAX_ROWS
         for having in sorted((self._rows_with.get(word, NO_ROWS) for word in words), key=len):
             left -= len(having)
             rows = np.array(having, np.int64) if left >= 0 else np.zeros(0, np.int64)
@@ -162,10 +162,10 @@ class WordIndex:
         self._texts = array("Q", np.frombuffer(self._texts, np.uint64)[kept].tobytes())
 
 
-def words_of(note: Note) -> frozenset[int]:
+def word_hashes(note: Note) -> frozenset[int]:
     """Hashes (32 bits) of the words of title, content and hashtags, whatever their case: runs of letters and digits,
     without marks that no letter holds, such as vowel signs."""
-    text = " ".join((note.title[:MOST_CHARS], note.content[:MOST_CHARS], *note.hashtags))
+    text = " ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))

@@ -24,30 +24,29 @@ import numpy.typing as npt
 
 from model.category_head import CategoryHead
 from model.config import CheckpointError
-from model.hashtags.grounding import NEIGHBOURS, Allowed, Carried, carried, grounded, listed_key
-from model.hashtags.vocabulary import HashtagTrie
-from model.inference.kv_cache import BlockTable
-from model.inference.runtime import Look, Looked, Read, Runtime, Span
-from model.note import (
+from model.generation import (
     MAX_CATEGORY_TOKENS,
     VECTOR_ONLY,
     CategoriesTooLong,
     CategoryProbability,
+    GenerationOutput,
+    GenerationRequest,
     Hashtag,
-    Near,
-    Note,
-    Reading,
+    Neighbours,
     Usage,
     Vocabulary,
-    Wanted,
-    normalise_hashtag,
 )
+from model.hashtags.grounding import NEIGHBOURS, Candidate, HashtagFilter, candidates_from, dedup_key, grounded
+from model.hashtags.vocabulary import HashtagTrie
+from model.inference.kv_cache import BlockTable
+from model.inference.runtime import LogitQuery, Runtime, Span, SpanOutput, TokenLogProbs
+from model.note import Note, normalise_hashtag
 from model.prompt import Prompt
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_HASHTAG = 32
 """No hashtag that is longer is written. Of Chinese ones two thirds have more than 8, one in fifty more than this."""
-CARRIED_TOKENS = 320
+CANDIDATE_TOKENS = 320
 """Of the hashtags that near notes carry, the heaviest first, what several begin with counted once."""
 BEAMS_PER_HASHTAG = 2
 """Beginnings that are followed at a time, for each hashtag asked for."""
@@ -66,7 +65,7 @@ CUDA_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/de
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class TokenizedRequest:
     """A note as token ids (the last one is the read-out position), and what is wanted of it.
 
     `hashtag_prompt`: the ids to write hashtags after, where the prompt version cannot do it after `ids`; else empty.
@@ -74,9 +73,9 @@ class Prepared:
     """
 
     ids: tuple[int, ...]
-    wanted: Wanted
+    wanted: GenerationRequest
     hashtag_prompt: tuple[int, ...] = ()
-    allowed: Allowed = field(default_factory=Allowed)
+    allowed: HashtagFilter = field(default_factory=HashtagFilter)
     note: Note = field(default_factory=Note)
 
     @property
@@ -129,7 +128,7 @@ class Trie:
 
 
 @dataclass(frozen=True, slots=True)
-class NamesAlone:
+class LabelPrior:
     """What the names of a closed set say without a note: `prior` (C,), the mean log probability of each after some of
     them, and `vectors` (C, D). A name that training has not shown is as likely as its words are, whatever the note
     (Zhao et al. 2021)."""
@@ -138,15 +137,15 @@ class NamesAlone:
     vectors: npt.NDArray[np.float32]
 
 
-Steps = Generator[list[Span], list[Read], Any]
+SpanSteps = Generator[list[Span], list[SpanOutput], Any]
 """One note's way: it yields what is to be computed next, gets what was read from it, and returns what it led to."""
 
 
 @dataclass(slots=True, eq=False)
-class Work:
+class RunningRequest:
     """One note on its way. `blocks`: the most of the cache that it may come to need."""
 
-    steps: Steps
+    steps: SpanSteps
     blocks: int
     waiting: list[Span] = field(default_factory=list)
 
@@ -177,9 +176,9 @@ class Engine:
         self.categories = runtime.config.categories
         self.temperature = runtime.config.category_temperature
         self.category_head = category_head
-        self._live: list[Work] = []
+        self._live: list[RunningRequest] = []
         self._trie = lru_cache(maxsize=64)(self._build_trie)
-        self._names: OrderedDict[tuple[str, ...], NamesAlone] = OrderedDict()
+        self._names: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
         """Of the closed sets that were asked for last."""
         self._being_read: set[tuple[str, ...]] = set()
 
@@ -239,26 +238,26 @@ class Engine:
         model = NoteLLM.load(checkpoint, cache=cache, device=torch.device(device), dtype=kind, progress=progress)
         return TorchRuntime(model)
 
-    def prepare(self, note: Note, wanted: Wanted = VECTOR_ONLY) -> Prepared:
+    def tokenize(self, note: Note, wanted: GenerationRequest = VECTOR_ONLY) -> TokenizedRequest:
         """Tokenise. Safe in any thread; no tensor is made. Raises CategoriesTooLong."""
         if wanted.categories:
             self._trie(wanted.categories)
         ids = tuple(self.prompt.note(note))
         if not wanted.hashtags:
-            return Prepared(ids, wanted)
+            return TokenizedRequest(ids, wanted)
         again = () if self.prompt.one_prefill else tuple(self.prompt.note(note, wanted.hashtags))
-        return Prepared(ids, wanted, again, Allowed.of(note, wanted.blocked), note)
+        return TokenizedRequest(ids, wanted, again, HashtagFilter.of(note, wanted.blocked), note)
 
     def vocabulary(self) -> Vocabulary:
         """An empty one, of this model's tokens."""
         return HashtagTrie(self.prompt.hashtag_tokens)
 
-    def fits(self, prepared: Prepared) -> bool:
+    def can_add(self, prepared: TokenizedRequest) -> bool:
         """Whether the cache has room for one more reading, beside all that those on their way may come to need."""
         reserved = sum(work.blocks for work in self._live)
         return reserved + self._most_blocks(prepared) <= self.runtime.pool.count
 
-    def begin(self, prepared: Prepared) -> Work:
+    def add_request(self, prepared: TokenizedRequest) -> RunningRequest:
         """Take a reading up, which `fits`; `step` goes on with it. After an error no reading is left."""
         work = self._work(prepared)
         with self._clear_on_error():
@@ -266,7 +265,7 @@ class Engine:
         self._live.append(work)
         return work
 
-    def step(self) -> list[tuple[Work, Reading]]:
+    def step(self) -> list[tuple[RunningRequest, GenerationOutput]]:
         """One forward for the readings on their way: the single steps of all, and of prefills as many as it may hold.
         Those that ended with it. After an error no reading is left."""
         with self._clear_on_error():
@@ -281,25 +280,25 @@ class Engine:
             yield
         except BaseException:
             for work in list(self._live):
-                self.drop(work)
+                self.abort(work)
             raise
 
-    def drop(self, work: Work) -> None:
+    def abort(self, work: RunningRequest) -> None:
         """Nobody waits for it any more."""
         work.steps.close()
         self._live.remove(work)
 
-    def run(self, batch: Sequence[Prepared]) -> list[Reading]:
+    def run(self, batch: Sequence[TokenizedRequest]) -> list[GenerationOutput]:
         """One reading a note, in order; an empty batch gives []."""
         return self._run([self._work(prepared) for prepared in batch], self.runtime.pool.free)
 
-    def read(self, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY) -> list[Reading]:
+    def generate(self, notes: Sequence[Note], wanted: GenerationRequest = VECTOR_ONLY) -> list[GenerationOutput]:
         """Readings of any number of notes, in their order."""
-        return self.run([self.prepare(note, wanted) for note in notes])
+        return self.run([self.tokenize(note, wanted) for note in notes])
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
         """Vectors of any number of notes: (len(notes), dimension), in their order."""
-        vectors = [reading.vector for reading in self.read(notes)]
+        vectors = [reading.vector for reading in self.generate(notes)]
         return np.array(vectors, np.float32).reshape(len(notes), self.dimension)
 
     def write_category(self, notes: Sequence[Note]) -> list[str]:
@@ -308,13 +307,13 @@ class Engine:
         works = []
         for note in notes:
             ids = [*self.prompt.note(note), *self.prompt.category_task()]
-            works.append(Work(self._write_category(ids), self._blocks(len(ids) + TOKENS_PER_CATEGORY)))
+            works.append(RunningRequest(self._write_category(ids), self._blocks(len(ids) + TOKENS_PER_CATEGORY)))
         return self._run(works, self.runtime.pool.free)
 
-    def _run(self, works: Sequence[Work], room: int) -> list[Any]:
+    def _run(self, works: Sequence[RunningRequest], room: int) -> list[Any]:
         """What each leads to, in order; they share `room` blocks."""
-        waiting, live = list(works)[::-1], list[Work]()
-        results: dict[Work, Any] = {}
+        waiting, live = list(works)[::-1], list[RunningRequest]()
+        results: dict[RunningRequest, Any] = {}
         try:
             while waiting or live:
                 while waiting and (not live or sum(work.blocks for work in [*live, waiting[-1]]) <= room):
@@ -328,7 +327,7 @@ class Engine:
                 work.steps.close()
         return [results[work] for work in works]
 
-    def _advance(self, works: Sequence[Work]) -> list[tuple[Work, Any]]:
+    def _advance(self, works: Sequence[RunningRequest]) -> list[tuple[RunningRequest, Any]]:
         """One forward, and what it led to of those that ended with it."""
         spans = [span for work in works for span in work.waiting]
         reads = iter(self.runtime.forward(spans) if spans else [])
@@ -340,14 +339,14 @@ class Engine:
                 ended.append((work, end.value))
         return ended
 
-    def _work(self, prepared: Prepared) -> Work:
-        return Work(self._read(prepared), self._most_blocks(prepared))
+    def _work(self, prepared: TokenizedRequest) -> RunningRequest:
+        return RunningRequest(self._read(prepared), self._most_blocks(prepared))
 
     def _blocks(self, tokens: int) -> int:
         """That hold so many."""
         return -(-tokens // self.runtime.pool.tokens)
 
-    def _most_blocks(self, prepared: Prepared) -> int:
+    def _most_blocks(self, prepared: TokenizedRequest) -> int:
         """Those of the prompts and of the closed set, and of each beam a copy of the last one and one to go on in."""
         wanted = prepared.wanted
         ids = len(prepared.ids)
@@ -357,11 +356,11 @@ class Engine:
             if self._unseen(wanted.categories):
                 ids = max(ids, self.prompt.max_note_tokens())  # the names are read first
         beams = wanted.hashtags * BEAMS_PER_HASHTAG * (1 + self._blocks(TOKENS_PER_HASHTAG))
-        near = 1 + self._blocks(CARRIED_TOKENS) if wanted.nearest else 0
+        near = 1 + self._blocks(CANDIDATE_TOKENS) if wanted.find_neighbours else 0
         again = self._blocks(len(prepared.hashtag_prompt) + task) if prepared.hashtag_prompt else 0
         return self._blocks(ids + after) + again + max(beams, near)
 
-    def _read(self, prepared: Prepared) -> Steps:
+    def _read(self, prepared: TokenizedRequest) -> SpanSteps:
         """The whole way of one note, to its Reading."""
         started = time.perf_counter()
         wanted = prepared.wanted
@@ -380,7 +379,7 @@ class Engine:
                 spans.append(_span(again, ids, looks=(replace(search.first_look, place=len(ids) - 1),)))
             reads = yield spans
             assert reads[0].vector is not None
-            reading = Reading(reads[0].vector, Usage(sum(len(span.ids) for span in spans)))
+            reading = GenerationOutput(reads[0].vector, Usage(sum(len(span.ids) for span in spans)))
             if trie is not None:
                 scores = _path_log_probs(trie, reads[0].looked[-len(trie.children) :])
                 reading = replace(reading, categories=self._chosen(wanted.categories, scores, names, reading.vector))
@@ -388,19 +387,23 @@ class Engine:
                 table.cut(len(prepared.ids) + len(task))
                 base = table if here else again
                 reading = replace(reading, first_token_seconds=time.perf_counter() - started)
-                around = wanted.nearest(prepared.note, reading.vector, NEIGHBOURS) if wanted.nearest else Near()
-                near = carried(around, prepared.allowed)
+                around = (
+                    wanted.find_neighbours(prepared.note, reading.vector, NEIGHBOURS)
+                    if wanted.find_neighbours
+                    else Neighbours()
+                )
+                near = candidates_from(around, prepared.allowed)
                 probabilities: dict[str, float] = {}
                 if not near:
-                    search.settled = wanted.settled
+                    search.on_hashtag = wanted.on_hashtag
                 else:
                     probabilities, tokens = yield from self._carried(base, task[-1], near)
                     reading = replace(reading, usage=Usage(reading.usage.prompt_tokens + tokens))
                 yield from search.go(base, reads[-1].looked[0])
                 reading = search.told(reading, near, probabilities)
-                if near and wanted.settled:
+                if near and wanted.on_hashtag:
                     for hashtag in reading.hashtags or ():
-                        wanted.settled(hashtag)
+                        wanted.on_hashtag(hashtag)
             return reading
         finally:
             table.close()
@@ -411,7 +414,7 @@ class Engine:
         table: BlockTable,
         ids: Sequence[int],
         hashtag_task: Sequence[int],
-        look: Look,
+        look: LogitQuery,
         categories: tuple[str, ...],
     ) -> tuple[Span, Trie | None]:
         """The one prefill: the note, what asks for its hashtags, after which it will `look`, and beside that, on a
@@ -427,20 +430,20 @@ class Engine:
         branch = [read_out, *range(len(trunk), root)]
         nodes = [place[trie.parents[node]] for node in trie.inner]
         of_trie = tuple(
-            Look(place[parent], tokens=tuple(trie.tokens[child] for child in children))
+            LogitQuery(place[parent], tokens=tuple(trie.tokens[child] for child in children))
             for parent, children in trie.children.items()
         )
         parents = (*range(-1, len(trunk) - 1), *branch, *nodes)
         ids = (*trunk, *task, *(trie.tokens[node] for node in trie.inner))
         return _span(table, ids, parents, vector=read_out, looks=(*after, *of_trie)), trie
 
-    def _carried(self, base: BlockTable, last: int, near: Mapping[str, Carried]) -> Steps:
+    def _carried(self, base: BlockTable, last: int, near: Mapping[str, Candidate]) -> SpanSteps:
         """The probability of each hashtag in `near` after the task, which ends with `last`: one forward; and how many
         tokens that took."""
         chosen, nodes = dict[str, list[int]](), set[tuple[int, ...]]()
         for key, ids in zip(near, self.prompt.hashtag_tokens([of.text for of in near.values()]), strict=True):
             more = nodes | {tuple(ids[:end]) for end in range(1, len(ids) + 1)}
-            if len(more) <= CARRIED_TOKENS:
+            if len(more) <= CANDIDATE_TOKENS:
                 chosen[key], nodes = ids, more
         trie = Trie.build(list(chosen.values()))
         table = base.fork()
@@ -448,7 +451,7 @@ class Engine:
             table.cut(base.length - 1)
             span_ids, parents = (last, *trie.tokens), (-1, *(parent + 1 for parent in trie.parents))
             below = {node: trie.children.get(node, ()) for node in range(-1, len(trie.tokens))}
-            looks = [Look(node + 1, tokens=tuple(trie.tokens[c] for c in under)) for node, under in below.items()]
+            looks = [LogitQuery(node + 1, tokens=tuple(trie.tokens[c] for c in under)) for node, under in below.items()]
             (read,) = yield [_span(table, span_ids, parents, looks=tuple(looks))]
         finally:
             table.close()
@@ -461,7 +464,7 @@ class Engine:
         self,
         categories: tuple[str, ...],
         scores: npt.NDArray[np.float64],
-        names: NamesAlone | None,
+        names: LabelPrior | None,
         vector: npt.NDArray[np.float32],
     ) -> tuple[CategoryProbability, ...]:
         """The closed set with its probabilities, the most probable first.
@@ -483,7 +486,7 @@ class Engine:
         """Whether training has not shown all of these."""
         return not set(self.runtime.config.trained_categories or categories).issuperset(categories)
 
-    def _names_of(self, categories: tuple[str, ...]) -> Steps:
+    def _names_of(self, categories: tuple[str, ...]) -> SpanSteps:
         """What the names of a closed set say alone, read once: who asks for them meanwhile waits."""
         while (names := self._names.get(categories)) is None:
             if categories in self._being_read:
@@ -499,7 +502,7 @@ class Engine:
         self._names.move_to_end(categories)
         return names
 
-    def _read_names(self, categories: tuple[str, ...]) -> Steps:
+    def _read_names(self, categories: tuple[str, ...]) -> SpanSteps:
         """The NamesAlone of a closed set: each name is read as a note's title, some of them with what the set's names
         are likely as after it; a few at a time, in the room that is kept for the note."""
         waiting = [self.prompt.note(Note(title=name)) for name in categories]
@@ -520,14 +523,15 @@ class Engine:
                 chosen.append(ids)
             reads, _ = yield from self._read_together(chosen, ())
             vectors += [read.vector for read in reads]
-        return NamesAlone(np.mean(scores, axis=0), np.stack(vectors))
+        return LabelPrior(np.mean(scores, axis=0), np.stack(vectors))
 
-    def _read_together(self, notes: Sequence[Sequence[int]], categories: tuple[str, ...]) -> Steps:
+    def _read_together(self, notes: Sequence[Sequence[int]], categories: tuple[str, ...]) -> SpanSteps:
         """Their reads, and the trie of the categories that are asked for after each."""
         tables = [BlockTable(self.runtime.pool) for _ in notes]
         try:
             spans = [
-                self._note_span(table, ids, (), Look(0), categories) for table, ids in zip(tables, notes, strict=True)
+                self._note_span(table, ids, (), LogitQuery(0), categories)
+                for table, ids in zip(tables, notes, strict=True)
             ]
             reads = yield [span for span, _ in spans]
             return reads, spans[0][1]
@@ -535,14 +539,14 @@ class Engine:
             for table in tables:
                 table.close()
 
-    def _write_category(self, ids: Sequence[int]) -> Steps:
+    def _write_category(self, ids: Sequence[int]) -> SpanSteps:
         """Greedy decoding until the end token, a line's end, which is how a bare backbone ends, or the bound."""
         table = BlockTable(self.runtime.pool)
         written: list[int] = []
         try:
             while len(written) < TOKENS_PER_CATEGORY:
                 more = [written[-1]] if written else ids
-                (read,) = yield [_span(table, more, looks=(Look(len(more) - 1, 1, ends_apart=False),))]
+                (read,) = yield [_span(table, more, looks=(LogitQuery(len(more) - 1, 1, ends_apart=False),))]
                 (token,) = read.looked[0].likeliest
                 if token == self.prompt.end_id or "\n" in self.prompt.decode([*written, token]):
                     break
@@ -565,13 +569,13 @@ class _Search:
     """Beam search for the first hashtag that the model would write, which ranks all of them: training shows a note's
     hashtags in random order (paper section 4), so a greedy list says no more, slower, and repeats itself."""
 
-    def __init__(self, prompt: Prompt, wanted: Wanted, allowed: Allowed) -> None:
+    def __init__(self, prompt: Prompt, wanted: GenerationRequest, allowed: HashtagFilter) -> None:
         self._prompt = prompt
         self._count = wanted.hashtags
         self._width = wanted.hashtags * BEAMS_PER_HASHTAG
         self._allowed = allowed
-        self._known = wanted.known
-        self.settled: Callable[[Hashtag], None] | None = None
+        self._known = wanted.vocabulary
+        self.on_hashtag: Callable[[Hashtag], None] | None = None
         """Is told each hashtag once nothing better can come."""
         self._told: set[str] = set()
         """Keys of what is settled."""
@@ -585,14 +589,14 @@ class _Search:
         """After each beginning."""
 
     @property
-    def first_look(self) -> Look:
+    def first_look(self) -> LogitQuery:
         """After the task, at a place that is to be said."""
         return self._looks[0]
 
-    def _look(self, beginning: Sequence[int]) -> Look:
-        return Look(0, self._width) if self._known is None else Look(0, tokens=self._known.after(beginning))
+    def _look(self, beginning: Sequence[int]) -> LogitQuery:
+        return LogitQuery(0, self._width) if self._known is None else LogitQuery(0, tokens=self._known.after(beginning))
 
-    def go(self, table: BlockTable, after: Looked) -> Steps:
+    def go(self, table: BlockTable, after: TokenLogProbs) -> SpanSteps:
         """To the end, from what comes first `after` the task, which `table` holds."""
         tables = [table.fork()]
         nexts = [after]
@@ -610,7 +614,9 @@ class _Search:
                 each.close()
         return None
 
-    def told(self, reading: Reading, near: Mapping[str, Carried], probabilities: Mapping[str, float]) -> Reading:
+    def told(
+        self, reading: GenerationOutput, near: Mapping[str, Candidate], probabilities: Mapping[str, float]
+    ) -> GenerationOutput:
         """With what was found, and with what `near` notes carry."""
         hashtags = self._hashtags()[: self._count]
         if near:
@@ -624,7 +630,7 @@ class _Search:
             return "no known hashtag is likely enough" if len(self._known) else "no hashtag is known yet"
         return "the model wrote nothing that can be read as a hashtag"
 
-    def _extend(self, nexts: Sequence[Looked]) -> list[int]:
+    def _extend(self, nexts: Sequence[TokenLogProbs]) -> list[int]:
         """One step, given what comes after each beginning: from which the new ones go on, or [] when it is over."""
         if self._going[0][0]:
             ends = zip(self._going, nexts, strict=True)
@@ -643,12 +649,12 @@ class _Search:
 
     def _tell(self, still_possible: float) -> None:
         """What is no less probable than anything that is still to be found."""
-        if self.settled is None:
+        if self.on_hashtag is None:
             return
         for hashtag in self._hashtags()[: self._count]:
-            if hashtag.score >= still_possible and listed_key(hashtag.text) not in self._told:
-                self._told.add(listed_key(hashtag.text))
-                self.settled(hashtag)
+            if hashtag.score >= still_possible and dedup_key(hashtag.text) not in self._told:
+                self._told.add(dedup_key(hashtag.text))
+                self.on_hashtag(hashtag)
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
         return self._known is None or self._known.holds(ids)
@@ -669,8 +675,8 @@ class _Search:
         spelled: dict[str, str] = {}
         for ids, log_prob in sorted(self._found, key=lambda each: -each[1]):
             for text in filter(self._allowed, self._texts(ids)):
-                probabilities[listed_key(text)] += math.exp(log_prob)
-                spelled.setdefault(listed_key(text), text)
+                probabilities[dedup_key(text)] += math.exp(log_prob)
+                spelled.setdefault(dedup_key(text), text)
         best = sorted(probabilities.items(), key=lambda pair: (-pair[1], pair[0]))
         return tuple(Hashtag(spelled[key], min(1.0, probability)) for key, probability in best if probability > 0)
 
@@ -681,7 +687,7 @@ class _Search:
         return [text for text, _ in self._prompt.parse_hashtags(ids)[:1]]
 
 
-def _continuations(look: Look, after: Looked) -> Iterator[tuple[int, float]]:
+def _continuations(look: LogitQuery, after: TokenLogProbs) -> Iterator[tuple[int, float]]:
     """The tokens that were asked for or that are likeliest, with their log probabilities."""
     yield from zip(look.tokens, after.of_tokens, strict=True)
     yield from zip(after.likeliest, after.log_probs, strict=True)
@@ -703,11 +709,11 @@ def device_for(asked: str, progress: Progress = silent) -> str:
     return "cpu"
 
 
-def _start(work: Work) -> None:
+def _start(work: RunningRequest) -> None:
     work.waiting = next(work.steps)
 
 
-def _of_one_forward(live: Sequence[Work]) -> list[Work]:
+def _of_one_forward(live: Sequence[RunningRequest]) -> list[RunningRequest]:
     """All that decode, and of the prefills, the first come first, as many as STEP_TOKENS allows. One that is longer
     than half of that comes beside these: a note does not wait for somebody's long closed set."""
     chosen = [work for work in live if work.decodes]
@@ -739,13 +745,13 @@ def _continued(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[Blo
     return [tables[parent] if last[parent] == i else tables[parent].fork() for i, parent in enumerate(parents)]
 
 
-def _path_log_probs(trie: Trie, looked: Sequence[Looked]) -> npt.NDArray[np.float64]:
+def _path_log_probs(trie: Trie, looked: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
     """log p of each category, the end token included (C,), from what was seen after the root and each inner node."""
     of_node = _log_probs(trie.children, looked)
     return np.array([of_node[list(path)].sum() for path in trie.paths])
 
 
-def _log_probs(children: Mapping[int, Sequence[int]], looked: Sequence[Looked]) -> npt.NDArray[np.float64]:
+def _log_probs(children: Mapping[int, Sequence[int]], looked: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
     """log p of each node after its parent (N,), from what was seen after each parent."""
     of_node = np.zeros(sum(map(len, children.values())))
     for nodes, after in zip(children.values(), looked, strict=True):

@@ -29,7 +29,7 @@ class BlockPool:
     def free(self) -> int:
         return len(self._free)
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """A block of one user. Raises CacheFull."""
         if not self._free:
             raise CacheFull(f"all {self.count} blocks of the cache are in use")
@@ -40,18 +40,18 @@ class BlockPool:
     def share(self, block: int) -> None:
         self._users[block] += 1
 
-    def give_back(self, block: int) -> None:
+    def release(self, block: int) -> None:
         self._users[block] -= 1
         if not self._users[block]:
             self._free.append(block)
 
-    def own(self, block: int) -> int:
+    def copy_on_write(self, block: int) -> int:
         """`block`, or where others use it too a new one, into which it will be copied."""
         if self._users[block] == 1:
             return block
-        new = self.take()
+        new = self.allocate()
         self._copies.append((block, new))
-        self.give_back(block)
+        self.release(block)
         return new
 
     def take_copies(self) -> list[tuple[int, int]]:
@@ -72,9 +72,9 @@ class BlockTable:
         """Make room for `tokens` more, and count them as held. Raises CacheFull; then nothing is lost."""
         size = self.pool.tokens
         if self.length % size:
-            self.blocks[-1] = self.pool.own(self.blocks[-1])
+            self.blocks[-1] = self.pool.copy_on_write(self.blocks[-1])
         while len(self.blocks) * size < self.length + tokens:
-            self.blocks.append(self.pool.take())
+            self.blocks.append(self.pool.allocate())
         self.length += tokens
 
     def fork(self) -> BlockTable:
@@ -87,7 +87,7 @@ class BlockTable:
         """Forget what comes after the first `length` tokens."""
         kept = -(-length // self.pool.tokens)
         for block in self.blocks[kept:]:
-            self.pool.give_back(block)
+            self.pool.release(block)
         del self.blocks[kept:]
         self.length = min(self.length, length)
 

@@ -17,14 +17,14 @@ from model.config import NoteLLMConfig
 from model.inference.kv_cache import BlockPool, BlockTable
 from model.prompt import Prompt
 
-LOOKS_AT_ONCE = 64
+QUERIES_PER_BATCH = 64
 """More are no faster, and each takes 0.6 MB of what the output layer works in."""
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LogitQuery:
     """What is asked about the token after a place: the `width` likeliest, and the log probabilities of `tokens`.
 
     `ends_apart`: the likeliest leave out those that end a hashtag.
@@ -49,7 +49,7 @@ class Span:
     ids: tuple[int, ...]
     parents: tuple[int, ...] | None = None
     vector: int | None = None
-    looks: tuple[Look, ...] = ()
+    looks: tuple[LogitQuery, ...] = ()
 
     @property
     def past(self) -> int:
@@ -58,7 +58,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class TokenLogProbs:
     """`likeliest` tokens and their `log_probs` (width,), best first; `ended`: the log probability of all ends of a
     hashtag together; `of_tokens`: those of the tokens that were named."""
 
@@ -69,11 +69,11 @@ class Looked:
 
 
 @dataclass(slots=True)
-class Read:
+class SpanOutput:
     """What one span asked for. `vector` (D,) of unit length; `looked`: in the order of its looks."""
 
     vector: Floats | None = None
-    looked: list[Looked] = field(default_factory=list)
+    looked: list[TokenLogProbs] = field(default_factory=list)
 
 
 class Runtime(Protocol):
@@ -88,12 +88,12 @@ class Runtime(Protocol):
 
     @property
     def space(self) -> str: ...
-    def forward(self, spans: Sequence[Span]) -> list[Read]:
+    def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
         """What each span asked for, in order. Spans of one forward may share blocks, but not the last one's rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Flat:
+class PackedSpans:
     """Spans as one row of tokens, T in all, as runtimes take them. All int64 but `trees`."""
 
     ids: Integers
@@ -106,7 +106,7 @@ class Flat:
     """Of each span that is no line: (n, n), whether a token may look at another one."""
 
     @classmethod
-    def of(cls, spans: Sequence[Span]) -> Flat:
+    def of(cls, spans: Sequence[Span]) -> PackedSpans:
         trees: list[npt.NDArray[np.bool_] | None] = []
         positions = []
         for span in spans:
@@ -135,7 +135,7 @@ def tree(parents: Sequence[int]) -> tuple[npt.NDArray[np.bool_], Integers]:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class OutputRows:
     """Rows of a flat forward whose states are asked for something, in the order of the spans."""
 
     vectors: Integers
@@ -149,7 +149,7 @@ class Asked:
     token_looks: Integers
 
     @classmethod
-    def of(cls, spans: Sequence[Span], begins: Integers) -> Asked:
+    def of(cls, spans: Sequence[Span], begins: Integers) -> OutputRows:
         starts = begins[:-1].tolist()
         vectors = [start + s.vector for start, s in zip(starts, spans, strict=True) if s.vector is not None]
         looks = [(start + look.place, look) for start, s in zip(starts, spans, strict=True) for look in s.looks]
@@ -162,10 +162,10 @@ class Asked:
             np.repeat(np.arange(len(looks)), [len(look.tokens) for _, look in looks]),
         )
 
-    def parts(self) -> Iterator[Asked]:
+    def parts(self) -> Iterator[OutputRows]:
         """The looks, LOOKS_AT_ONCE at a time: a row of them is as long as the model's vocabulary."""
-        for begin in range(0, len(self.looks), LOOKS_AT_ONCE):
-            rows = slice(begin, begin + LOOKS_AT_ONCE)
+        for begin in range(0, len(self.looks), QUERIES_PER_BATCH):
+            rows = slice(begin, begin + QUERIES_PER_BATCH)
             tokens = slice(*np.searchsorted(self.token_looks, [rows.start, rows.stop]))
             yield replace(
                 self,
@@ -175,7 +175,7 @@ class Asked:
                 token_looks=self.token_looks[tokens] - begin,
             )
 
-    def told(self, spans: Sequence[Span], vectors: Floats, answers: Sequence[Sequence[Any]]) -> list[Read]:
+    def told(self, spans: Sequence[Span], vectors: Floats, answers: Sequence[Sequence[Any]]) -> list[SpanOutput]:
         """Each span's own of the answers: for each of `parts` the likeliest (looks, width), their log probabilities,
         those of the ends (looks,), and of the tokens that were named (tokens,)."""
         vector = iter(vectors)
@@ -183,10 +183,11 @@ class Asked:
         rows = zip(likeliest, log_probs, ended, strict=True)
         of_token = iter(of_tokens)
 
-        def looked(look: Look) -> Looked:
+        def looked(look: LogitQuery) -> TokenLogProbs:
             tokens, probs, end = next(rows)
-            return Looked(tokens[: look.width], probs[: look.width], end, [next(of_token) for _ in look.tokens])
+            return TokenLogProbs(tokens[: look.width], probs[: look.width], end, [next(of_token) for _ in look.tokens])
 
         return [
-            Read(None if span.vector is None else next(vector), [looked(look) for look in span.looks]) for span in spans
+            SpanOutput(None if span.vector is None else next(vector), [looked(look) for look in span.looks])
+            for span in spans
         ]

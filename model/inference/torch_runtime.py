@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.inference.kv_cache import BLOCKS, BlockPool
-from model.inference.runtime import Asked, Flat, Read, Span
+from model.inference.runtime import OutputRows, PackedSpans, Span, SpanOutput
 from model.notellm import NoteLLM
 from model.prompt import Prompt
 
@@ -78,8 +78,8 @@ class TorchRuntime:
         return self.model.space
 
     @torch.inference_mode()
-    def forward(self, spans: Sequence[Span]) -> list[Read]:
-        flat = Flat.of(spans)
+    def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
+        flat = PackedSpans.of(spans)
         self._copy()
         device = self.model.device
         paged = Paged(
@@ -95,14 +95,14 @@ class TorchRuntime:
             hidden = self.model(
                 ids, self.model.mask_by_layer(none, torch.zeros_like(none, dtype=torch.int64)), positions
             )
-        return self._read(spans, Asked.of(spans, flat.begins), hidden[:, 0])
+        return self._read(spans, OutputRows.of(spans, flat.begins), hidden[:, 0])
 
-    def _read(self, spans: Sequence[Span], asked: Asked, hidden: Tensor) -> list[Read]:
+    def _read(self, spans: Sequence[Span], asked: OutputRows, hidden: Tensor) -> list[SpanOutput]:
         vectors = self.model.embed(hidden[torch.from_numpy(asked.vectors).to(hidden.device)])
         looks = [self._look(part, hidden) for part in asked.parts()]
         return asked.told(spans, on_host(vectors), [tuple(map(on_host, each)) for each in looks])
 
-    def _look(self, asked: Asked, hidden: Tensor) -> tuple[Tensor, ...]:
+    def _look(self, asked: OutputRows, hidden: Tensor) -> tuple[Tensor, ...]:
         rows, looks, tokens, apart = (
             torch.from_numpy(each).to(hidden.device)
             for each in (asked.looks, asked.token_looks, asked.tokens, asked.ends_apart)
@@ -136,14 +136,14 @@ def _slots(span: Span) -> Any:
     return (blocks[:, None] * size + np.arange(size)).reshape(-1)[: span.past + len(span.ids)]
 
 
-def _groups(spans: Sequence[Span], flat: Flat) -> list[Group]:
+def _groups(spans: Sequence[Span], flat: PackedSpans) -> list[Group]:
     """Single steps together, and the rest: a step would be padded to the longest prefill."""
     steps = [i for i, span in enumerate(spans) if len(span.ids) == 1]
     others = [i for i, span in enumerate(spans) if len(span.ids) > 1]
     return [_group([spans[i] for i in places], places, flat) for places in (steps, others) if places]
 
 
-def _group(spans: Sequence[Span], places: Sequence[int], flat: Flat) -> Group:
+def _group(spans: Sequence[Span], places: Sequence[int], flat: PackedSpans) -> Group:
     queries = max(len(span.ids) for span in spans)
     length = max(span.past + len(span.ids) for span in spans)
     rows = np.zeros((len(spans), queries), np.int64)

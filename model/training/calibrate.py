@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from model.category_head import CategoryHead, pooling_trusts
+from model.category_head import CategoryHead, pool_weights_for
 from model.evaluation.evaluate import IMPOSSIBLE, Classifier, closed_set, notes_of_split
 from model.evaluation.metrics import fit_temperature
+from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine
-from model.note import Note, Reading, Wanted
+from model.note import Note
 from model.weights import Progress, silent
 
 POOLING_NOTES = 500
@@ -62,17 +63,17 @@ def category_head(
             progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
             continue
         progress(f"Choosing one of {len(names)} categories for {len(asked):,} notes")
-        readings = engine.read(asked, Wanted(categories=names))
+        readings = engine.generate(asked, GenerationRequest(categories=names))
         written = [_log_probs(reading, names) for reading in readings]
         seen = head.log_probs(names, np.array([reading.vector for reading in readings]))
         truth = [names.index(note.category or "") for note in asked]
-        head, helped = head.trusting(names, pooling_trusts(written, list(seen), truth)), True
+        head, helped = head.with_pool_weights(names, pool_weights_for(written, list(seen), truth)), True
     if not helped:
         raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
     return head
 
 
-def _log_probs(reading: Reading, names: Sequence[str]) -> npt.NDArray[np.float64]:
+def _log_probs(reading: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:
     told = {category.name: category.probability for category in reading.categories or ()}
     return np.log([max(told[name], 1e-30) for name in names])
 

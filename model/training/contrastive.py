@@ -18,7 +18,7 @@ from model.training.recipe import Recipe
 from model.training.teacher import Teacher
 
 
-class Related:
+class ContrastiveObjective:
     """Of one data set with pairs. `read`: vectors that another model gave its notes (`notellm embed`).
 
     The memory holds each note's vector as training last saw it (cross-batch memory, Wang et al. 2020): with it a note
@@ -33,7 +33,7 @@ class Related:
         self.notes = list(paired.notes.values())
         self.memory: Tensor | None = None
         """(N, D), zero where nothing is remembered."""
-        self.taught = Teacher(paired, read).vectors(self.notes).to(device) if recipe.distillation else None
+        self.teacher_vectors = Teacher(paired, read).vectors(self.notes).to(device) if recipe.distillation else None
         """(N, K), zero where the teacher does not know the note."""
         self._recipe = recipe
         self._device = device
@@ -50,15 +50,20 @@ class Related:
             among = [*notes, *(self.notes[row] for row in beyond.tolist())]
             known = self.paired.known_related(notes, among).to(self._device)
         contrastive = contrastive_loss(vectors, tau, known, others)
-        if self.taught is None:
+        if self.teacher_vectors is None:
             return RelatedLoss(contrastive, contrastive, torch.zeros_like(contrastive))
         distillation = distillation_loss(
-            vectors, tau, self.taught[batch], recipe.distillation_temperature, others, self.taught[beyond]
+            vectors,
+            tau,
+            self.teacher_vectors[batch],
+            recipe.distillation_temperature,
+            others,
+            self.teacher_vectors[beyond],
         )
         share = recipe.distillation
         return RelatedLoss((1 - share) * contrastive + share * distillation, contrastive, distillation)
 
-    def remember(self, notes: Sequence[Note], vectors: Tensor) -> None:
+    def update_memory(self, notes: Sequence[Note], vectors: Tensor) -> None:
         """Keep (len(notes), D) vectors, where the recipe has a memory."""
         if not self._recipe.memory:
             return

@@ -35,14 +35,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from model.config import NoteLLMConfig
-from model.data.dataset import Example, PairedNotes, bare_example, draw_example, renamed
+from model.data.dataset import Example, PairedNotes, draw_example, embedding_example, with_category_synonym
 from model.evaluation.evaluate import recall_of_pairs
 from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.notellm import NoteLLM
 from model.precision import bfloat16_pays
-from model.training.contrastive import Related
+from model.training.contrastive import ContrastiveObjective
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.recipe import Recipe, RecipeError
 from model.weights import BACKBONE_FOLDER, Progress, silent
@@ -87,7 +87,9 @@ class Trainer:
         progress("Reading notes and pairs")
         self.data = [PairedNotes(d.notes, d.pairs, min_score=d.min_score) for d in recipe.data]
         self.related = [
-            Related(paired, recipe, data.teacher, self.device) if recipe.contrastive and paired.has_pairs else None
+            ContrastiveObjective(paired, recipe, data.teacher, self.device)
+            if recipe.contrastive and paired.has_pairs
+            else None
             for paired, data in zip(self.data, recipe.data, strict=True)
         ]
         first = next((d for d in recipe.data if d.pairs), None)
@@ -100,7 +102,7 @@ class Trainer:
         shown = {note.category for paired in self.data for note in paired.notes.values() if note.category}
         self.model, self.adapter = build(recipe, sorted(shown), cache, self.device, progress)
         self.optimizer, self.schedule = self._optimizer()
-        self.step, self.best, self.waited = 0, -1.0, 0
+        self.step, self.best, self.evaluations_without_gain = 0, -1.0, 0
         if (folder / LAST).is_file():
             progress(f"Going on from {folder / LAST}")
             self._restore()
@@ -113,7 +115,7 @@ class Trainer:
         batches = self._batches()
         for _ in range(self.step):
             next(batches)
-        while self.step < self.recipe.steps and self.waited < self.recipe.patience:
+        while self.step < self.recipe.steps and self.evaluations_without_gain < self.recipe.patience:
             done = self._update(*next(batches))
             measured = self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps
             if measured:
@@ -137,7 +139,7 @@ class Trainer:
         notes = notes[: len(notes) // (2 * self.ranks) * 2 * self.ranks]
         at = self.data.index(data)
         names = self.recipe.data[at].category_names
-        examples = [self._example(renamed(note, names, rng), rng) for note in notes]
+        examples = [self._example(with_category_synonym(note, names, rng), rng) for note in notes]
         related = self.related[at]
         loss = self.accumulate(examples, partial(self._related_loss, related, notes) if related else None)
         norm = self._clip()
@@ -160,16 +162,16 @@ class Trainer:
             pairs_per_second=len(notes) / 2 / seconds,
         )
 
-    def _related_loss(self, related: Related, notes: Sequence[Note], vectors: Tensor) -> RelatedLoss:
+    def _related_loss(self, related: ContrastiveObjective, notes: Sequence[Note], vectors: Tensor) -> RelatedLoss:
         loss = related.loss(notes, vectors, self.model.tau)
-        related.remember(notes, vectors)
+        related.update_memory(notes, vectors)
         return loss
 
     def _example(self, note: Note, rng: random.Random) -> Example:
         if rng.random() < self.recipe.hide_hashtags:
-            return bare_example(self.model.prompt, replace(note, hashtags=()))
+            return embedding_example(self.model.prompt, replace(note, hashtags=()))
         if self.recipe.alpha == 0:
-            return bare_example(self.model.prompt, note)
+            return embedding_example(self.model.prompt, note)
         return draw_example(self.model.prompt, note, self.recipe.hashtag_share, rng, self.recipe.input_hashtags)
 
     def accumulate(
@@ -298,7 +300,7 @@ class Trainer:
             ],
             foreach=not recipe.shard,  # it cannot mix sharded and whole weights
         )
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_cosine, recipe))
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(cosine_with_warmup, recipe))
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -310,27 +312,31 @@ class Trainer:
         if self.model.projection is not None and not self._has_projection():
             pool = taught[0].notes if taught else [note for data in self.data for note in data.notes.values()]
             notes, states = self._states_of_sample(pool)
-            vectors = taught[0].taught[taught[0].rows(notes)] if taught and taught[0].taught is not None else None
+            vectors = (
+                taught[0].teacher_vectors[taught[0].rows(notes)]
+                if taught and taught[0].teacher_vectors is not None
+                else None
+            )
             start = projection_start(states, self.model.dimension, vectors)
             self.model.projection.weight[: len(start)] = start
         for related in taught if self.recipe.memory else ():
             self._start_memory(related)
 
-    def _start_memory(self, related: Related) -> None:
+    def _start_memory(self, related: ContrastiveObjective) -> None:
         """What is not read yet is where the teacher's vector leads; notes of a sample are where they are."""
         notes, states = self._states_of_sample(related.notes)
-        taught = None if related.taught is None else related.taught[related.rows(notes)]
-        if related.taught is None or taught is None or not taught.any():
+        taught = None if related.teacher_vectors is None else related.teacher_vectors[related.rows(notes)]
+        if related.teacher_vectors is None or taught is None or not taught.any():
             return
         vectors = self.model.embed(states)
         to_vectors = ridge_regression(taught, vectors)
-        related.remember(related.notes, nn.functional.normalize(related.taught @ to_vectors, dim=-1))
-        related.remember(notes, vectors)
+        related.update_memory(related.notes, nn.functional.normalize(related.teacher_vectors @ to_vectors, dim=-1))
+        related.update_memory(notes, vectors)
 
     def _states_of_sample(self, pool: Sequence[Note]) -> tuple[list[Note], Tensor]:
         """STARTING_NOTES of `pool`, drawn at random, and their read-out states (N, H)."""
         notes = random.Random(self.recipe.seed).sample(pool, min(len(pool), STARTING_NOTES))
-        examples = [bare_example(self.model.prompt, note) for note in notes]
+        examples = [embedding_example(self.model.prompt, note) for note in notes]
         states = torch.zeros(len(notes), self.model.backbone.config.get_text_config().hidden_size, device=self.device)
         for chunk in self._micro_batches(examples, max(len(e.ids) for e in examples)):
             states[chunk] = self._states([examples[i] for i in chunk]).float()
@@ -348,10 +354,10 @@ class Trainer:
         with self._autocast():
             recall = self.validation_recall()
         if recall > self.best:
-            self.best, self.waited = recall, 0
+            self.best, self.evaluations_without_gain = recall, 0
             self._save_checkpoint()
         else:
-            self.waited += 1
+            self.evaluations_without_gain += 1
         return recall
 
     def validation_recall(self) -> float:
@@ -376,7 +382,7 @@ class Trainer:
             "weights": weights,
             "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
-            "progress": (self.step, self.best, self.waited),
+            "progress": (self.step, self.best, self.evaluations_without_gain),
             "memory": [related and related.memory for related in self.related],
         }
         if self.rank == 0:
@@ -398,10 +404,10 @@ class Trainer:
             options=replace(STATE, strict=False),
         )
         self.schedule.load_state_dict(state["schedule"])
-        self.step, self.best, self.waited = state["progress"]
+        self.step, self.best, self.evaluations_without_gain = state["progress"]
         for related, memory in zip(self.related, state["memory"], strict=True):
             if related and memory is not None:
-                related.remember(related.notes, memory.to(self.device))
+                related.update_memory(related.notes, memory.to(self.device))
 
     def _recipe(self) -> dict[str, str]:
         return {name: str(value) for name, value in asdict(self.recipe).items()}
@@ -509,7 +515,7 @@ def processes(device: str) -> Iterator[tuple[int, str]]:
         dist.destroy_process_group()
 
 
-def warm_cosine(recipe: Recipe, step: int) -> float:
+def cosine_with_warmup(recipe: Recipe, step: int) -> float:
     """Share of the learning rate at `step`: linear warm-up, then half a cosine down to 0."""
     warm = recipe.warmup * recipe.steps
     if step < warm:

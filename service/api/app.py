@@ -14,10 +14,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import problems
-from service.api.dependencies import CallerLeft, Service
+from service.api.dependencies import CallerLeft
 from service.api.problems import error_response, plain_problem, problem_response
 from service.api.routes import generate, notes, operations, similar
 from service.api.schemas import BatchOut, NoteIn, Problem
+from service.container import Service
 from service.errors import LimitExceeded
 from service.samples import load_samples
 from service.settings import Settings

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast, get_origin
 
@@ -18,34 +17,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from service.api.schemas import Policy
-from service.batcher import Batcher
+from service.api.schemas import SearchOptions
+from service.container import Service
 from service.errors import DeadlineExceeded, FieldError, InvalidInput, LimitExceeded, MalformedBody
-from service.index.live import LiveIndex
-from service.interfaces import Clock, NoteStore
 from service.recommender import Generate, Recommender
-from service.settings import Settings
-from service.telemetry import Telemetry
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=BaseModel)
 GENERATED_HASHTAGS = 5
 """How many `?generate=hashtags` writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """The running parts of one process; wiring.py puts them together."""
-
-    settings: Settings
-    recommender: Recommender
-    batcher: Batcher
-    store: NoteStore
-    index: LiveIndex
-    telemetry: Telemetry
-    clock: Clock
-    verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One at a time."""
 
 
 class CallerLeft(Exception):
@@ -151,7 +131,7 @@ def check_note_size(size: int, service: Service) -> None:
         raise LimitExceeded("max_note_bytes", limit)
 
 
-def check_policy(policy: Policy, pointer: str, service: Service) -> None:
+def check_policy(policy: SearchOptions, pointer: str, service: Service) -> None:
     limit = service.settings.max_k
     if policy.k > limit:
         raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])

@@ -18,19 +18,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from model.note import (
-    MAX_CATEGORY_TOKENS,
-    Attribute,
-    CategoryProbability,
-    Hashtag,
-    HashtagPolicy,
-    Note,
-    Reading,
-    Usage,
-    normalise_hashtags,
-)
-from service.interfaces import Filter, StoredNote
+from model.generation import MAX_CATEGORY_TOKENS, CategoryProbability, GenerationOutput, Hashtag, HashtagPolicy, Usage
+from model.note import Attribute, Note, normalise_hashtags
+from service.filters import Filter
 from service.recommender import Added, Similar
+from service.records import StoredNote
 from service.verify import KINDS, Kind, Report
 
 MAX_HASHTAGS = 30
@@ -39,7 +31,7 @@ MAX_CATEGORIES = 500
 MAX_BLOCKED = 1000
 MAX_EXCLUDED = 1000
 MAX_ATTRIBUTES = 32
-MOST_NAMED = 20
+MAX_REPORTED_IDS = 20
 """Ids that a report of `verify` names of each kind."""
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_TIME = datetime(2200, 1, 1, tzinfo=UTC)
@@ -348,7 +340,7 @@ class SimilarOut(BaseModel):
         )
 
 
-class Policy(Wire):
+class SearchOptions(Wire):
     """Which notes may be returned: for the query string and for bodies alike."""
 
     k: K = 10
@@ -377,7 +369,7 @@ class Policy(Wire):
         )
 
 
-class SimilarQuery(Policy):
+class SimilarQuery(SearchOptions):
     """GET /notes/{id}/similar."""
 
     min_log_position: Annotated[str, StringConstraints(pattern=r"^\d{1,15}-\d{1,15}$")] | None = Field(
@@ -385,7 +377,7 @@ class SimilarQuery(Policy):
     )
 
 
-class SimilarIn(TaggedText, Policy):
+class SimilarIn(TaggedText, SearchOptions):
     """POST /similar."""
 
 
@@ -411,7 +403,7 @@ class HashtagsOut(BaseModel):
     usage: UsageOut
 
     @classmethod
-    def of(cls, reading: Reading, model: str) -> Self:
+    def of(cls, reading: GenerationOutput, model: str) -> Self:
         return cls(
             hashtags=[HashtagOut.of(h) for h in reading.hashtags or ()],
             reason=reading.hashtags_reason,
@@ -426,7 +418,7 @@ class CategoryIn(TaggedText):
     )
     min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
 
-    def chosen(self, reading: Reading) -> CategoryProbability | None:
+    def chosen(self, reading: GenerationOutput) -> CategoryProbability | None:
         """The most probable category; None where it is not probable enough."""
         (best, *_) = reading.categories or ()
         return best if best.probability >= self.min_probability else None
@@ -448,7 +440,7 @@ class CategoryPrediction(BaseModel):
     usage: UsageOut
 
     @classmethod
-    def of(cls, reading: Reading, chosen: CategoryProbability | None, model: str) -> Self:
+    def of(cls, reading: GenerationOutput, chosen: CategoryProbability | None, model: str) -> Self:
         return cls(
             category=chosen and chosen.name,
             probability=chosen and chosen.probability,
@@ -514,7 +506,7 @@ class Differing(BaseModel):
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> Self:
-        return cls(count=len(ids), ids=list(ids[:MOST_NAMED]))
+        return cls(count=len(ids), ids=list(ids[:MAX_REPORTED_IDS]))
 
 
 class VerifyOut(BaseModel):

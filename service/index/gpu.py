@@ -19,7 +19,7 @@ import structlog
 
 from service.index.segment import swig
 
-MOST_LISTS = 2048
+MAX_GPU_LISTS = 2048
 """That a card can look through."""
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Gpu:
         self._unneeded: list[int] = []
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """For whoever searches."""
         with self._lock:
             for number in self._unneeded.copy():
@@ -47,13 +47,13 @@ class Gpu:
     def copy(self, index: Any, lists: int, owner: object) -> Any:
         """Of an inverted file, of which so many lists are looked through, for as long as there is `owner`; None where
         there is no room."""
-        with self.turn():
+        with self.exclusive():
             try:
                 copied = swig.index_cpu_to_gpu(self._resources, 0, index)
             except RuntimeError as error:
                 log.warning("gpu_copy_failed", rows=index.ntotal, detail=f"searched by the processor: {error}")
                 return None
-            copied.nprobe = min(lists, MOST_LISTS)
+            copied.nprobe = min(lists, MAX_GPU_LISTS)
             number = next(self._numbers)
             self._copies[number] = copied
         weakref.finalize(owner, self._unneeded.append, number).atexit = False

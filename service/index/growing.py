@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.index.packed_strings import Ids, packed, unpacked
+from service.index.packed_strings import PackedStrings, packed, unpacked
 from service.index.segment import Segment, Vectors, exact, swig
-from service.index.tags import Bits, Codes, Columns, RowNumbers, packed_bits
-from service.interfaces import Arrays, StoredNote, Vector
+from service.index.tags import Bits, Columns, RowNumbers, TagDictionary, packed_bits
+from service.interfaces import Arrays
+from service.records import StoredNote, Vector
 
 
-class Head(Segment):
+class GrowingSegment(Segment):
     """Room for `capacity` rows of `dimension` numbers."""
 
     grows = True
 
-    def __init__(self, capacity: int, dimension: int, codes: Codes) -> None:
+    def __init__(self, capacity: int, dimension: int, codes: TagDictionary) -> None:
         super().__init__(Columns.empty(capacity), np.zeros(capacity, np.bool_))
         self.dead = 0
         self._first_expiry = np.inf
@@ -50,8 +51,8 @@ class Head(Segment):
     def id(self, row: int) -> str:
         return self._ids[row]
 
-    def packed_ids(self, rows: RowNumbers) -> Ids:
-        return Ids.of([self._ids[row] for row in rows.tolist()])
+    def packed_ids(self, rows: RowNumbers) -> PackedStrings:
+        return PackedStrings.of([self._ids[row] for row in rows.tolist()])
 
     def vectors(self, rows: RowNumbers) -> Vectors:
         return self._vectors[rows]
@@ -70,10 +71,10 @@ class Head(Segment):
         self._row_of[stored.note.id] = row
         self._index.ntotal = len(self)
 
-    def without_dead(self) -> Head:
+    def without_dead(self) -> GrowingSegment:
         """Another one, with the rows that are alive."""
         kept = np.flatnonzero(self.alive)
-        new = Head(len(self.alive), self._vectors.shape[1], self._codes)
+        new = GrowingSegment(len(self.alive), self._vectors.shape[1], self._codes)
         new._vectors[: len(kept)] = self._vectors[kept]
         for column, old in zip(new.columns.all, self.columns.all, strict=True):
             column[: len(kept)] = old[kept]
@@ -97,7 +98,7 @@ class Head(Segment):
         return {**copied, **packed("ids", self._ids), "tags": tags, "tag_rows": tag_rows}
 
     @classmethod
-    def restored(cls, capacity: int, dimension: int, codes: Codes, arrays: Arrays) -> Head:
+    def restored(cls, capacity: int, dimension: int, codes: TagDictionary, arrays: Arrays) -> GrowingSegment:
         """From what `arrays` gave, with room for `capacity` rows, or as many as there were."""
         ids, alive = unpacked("ids", arrays), arrays["alive"]
         rows = len(ids)
@@ -129,11 +130,11 @@ class Head(Segment):
             self._rows_of_tag[tag].discard(row)
         self._tags[row] = tags
 
-    def bury(self, row: int) -> None:
+    def mark_deleted(self, row: int) -> None:
         """Its tags stay, for a search that has begun."""
         if self._row_of[self._ids[row]] == row:  # not that of what replaces it
             del self._row_of[self._ids[row]]
-        super().bury(row)
+        super().mark_deleted(row)
 
     def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
         pairs = [(tag, row) for row, tags in enumerate(self._tags) for tag in tags]

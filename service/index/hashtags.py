@@ -9,9 +9,11 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from model.note import Neighbour, Note, Vocabulary, Words
+from model.generation import Neighbour, Vocabulary
+from model.note import Note
 from service.index.packed_strings import packed, unpacked
-from service.interfaces import Arrays, Part, ReadPart, StoredNote
+from service.interfaces import Arrays, LexicalIndex, Part, ReadPart
+from service.records import StoredNote
 
 TAGS, WORDS = "hashtags", "words"
 """Parts of a snapshot."""
@@ -21,7 +23,7 @@ class LiveHashtags:
     """Generated hashtags are not among them, or what the model once made up would be known for ever. Like the index
     beside it: changed by one thread."""
 
-    def __init__(self, vocabulary: Vocabulary, words: Words) -> None:
+    def __init__(self, vocabulary: Vocabulary, words: LexicalIndex) -> None:
         self.vocabulary = vocabulary
         self._of: dict[str, tuple[str, ...]] = {}
         self._expires: dict[str, float] = {}
@@ -50,16 +52,16 @@ class LiveHashtags:
             self._expires.pop(note_id, None)
             self.vocabulary.remove(self._of.pop(note_id, ()))
 
-    def freeze(self) -> list[Part]:
+    def snapshot_parts(self) -> list[Part]:
         """See VectorIndex."""
         tags, expires = dict(self._of), dict(self._expires)
-        worded, words = self._words.freeze()
+        worded, words = self._words.snapshot_parts()
         return [
             Part(TAGS, lambda: _packed_tags(tags, expires)),
             Part(WORDS, lambda: {**words, "places": _places_in(tags, worded)}),
         ]
 
-    def thaw(self, read: ReadPart) -> None:
+    def restore(self, read: ReadPart) -> None:
         """See VectorIndex."""
         arrays, words = read(TAGS), read(WORDS)
         ids, known, codes = unpacked("ids", arrays), unpacked("tags", arrays), arrays["codes"]
@@ -68,7 +70,7 @@ class LiveHashtags:
         expires = arrays["expires"]
         self._expires = {ids[place]: float(expires[place]) for place in np.flatnonzero(expires < np.inf).tolist()}
         self.vocabulary.add(dict(zip(known, np.bincount(codes, minlength=len(known)).tolist(), strict=True)))
-        self._words.thaw([ids[place] if place >= 0 else "" for place in words["places"].tolist()], words)
+        self._words.restore([ids[place] if place >= 0 else "" for place in words["places"].tolist()], words)
 
     def of(self, note_id: str) -> tuple[str, ...]:
         """Of a note; () where it has none or is unknown."""

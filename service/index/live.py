@@ -26,36 +26,27 @@ from uuid import uuid4
 import numpy as np
 import structlog
 
-from model.note import Near, Neighbour, Note, Vocabulary
+from model.generation import Neighbour, Neighbours, Vocabulary
+from model.note import Note
 from service.errors import IndexBehind, SnapshotRefused, StoreUnavailable
+from service.filters import Filter
 from service.index.hashtags import LiveHashtags
 from service.index.packed_strings import packed, unpacked
-from service.index.segmented import give_memory_back, with_one_core
+from service.index.segmented import trim_heap, use_one_faiss_thread
 from service.index.snapshots import Origin, SnapshotFolder
-from service.interfaces import (
-    ORIGIN,
-    Clock,
-    Filter,
-    Hit,
-    NoteStore,
-    Part,
-    ReadPart,
-    StoredNote,
-    Vector,
-    VectorIndex,
-    position_key,
-)
+from service.interfaces import Clock, NoteStore, Part, ReadPart, VectorIndex
+from service.records import ORIGIN, Hit, StoredNote, Vector, position_key
 
 T = TypeVar("T")
 READ_COUNT = 512
 BLOCK_SECONDS = 1.0
 SEARCHING_THREADS = os.cpu_count() or 1
-ROWS_AT_ONCE, K_AT_ONCE = 2_000_000, 256
+MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
 """So many rows are searched for so few, without a filter, in the event loop: half a millisecond for ten of a million,
 of which to get another thread and come back would take a good part (docs/experiments.md)."""
 GIVE_BACK_ROWS = 50_000
 """A job of so many leaves memory that is worth the time that it takes to give it back."""
-MOST_LOOKED = 20
+MAX_LOOKUP_FACTOR = 20
 """A community of which few notes have hashtags must not make each lookup a search for everything."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after a failure."""
@@ -131,7 +122,7 @@ class LiveIndex:
         self._hashtags = make_hashtags()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
         self._searchers = ThreadPoolExecutor(
-            SEARCHING_THREADS, thread_name_prefix="index-search", initializer=with_one_core
+            SEARCHING_THREADS, thread_name_prefix="index-search", initializer=use_one_faiss_thread
         )
         self._position = ORIGIN
         self._other_space: set[str] = set()
@@ -194,7 +185,7 @@ class LiveIndex:
         if not self._built:
             raise IndexBehind("of the store", self._position)
         search, position = partial(self._index.search, vector, k, now=self._clock()), self._position
-        small = k <= K_AT_ONCE and len(self._index) <= ROWS_AT_ONCE
+        small = k <= MAX_K_IN_LOOP and len(self._index) <= MAX_ROWS_IN_LOOP
         at_once = where.plain and small and not self._index.shared
         found = search(where) if at_once else await self._run(self._searchers, partial(search, where))
         idle = self._sampling is None or self._sampling.done()
@@ -223,7 +214,7 @@ class LiveIndex:
         """Of all rows; of a healthy index none is there twice."""
         return await self._run(self._searchers, self._index.ids)
 
-    async def take_again(self, note_ids: Sequence[str]) -> None:
+    async def resync(self, note_ids: Sequence[str]) -> None:
         """Have of these notes what the store has, whatever was there. Raises StoreUnavailable."""
         for begin in range(0, len(note_ids), READ_COUNT):
             some = note_ids[begin : begin + READ_COUNT]
@@ -244,19 +235,19 @@ class LiveIndex:
         """All hashtags that authors gave the notes in the index."""
         return self._hashtags.vocabulary
 
-    def near_notes(self, note: Note, vector: Vector, count: int) -> Near:
+    def near_notes(self, note: Note, vector: Vector, count: int) -> Neighbours:
         """Notes with hashtags of their author that are near `note`: `count` by its vector, or all such among the
         nearest MOST_LOOKED times as many, and `count` by its words; never the note of its own id. Blocks: for the
         thread of the engine, not for the event loop."""
         now = self._clock()
         where = Filter(exclude=frozenset({note.id} - {""}))
         tagged: list[Neighbour] = []
-        for wanted in (2 * count, MOST_LOOKED * count):
+        for wanted in (2 * count, MAX_LOOKUP_FACTOR * count):
             hits = self._index.search(vector, wanted, where, now)
             tagged = self._hashtags.tagged((hit.id, hit.score) for hit in hits)
             if len(tagged) >= count or len(hits) < wanted:
                 break
-        return Near(tagged[:count], self._hashtags.by_words(note, count, now))
+        return Neighbours(tagged[:count], self._hashtags.by_words(note, count, now))
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once everything up to `position` can be found; IndexBehind after `seconds`."""
@@ -291,7 +282,7 @@ class LiveIndex:
         large = job.rows >= GIVE_BACK_ROWS
         del job  # or it would hold the old segments' memory
         if large:
-            await asyncio.to_thread(give_memory_back)
+            await asyncio.to_thread(trim_heap)
         return True
 
     async def _follow(self) -> None:
@@ -370,7 +361,7 @@ class LiveIndex:
             bounds = await self._store.log_bounds(snapshot.position)
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
-            others = await self._run(self._writer, partial(thaw, snapshot.read, index, hashtags))
+            others = await self._run(self._writer, partial(restore, snapshot.read, index, hashtags))
         except StoreUnavailable:
             raise
         except Exception as error:  # whatever it is, there is another way
@@ -411,7 +402,7 @@ class LiveIndex:
             nothing_new = (position, repairs) == self._saved
             if self._snapshots is None or not self._built or self._rebuilding or nothing_new:
                 return
-            frozen = partial(freeze, self._index, self._hashtags, self._other_space)
+            frozen = partial(snapshot_parts, self._index, self._hashtags, self._other_space)
             try:
                 parts = await self._run(self._writer, frozen)
                 await in_daemon(partial(self._snapshots.save, self._origin, position, parts))
@@ -489,20 +480,20 @@ class Progress:
             log.info("index_building", notes=self._read, of=self._size, a_second=round(rate), seconds_left=round(left))
 
 
-def freeze(index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str]) -> list[Part]:
+def snapshot_parts(index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str]) -> list[Part]:
     """All parts of a snapshot."""
     others = packed(OTHER_SPACE, other_space)
-    return [*index.freeze(), *hashtags.freeze(), Part(OTHER_SPACE, lambda: others)]
+    return [*index.snapshot_parts(), *hashtags.snapshot_parts(), Part(OTHER_SPACE, lambda: others)]
 
 
-def thaw(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> set[str]:
+def restore(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> set[str]:
     """Fill both from the parts of a snapshot; the notes of another space. Meanwhile no garbage is looked for: of the
     million objects that are made, all stay."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        index.thaw(read)
-        hashtags.thaw(read)
+        index.restore(read)
+        hashtags.restore(read)
     finally:
         if collecting:
             gc.enable()

@@ -17,7 +17,7 @@ CHUNK = 65_536
 Integers = npt.NDArray[np.int64]
 
 
-class Ids:
+class PackedStrings:
     """`text`: all of them in UTF-8, one behind the other; `ends` (rows + 1,), from 0 on; `hashes` (rows,)."""
 
     def __init__(self, text: npt.NDArray[np.uint8], ends: Integers, hashes: Integers) -> None:
@@ -28,11 +28,11 @@ class Ids:
         self._sorted_hashes = hashes[self._by_hash]
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Ids:
+    def of(cls, texts: Sequence[str]) -> PackedStrings:
         return cls.restored({**packed("ids", texts), "hashes": np.array([_hash(text) for text in texts], np.int64)})
 
     @classmethod
-    def restored(cls, arrays: Arrays) -> Ids:
+    def restored(cls, arrays: Arrays) -> PackedStrings:
         """From what `arrays` gave."""
         return cls(arrays["ids"], arrays["ids_ends"], arrays["hashes"])
 
@@ -41,7 +41,7 @@ class Ids:
         return {"ids": self._text, "ids_ends": self._ends, "hashes": self._hashes}
 
     @classmethod
-    def joined(cls, parts: Sequence[Ids]) -> Ids:
+    def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
         lengths = np.concatenate([np.diff(part._ends) for part in parts])
         text = np.concatenate([part._text for part in parts])
         return cls(text, _ends(lengths), np.concatenate([part._hashes for part in parts]))
@@ -61,7 +61,7 @@ class Ids:
                 return row
         return None
 
-    def take(self, rows: Integers) -> Ids:
+    def take(self, rows: Integers) -> PackedStrings:
         """Those of these rows, in their order."""
         if np.array_equal(rows, np.arange(len(self))):
             return self
@@ -72,7 +72,7 @@ class Ids:
             ends = _ends(lengths[begin : begin + CHUNK])
             shift = np.repeat(self._ends[some] - ends[:-1], np.diff(ends))
             parts.append(self._text[shift + np.arange(ends[-1])])
-        return Ids(np.concatenate(parts), _ends(lengths), self._hashes[rows])
+        return PackedStrings(np.concatenate(parts), _ends(lengths), self._hashes[rows])
 
     @property
     def _hashes(self) -> Integers:

@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.gpu import Gpu
-from service.index.packed_strings import Ids
+from service.index.packed_strings import PackedStrings
 from service.index.segment import Segment, Vectors, exact, found, swig
 from service.index.tags import Bits, Columns, Mask, RowNumbers, packed_bits, rows_of
-from service.interfaces import Arrays, Vector
+from service.interfaces import Arrays
+from service.records import Vector
 
 IVF_ROWS = 8192
 """Fewer rows are compared one by one."""
 LISTS_PER_ROOT = 2
 """Lists of the inverted file: so many times the root of the rows, but no more than LEAST_PER_LIST allows."""
-LEAST_PER_LIST = 40
+MIN_ROWS_PER_LIST = 40
 """Rows that FAISS wants for each list that it trains."""
 TRAINING_ROWS_PER_LIST = 64
 RECALL = 0.998
@@ -57,7 +58,7 @@ class Source:
         return cls(segment, np.flatnonzero(segment.alive[: len(segment)]))
 
 
-class Sealed(Segment):
+class SealedSegment(Segment):
     """`name`: of no other segment, whenever it was made. `lists_by_k`: see `build`."""
 
     def __init__(
@@ -65,7 +66,7 @@ class Sealed(Segment):
         name: str,
         columns: Columns,
         alive: Mask,
-        ids: Ids,
+        ids: PackedStrings,
         tags: Tags,
         index: Any,
         lists_by_k: dict[int, int],
@@ -84,7 +85,7 @@ class Sealed(Segment):
         self.has_lists = bool(lists_by_k) and self._on_gpu is None
 
     @classmethod
-    def of(cls, sources: Sequence[Source], dimension: int, gpu: Gpu | None) -> tuple[Sealed, RowNumbers]:
+    def of(cls, sources: Sequence[Source], dimension: int, gpu: Gpu | None) -> tuple[SealedSegment, RowNumbers]:
         """The rows of some sources, those of one list beside each other; and where each went, in the sources' order."""
         index, lists_by_k, places = build(sources, sum(len(source.rows) for source in sources), dimension)
         order = np.argsort(places)
@@ -92,7 +93,7 @@ class Sealed(Segment):
             uuid4().hex,
             Columns.joined(source.segment.columns[source.rows] for source in sources)[order],
             np.ones(len(places), np.bool_),
-            Ids.joined([source.segment.packed_ids(source.rows) for source in sources]).take(order),
+            PackedStrings.joined([source.segment.packed_ids(source.rows) for source in sources]).take(order),
             Tags.of(sources, places),
             index,
             lists_by_k,
@@ -108,11 +109,11 @@ class Sealed(Segment):
         return {**self.columns.arrays(), **self._ids.arrays(), **self._tags.arrays(), **named}
 
     @classmethod
-    def restored(cls, name: str, arrays: Arrays, alive: Mask, gpu: Gpu | None) -> Sealed:
+    def restored(cls, name: str, arrays: Arrays, alive: Mask, gpu: Gpu | None) -> SealedSegment:
         """From what `arrays` gave, and which of its rows are alive."""
         tags = Tags(arrays["tags"], arrays["tag_ends"], arrays["tag_rows"], len(alive))
         index = _read_index(arrays["index"])
-        columns, ids = Columns.of(arrays), Ids.restored(arrays)
+        columns, ids = Columns.of(arrays), PackedStrings.restored(arrays)
         return cls(name, columns, alive, ids, tags, index, dict(arrays["lists_by_k"].tolist()), gpu)
 
     def __len__(self) -> int:
@@ -125,7 +126,7 @@ class Sealed(Segment):
     def id(self, row: int) -> str:
         return self._ids[row]
 
-    def packed_ids(self, rows: RowNumbers) -> Ids:
+    def packed_ids(self, rows: RowNumbers) -> PackedStrings:
         return self._ids.take(rows)
 
     def vectors(self, rows: RowNumbers) -> Vectors:
@@ -141,8 +142,8 @@ class Sealed(Segment):
             self._whole[lists] = _looking_through(self._index, lists)
         return self._whole[lists]
 
-    def bury(self, row: int) -> None:
-        super().bury(row)
+    def mark_deleted(self, row: int) -> None:
+        super().mark_deleted(row)
         self._bits[row >> 3] &= 0xFF ^ (1 << (row & 7))
 
     def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
@@ -249,7 +250,7 @@ def build(sources: Sequence[Source], rows: int, dimension: int) -> tuple[Any, di
         for vectors in _chunks(sources):
             index.add(vectors)
         return index, {}, np.arange(rows)
-    lists = min(int(LISTS_PER_ROOT * rows**0.5), rows // LEAST_PER_LIST)
+    lists = min(int(LISTS_PER_ROOT * rows**0.5), rows // MIN_ROWS_PER_LIST)
     index = faiss.IndexIVFFlat(index, dimension, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = True
     index.train(_sample(sources, rows, TRAINING_ROWS_PER_LIST * lists))

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from service.filters import Filter
 from service.index.gpu import Gpu
 from service.index.sealed import TRIED_K
 from service.index.segment import Segment, Vectors, swig
-from service.index.tags import Asked, Bits, Codes, RowNumbers, has
-from service.interfaces import Filter, Hit, Vector
+from service.index.tags import Bits, CompiledFilter, RowNumbers, TagDictionary, has
+from service.records import Hit, Vector
 
 DEVIATIONS = 3.0
 """A number that is only expected is taken so many standard deviations larger."""
@@ -30,15 +31,15 @@ Shown = Callable[[int, int], bool]
 """Whether a row, by its segment's place and its number there, may be found."""
 
 
-class View:
+class SegmentSearcher:
     """`segments`: oldest first; the last one is the head, and alone may get rows. `replaced`: how many rows were, by a
     row that could be found already, before they were buried."""
 
-    def __init__(self, segments: tuple[Segment, ...], codes: Codes, gpu: Gpu | None) -> None:
+    def __init__(self, segments: tuple[Segment, ...], codes: TagDictionary, gpu: Gpu | None) -> None:
         self.segments = segments
         self.replaced = 0
         self._codes = codes
-        self._turn = gpu.turn if gpu else nullcontext
+        self._turn = gpu.exclusive if gpu else nullcontext
         self._starts = list(accumulate(map(len, segments[:-1]), initial=0))
         rows = max(1, sum(map(len, segments)))
         shares = [len(each) / rows if each.has_lists else 1.0 for each in segments]
@@ -54,9 +55,9 @@ class View:
             return []
         asked = self._codes.asked(where)
         if where.exact:
-            return self._one_by_one(vector, k, asked, (segment.choose(asked, now) for segment in self.segments))
+            return self._one_by_one(vector, k, asked, (segment.filter_rows(asked, now) for segment in self.segments))
         if where.narrows:
-            chosen = [segment.choose(asked, now) for segment in self.segments]
+            chosen = [segment.filter_rows(asked, now) for segment in self.segments]
             matches = sum(matches for _, matches in chosen)
             hits, _ = self._in_one_call(vector, k, where.exclude, matches, _among([bits for bits, _ in chosen]))
             return _best(hits, k) if len(hits) == k else self._one_by_one(vector, k, asked, chosen)
@@ -64,9 +65,11 @@ class View:
         hits, hidden = self._in_one_call(vector, k, where.exclude, living, self._showing(now))
         if len(hits) == k and not (hidden and self.replaced != before):  # what was hidden may be what came too late
             return _best(hits, k)
-        return self._one_by_one(vector, k, asked, (segment.choose(asked, now) for segment in self.segments))
+        return self._one_by_one(vector, k, asked, (segment.filter_rows(asked, now) for segment in self.segments))
 
-    def _one_by_one(self, vector: Vector, k: int, asked: Asked, chosen: Iterable[tuple[Bits | None, int]]) -> list[Hit]:
+    def _one_by_one(
+        self, vector: Vector, k: int, asked: CompiledFilter, chosen: Iterable[tuple[Bits | None, int]]
+    ) -> list[Hit]:
         """Older segments come first, wholly: what is replaced in one of them meanwhile is found again behind it."""
         found = [segment.find(vector, k, asked, *of) for segment, of in zip(self.segments, chosen, strict=True)]
         return _best([hit for part in zip(self.segments, found, strict=True) for hit in _hits(*part)], k)
@@ -100,7 +103,7 @@ class View:
 
     def _showing(self, now: float) -> Shown:
         segments = self.segments
-        return lambda place, row: segments[place].shows(row, now)
+        return lambda place, row: segments[place].is_visible(row, now)
 
 
 def _among(chosen: Sequence[Bits | None]) -> Shown:

@@ -14,9 +14,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.index.packed_strings import Ids
-from service.index.tags import Asked, Bits, Columns, Mask, RowNumbers, count_of, has, packed_bits, rows_of
-from service.interfaces import Vector
+from service.index.packed_strings import PackedStrings
+from service.index.tags import Bits, Columns, CompiledFilter, Mask, RowNumbers, count_of, has, packed_bits, rows_of
+from service.records import Vector
 
 swig: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them
 Vectors = npt.NDArray[np.float32]
@@ -51,7 +51,7 @@ class Segment(ABC):
     def id(self, row: int) -> str: ...
 
     @abstractmethod
-    def packed_ids(self, rows: RowNumbers) -> Ids: ...
+    def packed_ids(self, rows: RowNumbers) -> PackedStrings: ...
 
     @abstractmethod
     def vectors(self, rows: RowNumbers) -> Vectors:
@@ -90,14 +90,14 @@ class Segment(ABC):
         dead = self.dead  # read first: rows come before the tombstones of what they replace
         return len(self) - dead
 
-    def shows(self, row: int, now: float) -> bool:
+    def is_visible(self, row: int, now: float) -> bool:
         """Whether it may be found."""
         return bool(self.alive[row]) and (now < self._first_expiry or bool(self.columns.expires[row] > now))
 
     def find(
-        self, vector: Vector, k: int, asked: Asked, chosen: Bits | None, matches: int
+        self, vector: Vector, k: int, asked: CompiledFilter, chosen: Bits | None, matches: int
     ) -> tuple[Vectors, RowNumbers]:
-        """Scores and rows of the `k` nearest, best first: of those that `choose` gave, but for what is excluded."""
+        """Scores and rows of the `k` nearest, best first: of those that `filter_rows` gave, but for what is excluded."""
         rows_left_out = [row for row in map(self.row_of, asked.exclude) if row is not None]
         # A row that came after the others were chosen is not among them.
         left_out = [row for row in rows_left_out if chosen is None or has(chosen, row)]
@@ -110,7 +110,7 @@ class Segment(ABC):
             scores, rows = scores[kept], rows[kept]
         return scores[:wanted], rows[:wanted]
 
-    def bury(self, row: int) -> None:
+    def mark_deleted(self, row: int) -> None:
         """Make a tombstone of a living row."""
         self.alive[row] = False
         self.dead += 1
@@ -123,11 +123,11 @@ class Segment(ABC):
         gone = np.flatnonzero(alive & (expires <= now))
         ids = [self.id(row) for row in gone.tolist()]
         for row in gone.tolist():
-            self.bury(row)
+            self.mark_deleted(row)
         self._first_expiry = float(expires[alive].min(initial=np.inf))
         return ids
 
-    def choose(self, asked: Asked, now: float) -> tuple[Bits | None, int]:
+    def filter_rows(self, asked: CompiledFilter, now: float) -> tuple[Bits | None, int]:
         """The rows that may be found, whatever is excluded, and how many they are. None: all that are alive, and none
         come."""
         expiring = now >= self._first_expiry

@@ -16,14 +16,16 @@ from functools import partial
 import faiss
 import numpy as np
 
+from service.filters import Filter
 from service.index.gpu import Gpu
-from service.index.growing import Head
+from service.index.growing import GrowingSegment
 from service.index.packed_strings import packed, unpacked
-from service.index.sealed import Sealed, Source
-from service.index.searcher import View
+from service.index.sealed import SealedSegment, Source
+from service.index.searcher import SegmentSearcher
 from service.index.segment import Segment
-from service.index.tags import Codes, RowNumbers
-from service.interfaces import Filter, Hit, Part, ReadPart, StoredNote, Vector
+from service.index.tags import RowNumbers, TagDictionary
+from service.interfaces import Part, ReadPart
+from service.records import Hit, StoredNote, Vector
 
 HEAD_ROWS = 1024
 MERGED_AT = 4
@@ -36,18 +38,18 @@ SEGMENTS, CODES, ALIVE, HEAD = "segments", "codes", "alive", "head-"
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class MergeJob:
     """Some segments to be made one of, which `run` does in any thread; None where no row is left."""
 
     sources: list[Source]
     dimension: int
     gpu: Gpu | None = None
-    made: Sealed | None = field(default=None)
+    made: SealedSegment | None = field(default=None)
     places: RowNumbers = field(default_factory=lambda: np.zeros(0, np.int64))
     """Where each row went, in the sources' order."""
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], dimension: int, gpu: Gpu | None = None) -> Job:
+    def of(cls, segments: Sequence[Segment], dimension: int, gpu: Gpu | None = None) -> MergeJob:
         return cls([Source.of(segment) for segment in segments], dimension, gpu)
 
     @property
@@ -56,9 +58,9 @@ class Job:
 
     def run(self) -> None:
         """With one core: the others are for whoever searches meanwhile."""
-        with_one_core()
+        use_one_faiss_thread()
         if self.rows:
-            self.made, self.places = Sealed.of(self.sources, self.dimension, self.gpu)
+            self.made, self.places = SealedSegment.of(self.sources, self.dimension, self.gpu)
 
 
 class SegmentedIndex:
@@ -72,8 +74,8 @@ class SegmentedIndex:
         self._head_rows = head_rows
         self._attributes = attributes
         self._gpu = gpu
-        self._codes = Codes(attributes)
-        self._view = View((self._new_head(),), self._codes, gpu)
+        self._codes = TagDictionary(attributes)
+        self._view = SegmentSearcher((self._new_head(),), self._codes, gpu)
         self._given_up: list[Segment] = []
         """Of jobs that failed: the others go first."""
 
@@ -108,23 +110,23 @@ class SegmentedIndex:
             head.describe(row, stored)
             return
         if head.full:
-            worn = head.dead > DEAD_SHARE * len(head)
-            older = self._segments[:-1] if worn else self._segments
-            head = head.without_dead() if worn else self._new_head()
+            fragmented = head.dead > DEAD_SHARE * len(head)
+            older = self._segments[:-1] if fragmented else self._segments
+            head = head.without_dead() if fragmented else self._new_head()
             self._show(*older, head)
         replaced = [(each, row) for each in self._segments if (row := each.row_of(stored.note.id)) is not None]
         head.append(stored, vector)
         if replaced:
             self._view.replaced += 1
         for segment, row in replaced:
-            segment.bury(row)
+            segment.mark_deleted(row)
 
     def remove(self, ids: Sequence[str]) -> None:
         """See VectorIndex."""
         for note_id in ids:
             for segment in self._segments:
                 if (row := segment.row_of(note_id)) is not None:
-                    segment.bury(row)
+                    segment.mark_deleted(row)
 
     def expire(self, now: float) -> list[str]:
         """See VectorIndex."""
@@ -157,57 +159,61 @@ class SegmentedIndex:
             if view is self._view and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
                 return hits
 
-    def freeze(self) -> list[Part]:
+    def snapshot_parts(self) -> list[Part]:
         """See VectorIndex."""
         segments, codes = self._segments, self._codes.texts
-        names = [s.name if isinstance(s, Sealed) else f"{HEAD}{at}" for at, s in enumerate(segments)]
-        alive = {name: np.packbits(s.alive) for name, s in zip(names, segments, strict=True) if isinstance(s, Sealed)}
-        heads = [(name, s.arrays()) for name, s in zip(names, segments, strict=True) if isinstance(s, Head)]
+        names = [s.name if isinstance(s, SealedSegment) else f"{HEAD}{at}" for at, s in enumerate(segments)]
+        alive = {
+            name: np.packbits(s.alive) for name, s in zip(names, segments, strict=True) if isinstance(s, SealedSegment)
+        }
+        heads = [(name, s.arrays()) for name, s in zip(names, segments, strict=True) if isinstance(s, GrowingSegment)]
         return [
             Part(SEGMENTS, lambda: packed("names", names)),
             Part(CODES, lambda: packed("codes", codes)),
             Part(ALIVE, lambda: alive),
             *(Part(name, partial(dict, arrays)) for name, arrays in heads),
-            *(Part(s.name, s.arrays, lasting=True) for s in segments if isinstance(s, Sealed)),
+            *(Part(s.name, s.arrays, lasting=True) for s in segments if isinstance(s, SealedSegment)),
         ]
 
-    def thaw(self, read: ReadPart) -> None:
+    def restore(self, read: ReadPart) -> None:
         """See VectorIndex."""
-        self._codes = Codes(self._attributes, unpacked("codes", read(CODES)))
+        self._codes = TagDictionary(self._attributes, unpacked("codes", read(CODES)))
         alive = read(ALIVE)
 
         def restored(name: str) -> Segment:
             arrays = read(name)
             if name.startswith(HEAD):
-                return Head.restored(self._head_rows, self._dimension, self._codes, arrays)
+                return GrowingSegment.restored(self._head_rows, self._dimension, self._codes, arrays)
             rows = len(arrays["expires"])
-            return Sealed.restored(name, arrays, np.unpackbits(alive[name], count=rows).astype(np.bool_), self._gpu)
+            return SealedSegment.restored(
+                name, arrays, np.unpackbits(alive[name], count=rows).astype(np.bool_), self._gpu
+            )
 
         self._show(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
 
-    def plan(self) -> Job | None:
+    def plan(self) -> MergeJob | None:
         """See VectorIndex."""
         full = [segment for segment in self._segments[:-1] if segment not in self._given_up]
-        sealed = [segment for segment in full if isinstance(segment, Sealed)]
-        heads = [segment for segment in full if isinstance(segment, Head)]
-        worn: list[Sequence[Segment]] = [[s] for s in full if s.dead > DEAD_SHARE * len(s)]
+        sealed = [segment for segment in full if isinstance(segment, SealedSegment)]
+        heads = [segment for segment in full if isinstance(segment, GrowingSegment)]
+        fragmented: list[Sequence[Segment]] = [[s] for s in full if s.dead > DEAD_SHARE * len(s)]
         groups: list[Sequence[Segment]] = [heads, *_of_one_size(sealed, self._head_rows * MERGED_AT)]
-        for chosen in (*worn, *(group for group in groups if len(group) >= MERGED_AT)):
-            return Job.of(chosen, self._dimension, self._gpu)
+        for chosen in (*fragmented, *(group for group in groups if len(group) >= MERGED_AT)):
+            return MergeJob.of(chosen, self._dimension, self._gpu)
         self._given_up.clear()
         return None
 
-    def give_up(self, job: Job) -> None:
+    def give_up(self, job: MergeJob) -> None:
         """See VectorIndex."""
         self._given_up += [source.segment for source in job.sources]
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: MergeJob) -> None:
         """See VectorIndex. What was removed since the plan is removed from what was made."""
         old = {id(source.segment) for source in job.sources}
         if job.made is not None:
             alive = np.concatenate([source.segment.alive[source.rows] for source in job.sources])
             for row in job.places[~alive].tolist():
-                job.made.bury(row)
+                job.made.mark_deleted(row)
         place = min(i for i, segment in enumerate(self._segments) if id(segment) in old)
         kept = [segment for segment in self._segments if id(segment) not in old]
         self._show(*kept[:place], *([job.made] if job.made else []), *kept[place:])
@@ -219,32 +225,32 @@ class SegmentedIndex:
 
     def _show(self, *segments: Segment) -> None:
         """Have these searched from now on."""
-        self._view = View(segments, self._codes, self._gpu)
+        self._view = SegmentSearcher(segments, self._codes, self._gpu)
 
     @property
-    def _head(self) -> Head:
+    def _head(self) -> GrowingSegment:
         head = self._segments[-1]
-        assert isinstance(head, Head)
+        assert isinstance(head, GrowingSegment)
         return head
 
-    def _new_head(self) -> Head:
-        return Head(self._head_rows, self._dimension, self._codes)
+    def _new_head(self) -> GrowingSegment:
+        return GrowingSegment(self._head_rows, self._dimension, self._codes)
 
 
-def with_one_core() -> None:
+def use_one_faiss_thread() -> None:
     """What FAISS does in this thread from now on: its own threads would wait for each other by turning round."""
     faiss.omp_set_num_threads(1)
 
 
-def give_memory_back() -> None:
+def trim_heap() -> None:
     """What segments that are gone have left, to the system: the C library would keep it for later."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _of_one_size(sealed: Sequence[Sealed], smallest: int) -> list[list[Sealed]]:
+def _of_one_size(sealed: Sequence[SealedSegment], smallest: int) -> list[list[SealedSegment]]:
     """Groups of those that are less than MERGED_AT times as large as the group's least size."""
-    groups: dict[int, list[Sealed]] = {}
+    groups: dict[int, list[SealedSegment]] = {}
     for segment in sealed:
         size, least = 0, smallest
         while segment.living > least:

@@ -30,7 +30,7 @@ from service.interfaces import Arrays, Part
 VERSION = 3
 """Of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
-MOST_PROCESSES = 64
+MAX_PROCESSES = 64
 """That may keep snapshots in one data folder."""
 
 
@@ -65,10 +65,10 @@ class SnapshotFolder:
     @classmethod
     def claim(cls, parent: Path) -> SnapshotFolder:
         """The first in `parent` that no other process has. Raises OSError."""
-        for number in range(MOST_PROCESSES):
+        for number in range(MAX_PROCESSES):
             with suppress(BlockingIOError):
                 return cls(parent / str(number))
-        raise OSError(f"{MOST_PROCESSES} processes keep their snapshots in {parent} already")
+        raise OSError(f"{MAX_PROCESSES} processes keep their snapshots in {parent} already")
 
     def close(self) -> None:
         """Let another process have it."""

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from model.note import hashtag_key
-from service.interfaces import Arrays, Filter, StoredNote, attribute_text
+from service.filters import Filter, attribute_text
+from service.interfaces import Arrays
+from service.records import StoredNote
 
 NOWHERE = -2
 """The code of a text that no row has."""
@@ -22,7 +24,7 @@ Bits = npt.NDArray[np.uint8]
 RowNumbers = npt.NDArray[np.int64]
 
 
-class Codes:
+class TagDictionary:
     """A number for each tag, for as long as the index lives, also when no row has it any more: some 100 bytes for each
     author, category and hashtag that ever was. Written by one thread, read by any. `attributes`: names of those that
     filters may ask about, whose values are tags too."""
@@ -50,10 +52,10 @@ class Codes:
         own = _category_tag(stored.category), _author_tag(stored.note.author)
         return frozenset(map(self.give, [*map(_hashtag_tag, stored.hashtags), *values, *filter(None, own)]))
 
-    def asked(self, where: Filter) -> Asked:
+    def asked(self, where: Filter) -> CompiledFilter:
         attributes = starmap(_attribute_tag, where.attributes)
         own = filter(None, [_category_tag(where.category), _author_tag(where.author)])
-        return Asked(
+        return CompiledFilter(
             where.created_after,
             where.created_before,
             self._find_all(map(_hashtag_tag, where.hashtags)),
@@ -84,7 +86,7 @@ def _author_tag(author: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CompiledFilter:
     """A Filter in codes. `tags`: any of them, () for whatever; `all_tags`: each of them, also category and author."""
 
     created_after: float | None
@@ -131,7 +133,7 @@ class Columns:
         self.created[row] = stored.note.created_at or 0.0
         self.expires[row] = np.inf if stored.note.expires_at is None else stored.note.expires_at
 
-    def accepted(self, asked: Asked) -> Iterator[Mask]:
+    def accepted(self, asked: CompiledFilter) -> Iterator[Mask]:
         """By each of the times that are asked for: the rows that have it."""
         if asked.created_after is not None:
             yield self.created > asked.created_after

@@ -26,20 +26,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from model.note import CategoryProbability, Hashtag, Note
+from model.generation import CategoryProbability, Hashtag
+from model.note import Note
 from service.errors import PreconditionFailed, StoreUnavailable
-from service.interfaces import (
-    ORIGIN,
-    Clock,
-    Durability,
-    Generated,
-    LogBounds,
-    LogEntry,
-    StoredNote,
-    Write,
-    Written,
-    position_key,
-)
+from service.interfaces import Clock
+from service.records import ORIGIN, Durability, Generated, LogBounds, LogEntry, StoredNote, Write, Written, position_key
 
 NOTE = "{notes}:note:"
 LOG = "{notes}:log"

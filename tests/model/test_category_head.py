@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model.category_head import CATEGORIES_FILE, LEAST_NOTES, CategoryHead, pooling_trusts
+from model.category_head import CATEGORIES_FILE, MIN_NOTES_PER_CATEGORY, CategoryHead, pool_weights_for
 from model.config import CheckpointError
+from model.generation import CategoryProbability, GenerationRequest
 from model.inference.engine import Engine
-from model.note import CategoryProbability, Note, Wanted
+from model.note import Note
 
 NAMES = ("Food", "Home", "Travel")
 NOTES = [Note(title=title) for title in ("lemon soup", "a lamp for the hall", "three days in Kyoto")]
@@ -55,7 +56,7 @@ def test_of_a_part_of_its_names_the_odds_are_the_same() -> None:
 
 
 def test_names_of_which_it_has_seen_few_notes_are_not_covered() -> None:
-    few, many = some_vectors(NAMES, LEAST_NOTES - 1), some_vectors(NAMES, LEAST_NOTES)
+    few, many = some_vectors(NAMES, MIN_NOTES_PER_CATEGORY - 1), some_vectors(NAMES, MIN_NOTES_PER_CATEGORY)
     assert CategoryHead.fit(*many).covers(NAMES)
     assert not CategoryHead.fit(*few).covers(NAMES)
     mixed = CategoryHead.fit(np.concatenate([few[0], many[0]]), [*few[1], *("Pets" for _ in many[1])])
@@ -64,7 +65,11 @@ def test_names_of_which_it_has_seen_few_notes_are_not_covered() -> None:
 
 
 def test_each_name_is_trusted_as_its_data_set_says() -> None:
-    head = CategoryHead.fit(*some_vectors(NAMES)).trusting(NAMES[:2], (0.2, 0.4)).trusting(NAMES[2:], (0.4, 0.8))
+    head = (
+        CategoryHead.fit(*some_vectors(NAMES))
+        .with_pool_weights(NAMES[:2], (0.2, 0.4))
+        .with_pool_weights(NAMES[2:], (0.4, 0.8))
+    )
     vector, written = some_vectors(NAMES)[0][7], np.array([0.0, -1.0, -2.0])
     for names, a, b in ((NAMES[:2], 0.2, 0.4), (NAMES[1:], 0.3, 0.6)):
         pooled = head.pool(names, written[: len(names)], vector)
@@ -78,7 +83,7 @@ def test_one_category_is_nothing_to_choose_from() -> None:
 
 def test_what_is_saved_is_loaded_for_its_own_space_alone(tmp_path: Path) -> None:
     assert CategoryHead.load(tmp_path, "space") is None
-    head = CategoryHead.fit(*some_vectors(NAMES)).trusting(NAMES, (0.3, 0.6))
+    head = CategoryHead.fit(*some_vectors(NAMES)).with_pool_weights(NAMES, (0.3, 0.6))
     head.save(tmp_path, "space")
     loaded = CategoryHead.load(tmp_path, "space")
     assert loaded is not None
@@ -103,34 +108,34 @@ def test_the_exponents_under_which_the_truth_was_drawn_are_found() -> None:
     rng = np.random.default_rng(0)
     written, seen = (np.log(softmax(rng.normal(scale=2, size=(4000, 5)))) for _ in range(2))
     truth = (0.3 * written + 0.8 * seen + rng.gumbel(size=written.shape)).argmax(1)
-    assert pooling_trusts(written, seen, truth) == pytest.approx((0.3, 0.8), abs=0.06)
+    assert pool_weights_for(written, seen, truth) == pytest.approx((0.3, 0.8), abs=0.06)
 
 
 def test_few_notes_that_are_all_right_do_not_make_anything_certain() -> None:
     seen = np.log(softmax(np.random.default_rng(0).normal(scale=2, size=(12, 5))))
-    assert max(pooling_trusts(np.zeros((12, 5)), seen, seen.argmax(1))) < 3
+    assert max(pool_weights_for(np.zeros((12, 5)), seen, seen.argmax(1))) < 3
 
 
 def test_what_contradicts_the_truth_is_not_trusted() -> None:
     rng = np.random.default_rng(0)
     written, seen = (np.log(softmax(rng.normal(scale=2, size=(1000, 5)))) for _ in range(2))
     truth = (seen - written + rng.gumbel(size=written.shape)).argmax(1)
-    assert pooling_trusts(written, seen, truth)[0] == 0
+    assert pool_weights_for(written, seen, truth)[0] == 0
 
 
 def test_an_engine_pools_where_the_head_knows_all_names(tiny_engine: Engine) -> None:
     """And answers as without one where it does not."""
     vectors = tiny_engine.embed(NOTES)
     fitted = CategoryHead.fit(vectors, NAMES)
-    head = replace(fitted, counts=LEAST_NOTES * fitted.counts).trusting(NAMES, (0.5, 0.7))
+    head = replace(fitted, counts=MIN_NOTES_PER_CATEGORY * fitted.counts).with_pool_weights(NAMES, (0.5, 0.7))
     pooling = Engine(tiny_engine.runtime, head)
-    known, other = Wanted(categories=NAMES), Wanted(categories=("Food", "Pets"))
+    known, other = GenerationRequest(categories=NAMES), GenerationRequest(categories=("Food", "Pets"))
     for note, vector in zip(NOTES, vectors, strict=True):
-        (plain,), (pooled,) = tiny_engine.read([note], known), pooling.read([note], known)
+        (plain,), (pooled,) = tiny_engine.generate([note], known), pooling.generate([note], known)
         written = np.log([by_name(plain.categories)[name] for name in NAMES]) * tiny_engine.temperature
         wanted = softmax(head.pool(NAMES, written, vector))
         assert by_name(pooled.categories) == pytest.approx(dict(zip(NAMES, wanted, strict=True)), rel=1e-3)
-        (pooled,), (plain,) = (engine.read([note], other) for engine in (pooling, tiny_engine))
+        (pooled,), (plain,) = (engine.generate([note], other) for engine in (pooling, tiny_engine))
         assert by_name(pooled.categories) == pytest.approx(by_name(plain.categories))
 
 

@@ -19,8 +19,9 @@ from model.config import CONFIG_FILE
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.evaluation.evaluate import EngineSystem, evaluate_hashtags
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
-from model.note import Note, Wanted
+from model.note import Note
 from model.training.calibrate import category_temperature
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
@@ -344,7 +345,7 @@ def test_to_calibrate_changes_one_number_of_a_checkpoint(
 ):
     """Of every four notes the model is right about three."""
     given = list(read_notes(folder / "notes.jsonl.gz").values())
-    readings = tiny_engine.read(given, Wanted(categories=tuple(SUBJECTS)))
+    readings = tiny_engine.generate(given, GenerationRequest(categories=tuple(SUBJECTS)))
     likely = [[category.name for category in reading.categories or ()] for reading in readings]
     categories = [names[at % 4 == 0] for at, names in enumerate(likely)]
     notes = [replace(note, category=category) for note, category in zip(given, categories, strict=True)]
@@ -378,7 +379,9 @@ def test_to_fit_categories_adds_one_file_by_which_they_are_told_better(
     notes = [note for i, note in read_notes(folder / "notes.jsonl.gz").items() if split_of(i) == "test"]
     right = [
         [(reading.categories or ())[0].name == note.category for reading, note in zip(readings, notes, strict=True)]
-        for readings in (engine.read(notes, Wanted(categories=tuple(SUBJECTS))) for engine in (tiny_engine, fitted))
+        for readings in (
+            engine.generate(notes, GenerationRequest(categories=tuple(SUBJECTS))) for engine in (tiny_engine, fitted)
+        )
     ]
     assert np.mean(right[0]) < 0.7 < 0.9 < np.mean(right[1])
     again = run.invoke(app, [*fit[:-1], str(folder / "notes.jsonl.gz")])  # the file, and a checkpoint that has a head

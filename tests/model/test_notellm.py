@@ -29,7 +29,7 @@ def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> NoteLLM:
 
 
 def embeddings(model: NoteLLM) -> Tensor:
-    readings = Engine(TorchRuntime(model)).read(NOTES)
+    readings = Engine(TorchRuntime(model)).generate(NOTES)
     return torch.stack([torch.from_numpy(reading.vector) for reading in readings])
 
 

@@ -15,8 +15,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.config import DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
-from model.note import Note, Wanted, hashtag_key, normalise_hashtag, replace_lone_surrogates
+from model.note import Note, hashtag_key, normalise_hashtag, replace_lone_surrogates
 from model.prompt import CHARS_PER_TOKEN, MAX_HASHTAG_WORDS, TEMPLATES, Prompt
 
 TIGHT = NoteLLMConfig(max_title_tokens=5, max_hashtag_tokens=9, max_content_tokens=7)
@@ -358,7 +359,7 @@ def test_training_and_serving_make_the_same_ids(
     training = Prompt(tokenizer, replace(NoteLLMConfig.load(tiny_checkpoint), prompt_version=version))
     for text in HOSTILE_TEXTS.values():
         note = Note(text, text, ("food", text[:20]))
-        prepared = serving.prepare(note, Wanted(5))
+        prepared = serving.tokenize(note, GenerationRequest(5))
         assert prepared.ids == tuple(training.note(note))
         assert (prepared.hashtag_prompt or prepared.ids) == tuple(training.note(note, 5))
     assert serving.prompt.hashtag_task(5) == training.hashtag_task(5)

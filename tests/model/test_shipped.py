@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
-from model.note import Note, Wanted
+from model.note import Note
 from model.weights import SHIPPED_CHECKPOINT
 
 MOST_BYTES = 25_000_000
@@ -32,7 +33,7 @@ def test_one_prefill_gives_a_vector_hashtags_and_a_likely_category(engine: Engin
     note = Note(
         title="Sourdough bread for beginners", content="Flour, water, salt, a hot oven and two days of patience."
     )
-    (reading,) = engine.read([note], Wanted(hashtags=3, categories=engine.categories))
+    (reading,) = engine.generate([note], GenerationRequest(hashtags=3, categories=engine.categories))
     assert reading.vector.shape == (engine.dimension,)
     assert np.linalg.norm(reading.vector) == pytest.approx(1, abs=1e-5)
     assert reading.hashtags
@@ -50,5 +51,5 @@ def test_categories_that_it_never_saw_are_told_apart_by_their_names(engine: Engi
         Note(title="My sourdough starter is ten years old"),
         Note(title="New tyres and an oil change before winter"),
     ]
-    first = [reading.categories for reading in engine.read(notes, Wanted(categories=names))]
+    first = [reading.categories for reading in engine.generate(notes, GenerationRequest(categories=names))]
     assert [found[0].name for found in first if found] == ["Recipes and restaurants", "Cars"]

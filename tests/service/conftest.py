@@ -23,16 +23,18 @@ import numpy as np
 import pytest
 import redis
 
-from model.hashtags.lexical_index import WordIndex
+from model.generation import CategoryProbability, GenerationOutput, GenerationRequest, Hashtag, Neighbours, Usage
+from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.hashtags.vocabulary import HashtagTrie
-from model.note import CategoryProbability, Hashtag, Near, Note, Reading, Usage, Wanted, hashtag_key
+from model.note import Note, hashtag_key
 from service.batcher import Batcher
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
 from service.index.snapshots import SnapshotFolder
-from service.interfaces import Clock, Generated, LogBounds, LogEntry, StoredNote, Vector
+from service.interfaces import Clock
 from service.recommender import Recommender
+from service.records import Generated, LogBounds, LogEntry, StoredNote, Vector
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
@@ -86,7 +88,7 @@ def stored_note(
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedWords:
     note: Note
-    wanted: Wanted
+    wanted: GenerationRequest
 
     @property
     def words(self) -> list[str]:
@@ -130,21 +132,21 @@ class WordEngine:
         """All notes that it was given."""
         return [note for batch in self.batches for note in batch]
 
-    def prepare(self, note: Note, wanted: Wanted) -> PreparedWords:
+    def tokenize(self, note: Note, wanted: GenerationRequest) -> PreparedWords:
         return PreparedWords(note, wanted)
 
     def vocabulary(self) -> HashtagTrie:
         return letters()
 
-    def fits(self, prepared: PreparedWords) -> bool:
+    def can_add(self, prepared: PreparedWords) -> bool:
         return len(self.live) < self.room
 
-    def begin(self, prepared: PreparedWords) -> PreparedWords:
+    def add_request(self, prepared: PreparedWords) -> PreparedWords:
         self._begun.append(prepared.note)
         self.live[prepared] = 1 + prepared.wanted.hashtags
         return prepared
 
-    def step(self) -> list[tuple[PreparedWords, Reading]]:
+    def step(self) -> list[tuple[PreparedWords, GenerationOutput]]:
         if self._begun:
             self.batches.append(self._begun)
         self._begun = []
@@ -155,31 +157,31 @@ class WordEngine:
             raise self.failure
         for prepared, left in self.live.items():
             told = prepared.wanted.hashtags - left
-            if prepared.wanted.settled and 0 <= told < len(prepared.words):
-                prepared.wanted.settled(Hashtag(prepared.words[told], 0.5 ** (told + 1)))
+            if prepared.wanted.on_hashtag and 0 <= told < len(prepared.words):
+                prepared.wanted.on_hashtag(Hashtag(prepared.words[told], 0.5 ** (told + 1)))
         self.live = {prepared: left - 1 for prepared, left in self.live.items()}
         ended = [prepared for prepared, left in self.live.items() if not left]
         for prepared in ended:
-            self.drop(prepared)
+            self.abort(prepared)
         return [(prepared, self._read(prepared)) for prepared in ended]
 
-    def drop(self, work: PreparedWords) -> None:
+    def abort(self, work: PreparedWords) -> None:
         del self.live[work]
 
-    def _read(self, prepared: PreparedWords) -> Reading:
+    def _read(self, prepared: PreparedWords) -> GenerationOutput:
         words, wanted = prepared.words, prepared.wanted
         vector = note_vector(prepared.note)
         told: dict[str, tuple[str, ...]] = {
-            word: () for word in words if wanted.known is None or wanted.known.holds(list(map(ord, word)))
+            word: () for word in words if wanted.vocabulary is None or wanted.vocabulary.holds(list(map(ord, word)))
         }
-        near = wanted.nearest(prepared.note, vector, 10) if wanted.nearest else Near()
+        near = wanted.find_neighbours(prepared.note, vector, 10) if wanted.find_neighbours else Neighbours()
         for of in near.by_vector:
             told |= {text: (*told.get(text, ()), of.id) for text in of.hashtags}
         allowed = [(text, ids) for text, ids in told.items() if hashtag_key(text) not in wanted.blocked]
         hashtags = tuple(Hashtag(t, 0.5 ** (i + 1), ids) for i, (t, ids) in enumerate(allowed[: wanted.hashtags]))
         weights = {name: 1 + 9 * words.count(name) for name in wanted.categories}
         categories = [CategoryProbability(name, w / sum(weights.values())) for name, w in weights.items()]
-        return Reading(
+        return GenerationOutput(
             vector=vector,
             usage=Usage(prepared.tokens, len(hashtags)),
             hashtags=hashtags if wanted.hashtags else None,
@@ -273,7 +275,7 @@ async def following(
     index = LiveIndex(
         store,
         partial(SegmentedIndex, DIMENSION, head_rows),
-        lambda: LiveHashtags(letters(), WordIndex()),
+        lambda: LiveHashtags(letters(), InvertedLexicalIndex()),
         space=space,
         clock=clock,
         snapshots=snapshots,

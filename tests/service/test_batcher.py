@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from model.note import VECTOR_ONLY, Note, Reading, Wanted
+from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
+from model.note import Note
 from service.batcher import Batcher, Lane
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
@@ -25,11 +26,11 @@ def note(name: str, words: int = 1) -> Note:
     return Note(id=name, title=name, content=" word" * (words - 1))
 
 
-def reading(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[Reading]]:
-    return asyncio.create_task(batcher.read_all([(n, VECTOR_ONLY) for n in notes], lane))
+def reading(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[GenerationOutput]]:
+    return asyncio.create_task(batcher.generate_all([(n, VECTOR_ONLY) for n in notes], lane))
 
 
-async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[Reading]]:
+async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[GenerationOutput]]:
     """The engine is busy with one note until its gate opens; what comes meanwhile waits."""
     engine.gate.clear()
     plugged = reading(batcher, note("plug"))
@@ -37,7 +38,7 @@ async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[Readin
     return plugged
 
 
-async def queue(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[Reading]]:
+async def queue(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[GenerationOutput]]:
     """One request, in the queue on return."""
     before = batcher.waiting
     task = reading(batcher, *notes, lane=lane)
@@ -45,7 +46,7 @@ async def queue(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -
     return task
 
 
-async def answer_of(task: asyncio.Task[list[Reading]]) -> BaseException | list[Reading]:
+async def answer_of(task: asyncio.Task[list[GenerationOutput]]) -> BaseException | list[GenerationOutput]:
     """Its result or exception; TimeoutError when there is none."""
     async with asyncio.timeout(ANSWER_SECONDS):
         (answer,) = await asyncio.gather(task, return_exceptions=True)
@@ -76,7 +77,7 @@ async def test_what_begins_together_keeps_within_its_budget(engine: WordEngine) 
         tasks += [await queue(batcher, n) for n in notes[40:]]
         engine.gate.set()
         await asyncio.gather(*tasks)
-    batches = [[engine.prepare(n, VECTOR_ONLY).tokens for n in batch] for batch in engine.batches]
+    batches = [[engine.tokenize(n, VECTOR_ONLY).tokens for n in batch] for batch in engine.batches]
     assert all(len(batch) <= 6 and sum(batch) <= 20 for batch in batches)
     assert sorted(n.id for n in engine.notes) == sorted(["plug", *(n.id for n in notes)])
 
@@ -84,7 +85,7 @@ async def test_what_begins_together_keeps_within_its_budget(engine: WordEngine) 
 async def test_a_vector_does_not_wait_for_the_hashtags_of_another_note(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
         engine.gate.clear()
-        long = asyncio.create_task(batcher.read(note("long"), Wanted(hashtags=1000)))
+        long = asyncio.create_task(batcher.generate(note("long"), GenerationRequest(hashtags=1000)))
         await eventually(lambda: engine.batches)
         vector = await queue(batcher, note("vector"))
         engine.gate.set()
@@ -127,15 +128,15 @@ async def test_readings_come_in_the_order_of_the_notes(engine: WordEngine) -> No
     chance = random.Random(5)
     notes = [note(f"n{n}", chance.randint(1, 9)) for n in range(40)]
     async with batching(engine, max_notes=7) as batcher:
-        readings = await batcher.read_all([(n, VECTOR_ONLY) for n in notes], Lane.BULK)
+        readings = await batcher.generate_all([(n, VECTOR_ONLY) for n in notes], Lane.BULK)
     for n, got in zip(notes, readings, strict=True):
         np.testing.assert_array_equal(got.vector, note_vector(n))
 
 
 async def test_each_note_gets_what_it_asked_for(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
-        plain, full = await batcher.read_all(
-            [(note("a"), VECTOR_ONLY), (note("b"), Wanted(hashtags=1, categories=("Food",)))], Lane.BULK
+        plain, full = await batcher.generate_all(
+            [(note("a"), VECTOR_ONLY), (note("b"), GenerationRequest(hashtags=1, categories=("Food",)))], Lane.BULK
         )
     assert (plain.hashtags, plain.categories) == (None, None)
     assert [h.text for h in full.hashtags or ()] == ["b"]
@@ -144,7 +145,7 @@ async def test_each_note_gets_what_it_asked_for(engine: WordEngine) -> None:
 
 async def test_no_notes_need_no_engine(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
-        assert await batcher.read_all([], Lane.BULK) == []
+        assert await batcher.generate_all([], Lane.BULK) == []
     assert engine.batches == []
 
 
@@ -160,11 +161,11 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(engine: WordEngine)
         await plug(engine, batcher)
         waiting = await queue(batcher, *map(note, "abc"))
         with pytest.raises(QueueFull) as error:
-            await batcher.read(note("d"))
+            await batcher.generate(note("d"))
         assert error.value.retry_after >= 1
         engine.gate.set()
         await waiting
-        await batcher.read(note("e"))
+        await batcher.generate(note("e"))
     assert "d" not in {n.id for n in engine.notes}
 
 
@@ -173,7 +174,7 @@ async def test_a_list_is_admitted_whole_or_not_at_all(engine: WordEngine) -> Non
         await plug(engine, batcher)
         waiting = await queue(batcher, *map(note, "ab"))
         with pytest.raises(QueueFull):
-            await batcher.read_all([(note(name), VECTOR_ONLY) for name in "cd"], Lane.BULK)
+            await batcher.generate_all([(note(name), VECTOR_ONLY) for name in "cd"], Lane.BULK)
         assert batcher.waiting == 2
         engine.gate.set()
         await waiting
@@ -224,7 +225,7 @@ async def test_an_engine_failure_answers_every_waiter_of_its_batch_and_the_next_
         for task in (plugged, *tasks):
             assert isinstance(await answer_of(task), EngineFailed)
         engine.failure = None
-        assert await batcher.read(note("next"))
+        assert await batcher.generate(note("next"))
         assert (batcher.waiting, batcher.busy_seconds) == (0, 0.0)
 
 
@@ -242,7 +243,7 @@ async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: W
         engine.failure = RuntimeError()
         await asyncio.gather(reading(batcher, *map(note, "abc")), return_exceptions=True)
         with pytest.raises(QueueFull):
-            await batcher.read_all([(note("x"), VECTOR_ONLY)] * 4, Lane.BULK)
+            await batcher.generate_all([(note("x"), VECTOR_ONLY)] * 4, Lane.BULK)
         engine.failure = None
         assert len(await reading(batcher, *map(note, "abc"))) == 3
 
@@ -297,7 +298,7 @@ async def test_stop_answers_a_note_of_a_batch_that_does_not_end_with_stopping(en
 
 async def test_after_stop_notes_are_refused_and_no_task_is_left(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
-        await batcher.read(note("a"))
+        await batcher.generate(note("a"))
     with pytest.raises(Stopping):
-        await batcher.read(note("b"))
+        await batcher.generate(note("b"))
     assert "batcher" not in {task.get_name() for task in asyncio.all_tasks()}

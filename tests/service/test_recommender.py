@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.note import Hashtag, Note, Reading, Usage
+from model.generation import GenerationOutput, Hashtag, Usage
+from model.note import Note
 from service.batcher import Lane
 from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
+from service.filters import Filter
 from service.index.live import LiveIndex
-from service.interfaces import Clock, Filter, StoredNote, Write
-from service.recommender import Added, Generate, House, Recommender, turns
+from service.interfaces import Clock
+from service.recommender import Added, Generate, GenerationDefaults, Recommender, batches_with_unique_ids
+from service.records import StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
 
@@ -128,7 +131,7 @@ async def test_a_long_list_comes_back_whole_and_in_order(recommender: Recommende
 
 def test_turns_keep_every_note_once_in_its_ids_order() -> None:
     notes = [Note(id="abcab"[n % 5], title=str(n)) for n in range(100)]
-    parts = list(turns(notes))
+    parts = list(batches_with_unique_ids(notes))
     assert sorted(i for part in parts for i in part) == list(range(100))
     assert all(len({notes[i].id for i in part}) == len(part) for part in parts)
     for note_id in "abc":
@@ -176,17 +179,17 @@ async def test_a_deployment_names_its_own_categories(recommender: Recommender) -
 
 
 async def test_known_hashtags_are_those_that_authors_of_stored_notes_use_now(recommender: Recommender) -> None:
-    recommender.house = House(hashtag_policy="known")
+    recommender.house = GenerationDefaults(hashtag_policy="known")
     await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
     note = Note(id="new", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ("is", "hot")
     await recommender.remove("b")
     await add_one(recommender, Note(id="a", title="a", hashtags=("soup",)))
-    assert (await recommender.read(note, recommender.wanted(2))).hashtags == ()
+    assert (await recommender.generate(note, recommender.generation_request(2))).hashtags == ()
 
 
 async def test_that_none_was_known_is_not_kept(recommender: Recommender) -> None:
-    recommender.house = House(hashtag_policy="known")
+    recommender.house = GenerationDefaults(hashtag_policy="known")
     note = Note(id="a", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ()
     await add_one(recommender, Note(id="b", title="b", hashtags=("hot",)))
@@ -207,33 +210,35 @@ async def test_a_note_that_the_index_still_has_is_not_named_once_it_is_deleted(
     await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)))
     await embedded_store.hold()
     await embedded_store.delete("a")
-    note, wanted = Note(title="Food is hot"), recommender.wanted(9)
-    reading = await recommender.read(note, wanted)
-    watched = [each async for each in recommender.watch(note, wanted) if isinstance(each, Hashtag)]
+    note, wanted = Note(title="Food is hot"), recommender.generation_request(9)
+    reading = await recommender.generate(note, wanted)
+    watched = [each async for each in recommender.stream_hashtags(note, wanted) if isinstance(each, Hashtag)]
     assert {hashtag.notes for hashtag in [*(reading.hashtags or ()), *watched]} == {()}
     embedded_store.release()
 
 
 async def test_what_the_model_wrote_once_does_not_become_known(recommender: Recommender) -> None:
     await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
-    reading = await recommender.read(Note(title="Food is hot"), recommender.wanted(2, policy="known"))
+    reading = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(2, policy="known"))
     assert reading.hashtags == ()
 
 
 async def test_grounded_hashtags_name_the_notes_that_carry_them_but_not_in_the_store(recommender: Recommender) -> None:
     await add(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)), Note(id="b", title="Food is hot"))
     note = Note(id="new", title="Food is hot")
-    reading = await recommender.read(note, recommender.wanted(4, policy="grounded"))
+    reading = await recommender.generate(note, recommender.generation_request(4, policy="grounded"))
     assert [(h.text, h.notes) for h in reading.hashtags or ()][-1] == ("soup", ("a",))
-    recommender.house = House(hashtag_policy="grounded")
+    recommender.house = GenerationDefaults(hashtag_policy="grounded")
     stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
     assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
 
 
 async def test_a_watcher_sees_each_hashtag_before_the_whole_reading(recommender: Recommender) -> None:
-    seen = [each async for each in recommender.watch(Note(title="Food is hot"), recommender.wanted(3))]
+    seen = [
+        each async for each in recommender.stream_hashtags(Note(title="Food is hot"), recommender.generation_request(3))
+    ]
     assert [each.text for each in seen if isinstance(each, Hashtag)] == ["Food", "is", "hot"]
-    assert [h.text for each in seen[-1:] if isinstance(each, Reading) for h in each.hashtags or ()] == [
+    assert [h.text for each in seen[-1:] if isinstance(each, GenerationOutput) for h in each.hashtags or ()] == [
         "Food",
         "is",
         "hot",
@@ -241,25 +246,25 @@ async def test_a_watcher_sees_each_hashtag_before_the_whole_reading(recommender:
 
 
 async def test_a_watcher_that_leaves_ends_the_work(recommender: Recommender, engine: WordEngine) -> None:
-    watched = recommender.watch(Note(title=" ".join("abcdefghij")), recommender.wanted(10))
+    watched = recommender.stream_hashtags(Note(title=" ".join("abcdefghij")), recommender.generation_request(10))
     assert isinstance(await anext(watched), Hashtag)
     engine.gate.clear()
     await watched.aclose()
     engine.gate.set()
     await eventually(lambda: not engine.live)
     assert len(engine.batches) == 1
-    assert (await recommender.read(Note(title="next"), recommender.wanted(1))).hashtags
+    assert (await recommender.generate(Note(title="next"), recommender.generation_request(1))).hashtags
 
 
 async def test_a_watcher_is_told_of_a_failure(recommender: Recommender, engine: WordEngine) -> None:
     engine.failure = RuntimeError("out of luck")
     with pytest.raises(EngineFailed):
-        _ = [each async for each in recommender.watch(Note(title="a"), recommender.wanted(1))]
+        _ = [each async for each in recommender.stream_hashtags(Note(title="a"), recommender.generation_request(1))]
 
 
 async def test_a_request_blocks_hashtags_beside_those_that_the_house_blocks(recommender: Recommender) -> None:
-    recommender.house = House(blocked_hashtags=("FOOD",))
-    reading = await recommender.read(Note(title="Food is hot"), recommender.wanted(3, blocked=["i s"]))
+    recommender.house = GenerationDefaults(blocked_hashtags=("FOOD",))
+    reading = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(3, blocked=["i s"]))
     assert [h.text for h in reading.hashtags or ()] == ["hot"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.telemetry import MOST_LINES, Lines, lines_of
+from service.telemetry import MAX_WAITING_LINES, Lines, lines_of
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None
 
 def test_a_reader_that_takes_nothing_costs_no_more_than_the_bound(pipe: tuple[int, int]) -> None:
     lines = Lines(pipe[1])
-    for _ in range(3 * MOST_LINES):  # more than the pipe takes; it would wait here for ever
+    for _ in range(3 * MAX_WAITING_LINES):  # more than the pipe takes; it would wait here for ever
         lines.info("x" * 100)
-    assert len(lines._waiting) <= MOST_LINES
+    assert len(lines._waiting) <= MAX_WAITING_LINES
 
 
 def test_what_is_no_file_has_no_lines() -> None:

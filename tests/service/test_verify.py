@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import redis
 
-from service.index.growing import Head
+from service.index.growing import GrowingSegment
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
-from service.interfaces import Clock, StoredNote, Write
+from service.interfaces import Clock
+from service.records import StoredNote, Write
 from service.store.redis_store import NOTE
 from service.verify import KINDS, Kind, Report, verify
 from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
@@ -95,7 +96,7 @@ async def test_a_row_that_is_there_twice_is_found_out(
 ) -> None:
     assert isinstance(filled._index, SegmentedIndex)
     (head,) = filled._index._segments
-    assert isinstance(head, Head)
+    assert isinstance(head, GrowingSegment)
     head.append(stored_note("n4"), note_vector(stored_note("n4").note))
     head.alive[4] = True  # what the second one replaced
     head.dead -= 1

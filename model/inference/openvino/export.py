@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.config import CheckpointError
-from model.inference.openvino.runtime import HEAD, LAYERS, MOST_NEXT, OUTPUT, SHAPES
+from model.inference.openvino.runtime import HEAD, LAYERS, MAX_LIKELIEST, OUTPUT, SHAPES
 from model.inference.torch_runtime import using_attention
 from model.notellm import NoteLLM
 from model.weights import Progress, silent
@@ -180,7 +180,7 @@ def _output(model: NoteLLM) -> ov.Model:
     penalty = np.zeros((1, len(weight)), np.float32)
     penalty[0, ends] = -1e30
     apart = ops.add(logits, ops.multiply(mask, ops.constant(penalty)))
-    best = ops.topk(apart, _number(min(MOST_NEXT, len(weight)), np.int32), 1, "max", "value")
+    best = ops.topk(apart, _number(min(MAX_LIKELIEST, len(weight)), np.int32), 1, "max", "value")
     places = ops.add(ops.multiply(rows, _number(len(weight), np.int64)), tokens)
     of_tokens = ops.subtract(_flat(logits, places), _flat(total, rows))
     results = {

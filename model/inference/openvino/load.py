@@ -12,13 +12,13 @@ from model.inference.kv_cache import BLOCKS
 from model.inference.openvino.runtime import OpenVinoRuntime
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
-from model.weights import Parts, Progress, file_digest, load_tokenizer, loading_errors, silent
+from model.weights import CheckpointFiles, Progress, file_digest, load_tokenizer, loading_errors, silent
 
 VERSION = 3
 """Of the files: raise it when the graphs change."""
 
 
-def settings_digest(parts: Parts) -> str:
+def settings_digest(parts: CheckpointFiles) -> str:
     """Of what the graphs are made of beside the weights: the settings of the backbone, of its tokenizer and adapter."""
     folders = [parts.weights, *([parts.adapter] if parts.adapter else [])]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
@@ -35,7 +35,7 @@ def load(
     """
     if precision == "auto":
         precision = "bfloat16" if bfloat16_pays("cpu") else "float32"
-    parts = Parts.of(checkpoint, cache, progress)
+    parts = CheckpointFiles.of(checkpoint, cache, progress)
     digest = parts.digest()
     name = hashlib.sha256(f"{digest} {settings_digest(parts)} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
     folder = cache / f"openvino-{precision}-{name}"

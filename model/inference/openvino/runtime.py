@@ -17,12 +17,12 @@ import openvino as ov
 
 from model.config import NoteLLMConfig
 from model.inference.kv_cache import BLOCKS, BlockPool
-from model.inference.runtime import Asked, Flat, Floats, Read, Span
+from model.inference.runtime import Floats, OutputRows, PackedSpans, Span, SpanOutput
 from model.prompt import Prompt
 from model.weights import space_of
 
 LAYERS, OUTPUT, SHAPES, HEAD = "layers.xml", "output.xml", "shapes.json", "projection.npy"
-MOST_NEXT = 32
+MAX_LIKELIEST = 32
 """Most next tokens that a forward can tell of a place."""
 DONTNEED = 4
 """MADV_DONTNEED of Linux: what is mapped read-only from a file loses nothing."""
@@ -81,9 +81,9 @@ class OpenVinoRuntime:
         self.dimension: int = hidden_size if self._projection is None else len(self._projection)
         self.space = space_of(config, digest, self.dimension)
 
-    def forward(self, spans: Sequence[Span]) -> list[Read]:
+    def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
         self._copy()
-        flat = Flat.of(spans)
+        flat = PackedSpans.of(spans)
         blocks = [span.table.blocks for span in spans]
         trees = [np.zeros(0, np.uint8) if looks is None else looks.reshape(-1).view(np.uint8) for looks in flat.trees]
         any_tree = any(len(tree) for tree in trees)
@@ -101,18 +101,18 @@ class OpenVinoRuntime:
                 "qq_bias_begins": _begins(trees) if any_tree else np.zeros(0, np.int32),
             },
         )["states"]
-        return self._read(spans, Asked.of(spans, flat.begins), states)
+        return self._read(spans, OutputRows.of(spans, flat.begins), states)
 
-    def _read(self, spans: Sequence[Span], asked: Asked, states: Floats) -> list[Read]:
+    def _read(self, spans: Sequence[Span], asked: OutputRows, states: Floats) -> list[SpanOutput]:
         vectors = states[asked.vectors]
         if self._projection is not None:
             vectors = vectors @ self._projection.T
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-        if asked.width > MOST_NEXT:
-            raise ValueError(f"at most {MOST_NEXT} next tokens can be told, not {asked.width}")
+        if asked.width > MAX_LIKELIEST:
+            raise ValueError(f"at most {MAX_LIKELIEST} next tokens can be told, not {asked.width}")
         return asked.told(spans, vectors, [self._look(part, states) for part in asked.parts()])
 
-    def _look(self, asked: Asked, states: Floats) -> tuple[Any, ...]:
+    def _look(self, asked: OutputRows, states: Floats) -> tuple[Any, ...]:
         asks = {
             "states": states[asked.looks],
             "mask": asked.ends_apart.astype(np.float32)[:, None],

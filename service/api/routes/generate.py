@@ -9,15 +9,8 @@ from contextlib import aclosing
 from fastapi import APIRouter, Depends, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from model.note import Hashtag
-from service.api.dependencies import (
-    GENERATED_HASHTAGS,
-    Service,
-    ServiceDep,
-    StrictJsonRoute,
-    bounded_note,
-    while_connected,
-)
+from model.generation import Hashtag
+from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, StrictJsonRoute, bounded_note, while_connected
 from service.api.problems import documented, problem_of
 from service.api.schemas import (
     CategoryIn,
@@ -30,6 +23,7 @@ from service.api.schemas import (
     HashtagsOut,
     UsageOut,
 )
+from service.container import Service
 from service.errors import DeadlineExceeded, NoteLLMError
 
 router = APIRouter(
@@ -43,8 +37,8 @@ router = APIRouter(
 @router.post("/generate/hashtags")
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> HashtagsOut:
     """Hashtags for a text, best first; an empty list says why."""
-    wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
-    work = service.recommender.read(body.as_note(), wanted)
+    wanted = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
+    work = service.recommender.generate(body.as_note(), wanted)
     return HashtagsOut.of(await while_connected(request, service, work), service.recommender.engine.name)
 
 
@@ -53,10 +47,13 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
     `grounded` at the end; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
-    wanted = service.recommender.wanted(body.count, policy=body.policy, blocked=body.blocked)
+    wanted = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
     seconds = service.settings.request_seconds
     try:
-        async with asyncio.timeout(seconds), aclosing(service.recommender.watch(body.as_note(), wanted)) as answers:
+        async with (
+            asyncio.timeout(seconds),
+            aclosing(service.recommender.stream_hashtags(body.as_note(), wanted)) as answers,
+        ):
             async for answer in answers:
                 if isinstance(answer, Hashtag):
                     yield ServerSentEvent(event="hashtag", data=HashtagOut.of(answer))
@@ -71,16 +68,18 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator
 @router.post("/generate/category")
 async def category(body: CategoryIn, request: Request, service: ServiceDep) -> CategoryPrediction:
     """The category of a text out of a closed set, with the exact probability of each."""
-    wanted = service.recommender.wanted(categories=closed_set(body, service))
-    reading = await while_connected(request, service, service.recommender.read(body.as_note(), wanted))
+    wanted = service.recommender.generation_request(categories=closed_set(body, service))
+    reading = await while_connected(request, service, service.recommender.generate(body.as_note(), wanted))
     return CategoryPrediction.of(reading, body.chosen(reading), service.recommender.engine.name)
 
 
 @router.post("/generate")
 async def everything(body: GenerateIn, request: Request, service: ServiceDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
-    wanted = service.recommender.wanted(GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked)
-    reading = await while_connected(request, service, service.recommender.read(body.as_note(), wanted))
+    wanted = service.recommender.generation_request(
+        GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked
+    )
+    reading = await while_connected(request, service, service.recommender.generate(body.as_note(), wanted))
     chosen = body.chosen(reading)
     return GenerateOut(
         embedding=reading.vector.tolist(),

@@ -17,7 +17,6 @@ from service.api.dependencies import (
     GenerateDep,
     IfMatch,
     RecommenderDep,
-    Service,
     ServiceDep,
     StrictJsonRoute,
     bounded_note,
@@ -28,6 +27,7 @@ from service.api.dependencies import (
 from service.api.problems import documented, invalid_note, problem_of
 from service.api.schemas import AddedOut, BatchItem, BatchOut, NoteId, NoteIn, NoteOut, NotePatch
 from service.batcher import Lane
+from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, QueueFull
 from service.recommender import Generate
 from service.settings import Settings

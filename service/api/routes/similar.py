@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 
 from service.api.dependencies import (
-    Service,
     ServiceDep,
     StrictJsonRoute,
     bounded_note,
@@ -17,9 +16,10 @@ from service.api.dependencies import (
 )
 from service.api.problems import documented
 from service.api.schemas import NoteId, SimilarIn, SimilarOut, SimilarQuery
+from service.container import Service
 from service.errors import FieldError, InvalidInput
-from service.interfaces import position_key
 from service.recommender import WAIT_SECONDS
+from service.records import position_key
 
 router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
 

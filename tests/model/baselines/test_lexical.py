@@ -17,7 +17,7 @@ from model.baselines.encoder import UNSEEN, CategoryEncoder, SentenceEncoder, fi
 from model.baselines.lexical import Bm25, CopiedHashtags, FrequentHashtags, TfIdf, system, with_copied_hashtags
 from model.data.dataset import DatasetError
 from model.data.pairs import PairOptions, related_pairs, split_of
-from model.evaluation.evaluate import QUERIES_AT_ONCE, Record, Scorer
+from model.evaluation.evaluate import QUERY_BATCH_SIZE, Record, Scorer
 from model.note import Note
 from model.training.recipe import Data, Recipe
 from model.training.trainer import BEST, LOG
@@ -288,7 +288,7 @@ def test_a_record_says_that_its_hashtags_are_copied():
 
 def test_every_query_of_many_gets_its_own_neighbours():
     known = [Note(id=str(i), title=str(i), hashtags=(f"h{i}",)) for i in range(5)]
-    queries = [Note(id=f"q{i}", title=str(i % 5)) for i in range(QUERIES_AT_ONCE + 7)]
+    queries = [Note(id=f"q{i}", title=str(i % 5)) for i in range(QUERY_BATCH_SIZE + 7)]
     copied = CopiedHashtags(ByTitle(), known, neighbours=1).hashtags(queries, 1)
     assert copied == [(f"h{i % 5}",) for i in range(len(queries))]
 

@@ -15,16 +15,17 @@ from model.data.dataset import (
     DatasetError,
     Example,
     PairedNotes,
-    bare_example,
     category_example,
     draw_example,
+    embedding_example,
     hashtag_example,
     read_notes,
-    renamed,
+    with_category_synonym,
 )
 from model.data.pairs import PairOptions, related_pairs, split_of
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
-from model.note import Note, Wanted
+from model.note import Note
 from model.prompt import Prompt
 
 PARIS = Note(id="1", title="A day in Paris", content="Bread.", hashtags=("paris", "bread", "seine"), category="Travel")
@@ -83,8 +84,8 @@ def test_the_category_task_shows_the_hashtags_and_writes_the_category(prompt: Pr
 
 def test_what_is_trained_is_what_is_served(prompt: Prompt, engine: Engine):
     example = category_example(prompt, PARIS)
-    served = engine.prepare(PARIS).ids
-    assert example.ids[: example.read_out + 1] == served == bare_example(prompt, PARIS).ids
+    served = engine.tokenize(PARIS).ids
+    assert example.ids[: example.read_out + 1] == served == embedding_example(prompt, PARIS).ids
     assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.category_task()
 
 
@@ -92,7 +93,7 @@ def test_hashtags_are_trained_as_they_are_served_to_a_note_without(prompt: Promp
     for seed in range(5):
         example = hashtag_example(prompt, PARIS, random.Random(seed))
         count = len(prompt.parse_hashtags(output(example)))
-        prepared = engine.prepare(replace(PARIS, hashtags=()), Wanted(count))
+        prepared = engine.tokenize(replace(PARIS, hashtags=()), GenerationRequest(count))
         assert example.ids[: example.read_out + 1] == (prepared.hashtag_prompt or prepared.ids)
         assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.hashtag_task(count)
 
@@ -101,7 +102,7 @@ def test_hashtags_are_trained_as_they_are_served_to_a_note_without(prompt: Promp
 def test_a_note_without_the_target_of_a_task_never_gets_it(prompt: Prompt, share: float):
     bare = Note(title="Only a title")
     example = draw_example(prompt, bare, share, random.Random(0))
-    assert example == bare_example(prompt, bare)
+    assert example == embedding_example(prompt, bare)
     assert example.targets == ()
     assert len(example.ids) == example.read_out + 1
 
@@ -138,7 +139,7 @@ def test_withheld_hashtags_are_no_targets_of_the_input(hashtags_last: Prompt):
 
 def test_a_note_without_hashtags_has_none_to_foretell(hashtags_last: Prompt):
     bare = replace(PARIS, hashtags=())
-    assert bare_example(hashtags_last, bare, input_hashtags=True).targets == ()
+    assert embedding_example(hashtags_last, bare, input_hashtags=True).targets == ()
     assert category_example(hashtags_last, bare, input_hashtags=True) == category_example(hashtags_last, bare)
 
 
@@ -147,7 +148,7 @@ def test_hashtags_before_the_content_are_not_foretold(prompt: Prompt):
     for share in (0.0, 1.0):
         with_them = draw_example(prompt, PARIS, share, random.Random(0), input_hashtags=True)
         assert with_them == draw_example(prompt, PARIS, share, random.Random(0))
-    assert bare_example(prompt, PARIS, input_hashtags=True) == bare_example(prompt, PARIS)
+    assert embedding_example(prompt, PARIS, input_hashtags=True) == embedding_example(prompt, PARIS)
 
 
 def test_the_share_of_hashtag_tasks_is_r(prompt: Prompt):
@@ -280,7 +281,7 @@ def test_a_sample_larger_than_the_split_is_the_split(tmp_path: Path):
 def test_a_category_is_written_by_its_own_name_and_by_each_other_one():
     note, rng = Note(id="1", title="t", category="Pets"), random.Random(0)
     names = {"Pets": ["Animals", "Pet care"], "Food": ["Meals"]}
-    drawn = Counter(renamed(note, names, rng).category for _ in range(400))
+    drawn = Counter(with_category_synonym(note, names, rng).category for _ in range(400))
     assert drawn.keys() == {"Pets", "Animals", "Pet care"}
     assert 150 < drawn["Pets"] < 250
     assert min(drawn.values()) > 60
@@ -289,7 +290,7 @@ def test_a_category_is_written_by_its_own_name_and_by_each_other_one():
 @pytest.mark.parametrize("category", ["Film", None])
 def test_a_category_without_other_names_keeps_its_own(category: str | None):
     note = Note(id="1", title="t", category=category)
-    assert all(renamed(note, {"Pets": ["Animals"]}, random.Random(seed)) == note for seed in range(20))
+    assert all(with_category_synonym(note, {"Pets": ["Animals"]}, random.Random(seed)) == note for seed in range(20))
 
 
 def test_no_pair_of_the_split_is_said_to_be_missing(tmp_path: Path):

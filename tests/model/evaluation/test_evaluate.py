@@ -21,8 +21,9 @@ from model.evaluation.evaluate import (
     rank_pairs,
     recall_of_pairs,
 )
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
-from model.note import Note, Wanted
+from model.note import Note
 
 TEST = [str(i) for i in range(100) if split_of(str(i)) == "test"]
 TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
@@ -294,7 +295,7 @@ def test_what_the_data_cannot_answer_is_none():
 
 def test_a_checkpoint_scores_by_the_vectors_that_it_serves(tiny_engine: Engine):
     notes = [Note(title=t) for t in ("one", "two", "a much longer title about bread")]
-    served = np.array([tiny_engine.run([tiny_engine.prepare(note)])[0].vector for note in notes])
+    served = np.array([tiny_engine.run([tiny_engine.tokenize(note)])[0].vector for note in notes])
     scores = EngineSystem(tiny_engine).related(notes)(np.array([2, 0]))
     np.testing.assert_allclose(scores, served[[2, 0]] @ served.T, atol=1e-5)
 
@@ -306,7 +307,7 @@ def test_a_checkpoint_answers_as_it_serves(tiny_engine: Engine):
     log_probs = system.category_log_probs(notes, names)
     tags = system.hashtags(notes, 2)
     for note, row, written in zip(notes, log_probs, tags, strict=True):
-        (reading,) = tiny_engine.run([tiny_engine.prepare(note, Wanted(2, names))])
+        (reading,) = tiny_engine.run([tiny_engine.tokenize(note, GenerationRequest(2, names))])
         served = {category.name: category.probability for category in reading.categories or ()}
         assert np.exp(row) == pytest.approx([served[name] for name in names], abs=1e-5)
         assert written == tuple(hashtag.text for hashtag in reading.hashtags or ())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.hashtags import lexical_index as words
-from model.hashtags.lexical_index import WordIndex, words_of
+from model.hashtags.lexical_index import InvertedLexicalIndex, word_hashes
 from model.note import Note
 
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn")
@@ -21,8 +21,8 @@ IDS = st.sampled_from("abcdef")
 STEPS = st.lists(st.one_of(st.tuples(IDS, TEXTS), IDS), min_size=4, max_size=24)
 
 
-def index_of(*notes: Note) -> WordIndex:
-    index = WordIndex()
+def index_of(*notes: Note) -> InvertedLexicalIndex:
+    index = InvertedLexicalIndex()
     for note in notes:
         index.add(note)
     return index
@@ -30,13 +30,13 @@ def index_of(*notes: Note) -> WordIndex:
 
 def by_comparing_all(notes: Mapping[str, Note], asked: Note) -> list[tuple[str, float]]:
     """The formula, note by note; ties by id."""
-    words = words_of(asked)
-    having = {word: sum(word in words_of(note) for note in notes.values()) for word in words}
+    words = word_hashes(asked)
+    having = {word: sum(word in word_hashes(note) for note in notes.values()) for word in words}
     squares = {word: math.log(1 + len(notes) / max(1, having[word])) ** 2 for word in words}
     length = sum(squares.values())
     scores = {}
     for note in notes.values():
-        own = words_of(note)
+        own = word_hashes(note)
         if shared := sum(squares[word] for word in words & own):
             scores[note.id] = shared / math.sqrt(length * max(length / len(words) * len(own), shared))
     return sorted(scores.items(), key=lambda hit: (-round(hit[1], 9), hit[0]))
@@ -48,7 +48,7 @@ def test_whatever_came_and_went_the_nearest_are_those_that_share_the_most_words(
     steps: list[tuple[str, str] | str], text: str
 ) -> None:
     """What is gone takes no part, and takes up little room."""
-    index, living = WordIndex(), dict[str, Note]()
+    index, living = InvertedLexicalIndex(), dict[str, Note]()
     for step in steps:
         if isinstance(step, str):
             index.remove(step)
@@ -57,7 +57,7 @@ def test_whatever_came_and_went_the_nearest_are_those_that_share_the_most_words(
             note = Note(id=step[0], title=step[1])
             index.add(note)
             living.pop(note.id, None)
-            if words_of(note):
+            if word_hashes(note):
                 living[note.id] = note
     wanted = by_comparing_all(living, Note(title=text))[:3]
     found = index.nearest(Note(title=text), 3)
@@ -92,7 +92,7 @@ def test_a_rarer_word_weighs_more() -> None:
     ],
 )
 def test_words_are_runs_of_letters_and_digits_and_pairs_where_there_are_no_spaces(text: str, words: list[str]) -> None:
-    assert words_of(Note(content=text)) == frozenset(zlib.crc32(word.encode()) for word in words)
+    assert word_hashes(Note(content=text)) == frozenset(zlib.crc32(word.encode()) for word in words)
 
 
 def test_hashtags_are_words_too() -> None:
@@ -102,9 +102,9 @@ def test_hashtags_are_words_too() -> None:
 
 def test_of_a_long_text_the_rarest_words_are_looked_up_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     index = index_of(Note(id="rare", title="saffron"), *(Note(id=f"{i}", title="soup with bread") for i in range(9)))
-    monkeypatch.setattr(words, "MOST_ROWS", 5)
+    monkeypatch.setattr(words, "MAX_ROWS", 5)
     assert [i for i, _ in index.nearest(Note(title="soup bread saffron"), 9)] == ["rare"]
-    assert len(words_of(Note(content="".join(f"word{i} " for i in range(10_000))))) < 400
+    assert len(word_hashes(Note(content="".join(f"word{i} " for i in range(10_000))))) < 400
 
 
 def test_a_note_that_is_rewritten_over_and_over_does_not_make_its_words_common(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_what_has_no_words_is_neither_kept_nor_found(text: str) -> None:
 
 
 def test_notes_come_and_go_while_others_look() -> None:
-    index = WordIndex()
+    index = InvertedLexicalIndex()
 
     def write() -> None:
         for i in range(3000):

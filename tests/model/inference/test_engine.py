@@ -31,7 +31,18 @@ from transformers import (
 )
 
 from model.config import DEFAULT_PROMPT, NoteLLMConfig
-from model.hashtags.grounding import MOST_CARRIED, WRITTEN_WEIGHT, Allowed, listed_key
+from model.generation import (
+    MAX_CATEGORY_TOKENS,
+    VECTOR_ONLY,
+    CategoriesTooLong,
+    GenerationOutput,
+    GenerationRequest,
+    Hashtag,
+    Neighbour,
+    Neighbours,
+    Vocabulary,
+)
+from model.hashtags.grounding import MAX_CANDIDATES, WRITTEN_WEIGHT, HashtagFilter, dedup_key
 from model.inference.engine import (
     BEAMS_PER_HASHTAG,
     NAME_COSINE_WEIGHT,
@@ -40,21 +51,9 @@ from model.inference.engine import (
     Engine,
     Trie,
 )
-from model.inference.runtime import Read, Span
+from model.inference.runtime import Span, SpanOutput
 from model.inference.torch_runtime import TorchRuntime
-from model.note import (
-    MAX_CATEGORY_TOKENS,
-    VECTOR_ONLY,
-    CategoriesTooLong,
-    Hashtag,
-    Near,
-    Neighbour,
-    Note,
-    Reading,
-    Vocabulary,
-    Wanted,
-    hashtag_key,
-)
+from model.note import Note, hashtag_key
 from model.notellm import NoteLLM
 from tests.conftest import COMMON, FAMILIES, FOODS, MIXED_LAYERS, in_torch
 
@@ -190,24 +189,26 @@ def writer(request: pytest.FixtureRequest) -> Engine:
     return made
 
 
-def read(engine: Engine, notes: Sequence[Note], wanted: Wanted | Sequence[Wanted] = VECTOR_ONLY) -> list[Reading]:
-    each = [wanted] * len(notes) if isinstance(wanted, Wanted) else wanted
-    return engine.run([engine.prepare(note, w) for note, w in zip(notes, each, strict=True)])
+def read(
+    engine: Engine, notes: Sequence[Note], wanted: GenerationRequest | Sequence[GenerationRequest] = VECTOR_ONLY
+) -> list[GenerationOutput]:
+    each = [wanted] * len(notes) if isinstance(wanted, GenerationRequest) else wanted
+    return engine.run([engine.tokenize(note, w) for note, w in zip(notes, each, strict=True)])
 
 
-def vectors(readings: Sequence[Reading]) -> np.ndarray[Any, Any]:
+def vectors(readings: Sequence[GenerationOutput]) -> np.ndarray[Any, Any]:
     return np.stack([reading.vector for reading in readings])
 
 
-def alone(engine: Engine, notes: Sequence[Note], wanted: Wanted = VECTOR_ONLY) -> list[Reading]:
+def alone(engine: Engine, notes: Sequence[Note], wanted: GenerationRequest = VECTOR_ONLY) -> list[GenerationOutput]:
     return [read(engine, [note], wanted)[0] for note in notes]
 
 
-def assert_same_vectors(some: Sequence[Reading], others: Sequence[Reading]) -> None:
+def assert_same_vectors(some: Sequence[GenerationOutput], others: Sequence[GenerationOutput]) -> None:
     assert (vectors(some) * vectors(others)).sum(1).min() >= 0.9999
 
 
-def assert_same_hashtags(some: Sequence[Reading], others: Sequence[Reading]) -> None:
+def assert_same_hashtags(some: Sequence[GenerationOutput], others: Sequence[GenerationOutput]) -> None:
     for one, other in zip(some, others, strict=True):
         assert texts(one.hashtags) == texts(other.hashtags)
         assert scores(one.hashtags) == near(scores(other.hashtags))
@@ -220,7 +221,7 @@ def near(expected: Any) -> Any:
     return pytest.approx(expected, rel=1e-4, abs=0)
 
 
-def assert_same_categories(some: Sequence[Reading], others: Sequence[Reading]) -> None:
+def assert_same_categories(some: Sequence[GenerationOutput], others: Sequence[GenerationOutput]) -> None:
     for one, other in zip(some, others, strict=True):
         assert probabilities(one) == pytest.approx(probabilities(other), abs=1e-4)
 
@@ -233,7 +234,7 @@ def scores(hashtags: tuple[Hashtag, ...] | None) -> list[float]:
     return [hashtag.score for hashtag in hashtags or ()]
 
 
-def probabilities(reading: Reading) -> dict[str, float]:
+def probabilities(reading: GenerationOutput) -> dict[str, float]:
     return {category.name: category.probability for category in reading.categories or ()}
 
 
@@ -247,7 +248,7 @@ def passes(engine: Engine) -> Iterator[list[list[tuple[int, ...]]]]:
     seen: list[list[tuple[int, ...]]] = []
     forward = engine.runtime.forward
 
-    def look(spans: Sequence[Span]) -> list[Read]:
+    def look(spans: Sequence[Span]) -> list[SpanOutput]:
         seen.append([span.ids for span in spans])
         return forward(spans)
 
@@ -363,15 +364,15 @@ def known(engine: Engine, hashtags: Sequence[str]) -> Vocabulary:
 def merged(engine: Engine, whole: Sequence[tuple[float, list[int]]], note: Note) -> list[tuple[str, float]]:
     """Hashtags with their probabilities, best first, spelled as they are most probably."""
     hashtags: dict[str, tuple[str, float]] = {}
-    allowed = Allowed.of(note, frozenset())
+    allowed = HashtagFilter.of(note, frozenset())
     for probability, ids in sorted(whole, reverse=True):
         for first, _ in [each for each in engine.prompt.parse_hashtags(ids)[:1] if allowed(each[0])]:
-            spelled, so_far = hashtags.get(listed_key(first), (first, 0.0))
-            hashtags[listed_key(first)] = (spelled, so_far + probability)
+            spelled, so_far = hashtags.get(dedup_key(first), (first, 0.0))
+            hashtags[dedup_key(first)] = (spelled, so_far + probability)
     return sorted(hashtags.values(), key=lambda pair: -pair[1])
 
 
-def check_hashtags_against_recomputing(engine: Engine, note: Note, count: int, reading: Reading) -> None:
+def check_hashtags_against_recomputing(engine: Engine, note: Note, count: int, reading: GenerationOutput) -> None:
     expected, given = hashtags_by_recomputing(engine, note, count)
     assert texts(reading.hashtags) == [text for text, _ in expected]
     assert scores(reading.hashtags) == near([probability for _, probability in expected])
@@ -390,7 +391,7 @@ def all_hashtags(engine: Engine, note: Note, count: int, words: Sequence[str], m
                 engine.runtime.model.logits(hidden_of(engine, [*before, *ids])[len(before) - 1 :]).double().softmax(-1)
             )
             probability = rows[range(length), ids].prod() * rows[-1, ends_of(tokenizer)].sum()
-            found[listed_key("".join(chosen))] += float(probability)
+            found[dedup_key("".join(chosen))] += float(probability)
     return found
 
 
@@ -445,7 +446,7 @@ def test_padding_on_the_left_equals_padding_on_the_right(tiny_engine: Engine) ->
 def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first: Engine) -> None:
     prompt = note_first.prompt
     with passes(note_first) as seen:
-        readings = read(note_first, FEW, Wanted(3, FOODS))
+        readings = read(note_first, FEW, GenerationRequest(3, FOODS))
     trie = Trie.build(prompt.category_outputs(FOODS))
     tasks = [*prompt.hashtag_task(3), *prompt.category_task(), *inner_tokens(trie)]
     assert [list(ids) for ids in seen[0]] == [[*prompt.note(note), *tasks] for note in FEW]
@@ -456,7 +457,13 @@ def test_a_note_passes_through_the_model_once_whatever_is_asked_of_it(note_first
 
 def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_alone(task_first: Engine) -> None:
     prompt = task_first.prompt
-    wanted = [Wanted(3), Wanted(), Wanted(0, FOODS), Wanted(1, FOODS), Wanted()]
+    wanted = [
+        GenerationRequest(3),
+        GenerationRequest(),
+        GenerationRequest(0, FOODS),
+        GenerationRequest(1, FOODS),
+        GenerationRequest(),
+    ]
     trie = Trie.build(prompt.category_outputs(FOODS))
     with passes(task_first) as seen:
         read(task_first, FEW, wanted)
@@ -469,12 +476,18 @@ def test_with_the_task_first_a_note_passes_through_the_model_again_for_hashtags_
     assert [list(ids) for ids in seen[0]] == expected
     assert prefills(seen) == expected
     with passes(task_first) as seen:
-        read(task_first, FEW, Wanted(0, FOODS))
+        read(task_first, FEW, GenerationRequest(0, FOODS))
     assert len(seen) == 1
 
 
 def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
-    wanted = [Wanted(3, FOODS), Wanted(2), Wanted(0, CLOSED_SETS[1]), Wanted(), Wanted(1, CLOSED_SETS[4])]
+    wanted = [
+        GenerationRequest(3, FOODS),
+        GenerationRequest(2),
+        GenerationRequest(0, CLOSED_SETS[1]),
+        GenerationRequest(),
+        GenerationRequest(1, CLOSED_SETS[4]),
+    ]
     with passes(writer) as seen:
         readings = read(writer, FEW, wanted)
     prompt = writer.prompt
@@ -492,31 +505,31 @@ def test_usage_is_what_passed_through_the_model(writer: Engine) -> None:
 
 
 def test_three_calls_cost_the_note_three_times(writer: Engine) -> None:
-    asked = [Wanted(), Wanted(hashtags=2), Wanted(categories=FOODS)]
+    asked = [GenerationRequest(), GenerationRequest(hashtags=2), GenerationRequest(categories=FOODS)]
     apart = [read(writer, FEW, wanted) for wanted in asked]
-    together = read(writer, FEW, Wanted(2, FOODS))
+    together = read(writer, FEW, GenerationRequest(2, FOODS))
     for note, whole, *parts in zip(FEW, together, *apart, strict=True):
-        note_tokens = len(writer.prepare(note).ids)
+        note_tokens = len(writer.tokenize(note).ids)
         assert sum(part.usage.prompt_tokens for part in parts) == whole.usage.prompt_tokens + 2 * note_tokens
 
 
 def check_three_in_one(engine: Engine) -> None:
-    together = read(engine, FEW, Wanted(2, FOODS))
+    together = read(engine, FEW, GenerationRequest(2, FOODS))
     assert_same_vectors(together, read(engine, FEW))
-    assert_same_hashtags(together, read(engine, FEW, Wanted(hashtags=2)))
-    assert_same_categories(together, read(engine, FEW, Wanted(categories=FOODS)))
+    assert_same_hashtags(together, read(engine, FEW, GenerationRequest(hashtags=2)))
+    assert_same_categories(together, read(engine, FEW, GenerationRequest(categories=FOODS)))
 
 
 def check_batch_invariance(engine: Engine) -> None:
-    together, apart = read(engine, FEW, Wanted(2, FOODS)), alone(engine, FEW, Wanted(2, FOODS))
+    together, apart = read(engine, FEW, GenerationRequest(2, FOODS)), alone(engine, FEW, GenerationRequest(2, FOODS))
     assert_same_vectors(together, apart)
     assert_same_hashtags(together, apart)
     assert_same_categories(together, apart)
 
 
 def check_against_recomputing(engine: Engine) -> None:
-    for note, reading in zip(FEW, read(engine, FEW, Wanted(1, FOODS)), strict=True):
-        vector = engine.runtime.model.embed(hidden_of(engine, engine.prepare(note).ids)[-1:])[0]
+    for note, reading in zip(FEW, read(engine, FEW, GenerationRequest(1, FOODS)), strict=True):
+        vector = engine.runtime.model.embed(hidden_of(engine, engine.tokenize(note).ids)[-1:])[0]
         assert float(vector @ torch.from_numpy(reading.vector)) >= 0.9999
         assert probabilities(reading) == pytest.approx(category_by_recomputing(engine, note, FOODS), abs=1e-4)
         check_hashtags_against_recomputing(engine, note, 1, reading)
@@ -553,7 +566,7 @@ def test_a_window_shorter_than_the_note_changes_nothing(family: str, tokenizer: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_family(family: str, tokenizer: PreTrainedTokenizerBase) -> None:
     engine = random_engine(FAMILIES[family], tokenizer)
-    ids = engine.prepare(FEW[1]).ids
+    ids = engine.tokenize(FEW[1]).ids
     with torch.inference_mode():
         expected = engine.runtime.model.backbone(input_ids=torch.tensor([ids])).logits[0]
         torch.testing.assert_close(engine.runtime.model.logits(hidden_of(engine, ids)), expected, atol=1e-4, rtol=1e-4)
@@ -565,7 +578,7 @@ def test_every_prompt_version_reads_what_computing_everything_again_reads(writer
 
 def test_category_probabilities_equal_scoring_each_category_alone(tiny_engine: Engine) -> None:
     """Also with other closed sets in the batch, of other lengths."""
-    wanted = [Wanted(categories=categories) for categories in CLOSED_SETS]
+    wanted = [GenerationRequest(categories=categories) for categories in CLOSED_SETS]
     for note, reading, want in zip(FEW, read(tiny_engine, FEW, wanted), wanted, strict=True):
         if want.categories:
             expected = category_by_recomputing(tiny_engine, note, want.categories)
@@ -583,7 +596,7 @@ def test_plain_attention_as_in_training_reads_the_same(family: str, tokenizer: P
 
 def test_the_whole_closed_set_is_answered_most_probable_first(tiny_engine: Engine) -> None:
     categories = tiny_engine.categories
-    for reading in read(tiny_engine, FEW, Wanted(categories=categories)):
+    for reading in read(tiny_engine, FEW, GenerationRequest(categories=categories)):
         found = [category.probability for category in reading.categories or ()]
         assert set(probabilities(reading)) == set(categories)
         assert len(found) == len(categories)
@@ -604,15 +617,17 @@ def test_of_names_that_training_has_not_shown_what_they_say_alone_is_taken_off(t
     names = [Note(title=name) for name in FOODS]
     prior = torch.stack([category_log_probs_by_recomputing(trained, name, FOODS) for name in names]).mean(0)
     cosines = torch.from_numpy(trained.embed(FEW) @ trained.embed(names).T)
-    for note, cosine, reading in zip(FEW, cosines, read(trained, FEW, Wanted(categories=FOODS)), strict=True):
+    for note, cosine, reading in zip(
+        FEW, cosines, read(trained, FEW, GenerationRequest(categories=FOODS)), strict=True
+    ):
         scores = category_log_probs_by_recomputing(trained, note, FOODS) - prior + NAME_COSINE_WEIGHT * cosine
         expected = dict(zip(FOODS, scores.softmax(0).tolist(), strict=True))
         assert probabilities(reading) == pytest.approx(expected, abs=1e-3)
-        assert reading.usage == read(trained, [note], Wanted(categories=FOODS))[0].usage
+        assert reading.usage == read(trained, [note], GenerationRequest(categories=FOODS))[0].usage
 
 
 def test_names_that_training_has_shown_keep_their_probabilities(trained: Engine, tiny_engine: Engine) -> None:
-    wanted = Wanted(categories=("Travel", "Food"))
+    wanted = GenerationRequest(categories=("Travel", "Food"))
     assert_same_categories(read(trained, FEW, wanted), read(tiny_engine, FEW, wanted))
 
 
@@ -620,11 +635,11 @@ def test_what_names_say_alone_is_bounded_work_for_a_long_list(trained: Engine) -
     """The names' vectors, and four of them through the trie."""
     names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
     with passes(trained) as seen:
-        read(trained, FEW[:1], Wanted(categories=names))
+        read(trained, FEW[:1], GenerationRequest(categories=names))
     nodes = len(Trie.build(trained.prompt.category_outputs(names)).inner)
     assert sum(len(ids) > nodes for ids in prefills(seen)) == 4 + 1
     with passes(trained) as seen:
-        read(trained, FEW[:1], Wanted(categories=names))
+        read(trained, FEW[:1], GenerationRequest(categories=names))
     assert len(seen) == 1
 
 
@@ -632,46 +647,46 @@ def test_names_are_read_once_for_all_that_ask_for_them_at_the_same_time(trained:
     names = ("Trains", "Soups", "Gardens")
     of = Engine(trained.runtime)
     with passes(of) as seen:
-        together = read(of, FEW, Wanted(categories=names))
+        together = read(of, FEW, GenerationRequest(categories=names))
     alone = [tuple(of.prompt.note(Note(title=name))) for name in names]
     assert sum(ids in alone for step in seen for ids in step) == len(names)
-    assert_same_categories(together, read(of, FEW, Wanted(categories=names)))
+    assert_same_categories(together, read(of, FEW, GenerationRequest(categories=names)))
 
 
 def test_no_other_reading_waits_for_the_names_of_a_closed_set(trained: Engine) -> None:
     of = Engine(trained.runtime)
     names = tuple(f"{first} {second}" for first in "abcdefgh" for second in "abcdefgh")
-    first, second = (of.begin(of.prepare(note, Wanted(categories=names))) for note in FEW[:2])
-    vector = of.begin(of.prepare(FEW[2]))
+    first, second = (of.add_request(of.tokenize(note, GenerationRequest(categories=names))) for note in FEW[:2])
+    vector = of.add_request(of.tokenize(FEW[2]))
     assert [ended for ended, _ in of.step()] == [vector]
-    of.drop(first)  # who read the names; the other takes it over
+    of.abort(first)  # who read the names; the other takes it over
     ended = []
     while not ended:
         ended = of.step()
     assert ended[0][0] is second
-    assert_same_categories([ended[0][1]], read(trained, FEW[1:2], Wanted(categories=names)))
+    assert_same_categories([ended[0][1]], read(trained, FEW[1:2], GenerationRequest(categories=names)))
     assert of.runtime.pool.free == of.runtime.pool.count
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "trained"])
 def test_the_order_of_a_closed_set_changes_nothing(request: pytest.FixtureRequest, engine: str) -> None:
     of: Engine = request.getfixturevalue(engine)
-    forth, back = (read(of, FEW, Wanted(categories=names)) for names in (FOODS, FOODS[::-1]))
+    forth, back = (read(of, FEW, GenerationRequest(categories=names)) for names in (FOODS, FOODS[::-1]))
     assert_same_categories(forth, back)
 
 
 def test_a_closed_set_of_one_is_certain(tiny_engine: Engine) -> None:
-    assert probabilities(read(tiny_engine, FEW[:1], Wanted(categories=("Only",)))[0]) == {"Only": 1.0}
+    assert probabilities(read(tiny_engine, FEW[:1], GenerationRequest(categories=("Only",)))[0]) == {"Only": 1.0}
 
 
 def test_a_closed_set_is_read_up_to_the_bound_on_its_tokens(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = Wanted(categories=FOODS)
+    wanted = GenerationRequest(categories=FOODS)
     tokens = len(Trie.build(writer.prompt.category_outputs(FOODS)).inner)
     monkeypatch.setattr("model.inference.engine.MAX_CATEGORY_TOKENS", tokens)
     assert len(probabilities(read(Engine(writer.runtime), FEW[:1], wanted)[0])) == len(FOODS)
     monkeypatch.setattr("model.inference.engine.MAX_CATEGORY_TOKENS", tokens - 1)
     with pytest.raises(CategoriesTooLong, match=f"{tokens} tokens; shorten them to {tokens - 1}"):
-        Engine(writer.runtime).prepare(FEW[0], wanted)
+        Engine(writer.runtime).tokenize(FEW[0], wanted)
 
 
 def test_the_longest_note_with_the_longest_closed_set_has_room_in_the_cache(writer: Engine) -> None:
@@ -680,7 +695,7 @@ def test_the_longest_note_with_the_longest_closed_set_has_room_in_the_cache(writ
     count = next(n for n in range(500, 0, -1) if len(Trie.build(outputs[:n]).inner) <= MAX_CATEGORY_TOKENS)
     assert count < len(names)
     note = Note(title="cat " * 5000, content="cat " * 5000, hashtags=("cat " * 8,) * 30)
-    assert writer.fits(writer.prepare(note, Wanted(10, names[:count])))
+    assert writer.can_add(writer.tokenize(note, GenerationRequest(10, names[:count])))
 
 
 def test_a_trie_holds_each_shared_beginning_once() -> None:
@@ -693,7 +708,7 @@ def test_a_trie_holds_each_shared_beginning_once() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_searching_through_the_cache_equals_computing_everything_again(writer: Engine, count: int) -> None:
-    readings = read(writer, NOTES[::2], Wanted(count))
+    readings = read(writer, NOTES[::2], GenerationRequest(count))
     for note, reading in zip(NOTES[::2], readings, strict=True):
         check_hashtags_against_recomputing(writer, note, count, reading)
     lengths = {reading.usage.generated_tokens for reading in readings}
@@ -705,7 +720,7 @@ def test_neither_other_counts_nor_how_much_runs_at_once_change_hashtags(
     writer: Engine, monkeypatch: pytest.MonkeyPatch, blocks: int, step_tokens: int
 ) -> None:
     notes = NOTES[:16]
-    counts = [Wanted(i % 5) for i in range(len(notes))]
+    counts = [GenerationRequest(i % 5) for i in range(len(notes))]
     apart = [read(writer, [note], count)[0] for note, count in zip(notes, counts, strict=True)]
     assert len({reading.usage.generated_tokens for reading in apart}) > 5
     monkeypatch.setattr("model.inference.engine.STEP_TOKENS", step_tokens)
@@ -718,10 +733,10 @@ def test_neither_other_counts_nor_how_much_runs_at_once_change_hashtags(
 def test_a_reading_begins_and_leaves_at_any_step(writer: Engine) -> None:
     """A vector is there after one step, while hashtags that began before it go on; what is dropped frees its blocks."""
     of = Engine(TorchRuntime(writer.runtime.model))
-    long, dropped = (of.begin(of.prepare(note, Wanted(4, FOODS))) for note in FEW[:2])
+    long, dropped = (of.add_request(of.tokenize(note, GenerationRequest(4, FOODS))) for note in FEW[:2])
     assert of.step() == []
-    vector = of.begin(of.prepare(FEW[2]))
-    of.drop(dropped)
+    vector = of.add_request(of.tokenize(FEW[2]))
+    of.abort(dropped)
     ((ended, reading),) = of.step()
     assert ended is vector
     assert_same_vectors([reading], read(writer, FEW[2:3]))
@@ -730,7 +745,7 @@ def test_a_reading_begins_and_leaves_at_any_step(writer: Engine) -> None:
         readings = of.step()
     ((ended, reading),) = readings
     assert ended is long
-    assert_same_hashtags([reading], read(writer, FEW[:1], Wanted(4)))
+    assert_same_hashtags([reading], read(writer, FEW[:1], GenerationRequest(4)))
     assert of.step() == []
     assert of.runtime.pool.free == of.runtime.pool.count
 
@@ -739,50 +754,59 @@ def test_after_a_failure_nothing_is_left_and_the_next_reading_works(
     writer: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = Engine(TorchRuntime(writer.runtime.model))
-    of.begin(of.prepare(FEW[0], Wanted(2)))
+    of.add_request(of.tokenize(FEW[0], GenerationRequest(2)))
     of.step()
-    of.begin(of.prepare(FEW[1], Wanted(2)))
+    of.add_request(of.tokenize(FEW[1], GenerationRequest(2)))
     with monkeypatch.context() as patch:
         patch.setattr(of.runtime, "forward", failing)
         with pytest.raises(MemoryError):
             of.step()
     assert of.runtime.pool.free == of.runtime.pool.count
-    assert_same_hashtags(read(of, FEW, Wanted(2)), read(writer, FEW, Wanted(2)))
+    assert_same_hashtags(read(of, FEW, GenerationRequest(2)), read(writer, FEW, GenerationRequest(2)))
 
 
-def failing(spans: Sequence[Span]) -> list[Read]:
+def failing(spans: Sequence[Span]) -> list[SpanOutput]:
     raise MemoryError
 
 
-@pytest.mark.parametrize("carried", [0, MOST_CARRIED])
+@pytest.mark.parametrize("carried", [0, MAX_CANDIDATES])
 def test_as_many_readings_as_fit_never_run_out_of_blocks(writer: Engine, carried: int) -> None:
     """Also where near notes carry many long hashtags."""
     of = Engine(TorchRuntime(writer.runtime.model, blocks=60))
     tags = tuple(" ".join(WORDS[(i + j * (i % 3 + 1)) % 16] for j in range(20)) for i in range(carried))
-    near_notes = Near([Neighbour("n", 1.0, tags)])
-    prepared = of.prepare(FEW[1], Wanted(1, FOODS, nearest=lambda *_: near_notes) if carried else Wanted(4, FOODS))
+    near_notes = Neighbours([Neighbour("n", 1.0, tags)])
+    prepared = of.tokenize(
+        FEW[1],
+        GenerationRequest(1, FOODS, find_neighbours=lambda *_: near_notes) if carried else GenerationRequest(4, FOODS),
+    )
     begun = []
-    while of.fits(prepared):
-        begun.append(of.begin(prepared))
+    while of.can_add(prepared):
+        begun.append(of.add_request(prepared))
     assert 1 <= len(begun) < 6
     ended = []
     while len(ended) < len(begun):
         ended += of.step()
-    assert of.fits(prepared)
+    assert of.can_add(prepared)
     assert of.runtime.pool.free == 60
 
 
 def test_hashtags_do_not_depend_on_what_the_notes_before_asked_for(writer: Engine) -> None:
-    wanted = [Wanted(3), Wanted(1, FOODS), Wanted(), Wanted(3, FOODS), Wanted(1)]
+    wanted = [
+        GenerationRequest(3),
+        GenerationRequest(1, FOODS),
+        GenerationRequest(),
+        GenerationRequest(3, FOODS),
+        GenerationRequest(1),
+    ]
     for order in itertools.islice(itertools.permutations(range(len(FEW))), 0, None, 29):
         readings = read(writer, [FEW[i] for i in order], [wanted[i] for i in order])
-        apart = [read(writer, [FEW[i]], Wanted(wanted[i].hashtags))[0] for i in order]
+        apart = [read(writer, [FEW[i]], GenerationRequest(wanted[i].hashtags))[0] for i in order]
         assert_same_hashtags(readings, apart)
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
 def test_hashtags_are_bounded_in_count_and_in_tokens(engine: str, request: pytest.FixtureRequest) -> None:
-    counts = [Wanted(1 + i % 3) for i in range(len(FEW))]
+    counts = [GenerationRequest(1 + i % 3) for i in range(len(FEW))]
     for want, reading in zip(counts, read(request.getfixturevalue(engine), FEW, counts), strict=True):
         assert len(reading.hashtags or ()) <= want.hashtags
         assert reading.usage.generated_tokens <= want.hashtags * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
@@ -791,7 +815,7 @@ def test_hashtags_are_bounded_in_count_and_in_tokens(engine: str, request: pytes
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
 def test_hashtags_differ_and_the_most_probable_comes_first(engine: str, request: pytest.FixtureRequest) -> None:
-    for reading in read(request.getfixturevalue(engine), NOTES, Wanted(5)):
+    for reading in read(request.getfixturevalue(engine), NOTES, GenerationRequest(5)):
         found = scores(reading.hashtags)
         assert found
         assert len({hashtag_key(text) for text in texts(reading.hashtags) or ()}) == len(found)
@@ -814,10 +838,10 @@ def test_enough_beams_find_what_trying_every_hashtag_finds(
     monkeypatch.setattr("model.inference.engine.BEAMS_PER_HASHTAG", -(-(len(words) ** 3) // count))
     engine = random_engine(LlamaConfig(**COMMON), tokenizer)
     engine = writes_only(engine, [*words, *ENDS], random_rows(len(words) + len(ENDS)))
-    for note, reading in zip(FEW[:3], read(engine, FEW[:3], Wanted(count)), strict=True):
+    for note, reading in zip(FEW[:3], read(engine, FEW[:3], GenerationRequest(count)), strict=True):
         everything = all_hashtags(engine, note, count, words, 3)
         best = sorted(everything.items(), key=lambda pair: -pair[1])[:count]
-        assert [listed_key(hashtag.text) for hashtag in reading.hashtags or ()] == [key for key, _ in best]
+        assert [dedup_key(hashtag.text) for hashtag in reading.hashtags or ()] == [key for key, _ in best]
         assert scores(reading.hashtags) == near([probability for _, probability in best])
 
 
@@ -828,14 +852,16 @@ def test_a_score_is_the_probability_of_the_hashtag_and_of_any_end_after_it(token
         " river": {" #": 0.3, "\n": 0.1, " cat": 0.6},
         " cat": {"<|im_end|>": 1.0},
     }
-    for reading in read(by_table(tokenizer, after), FEW, Wanted(3)):
+    for reading in read(by_table(tokenizer, after), FEW, GenerationRequest(3)):
         assert texts(reading.hashtags) == ["coffee", "river cat", "river"]
         assert scores(reading.hashtags) == near([0.6, 0.24, 0.16])
 
 
 def test_of_known_hashtags_the_most_probable_are_told_with_their_exact_probability(writer: Engine) -> None:
     count = len(TAGS) - 1
-    for note, reading in zip(FEW, read(writer, FEW, Wanted(count, known=known(writer, TAGS))), strict=True):
+    for note, reading in zip(
+        FEW, read(writer, FEW, GenerationRequest(count, vocabulary=known(writer, TAGS))), strict=True
+    ):
         expected = sorted(((hashtag_by_recomputing(writer, note, count, tag), tag) for tag in TAGS), reverse=True)[
             :count
         ]
@@ -846,33 +872,35 @@ def test_of_known_hashtags_the_most_probable_are_told_with_their_exact_probabili
 def test_a_hashtag_of_more_tokens_than_are_written_is_told_where_near_notes_carry_it(
     writer: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.hashtags.grounding.UNCARRIED", 0.0)
+    monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)
     monkeypatch.setattr("model.inference.engine.TOKENS_PER_HASHTAG", 2)
     long, note = "train garden", FEW[0]
     assert len(writer.prompt.hashtag_output([long])) == 1 + 2
     long += " stone"
-    neighbours = Near([Neighbour("n", 1.0, (long,))])
-    assert texts(read(writer, [note], Wanted(1, nearest=lambda *_: neighbours))[0].hashtags) == [long]
+    neighbours = Neighbours([Neighbour("n", 1.0, (long,))])
+    assert texts(read(writer, [note], GenerationRequest(1, find_neighbours=lambda *_: neighbours))[0].hashtags) == [
+        long
+    ]
 
 
 def test_a_note_does_not_wait_for_a_long_closed_set(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     of = Engine(TorchRuntime(writer.runtime.model))
-    note = of.prepare(Note(title="cat"))
+    note = of.tokenize(Note(title="cat"))
     monkeypatch.setattr("model.inference.engine.STEP_TOKENS", 2 * len(note.ids))
-    long = of.begin(of.prepare(FEW[0], Wanted(categories=tuple(f"cat {word}" for word in WORDS))))
-    short = of.begin(note)
+    long = of.add_request(of.tokenize(FEW[0], GenerationRequest(categories=tuple(f"cat {word}" for word in WORDS))))
+    short = of.add_request(note)
     assert {work for work, _ in of.step()} == {long, short}
 
 
 def test_of_an_empty_vocabulary_nothing_is_told_and_the_reason_is(writer: Engine) -> None:
-    (reading,) = read(writer, FEW[:1], Wanted(2, known=writer.vocabulary()))
+    (reading,) = read(writer, FEW[:1], GenerationRequest(2, vocabulary=writer.vocabulary()))
     assert (reading.hashtags, reading.hashtags_reason) == ((), "no hashtag is known yet")
 
 
 def test_a_hashtag_that_goes_while_it_is_searched_for_is_not_told(writer: Engine) -> None:
     of = Engine(TorchRuntime(writer.runtime.model))
     vocabulary = known(of, TAGS)
-    of.begin(of.prepare(FEW[0], Wanted(len(TAGS), known=vocabulary)))
+    of.add_request(of.tokenize(FEW[0], GenerationRequest(len(TAGS), vocabulary=vocabulary)))
     assert of.step() == []
     vocabulary.remove(TAGS[1:])
     while not (ended := of.step()):
@@ -884,12 +912,12 @@ def test_what_near_notes_carry_is_weighed_with_its_exact_probability(
     writer: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one forward more, beside those that the search needs."""
-    monkeypatch.setattr("model.hashtags.grounding.UNCARRIED", 0.0)  # so that nothing else is told
-    wanted = Wanted(3, FOODS, nearest=lambda *_: Near([Neighbour("n", 1.0, TAGS)]))
+    monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)  # so that nothing else is told
+    wanted = GenerationRequest(3, FOODS, find_neighbours=lambda *_: Neighbours([Neighbour("n", 1.0, TAGS)]))
     with passes(writer) as seen:
         readings = read(writer, FEW, wanted)
     with passes(writer) as without:
-        plain = read(writer, FEW, Wanted(3, FOODS))
+        plain = read(writer, FEW, GenerationRequest(3, FOODS))
     assert len(seen) == len(without) + 1
     (more,) = [seen[1]] if len(prefills(without)) < len(prefills(seen)) else [seen[0]]
     assert sum(r.usage.prompt_tokens for r in readings) == sum(r.usage.prompt_tokens for r in plain) + sum(
@@ -905,9 +933,9 @@ def test_what_near_notes_carry_is_weighed_with_its_exact_probability(
 
 def test_hashtags_by_another_policy_do_not_depend_on_the_batch(writer: Engine) -> None:
     policies = [
-        Wanted(2),
-        Wanted(3, known=known(writer, TAGS)),
-        Wanted(2, nearest=lambda *_: Near([Neighbour("n", 1.0, TAGS)])),
+        GenerationRequest(2),
+        GenerationRequest(3, vocabulary=known(writer, TAGS)),
+        GenerationRequest(2, find_neighbours=lambda *_: Neighbours([Neighbour("n", 1.0, TAGS)])),
     ]
     notes, wanted = FEW * 3, [policy for policy in policies for _ in FEW]
     apart = [read(writer, [note], each)[0] for note, each in zip(notes, wanted, strict=True)]
@@ -917,14 +945,14 @@ def test_hashtags_by_another_policy_do_not_depend_on_the_batch(writer: Engine) -
 
 @pytest.mark.parametrize("grounded", [False, True])
 def test_each_hashtag_is_told_once_it_is_settled_in_the_order_of_the_answer(writer: Engine, grounded: bool) -> None:
-    nearest = (lambda *_: Near([Neighbour("n", 1.0, TAGS)])) if grounded else None
+    nearest = (lambda *_: Neighbours([Neighbour("n", 1.0, TAGS)])) if grounded else None
     for note in FEW:
         told: list[Hashtag] = []
-        (reading,) = read(writer, [note], Wanted(4, nearest=nearest, settled=told.append))
+        (reading,) = read(writer, [note], GenerationRequest(4, find_neighbours=nearest, on_hashtag=told.append))
         assert [hashtag.text for hashtag in told] == texts(reading.hashtags)
         assert all(t.score <= s + 1e-9 for t, s in zip(told, scores(reading.hashtags), strict=True))  # spellings add up
     of, told = Engine(TorchRuntime(writer.runtime.model)), []
-    of.begin(of.prepare(FEW[0], Wanted(4, settled=told.append)))
+    of.add_request(of.tokenize(FEW[0], GenerationRequest(4, on_hashtag=told.append)))
     before_the_end = 0
     while not of.step():
         before_the_end = max(before_the_end, len(told))
@@ -936,7 +964,7 @@ def test_a_blocked_hashtag_gives_its_place_to_the_next(tokenizer: PreTrainedToke
         "": {" coffee": 0.5, " river": 0.3, " cat": 0.2},
         **{word: {" #": 1.0} for word in (" coffee", " river", " cat")},
     }
-    for reading in read(by_table(tokenizer, after), FEW, Wanted(2, blocked=frozenset({"coffee"}))):
+    for reading in read(by_table(tokenizer, after), FEW, GenerationRequest(2, blocked=frozenset({"coffee"}))):
         assert texts(reading.hashtags) == ["river", "cat"]
 
 
@@ -946,7 +974,7 @@ def test_two_spellings_of_a_hashtag_count_together(tokenizer: PreTrainedTokenize
         "": {" Coffee": 0.25, " coffee": 0.35, " river": 0.4},
         **dict.fromkeys((" Coffee", " coffee", " river"), ended),
     }
-    for reading in read(by_table(tokenizer, after), FEW, Wanted(2)):
+    for reading in read(by_table(tokenizer, after), FEW, GenerationRequest(2)):
         assert texts(reading.hashtags) == ["coffee", "river"]  # as it is more often spelled
         assert scores(reading.hashtags) == near([0.6, 0.4])
 
@@ -962,7 +990,7 @@ def test_a_search_goes_on_until_it_has_as_many_different_hashtags_as_were_asked_
         " New": {" York": 1.0},
         " York": ended,
     }
-    for reading in read(by_table(tokenizer, after), FEW, Wanted(2)):
+    for reading in read(by_table(tokenizer, after), FEW, GenerationRequest(2)):
         assert {h.text: h.score for h in reading.hashtags or ()}.get("New York") == near(0.29)
 
 
@@ -972,14 +1000,14 @@ def test_a_hashtag_of_as_many_tokens_as_the_bound_is_found_and_no_longer_one(
 ) -> None:
     letters = ascii_letters[: TOKENS_PER_HASHTAG + beyond]
     after = {last: {letter: 1.0} for last, letter in zip(["", *letters], letters, strict=False)}
-    for reading in read(by_table(tokenizer, after | {letters[-1]: {" #": 1.0}}), FEW, Wanted(1)):
+    for reading in read(by_table(tokenizer, after | {letters[-1]: {" #": 1.0}}), FEW, GenerationRequest(1)):
         assert texts(reading.hashtags) == ([] if beyond else [letters])
         assert bool(reading.hashtags_reason) == bool(beyond)
 
 
 def test_a_model_that_never_ends_is_stopped_at_the_bound(tokenizer: PreTrainedTokenizerBase) -> None:
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), [" coffee", " river"], opposite(64))
-    for reading in read(engine, FEW, Wanted(2)):
+    for reading in read(engine, FEW, GenerationRequest(2)):
         assert reading.hashtags == ()
         assert reading.hashtags_reason
         assert reading.usage.generated_tokens == 2 * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
@@ -988,21 +1016,21 @@ def test_a_model_that_never_ends_is_stopped_at_the_bound(tokenizer: PreTrainedTo
 def test_output_that_is_no_hashtag_gives_none_and_the_reason(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = ["!", "?", *ENDS]
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), texts, random_rows(len(texts)))
-    for reading in read(engine, FEW, Wanted(2)):
+    for reading in read(engine, FEW, GenerationRequest(2)):
         assert reading.hashtags == ()
         assert reading.hashtags_reason
 
 
 def test_a_model_that_ends_at_once_wrote_no_hashtag(tokenizer: PreTrainedTokenizerBase) -> None:
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), ["<|im_end|>", "\n"], opposite(64))
-    for reading in read(engine, FEW, Wanted(2)):
+    for reading in read(engine, FEW, GenerationRequest(2)):
         assert reading.hashtags == ()
         assert reading.hashtags_reason
 
 
 def test_a_hashtag_that_is_nearly_never_written_has_a_score_that_says_so(tokenizer: PreTrainedTokenizerBase) -> None:
     after = {"": {"<|im_end|>": 1 - 1e-6, " coffee": 1e-6}, " coffee": {"<|im_end|>": 1.0}}
-    for reading in read(by_table(tokenizer, after), FEW, Wanted(2)):
+    for reading in read(by_table(tokenizer, after), FEW, GenerationRequest(2)):
         assert texts(reading.hashtags) == ["coffee"]
         assert scores(reading.hashtags) == near([1e-6])
 
@@ -1044,7 +1072,7 @@ def test_the_temperature_of_a_checkpoint_changes_the_probabilities_of_categories
     replace(NoteLLMConfig.load(folder), category_temperature=temperature).save(folder)
     calibrated = in_torch(folder, tmp_path)
     assert calibrated.space == tiny_engine.space
-    wanted = Wanted(2, FOODS)
+    wanted = GenerationRequest(2, FOODS)
     for plain, tempered in zip(read(tiny_engine, FEW, wanted), read(calibrated, FEW, wanted), strict=True):
         powers = {name: p ** (1 / temperature) for name, p in probabilities(plain).items()}
         softmax = {name: power / sum(powers.values()) for name, power in powers.items()}
@@ -1057,9 +1085,9 @@ def test_the_temperature_of_a_checkpoint_changes_the_probabilities_of_categories
 
 
 def test_a_prepared_note_knows_what_its_prompts_cost(writer: Engine) -> None:
-    prepared = writer.prepare(FEW[1], Wanted(3, FOODS))
+    prepared = writer.tokenize(FEW[1], GenerationRequest(3, FOODS))
     with passes(writer) as seen:
-        writer.run([writer.prepare(FEW[1], Wanted(3))])
+        writer.run([writer.tokenize(FEW[1], GenerationRequest(3))])
     assert sum(map(len, prefills(seen))) == prepared.tokens + len(writer.prompt.hashtag_task(3))
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.generation import GenerationOutput, GenerationRequest
 from model.inference import torch_runtime
 from model.inference.engine import Engine, device_for
 from model.inference.torch_runtime import TorchRuntime
-from model.note import Note, Reading, Wanted
+from model.note import Note
 from model.notellm import NoteLLM
 
 NOTES = [
@@ -24,7 +25,7 @@ NOTES = [
     Note(title="Night train"),
     Note(title="A week in Kyoto", content="Temples at dawn, noodles at night. " * 4, hashtags=("kyoto",)),
 ]
-JOB = Wanted(3, ("Food", "Travel", "Home and garden"))
+JOB = GenerationRequest(3, ("Food", "Travel", "Home and garden"))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_the_whole_job_runs_where_only_shapes_are_known(
         return noise(values) if values.device.type == "meta" else on_host(values)
 
     monkeypatch.setattr(torch_runtime, "on_host", told)
-    readings = make("meta").read(NOTES, JOB)
+    readings = make("meta").generate(NOTES, JOB)
     assert devices == {"meta"}
     assert [len(reading.categories or ()) for reading in readings] == [3, 3, 3]
     assert all(reading.usage.generated_tokens > 1 for reading in readings)
@@ -65,8 +66,8 @@ def test_the_whole_job_runs_where_only_shapes_are_known(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_reads_what_the_cpu_reads(make: Callable[[str], Engine]) -> None:
-    pairs: list[tuple[Reading, Reading]] = list(
-        zip(make("cuda").read(NOTES, JOB), make("cpu").read(NOTES, JOB), strict=True)
+    pairs: list[tuple[GenerationOutput, GenerationOutput]] = list(
+        zip(make("cuda").generate(NOTES, JOB), make("cpu").generate(NOTES, JOB), strict=True)
     )
     for ours, theirs in pairs:
         np.testing.assert_allclose(ours.vector, theirs.vector, atol=1e-4)
@@ -79,6 +80,6 @@ def test_a_gpu_reads_what_the_cpu_reads(make: Callable[[str], Engine]) -> None:
 def test_where_there_is_no_gpu_a_cpu_runs_the_model_and_says_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
     said: list[str] = []
     engine = Engine.load(str(tiny_checkpoint), cache=tmp_path, device="cuda", runtime="torch", progress=said.append)
-    assert engine.read(NOTES[:1], JOB)[0].categories
+    assert engine.generate(NOTES[:1], JOB)[0].categories
     assert any("finds no GPU" in line for line in said)
     assert device_for("cpu", said.append) == "cpu"

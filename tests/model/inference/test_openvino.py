@@ -14,10 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedConfig
 
 from model.config import CheckpointError, NoteLLMConfig
+from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine
 from model.inference.openvino import export as openvino_export
 from model.inference.openvino.runtime import forget_files
-from model.note import Note, Reading, Wanted
+from model.note import Note
 from model.notellm import NoteLLM
 from tests.conftest import COMMON, FAMILIES, FOODS
 
@@ -31,7 +32,7 @@ NOTES = [
     )
     for i in range(9)
 ]
-WANTED = [Wanted(), Wanted(3), Wanted(0, FOODS), Wanted(2, FOODS)]
+WANTED = [GenerationRequest(), GenerationRequest(3), GenerationRequest(0, FOODS), GenerationRequest(2, FOODS)]
 
 
 def saved(config: PreTrainedConfig, backbone_folder: Path, folder: Path) -> str:
@@ -49,12 +50,12 @@ def engine(checkpoint: str, cache: Path, dtype: str = "float32", runtime: str = 
     return Engine.load(checkpoint, cache=cache, device="cpu", dtype=dtype, runtime=runtime)
 
 
-def read(engine: Engine, notes: Sequence[Note] = NOTES) -> list[Reading]:
+def read(engine: Engine, notes: Sequence[Note] = NOTES) -> list[GenerationOutput]:
     """Of each note something else, all together."""
-    return engine.run([engine.prepare(note, WANTED[i % len(WANTED)]) for i, note in enumerate(notes)])
+    return engine.run([engine.tokenize(note, WANTED[i % len(WANTED)]) for i, note in enumerate(notes)])
 
 
-def check_same(some: Sequence[Reading], others: Sequence[Reading]) -> None:
+def check_same(some: Sequence[GenerationOutput], others: Sequence[GenerationOutput]) -> None:
     for one, other in zip(some, others, strict=True):
         assert float(one.vector @ other.vector) >= 0.9999
         assert [h.text for h in one.hashtags or ()] == [h.text for h in other.hashtags or ()]
@@ -77,7 +78,7 @@ def test_every_family_reads_what_it_reads_in_pytorch(family: str, backbone_folde
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_nothing_that_is_read_depends_on_the_batch(dtype: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     of = engine(str(tiny_checkpoint), tmp_path, dtype)
-    alone = [of.run([of.prepare(note, WANTED[i % len(WANTED)])])[0] for i, note in enumerate(NOTES)]
+    alone = [of.run([of.tokenize(note, WANTED[i % len(WANTED)])])[0] for i, note in enumerate(NOTES)]
     check_same(read(of), alone)
     assert of.runtime.pool.free == of.runtime.pool.count
 

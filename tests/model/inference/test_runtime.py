@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from model.inference.kv_cache import BlockPool, BlockTable
-from model.inference.runtime import LOOKS_AT_ONCE, Asked, Look, Span
+from model.inference.runtime import QUERIES_PER_BATCH, LogitQuery, OutputRows, Span
 
 
-@pytest.mark.parametrize("looks", [0, 1, LOOKS_AT_ONCE, LOOKS_AT_ONCE + 1, 3 * LOOKS_AT_ONCE - 1])
+@pytest.mark.parametrize("looks", [0, 1, QUERIES_PER_BATCH, QUERIES_PER_BATCH + 1, 3 * QUERIES_PER_BATCH - 1])
 def test_parts_ask_for_every_look_and_each_of_its_tokens(looks: int) -> None:
     pool = BlockPool(1000, 4)
     spans = []
@@ -17,11 +17,11 @@ def test_parts_ask_for_every_look_and_each_of_its_tokens(looks: int) -> None:
         count = min(100, looks - first)
         table = BlockTable(pool)
         table.grow(count)
-        asked = tuple(Look(at, at % 3, tuple(range(at % 5)), at % 2 == 0) for at in range(count))
+        asked = tuple(LogitQuery(at, at % 3, tuple(range(at % 5)), at % 2 == 0) for at in range(count))
         spans.append(Span(table, (7,) * count, looks=asked))
-    whole = Asked.of(spans, np.cumsum([0, *(len(span.ids) for span in spans)]))
+    whole = OutputRows.of(spans, np.cumsum([0, *(len(span.ids) for span in spans)]))
     parts = list(whole.parts())
-    assert all(len(part.looks) <= LOOKS_AT_ONCE for part in parts)
+    assert all(len(part.looks) <= QUERIES_PER_BATCH for part in parts)
     tokens = [
         (int(part.looks[look]), int(token))
         for part in parts

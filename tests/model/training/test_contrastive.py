@@ -11,7 +11,7 @@ from torch import Tensor
 from model.data.dataset import PairedNotes
 from model.data.pairs import PairOptions, related_pairs, split_of
 from model.note import Note
-from model.training.contrastive import Related
+from model.training.contrastive import ContrastiveObjective
 from model.training.loss import contrastive_loss, distillation_loss
 from model.training.recipe import Data, Recipe
 from model.training.teacher import Teacher, write_vectors
@@ -56,7 +56,7 @@ def unit(count: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def beyond(related: Related, batch: list[Note]) -> list[int]:
+def beyond(related: ContrastiveObjective, batch: list[Note]) -> list[int]:
     """Rows of the notes that are not in the batch."""
     return [row for row, note in enumerate(related.notes) if note not in batch]
 
@@ -64,8 +64,8 @@ def beyond(related: Related, batch: list[Note]) -> list[int]:
 def test_a_batch_is_compared_with_what_is_remembered_of_all_notes_beyond_it(
     paired: PairedNotes, plain: Recipe, batch: list[Note]
 ):
-    related, vectors, remembered = Related(paired, plain), unit(4, 0), unit(12, 1)
-    related.remember(related.notes, remembered)
+    related, vectors, remembered = ContrastiveObjective(paired, plain), unit(4, 0), unit(12, 1)
+    related.update_memory(related.notes, remembered)
     loss = related.loss(batch, vectors, TAU)
     others = remembered[beyond(related, batch)]
     assert others.shape == (8, 5)
@@ -77,13 +77,13 @@ def test_a_batch_is_compared_with_what_is_remembered_of_all_notes_beyond_it(
 def test_what_is_remembered_of_the_batch_itself_does_not_count(paired: PairedNotes, plain: Recipe, batch: list[Note]):
     found = []
     for seed in (1, 2):
-        related = Related(paired, plain)
-        related.remember(related.notes, unit(12, 3))
-        related.remember(batch, unit(4, seed))
+        related = ContrastiveObjective(paired, plain)
+        related.update_memory(related.notes, unit(12, 3))
+        related.update_memory(batch, unit(4, seed))
         found.append(related.loss(batch, unit(4, 0), TAU).total)
     assert found[0] == found[1]
-    related = Related(paired, plain)
-    related.remember(batch, unit(4, 1))
+    related = ContrastiveObjective(paired, plain)
+    related.update_memory(batch, unit(4, 1))
     assert related.loss(batch, unit(4, 0), TAU).total == contrastive_loss(unit(4, 0), TAU)
 
 
@@ -93,8 +93,8 @@ def test_a_related_note_that_is_remembered_is_no_negative_where_false_ones_are_m
     vectors, remembered = unit(4, 0), unit(12, 1)
     by_masking = {}
     for mask in (False, True):
-        related = Related(paired, replace(plain, mask_false_negatives=mask))
-        related.remember(related.notes, remembered)
+        related = ContrastiveObjective(paired, replace(plain, mask_false_negatives=mask))
+        related.update_memory(related.notes, remembered)
         by_masking[mask] = related.loss(batch, vectors, TAU).contrastive
     rows = beyond(related, batch)
     known = torch.zeros(4, 4 + len(rows), dtype=torch.bool)
@@ -111,24 +111,24 @@ def test_a_batch_whose_notes_are_related_beyond_their_pairs_is_masked_without_a_
     assert [notes[0].id, notes[2].id] == ACROSS
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[0, 2] = known[2, 0] = True
-    related = Related(paired, replace(plain, memory=False, mask_false_negatives=True))
+    related = ContrastiveObjective(paired, replace(plain, memory=False, mask_false_negatives=True))
     torch.testing.assert_close(
         related.loss(notes, unit(4, 0), TAU).contrastive, contrastive_loss(unit(4, 0), TAU, known)
     )
 
 
 def test_without_a_memory_nothing_is_remembered(paired: PairedNotes, plain: Recipe, batch: list[Note]):
-    related = Related(paired, replace(plain, memory=False))
-    related.remember(related.notes, unit(12, 1))
+    related = ContrastiveObjective(paired, replace(plain, memory=False))
+    related.update_memory(related.notes, unit(12, 1))
     assert related.memory is None
     assert related.loss(batch, unit(4, 0), TAU).total == contrastive_loss(unit(4, 0), TAU)
 
 
 def test_notes_that_were_not_seen_yet_do_not_count(paired: PairedNotes, plain: Recipe, batch: list[Note]):
-    related, vectors = Related(paired, plain), unit(4, 0)
+    related, vectors = ContrastiveObjective(paired, plain), unit(4, 0)
     assert related.loss(batch, vectors, TAU).total == contrastive_loss(vectors, TAU)  # the first batch of all
     seen = [paired.notes[i] for i in (NOTES[9], NOTES[5])]
-    related.remember(seen, unit(2, 1))
+    related.update_memory(seen, unit(2, 1))
     assert related.memory is not None
     assert related.memory.any(1).nonzero()[:, 0].tolist() == sorted(related.rows(seen).tolist())
     torch.testing.assert_close(
@@ -137,9 +137,9 @@ def test_notes_that_were_not_seen_yet_do_not_count(paired: PairedNotes, plain: R
 
 
 def test_a_note_is_remembered_as_it_was_seen_last(paired: PairedNotes, plain: Recipe, batch: list[Note]):
-    related = Related(paired, plain)
-    related.remember(related.notes, unit(12, 1))
-    related.remember(batch[::-1], unit(4, 2))
+    related = ContrastiveObjective(paired, plain)
+    related.update_memory(related.notes, unit(12, 1))
+    related.update_memory(batch[::-1], unit(4, 2))
     assert related.memory is not None
     torch.testing.assert_close(related.memory[related.rows(batch)], unit(4, 2).flip(0), rtol=0, atol=0)
     rest = beyond(related, batch)
@@ -147,12 +147,12 @@ def test_a_note_is_remembered_as_it_was_seen_last(paired: PairedNotes, plain: Re
 
 
 def test_what_is_remembered_gets_no_gradient_and_the_batch_does(paired: PairedNotes, plain: Recipe, batch: list[Note]):
-    related, vectors = Related(paired, replace(plain, distillation=0.5)), unit(4, 0).requires_grad_()
+    related, vectors = ContrastiveObjective(paired, replace(plain, distillation=0.5)), unit(4, 0).requires_grad_()
     tau = TAU.clone().requires_grad_()
     earlier = unit(12, 1).requires_grad_()
-    related.remember(related.notes, earlier)
+    related.update_memory(related.notes, earlier)
     loss = related.loss(batch, vectors, tau).total
-    related.remember(batch, vectors)  # as training does, before it goes back
+    related.update_memory(batch, vectors)  # as training does, before it goes back
     loss.backward()
     assert related.memory is not None
     assert not related.memory.requires_grad
@@ -169,8 +169,8 @@ def test_distillation_takes_its_share_and_is_over_the_same_notes(
     paired: PairedNotes, plain: Recipe, batch: list[Note], share: float, memory: bool
 ):
     recipe = replace(plain, memory=memory, distillation=share, distillation_temperature=0.3)
-    related, vectors, remembered = Related(paired, recipe), unit(4, 0), unit(12, 1)
-    related.remember(related.notes, remembered)
+    related, vectors, remembered = ContrastiveObjective(paired, recipe), unit(4, 0), unit(12, 1)
+    related.update_memory(related.notes, remembered)
     loss = related.loss(batch, vectors, TAU)
     rest = [paired.notes[i] for i in NOTES if paired.notes[i] not in batch] if memory else []
     others = remembered[[related.notes.index(note) for note in rest]]
@@ -184,8 +184,10 @@ def test_distillation_takes_its_share_and_is_over_the_same_notes(
 def test_the_teacher_has_read_what_it_is_given(paired: PairedNotes, plain: Recipe, tmp_path: Path):
     """A note that behaviour does not know, and one that nobody does."""
     write_vectors(tmp_path / "read.npz", [NOTES[10], NOTES[0]], unit(2, 1).numpy())
-    related = Related(paired, replace(plain, distillation=0.5), tmp_path / "read.npz")
-    assert related.taught is not None
-    known = related.taught.any(1)[related.rows([paired.notes[i] for i in NOTES])]
+    related = ContrastiveObjective(paired, replace(plain, distillation=0.5), tmp_path / "read.npz")
+    assert related.teacher_vectors is not None
+    known = related.teacher_vectors.any(1)[related.rows([paired.notes[i] for i in NOTES])]
     assert known.tolist() == [True] * 8 + [False, False, True, False]
-    assert Related(paired, plain, tmp_path / "read.npz").taught is None  # without a share it is not asked
+    assert (
+        ContrastiveObjective(paired, plain, tmp_path / "read.npz").teacher_vectors is None
+    )  # without a share it is not asked

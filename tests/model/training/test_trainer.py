@@ -28,11 +28,12 @@ from transformers import (
 from model.config import CheckpointError
 from model.data.dataset import Example, PairedNotes
 from model.data.pairs import PairOptions, related_pairs, split_of
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
-from model.note import Note, Wanted
+from model.note import Note
 from model.notellm import NoteLLM
-from model.training.contrastive import Related
+from model.training.contrastive import ContrastiveObjective
 from model.training.loss import generative_loss, joint_loss
 from model.training.recipe import Data, Recipe, RecipeError
 from model.training.teacher import write_vectors
@@ -43,10 +44,10 @@ from model.training.trainer import (
     RIDGE,
     Step,
     Trainer,
+    cosine_with_warmup,
     projection_start,
     ridge_regression,
     store_in_bfloat16,
-    warm_cosine,
 )
 from tests.conftest import in_torch
 
@@ -92,7 +93,7 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-def batch_of(trainer: Trainer) -> tuple[list[Note], list[Example], Related]:
+def batch_of(trainer: Trainer) -> tuple[list[Note], list[Example], ContrastiveObjective]:
     data, notes = next(trainer._batches())
     related = trainer.related[trainer.data.index(data)]
     assert related is not None
@@ -125,9 +126,9 @@ def test_gradients_of_micro_batches_beyond_gcl_are_those_of_the_direct_way(
     recipe = replace(recipe, micro_batch_tokens=60, kept_tokens=kept_tokens, alpha=0.5)
     trainer = Trainer(replace(recipe, distillation=distillation, memory=memory), tmp_path, cache=tmp_path)
     notes, _, related = batch_of(trainer)
-    related.remember(related.notes, random_vectors(len(related.notes)))
-    if related.taught is not None:
-        related.taught[related.rows([notes[3]])] = 0  # one that the teacher does not know
+    related.update_memory(related.notes, random_vectors(len(related.notes)))
+    if related.teacher_vectors is not None:
+        related.teacher_vectors[related.rows([notes[3]])] = 0  # one that the teacher does not know
     check_gradients(trainer)
 
 
@@ -271,7 +272,9 @@ def test_a_recipe_chooses_the_prompt_version_and_its_checkpoint_serves_with_it(r
     assert all(step.contrastive > 0 and step.generative > 0 for step in steps)
     engine = in_torch(tmp_path / BEST, tmp_path)
     note = Note(title="river", hashtags=("daily",))
-    assert engine.prepare(note, Wanted(3)) == Engine(TorchRuntime(trainer.model)).prepare(note, Wanted(3))
+    assert engine.tokenize(note, GenerationRequest(3)) == Engine(TorchRuntime(trainer.model)).tokenize(
+        note, GenerationRequest(3)
+    )
     np.testing.assert_allclose(engine.embed([note]), Engine(TorchRuntime(trainer.model)).embed([note]), atol=1e-5)
 
 
@@ -336,7 +339,7 @@ def test_the_share_of_distillation_is_that_of_the_logged_loss(recipe: Recipe, tm
 
 def test_without_a_share_no_teacher_is_made(recipe: Recipe, tmp_path: Path):
     trainer = Trainer(recipe, tmp_path, cache=tmp_path)
-    assert [related and related.taught for related in trainer.related] == [None]
+    assert [related and related.teacher_vectors for related in trainer.related] == [None]
     assert next(trainer.run()).distillation == 0
 
 
@@ -504,12 +507,12 @@ def test_a_later_stage_begins_its_projection_afresh_exactly_where_its_prompt_is_
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing(recipe: Recipe):
     recipe = replace(recipe, steps=100, warmup=0.1)
-    shares = [warm_cosine(recipe, step) for step in range(101)]
+    shares = [cosine_with_warmup(recipe, step) for step in range(101)]
     assert shares[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[100] == pytest.approx(0)
     short = replace(recipe, steps=5, warmup=0.1)
-    assert max(warm_cosine(short, step) for step in range(6)) == 1
+    assert max(cosine_with_warmup(short, step) for step in range(6)) == 1
 
 
 SHAPE = {

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import redis
 
-from model.note import Near, Note
+from model.generation import Neighbours
+from model.note import Note
 from service.errors import IndexBehind
+from service.filters import Filter
 from service.index.live import LiveIndex
-from service.index.segmented import Job, SegmentedIndex
-from service.interfaces import ORIGIN, Clock, Filter, Hit, LogBounds, LogEntry, StoredNote, Vector, Write, position_key
+from service.index.segmented import MergeJob, SegmentedIndex
+from service.interfaces import Clock
+from service.records import ORIGIN, Hit, LogBounds, LogEntry, StoredNote, Vector, Write, position_key
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG
 from tests.service.conftest import GatedStore, eventually, following, stored_note
@@ -84,12 +87,12 @@ async def test_it_seals_and_merges_what_is_written_and_what_is_there_at_the_star
 async def test_a_job_that_fails_costs_no_answer_and_is_tried_again(
     embedded_store: GatedStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(job: Job) -> None:
+    def fail(job: MergeJob) -> None:
         raise MemoryError
 
     async with following(embedded_store, clock, head_rows=2) as index:
         with monkeypatch.context() as patch:
-            patch.setattr(Job, "run", fail)
+            patch.setattr(MergeJob, "run", fail)
             await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
             assert await found(index) == ids(notes(20))
             assert index.status().segments == 10
@@ -128,7 +131,7 @@ async def test_the_nearest_notes_with_hashtags_are_found_among_many_without(
     near = await asyncio.to_thread(live_index.near_notes, Note(), vector, 2)
     assert [(of.id, of.hashtags) for of in near.by_vector] == [("tagged", ("soup",))]
     await live_index.wait_for(await delete(embedded_store, "tagged"), WAIT)
-    assert await asyncio.to_thread(live_index.near_notes, Note(), vector, 2) == Near([], [])
+    assert await asyncio.to_thread(live_index.near_notes, Note(), vector, 2) == Neighbours([], [])
 
 
 async def test_notes_are_near_by_their_words_too_for_as_long_as_they_say_them(

@@ -164,7 +164,7 @@ async def test_a_repair_is_in_the_next_snapshot(
         await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
         index._index.remove(["n2"])
         await index.save()
-        await index.take_again(["n2"])
+        await index.resync(["n2"])
     async with started(embedded_store, clock, folder) as index:
         assert await found(index) == ids(notes(5))
 
@@ -185,7 +185,7 @@ async def test_a_repair_beside_a_snapshot_is_in_the_one_after_it(
         monkeypatch.setattr(folder, "save", save)
         saving = asyncio.create_task(index.save())
         await asyncio.to_thread(frozen.wait, WAIT)
-        await index.take_again(["n2"])
+        await index.resync(["n2"])
         go_on.set()
         await saving
     async with started(embedded_store, clock, folder) as index:

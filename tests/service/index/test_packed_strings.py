@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.index.packed_strings import Ids
+from service.index.packed_strings import PackedStrings
 
 TEXTS = st.lists(st.text(max_size=12), max_size=20, unique=True)
 
 
-def check(ids: Ids, texts: list[str]) -> None:
+def check(ids: PackedStrings, texts: list[str]) -> None:
     assert [ids[row] for row in range(len(ids))] == texts
     assert [ids.row(text) for text in texts] == list(range(len(texts)))
     assert ids.row("none of them, since it is longer") is None
@@ -20,21 +20,21 @@ def check(ids: Ids, texts: list[str]) -> None:
 
 @given(TEXTS, st.data())
 def test_it_is_what_it_was_made_of(texts: list[str], data: st.DataObject) -> None:
-    ids = Ids.of(texts)
+    ids = PackedStrings.of(texts)
     check(ids, texts)
     rows = sorted(data.draw(st.sets(st.integers(0, len(texts) - 1)))) if texts else []
     check(ids.take(np.array(rows, np.int64)), [texts[row] for row in rows])
     middle = len(texts) // 2
-    check(Ids.joined([Ids.of(texts[:middle]), Ids.of(texts[middle:])]), texts)
+    check(PackedStrings.joined([PackedStrings.of(texts[:middle]), PackedStrings.of(texts[middle:])]), texts)
 
 
 def test_texts_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.index.packed_strings._hash", len)
-    check(Ids.of(["ab", "cd", "", "e", "fg"]), ["ab", "cd", "", "e", "fg"])
-    assert Ids.of(["ab"]).row("cd") is None
+    check(PackedStrings.of(["ab", "cd", "", "e", "fg"]), ["ab", "cd", "", "e", "fg"])
+    assert PackedStrings.of(["ab"]).row("cd") is None
 
 
 def test_more_than_are_copied_at_a_time_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.index.packed_strings.CHUNK", 3)
     texts = [f"note {number}" for number in range(20)]
-    check(Ids.of(texts).take(np.arange(0, 20, 2)), texts[::2])
+    check(PackedStrings.of(texts).take(np.arange(0, 20, 2)), texts[::2])

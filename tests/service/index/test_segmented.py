@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.filters import Filter
 from service.index.gpu import Gpu, find_gpu
-from service.index.sealed import RECALL, Sealed
+from service.index.sealed import RECALL, SealedSegment
 from service.index.segment import swig
-from service.index.segmented import DEAD_SHARE, MERGED_AT, Job, SegmentedIndex
-from service.interfaces import Filter, StoredNote, Vector
+from service.index.segmented import DEAD_SHARE, MERGED_AT, MergeJob, SegmentedIndex
+from service.records import StoredNote, Vector
 from tests.service.conftest import stored_note
 from tests.service.index.test_vector_index import (
     ANY,
@@ -60,7 +61,7 @@ def test_at_any_point_of_any_job_it_finds_what_brute_force_finds(
     history: list[tuple[str, Any]], searches: list[tuple[Filter, int, int]]
 ) -> None:
     index, model = SegmentedIndex(DIMENSION, head_rows=2, attributes=ASKED), Model()
-    job: Job | None = None
+    job: MergeJob | None = None
     for step, argument in history:
         if step == "work":  # the next of planning, running and finishing
             if job is None:
@@ -165,7 +166,7 @@ def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
         index = SegmentedIndex(16, head_rows=SEALED_ROWS // MERGED_AT, gpu=gpu)
         index.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
         do_jobs(index)
-        assert any(isinstance(segment, Sealed) and segment._lists_by_k for segment in index._segments)
+        assert any(isinstance(segment, SealedSegment) and segment._lists_by_k for segment in index._segments)
         yield index
 
 
@@ -234,9 +235,9 @@ def test_an_inverted_file_finds_nearly_all_and_always_as_many(sealed: SegmentedI
 
 @pytest.mark.parametrize("where", [ANY, Filter(hashtags=("tenth",)), Filter(exact=True)])
 def test_one_that_was_restored_finds_the_same(sealed: SegmentedIndex, where: Filter) -> None:
-    parts = {part.name: part.make() for part in sealed.freeze()}
+    parts = {part.name: part.make() for part in sealed.snapshot_parts()}
     restored = SegmentedIndex(16, gpu=sealed._gpu)
-    restored.thaw(parts.__getitem__)
+    restored.restore(parts.__getitem__)
     for query in queries():
         assert restored.search(query, 10, where, 0.0) == sealed.search(query, 10, where, 0.0)
     restored.remove(["c40"])

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.note import CategoryProbability, Hashtag
+from model.generation import CategoryProbability, Hashtag
+from service.filters import Filter, attribute_text
 from service.index.segmented import HEAD_ROWS, SegmentedIndex
-from service.interfaces import Filter, Generated, Hit, StoredNote, Vector, VectorIndex, attribute_text
+from service.interfaces import VectorIndex
+from service.records import Generated, Hit, StoredNote, Vector
 from tests.service.conftest import stored_note
 
 DIMENSION = 8
@@ -65,9 +67,9 @@ class Restored(Maintained):
         return expired
 
     def _restore(self) -> None:
-        parts = {part.name: part.make() for part in self.freeze()}
+        parts = {part.name: part.make() for part in self.snapshot_parts()}
         new = SegmentedIndex(self._dimension, self._head_rows, self._attributes)
-        new.thaw(parts.__getitem__)
+        new.restore(parts.__getitem__)
         self.__dict__.update(new.__dict__)
 
 

@@ -1,0 +1,28 @@
+"""The running parts of one process; wiring.py puts them together."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from service.batcher import Batcher
+from service.index.live import LiveIndex
+from service.interfaces import Clock, NoteStore
+from service.recommender import Recommender
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The running parts of one process; wiring.py puts them together."""
+
+    settings: Settings
+    recommender: Recommender
+    batcher: Batcher
+    store: NoteStore
+    index: LiveIndex
+    telemetry: Telemetry
+    clock: Clock
+    verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One at a time."""
