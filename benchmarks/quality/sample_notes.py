@@ -14,7 +14,8 @@ from dataclasses import replace
 from benchmarks.harness.report import ROOT, row, write
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
-from model.evaluation.evaluate import EngineSystem, evaluate_categories
+from model.evaluation.evaluate import evaluate_categories
+from model.evaluation.system import EngineSystem
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note

@@ -21,9 +21,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.harness.report import RESULTS, ROOT, row, update_readme, write
-from model.evaluation.evaluate import CUTOFFS, HASHTAG_CUTOFFS, Categories, Hashtags, Ranks, Record
 from model.evaluation.metrics import EXPOSURES, Comparison, Floats, Integers, paired_bootstrap, recall_at
 from model.evaluation.protocol import COLD_COLD, PROTOCOLS
+from model.evaluation.record import CUTOFFS, HASHTAG_CUTOFFS, Categories, Hashtags, Ranks, Record
 
 RECORDS = RESULTS / "records"
 DOCS = ROOT / "docs"

@@ -17,9 +17,9 @@ import numpy as np
 from benchmarks.harness.report import row, write
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
-from model.evaluation.evaluate import cosine, rank_pairs
 from model.evaluation.metrics import recall_at
 from model.evaluation.protocol import COLD_COLD, NOTES_FILE, evaluation_pairs
+from model.evaluation.ranking import cosine, rank_pairs
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.inference.openvino.runtime import PRECISIONS

@@ -27,8 +27,8 @@ from benchmarks.quality.tables import (
     right_category,
     table,
 )
-from model.evaluation.evaluate import Categories, Hashtags, Ranks, Record
 from model.evaluation.protocol import COLD_COLD
+from model.evaluation.record import Categories, Hashtags, Ranks, Record
 
 RIVAL = "minilm"
 RECALL = Contest("Recall@100", MICROLENS, partial(hits, COLD_COLD), RIVAL, Reach(1.5, p=0.01))
