@@ -22,7 +22,7 @@ from model.note import Note, normalise_hashtags
 from model.prompt import Prompt
 
 MAX_HASHTAGS = 5
-"""Hashtags in one output, at most. The paper gives no number; 5 is also how many the service generates by default."""
+"""Hashtags in one output, at most: as many as a request for hashtags gets by default. The paper gives no number."""
 
 
 class DatasetError(ValueError):
