@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from model.training.recipe import Recipe
 
@@ -15,7 +15,7 @@ Schedule = torch.optim.lr_scheduler.LRScheduler
 
 
 def optimizer_and_schedule(
-    body: Iterable[nn.Parameter], head: Iterable[nn.Parameter], recipe: Recipe, *, foreach: bool | None = None
+    body: Iterable[Tensor], head: Iterable[Tensor], recipe: Recipe, *, foreach: bool | None = None
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """AdamW over the backbone's weights and, with a rate of its own and without weight decay, over the head's.
 

@@ -100,7 +100,7 @@ class Trainer:
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, Schedule]:
         projection = self.model.projection
-        head: list[nn.Parameter] = [self.model.tau] if projection is None else [projection.weight, self.model.tau]
+        head = [self.model.tau] if projection is None else [projection.weight, self.model.tau]
         head_ids = {id(parameter) for parameter in head}
         body = [parameter for parameter in self._trainable() if id(parameter) not in head_ids]
         return optimizer_and_schedule(body, head, self.recipe, foreach=not self.recipe.shard)
