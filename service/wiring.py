@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import structlog
+from pydantic import SecretStr
 
 from model.generation import GenerationRequest
 from model.hashtags.lexical_index import InvertedLexicalIndex
@@ -40,7 +41,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
     for, not fatal.
     """
     async with contextlib.AsyncExitStack() as stack:
-        url = settings.redis_url or _open_embedded(settings, stack, progress)
+        url = settings.redis_url or SecretStr(_open_embedded(settings, stack, progress))
         progress("Loading the model")
         engine = Engine.load(
             settings.checkpoint,
@@ -52,7 +53,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         )
         engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # refused now, not at the first note
         telemetry, clock = Telemetry(), Clock()
-        store = RedisNoteStore(url, clock=clock)
+        store = RedisNoteStore(url.get_secret_value(), clock=clock)
         stack.push_async_callback(store.close)
         gpu = find_gpu() if settings.index_device == "cuda" else None
         index = LiveIndex(
