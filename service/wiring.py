@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import structlog
+from fastapi import FastAPI
 from pydantic import SecretStr
 
 from model.generation import GenerationRequest
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
+from service.api.app import create_app
 from service.batcher import Batcher
 from service.container import Service
 from service.index.gpu import find_gpu
@@ -23,6 +25,7 @@ from service.index.segmented import SegmentedIndex
 from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock
 from service.recommender import GenerationDefaults, Recommender
+from service.samples import load_samples
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
@@ -31,6 +34,18 @@ from service.telemetry import Telemetry
 FOLLOWING_SECONDS = 60.0
 """How often a replica without snapshots says how far it has followed the log."""
 log = structlog.get_logger(__name__)
+
+
+def build_app(settings: Settings, progress: Callable[[str], None] = lambda message: None) -> FastAPI:
+    """The HTTP app of one process, on a service of its own that has loaded its sample notes when it is ready."""
+
+    @contextlib.asynccontextmanager
+    async def open_with_samples() -> AsyncIterator[Service]:
+        async with open_service(settings, progress) as service:
+            await load_samples(service, progress)
+            yield service
+
+    return create_app(settings, open_with_samples)
 
 
 @contextlib.asynccontextmanager

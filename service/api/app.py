@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from uuid import uuid4
 
@@ -22,9 +23,7 @@ from service.api.routes import documentation, generate, notes, operations, simil
 from service.api.schemas import BatchOut, NoteIn, Problem
 from service.container import Service
 from service.errors import LimitExceeded
-from service.samples import load_samples
 from service.settings import Settings
-from service.wiring import open_service
 
 log = structlog.get_logger(__name__)
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
@@ -34,14 +33,12 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings, progress: Callable[[str], None] = lambda message: None) -> FastAPI:
-    """The app of one process; the service is opened when it starts and closed when it ends."""
+def create_app(settings: Settings, open_service: Callable[[], AbstractAsyncContextManager[Service]]) -> FastAPI:
+    """The HTTP app of one process. `open_service` is entered when the app starts and left when it ends."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_service(settings, progress) as service:
-            app.state.service = service
-            await load_samples(service, progress)
+        async with open_service() as app.state.service:
             yield
 
     app = FastAPI(

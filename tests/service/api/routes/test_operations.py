@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api.app import create_app
 from service.settings import Settings
+from service.wiring import build_app
 
 METRICS = (
     "notellm_http_request_duration_seconds",
@@ -64,7 +64,7 @@ def test_addresses_that_do_not_exist_answer_with_problems(
 
 def test_the_documented_api_is_the_real_one() -> None:
     documented = json.loads(Path("docs/openapi.json").read_text())
-    real = json.loads(json.dumps(create_app(Settings()).openapi()))
+    real = json.loads(json.dumps(build_app(Settings()).openapi()))
     assert documented == real, "run `make openapi`"
 
 
