@@ -8,6 +8,7 @@ NoteLLMError
 ├── LimitExceeded         body, note or batch over its published bound
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
+├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a passing state; carries the seconds to wait
     ├── QueueFull         the engine's queue is full
     ├── DeadlineExceeded  the request's time is over
@@ -98,6 +99,14 @@ class OtherSpace(NoteLLMError):
         super().__init__(
             f"The vector of note {note_id!r} was made by another model than the one that serves; "
             "POST the note again and it is embedded anew."
+        )
+
+
+class StoredNoteUnreadable(NoteLLMError):
+    def __init__(self, note_id: str, reason: str) -> None:
+        super().__init__(
+            f"Note {note_id!r} is in the store and cannot be read: {reason}. It is left out of all answers until you "
+            "POST or PUT it again, or DELETE it."
         )
 
 

@@ -77,6 +77,11 @@ class Telemetry:
             "Share of what an exact search finds, over the last searches that were repeated; NaN: none was",
             registry=registry,
         )
+        self.quarantined = Gauge(
+            "notellm_quarantined_notes",
+            "Notes that are left out because what the store holds of them cannot be read, of those that were met",
+            registry=registry,
+        )
         self.snapshot_time = Gauge(
             "notellm_snapshot_timestamp_seconds",
             "When the index was last written to disk, since the epoch; 0: never",

@@ -23,7 +23,7 @@ from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
 from service.index.snapshots import SnapshotFolder
-from service.interfaces import Clock
+from service.interfaces import Clock, NoteStore
 from service.recommender import GenerationDefaults, Recommender
 from service.samples import load_samples
 from service.settings import Settings
@@ -68,7 +68,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         )
         engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # refused now, not at the first note
         telemetry, clock = Telemetry(), Clock()
-        store = RedisNoteStore(url.get_secret_value(), clock=clock)
+        store = RedisNoteStore(url.get_secret_value(), clock=clock, dimensions={engine.space: engine.dimension})
         stack.push_async_callback(store.close)
         gpu = find_gpu() if settings.index_device == "cuda" else None
         index = LiveIndex(
@@ -95,7 +95,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
         house = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(engine, batcher, store, index, telemetry, clock, house)
-        _show_live_numbers(telemetry, index, engine)
+        _show_live_numbers(telemetry, index, store, engine)
         yield Service(settings, recommender, batcher, store, index, telemetry, clock)
 
 
@@ -104,6 +104,8 @@ def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progres
     embedded = EmbeddedRedis(settings.data_dir)
     stack.callback(embedded.stop)
     embedded.start()
+    if embedded.pid is None:
+        progress(f"Joining the store of {settings.data_dir}, which another process runs")
     keeper = asyncio.get_running_loop().create_task(embedded.keep_alive(), name="keep-embedded-redis")
     stack.callback(keeper.cancel)
     return embedded.url
@@ -122,10 +124,11 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack) -> Sn
     return snapshots
 
 
-def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, engine: Engine) -> None:
+def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, store: NoteStore, engine: Engine) -> None:
     telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
     telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
     telemetry.index_segments.set_function(lambda: index.status().segments)
     telemetry.recall.set_function(lambda: index.status().recall_sampled)
+    telemetry.quarantined.set_function(lambda: len(store.unreadable))
     telemetry.snapshot_time.set_function(lambda: index.status().saved_at)
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)

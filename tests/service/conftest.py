@@ -243,7 +243,7 @@ class GatedStore(RedisNoteStore):
     """A store whose log can be held back from its reader: the index on it falls behind."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
-        super().__init__(url, clock=clock)
+        super().__init__(url, clock=clock, dimensions={SPACE: DIMENSION})
         self._gate = asyncio.Event()
         self._gate.set()
         self._parked = False
@@ -385,7 +385,7 @@ def clock() -> Clock:
 @pytest.fixture
 async def store(redis_url: str, clock: Clock) -> AsyncIterator[RedisNoteStore]:
     """On each server in turn."""
-    store = RedisNoteStore(redis_url, clock=clock)
+    store = RedisNoteStore(redis_url, clock=clock, dimensions={SPACE: DIMENSION})
     yield store
     await store.close()
 

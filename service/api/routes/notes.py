@@ -116,7 +116,7 @@ async def post_notes(request: Request, service: ServiceDep, generate: GenerateDe
     )
 
 
-@router.get("/notes/{note_id}", responses=documented(404, 422, 503))
+@router.get("/notes/{note_id}", responses=documented(404, 409, 422, 503))
 async def get_note(note_id: NoteId, recommender: RecommenderDep, response: Response) -> NoteOut:
     """The note itself. ETag is its log position, for If-Match."""
     note = NoteOut.of(await recommender.get(note_id))
@@ -149,7 +149,7 @@ async def put_note(
 
 @router.patch(
     "/notes/{note_id}",
-    responses=documented(400, 404, 412, 413, 415, 422, 429, 503, 504),
+    responses=documented(400, 404, 409, 412, 413, 415, 422, 429, 503, 504),
 )
 async def patch_note(
     note_id: NoteId, body: NotePatch, request: Request, response: Response, service: ServiceDep, if_match: IfMatch
