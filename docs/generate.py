@@ -1,6 +1,6 @@
-"""Generated parts of the documentation: the API page, the configuration page, and figures taken from benchmark results.
+"""Generated parts of the documentation: the API and configuration pages, the log's table, figures of benchmark results.
 
-Run `python -m docs.generate` after a change of docs/openapi.json, service/settings.py or benchmarks/results;
+Run `python docs/generate.py` after a change of docs/openapi.json, service/settings.py or benchmarks/results;
 tests/docs/test_pages.py fails while a page is behind. Tables of whole results are made by benchmarks/harness/report.py.
 """
 
@@ -60,7 +60,7 @@ def api_page(openapi: Json) -> str:
 
 API_INTRODUCTION = """# API
 
-Version {version}. Generated from [openapi.json](openapi.json) by `python -m docs.generate`; a running service shows the
+Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
 same at `/docs`.
 
 - Bodies and answers are JSON in UTF-8. An unknown field or query parameter is an error that names it.
@@ -77,7 +77,9 @@ def operation_section(title: str, operation: Json) -> str:
         parts.append(markdown_table(["parameter", "in", "type", "meaning"], rows))
     if body := operation.get("requestBody"):
         parts.append("Body: " + content_types(body["content"]) + ".")
-    answers = ((status, a["description"], content_types(a.get("content", {}))) for status, a in operation["responses"].items())
+    answers = (
+        (status, a["description"], content_types(a.get("content", {}))) for status, a in operation["responses"].items()
+    )
     parts.append(markdown_table(["status", "meaning", "body"], answers))
     return "\n\n".join(part for part in parts if part)
 
@@ -100,7 +102,11 @@ def schema_section(name: str, schema: Json) -> str:
         (field, type_of(spec), default_of(spec, field in required), spec.get("description", ""))
         for field, spec in schema.get("properties", {}).items()
     )
-    parts = [f"### {name}", wrapped(schema.get("description", "")), markdown_table(["field", "type", "default", "meaning"], rows)]
+    parts = [
+        f"### {name}",
+        wrapped(schema.get("description", "")),
+        markdown_table(["field", "type", "default", "meaning"], rows),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -168,7 +174,7 @@ def configuration_page() -> str:
 CONFIGURATION_INTRODUCTION = """# Configuration
 
 Settings are environment variables, read once at the start. Generated from `service/settings.py` by
-`python -m docs.generate`. A list is written with commas: `NOTELLM_CATEGORIES="Food, Travel, Pets"`.
+`python docs/generate.py`. A list is written with commas: `NOTELLM_CATEGORIES="Food, Travel, Pets"`.
 
 The bounds that a request has to keep are published at `GET /limits`. `NOTELLM_URL` is read by the command line alone:
 the service that `notellm ingest`, `similar` and the like talk to (`http://127.0.0.1:8000` by default)."""
@@ -184,6 +190,24 @@ def setting_default(spec: Json) -> str:
     """The default as it would be written in the environment; empty where there is none."""
     value = spec.get("default")
     return "" if value in (None, [], ()) else f"`{value}`"
+
+
+# Log
+
+
+ENTRY = re.compile(r"^#{1,2} (?P<title>.+)\n\n\*(?P<date>\d{4}-\d\d-\d\d) · (?P<verdict>.+)\*$", re.MULTILINE)
+"""A heading, a blank line, and date and verdict in italics."""
+
+
+def log_table() -> str:
+    """The table of docs/log/index.md: every entry of the log with its date and verdict, oldest first."""
+    rows: list[tuple[str, str, str, str]] = []
+    for path in sorted((DOCS / "log").glob("*.md")):
+        for entry in ENTRY.finditer(path.read_text("utf-8")):
+            link = f"[{entry['title']}]({path.name}#{slug(entry['title'])})"
+            rows.append((entry["date"], path.stem.replace("-", " "), link, entry["verdict"]))
+    rows.sort(key=lambda row: row[:2])
+    return markdown_table(["date", "subject", "entry", "verdict"], rows)
 
 
 # Figures from benchmark results
@@ -274,12 +298,15 @@ def between_markers(text: str, name: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page that has a generated part, as it should read."""
-    readme, benchmarks = ROOT / "README.md", DOCS / "benchmarks.md"
+    parts = {
+        ROOT / "README.md": ("figures", figures_table()),
+        DOCS / "benchmarks.md": ("machine", machine_line()),
+        DOCS / "log" / "index.md": ("log", log_table()),
+    }
     return {
         DOCS / "api.md": api_page(json.loads((DOCS / "openapi.json").read_text("utf-8"))),
         DOCS / "configuration.md": configuration_page(),
-        readme: between_markers(readme.read_text("utf-8"), "figures", figures_table()),
-        benchmarks: between_markers(benchmarks.read_text("utf-8"), "machine", machine_line()),
+        **{path: between_markers(path.read_text("utf-8"), name, text) for path, (name, text) in parts.items()},
     }
 
 
