@@ -63,7 +63,8 @@ API_INTRODUCTION = """# API
 Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
 same at `/docs`.
 
-- Bodies and answers are JSON in UTF-8. An unknown field or query parameter is an error that names it.
+- Bodies and answers are JSON in UTF-8, `POST /notes` also takes NDJSON; another content type is a 415.
+- An unknown field or query parameter is an error that names it. `GET /limits` has every bound.
 - Errors are `application/problem+json` (RFC 9457): see [Problem](#problem). `429` and `503` carry `Retry-After`.
 - Every answer carries `X-Request-Id`: the caller's own, or one that is made.
 - A log position (`1795704909866-0`) orders all writes. It is a note's ETag, and `min_log_position` of a search."""
