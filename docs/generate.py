@@ -131,6 +131,8 @@ def type_of(spec: Json) -> str:
     if spec.get("type") == "array":
         return f"array of {type_of(spec.get('items', {}))}{bounds_of(spec)}"
     kind = spec.get("format") or spec.get("type", "any")
+    if kind == "password":
+        return "string, secret"
     return f"{kind}{bounds_of(spec)}"
 
 
