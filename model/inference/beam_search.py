@@ -103,7 +103,7 @@ class HashtagBeamSearch:
     def _query(self, ids: Sequence[int]) -> LogitQuery:
         """Query for the token after `ids`, in a decode step."""
         if self._vocabulary is None:
-            return LogitQuery(0, self._width)
+            return LogitQuery(0, top_k=self._width)
         return LogitQuery(0, tokens=self._vocabulary.after(ids))
 
     def _extend(self, answers: Sequence[TokenLogProbs], on_hashtag: Callable[[Hashtag], None] | None) -> list[int]:

@@ -59,8 +59,11 @@ class TokenizedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """What the prefill of a request read: the vector (D,), the answers to all queries of the note's span, and of them
-    or of the second prompt's span the one for a hashtag's first token, where hashtags are requested."""
+    """Output of a request's prefill.
+
+    `vector` has shape (D,). `answers` are those to all queries of the note's span. `first_hashtag_token` answers the
+    query after the hashtag task; None where no hashtags are requested. `tokens`: number of tokens in all spans.
+    """
 
     vector: npt.NDArray[np.float32]
     answers: list[TokenLogProbs]
@@ -148,7 +151,8 @@ class Engine:
         self._scheduler.abort(running)
 
     def run(self, batch: Sequence[TokenizedRequest]) -> list[GenerationOutput]:
-        """Run `batch` to its end, beside requests that were added before; return one output a request, in order."""
+        """Run `batch` to its end; return one output a request, in order. Requests that were added before keep their
+        cache blocks and wait."""
         requests = [self._running_request(tokenized) for tokenized in batch]
         return Scheduler[GenerationOutput](self.runtime).run(requests, self.runtime.pool.free)
 

@@ -11,8 +11,8 @@ from model.inference.runtime import Runtime, Span
 from model.inference.spans import SpanSteps
 
 PREFILL_TOKENS_PER_STEP = 4096
-"""Token budget for prefill in one engine step, beside all decode steps; further prefills wait for the next step. Steps
-of 1,024 tokens embed 10% slower (decision 9); more take more memory."""
+"""Token budget for prefill in one engine step, beside all decode steps; further prefills wait for the next step. On
+two cores 4,096 tokens a step embed 10% faster than 1,024, and take 94 MiB more (decision 9)."""
 T = TypeVar("T")
 
 

@@ -56,7 +56,8 @@ def note_span(
     ids = [*trunk, *category_task, *(categories.tokens[node] for node in categories.inner)]
     parents = [
         *range(-1, len(trunk) - 1),
-        *[read_out, *range(len(trunk), root)],
+        read_out,
+        *range(len(trunk), root),
         *(index[categories.parents[node]] for node in categories.inner),
     ]
     queries += [LogitQuery(index[node], tokens=categories.child_tokens(node)) for node in categories.children]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.config import CheckpointError
-from model.inference.openvino.runtime import HEAD, LAYERS, MAX_LIKELIEST, OUTPUT, SHAPES
+from model.inference.openvino.runtime import HEAD, LAYERS, MAX_TOP_K, OUTPUT, SHAPES
 from model.inference.torch_runtime import using_attention
 from model.notellm import NoteLLM
 from model.weights import Progress, silent
@@ -173,7 +173,7 @@ def _output(model: NoteLLM) -> ov.Model:
     """Return the graph that answers queries about the next token.
 
     Inputs: `states` (N, H); `mask` (N, 1), 1 where tokens that end a hashtag are left out of the most probable ones,
-    else 0; `rows` and `tokens` (M,), the query and the id of each named token. Outputs: `likeliest` (N, MAX_LIKELIEST)
+    else 0; `rows` and `tokens` (M,), the query and the id of each named token. Outputs: `likeliest` (N, MAX_TOP_K)
     token ids, the most probable first, and log probabilities: their `log_probs`; `ended` (N, 1), of all end tokens
     together; `of_tokens` (M,), of the named tokens.
     """
@@ -191,7 +191,7 @@ def _output(model: NoteLLM) -> ov.Model:
     penalty = np.zeros((1, len(weight)), np.float32)
     penalty[0, ends] = -1e30
     without_ends = ops.add(logits, ops.multiply(mask, ops.constant(penalty)))
-    top = ops.topk(without_ends, _number(min(MAX_LIKELIEST, len(weight)), np.int32), 1, "max", "value")
+    top = ops.topk(without_ends, _number(min(MAX_TOP_K, len(weight)), np.int32), 1, "max", "value")
     indices = ops.add(ops.multiply(rows, _number(len(weight), np.int64)), tokens)
     token_log_probs = ops.subtract(_gather_flat(logits, indices), _gather_flat(log_total, rows))
     results = {

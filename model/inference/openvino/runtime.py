@@ -23,7 +23,7 @@ from model.weights import space_of
 
 LAYERS, OUTPUT, SHAPES, HEAD = "layers.xml", "output.xml", "shapes.json", "projection.npy"
 """Names of the exported files. OpenVINO keeps the weights of a graph beside it."""
-MAX_LIKELIEST = 32
+MAX_TOP_K = 32
 """Bound on a query's `top_k`: the exported output graph returns as many tokens for each query."""
 MADV_DONTNEED = 4
 """Linux's advice to drop pages. Pages that are mapped read-only from a file lose nothing: they are read again."""
@@ -116,8 +116,8 @@ class OpenVinoRuntime:
         if self._projection is not None:
             vectors = vectors @ self._projection.T
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-        if rows.top_k > MAX_LIKELIEST:
-            raise ValueError(f"at most {MAX_LIKELIEST} next tokens can be told, not {rows.top_k}")
+        if rows.top_k > MAX_TOP_K:
+            raise ValueError(f"a query returns at most {MAX_TOP_K} next tokens, not {rows.top_k}")
         return rows.span_outputs(spans, vectors, [self._answer(batch, states) for batch in rows.batches()])
 
     def _answer(self, batch: OutputRows, states: Floats) -> BatchLogProbs:
