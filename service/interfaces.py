@@ -31,7 +31,7 @@ class TokenizedRequest(Protocol):
     """A note as the engine wants it."""
 
     @property
-    def wanted(self) -> GenerationRequest: ...
+    def request(self) -> GenerationRequest: ...
     @property
     def tokens(self) -> int:
         """Of its prompts: what it costs to begin."""
