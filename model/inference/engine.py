@@ -36,7 +36,7 @@ from model.generation import (
     Usage,
     Vocabulary,
 )
-from model.hashtags.grounding import NEIGHBOURS, Candidate, HashtagFilter, candidates_from, dedup_key, grounded
+from model.hashtags.grounding import NEIGHBOURS, Candidate, HashtagFilter, candidates_from, dedup_key, rerank
 from model.hashtags.vocabulary import HashtagTrie
 from model.inference.kv_cache import BlockTable
 from model.inference.runtime import LogitQuery, Runtime, Span, SpanOutput, TokenLogProbs
@@ -620,7 +620,7 @@ class _Search:
         """With what was found, and with what `near` notes carry."""
         hashtags = self._hashtags()[: self._count]
         if near:
-            hashtags = grounded(hashtags, near, probabilities, self._count)
+            hashtags = rerank(hashtags, near, probabilities, self._count)
         usage = replace(reading.usage, generated_tokens=self._tokens)
         return replace(reading, hashtags=hashtags, hashtags_reason=None if hashtags else self._reason, usage=usage)
 

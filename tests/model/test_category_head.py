@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model.category_head import CATEGORIES_FILE, MIN_NOTES_PER_CATEGORY, CategoryHead, pool_weights_for
+from model.category_head import CATEGORIES_FILE, MIN_NOTES_PER_CATEGORY, CategoryHead, fit_pool_weights
 from model.config import CheckpointError
 from model.generation import CategoryProbability, GenerationRequest
 from model.inference.engine import Engine
@@ -108,19 +108,19 @@ def test_the_exponents_under_which_the_truth_was_drawn_are_found() -> None:
     rng = np.random.default_rng(0)
     written, seen = (np.log(softmax(rng.normal(scale=2, size=(4000, 5)))) for _ in range(2))
     truth = (0.3 * written + 0.8 * seen + rng.gumbel(size=written.shape)).argmax(1)
-    assert pool_weights_for(written, seen, truth) == pytest.approx((0.3, 0.8), abs=0.06)
+    assert fit_pool_weights(written, seen, truth) == pytest.approx((0.3, 0.8), abs=0.06)
 
 
 def test_few_notes_that_are_all_right_do_not_make_anything_certain() -> None:
     seen = np.log(softmax(np.random.default_rng(0).normal(scale=2, size=(12, 5))))
-    assert max(pool_weights_for(np.zeros((12, 5)), seen, seen.argmax(1))) < 3
+    assert max(fit_pool_weights(np.zeros((12, 5)), seen, seen.argmax(1))) < 3
 
 
 def test_what_contradicts_the_truth_is_not_trusted() -> None:
     rng = np.random.default_rng(0)
     written, seen = (np.log(softmax(rng.normal(scale=2, size=(1000, 5)))) for _ in range(2))
     truth = (seen - written + rng.gumbel(size=written.shape)).argmax(1)
-    assert pool_weights_for(written, seen, truth)[0] == 0
+    assert fit_pool_weights(written, seen, truth)[0] == 0
 
 
 def test_an_engine_pools_where_the_head_knows_all_names(tiny_engine: Engine) -> None:

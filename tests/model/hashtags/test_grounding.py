@@ -17,8 +17,8 @@ from model.hashtags.grounding import (
     HashtagFilter,
     candidates_from,
     dedup_key,
-    grounded,
     neighbour_weights,
+    rerank,
     scripts,
 )
 from model.note import Note
@@ -124,14 +124,14 @@ def test_what_is_carried_is_bounded_and_allowed() -> None:
 
 def test_grounded_hashtags_are_ordered_by_what_is_carried_and_what_is_written() -> None:
     near = candidates_from(Neighbours([Neighbour(f"n{i}", 0.9, ("soup",)) for i in range(9)]), ANY)
-    told = grounded([Hashtag("hot", 0.5), Hashtag("Soups", 0.1)], near, {"soup": 0.2}, 5)
+    told = rerank([Hashtag("hot", 0.5), Hashtag("Soups", 0.1)], near, {"soup": 0.2}, 5)
     soup = (1 + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * 0.2**WRITTEN_WEIGHT
     hot = MIN_NEIGHBOUR_SHARE / (1 + MIN_NEIGHBOUR_SHARE) * 0.5**WRITTEN_WEIGHT
     assert [(h.text, h.score) for h in told] == [("soup", pytest.approx(soup)), ("hot", pytest.approx(hot))]
     assert [h.notes for h in told] == [tuple(f"n{i}" for i in range(NEIGHBOURS_NAMED)), ()]
-    assert grounded([Hashtag("hot", 0.5)], near, {"soup": 0.2}, 1) == told[:1]
+    assert rerank([Hashtag("hot", 0.5)], near, {"soup": 0.2}, 1) == told[:1]
 
 
 def test_a_carried_hashtag_that_the_model_would_never_write_is_not_told() -> None:
     near = candidates_from(Neighbours([Neighbour("a", 0.9, ("soup",))]), ANY)
-    assert grounded([], near, {"soup": 0.0}, 5) == ()
+    assert rerank([], near, {"soup": 0.0}, 5) == ()
