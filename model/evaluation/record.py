@@ -18,6 +18,7 @@ from model.evaluation.metrics import (
     EXPOSURES,
     accuracy,
     expected_calibration_error,
+    illusory_share,
     macro_f1,
     mean_reciprocal_rank,
     recall_at,
@@ -129,7 +130,7 @@ def _category_summary(categories: Categories) -> dict[str, float | None]:
         "accuracy_free": None if free is None else accuracy(free, truth),
         "accuracy_constrained": accuracy(chosen, truth),
         "macro_f1": macro_f1(chosen, truth),
-        "illusory": None if free is None else free.count(INVENTED) / len(free),
+        "illusory": None if free is None else illusory_share(free, set(free) - {INVENTED}),
         "ece": expected_calibration_error(np.array(categories.probability), np.equal(truth, chosen)),
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model.category_head import CategoryHead, pool_weights_for
+from model.category_head import CategoryHead, fit_pool_weights
 from model.config import NoteLLMConfig
 from model.data.dataset import read_notes
 from model.evaluation.evaluate import closed_set, notes_of_split
@@ -124,7 +124,7 @@ def _with_fitted_pool_weights(
     written = [_log_probs(output, names) for output in outputs]
     by_vector = head.log_probs(names, np.array([output.vector for output in outputs]))
     truth = [names.index(note.category or "") for note in validation]
-    return head.with_pool_weights(names, pool_weights_for(written, list(by_vector), truth))
+    return head.with_pool_weights(names, fit_pool_weights(written, list(by_vector), truth))
 
 
 def _log_probs(output: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:
