@@ -39,9 +39,9 @@ from service.filters import Filter
 from service.index.growing import GrowingSegment
 from service.index.hashtags import LiveHashtags
 from service.index.live import restore, snapshot_parts
+from service.index.native import exact_search, swig, trim_heap
 from service.index.sealed import LISTS_PER_ROOT, SealedSegment
-from service.index.segment import exact, swig
-from service.index.segmented import MergeJob, SegmentedIndex, trim_heap
+from service.index.segmented import MergeJob, SegmentedIndex
 from service.index.snapshots import Origin, SnapshotFolder
 from service.records import Hit, StoredNote
 from service.settings import Settings
@@ -125,7 +125,7 @@ def bare(index: SegmentedIndex, query: Vectors) -> None:
         elif isinstance(segment, SealedSegment):
             segment._index.search(query[None], K)
         elif isinstance(segment, GrowingSegment):
-            exact(segment._vectors[: len(segment)], query, K)
+            exact_search(segment._vectors[: len(segment)], query, K)
 
 
 def seconds_each(search: Callable[[Vectors], object], queries: Vectors) -> list[float]:

@@ -31,8 +31,8 @@ from model.note import Note
 from service.errors import IndexBehind, SnapshotRefused, StoreUnavailable
 from service.filters import Filter
 from service.index.hashtags import LiveHashtags
+from service.index.native import trim_heap, use_one_faiss_thread
 from service.index.packed_strings import packed, unpacked
-from service.index.segmented import trim_heap, use_one_faiss_thread
 from service.index.snapshots import Origin, SnapshotFolder
 from service.interfaces import Clock, NoteStore, Part, ReadPart, VectorIndex
 from service.records import ORIGIN, Hit, StoredNote, Vector, position_key
@@ -244,7 +244,7 @@ class LiveIndex:
         tagged: list[Neighbour] = []
         for wanted in (2 * count, MAX_LOOKUP_FACTOR * count):
             hits = self._index.search(vector, wanted, where, now)
-            tagged = self._hashtags.tagged((hit.id, hit.score) for hit in hits)
+            tagged = self._hashtags.with_hashtags((hit.id, hit.score) for hit in hits)
             if len(tagged) >= count or len(hits) < wanted:
                 break
         return Neighbours(tagged[:count], self._hashtags.by_words(note, count, now))

@@ -35,6 +35,6 @@ def test_texts_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_more_than_are_copied_at_a_time_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.index.packed_strings.CHUNK", 3)
+    monkeypatch.setattr("service.index.packed_strings.COPY_BATCH_SIZE", 3)
     texts = [f"note {number}" for number in range(20)]
     check(PackedStrings.of(texts).take(np.arange(0, 20, 2)), texts[::2])

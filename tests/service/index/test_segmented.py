@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from service.filters import Filter
 from service.index.gpu import Gpu, find_gpu
+from service.index.native import swig, trained_ivf
 from service.index.sealed import RECALL, SealedSegment
-from service.index.segment import swig
-from service.index.segmented import DEAD_SHARE, MERGED_AT, MergeJob, SegmentedIndex
+from service.index.segmented import MAX_DEAD_SHARE, MERGE_FACTOR, MergeJob, SegmentedIndex
 from service.records import StoredNote, Vector
 from tests.service.conftest import stored_note
 from tests.service.index.test_vector_index import (
@@ -43,7 +43,7 @@ CLUSTERS = 40
 def pairs_merge() -> Iterator[None]:
     """Two heads or segments are enough to become one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.index.segmented.MERGED_AT", 2)
+        patch.setattr("service.index.segmented.MERGE_FACTOR", 2)
         yield
 
 
@@ -60,13 +60,13 @@ MANY = st.lists(ROWS, min_size=6, max_size=8, unique_by=lambda stored: stored.no
 def test_at_any_point_of_any_job_it_finds_what_brute_force_finds(
     history: list[tuple[str, Any]], searches: list[tuple[Filter, int, int]]
 ) -> None:
-    index, model = SegmentedIndex(DIMENSION, head_rows=2, attributes=ASKED), Model()
+    index, model = SegmentedIndex(DIMENSION, growing_rows=2, attributes=ASKED), Model()
     job: MergeJob | None = None
     for step, argument in history:
         if step == "work":  # the next of planning, running and finishing
             if job is None:
                 job = index.plan()
-            elif job.made is None and job.rows:
+            elif job.merged is None and job.rows:
                 job.run()
             else:
                 index.finish(job)
@@ -82,23 +82,23 @@ def test_at_any_point_of_any_job_it_finds_what_brute_force_finds(
 
 
 def test_heads_are_sealed_and_segments_of_one_size_become_one() -> None:
-    index = SegmentedIndex(DIMENSION, head_rows=4)
+    index = SegmentedIndex(DIMENSION, growing_rows=4)
     sizes = []
-    for note in rows(4 * MERGED_AT**3 + 1):
+    for note in rows(4 * MERGE_FACTOR**3 + 1):
         index.upsert([note])
         do_jobs(index)
         sizes.append(index.segments)
     assert index.segments == 2, "all but the head is one"
-    assert max(sizes) <= 1 + 3 * (MERGED_AT - 1) + 1
+    assert max(sizes) <= 1 + 3 * (MERGE_FACTOR - 1) + 1
     assert index.tombstones == 0
 
 
 def test_a_worn_segment_is_made_again_without_its_tombstones() -> None:
-    index = SegmentedIndex(DIMENSION, head_rows=8)
-    notes = rows(8 * MERGED_AT + 1)
+    index = SegmentedIndex(DIMENSION, growing_rows=8)
+    notes = rows(8 * MERGE_FACTOR + 1)
     index.upsert(notes)
     do_jobs(index)
-    few = int(DEAD_SHARE * 8 * MERGED_AT)
+    few = int(MAX_DEAD_SHARE * 8 * MERGE_FACTOR)
     index.remove([note.note.id for note in notes[:few]])
     assert (do_jobs(index), index.tombstones) == (0, few)
     index.remove([notes[few].note.id])
@@ -107,20 +107,20 @@ def test_a_worn_segment_is_made_again_without_its_tombstones() -> None:
 
 
 def test_a_segment_without_a_living_row_goes() -> None:
-    index = SegmentedIndex(DIMENSION, head_rows=4)
-    index.upsert(rows(4 * MERGED_AT + 1))
+    index = SegmentedIndex(DIMENSION, growing_rows=4)
+    index.upsert(rows(4 * MERGE_FACTOR + 1))
     do_jobs(index)
-    index.remove([f"n{n}" for n in range(4 * MERGED_AT)])
+    index.remove([f"n{n}" for n in range(4 * MERGE_FACTOR)])
     do_jobs(index)
-    assert (index.segments, index.tombstones, found_ids(index)) == (1, 0, {f"n{4 * MERGED_AT}"})
+    assert (index.segments, index.tombstones, found_ids(index)) == (1, 0, {f"n{4 * MERGE_FACTOR}"})
 
 
 def test_of_two_jobs_one_that_fails_does_not_hold_up_the_other() -> None:
-    index = SegmentedIndex(DIMENSION, head_rows=8)
-    index.upsert(rows(8 * MERGED_AT + 1))
+    index = SegmentedIndex(DIMENSION, growing_rows=8)
+    index.upsert(rows(8 * MERGE_FACTOR + 1))
     do_jobs(index)
-    index.remove([f"n{n}" for n in range(8 * MERGED_AT // 2)])
-    index.upsert(rows(8 * MERGED_AT, first=1000))
+    index.remove([f"n{n}" for n in range(8 * MERGE_FACTOR // 2)])
+    index.upsert(rows(8 * MERGE_FACTOR, first=1000))
     first = index.plan()
     assert first is not None
     index.give_up(first)
@@ -134,8 +134,8 @@ def test_of_two_jobs_one_that_fails_does_not_hold_up_the_other() -> None:
 
 
 def test_a_job_whose_result_nobody_takes_changes_nothing() -> None:
-    index = SegmentedIndex(DIMENSION, head_rows=4)
-    index.upsert(rows(4 * MERGED_AT + 1))
+    index = SegmentedIndex(DIMENSION, growing_rows=4)
+    index.upsert(rows(4 * MERGE_FACTOR + 1))
     job = index.plan()
     assert job is not None
     job.run()
@@ -143,7 +143,7 @@ def test_a_job_whose_result_nobody_takes_changes_nothing() -> None:
     assert again is not None
     again.run()
     index.finish(again)
-    assert found_ids(index) == {f"n{n}" for n in range(4 * MERGED_AT + 1)}
+    assert found_ids(index) == {f"n{n}" for n in range(4 * MERGE_FACTOR + 1)}
 
 
 @pytest.fixture(scope="module")
@@ -161,24 +161,47 @@ def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
     """One segment with an inverted file, of rows in clusters: the notes of a community are about some things."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.sealed.IVF_ROWS", 1000)
-        patch.setattr("service.index.sealed.EXACT_MATCHES", 20)
+        patch.setattr("service.index.sealed.MAX_EXACT_ROWS", 20)
         gpu = request.getfixturevalue("card") if request.param == "card" else None
-        index = SegmentedIndex(16, head_rows=SEALED_ROWS // MERGED_AT, gpu=gpu)
+        index = SegmentedIndex(16, growing_rows=SEALED_ROWS // MERGE_FACTOR, gpu=gpu)
         index.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
         do_jobs(index)
         assert any(isinstance(segment, SealedSegment) and segment._lists_by_k for segment in index._segments)
         yield index
 
 
-def test_a_card_has_copies_of_what_is_searched_and_of_nothing_else(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def copies_on(card: Gpu) -> int:
+    """Count the copies of inverted files that the card holds, once what nobody needs is freed."""
+    with card._exclusive():
+        return sum(not isinstance(index, swig.IndexShards) for index in card._indexes.values())
+
+
+def test_gpu_after_merges_holds_one_copy_a_segment(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.index.sealed.IVF_ROWS", 100)
-    index = SegmentedIndex(16, head_rows=100, gpu=card)
-    before = len(card._copies)
-    for n in range(100 * MERGED_AT * MERGED_AT + 1):
+    index = SegmentedIndex(16, growing_rows=100, gpu=card)
+    before = copies_on(card)
+    for n in range(100 * MERGE_FACTOR * MERGE_FACTOR + 1):
         index.upsert([clustered(n)])
         do_jobs(index)
         assert index.search(one_of(clustered(n)), 1, ANY, 0.0)[0].id == f"c{n}"
-    assert (index.segments, len(card._copies) - before) == (2, 1)
+    assert (index.segments, copies_on(card) - before) == (2, 1)
+
+
+def test_gpu_copy_in_joined_index_stays_until_that_goes(card: Gpu) -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    index = trained_ivf(vectors, lists=1)
+    index.add(vectors)
+    copy = card.copy(index, lists=1)
+    assert copy is not None
+    joined = card.concatenate([copy, index])
+    copy_number, joined_number = copy._number, joined._number
+    del copy
+    scores, rows = joined.search(vectors[:1], 2)
+    assert (scores.tolist(), sorted(rows[0].tolist())) == ([[1.0, 1.0]], [0, 4])
+    assert copy_number not in card._indexes
+    del joined
+    with card._exclusive():
+        assert joined_number not in card._indexes
 
 
 def test_where_a_card_has_no_room_the_processor_searches(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +210,8 @@ def test_where_a_card_has_no_room_the_processor_searches(card: Gpu, monkeypatch:
 
     monkeypatch.setattr(swig, "index_cpu_to_gpu", full)
     monkeypatch.setattr("service.index.sealed.IVF_ROWS", 100)
-    index = SegmentedIndex(16, head_rows=100, gpu=card)
-    index.upsert([clustered(n) for n in range(100 * MERGED_AT + 1)])
+    index = SegmentedIndex(16, growing_rows=100, gpu=card)
+    index.upsert([clustered(n) for n in range(100 * MERGE_FACTOR + 1)])
     do_jobs(index)
     assert [index.search(one_of(clustered(n)), 1, ANY, 0.0)[0].id for n in (5, 400)] == ["c5", "c400"]
 
@@ -266,8 +289,8 @@ def test_from_an_inverted_file_a_row_goes_at_once(sealed: SegmentedIndex) -> Non
 
 
 def test_what_expires_costs_later_searches_nothing() -> None:
-    index = SegmentedIndex(DIMENSION, head_rows=4)
-    index.upsert([row(f"n{n}", n, expires_at=10.0 if n == 3 else None) for n in range(4 * MERGED_AT + 1)])
+    index = SegmentedIndex(DIMENSION, growing_rows=4)
+    index.upsert([row(f"n{n}", n, expires_at=10.0 if n == 3 else None) for n in range(4 * MERGE_FACTOR + 1)])
     do_jobs(index)
     assert index.expire(10.0) == ["n3"]
     assert all(segment._first_expiry == np.inf for segment in index._segments)
@@ -308,7 +331,7 @@ def beside(search: Callable[[int], None], write: Callable[[int], None], searches
 @pytest.mark.parametrize("where", [ANY, Filter(hashtags=("stays",)), Filter(exclude=frozenset({"stay7", "go7"}))])
 def test_searches_beside_writes_and_merges_miss_nothing_that_stays(where: Filter) -> None:
     """Notes that stay or are replaced are always found; one that is removed for good is not found after that."""
-    index = SegmentedIndex(DIMENSION, head_rows=16)
+    index = SegmentedIndex(DIMENSION, growing_rows=16)
     stay = [row(f"stay{n}", n, hashtags=("stays",)) for n in range(60)]
     index.upsert(stay)
     wanted = {note.note.id for note in stay} - where.exclude
@@ -339,7 +362,7 @@ def test_searches_beside_writes_and_merges_miss_nothing_that_stays(where: Filter
 @pytest.mark.usefixtures("threads_take_turns_often")
 def test_a_note_that_is_replaced_all_the_time_is_always_the_nearest_to_itself() -> None:
     """So many are asked for that tombstones do not fill the answer of the one call for all segments."""
-    index = SegmentedIndex(DIMENSION, head_rows=16)
+    index = SegmentedIndex(DIMENSION, growing_rows=16)
     index.upsert([row("stays", 7), *rows(200, first=1000)])
     where = Filter(exclude=frozenset({"n1000"}))
     faults = list[list[str]]()
@@ -385,7 +408,7 @@ def lists_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("excluded", [1, 30, 300, 900])
 def test_what_is_left_out_does_not_make_what_is_left_harder_to_find(excluded: int) -> None:
     notes = [spread(n) for n in range(8001)]
-    index = SegmentedIndex(16, head_rows=2000)
+    index = SegmentedIndex(16, growing_rows=2000)
     index.upsert(notes)
     do_jobs(index)
     assert recall_of(index, notes, 10, excluded) >= RECALL - 0.015
@@ -396,7 +419,7 @@ def test_what_is_left_out_does_not_make_what_is_left_harder_to_find(excluded: in
 def test_what_was_written_at_one_time_is_found_as_well_as_what_was_not(k: int) -> None:
     """All that is near is in the smallest segment, of which less is looked at than of the others."""
     old, new = [spread(n) for n in range(16_000)], [spread(20_000 + n, topic=1) for n in range(1601)]
-    index = SegmentedIndex(16, head_rows=400)
+    index = SegmentedIndex(16, growing_rows=400)
     for begin in range(0, 16_000, 400):
         index.upsert(old[begin : begin + 400])
         do_jobs(index)

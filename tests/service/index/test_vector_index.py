@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.generation import CategoryProbability, Hashtag
 from service.filters import Filter, attribute_text
-from service.index.segmented import HEAD_ROWS, SegmentedIndex
+from service.index.segmented import GROWING_ROWS, SegmentedIndex
 from service.interfaces import VectorIndex
 from service.records import Generated, Hit, StoredNote, Vector
 from tests.service.conftest import stored_note
@@ -68,7 +68,7 @@ class Restored(Maintained):
 
     def _restore(self) -> None:
         parts = {part.name: part.make() for part in self.snapshot_parts()}
-        new = SegmentedIndex(self._dimension, self._head_rows, self._attributes)
+        new = SegmentedIndex(self._dimension, self._growing_rows, self._attributes)
         new.restore(parts.__getitem__)
         self.__dict__.update(new.__dict__)
 
@@ -77,9 +77,9 @@ ASKED = ("language", "seats")
 """Attributes that filters may ask about."""
 BACKENDS: dict[str, MakeIndex] = {
     "as it is": partial(Maintained, attributes=ASKED),
-    "small heads": partial(Maintained, head_rows=3, attributes=ASKED),  # rows are sealed and merged all the time
+    "small segments": partial(Maintained, growing_rows=3, attributes=ASKED),  # rows are sealed and merged all the time
     "restored": partial(Restored, attributes=ASKED),
-    "small heads, restored": partial(Restored, head_rows=3, attributes=ASKED),
+    "small segments, restored": partial(Restored, growing_rows=3, attributes=ASKED),
 }
 TOLERANCE = 1e-5
 ANY = Filter()
@@ -351,28 +351,28 @@ def test_a_vector_of_another_shape_is_refused(index: VectorIndex, vector: Vector
 
 def test_many_tombstones_are_given_back_and_no_answer_changes(index: VectorIndex) -> None:
     model = Model()
-    notes = rows(HEAD_ROWS + 500)
+    notes = rows(GROWING_ROWS + 500)
     for part in (notes[:2000], notes[2000:]):
         index.upsert(part)
         model.upsert(part)
     seen = []
-    for n in range(0, HEAD_ROWS, HEAD_ROWS // 8):
-        gone = [note.note.id for note in notes[n : n + HEAD_ROWS // 8]]
+    for n in range(0, GROWING_ROWS, GROWING_ROWS // 8):
+        gone = [note.note.id for note in notes[n : n + GROWING_ROWS // 8]]
         index.remove(gone)
         model.remove(gone)
         seen.append(index.tombstones)
         check_all(index, model)
-    assert max(seen) < HEAD_ROWS
+    assert max(seen) < GROWING_ROWS
     assert seen != sorted(seen), "no compaction ever gave tombstones back"
 
 
 def test_replaced_rows_do_not_pile_up(index: VectorIndex) -> None:
     model = Model()
-    for turn in range(HEAD_ROWS // 100 + 5):
+    for turn in range(GROWING_ROWS // 100 + 5):
         changed = [row(f"n{n}", turn * 100 + n, category="Food" if n % 3 == 0 else None) for n in range(100)]
         index.upsert(changed)
         model.upsert(changed)
-        assert index.tombstones <= HEAD_ROWS
+        assert index.tombstones <= GROWING_ROWS
     check_all(index, model)
 
 
