@@ -4,9 +4,11 @@ NoteLLMError
 ├── NoteNotFound          no such note, or it was deleted, or it has expired
 ├── InvalidInput          well-formed, but not acceptable; carries pointers to the fields
 ├── MalformedBody         not JSON, or not UTF-8
+├── UnsupportedMediaType  a body of a type, or packed in a way, that the address does not take
 ├── LimitExceeded         body, note or batch over its published bound
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
+├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a passing state; carries the seconds to wait
     ├── QueueFull         the engine's queue is full
     ├── DeadlineExceeded  the request's time is over
@@ -14,12 +16,17 @@ NoteLLMError
     ├── IndexBehind       the index has not reached a log position in time
     ├── EngineFailed      the model failed on this batch
     └── Stopping          the service is shutting down
+
+SnapshotRefused is not among them: the index answers it by building anew, and no caller ever sees it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+MAX_ERRORS = 20
+"""Bound on the field errors of one problem; how many more there were is counted in its detail."""
 
 
 class NoteLLMError(Exception):
@@ -41,14 +48,32 @@ class FieldError:
 
 
 class InvalidInput(NoteLLMError):
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__("The request is well-formed, but some of its fields are not valid; see errors.")
-        self.errors = tuple(errors)
+    """`errors`: the first of them, at most MAX_ERRORS; `left_out`: how many more there are."""
+
+    def __init__(self, errors: Sequence[FieldError], left_out: int = 0) -> None:
+        self.errors = tuple(errors[:MAX_ERRORS])
+        self.left_out = left_out + len(errors) - len(self.errors)
+        more = f" {self.left_out} more are left out." if self.left_out else ""
+        super().__init__(f"The request is well-formed, but some of its fields are not valid; see errors.{more}")
+
+    def shortened(self, most: int) -> InvalidInput:
+        """The same with at most `most` errors."""
+        return InvalidInput(self.errors[:most], self.left_out + len(self.errors[most:]))
 
 
 class MalformedBody(NoteLLMError):
     def __init__(self, detail: str) -> None:
         super().__init__(f"The body could not be read as UTF-8 JSON: {detail}")
+        self.detail = detail
+
+
+class UnsupportedMediaType(NoteLLMError):
+    """`header`: Content-Type or Content-Encoding; `taken`: what it may be at this address."""
+
+    def __init__(self, header: str, given: str, taken: str) -> None:
+        super().__init__(f"The body's {header} is {given[:100]!r}; this address takes {taken}.")
+        self.header = header
+        self.taken = taken
 
 
 class LimitExceeded(NoteLLMError):
@@ -60,7 +85,7 @@ class LimitExceeded(NoteLLMError):
         self.limit = limit
 
 
-class SnapshotRefused(NoteLLMError):
+class SnapshotRefused(Exception):
     """A snapshot of the index is not used; the reason is all of the message."""
 
 
@@ -74,6 +99,14 @@ class OtherSpace(NoteLLMError):
         super().__init__(
             f"The vector of note {note_id!r} was made by another model than the one that serves; "
             "POST the note again and it is embedded anew."
+        )
+
+
+class StoredNoteUnreadable(NoteLLMError):
+    def __init__(self, note_id: str, reason: str) -> None:
+        super().__init__(
+            f"Note {note_id!r} is in the store and cannot be read: {reason}. It is left out of all answers until you "
+            "POST or PUT it again, or DELETE it."
         )
 
 

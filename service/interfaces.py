@@ -7,7 +7,7 @@ never compared. A log position is the id of an entry of the change log; position
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,14 @@ from model.generation import GenerationOutput, GenerationRequest, Vocabulary
 from model.note import Note
 from service.filters import Filter
 from service.records import ORIGIN, Durability, Hit, LogBounds, LogEntry, StoredNote, Vector, Write, Written
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Note that is in the store and cannot be decoded. `reason`: why, without any of its text."""
+
+    id: str
+    reason: str
 
 
 class TokenizedRequest(Protocol):
@@ -57,10 +65,16 @@ class Engine(Protocol):
 
 
 class NoteStore(Protocol):
-    """Notes, vectors and the change log: the truth. Every method raises StoreUnavailable when the store is away."""
+    """Notes, vectors and the change log: the truth. Every method raises StoreUnavailable when the store is away. A note
+    that cannot be decoded is no error: it comes as Unreadable, and a write or a removal of its id heals it."""
 
-    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | None]:
-        """In the order of `ids`; None for a note that is not there or has expired."""
+    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
+        """In the order of `ids`; None for a note that is not there or has expired. Whether one is Unreadable does not
+        depend on `with_vectors`."""
+
+    @property
+    def unreadable(self) -> Collection[str]:
+        """Ids of notes that came as Unreadable and, as far as this process knows, still would."""
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
         """Each note, its vector and its log entry in one atomic step, durable on return; None: not at `expected`."""
@@ -75,7 +89,7 @@ class NoteStore(Protocol):
         """Entries behind `after`, oldest first; waits up to `block_seconds` for the first one. And the bounds, asked
         for the entry of `after`, as they are after that."""
 
-    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | None]:
+    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
         """The notes that entries of the log tell of, with vectors, by id: each as it was after the last of these
         entries, or is by now; None: it is not there."""
 
@@ -83,7 +97,7 @@ class NoteStore(Protocol):
         """Have the next `get_logged` read all notes as they are by then."""
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds: ...
-    def scan(self) -> AsyncIterator[list[StoredNote]]:
+    def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
         """Every note with its vector, in no order; notes written meanwhile may or may not be among them."""
 
     async def identity(self) -> str:
@@ -96,8 +110,9 @@ class NoteStore(Protocol):
         """About how many notes there are."""
 
     async def durability(self) -> Durability: ...
-    async def samples_loaded(self) -> bool:
-        """Whether `mark_samples_loaded` was ever called."""
+    async def begin_samples(self) -> bool:
+        """Begin to add sample notes. False: they are not to be, because something was written here before, or all were
+        added once; what was begun and not marked as ended goes on."""
 
     async def mark_samples_loaded(self) -> None: ...
 

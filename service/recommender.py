@@ -22,10 +22,17 @@ from model.generation import (
 )
 from model.note import Note, hashtag_key
 from service.batcher import Admission, Batcher, Lane
-from service.errors import LimitExceeded, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
+from service.errors import (
+    LimitExceeded,
+    NoteNotFound,
+    OtherSpace,
+    PreconditionFailed,
+    StoredNoteUnreadable,
+    StoreUnavailable,
+)
 from service.filters import Filter
 from service.index.live import LiveIndex
-from service.interfaces import Clock, Engine, NoteStore
+from service.interfaces import Clock, Engine, NoteStore, Unreadable
 from service.records import Generated, StoredNote, Vector, Write, position_key
 from service.telemetry import Telemetry
 
@@ -122,10 +129,10 @@ class Recommender:
         lane: Lane,
         admission: Admission | None = None,
         expected: str | None = None,
-        known: Sequence[StoredNote | None] | None = None,
+        known: Sequence[StoredNote | Unreadable | None] | None = None,
     ) -> list[Added]:
         """Notes of distinct ids. `expected`: see Write; PreconditionFailed when it does not hold. `known`: what the
-        store has of them, where it was read already."""
+        store has of them, where it was read already; what is unreadable is written over."""
         accepted = time.perf_counter()
         if known is None:
             known = await self._store.get([note.id for note in notes], with_vectors=True)
@@ -139,7 +146,8 @@ class Recommender:
         # From here on a caller that leaves changes nothing: what reaches the store also reaches the index.
         return await asyncio.shield(self._commit(plans, finished, expected, accepted))
 
-    def _plan(self, note: Note, old: StoredNote | None, generate: Generate, now: float) -> Plan:
+    def _plan(self, note: Note, known: StoredNote | Unreadable | None, generate: Generate, now: float) -> Plan:
+        old = known if isinstance(known, StoredNote) else None
         if note.created_at is None:
             note = replace(note, created_at=old.note.created_at if old else now)
         same = old is not None and old.space == self.engine.space and old.note.prompt_text == note.prompt_text
@@ -171,26 +179,23 @@ class Recommender:
         return results
 
     async def get(self, note_id: str) -> StoredNote:
-        """Raises NoteNotFound."""
+        """Raises NoteNotFound, StoredNoteUnreadable."""
         (stored,) = await self._store.get([note_id])
-        if stored is None:
-            raise NoteNotFound(note_id)
-        return stored
+        return readable(note_id, stored)
 
     async def put(self, note: Note, generate: Generate, expected: str | None = None) -> Added:
         """Create or replace one note; PreconditionFailed when it is not at log position `expected`."""
         return (await self._add_distinct([note], generate, Lane.INTERACTIVE, expected=expected))[0]
 
     async def change(self, note_id: str, edit: Callable[[Note], Note], expected: str | None = None) -> Added:
-        """Apply `edit` to the note as it is now. Raises NoteNotFound, PreconditionFailed.
+        """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed.
 
         Without `expected` a change that meets another one is tried again on the newer note: none is lost.
         """
         async with self._changing.setdefault(note_id, asyncio.Lock()):
             for attempt in range(CHANGE_ATTEMPTS):
-                (old,) = await self._store.get([note_id], with_vectors=True)
-                if old is None:
-                    raise NoteNotFound(note_id)
+                (known,) = await self._store.get([note_id], with_vectors=True)
+                old = readable(note_id, known)
                 if expected is not None and old.position != expected:
                     raise PreconditionFailed(note_id)
                 try:
@@ -210,11 +215,13 @@ class Recommender:
         await self.index.wait_for(position, WAIT_SECONDS)
 
     async def similar(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Similar:
-        """Notes related to a stored one, from its stored vector: no model call. Raises NoteNotFound, OtherSpace."""
+        """Notes related to a stored one, from its stored vector: no model call. Raises NoteNotFound, OtherSpace,
+        StoredNoteUnreadable."""
         vector = await self.index.vector(note_id)
         if vector is None:  # this replica may be behind the store
-            (stored,) = await self._store.get([note_id], with_vectors=True)
-            if stored is None or stored.vector is None:
+            (known,) = await self._store.get([note_id], with_vectors=True)
+            stored = readable(note_id, known)
+            if stored.vector is None:
                 raise NoteNotFound(note_id)
             if stored.space != self.engine.space:
                 raise OtherSpace(note_id)
@@ -255,12 +262,13 @@ class Recommender:
         return replace(reading, hashtags=reading.hashtags and await self._drop_missing_notes(reading.hashtags))
 
     async def _drop_missing_notes(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
-        """Naming only notes that the store has; none where it is away."""
+        """Naming only notes that the store has and can read; none where it is away."""
         ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
         there: set[str] = set()
         if ids:
             with contextlib.suppress(StoreUnavailable):
-                there = {stored.note.id for stored in await self._store.get(ids) if stored}
+                known = await self._store.get(ids)
+                there = {stored.note.id for stored in known if isinstance(stored, StoredNote)}
         return tuple(replace(hashtag, notes=tuple(i for i in hashtag.notes if i in there)) for hashtag in hashtags)
 
     async def stream_hashtags(
@@ -288,7 +296,8 @@ class Recommender:
         """Every candidate is checked against the store, and the answer filled up again to k; where the store is away,
         it is what the index has.
 
-        `of`: the note whose vector it is, checked in the same round trip; NoteNotFound when it is gone.
+        `of`: the note whose vector it is, checked in the same round trip: NoteNotFound when it is gone, or
+        StoredNoteUnreadable.
         """
         position = self.index.position
         wanted, gone = k, set[str]()
@@ -302,9 +311,13 @@ class Recommender:
             except (StoreUnavailable, TimeoutError):
                 left = [(StoredNote(Note(id=h.id), self.engine.space), h.score) for h in hits if h.id not in gone]
                 return Similar(left[:k], True, position, degraded=True)
-            if of is not None and notes.pop() is None:
-                raise NoteNotFound(of)
-            items = [(note, hit.score) for note, hit in zip(notes, hits, strict=True) if note and where.accepts(note)]
+            if of is not None:
+                readable(of, notes.pop())
+            items = [
+                (note, hit.score)
+                for note, hit in zip(notes, hits, strict=True)
+                if isinstance(note, StoredNote) and where.accepts(note)
+            ]
             gone = {hit.id for hit in hits} - {stored.note.id for stored, _ in items}
             seen_all = len(hits) < wanted
             if len(items) >= k or seen_all:
@@ -348,6 +361,15 @@ class Plan:
             added.stored.space,
             added.stored.generated,
         )
+
+
+def readable(note_id: str, known: StoredNote | Unreadable | None) -> StoredNote:
+    """Note that the store gave. Raises NoteNotFound, StoredNoteUnreadable."""
+    if known is None:
+        raise NoteNotFound(note_id)
+    if isinstance(known, Unreadable):
+        raise StoredNoteUnreadable(note_id, known.reason)
+    return known
 
 
 def batches_with_unique_ids(notes: Sequence[Note]) -> Iterator[list[int]]:

@@ -75,7 +75,8 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One change: the note `id` was written or removed at `position`. `by`: for the store, which write it was."""
+    """One change: the note `id` was written or removed at `position`. `by`: for the store, which write it was. `id` is
+    empty where the entry does not say it."""
 
     position: str
     id: str

@@ -18,13 +18,13 @@ AT_ONCE = 16
 
 
 async def load_samples(service: Service, progress: Callable[[str], None]) -> None:
-    """Add the sample notes unless this store had them once: who deletes them does not get them back.
+    """Add the sample notes to a store that never held a note: who deletes them does not get them back.
 
     A start that was killed in between goes on at the next one. A store that is away is left alone.
     """
     wanted = service.settings.samples_wanted
     try:
-        if wanted == 0 or await service.store.samples_loaded():
+        if wanted == 0 or not await service.store.begin_samples():
             return
         lines = list(islice(NotesFile(SAMPLES).lines(), wanted))
         notes = [NoteIn.model_validate(line.note).as_note() for line in lines]

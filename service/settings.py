@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.generation import HashtagPolicy
@@ -14,7 +16,8 @@ from model.generation import HashtagPolicy
 class Settings(BaseSettings):
     """Every setting with its default; the README's table is made from these descriptions."""
 
-    model_config = SettingsConfigDict(env_prefix="NOTELLM_", extra="ignore", frozen=True)
+    # An error names the setting and not its value, which may hold a password.
+    model_config = SettingsConfigDict(env_prefix="NOTELLM_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
@@ -22,7 +25,7 @@ class Settings(BaseSettings):
         Path("~/.local/share/notellm"), description="the embedded store's files, and snapshots of the index"
     )
     cache_dir: Path = Field(Path("~/.cache/notellm"), description="converted weights; safe to delete")
-    redis_url: str | None = Field(None, description="a Redis to use; without it the embedded server")
+    redis_url: SecretStr | None = Field(None, description="a Redis to use; without it the embedded server")
     checkpoint: str | None = Field(
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
     )
@@ -74,6 +77,23 @@ class Settings(BaseSettings):
     def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = names.split(",") if isinstance(names, str) else names
         return tuple(dict.fromkeys(name.strip() for name in parts if name.strip()))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_of_redis(cls, url: SecretStr | None) -> SecretStr | None:
+        """Refuses here what the client would refuse with the address in its message."""
+        if not url:
+            return None
+        try:
+            parts = urlsplit(url.get_secret_value())
+            known = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
+        except ValueError:
+            known = False
+        if not known:
+            raise PydanticCustomError(
+                "redis_url", "must begin with redis://, rediss:// or unix://, its password percent-encoded"
+            )
+        return url
 
     @field_validator("data_dir", "cache_dir")
     @classmethod

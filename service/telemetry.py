@@ -15,6 +15,7 @@ from typing import Literal, TextIO
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
+from structlog.tracebacks import ExceptionDictTransformer
 
 LINES_SECONDS = 0.1
 MAX_WAITING_LINES = 10_000
@@ -76,6 +77,11 @@ class Telemetry:
             "Share of what an exact search finds, over the last searches that were repeated; NaN: none was",
             registry=registry,
         )
+        self.quarantined = Gauge(
+            "notellm_quarantined_notes",
+            "Notes that are left out because what the store holds of them cannot be read, of those that were met",
+            registry=registry,
+        )
         self.snapshot_time = Gauge(
             "notellm_snapshot_timestamp_seconds",
             "When the index was last written to disk, since the epoch; 0: never",
@@ -124,11 +130,14 @@ class Lines:
 
 
 def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callable[[], None]:
-    """Structured lines on stderr, one an event; the request id of the request they belong to is on each. What it gives
-    writes those that wait: a process that is ended by a signal has to call it."""
+    """Write structured lines on stderr, one an event, each with the id of its request. A traceback shows no variables,
+    which hold notes and passwords. Returns what writes the lines that wait; a process that a signal ends must call it.
+    """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else structlog.processors.JSONRenderer()
     )
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -136,7 +145,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callabl
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if not console:
-        shared.append(structlog.processors.dict_tracebacks)
+        shared.append(structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)))
     lines = None if console else lines_of(sys.stderr)
     structlog.configure(
         processors=[*shared, renderer],

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from service.index.live import LiveIndex
-from service.interfaces import Clock, NoteStore
+from service.interfaces import Clock, NoteStore, Unreadable
 from service.records import StoredNote, Vector
 
 WAIT_SECONDS = 30.0
@@ -23,20 +23,23 @@ LOOKS = 3
 """At what looks wrong: of a note that is being written one look may meet the half of it."""
 
 
-Kind = Literal["missing", "different", "stale", "duplicate", "broken"]
+Kind = Literal["missing", "different", "stale", "duplicate", "broken", "unreadable"]
 KINDS: Mapping[Kind, str] = {
     "missing": "in the store and not in the index",
     "different": "of another vector there",
     "stale": "in the index and not in the store, or there of another model",
     "duplicate": "twice in the index",
     "broken": "the stored vector is none, so that only writing the note again helps",
+    "unreadable": "in the store in a form that cannot be read, so that only writing or deleting the note helps",
 }
+BEYOND_REPAIR: frozenset[Kind] = frozenset({"broken", "unreadable"})
+"""What the index cannot mend: the store has nothing better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """`differing`: ids by kind, sorted. `other_space`: notes of another model, which the index is not to have.
-    `repaired`: whether all but what is broken was set right."""
+    `repaired`: whether all but what is beyond repair was set right."""
 
     notes: int
     rows: int
@@ -47,20 +50,24 @@ class Report:
     @property
     def repairable(self) -> tuple[str, ...]:
         """Those that the index can be given anew."""
-        return tuple(sorted({i for kind, ids in self.differing.items() if kind != "broken" for i in ids}))
+        return tuple(sorted({i for kind, ids in self.differing.items() if kind not in BEYOND_REPAIR for i in ids}))
 
     @property
     def well(self) -> bool:
-        return not self.differing["broken"] and (self.repaired or not self.repairable)
+        lost = any(self.differing[kind] for kind in BEYOND_REPAIR)
+        return not lost and (self.repaired or not self.repairable)
 
 
 async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *, repair: bool) -> Report:
     """Compare all of the store with all of the index. Raises StoreUnavailable, IndexBehind."""
     seen, suspects, others = set[str](), set[str](), 0
     async for notes in store.scan():
-        seen.update(stored.note.id for stored in notes)
-        others += sum(stored.space != space for stored in notes)
-        suspects |= await _unlike(index, [stored for stored in notes if stored.space == space], clock())
+        whole = [stored for stored in notes if isinstance(stored, StoredNote)]
+        unreadable = {note.id for note in notes if isinstance(note, Unreadable)}
+        seen.update(unreadable, (stored.note.id for stored in whole))
+        suspects |= unreadable
+        others += sum(stored.space != space for stored in whole)
+        suspects |= await _unlike(index, [stored for stored in whole if stored.space == space], clock())
     rows = Counter(await index.ids())
     suspects |= rows.keys() - seen | {note_id for note_id, count in rows.items() if count > 1}
     for _ in range(LOOKS):
@@ -104,8 +111,10 @@ async def _look_again(
     return Report(notes, rows.total(), others, {kind: tuple(its) for kind, its in differing.items()})
 
 
-def _kind(stored: StoredNote | None, vector: Vector | None, space: str) -> Kind | None:
+def _kind(stored: StoredNote | Unreadable | None, vector: Vector | None, space: str) -> Kind | None:
     """What is wrong, if anything is."""
+    if isinstance(stored, Unreadable):
+        return "unreadable"
     if stored is None or stored.space != space:
         return None if vector is None else "stale"
     if stored.vector is None or not np.isfinite(stored.vector).all():

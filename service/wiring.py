@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import structlog
+from fastapi import FastAPI
+from pydantic import SecretStr
 
 from model.generation import GenerationRequest
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
+from service.api.app import create_app
 from service.batcher import Batcher
 from service.container import Service
 from service.index.gpu import find_gpu
@@ -20,8 +23,9 @@ from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
 from service.index.snapshots import SnapshotFolder
-from service.interfaces import Clock
+from service.interfaces import Clock, NoteStore
 from service.recommender import GenerationDefaults, Recommender
+from service.samples import load_samples
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
@@ -32,6 +36,18 @@ FOLLOWING_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
+def build_app(settings: Settings, progress: Callable[[str], None] = lambda message: None) -> FastAPI:
+    """The HTTP app of one process, on a service of its own that has loaded its sample notes when it is ready."""
+
+    @contextlib.asynccontextmanager
+    async def open_with_samples() -> AsyncIterator[Service]:
+        async with open_service(settings, progress) as service:
+            await load_samples(service, progress)
+            yield service
+
+    return create_app(settings, open_with_samples)
+
+
 @contextlib.asynccontextmanager
 async def open_service(settings: Settings, progress: Callable[[str], None]) -> AsyncIterator[Service]:
     """Everything started, in order; on leaving, everything ended in the opposite order.
@@ -40,7 +56,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
     for, not fatal.
     """
     async with contextlib.AsyncExitStack() as stack:
-        url = settings.redis_url or _open_embedded(settings, stack, progress)
+        url = settings.redis_url or SecretStr(_open_embedded(settings, stack, progress))
         progress("Loading the model")
         engine = Engine.load(
             settings.checkpoint,
@@ -52,7 +68,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         )
         engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # refused now, not at the first note
         telemetry, clock = Telemetry(), Clock()
-        store = RedisNoteStore(url, clock=clock)
+        store = RedisNoteStore(url.get_secret_value(), clock=clock, dimensions={engine.space: engine.dimension})
         stack.push_async_callback(store.close)
         gpu = find_gpu() if settings.index_device == "cuda" else None
         index = LiveIndex(
@@ -79,7 +95,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
         house = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(engine, batcher, store, index, telemetry, clock, house)
-        _show_live_numbers(telemetry, index, engine)
+        _show_live_numbers(telemetry, index, store, engine)
         yield Service(settings, recommender, batcher, store, index, telemetry, clock)
 
 
@@ -88,6 +104,8 @@ def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progres
     embedded = EmbeddedRedis(settings.data_dir)
     stack.callback(embedded.stop)
     embedded.start()
+    if embedded.pid is None:
+        progress(f"Joining the store of {settings.data_dir}, which another process runs")
     keeper = asyncio.get_running_loop().create_task(embedded.keep_alive(), name="keep-embedded-redis")
     stack.callback(keeper.cancel)
     return embedded.url
@@ -106,10 +124,11 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack) -> Sn
     return snapshots
 
 
-def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, engine: Engine) -> None:
+def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, store: NoteStore, engine: Engine) -> None:
     telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
     telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
     telemetry.index_segments.set_function(lambda: index.status().segments)
     telemetry.recall.set_function(lambda: index.status().recall_sampled)
+    telemetry.quarantined.set_function(lambda: len(store.unreadable))
     telemetry.snapshot_time.set_function(lambda: index.status().saved_at)
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)

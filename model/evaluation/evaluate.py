@@ -22,6 +22,7 @@ from model.evaluation.metrics import (
     expected_calibration_error,
     exposure_groups,
     hashtag_prf,
+    illusory_share,
     macro_f1,
     mean_reciprocal_rank,
     recall_at,
@@ -175,7 +176,7 @@ def _category_summary(found: Categories) -> dict[str, float | None]:
         "accuracy_free": None if found.free is None else accuracy(found.free, found.truth),
         "accuracy_constrained": accuracy(found.chosen, found.truth),
         "macro_f1": macro_f1(found.chosen, found.truth),
-        "illusory": None if found.free is None else found.free.count(INVENTED) / len(found.free),
+        "illusory": None if found.free is None else illusory_share(found.free, set(found.free) - {INVENTED}),
         "ece": expected_calibration_error(np.array(found.probability), right),
     }
 

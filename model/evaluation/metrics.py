@@ -184,7 +184,7 @@ def macro_f1(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
     return sum(2 * hits[label] / n for label, n in occurrences.items()) / len(occurrences)
 
 
-def illusory_share(outputs: Sequence[str], closed_set: Collection[str]) -> float:
+def illusory_share(outputs: Sequence[Hashable], closed_set: Collection[Hashable]) -> float:
     """Share of free outputs that are none of the closed set, compared exactly."""
     _check_lengths(outputs)
     return sum(output not in closed_set for output in outputs) / len(outputs)

@@ -6,23 +6,24 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from uuid import uuid4
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import problems
 from service.api.dependencies import CallerLeft
 from service.api.problems import error_response, plain_problem, problem_response
-from service.api.routes import generate, notes, operations, similar
+from service.api.routes import documentation, generate, notes, operations, similar
 from service.api.schemas import BatchOut, NoteIn, Problem
 from service.container import Service
 from service.errors import LimitExceeded
-from service.samples import load_samples
 from service.settings import Settings
-from service.wiring import open_service
 
 log = structlog.get_logger(__name__)
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
@@ -32,14 +33,12 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings, progress: Callable[[str], None] = lambda message: None) -> FastAPI:
-    """The app of one process; the service is opened when it starts and closed when it ends."""
+def create_app(settings: Settings, open_service: Callable[[], AbstractAsyncContextManager[Service]]) -> FastAPI:
+    """The HTTP app of one process. `open_service` is entered when the app starts and left when it ends."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_service(settings, progress) as service:
-            app.state.service = service
-            await load_samples(service, progress)
+        async with open_service() as app.state.service:
             yield
 
     app = FastAPI(
@@ -47,12 +46,16 @@ def create_app(settings: Settings, progress: Callable[[str], None] = lambda mess
         version=version("notellm"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from another host
+        redoc_url=None,
         separate_input_output_schemas=False,
     )
-    for router in (similar.router, notes.router, generate.router, operations.router):  # the most asked is found first
+    # The most asked is found first.
+    for router in (similar.router, notes.router, generate.router, operations.router, documentation.router):
         app.include_router(router)
     problems.install(app)
-    app.add_exception_handler(CallerLeft, _nobody_reads)
+    for left in (CallerLeft, ClientDisconnect):
+        app.add_exception_handler(left, _nobody_reads)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext, service=lambda: app.state.service)
     _document_problems(app)
@@ -84,7 +87,8 @@ def _document_problems(app: FastAPI) -> None:
 
 
 class RequestContext:
-    """Gives each request an id, one log line, one observation, and a problem where the code failed."""
+    """Gives each request an id, one log line, one observation, and a problem where the code failed. A caller who leaves
+    before the answer is complete is observed as 499, whatever was sent until then."""
 
     def __init__(self, app: ASGIApp, service: Callable[[], Service]) -> None:
         self._app = app
@@ -100,16 +104,24 @@ class RequestContext:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
         status = 0
+        complete = left = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
+        async def watched_receive() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left or (message["type"] == "http.disconnect" and not complete)
+            return message
+
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, watched_receive, send_with_id)
         except Exception:
             log.exception("request_failed", path=scope["path"])
             if status:
@@ -117,31 +129,30 @@ class RequestContext:
             detail = "The service failed on this request; this is our fault. Tell us the instance."
             await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
         finally:
-            self._observe(scope, status, time.perf_counter() - started)
+            self._observe(scope, 499 if left else status, time.perf_counter() - started)
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         telemetry = self._service().telemetry
         telemetry.http_request.labels(route, status).observe(seconds)
-        if status in (413, 422, 429, 503, 504):
+        if status in (413, 415, 422, 429, 503, 504):
             telemetry.rejected.labels(str(status)).inc()
         log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
 
 
 class BodyLimit:
-    """Refuses a body over `limit` bytes: by its announced length at once, else when it gets there. Streams are exempt:
-    they are read line by line, and each line has its own bound."""
+    """Refuses a body over `limit` bytes: by its announced length at once, else when it gets there. A stream of notes is
+    exempt: it is read line by line, and each line has its own bound."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope.get("headers", ()))
-        if scope["type"] != "http" or headers.get(b"content-type", b"").startswith(notes.NDJSON.encode()):
+        if scope["type"] != "http" or notes.is_stream(scope["method"], scope["path"], Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        announced = headers.get(b"content-length", b"0")
+        announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdigit() and int(announced) > self._limit:
             await error_response(LimitExceeded("max_body_bytes", self._limit))(scope, receive, send)
             return

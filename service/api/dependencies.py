@@ -17,9 +17,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
+from service.api.bodies import check_containers, check_media_type
 from service.api.schemas import SearchOptions
 from service.container import Service
-from service.errors import DeadlineExceeded, FieldError, InvalidInput, LimitExceeded, MalformedBody
+from service.errors import DeadlineExceeded, FieldError, InvalidInput, LimitExceeded
 from service.recommender import Generate, Recommender
 
 T = TypeVar("T")
@@ -61,29 +62,29 @@ GenerateDep = Annotated[Generate, Depends(get_generate)]
 IfMatch = Annotated[str | None, Depends(get_if_match)]
 
 
-def parse_json(body: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(str(error)) from error
-
-
 class StrictJsonRequest(Request):
-    """A request whose JSON is read as `parse_json` reads it; the standard library's would take NaN and surrogates."""
+    """A request whose JSON is read as bodies.parse_json does; the standard library's would take NaN and surrogates."""
 
     async def json(self) -> Any:
         return orjson.loads(await self.body())
 
 
 class StrictJsonRoute(APIRoute):
-    """A route that gives its handler a StrictJsonRequest."""
+    """A route that gives its handler a StrictJsonRequest. A body that it declares is JSON, and no larger than a note
+    may be."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        takes_json = self.body_field is not None
 
         async def strictly(request: Request) -> Response:
-            return await handle(StrictJsonRequest(request.scope, request.receive))
+            strict = StrictJsonRequest(request.scope, request.receive)
+            if takes_json:  # here, since FastAPI makes a 400 of whatever goes wrong while it reads a body
+                check_media_type(strict.headers)
+                body = await strict.body()
+                check_note_size(len(body), await get_service(strict))
+                check_containers(body)
+            return await handle(strict)
 
         return strictly
 
@@ -118,11 +119,6 @@ def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
         for name, of in properties.items()
     ]
     return {"parameters": said}
-
-
-async def bounded_note(request: Request, service: ServiceDep) -> None:
-    """Refuse a body that is larger than a note may be."""
-    check_note_size(len(await request.body()), service)
 
 
 def check_note_size(size: int, service: Service) -> None:

@@ -19,13 +19,17 @@ from service.errors import FieldError, NoteLLMError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "https://notellm.invalid/problems/"
+MAX_POINTER = 256
+"""Bound on the characters of a pointer: an unknown field's name may be as long as a note."""
 STATUS: dict[type[Exception], int] = {
     errors.NoteNotFound: 404,
     errors.InvalidInput: 422,
     errors.MalformedBody: 400,
+    errors.UnsupportedMediaType: 415,
     errors.LimitExceeded: 413,
     errors.PreconditionFailed: 412,
     errors.OtherSpace: 409,
+    errors.StoredNoteUnreadable: 409,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,
     errors.StoreUnavailable: 503,
@@ -56,7 +60,11 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 
 def error_response(error: NoteLLMError) -> JSONResponse:
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, errors.TryLater) else None
+    headers = {}
+    if isinstance(error, errors.TryLater):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.UnsupportedMediaType):
+        headers["Accept" if error.header == "Content-Type" else "Accept-Encoding"] = error.taken
     return problem_response(problem_of(error), headers)
 
 
@@ -76,11 +84,8 @@ def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInpu
 def _pointer(location: Sequence[str | int]) -> str:
     """("body", "title") -> "/title"; ("query", "k") -> "/query/k" (RFC 6901 escapes)."""
     parts = list(location[1:]) if location and location[0] == "body" else list(location)
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
-
-
-def _is_json(request: Request) -> bool:
-    return "json" in request.headers.get("content-type", "")
+    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return pointer if len(pointer) <= MAX_POINTER else pointer[:MAX_POINTER] + "…"
 
 
 def install(app: FastAPI) -> None:
@@ -93,8 +98,6 @@ def install(app: FastAPI) -> None:
         failures = cast(RequestValidationError, error).errors()
         if any(failure["type"] == "json_invalid" for failure in failures):
             return error_response(errors.MalformedBody(failures[0].get("ctx", {}).get("error", failures[0]["msg"])))
-        if any(tuple(failure["loc"]) == ("body",) for failure in failures) and not _is_json(request):
-            return error_response(errors.MalformedBody("send it with Content-Type: application/json"))
         return error_response(invalid_input(failures))
 
     async def http(request: Request, error: Exception) -> JSONResponse:

@@ -10,16 +10,20 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from model.generation import MAX_CATEGORY_TOKENS, CategoryProbability, GenerationOutput, Hashtag, HashtagPolicy, Usage
 from model.note import Attribute, Note, normalise_hashtags
+from service.api.bodies import MAX_CONTAINERS
+from service.errors import MAX_ERRORS
 from service.filters import Filter
 from service.recommender import Added, Similar
 from service.records import StoredNote
@@ -66,10 +70,37 @@ Hashtags = Annotated[
 ]
 
 
-class Wire(BaseModel):
-    """Unknown fields are an error, not a silence."""
+def _few(attributes: Any) -> Any:
+    """Refuses too many before each of them is looked at: pydantic counts at the end, with four errors for each."""
+    if isinstance(attributes, dict) and len(attributes) > MAX_ATTRIBUTES:
+        raise PydanticCustomError(
+            "too_long",
+            "Dictionary should have at most {most} items, not {count}",
+            {"most": MAX_ATTRIBUTES, "count": len(attributes)},
+        )
+    return attributes
 
-    model_config = ConfigDict(extra="forbid")
+
+Attributes = Annotated[dict[Name, AttributeValue], Field(max_length=MAX_ATTRIBUTES), BeforeValidator(_few)]
+
+
+class Wire(BaseModel):
+    """Unknown fields are an error, not a silence. No error repeats what was given, which is not for a log."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, value: Any) -> Any:
+        """Makes one error of many unknown fields: a body has room for a hundred thousand."""
+        if isinstance(value, dict) and len(value) > MAX_ERRORS:
+            known = cls.model_fields.keys()
+            unknown = [name for name in value if name not in known]
+            if len(unknown) > MAX_ERRORS:
+                names = ", ".join(repr(name[:40]) for name in unknown[:3])
+                message = "has {count} fields that are not known, the first of them {names}"
+                raise PydanticCustomError("unknown_fields", message, {"count": len(unknown), "names": names})
+        return value
 
 
 class Text(Wire):
@@ -108,7 +139,7 @@ class NoteIn(TaggedText):
     author: Name | None = Field(None, examples=["tomhikes"])
     created_at: Time | None = Field(None, examples=["2026-05-01T09:30:00Z"])
     expires_at: Time | None = Field(None, description="never returned from this time on")
-    attributes: dict[Name, AttributeValue] = Field({}, max_length=MAX_ATTRIBUTES, description="kept and returned")
+    attributes: Attributes = Field({}, description="kept and returned")
 
     @field_validator("expires_at")
     @classmethod
@@ -141,7 +172,7 @@ class NotePatch(Wire):
     author: Name | None = None
     created_at: Time | None = None
     expires_at: Time | None = None
-    attributes: dict[Name, AttributeValue] | None = Field(None, max_length=MAX_ATTRIBUTES)
+    attributes: Attributes | None = None
 
     def merged(self, note: Note) -> NoteIn:
         """The whole note after the change; raises ValidationError when it is not acceptable as one."""
@@ -476,6 +507,7 @@ class LimitsOut(BaseModel):
     max_blocked_hashtags: int = MAX_BLOCKED
     max_excluded: int = MAX_EXCLUDED
     max_attributes: int = MAX_ATTRIBUTES
+    max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
     queue_notes: int
     request_seconds: float
 

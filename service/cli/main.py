@@ -40,13 +40,13 @@ VERIFY_SECONDS = 3600.0
 def serve() -> None:
     """Run the service; settings are the environment variables NOTELLM_*."""
     with uncollected():
-        from service.api.app import create_app
+        from service.wiring import build_app
 
     settings = Settings.from_environment()
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(
-        create_app(settings, lambda message: err.print(f"[dim]{message}[/dim]", highlight=False)),
+        build_app(settings, lambda message: err.print(f"[dim]{message}[/dim]", highlight=False)),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -204,9 +204,9 @@ def verify(
 @app.command()
 def openapi() -> None:
     """The API's description, as docs/openapi.json has it."""
-    from service.api.app import create_app
+    from service.wiring import build_app
 
-    typer.echo(json.dumps(create_app(Settings()).openapi(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(build_app(Settings()).openapi(), indent=2, ensure_ascii=False))
 
 
 def call(

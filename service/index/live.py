@@ -34,7 +34,7 @@ from service.index.hashtags import LiveHashtags
 from service.index.native import trim_heap, use_one_faiss_thread
 from service.index.packed_strings import packed, unpacked
 from service.index.snapshots import Origin, SnapshotFolder
-from service.interfaces import Clock, NoteStore, Part, ReadPart, VectorIndex
+from service.interfaces import Clock, NoteStore, Part, ReadPart, Unreadable, VectorIndex
 from service.records import ORIGIN, Hit, StoredNote, Vector, position_key
 
 T = TypeVar("T")
@@ -56,8 +56,8 @@ SAMPLE_SECONDS, SAMPLES = 5.0, 100
 SAME_SCORE = 1e-6
 SNAPSHOT_PAUSES = 20
 """Between two snapshots there is at least so many times as long as one took to be written."""
-OTHER_SPACE = "other_space"
-"""Part of a snapshot: the notes of another space."""
+OTHER_SPACE, UNREADABLE = "other_space", "unreadable"
+"""Parts of a snapshot: ids of the notes of another space, and of those that the store could not decode."""
 
 log = structlog.get_logger(__name__)
 
@@ -225,8 +225,8 @@ class LiveIndex:
         self._repairs += 1
         self._written.set()
 
-    def _replace(self, ids: Sequence[str], stored: Sequence[StoredNote | None]) -> None:
-        present = [note for note in stored if note is not None]
+    def _replace(self, ids: Sequence[str], stored: Sequence[StoredNote | Unreadable | None]) -> None:
+        present = [note for note in stored if isinstance(note, StoredNote)]
         self._index.remove(ids)
         self._take(self._index, self._hashtags, present, set(ids) - {note.note.id for note in present})
 
@@ -334,10 +334,10 @@ class LiveIndex:
         self._ready = self._ready or position_key(self._position) >= position_key(self._must_reach)
         self._detail = "follows the log" if self._ready else f"at {self._position} of {self._must_reach} of the log"
 
-    async def _apply(self, notes: Mapping[str, StoredNote | None]) -> None:
-        """By id, None: it is gone."""
-        present = [note for note in notes.values() if note is not None]
-        gone = {note_id for note_id, note in notes.items() if note is None}
+    async def _apply(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
+        """By id; one that is gone or cannot be read leaves the index."""
+        present = [note for note in notes.values() if isinstance(note, StoredNote)]
+        gone = notes.keys() - {note.note.id for note in present}
         await self._run(self._writer, lambda: self._take(self._index, self._hashtags, present, gone))
         self._written.set()
 
@@ -361,19 +361,31 @@ class LiveIndex:
             bounds = await self._store.log_bounds(snapshot.position)
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
-            others = await self._run(self._writer, partial(restore, snapshot.read, index, hashtags))
+            self._other_space, unreadable = await self._run(
+                self._writer, partial(restore, snapshot.read, index, hashtags)
+            )
+            await self._try_again(unreadable, index, hashtags)
         except StoreUnavailable:
             raise
         except Exception as error:  # whatever it is, there is another way
             reason = str(error) if isinstance(error, SnapshotRefused) else f"its parts do not fit together: {error!r}"
             log.warning("snapshot_refused", reason=reason, detail="building from the store")
             return False
-        self._index, self._hashtags, self._other_space, self._origin = index, hashtags, others, origin
+        self._index, self._hashtags, self._origin = index, hashtags, origin
         self._built, self._must_reach, self._saved = True, bounds.last, (snapshot.position, self._repairs)
         await self._move(snapshot.position)
         self._caught_up(bounds.last)
         log.info("snapshot_loaded", vectors=len(index), position=snapshot.position)
         return True
+
+    async def _try_again(self, unreadable: Sequence[str], index: VectorIndex, hashtags: LiveHashtags) -> None:
+        """Read anew what could not be decoded when the snapshot was made: no log entry tells that this code can."""
+        for begin in range(0, len(unreadable), READ_COUNT):
+            some = unreadable[begin : begin + READ_COUNT]
+            known = await self._store.get(some, with_vectors=True)
+            present = [note for note in known if isinstance(note, StoredNote)]
+            gone = set(some) - {note.note.id for note in present}
+            await self._run(self._writer, partial(self._take, index, hashtags, present, gone))
 
     async def _of_now(self) -> Origin:
         return replace(self._origin, store=await self._store.identity())
@@ -402,7 +414,8 @@ class LiveIndex:
             nothing_new = (position, repairs) == self._saved
             if self._snapshots is None or not self._built or self._rebuilding or nothing_new:
                 return
-            frozen = partial(snapshot_parts, self._index, self._hashtags, self._other_space)
+            unreadable = list(self._store.unreadable)
+            frozen = partial(snapshot_parts, self._index, self._hashtags, self._other_space, unreadable)
             try:
                 parts = await self._run(self._writer, frozen)
                 await in_daemon(partial(self._snapshots.save, self._origin, position, parts))
@@ -424,7 +437,8 @@ class LiveIndex:
         try:
             async for notes in self._store.scan():
                 progress.tell(len(notes))
-                await self._run(self._writer, partial(self._take, index, hashtags, notes, gone=()))
+                whole = [note for note in notes if isinstance(note, StoredNote)]
+                await self._run(self._writer, partial(self._take, index, hashtags, whole, gone=()))
                 while await self._do_job(index):
                     pass
             self._store.forget_written()
@@ -435,7 +449,13 @@ class LiveIndex:
         self._ready, self._must_reach = False, None
         await self._move(position)
         self._caught_up((await self._store.log_bounds()).last)
-        log.info("index_built", vectors=len(index), other_space=len(self._other_space), position=position)
+        log.info(
+            "index_built",
+            vectors=len(index),
+            other_space=len(self._other_space),
+            unreadable=len(self._store.unreadable),
+            position=position,
+        )
 
     def _take(
         self,
@@ -480,15 +500,18 @@ class Progress:
             log.info("index_building", notes=self._read, of=self._size, a_second=round(rate), seconds_left=round(left))
 
 
-def snapshot_parts(index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str]) -> list[Part]:
+def snapshot_parts(
+    index: VectorIndex, hashtags: LiveHashtags, other_space: Iterable[str], unreadable: Iterable[str]
+) -> list[Part]:
     """All parts of a snapshot."""
-    others = packed(OTHER_SPACE, other_space)
-    return [*index.snapshot_parts(), *hashtags.snapshot_parts(), Part(OTHER_SPACE, lambda: others)]
+    others, left_out = packed(OTHER_SPACE, other_space), packed(UNREADABLE, unreadable)
+    lists = [Part(OTHER_SPACE, lambda: others), Part(UNREADABLE, lambda: left_out)]
+    return [*index.snapshot_parts(), *hashtags.snapshot_parts(), *lists]
 
 
-def restore(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> set[str]:
-    """Fill both from the parts of a snapshot; the notes of another space. Meanwhile no garbage is looked for: of the
-    million objects that are made, all stay."""
+def restore(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> tuple[set[str], list[str]]:
+    """Fill both from the parts of a snapshot; the notes of another space, and those that could not be decoded.
+    Meanwhile no garbage is looked for: of the million objects that are made, all stay."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -497,7 +520,7 @@ def restore(read: ReadPart, index: VectorIndex, hashtags: LiveHashtags) -> set[s
     finally:
         if collecting:
             gc.enable()
-    return set(unpacked(OTHER_SPACE, read(OTHER_SPACE)))
+    return set(unpacked(OTHER_SPACE, read(OTHER_SPACE))), unpacked(UNREADABLE, read(UNREADABLE))
 
 
 async def in_daemon(call: Callable[[], None]) -> None:

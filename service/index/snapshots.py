@@ -27,7 +27,7 @@ import orjson
 from service.errors import SnapshotRefused
 from service.interfaces import Arrays, Part
 
-VERSION = 3
+VERSION = 4
 """Of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MAX_PROCESSES = 64

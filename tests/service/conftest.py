@@ -35,7 +35,7 @@ from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Generated, LogBounds, LogEntry, StoredNote, Vector
-from service.store.embedded_redis import EmbeddedRedis
+from service.store.embedded_redis import EmbeddedRedis, server_program
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 
@@ -43,6 +43,7 @@ DIMENSION = 16
 SPACE = "words-1"
 CATEGORIES: tuple[str, ...] = ("Food", "Travel", "Other")
 WAIT_SECONDS = 20.0
+PASSWORD = "correct-horse-battery"
 
 
 async def eventually(condition: Callable[[], object | Awaitable[object]], seconds: float = WAIT_SECONDS) -> None:
@@ -200,10 +201,13 @@ class Server(Protocol):
 
 
 class DebianRedis:
-    """The distribution's redis-server on a loopback port of its own, on disk at every write."""
+    """The distribution's redis-server, or another program of its kind, on a loopback port of its own, on disk at every
+    write."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = "redis-server", password: str = "") -> None:
         self._folder = folder
+        self._program = program
+        self._password = password
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port: int = free.getsockname()[1]
@@ -211,11 +215,12 @@ class DebianRedis:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._port}"
+        return f"redis://{f':{self._password}@' if self._password else ''}127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command = [self._program, "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
         command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--logfile", "redis.log"]
+        command += ["--requirepass", self._password] if self._password else []
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + WAIT_SECONDS
         with redis.Redis.from_url(self.url) as client:
@@ -238,7 +243,7 @@ class GatedStore(RedisNoteStore):
     """A store whose log can be held back from its reader: the index on it falls behind."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
-        super().__init__(url, clock=clock)
+        super().__init__(url, clock=clock, dimensions={SPACE: DIMENSION})
         self._gate = asyncio.Event()
         self._gate.set()
         self._parked = False
@@ -336,6 +341,15 @@ def debian_redis(short_folder: Path) -> Iterator[DebianRedis]:
     server.stop()
 
 
+@pytest.fixture
+def guarded_redis(short_folder: Path) -> Iterator[DebianRedis]:
+    """A store that wants PASSWORD."""
+    server = DebianRedis(short_folder, server_program(), PASSWORD)
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.fixture(params=["embedded", "redis-server"])
 def server(request: pytest.FixtureRequest) -> Server:
     """Each Redis that the store must work on."""
@@ -371,7 +385,7 @@ def clock() -> Clock:
 @pytest.fixture
 async def store(redis_url: str, clock: Clock) -> AsyncIterator[RedisNoteStore]:
     """On each server in turn."""
-    store = RedisNoteStore(redis_url, clock=clock)
+    store = RedisNoteStore(redis_url, clock=clock, dimensions={SPACE: DIMENSION})
     yield store
     await store.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service.settings import Settings
 
@@ -30,7 +30,7 @@ def test_every_setting_has_a_description(name: str) -> None:
         ("NOTELLM_PORT", "0", "port", 0),
         ("NOTELLM_DATA_DIR", "/data", "data_dir", Path("/data")),
         ("NOTELLM_CACHE_DIR", "/cache", "cache_dir", Path("/cache")),
-        ("NOTELLM_REDIS_URL", "redis://r", "redis_url", "redis://r"),
+        ("NOTELLM_REDIS_URL", "redis://r", "redis_url", SecretStr("redis://r")),
         ("NOTELLM_CHECKPOINT", "some/model", "checkpoint", "some/model"),
         ("NOTELLM_DEVICE", "cuda", "device", "cuda"),
         ("NOTELLM_SAMPLE_NOTES", "0", "sample_notes", 0),
@@ -62,12 +62,20 @@ def test_the_variables_of_others_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
         ("NOTELLM_REQUEST_SECONDS", "0"),
         ("NOTELLM_MAX_K", "0"),
         ("NOTELLM_QUEUE_NOTES", "0"),
+        ("NOTELLM_REDIS_URL", "http://:hidden@r"),
+        ("NOTELLM_REDIS_URL", "redis://:hid/den@r"),
     ],
 )
 def test_a_setting_out_of_bounds_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
     monkeypatch.setenv(variable, text)
-    with pytest.raises(ValidationError, match=variable.removeprefix("NOTELLM_").lower()):
+    with pytest.raises(ValidationError, match=variable.removeprefix("NOTELLM_").lower()) as error:
         Settings.from_environment()
+    assert "hid" not in str(error.value)
+
+
+def test_a_redis_url_is_a_secret_wherever_settings_are_shown() -> None:
+    settings = Settings(redis_url=SecretStr("redis://:hidden@r"))
+    assert "hidden" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
 def test_folders_are_absolute_and_at_home() -> None:
@@ -95,4 +103,4 @@ def test_a_setting_does_not_change_after_the_start() -> None:
 def test_a_store_of_somebody_elses_gets_samples_only_when_asked(
     asked: int | None, redis_url: str | None, wanted: int | None
 ) -> None:
-    assert Settings(sample_notes=asked, redis_url=redis_url).samples_wanted == wanted
+    assert Settings(sample_notes=asked, redis_url=redis_url and SecretStr(redis_url)).samples_wanted == wanted

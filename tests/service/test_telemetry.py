@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -58,3 +60,30 @@ def test_a_reader_that_takes_nothing_costs_no_more_than_the_bound(pipe: tuple[in
 
 def test_what_is_no_file_has_no_lines() -> None:
     assert lines_of(StringIO()) is None
+
+
+FAIL = """
+import logging, sys
+import structlog
+from service.telemetry import configure_logging
+
+write = configure_logging(sys.argv[1])
+
+def fail(secret):
+    raise ValueError("said")
+
+try:
+    fail("".join(["hid", "den"]))
+except ValueError:
+    structlog.get_logger().exception("ours")
+    logging.getLogger("theirs").exception("theirs")
+write()
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_in_the_log_shows_no_variables(log_format: str) -> None:
+    log = subprocess.run([sys.executable, "-c", FAIL, log_format], capture_output=True, text=True, check=True).stderr
+    assert log.count("ValueError") >= 2
+    assert "said" in log
+    assert "hidden" not in log

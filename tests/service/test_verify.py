@@ -18,6 +18,7 @@ from service.records import StoredNote, Write
 from service.store.redis_store import NOTE
 from service.verify import KINDS, Kind, Report, verify
 from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
+from tests.service.damage import Damage, changed, field
 from tests.service.index.test_live import WAIT, notes, put
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +71,19 @@ async def test_a_vector_that_is_none_cannot_be_repaired(
     embedded_admin.hset(f"{NOTE}n5", "vector", np.full(16, np.nan, np.float32).tobytes())
     report = await check(embedded_store, filled, clock, {"broken": ("n5",)}, repair=True)
     assert not report.well
+
+
+@pytest.mark.parametrize("damage", [changed(title=...), field("vector", b"\0" * 12)], ids=["document", "vector"])
+async def test_what_cannot_be_read_is_named_and_not_repaired(
+    embedded_store: GatedStore, embedded_admin: redis.Redis, filled: LiveIndex, clock: Clock, damage: Damage
+) -> None:
+    damage(embedded_admin, "n5")
+    filled._index.remove(["n1"])
+    wrong: dict[Kind, tuple[str, ...]] = {"missing": ("n1",), "unreadable": ("n5",)}
+    report = await check(embedded_store, filled, clock, wrong, repair=True)
+    assert (report.notes, report.repaired, report.well) == (20, True, False)
+    await put(embedded_store, stored_note("n5"))
+    assert (await check(embedded_store, filled, clock, {})).well
 
 
 async def test_what_is_only_on_its_way_is_not_reported(

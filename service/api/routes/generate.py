@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from model.generation import Hashtag
-from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, StrictJsonRoute, bounded_note, while_connected
+from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, StrictJsonRoute, while_connected
 from service.api.problems import documented, problem_of
 from service.api.schemas import (
     CategoryIn,
@@ -29,8 +29,7 @@ from service.errors import DeadlineExceeded, NoteLLMError
 router = APIRouter(
     tags=["generate"],
     route_class=StrictJsonRoute,
-    dependencies=[Depends(bounded_note)],
-    responses=documented(400, 413, 422, 429, 503, 504),
+    responses=documented(400, 413, 415, 422, 429, 503, 504),
 )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 
 from service.api.dependencies import (
     ServiceDep,
     StrictJsonRoute,
-    bounded_note,
     check_policy,
     get_service,
     query_parameters,
@@ -49,7 +48,7 @@ async def reach(position: str, service: Service) -> None:
     await service.index.wait_for(position, WAIT_SECONDS)
 
 
-@router.post("/similar", dependencies=[Depends(bounded_note)], responses=documented(400, 413, 422, 429, 503, 504))
+@router.post("/similar", responses=documented(400, 413, 415, 422, 429, 503, 504))
 async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep) -> SimilarOut:
     """Notes related to a text that is not stored and leaves no trace."""
     check_policy(body, "", service)

@@ -26,7 +26,7 @@ Start = Callable[[], subprocess.Popen[bytes]]
 class Process:
     """One `notellm serve` that can die and start again on the same data."""
 
-    def __init__(self, folder: Path, checkpoint: Path) -> None:
+    def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -38,6 +38,7 @@ class Process:
             "NOTELLM_CHECKPOINT": str(checkpoint),
             "NOTELLM_SAMPLE_NOTES": "0",
             "NOTELLM_URL": self.url,
+            **environment,
         }
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -49,7 +50,7 @@ class Process:
 
     def ready(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, (self.folder / "log").read_text()
+        assert self.process.poll() is None, self.log
         with contextlib.suppress(httpx2.TransportError):
             return httpx2.get(f"{self.url}/readyz").status_code == 200
         return False
@@ -58,6 +59,11 @@ class Process:
         assert self.process is not None
         self.process.send_signal(how)
         return self.process.wait(60)
+
+    @property
+    def log(self) -> str:
+        """All that it said on standard error."""
+        return (self.folder / "log").read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [NOTELLM, *arguments]
@@ -88,9 +94,9 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def running(checkpoint: Path) -> Iterator[Process]:
+def running(checkpoint: Path, **environment: str) -> Iterator[Process]:
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:  # short, for a unix socket's path
-        process = Process(Path(folder), checkpoint)
+        process = Process(Path(folder), checkpoint, **environment)
         process.start()
         yield process
         if process.process and process.process.poll() is None:

@@ -23,8 +23,9 @@ from service.index.segmented import MergeJob, SegmentedIndex
 from service.interfaces import Clock
 from service.records import ORIGIN, Hit, LogBounds, LogEntry, StoredNote, Vector, Write, position_key
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.redis_store import LOG
+from service.store.redis_store import LOG, RedisNoteStore
 from tests.service.conftest import GatedStore, eventually, following, stored_note
+from tests.service.damage import DAMAGES, Damage
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +108,27 @@ async def test_a_vector_that_is_none_is_left_out_and_the_rest_is_found(
     broken = replace(stored_note("broken"), vector=np.full(stored_note().vector.shape, np.nan, np.float32))
     await live_index.wait_for(await put(embedded_store, broken, *notes(2)), WAIT)
     assert await found(live_index) == {"n0", "n1"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+async def test_a_log_that_tells_of_an_unreadable_note_is_followed(
+    embedded: EmbeddedRedis, embedded_store: GatedStore, live_index: LiveIndex, embedded_admin: redis.Redis,
+    clock: Clock, damage: Damage,
+) -> None:  # fmt: skip
+    await live_index.wait_for(await put(embedded_store, stored_note("bad"), stored_note("good")), WAIT)
+    await embedded_store.hold()
+    other = RedisNoteStore(embedded.url, clock=clock)
+    await other.put([Write(stored_note("bad", title="newer"))])
+    damage(embedded_admin, "bad")
+    embedded_admin.xadd(LOG, {"op": "put"})
+    embedded_store.release()
+    await live_index.wait_for(await put(embedded_store, stored_note("later")), WAIT)
+    assert await found(live_index) == {"good", "later"}
+    assert list(embedded_store.unreadable) == ["bad"]
+    assert live_index.status().ready
+    await other.put([Write(stored_note("bad"))])
+    await eventually(lambda: not embedded_store.unreadable)
+    await other.close()
 
 
 async def test_what_expires_is_squeezed_out_although_nothing_is_written(

@@ -21,6 +21,7 @@ from service.index.snapshots import MANIFEST, Origin, SnapshotFolder
 from service.interfaces import Clock, Part
 from service.store.redis_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
+from tests.service.damage import changed
 from tests.service.index.test_live import ANY, WAIT, delete, found, ids, notes, put
 
 pytestmark = pytest.mark.anyio
@@ -61,6 +62,28 @@ async def test_a_start_from_a_snapshot_has_what_was_written_before_and_after_it(
             assert [of.id for of in near.by_words] == ["soup"]
             await index.wait_for(await delete(embedded_store, "soup"), WAIT)
             assert "cooking" not in index.vocabulary
+
+
+async def test_a_newer_version_reads_what_an_older_one_left_out(
+    embedded_store: GatedStore,
+    embedded_admin: redis.Redis,
+    clock: Clock,
+    folder: SnapshotFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await put(embedded_store, *notes(3))
+    for note_id in ("n0", "n1"):
+        changed(version=2)(embedded_admin, note_id)
+    embedded_store.forget_written()
+    async with started(embedded_store, clock, folder) as index:
+        assert await found(index) == {"n2"}
+    monkeypatch.setattr(embedded_store, "scan", None)
+    async with started(embedded_store, clock, folder) as index:
+        assert set(embedded_store.unreadable) == {"n0", "n1"}
+    monkeypatch.setattr("service.store.document.VERSION", 2)
+    async with started(embedded_store, clock, folder) as index:
+        assert await found(index) == {"n0", "n1", "n2"}
+        assert not embedded_store.unreadable
 
 
 async def no_more_saves() -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from service.settings import Settings
 from service.store import embedded_redis
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.wiring import _open_embedded
 from tests.service.conftest import eventually
 
 pytestmark = pytest.mark.anyio
@@ -127,6 +129,14 @@ def test_a_second_process_uses_the_server_of_the_first(embedded: EmbeddedRedis) 
         assert other.server_pid() is None
         other.stop()
     assert read(embedded, "from") == "the first"
+
+
+async def test_who_joins_a_running_store_is_told_so(embedded: EmbeddedRedis, short_folder: Path) -> None:
+    lines: list[str] = []
+    with contextlib.ExitStack() as stack:
+        settings = Settings.model_validate({"data_dir": short_folder / "data"})
+        assert _open_embedded(settings, stack, lines.append) == embedded.url
+    assert [line for line in lines if "another process runs" in line]
 
 
 def test_of_processes_that_start_together_one_owns_the_server(short_folder: Path) -> None:

@@ -11,14 +11,16 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 import redis
+import structlog
 
 from model.generation import CategoryProbability, Hashtag
 from service.errors import PreconditionFailed, StoreUnavailable
-from service.interfaces import Clock
+from service.interfaces import Clock, Unreadable
 from service.records import ORIGIN, Generated, LogBounds, LogEntry, StoredNote, Write, Written, position_key
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG, NOTE, OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, stored_note
+from tests.service.damage import DAMAGES, SECRET, Damage
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +33,7 @@ async def put(store: RedisNoteStore, note: StoredNote, expected: str | None = No
 
 async def get(store: RedisNoteStore, note_id: str) -> StoredNote | None:
     (stored,) = await store.get([note_id], with_vectors=True)
+    assert not isinstance(stored, Unreadable)
     return stored
 
 
@@ -39,7 +42,8 @@ async def whole_log(store: RedisNoteStore, after: str = ORIGIN, count: int = 10_
 
 
 async def scanned(store: RedisNoteStore) -> dict[str, StoredNote]:
-    return {note.note.id: note async for notes in store.scan() for note in notes}
+    notes = [note async for some in store.scan() for note in some]
+    return {note.note.id: note for note in notes if isinstance(note, StoredNote)}
 
 
 FULL = stored_note(
@@ -76,7 +80,7 @@ async def test_a_note_comes_back_as_it_was_put(store: RedisNoteStore, note: Stor
 
 async def test_a_vector_comes_back_bit_for_bit(store: RedisNoteStore) -> None:
     vector = np.array([-0.0, 0.0, 1e-45, -3.4e38, np.inf, 1 / 3, 1, -1], np.float32)
-    await put(store, stored_note(vector=vector))
+    await put(store, stored_note(space="of eight", vector=vector))
     found = await get(store, "a")
     assert found is not None
     assert found.vector is not None
@@ -314,10 +318,87 @@ def test_a_log_reaches_a_position_when_nothing_behind_it_is_lost(
     assert [position for position in reached + lost if bounds.reach(position)] == reached
 
 
-async def test_samples_are_marked_once_and_for_all(store: RedisNoteStore) -> None:
-    assert not await store.samples_loaded()
+async def test_samples_begin_in_a_store_that_never_held_a_note(store: RedisNoteStore) -> None:
+    assert await store.begin_samples()
+    await put(store, stored_note())
+    assert await store.begin_samples(), "a first loading that was cut off goes on"
     await store.mark_samples_loaded()
-    assert await store.samples_loaded()
+    assert not await store.begin_samples()
+
+
+async def test_samples_do_not_begin_in_a_store_that_was_used(store: RedisNoteStore, admin: redis.Redis) -> None:
+    await put(store, stored_note())
+    assert not await store.begin_samples()
+    await store.delete("a")
+    admin.xtrim(LOG, maxlen=0, approximate=False)
+    assert not await store.begin_samples()
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+async def test_a_damaged_note_is_unreadable_however_it_is_read(
+    store: RedisNoteStore, admin: redis.Redis, damage: Damage
+) -> None:
+    await store.put([Write(stored_note("bad", content=SECRET)), Write(stored_note("good"))])
+    store.forget_written()
+    damage(admin, "bad")
+    entries = await whole_log(store)
+    with structlog.testing.capture_logs() as lines:
+        for reading in (await store.get(["bad", "good"]), await store.get(["bad", "good"], with_vectors=True)):
+            assert [type(note) for note in reading] == [Unreadable, StoredNote]
+        assert {i: type(note) for i, note in (await store.get_logged(entries)).items()} == {
+            "bad": Unreadable,
+            "good": StoredNote,
+        }
+        met = [note async for notes in store.scan() for note in notes]
+        assert sorted(type(note).__name__ for note in met) == ["StoredNote", "Unreadable"]
+    assert list(store.unreadable) == ["bad"]
+    assert [(line["event"], line["id"]) for line in lines] == [("note_unreadable", "bad")]
+    assert SECRET not in str(lines)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+async def test_a_damaged_note_is_healed_by_a_write_or_a_delete(
+    store: RedisNoteStore, admin: redis.Redis, damage: Damage
+) -> None:
+    for heal in (lambda: put(store, stored_note("bad")), lambda: store.delete("bad")):
+        await put(store, stored_note("bad"))
+        damage(admin, "bad")
+        assert isinstance((await store.get(["bad"]))[0], Unreadable)
+        assert await heal()
+        assert not store.unreadable
+        assert not isinstance((await store.get(["bad"]))[0], Unreadable)
+
+
+async def test_an_unreadable_note_that_vanished_is_not_counted(store: RedisNoteStore, admin: redis.Redis) -> None:
+    await put(store, stored_note("bad"))
+    admin.hset(f"{NOTE}bad", "document", "{")
+    await scanned(store)
+    assert list(store.unreadable) == ["bad"]
+    admin.delete(f"{NOTE}bad")
+    await scanned(store)
+    assert not store.unreadable
+
+
+async def test_a_key_that_is_no_text_is_not_a_note(store: RedisNoteStore, redis_url: str) -> None:
+    await put(store, stored_note("good"))
+    with redis.Redis.from_url(redis_url) as plain:
+        plain.hset(NOTE.encode() + b"\xff", "document", "{}")
+    assert (await scanned(store)).keys() == {"good"}
+
+
+@pytest.mark.parametrize("fields", [{"op": "put"}, {"id": "a"}, {"id": b"\xff", "op": "x"}], ids=str)
+async def test_a_malformed_log_entry_is_told_and_read_past(
+    store: RedisNoteStore, admin: redis.Redis, fields: dict[str, str]
+) -> None:
+    await put(store, stored_note("a"))
+    store.forget_written()
+    at = admin.xadd(LOG, fields)
+    with structlog.testing.capture_logs() as lines:
+        entries = await whole_log(store)
+    assert [line["event"] for line in lines] == ["log_entry_malformed"]
+    assert entries[-1].position == at
+    notes = await store.get_logged(entries)
+    assert isinstance(notes["a"], StoredNote)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +443,7 @@ CALLS: dict[str, Callable[[RedisNoteStore], Awaitable[object]]] = {
     "log_bounds": lambda store: store.log_bounds(),
     "scan": drain,
     "durability": lambda store: store.durability(),
-    "samples_loaded": lambda store: store.samples_loaded(),
+    "begin_samples": lambda store: store.begin_samples(),
     "mark_samples_loaded": lambda store: store.mark_samples_loaded(),
 }
 

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 import uvicorn
 
-from service.api.app import create_app
 from service.settings import Settings
+from service.wiring import build_app
 
 SAMPLES = 20
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
@@ -26,7 +26,7 @@ Serve = Callable[..., contextlib.AbstractContextManager[str]]
 def serving(settings: Settings) -> Iterator[str]:
     """The address of a service that runs in a thread until the block is left."""
     with socket.create_server((settings.host, 0)) as listener:
-        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, ws="none")
+        config = uvicorn.Config(build_app(settings), log_config=None, access_log=False, ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -16,11 +16,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.api.app import create_app
 from service.settings import Settings
+from service.wiring import build_app
 from tests.service.api.routes.conftest import Serve
 
-schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
+schema = schemathesis.openapi.from_dict(build_app(Settings()).openapi())
 # Not: that every request which fits the schema is accepted. "Title and content not both empty" is no matter of schema.
 CHECKS = [
     not_a_server_error,

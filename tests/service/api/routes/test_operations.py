@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api.app import create_app
 from service.settings import Settings
+from service.wiring import build_app
 
 METRICS = (
     "notellm_http_request_duration_seconds",
@@ -23,6 +23,7 @@ METRICS = (
     "notellm_ingest_to_searchable_seconds",
     "notellm_index_vectors",
     "notellm_index_segments",
+    "notellm_quarantined_notes",
     "notellm_rejected_total",
     "notellm_model_info",
 )
@@ -64,7 +65,7 @@ def test_addresses_that_do_not_exist_answer_with_problems(
 
 def test_the_documented_api_is_the_real_one() -> None:
     documented = json.loads(Path("docs/openapi.json").read_text())
-    real = json.loads(json.dumps(create_app(Settings()).openapi()))
+    real = json.loads(json.dumps(build_app(Settings()).openapi()))
     assert documented == real, "run `make openapi`"
 
 
@@ -117,6 +118,13 @@ def test_a_deployment_verifies_itself(serve: Any) -> None:
         answer = client.post("/verify", params={"repair": True}).json()
         assert (answer["well"], answer["repaired"], answer["notes"], answer["rows"]) == (True, False, 2, 2)
         assert all(of == {"count": 0, "ids": []} for of in answer["differing"].values())
+
+
+def test_sample_notes_do_not_enter_a_used_store(serve: Any, tmp_path: Path) -> None:
+    with serve(data_dir=tmp_path) as url:
+        assert httpx2.post(f"{url}/notes", json={"title": "mine"}).status_code == 201
+    with serve(data_dir=tmp_path, sample_notes=None) as url:
+        assert httpx2.get(f"{url}/readyz").json()["notes"] == 1
 
 
 def test_a_store_in_the_hands_of_somebody_else_gets_no_sample_notes(debian_redis: Any, serve: Any) -> None:

@@ -1,0 +1,46 @@
+"""GET /docs: the API for people, by Swagger UI. Its files come from a package, so that the page needs no internet."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+
+router = APIRouter(include_in_schema=False)
+STATIC = Path(str(files("fastapi_standalone_docs"))) / "static"
+ASSETS = {
+    "swagger-ui-bundle.js": (STATIC / "swagger" / "swagger-ui-bundle.js", "text/javascript"),
+    "swagger-ui.css": (STATIC / "swagger" / "swagger-ui.css", "text/css"),
+    "favicon.png": (STATIC / "fastapi" / "favicon.png", "image/png"),
+}
+
+
+@router.get("/")
+async def root() -> RedirectResponse:
+    """Leads people to the documentation."""
+    return RedirectResponse("/docs", 307)
+
+
+@router.get("/docs")
+async def docs(request: Request) -> HTMLResponse:
+    """The page. Addresses are relative to it, so that it also works behind a prefix."""
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title=request.app.title,
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="docs/favicon.png",
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+
+
+@router.get("/docs/{asset}")
+async def docs_asset(asset: str) -> FileResponse:
+    """A file of the page."""
+    if asset not in ASSETS:
+        raise HTTPException(404)
+    path, media_type = ASSETS[asset]
+    return FileResponse(path, media_type=media_type)

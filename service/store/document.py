@@ -1,0 +1,181 @@
+"""A note as the store holds it, a hash of five fields: encoding, and decoding that takes nothing on trust.
+
+The document is JSON with a version; a document without one is of version 1. Fields that this code does not know are
+left out. What cannot be decoded is a reason in words, without any of the note's text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import orjson
+
+from model.generation import CategoryProbability, Hashtag
+from model.note import Note
+from service.records import Generated, StoredNote, Vector
+
+FIRST_VERSION, VERSION = 1, 1
+"""Read are all of these, written is the last. Raise it when a reader of the version before would misread a document."""
+FIELDS = ("document", "space", "revision", "position", "vector")
+"""Fields of the hash, in the order that `decode` takes them."""
+NUMBER_BYTES = 4
+MOST_DIGITS = 15
+"""Digits of a revision: more are none that was counted."""
+POSITION = re.compile(rb"\d{1,20}-\d{1,20}")
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_800
+"""Seconds of the years 1 to 9999, which are all that a date can say."""
+
+TEXT, LIST, OBJECT = frozenset({str}), frozenset({list}), frozenset({dict})
+NUMBER, SCALAR = frozenset({int, float}), frozenset({str, int, float, bool})
+NOTHING = frozenset({type(None)})
+DOCUMENT: Mapping[str, frozenset[type]] = {
+    "title": TEXT,
+    "content": TEXT,
+    "hashtags": LIST,
+    "category": TEXT | NOTHING,
+    "author": TEXT | NOTHING,
+    "created_at": NUMBER | NOTHING,
+    "expires_at": NUMBER | NOTHING,
+    "attributes": OBJECT,
+    "generated": OBJECT,
+}
+"""Types of a document's fields. Exact ones: a bool is no number."""
+VALUES = itemgetter(*DOCUMENT)
+SHAPES = frozenset(product(*DOCUMENT.values()))
+"""All that the types of a document's values may be: one look in place of nine."""
+NONE_GENERATED = Generated()
+
+
+class UndecodableNote(ValueError):
+    """The stored form of a note is not one that `encode` writes. The message is the reason."""
+
+
+def encode(stored: StoredNote) -> tuple[bytes, bytes]:
+    """Encode document and vector. Raises ValueError where there is no vector."""
+    note = stored.note
+    if stored.vector is None:
+        raise ValueError(f"note {note.id!r} has no vector")
+    hashtags = stored.generated.hashtags
+    document = {
+        "version": VERSION,
+        "title": note.title,
+        "content": note.content,
+        "hashtags": note.hashtags,
+        "category": note.category,
+        "author": note.author,
+        "created_at": note.created_at,
+        "expires_at": note.expires_at,
+        "attributes": dict(note.attributes),
+        "generated": {
+            "hashtags": None if hashtags is None else [{"text": h.text, "score": h.score} for h in hashtags],
+            "category": stored.generated.category,
+        },
+    }
+    return orjson.dumps(document), np.ascontiguousarray(stored.vector, "<f4").tobytes()
+
+
+def decode(note_id: str, row: Sequence[Any], dimensions: Mapping[str, int]) -> StoredNote | None:
+    """Decode the note of a hash's FIELDS; of its vector the length in bytes is enough. None: there is no such hash.
+
+    `row`: empty where the key holds something else. `dimensions`: of a vector, by space; others may have any. Raises
+    UndecodableNote.
+    """
+    if None in row or not row:
+        if row and all(value is None for value in row):
+            return None
+        raise UndecodableNote(_incomplete(row))
+    document, space, revision, position, vector = row
+    if not revision.isdigit() or len(revision) > MOST_DIGITS:
+        raise UndecodableNote("its revision is no number")
+    if not POSITION.fullmatch(position):
+        raise UndecodableNote("its position is none of a log")
+    try:
+        space_name = space.decode()
+    except UnicodeDecodeError:
+        raise UndecodableNote("the name of its space is not UTF-8") from None
+    array = _vector(vector, dimensions.get(space_name))
+    note, generated = _read(note_id, document)
+    return StoredNote(note, space_name, array, generated, int(revision), position.decode())
+
+
+def _incomplete(row: Sequence[Any]) -> str:
+    """Reason why a hash is no whole one."""
+    if not row:
+        return "its key holds something else than a hash"
+    return f"it has no {' and no '.join(name for name, value in zip(FIELDS, row, strict=True) if value is None)}"
+
+
+def _vector(vector: bytes | int, dimension: int | None) -> Vector | None:
+    """Vector of these bytes; None where only their number is known."""
+    size = vector if isinstance(vector, int) else len(vector)
+    if dimension is not None and size != dimension * NUMBER_BYTES:
+        raise UndecodableNote(f"its vector has {size} bytes where its space has {dimension * NUMBER_BYTES}")
+    if not size or size % NUMBER_BYTES:
+        raise UndecodableNote(f"its vector has {size} bytes, which are no numbers")
+    return None if isinstance(vector, int) else np.frombuffer(vector, "<f4")
+
+
+def _read(note_id: str, document: bytes) -> tuple[Note, Generated]:
+    try:
+        d = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        raise UndecodableNote("its document is not JSON") from None
+    if type(d) is not dict:
+        raise UndecodableNote("its document is no object")
+    version = d.get("version", FIRST_VERSION)
+    if type(version) is not int or not FIRST_VERSION <= version <= VERSION:
+        raise UndecodableNote(_other_version(version))
+    try:
+        values = VALUES(d)
+        if tuple(map(type, values)) not in SHAPES:
+            raise UndecodableNote(_wrong_type(d))
+        return _note(note_id, values), _generated(values[-1])
+    except KeyError as error:
+        raise UndecodableNote(f"its document lacks {error}") from None
+
+
+def _other_version(version: object) -> str:
+    if type(version) is int and version > VERSION:
+        return f"its document is of version {version}, and this service reads up to {VERSION}"
+    return "the version of its document is none"
+
+
+def _wrong_type(d: Mapping[str, Any]) -> str:
+    wrong = next(name for name, kinds in DOCUMENT.items() if type(d[name]) not in kinds)
+    return f"its {wrong} is of a wrong type"
+
+
+def _note(note_id: str, values: tuple[Any, ...]) -> Note:
+    title, content, hashtags, category, author, created_at, expires_at, attributes, _ = values
+    if hashtags and not TEXT.issuperset(map(type, hashtags)):
+        raise UndecodableNote("one of its hashtags is no text")
+    if attributes and not SCALAR.issuperset(map(type, attributes.values())):
+        raise UndecodableNote("one of its attributes is of a wrong type")
+    created, expires = created_at or 0, expires_at or 0
+    if not (FIRST_SECOND <= created < LAST_SECOND and FIRST_SECOND <= expires < LAST_SECOND):
+        raise UndecodableNote("one of its times is no date")
+    return Note(title, content, tuple(hashtags), category, note_id, author, created_at, expires_at, attributes)
+
+
+def _generated(g: Mapping[str, Any]) -> Generated:
+    hashtags, category = g["hashtags"], g["category"]
+    if hashtags is None and category is None:
+        return NONE_GENERATED
+    if hashtags is not None and type(hashtags) is not list:
+        raise UndecodableNote("what was generated for it is of a wrong type")
+    return Generated(
+        None if hashtags is None else tuple(Hashtag(*_scored(h, "text", "score")) for h in hashtags),
+        None if category is None else CategoryProbability(*_scored(category, "name", "probability")),
+    )
+
+
+def _scored(entry: Any, name: str, number: str) -> tuple[str, float]:
+    """Name and number of something that was generated."""
+    if type(entry) is not dict or type(entry[name]) is not str or type(entry[number]) not in NUMBER:
+        raise UndecodableNote("what was generated for it is of a wrong type")
+    return entry[name], entry[number]

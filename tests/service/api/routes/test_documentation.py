@@ -1,0 +1,40 @@
+"""The documentation for people: it needs nothing of the internet."""
+
+from __future__ import annotations
+
+import re
+
+import httpx2
+import pytest
+
+TYPES = {"js": "text/javascript", "css": "text/css", "png": "image/png"}
+
+
+def test_the_root_leads_to_the_documentation(client: httpx2.Client) -> None:
+    answer = client.get("/", headers={"host": "somewhere.invalid"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
+def test_the_documentation_names_no_other_host(client: httpx2.Client) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert re.findall(r"""(?:src|href|url)\s*[=:]\s*["'](?:https?:)?//[^"']*""", page.text) == []
+    assert '"validatorUrl": null' in page.text  # else the page asks another host what it thinks of the API
+
+
+def test_every_asset_of_the_documentation_is_served(client: httpx2.Client) -> None:
+    page = client.get("/docs")
+    assets = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert {asset.rsplit(".")[-1] for asset in assets} == set(TYPES)
+    for asset in assets:
+        answer = client.get(str(page.url.join(asset)))
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith(TYPES[asset.rsplit(".")[-1]])
+    (api,) = re.findall(r"""url:\s*["']([^"']+)""", page.text)
+    assert client.get(str(page.url.join(api))).json()["openapi"].startswith("3.")
+
+
+@pytest.mark.parametrize("path", ["/redoc", "/docs/nothing.js", "/docs/..%2f__init__.py"])
+def test_what_is_not_documentation_is_404(client: httpx2.Client, path: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")

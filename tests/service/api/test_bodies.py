@@ -1,0 +1,96 @@
+"""Lists are taken apart as a parser would, and between two turns of the event loop little is done."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import bodies
+from service.api.bodies import MAX_CONTAINERS, SLICE_BYTES, Turns, list_items, parse_json
+from service.errors import InvalidInput, MalformedBody
+
+pytestmark = pytest.mark.anyio
+TEXTS = st.text(st.sampled_from('a"\\[]{},: \n\u00e9\u4eac'), max_size=20)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+async def items_of(body: bytes) -> list[bytes]:
+    return [item async for item in list_items(body, Turns())]
+
+
+@pytest.mark.parametrize("window", [2, 3, 7, 2**16])
+def test_items_are_those_of_the_parser(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SLICE_BYTES", window)
+
+    @settings(max_examples=150, deadline=None)
+    @given(values=st.lists(VALUES, max_size=6), pretty=st.booleans())
+    def check(values: list[Any], pretty: bool) -> None:
+        body = orjson.dumps(values, option=orjson.OPT_INDENT_2 if pretty else None)
+        items = asyncio.run(items_of(b" \n" + body + b"\n "))
+        assert [orjson.loads(item) for item in items] == values
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b" ", b"{}", b"3", b"[", b'["', b'["\\', b'["]', b"[1", b"[1] 2", b"[[]", b"[]]", b"[{]}]", b"[" * 100_000],
+)
+async def test_what_is_no_list_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedBody):
+        await items_of(body)
+
+
+@pytest.mark.parametrize("body", [b"[,]", b"[1,]", b"[,1]", b"[1,,2]", b"[1 2]"])
+async def test_a_broken_item_is_malformed_when_it_is_parsed(body: bytes) -> None:
+    items = await items_of(body)
+    with pytest.raises(MalformedBody):
+        [parse_json(item) for item in items]
+
+
+@pytest.mark.parametrize("body", [b"[" * 200 + b"]" * 200, b"[" + b"{}," * MAX_CONTAINERS + b"1]"])
+def test_more_containers_than_any_body_needs_are_refused(body: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        parse_json(body)
+
+
+def test_brackets_in_text_are_no_containers() -> None:
+    text = '[{"\\' * 1000
+    assert parse_json(orjson.dumps({"title": text})) == {"title": text}
+
+
+@pytest.mark.parametrize("filler", [b" ", b"{},", b'"\\"",', b'"' + b"x" * 90_000 + b'",'])
+async def test_no_more_than_a_slice_is_scanned_in_one_turn(filler: bytes) -> None:
+    body = b"[" + filler * (20 * SLICE_BYTES // len(filler)) + b"1]"
+    turns = Counting()
+    async for _ in list_items(body, turns):
+        pass
+    assert turns.taken >= len(body) // SLICE_BYTES // 2
+    assert turns.most <= 2 * SLICE_BYTES
+
+
+class Counting(Turns):
+    """Counts the turns, and the most bytes that were worked on in one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = self.most = self._in_this = 0
+
+    async def work(self, size: int) -> None:
+        self._in_this += size
+        self.most = max(self.most, self._in_this)
+        await super().work(size)
+
+    async def give(self) -> None:
+        self.taken += 1
+        self._in_this = 0
+        await super().give()

@@ -1,0 +1,97 @@
+"""Callers that leave, lie or nest: what a real process then says, in its log and in its answers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.service.cli.test_process import Process, running, wait_until
+from tests.service.conftest import PASSWORD, DebianRedis
+
+TEXT = "the secret of the lemon tart"
+LEFT = 'code="499"'
+
+
+@pytest.fixture
+def guarded(guarded_redis: DebianRedis, tiny_checkpoint: Path) -> Iterator[Process]:
+    """A service whose store wants a password."""
+    with running(tiny_checkpoint, NOTELLM_REDIS_URL=guarded_redis.url) as process:
+        yield process
+
+
+def leave(process: Process, path: str, content_type: str, body: bytes) -> None:
+    """Send a part of a body, wait until its first line is answered where it has a whole one, and close."""
+    address = httpx2.URL(process.url)
+    with socket.create_connection((address.host, address.port or 80), timeout=60) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: notellm\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n"
+        connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        answer = connection.recv(1024)  # the body is being waited for: 100, or a stream's 200
+        connection.sendall(body)
+        while b"\n" in body and b'"created"' not in answer:
+            answer += connection.recv(1024)
+
+
+def departures(process: Process) -> int:
+    """Requests that the metrics count as 499."""
+    lines = httpx2.get(f"{process.url}/metrics").text.splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if LEFT in line and "_count{" in line)
+
+
+def hostile_answers(url: str) -> list[str]:
+    """What is said to bodies that are refused."""
+    deep = b"[" * 300 + b"]" * 300
+    bodies = [
+        (b'{"title": "%s", "colour": %s}' % (TEXT.encode(), deep), "application/json"),
+        (b'[{"title": "%s", "colour": %s}]' % (TEXT.encode(), deep), "application/json"),
+        (b'{"title": ["%s"]}\n' % TEXT.encode(), "application/x-ndjson"),
+        (b'{"title": "%s' % TEXT.encode(), "application/json"),
+        (TEXT.encode(), "text/plain"),
+    ]
+    paths = ("/notes", "/similar", "/generate")
+    return [
+        httpx2.post(url + path, content=body, headers={"content-type": kind}).text
+        for path in paths
+        for body, kind in bodies
+    ]
+
+
+def test_departures_are_499_in_one_short_line_each(guarded: Process) -> None:
+    part = b'{"title": "%s"' % TEXT.encode()
+    for path in ("/notes", "/notes", "/generate", "/similar"):
+        leave(guarded, path, "application/json", part)
+    leave(guarded, "/notes", "application/x-ndjson", part + b"}\n" + part)
+    wait_until(lambda: departures(guarded) == 5)
+    guarded.end(signal.SIGTERM)
+    lines = [json.loads(line) for line in guarded.log.splitlines() if line.startswith("{")]
+    assert [line["event"] for line in lines if line.get("status") == 499] == ["request"] * 5
+    assert "request_failed" not in guarded.log
+    assert max(len(line) for line in guarded.log.splitlines() if '"status": 499' in line) < 300
+
+
+def test_a_hostile_run_shows_no_password_and_no_text(guarded: Process, guarded_redis: DebianRedis) -> None:
+    leave(guarded, "/notes", "application/json", b'{"title": "%s"' % TEXT.encode())
+    answers = hostile_answers(guarded.url)
+    guarded_redis.stop()
+    answers += [
+        httpx2.post(f"{guarded.url}/notes", json={"title": TEXT}).text,
+        httpx2.get(f"{guarded.url}/readyz").text,
+    ]
+    guarded.end(signal.SIGTERM)
+    assert "Traceback" not in guarded.log
+    for secret in (PASSWORD, TEXT):
+        assert secret not in guarded.log
+        assert [answer for answer in answers if secret in answer] == []
+
+
+def test_an_address_that_is_none_is_refused_unshown(tiny_checkpoint: Path) -> None:
+    url = f"redis://:{PASSWORD}/@127.0.0.1:6379"  # the slash ends what names the host
+    with pytest.raises(AssertionError) as failure, running(tiny_checkpoint, NOTELLM_REDIS_URL=url):
+        pass
+    assert PASSWORD not in str(failure.value)
+    assert "redis_url" in str(failure.value)

@@ -1,0 +1,66 @@
+"""Sample notes: into a store that never held a note, all of them, and never again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+from unittest.mock import Mock
+
+import pytest
+
+from model.note import Note
+from service.container import Service
+from service.recommender import Recommender
+from service.records import StoredNote
+from service.samples import AT_ONCE, load_samples
+from service.settings import Settings
+from tests.service.conftest import GatedStore, stored_note
+from tests.service.index.test_live import put
+
+pytestmark = pytest.mark.anyio
+WANTED = 3 * AT_ONCE
+
+
+class Killed(BaseException):
+    """Ends a loading as a signal would: nothing comes after it."""
+
+
+@pytest.fixture
+def service(embedded_store: GatedStore, recommender: Recommender) -> Service:
+    settings = Settings.model_validate({"sample_notes": WANTED})
+    return cast(Service, Mock(settings=settings, store=embedded_store, recommender=recommender))
+
+
+async def load(service: Service) -> int:
+    """Count of notes in the store after a start."""
+    await load_samples(service, lambda message: None)
+    return len([note async for notes in service.store.scan() for note in notes if isinstance(note, StoredNote)])
+
+
+async def test_samples_are_loaded_once(service: Service) -> None:
+    assert await load(service) == WANTED
+    await service.recommender.remove("sample-en-001")
+    assert await load(service) == WANTED - 1
+
+
+async def test_samples_do_not_enter_a_used_store(service: Service, embedded_store: GatedStore) -> None:
+    await put(embedded_store, stored_note())
+    assert await load(service) == 1
+    await service.recommender.remove("a")
+    assert await load(service) == 0
+
+
+async def test_samples_go_on_where_a_kill_ended_them(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = Recommender.add, 0
+
+    async def add(recommender: Recommender, notes: Sequence[Note], *rest: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        return await whole(recommender, notes, *rest)
+
+    monkeypatch.setattr(Recommender, "add", add)
+    with pytest.raises(Killed):
+        await load(service)
+    assert await load(service) == WANTED
