@@ -47,7 +47,7 @@ class Gpu:
         self._indexes: dict[int, FaissIndex] = {}
         """By the numbers of their GpuIndex. There is no other reference to them, so that removing one frees it here."""
         self._unneeded: list[int] = []
-        """Numbers whose GpuIndex is gone; appended by any thread, also by the garbage collector, so without the lock."""
+        """Numbers whose GpuIndex is gone. Any thread appends to it, without the lock: the garbage collector does, too."""
 
     def copy(self, index: FaissIndex, lists: int) -> GpuIndex | None:
         """Copy an inverted file, of which searches go through `lists` lists; None where the card has no room."""

@@ -71,10 +71,9 @@ def search_index(index: FaissIndex, query: Vector, k: int, lists: int, rows: Bit
     """Search a FAISS index for the `k` nearest to `query` (D,) among `rows` (None: all), in so many inverted lists (0:
     the index has none)."""
     selector = None if rows is None else row_selector(rows)
+    parameters = swig.SearchParameters(sel=selector)
     if lists:
         parameters = swig.SearchParametersIVF(sel=selector, nprobe=lists)
-    else:
-        parameters = swig.SearchParameters(sel=selector)
     scores, labels = index.search(np.asarray(query, np.float32)[None], k, params=parameters)
     return without_padding(scores[0], labels[0])
 

@@ -1,7 +1,7 @@
 """SealedSegment: many rows that never change, but for their tombstones.
 
-They are searched through an inverted file (FAISS IVF-Flat). How many of its lists a search goes through is measured when
-the segment is built. A small segment, and the few rows that pass a rare filter, are searched exactly.
+They are searched through an inverted file (FAISS IVF-Flat). How many of its lists a search goes through is measured
+when the segment is built. A small segment, and the few rows that pass a rare filter, are searched exactly.
 
 Shapes: N rows, D dimension.
 """
@@ -56,8 +56,8 @@ MEASURED_K = (10, 30, 100, 300, 1000)
 GPU_K = 1000
 """A copy on a card goes through as many lists as this many neighbours need: it has one setting for all searches."""
 MAX_EXACT_ROWS, EXACT_SHARE = 2048, 1 / 16
-"""Rows that pass a filter are compared one by one where they are at most so many, or at most such a share of the rows in
-the lists that would be searched: to fetch and compare a row takes as long as to test 16 rows against a bitmap."""
+"""Rows that pass a filter are compared one by one where they are at most so many, or at most such a share of the rows
+in the lists that would be searched: to fetch and compare a row takes as long as to test 16 rows against a bitmap."""
 MIN_PASSING_SHARE = 1e-6
 """Bound on the share of rows that pass a filter: a share of 0 asks for all lists."""
 ROUNDING_MARGIN = 1e-9
@@ -239,8 +239,9 @@ def build_index(
 ) -> tuple[FaissIndex, dict[int, int], RowNumbers]:
     """Build the FAISS index of the sources' rows.
 
-    Returns the index, the number of lists by k (empty where it has none), and the new number of each row in the sources'
-    order. The rows of one list are numbered in sequence, so that what passes a filter is read from front to back.
+    Returns the index, the number of lists by k (empty where it has none), and the new number of each row in the
+    sources' order. The rows of one list are numbered in sequence, so that what passes a filter is read from front to
+    back.
     """
     if row_count < IVF_ROWS:
         flat = flat_index(dimension)

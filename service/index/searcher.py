@@ -34,8 +34,10 @@ FilteredRows = tuple[Bits | None, int]
 
 
 class SegmentSearcher:
-    """`segments`: the oldest first; the last one grows. `replaced` counts the rows whose note got a newer row before they
-    became tombstones; the writer raises it."""
+    """Searches `segments`, of which the oldest comes first and the last one grows.
+
+    `replaced` counts the rows whose note got a newer row before they became tombstones; the writer raises it.
+    """
 
     def __init__(self, segments: tuple[Segment, ...], tag_dictionary: TagDictionary, gpu: Gpu | None) -> None:
         self.segments = segments
@@ -46,8 +48,8 @@ class SegmentSearcher:
         rows = max(1, sum(map(len, segments)))
         shares = [len(segment) / rows if segment.has_lists else 1.0 for segment in segments]
         self._expected_rows = [[max(MEASURED_K[0], expected(k, share)) for share in shares] for k in CALL_SIZES]
-        """By call size and segment: how many of the neighbours the segment is expected to have. It searches as many lists
-        as so many need."""
+        """By call size and segment: how many of the neighbours the segment is expected to have. It searches as many
+        lists as so many need."""
         join = gpu.concatenate if gpu else concatenated
         self._indexes = [
             join([segment.faiss_index(k) for segment, k in zip(segments, rows_of_each, strict=True)])

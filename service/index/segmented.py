@@ -183,7 +183,7 @@ class SegmentedIndex:
             if isinstance(segment, SealedSegment):
                 name = segment.name
                 alive[name] = np.packbits(segment.alive)
-                sealed_parts.append(Part(name, segment.arrays, lasting=True))
+                sealed_parts.append(Part(name, segment.arrays, immutable=True))
             else:
                 assert isinstance(segment, GrowingSegment)
                 name = f"{GROWING_PREFIX}{place}"
@@ -265,8 +265,8 @@ class SegmentedIndex:
 
 
 def _groups_of_one_size(sealed: Sequence[SealedSegment], smallest: int) -> list[list[SealedSegment]]:
-    """Group segments by size, the smallest first: up to `smallest` living rows, then up to MERGE_FACTOR times as many as
-    in the group before."""
+    """Group segments by size, the smallest first: up to `smallest` living rows, then up to MERGE_FACTOR times as many
+    as in the group before."""
     groups: dict[int, list[SealedSegment]] = {}
     for segment in sealed:
         level, max_rows = 0, smallest

@@ -150,10 +150,10 @@ async def test_the_nearest_notes_with_hashtags_are_found_among_many_without(
     bare = [stored_note(f"n{n}", "n0") for n in range(30)]
     tagged = stored_note("tagged", "else", hashtags=("soup",))
     await live_index.wait_for(await put(embedded_store, *bare, tagged), WAIT)
-    near = await asyncio.to_thread(live_index.near_notes, Note(), vector, 2)
+    near = await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2)
     assert [(of.id, of.hashtags) for of in near.by_vector] == [("tagged", ("soup",))]
     await live_index.wait_for(await delete(embedded_store, "tagged"), WAIT)
-    assert await asyncio.to_thread(live_index.near_notes, Note(), vector, 2) == Neighbours([], [])
+    assert await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2) == Neighbours([], [])
 
 
 async def test_notes_are_near_by_their_words_too_for_as_long_as_they_say_them(
@@ -161,7 +161,7 @@ async def test_notes_are_near_by_their_words_too_for_as_long_as_they_say_them(
 ) -> None:
     async def near() -> tuple[list[str], list[str]]:
         asked = Note(id="asked", title="lemon soup")
-        found = await asyncio.to_thread(live_index.near_notes, asked, vector, 2)
+        found = await asyncio.to_thread(live_index.find_neighbours, asked, vector, 2)
         assert {of.hashtags for of in (*found.by_vector, *found.by_words)} == {("tag",)}
         return [of.id for of in found.by_vector], [of.id for of in found.by_words]
 
@@ -453,7 +453,7 @@ async def test_stop_ends_it_though_the_redis_client_swallows_the_cancellation(
 async def test_of_searches_now_and_then_one_is_repeated_exactly_and_damage_is_seen(
     embedded_store: GatedStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.index.live.SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("service.index.recall.SAMPLE_SECONDS", 0.0)
     async with following(embedded_store, clock, head_rows=2) as index:
         await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
         assert math.isnan(index.status().recall_sampled)

@@ -58,7 +58,7 @@ async def test_a_start_from_a_snapshot_has_what_was_written_before_and_after_it(
             np.testing.assert_array_equal(await index.vector("n7"), stored_note("n7").vector)
             assert "cooking" in index.vocabulary
             asked = Note(title="soup with lemon")
-            near = index.near_notes(asked, note_vector(asked), 3)
+            near = index.find_neighbours(asked, note_vector(asked), 3)
             assert [of.id for of in near.by_words] == ["soup"]
             await index.wait_for(await delete(embedded_store, "soup"), WAIT)
             assert "cooking" not in index.vocabulary

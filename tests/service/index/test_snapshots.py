@@ -25,7 +25,7 @@ FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty"
 
 
 def parts(of: Mapping[str, Arrays], lasting: str = "") -> list[Part]:
-    return [Part(name, partial(dict, arrays), lasting=name == lasting) for name, arrays in of.items()]
+    return [Part(name, partial(dict, arrays), immutable=name == lasting) for name, arrays in of.items()]
 
 
 def check(folder: SnapshotFolder, position: str, of: Mapping[str, Arrays]) -> None:
