@@ -47,7 +47,7 @@ class Gpu:
         self._indexes: dict[int, FaissIndex] = {}
         """By the numbers of their GpuIndex. There is no other reference to them, so that removing one frees it here."""
         self._unneeded: list[int] = []
-        """Numbers whose GpuIndex is gone. Any thread appends to it, without the lock: the garbage collector does, too."""
+        """Numbers whose GpuIndex is gone. Appended to without the lock, since the garbage collector may do it."""
 
     def copy(self, index: FaissIndex, lists: int) -> GpuIndex | None:
         """Copy an inverted file, of which searches go through `lists` lists; None where the card has no room."""
