@@ -28,8 +28,9 @@ from benchmarks.harness.report import ROOT, row, write
 from model.config import PACKAGED_BACKBONE
 from model.data.dataset import read_notes
 from model.generation import VECTOR_ONLY, GenerationRequest
-from model.inference.engine import Engine, device_for
+from model.inference.engine import Engine
 from model.inference.kv_cache import BlockTable
+from model.inference.loading import device_for
 from model.inference.runtime import LogitQuery, Span
 from model.note import Note
 from model.weights import packaged_gguf, resolve, silent
@@ -180,7 +181,7 @@ def decode(engine: Engine, notes: Sequence[Note], others: Others) -> list[dict[s
         for table, note in zip(tables, notes, strict=False):
             ids = tuple(engine.prompt.note(note))
             table.grow(len(ids))
-            engine.runtime.forward([Span(table, ids, vector=0)])
+            engine.runtime.forward([Span(table, ids, read_out=0)])
 
         rate, spread = median(24 * batch, step_on, engine, tables, 24)
         rows.append(row(f"decode, batch {batch}", round(rate), "tokens/s", spread=spread))
@@ -195,7 +196,7 @@ def step_on(engine: Engine, tables: Sequence[BlockTable], steps: int) -> None:
     for _ in range(steps):
         for table in tables:
             table.grow(1)
-        engine.runtime.forward([Span(table, (1,), looks=(LogitQuery(0, 1),)) for table in tables])
+        engine.runtime.forward([Span(table, (1,), queries=(LogitQuery(0, 1),)) for table in tables])
 
 
 def whole_job(engine: Engine, notes: Sequence[Note], others: Others) -> list[dict[str, Any]]:

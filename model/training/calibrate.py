@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from model.category_head import CategoryHead, pool_weights_for
+from model.category_head import CategoryHead, fit_pool_weights
 from model.evaluation.evaluate import IMPOSSIBLE, Classifier, closed_set, notes_of_split
 from model.evaluation.metrics import fit_temperature
 from model.generation import GenerationOutput, GenerationRequest
@@ -67,7 +67,7 @@ def category_head(
         written = [_log_probs(reading, names) for reading in readings]
         seen = head.log_probs(names, np.array([reading.vector for reading in readings]))
         truth = [names.index(note.category or "") for note in asked]
-        head, helped = head.with_pool_weights(names, pool_weights_for(written, list(seen), truth)), True
+        head, helped = head.with_pool_weights(names, fit_pool_weights(written, list(seen), truth)), True
     if not helped:
         raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
     return head
