@@ -1,4 +1,4 @@
-"""Ports: what the use-cases need of the engine, the store and the index, and what the index needs of its backend.
+"""Ports: how the use-cases see the engine, the store and the index, and how the index sees its backend.
 
 Scores are cosines: all vectors have unit length; 1 is the same direction, higher is closer. Vectors of two spaces are
 never compared. A log position is the id of an entry of the change log; positions order all writes.
@@ -280,7 +280,7 @@ class Snapshottable(Protocol):
 
 
 class IndexBackend(VectorIndex, Maintainable, Snapshottable, Protocol):
-    """What an index that follows the log is made of."""
+    """A vector index that is kept up to date, maintained, saved and restored: what LiveIndex needs."""
 
 
 class LexicalIndex(Protocol):

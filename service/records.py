@@ -27,7 +27,7 @@ def position_key(position: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the model wrote for a note whose author left it out. None: it was not asked to."""
+    """Fields that the model wrote because the author left them out. None: it was not asked to."""
 
     hashtags: tuple[Hashtag, ...] | None = None
     category: CategoryProbability | None = None

@@ -36,10 +36,11 @@ from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
 from service.filters import Filter
+from service.index.building import LISTS_PER_ROOT
 from service.index.growing import GrowingSegment
 from service.index.hashtags import LiveHashtags
 from service.index.native import exact_search, swig, trim_heap
-from service.index.sealed import LISTS_PER_ROOT, SealedSegment
+from service.index.sealed import SealedSegment
 from service.index.segmented import MergeJob, SegmentedIndex
 from service.index.snapshots import Origin, SnapshotFolder, restore, snapshot_parts
 from service.records import Hit, StoredNote

@@ -45,7 +45,7 @@ class Gpu:
         self._lock = Lock()
         self._numbers = count()
         self._indexes: dict[int, FaissIndex] = {}
-        """By the numbers of their GpuIndex. There is no other reference to them, so that removing one frees it here."""
+        """FAISS indexes by the numbers of their GpuIndex. Nothing else refers to them: to remove one frees it."""
         self._unneeded: list[int] = []
         """Numbers whose GpuIndex is gone. Appended to without the lock, since the garbage collector may do it."""
 

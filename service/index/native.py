@@ -78,6 +78,12 @@ def search_index(index: FaissIndex, query: Vector, k: int, lists: int, rows: Bit
     return without_padding(scores[0], labels[0])
 
 
+def search_lists(ivf: FaissIndex, queries: Vectors, k: int, lists: int) -> RowNumbers:
+    """Return the row numbers of the `k` nearest to each query in so many inverted lists, shape (queries, k)."""
+    rows: RowNumbers = ivf.search(queries, k, params=swig.SearchParametersIVF(nprobe=lists))[1]
+    return rows
+
+
 def row_selector(rows: Bits) -> Any:
     """Return FAISS's filter on the rows of a bitmap. It refers to the bitmap, which must outlive the search."""
     return swig.IDSelectorBitmap(rows)
@@ -155,8 +161,14 @@ def concatenated(indexes: Sequence[FaissIndex]) -> FaissIndex:
     return shards
 
 
+def serialize_index(index: FaissIndex) -> npt.NDArray[np.uint8]:
+    """Return an index in FAISS's own format."""
+    serialized: npt.NDArray[np.uint8] = swig.serialize_index(index)
+    return serialized
+
+
 def read_index(serialized: npt.NDArray[np.uint8]) -> FaissIndex:
-    """Return the index that `swig.serialize_index` wrote, read piece by piece: `deserialize_index` would copy all of
+    """Return the index that `serialize_index` wrote, read piece by piece: `deserialize_index` would copy all of
     it once more."""
     position = 0
 

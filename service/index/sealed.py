@@ -11,26 +11,21 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from uuid import uuid4
 
 import numpy as np
 
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits, rows_of
+from service.index.building import Source, build_index
 from service.index.gpu import Gpu, GpuIndex
 from service.index.native import (
     FaissIndex,
     RankedRows,
     Vectors,
-    add_to_lists,
-    assign_lists,
     exact_search,
-    flat_index,
     read_index,
-    reserve_lists,
     search_index,
-    swig,
-    trained_ivf,
+    serialize_index,
     with_default_lists,
 )
 from service.index.packed_strings import PackedStrings
@@ -39,20 +34,6 @@ from service.index.tags import Columns, TagPairs, TagPostings
 from service.interfaces import Arrays
 from service.records import Vector
 
-IVF_ROWS = 8192
-"""A segment of fewer rows has no inverted file and is searched exactly."""
-LISTS_PER_ROOT = 2
-"""Inverted lists as a multiple of the square root of the rows. Twice as many took as long to search and three times as
-long to train (docs/decisions/0011-segments.md)."""
-MIN_ROWS_PER_LIST = 40
-"""Rows that an inverted list has at least: FAISS warns of centroids with fewer than 39 training vectors."""
-TRAINING_ROWS_PER_LIST = 64
-"""Rows that the centroids are trained on, for each list."""
-RECALL = 0.998
-"""Share of the true neighbours that the measured number of lists finds."""
-MEASURED_QUERIES = 128
-MEASURED_K = (10, 30, 100, 300, 1000)
-"""The number of lists is measured for this many neighbours, and interpolated between."""
 GPU_K = 1000
 """A copy on a card goes through as many lists as this many neighbours need: it has one setting for all searches."""
 MAX_EXACT_ROWS, EXACT_SHARE = 2048, 1 / 16
@@ -62,21 +43,6 @@ MIN_PASSING_SHARE = 1e-6
 """Bound on the share of rows that pass a filter: a share of 0 asks for all lists."""
 ROUNDING_MARGIN = 1e-9
 """Rounding errors of the interpolation may not add a list."""
-COPY_BATCH_SIZE = 16384
-"""Rows whose vectors are copied at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A segment that is to be merged, and its rows that were alive when the merge was planned."""
-
-    segment: Segment
-    rows: RowNumbers
-
-    @classmethod
-    def of(cls, segment: Segment) -> Source:
-        """Return a segment with its living rows."""
-        return cls(segment, np.flatnonzero(segment.alive[: len(segment)]))
 
 
 class SealedSegment(Segment):
@@ -102,7 +68,7 @@ class SealedSegment(Segment):
         self._index = index
         self._lists_by_k = lists_by_k
         self._index_by_lists: dict[int, FaissIndex] = {}
-        """What `faiss_index` returns, by the number of lists: each takes 30 us to make."""
+        """Results of `faiss_index` by the number of lists: each takes 30 us to make."""
         self._on_gpu = gpu.copy(index, self._lists_for(GPU_K)) if gpu and lists_by_k else None
         self.has_lists = bool(lists_by_k) and self._on_gpu is None
 
@@ -145,7 +111,7 @@ class SealedSegment(Segment):
             **self.columns.arrays(),
             **self._ids.arrays(),
             **self._tags.arrays(),
-            "index": swig.serialize_index(self._index),
+            "index": serialize_index(self._index),
             "lists_by_k": lists_by_k,
         }
 
@@ -234,41 +200,6 @@ class SealedSegment(Segment):
         return int(min(self._index.nlist, math.ceil(lists - ROUNDING_MARGIN)))
 
 
-def build_index(
-    sources: Sequence[Source], row_count: int, dimension: int
-) -> tuple[FaissIndex, dict[int, int], RowNumbers]:
-    """Build the FAISS index of the sources' rows.
-
-    Returns the index, the number of lists by k (empty where it has none), and the new number of each row in the
-    sources' order. The rows of one list are numbered in sequence, so that what passes a filter is read from front to
-    back.
-    """
-    if row_count < IVF_ROWS:
-        flat = flat_index(dimension)
-        for vectors in _vector_batches(sources):
-            flat.add(vectors)
-        return flat, {}, np.arange(row_count)
-    lists = min(int(LISTS_PER_ROOT * row_count**0.5), row_count // MIN_ROWS_PER_LIST)
-    ivf = trained_ivf(_sample(sources, row_count, TRAINING_ROWS_PER_LIST * lists), lists)
-    new_rows = _fill_lists(ivf, sources)
-    ivf.make_direct_map()
-    return ivf, _measure_lists(ivf), new_rows
-
-
-def _fill_lists(ivf: FaissIndex, sources: Sequence[Source]) -> RowNumbers:
-    """Add the sources' rows to their inverted lists, and return their new numbers."""
-    list_of_row = np.concatenate([assign_lists(ivf, vectors) for vectors in _vector_batches(sources)])
-    reserve_lists(ivf, np.bincount(list_of_row, minlength=ivf.nlist).tolist())
-    new_rows = np.empty_like(list_of_row)
-    new_rows[np.argsort(list_of_row, kind="stable")] = np.arange(len(list_of_row))
-    begin = 0
-    for vectors in _vector_batches(sources):
-        end = begin + len(vectors)
-        add_to_lists(ivf, vectors, new_rows[begin:end], list_of_row[begin:end])
-        begin = end
-    return new_rows
-
-
 def _renumbered_tags(sources: Sequence[Source], new_rows: RowNumbers) -> Iterator[TagPairs]:
     """Yield each source's pairs of tag and row, with the rows' new numbers, without rows that are not merged."""
     begin = 0
@@ -281,36 +212,3 @@ def _renumbered_tags(sources: Sequence[Source], new_rows: RowNumbers) -> Iterato
         merged = rows >= 0
         yield codes[merged], rows[merged]
         begin = end
-
-
-def _vector_batches(sources: Sequence[Source]) -> Iterator[Vectors]:
-    for source in sources:
-        for begin in range(0, len(source.rows), COPY_BATCH_SIZE):
-            yield source.segment.vectors(source.rows[begin : begin + COPY_BATCH_SIZE])
-
-
-def _sample(sources: Sequence[Source], row_count: int, size: int) -> Vectors:
-    """Return `size` vectors or somewhat more, evenly spread over all rows; all where there are fewer."""
-    step = max(1, row_count // size)
-    return np.concatenate([source.segment.vectors(source.rows[::step]) for source in sources])
-
-
-def _measure_lists(ivf: FaissIndex) -> dict[int, int]:
-    """Return for each of MEASURED_K the fewest lists in which rows of the index, as queries, find RECALL of the
-    neighbours that all lists have. A query does not count as its own neighbour."""
-    step = max(1, ivf.ntotal // MEASURED_QUERIES)
-    queries = ivf.reconstruct_batch(np.arange(0, ivf.ntotal, step))
-    all_lists = swig.SearchParametersIVF(nprobe=ivf.nlist)
-    _, true_neighbours = ivf.search(queries, MEASURED_K[-1] + 1, params=all_lists)
-    lists_by_k = {}
-    lists = 1
-    for k in MEASURED_K:
-        while lists < ivf.nlist:
-            _, found = ivf.search(queries, k + 1, params=swig.SearchParametersIVF(nprobe=lists))
-            pairs = zip(found, true_neighbours[:, : k + 1], strict=True)
-            hits = [len(np.intersect1d(found_rows, true_rows)) - 1 for found_rows, true_rows in pairs]
-            if np.mean(hits) >= RECALL * k:
-                break
-            lists = min(ivf.nlist, -(-lists * 5 // 4))
-        lists_by_k[k] = lists
-    return lists_by_k

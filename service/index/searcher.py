@@ -16,9 +16,9 @@ import numpy as np
 
 from service.filters import Filter
 from service.index.bitmaps import Bits, has
+from service.index.building import MEASURED_K
 from service.index.gpu import Gpu
 from service.index.native import RankedRows, concatenated
-from service.index.sealed import MEASURED_K
 from service.index.segment import Segment
 from service.index.tags import CompiledFilter, TagDictionary
 from service.records import Hit, Vector
@@ -30,7 +30,7 @@ CALL_SIZES = (10, 20, 40, 80, 160, 320, 640, 1000)
 IsVisible = Callable[[int, int], bool]
 """Whether a row may be found, by its segment's place and its number there."""
 FilteredRows = tuple[Bits | None, int]
-"""What `Segment.filter_rows` returns."""
+"""The rows of a segment that pass a filter, as `Segment.filter_rows` returns them."""
 
 
 class SegmentSearcher:
@@ -48,17 +48,17 @@ class SegmentSearcher:
         rows = max(1, sum(map(len, segments)))
         shares = [len(segment) / rows if segment.has_lists else 1.0 for segment in segments]
         self._expected_rows = [[max(MEASURED_K[0], expected(k, share)) for share in shares] for k in CALL_SIZES]
-        """By call size and segment: how many of the neighbours the segment is expected to have. It searches as many
-        lists as so many need."""
+        """Neighbours that a segment is expected to have, by call size and segment. It searches as many lists as these
+        need."""
         join = gpu.concatenate if gpu else concatenated
         self._indexes = [
             join([segment.faiss_index(k) for segment, k in zip(segments, rows_of_each, strict=True)])
             for rows_of_each in self._expected_rows
         ]
-        """By call size."""
+        """Index over all segments, by call size."""
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
-        """Return what VectorIndex.search does. Of a note that is replaced meanwhile the result has the new row, the old
+        """Do what VectorIndex.search does. Of a note that is replaced meanwhile the result has the new row, the old
         one, or both."""
         if k < 1:
             return []
@@ -122,7 +122,7 @@ class SegmentSearcher:
             elif (note_id := segment.id(row)) not in exclude:
                 hits.append(Hit(note_id, score))
         counts = zip(rows_of_each, self._expected_rows[at], strict=True)
-        as_expected = all(found <= most + 1 for found, most in counts)
+        as_expected = all(count <= expected_count + 1 for count, expected_count in counts)
         return hits if as_expected else [], met_hidden
 
     def _alive_at(self, now: float) -> IsVisible:

@@ -15,11 +15,12 @@ import numpy as np
 
 from service.filters import Filter
 from service.index.bitmaps import RowNumbers
+from service.index.building import Source
 from service.index.gpu import Gpu
 from service.index.growing import GrowingSegment
 from service.index.native import use_one_faiss_thread
 from service.index.packed_strings import packed, unpacked
-from service.index.sealed import SealedSegment, Source
+from service.index.sealed import SealedSegment
 from service.index.searcher import SegmentSearcher
 from service.index.segment import Segment
 from service.index.tags import TagDictionary

@@ -54,8 +54,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a snapshot was made of: the identity of the store, the vector space, and the attributes that filters may
-    test. A snapshot of another origin is refused."""
+    """Source of a snapshot: the identity of the store, the vector space, and the attributes that filters may test.
+
+    A snapshot of another origin is refused.
+    """
 
     store: str
     space: str

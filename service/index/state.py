@@ -1,4 +1,5 @@
-"""What the parts of a LiveIndex share: the notes that searches see, and the log position that they have reached."""
+"""State that the parts of a LiveIndex share: the notes that searches see, and the log position that these have
+reached."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class IndexedNotes:
         self.add(present, removed=notes.keys() - {stored.note.id for stored in present})
 
     def replace(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
-        """Do the same, and remove every row that these ids have before."""
+        """Remove every row that the ids have, then take the notes in as `update` does."""
         self.index.remove(list(notes))
         self.update(notes)
 

@@ -1,4 +1,4 @@
-"""What filters test of a segment's rows: times as columns, and everything else as tags.
+"""Fields of a segment's rows that filters test: times as columns, and everything else as tags.
 
 Hashtags, category, author and declared attributes are tags. A tag has a code, the same in all segments of an index.
 """

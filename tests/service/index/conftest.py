@@ -1,4 +1,4 @@
-"""What the tests of the index share."""
+"""Fixtures that the tests of the index share."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def copies_on(card: Gpu) -> int:
 
 
 def test_gpu_after_merges_holds_one_copy_of_each_segment(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.index.sealed.IVF_ROWS", 100)
+    monkeypatch.setattr("service.index.building.IVF_ROWS", 100)
     index = SegmentedIndex(16, growing_rows=100, gpu=card)
     before = copies_on(card)
     for n in range(100 * MERGE_FACTOR * MERGE_FACTOR + 1):
@@ -55,7 +55,7 @@ def test_gpu_without_room_leaves_search_to_processor(card: Gpu, monkeypatch: pyt
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(swig, "index_cpu_to_gpu", full)
-    monkeypatch.setattr("service.index.sealed.IVF_ROWS", 100)
+    monkeypatch.setattr("service.index.building.IVF_ROWS", 100)
     index = SegmentedIndex(16, growing_rows=100, gpu=card)
     index.upsert([clustered(n) for n in range(100 * MERGE_FACTOR + 1)])
     do_jobs(index)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from service.filters import Filter
-from service.index.sealed import RECALL, SealedSegment
+from service.index.building import RECALL
+from service.index.sealed import SealedSegment
 from service.index.segmented import MERGE_FACTOR, SegmentedIndex
 from service.records import Vector
 from tests.service.index.reference import (
@@ -27,7 +28,7 @@ SEALED_ROWS = 6000
 def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
     """An index of one large segment with an inverted file, whose rows are in clusters, as the topics of a community."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.index.sealed.IVF_ROWS", 1000)
+        patch.setattr("service.index.building.IVF_ROWS", 1000)
         patch.setattr("service.index.sealed.MAX_EXACT_ROWS", 20)
         gpu = request.getfixturevalue("card") if request.param == "card" else None
         index = SegmentedIndex(16, growing_rows=SEALED_ROWS // MERGE_FACTOR, gpu=gpu)

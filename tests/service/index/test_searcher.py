@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.filters import Filter
-from service.index.sealed import RECALL
+from service.index.building import RECALL
 from service.index.segmented import SegmentedIndex
 from service.records import StoredNote
 from tests.service.conftest import stored_note
@@ -130,7 +130,7 @@ def spread(n: int, topic: int = 0) -> StoredNote:
 
 @pytest.fixture
 def lists_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.index.sealed.IVF_ROWS", 1000)
+    monkeypatch.setattr("service.index.building.IVF_ROWS", 1000)
 
 
 @pytest.mark.usefixtures("lists_of_few_rows")
