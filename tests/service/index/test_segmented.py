@@ -42,7 +42,7 @@ MANY = st.lists(ROWS, min_size=6, max_size=8, unique_by=lambda stored: stored.no
 
 @pytest.mark.usefixtures("pairs_merge")
 @given(
-    st.lists(st.vector_of(STEPS, MANY.map(lambda notes: ("upsert", notes)), WORK), min_size=15, max_size=40),
+    st.lists(st.one_of(STEPS, MANY.map(lambda notes: ("upsert", notes)), WORK), min_size=15, max_size=40),
     st.lists(st.tuples(FILTERS, st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=3),
 )
 @settings(max_examples=100, deadline=None)
