@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from service.index.live import LiveIndex
-from service.interfaces import Clock, NoteStore, Unreadable
-from service.records import StoredNote, Vector
+from service.interfaces import Clock, NoteIndex, NoteStore
+from service.records import StoredNote, Unreadable, Vector
 
 WAIT_SECONDS = 30.0
 AT_ONCE = 500
@@ -58,7 +57,7 @@ class Report:
         return not lost and (self.repaired or not self.repairable)
 
 
-async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *, repair: bool) -> Report:
+async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *, repair: bool) -> Report:
     """Compare all of the store with all of the index. Raises StoreUnavailable, IndexBehind."""
     seen, suspects, others = set[str](), set[str](), 0
     async for notes in store.scan():
@@ -84,7 +83,7 @@ async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *
     return report
 
 
-async def _unlike(index: LiveIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
+async def _unlike(index: NoteIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
     """Of which the index has not the stored vector."""
     vectors = await index.vectors([stored.note.id for stored in notes])
     return {
@@ -95,7 +94,7 @@ async def _unlike(index: LiveIndex, notes: Sequence[StoredNote], now: float) -> 
 
 
 async def _look_again(
-    store: NoteStore, index: LiveIndex, space: str, ids: Sequence[str], notes: int, others: int
+    store: NoteStore, index: NoteIndex, space: str, ids: Sequence[str], notes: int, others: int
 ) -> Report:
     """The report on these ids."""
     rows = Counter(await index.ids())

@@ -36,13 +36,13 @@ from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
 from service.filters import Filter
+from service.index.building import LISTS_PER_ROOT
 from service.index.growing import GrowingSegment
 from service.index.hashtags import LiveHashtags
-from service.index.live import restore, snapshot_parts
-from service.index.sealed import LISTS_PER_ROOT, SealedSegment
-from service.index.segment import exact, swig
-from service.index.segmented import MergeJob, SegmentedIndex, trim_heap
-from service.index.snapshots import Origin, SnapshotFolder
+from service.index.native import exact_search, swig, trim_heap
+from service.index.sealed import SealedSegment
+from service.index.segmented import MergeJob, SegmentedIndex
+from service.index.snapshots import Origin, SnapshotFolder, restore, snapshot_parts
 from service.records import Hit, StoredNote
 from service.settings import Settings
 
@@ -125,7 +125,7 @@ def bare(index: SegmentedIndex, query: Vectors) -> None:
         elif isinstance(segment, SealedSegment):
             segment._index.search(query[None], K)
         elif isinstance(segment, GrowingSegment):
-            exact(segment._vectors[: len(segment)], query, K)
+            exact_search(segment._vectors[: len(segment)], query, K)
 
 
 def seconds_each(search: Callable[[Vectors], object], queries: Vectors) -> list[float]:
@@ -274,9 +274,9 @@ def snapshot_rows(index: SegmentedIndex, notes: Path, rows: int) -> list[dict[st
         hashtags.upsert([StoredNote(replace(real[number % len(real)], id=f"n{number}"), "space")])
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
         origin = Origin("store", "space")
-        parts, frozen = timed(partial(snapshot_parts, index, hashtags, ()))
+        parts, frozen = timed(partial(snapshot_parts, index, hashtags, (), ()))
         _, first = timed(partial(folder.save, origin, "1-0", parts))
-        _, again = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, ())))
+        _, again = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, (), ())))
         files = list(Path(name).glob("*.npz"))
         size = sum(path.stat().st_size for path in files)
         forget(files)

@@ -30,7 +30,7 @@ from model.note import Note, hashtag_key
 from service.batcher import Batcher
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
-from service.index.segmented import HEAD_ROWS, SegmentedIndex
+from service.index.segmented import GROWING_ROWS, SegmentedIndex
 from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock
 from service.recommender import Recommender
@@ -272,7 +272,7 @@ async def following(
     store: RedisNoteStore,
     clock: Clock,
     space: str = SPACE,
-    head_rows: int = HEAD_ROWS,
+    head_rows: int = GROWING_ROWS,
     snapshots: SnapshotFolder | None = None,
     snapshot_seconds: float = 3600.0,
 ) -> AsyncIterator[LiveIndex]:

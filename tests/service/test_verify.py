@@ -19,7 +19,7 @@ from service.store.redis_store import NOTE
 from service.verify import KINDS, Kind, Report, verify
 from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
 from tests.service.damage import Damage, changed, field
-from tests.service.index.test_live import WAIT, notes, put
+from tests.service.index.live_steps import WAIT, notes, put
 
 pytestmark = pytest.mark.anyio
 
