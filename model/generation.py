@@ -80,7 +80,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to generate for a note. Its vector is always computed.
+    """Choice of what to generate for a note. Its vector is always computed.
 
     `hashtags`: how many to generate; 0 for none. The fields below `categories` apply to them.
     `categories`: the closed set to score; empty for none.

@@ -22,7 +22,7 @@ from model.note import Note, hashtag_key
 from model.weights import Progress, silent
 
 PARTS = ("related", "categories", "hashtags")
-"""What can be measured, by the names of `notellm evaluate --part`."""
+"""Parts of an evaluation, by the names of `notellm evaluate --part`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What an evaluation keeps: ranks and choices, from which tables and paired tests are made. No text of the data.
+"""Records of an evaluation: ranks and choices, from which tables and paired tests are made. No text of the data.
 
 A record is stored as JSON with the names of these fields, so they never change.
 """

@@ -1,4 +1,4 @@
-"""What an evaluation compares: the abilities that a system may have, and NoteLLM as one that has them all.
+"""Systems that an evaluation compares: the abilities that one may have, and NoteLLM, which has them all.
 
 NoteLLM is asked through Engine, so that it is measured as it is served.
 """

@@ -12,12 +12,12 @@ from model.generation import Hashtag, Neighbours
 from model.note import Note, hashtag_key
 
 NEIGHBOURS = 50
-"""Neighbours with hashtags that are looked up by the vector, and as many by words (docs/decisions/0012-words.md)."""
+"""Neighbours with hashtags that are looked up by the vector, and as many by words (docs/decisions/0010-hashtags.md)."""
 MAX_CANDIDATES = 40
 """Most hashtags of neighbours, the heaviest first, whose probability the model is asked for; that takes one forward
 (docs/decisions/0010-hashtags.md)."""
 
-# The four weights of the score below were chosen on validation notes: docs/decisions/0012-words.md.
+# The four weights of the score below were chosen on validation notes: docs/decisions/0010-hashtags.md.
 NEIGHBOUR_SPREAD = 0.06
 """Temperature of a neighbour's weight by its vector: a cosine higher by this weighs e times as much."""
 LEXICAL_SHARE = 0.6

@@ -1,7 +1,7 @@
 """InvertedLexicalIndex: notes found by the words that they share.
 
 It complements the vectors, which bring together notes that the same people read: notes with the same words are by
-people who use the same hashtags (docs/decisions/0012-words.md).
+people who use the same hashtags (docs/decisions/0010-hashtags.md).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ TOKENS_PER_HASHTAG = 32
 """Bound on the tokens of a written hashtag. Two thirds of Chinese hashtags have more than 8, one in fifty more than
 this."""
 BEAMS_PER_HASHTAG = 2
-"""Beams followed for each requested hashtag (docs/decisions/0007-hashtags.md): several may be spellings of one hashtag
+"""Beams followed for each requested hashtag (docs/decisions/0010-hashtags.md): several may be spellings of one hashtag
 or end as text that is none."""
 
 

@@ -37,7 +37,7 @@ MAX_CLOSED_SETS = 64
 
 @dataclass(frozen=True, slots=True)
 class LabelPrior:
-    """What the names of a closed set say without a note (contextual calibration, Zhao et al. 2021).
+    """Scores of a closed set's names without a note (contextual calibration, Zhao et al. 2021).
 
     `log_probs` (C,): mean log probability of each name after notes that consist of a name. A name that training has not
     shown is as likely as its words are, whatever the note. `vectors` (C, D): embedding of each name.

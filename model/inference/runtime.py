@@ -76,7 +76,7 @@ class TokenLogProbs:
 
 @dataclass(slots=True)
 class SpanOutput:
-    """What a forward read from one span. `vector` (D,) has unit length; `token_log_probs` has one entry a query."""
+    """Values that a forward read from one span. `vector` (D,) has unit length; `token_log_probs` has one entry a query."""
 
     vector: Floats | None = None
     token_log_probs: list[TokenLogProbs] = field(default_factory=list)

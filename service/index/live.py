@@ -32,7 +32,7 @@ from service.records import Hit, IndexStatus, Vector
 SEARCH_THREADS = os.cpu_count() or 1
 MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
 """A search without a filter for at most so many neighbours among at most so many rows runs in the event loop: ten of a
-million take half a millisecond, and to get to another thread and back a good part of that (docs/experiments.md)."""
+million take half a millisecond, and to get to another thread and back a good part of that (docs/log/reads.md)."""
 NEIGHBOUR_FACTORS = (2, 20)
 """Rows that are searched for each neighbour with hashtags: the second number where the first finds too few. Bounds the
 cost of a lookup where few notes have hashtags."""
