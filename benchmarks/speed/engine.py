@@ -251,10 +251,11 @@ def measure_category_counts(engine: Engine, notes: Sequence[Note]) -> dict[int, 
 
 def rows(figures: Figures) -> list[Row]:
     """Return the rows of the result."""
+    batches = " / ".join(map(str, BATCHES))
     transformers_rates = " / ".join(f"{figures.transformers[batch].median:.1f}" for batch in BATCHES)
     return [
         *(row("matrix product", f"{rate:.0f}", "GFLOP/s", against=name) for name, rate in figures.products.items()),
-        row("transformers, prefill, batch 1 / 8 / 32", transformers_rates, "notes/s",
+        row(f"transformers, prefill, batch {batches}", transformers_rates, "notes/s",
             against=figures.transformers_dtype),
         row("precision of the engine", figures.engine_precision),
         *(line for batch in BATCHES for line in prefill_rows(figures, batch)),
