@@ -35,30 +35,30 @@ lint: .venv/.dev ## format, style, types, imports and deployment files
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet; fi
 
-bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
+bench: .venv/.dev ## measure the main job, crash recovery and pairs: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
 	@test -n "$(DATA)" || { echo "name the data: make bench DATA=..."; exit 1; }
-	$(BIN)/python benchmarks/speed/ingest_and_query.py $(DATA)/microlens50k/notes.jsonl.gz
-	$(BIN)/python benchmarks/speed/crash_recovery.py $(DATA)/kuairec/notes.jsonl.gz 2500
-	$(BIN)/python benchmarks/speed/pairs.py
+	$(BIN)/python -m benchmarks.speed.ingest_and_query $(DATA)/microlens50k/notes.jsonl.gz
+	$(BIN)/python -m benchmarks.speed.crash_recovery $(DATA)/kuairec/notes.jsonl.gz 2500
+	$(BIN)/python -m benchmarks.speed.pairs
 	@$(MAKE) tables
 
-bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (nine minutes, idle)
-	$(BIN)/python benchmarks/speed/engine.py
-	$(BIN)/python benchmarks/speed/clients.py
+bench-engine: .venv/.dev ## measure the engine against this machine's limit and other engines (nine minutes, idle)
+	$(BIN)/python -m benchmarks.speed.engine
+	$(BIN)/python -m benchmarks.speed.clients
 	@$(MAKE) tables
 
-bench-index: .venv/.dev ## the index with a million rows: make bench-index DATA=folder with microlens50k/ (twenty minutes, idle)
+bench-index: .venv/.dev ## measure the index with a million rows: make bench-index DATA=folder with microlens50k/ (twenty minutes, idle)
 	@test -n "$(DATA)" || { echo "name the data: make bench-index DATA=..."; exit 1; }
-	$(BIN)/python benchmarks/speed/index.py $(DATA)/microlens50k/notes.jsonl.gz 100000
-	$(BIN)/python benchmarks/speed/index.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
-	$(BIN)/python benchmarks/speed/similar.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python -m benchmarks.speed.index $(DATA)/microlens50k/notes.jsonl.gz 100000
+	$(BIN)/python -m benchmarks.speed.index $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python -m benchmarks.speed.similar $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	@$(MAKE) tables
 
-quality: .venv/.dev ## docs/results.md, its plots and the quality table, from benchmarks/results/records
-	$(BIN)/python benchmarks/quality/tables.py
+quality: .venv/.dev ## docs/results.md, its plots and the quality table of docs/benchmarks.md, from benchmarks/results/records
+	$(BIN)/python -m benchmarks.quality.tables
 
 tables: .venv/.dev ## the tables of README and docs, from benchmarks/results, the settings and docs/openapi.json
-	$(BIN)/python benchmarks/harness/report.py
+	$(BIN)/python -m benchmarks.harness.report
 	$(BIN)/python docs/generate.py
 
 openapi: .venv/.dev ## docs/openapi.json, after a change of the API

@@ -89,15 +89,15 @@ class SegmentedIndex:
         """Segments whose merge failed: they are planned again once nothing else is left to do."""
 
     def __len__(self) -> int:
-        return sum(segment.living for segment in self._segments)
+        return sum(segment.living for segment in self.all_segments)
 
     @property
     def tombstones(self) -> int:
-        return sum(segment.dead for segment in self._segments)
+        return sum(segment.dead for segment in self.all_segments)
 
     @property
     def segments(self) -> int:
-        return len(self._segments)
+        return len(self.all_segments)
 
     @property
     def shared(self) -> bool:
@@ -122,7 +122,7 @@ class SegmentedIndex:
             return
         if growing.full:
             growing = self._replace_full(growing)
-        replaced = [(segment, row) for segment in self._segments if (row := segment.row_of(note_id)) is not None]
+        replaced = [(segment, row) for segment in self.all_segments if (row := segment.row_of(note_id)) is not None]
         growing.append(stored, vector)
         if replaced:
             self._searcher.replaced += 1
@@ -133,33 +133,33 @@ class SegmentedIndex:
         """Begin another growing segment, with the living rows of the full one where many of its rows are tombstones."""
         if full.dead > MAX_DEAD_SHARE * len(full):
             growing = full.without_tombstones()
-            self._show(*self._segments[:-1], growing)
+            self._show(*self.all_segments[:-1], growing)
         else:
             growing = self._new_growing()
-            self._show(*self._segments, growing)
+            self._show(*self.all_segments, growing)
         return growing
 
     def remove(self, ids: Sequence[str]) -> None:
         for note_id in ids:
-            for segment in self._segments:
+            for segment in self.all_segments:
                 if (row := segment.row_of(note_id)) is not None:
                     segment.mark_deleted(row)
 
     def expire(self, now: float) -> list[str]:
-        return [note_id for segment in self._segments for note_id in segment.expire(now)]
+        return [note_id for segment in self.all_segments for note_id in segment.expire(now)]
 
     def vector(self, note_id: str) -> Vector | None:
         while True:
-            segments = self._segments
+            segments = self.all_segments
             for segment in segments:
                 if (row := segment.row_of(note_id)) is not None:
                     vector: Vector = segment.vectors(np.array([row]))[0]
                     return vector
-            if segments is self._segments:
+            if segments is self.all_segments:
                 return None
 
     def ids(self) -> list[str]:
-        return [note_id for segment in self._segments for note_id in segment.ids()]
+        return [note_id for segment in self.all_segments for note_id in segment.ids()]
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
         """Search all segments; ValueError where `vector` has another dimension.
@@ -180,7 +180,7 @@ class SegmentedIndex:
         names: list[str] = []
         growing_parts, sealed_parts = [], []
         alive = {}
-        for place, segment in enumerate(self._segments):
+        for place, segment in enumerate(self.all_segments):
             if isinstance(segment, SealedSegment):
                 name = segment.name
                 alive[name] = np.packbits(segment.alive)
@@ -216,7 +216,7 @@ class SegmentedIndex:
     def plan(self) -> MergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of
         one size, the smallest first."""
-        candidates = [segment for segment in self._segments[:-1] if segment not in self._given_up]
+        candidates = [segment for segment in self.all_segments[:-1] if segment not in self._given_up]
         sealed = [segment for segment in candidates if isinstance(segment, SealedSegment)]
         growing = [segment for segment in candidates if isinstance(segment, GrowingSegment)]
         groups: list[Sequence[Segment]] = [growing, *_groups_of_one_size(sealed, self._growing_rows * MERGE_FACTOR)]
@@ -239,21 +239,21 @@ class SegmentedIndex:
             for row in job.new_rows[~alive].tolist():
                 job.merged.mark_deleted(row)
             merged.append(job.merged)
-        place = min(i for i, segment in enumerate(self._segments) if id(segment) in sources)
-        kept = [segment for segment in self._segments if id(segment) not in sources]
+        place = min(i for i, segment in enumerate(self.all_segments) if id(segment) in sources)
+        kept = [segment for segment in self.all_segments if id(segment) not in sources]
         self._show(*kept[:place], *merged, *kept[place:])
 
     def give_up(self, job: MergeJob) -> None:
         self._given_up += [source.segment for source in job.sources]
 
     @property
-    def _segments(self) -> tuple[Segment, ...]:
+    def all_segments(self) -> tuple[Segment, ...]:
         """All segments, the oldest first; the last one grows."""
         return self._searcher.segments
 
     @property
     def _growing(self) -> GrowingSegment:
-        growing = self._segments[-1]
+        growing = self.all_segments[-1]
         assert isinstance(growing, GrowingSegment)
         return growing
 

@@ -109,7 +109,7 @@ async def test_a_row_that_is_there_twice_is_found_out(
     embedded_store: GatedStore, filled: LiveIndex, clock: Clock
 ) -> None:
     assert isinstance(filled._index, SegmentedIndex)
-    (head,) = filled._index._segments
+    (head,) = filled._index.all_segments
     assert isinstance(head, GrowingSegment)
     head.append(stored_note("n4"), note_vector(stored_note("n4").note))
     head.alive[4] = True  # what the second one replaced

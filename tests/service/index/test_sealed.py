@@ -34,7 +34,7 @@ def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
         index = SegmentedIndex(16, growing_rows=SEALED_ROWS // MERGE_FACTOR, gpu=gpu)
         index.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
         do_jobs(index)
-        assert any(isinstance(segment, SealedSegment) and segment._lists_by_k for segment in index._segments)
+        assert any(isinstance(segment, SealedSegment) and segment._lists_by_k for segment in index.all_segments)
         yield index
 
 

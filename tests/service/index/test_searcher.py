@@ -154,5 +154,5 @@ def test_search_neighbours_in_smallest_segment_keeps_recall(k: int) -> None:
         do_jobs(index)
     index.upsert(new)
     do_jobs(index)
-    assert sum(segment.has_lists for segment in index._segments) > 1
+    assert sum(segment.has_lists for segment in index.all_segments) > 1
     assert recall_of(index, new, k) >= RECALL - 0.015

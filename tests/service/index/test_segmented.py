@@ -140,5 +140,5 @@ def test_expire_resets_the_first_expiry() -> None:
     index.upsert([row(f"n{n}", n, expires_at=10.0 if n == 3 else None) for n in range(4 * MERGE_FACTOR + 1)])
     do_jobs(index)
     assert index.expire(10.0) == ["n3"]
-    assert all(segment._first_expiry == np.inf for segment in index._segments)
+    assert all(segment._first_expiry == np.inf for segment in index.all_segments)
     assert "n3" not in found_ids(index, now=0.0)
