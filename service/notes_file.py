@@ -14,7 +14,7 @@ from typing import IO, Any
 import orjson
 from pydantic import ValidationError
 
-from service.api.schemas import NoteIn
+from service.api.schemas.notes import NoteIn
 
 STDIN = Path("-")
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from service.api.schemas import NoteIn
+from service.adding import Generate
+from service.api.schemas.notes import NoteIn
 from service.batcher import Lane
 from service.container import Service
 from service.errors import StoreUnavailable
 from service.notes_file import NotesFile
-from service.recommender import Generate
 
 SAMPLES = Path(__file__).with_name("sample_notes.jsonl")
 AT_ONCE = 16

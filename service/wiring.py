@@ -93,8 +93,8 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(index.stop)
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
-        house = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
-        recommender = Recommender(engine, batcher, store, index, telemetry, clock, house)
+        defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
+        recommender = Recommender(engine, batcher, store, index, telemetry, clock, defaults)
         _show_live_numbers(telemetry, index, store, engine)
         yield Service(settings, recommender, batcher, store, index, telemetry, clock)
 
