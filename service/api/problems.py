@@ -66,7 +66,7 @@ def error_response(error: NoteLLMError) -> JSONResponse:
     if isinstance(error, errors.TryLater):
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.UnsupportedMediaType):
-        headers["Accept" if error.header == "Content-Type" else "Accept-Encoding"] = error.taken
+        headers["Accept" if error.header == "Content-Type" else "Accept-Encoding"] = error.accepted
     return problem_response(problem_of(error), headers)
 
 

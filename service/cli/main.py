@@ -18,8 +18,8 @@ from rich.table import Table
 
 from model import cli as offline
 from service.cli.ingest import Ingest, IngestFailed
+from service.log_lines import configure_logging
 from service.settings import Settings
-from service.telemetry import configure_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Related notes, hashtags and categories.")
 offline.add_to(app)
