@@ -16,7 +16,7 @@ list."""
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """What to fill in where the author left it out: how many hashtags (0: none), and the category."""
+    """Generations to fill in where the author left them out: how many hashtags (0: none), and the category."""
 
     hashtags: int = 0
     category: bool = False
@@ -38,7 +38,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What it takes to add one note.
+    """Plan for adding one note.
 
     `old`: the stored note that it replaces. `reused`: generations of the same text that are kept. `request`: what the
     model is to generate beside the vector; None where the stored vector and generations suffice.

@@ -95,16 +95,16 @@ def _pointer(location: Sequence[str | int]) -> str:
 def install(app: FastAPI) -> None:
     """Have every error of the app leave as a problem."""
 
-    async def own(request: Request, error: Exception) -> JSONResponse:
+    async def own_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(cast(NoteLLMError, error))
 
-    async def validation(request: Request, error: Exception) -> JSONResponse:
+    async def invalid_request(request: Request, error: Exception) -> JSONResponse:
         failures = cast(RequestValidationError, error).errors()
         if any(failure["type"] == "json_invalid" for failure in failures):
             return error_response(errors.MalformedBody(failures[0].get("ctx", {}).get("error", failures[0]["msg"])))
         return error_response(invalid_input(failures))
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
+    async def framework_error(request: Request, error: Exception) -> JSONResponse:
         http_error = cast(HTTPException, error)
         detail = {
             400: "The body could not be read as UTF-8 JSON.",
@@ -114,9 +114,9 @@ def install(app: FastAPI) -> None:
         headers = dict(http_error.headers) if http_error.headers else None
         return problem_response(plain_problem(http_error.status_code, detail), headers)
 
-    app.add_exception_handler(NoteLLMError, own)
-    app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(NoteLLMError, own_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, framework_error)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -34,7 +34,7 @@ class IngestFailed(Exception):
 
 @dataclass(slots=True)
 class Ingest:
-    """One run of `notellm ingest`. `state_folder`: where the last acknowledged line is kept, for each file and service."""
+    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file and service."""
 
     file: Path
     url: str
@@ -57,7 +57,7 @@ class Ingest:
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
-                console.print(f"going on behind line {done}")
+                console.print(f"continuing behind line {done}")
             for batch in _batches(notes.lines(after=done)):
                 self._add(client, batch, counts, rejects)
                 done = batch[-1].number

@@ -1,4 +1,4 @@
-"""What the commands share: output for people and for programs, and settings that are read or refused in a line."""
+"""Output of the commands, for people and for programs, and their settings, of which a wrong one is refused in a line."""
 
 from __future__ import annotations
 

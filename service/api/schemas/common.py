@@ -1,4 +1,4 @@
-"""What several resources share: types of fields, the base of all that callers send, and texts."""
+"""Schemas that several resources share: types of fields, the base of all that callers send, and texts."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class UsageOut(BaseModel):
 
 
 class HashtagRules(Wire):
-    """Which hashtags may be told."""
+    """Rules for the hashtags that may be generated."""
 
     policy: HashtagPolicy | None = Field(
         None,

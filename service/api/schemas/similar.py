@@ -24,7 +24,7 @@ Score = Annotated[float, Field(ge=-1, le=1, description="least cosine", allow_in
 
 
 class SearchOptions(Wire):
-    """Which notes may be returned: for the query string and for bodies alike."""
+    """Options of a search, of which most narrow what may be returned; for query strings and bodies alike."""
 
     k: K = 10
     category: Name | None = None
