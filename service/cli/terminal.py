@@ -1,4 +1,4 @@
-"""Output of the commands, for people and for programs, and their settings, of which a wrong one is refused in a line."""
+"""Output of the commands, for people and for programs; and their settings: a wrong one is refused in one line."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.service.cli.test_process import Process, alive, wait_until
 from tests.service.conftest import DebianRedis
+from tests.service.process import Process, alive, wait_until
 
 ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "25"))
 SEED = int(os.environ.get("NOTELLM_CHAOS_SEED", "0"))
