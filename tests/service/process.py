@@ -19,7 +19,7 @@ NOTELLM = str(Path(sys.executable).with_name("notellm"))
 
 
 class Process:
-    """One `notellm serve` that can die and start again on the same data."""
+    """A `notellm serve` that can die and start again on the same data."""
 
     def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -57,7 +57,7 @@ class Process:
 
     @property
     def log(self) -> str:
-        """All that it said on standard error."""
+        """Everything that it wrote to standard error."""
         return (self.folder / "log").read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +67,7 @@ class Process:
         )
 
     def redis_pid(self) -> int:
-        """Of the embedded server, as it says itself."""
+        """Process id of the embedded server, from its own INFO."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self.folder / "d" / "redis.sock"))
             connection.sendall(b"INFO server\r\n")
@@ -90,9 +90,12 @@ def alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def running(checkpoint: Path, **environment: str) -> Iterator[Process]:
+    """A started service, which is ended on leaving, also when its start failed."""
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:  # short, for a unix socket's path
         process = Process(Path(folder), checkpoint, **environment)
-        process.start()
-        yield process
-        if process.process and process.process.poll() is None:
-            process.end(signal.SIGTERM)
+        try:
+            process.start()
+            yield process
+        finally:
+            if process.process and process.process.poll() is None:
+                process.end(signal.SIGTERM)

@@ -20,14 +20,14 @@ from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
 @pytest.fixture
 def service(tiny_checkpoint: Path) -> Iterator[Process]:
-    """One to be killed."""
+    """A service that the test may kill."""
     with running(tiny_checkpoint) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
 def shared(tiny_checkpoint: Path) -> Iterator[Process]:
-    """One that several tests use and leave alive."""
+    """A service that several tests use and leave alive."""
     with running(tiny_checkpoint) as process:
         yield process
 
@@ -137,3 +137,23 @@ def test_every_command_speaks_to_people_and_to_programs(shared: Process) -> None
         assert isinstance(json.loads(programs.stdout), dict)
     unknown = shared.run("similar", "nobody")
     assert (unknown.returncode, "There is no note" in unknown.stderr) == (1, True)
+
+
+def test_client_finds_the_service_by_host_and_port(shared: Process) -> None:
+    environment = {name: value for name, value in shared.environment.items() if name != "NOTELLM_URL"}
+    command = [NOTELLM, "status", "--json"]
+    result = subprocess.run(
+        command, env=environment | {"NOTELLM_HOST": "0.0.0.0"}, capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout)["ready"] is True
+
+
+def test_hashtags_of_two_words_are_readable_in_a_table(shared: Process) -> None:
+    for i in range(2):
+        note = {"id": f"tagged{i}", "title": "tagged", "hashtags": ["night bus", "budget travel"]}
+        httpx2.post(f"{shared.url}/notes", json=note)
+    command = [NOTELLM, "similar", "tagged0"]
+    result = subprocess.run(
+        command, env=shared.environment | {"COLUMNS": "200"}, capture_output=True, text=True, check=True
+    )
+    assert "night bus, budget travel" in result.stdout
