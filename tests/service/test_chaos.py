@@ -42,7 +42,7 @@ wiring.SegmentedIndex = partial(wiring.SegmentedIndex, head_rows=8)
 sys.argv = ["notellm", "serve"]
 main()
 """
-pytestmark = pytest.mark.timeout(120 + 30 * ROUNDS)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 30 * ROUNDS)]
 GONE = None
 State = str | None
 """A note's title, or GONE."""

@@ -14,6 +14,7 @@ import pytest
 from tests.service.conftest import PASSWORD, DebianRedis
 from tests.service.process import Process, running, wait_until
 
+pytestmark = pytest.mark.slow
 TEXT = "the secret of the lemon tart"
 LEFT = 'code="499"'
 

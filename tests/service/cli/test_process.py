@@ -17,6 +17,8 @@ import pytest
 
 from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def service(tiny_checkpoint: Path) -> Iterator[Process]:
