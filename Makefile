@@ -11,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help serve test lint lock chaos bench bench-engine bench-index quality tables openapi docs clean
+.PHONY: help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,6 +22,9 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 
 test: .venv/.dev ## all tests; they start their own services
 	@exec $(BIN)/pytest
+
+test-fast: .venv/.dev ## the tests that take seconds, for the inner loop (two minutes, idle)
+	@exec $(BIN)/pytest -m "not slow"
 
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
 	NOTELLM_CHAOS_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/pytest -s tests/service/test_chaos.py

@@ -86,7 +86,7 @@ def record(target: Path) -> None:
 
 
 def _generate(number: int) -> dict[str, str]:
-    """What the note of this number is given when it is stored."""
+    """Query string with which the note of this number is stored."""
     return {"generate": ("hashtags,category", "hashtags", "category", "")[number % 4]}
 
 

@@ -1,6 +1,6 @@
-"""Batcher: concurrent requests of all endpoints -> readings that begin and leave at any step of the one engine thread.
+"""Batcher: concurrent requests of all endpoints share one engine thread, joining and leaving its batch at any step.
 
-Bounded, and with two lanes: interactive before bulk. Every waiter gets an answer: its reading, or the step's error.
+The queue is bounded and has two lanes: interactive before bulk. Every waiter gets an answer: its output, or an error.
 Knows nothing of HTTP, storage, or what a token is.
 """
 
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Lane(StrEnum):
-    """Who goes first: a person waits in INTERACTIVE, a list or a stream in BULK."""
+    """Priority of a note: INTERACTIVE, where a person waits, goes before BULK, a list or a stream."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
@@ -36,7 +36,7 @@ class Lane(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class QueuedNote:
-    """One note in the queue or being read. Whoever waits for `answer` may cancel it; then the note is dropped."""
+    """A note in the queue or in the engine. Whoever waits for `answer` may cancel it; then the note is dropped."""
 
     tokenized: TokenizedRequest
     lane: Lane
@@ -46,14 +46,17 @@ class QueuedNote:
 
 @dataclass(slots=True)
 class Admission:
-    """Room for `left` notes that are not in the queue yet."""
+    """Room reserved in the queue for `left` more notes."""
 
     left: int
 
 
 class Batcher:
-    """`max_tokens`: of the prompts that begin with one step. `max_notes`: that are read at a time. `max_queue`: notes
-    that may wait; beyond it QueueFull."""
+    """Queue in front of the engine.
+
+    `max_tokens`: prompt tokens that begin with one step. `max_notes`: notes in the engine at a time. `max_queue`: notes
+    that may wait; more raise QueueFull.
+    """
 
     def __init__(
         self, engine: Engine, telemetry: Telemetry, *, max_tokens: int, max_notes: int, max_queue: int
@@ -71,15 +74,16 @@ class Batcher:
         self._reserved = 0
         self._stopping = False
         self._step_since: float | None = None
-        self._reading: dict[object, QueuedNote] = {}
-        """By what the engine calls it."""
-        self._done_lately, self._seconds_lately = 10.0, 1.0
+        self._running: dict[object, QueuedNote] = {}
+        """Notes in the engine, by the engine's running request."""
+        self._recent_notes, self._recent_seconds = 10.0, 1.0
+        """Notes done and seconds taken, weighted towards recent steps: QueueFull estimates its wait by their rate."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._loop(), name="batcher")
 
     async def stop(self, seconds: float) -> None:
-        """Refuse new notes, finish the queue for at most `seconds`, then answer the rest with Stopping."""
+        """Refuse new notes, work on the queue for at most `seconds`, then answer the rest with Stopping."""
         self._stopping = True
         self._arrived.set()
         if self._task:
@@ -88,34 +92,34 @@ class Batcher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for lane in self._lanes.values():
-            for job in lane:
-                _fail(job, Stopping())
+            for note in lane:
+                _fail(note, Stopping())
             lane.clear()
         self._engine_thread.shutdown(wait=False)
         self._tokenise_thread.shutdown(wait=False)
 
     @property
     def waiting(self) -> int:
-        """Notes in the queue, those of callers that left included until their turn comes."""
+        """Notes in the queue. Those whose callers left are counted until they come to its head."""
         return sum(map(len, self._lanes.values()))
 
     @property
     def busy_seconds(self) -> float:
-        """How long the engine has been at its present step; 0 when it is idle."""
+        """How long the engine's present step has taken; 0 when it is idle."""
         return 0.0 if self._step_since is None else time.perf_counter() - self._step_since
 
     async def generate(
-        self, note: Note, wanted: GenerationRequest = VECTOR_ONLY, lane: Lane = Lane.INTERACTIVE
+        self, note: Note, request: GenerationRequest = VECTOR_ONLY, lane: Lane = Lane.INTERACTIVE
     ) -> GenerationOutput:
-        """The engine's reading of one note. Raises QueueFull, EngineFailed, Stopping."""
-        return (await self.generate_all([(note, wanted)], lane))[0]
+        """Return the engine's output for one note. Raises QueueFull, EngineFailed, Stopping."""
+        return (await self.generate_all([(note, request)], lane))[0]
 
     async def generate_all(
         self, notes: Sequence[tuple[Note, GenerationRequest]], lane: Lane, admission: Admission | None = None
     ) -> list[GenerationOutput]:
-        """Readings in order; the first failure cancels the rest.
+        """Return the outputs in order; the first failure cancels the rest. Raises QueueFull, EngineFailed, Stopping.
 
-        All notes are admitted, or none (QueueFull), unless the caller was admitted with them.
+        All notes are admitted or none, unless the caller brings its admission.
         """
         if not notes:
             return []
@@ -125,31 +129,31 @@ class Batcher:
         loop = asyncio.get_running_loop()
         started = time.perf_counter()
         tokenized = await loop.run_in_executor(
-            self._tokenise_thread, lambda: [self._engine.tokenize(note, wanted) for note, wanted in notes]
+            self._tokenise_thread, lambda: [self._engine.tokenize(note, request) for note, request in notes]
         )
         self._telemetry.tokenise.observe(time.perf_counter() - started)
         if self._stopping:
             raise Stopping
         self._reserved -= len(notes)
         admission.left -= len(notes)
-        jobs = [QueuedNote(p, lane, loop.create_future()) for p in tokenized]
-        self._lanes[lane].extend(jobs)
+        queued = [QueuedNote(one, lane, loop.create_future()) for one in tokenized]
+        self._lanes[lane].extend(queued)
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
         self._arrived.set()
         try:
-            return [await job.answer for job in jobs]
+            return [await note.answer for note in queued]
         finally:
-            for job in jobs:
-                job.answer.cancel()
+            for note in queued:
+                note.answer.cancel()
 
     @contextlib.contextmanager
     def admit(self, notes: int) -> Iterator[Admission]:
-        """Room in the queue for `notes`, kept for as long as the block lasts. Raises QueueFull, Stopping."""
+        """Reserve room in the queue for `notes` notes while the block lasts. Raises QueueFull, Stopping."""
         if self._stopping:
             raise Stopping
         taken = self.waiting + self._reserved
         if taken + notes > self._max_queue:
-            raise QueueFull(taken, max(1, math.ceil(taken * self._seconds_lately / self._done_lately)))
+            raise QueueFull(taken, max(1, math.ceil(taken * self._recent_seconds / self._recent_notes)))
         admission = Admission(notes)
         self._reserved += notes
         try:
@@ -159,8 +163,8 @@ class Batcher:
 
     async def _loop(self) -> None:
         while True:
-            begin = self._next_jobs()
-            if begin or self._reading:
+            begin = self._next_notes()
+            if begin or self._running:
                 await self._step(begin)
             elif self._stopping:
                 return
@@ -168,9 +172,10 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
 
-    def _next_jobs(self) -> list[QueuedNote]:
-        """The oldest notes, interactive ones first, as many as the budgets allow; one at least where none is read."""
-        jobs: list[QueuedNote] = []
+    def _next_notes(self) -> list[QueuedNote]:
+        """Take the oldest notes off the queue, interactive ones first, as many as the budgets allow; the token budget
+        does not hold back the first."""
+        begin: list[QueuedNote] = []
         tokens = 0
         for lane, queue in self._lanes.items():
             while queue:
@@ -178,69 +183,77 @@ class Batcher:
                     queue.popleft()
                     continue
                 more = queue[0].tokenized.tokens
-                full = len(self._reading) + len(jobs) >= self._max_notes or (jobs and tokens + more > self._max_tokens)
-                if full:
+                engine_full = len(self._running) + len(begin) >= self._max_notes
+                if engine_full or (begin and tokens + more > self._max_tokens):
                     break
                 tokens += more
-                jobs.append(queue.popleft())
+                begin.append(queue.popleft())
             self._telemetry.queue_depth.labels(lane).set(len(queue))
-        return jobs
+        return begin
 
     async def _step(self, begin: Sequence[QueuedNote]) -> None:
+        """Run one engine step with these new notes, and answer those that ended with it."""
         started = self._step_since = time.perf_counter()
         try:
-            ended, left = await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._advance, begin)
+            ended, postponed = await asyncio.get_running_loop().run_in_executor(
+                self._engine_thread, self._advance, begin
+            )
         except BaseException as error:
-            stopping = isinstance(error, asyncio.CancelledError)
-            if not stopping:
-                log.exception("engine_failed", notes=len(begin) + len(self._reading))
-            for job in {*begin, *self._reading.values()}:
-                _fail(job, Stopping() if stopping else EngineFailed(type(error).__name__))
-            self._reading.clear()
-            if stopping or not isinstance(error, Exception):
+            self._fail_running(begin, error)
+            if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
                 raise
             return
         finally:
             seconds = time.perf_counter() - started
             self._step_since = None
-        for job in reversed(left):
-            self._lanes[job.lane].appendleft(job)
-        self._done_lately = 0.9 * self._done_lately + len(ended)
-        self._seconds_lately = 0.9 * self._seconds_lately + seconds
-        self._measure([reading for _, reading in ended], seconds)
-        begun = begin[: len(begin) - len(left)]
+        for note in reversed(postponed):
+            self._lanes[note.lane].appendleft(note)
+        self._recent_notes = 0.9 * self._recent_notes + len(ended)
+        self._recent_seconds = 0.9 * self._recent_seconds + seconds
+        self._observe([output for _, output in ended], seconds)
+        begun = begin[: len(begin) - len(postponed)]
         if begun:
-            self._telemetry.batch_tokens.observe(sum(job.tokenized.tokens for job in begun))
-        for job in begun:
-            self._telemetry.queue_wait.labels(job.lane).observe(started - job.since)
-        for job, reading in ended:
-            if not job.answer.done():
-                job.answer.set_result(reading)
+            self._telemetry.batch_tokens.observe(sum(note.tokenized.tokens for note in begun))
+        for note in begun:
+            self._telemetry.queue_wait.labels(note.lane).observe(started - note.since)
+        for note, output in ended:
+            if not note.answer.done():
+                note.answer.set_result(output)
 
     def _advance(
         self, begin: Sequence[QueuedNote]
     ) -> tuple[list[tuple[QueuedNote, GenerationOutput]], list[QueuedNote]]:
-        """One step of the engine, in its thread: the readings that ended, and what it has no room for yet."""
-        for work in [work for work, job in self._reading.items() if job.answer.done()]:
-            self._engine.abort(work)
-            del self._reading[work]
-        left = list(begin)
-        while left and (not self._reading or self._engine.can_add(left[0].tokenized)):
-            job = left.pop(0)
-            self._reading[self._engine.add_request(job.tokenized)] = job
-        ended = [(self._reading.pop(work), reading) for work, reading in self._engine.step()]
-        return ended, left
+        """Run one engine step, in the engine's thread. Return the notes that ended with it, with their outputs, and
+        those of `begin` that the engine has no room for yet."""
+        for running in [running for running, note in self._running.items() if note.answer.done()]:
+            self._engine.abort(running)
+            del self._running[running]
+        postponed = list(begin)
+        while postponed and (not self._running or self._engine.can_add(postponed[0].tokenized)):
+            note = postponed.pop(0)
+            self._running[self._engine.add_request(note.tokenized)] = note
+        ended = [(self._running.pop(running), output) for running, output in self._engine.step()]
+        return ended, postponed
 
-    def _measure(self, readings: Sequence[GenerationOutput], seconds: float) -> None:
+    def _fail_running(self, begin: Sequence[QueuedNote], error: BaseException) -> None:
+        """Answer all notes of a failed step: after an error the engine has dropped them."""
+        stopping = isinstance(error, asyncio.CancelledError)
+        if not stopping:
+            log.exception("engine_failed", notes=len(begin) + len(self._running))
+        for note in {*begin, *self._running.values()}:
+            _fail(note, Stopping() if stopping else EngineFailed(type(error).__name__))
+        self._running.clear()
+
+    def _observe(self, outputs: Sequence[GenerationOutput], seconds: float) -> None:
         self._telemetry.inference.observe(seconds)
-        self._telemetry.prompt_tokens.inc(sum(r.usage.prompt_tokens for r in readings))
-        self._telemetry.generated_tokens.inc(sum(r.usage.generated_tokens for r in readings))
-        for reading in readings:
-            if reading.first_token_seconds is not None:
-                self._telemetry.first_token.observe(reading.first_token_seconds)
+        self._telemetry.prompt_tokens.inc(sum(output.usage.prompt_tokens for output in outputs))
+        self._telemetry.generated_tokens.inc(sum(output.usage.generated_tokens for output in outputs))
+        for output in outputs:
+            if output.first_token_seconds is not None:
+                self._telemetry.first_token.observe(output.first_token_seconds)
 
 
-def _fail(job: QueuedNote, error: Exception) -> None:
-    if not job.answer.done():
-        job.answer.set_exception(error)
-        job.answer.exception()  # seen: only the first failure of a request is awaited
+def _fail(note: QueuedNote, error: Exception) -> None:
+    if not note.answer.done():
+        note.answer.set_exception(error)
+        note.answer.exception()  # marks it as retrieved: a caller awaits only its first failure

@@ -24,4 +24,4 @@ class Service:
     telemetry: Telemetry
     clock: Clock
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One at a time."""
+    """Held by a comparison of index and store, so that only one runs at a time."""

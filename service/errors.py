@@ -1,15 +1,15 @@
-"""What can go wrong, in the words of the layer that finds it. HTTP status codes are given at the edge (problems.py).
+"""Errors, named in the words of the layer that raises them. HTTP status codes are decided in api/problems.py.
 
 NoteLLMError
 ├── NoteNotFound          no such note, or it was deleted, or it has expired
 ├── InvalidInput          well-formed, but not acceptable; carries pointers to the fields
 ├── MalformedBody         not JSON, or not UTF-8
-├── UnsupportedMediaType  a body of a type, or packed in a way, that the address does not take
+├── UnsupportedMediaType  a body of a type or an encoding that the address does not take
 ├── LimitExceeded         body, note or batch over its published bound
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
-└── TryLater              a passing state; carries the seconds to wait
+└── TryLater              a temporary state; carries the seconds to wait
     ├── QueueFull         the engine's queue is full
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
@@ -17,7 +17,7 @@ NoteLLMError
     ├── EngineFailed      the model failed on this batch
     └── Stopping          the service is shutting down
 
-SnapshotRefused is not among them: the index answers it by building anew, and no caller ever sees it.
+SnapshotRefused is not one of them: the index answers it by rebuilding from the store, so that no caller sees it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_ERRORS = 20
 
 
 class NoteLLMError(Exception):
-    """Root. `str(error)` is one sentence for the caller that says what to do."""
+    """Root of all errors that a caller sees. `str(error)` tells the caller what happened and what to do."""
 
 
 class NoteNotFound(NoteLLMError):
@@ -41,14 +41,14 @@ class NoteNotFound(NoteLLMError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """`pointer`: RFC 6901, into the body ("/title") or the query ("?k" as "/query/k")."""
+    """An invalid field. `pointer`: RFC 6901, into the body ("/title") or the query ("?k" as "/query/k")."""
 
     pointer: str
     detail: str
 
 
 class InvalidInput(NoteLLMError):
-    """`errors`: the first of them, at most MAX_ERRORS; `left_out`: how many more there are."""
+    """The request is well-formed but not valid. `errors`: at most MAX_ERRORS; `left_out`: how many more there are."""
 
     def __init__(self, errors: Sequence[FieldError], left_out: int = 0) -> None:
         self.errors = tuple(errors[:MAX_ERRORS])
@@ -56,9 +56,9 @@ class InvalidInput(NoteLLMError):
         more = f" {self.left_out} more are left out." if self.left_out else ""
         super().__init__(f"The request is well-formed, but some of its fields are not valid; see errors.{more}")
 
-    def shortened(self, most: int) -> InvalidInput:
-        """The same with at most `most` errors."""
-        return InvalidInput(self.errors[:most], self.left_out + len(self.errors[most:]))
+    def shortened(self, max_errors: int) -> InvalidInput:
+        """Return the same error with at most `max_errors` field errors."""
+        return InvalidInput(self.errors[:max_errors], self.left_out + len(self.errors[max_errors:]))
 
 
 class MalformedBody(NoteLLMError):
@@ -68,16 +68,16 @@ class MalformedBody(NoteLLMError):
 
 
 class UnsupportedMediaType(NoteLLMError):
-    """`header`: Content-Type or Content-Encoding; `taken`: what it may be at this address."""
+    """`header`: Content-Type or Content-Encoding; `accepted`: what it may be at this address."""
 
-    def __init__(self, header: str, given: str, taken: str) -> None:
-        super().__init__(f"The body's {header} is {given[:100]!r}; this address takes {taken}.")
+    def __init__(self, header: str, value: str, accepted: str) -> None:
+        super().__init__(f"The body's {header} is {value[:100]!r}; this address takes {accepted}.")
         self.header = header
-        self.taken = taken
+        self.accepted = accepted
 
 
 class LimitExceeded(NoteLLMError):
-    """`bound`: its name on GET /limits."""
+    """A request is over a bound. `bound`: its name on GET /limits."""
 
     def __init__(self, bound: str, limit: int) -> None:
         super().__init__(f"The request is over the bound {bound} = {limit}; split or shorten it. See GET /limits.")
@@ -86,7 +86,7 @@ class LimitExceeded(NoteLLMError):
 
 
 class SnapshotRefused(Exception):
-    """A snapshot of the index is not used; the reason is all of the message."""
+    """A snapshot of the index is not used; the message is the reason."""
 
 
 class PreconditionFailed(NoteLLMError):
@@ -112,7 +112,7 @@ class StoredNoteUnreadable(NoteLLMError):
 
 class TryLater(NoteLLMError):
     retry_after = 1
-    """Seconds."""
+    """Seconds that the caller should wait."""
 
 
 class QueueFull(TryLater):

@@ -1,4 +1,4 @@
-"""Files of notes: JSONL, plain or gzip, or standard input. One reader for sample notes and for `notellm ingest`."""
+"""Reader of notes from files: JSONL, plain or gzip, or standard input. For sample notes and `notellm ingest`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import IO, Any
 import orjson
 from pydantic import ValidationError
 
-from service.api.schemas import NoteIn
+from service.api.schemas.notes import NoteIn
 
 STDIN = Path("-")
+"""Path that stands for standard input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`number` counts from 1. Either a note, as the wire wants it, or the reason why there is none."""
+    """A line: either a note with the fields of NoteIn, or the reason why it is not one. `number` counts from 1."""
 
     number: int
     raw: bytes
@@ -31,7 +32,7 @@ class Line:
 
 @dataclass(slots=True)
 class NotesFile:
-    """Fields that a note does not have are left out, and counted in `ignored`. `position`: bytes read of the file."""
+    """A file of notes. Unknown fields are dropped and counted in `ignored`. `position`: bytes read so far."""
 
     path: Path
     ignored: Counter[str] = field(default_factory=Counter)
@@ -39,11 +40,11 @@ class NotesFile:
 
     @property
     def size(self) -> int | None:
-        """Of the file as it lies on disk; None for standard input."""
+        """Bytes of the file, packed as it is; None for standard input."""
         return None if self.path == STDIN else self.path.stat().st_size
 
     def lines(self, after: int = 0) -> Iterator[Line]:
-        """Non-blank lines behind number `after`. OSError when the file cannot be read."""
+        """Yield the non-blank lines behind line number `after`. Raises OSError when the file cannot be read."""
         with self._open() as file:
             for number, raw in enumerate(self._raw_lines(file), 1):
                 if number > after and raw.strip():
@@ -66,7 +67,7 @@ class NotesFile:
             value = orjson.loads(raw)
             if not isinstance(value, dict):
                 return Line(number, raw, None, "not a JSON object")
-            known = {k: v for k, v in value.items() if k in NoteIn.model_fields}
+            known = {name: field for name, field in value.items() if name in NoteIn.model_fields}
             self.ignored.update(value.keys() - known.keys())
             NoteIn.model_validate(known)
         except orjson.JSONDecodeError as error:

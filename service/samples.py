@@ -1,4 +1,4 @@
-"""The sample notes of a first start, read and added like any other notes."""
+"""Sample notes of a first start, read and added like any other notes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from service.api.schemas import NoteIn
+from service.adding import Generate
+from service.api.schemas.notes import NoteIn
 from service.batcher import Lane
 from service.container import Service
 from service.errors import StoreUnavailable
 from service.notes_file import NotesFile
-from service.recommender import Generate
 
 SAMPLES = Path(__file__).with_name("sample_notes.jsonl")
-AT_ONCE = 16
+BATCH_SIZE = 16
+"""Notes that are added together; progress is shown after each batch."""
 
 
 async def load_samples(service: Service, progress: Callable[[str], None]) -> None:
-    """Add the sample notes to a store that never held a note: who deletes them does not get them back.
+    """Add the sample notes to a store that never held a note, so that deleted ones do not come back.
 
-    A start that was killed in between goes on at the next one. A store that is away is left alone.
+    A start that was killed meanwhile is continued by the next one. While the store is away, nothing is added.
     """
-    wanted = service.settings.samples_wanted
+    count = service.settings.samples_wanted
     try:
-        if wanted == 0 or not await service.store.begin_samples():
+        if count == 0 or not await service.store.begin_samples():
             return
-        lines = list(islice(NotesFile(SAMPLES).lines(), wanted))
+        lines = list(islice(NotesFile(SAMPLES).lines(), count))
         notes = [NoteIn.model_validate(line.note).as_note() for line in lines]
-        for start in range(0, len(notes), AT_ONCE):
+        for start in range(0, len(notes), BATCH_SIZE):
             progress(f"Adding sample notes (first start only): {start} of {len(notes)}")
-            await service.recommender.add(notes[start : start + AT_ONCE], Generate(), Lane.BULK)
+            await service.recommender.add(notes[start : start + BATCH_SIZE], Generate(), Lane.BULK)
         await service.store.mark_samples_loaded()
     except StoreUnavailable:
         progress("The store is away: no sample notes")

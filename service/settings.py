@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.generation import HashtagPolicy
 
+MAX_SHOWN = 100
+"""Bound on the characters of a wrong value that an error repeats."""
+
 
 class Settings(BaseSettings):
-    """Every setting with its default; the README's table is made from these descriptions."""
+    """All settings with their defaults; the README's table is made from these descriptions."""
 
     # An error names the setting and not its value, which may hold a password.
     model_config = SettingsConfigDict(env_prefix="NOTELLM_", extra="ignore", frozen=True, hide_input_in_errors=True)
@@ -80,16 +83,16 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _is_of_redis(cls, url: SecretStr | None) -> SecretStr | None:
-        """Refuses here what the client would refuse with the address in its message."""
+    def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        """Refuse what the Redis client would refuse with a message that holds the address, and so the password."""
         if not url:
             return None
         try:
             parts = urlsplit(url.get_secret_value())
-            known = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
+            valid = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
         except ValueError:
-            known = False
-        if not known:
+            valid = False
+        if not valid:
             raise PydanticCustomError(
                 "redis_url", "must begin with redis://, rediss:// or unix://, its password percent-encoded"
             )
@@ -102,9 +105,39 @@ class Settings(BaseSettings):
 
     @property
     def samples_wanted(self) -> int | None:
-        """How many sample notes to load; None for all. A store of somebody else's gets none unless asked."""
+        """Sample notes to load; None for all. An external Redis gets none unless NOTELLM_SAMPLE_NOTES says so."""
         return 0 if self.sample_notes is None and self.redis_url else self.sample_notes
 
     @classmethod
     def from_environment(cls) -> Self:
+        """Read the settings. Raises pydantic.ValidationError, which `describe_errors` puts into words."""
         return cls()
+
+
+def describe_errors(error: ValidationError) -> list[str]:
+    """One line for each wrong setting: its variable, its value unless that is secret, and what is allowed."""
+    schema = Settings.model_json_schema()["properties"]
+    lines = []
+    for failure in error.errors():
+        name = str(failure["loc"][0])
+        variable = f"NOTELLM_{name.upper()}"
+        if allowed := _allowed_values(schema[name]):
+            lines.append(f"{variable} is {str(failure['input'])[:MAX_SHOWN]!r}; it must be {allowed}")
+        else:  # the message of a validator above
+            lines.append(f"{variable} {failure['msg']}")
+    return lines
+
+
+def _allowed_values(schema: dict[str, Any]) -> str:
+    """Describe the values of a setting that is a choice or a number; "" for others, which may be secret."""
+    schema = next((choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"), schema)
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    kind = {"integer": "a whole number", "number": "a number"}.get(schema.get("type", ""))
+    if kind is None:
+        return ""
+    if "exclusiveMinimum" in schema:
+        return f"{kind} above {schema['exclusiveMinimum']}"
+    if "maximum" in schema:
+        return f"{kind} from {schema['minimum']} to {schema['maximum']}"
+    return f"{kind} of at least {schema['minimum']}"

@@ -1,30 +1,16 @@
-"""Metrics and logs. Prometheus base units; the names are those of docs/operations.md."""
+"""Metrics of one service, in Prometheus's base units; their names are those of docs/operations.md."""
 
 from __future__ import annotations
 
-import atexit
-import logging
-import os
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Literal, TextIO
-
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
-from structlog.tracebacks import ExceptionDictTransformer
 
-LINES_SECONDS = 0.1
-MAX_WAITING_LINES = 10_000
-"""That wait while they cannot be written; the oldest are lost first."""
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Seconds: from a search in memory to the deadline of a request."""
 
 
 class Telemetry:
-    """The metrics of one service; each has its own registry, so that two services in one process do not mix."""
+    """Metrics of one service, in a registry of their own, so that two services in one process do not mix."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -89,81 +75,3 @@ class Telemetry:
         )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
-
-
-class Lines:
-    """Where log lines go: to a file descriptor, by a thread of their own, so that no request waits for a disk. Lines
-    below a warning may wait LINES_SECONDS, so that many take one write. Where they cannot be written they are lost."""
-
-    def __init__(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, True)
-        self._descriptor = descriptor
-        self._waiting: deque[str] = deque(maxlen=MAX_WAITING_LINES)
-        self._urgent = threading.Event()
-        self._writing = threading.Lock()
-        atexit.register(self.write)
-        threading.Thread(target=self._write_on, name="log-lines", daemon=True).start()
-
-    def info(self, line: str) -> None:
-        self._waiting.append(line)
-
-    def warning(self, line: str) -> None:
-        self._waiting.append(line)
-        self._urgent.set()
-
-    debug = info
-    critical = error = exception = warning
-
-    def write(self) -> None:
-        """All that wait, now."""
-        with self._writing, suppress(OSError):
-            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            left = memoryview("".join(f"{line}\n" for line in lines).encode())
-            while left:
-                left = left[os.write(self._descriptor, left) :]
-
-    def _write_on(self) -> None:
-        while True:
-            self._urgent.wait(LINES_SECONDS)
-            self._urgent.clear()
-            self.write()
-
-
-def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callable[[], None]:
-    """Write structured lines on stderr, one an event, each with the id of its request. A traceback shows no variables,
-    which hold notes and passwords. Returns what writes the lines that wait; a process that a signal ends must call it.
-    """
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if console
-        else structlog.processors.JSONRenderer()
-    )
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    if not console:
-        shared.append(structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)))
-    lines = None if console else lines_of(sys.stderr)
-    structlog.configure(
-        processors=[*shared, renderer],
-        logger_factory=(lambda *_: lines) if lines else structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=False,
-    )
-    formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer])  # fmt: skip
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    return lines.write if lines else sys.stderr.flush
-
-
-def lines_of(stream: TextIO) -> Lines | None:
-    """None where it is no file of the system."""
-    try:
-        return Lines(stream.fileno())
-    except OSError:
-        return None

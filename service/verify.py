@@ -1,7 +1,7 @@
-"""Whether the index has what the store has, both ways and vector for vector; and setting right what differs.
+"""Comparison of the index with the store, both ways and vector for vector, and repair of what differs.
 
-A deployment is compared while it works: what looks wrong is looked at again once the index has come to where the log
-was, so that what was only on its way is not reported.
+It runs while the service works: a difference is looked at again once the index has reached the log position of that
+moment, so that a write that was only on its way is not reported.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from service.interfaces import Clock, NoteIndex, NoteStore
 from service.records import StoredNote, Unreadable, Vector
 
 WAIT_SECONDS = 30.0
-AT_ONCE = 500
-LOOKS = 3
-"""At what looks wrong: of a note that is being written one look may meet the half of it."""
+"""Bound on the wait for the index to reach the log."""
+BATCH_SIZE = 500
+"""Suspected ids that are looked at together."""
+MAX_LOOKS = 3
+"""How often a difference is looked at before it is reported: one look may fall between the two sides of a write."""
 
 
 Kind = Literal["missing", "different", "stale", "duplicate", "broken", "unreadable"]
@@ -32,13 +34,16 @@ KINDS: Mapping[Kind, str] = {
     "unreadable": "in the store in a form that cannot be read, so that only writing or deleting the note helps",
 }
 BEYOND_REPAIR: frozenset[Kind] = frozenset({"broken", "unreadable"})
-"""What the index cannot mend: the store has nothing better."""
+"""Kinds that rebuilding the index does not repair, since the stored note itself is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`differing`: ids by kind, sorted. `other_space`: notes of another model, which the index is not to have.
-    `repaired`: whether all but what is beyond repair was set right."""
+    """Result of a comparison.
+
+    `notes`: in the store. `rows`: in the index. `other_space`: notes of another model, which the index must not have.
+    `differing`: ids by kind, sorted. `repaired`: whether all differences were repaired that can be.
+    """
 
     notes: int
     rows: int
@@ -48,70 +53,77 @@ class Report:
 
     @property
     def repairable(self) -> tuple[str, ...]:
-        """Those that the index can be given anew."""
-        return tuple(sorted({i for kind, ids in self.differing.items() if kind not in BEYOND_REPAIR for i in ids}))
+        """Ids whose difference the index can repair by reading the store, sorted."""
+        kinds = [kind for kind in self.differing if kind not in BEYOND_REPAIR]
+        return tuple(sorted({note_id for kind in kinds for note_id in self.differing[kind]}))
 
     @property
     def well(self) -> bool:
-        lost = any(self.differing[kind] for kind in BEYOND_REPAIR)
-        return not lost and (self.repaired or not self.repairable)
+        """Whether nothing differs any more."""
+        damaged = any(self.differing[kind] for kind in BEYOND_REPAIR)
+        return not damaged and (self.repaired or not self.repairable)
 
 
 async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *, repair: bool) -> Report:
-    """Compare all of the store with all of the index. Raises StoreUnavailable, IndexBehind."""
-    seen, suspects, others = set[str](), set[str](), 0
+    """Compare all of the store with all of the index, and repair what differs where `repair` says so.
+
+    Raises StoreUnavailable, IndexBehind.
+    """
+    seen: set[str] = set()
+    suspects: set[str] = set()
+    other_space = 0
     async for notes in store.scan():
-        whole = [stored for stored in notes if isinstance(stored, StoredNote)]
+        readable = [stored for stored in notes if isinstance(stored, StoredNote)]
         unreadable = {note.id for note in notes if isinstance(note, Unreadable)}
-        seen.update(unreadable, (stored.note.id for stored in whole))
+        seen.update(unreadable, (stored.note.id for stored in readable))
         suspects |= unreadable
-        others += sum(stored.space != space for stored in whole)
-        suspects |= await _unlike(index, [stored for stored in whole if stored.space == space], clock())
+        other_space += sum(stored.space != space for stored in readable)
+        suspects |= await _differing_vectors(index, [stored for stored in readable if stored.space == space], clock())
     rows = Counter(await index.ids())
     suspects |= rows.keys() - seen | {note_id for note_id, count in rows.items() if count > 1}
-    for _ in range(LOOKS):
+    for _ in range(MAX_LOOKS):
         await index.wait_for((await store.log_bounds()).last, WAIT_SECONDS)
         await index.expire()
-        report = await _look_again(store, index, space, sorted(suspects), len(seen), others)
+        report = await _inspect(store, index, space, sorted(suspects), len(seen), other_space)
         suspects = {note_id for ids in report.differing.values() for note_id in ids}
         if not suspects:
             break
     if repair and report.repairable:
         await index.resync(report.repairable)
-        again = await _look_again(store, index, space, report.repairable, len(seen), others)
-        report = replace(report, rows=again.rows, repaired=not again.repairable)
+        after = await _inspect(store, index, space, report.repairable, len(seen), other_space)
+        report = replace(report, rows=after.rows, repaired=not after.repairable)
     return report
 
 
-async def _unlike(index: NoteIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
-    """Of which the index has not the stored vector."""
+async def _differing_vectors(index: NoteIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
+    """Ids of notes whose vector in the index is not the stored one."""
     vectors = await index.vectors([stored.note.id for stored in notes])
     return {
         stored.note.id
         for stored, vector in zip(notes, vectors, strict=True)
-        if not stored.expired(now) and (vector is None or not _same(vector, stored.vector))
+        if not stored.expired(now) and (vector is None or not _identical(vector, stored.vector))
     }
 
 
-async def _look_again(
-    store: NoteStore, index: NoteIndex, space: str, ids: Sequence[str], notes: int, others: int
+async def _inspect(
+    store: NoteStore, index: NoteIndex, space: str, ids: Sequence[str], notes: int, other_space: int
 ) -> Report:
-    """The report on these ids."""
+    """Report on these ids, read anew from both sides. `notes`, `other_space`: counts of the whole store."""
     rows = Counter(await index.ids())
     differing: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
-    for begin in range(0, len(ids), AT_ONCE):
-        some = ids[begin : begin + AT_ONCE]
-        stored = await store.get(some, with_vectors=True)
-        for note_id, note, vector in zip(some, stored, await index.vectors(some), strict=True):
+    for begin in range(0, len(ids), BATCH_SIZE):
+        batch = ids[begin : begin + BATCH_SIZE]
+        stored_notes = await store.get(batch, with_vectors=True)
+        for note_id, note, vector in zip(batch, stored_notes, await index.vectors(batch), strict=True):
             if kind := _kind(note, vector, space):
                 differing[kind].append(note_id)
             if rows[note_id] > 1:
                 differing["duplicate"].append(note_id)
-    return Report(notes, rows.total(), others, {kind: tuple(its) for kind, its in differing.items()})
+    return Report(notes, rows.total(), other_space, {kind: tuple(kind_ids) for kind, kind_ids in differing.items()})
 
 
 def _kind(stored: StoredNote | Unreadable | None, vector: Vector | None, space: str) -> Kind | None:
-    """What is wrong, if anything is."""
+    """Kind of difference of one note; None where there is none. `vector`: the index's."""
     if isinstance(stored, Unreadable):
         return "unreadable"
     if stored is None or stored.space != space:
@@ -120,9 +132,9 @@ def _kind(stored: StoredNote | Unreadable | None, vector: Vector | None, space: 
         return "broken"
     if vector is None:
         return "missing"
-    return None if _same(vector, stored.vector) else "different"
+    return None if _identical(vector, stored.vector) else "different"
 
 
-def _same(one: Vector, other: Vector | None) -> bool:
-    """Bit for bit."""
+def _identical(one: Vector, other: Vector | None) -> bool:
+    """Whether two vectors are the same bit for bit."""
     return other is not None and one.tobytes() == np.asarray(other, np.float32).tobytes()

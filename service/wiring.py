@@ -1,4 +1,4 @@
-"""Settings -> concrete objects: the only place that names them."""
+"""Builds the service from its settings: the only place that names concrete classes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 
 FOLLOWING_SECONDS = 60.0
-"""How often a replica without snapshots says how far it has followed the log."""
+"""How often a replica without snapshots tells the store how far it has followed the log."""
 log = structlog.get_logger(__name__)
 
 
 def build_app(settings: Settings, progress: Callable[[str], None] = lambda message: None) -> FastAPI:
-    """The HTTP app of one process, on a service of its own that has loaded its sample notes when it is ready."""
+    """Build the HTTP app of one process. It opens its own service, and is ready once the sample notes are loaded."""
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Service]:
@@ -50,10 +50,10 @@ def build_app(settings: Settings, progress: Callable[[str], None] = lambda messa
 
 @contextlib.asynccontextmanager
 async def open_service(settings: Settings, progress: Callable[[str], None]) -> AsyncIterator[Service]:
-    """Everything started, in order; on leaving, everything ended in the opposite order.
+    """Start every part in order; on leaving, stop them in the opposite order.
 
-    Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. A Redis of somebody else's that is away is waited
-    for, not fatal.
+    Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is away is no error: the
+    index waits for it.
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.redis_url or SecretStr(_open_embedded(settings, stack, progress))
@@ -66,7 +66,9 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             runtime=settings.runtime,
             progress=progress,
         )
-        engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # refused now, not at the first note
+        engine.tokenize(
+            Note(), GenerationRequest(categories=settings.categories)
+        )  # fails now rather than at the first note
         telemetry, clock = Telemetry(), Clock()
         store = RedisNoteStore(url.get_secret_value(), clock=clock, dimensions={engine.space: engine.dimension})
         stack.push_async_callback(store.close)
@@ -93,13 +95,14 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         stack.push_async_callback(index.stop)
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
-        house = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
-        recommender = Recommender(engine, batcher, store, index, telemetry, clock, house)
-        _show_live_numbers(telemetry, index, store, engine)
+        defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
+        recommender = Recommender(engine, batcher, store, index, telemetry, clock, defaults)
+        _connect_gauges(telemetry, index, store, engine)
         yield Service(settings, recommender, batcher, store, index, telemetry, clock)
 
 
 def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progress: Callable[[str], None]) -> str:
+    """Start or join the embedded server of the data folder; return its address."""
     progress("Starting the embedded store")
     embedded = EmbeddedRedis(settings.data_dir)
     stack.callback(embedded.stop)
@@ -112,7 +115,8 @@ def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progres
 
 
 def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack) -> SnapshotFolder | None:
-    """None where there are to be none, or the folder cannot be written: then a start reads the whole store."""
+    """Claim a folder for snapshots of the index. None where they are switched off or it cannot be written: then each
+    start reads the whole store."""
     if not settings.snapshot_seconds:
         return None
     try:
@@ -124,7 +128,8 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack) -> Sn
     return snapshots
 
 
-def _show_live_numbers(telemetry: Telemetry, index: LiveIndex, store: NoteStore, engine: Engine) -> None:
+def _connect_gauges(telemetry: Telemetry, index: LiveIndex, store: NoteStore, engine: Engine) -> None:
+    """Have the gauges read their values when metrics are collected."""
     telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
     telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
     telemetry.index_segments.set_function(lambda: index.status().segments)

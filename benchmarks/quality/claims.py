@@ -31,7 +31,7 @@ from model.evaluation.protocol import COLD_COLD, PROTOCOLS
 from model.evaluation.record import HASHTAG_CUTOFFS, Record
 
 ROUNDS, SEED = 10_000, 0
-"""Of the bootstrap."""
+"""Resamplings of the paired bootstrap, and the seed that they are drawn with."""
 NOT_MEASURED = "not measured"
 
 

@@ -1,7 +1,7 @@
-"""Request bodies: which media types are taken, and JSON that is read without holding the event loop for long.
+"""Request bodies: their media types, and JSON that is read without holding the event loop for long.
 
-A parser holds the interpreter until it is done, in a thread as well. So a list is taken apart into its items before any
-of it is parsed, and what is parsed at once is bounded: in bytes by its caller, in containers here.
+A parser holds the interpreter until it is done, even in a thread. So a list is split into its items before any is
+parsed, and what is parsed in one call is bounded: in bytes by the caller, in containers here.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from service.errors import FieldError, InvalidInput, MalformedBody, UnsupportedM
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MAX_CONTAINERS = 64
-"""Bound on lists and objects of one JSON value, itself included, and so on its depth. A note has three. Half a megabyte
-of empty lists takes a parser a fifth of a second, and nesting that a parser reads a writer may refuse."""
+"""Bound on the lists and objects of one JSON value, itself included, and so on its depth. A note has three.
+
+The parser takes a fifth of a second for half a megabyte of empty lists, and deep nesting can be parsed but not
+serialised."""
 SLICE_BYTES = 65_536
-"""Bytes of a body that are worked on before other requests get their turn: about a millisecond."""
+"""Bytes of a body that are worked on before the event loop runs other tasks: about a millisecond."""
 LIST_START = re.compile(rb"[ \t\n\r]*+\[")
 STRING = re.compile(rb'"[^"]*+"')
-"""In JSON without escapes."""
+"""A string of JSON, where escapes were replaced."""
 QUOTE, COMMA = b'",'
-STEPS = np.zeros(256, np.int8)
-"""How much deeper each character leads outside of a string."""
-STEPS[list(b"[{")] = 1
-STEPS[list(b"]}")] = -1
+DEPTH_CHANGE = np.zeros(256, np.int8)
+"""Change of the nesting depth by each character outside of a string."""
+DEPTH_CHANGE[list(b"[{")] = 1
+DEPTH_CHANGE[list(b"]}")] = -1
 
 
 class Turns:
-    """Lets the event loop run once after each SLICE_BYTES of work."""
+    """Lets the event loop run other tasks after each SLICE_BYTES of work."""
 
     def __init__(self) -> None:
         self._left = SLICE_BYTES
@@ -52,26 +54,28 @@ class Turns:
 
 
 def media_type(headers: Headers) -> str:
-    """The body's media type without its parameters, in lower case; "" where none is given."""
+    """Return the body's media type without parameters, in lower case; "" where the header is missing."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def check_media_type(headers: Headers, *others: str) -> None:
-    """Refuse a body that is neither JSON nor one of `others`, or is packed. Raises UnsupportedMediaType; MalformedBody
-    where no type is given: a web page may send such a body to any address without asking the service first."""
+    """Refuse a body that is compressed, or neither JSON nor one of `others`. Raises UnsupportedMediaType.
+
+    Raises MalformedBody where no type is given: browsers let any web page send such a body without a preflight.
+    """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType("Content-Encoding", encoding, "identity")
-    given = media_type(headers)
-    if not given:
+    body_type = media_type(headers)
+    if not body_type:
         raise MalformedBody(f"send it with Content-Type: {JSON}")
-    is_json = given == JSON or (given.startswith("application/") and given.endswith("+json"))
-    if not is_json and given not in others:
-        raise UnsupportedMediaType("Content-Type", given, ", ".join((JSON, *others)))
+    is_json = body_type == JSON or (body_type.startswith("application/") and body_type.endswith("+json"))
+    if not is_json and body_type not in others:
+        raise UnsupportedMediaType("Content-Type", body_type, ", ".join((JSON, *others)))
 
 
 def parse_json(raw: bytes, pointer: str = "") -> Any:
-    """Strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody, and InvalidInput at `pointer`."""
+    """Parse strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody, and InvalidInput at `pointer`."""
     check_containers(raw, pointer)
     try:
         return orjson.loads(raw)
@@ -81,7 +85,7 @@ def parse_json(raw: bytes, pointer: str = "") -> Any:
 
 def check_containers(raw: bytes, pointer: str = "") -> None:
     """Refuse JSON of more than MAX_CONTAINERS lists and objects, before it is parsed. Raises InvalidInput."""
-    # Brackets in strings are none; they are looked for only where there are many.
+    # Brackets within strings do not count. Strings are removed only where the cheap count is too high.
     if _brackets(raw) > MAX_CONTAINERS and _brackets(STRING.sub(b"", _unescaped(raw))) > MAX_CONTAINERS:
         raise InvalidInput([FieldError(pointer, f"must not hold more than {MAX_CONTAINERS} lists and objects")])
 
@@ -91,20 +95,22 @@ def _brackets(raw: bytes) -> int:
 
 
 def _unescaped(raw: bytes) -> bytes:
-    """The same length, with no backslash before a quotation mark but one that escapes what is behind `raw`."""
+    """Replace escaped backslashes and quotation marks, keeping the length: each quotation mark that is left begins or
+    ends a string. A last backslash may still escape the character behind `raw`."""
     return raw.replace(b"\\\\", b"__").replace(b'\\"', b"__")
 
 
 def is_list(body: bytes) -> bool:
-    """Whether it begins as a JSON list does."""
+    """Whether a body begins as a JSON list does."""
     return LIST_START.match(body) is not None
 
 
 async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
-    """The items of a JSON list, as they were sent and not parsed: an item may still be malformed. Raises MalformedBody
-    where the list itself is.
+    """Yield the items of a JSON list as they were sent, not parsed: an item may still be malformed.
 
-    The body is read in slices by array operations, whose time depends on the slice's length and on nothing else.
+    Raises MalformedBody where the list itself is.
+
+    The body is scanned in slices by array operations, so that the time of a slice depends on its length alone.
     """
     begin = LIST_START.match(body)
     if begin is None:
@@ -113,11 +119,11 @@ async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
     depth, quoted = 1, False
     while at < len(body):
         window = _unescaped(body[at : at + SLICE_BYTES])
-        if len(window) > 1 and window.endswith(b"\\"):  # it belongs to the character behind it
+        if len(window) > 1 and window.endswith(b"\\"):  # it escapes the first character of the next slice
             window = window[:-1]
         characters = np.frombuffer(window, np.uint8)
         inside = np.logical_xor.accumulate(characters == QUOTE) ^ quoted
-        depths = depth + np.cumsum(np.where(inside, 0, STEPS[characters]), dtype=np.int32)
+        depths = depth + np.cumsum(np.where(inside, 0, DEPTH_CHANGE[characters]), dtype=np.int32)
         closing = np.flatnonzero(depths == 0)
         end = int(closing[0]) if closing.size else len(window)
         commas = np.flatnonzero((characters[:end] == COMMA) & ~inside[:end] & (depths[:end] == 1))

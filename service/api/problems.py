@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service import errors
-from service.api.schemas import FieldProblem, Problem
+from service.api.schemas.problem import FieldProblem, Problem
 from service.errors import FieldError, NoteLLMError
 
 MEDIA_TYPE = "application/problem+json"
@@ -40,7 +40,7 @@ STATUS: dict[type[Exception], int] = {
 
 
 def problem_of(error: NoteLLMError) -> Problem:
-    """What the caller is told of one of our own errors."""
+    """Describe one of our own errors to the caller."""
     status = STATUS[type(error)]
     slug = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
     fields = error.errors if isinstance(error, errors.InvalidInput) else None
@@ -54,53 +54,57 @@ def problem_of(error: NoteLLMError) -> Problem:
 
 
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Response of a problem; its `instance` is the request's id."""
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     body = problem.model_copy(update={"instance": request_id}).model_dump(exclude_none=True)
     return JSONResponse(body, problem.status, headers, MEDIA_TYPE)
 
 
 def error_response(error: NoteLLMError) -> JSONResponse:
+    """Response to one of our own errors, with the headers that its status code calls for."""
     headers = {}
     if isinstance(error, errors.TryLater):
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.UnsupportedMediaType):
-        headers["Accept" if error.header == "Content-Type" else "Accept-Encoding"] = error.taken
+        headers["Accept" if error.header == "Content-Type" else "Accept-Encoding"] = error.accepted
     return problem_response(problem_of(error), headers)
 
 
 def plain_problem(status: int, detail: str) -> Problem:
+    """Problem that is no error of ours, so that its status says all."""
     return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, instance=None)
 
 
 def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:
-    """pydantic's or FastAPI's error list as ours. The input itself is never repeated: it may not be encodable."""
+    """Convert pydantic's or FastAPI's list of errors. The input is not repeated: it may not be encodable."""
     return errors.InvalidInput([FieldError(prefix + _pointer(f["loc"]), f["msg"]) for f in failures])
 
 
 def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
+    """Convert pydantic's error about a note. `prefix`: pointer to the note in the body."""
     return invalid_input(error.errors(include_input=False, include_context=False, include_url=False), prefix)
 
 
 def _pointer(location: Sequence[str | int]) -> str:
-    """("body", "title") -> "/title"; ("query", "k") -> "/query/k" (RFC 6901 escapes)."""
+    """Convert a location to a JSON pointer (RFC 6901): ("body", "title") -> "/title", ("query", "k") -> "/query/k"."""
     parts = list(location[1:]) if location and location[0] == "body" else list(location)
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
     return pointer if len(pointer) <= MAX_POINTER else pointer[:MAX_POINTER] + "…"
 
 
 def install(app: FastAPI) -> None:
-    """Every error of the app leaves as a problem."""
+    """Have every error of the app leave as a problem."""
 
-    async def own(request: Request, error: Exception) -> JSONResponse:
+    async def own_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(cast(NoteLLMError, error))
 
-    async def validation(request: Request, error: Exception) -> JSONResponse:
+    async def invalid_request(request: Request, error: Exception) -> JSONResponse:
         failures = cast(RequestValidationError, error).errors()
         if any(failure["type"] == "json_invalid" for failure in failures):
             return error_response(errors.MalformedBody(failures[0].get("ctx", {}).get("error", failures[0]["msg"])))
         return error_response(invalid_input(failures))
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
+    async def framework_error(request: Request, error: Exception) -> JSONResponse:
         http_error = cast(HTTPException, error)
         detail = {
             400: "The body could not be read as UTF-8 JSON.",
@@ -110,13 +114,13 @@ def install(app: FastAPI) -> None:
         headers = dict(http_error.headers) if http_error.headers else None
         return problem_response(plain_problem(http_error.status_code, detail), headers)
 
-    app.add_exception_handler(NoteLLMError, own)
-    app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(NoteLLMError, own_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, framework_error)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route that may answer with these problems."""
+    """Return the `responses=` of a route that may answer with problems of these statuses."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,

@@ -1,4 +1,4 @@
-"""A file of notes into a running service, over HTTP: in batches, with progress, resumed after a break."""
+"""Ingest of a file of notes into a running service, over HTTP: in batches, with progress, resumed after a break."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from service.notes_file import STDIN, Line, NotesFile
 
-AT_ONCE = 64
+BATCH_SIZE = 64
+"""Notes of one request: what a break costs at most."""
 TIMEOUT_SECONDS = 300.0
+"""Bound on the answer to a batch, which waits for the engine."""
+RETRY_SECONDS = 0.5
+"""Pause before a batch is sent again, where the service names none."""
 
 
 class IngestFailed(Exception):
-    """The service refused or stayed away; what it acknowledged is stored and remembered."""
+    """The service refused a batch or does not answer. What it acknowledged is stored, and is not sent again."""
 
 
 @dataclass(slots=True)
 class Ingest:
-    """`state_folder` remembers, for each file and service, the last line whose batch was acknowledged."""
+    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file and service."""
 
     file: Path
     url: str
@@ -41,10 +45,8 @@ class Ingest:
     patience: float
 
     def run(self, console: Console) -> dict[str, Any]:
-        """Counts of created, updated, unchanged and rejected notes, seconds, and notes per second.
-
-        Raises IngestFailed, or OSError when the file cannot be read.
-        """
+        """Add the notes. Return counts of created, updated, unchanged and rejected ones, the last line, seconds, and
+        notes per second. Raises IngestFailed, and OSError when the file cannot be read."""
         notes = NotesFile(self.file)
         done = 0 if self.restart else self._done()
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
@@ -55,7 +57,7 @@ class Ingest:
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
-                console.print(f"going on behind line {done}")
+                console.print(f"continuing behind line {done}")
             for batch in _batches(notes.lines(after=done)):
                 self._add(client, batch, counts, rejects)
                 done = batch[-1].number
@@ -71,23 +73,24 @@ class Ingest:
         return {**counts, "last_line": done, "seconds": round(seconds, 1), "notes_per_second": rate_now}
 
     def _add(self, client: httpx2.Client, batch: list[Line], counts: Counter[str], rejects: _Rejects) -> None:
-        good = [line for line in batch if line.note is not None]
+        """Send the valid lines of a batch, and count what came of all."""
+        valid = [line for line in batch if line.note is not None]
         for line in batch:
             if line.note is None:
                 counts["rejected"] += 1
                 rejects.write(line, line.reason)
-        if not good:
+        if not valid:
             return
-        for line, result in zip(good, self._post(client, [line.note for line in good]), strict=True):
+        for line, result in zip(valid, self._post(client, [line.note for line in valid]), strict=True):
             counts[result["status"]] += 1
             if result["status"] == "rejected":
                 rejects.write(line, result["problem"]["detail"])
 
     def _post(self, client: httpx2.Client, notes: list[Any]) -> list[Any]:
-        """The results of one batch; what passes (no connection, 429, 503, 504) is tried again with patience."""
-        until = None
+        """Return the results of one batch. No connection, 429, 503 and 504 are tried again for `patience` seconds."""
+        deadline = None
         while True:
-            pause = 0.5
+            pause = RETRY_SECONDS
             try:
                 params = {"generate": self.generate} if self.generate else None
                 body = orjson.dumps(notes)
@@ -103,8 +106,8 @@ class Ingest:
                 pause = float(response.headers.get("retry-after", pause))
             except (httpx2.TransportError, ValueError) as error:
                 reason = f"{self.url} does not answer: {error}"
-            until = until or time.monotonic() + self.patience  # from the first failure, not from the request
-            if time.monotonic() + pause > until:
+            deadline = deadline or time.monotonic() + self.patience  # from the first failure on
+            if time.monotonic() + pause > deadline:
                 raise IngestFailed(f"{reason} Run the same command again to go on.")
             time.sleep(pause)
 
@@ -113,7 +116,7 @@ class Ingest:
         return self.rejects or Path(f"{name}.rejects.jsonl")
 
     def _state_file(self) -> Path | None:
-        """None where there is nothing to come back to."""
+        """File that keeps the last acknowledged line; None for standard input, which cannot be resumed."""
         if self.file == STDIN:
             return None
         stat = self.file.stat()
@@ -121,6 +124,7 @@ class Ingest:
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def _done(self) -> int:
+        """Last line that an earlier run had acknowledged; 0 for none."""
         path = self._state_file()
         return int(json.loads(path.read_text())["line"]) if path and path.is_file() else 0
 
@@ -133,7 +137,7 @@ class Ingest:
 
 
 class _Rejects:
-    """The rejects file, made at the first bad line: {"line", "reason", "text"} a line."""
+    """The file of rejected lines, created at the first one: {"line", "reason", "text"} each."""
 
     def __init__(self, path: Path, append: bool) -> None:
         self._path = path
@@ -156,7 +160,7 @@ class _Rejects:
 
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
     lines = iter(lines)
-    while batch := list(islice(lines, AT_ONCE)):
+    while batch := list(islice(lines, BATCH_SIZE)):
         yield batch
 
 

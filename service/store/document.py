@@ -1,7 +1,7 @@
-"""A note as the store holds it, a hash of five fields: encoding, and decoding that takes nothing on trust.
+"""Encoding of a note as the store holds it, a hash of five fields, and decoding that validates everything.
 
-The document is JSON with a version; a document without one is of version 1. Fields that this code does not know are
-left out. What cannot be decoded is a reason in words, without any of the note's text.
+The document is JSON with a version; without one it is of version 1. Unknown fields are dropped. The reason why a note
+cannot be decoded never quotes the note.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from model.note import Note
 from service.records import Generated, StoredNote, Vector
 
 FIRST_VERSION, VERSION = 1, 1
-"""Read are all of these, written is the last. Raise it when a reader of the version before would misread a document."""
+"""Both and all between are read; VERSION is written. Raise it when older readers would misread a document."""
 FIELDS = ("document", "space", "revision", "position", "vector")
 """Fields of the hash, in the order that `decode` takes them."""
-NUMBER_BYTES = 4
-MOST_DIGITS = 15
-"""Digits of a revision: more are none that was counted."""
+FLOAT_BYTES = 4
+MAX_REVISION_DIGITS = 15
+"""Bound on the digits of a revision: Lua counts in doubles, which are exact up to here."""
 POSITION = re.compile(rb"\d{1,20}-\d{1,20}")
-FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_800
-"""Seconds of the years 1 to 9999, which are all that a date can say."""
+FIRST_SECOND, END_SECOND = -62_135_596_800, 253_402_300_800
+"""Seconds since the epoch of the years 1 to 9999, the range of datetime."""
 
 TEXT, LIST, OBJECT = frozenset({str}), frozenset({list}), frozenset({dict})
 NUMBER, SCALAR = frozenset({int, float}), frozenset({str, int, float, bool})
@@ -44,10 +44,10 @@ DOCUMENT: Mapping[str, frozenset[type]] = {
     "attributes": OBJECT,
     "generated": OBJECT,
 }
-"""Types of a document's fields. Exact ones: a bool is no number."""
+"""Exact types of a document's fields: a bool is not a number."""
 VALUES = itemgetter(*DOCUMENT)
 SHAPES = frozenset(product(*DOCUMENT.values()))
-"""All that the types of a document's values may be: one look in place of nine."""
+"""Every valid combination of the types of a document's values: one look-up in place of nine."""
 NONE_GENERATED = Generated()
 
 
@@ -56,7 +56,7 @@ class UndecodableNote(ValueError):
 
 
 def encode(stored: StoredNote) -> tuple[bytes, bytes]:
-    """Encode document and vector. Raises ValueError where there is no vector."""
+    """Encode document and vector. Raises ValueError when the note has no vector."""
     note = stored.note
     if stored.vector is None:
         raise ValueError(f"note {note.id!r} has no vector")
@@ -80,17 +80,17 @@ def encode(stored: StoredNote) -> tuple[bytes, bytes]:
 
 
 def decode(note_id: str, row: Sequence[Any], dimensions: Mapping[str, int]) -> StoredNote | None:
-    """Decode the note of a hash's FIELDS; of its vector the length in bytes is enough. None: there is no such hash.
+    """Decode a note; None where there is no hash. Raises UndecodableNote.
 
-    `row`: empty where the key holds something else. `dimensions`: of a vector, by space; others may have any. Raises
-    UndecodableNote.
+    `row`: the hash's FIELDS, empty where the key is not a hash; its vector may be the length in bytes alone.
+    `dimensions`: dimension of the vectors of a space, by its name; vectors of other spaces may have any.
     """
     if None in row or not row:
         if row and all(value is None for value in row):
             return None
         raise UndecodableNote(_incomplete(row))
     document, space, revision, position, vector = row
-    if not revision.isdigit() or len(revision) > MOST_DIGITS:
+    if not revision.isdigit() or len(revision) > MAX_REVISION_DIGITS:
         raise UndecodableNote("its revision is no number")
     if not POSITION.fullmatch(position):
         raise UndecodableNote("its position is none of a log")
@@ -104,36 +104,36 @@ def decode(note_id: str, row: Sequence[Any], dimensions: Mapping[str, int]) -> S
 
 
 def _incomplete(row: Sequence[Any]) -> str:
-    """Reason why a hash is no whole one."""
+    """Reason why a row is not complete."""
     if not row:
         return "its key holds something else than a hash"
     return f"it has no {' and no '.join(name for name, value in zip(FIELDS, row, strict=True) if value is None)}"
 
 
 def _vector(vector: bytes | int, dimension: int | None) -> Vector | None:
-    """Vector of these bytes; None where only their number is known."""
+    """Decode a vector (dimension,); None where only its length in bytes is known."""
     size = vector if isinstance(vector, int) else len(vector)
-    if dimension is not None and size != dimension * NUMBER_BYTES:
-        raise UndecodableNote(f"its vector has {size} bytes where its space has {dimension * NUMBER_BYTES}")
-    if not size or size % NUMBER_BYTES:
+    if dimension is not None and size != dimension * FLOAT_BYTES:
+        raise UndecodableNote(f"its vector has {size} bytes where its space has {dimension * FLOAT_BYTES}")
+    if not size or size % FLOAT_BYTES:
         raise UndecodableNote(f"its vector has {size} bytes, which are no numbers")
     return None if isinstance(vector, int) else np.frombuffer(vector, "<f4")
 
 
 def _read(note_id: str, document: bytes) -> tuple[Note, Generated]:
     try:
-        d = orjson.loads(document)
+        fields = orjson.loads(document)
     except orjson.JSONDecodeError:
         raise UndecodableNote("its document is not JSON") from None
-    if type(d) is not dict:
+    if type(fields) is not dict:
         raise UndecodableNote("its document is no object")
-    version = d.get("version", FIRST_VERSION)
+    version = fields.get("version", FIRST_VERSION)
     if type(version) is not int or not FIRST_VERSION <= version <= VERSION:
         raise UndecodableNote(_other_version(version))
     try:
-        values = VALUES(d)
+        values = VALUES(fields)
         if tuple(map(type, values)) not in SHAPES:
-            raise UndecodableNote(_wrong_type(d))
+            raise UndecodableNote(_wrong_type(fields))
         return _note(note_id, values), _generated(values[-1])
     except KeyError as error:
         raise UndecodableNote(f"its document lacks {error}") from None
@@ -145,8 +145,8 @@ def _other_version(version: object) -> str:
     return "the version of its document is none"
 
 
-def _wrong_type(d: Mapping[str, Any]) -> str:
-    wrong = next(name for name, kinds in DOCUMENT.items() if type(d[name]) not in kinds)
+def _wrong_type(fields: Mapping[str, Any]) -> str:
+    wrong = next(name for name, types in DOCUMENT.items() if type(fields[name]) not in types)
     return f"its {wrong} is of a wrong type"
 
 
@@ -157,13 +157,13 @@ def _note(note_id: str, values: tuple[Any, ...]) -> Note:
     if attributes and not SCALAR.issuperset(map(type, attributes.values())):
         raise UndecodableNote("one of its attributes is of a wrong type")
     created, expires = created_at or 0, expires_at or 0
-    if not (FIRST_SECOND <= created < LAST_SECOND and FIRST_SECOND <= expires < LAST_SECOND):
+    if not (FIRST_SECOND <= created < END_SECOND and FIRST_SECOND <= expires < END_SECOND):
         raise UndecodableNote("one of its times is no date")
     return Note(title, content, tuple(hashtags), category, note_id, author, created_at, expires_at, attributes)
 
 
-def _generated(g: Mapping[str, Any]) -> Generated:
-    hashtags, category = g["hashtags"], g["category"]
+def _generated(fields: Mapping[str, Any]) -> Generated:
+    hashtags, category = fields["hashtags"], fields["category"]
     if hashtags is None and category is None:
         return NONE_GENERATED
     if hashtags is not None and type(hashtags) is not list:
@@ -175,7 +175,7 @@ def _generated(g: Mapping[str, Any]) -> Generated:
 
 
 def _scored(entry: Any, name: str, number: str) -> tuple[str, float]:
-    """Name and number of something that was generated."""
+    """Return name and number of a generated hashtag or category."""
     if type(entry) is not dict or type(entry[name]) is not str or type(entry[number]) not in NUMBER:
         raise UndecodableNote("what was generated for it is of a wrong type")
     return entry[name], entry[number]

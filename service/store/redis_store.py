@@ -1,10 +1,10 @@
 """NoteStore on Redis: notes, vectors, the change log. Knows nothing of the model or the index.
 
     {notes}:note:<id>   hash    document, vector, space, revision, position: see document.py
-    {notes}:log         stream  position -> id, op ("put" or "delete"), by (of a put: which one of which process)
+    {notes}:log         stream  position -> id, op ("put" or "delete"), by (of a put: process and number of the write)
     {notes}:samples     string  "loading" from before the first sample note is added, "1" once all were
-    {notes}:identity    string  made up when it is first asked for
-    {notes}:snapshots   hash    replica -> log position of its snapshot, and when that was made
+    {notes}:identity    string  random; made when it is first asked for
+    {notes}:snapshots   hash    replica -> log position of its snapshot, and the time it was made
 
 All keys share the hash tag {notes}: one slot on Redis Cluster, so that a script may touch note and log together.
 """
@@ -39,6 +39,7 @@ from service.records import (
     position_key,
 )
 from service.store.document import UndecodableNote, decode, encode
+from service.store.durability import probe_write_policy
 
 NOTE = "{notes}:note:"
 LOG = "{notes}:log"
@@ -46,18 +47,20 @@ SAMPLES, LOADING, LOADED = "{notes}:samples", "loading", "1"
 IDENTITY = "{notes}:identity"
 SNAPSHOTS = "{notes}:snapshots"
 LOG_ENTRIES = 1_000_000
-"""The log is cut behind about this many entries; who was away longer rebuilds from the notes."""
+"""About how many entries the log keeps: a replica that was away for more of them rebuilds from the notes."""
 REPLICA_SECONDS = 86_400.0
-"""So long the log is kept for a replica that has made no newer snapshot."""
+"""How long the log is kept for a replica that makes no newer snapshot."""
 SCAN_COUNT = 500
+"""Keys that one SCAN looks at, and about the notes that are read at once when all are."""
 MAX_CONNECTIONS = 32
-"""To Redis, of one process; a request beyond them waits for one."""
-OWN_WRITES, OWN_CHARACTERS = 1024, 10_000
-"""The last so many notes that this process wrote, of so many characters, need not be read again when the log tells of
-them."""
+"""Connections of one process to Redis; a request beyond them waits for one."""
+OWN_WRITES = 1024
+"""Notes of the latest writes of this process that are kept, so that they need not be read when the log names them."""
+OWN_CHARACTERS = 10_000
+"""Longest content of a note that is kept so: it bounds the memory that OWN_WRITES take."""
 
-# KEYS notes; ARGV "vectors" or "lengths". One command and one answer: a pipeline of as many takes the client three
-# times as long. A key that holds no hash gives an empty row, not an error for all.
+# KEYS notes; ARGV "vectors" or "lengths". One command and one answer: a pipeline of one command a note takes the client
+# three times as long. A key that is not a hash gives an empty row; an error would fail the whole call.
 GET = """
 local rows, lengths = {}, ARGV[1] == 'lengths'
 for i, note in ipairs(KEYS) do
@@ -68,8 +71,8 @@ end
 return rows
 """
 # KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length, by.
-# What was damaged is written over: a revision that is none counts from 1, a key that holds no hash is removed. XADD
-# comes first: a server out of memory refuses it, and would let it pass behind another write.
+# Damaged values are overwritten: a malformed revision restarts at 1, a key that is not a hash is removed. XADD comes
+# first: a server out of memory refuses a script's first write, and lets those behind it pass.
 PUT = """
 local kind = redis.call('TYPE', KEYS[1]).ok
 local at, was
@@ -94,7 +97,7 @@ if ARGV[1] ~= '' and at ~= ARGV[1] then return 'moved' end
 redis.call('DEL', KEYS[1])
 return redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
 """
-# KEYS samples, log; ARGV what says that they are being loaded. The log's key stays when all of it is cut off.
+# KEYS samples, log; ARGV LOADING. The log's key exists from the first write on, even when all entries are trimmed.
 BEGIN_SAMPLES = """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SET', KEYS[1], ARGV[1]) end
 return redis.call('GET', KEYS[1])
@@ -105,7 +108,7 @@ log = structlog.get_logger(__name__)
 
 @contextlib.contextmanager
 def redis_errors() -> Iterator[None]:
-    """Whatever the client raises (away, loading, out of memory, disk full) as StoreUnavailable."""
+    """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full."""
     try:
         yield
     except (RedisError, OSError) as error:
@@ -113,13 +116,16 @@ def redis_errors() -> Iterator[None]:
 
 
 class RedisNoteStore:
-    """See NoteStore. `url`: redis://, rediss:// or unix://. `dimensions`: of vectors, by space; a vector of such a
-    space that has another one cannot be read."""
+    """NoteStore on Redis.
+
+    `url`: redis://, rediss:// or unix://. `dimensions`: dimension of the vectors of a space, by its name; a note whose
+    vector has another one is unreadable.
+    """
 
     def __init__(
         self, url: str, *, clock: Clock, dimensions: Mapping[str, int] | None = None, timeout_seconds: float = 5.0
     ) -> None:
-        # No retries: a write sent twice would answer with a revision that the caller never made.
+        # No retries: a write that is sent twice would answer with a revision that the caller never made.
         # No maintenance notifications: with them the pool hands out connections that the server has closed.
         pool = BlockingConnectionPool.from_url(
             url,
@@ -134,23 +140,23 @@ class RedisNoteStore:
         self._clock = clock
         self._dimensions = dimensions or {}
         self._unreadable: dict[str, str] = {}
-        """Reasons by id, of notes that were met; each was logged."""
+        """Reason of each unreadable note that this process has met and logged, by id."""
         self._timeout = timeout_seconds
-        self._waitaof: bool | None = None
+        self._waits_for_disk: bool | None = None
+        """Whether writes need WAITAOF; None until the server was asked."""
         self._process = uuid4().hex[:12]
         self._numbers = itertools.count()
         self._own: dict[str, StoredNote] = {}
-        """Notes as this process wrote them, by what their log entry says of its origin."""
+        """Notes that this process wrote, by the `by` of their log entries."""
 
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
-        """See NoteStore."""
         with redis_errors():
             keys = [NOTE + note_id for note_id in ids]
-            what = "vectors" if with_vectors else "lengths"
-            rows = await self._redis.eval(GET, len(keys), *keys, what) if ids else []
+            mode = "vectors" if with_vectors else "lengths"
+            rows = await self._redis.eval(GET, len(keys), *keys, mode) if ids else []
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
         for note_id, row in zip(ids, rows, strict=True):
             try:
@@ -171,11 +177,9 @@ class RedisNoteStore:
 
     @property
     def unreadable(self) -> Collection[str]:
-        """See NoteStore."""
         return self._unreadable.keys()
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
-        """See NoteStore."""
         commands = [(PUT, write.stored.note.id, *_put(write), self._remember(write.stored)) for write in writes]
         results = await self._write(commands)
         for (_, note_id, *_, by), result in zip(commands, results, strict=True):
@@ -183,10 +187,9 @@ class RedisNoteStore:
                 self._unreadable.pop(note_id, None)
             else:
                 self._own.pop(by, None)
-        return [Written(int(r[0]), r[1].decode()) if r else None for r in results]
+        return [Written(int(result[0]), result[1].decode()) if result else None for result in results]
 
     async def delete(self, note_id: str, expected: str | None = None) -> str | None:
-        """See NoteStore."""
         (position,) = await self._write([(DELETE, note_id, expected or "", note_id, LOG_ENTRIES)])
         if position == b"moved":
             raise PreconditionFailed(note_id)
@@ -194,24 +197,24 @@ class RedisNoteStore:
         return position.decode() if position else None
 
     async def _write(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run scripts (script, note id, arguments...) in one round trip and wait until the disk has them."""
+        """Run commands, each (script, note id, arguments...), in one round trip; return once the disk has them."""
         if not commands:
             return []
         with redis_errors():
             pipeline = self._redis.pipeline(transaction=False)
             for script, note_id, *arguments in commands:
                 pipeline.eval(script, 2, NOTE + note_id, LOG, *arguments)
-            if self._waitaof is None:
+            if self._waits_for_disk is None:
                 await self.durability()
-            if self._waitaof:
+            if self._waits_for_disk:
                 pipeline.execute_command("WAITAOF", 1, 0, int(self._timeout * 1000))
             results: list[Any] = await pipeline.execute()
-        if self._waitaof and results.pop()[0] < 1:
+        if self._waits_for_disk and results.pop()[0] < 1:
             raise StoreUnavailable("the write was not on disk in time")
         return results
 
     def _remember(self, stored: StoredNote) -> str:
-        """What the log is to say of who writes it."""
+        """Keep a note that is about to be written; return the `by` of its log entry."""
         by = f"{self._process}-{next(self._numbers)}"
         assert stored.vector is not None
         if len(stored.note.content) <= OWN_CHARACTERS:
@@ -221,7 +224,6 @@ class RedisNoteStore:
         return by
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
-        """See NoteStore. One turn: behind a command that waits for something, others wait on the same connection."""
         block = max(1, int(min(block_seconds, self._timeout / 2) * 1000))
         with redis_errors():
             pipeline = self._redis.pipeline(transaction=False)
@@ -235,20 +237,18 @@ class RedisNoteStore:
             return [_entry(*entry) for entry in entries], _bounds(info, kept, after)
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
-        """See NoteStore."""
         with redis_errors():
             info, kept = await self._execute_with_bounds(self._redis.pipeline(transaction=False), entry)
             return _bounds(info, kept, entry)
 
     async def _execute_with_bounds(self, pipeline: Any, entry: str) -> list[Any]:
-        """Answers, or errors, of what is in the pipeline, and then the two of which `_bounds` makes bounds."""
+        """Run the pipeline; return its answers or errors, followed by the two answers that `_bounds` takes."""
         pipeline.xinfo_stream(LOG)
         pipeline.xrange(LOG, entry, entry)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
 
     async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
-        """See NoteStore."""
         last = {entry.id: entry for entry in entries if entry.id}
         written = {entry.by: self._own.pop(entry.by, None) for entry in entries}
         now = self._clock()
@@ -264,11 +264,9 @@ class RedisNoteStore:
         return notes | dict(zip(to_read, await self.get(to_read, with_vectors=True), strict=True))
 
     def forget_written(self) -> None:
-        """See NoteStore."""
         self._own.clear()
 
     async def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
-        """See NoteStore."""
         cursor: int | None = None
         not_met = set(self._unreadable)
         while cursor != 0:
@@ -277,81 +275,61 @@ class RedisNoteStore:
             notes = [note for note in await self.get(_ids(keys), with_vectors=True) if note]
             not_met.difference_update(note.id for note in notes if isinstance(note, Unreadable))
             yield notes
-        for note_id in not_met:  # gone in a way of which no log tells
+        for note_id in not_met:  # removed without a log entry
             self._unreadable.pop(note_id, None)
 
     async def identity(self) -> str:
-        """See NoteStore."""
         with redis_errors():
             while (identity := await self._redis.get(IDENTITY)) is None:
                 await self._redis.set(IDENTITY, uuid4().hex, nx=True)
         return str(identity, "ascii")
 
     async def keep_log(self, replica: str, position: str) -> None:
-        """See NoteStore. A replica that made no snapshot for REPLICA_SECONDS is forgotten."""
+        # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back.
         now = self._clock()
         with redis_errors():
             await self._redis.hset(SNAPSHOTS, replica, f"{position} {now}")
-            every = {name: entry.split() for name, entry in (await self._redis.hgetall(SNAPSHOTS)).items()}
-            if old := [name for name, (_, at) in every.items() if float(at) < now - REPLICA_SECONDS]:
+            snapshots = {name: entry.split() for name, entry in (await self._redis.hgetall(SNAPSHOTS)).items()}
+            if old := [name for name, (_, time) in snapshots.items() if float(time) < now - REPLICA_SECONDS]:
                 await self._redis.hdel(SNAPSHOTS, *old)
-            held = [entry[0].decode() for name, entry in every.items() if name not in old]
-            # The oldest one's own entry stays: by it the log is known to reach back.
-            await self._redis.xtrim(LOG, minid=min(held, key=position_key))
+            positions = [entry[0].decode() for name, entry in snapshots.items() if name not in old]
+            # The entry of the oldest snapshot itself is kept: finding it shows that the log reaches back far enough.
+            await self._redis.xtrim(LOG, minid=min(positions, key=position_key))
 
     async def size(self) -> int:
-        """See NoteStore. Other keys of the same database are counted too."""
         with redis_errors():
-            return int(await self._redis.dbsize())
+            return int(await self._redis.dbsize())  # counts other keys of the same database too
 
     async def durability(self) -> Durability:
-        """See NoteStore. A server that forbids CONFIG is asked through INFO, which tells less."""
         with redis_errors():
-            server = await self._redis.info()
-            appends = bool(server.get("aof_enabled"))
-            try:
-                policy = (await self._redis.config_get("appendfsync")).get("appendfsync", "unknown")
-            except ResponseError:
-                policy = "unknown"
-        policy = policy.decode() if isinstance(policy, bytes) else policy
-        version = tuple(int(n) for n in str(server.get("redis_version", "0.0")).split(".")[:2])
-        if not appends:
-            self._waitaof = False
-            return Durability(False, "appendonly is off: acknowledged notes are lost when Redis dies")
-        if policy == "always":
-            self._waitaof = False
-            return Durability(True, "appendonly with appendfsync always")
-        self._waitaof = policy == "everysec" and version >= (7, 2)  # with "no" it would wait for ever
-        if self._waitaof:
-            return Durability(True, f"appendonly with appendfsync {policy}, each write waits with WAITAOF")
-        return Durability(False, f"appendonly with appendfsync {policy}: the last writes can be lost")
+            policy = await probe_write_policy(self._redis)
+        self._waits_for_disk = policy.waits
+        return policy.durability
 
     async def begin_samples(self) -> bool:
-        """See NoteStore."""
         with redis_errors():
             return bool(await self._redis.eval(BEGIN_SAMPLES, 2, SAMPLES, LOG, LOADING) == LOADING.encode())
 
     async def mark_samples_loaded(self) -> None:
-        """See NoteStore."""
         with redis_errors():
             await self._redis.set(SAMPLES, LOADED)
 
 
 def _bounds(info: Any, kept: Any, entry: str) -> LogBounds:
-    """Of what `_execute_with_bounds` got; raises what Redis answered instead."""
+    """Make bounds of the two answers of `_execute_with_bounds`; raise an answer that is an error."""
     for answer in (info, kept):
         if isinstance(answer, ResponseError) and "no such key" in str(answer).lower():
             return LogBounds(None, ORIGIN, cut=False)
         if isinstance(answer, Exception):
             raise answer
     first = info["first-entry"]
-    cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not tell
+    cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not say; then assume so
     last = info["last-generated-id"].decode()
     return LogBounds(first[0].decode() if first else None, last, cut, entry if kept else None)
 
 
 def _entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
-    """Log entry of these fields; one that does not say what was done to its note has the note read again."""
+    """Decode a log entry. One without a known op counts as a put, so that the note is read again."""
     note_id, op, by = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"op", b"by"))
     if not note_id or op not in ("put", "delete"):
         log.error("log_entry_malformed", position=position.decode(), id=note_id)
@@ -359,12 +337,12 @@ def _entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
 
 
 def _flat(entries: Any) -> list[Any]:
-    """RESP3 wraps a stream's entries in one more list than RESP2."""
+    """Entries of a stream in the shape of RESP2; RESP3 wraps them in one more list."""
     return entries[0] if entries and isinstance(entries[0], list) else entries
 
 
 def _ids(keys: Sequence[bytes]) -> list[str]:
-    """Ids in the keys of notes; one that is no text names no note."""
+    """Ids in the keys of notes; a key that is not UTF-8 is logged and skipped: no note has one."""
     ids = []
     for key in keys:
         try:
@@ -375,7 +353,7 @@ def _ids(keys: Sequence[bytes]) -> list[str]:
 
 
 def _put(write: Write) -> tuple[Any, ...]:
-    """Arguments of PUT, but for the last one."""
+    """Arguments of the script PUT without the last one, `by`."""
     note, (document, vector) = write.stored.note, encode(write.stored)
     expiry = "" if note.expires_at is None else int(note.expires_at * 1000)
     return write.expected or "", note.id, document, vector, write.stored.space, expiry, LOG_ENTRIES

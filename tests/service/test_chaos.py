@@ -26,8 +26,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.service.cli.test_process import Process, alive, wait_until
 from tests.service.conftest import DebianRedis
+from tests.service.process import Process, alive, wait_until
 
 ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "25"))
 SEED = int(os.environ.get("NOTELLM_CHAOS_SEED", "0"))
@@ -42,7 +42,7 @@ wiring.SegmentedIndex = partial(wiring.SegmentedIndex, growing_rows=8)
 sys.argv = ["notellm", "serve"]
 main()
 """
-pytestmark = pytest.mark.timeout(120 + 30 * ROUNDS)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 30 * ROUNDS)]
 GONE = None
 State = str | None
 """A note's title, or GONE."""

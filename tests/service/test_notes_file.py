@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.api.schemas import NoteIn
+from service.api.schemas.notes import NoteIn
 from service.notes_file import STDIN, Line, NotesFile
 from service.samples import SAMPLES
 

@@ -15,12 +15,13 @@ import pytest
 
 from model.generation import GenerationOutput, Hashtag, Usage
 from model.note import Note
+from service.adding import Added, Generate, batches_with_unique_ids
 from service.batcher import Lane
 from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
-from service.recommender import Added, Generate, GenerationDefaults, Recommender, batches_with_unique_ids
+from service.recommender import GenerationDefaults, Recommender
 from service.records import StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note

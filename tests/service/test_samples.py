@@ -12,13 +12,13 @@ from model.note import Note
 from service.container import Service
 from service.recommender import Recommender
 from service.records import StoredNote
-from service.samples import AT_ONCE, load_samples
+from service.samples import BATCH_SIZE, load_samples
 from service.settings import Settings
 from tests.service.conftest import GatedStore, stored_note
 from tests.service.index.live_steps import put
 
 pytestmark = pytest.mark.anyio
-WANTED = 3 * AT_ONCE
+WANTED = 3 * BATCH_SIZE
 
 
 class Killed(BaseException):

@@ -1,4 +1,4 @@
-"""GET /docs: the API for people, by Swagger UI. Its files come from a package, so that the page needs no internet."""
+"""GET /docs: the API for people, shown by Swagger UI. Its files come from a package: the page needs no internet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /generate, /generate/hashtags, /generate/category: for a text that need not be stored."""
+"""POST /generate, /generate/hashtags (also as a stream), /generate/category: for a text that is not stored."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from model.generation import Hashtag
-from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, StrictJsonRoute, while_connected
+from service.api.connection import while_connected
+from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep
+from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, problem_of
-from service.api.schemas import (
+from service.api.schemas.generate import (
     CategoryIn,
     CategoryOut,
     CategoryPrediction,
@@ -36,9 +38,10 @@ router = APIRouter(
 @router.post("/generate/hashtags")
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> HashtagsOut:
     """Hashtags for a text, best first; an empty list says why."""
-    wanted = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
-    work = service.recommender.generate(body.as_note(), wanted)
-    return HashtagsOut.of(await while_connected(request, service, work), service.recommender.engine.name)
+    generation = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
+    work = service.recommender.generate(body.as_note(), generation)
+    output = await while_connected(request, service.settings.request_seconds, work)
+    return HashtagsOut.of(output, service.recommender.engine.name)
 
 
 @router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
@@ -46,12 +49,12 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
     `grounded` at the end; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
-    wanted = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
+    generation = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
     seconds = service.settings.request_seconds
     try:
         async with (
             asyncio.timeout(seconds),
-            aclosing(service.recommender.stream_hashtags(body.as_note(), wanted)) as answers,
+            aclosing(service.recommender.stream_hashtags(body.as_note(), generation)) as answers,
         ):
             async for answer in answers:
                 if isinstance(answer, Hashtag):
@@ -67,29 +70,31 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator
 @router.post("/generate/category")
 async def category(body: CategoryIn, request: Request, service: ServiceDep) -> CategoryPrediction:
     """The category of a text out of a closed set, with the exact probability of each."""
-    wanted = service.recommender.generation_request(categories=closed_set(body, service))
-    reading = await while_connected(request, service, service.recommender.generate(body.as_note(), wanted))
-    return CategoryPrediction.of(reading, body.chosen(reading), service.recommender.engine.name)
+    generation = service.recommender.generation_request(categories=closed_set(body, service))
+    work = service.recommender.generate(body.as_note(), generation)
+    output = await while_connected(request, service.settings.request_seconds, work)
+    return CategoryPrediction.of(output, body.chosen(output), service.recommender.engine.name)
 
 
 @router.post("/generate")
 async def everything(body: GenerateIn, request: Request, service: ServiceDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
-    wanted = service.recommender.generation_request(
+    generation = service.recommender.generation_request(
         GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked
     )
-    reading = await while_connected(request, service, service.recommender.generate(body.as_note(), wanted))
-    chosen = body.chosen(reading)
+    work = service.recommender.generate(body.as_note(), generation)
+    output = await while_connected(request, service.settings.request_seconds, work)
+    chosen = body.chosen(output)
     return GenerateOut(
-        embedding=reading.vector.tolist(),
-        hashtags=[HashtagOut.of(h) for h in reading.hashtags or ()],
-        reason=reading.hashtags_reason,
+        embedding=output.vector.tolist(),
+        hashtags=[HashtagOut.of(h) for h in output.hashtags or ()],
+        reason=output.hashtags_reason,
         category=chosen and CategoryOut.of(chosen),
         model=service.recommender.engine.name,
-        usage=UsageOut.of(reading.usage),
+        usage=UsageOut.of(output.usage),
     )
 
 
 def closed_set(body: CategoryIn, service: Service) -> tuple[str, ...]:
-    """The caller's categories, or else the deployment's."""
+    """Categories to choose from: the caller's, or else the deployment's."""
     return tuple(dict.fromkeys(body.categories)) or service.recommender.categories

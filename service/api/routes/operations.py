@@ -1,4 +1,4 @@
-"""GET /livez, /readyz, /metrics, /limits, POST /verify: for those who run the service."""
+"""GET /livez, /readyz, /metrics, /limits and POST /verify: for those who run the service."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import ServiceDep
 from service.api.problems import documented
-from service.api.schemas import Check, LimitsOut, ReadyOut, VerifyOut
+from service.api.schemas.operations import Check, LimitsOut, ReadyOut, VerifyOut
 from service.errors import StoreUnavailable
 from service.verify import verify
 
 router = APIRouter(tags=["operations"])
 STUCK_SECONDS = 60.0
-"""An engine batch that takes longer makes the process not ready."""
+"""An engine step that takes longer makes the process not ready: it normally takes less than a second."""
 
 
 @router.get("/livez")
@@ -73,12 +73,12 @@ async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
 @router.get("/limits")
 async def limits(service: ServiceDep) -> LimitsOut:
     """Every bound that a request has to keep."""
-    s = service.settings
+    settings = service.settings
     return LimitsOut(
-        max_body_bytes=s.max_body_bytes,
-        max_note_bytes=s.max_note_bytes,
-        max_batch_notes=s.max_batch_notes,
-        max_k=s.max_k,
-        queue_notes=s.queue_notes,
-        request_seconds=s.request_seconds,
+        max_body_bytes=settings.max_body_bytes,
+        max_note_bytes=settings.max_note_bytes,
+        max_batch_notes=settings.max_batch_notes,
+        max_k=settings.max_k,
+        queue_notes=settings.queue_notes,
+        request_seconds=settings.request_seconds,
     )

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from service.api.dependencies import (
-    ServiceDep,
-    StrictJsonRoute,
-    check_policy,
-    get_service,
-    query_parameters,
-    read_query,
-    while_connected,
-)
+from service.api.bounds import check_search_options
+from service.api.connection import while_connected
+from service.api.dependencies import ServiceDep, get_service
+from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented
-from service.api.schemas import NoteId, SimilarIn, SimilarOut, SimilarQuery
+from service.api.query import query_parameters, read_query
+from service.api.schemas.common import NoteId
+from service.api.schemas.similar import SimilarIn, SimilarOut, SimilarQuery
 from service.container import Service
 from service.errors import FieldError, InvalidInput
 from service.recommender import WAIT_SECONDS
@@ -30,17 +27,18 @@ router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
 )
 async def similar(note_id: NoteId, request: Request) -> SimilarOut:
     """Notes related to a stored one, from its stored vector: no model call."""
-    # Not as dependencies, of which each takes FastAPI a tenth of a millisecond (docs/experiments.md).
+    # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
-    check_policy(query, "/query", service)
+    check_search_options(query, "/query", service.settings)
     if query.min_log_position:
-        await reach(query.min_log_position, service)
-    found = await service.recommender.similar(note_id, query.k, query.as_filter(), query.min_score)
-    return SimilarOut.of(found, note_id, service.recommender.engine.name)
+        await wait_for_position(query.min_log_position, service)
+    related = await service.recommender.similar(note_id, query.k, query.as_filter(), query.min_score)
+    return SimilarOut.of(related, note_id, service.recommender.engine.name)
 
 
-async def reach(position: str, service: Service) -> None:
-    """Wait for the index; a position that the store itself has not reached is a mistake, not something to wait for."""
+async def wait_for_position(position: str, service: Service) -> None:
+    """Wait until the index has reached a log position. Raises InvalidInput for one that the store itself has not
+    reached: waiting would not help; and IndexBehind."""
     if position_key(position) <= position_key(service.index.position):
         return
     if position_key(position) > position_key((await service.store.log_bounds()).last):
@@ -51,8 +49,8 @@ async def reach(position: str, service: Service) -> None:
 @router.post("/similar", responses=documented(400, 413, 415, 422, 429, 503, 504))
 async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep) -> SimilarOut:
     """Notes related to a text that is not stored and leaves no trace."""
-    check_policy(body, "", service)
+    check_search_options(body, "", service.settings)
     recommender = service.recommender
     work = recommender.similar_to_text(body.as_note(), body.k, body.as_filter(), body.min_score)
-    found = await while_connected(request, service, work)
-    return SimilarOut.of(found, None, recommender.engine.name)
+    related = await while_connected(request, service.settings.request_seconds, work)
+    return SimilarOut.of(related, None, recommender.engine.name)

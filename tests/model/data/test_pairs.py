@@ -260,6 +260,7 @@ def rows_of(path: Path) -> list[tuple[Any, ...]]:
     return duckdb.execute("FROM read_parquet(?)", [str(path)]).fetchall()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spark")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_spark_and_duckdb_write_the_same_rows(tmp_path: Path, options: PairOptions, notes_file: Path) -> None:
@@ -272,6 +273,7 @@ def test_spark_and_duckdb_write_the_same_rows(tmp_path: Path, options: PairOptio
     assert without_seconds(reports[0]) == without_seconds(reports[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spark")
 def test_spark_and_duckdb_agree_on_real_clicks(tmp_path: Path) -> None:
     if "NOTELLM_DATA" not in os.environ:
@@ -326,12 +328,14 @@ def test_duckdb_reads_each_format(tmp_path: Path, name: str) -> None:
     check_format(tmp_path, name, "duckdb")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spark")
 @pytest.mark.parametrize("name", FILES)
 def test_spark_reads_each_format(tmp_path: Path, name: str) -> None:
     check_format(tmp_path, name, "spark")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spark")
 def test_spark_refuses_a_broken_file_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"user": 1, "note": 2}\n{"user": 1\n')

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import bodies
+from service.api import bodies
 from service.api.bodies import MAX_CONTAINERS, SLICE_BYTES, Turns, list_items, parse_json
 from service.errors import InvalidInput, MalformedBody
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx2
+import pytest
+
 from service.api.problems import STATUS
 from service.errors import NoteLLMError, TryLater
 
@@ -16,3 +19,11 @@ def subclasses(error: type[NoteLLMError]) -> Iterator[type[NoteLLMError]]:
 
 def test_every_error_but_the_abstract_one_has_a_status() -> None:
     assert set(subclasses(NoteLLMError)) - {TryLater} == set(STATUS)
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("POST", "/livez", 405)])
+def test_addresses_that_do_not_exist_answer_with_problems(
+    client: httpx2.Client, method: str, path: str, status: int
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")

@@ -2,117 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-NOTELLM = str(Path(sys.executable).with_name("notellm"))
-Start = Callable[[], subprocess.Popen[bytes]]
+from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
-
-class Process:
-    """One `notellm serve` that can die and start again on the same data."""
-
-    def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.folder = folder
-        self.environment = os.environ | {
-            "NOTELLM_PORT": str(port),
-            "NOTELLM_DATA_DIR": str(folder / "d"),
-            "NOTELLM_CACHE_DIR": str(folder / "c"),
-            "NOTELLM_CHECKPOINT": str(checkpoint),
-            "NOTELLM_SAMPLE_NOTES": "0",
-            "NOTELLM_URL": self.url,
-            **environment,
-        }
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        log = (self.folder / "log").open("ab")
-        with log:
-            self.process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
-        wait_until(self.ready)
-
-    def ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.log
-        with contextlib.suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/readyz").status_code == 200
-        return False
-
-    def end(self, how: signal.Signals) -> int:
-        assert self.process is not None
-        self.process.send_signal(how)
-        return self.process.wait(60)
-
-    @property
-    def log(self) -> str:
-        """All that it said on standard error."""
-        return (self.folder / "log").read_text()
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [NOTELLM, *arguments]
-        return subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
-        )
-
-    def redis_pid(self) -> int:
-        """Of the embedded server, as it says itself."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self.folder / "d" / "redis.sock"))
-            connection.sendall(b"INFO server\r\n")
-            text = connection.recv(65536).decode()
-        return int(text.split("process_id:")[1].split()[0])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
-
-
-@contextlib.contextmanager
-def running(checkpoint: Path, **environment: str) -> Iterator[Process]:
-    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:  # short, for a unix socket's path
-        process = Process(Path(folder), checkpoint, **environment)
-        process.start()
-        yield process
-        if process.process and process.process.poll() is None:
-            process.end(signal.SIGTERM)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def service(tiny_checkpoint: Path) -> Iterator[Process]:
-    """One to be killed."""
+    """A service that the test may kill."""
     with running(tiny_checkpoint) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
 def shared(tiny_checkpoint: Path) -> Iterator[Process]:
-    """One that several tests use and leave alive."""
+    """A service that several tests use and leave alive."""
     with running(tiny_checkpoint) as process:
         yield process
 
@@ -222,3 +139,23 @@ def test_every_command_speaks_to_people_and_to_programs(shared: Process) -> None
         assert isinstance(json.loads(programs.stdout), dict)
     unknown = shared.run("similar", "nobody")
     assert (unknown.returncode, "There is no note" in unknown.stderr) == (1, True)
+
+
+def test_client_finds_the_service_by_host_and_port(shared: Process) -> None:
+    environment = {name: value for name, value in shared.environment.items() if name != "NOTELLM_URL"}
+    command = [NOTELLM, "status", "--json"]
+    result = subprocess.run(
+        command, env=environment | {"NOTELLM_HOST": "0.0.0.0"}, capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout)["ready"] is True
+
+
+def test_hashtags_of_two_words_are_readable_in_a_table(shared: Process) -> None:
+    for i in range(2):
+        note = {"id": f"tagged{i}", "title": "tagged", "hashtags": ["night bus", "budget travel"]}
+        httpx2.post(f"{shared.url}/notes", json=note)
+    command = [NOTELLM, "similar", "tagged0"]
+    result = subprocess.run(
+        command, env=shared.environment | {"COLUMNS": "200"}, capture_output=True, text=True, check=True
+    )
+    assert "night bus, budget travel" in result.stdout

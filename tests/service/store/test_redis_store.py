@@ -401,35 +401,6 @@ async def test_a_malformed_log_entry_is_told_and_read_past(
     assert isinstance(notes["a"], StoredNote)
 
 
-@pytest.mark.parametrize(
-    ("settings", "durable", "detail"),
-    [
-        ({"appendfsync": "always"}, True, "always"),
-        ({"appendfsync": "everysec"}, True, "WAITAOF"),
-        ({"appendfsync": "no"}, False, "appendfsync no"),
-        ({"appendonly": "no"}, False, "appendonly is off"),
-    ],
-)
-async def test_durability_is_what_the_server_is_set_to(
-    store: RedisNoteStore, admin: redis.Redis, settings: dict[str, str], durable: bool, detail: str
-) -> None:
-    for name, value in settings.items():
-        admin.config_set(name, value)
-    told = await store.durability()
-    assert told.durable is durable
-    assert detail in told.detail
-    assert (await put(store, stored_note())).revision == 1
-    assert await get(store, "a") is not None
-
-
-async def test_a_write_to_a_server_that_syncs_late_waits_for_its_disk(
-    store: RedisNoteStore, admin: redis.Redis
-) -> None:
-    admin.config_set("appendfsync", "everysec")
-    await put(store, stored_note())
-    assert admin.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
-
-
 async def drain(store: RedisNoteStore) -> None:
     async for _ in store.scan():
         pass

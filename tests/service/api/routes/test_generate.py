@@ -8,7 +8,7 @@ import math
 import httpx2
 import pytest
 
-from tests.service.api.routes.conftest import Serve
+from tests.service.api.conftest import Serve
 
 TEXT = {"title": "Sourdough for beginners", "content": "Flour, water, salt and two days."}
 

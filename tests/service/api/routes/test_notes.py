@@ -69,31 +69,6 @@ def test_generate_fills_only_what_the_author_left_out_and_costs_the_note_once(cl
     assert (kept["hashtags"], kept["category"], kept["generated"]) == (NOTE["hashtags"], "Travel", None)
 
 
-def test_in_a_list_one_bad_note_does_not_fail_the_rest(client: httpx2.Client) -> None:
-    notes = [{"id": "l1", "title": "one"}, {"id": "l2"}, 7, {"id": "l3", "title": "three"}, {"id": "l1", "title": "1"}]
-    answer = post(client, notes)
-    results = answer.json()["results"]
-    assert answer.status_code == 207
-    assert [r["status"] for r in results] == ["created", "rejected", "rejected", "created", "updated"]
-    assert results[1]["problem"]["errors"][0]["pointer"] == "/1/content"
-    assert results[1]["id"] == "l2"
-    assert client.get("/notes/l1").json()["title"] == "1"
-
-
-def test_a_stream_answers_line_by_line_in_order(client: httpx2.Client) -> None:
-    lines = [json.dumps({"id": f"s{i}", "title": f"stream {i}"}) for i in range(150)]
-    lines[70] = "{broken"
-    lines[71] = json.dumps({"id": "s71", "title": "x" * 300_000})
-    body = "\n".join(lines).encode()
-    answer = client.post("/notes", content=body, headers={"content-type": "application/x-ndjson"})
-    results = [json.loads(line) for line in answer.text.splitlines()]
-    assert len(results) == 150
-    assert [i for i, r in enumerate(results) if r["status"] == "rejected"] == [70, 71]
-    assert [results[70]["problem"]["status"], results[71]["problem"]["status"]] == [400, 413]
-    assert results[149]["id"] == "s149"
-    assert client.get("/notes/s149").status_code == 200
-
-
 def test_put_creates_and_replaces_the_whole_note(client: httpx2.Client) -> None:
     assert client.put("/notes/put", json={"title": "a", "author": "tom"}).status_code == 201
     assert client.put("/notes/put", json={"title": "b"}).status_code == 200
@@ -190,16 +165,3 @@ def test_over_a_bound_the_answer_names_it(client: httpx2.Client, bound: str, bod
     answer = client.post("/notes", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert f"{bound} = {client.get('/limits').json()[bound]}" in answer.json()["detail"]
-
-
-def test_a_body_of_unknown_length_is_cut_at_the_bound(client: httpx2.Client) -> None:
-    chunks = (b" " * 65536 for _ in range(20))
-    answer = client.post("/notes", content=chunks, headers={"content-type": "application/json"})
-    assert answer.status_code == 413
-
-
-def test_a_list_that_does_not_fit_the_queue_gets_429_and_nothing_is_stored(client: httpx2.Client) -> None:
-    answer = post(client, [{"id": f"q{i}", "title": "queue"} for i in range(46)])
-    assert answer.status_code == 429
-    assert int(answer.headers["retry-after"]) >= 1
-    assert client.get("/notes/q0").status_code == 404

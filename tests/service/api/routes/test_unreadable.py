@@ -13,7 +13,7 @@ import redis
 
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG, NOTE
-from tests.service.api.routes.conftest import Serve
+from tests.service.api.conftest import Serve
 from tests.service.damage import DAMAGES, SECRET, Damage
 
 every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.telemetry import MAX_WAITING_LINES, Lines, lines_of
+from service.log_lines import MAX_WAITING_LINES, LineWriter, line_writer
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
-    lines = Lines(pipe[1])
+    lines = LineWriter(pipe[1])
     lines.info("one")
     lines.warning("two")
     lines.info("three")
@@ -31,9 +31,9 @@ def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
     assert os.read(pipe[0], 100) == b"one\ntwo\nthree\n"
 
 
-@pytest.mark.parametrize("tell", [Lines.info, Lines.warning])
+@pytest.mark.parametrize("tell", [LineWriter.info, LineWriter.warning])
 def test_what_is_told_comes_by_itself(pipe: tuple[int, int], tell: object) -> None:
-    lines = Lines(pipe[1])
+    lines = LineWriter(pipe[1])
     assert callable(tell)
     tell(lines, "said")
     assert os.read(pipe[0], 100) == b"said\n"  # waits until it comes
@@ -42,7 +42,7 @@ def test_what_is_told_comes_by_itself(pipe: tuple[int, int], tell: object) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full disk to offer")
 def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    lines = Lines(full)
+    lines = LineWriter(full)
     lines.warning("lost")
     lines.write()
     os.dup2(pipe[1], full)  # there is room again
@@ -52,20 +52,20 @@ def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None
 
 
 def test_a_reader_that_takes_nothing_costs_no_more_than_the_bound(pipe: tuple[int, int]) -> None:
-    lines = Lines(pipe[1])
+    lines = LineWriter(pipe[1])
     for _ in range(3 * MAX_WAITING_LINES):  # more than the pipe takes; it would wait here for ever
         lines.info("x" * 100)
     assert len(lines._waiting) <= MAX_WAITING_LINES
 
 
 def test_what_is_no_file_has_no_lines() -> None:
-    assert lines_of(StringIO()) is None
+    assert line_writer(StringIO()) is None
 
 
 FAIL = """
 import logging, sys
 import structlog
-from service.telemetry import configure_logging
+from service.log_lines import configure_logging
 
 write = configure_logging(sys.argv[1])
 

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 
 from service.settings import Settings
 from service.wiring import build_app
-from tests.service.api.routes.conftest import Serve
+from tests.service.api.conftest import Serve
 
 schema = schemathesis.openapi.from_dict(build_app(Settings()).openapi())
 # Not: that every request which fits the schema is accepted. "Title and content not both empty" is no matter of schema.
@@ -38,6 +38,7 @@ def fuzzed_url(serve: Serve) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @schema.parametrize()
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

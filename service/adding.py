@@ -1,0 +1,91 @@
+"""Adding notes: what it takes to add one (a plan), what came of it, and how a long list is cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from model.generation import GenerationOutput, GenerationRequest, Usage
+from model.note import Note
+from service.records import Generated, StoredNote
+
+STORE_BATCH_SIZE = 32
+"""Notes between two writes to the store: this many at most are computed again when a deadline or a failure ends a long
+list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Generations to fill in where the author left them out: how many hashtags (0: none), and the category."""
+
+    hashtags: int = 0
+    category: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Result of adding one note.
+
+    `status`: created, updated, or unchanged (nothing was written); empty before the write. `usage` is zero when no
+    model was needed.
+    """
+
+    stored: StoredNote
+    status: str
+    usage: Usage
+    hashtags_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Plan for adding one note.
+
+    `old`: the stored note that it replaces. `reused`: generations of the same text that are kept. `request`: what the
+    model is to generate beside the vector; None where the stored vector and generations suffice.
+    """
+
+    note: Note
+    old: StoredNote | None
+    reused: Generated
+    request: GenerationRequest | None
+
+    def finish(self, output: GenerationOutput | None, space: str) -> Added:
+        """Note as it is to be stored. `output`: the model's, where the plan has a request."""
+        if output is None:
+            assert self.old is not None
+            return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
+        # Not stored, since both change with other notes: which notes carry a hashtag, and that no known hashtag fits.
+        hashtags = output.hashtags and tuple(replace(hashtag, notes=()) for hashtag in output.hashtags)
+        if not hashtags and self.request and self.request.vocabulary is not None:
+            hashtags = None
+        generated = Generated(
+            self.reused.hashtags if hashtags is None else hashtags,
+            self.reused.category if output.categories is None else output.categories[0],
+        )
+        stored = StoredNote(self.note, space, output.vector, generated)
+        return Added(stored, "", output.usage, output.hashtags_reason)
+
+    def changes(self, added: Added) -> bool:
+        """Whether `added` differs from what is stored, so that it must be written."""
+        if self.old is None:
+            return True
+        old, new = self.old, added.stored
+        return (old.note, old.space, old.generated) != (new.note, new.space, new.generated)
+
+
+def batches_with_unique_ids(notes: Sequence[Note]) -> Iterator[list[int]]:
+    """Yield batches of positions in `notes`: no id twice in one, at most STORE_BATCH_SIZE positions, and notes of one
+    id in their order."""
+    left = list(range(len(notes)))
+    while left:
+        seen: set[str] = set()
+        batch: list[int] = []
+        later: list[int] = []
+        for i in left:
+            if notes[i].id in seen or len(batch) == STORE_BATCH_SIZE:
+                later.append(i)
+            else:
+                batch.append(i)
+            seen.add(notes[i].id)
+        yield batch
+        left = later

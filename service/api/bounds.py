@@ -1,0 +1,25 @@
+"""Bounds on a request that the deployment's settings decide; GET /limits publishes them."""
+
+from __future__ import annotations
+
+from service.api.schemas.similar import SearchOptions
+from service.errors import FieldError, InvalidInput, LimitExceeded
+from service.settings import Settings
+
+
+def check_note_size(size: int, settings: Settings) -> None:
+    """Refuse a note of more than max_note_bytes as JSON. Raises LimitExceeded."""
+    limit = settings.max_note_bytes
+    if size > limit:
+        raise LimitExceeded("max_note_bytes", limit)
+
+
+def check_search_options(options: SearchOptions, pointer: str, settings: Settings) -> None:
+    """Refuse a `k` over max_k, and attributes that the index does not filter by. Raises InvalidInput at `pointer`."""
+    limit = settings.max_k
+    if options.k > limit:
+        raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])
+    known = settings.filter_attributes
+    if unknown := sorted({name for name, _ in options.as_filter().attributes} - set(known)):
+        problem = f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {unknown}"
+        raise InvalidInput([FieldError(f"{pointer}/attribute", problem)])

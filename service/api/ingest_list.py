@@ -1,0 +1,119 @@
+"""A list of notes: the valid ones are added whatever the others are, and each note gets a result, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from model.note import Note
+from service.adding import Added, Generate
+from service.api.bodies import Turns, list_items, parse_json
+from service.api.bounds import check_note_size
+from service.api.problems import invalid_note, problem_of
+from service.api.schemas.notes import BatchItem, NoteIn
+from service.batcher import Lane
+from service.container import Service
+from service.errors import MAX_ERRORS, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
+from service.settings import Settings
+
+MIN_NOTE_BYTES = 2048
+"""A shorter note counts as this many bytes of work: validating it and writing its result take that long."""
+MAX_ANSWER_ERRORS = 1000
+"""Bound on the field errors in the answer to a list; beyond it each rejected note has one."""
+MAX_ID = 128
+"""Bound on the characters of a rejected note's id that its result repeats: that of a valid id."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Notes of one request by their places in it, and the results of those that are rejected."""
+
+    valid: dict[int, Note] = field(default_factory=dict)
+    rejected: dict[int, BatchItem] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.valid) + len(self.rejected)
+
+    @property
+    def notes(self) -> list[Note]:
+        """Valid notes, in the order of the request."""
+        return list(self.valid.values())
+
+    def append(self, outcome: Note | BatchItem) -> None:
+        """Append the next note of the request, or the result that rejects it."""
+        if isinstance(outcome, Note):
+            self.valid[len(self)] = outcome
+        else:
+            self.rejected[len(self)] = outcome
+
+    def results(self, added: Sequence[Added]) -> Iterator[BatchItem]:
+        """Yield each note's result, in the order of the request. `added`: what came of the valid notes, in order."""
+        outcomes = iter(added)
+        for i in range(len(self)):
+            yield self.rejected[i] if i in self.rejected else BatchItem.of(next(outcomes))
+
+
+async def add_list(body: bytes, service: Service, generate: Generate) -> bytes:
+    """Add the notes of a JSON list; return the answer's JSON. Raises MalformedBody where any of the body is not JSON,
+    and LimitExceeded."""
+    turns = Turns()
+    batch = await _read_list(body, service.settings, turns)
+    added = await service.recommender.add(batch.notes, generate, Lane.BULK)
+    results: list[bytes] = []
+    for item in batch.results(added):
+        results.append(item.model_dump_json(exclude_none=True).encode())
+        await turns.work(max(len(results[-1]), MIN_NOTE_BYTES))
+    return b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.recommender.engine.name))
+
+
+async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
+    max_notes = settings.max_batch_notes
+    batch, errors_left = Batch(), MAX_ANSWER_ERRORS
+    async with aclosing(list_items(body, turns)) as items:
+        async for raw in items:
+            i = len(batch)
+            if i == max_notes:
+                raise LimitExceeded("max_batch_notes", max_notes)
+            try:
+                outcome = read_note(raw, settings, f"/{i}", max(1, errors_left))
+            except MalformedBody as error:
+                raise MalformedBody(f"item {i} of the list: {error.detail}") from error
+            if isinstance(outcome, BatchItem) and outcome.problem:
+                errors_left -= len(outcome.problem.errors or ())
+            batch.append(outcome)
+            await turns.work(max(len(raw), MIN_NOTE_BYTES))
+    return batch
+
+
+def read_note(raw: bytes, settings: Settings, pointer: str = "", max_errors: int = MAX_ERRORS) -> Note | BatchItem:
+    """Return the note of some JSON, or else the result that says why it is rejected. Raises MalformedBody."""
+    value = None
+    try:
+        check_note_size(len(raw), settings)
+        value = parse_json(raw, pointer)
+        return parse_note(value, pointer)
+    except InvalidInput as error:
+        return rejected(error.shortened(max_errors), value)
+    except LimitExceeded as error:
+        return rejected(error, value)
+
+
+def parse_note(value: Any, pointer: str = "") -> Note:
+    """Validate a note. Raises InvalidInput, whose pointers begin with `pointer`."""
+    try:
+        return NoteIn.model_validate(value).as_note()
+    except ValidationError as error:
+        raise invalid_note(error, pointer) from error
+
+
+def rejected(error: NoteLLMError, value: Any = None) -> BatchItem:
+    """Result of a note that is not added. `value`: its parsed JSON, whose id is repeated where it could be one."""
+    note_id = value.get("id") if isinstance(value, dict) else None
+    if not isinstance(note_id, str) or len(note_id) > MAX_ID:
+        note_id = None
+    return BatchItem(id=note_id, status="rejected", problem=problem_of(error))

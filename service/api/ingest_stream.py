@@ -1,0 +1,108 @@
+"""A stream of notes, one a line (NDJSON): results are sent while the request is still being read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+
+import orjson
+from fastapi import Request, Response
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from model.note import Note
+from service.adding import Added, Generate
+from service.api.bodies import NDJSON, Turns, media_type
+from service.api.ingest_list import MIN_NOTE_BYTES, Batch, read_note, rejected
+from service.api.schemas.notes import BatchItem
+from service.batcher import Lane
+from service.container import Service
+from service.errors import MalformedBody, NoteLLMError, QueueFull
+from service.settings import Settings
+
+STREAM_BATCH_SIZE = 64
+"""Notes of a stream that are added together; their results are sent before more is read."""
+
+
+def is_note_stream(method: str, path: str, headers: Headers) -> bool:
+    """Whether a request is a stream of notes, whose body has no bound."""
+    return (method, path) == ("POST", "/notes") and media_type(headers) == NDJSON
+
+
+async def add_stream(request: Request, service: Service, generate: Generate) -> AsyncIterator[bytes]:
+    """Add the notes of a stream; yield one result line for each. A failure of the service ends the stream with a
+    rejected line."""
+    model, turns = service.recommender.engine.name, Turns()
+    async for lines in _line_batches(request, service.settings):
+        batch = await _read_lines(lines, service.settings, turns)
+        try:
+            added = await _add_when_admitted(batch.notes, service, generate)
+        except NoteLLMError as error:
+            yield _result_line(rejected(error), model)
+            return
+        for item in batch.results(added):
+            yield _result_line(item, model)
+
+
+async def _line_batches(request: Request, settings: Settings) -> AsyncIterator[list[bytes]]:
+    """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut just beyond them, and
+    so rejected later."""
+    batch_size = min(STREAM_BATCH_SIZE, settings.queue_notes)
+    max_bytes = settings.max_note_bytes
+    rest = b""
+    async for chunk in request.stream():
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > max_bytes:
+            rest = rest[: max_bytes + 1]
+        lines = [line for line in lines if line.strip()]
+        for start in range(0, len(lines), batch_size):
+            yield lines[start : start + batch_size]
+    if rest.strip():
+        yield [rest]
+
+
+async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) -> Batch:
+    """Parse lines; one that is not JSON is rejected alone."""
+    batch = Batch()
+    for raw in lines:
+        try:
+            batch.append(read_note(raw, settings))
+        except MalformedBody as error:
+            batch.append(rejected(error))
+        await turns.work(max(len(raw), MIN_NOTE_BYTES))
+    return batch
+
+
+async def _add_when_admitted(notes: Sequence[Note], service: Service, generate: Generate) -> list[Added]:
+    """Add notes. While the queue is full, wait for room, and so read no more of the stream, for up to the time that a
+    request may take."""
+    async with asyncio.timeout(service.settings.request_seconds) as deadline:
+        while True:
+            try:
+                return await service.recommender.add(notes, generate, Lane.BULK)
+            except QueueFull as error:
+                if (deadline.when() or 0) < asyncio.get_running_loop().time() + error.retry_after:
+                    raise
+                await asyncio.sleep(error.retry_after)
+
+
+def _result_line(item: BatchItem, model: str) -> bytes:
+    return orjson.dumps({**item.model_dump(mode="json", exclude_none=True), "model": model}) + b"\n"
+
+
+class NdjsonResponse(Response):
+    """Sends each line as soon as it is there, while the request is still being read. Ends with a caller who leaves."""
+
+    def __init__(self, lines: AsyncIterator[bytes]) -> None:
+        self._lines = lines
+        super().__init__(None, 200, media_type=NDJSON)
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with suppress(ClientDisconnect):
+            async for line in self._lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

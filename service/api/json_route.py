@@ -1,0 +1,41 @@
+"""Routes whose JSON body is read strictly, and bounded before it is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from service.api.bodies import check_containers, check_media_type
+from service.api.bounds import check_note_size
+from service.api.dependencies import get_service
+
+
+class StrictJsonRequest(Request):
+    """A request whose JSON is read as bodies.parse_json does; the standard library would accept NaN and surrogates."""
+
+    async def json(self) -> Any:
+        return orjson.loads(await self.body())
+
+
+class StrictJsonRoute(APIRoute):
+    """A route that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON, and no
+    larger than a note may be."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        takes_json = self.body_field is not None
+
+        async def handle_strictly(request: Request) -> Response:
+            strict = StrictJsonRequest(request.scope, request.receive)
+            if takes_json:  # checked here, since FastAPI answers 400 to whatever fails while it reads a body
+                check_media_type(strict.headers)
+                body = await strict.body()
+                check_note_size(len(body), (await get_service(strict)).settings)
+                check_containers(body)
+            return await handle(strict)
+
+        return handle_strictly

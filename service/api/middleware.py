@@ -1,0 +1,113 @@
+"""Middleware: what every request gets, whatever its route. An id, a log line and a metric; a bound on its body."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.ingest_stream import is_note_stream
+from service.api.problems import error_response, plain_problem, problem_response
+from service.container import Service
+from service.errors import LimitExceeded
+
+log = structlog.get_logger(__name__)
+REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+"""X-Request-Id of a caller that is kept; any other is replaced."""
+REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
+"""Status codes that count as notellm_rejected."""
+
+
+class RequestContext:
+    """Gives each request an id, one log line and one observation, and answers 500 where the code failed.
+
+    A caller who leaves before the answer is complete is observed as 499, whatever was sent until then.
+    """
+
+    def __init__(self, app: ASGIApp, service: Callable[[], Service]) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started = time.perf_counter()
+        status = 0
+        complete = left = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, complete
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        async def watched_receive() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left or (message["type"] == "http.disconnect" and not complete)
+            return message
+
+        try:
+            await self._app(scope, watched_receive, send_with_id)
+        except Exception:
+            log.exception("request_failed", path=scope["path"])
+            if status:  # an answer has begun: it can only be broken off
+                raise
+            detail = "The service failed on this request; this is our fault. Tell us the instance."
+            await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
+        finally:
+            self._observe(scope, 499 if left else status, time.perf_counter() - started)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        telemetry = self._service().telemetry
+        telemetry.http_request.labels(route, status).observe(seconds)
+        if status in REJECTIONS:
+            telemetry.rejected.labels(str(status)).inc()
+        log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's X-Request-Id where it is fit for a header and a log, else a new one."""
+    value = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return value if REQUEST_ID.match(value) else uuid4().hex
+
+
+class BodyLimit:
+    """Refuses a body over `limit` bytes: at once by its announced length, else when that many have arrived. A stream of
+    notes is exempt: it is read line by line, and each line has its own bound."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or is_note_stream(scope["method"], scope["path"], Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._limit:
+            await error_response(LimitExceeded("max_body_bytes", self._limit))(scope, receive, send)
+            return
+        received = 0
+
+        async def bounded_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise LimitExceeded("max_body_bytes", self._limit)
+            return message
+
+        await self._app(scope, bounded_receive, send)

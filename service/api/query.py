@@ -1,0 +1,48 @@
+"""Query strings that are read and documented as one pydantic model."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeVar, get_origin
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_query(model: type[M], request: Request) -> M:
+    """Validate the query string as a `model`. Raises RequestValidationError, as FastAPI does.
+
+    FastAPI can do it too, field by field, but that takes a quarter of the whole time of GET /notes/{id}/similar
+    (docs/log/reads.md).
+    """
+    values: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in _list_fields(model):
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        errors = [{**failure, "loc": ("query", *failure["loc"])} for failure in error.errors()]
+        raise RequestValidationError(errors) from error
+
+
+@cache
+def _list_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Fields that a query string may name several times."""
+    return frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
+
+
+def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI description of a query string that `read_query` reads."""
+    parameters: list[dict[str, Any]] = []
+    for name, schema in model.model_json_schema()["properties"].items():
+        parameter = {"name": name, "in": "query", "required": False, "schema": schema}
+        if "description" in schema:
+            parameter["description"] = schema["description"]
+        parameters.append(parameter)
+    return {"parameters": parameters}

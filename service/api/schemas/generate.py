@@ -1,0 +1,133 @@
+"""POST /generate, /generate/hashtags, /generate/category; what the model wrote, wherever it is told."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from model.generation import CategoryProbability, GenerationOutput, Hashtag, HashtagPolicy, Usage
+from service.api.schemas.common import Name, TaggedText, Text, Wire
+
+MAX_GENERATED = 10
+"""Bound on the hashtags that one request generates."""
+MAX_CATEGORIES = 500
+"""Bound on a request's closed set; MAX_CATEGORY_TOKENS bounds the length of its names."""
+MAX_BLOCKED = 1000
+"""Bound on the hashtags that a request forbids."""
+
+
+class HashtagOut(BaseModel):
+    text: str
+    score: float = Field(
+        description="in (0, 1]: probability that the model writes it first; of grounded ones, that and how many of the "
+        "nearest notes carry it, together"
+    )
+    notes: list[str] = Field(
+        [], description="of grounded ones: the nearest notes that carry it", exclude_if=lambda notes: not notes
+    )
+
+    @classmethod
+    def of(cls, hashtag: Hashtag) -> Self:
+        return cls(text=hashtag.text, score=hashtag.score, notes=list(hashtag.notes))
+
+
+class CategoryOut(BaseModel):
+    name: str
+    probability: float = Field(description="exact, among the closed set")
+
+    @classmethod
+    def of(cls, category: CategoryProbability) -> Self:
+        return cls(name=category.name, probability=category.probability)
+
+
+class UsageOut(BaseModel):
+    """The note's tokens are counted once, however much is read from them."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+    @classmethod
+    def of(cls, usage: Usage) -> Self:
+        return cls(prompt_tokens=usage.prompt_tokens, generated_tokens=usage.generated_tokens)
+
+
+class HashtagRules(Wire):
+    """Rules for the hashtags that may be generated."""
+
+    policy: HashtagPolicy | None = Field(
+        None,
+        description="open: whatever the model writes; known: of that, only what authors of stored notes use; grounded: "
+        "the best of what it writes and of what near notes carry, by vectors and by words; empty: the service's own",
+    )
+    blocked: list[Name] = Field([], max_length=MAX_BLOCKED, description="never told, whatever their case and spacing")
+
+
+class HashtagsIn(Text, HashtagRules):
+    count: int = Field(5, ge=1, le=MAX_GENERATED)
+
+
+class HashtagsOut(BaseModel):
+    hashtags: list[HashtagOut]
+    reason: str | None = Field(None, description="why the list is empty")
+    model: str
+    usage: UsageOut
+
+    @classmethod
+    def of(cls, output: GenerationOutput, model: str) -> Self:
+        return cls(
+            hashtags=[HashtagOut.of(h) for h in output.hashtags or ()],
+            reason=output.hashtags_reason,
+            model=model,
+            usage=UsageOut.of(output.usage),
+        )
+
+
+class CategoryIn(TaggedText):
+    categories: list[Name] = Field(
+        [], max_length=MAX_CATEGORIES, description="the closed set; empty: the service's own", examples=[[]]
+    )
+    min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
+
+    def chosen(self, output: GenerationOutput) -> CategoryProbability | None:
+        """Most probable category; None where its probability is below `min_probability`."""
+        (best, *_) = output.categories or ()
+        return best if best.probability >= self.min_probability else None
+
+
+class GenerateIn(CategoryIn, HashtagRules):
+    """POST /generate."""
+
+
+class CategoryPrediction(BaseModel):
+    """The most probable category; `alternatives` are the others, most probable first. `abstain`: none is as probable as
+    was asked; then `category` is null, and all are alternatives."""
+
+    category: str | None
+    probability: float | None
+    abstain: bool
+    alternatives: list[CategoryOut]
+    model: str
+    usage: UsageOut
+
+    @classmethod
+    def of(cls, output: GenerationOutput, chosen: CategoryProbability | None, model: str) -> Self:
+        return cls(
+            category=chosen and chosen.name,
+            probability=chosen and chosen.probability,
+            abstain=chosen is None,
+            alternatives=[CategoryOut.of(c) for c in output.categories or () if c != chosen],
+            model=model,
+            usage=UsageOut.of(output.usage),
+        )
+
+
+class GenerateOut(BaseModel):
+    """Vector, hashtags and category of one text, from one prefill."""
+
+    embedding: list[float] = Field(description="unit length")
+    hashtags: list[HashtagOut]
+    reason: str | None = Field(None, description="why there are no hashtags")
+    category: CategoryOut | None = Field(description="null: none is as probable as was asked")
+    model: str
+    usage: UsageOut

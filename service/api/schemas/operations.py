@@ -1,0 +1,88 @@
+"""GET /readyz, GET /limits and POST /verify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field
+
+from model.generation import MAX_CATEGORY_TOKENS
+from service.api.bodies import MAX_CONTAINERS
+from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
+from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
+from service.api.schemas.similar import MAX_EXCLUDED
+from service.verify import KINDS, Kind, Report
+
+MAX_REPORTED_IDS = 20
+"""Bound on the ids of each kind that the answer of POST /verify names."""
+
+
+class LimitsOut(BaseModel):
+    """Every bound; over one of them a request gets 413 or 422, which names it."""
+
+    max_body_bytes: int
+    max_note_bytes: int
+    max_batch_notes: int
+    max_k: int
+    max_hashtags: int = MAX_HASHTAGS
+    max_generated_hashtags: int = MAX_GENERATED
+    max_categories: int = MAX_CATEGORIES
+    max_category_tokens: int = MAX_CATEGORY_TOKENS
+    max_blocked_hashtags: int = MAX_BLOCKED
+    max_excluded: int = MAX_EXCLUDED
+    max_attributes: int = MAX_ATTRIBUTES
+    max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
+    queue_notes: int
+    request_seconds: float
+
+
+class Check(BaseModel):
+    ok: bool
+    detail: str
+
+
+class ReadyOut(BaseModel):
+    """`durable`: whether an acknowledged note survives the death of Redis."""
+
+    ready: bool
+    checks: dict[Literal["store", "index", "engine"], Check]
+    durable: bool | None
+    model: str
+    space: str
+    log_position: str
+    notes: int
+    notes_of_another_model: int
+
+
+class Differing(BaseModel):
+    """`ids`: the first MOST_NAMED."""
+
+    count: int
+    ids: list[str]
+
+    @classmethod
+    def of(cls, ids: Sequence[str]) -> Self:
+        return cls(count=len(ids), ids=list(ids[:MAX_REPORTED_IDS]))
+
+
+class VerifyOut(BaseModel):
+    """`well`: nothing differs, or all that did was `repaired`."""
+
+    well: bool
+    repaired: bool
+    notes: int
+    rows: int
+    notes_of_another_model: int
+    differing: dict[Kind, Differing] = Field(description="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
+
+    @classmethod
+    def of(cls, report: Report) -> Self:
+        return cls(
+            well=report.well,
+            repaired=report.repaired,
+            notes=report.notes,
+            rows=report.rows,
+            notes_of_another_model=report.other_space,
+            differing={kind: Differing.of(ids) for kind, ids in report.differing.items()},
+        )

@@ -1,0 +1,57 @@
+"""Requests of the commands to a running service, over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import httpx2
+import typer
+
+from service.cli.address import local_url
+from service.cli.terminal import FAILED, complain, err, read_settings
+
+TIMEOUT_SECONDS = 120.0
+"""Bound on an answer; the service itself ends a request after NOTELLM_REQUEST_SECONDS."""
+
+
+def default_url() -> str:
+    """URL of the service that `notellm serve` would start with the same settings."""
+    settings = read_settings()
+    return local_url(settings.host, settings.port)
+
+
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="NOTELLM_URL",
+        default_factory=default_url,
+        show_default="where NOTELLM_HOST and NOTELLM_PORT say",
+        help="The running service.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="The service's answer, for programs.")]
+
+
+def call(
+    url: str,
+    method: str,
+    path: str,
+    *,
+    params: Any = None,
+    body: Any = None,
+    accept: tuple[int, ...] = (200,),
+    timeout: float = TIMEOUT_SECONDS,
+) -> Any:
+    """Return the answer's JSON. A problem, or no answer, ends the command with its detail."""
+    try:
+        response = httpx2.request(method, url + path, params=params, json=body, timeout=timeout)
+        answer = response.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        complain(f"{url} does not answer as a NoteLLM service: {error}")
+        raise typer.Exit(FAILED) from error
+    if response.status_code not in accept:
+        complain(str(answer.get("detail", answer)))
+        for field in answer.get("errors", []):
+            err.print(f"  {field['pointer']}: {field['detail']}", markup=False)
+        raise typer.Exit(FAILED)
+    return answer

@@ -1,0 +1,47 @@
+"""Output of the commands, for people and for programs; and their settings: a wrong one is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from service.settings import Settings, describe_errors
+
+out = Console()
+err = Console(stderr=True)
+
+FAILED = 1
+MISUSED = 2
+"""Exit statuses: the service or its answer is at fault; the command's options or settings are."""
+
+
+def complain(*lines: str) -> None:
+    """Write error messages to stderr, each on a line of its own however long it is."""
+    for line in lines:
+        err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def read_settings() -> Settings:
+    """Read the settings of the environment; a wrong one ends the command with a line that names it."""
+    try:
+        return Settings.from_environment()
+    except ValidationError as error:
+        complain(*describe_errors(error))
+        raise typer.Exit(MISUSED) from None
+
+
+def show(answer: Any, as_json: bool, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Write an answer: as it came for programs, as a table for people."""
+    if as_json:
+        out.print_json(json.dumps(answer))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*("" if cell is None else cell for cell in row))
+    out.print(table)

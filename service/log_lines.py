@@ -1,0 +1,104 @@
+"""Log lines: structured, one for each event, written so that nobody waits for them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, TextIO
+
+import structlog
+from structlog.tracebacks import ExceptionDictTransformer
+
+WRITE_SECONDS = 0.1
+"""Longest time that a line below a warning waits for others to be written with it."""
+MAX_WAITING_LINES = 10_000
+"""Bound on the lines in memory while they cannot be written; the oldest are dropped first."""
+
+
+class LineWriter:
+    """Writes log lines to a file descriptor from a thread of its own, so that no request waits for a disk.
+
+    A warning or worse is written at once. Other lines wait up to WRITE_SECONDS, so that many take one write. Lines that
+    cannot be written are lost.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, True)
+        self._descriptor = descriptor
+        self._waiting: deque[str] = deque(maxlen=MAX_WAITING_LINES)
+        self._urgent = threading.Event()
+        self._writing = threading.Lock()
+        atexit.register(self.write)
+        threading.Thread(target=self._write_forever, name="log-lines", daemon=True).start()
+
+    def info(self, line: str) -> None:
+        self._waiting.append(line)
+
+    def warning(self, line: str) -> None:
+        self._waiting.append(line)
+        self._urgent.set()
+
+    debug = info
+    critical = error = exception = warning
+
+    def write(self) -> None:
+        """Write all waiting lines now."""
+        with self._writing, suppress(OSError):
+            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            unwritten = memoryview("".join(f"{line}\n" for line in lines).encode())
+            while unwritten:
+                unwritten = unwritten[os.write(self._descriptor, unwritten) :]
+
+    def _write_forever(self) -> None:
+        while True:
+            self._urgent.wait(WRITE_SECONDS)
+            self._urgent.clear()
+            self.write()
+
+
+def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callable[[], None]:
+    """Log structured lines to stderr, one for each event, with the id of its request. Return a function that writes
+    the lines that still wait: a process that a signal will end must call it.
+
+    Tracebacks show no variables: those hold notes and passwords.
+    """
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else structlog.processors.JSONRenderer()
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if not console:
+        shared.append(structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)))
+    writer = None if console else line_writer(sys.stderr)
+    structlog.configure(
+        processors=[*shared, renderer],
+        logger_factory=(lambda *_: writer) if writer else structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=False,
+    )
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove_meta, renderer])
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    return writer.write if writer else sys.stderr.flush
+
+
+def line_writer(stream: TextIO) -> LineWriter | None:
+    """Return a writer to the file behind a stream; None where there is no file, as with a StringIO."""
+    try:
+        return LineWriter(stream.fileno())
+    except OSError:
+        return None

@@ -1,0 +1,45 @@
+"""Whether a Redis server keeps acknowledged writes, and whether a write must wait for its disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from service.records import Durability
+
+WAITAOF_VERSION = (7, 2)
+"""First version of Redis that has the command WAITAOF."""
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """`waits`: each write is followed by WAITAOF, since the server fsyncs it only later."""
+
+    durability: Durability
+    waits: bool = False
+
+
+async def probe_write_policy(redis: Any) -> WritePolicy:
+    """Ask the server how it persists. Raises redis.exceptions.RedisError.
+
+    A server that forbids CONFIG is asked through INFO alone, which does not say when it fsyncs.
+    """
+    server = await redis.info()
+    try:
+        appendfsync = (await redis.config_get("appendfsync")).get("appendfsync", "unknown")
+    except ResponseError:
+        appendfsync = "unknown"
+    if isinstance(appendfsync, bytes):
+        appendfsync = appendfsync.decode()
+    version = tuple(int(number) for number in str(server.get("redis_version", "0.0")).split(".")[:2])
+    if not server.get("aof_enabled"):
+        return WritePolicy(Durability(False, "appendonly is off: acknowledged notes are lost when Redis dies"))
+    if appendfsync == "always":
+        return WritePolicy(Durability(True, "appendonly with appendfsync always"))
+    if appendfsync == "everysec" and version >= WAITAOF_VERSION:  # with "no", WAITAOF would wait for ever
+        detail = f"appendonly with appendfsync {appendfsync}, each write waits with WAITAOF"
+        return WritePolicy(Durability(True, detail), waits=True)
+    detail = f"appendonly with appendfsync {appendfsync}: the last writes can be lost"
+    return WritePolicy(Durability(False, detail))

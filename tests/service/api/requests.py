@@ -1,0 +1,31 @@
+"""Requests with raw bodies, which the tests of the API share."""
+
+from __future__ import annotations
+
+import httpx2
+
+NOTE = b'{"title": "a note"}'
+NDJSON = "application/x-ndjson"
+WITH_BODY = [
+    ("POST", "/notes"),
+    ("PUT", "/notes/typed"),
+    ("PATCH", "/notes/typed"),
+    ("POST", "/similar"),
+    ("POST", "/generate"),
+    ("POST", "/generate/hashtags"),
+    ("POST", "/generate/hashtags/stream"),
+    ("POST", "/generate/category"),
+]
+DEPTHS = (250, 300, 1000)
+
+
+def send(
+    client: httpx2.Client, method: str, path: str, body: bytes, kind: str | None, **headers: str
+) -> httpx2.Response:
+    typed = {} if kind is None else {"content-type": kind}
+    return client.request(method, path, content=body, headers=typed | headers)
+
+
+def nested(depth: int) -> bytes:
+    """A note with an unknown field of `depth` nested lists."""
+    return b'{"id": "deep", "title": "deep", "colour": %s}' % (b"[" * depth + b"]" * depth)

@@ -1,0 +1,72 @@
+"""A list of notes: every note has its own result, and no list holds up other requests."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from tests.service.api.conftest import Serve
+from tests.service.api.requests import DEPTHS, nested, send
+
+
+def test_in_a_list_one_bad_note_does_not_fail_the_rest(client: httpx2.Client) -> None:
+    notes = [{"id": "l1", "title": "one"}, {"id": "l2"}, 7, {"id": "l3", "title": "three"}, {"id": "l1", "title": "1"}]
+    answer = client.post("/notes", json=notes)
+    results = answer.json()["results"]
+    assert answer.status_code == 207
+    assert [r["status"] for r in results] == ["created", "rejected", "rejected", "created", "updated"]
+    assert results[1]["problem"]["errors"][0]["pointer"] == "/1/content"
+    assert results[1]["id"] == "l2"
+    assert client.get("/notes/l1").json()["title"] == "1"
+
+
+def test_a_list_that_does_not_fit_the_queue_gets_429_and_nothing_is_stored(client: httpx2.Client) -> None:
+    answer = client.post("/notes", json=[{"id": f"q{i}", "title": "queue"} for i in range(46)])
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert client.get("/notes/q0").status_code == 404
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_nesting_in_a_list_rejects_its_item_alone(client: httpx2.Client, depth: int) -> None:
+    body = b'[{"id": "beside-1", "title": "good"}, %s, {"id": "beside-2", "title": "good"}]' % nested(depth)
+    answer = send(client, "POST", "/notes", body, "application/json")
+    results = answer.json()["results"]
+    assert answer.status_code == 207
+    assert [result.get("problem", {}).get("status") for result in results] == [None, 422, None]
+    assert client.get("/notes/beside-2").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def roomy_url(serve: Serve) -> Iterator[str]:
+    """A service with the published limits."""
+    with serve() as address:
+        yield address
+
+
+def test_others_are_answered_while_a_huge_list_is_refused(roomy_url: str) -> None:
+    note = {"title": "x"} | {f"k{i}": 0 for i in range(1500)}
+    body = json.dumps([note] * 1000, separators=(",", ":")).encode()
+    assert len(body) > 13e6
+    answers: list[httpx2.Response] = []
+
+    def refuse() -> None:
+        headers = {"content-type": "application/json"}
+        answers.append(httpx2.post(f"{roomy_url}/notes", content=body, headers=headers, timeout=60))
+
+    huge = threading.Thread(target=refuse)
+    between = 0
+    with httpx2.Client(base_url=roomy_url, timeout=60) as client:
+        huge.start()
+        while huge.is_alive():
+            assert client.get("/livez").status_code == 200
+            between += 1
+    huge.join()
+    (answer,) = answers
+    assert {result["status"] for result in answer.json()["results"]} == {"rejected"}
+    assert len(answer.content) < 2**20
+    assert between >= 10

@@ -1,0 +1,110 @@
+"""The command line without a service: version, completion, and settings that are refused in a line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli.main import app
+
+NOTELLM = str(Path(sys.executable).with_name("notellm"))
+CLIENT_COMMANDS = [
+    ("ingest", "nothing.jsonl"),
+    ("similar", "a"),
+    ("hashtags", "a title"),
+    ("category", "a title"),
+    ("status",),
+    ("verify",),
+]
+
+
+def run(*arguments: str, **environment: str) -> Result:
+    clean = {name: None for name in os.environ if name.startswith("NOTELLM_")}
+    return CliRunner().invoke(app, arguments, env=clean | environment)
+
+
+def test_version_option_prints_the_installed_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"notellm {version('notellm')}\n")
+
+
+def test_shell_completion_completes_a_command() -> None:
+    asked = {"_NOTELLM_COMPLETE": "complete_bash", "COMP_WORDS": "notellm sim", "COMP_CWORD": "1"}
+    result = subprocess.run([NOTELLM], env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["similar"]
+
+
+def test_help_offers_to_install_completion() -> None:
+    assert "--install-completion" in run("--help").stdout
+
+
+@pytest.mark.parametrize("command", ["serve", "openapi"])
+@pytest.mark.parametrize(
+    ("variable", "value", "line"),
+    [
+        ("NOTELLM_PORT", "http", "NOTELLM_PORT is 'http'; it must be a whole number from 0 to 65535"),
+        ("NOTELLM_PORT", "65536", "NOTELLM_PORT is '65536'; it must be a whole number from 0 to 65535"),
+        ("NOTELLM_DEVICE", "tpu", "NOTELLM_DEVICE is 'tpu'; it must be one of auto, cpu, cuda"),
+        ("NOTELLM_SAMPLE_NOTES", "-1", "NOTELLM_SAMPLE_NOTES is '-1'; it must be a whole number of at least 0"),
+        ("NOTELLM_REQUEST_SECONDS", "0", "NOTELLM_REQUEST_SECONDS is '0'; it must be a number above 0"),
+        (
+            "NOTELLM_REDIS_URL",
+            "http://:hidden@r",
+            "NOTELLM_REDIS_URL must begin with redis://, rediss:// or unix://, its password percent-encoded",
+        ),
+    ],
+)
+def test_wrong_setting_is_refused_in_one_line(command: str, variable: str, value: str, line: str) -> None:
+    result = run(command, **{variable: value})
+    assert (result.exit_code, result.stderr, result.stdout) == (2, f"{line}\n", "")
+
+
+def test_two_wrong_settings_are_refused_in_a_line_each() -> None:
+    result = run("serve", NOTELLM_PORT="http", NOTELLM_MAX_K="0")
+    assert result.exit_code == 2
+    assert [line.split()[0] for line in result.stderr.splitlines()] == ["NOTELLM_PORT", "NOTELLM_MAX_K"]
+
+
+@pytest.mark.parametrize("arguments", CLIENT_COMMANDS, ids=[arguments[0] for arguments in CLIENT_COMMANDS])
+def test_client_with_a_wrong_port_is_refused_in_one_line(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, NOTELLM_PORT="http")
+    assert result.exit_code == 2
+    assert result.stderr == "NOTELLM_PORT is 'http'; it must be a whole number from 0 to 65535\n"
+
+
+def test_serve_on_a_taken_port_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run("serve", NOTELLM_PORT=str(port))
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2
+    assert f"NOTELLM_PORT is {port}" in line
+    assert "free" in line
+
+
+def test_serve_on_an_unknown_host_is_refused_in_one_line() -> None:
+    result = run("serve", NOTELLM_HOST="no-such-host.invalid")
+    (line,) = result.stderr.splitlines()
+    assert (result.exit_code, "NOTELLM_HOST is 'no-such-host.invalid'" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({"NOTELLM_HOST": "0.0.0.0", "NOTELLM_PORT": "9"}, "http://127.0.0.1:9"),
+        ({"NOTELLM_HOST": "::", "NOTELLM_PORT": "9"}, "http://[::1]:9"),
+        ({"NOTELLM_HOST": "::1", "NOTELLM_PORT": "9"}, "http://[::1]:9"),
+        ({"NOTELLM_PORT": "9"}, "http://127.0.0.1:9"),
+        ({"NOTELLM_PORT": "9", "NOTELLM_URL": "http://127.0.0.1:10"}, "http://127.0.0.1:10"),
+    ],
+)
+def test_client_without_a_service_names_the_url_it_tried(environment: dict[str, str], url: str) -> None:
+    result = run("status", **environment)
+    assert (result.exit_code, result.stderr.split()[0]) == (1, url)

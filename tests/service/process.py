@@ -1,0 +1,101 @@
+"""A `notellm serve` process that tests start, kill and start again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+
+NOTELLM = str(Path(sys.executable).with_name("notellm"))
+
+
+class Process:
+    """A `notellm serve` that can die and start again on the same data."""
+
+    def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.folder = folder
+        self.environment = os.environ | {
+            "NOTELLM_PORT": str(port),
+            "NOTELLM_DATA_DIR": str(folder / "d"),
+            "NOTELLM_CACHE_DIR": str(folder / "c"),
+            "NOTELLM_CHECKPOINT": str(checkpoint),
+            "NOTELLM_SAMPLE_NOTES": "0",
+            "NOTELLM_URL": self.url,
+            **environment,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        log = (self.folder / "log").open("ab")
+        with log:
+            self.process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
+        wait_until(self.ready)
+
+    def ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(f"{self.url}/readyz").status_code == 200
+        return False
+
+    def end(self, how: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(how)
+        return self.process.wait(60)
+
+    @property
+    def log(self) -> str:
+        """Everything that it wrote to standard error."""
+        return (self.folder / "log").read_text()
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [NOTELLM, *arguments]
+        return subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
+        )
+
+    def redis_pid(self) -> int:
+        """Process id of the embedded server, from its own INFO."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.folder / "d" / "redis.sock"))
+            connection.sendall(b"INFO server\r\n")
+            text = connection.recv(65536).decode()
+        return int(text.split("process_id:")[1].split()[0])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+@contextlib.contextmanager
+def running(checkpoint: Path, **environment: str) -> Iterator[Process]:
+    """A started service, which is ended on leaving, also when its start failed."""
+    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:  # short, for a unix socket's path
+        process = Process(Path(folder), checkpoint, **environment)
+        try:
+            process.start()
+            yield process
+        finally:
+            if process.process and process.process.poll() is None:
+                process.end(signal.SIGTERM)
