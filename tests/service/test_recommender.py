@@ -180,7 +180,7 @@ async def test_a_deployment_names_its_own_categories(recommender: Recommender) -
 
 
 async def test_known_hashtags_are_those_that_authors_of_stored_notes_use_now(recommender: Recommender) -> None:
-    recommender.house = GenerationDefaults(hashtag_policy="known")
+    recommender.defaults = GenerationDefaults(hashtag_policy="known")
     await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
     note = Note(id="new", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ("is", "hot")
@@ -190,7 +190,7 @@ async def test_known_hashtags_are_those_that_authors_of_stored_notes_use_now(rec
 
 
 async def test_that_none_was_known_is_not_kept(recommender: Recommender) -> None:
-    recommender.house = GenerationDefaults(hashtag_policy="known")
+    recommender.defaults = GenerationDefaults(hashtag_policy="known")
     note = Note(id="a", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ()
     await add_one(recommender, Note(id="b", title="b", hashtags=("hot",)))
@@ -229,7 +229,7 @@ async def test_grounded_hashtags_name_the_notes_that_carry_them_but_not_in_the_s
     note = Note(id="new", title="Food is hot")
     reading = await recommender.generate(note, recommender.generation_request(4, policy="grounded"))
     assert [(h.text, h.notes) for h in reading.hashtags or ()][-1] == ("soup", ("a",))
-    recommender.house = GenerationDefaults(hashtag_policy="grounded")
+    recommender.defaults = GenerationDefaults(hashtag_policy="grounded")
     stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
     assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
 
@@ -264,7 +264,7 @@ async def test_a_watcher_is_told_of_a_failure(recommender: Recommender, engine: 
 
 
 async def test_a_request_blocks_hashtags_beside_those_that_the_house_blocks(recommender: Recommender) -> None:
-    recommender.house = GenerationDefaults(blocked_hashtags=("FOOD",))
+    recommender.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
     reading = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(3, blocked=["i s"]))
     assert [h.text for h in reading.hashtags or ()] == ["hot"]
 
