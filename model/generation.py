@@ -1,4 +1,7 @@
-"""What is asked of the model and what it answers. Knows notes; not tokens, HTTP or storage."""
+"""Generation types: a GenerationRequest goes to the model with a note, a GenerationOutput comes back.
+
+Knows notes; not tokens, HTTP or storage.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,23 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    FindNeighbours = Callable[[Note, npt.NDArray[np.float32], int], "Neighbours"]
-    """(note, its vector, count): stored notes with hashtags of their author, so many in each way; never the note
-    itself."""
+MAX_CATEGORY_TOKENS = 4096
+"""Bound on the tokens that the names of a closed set add to a note's prefill, a prefix that several names share counted
+once. They are computed in one forward, so this bounds its size; 500 names have about 1,400 (docs/log)."""
+
+
+class CategoriesTooLong(ValueError):
+    """Raised for a closed set whose names have more than MAX_CATEGORY_TOKENS tokens."""
 
 
 HashtagPolicy = Literal["open", "known", "grounded"]
-"""What is told: whatever the model writes; of that, what other notes carry; or both, the best of what it writes and of
-what the nearest notes carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hashtag:
-    """A generated hashtag. `score` in (0, 1]: the probability that the model writes it first; of grounded ones that
-    and how many near notes carry it, together. `notes`: the nearest of these, by id."""
-
-    text: str
-    score: float
-    notes: tuple[str, ...] = ()
+"""Where generated hashtags may come from. "open": whatever the model writes. "known": what the model writes, held to
+the hashtags of stored notes. "grounded": the best of what the model writes and of what neighbouring notes carry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A stored note, its author's hashtags, and how near it is to the one being read."""
+    """A stored note that resembles the one being read, with its author's hashtags. A higher `score` is more similar."""
 
     id: str
     score: float
@@ -43,53 +40,56 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Stored notes, the nearest first. `by_vector`: scores are cosines of vectors; `by_words`: those of Words."""
+    """Neighbours of one note, found in two ways, the most similar first.
+
+    `by_vector`: scores are cosines of the vectors. `by_words`: scores are those of a lexical index, in (0, 1].
+    """
 
     by_vector: Sequence[Neighbour] = ()
     by_words: Sequence[Neighbour] = ()
 
 
-class Vocabulary(Protocol):
-    """The hashtags of notes that come and go, and how they are spelled in tokens. Thread-safe."""
+class FindNeighbours(Protocol):
+    """Looks up stored notes whose authors gave hashtags."""
 
-    def __len__(self) -> int: ...
+    def __call__(self, note: Note, vector: npt.NDArray[np.float32], count: int, /) -> Neighbours:
+        """Return up to `count` neighbours in each of the two ways, never the note itself.
+
+        `vector`: the embedding of `note`, (dimension,), unit length.
+        """
+
+
+class Vocabulary(Protocol):
+    """The hashtags of the stored notes, and how each is spelled in tokens. Thread-safe."""
+
+    def __len__(self) -> int:
+        """Number of different hashtags."""
+
     def add(self, hashtags: Iterable[str]) -> None:
-        """Those of one more note; a mapping tells how many more notes have each."""
+        """Add the hashtags of a note. A mapping from hashtags to counts adds those of that many notes."""
 
     def remove(self, hashtags: Iterable[str]) -> None:
-        """Those of a note that was added."""
+        """Remove the hashtags of a note that was added."""
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """The tokens by which a hashtag that begins with `ids` goes on."""
+        """Return the tokens that continue `ids` towards a hashtag."""
 
     def holds(self, ids: Sequence[int]) -> bool:
-        """Whether these are all tokens of a hashtag."""
-
-
-@dataclass(frozen=True, slots=True)
-class CategoryProbability:
-    """A category of the closed set and its exact probability among the set (they sum to 1)."""
-
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that one note cost: given to the model, each counted once, and written by it in all beams."""
-
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
+        """Return whether `ids` spell a whole hashtag."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to read from a note beside the vector, which is always read.
+    """Choice of what to generate for a note. Its vector is always computed.
 
-    `hashtags`: how many to write, 0 for none. `categories`: the closed set to choose from, empty for none. Of
-    hashtags, `blocked` are keys (`hashtag_key`) of those never told; `vocabulary` holds the only ones that may be told;
-    `find_neighbours` gives the notes whose hashtags count too; `on_hashtag` is told each hashtag once nothing better can come,
-    the best first. These two are called in the engine's thread.
+    `hashtags`: how many to generate; 0 for none. The fields below `categories` apply to them.
+    `categories`: the closed set to score; empty for none.
+    `blocked`: keys (`hashtag_key`) of hashtags that are never answered.
+    `vocabulary`: holds the only hashtags that may be answered (policy "known").
+    `find_neighbours`: looks up the notes whose hashtags compete with the generated ones (policy "grounded").
+    `on_hashtag`: receives each hashtag, the best first, as soon as none that is still to come can be better.
+
+    The engine calls `find_neighbours` and `on_hashtag` in its own thread.
     """
 
     hashtags: int = 0
@@ -103,21 +103,45 @@ class GenerationRequest:
 VECTOR_ONLY = GenerationRequest()
 
 
-MAX_CATEGORY_TOKENS = 4096
-"""Of a closed set's names; what several of them begin with counts once."""
+@dataclass(frozen=True, slots=True)
+class Hashtag:
+    """A generated hashtag.
+
+    `score`, in (0, 1]: the probability that the model writes it first; under the policy "grounded" that probability
+    combined with the share of neighbours that carry it (`model.hashtags.grounding.rerank`). `notes`: ids of the most
+    similar neighbours that carry it.
+    """
+
+    text: str
+    score: float
+    notes: tuple[str, ...] = ()
 
 
-class CategoriesTooLong(ValueError):
-    """The names of a closed set have more than MAX_CATEGORY_TOKENS."""
+@dataclass(frozen=True, slots=True)
+class CategoryProbability:
+    """A category and its probability among the closed set that was asked for; they sum to 1."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens spent on one note: `prompt_tokens` given to the model, each counted once, and `generated_tokens` in all
+    beams together."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOutput:
-    """What the model read from one note.
+    """The model's answer for one note.
 
-    `vector`: (dimension,) float32, unit length. `hashtags` is None when none were asked for; an empty
-    tuple comes with `hashtags_reason`. `categories` holds the whole closed set, most probable first.
-    `first_token_seconds`: from the start of the batch to the first generated token.
+    `vector`: the embedding, (dimension,) float32, unit length.
+    `hashtags`: the best first; None when none were asked for. An empty tuple comes with `hashtags_reason`, a sentence.
+    `categories`: the whole closed set, the most probable first; None when none was asked for.
+    `first_token_seconds`: from when the engine begins with the note until its first generated token is known.
     """
 
     vector: npt.NDArray[np.float32]

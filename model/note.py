@@ -1,4 +1,7 @@
-"""The records that every layer speaks. Standard library only; knows nothing of tokens, HTTP or storage."""
+"""Note, the record that every layer passes on, and the stored form of hashtags.
+
+Standard library only; knows nothing of tokens, HTTP or storage.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 MAX_HASHTAG_CHARS = 50
-"""Longest hashtag kept, in characters; a longer one is cut by `normalise_hashtag`."""
+"""Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
 
 Attribute = str | int | float | bool
 
@@ -16,8 +19,8 @@ Attribute = str | int | float | bool
 class Note:
     """One post as its author wrote it.
 
-    `hashtags` and `category` are the author's own; what the model writes is a `GenerationOutput`. Times are
-    seconds since the epoch, UTC.
+    `hashtags` and `category` are the author's own; what the model generates is a `GenerationOutput`. `created_at` and
+    `expires_at` are seconds since the epoch, UTC. `attributes` are further fields that a search can filter by.
     """
 
     title: str = ""
@@ -32,34 +35,34 @@ class Note:
 
     @property
     def prompt_text(self) -> tuple[str, str, tuple[str, ...]]:
-        """The fields that enter the prompt: two notes equal here have the same embedding."""
+        """Title, content and hashtags: the fields that enter the prompt. Notes equal here have the same embedding."""
         return self.title, self.content, self.hashtags
 
 
 def replace_lone_surrogates(text: str) -> str:
-    """UTF-16 surrogates without a partner become U+FFFD: no encoder accepts them."""
+    """Return `text` with each UTF-16 surrogate that has no partner replaced by U+FFFD: no encoder accepts them."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def normalise_hashtag(text: str) -> str:
-    """One hashtag in stored form: NFKC, no '#' or control characters, single spaces, at most 50 characters.
+    """Return the stored form of a hashtag, or "" where nothing is left of it.
 
-    Case is the author's. Returns "" where nothing is left.
+    NFKC, without '#' and control characters, single spaces, at most MAX_HASHTAG_CHARS characters. Case is kept.
     """
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).replace("#", " ")
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    text = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in text)
     return " ".join(text.split())[:MAX_HASHTAG_CHARS].strip()
 
 
 def hashtag_key(text: str) -> str:
-    """What makes two hashtags the same: case and spacing do not count."""
+    """Return the key that two spellings of one hashtag share: case and spacing do not count."""
     return normalise_hashtag(text).casefold().replace(" ", "")
 
 
 def normalise_hashtags(texts: Iterable[str]) -> tuple[str, ...]:
-    """Stored form of a list: each normalised, empty ones dropped, of equal ones (`hashtag_key`) the first kept."""
+    """Return the stored form of a list: empty hashtags dropped, and of those with one `hashtag_key` the first kept."""
     kept: dict[str, str] = {}
     for text in texts:
-        if normal := normalise_hashtag(text):
-            kept.setdefault(hashtag_key(normal), normal)
+        if hashtag := normalise_hashtag(text):
+            kept.setdefault(hashtag_key(hashtag), hashtag)
     return tuple(kept.values())

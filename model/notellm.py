@@ -1,5 +1,6 @@
-"""NoteLLM: one forward -> embedding and logits; save, load. Knows token ids; not notes' text, not serving.
+"""NoteLLM: a causal LM with a projection; one forward gives embedding and logits. Saves and loads checkpoints.
 
+Knows token ids; not the text of notes, not serving.
 Shapes: B rows, T tokens, H hidden size, D embedding dimension, V vocabulary.
 """
 
@@ -38,13 +39,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 INITIAL_TAU = 3.0
-"""Start of the learnable temperature, used as exp(tau) (paper section 4)."""
+"""Initial value of tau, the logarithm of the learnable inverse temperature (paper section 4)."""
 
 
 class NoteLLM(nn.Module):
     """A causal LM whose last hidden state at the read-out position, projected and normalised, is the embedding.
 
-    `weights_digest` names the weights and the head; "" for a model that was never saved or loaded.
+    `dimension`: D. `projection`: (H -> D) without bias, or None for a bare backbone, where D is H. `weights_digest`:
+    digest of backbone, adapter and head; "" for a model that was not loaded.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class NoteLLM(nn.Module):
 
     @property
     def space(self) -> str:
-        """Names the vector space; see `space_of`."""
+        """Name of the vector space (`space_of`)."""
         return space_of(self.config, self.weights_digest, self.dimension)
 
     @property
@@ -79,10 +81,10 @@ class NoteLLM(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Any, position_ids: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Last-layer hidden states after the final norm, (B, T, H); `cache`, when given, grows by T.
+        """Return the last layer's hidden states after the final norm, (B, T, H); `cache`, when given, grows by T.
 
-        input_ids, position_ids: (B, T) int64. attention_mask: (B, cached + T) of 0 and 1, or what
-        `mask_by_layer` gives.
+        `input_ids`, `position_ids`: (B, T) int64. `attention_mask`: (B, cached + T) of 0 and 1, or the result of
+        `mask_by_layer`.
         """
         output: Any = self.backbone.base_model(
             input_ids=input_ids,
@@ -94,39 +96,42 @@ class NoteLLM(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def mask_by_layer(self, looks: Tensor, distance: Tensor) -> Any:
-        """A 4D mask in the form that the backbone takes, a sliding window kept where it has one. Plain attention adds
-        it to the scores, so there it holds numbers.
+    def mask_by_layer(self, attention_mask: Tensor, distance: Tensor) -> Any:
+        """Return a 4D mask in the form that the backbone takes, with its sliding window where it has one.
 
-        looks: bool, True where a token may look; distance: positions between the two; both (B, 1, T, cached + T).
+        `attention_mask`: bool, True where a token may attend; `distance`: positions between the two; both
+        (B, 1, T, cached + T). The result is a tensor of that shape, or one by layer type. It is boolean but for eager
+        attention, which adds it to the scores.
         """
         config = self.backbone.config.get_text_config()
         window = getattr(config, "sliding_window", None)
-        types = set(getattr(config, "layer_types", None) or ())
-        near = looks if window is None else looks & (distance < window)
-        if config._attn_implementation == "eager":
-            dtype = self.backbone.dtype
-            looks, near = (
-                torch.zeros(m.shape, dtype=dtype, device=m.device).masked_fill(~m, torch.finfo(dtype).min)
-                for m in (looks, near)
-            )
-        if window is None or types == {"full_attention"}:
-            return looks
-        return {"full_attention": looks, "sliding_attention": near} if types else near
+        layer_types = set(getattr(config, "layer_types", None) or ())
+        full = self._in_attention_form(attention_mask)
+        if window is None or layer_types == {"full_attention"}:
+            return full
+        sliding = self._in_attention_form(attention_mask & (distance < window))
+        return {"full_attention": full, "sliding_attention": sliding} if layer_types else sliding
+
+    def _in_attention_form(self, mask: Tensor) -> Tensor:
+        """Return a boolean mask as the backbone's attention takes it: eager attention adds it to the scores."""
+        if self.backbone.config.get_text_config()._attn_implementation != "eager":
+            return mask
+        dtype = self.backbone.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def embed(self, hidden: Tensor) -> Tensor:
-        """Hidden states at the read-out positions (B, H) -> unit embeddings (B, D), float32."""
+        """Project hidden states at the read-out positions, (B, H), to unit embeddings, (B, D) float32."""
         projected = hidden if self.projection is None else self.projection(hidden.to(self.projection.weight.dtype))
         return nn.functional.normalize(projected.float(), dim=-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., H) -> next-token logits (..., V), float32."""
+        """Return next-token logits, (..., V) float32, of hidden states (..., H)."""
         logits: Tensor = self.backbone.get_output_embeddings()(hidden).float()
         cap = getattr(self.backbone.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def add_adapter(self, rank: int) -> PeftModel:
-        """Freeze the backbone and put a LoRA of `rank` beside each of its linear layers, in place."""
+        """Freeze the backbone and add a LoRA of `rank` to each of its linear layers, in place."""
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
@@ -135,7 +140,10 @@ class NoteLLM(nn.Module):
         return adapter
 
     def start_adapter(self, adapter: PeftModel, checkpoint: Path) -> None:
-        """Give adapter and head the weights of an earlier checkpoint of the same shape, to train on from there."""
+        """Load adapter and head from an earlier checkpoint of the same shape, to continue its training.
+
+        Raises CheckpointError when they do not fit.
+        """
         from peft import set_peft_model_state_dict
 
         with loading_errors(checkpoint):
@@ -143,22 +151,22 @@ class NoteLLM(nn.Module):
         self._load_head(checkpoint / HEAD_FILE)
 
     def save(self, folder: Path, adapter: PeftModel | None = None, state: dict[str, Tensor] | None = None) -> None:
-        """Write a checkpoint: notellm.json, head.safetensors, and either backbone/ with the tokenizer, which stands on
-        its own, or adapter/ to the backbone that the configuration names.
+        """Write a checkpoint: notellm.json, head.safetensors and the backbone, or only an `adapter` to it.
 
+        Without an adapter the weights and the tokenizer go to backbone/, and the checkpoint needs nothing else. With
+        one they go to adapter/, and loading needs the backbone that the configuration names.
         `state`: all weights by name, where this process holds only its shard of them.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        inner = state and {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+        weights = state and {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
         if adapter is not None:
-            inner = inner and {f"base_model.model.{name}": tensor for name, tensor in inner.items()}
-            adapter.active_peft_config.base_model_name_or_path = (
-                self.config.backbone
-            )  # not the folder that it came from
-            adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=inner)
-            (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # peft's empty form
+            weights = weights and {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+            # Not the folder that it was loaded from, which another machine does not have.
+            adapter.active_peft_config.base_model_name_or_path = self.config.backbone
+            adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=weights)
+            (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # a form that peft leaves empty
         else:
-            self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=inner)
+            self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=weights)
             self.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
         head = {"tau": self.tau.detach()}
         if self.projection is not None:
@@ -179,10 +187,11 @@ class NoteLLM(nn.Module):
     ) -> NoteLLM:
         """Load for inference: a checkpoint folder, or anything that `weights.resolve` takes as a bare backbone.
 
-        Raises CheckpointError when it does not exist, is incomplete, or its parts do not fit each other.
+        An adapter is merged into the backbone. Raises CheckpointError when the checkpoint does not exist, is
+        incomplete, or its parts do not fit each other.
         """
-        parts = CheckpointFiles.of(checkpoint, cache, progress)
-        config, weights = parts.config, parts.weights
+        files = CheckpointFiles.of(checkpoint, cache, progress)
+        config, weights = files.config, files.weights
         progress(f"Loading {config.name} on {device} as {str(dtype).removeprefix('torch.')}")
         with no_loading_bars(), loading_errors(weights):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -193,15 +202,15 @@ class NoteLLM(nn.Module):
                 output_loading_info=True,
             )
             backbone, info = loaded
-            if info["missing_keys"]:  # they would be random numbers
+            if info["missing_keys"]:  # transformers fills them with random numbers
                 raise CheckpointError(f"{weights} lacks {sorted(info['missing_keys'])}")
             tokenizer = load_tokenizer(weights)
-            if parts.adapter:
-                backbone = _with_adapter(backbone, parts.adapter)
+            if files.adapter:
+                backbone = _merge_adapter(backbone, files.adapter)
         model = cls(config, backbone, tokenizer)
-        if parts.head:
-            model._load_head(parts.head)
-        model.weights_digest = parts.digest()
+        if files.head:
+            model._load_head(files.head)
+        model.weights_digest = files.digest()
         return model.to(device).eval().requires_grad_(False)
 
     def _load_head(self, path: Path) -> None:
@@ -215,8 +224,8 @@ class NoteLLM(nn.Module):
         self.tau.data.copy_(tau)
 
 
-def _with_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """`backbone` with the adapter's weights added to its own."""
+def _merge_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Return `backbone` with the weights of the adapter in `folder` added to its own."""
     from peft import PeftModel
 
     with quiet_peft():
@@ -226,7 +235,7 @@ def _with_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without the warning that peft 0.21 earns from transformers 5.24 by asking it by an old name."""
+    """Suppress a warning: peft 0.21 reads an attribute that transformers 5.24 has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -234,7 +243,7 @@ def quiet_peft() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Without transformers' own bars and advice: a local load takes under a second."""
+    """Suppress the progress bars and advice of transformers: a local load takes under a second."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

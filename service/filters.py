@@ -1,4 +1,4 @@
-"""Which notes may be found: one rule, on a stored note and on the rows of an index."""
+"""Filter: which notes a search may find. One rule, applied here to a stored note and in the index to its rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from model.note import Attribute, Note, hashtag_key
 from service.records import StoredNote
 
-FEW_EXCLUDED = 16
-"""Ids that are left out at no cost worth naming."""
+MAX_PLAIN_EXCLUSIONS = 16
+"""Excluded ids that do not make a search noticeably slower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which notes may be found. `hashtags`: any of them; `all_hashtags`: each of them; `created_after` and
-    `created_before`: seconds since the epoch, exclusive.
-    `attributes`: each name has that value, as `attribute_text` says it.
-    `exact`: all of them are compared, not only those that an index leads to."""
+    """Conditions that a note must all meet.
+
+    It has one of `hashtags` and all of `all_hashtags`, compared by `hashtag_key`. It was created after `created_after`
+    and before `created_before`, in seconds since the epoch, both exclusive. Each of its `attributes` has the value that
+    `attribute_text` gives. Its id is not in `exclude`. `exact` has every note compared, not only those in the inverted
+    lists that an index searches.
+    """
 
     category: str | None = None
     hashtags: tuple[str, ...] = ()
@@ -31,18 +34,18 @@ class Filter:
 
     @property
     def narrows(self) -> bool:
-        """Whether it asks more of a note than that its id is not left out."""
+        """Whether there is a condition beside the excluded ids."""
         times = self.created_after is not None or self.created_before is not None
         texts = self.category is not None or self.author is not None
         return times or texts or bool(self.hashtags or self.all_hashtags or self.attributes)
 
     @property
     def plain(self) -> bool:
-        """Whether it leaves out no more than a few ids."""
-        return not self.narrows and not self.exact and len(self.exclude) <= FEW_EXCLUDED
+        """Whether there is no condition but a few excluded ids."""
+        return not self.narrows and not self.exact and len(self.exclude) <= MAX_PLAIN_EXCLUSIONS
 
     def accepts(self, stored: StoredNote) -> bool:
-        """The same rule on a note as the index applies to its rows."""
+        """Return whether a note meets all conditions."""
         note = stored.note
         return (
             note.id not in self.exclude
@@ -55,15 +58,15 @@ class Filter:
         )
 
     def _accepts_hashtags(self, stored: StoredNote) -> bool:
-        wanted, every, carried = (
-            set(map(hashtag_key, of)) for of in (self.hashtags, self.all_hashtags, stored.hashtags)
-        )
-        return (not wanted or not wanted.isdisjoint(carried)) and carried.issuperset(every)
+        keys = {hashtag_key(hashtag) for hashtag in stored.hashtags}
+        any_keys = {hashtag_key(hashtag) for hashtag in self.hashtags}
+        all_keys = {hashtag_key(hashtag) for hashtag in self.all_hashtags}
+        return (not any_keys or not any_keys.isdisjoint(keys)) and keys.issuperset(all_keys)
 
     def _accepts_attributes(self, note: Note) -> bool:
         return all(attribute_text(note.attributes.get(name)) == value for name, value in self.attributes)
 
 
 def attribute_text(value: Attribute | None) -> str | None:
-    """How a filter names an attribute's value: a text as it is, else as JSON says it. None where there is none."""
+    """Return how a filter writes an attribute's value: a string as it is, another value as JSON; None for no value."""
     return value if value is None or isinstance(value, str) else json.dumps(value)

@@ -1,6 +1,6 @@
-"""What the use-cases need from the engine, the store and the index, and the records that pass between them.
+"""Ports: how the use-cases see the engine, the store and the index, and how the index sees its backend.
 
-A score is a cosine: both vectors have unit length, 1 is the same direction, higher is closer. Vectors of two spaces are
+Scores are cosines: all vectors have unit length; 1 is the same direction, higher is closer. Vectors of two spaces are
 never compared. A log position is the id of an entry of the change log; positions order all writes.
 """
 
@@ -13,191 +13,27 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from model.generation import GenerationOutput, GenerationRequest, Vocabulary
+from model.generation import GenerationOutput, GenerationRequest, Neighbours, Vocabulary
 from model.note import Note
 from service.filters import Filter
-from service.records import ORIGIN, Durability, Hit, LogBounds, LogEntry, StoredNote, Vector, Write, Written
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Note that is in the store and cannot be decoded. `reason`: why, without any of its text."""
-
-    id: str
-    reason: str
-
-
-class TokenizedRequest(Protocol):
-    """A note as the engine wants it."""
-
-    @property
-    def wanted(self) -> GenerationRequest: ...
-    @property
-    def tokens(self) -> int:
-        """Of its prompts: what it costs to begin."""
-
-
-class Engine(Protocol):
-    """One model. `prepare` in any thread; the rest in one."""
-
-    name: str
-    space: str
-    dimension: int
-    categories: tuple[str, ...]
-
-    def tokenize(self, note: Note, wanted: GenerationRequest) -> TokenizedRequest:
-        """Tokenise. Raises CategoriesTooLong."""
-
-    def vocabulary(self) -> Vocabulary:
-        """An empty one, in its tokens."""
-
-    def can_add(self, prepared: Any) -> bool:
-        """Whether there is room for one more reading beside those that have begun."""
-
-    def add_request(self, prepared: Any) -> Any:
-        """Take a reading up; what it is called from now on. After an error none is left."""
-
-    def step(self) -> list[tuple[Any, GenerationOutput]]:
-        """Go on with all that have begun; those that ended with it. After an error none is left."""
-
-    def abort(self, work: Any) -> None:
-        """Nobody waits for it any more."""
-
-
-class NoteStore(Protocol):
-    """Notes, vectors and the change log: the truth. Every method raises StoreUnavailable when the store is away. A note
-    that cannot be decoded is no error: it comes as Unreadable, and a write or a removal of its id heals it."""
-
-    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
-        """In the order of `ids`; None for a note that is not there or has expired. Whether one is Unreadable does not
-        depend on `with_vectors`."""
-
-    @property
-    def unreadable(self) -> Collection[str]:
-        """Ids of notes that came as Unreadable and, as far as this process knows, still would."""
-
-    async def put(self, writes: Sequence[Write]) -> list[Written | None]:
-        """Each note, its vector and its log entry in one atomic step, durable on return; None: not at `expected`."""
-
-    async def delete(self, note_id: str, expected: str | None = None) -> str | None:
-        """Durable on return. The removal's position, or None where there is no such note.
-
-        Raises PreconditionFailed when the note is not at `expected`.
-        """
-
-    async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
-        """Entries behind `after`, oldest first; waits up to `block_seconds` for the first one. And the bounds, asked
-        for the entry of `after`, as they are after that."""
-
-    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
-        """The notes that entries of the log tell of, with vectors, by id: each as it was after the last of these
-        entries, or is by now; None: it is not there."""
-
-    def forget_written(self) -> None:
-        """Have the next `get_logged` read all notes as they are by then."""
-
-    async def log_bounds(self, entry: str = ORIGIN) -> LogBounds: ...
-    def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
-        """Every note with its vector, in no order; notes written meanwhile may or may not be among them."""
-
-    async def identity(self) -> str:
-        """Of these notes and their log: another one after they were thrown away or exchanged for others."""
-
-    async def keep_log(self, replica: str, position: str) -> None:
-        """`replica` has a snapshot of `position`: what comes before those of all replicas may be cut off the log."""
-
-    async def size(self) -> int:
-        """About how many notes there are."""
-
-    async def durability(self) -> Durability: ...
-    async def begin_samples(self) -> bool:
-        """Begin to add sample notes. False: they are not to be, because something was written here before, or all were
-        added once; what was begun and not marked as ended goes on."""
-
-    async def mark_samples_loaded(self) -> None: ...
-
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a snapshot. `make` gives its arrays as they were when it was frozen, in any thread. `lasting`: what
-    has its name is the same for ever."""
-
-    name: str
-    make: Callable[[], Arrays]
-    lasting: bool = False
-
-
-ReadPart = Callable[[str], Arrays]
-"""The arrays of a part, by its name."""
-
-
-class MaintenanceJob(Protocol):
-    """Work that makes an index smaller or faster. `rows`: how many it moves."""
-
-    @property
-    def rows(self) -> int: ...
-
-    def run(self) -> None:
-        """In any thread, while others write and search."""
-
-
-class VectorIndex(Protocol):
-    """Rows of one space, searched by inner product. One thread writes, plans and finishes; any number search."""
-
-    def upsert(self, notes: Sequence[StoredNote]) -> None:
-        """Add or replace rows; every note has a vector of the index's dimension."""
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Unknown ids are ignored."""
-
-    def expire(self, now: float) -> list[str]:
-        """Remove the rows that have expired; their ids."""
-
-    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
-        """The `k` rows nearest to `vector` among those that `where` accepts and that have not expired at `now`, best
-        first, ties by id; nearly all of the nearest, unless it asks for exactness, but never fewer than there are."""
-
-    def vector(self, note_id: str) -> Vector | None: ...
-    def ids(self) -> list[str]:
-        """Of all rows that can be found, in no order."""
-
-    def snapshot_parts(self) -> list[Part]:
-        """All of it as it is now, of which a snapshot can be made while others write and search."""
-
-    def restore(self, read: ReadPart) -> None:
-        """Become, from being empty, what was frozen."""
-
-    def plan(self) -> MaintenanceJob | None:
-        """What is to be run and then finished, one job at a time; None when all is well."""
-
-    def finish(self, job: Any) -> None:
-        """Take in what a planned job made."""
-
-    def give_up(self, job: Any) -> None:
-        """It failed: plan whatever else is to be done before it is tried again."""
-
-    def __len__(self) -> int:
-        """Rows that can be found."""
-
-    @property
-    def tombstones(self) -> int:
-        """Rows that are kept but can never be found."""
-
-    @property
-    def segments(self) -> int:
-        """Parts that a search goes through."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether a search may have to wait for others."""
+from service.records import (
+    ORIGIN,
+    Durability,
+    Hit,
+    IndexStatus,
+    LogBounds,
+    LogEntry,
+    StoredNote,
+    Unreadable,
+    Vector,
+    Write,
+    Written,
+)
 
 
 @dataclass(slots=True)
 class Clock:
-    """Now, in seconds since the epoch; a test sets `offset` to move it."""
+    """The current time in seconds since the epoch; a test sets `offset` to move it."""
 
     offset: float = field(default=0.0)
 
@@ -205,21 +41,263 @@ class Clock:
         return time.time() + self.offset
 
 
+# The engine
+
+
+class TokenizedRequest(Protocol):
+    """A note and what is requested of it, ready for the engine."""
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens: the cost of its prefill."""
+
+
+class Engine(Protocol):
+    """One model. `tokenize` may be called in any thread, everything else in one.
+
+    `space` names the model's vector space, `dimension` its size; `categories` are those that the model was trained on.
+    """
+
+    name: str
+    space: str
+    dimension: int
+    categories: tuple[str, ...]
+
+    def tokenize(self, note: Note, request: GenerationRequest) -> TokenizedRequest:
+        """Tokenise a request. Raises CategoriesTooLong."""
+
+    def vocabulary(self) -> Vocabulary:
+        """Return an empty vocabulary that spells hashtags in this engine's tokens."""
+
+    def can_add(self, tokenized: Any) -> bool:
+        """Return whether memory is left for one more request beside those that are running."""
+
+    def add_request(self, tokenized: Any) -> Any:
+        """Begin a request, and return its handle. After an error no request is running."""
+
+    def step(self) -> list[tuple[Any, GenerationOutput]]:
+        """Advance all running requests, and return the handles and outputs of those that ended. After an error no
+        request is running."""
+
+    def abort(self, handle: Any) -> None:
+        """Stop a running request: nobody waits for it any more."""
+
+
+# The store
+
+
+class NoteStore(Protocol):
+    """Notes, vectors and the change log: the truth, from which everything else is derived.
+
+    Every method raises StoreUnavailable when the store is away. A note that cannot be decoded is no error: it is
+    returned as Unreadable, and a write or a removal of its id heals it.
+    """
+
+    @property
+    def unreadable(self) -> Collection[str]:
+        """Ids of notes that were returned as Unreadable and, as far as this process knows, still would be."""
+
+    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
+        """Return notes in the order of `ids`; None for one that does not exist or has expired. Whether a note is
+        Unreadable does not depend on `with_vectors`."""
+
+    async def put(self, writes: Sequence[Write]) -> list[Written | None]:
+        """Write each note with its vector and its log entry in one atomic step, durably. None stands for a note that is
+        not at the `expected` position."""
+
+    async def delete(self, note_id: str, expected: str | None = None) -> str | None:
+        """Remove a note durably, and return the removal's log position, or None where there is no such note.
+
+        Raises PreconditionFailed when the note is not at `expected`.
+        """
+
+    def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
+        """Yield every note with its vector, in no order; a note that is written meanwhile may be missing."""
+
+    async def size(self) -> int:
+        """Return about how many notes there are."""
+
+    async def identity(self) -> str:
+        """Return the name of these notes and their log; it changes when they are thrown away or exchanged."""
+
+    async def durability(self) -> Durability:
+        """Return whether acknowledged writes survive the death of the store."""
+
+    async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
+        """Return up to `count` entries after the position `after`, the oldest first, and the bounds of the log after
+        that, with the entry at `after`. Waits up to `block_seconds` for a first entry."""
+
+    async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
+        """Return by id the notes that log entries name, with vectors, each as it was after the last of the entries or
+        is by now; None for one that does not exist."""
+
+    def forget_written(self) -> None:
+        """Have the next `get_logged` read all notes from the store, not from this process's memory of its writes."""
+
+    async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
+        """Return the bounds of the log, and whether it has the entry at a position."""
+
+    async def keep_log(self, replica: str, position: str) -> None:
+        """Record that `replica` has a snapshot at `position`. Entries before those of all replicas may be cut off."""
+
+    async def begin_samples(self) -> bool:
+        """Begin to add sample notes. False where none are to be added: something was written here before, or all were
+        added once. An addition that began and was not marked as loaded goes on."""
+
+    async def mark_samples_loaded(self) -> None:
+        """Record that all sample notes were added."""
+
+
+# The index
+
+
+class NoteIndex(Protocol):
+    """The index of a process as the use-cases see it: it follows the change log of the store, and answers searches."""
+
+    @property
+    def position(self) -> str:
+        """Log position up to which every write is in the index."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Hashtags that authors gave the notes in the index."""
+
+    def status(self) -> IndexStatus: ...
+
+    async def wait_for(self, position: str, seconds: float) -> None:
+        """Return once every write up to `position` can be found. Raises IndexBehind after `seconds`."""
+
+    async def search(self, vector: Vector, k: int, where: Filter) -> list[Hit]:
+        """Do what VectorIndex.search does, now. Raises IndexBehind before the index was built for the first time."""
+
+    def find_neighbours(self, note: Note, vector: Vector, count: int) -> Neighbours:
+        """Return notes with author hashtags: `count` by `vector` and `count` by the words of `note`, never the note of
+        its own id. Blocks: for the thread of the engine, not for the event loop."""
+
+    async def vector(self, note_id: str) -> Vector | None:
+        """Return the vector of a note, None where the index does not have it."""
+
+    async def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
+        """Return the vectors of some notes, in their order."""
+
+    async def ids(self) -> list[str]:
+        """Return the ids of all rows; of a healthy index none twice."""
+
+    async def expire(self) -> None:
+        """Remove the notes that have expired, which searches leave out already."""
+
+    async def resync(self, note_ids: Sequence[str]) -> None:
+        """Replace notes in the index by what the store has. Raises StoreUnavailable."""
+
+
+class VectorIndex(Protocol):
+    """Rows of one space, searched by inner product. One thread writes; any number search meanwhile."""
+
+    def upsert(self, notes: Sequence[StoredNote]) -> None:
+        """Add or replace rows; every note has a vector of the index's dimension."""
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove rows; unknown ids are ignored."""
+
+    def expire(self, now: float) -> list[str]:
+        """Remove the rows that have expired at `now`, and return their ids."""
+
+    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
+        """Return the `k` rows nearest to `vector` among those that pass the filter and have not expired at `now`, best
+        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest."""
+
+    def vector(self, note_id: str) -> Vector | None:
+        """Return a row's vector, bit for bit as it was written."""
+
+    def ids(self) -> list[str]:
+        """Return the ids of all rows, in no order."""
+
+    def __len__(self) -> int:
+        """Rows that can be found."""
+
+    @property
+    def tombstones(self) -> int:
+        """Rows that take memory and can never be found."""
+
+    @property
+    def segments(self) -> int:
+        """Parts that a search goes through."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether a search may have to wait for another, so that it must not run in the event loop."""
+
+
+class MaintenanceJob(Protocol):
+    """Work that makes an index smaller or faster."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that the job moves."""
+
+    def run(self) -> None:
+        """Do the work, in any thread, while others write and search."""
+
+
+class Maintainable(Protocol):
+    """An index that is maintained in the background, one job at a time. The thread that writes plans and finishes."""
+
+    def plan(self) -> MaintenanceJob | None:
+        """Return the next job, None when there is nothing to do."""
+
+    def finish(self, job: Any) -> None:
+        """Take in the result of a job that ran."""
+
+    def give_up(self, job: Any) -> None:
+        """Put a job that failed behind all others."""
+
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a snapshot. `make` returns its arrays as they were when the snapshot was taken; it may be called in
+    any thread. An immutable part has the same content whenever it has this name."""
+
+    name: str
+    make: Callable[[], Arrays]
+    immutable: bool = False
+
+
+ReadPart = Callable[[str], Arrays]
+"""Returns the arrays of a part by its name."""
+
+
+class Snapshottable(Protocol):
+    """State that a snapshot can be made of while others write and search."""
+
+    def snapshot_parts(self) -> list[Part]:
+        """Return the state at this moment, in parts. Called by the thread that writes."""
+
+    def restore(self, read: ReadPart) -> None:
+        """Take on the state of a snapshot. The object is new and empty."""
+
+
+class IndexBackend(VectorIndex, Maintainable, Snapshottable, Protocol):
+    """A vector index that is kept up to date, maintained, saved and restored: what LiveIndex needs."""
+
+
 class LexicalIndex(Protocol):
-    """Notes that come and go, found by the words that they share. Thread-safe."""
+    """Notes found by the words that they share. Thread-safe."""
 
     def add(self, note: Note) -> None:
-        """Or replace the one of the same id."""
+        """Add or replace a note."""
 
     def remove(self, note_id: str) -> None:
-        """An unknown id is ignored."""
+        """Remove a note; an unknown id is ignored."""
 
     def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
-        """Ids and scores of the `count` notes that share the most words with `note`, best first, ties by id; never the
-        one of its own id. A score is above 0, and 1 where the words are the same."""
+        """Return ids and scores of the `count` notes that share the most words with `note`, best first, ties by id,
+        never the note of its own id. A score is above 0, and 1 where the words are the same."""
 
     def snapshot_parts(self) -> tuple[list[str], Mapping[str, Any]]:
-        """Ids, and arrays: all of it as it is now."""
+        """Return the state at this moment: ids, and arrays by name."""
 
     def restore(self, ids: Sequence[str], arrays: Mapping[str, Any]) -> None:
-        """Become, from being empty, what was frozen."""
+        """Take on the state that `snapshot_parts` returned. The object is new and empty."""

@@ -31,9 +31,8 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.filters import Filter
-from service.index.live import LiveIndex
-from service.interfaces import Clock, Engine, NoteStore, Unreadable
-from service.records import Generated, Hit, StoredNote, Vector, Write, position_key
+from service.interfaces import Clock, Engine, NoteIndex, NoteStore
+from service.records import Generated, Hit, StoredNote, Unreadable, Vector, Write, position_key
 from service.telemetry import Telemetry
 
 WAIT_SECONDS = 10.0
@@ -79,7 +78,7 @@ class Recommender:
         engine: Engine,
         batcher: Batcher,
         store: NoteStore,
-        index: LiveIndex,
+        index: NoteIndex,
         telemetry: Telemetry,
         clock: Clock,
         defaults: GenerationDefaults = GenerationDefaults(),
@@ -246,7 +245,7 @@ class Recommender:
             categories,
             frozenset(map(hashtag_key, (*self.defaults.blocked_hashtags, *blocked))),
             self.index.vocabulary if policy == "known" else None,
-            self.index.near_notes if policy == "grounded" else None,
+            self.index.find_neighbours if policy == "grounded" else None,
         )
 
     async def generate(self, note: Note, request: GenerationRequest) -> GenerationOutput:

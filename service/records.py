@@ -1,5 +1,7 @@
-"""The records that pass between the use-cases, the store and the index. A log position is the id of an entry of the change
-log; positions order all writes."""
+"""Records that pass between the use-cases, the store and the index.
+
+A log position is the id of an entry of the change log; positions order all writes.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,20 @@ from model.generation import CategoryProbability, Hashtag
 from model.note import Note
 
 Vector = npt.NDArray[np.float32]
-
-
+"""(D,), unit length."""
 ORIGIN = "0-0"
-"""The log position before every write."""
+"""Log position before every write."""
 
 
 def position_key(position: str) -> tuple[int, int]:
-    """Log positions in their order."""
+    """Return a key that sorts log positions: milliseconds and sequence number."""
     milliseconds, _, sequence = position.partition("-")
     return int(milliseconds), int(sequence or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the model wrote for a note whose author left it out; None: it was not asked to."""
+    """Fields that the model wrote because the author left them out. None: it was not asked to."""
 
     hashtags: tuple[Hashtag, ...] | None = None
     category: CategoryProbability | None = None
@@ -34,7 +35,10 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class StoredNote:
-    """A note with what was made of it. `vector` is None when it was not asked for."""
+    """A note with what the model made of it in the vector space `space`. `vector` is None when it was not read.
+
+    `revision` counts the writes to its id, from 1 on; `position` is the log position of the last one.
+    """
 
     note: Note
     space: str
@@ -45,21 +49,31 @@ class StoredNote:
 
     @property
     def hashtags(self) -> tuple[str, ...]:
-        """The author's, or else the generated ones."""
-        return self.note.hashtags or tuple(h.text for h in self.generated.hashtags or ())
+        """The author's hashtags, or else the generated ones."""
+        return self.note.hashtags or tuple(hashtag.text for hashtag in self.generated.hashtags or ())
 
     @property
     def category(self) -> str | None:
-        """The author's, or else the generated one."""
+        """The author's category, or else the generated one."""
         return self.note.category or (self.generated.category.name if self.generated.category else None)
 
     def expired(self, now: float) -> bool:
+        """Return whether the note has expired at `now`."""
         return self.note.expires_at is not None and self.note.expires_at <= now
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A note that is in the store and cannot be decoded. `reason` says why, without any of the note's text."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
-    """Put `stored` under its id; `expected` is the position that the note must be at (None: any, or none yet)."""
+    """A note to be written under its id. `expected` is the position that the stored note must be at; None allows any
+    position, and no note."""
 
     stored: StoredNote
     expected: str | None = None
@@ -67,7 +81,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """`revision` 1 means created. `position` is the write's own in the log."""
+    """A write that took place at the log position `position`. Revision 1 means that the note was created."""
 
     revision: int
     position: str
@@ -75,8 +89,8 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One change: the note `id` was written or removed at `position`. `by`: for the store, which write it was. `id` is
-    empty where the entry does not say it."""
+    """One change: the note `id` was written or removed at `position`. `id` is empty where the entry does not say it;
+    `by` names the write, for the store that made it."""
 
     position: str
     id: str
@@ -86,8 +100,9 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """First entry kept (None: none is), last entry ever written (ORIGIN: none was), and whether any was cut off.
-    `entry`: the one that was asked for, None where it is not kept."""
+    """The first entry that the log still has (None: no entry), the last one ever written (ORIGIN: no entry), and
+    whether older entries were cut off. `entry` is the position that was asked about, None where the log does not have
+    it."""
 
     first: str | None
     last: str
@@ -95,17 +110,18 @@ class LogBounds:
     entry: str | None = None
 
     def reach(self, position: str) -> bool:
-        """Whether the log, asked for the entry of `position`, still holds all that came after it, and has got that far
-        itself."""
-        at, last = position_key(position), position_key(self.last)
-        # A position that the log does not hold was cut off, lost in a failover, or belongs to another log.
-        held = not self.cut if at == (0, 0) else self.entry == position
-        return last == at or (last > at and held)
+        """Return whether the log, asked about the entry at `position`, has every later one, and has come to it itself.
+
+        A position that the log does not have was cut off, lost in a failover, or belongs to another log.
+        """
+        key, last = position_key(position), position_key(self.last)
+        has_entry = not self.cut if key == (0, 0) else self.entry == position
+        return last == key or (last > key and has_entry)
 
 
 @dataclass(frozen=True, slots=True)
 class Durability:
-    """Whether an acknowledged write survives the death of the store, and why we think so."""
+    """Whether an acknowledged write survives the death of the store, and how that is known."""
 
     durable: bool
     detail: str
@@ -113,5 +129,28 @@ class Durability:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
+    """A note that a search found, and its cosine to the query."""
+
     id: str
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStatus:
+    """State of an index. `ready`: it is built and follows the log; `detail` says it in words.
+
+    `vectors` counts the rows that can be found, `tombstones` those that cannot, `segments` the parts that a search goes
+    through, `other_space` the notes in the store whose vectors are from another model. `saved_at` is the time of the
+    last snapshot, 0 before the first. `recall_sampled` is the share of true neighbours that the last sampled searches
+    found, NaN before the first.
+    """
+
+    ready: bool
+    detail: str
+    position: str
+    vectors: int
+    tombstones: int
+    segments: int
+    other_space: int
+    saved_at: float
+    recall_sampled: float

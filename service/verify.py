@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from service.index.live import LiveIndex
-from service.interfaces import Clock, NoteStore, Unreadable
-from service.records import StoredNote, Vector
+from service.interfaces import Clock, NoteIndex, NoteStore
+from service.records import StoredNote, Unreadable, Vector
 
 WAIT_SECONDS = 30.0
 """Bound on the wait for the index to reach the log."""
@@ -65,7 +64,7 @@ class Report:
         return not damaged and (self.repaired or not self.repairable)
 
 
-async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *, repair: bool) -> Report:
+async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *, repair: bool) -> Report:
     """Compare all of the store with all of the index, and repair what differs where `repair` says so.
 
     Raises StoreUnavailable, IndexBehind.
@@ -96,7 +95,7 @@ async def verify(store: NoteStore, index: LiveIndex, space: str, clock: Clock, *
     return report
 
 
-async def _differing_vectors(index: LiveIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
+async def _differing_vectors(index: NoteIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
     """Ids of notes whose vector in the index is not the stored one."""
     vectors = await index.vectors([stored.note.id for stored in notes])
     return {
@@ -107,7 +106,7 @@ async def _differing_vectors(index: LiveIndex, notes: Sequence[StoredNote], now:
 
 
 async def _inspect(
-    store: NoteStore, index: LiveIndex, space: str, ids: Sequence[str], notes: int, other_space: int
+    store: NoteStore, index: NoteIndex, space: str, ids: Sequence[str], notes: int, other_space: int
 ) -> Report:
     """Report on these ids, read anew from both sides. `notes`, `other_space`: counts of the whole store."""
     rows = Counter(await index.ids())

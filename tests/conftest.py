@@ -1,4 +1,4 @@
-"""Real parts that every test shares: the packaged backbone, and a tiny checkpoint that loads in a moment."""
+"""Fixtures that all tests share: the packaged backbone, and a tiny real checkpoint that loads in a moment."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from model.inference.engine import Engine
 from model.notellm import NoteLLM
 from model.weights import resolve
 
-torch.set_num_threads(1)  # two threads on a busy two-core machine wait for each other: ten times slower
+torch.set_num_threads(1)  # on a busy machine with two cores, two threads wait for each other: ten times slower
 
 FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
-"""A name that begins another one, as text or as tokens."""
+"""A closed set in which names are prefixes of others, as text and as tokens."""
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,
@@ -38,8 +38,9 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "initializer_range": 0.2,
+    "initializer_range": 0.2,  # wide enough for the vector to depend on the note
 }
+"""Sizes of the tiny models of FAMILIES."""
 MIXED_LAYERS = ["sliding_attention", "full_attention"]
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**COMMON),
@@ -48,19 +49,19 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**COMMON),
     "gemma2": Gemma2Config(**COMMON, attn_logit_softcapping=5.0, layer_types=MIXED_LAYERS),
 }
-"""Tiny models of each family, with random weights."""
+"""Configurations of tiny models, one for each family of backbones; tests give them random weights."""
 
 
 @pytest.fixture(scope="session")
 def backbone_folder() -> Path:
-    """The packaged weights as safetensors, with their tokenizer; converted once per machine."""
+    """Folder of the packaged weights as safetensors, with their tokenizer; converted once per machine."""
     cache = Path(os.environ.get("NOTELLM_TEST_CACHE", "~/.cache/notellm")).expanduser()
     return resolve(PACKAGED_BACKBONE, cache)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint around a random two-layer Llama with the real tokenizer."""
+    """A complete checkpoint: a random two-layer Llama, a projection to 32 dimensions, and the real tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
     torch.manual_seed(0)
     backbone = LlamaForCausalLM(
@@ -71,7 +72,7 @@ def tiny_checkpoint(backbone_folder: Path, tmp_path_factory: pytest.TempPathFact
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            initializer_range=0.2,  # wide enough that what a note says reaches its vector
+            initializer_range=0.2,  # wide enough for the vector to depend on the note
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
@@ -83,23 +84,24 @@ def tiny_checkpoint(backbone_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An Engine on the tiny checkpoint, in PyTorch, float32. Shared: a test must not change its model."""
+    """An Engine on the tiny checkpoint, in PyTorch, float32. It is shared: a test must not change its model."""
     return in_torch(tiny_checkpoint, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
 def tiny_task_first(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An Engine on the same weights, of the prompt version that puts the task first. Shared as well."""
-    return _of_version("task-first/1", tiny_checkpoint, tmp_path_factory)
+    """An Engine on the same weights with the prompt version that puts the task first. It is shared as well."""
+    return _with_prompt_version("task-first/1", tiny_checkpoint, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tiny_short(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An Engine on the same weights, of the short prompt version, whose hashtags come last. Shared as well."""
-    return _of_version("note-first/2", tiny_checkpoint, tmp_path_factory)
+    """An Engine on the same weights with the short prompt version, hashtags last. It is shared as well."""
+    return _with_prompt_version("note-first/2", tiny_checkpoint, tmp_path_factory)
 
 
-def _of_version(version: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def _with_prompt_version(version: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """Load a copy of `checkpoint` whose configuration names another prompt version."""
     folder = tmp_path_factory.mktemp("tiny") / "copy"
     shutil.copytree(checkpoint, folder)
     replace(NoteLLMConfig.load(folder), prompt_version=version).save(folder)
@@ -107,5 +109,5 @@ def _of_version(version: str, checkpoint: Path, tmp_path_factory: pytest.TempPat
 
 
 def in_torch(checkpoint: Path, cache: Path) -> Engine:
-    """The reference: PyTorch, float32."""
+    """Load the reference engine: PyTorch, float32, on a CPU."""
     return Engine.load(str(checkpoint), cache=cache, device="cpu", runtime="torch")

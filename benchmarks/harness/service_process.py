@@ -14,18 +14,24 @@ from pathlib import Path
 import httpx2
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
+"""The command line that is installed beside this interpreter."""
+POLL_SECONDS = 0.02
+"""Between two attempts to reach a process that starts; bounds the error of a measured start."""
 
 
-class Running:
-    """`folder` keeps the data and the logs, so that a killed service can start again on them."""
+class ServiceProcess:
+    """A service on a free port. `folder` keeps its data and its log, so that a killed one can start again on them.
+
+    `environment` may be changed before `start`.
+    """
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
+        self.log = folder / "serve.log"
         self.environment = os.environ | {
-            "NOTELLM_PORT": str(port),
+            "NOTELLM_PORT": str(self.port),
             "NOTELLM_DATA_DIR": str(folder / "data"),
             "NOTELLM_SAMPLE_NOTES": "0",
             "NOTELLM_URL": self.url,
@@ -33,47 +39,55 @@ class Running:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
-        """Seconds until it is ready."""
+        """Start the service and return the seconds until it is ready. RuntimeError with its log where it ends."""
         started = time.perf_counter()
-        with (self.folder / "serve.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
-        with httpx2.Client(base_url=self.url) as client:  # one for all: to make one takes longer than to ask
+        with httpx2.Client(base_url=self.url) as client:  # one client: creating one takes longer than a request
             while not self._ready(client):
-                time.sleep(0.02)
+                time.sleep(POLL_SECONDS)
         return time.perf_counter() - started
 
     def _ready(self, client: httpx2.Client) -> bool:
         if self._process is None or self._process.poll() is not None:
-            raise RuntimeError((self.folder / "serve.log").read_text())
+            raise RuntimeError(self.log.read_text())
         with contextlib.suppress(httpx2.TransportError):
             return client.get("/readyz").status_code == 200
         return False
 
-    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
-        assert self._process is not None
-        self._process.send_signal(how)
-        self._process.wait()
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal and wait until the process has ended; nothing happens where none runs."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait()
 
     def ingest(self, *arguments: str) -> subprocess.Popen[str]:
-        """A running `notellm ingest --json`."""
+        """Start `notellm ingest --json` against this service; its report comes on standard output."""
         command = [NOTELLM, "ingest", *arguments, "--json"]
         return subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, text=True)
 
     def resident_mib(self, peak: bool = False) -> int:
-        """Memory of the service's process."""
+        """Resident memory of the service's process in MiB, now or at its peak."""
         assert self._process is not None
         return resident_mib(self._process.pid, peak)
 
     def redis_pid(self) -> int:
-        """Of the embedded server, as it says itself."""
+        """Process id of the embedded server, which it reports itself."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self.folder / "data" / "redis.sock"))
             connection.sendall(b"INFO server\r\n")
             return int(connection.recv(65536).decode().split("process_id:")[1].split()[0])
 
 
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
 def resident_mib(pid: int, peak: bool = False) -> int:
-    """Memory of a process."""
+    """Resident memory of a process in MiB, now or at its peak."""
     field = "VmHWM" if peak else "VmRSS"
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) // 1024

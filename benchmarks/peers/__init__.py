@@ -1,1 +1,1 @@
-"""Other programs that do a part of this, run for comparison."""
+"""Other programs that do part of the same job, run beside ours for comparison."""

@@ -1,7 +1,10 @@
-"""llama.cpp's part of benchmarks/speed/engine.py, which runs it with an interpreter that has llama-cpp-python.
+"""llama.cpp on the prompts and the model of benchmarks/speed/engine.py.
 
-Reads {"gguf", "folder", "types", "prompts", "threads"} from standard input, prints {type: {what: {batch: units a
-second}}}. Of `gguf`, the packaged model, a file of each of `types` is made in `folder`; `prompts` are token ids.
+The engine's benchmark runs this file by its path, with an interpreter that has llama-cpp-python and nothing of ours; so
+it imports nothing from benchmarks.
+
+Standard input: {"gguf", "folder", "types", "prompts", "threads"}. From `gguf`, the packaged model, a file of each of
+`types` is made in `folder`; `prompts` are token ids. Standard output: {type: {measurement: {batch: units a second}}}.
 """
 
 from __future__ import annotations
@@ -17,130 +20,141 @@ from typing import Any
 
 import llama_cpp as llama
 
-TYPES = {
+FILE_TYPES = {
     "BF16": llama.LLAMA_FTYPE_MOSTLY_BF16,
     "Q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0,
     "Q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
 ROUNDS = 3
 STEPS = 24
-HASHTAG_STEPS, CATEGORY_TASK, CATEGORY_STEPS = 20, 6, 4
-"""Of a whole job: what is written after a note, and the tokens that ask for its category."""
-MOST_TOKENS = 8192
+"""Decode steps of one measured call."""
+HASHTAG_STEPS = 20
+"""Tokens that are written greedily after a note, as its hashtags."""
+CATEGORY_PROMPT, CATEGORY_STEPS = 6, 4
+"""Tokens that ask for a category, and tokens that are written as one."""
+MAX_TOKENS = 8192
+"""Size of the KV cache, for all sequences together; a batch has half of them at most."""
 
 
 class Peer:
-    """One file, one context. `embedding`: whether it gives states or logits."""
+    """One model file with one context. `embedding`: whether it gives hidden states or logits."""
 
     def __init__(self, path: Path, threads: int, sequences: int, *, embedding: bool) -> None:
         self.model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
         options = llama.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = MOST_TOKENS, MOST_TOKENS // 2, 512
+        options.n_ctx, options.n_batch, options.n_ubatch = MAX_TOKENS, MAX_TOKENS // 2, 512
         options.n_seq_max = sequences
         options.n_threads = options.n_threads_batch = threads
         options.embeddings = embedding
         options.pooling_type = llama.LLAMA_POOLING_TYPE_NONE
         self.context = llama.llama_init_from_model(self.model, options)
         self.memory = llama.llama_get_memory(self.context)
-        self.batch = llama.llama_batch_init(MOST_TOKENS // 2, 0, 1)
+        self.batch = llama.llama_batch_init(MAX_TOKENS // 2, 0, 1)
 
     def close(self) -> None:
+        """Free batch, context and model."""
         llama.llama_batch_free(self.batch)
         llama.llama_free(self.context)
         llama.llama_model_free(self.model)
 
-    def read(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """(sequence, position, tokens) of each; something is told after each one's last."""
-        at = 0
-        for sequence, begins, tokens in rows:
-            for place, token in enumerate(tokens):
-                self.batch.token[at] = token
-                self.batch.pos[at] = begins + place
-                self.batch.n_seq_id[at] = 1
-                self.batch.seq_id[at][0] = sequence
-                self.batch.logits[at] = place == len(tokens) - 1
-                at += 1
-        self.batch.n_tokens = at
+    def forward(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        """Run (sequence, first position, tokens) of each part; an output is made for the last token of each."""
+        row = 0
+        for sequence, begin, tokens in parts:
+            for offset, token in enumerate(tokens):
+                self.batch.token[row] = token
+                self.batch.pos[row] = begin + offset
+                self.batch.n_seq_id[row] = 1
+                self.batch.seq_id[row][0] = sequence
+                self.batch.logits[row] = offset == len(tokens) - 1
+                row += 1
+        self.batch.n_tokens = row
         if llama.llama_decode(self.context, self.batch):
             raise RuntimeError("llama_decode failed")
         llama.llama_synchronize(self.context)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Run the prompts as new sequences."""
         llama.llama_memory_clear(self.memory, True)
-        self.read([(i, 0, prompt) for i, prompt in enumerate(prompts)])
+        self.forward([(i, 0, prompt) for i, prompt in enumerate(prompts)])
 
-    def steps(self, prompts: Sequence[Sequence[int]], count: int, behind: int = 0) -> None:
-        """So many single tokens after each, `behind` others."""
+    def decode(self, prompts: Sequence[Sequence[int]], count: int, offset: int = 0) -> None:
+        """Run `count` steps of one token for each sequence, `offset` tokens after its prompt."""
         for step in range(count):
-            self.read([(i, len(prompt) + behind + step, (1,)) for i, prompt in enumerate(prompts)])
+            self.forward([(i, len(prompt) + offset + step, (1,)) for i, prompt in enumerate(prompts)])
 
-    def write(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Hashtags, and from the same cache the category: what is left of three calls when prompts are cached."""
+    def hashtags_and_category(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Write hashtags, then a category from the same cache: three calls on a note whose prompt is cached."""
         self.prefill(prompts)
-        self.steps(prompts, HASHTAG_STEPS)
+        self.decode(prompts, HASHTAG_STEPS)
+        self.cut(prompts)
+        self.forward([(i, len(prompt), [1] * CATEGORY_PROMPT) for i, prompt in enumerate(prompts)])
+        self.decode(prompts, CATEGORY_STEPS - 1, CATEGORY_PROMPT)
+
+    def decode_and_cut(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Run STEPS decode steps and drop them from the cache, so that the next call begins at the same length."""
+        self.decode(prompts, STEPS)
+        self.cut(prompts)
+
+    def cut(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Drop all that follows each prompt from the cache."""
         for i, prompt in enumerate(prompts):
             llama.llama_memory_seq_rm(self.memory, i, len(prompt), -1)
-        self.read([(i, len(prompt), [1] * CATEGORY_TASK) for i, prompt in enumerate(prompts)])
-        self.steps(prompts, CATEGORY_STEPS - 1, CATEGORY_TASK)
 
 
-def median(units: int, work: Callable[..., None], *arguments: Any) -> float:
-    work(*arguments)
+def median_rate(units: int, call: Callable[..., None], *arguments: Any) -> float:
+    """Units a second: the median of ROUNDS calls after one that warms up."""
+    call(*arguments)
     seconds = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        work(*arguments)
+        call(*arguments)
         seconds.append(time.perf_counter() - started)
     return units / statistics.median(seconds)
 
 
-def measured(path: Path, prompts: Sequence[Sequence[int]], threads: int) -> dict[str, dict[int, float]]:
+def measure(path: Path, prompts: Sequence[Sequence[int]], threads: int) -> dict[str, dict[int, float]]:
+    """Rates by batch: prefill, decode, and the whole job of vector, hashtags and category."""
     batches = (1, 8, len(prompts))
-    reader = Peer(path, threads, len(prompts), embedding=True)
-    prefill = {batch: median(batch, reader.prefill, prompts[:batch]) for batch in batches}
-    reader.close()
+    embedder = Peer(path, threads, len(prompts), embedding=True)
+    prefill = {batch: median_rate(batch, embedder.prefill, prompts[:batch]) for batch in batches}
+    embedder.close()
     writer = Peer(path, threads, len(prompts), embedding=False)
     decode = {}
     for batch in (1, len(prompts)):
         writer.prefill(prompts[:batch])
-        decode[batch] = median(batch * STEPS, again, writer, prompts[:batch])
-    written = {batch: median(batch, writer.write, prompts[:batch]) for batch in batches}
+        decode[batch] = median_rate(batch * STEPS, writer.decode_and_cut, prompts[:batch])
+    written = {batch: median_rate(batch, writer.hashtags_and_category, prompts[:batch]) for batch in batches}
     writer.close()
     job = {batch: 1 / (1 / prefill[batch] + 1 / written[batch]) for batch in batches}
     return {"prefill": prefill, "decode": decode, "job": job}
 
 
-def again(writer: Peer, prompts: Sequence[Sequence[int]]) -> None:
-    """Single steps, which are forgotten afterwards."""
-    writer.steps(prompts, STEPS)
-    for i, prompt in enumerate(prompts):
-        llama.llama_memory_seq_rm(writer.memory, i, len(prompt), -1)
-
-
-def quantised(gguf: Path, folder: Path, kind: str) -> Path:
-    path = folder / f"{gguf.stem}.{kind}.gguf"
+def quantise(gguf: Path, folder: Path, file_type: str) -> Path:
+    """Return a file of `gguf`'s weights in `file_type`, made at the first call. RuntimeError where that fails."""
+    path = folder / f"{gguf.stem}.{file_type}.gguf"
     if not path.exists():
         options = llama.llama_model_quantize_default_params()
-        options.ftype, options.allow_requantize, options.nthread = TYPES[kind], True, 2
+        options.ftype, options.allow_requantize, options.nthread = FILE_TYPES[file_type], True, 2
         if llama.llama_model_quantize(str(gguf).encode(), str(path).encode(), ctypes.byref(options)):
-            raise RuntimeError(f"no {kind} could be made of {gguf}")
+            raise RuntimeError(f"cannot convert {gguf} to {file_type}")
     return path
 
 
-@llama.llama_log_callback
-def silent(level: int, text: bytes, data: Any) -> None:
-    """llama.cpp tells much on standard error."""
+def discard(level: int, text: bytes, data: Any) -> None:
+    """Drop a message of llama.cpp's log, which would fill standard error."""
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
-    llama.llama_log_set(silent, ctypes.c_void_p(0))
+    request = json.load(sys.stdin)
+    callback = llama.llama_log_callback(discard)  # referenced to the end: llama.cpp keeps only its address
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    told = {}
-    for kind in asked["types"]:
-        path = quantised(Path(asked["gguf"]), Path(asked["folder"]), kind)
-        told[kind] = measured(path, asked["prompts"], asked["threads"])
-    print(json.dumps(told))
+    rates = {}
+    for file_type in request["types"]:
+        path = quantise(Path(request["gguf"]), Path(request["folder"]), file_type)
+        rates[file_type] = measure(path, request["prompts"], request["threads"])
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

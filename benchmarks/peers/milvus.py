@@ -1,8 +1,11 @@
-"""Milvus Lite's part of benchmarks/speed/index.py, which runs it with an interpreter that has milvus-lite and pymilvus.
+"""Milvus Lite on the vectors and the queries of benchmarks/speed/index.py.
 
-Reads {"folder", "k", "lists"} from standard input: in the folder are vectors.npy (rows, D), queries.npy (Q, D) and
-best.npy (Q, k), the rows of the exact answers; the collection has as many `lists`. Prints for each number of lists that
-are looked through {"recall", "seconds": of each search}, and the seconds that filling took.
+The index's benchmark runs this file by its path, with an interpreter that has milvus-lite and pymilvus and nothing of
+ours; so it imports nothing from benchmarks.
+
+Standard input: {"folder", "k", "lists"}. The folder holds vectors.npy (rows, D), queries.npy (Q, D) and exact_rows.npy
+(Q, k), the rows of the exact answers; the collection gets `lists` inverted lists. Standard output: {"fill_seconds",
+"searches": [{"recall", "seconds": one for each query}, ...]}, one entry for each of PROBED_LISTS, in that order.
 """
 
 from __future__ import annotations
@@ -16,48 +19,49 @@ from typing import Any
 import numpy as np
 from pymilvus import DataType, MilvusClient
 
-BATCH = 5_000
-LOOKED_THROUGH = (4, 8, 16, 32, 64)
-NAME = "notes"
+INSERT_BATCH_SIZE = 5_000
+PROBED_LISTS = (4, 8, 16, 32, 64)
+"""Lists that a search looks through, from fast to accurate."""
+COLLECTION = "notes"
 
 
-def filled(client: MilvusClient, vectors: Any, lists: int) -> float:
-    """Seconds until all are there and the index is made."""
+def fill(client: MilvusClient, vectors: Any, lists: int) -> float:
+    """Insert all vectors and build the index; return the seconds that both took."""
     schema = client.create_schema()
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
-    client.create_collection(NAME, schema=schema)
-    began = time.perf_counter()
-    for begin in range(0, len(vectors), BATCH):
-        some = vectors[begin : begin + BATCH]
-        client.insert(NAME, [{"id": begin + i, "vector": vector} for i, vector in enumerate(some)])
+    client.create_collection(COLLECTION, schema=schema)
+    started = time.perf_counter()
+    for begin in range(0, len(vectors), INSERT_BATCH_SIZE):
+        batch = vectors[begin : begin + INSERT_BATCH_SIZE]
+        client.insert(COLLECTION, [{"id": begin + i, "vector": vector} for i, vector in enumerate(batch)])
     index = client.prepare_index_params()
     index.add_index("vector", index_type="IVF_FLAT", metric_type="IP", params={"nlist": lists})
-    client.flush(NAME)
-    client.create_index(NAME, index)
-    client.load_collection(NAME)
-    return time.perf_counter() - began
+    client.flush(COLLECTION)
+    client.create_index(COLLECTION, index)
+    client.load_collection(COLLECTION)
+    return time.perf_counter() - started
 
 
-def searched(client: MilvusClient, queries: Any, best: Any, k: int, looked_through: int) -> dict[str, Any]:
-    found, seconds = 0, []
-    for query, wanted in zip(queries, best.tolist(), strict=True):
-        began = time.perf_counter()
-        (hits,) = client.search(NAME, [query], limit=k, search_params={"params": {"nprobe": looked_through}})
-        seconds.append(time.perf_counter() - began)
-        found += len({hit["id"] for hit in hits} & set(wanted))
-    return {"recall": found / best.size, "seconds": seconds}
+def search(client: MilvusClient, queries: Any, exact_rows: Any, k: int, probed_lists: int) -> dict[str, Any]:
+    """Search for each query; return the recall of the exact rows and the seconds of each search."""
+    right, seconds = 0, []
+    for query, rows in zip(queries, exact_rows.tolist(), strict=True):
+        started = time.perf_counter()
+        (hits,) = client.search(COLLECTION, [query], limit=k, search_params={"params": {"nprobe": probed_lists}})
+        seconds.append(time.perf_counter() - started)
+        right += len({hit["id"] for hit in hits} & set(rows))
+    return {"recall": right / exact_rows.size, "seconds": seconds}
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
-    folder = Path(asked["folder"])
-    vectors, queries, best = (np.load(folder / f"{name}.npy") for name in ("vectors", "queries", "best"))
+    request = json.load(sys.stdin)
+    folder = Path(request["folder"])
+    vectors, queries, exact_rows = (np.load(folder / f"{name}.npy") for name in ("vectors", "queries", "exact_rows"))
     client = MilvusClient(str(folder / "milvus.db"))
-    told: dict[str, Any] = {"filled": filled(client, vectors, asked["lists"])}
-    for looked_through in LOOKED_THROUGH:
-        told[str(looked_through)] = searched(client, queries, best, asked["k"], looked_through)
-    print(json.dumps(told))
+    fill_seconds = fill(client, vectors, request["lists"])
+    searches = [search(client, queries, exact_rows, request["k"], lists) for lists in PROBED_LISTS]
+    print(json.dumps({"fill_seconds": fill_seconds, "searches": searches}))
 
 
 if __name__ == "__main__":

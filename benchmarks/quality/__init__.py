@@ -1,1 +1,1 @@
-"""How good it is: records, tables and plots."""
+"""Quality on real data: how records are reproduced, and the tables and plots that are made from them."""

@@ -1,27 +1,30 @@
-"""What a checkpoint writes for our own sample notes that training did not see, and for categories that it never saw.
+"""Hashtags and categories of our own sample notes that training did not see, also with category names it never saw.
 
-.venv/bin/python benchmarks/quality/sample_notes.py [CHECKPOINT]
+python -m benchmarks.quality.sample_notes [CHECKPOINT]
 
-Prints hashtags and category of 20 notes, to be judged by eye, and how often the right category is chosen, also out of
-twelve unseen names.
+Prints hashtags and category of 20 notes, to be judged by eye, and writes how often the right category is chosen out of
+the checkpoint's own names and out of twelve unseen ones.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from benchmarks.harness.report import ROOT, row, write
+from benchmarks.harness.report import Row, markdown_table, row, write
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
-from model.evaluation.evaluate import EngineSystem, evaluate_categories
+from model.evaluation.evaluate import evaluate_categories
+from model.evaluation.system import EngineSystem
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
+from service.samples import SAMPLES
 from service.settings import Settings
 
-SHOWN = 20
-UNSEEN = {
+SHOWN_NOTES = 20
+UNSEEN_NAMES = {
     "Travel": "Trips and places",
     "Food": "Recipes and restaurants",
     "Fashion": "Outfits",
@@ -35,42 +38,70 @@ UNSEEN = {
     "Gaming": "Video games",
     "Outdoors": "Hiking and camping",
 }
-"""Our sample notes' categories by names that no training data has."""
+"""Names that no training data has, by category of our sample notes."""
 
 
-def show(engine: Engine, notes: list[Note]) -> None:
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """How many of `notes` notes got their own category."""
+
+    notes: int
+    right: int
+
+
+def measure(engine: Engine, notes: Sequence[Note]) -> tuple[Choices, Choices]:
+    """Choose categories out of the checkpoint's own names for all notes, and out of the unseen names for the notes that
+    have one. Notes are read without their hashtags."""
     bare = [replace(note, hashtags=()) for note in notes]
-    readings = engine.generate(bare, GenerationRequest(hashtags=5, categories=engine.categories))
-    by_unseen = engine.generate(bare, GenerationRequest(categories=tuple(UNSEEN.values())))
-    print("| title | written hashtags | category | its own | among the unseen | its own |\n|---|---|---|---|---|---|")
-    for note, reading, other in zip(notes, readings, by_unseen, strict=True):
-        written = " ".join(f"#{h.text}" for h in reading.hashtags or ())
-        own = UNSEEN.get(note.category or "", "none of them")
-        print(f"| {note.title} | {written} | {best(reading)} | {note.category} | {best(other)} | {own} |")
+    renamed = [replace(note, category=UNSEEN_NAMES[note.category]) for note in bare if note.category in UNSEEN_NAMES]
+    return choose(engine, bare, engine.categories), choose(engine, renamed, tuple(UNSEEN_NAMES.values()))
 
 
-def best(reading: GenerationOutput) -> str:
-    first = (reading.categories or ())[0]
+def choose(engine: Engine, notes: Sequence[Note], names: Sequence[str]) -> Choices:
+    """Choose each note's category out of `names`."""
+    categories = evaluate_categories(EngineSystem(engine), notes, names)
+    assert categories is not None
+    pairs = zip(categories.truth, categories.chosen, strict=True)
+    return Choices(len(categories.truth), sum(truth == chosen for truth, chosen in pairs))
+
+
+def rows(own: Choices, unseen: Choices) -> list[Row]:
+    """Return the rows of the result."""
+    return [
+        choices_row("right category, out of its own twenty", own),
+        choices_row("right category, out of twelve that no training data names", unseen),
+    ]
+
+
+def choices_row(what: str, choices: Choices) -> Row:
+    share = round(100 * choices.right / choices.notes, 1)
+    return row(what, share, "%", spread=f"{choices.right} of {choices.notes}")
+
+
+def examples(engine: Engine, notes: Sequence[Note]) -> str:
+    """Return a Markdown table of what the checkpoint writes for some notes."""
+    bare = [replace(note, hashtags=()) for note in notes]
+    outputs = engine.generate(bare, GenerationRequest(hashtags=5, categories=engine.categories))
+    unseen_outputs = engine.generate(bare, GenerationRequest(categories=tuple(UNSEEN_NAMES.values())))
+    lines = []
+    for note, output, unseen in zip(notes, outputs, unseen_outputs, strict=True):
+        hashtags = " ".join(f"#{hashtag.text}" for hashtag in output.hashtags or ())
+        own_unseen = UNSEEN_NAMES.get(note.category or "", "none of them")
+        lines.append([note.title, hashtags, best(output), note.category or "", best(unseen), own_unseen])
+    return markdown_table(["title", "hashtags", "category", "its own", "out of the unseen", "its own"], lines)
+
+
+def best(output: GenerationOutput) -> str:
+    """Return the likeliest category and its probability as text."""
+    first = (output.categories or ())[0]
     return f"{first.name} {first.probability:.2f}"
 
 
 def main() -> None:
     engine = Engine.load(sys.argv[1] if len(sys.argv) > 1 else None, cache=Settings().cache_dir)
-    notes = [n for i, n in read_notes(ROOT / "service" / "sample_notes.jsonl").items() if split_of(i) != "train"]
-    show(engine, notes[:: max(1, len(notes) // SHOWN)][:SHOWN])
-    with_category_synonym = [
-        replace(n, category=UNSEEN[n.category], hashtags=()) for n in notes if n.category in UNSEEN
-    ]
-    rows = []
-    for what, asked, names in (
-        ("its own twenty categories", [replace(n, hashtags=()) for n in notes], engine.categories),
-        ("twelve categories that no training data names", with_category_synonym, tuple(UNSEEN.values())),
-    ):
-        found = evaluate_categories(EngineSystem(engine), asked, names)
-        assert found is not None
-        right = sum(a == b for a, b in zip(found.truth, found.chosen, strict=True))
-        rows.append(row(what, round(100 * right / len(found.truth), 1), "%", spread=f"{right} of {len(found.truth)}"))
-    write("sample_notes", rows)
+    notes = [note for note_id, note in read_notes(SAMPLES).items() if split_of(note_id) != "train"]
+    print(examples(engine, notes[:: max(1, len(notes) // SHOWN_NOTES)][:SHOWN_NOTES]))
+    write("sample_notes", rows(*measure(engine, notes)))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How fast it is, side by side with a yardstick in the same run."""
+"""Speed and memory, each figure beside a yardstick that was measured in the same run."""

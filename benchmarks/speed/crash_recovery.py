@@ -1,6 +1,6 @@
-"""SIGKILL in the middle of an ingest: first the service, then the embedded server; every acknowledged note is checked.
+"""SIGKILL during an ingest, first of the service, then of the embedded server; every acknowledged note is checked.
 
-.venv/bin/python benchmarks/speed/crash_recovery.py DATA/kuairec/notes.jsonl.gz [LINES]
+python -m benchmarks.speed.crash_recovery DATA/kuairec/notes.jsonl.gz [LINES]
 """
 
 from __future__ import annotations
@@ -12,92 +12,131 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
-from benchmarks.harness.report import row, write
-from benchmarks.harness.service_process import Running
+from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.service_process import POLL_SECONDS, ServiceProcess
+
+INGEST_BATCH_SIZE = 64
+"""Notes of one ingest request: those that a resumed ingest may send twice."""
 
 
-def main(source: Path, lines: int | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Acknowledged notes, those in the index, and how many break a promise."""
+
+    acknowledged: int
+    indexed: int
+    lost: int
+    written_twice: int
+    not_found: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Checks after each SIGKILL; seconds until the service was ready again, and until the next batch was stored;
+    notes that the resumed ingest sent again."""
+
+    lines: int
+    service_killed: Check
+    restart: float
+    server_killed: Check
+    next_batch: float
+    sent_again: int
+
+
+def measure(source: Path, lines: int | None) -> Figures:
+    """Ingest the first `lines` of a file (None: all), with a SIGKILL at one third and at two thirds of them."""
     with tempfile.TemporaryDirectory(prefix="nl-") as name:
         folder = Path(name)
         notes = folder / "notes.jsonl"
         with gzip.open(source) as packed:
             notes.write_bytes(b"".join(islice(packed, lines)))
         ids = [json.loads(line)["id"] for line in notes.open()]
-        service = Running(folder)
+        service = ServiceProcess(folder)
         service.start()
-        rows = [row("lines of the file", len(ids), "", against=source.parent.name)]
 
-        ingest = service.cli.ingest(str(notes), "--patience", "0")
+        ingest = service.ingest(str(notes), "--patience", "0")
         wait_for_line(folder, len(ids) // 3)
-        service.end(signal.SIGKILL)
+        service.stop(signal.SIGKILL)
         ingest.wait()
         line = acknowledged_line(folder)
         restart = service.start()
-        rows += check(service, folder, ids[:line], "SIGKILL of the service")
-        rows.append(row("until ready again", round(restart, 1), "s"))
+        service_killed = check(service, folder, ids[:line])
 
-        ingest = service.cli.ingest(str(notes))
+        ingest = service.ingest(str(notes))
         wait_for_line(folder, 2 * len(ids) // 3)
         killed = time.perf_counter()
         os.kill(service.redis_pid(), signal.SIGKILL)
         line = acknowledged_line(folder)
         wait_for_line(folder, line + 1)
-        rows.append(
-            row(
-                "SIGKILL of the embedded server: until the next batch is stored",
-                round(time.perf_counter() - killed, 1),
-                "s",
-            )
-        )
+        next_batch = time.perf_counter() - killed
         report = json.loads(ingest.communicate()[0])
-        rows += check(service, folder, ids, "SIGKILL of the embedded server, and the rest of the file")
-        rows.append(
-            row(
-                "notes that the resumed ingest sent again",
-                report["unchanged"],
-                "",
-                reach="at most one batch (64)",
-                held=report["unchanged"] <= 64,
-            )
-        )
-        service.end()
-    write("kill", rows)
+        server_killed = check(service, folder, ids)
+        service.stop()
+    return Figures(len(ids), service_killed, restart, server_killed, next_batch, report["unchanged"])
 
 
-def check(service: Running, folder: Path, ids: list[str], what: str) -> list[dict[str, Any]]:
-    """Every acknowledged id that was not rejected is there once, at revision 1, and is found."""
+def check(service: ServiceProcess, folder: Path, ids: Sequence[str]) -> Check:
+    """Look up each acknowledged note that was not rejected: it is stored once, at revision 1, and has neighbours."""
     rejects = folder / "notes.jsonl.rejects.jsonl"
     rejected = {json.loads(json.loads(line)["text"])["id"] for line in rejects.open()} if rejects.exists() else set()
-    expected = [i for i in ids if i not in rejected]
-    lost = doubled = not_found = 0
+    expected = [note_id for note_id in ids if note_id not in rejected]
+    lost = written_twice = not_found = 0
     with httpx2.Client(base_url=service.url, timeout=60) as client:
         for note_id in expected:
             answer = client.get(f"/notes/{note_id}")
             lost += answer.status_code != 200
-            doubled += answer.json().get("revision", 1) != 1
+            written_twice += answer.json().get("revision", 1) != 1
             not_found += client.get(f"/notes/{note_id}/similar", params={"k": 1}).status_code != 200
         indexed = client.get("/readyz").json()["notes"]
-    rows = [row(f"{what}: acknowledged notes", len(expected), "", spread=f"{indexed} in the index")]
-    for name, count in (("lost", lost), ("written twice", doubled), ("not found by similar", not_found)):
-        rows.append(row(f"{what}: {name}", count, "", reach="0", held=count == 0))
-    return rows
+    return Check(len(expected), indexed, lost, written_twice, not_found)
 
 
 def acknowledged_line(folder: Path) -> int:
+    """Last line of the file that the ingest has recorded as acknowledged."""
     states = list((folder / "data" / "ingest").glob("*.json"))
     return int(json.loads(states[0].read_text())["line"]) if states else 0
 
 
 def wait_for_line(folder: Path, line: int) -> None:
+    """Wait until a line of the file is acknowledged."""
     while acknowledged_line(folder) < line:
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
+
+
+def rows(figures: Figures, data: str) -> list[Row]:
+    """Return the rows of the result; `data` names the data set."""
+    return [
+        row("lines in the file", figures.lines, against=data),
+        *check_rows("SIGKILL of the service", figures.service_killed),
+        row("SIGKILL of the service: until ready again", round(figures.restart, 1), "s"),
+        row("SIGKILL of the embedded server: until the next batch is stored", round(figures.next_batch, 1), "s"),
+        *check_rows("SIGKILL of the embedded server, and the rest of the file", figures.server_killed),
+        row(
+            "notes that the resumed ingest sent again", figures.sent_again,
+            target=f"at most one batch ({INGEST_BATCH_SIZE})", met=figures.sent_again <= INGEST_BATCH_SIZE,
+        ),
+    ]  # fmt: skip
+
+
+def check_rows(what: str, check: Check) -> list[Row]:
+    counts = {
+        "lost": check.lost,
+        "written twice": check.written_twice,
+        "not found by similar": check.not_found,
+    }
+    return [
+        row(f"{what}: acknowledged notes", check.acknowledged, spread=f"{check.indexed} in the index"),
+        *(row(f"{what}: {name}", count, target="0", met=count == 0) for name, count in counts.items()),
+    ]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    path, lines = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+    write("crash_recovery", rows(measure(path, lines), path.resolve().parent.name))

@@ -1,10 +1,10 @@
 """The index at size, against the bare FAISS calls on the same segments and against brute force.
 
-.venv/bin/python benchmarks/speed/index.py DATA/microlens50k/notes.jsonl.gz [ROWS]
+python -m benchmarks.speed.index DATA/microlens50k/notes.jsonl.gz [ROWS]
 
-Vectors of real notes, cut to their 128 principal directions and enlarged with noise to ROWS (100,000). Two minutes for
-100,000 rows, five for a million; nothing else should run. MILVUS_PYTHON names an interpreter that has milvus-lite and
-pymilvus, if Milvus Lite is to be measured too, with PEER_ROWS: a minute more (benchmarks/peers/milvus.py).
+Vectors of real notes, reduced to 128 principal directions and copied with noise up to ROWS (100,000 unless said). Two
+minutes for 100,000 rows, five for a million, on an idle machine. MILVUS_PYTHON names an interpreter that has
+milvus-lite and pymilvus, to measure Milvus Lite too: a minute more (benchmarks/peers/milvus.py).
 """
 
 from __future__ import annotations
@@ -25,110 +25,145 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.report import ROOT, row, write
+from benchmarks import ROOT
+from benchmarks.harness.inputs import DIMENSION, Vectors, base_vectors, noisy_copies
+from benchmarks.harness.report import write
 from benchmarks.harness.service_process import resident_mib
-from benchmarks.speed.ingest_and_query import percentile
+from benchmarks.speed.index_report import (
+    WRITES_PER_SECOND,
+    ChurnFigures,
+    Figures,
+    FilterFigures,
+    K,
+    PeerFigures,
+    SnapshotFigures,
+    rows,
+)
 from model.data.dataset import read_notes
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
 from service.filters import Filter
-from service.index.growing import GrowingSegment
+from service.index.building import LISTS_PER_ROOT
 from service.index.hashtags import LiveHashtags
-from service.index.live import restore, snapshot_parts
-from service.index.sealed import LISTS_PER_ROOT, SealedSegment
-from service.index.segment import exact, swig
-from service.index.segmented import MergeJob, SegmentedIndex, trim_heap
-from service.index.snapshots import Origin, SnapshotFolder
+from service.index.native import trim_heap
+from service.index.segmented import MergeJob, SegmentedIndex
+from service.index.snapshots import Origin, SnapshotFolder, restore, snapshot_parts
 from service.records import Hit, StoredNote
 from service.settings import Settings
 
 T = TypeVar("T")
-Vectors = npt.NDArray[np.float32]
-DIMENSION = 128
-BASES = 2000
-"""Real notes, of which the rest is made."""
-NOISE = 0.6
-"""Length of what is added to a vector of length 1: such a row has a cosine of 0.86 to its base."""
+RowIds = npt.NDArray[np.int64]
+Search = Callable[[Vectors], object]
+"""A search for one query (D,)."""
+
+_faiss: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them
+
+DEFAULT_ROWS = 100_000
 QUERIES = 500
-K = 10
 SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)
+"""Shares of the rows that a filter lets pass."""
 ROUNDS = 3
-BATCH = 1024
+"""Rounds in which searches take turns."""
+UPSERT_BATCH_SIZE = 1024
+THREADS = (1, 2)
+WRITTEN_ROWS = 1000
+CHECKED_QUERIES = 50
+"""Queries of one burst beside other work, and those whose number of results is counted."""
 ANY = Filter()
 PEER_ROWS = 100_000
 PEER_LISTS = int(LISTS_PER_ROOT * PEER_ROWS**0.5)
-"""What a peer gets: as many lists as we would make of so many rows in one segment."""
+"""Lists that the peer's collection gets: as many as a segment of so many rows has."""
+MAX_CHURNED_ROWS = 100_000
 
 
-def base_vectors(path: Path) -> Vectors:
-    """(BASES, DIMENSION) of unit length."""
-    notes = list(read_notes(path).values())[:BASES]
-    vectors = Engine.load(cache=Settings().cache_dir).embed(notes)
-    centred = vectors - vectors.mean(0)
-    principal = np.linalg.svd(centred, full_matrices=False)[2][:DIMENSION]
-    return unit(centred @ principal.T)
+def measure(notes: Path, count: int) -> Figures:
+    """Measure an index of `count` rows; the peer only with MILVUS_PYTHON."""
+    bases = base_vectors(notes)
+    vectors, queries = noisy_copies(bases, count, 1), noisy_copies(bases, QUERIES, 2)
+    gc.freeze()  # as the service does once its modules are loaded
+    before = heap_mib()
+    index = SegmentedIndex(DIMENSION)
+    fill_rate = fill(index, vectors)
+    mib = heap_mib() - before
+    segments = index.segments
+    recall = measure_recall(index, vectors, np.arange(count), queries)
+    ours, bare = partial(search_index, index), partial(bare_search, index)
+    rates = {threads: measure_rates(ours, bare, queries, threads) for threads in THREADS}
+    idle, bare_idle = take_turns([ours, bare], queries)
+    writing = search_beside(write_rows(index, noisy_copies(bases, WRITTEN_ROWS, 3)), ours, queries)
+    index.remove([f"w{number}" for number in range(WRITTEN_ROWS)])
+    job = MergeJob.of(index.all_segments[:-1], DIMENSION)
+    merging = search_beside(run_job(job), ours, queries)
+    del job  # it holds the memory of the merged segment
+    trim_heap()
+    filters = [measure_filter(index, vectors, queries, share) for share in SHARES]
+    peer = measure_peer(vectors, queries)
+    snapshot = measure_snapshot(index, notes, count)
+    del ours, bare, index
+    churn = measure_churn(bases, min(count, MAX_CHURNED_ROWS), queries)
+    return Figures(
+        count, fill_rate, segments, recall, rates, idle, bare_idle, writing, merging, filters,
+        mib, vectors.nbytes / 2**20, peer, snapshot, churn,
+    )  # fmt: skip
 
 
-def unit(vectors: npt.NDArray[np.floating[Any]]) -> Vectors:
-    normalised: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return normalised
-
-
-def enlarged(bases: Vectors, rows: int, seed: int) -> Vectors:
-    rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((rows, DIMENSION), np.float32)
-    return unit(bases[rng.integers(len(bases), size=rows)] + NOISE * unit(noise))
-
-
-def stored(number: int, vector: Vectors, name: str = "n") -> StoredNote:
+def stored_note(number: int, vector: Vectors, prefix: str = "n") -> StoredNote:
+    """A note with one hashtag for each of SHARES that its number falls into."""
     tags = tuple(f"share {share}" for share in SHARES if number % round(1 / share) == 0)
-    return StoredNote(Note(id=f"{name}{number}", hashtags=tags, category=f"c{number % 30}"), "space", vector)
+    return StoredNote(Note(id=f"{prefix}{number}", hashtags=tags, category=f"c{number % 30}"), "space", vector)
 
 
-def do_jobs(index: SegmentedIndex) -> None:
+def run_jobs(index: SegmentedIndex) -> None:
+    """Seal and merge until nothing is left to do."""
     while job := index.plan():
         job.run()
         index.finish(job)
 
 
 def fill(index: SegmentedIndex, vectors: Vectors) -> float:
-    """Rows a second, sealing and merging included."""
+    """Add rows n0, n1, ... and return rows a second, sealing and merging included."""
     started = time.perf_counter()
-    for begin in range(0, len(vectors), BATCH):
-        index.upsert([stored(begin + i, vector) for i, vector in enumerate(vectors[begin : begin + BATCH])])
-        do_jobs(index)
+    upsert(index, range(len(vectors)), vectors)
     return len(vectors) / (time.perf_counter() - started)
 
 
-def recall(
-    index: SegmentedIndex, vectors: Vectors, ids: npt.NDArray[np.int64], queries: Vectors, where: Filter
+def upsert(index: SegmentedIndex, numbers: Sequence[int], vectors: Vectors) -> None:
+    """Add row n`i` with vector `vectors[i]` for each of `numbers`, in batches, and run the jobs between them."""
+    for begin in range(0, len(numbers), UPSERT_BATCH_SIZE):
+        index.upsert([stored_note(number, vectors[number]) for number in numbers[begin : begin + UPSERT_BATCH_SIZE]])
+        run_jobs(index)
+
+
+def search_index(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> list[Hit]:
+    """Search as the service does."""
+    return index.search(query, K, where, 0.0)
+
+
+def bare_search(index: SegmentedIndex, query: Vectors) -> None:
+    """Do the same comparisons in every segment, without masks, ids and a merged result."""
+    for segment in index.all_segments:
+        segment.faiss_index(K).search(query[None], K)
+
+
+def measure_recall(
+    index: SegmentedIndex, vectors: Vectors, ids: RowIds, queries: Vectors, where: Filter = ANY
 ) -> float:
-    """Of the K nearest of `vectors`, whose numbers are `ids`, the share that is found."""
-    _, best = swig.knn(queries, vectors, K, metric=swig.METRIC_INNER_PRODUCT)
-    found = 0
-    for query, rows in zip(queries, best, strict=True):
-        hits = {hit.id for hit in index.search(query, K, where, 0.0)}
-        found += len(hits.intersection(f"n{ids[r]}" for r in rows if r >= 0))
-    return found / max(1, int(np.count_nonzero(best >= 0)))
+    """Share of the K nearest of `vectors`, which are rows n`ids`, that the index finds."""
+    _, exact_rows = _faiss.knn(queries, vectors, K, metric=_faiss.METRIC_INNER_PRODUCT)
+    right = 0
+    for query, nearest in zip(queries, exact_rows, strict=True):
+        hits = {hit.id for hit in search_index(index, query, where)}
+        right += len(hits.intersection(f"n{ids[i]}" for i in nearest if i >= 0))
+    return right / max(1, int(np.count_nonzero(exact_rows >= 0)))
 
 
-def bare(index: SegmentedIndex, query: Vectors) -> None:
-    """The same comparisons without masks, ids and merging."""
-    for segment in index._segments:
-        if isinstance(segment, SealedSegment) and segment._lists_by_k:
-            options = swig.SearchParametersIVF(nprobe=segment._lists_by_k[K])
-            segment._index.search(query[None], K, params=options)
-        elif isinstance(segment, SealedSegment):
-            segment._index.search(query[None], K)
-        elif isinstance(segment, GrowingSegment):
-            exact(segment._vectors[: len(segment)], query, K)
-
-
-def seconds_each(search: Callable[[Vectors], object], queries: Vectors) -> list[float]:
+def latencies(search: Search, queries: Vectors) -> list[float]:
+    """Seconds of the search for each query."""
     seconds = []
     for query in queries:
         started = time.perf_counter()
@@ -137,168 +172,123 @@ def seconds_each(search: Callable[[Vectors], object], queries: Vectors) -> list[
     return seconds
 
 
-def p(seconds: Sequence[float], q: int) -> float:
-    """Milliseconds."""
-    return 1000 * percentile(list(seconds), q)
-
-
-def slower(what: str, seconds: Sequence[float], other: str, others: Sequence[float], most: float) -> dict[str, Any]:
-    ours, theirs = p(seconds, 99), p(others, 99)
-    against = f"{other}: {theirs:.2f} ms, so {ours / theirs:.1f}x"
-    return row(what, round(ours, 2), "ms", against=against, reach=f"{most}x or less", held=ours <= most * theirs)
-
-
-def in_turns(searches: Sequence[Callable[[Vectors], object]], queries: Vectors) -> list[list[float]]:
-    """Of each how long its searches take: what else the machine does meanwhile meets all."""
+def take_turns(searches: Sequence[Search], queries: Vectors) -> list[list[float]]:
+    """Seconds of each search, in turns: other load of the machine then meets all of them alike."""
     seconds: list[list[float]] = [[] for _ in searches]
     for _ in range(ROUNDS):
-        for search, taken in zip(searches, seconds, strict=True):
-            taken += seconds_each(search, queries)
+        for search, measured in zip(searches, seconds, strict=True):
+            measured += latencies(search, queries)
     return seconds
 
 
-def rates(searches: Sequence[Callable[[Vectors], object]], queries: Vectors, threads: int) -> list[float]:
-    """Of each how many searches a second so many threads do, in turns."""
-    taken = [0.0 for _ in searches]
+def measure_rates(ours: Search, bare: Search, queries: Vectors, threads: int) -> tuple[float, float]:
+    """Searches a second that `threads` threads do, of both in turns."""
+    seconds = {ours: 0.0, bare: 0.0}
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(ROUNDS):
-            for at, search in enumerate(searches):
+            for search in seconds:
                 started = time.perf_counter()
-                list(pool.map(partial(seconds_each, search), [queries] * threads))
-                taken[at] += time.perf_counter() - started
-    return [ROUNDS * threads * len(queries) / each for each in taken]
+                list(pool.map(partial(latencies, search), [queries] * threads))
+                seconds[search] += time.perf_counter() - started
+    searches = ROUNDS * threads * len(queries)
+    return searches / seconds[ours], searches / seconds[bare]
 
 
-def beside(work: Iterator[None], search: Callable[[Vectors], object], queries: Vectors) -> list[float]:
-    """How long searches take while another thread works, for as long as it does."""
-    over = threading.Event()
+def search_beside(work: Iterator[None], search: Search, queries: Vectors) -> list[float]:
+    """Seconds of searches while another thread goes through `work`, until it is done or 20 rounds were searched."""
+    done = threading.Event()
 
     def run() -> None:
         for _ in work:
-            if over.is_set():
+            if done.is_set():
                 break
-        over.set()
+        done.set()
 
     thread = threading.Thread(target=run)
     thread.start()
     seconds: list[float] = []
-    while not over.is_set() and len(seconds) < 20 * len(queries):
-        seconds += seconds_each(search, queries[:50])
-    over.set()
+    while not done.is_set() and len(seconds) < 20 * len(queries):
+        seconds += latencies(search, queries[:CHECKED_QUERIES])
+    done.set()
     thread.join()
     return seconds
 
 
-def writes(index: SegmentedIndex, vectors: Vectors) -> Iterator[None]:
-    """200 new notes a second for five seconds."""
-    begin = time.perf_counter()
-    for number, vector in enumerate(vectors[:1000]):
-        time.sleep(max(0.0, begin + number / 200 - time.perf_counter()))
-        index.upsert([stored(number, vector, "w")])
+def write_rows(index: SegmentedIndex, vectors: Vectors) -> Iterator[None]:
+    """Add WRITES_PER_SECOND new rows a second, one after the other."""
+    started = time.perf_counter()
+    for number, vector in enumerate(vectors):
+        time.sleep(max(0.0, started + number / WRITES_PER_SECOND - time.perf_counter()))
+        index.upsert([stored_note(number, vector, "w")])
         yield
 
 
-def merge(job: MergeJob) -> Iterator[None]:
+def run_job(job: MergeJob) -> Iterator[None]:
+    """Run a job as one piece of work."""
     job.run()
     yield
 
 
-def filtered_rows(index: SegmentedIndex, vectors: Vectors, queries: Vectors) -> list[dict[str, Any]]:
-    told = []
-    for share in SHARES:
-        where = Filter(hashtags=(f"share {share}",))
-        ids = np.arange(0, len(vectors), round(1 / share))
-        full = all(len(index.search(q, K, where, 0.0)) == min(K, len(ids)) for q in queries[:50])
-        seconds, plain = in_turns([partial(search_of, index, where=where), partial(search_of, index)], queries)
-        ours, most = p(seconds, 99), 3 * p(plain, 99)
-        found = recall(index, vectors[ids], ids, queries, where)
-        told.append(row(
-            f"filter that {100 * share:g}% pass: recall@{K}, p99", f"{found:.4f}, {ours:.2f} ms", "",
-            against=f"{3 * ours / most:.1f}x the unfiltered p99; k {'always' if full else 'not always'} full",
-            reach="0.99 or more, 3x or less, full", held=found >= 0.99 and full and ours <= most,
-        ))  # fmt: skip
-    return told
+def measure_filter(index: SegmentedIndex, vectors: Vectors, queries: Vectors, share: float) -> FilterFigures:
+    """Search with a hashtag that `share` of the rows have."""
+    where = Filter(hashtags=(f"share {share}",))
+    ids = np.arange(0, len(vectors), round(1 / share))
+    full = all(len(search_index(index, q, where)) == min(K, len(ids)) for q in queries[:CHECKED_QUERIES])
+    seconds, unfiltered = take_turns([partial(search_index, index, where=where), partial(search_index, index)], queries)
+    return FilterFigures(share, measure_recall(index, vectors[ids], ids, queries, where), full, seconds, unfiltered)
 
 
-def churned(bases: Vectors, rows: int, queries: Vectors) -> list[dict[str, Any]]:
-    """Every row replaced three times and half of them removed, against an index of what is left."""
-    kept, ids = enlarged(bases, rows, 7), np.arange(0, rows, 2)
-
-    def make_fresh(index: SegmentedIndex) -> None:
-        for begin in range(0, len(ids), BATCH):
-            index.upsert([stored(int(i), kept[i]) for i in ids[begin : begin + BATCH]])
-            do_jobs(index)
-
-    def churn(index: SegmentedIndex) -> None:
-        for seed in (4, 5, 6):
-            fill(index, enlarged(bases, rows, seed))
-        fill(index, kept)
-        index.remove([f"n{number}" for number in range(1, rows, 2)])
-        do_jobs(index)
-
-    (fresh, fresh_mib), (index, mib) = (weighed(make) for make in (make_fresh, churn))
-    ours, theirs = (recall(each, kept[ids], ids, queries, ANY) for each in (index, fresh))
-    slow, fast = in_turns([partial(search_of, index), partial(search_of, fresh)], queries)
-    against = f"a fresh index: {fresh_mib:.0f} MiB, so {mib / fresh_mib:.2f}x"
-    what = f"{rows:,} rows replaced three times, half removed"
-    return [
-        row(f"{what}: recall@{K}", f"{ours:.4f}", "", against=f"a fresh index: {theirs:.4f}",
-            reach="within 0.005", held=ours >= theirs - 0.005),
-        slower(f"{what}: p99", slow, "a fresh index", fast, 1.2),
-        row(f"{what}: memory", round(mib), "MiB", against=against, reach="1.3x or less", held=mib <= 1.3 * fresh_mib),
-        row(f"{what}: tombstones", index.tombstones, "", against=f"{len(index):,} rows"),
-    ]  # fmt: skip
-
-
-def weighed(make: Callable[[SegmentedIndex], None]) -> tuple[SegmentedIndex, float]:
-    """An index, and how many MiB it takes."""
-    before = resident()
+def measure_peer(vectors: Vectors, queries: Vectors) -> PeerFigures | None:
+    """Search in PEER_ROWS rows, ours and Milvus Lite's; None without MILVUS_PYTHON."""
+    if not (python := os.environ.get("MILVUS_PYTHON")):
+        return None
+    subset = vectors[:PEER_ROWS]
     index = SegmentedIndex(DIMENSION)
-    make(index)
-    return index, resident() - before
+    fill(index, subset)
+    recall = measure_recall(index, subset, np.arange(len(subset)), queries)
+    _, exact_rows = _faiss.knn(queries, subset, K, metric=_faiss.METRIC_INNER_PRODUCT)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, array in {"vectors": subset, "queries": queries, "exact_rows": exact_rows}.items():
+            np.save(Path(folder) / f"{name}.npy", array)
+        request = json.dumps({"folder": folder, "k": K, "lists": PEER_LISTS})
+        script = ROOT / "benchmarks" / "peers" / "milvus.py"
+        answer = subprocess.run([python, script], input=request, capture_output=True, text=True, check=True)
+    searches = json.loads(answer.stdout)["searches"]
+    peer = next((search for search in searches if search["recall"] >= recall), searches[-1])
+    seconds = latencies(partial(search_index, index), queries)
+    return PeerFigures(len(subset), recall, seconds, peer["recall"], peer["seconds"])
 
 
-def resident() -> float:
-    """MiB, once nothing is held that nobody needs."""
-    gc.collect()
-    trim_heap()
-    return resident_mib(os.getpid())
-
-
-def snapshot_rows(index: SegmentedIndex, notes: Path, rows: int) -> list[dict[str, Any]]:
-    """How long the index, with as many real notes' words and hashtags, takes to be written, and to be there again."""
+def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> SnapshotFigures:
+    """Write the index, with as many real notes' words and hashtags, as a snapshot, and start from it."""
     real = list(read_notes(notes).values())
     engine = Engine.load(cache=Settings().cache_dir)
     hashtags, empty = (LiveHashtags(engine.vocabulary(), InvertedLexicalIndex()) for _ in range(2))
-    for number in range(rows):
+    for number in range(count):
         hashtags.upsert([StoredNote(replace(real[number % len(real)], id=f"n{number}"), "space")])
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
         origin = Origin("store", "space")
-        parts, frozen = timed(partial(snapshot_parts, index, hashtags, ()))
+        parts, freeze = timed(partial(snapshot_parts, index, hashtags, (), ()))
         _, first = timed(partial(folder.save, origin, "1-0", parts))
-        _, again = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, ())))
+        _, second = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, (), ())))
         files = list(Path(name).glob("*.npz"))
-        size = sum(path.stat().st_size for path in files)
-        forget(files)
-        _, reading = timed(lambda: [path.read_bytes() for path in files])
-        forget(files)
+        mib = sum(path.stat().st_size for path in files) / 2**20
+        drop_from_page_cache(files)
+        _, read = timed(lambda: [path.read_bytes() for path in files])
+        drop_from_page_cache(files)
         _, start = timed(partial(load_snapshot, folder, origin, SegmentedIndex(DIMENSION), empty))
-    return [
-        row("a snapshot: what writes wait for", round(frozen, 2), "s"),
-        row("a snapshot: written", round(first, 1), "s", against=f"{size / 2**20:.0f} MiB; the next one {again:.1f} s"),
-        row("start from it", round(start, 1), "s", against=f"its bytes read from disk: {reading:.1f} s",
-            reach="3x and 2 s or less", held=start <= 3 * reading + 2),
-    ]  # fmt: skip
+    return SnapshotFigures(freeze, first, second, mib, read, start)
 
 
 def load_snapshot(folder: SnapshotFolder, origin: Origin, index: SegmentedIndex, hashtags: LiveHashtags) -> None:
+    """Fill an empty index and an empty word index from the newest snapshot."""
     snapshot = folder.load(origin)
     assert snapshot is not None
     restore(snapshot.read, index, hashtags)
 
 
-def forget(files: Sequence[Path]) -> None:
-    """Have the system read them from disk again."""
+def drop_from_page_cache(files: Sequence[Path]) -> None:
+    """Make the system read these files from disk the next time."""
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -306,79 +296,47 @@ def forget(files: Sequence[Path]) -> None:
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """Return the result of a call and its seconds."""
     started = time.perf_counter()
     return call(), time.perf_counter() - started
 
 
-def milvus_row(vectors: Vectors, queries: Vectors) -> Iterator[dict[str, Any]]:
-    """None without MILVUS_PYTHON."""
-    if not (python := os.environ.get("MILVUS_PYTHON")):
-        return
-    rows = vectors[:PEER_ROWS]
+def measure_churn(bases: Vectors, count: int, queries: Vectors) -> ChurnFigures:
+    """Replace every row three times and remove half of them; beside it an index of the rows that are left."""
+    vectors, living = noisy_copies(bases, count, 7), range(0, count, 2)
+
+    def churn(index: SegmentedIndex) -> None:
+        for seed in (4, 5, 6):
+            fill(index, noisy_copies(bases, count, seed))
+        fill(index, vectors)
+        index.remove([f"n{number}" for number in range(1, count, 2)])
+        run_jobs(index)
+
+    fresh, fresh_mib = build_and_weigh(lambda index: upsert(index, living, vectors))
+    index, mib = build_and_weigh(churn)
+    ids = np.array(living)
+    recall, fresh_recall = (measure_recall(each, vectors[ids], ids, queries) for each in (index, fresh))
+    seconds, fresh_seconds = take_turns([partial(search_index, index), partial(search_index, fresh)], queries)
+    return ChurnFigures(
+        count, len(index), index.tombstones, recall, fresh_recall, seconds, fresh_seconds, mib, fresh_mib
+    )
+
+
+def build_and_weigh(build: Callable[[SegmentedIndex], None]) -> tuple[SegmentedIndex, float]:
+    """Build an index and return it with the MiB that it takes."""
+    before = heap_mib()
     index = SegmentedIndex(DIMENSION)
-    fill(index, rows)
-    found = recall(index, rows, np.arange(len(rows)), queries, ANY)
-    _, best = swig.knn(queries, rows, K, metric=swig.METRIC_INNER_PRODUCT)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, array in {"vectors": rows, "queries": queries, "best": best}.items():
-            np.save(Path(folder) / f"{name}.npy", array)
-        asked = json.dumps({"folder": folder, "k": K, "lists": PEER_LISTS})
-        script = ROOT / "benchmarks" / "peers" / "milvus.py"
-        told = json.loads(
-            subprocess.run([python, script], input=asked, capture_output=True, text=True, check=True).stdout
-        )
-    settings = [each for name, each in told.items() if name != "filled"]
-    peer = next((each for each in settings if each["recall"] >= found), settings[-1])
-    ours, theirs = (p(each, 99) for each in (seconds_each(partial(search_of, index), queries), peer["seconds"]))
-    yield row(
-        f"{len(rows):,} rows: recall@{K}, p99 of a search", f"{found:.4f}, {ours:.2f} ms", "",
-        against=f"Milvus Lite: {peer['recall']:.4f}, {theirs:.2f} ms, so {theirs / ours:.0f}x of ours",
-        reach="ahead at equal recall", held=ours < theirs,
-    )  # fmt: skip
+    build(index)
+    return index, heap_mib() - before
 
 
-def search_of(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> list[Hit]:
-    return index.search(query, K, where, 0.0)
-
-
-def main(notes: Path, rows: int) -> None:
-    bases = base_vectors(notes)
-    vectors, queries = enlarged(bases, rows, 1), enlarged(bases, QUERIES, 2)
-    gc.freeze()  # as the service does once its modules are there
-    before = resident()
-    index = SegmentedIndex(DIMENSION)
-    filled = fill(index, vectors)
-    used, raw = resident() - before, vectors.nbytes / 2**20
-    search = partial(search_of, index)
-    found = recall(index, vectors, np.arange(rows), queries, ANY)
-    told = [
-        row(f"{rows:,} rows, filled", round(filled), "rows/s", spread=f"{index.segments} segments"),
-        row(f"recall@{K}", f"{found:.4f}", "", reach="0.99 or more", held=found >= 0.99),
-    ]
-    for threads in (1, 2):
-        ours, theirs = rates([search, partial(bare, index)], queries, threads)
-        against = f"bare FAISS: {theirs:.0f}, so {ours / theirs:.2f}x"
-        what = f"searches a second, threads: {threads}"
-        told.append(row(what, round(ours), "", against=against, reach="0.85x or more", held=ours >= 0.85 * theirs))
-    idle, least = in_turns([search, partial(bare, index)], queries)
-    told.append(row("p50 of a search", f"{p(idle, 50):.2f}", "ms", against=f"bare FAISS: {p(least, 50):.2f} ms"))
-    told.append(slower("p99 of a search", idle, "bare FAISS", least, 3))
-    busy = beside(writes(index, enlarged(bases, 1000, 3)), search, queries)
-    told.append(slower("p99 while 200 notes a second are written", busy, "idle", idle, 2))
-    index.remove([f"w{number}" for number in range(1000)])
-    job = MergeJob.of(index._segments[:-1], DIMENSION)
-    told.append(slower("p99 while all is merged", beside(merge(job), search, queries), "idle", idle, 3))
-    del job  # or it would hold the memory of what was made
+def heap_mib() -> float:
+    """Resident MiB of this process once unused memory has gone back to the system."""
+    gc.collect()
     trim_heap()
-    told += filtered_rows(index, vectors, queries)
-    against = f"the vectors: {raw:.0f} MiB, so {used / raw:.2f}x"
-    told.append(row("memory", round(used), "MiB", against=against, reach="1.3x or less", held=used <= 1.3 * raw))
-    told += milvus_row(vectors, queries)
-    told += snapshot_rows(index, notes, rows)
-    del index
-    told += churned(bases, min(rows, 100_000), queries)
-    write(f"index_{rows}", told)
+    return resident_mib(os.getpid())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100_000)
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_ROWS
+    write(f"index_{count}", rows(measure(Path(sys.argv[1]), count)))

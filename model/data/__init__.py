@@ -1,1 +1,1 @@
-"""From clicks and notes to training examples."""
+"""Training data: pairs from clicks, examples from notes."""

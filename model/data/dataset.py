@@ -1,6 +1,6 @@
-"""Notes and pairs -> training batches: which task a note gets, and the token ids of its one forward.
+"""Training batches from notes and pairs: the task that a note gets, and the token ids of its forward.
 
-Everything random is a function of (seed, step): a run that was broken off goes on with the batches it would have had.
+All random choices are functions of the seed and the step, so that a resumed run gets the batches it would have had.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ from model.note import Note, normalise_hashtags
 from model.prompt import Prompt
 
 MAX_HASHTAGS = 5
-"""Most hashtags that an output holds: j is uniform in 1..min(5, n)."""
+"""Hashtags in one output, at most: as many as a request for hashtags gets by default. The paper gives no number."""
 
 
 class DatasetError(ValueError):
-    """Notes or pairs that cannot be trained on; the message names the file and the reason."""
+    """Notes, pairs or vectors cannot be trained on; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A note's token ids for one forward. `ids[: read_out + 1]` is the prompt, `targets` are the positions of the ids
-    that CSFT asks for."""
+    """A note's token ids for one forward.
+
+    `ids[: read_out + 1]` is the prompt, whose last state becomes the vector. `targets`: positions of the ids that CSFT
+    predicts.
+    """
 
     note: Note
     ids: tuple[int, ...]
@@ -41,7 +44,10 @@ class Example:
 
 
 def read_notes(path: Path) -> dict[str, Note]:
-    """Notes of a JSONL file (plain or .gz) by id; only the fields that enter a prompt, and the category."""
+    """Read the notes of a JSONL file (plain or .gz) by id: the fields that enter a prompt, and the category.
+
+    Raises DatasetError for a broken file or line, FileNotFoundError for a missing file.
+    """
     notes: dict[str, Note] = {}
     number = 0
     try:
@@ -72,106 +78,122 @@ def _note(record: Mapping[str, Any]) -> Note:
 def draw_example(
     prompt: Prompt, note: Note, hashtag_share: float, rng: random.Random, input_hashtags: bool = False
 ) -> Example:
-    """A task for one note: hashtags with probability `hashtag_share` (r in the paper), else the category.
+    """Draw the task of a note: hashtags with probability `hashtag_share` (r in the paper), else the category.
 
-    In the hashtag task the input's hashtags are withheld. A note that lacks the target of its task gets no task.
-    `input_hashtags`: where they are not withheld and the prompt has them last, they are to be foretold from the rest.
+    In the hashtag task the input's hashtags are withheld. A note without the target of its task is only embedded.
+    `input_hashtags`: hashtags in the input are targets too, where the prompt version puts them last.
     """
     if rng.random() < hashtag_share:
         return hashtag_example(prompt, note, rng)
     return category_example(prompt, note, input_hashtags)
 
 
-def with_category_synonym(note: Note, names: Mapping[str, Sequence[str]], rng: random.Random) -> Note:
-    """The note, its category by its own name or, as often, by another one of `names`; as it is where there are none."""
-    others = names.get(note.category or "", ())
-    return replace(note, category=rng.choice(others)) if others and rng.random() < 0.5 else note
+def with_category_synonym(note: Note, synonyms: Mapping[str, Sequence[str]], rng: random.Random) -> Note:
+    """Replace the note's category by one of its synonyms, with probability 1/2 and where it has some."""
+    names = synonyms.get(note.category or "", ())
+    if names and rng.random() < 0.5:
+        return replace(note, category=rng.choice(names))
+    return note
 
 
 def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
-    """`note` without its hashtags, to write j of them drawn at random; without a task when it has none."""
+    """Example that shows the note without its hashtags and predicts j of them; only embedded where there are none.
+
+    j is uniform in 1..min(MAX_HASHTAGS, n), and the j are drawn at random.
+    """
     if not note.hashtags:
         return embedding_example(prompt, note)
     count = rng.randint(1, min(MAX_HASHTAGS, len(note.hashtags)))
     drawn = rng.sample(note.hashtags, count)
-    ids = prompt.note(replace(note, hashtags=()), count)
-    before = (*ids, *prompt.hashtag_task(count))
-    whole = (*before, *prompt.hashtag_output(drawn))
-    return Example(note, whole, len(ids) - 1, tuple(range(len(before), len(whole))))
+    note_ids = prompt.note(replace(note, hashtags=()), count)
+    task_ids = (*note_ids, *prompt.hashtag_task(count))
+    ids = (*task_ids, *prompt.hashtag_output(drawn))
+    return Example(note, ids, len(note_ids) - 1, tuple(range(len(task_ids), len(ids))))
 
 
 def category_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
-    """`note` with its hashtags, to write its category; without a task when it has none."""
-    bare = embedding_example(prompt, note, input_hashtags)
+    """Example that shows the note with its hashtags and predicts its category; only embedded where it has none."""
+    embedded = embedding_example(prompt, note, input_hashtags)
     if note.category is None:
-        return bare
-    before = (*bare.ids, *prompt.category_task())
+        return embedded
+    task_ids = (*embedded.ids, *prompt.category_task())
     (output,) = prompt.category_outputs([note.category])
-    whole = (*before, *output)
-    return replace(bare, ids=whole, targets=(*bare.targets, *range(len(before), len(whole))))
+    ids = (*task_ids, *output)
+    return replace(embedded, ids=ids, targets=(*embedded.targets, *range(len(task_ids), len(ids))))
 
 
 def embedding_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
-    """To be embedded, with the prompt of the category; of the task of `draw_example` only the input's hashtags."""
+    """Example that is only embedded, with the prompt of the category task.
+
+    `input_hashtags`: its hashtags are targets, as in `draw_example`.
+    """
     ids = prompt.note(note)
-    return Example(note, tuple(ids), len(ids) - 1, tuple(prompt.input_hashtags(note)) if input_hashtags else ())
+    targets = tuple(prompt.input_hashtags(note)) if input_hashtags else ()
+    return Example(note, tuple(ids), len(ids) - 1, targets)
 
 
 class PairedNotes:
-    """One split of one data set: its notes, its related pairs, and what is known to be related.
+    """One split of one data set: its notes by id, its related pairs, and all that is known to be related.
 
-    A pair and its reverse are one pair here, with the better of their scores: the loss knows no direction. `pairs` are
-    those to train on, `scores` has all, by (smaller id, larger id). Without
-    `pairs` every batch is of single notes, which only CSFT learns from.
+    A pair and its reverse are one pair, with the higher of their scores: the loss has no direction. `scores`: of all
+    pairs, by (smaller id, larger id). `pairs`: those with a score of at least `min_score`, to train on.
+
+    Without a file of pairs `has_pairs` is False, and `pairs` joins neighbours in the order of ids, of the notes that
+    have hashtags or a category: their batches train CSFT alone. Raises DatasetError, PairsError, FileNotFoundError.
     """
 
     def __init__(self, notes: Path, pairs: Path | None, *, split: Split = "train", min_score: float = 0.0) -> None:
-        self.notes = {i: note for i, note in read_notes(notes).items() if split_of(i) == split}
+        self.notes = {note_id: note for note_id, note in read_notes(notes).items() if split_of(note_id) == split}
         self._related: dict[str, set[str]] = defaultdict(set)
         scores: dict[tuple[str, str], float] = {}
         for pair in read_pairs(pairs) if pairs else ():
             if pair.note in self.notes and pair.related in self.notes:
-                both = (min(pair.note, pair.related), max(pair.note, pair.related))
-                scores[both] = max(pair.score, scores.get(both, 0.0))
+                ids = (min(pair.note, pair.related), max(pair.note, pair.related))
+                scores[ids] = max(pair.score, scores.get(ids, 0.0))
                 self._related[pair.note].add(pair.related)
                 self._related[pair.related].add(pair.note)
         self.scores = scores
-        self.pairs = sorted(both for both, score in scores.items() if score >= min_score)
+        self.pairs = sorted(ids for ids, score in scores.items() if score >= min_score)
         if pairs and not self.pairs:
             raise DatasetError(f"{pairs} has no pair of {split} notes of {notes} with a score of {min_score} or more")
         self.has_pairs = bool(pairs)
         if not pairs:
-            singles = sorted(i for i, n in self.notes.items() if n.hashtags or n.category is not None)
-            self.pairs = list(zip(singles[::2], singles[1::2], strict=False))
+            trainable = sorted(i for i, note in self.notes.items() if note.hashtags or note.category is not None)
+            self.pairs = list(zip(trainable[::2], trainable[1::2], strict=False))
 
     def batches(self, size: int, seed: int) -> Iterator[list[Note]]:
         """Endless batches of 2 * `size` notes; rows 2i and 2i + 1 are a pair, and no note comes twice in a batch.
 
-        An epoch is a fresh shuffle of all pairs. A pair with a note that is in the batch already waits for the next.
+        An epoch is a fresh shuffle of all pairs. A pair that shares a note with the batch waits for the next one.
         """
         rng = random.Random(seed)
         waiting: deque[tuple[str, str]] = deque()
         while True:
             waiting += rng.sample(self.pairs, len(self.pairs))
             while len(waiting) >= 2 * size:
-                yield [self.notes[i] for pair in _take_disjoint(waiting, size) for i in pair]
+                yield [self.notes[note_id] for pair in _take_disjoint(waiting, size) for note_id in pair]
 
     def sample(self, size: int, seed: int) -> tuple[list[Note], list[tuple[str, str]]]:
-        """A small pool to measure on: notes of random pairs until there are `size` / 2, then any, as where all are
-        searched; and all pairs among them."""
+        """Draw a pool of at most `size` notes to measure on; returns it and all pairs among its notes.
+
+        Half of the pool are notes of random pairs; the others are drawn from all notes, as in a search.
+        """
         rng = random.Random(seed)
         chosen: dict[str, Note] = {}
         for pair in rng.sample(self.pairs, len(self.pairs)):
             if len(chosen) + 2 > size / 2:
                 break
-            chosen |= {i: self.notes[i] for i in pair}
+            chosen |= {note_id: self.notes[note_id] for note_id in pair}
         others = sorted(self.notes.keys() - chosen.keys())
-        chosen |= {i: self.notes[i] for i in rng.sample(others, min(len(others), size - len(chosen)))}
+        drawn = rng.sample(others, min(len(others), size - len(chosen)))
+        chosen |= {note_id: self.notes[note_id] for note_id in drawn}
         return list(chosen.values()), [pair for pair in self.pairs if chosen.keys() >= set(pair)]
 
     def known_related(self, notes: Sequence[Note], among: Sequence[Note]) -> Tensor:
-        """(len(notes), len(among)) bool: True where two notes are related by any score, or say the same: false
-        negatives."""
+        """Mark false negatives, (len(notes), len(among)) bool: True where two notes are related or have the same text.
+
+        Pairs below `min_score` count as related too.
+        """
         columns: dict[str, list[int]] = defaultdict(list)
         same_text: dict[tuple[str, str, tuple[str, ...]], list[int]] = defaultdict(list)
         for column, note in enumerate(among):
@@ -185,7 +207,10 @@ class PairedNotes:
 
 
 def _take_disjoint(waiting: deque[tuple[str, str]], size: int) -> list[tuple[str, str]]:
-    """Remove and return the first `size` pairs that share no note; fewer where there are not so many."""
+    """Remove the first pairs that share no note, `size` of them or all that there are, and return them.
+
+    The skipped pairs keep their place at the front.
+    """
     taken: list[tuple[str, str]] = []
     skipped: list[tuple[str, str]] = []
     seen: set[str] = set()

@@ -1,6 +1,7 @@
-"""Behaviour -> weighted related pairs of notes (paper section 3), in one SQL text that DuckDB and Spark both run.
+"""Weighted pairs of related notes from clicks (paper section 3), by one SQL text that DuckDB and Spark both run.
 
-For every user who clicked note A and later note B, s(A->B) grows by 1 / N, N being the notes that this user clicked.
+s(A->B) is the sum of 1 / N over the users who clicked note A and later note B, where N counts the distinct notes that
+the user clicked.
 """
 
 from __future__ import annotations
@@ -22,23 +23,28 @@ import duckdb
 Split = Literal["train", "validation", "test"]
 
 QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
+"""Quantiles of the scores in the report, by name."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 1.0)
+"""Scores in the report for which it counts the pairs that reach them."""
 MAX_THREADS = 4
+"""DuckDB threads, at most: they share the memory, and with too small a share a large join fails."""
 CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
+"""Fixed for DuckDB, which would guess it from the first lines."""
 CLICK_COLUMNS = ("user", "note", "time", "rating")
 NOTE_COLUMNS = ("id", "category")
 FORMATS = {
     ".jsonl": "json", ".jsonl.gz": "json", ".ndjson": "json", ".ndjson.gz": "json",
     ".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet",
 }  # fmt: skip
+"""File formats by the end of the name."""
 
 
 class PairsError(ValueError):
-    """Clicks, notes or options that give no pairs; the message says why and what to do."""
+    """Clicks, notes or options cannot be used to make pairs; the message says why and what to do."""
 
 
 class Pair(NamedTuple):
-    """Whoever clicked `note` clicked `related` later; `score` is s(note->related) of paper section 3."""
+    """A directed pair: users clicked `note` and later `related`. `score`: s(note->related) of paper section 3."""
 
     note: str
     related: str
@@ -47,16 +53,16 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairOptions:
-    """Which clicks count and which pairs are kept. Checked on construction: PairsError.
+    """Options that choose the clicks that count and the pairs that are kept. Raises PairsError for invalid ones.
 
-    `window`: most steps between the two notes in the user's order of distinct notes; None for the whole history.
-    `max_history`: pairs come from a user's first so many distinct notes only, which bounds the join (a user with n
-    notes makes n²/2 pairs); the user's weight 1/N still counts all notes.
-    `min_rating`: only clicks with at least this rating count, everywhere; one without a rating does not.
-    `lower`, `upper`: a pair whose score is outside is dropped (l and u in the paper). `split`: both notes are of it.
-    `top`: pairs kept per note (t in the paper), after the bounds and the split; of equal ones the lower `related`.
-    `per_category`: then, pairs kept per (category of note, category of related), best first, equal ones by the ids;
-    notes without a category make one category together.
+    `window`: steps between the two notes, at most, in the user's order of distinct notes; None for the whole history.
+    `max_history`: pairs come only from this many first notes of a user, which bounds the join (a user with n notes
+    makes n²/2 pairs); the user's weight 1/N still counts all notes.
+    `min_rating`: clicks with a lower rating, or without one, do not count at all.
+    `lower`, `upper`: pairs with a score outside are dropped (l and u in the paper). `split`: both notes are in it.
+    `top`: pairs kept per note (t in the paper), after the bounds and the split; of equal scores the smaller `related`.
+    `per_category`: pairs kept per (category of note, category of related), after `top`, the best first, equal scores by
+    the ids; notes without a category form one category.
     """
 
     window: int | None = None
@@ -69,10 +75,10 @@ class PairOptions:
     max_history: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("top", 1), ("per_category", 1), ("max_history", 2)):
+        for name, minimum in (("window", 1), ("top", 1), ("per_category", 1), ("max_history", 2)):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise PairsError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            if value is not None and (type(value) is not int or value < minimum):
+                raise PairsError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
         if self.top is None:
             raise PairsError("top must be a number; give a large one to keep every pair")
         if not 0 <= self.lower <= self.upper:
@@ -85,11 +91,11 @@ class PairOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairsReport:
-    """What went in and what came out.
+    """Counts of the clicks that were read and the pairs that were written.
 
-    `users`, `clicks`: those that count, a user's clicks on one note being one. `notes`: clicked ones of the split, and
-    `notes_without_pair` of them that no pair starts from. `quantiles` of the scores, by the names of QUANTILES, is
-    empty when there is no pair. `at_least`: pairs whose score reaches each of THRESHOLDS.
+    `users`, `clicks`: those that count; a user's clicks on one note are one. `notes`: clicked notes of the split, of
+    which no pair starts from `notes_without_pair`. `quantiles`: of the scores, by the names of QUANTILES; empty without
+    pairs. `at_least`: pairs whose score reaches each of THRESHOLDS.
     """
 
     users: int
@@ -103,12 +109,12 @@ class PairsReport:
 
 
 def split_of(note_id: str) -> Split:
-    """The one rule that divides notes: sha1 of the id modulo 5 is 0 for test, 1 for validation, else train."""
+    """Return the split of a note: test where sha1 of the id modulo 5 is 0, validation where it is 1, else train."""
     remainder = int(hashlib.sha1(note_id.encode()).hexdigest(), 16) % 5
     return "test" if remainder == 0 else "validation" if remainder == 1 else "train"
 
 
-# What both engines run. Values are bound to the question marks, in their order.
+# The SQL that both engines run. Values are bound to the question marks, in their order.
 HEALTH = """
 SELECT count(*), count(nullif(l.user, '')), count(nullif(l.note, '')), count(l.time),
        count(try_cast(l.time AS DOUBLE)), count(try_cast(l.time AS TIMESTAMP_LTZ)), count(try_cast(l.rating AS DOUBLE))
@@ -122,7 +128,7 @@ FROM click_lines l
 CATEGORIES = "SELECT id, min(category) AS category FROM note_lines GROUP BY id"
 NO_CATEGORIES = "SELECT CAST(NULL AS STRING) AS id, CAST(NULL AS STRING) AS category"
 
-# Ids are numbered in their own order: numbers make a lean join, and break ties as the ids would.
+# Notes are numbered in the order of their ids: numbers make a lean join, and break ties as the ids would.
 COUNTED = """
 WITH firsts AS (
     SELECT c.user, c.note, min(c.place) AS place FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.user, c.note
@@ -172,15 +178,17 @@ def related_pairs(
     memory: str = "1GB",
     progress: Callable[[str], None] = lambda message: None,
 ) -> PairsReport:
-    """Write the weighted related pairs of `clicks` to `out`: Parquet of note, related, score, users (behind the pair).
+    """Make the weighted pairs of `clicks` and write them to `out`, Parquet with note, related, score and users.
 
-    Sorted by note, score (highest first) and related; written beside its final name and renamed.
+    `users` counts the users who made the pair. Rows are sorted by note, score (highest first) and related. The file is
+    written beside its final name and renamed.
 
-    `clicks`: JSONL (plain or .gz), CSV or Parquet with user and note, and perhaps time (a number in any unit, or ISO
-    8601 text) and rating. A user's order is by time where times are given (of equal ones by the file), else the file's.
-    `notes`: JSONL (or one of the others) of id and category, for `per_category`.
-    `memory`: DuckDB's limit; more spills to a folder beside `out`. Spark goes by its own settings.
-    `progress` is told before each long step. Raises PairsError for bad input, or when the engine fails or is missing.
+    `clicks`: JSONL, CSV (each plain or .gz) or Parquet with user and note, and perhaps time (a number in any unit, or
+    ISO 8601 text) and rating. A user's clicks are ordered by time, equal times and clicks without times as in the file.
+    `notes`: a file of such a format with id and category, for `per_category`.
+    `memory`: DuckDB's limit; more spills to a folder beside `out`. Spark has its own settings.
+    `progress` is called before each long step. Raises PairsError for bad input or a failure of the engine, and
+    ModuleNotFoundError where the engine is not installed.
     """
     started = time.perf_counter()
     if options.per_category is not None and notes is None:
@@ -205,7 +213,7 @@ def related_pairs(
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs that `related_pairs` wrote, in the file's order; PairsError when it is no such file."""
+    """Read the pairs that `related_pairs` wrote, in the file's order. Raises PairsError for any other file."""
     try:
         with duckdb.connect() as connection:
             rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)]).fetchall()
@@ -215,20 +223,21 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), *, memory: str = "1GB") -> dict[str, int]:
-    """How many users clicked each note, by the clicks that `options` count. PairsError as in `related_pairs`."""
+    """Count the users who clicked each note, by the clicks that `options` count. Raises as `related_pairs` does."""
     with tempfile.TemporaryDirectory() as name, closing(_DuckDB(Path(name), memory)) as tables:
         _read_clicks(tables, clicks, options)
         return dict(tables.rows(EXPOSURE, _bound(options, "min_rating")))
 
 
 def _bound(options: PairOptions, *names: str) -> list[Any]:
-    """Each named option twice, as conditions of the form `? IS NULL OR x <= ?` want it."""
+    """Values of the named options, each twice: the conditions have the form `? IS NULL OR x <= ?`."""
     return [getattr(options, name) for name in names for _ in range(2)]
 
 
 def _pairs_values(options: PairOptions) -> list[Any]:
-    before = _bound(options, "min_rating", "split", "max_history", "window")
-    return [*before, options.lower, options.upper, options.top, *_bound(options, "per_category")]
+    """Values for the question marks of PAIRS."""
+    conditions = _bound(options, "min_rating", "split", "max_history", "window")
+    return [*conditions, options.lower, options.upper, options.top, *_bound(options, "per_category")]
 
 
 def _report(counts: Sequence[int], scores: Sequence[Any], seconds: float) -> PairsReport:
@@ -247,22 +256,24 @@ def _report(counts: Sequence[int], scores: Sequence[Any], seconds: float) -> Pai
 
 
 class _Tables(Protocol):
-    """The little that the engines do differently."""
+    """Tables of one engine: the port for all that the engines do differently."""
 
     failures: tuple[type[Exception], ...]
+    """Exceptions of the engine that become PairsError."""
 
     def __init__(self, folder: Path, memory: str) -> None: ...
 
     def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
-        """Make the table `name` of a file: `columns` as text (NULL where the file has none), and the `line`."""
+        """Make the table `name` of a file: `columns` as text, NULL where the file has no such column, and `line`."""
 
     def keep(self, name: str, sql: str) -> None:
         """Make a table of a query."""
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
 
     def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
-        """Write a query's rows, in any order, as Parquet files of a new folder."""
+        """Write the rows of a query, in any order, as Parquet files in a new folder."""
 
     def close(self) -> None: ...
 
@@ -273,7 +284,6 @@ class _DuckDB:
     failures: tuple[type[Exception], ...] = (duckdb.Error,)
 
     def __init__(self, folder: Path, memory: str) -> None:
-        # Each thread takes its share of the memory; with too small a share a large join fails.
         threads = min(MAX_THREADS, os.cpu_count() or 1)
         try:
             self._connection = duckdb.connect(
@@ -283,7 +293,7 @@ class _DuckDB:
         except duckdb.Error as error:
             raise PairsError(f"DuckDB did not start with a memory of {memory!r}: {error}") from error
         self._connection.create_function("split_of", split_of, ["VARCHAR"], "VARCHAR")
-        # Spark's name of the type that minds an offset; times without one are UTC, here as there.
+        # Spark calls the type of times with an offset so. In both engines a time without an offset is UTC.
         self._connection.execute("CREATE TEMP TYPE timestamp_ltz AS TIMESTAMPTZ; SET TimeZone = 'UTC'")
 
     def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
@@ -309,11 +319,11 @@ class _DuckDB:
         self._copy(sql, values, folder / "pairs.parquet")
 
     def sort(self, folder: Path, out: Path) -> None:
-        """One sorted Parquet file of the files in a folder."""
+        """Sort the Parquet files of a folder into one file."""
         self._copy("FROM read_parquet(?) ORDER BY note, score DESC, related", [f"{folder}/*.parquet"], out)
 
     def scores(self, path: Path) -> tuple[Any, ...]:
-        """Of a file of pairs: how many pairs, how many notes they start from, QUANTILES, counts at THRESHOLDS."""
+        """Count the pairs of a file and the notes they start from; then the QUANTILES, and the counts at THRESHOLDS."""
         counts = ", ".join(f"count(*) FILTER (score >= {threshold})" for threshold in THRESHOLDS)
         quantiles = f"quantile_cont(score, {list(QUANTILES.values())})"
         return self.rows(
@@ -329,18 +339,16 @@ class _DuckDB:
 
 
 class _Spark:
-    """A Spark session of its own views and functions, on the running Spark or on one started for this."""
+    """Tables in a Spark session of its own, on the Spark that is running or on one that is started for it."""
 
     def __init__(self, folder: Path, memory: str) -> None:
-        try:
-            from py4j.protocol import Py4JError
-            from pyspark import cloudpickle
-            from pyspark.errors import PySparkException
-            from pyspark.sql import DataFrame, SparkSession
-        except ImportError as error:
-            raise PairsError("Spark is not installed: `pip install notellm[spark]`, or take engine duckdb") from error
+        from py4j.protocol import Py4JError
+        from pyspark import cloudpickle
+        from pyspark.errors import PySparkException
+        from pyspark.sql import DataFrame, SparkSession
+
         self.failures: tuple[type[Exception], ...] = (PySparkException, Py4JError)
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers run whichever python3 the PATH has
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers run the first python3 of PATH
         self._owned = SparkSession.getActiveSession() is None
         self._kept: list[DataFrame] = []
         try:
@@ -348,7 +356,7 @@ class _Spark:
         except self.failures as error:
             raise PairsError(f"Spark did not start; it needs Java 17 or later: {error}") from error
         self._session.conf.set("spark.sql.session.timeZone", "UTC")
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not have this package
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers may not have this package
         self._session.udf.register("split_of", split_of, "string")
 
     def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
@@ -362,7 +370,7 @@ class _Spark:
         else:
             frame = reader.parquet(str(path))
         chosen = [(col(c) if c in frame.columns else lit(None)).cast("string").alias(c) for c in columns]
-        # The id grows along the file: its pieces become partitions in the order in which they lie in it.
+        # The id grows along the file, since the parts of a file become partitions in their order.
         frame.select(*chosen, monotonically_increasing_id().alias("line")).createOrReplaceTempView(name)
 
     def keep(self, name: str, sql: str) -> None:
@@ -388,26 +396,27 @@ _ENGINES: Mapping[str, type[_Tables]] = {"duckdb": _DuckDB, "spark": _Spark}
 
 @contextmanager
 def _explained(tables: _Tables, what: str) -> Iterator[None]:
+    """Turn a failure of the engine into a PairsError that says `what` could not be done."""
     try:
         yield
     except tables.failures as error:
-        reason, _, _java_stack = str(error).partition("\n\tat ")
+        reason, _, _java_stack_trace = str(error).partition("\n\tat ")
         raise PairsError(f"{what}: {reason}") from error
 
 
 def _read_clicks(tables: _Tables, path: Path, options: PairOptions) -> None:
-    """Make the table clicks(user, note, place, rating) of a file; PairsError says what is wrong with it."""
+    """Make the table clicks(user, note, place, rating) of a file. Raises PairsError that says what is wrong with it."""
     kind = _format(path)
     with _explained(tables, f"{path} cannot be read as {kind}"):
         tables.read(path, kind, CLICK_COLUMNS, "click_lines")
         lines, users, notes, times, numbers, timestamps, ratings = tables.rows(HEALTH)[0]
     if not lines:
         raise PairsError(f"{path} holds no clicks")
-    for column, found in (("user", users), ("note", notes)):
-        if not found:
+    for column, filled in (("user", users), ("note", notes)):
+        if not filled:
             raise PairsError(f"{path} has no column {column!r}: a click needs user and note")
-        if found < lines:
-            raise PairsError(f"{lines - found} of {lines} clicks in {path} have no {column}: complete or remove them")
+        if filled < lines:
+            raise PairsError(f"{lines - filled} of {lines} clicks in {path} have no {column}: complete or remove them")
     if times and lines not in (numbers, timestamps):
         raise PairsError(f"{path} must give every click a time, as a number or as ISO 8601 text, or none at all")
     if options.min_rating is not None and not ratings:
@@ -417,7 +426,7 @@ def _read_clicks(tables: _Tables, path: Path, options: PairOptions) -> None:
 
 
 def _read_categories(tables: _Tables, path: Path | None) -> None:
-    """Make the table categories(id, category) of the notes file, empty without one."""
+    """Make the table categories(id, category) of a file of notes; it is empty without a file."""
     if path is None:
         tables.keep("categories", NO_CATEGORIES)
         return
@@ -431,6 +440,7 @@ def _read_categories(tables: _Tables, path: Path | None) -> None:
 
 
 def _format(path: Path) -> str:
+    """Return the format of a file by its name. Raises PairsError for a missing file or an unknown format."""
     if not path.is_file():
         raise PairsError(f"there is no file {path}")
     for suffix, kind in FORMATS.items():

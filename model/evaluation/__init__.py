@@ -1,1 +1,1 @@
-"""How a checkpoint is measured."""
+"""Measuring a checkpoint, or another system, on notes that training did not see."""

@@ -1,7 +1,7 @@
-"""What is measured: retrieval, classification, calibration, hashtags. Pure functions on numpy; shares are in [0, 1].
+"""Metrics of retrieval, classification, calibration and hashtags: pure functions on numpy; shares are in [0, 1].
 
-Names of sizes: Q queries, N notes of the pool, P pairs (a query and one of its targets), C classes. Every function
-raises ValueError for shapes that do not match and where there is nothing to average over.
+Shapes: Q queries, N notes of the pool, P pairs (a query and one of its targets), C classes. Every function raises
+ValueError for shapes that do not match and where there is nothing to average over.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
 EXPOSURES = ("low", "middle", "high")
-"""Names of the groups that `exposure_groups` numbers."""
+"""Names of the groups 0, 1 and 2 of `exposure_groups`."""
 
 TEMPERATURE_LIMITS = (0.01, 100.0)
-"""Where `fit_temperature` looks."""
+"""Bounds of the search in `fit_temperature`, far beyond the temperatures of a usable model."""
 
 _BOOTSTRAP_CELLS = 2_000_000
-"""Draw counts in memory at once, 16 bytes each (drawn as int64, multiplied as float64)."""
+"""Draw counts held in memory at once, 16 bytes each (drawn as int64, multiplied as float64): 32 MB."""
 
 
 def target_ranks(scores: Floats, targets: Sequence[Integers], own: Integers) -> list[npt.NDArray[np.int64]]:
@@ -37,7 +37,7 @@ def target_ranks(scores: Floats, targets: Sequence[Integers], own: Integers) -> 
 
     `scores`: (Q, N) float32, higher is closer, columns in ascending order of note id; of equal scores the lower
     column ranks first. `targets`: Q arrays of columns. `own`: (Q,) the query's own column, -1 where it has none.
-    Targets of one query stand in each other's way, as in the paper's recall over pairs. Returns Q int64 arrays shaped
+    Targets of one query count against each other, as in the paper's recall over pairs. Returns Q int64 arrays shaped
     as `targets`. ValueError for NaN, for a column outside the pool and for a query that is its own target.
     """
     if scores.ndim != 2 or own.shape != (len(scores),) or len(targets) != len(scores):
@@ -77,7 +77,7 @@ def mean_reciprocal_rank(ranks: Integers) -> float:
 
 
 def exposure_groups(targets: Integers, clicks: Integers) -> npt.NDArray[np.int64]:
-    """Split pairs in three groups of equal size by the clicks of the target, as the paper does for exposure.
+    """Split pairs into three groups of equal size by the clicks of the target, as the paper does for exposure.
 
     `targets`: (P,) columns in ascending order of note id. `clicks`: (N,) clicks of each column. Returns (P,) int64:
     0 low, 1 middle, 2 high. Sizes differ by at most one; of equal clicks the lower column is lower, so at a boundary
@@ -108,10 +108,10 @@ def _check_ranks(ranks: Integers) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """System a against system b, each interval holding 95%.
+    """System a against system b, with intervals of 95%.
 
-    `difference`: a - b, from `low` to `high`. `p`: two-sided, of no difference. `ratio`: a / b, from `ratio_low` to
-    `ratio_high`; NaN where b is 0, its interval already where b is 0 in some resample.
+    `difference`: a - b, from `low` to `high`. `p`: two-sided, under no difference. `ratio`: a / b, from `ratio_low` to
+    `ratio_high`. The ratio is NaN where b is 0, and its interval is NaN where b is 0 in any resample.
     """
 
     difference: float
@@ -152,7 +152,7 @@ def _interval(samples: Floats) -> tuple[float, float]:
 
 
 def _resampled_sums(columns: Floats, rounds: int, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """(rounds, columns): sums of each column over as many rows as there are, drawn with replacement."""
+    """Sums (rounds, columns) of each column over as many rows as there are, drawn with replacement in each round."""
     rows = len(columns)
     chunk = max(1, _BOOTSTRAP_CELLS // rows)
     sizes = [min(chunk, rounds - start) for start in range(0, rounds, chunk)]
@@ -161,7 +161,10 @@ def _resampled_sums(columns: Floats, rounds: int, generator: np.random.Generator
 
 
 def _differences_and_ratios(sums: Floats) -> tuple[Floats, Floats]:
-    """From (rounds, 4) sums of a - b, a, b and counts. a - b is summed by itself: 0 stays 0 whatever the rounding."""
+    """Differences and ratios (rounds,) from the sums (rounds, 4) of a - b, a, b and counts.
+
+    a - b is a column of its own, so that equal systems differ by exactly 0 whatever the rounding.
+    """
     difference, a, b, counts = sums.T
     return difference / counts, np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
 
@@ -175,8 +178,8 @@ def accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
 def macro_f1(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
     """Mean of F1 over every label that occurs in the truth or among the predictions, as in scikit-learn.
 
-    F1 of a label is 2 hits / (times predicted + times true). Each invented label is thus one more class with F1 0:
-    give free outputs outside the closed set one common label first.
+    F1 of a label is 2 hits / (times predicted + times true). An invented label is a class with F1 0, so give all free
+    outputs outside the closed set one common label first.
     """
     _check_lengths(predicted, truth)
     hits = Counter(t for p, t in zip(predicted, truth, strict=True) if p == t)
@@ -185,7 +188,7 @@ def macro_f1(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
 
 
 def illusory_share(outputs: Sequence[Hashable], closed_set: Collection[Hashable]) -> float:
-    """Share of free outputs that are none of the closed set, compared exactly."""
+    """Share of free outputs that are not in the closed set, compared exactly."""
     _check_lengths(outputs)
     return sum(output not in closed_set for output in outputs) / len(outputs)
 
@@ -206,11 +209,11 @@ def expected_calibration_error(confidence: Floats, correct: npt.NDArray[np.bool_
 
 
 def fit_temperature(log_probs: Floats, truth: Integers) -> float:
-    """The temperature T that makes the truth likeliest under softmax(log_probs / T) (Guo et al. 2017, section 4.2).
+    """Fit the temperature T under which the truth is likeliest: softmax(log_probs / T) (Guo et al. 2017, section 4.2).
 
     `log_probs`: (N, C) finite log probabilities or logits. `truth`: (N,) classes in [0, C). The negative log likelihood
-    is convex in 1/T, so its slope changes sign once and bisection on log T finds where. Returns a limit of
-    `TEMPERATURE_LIMITS` where that lies outside them, as it does when every prediction is right.
+    is convex in 1/T, so its slope changes sign once, and bisection on log T finds where. Returns a limit of
+    `TEMPERATURE_LIMITS` where the optimum lies outside, as it does when every prediction is right.
     """
     if log_probs.ndim != 2 or truth.shape != (len(log_probs),) or not len(truth):
         raise ValueError(f"log_probs {log_probs.shape} and truth {truth.shape} must be (N, C) and (N,), not empty")
@@ -227,7 +230,10 @@ def fit_temperature(log_probs: Floats, truth: Integers) -> float:
 
 
 def apply_temperature(log_probs: Floats, temperature: float) -> npt.NDArray[np.float64]:
-    """Log of softmax(log_probs / temperature) over the last axis, same shape, float64. `temperature` above 0."""
+    """Log of softmax(log_probs / temperature) over the last axis, same shape, float64.
+
+    Raises ValueError for a temperature that is not above 0.
+    """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
     scaled: npt.NDArray[np.float64] = log_probs.astype(np.float64) / temperature
@@ -257,10 +263,10 @@ class RougeScores:
 def hashtag_prf(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], k: int) -> HashtagScores:
     """Precision, recall and F1 of each note's first k hashtags, averaged over notes (macro).
 
-    Hashtags are the same when `hashtag_key` is; repeated and empty ones are dropped before the first k are taken.
-    Precision is hits / k, k being the number asked for: one that was not written counts as a wrong one, so that saying
-    less does not score more (F1@5 of Chen et al. 2020, arXiv 2004.08511). Recall is hits / all true hashtags; F1 is
-    taken per note. ValueError for a note without truth.
+    Hashtags are equal when their `hashtag_key` is; repeated and empty ones are dropped before the first k are taken.
+    Precision is hits / k, so a missing hashtag counts as a wrong one and predicting fewer does not score more (F1@5 of
+    Chen et al. 2020, arXiv 2004.08511). Recall is hits / all true hashtags; F1 is taken per note. Raises ValueError for
+    a note without true hashtags.
     """
     _check_lengths(predicted, truth)
     if k < 1:
@@ -285,7 +291,7 @@ def rouge(predicted: Sequence[str], truth: Sequence[str]) -> RougeScores:
 
     Tokens are those of `rouge_tokens`, neither stemmed nor filtered. ROUGE-1 and ROUGE-2 count an n-gram at most as
     often as the other text has it; ROUGE-L is the longest common subsequence. Precision and recall weigh the same.
-    A note scores 0 where either text has no such n-gram: so does every empty prediction.
+    A note scores 0 where either text has no n-gram of that size, as an empty prediction has none.
     """
     _check_lengths(predicted, truth)
     rows = [_rouge(rouge_tokens(p), rouge_tokens(t)) for p, t in zip(predicted, truth, strict=True)]
@@ -293,13 +299,13 @@ def rouge(predicted: Sequence[str], truth: Sequence[str]) -> RougeScores:
 
 
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
-"""Han characters and kana. Hangul is written with spaces, so its words are words."""
+"""Ranges of Han characters and kana, which are written without spaces. Hangul has spaces, so it is not among them."""
 
 _TOKEN = re.compile(rf"(?=\w)[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def rouge_tokens(text: str) -> list[str]:
-    r"""Lower-cased words (`\w+`); each Han character or kana is its own token, since no space divides those."""
+    r"""Split a text into lower-cased words (`\w+`); each Han character or kana is a token of its own."""
     return _TOKEN.findall(text.lower())
 
 
@@ -315,7 +321,7 @@ def _overlap_f1(predicted: Counter[Any], truth: Counter[Any]) -> float:
 
 
 def _longest_common_subsequence(a: list[str], b: list[str]) -> int:
-    lengths = [0] * (len(b) + 1)  # of a so far against each start of b
+    lengths = [0] * (len(b) + 1)  # of the tokens of a so far against each prefix of b
     for token in a:
         previous = lengths
         lengths = [0]

@@ -1,6 +1,6 @@
-"""Which pairs a figure counts: the same for every system, and for whoever measures again.
+"""The evaluation protocols: which related pairs count, by options that are fixed for each data set.
 
-A data set is a folder with notes.jsonl.gz and clicks.jsonl.gz; the names of those that we report are known here.
+A data set is a folder with notes.jsonl.gz and clicks.jsonl.gz, known by the folder's name.
 """
 
 from __future__ import annotations
@@ -15,34 +15,40 @@ from model.data.pairs import Pair, PairOptions, Split, clicks_by_note, read_pair
 NOTES_FILE, CLICKS_FILE = "notes.jsonl.gz", "clicks.jsonl.gz"
 COLD_COLD, COLD_ALL = "cold-cold", "cold-all"
 PROTOCOLS = (COLD_COLD, COLD_ALL)
-"""A note of the split for another one of it, among the split; for any note, among all: what a new post meets."""
+"""Queries are notes of the split. Cold-cold: the targets and the pool are notes of the split too, as in the paper.
+Cold-all: the targets and the pool are all notes, as for a new post."""
 
 PAIR_OPTIONS: Mapping[str, PairOptions] = {
-    # 0.3: more than one user speaks, of whom the least active has five clicks.
+    # Users have at least five clicks, so a pair with a score of 0.3 was made by two of them or more.
     "microlens50k": PairOptions(lower=0.3, top=1000),
     # Histories have hundreds of films: a window keeps a pair to a few sittings.
     "movielens_tmdb": PairOptions(min_rating=4, window=50, lower=0, top=10),
 }
-"""What is not named here has the paper's bounds (section 3)."""
+"""Options by data set; a data set that is not named here has the paper's (section 3)."""
+
+
+def notes_path(data: Path) -> Path:
+    """Path of the notes in a data folder; a path that is no folder is the file itself."""
+    return data / NOTES_FILE if data.is_dir() else data
 
 
 def evaluation_pairs(
     folder: Path, split: Split, protocols: Sequence[str], progress: Callable[[str], None] = lambda message: None
 ) -> tuple[dict[str, list[Pair]], dict[str, int]]:
-    """By protocol, the pairs of a data set that start in `split`; and the clicks of each note, for its exposure.
+    """Make the pairs of a data set that start in `split`, by protocol, and count the clicks of each note.
 
-    In cold-cold the pairs are of that split's notes alone before the best of each are kept. Both empty for a data set
-    without clicks. Raises PairsError for bad clicks.
+    In cold-cold the pairs are restricted to the split before the best of each note are kept. Both are empty for a data
+    set without clicks. Raises PairsError for clicks that cannot be used.
     """
     clicks = folder / CLICKS_FILE
     if not clicks.is_file():
         return {}, {}
     options = PAIR_OPTIONS.get(folder.resolve().name, PairOptions())
+    pairs = {}
     with tempfile.TemporaryDirectory() as name:
-        found = {}
+        path = Path(name) / "pairs.parquet"
         for protocol in protocols:
-            of = replace(options, split=split if protocol == COLD_COLD else "all")
-            related_pairs(clicks, Path(name) / "pairs.parquet", of, progress=progress)
-            made = read_pairs(Path(name) / "pairs.parquet")
-            found[protocol] = [pair for pair in made if split_of(pair.note) == split]
-    return found, clicks_by_note(clicks, options)
+            protocol_options = replace(options, split=split if protocol == COLD_COLD else "all")
+            related_pairs(clicks, path, protocol_options, progress=progress)
+            pairs[protocol] = [pair for pair in read_pairs(path) if split_of(pair.note) == split]
+    return pairs, clicks_by_note(clicks, options)

@@ -1,1 +1,1 @@
-"""Which hashtags may be suggested, which are known, and what those of near notes add."""
+"""Hashtags of stored notes: as a vocabulary, found by shared words, and as candidates beside what the model writes."""

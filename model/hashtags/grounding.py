@@ -1,4 +1,4 @@
-"""Which hashtags may be told of a note, which are the same, and what the hashtags of the nearest notes add."""
+"""Hashtag filtering, deduplication, and re-ranking with the hashtags of a note's neighbours (policy "grounded")."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from model.generation import Hashtag, Neighbours
 from model.note import Note, hashtag_key
 
 NEIGHBOURS = 50
-"""Notes with hashtags that are looked at: so many by the vector, and so many by the words."""
+"""Neighbours with hashtags that are looked up by the vector, and as many by words (docs/decisions/0010-hashtags.md)."""
 MAX_CANDIDATES = 40
-"""Of their hashtags, the heaviest, whose probability the model is asked for."""
+"""Most hashtags of neighbours, the heaviest first, whose probability the model is asked for; that takes one forward
+(docs/decisions/0010-hashtags.md)."""
+
+# The four weights of the score below were chosen on validation notes: docs/decisions/0010-hashtags.md.
 NEIGHBOUR_SPREAD = 0.06
-"""Difference of two cosines by which the nearer note weighs e times as much."""
+"""Temperature of a neighbour's weight by its vector: a cosine higher by this weighs e times as much."""
 LEXICAL_SHARE = 0.6
-"""Of the weight of all near notes, that of those that are near by their words."""
+"""Share of the total weight that neighbours by words have; those by vector have the rest."""
 MIN_NEIGHBOUR_SHARE = 0.02
-"""Added to the share of the neighbours that carry a hashtag, so that one that none carries can be told."""
+"""Added to the share of neighbours that carry a hashtag, so that one that none carries keeps a score above 0."""
 WRITTEN_WEIGHT = 0.1
-"""Of log p that the model writes it, beside the log of that share. All of these: docs/decisions/0010-hashtags.md."""
+"""Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
+
 NEIGHBOURS_NAMED = 5
-"""Of those that carry a hashtag, the nearest."""
+"""Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
 NO_PLURALS = ("news", "lens", "series", "species", "shoes")
+"""Endings that `dedup_key` would take for a plural, or would shorten to another word."""
 EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
+"""First words of the Unicode names of characters that Japanese mixes with Chinese ones; their script counts as CJK."""
 
 
 def dedup_key(text: str) -> str:
-    """What makes two hashtags of one list the same: case, spacing and a plural do not count."""
+    """Return the key that hashtags share of which a list has one: case, spacing and an English plural do not count."""
     key = hashtag_key(text)
     if key.endswith(NO_PLURALS):
         return key
@@ -44,7 +50,7 @@ def dedup_key(text: str) -> str:
 
 
 def scripts(text: str) -> frozenset[str]:
-    """The writing systems of its letters, as Unicode names them; those of Chinese and Japanese are one, CJK."""
+    """Return the scripts of the letters in `text`, as Unicode names them; all of Chinese and Japanese are CJK."""
     letters = (char for char in set(unicodedata.normalize("NFKC", text)) if char.isalpha())
     names = {unicodedata.name(char, "?").split()[0] for char in letters}
     return frozenset("CJK" if name in EAST_ASIAN else name for name in names)
@@ -52,17 +58,22 @@ def scripts(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class HashtagFilter:
-    """`blocked`: keys of hashtags that are never told. `scripts`: those of the note; a hashtag of another one is not
-    told, but for the Latin one, which all languages use. None: any."""
+    """Decides which hashtags may be answered for a note.
+
+    `blocked`: keys (`hashtag_key`) that may not. `scripts`: those of the note; a hashtag may have no other, except
+    Latin, which every language uses. None allows all scripts.
+    """
 
     blocked: frozenset[str] = frozenset()
     scripts: frozenset[str] | None = None
 
     @classmethod
     def of(cls, note: Note, blocked: frozenset[str]) -> HashtagFilter:
+        """Return the filter for `note`; one without letters allows all scripts."""
         return cls(blocked, scripts(" ".join((note.title, note.content, *note.hashtags))) or None)
 
     def __call__(self, text: str) -> bool:
+        """Return whether the hashtag `text` may be answered."""
         if hashtag_key(text) in self.blocked:
             return False
         return self.scripts is None or scripts(text) <= self.scripts | {"LATIN"}
@@ -70,58 +81,70 @@ class HashtagFilter:
 
 @dataclass(slots=True)
 class Candidate:
-    """A hashtag of near notes: its weight among them, in [0, 1], and their ids, the nearest first."""
+    """A hashtag of neighbours: its weight among them, in [0, 1], and the ids of those that carry it, the heaviest
+    first."""
 
     text: str
     weight: float = 0.0
     notes: list[str] = field(default_factory=list)
 
 
-def candidates_from(near: Neighbours, allowed: HashtagFilter) -> dict[str, Candidate]:
-    """By `dedup_key`, the heaviest MOST_CARRIED first; a hashtag weighs as much as the notes that carry it."""
-    notes = {of.id: of for of in (*near.by_words, *near.by_vector)}
-    weights = neighbour_weights(near)
-    found: dict[str, Candidate] = {}
-    for note_id in sorted(weights, key=lambda note_id: (-weights[note_id], note_id)):
-        for key, text in {dedup_key(text): text for text in notes[note_id].hashtags if allowed(text)}.items():
-            of = found.setdefault(key, Candidate(text))
-            of.weight += weights[note_id]
-            of.notes.append(note_id)
-    heaviest = sorted(found, key=lambda key: (-found[key].weight, key))[:MAX_CANDIDATES]
-    return {key: found[key] for key in heaviest}
+def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str, Candidate]:
+    """Return the MAX_CANDIDATES heaviest allowed hashtags of neighbours by `dedup_key`, the heaviest first.
 
-
-def neighbour_weights(near: Neighbours) -> dict[str, float]:
-    """By id. All together weigh 1, those by words WORDS_SHARE of it, where both ways find something.
-
-    By its vector a note weighs exp(cosine / NEIGHBOUR_SPREAD), by its words score^2, each divided by their sum.
+    The weight of a hashtag is the sum over the neighbours that carry it.
     """
-    top = max((of.score for of in near.by_vector), default=0.0)
-    ways = (
-        ({of.id: math.exp((of.score - top) / NEIGHBOUR_SPREAD) for of in near.by_vector}, 1 - LEXICAL_SHARE),
-        ({of.id: of.score**2 for of in near.by_words}, LEXICAL_SHARE),
-    )
-    found = [(some, share) for some, share in ways if some]
+    notes = {note.id: note for note in (*neighbours.by_words, *neighbours.by_vector)}
+    weights = neighbour_weights(neighbours)
+    candidates: dict[str, Candidate] = {}
+    for note_id in sorted(weights, key=lambda note_id: (-weights[note_id], note_id)):
+        hashtags = {dedup_key(text): text for text in notes[note_id].hashtags if allowed(text)}
+        for key, text in hashtags.items():
+            candidate = candidates.setdefault(key, Candidate(text))
+            candidate.weight += weights[note_id]
+            candidate.notes.append(note_id)
+    heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
+    return {key: candidates[key] for key in heaviest[:MAX_CANDIDATES]}
+
+
+def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:
+    """Return the weight of each neighbour by its id; they sum to 1.
+
+    A neighbour by vector weighs exp(cosine / NEIGHBOUR_SPREAD), one by words score^2. Each way's weights are divided by
+    their sum and multiplied by its share, LEXICAL_SHARE for words; a way that finds nothing leaves its share to the
+    other. One that is found in both ways has both weights.
+    """
+    top = max((neighbour.score for neighbour in neighbours.by_vector), default=0.0)
+    by_vector = {note.id: math.exp((note.score - top) / NEIGHBOUR_SPREAD) for note in neighbours.by_vector}
+    by_words = {note.id: note.score**2 for note in neighbours.by_words}
+    ways = [(raw, share) for raw, share in ((by_vector, 1 - LEXICAL_SHARE), (by_words, LEXICAL_SHARE)) if raw]
+    all_shares = sum(share for _, share in ways)
     weights: dict[str, float] = defaultdict(float)
-    for some, share in found:
-        for note_id, weight in some.items():
-            weights[note_id] += share * weight / sum(some.values()) / sum(share for _, share in found)
+    for raw, share in ways:
+        total = sum(raw.values())
+        for note_id, weight in raw.items():
+            weights[note_id] += share * weight / total / all_shares
     return weights
 
 
-def grounded(
-    written: Sequence[Hashtag], near: Mapping[str, Candidate], probabilities: Mapping[str, float], count: int
+def rerank(
+    written: Sequence[Hashtag], candidates: Mapping[str, Candidate], probabilities: Mapping[str, float], count: int
 ) -> tuple[Hashtag, ...]:
-    """What the model wrote and what near notes carry, the best `count` of both.
+    """Return the best `count` of the hashtags that the model wrote and of those that neighbours carry.
 
-    score = (weight + UNCARRIED) / (1 + UNCARRIED) * p ** WRITTEN_WEIGHT. `probabilities`: p of those in `near`.
+        score = (w + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * p ** WRITTEN_WEIGHT
+
+    where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
+    model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
+    `candidates`. A hashtag whose score is 0 is dropped.
     """
     p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
-    texts = {dedup_key(hashtag.text): hashtag.text for hashtag in written} | {k: of.text for k, of in near.items()}
+    texts = {dedup_key(hashtag.text): hashtag.text for hashtag in written}
+    texts |= {key: candidate.text for key, candidate in candidates.items()}
     scored = []
     for key, text in texts.items():
-        of = near.get(key, Candidate(text))
-        score = (of.weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * p[key] ** WRITTEN_WEIGHT
-        scored.append(Hashtag(text, min(1.0, score), tuple(of.notes[:NEIGHBOURS_NAMED])))
+        candidate = candidates.get(key, Candidate(text))
+        score = (candidate.weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * p[key] ** WRITTEN_WEIGHT
+        scored.append(Hashtag(text, min(1.0, score), tuple(candidate.notes[:NEIGHBOURS_NAMED])))
     best = sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))
     return tuple(hashtag for hashtag in best[:count] if hashtag.score > 0)

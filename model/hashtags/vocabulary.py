@@ -1,4 +1,4 @@
-"""HashtagTrie: a Vocabulary as a trie of tokens."""
+"""HashtagTrie: the hashtags of stored notes, as a trie of their tokens."""
 
 from __future__ import annotations
 
@@ -8,65 +8,65 @@ from threading import Lock
 from typing import Any
 
 END = None
-"""Below the last token of a hashtag: how many spellings these tokens have."""
+"""Key below the last token of a hashtag; its value is the number of spellings that have these tokens."""
 
 
 class HashtagTrie:
-    """See note.Vocabulary. Each spelling is held as long as a note has it. `tokenise`: hashtags -> their ids."""
+    """A `generation.Vocabulary`. It holds each spelling as long as a note has it.
 
-    def __init__(self, tokenise: Callable[[Sequence[str]], Sequence[Sequence[int]]]) -> None:
-        self._tokenise = tokenise
-        self._notes: Counter[str] = Counter()
+    `tokenize` returns the token ids of each hashtag, as the model would write it.
+    """
+
+    def __init__(self, tokenize: Callable[[Sequence[str]], Sequence[Sequence[int]]]) -> None:
+        self._tokenize = tokenize
+        self._note_counts: Counter[str] = Counter()
         self._root: dict[int | None, Any] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
-        """Different spellings."""
-        return len(self._notes)
+        """Number of different spellings."""
+        return len(self._note_counts)
 
     def __contains__(self, hashtag: str) -> bool:
-        return hashtag in self._notes
+        return hashtag in self._note_counts
 
     def add(self, hashtags: Iterable[str]) -> None:
-        """See Vocabulary."""
         with self._lock:
             added = Counter(hashtags)
-            new = sorted(hashtag for hashtag in added if hashtag not in self._notes)
-            self._notes.update(added)
-            for ids in self._tokenise(new) if new else ():
+            new = sorted(hashtag for hashtag in added if hashtag not in self._note_counts)
+            self._note_counts.update(added)
+            for ids in self._tokenize(new) if new else ():
                 node = self._root
                 for token in ids:
                     node = node.setdefault(token, {})
                 node[END] = node.get(END, 0) + 1
 
     def remove(self, hashtags: Iterable[str]) -> None:
-        """See Vocabulary."""
         with self._lock:
             removed = list(hashtags)
-            self._notes.subtract(removed)
-            gone = sorted({hashtag for hashtag in removed if self._notes[hashtag] <= 0})
-            for hashtag, ids in zip(gone, self._tokenise(gone) if gone else (), strict=True):
-                del self._notes[hashtag]
+            self._note_counts.subtract(removed)
+            unused = sorted({hashtag for hashtag in removed if self._note_counts[hashtag] <= 0})
+            for hashtag, ids in zip(unused, self._tokenize(unused) if unused else (), strict=True):
+                del self._note_counts[hashtag]
                 self._prune([*ids, END])
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """See Vocabulary."""
         with self._lock:
-            return tuple(token for token in self._below(ids) if token is not END)
+            return tuple(token for token in self._children(ids) if token is not END)
 
     def holds(self, ids: Sequence[int]) -> bool:
-        """See Vocabulary."""
         with self._lock:
-            return END in self._below(ids)
+            return END in self._children(ids)
 
-    def _below(self, ids: Sequence[int]) -> dict[int | None, Any]:
+    def _children(self, ids: Sequence[int]) -> dict[int | None, Any]:
+        """Return what follows `ids`, empty where no hashtag begins with them."""
         node = self._root
         for token in ids:
             node = node.get(token, {})
         return node
 
     def _prune(self, path: Sequence[int | None]) -> None:
-        """Take out the end of the path, and what of it leads nowhere then."""
+        """Remove one spelling at the end of `path`, and then all nodes of the path that lead to no hashtag."""
         nodes = [self._root]
         for token in path[:-1]:
             nodes.append(nodes[-1][token])

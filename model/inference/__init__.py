@@ -1,1 +1,1 @@
-"""What reads notes: the engine, its scheduler, and the runtimes that compute."""
+"""The engine that reads notes, its scheduler, and the runtimes that compute."""

@@ -1,22 +1,22 @@
-"""Which block of the KV cache holds what (paged attention, Kwon et al. 2023). No tensors here: a runtime has those.
+"""Block allocation of the paged KV cache (Kwon et al. 2023). Holds no tensors: a runtime stores keys and values.
 
-Sequences that begin alike share blocks. A shared block is copied before one of its sequences writes into it.
+Sequences with a common beginning share blocks. A shared block is copied before one of its sequences writes into it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-BLOCKS = 256
-"""Of a runtime by default: 8,192 tokens in blocks of 32. Twice as many were no faster (decision 9)."""
+DEFAULT_BLOCKS = 256
+"""Cache size of a runtime: 8,192 tokens in blocks of 32. Twice as many blocks were no faster (decision 9)."""
 
 
 class CacheFull(RuntimeError):
-    """No block is free."""
+    """Raised when no block is free."""
 
 
 class BlockPool:
-    """`count` blocks of `tokens` tokens each: all that the cache will ever hold."""
+    """All blocks of the cache: `count` blocks of `tokens` tokens each. The cache never grows beyond them."""
 
     def __init__(self, count: int, tokens: int) -> None:
         self.count = count
@@ -27,10 +27,15 @@ class BlockPool:
 
     @property
     def free(self) -> int:
+        """Number of blocks that no sequence uses."""
         return len(self._free)
 
+    def blocks_for(self, tokens: int) -> int:
+        """Cache blocks needed for `tokens`."""
+        return -(-tokens // self.tokens)
+
     def allocate(self) -> int:
-        """A block of one user. Raises CacheFull."""
+        """Return a free block, which then has one user. Raises CacheFull."""
         if not self._free:
             raise CacheFull(f"all {self.count} blocks of the cache are in use")
         block = self._free.pop()
@@ -38,58 +43,62 @@ class BlockPool:
         return block
 
     def share(self, block: int) -> None:
+        """Add a user to `block`."""
         self._users[block] += 1
 
     def release(self, block: int) -> None:
+        """Remove a user from `block`. A block without users is free."""
         self._users[block] -= 1
         if not self._users[block]:
             self._free.append(block)
 
     def copy_on_write(self, block: int) -> int:
-        """`block`, or where others use it too a new one, into which it will be copied."""
+        """Return a block with the contents of `block` and no other user: `block` itself where it has one user, else a
+        new block, into which the runtime copies it before the next forward. Raises CacheFull."""
         if self._users[block] == 1:
             return block
-        new = self.allocate()
-        self._copies.append((block, new))
+        copy = self.allocate()
+        self._copies.append((block, copy))
         self.release(block)
-        return new
+        return copy
 
     def take_copies(self) -> list[tuple[int, int]]:
-        """(from, to) of what is to be copied before the next forward."""
+        """Return and forget the (source, target) pairs of blocks to copy before the next forward."""
         copies, self._copies = self._copies, []
         return copies
 
 
 @dataclass(slots=True)
 class BlockTable:
-    """One sequence: its blocks in order, of which the last may be partly filled, and how many tokens it holds."""
+    """One cached sequence: its blocks in order, the last one perhaps partly filled, and its `length` in tokens."""
 
     pool: BlockPool
     blocks: list[int] = field(default_factory=list)
     length: int = 0
 
     def grow(self, tokens: int) -> None:
-        """Make room for `tokens` more, and count them as held. Raises CacheFull; then nothing is lost."""
-        size = self.pool.tokens
-        if self.length % size:
+        """Append room for `tokens` and count them as held. Raises CacheFull; the tokens held before stay valid."""
+        block_size = self.pool.tokens
+        if self.length % block_size:
             self.blocks[-1] = self.pool.copy_on_write(self.blocks[-1])
-        while len(self.blocks) * size < self.length + tokens:
+        while len(self.blocks) * block_size < self.length + tokens:
             self.blocks.append(self.pool.allocate())
         self.length += tokens
 
     def fork(self) -> BlockTable:
-        """Another sequence that has begun the same."""
+        """Return another sequence with the same tokens, which shares all blocks with this one."""
         for block in self.blocks:
             self.pool.share(block)
         return BlockTable(self.pool, list(self.blocks), self.length)
 
     def cut(self, length: int) -> None:
-        """Forget what comes after the first `length` tokens."""
-        kept = -(-length // self.pool.tokens)
-        for block in self.blocks[kept:]:
+        """Drop all tokens after the first `length`."""
+        kept_blocks = self.pool.blocks_for(length)
+        for block in self.blocks[kept_blocks:]:
             self.pool.release(block)
-        del self.blocks[kept:]
+        del self.blocks[kept_blocks:]
         self.length = min(self.length, length)
 
     def close(self) -> None:
+        """Release all blocks."""
         self.cut(0)

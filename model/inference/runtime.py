@@ -1,14 +1,14 @@
-"""What computes: the port between the engine, which knows notes, and whoever runs the model's layers on a machine.
+"""Runtime: the port between the engine, which knows notes and tokens, and the code that runs the model's layers.
 
-A forward takes spans of any number of cached sequences, of any lengths, without padding: prefills and single steps side
-by side. It hands back no states, only what was asked to be read from them.
+A forward takes spans of any number of cached sequences, of any lengths, without padding, so prefills and decode steps
+run side by side. It returns no hidden states, only the vectors and log probabilities that the spans ask for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,67 +18,76 @@ from model.inference.kv_cache import BlockPool, BlockTable
 from model.prompt import Prompt
 
 QUERIES_PER_BATCH = 64
-"""More are no faster, and each takes 0.6 MB of what the output layer works in."""
+"""Bound on the rows of logits held at a time, each as long as the vocabulary: larger batches are no faster, and each
+row takes 0.6 MB of the output layer's working memory (decision 9)."""
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+AttentionMask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class LogitQuery:
-    """What is asked about the token after a place: the `width` likeliest, and the log probabilities of `tokens`.
+    """A question about the token that follows the token at `index` of a span.
 
-    `ends_apart`: the likeliest leave out those that end a hashtag.
+    It asks for the `top_k` most probable next tokens and for the log probabilities of `tokens`. `exclude_ends`: tokens
+    that end a hashtag are left out of the `top_k`; their total probability is answered apart.
     """
 
-    place: int
-    width: int = 0
+    index: int
+    top_k: int = 0
     tokens: tuple[int, ...] = ()
-    ends_apart: bool = True
+    exclude_ends: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens that follow what `table` held before it was grown for them, and what is to be read from them.
+    """Tokens appended to a cached sequence in one forward, and what to read from their hidden states.
 
-    `parents`: the place in the span of the token that each one follows, -1 for the last one held before; so spans can
-    be trees, of which nothing but the trunk may stay in the table. None: each follows the one before it. `vector`: the
-    place whose state is the embedding.
+    `table` has already grown by `ids`. `parents[i]` is the index in the span of the token that token i follows, -1 for
+    the last token cached before; so a span can be a tree. Of a tree only the trunk may stay in the table afterwards.
+    None: each token follows the one before it. `read_out`: index of the token whose state gives the vector.
     """
 
     table: BlockTable
     ids: tuple[int, ...]
     parents: tuple[int, ...] | None = None
-    vector: int | None = None
-    looks: tuple[LogitQuery, ...] = ()
+    read_out: int | None = None
+    queries: tuple[LogitQuery, ...] = ()
 
     @property
     def past(self) -> int:
-        """Tokens held before."""
+        """Number of tokens cached before the span."""
         return self.table.length - len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbs:
-    """`likeliest` tokens and their `log_probs` (width,), best first; `ended`: the log probability of all ends of a
-    hashtag together; `of_tokens`: those of the tokens that were named."""
+    """Answer to a LogitQuery: log probabilities of the next token.
 
-    likeliest: list[int]
+    `top_tokens` and `top_log_probs` (top_k,): the most probable tokens, best first. `end_log_prob`: all tokens that end
+    a hashtag together. `log_probs`: the query's `tokens`, in their order.
+    """
+
+    top_tokens: list[int]
+    top_log_probs: list[float]
+    end_log_prob: float
     log_probs: list[float]
-    ended: float
-    of_tokens: list[float]
 
 
 @dataclass(slots=True)
 class SpanOutput:
-    """What one span asked for. `vector` (D,) of unit length; `looked`: in the order of its looks."""
+    """Values that a forward read from one span: `vector` (D,) of unit length, and `token_log_probs`, one a query."""
 
     vector: Floats | None = None
-    looked: list[TokenLogProbs] = field(default_factory=list)
+    token_log_probs: list[TokenLogProbs] = field(default_factory=list)
 
 
 class Runtime(Protocol):
-    """One model on one machine. Not thread-safe. `pool` is its cache; `space` names the vectors' space; `precision`
-    says what computes, and how precisely."""
+    """One model on one machine. Not thread-safe.
+
+    `pool` allocates its KV cache, `space` names the vector space, `precision` says which library computes and with
+    which number format.
+    """
 
     config: NoteLLMConfig
     prompt: Prompt
@@ -89,105 +98,155 @@ class Runtime(Protocol):
     @property
     def space(self) -> str: ...
     def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
-        """What each span asked for, in order. Spans of one forward may share blocks, but not the last one's rest."""
+        """Compute the spans and cache their keys and values; return one output a span, in order.
+
+        Tables of one forward may share full blocks, but no block that one of them writes to.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class PackedSpans:
-    """Spans as one row of tokens, T in all, as runtimes take them. All int64 but `trees`."""
+    """Spans of one forward as one row of T tokens, without padding."""
 
     ids: Integers
+    """(T,)"""
     positions: Integers
+    """(T,): position of each token in its sequence."""
     past: Integers
-    """(spans,)"""
+    """(spans,): number of tokens cached before each span."""
     begins: Integers
-    """(spans + 1,): where in the row each span begins, and the end."""
-    trees: list[npt.NDArray[np.bool_] | None]
-    """Of each span that is no line: (n, n), whether a token may look at another one."""
+    """(spans + 1,): index in the row at which each span begins, and T."""
+    attention_masks: list[AttentionMask | None]
+    """For each span that is a tree, (n, n): whether a token attends to another. None: plain causal attention."""
 
     @classmethod
     def of(cls, spans: Sequence[Span]) -> PackedSpans:
-        trees: list[npt.NDArray[np.bool_] | None] = []
+        """Concatenate `spans`."""
+        attention_masks: list[AttentionMask | None] = []
         positions = []
         for span in spans:
-            looks, depth = (None, np.arange(len(span.ids))) if span.parents is None else tree(span.parents)
-            trees.append(looks)
+            if span.parents is None:
+                attention_mask, depth = None, np.arange(len(span.ids))
+            else:
+                attention_mask, depth = tree_attention(span.parents)
+            attention_masks.append(attention_mask)
             positions.append(span.past + depth)
         return cls(
             np.concatenate([np.array(span.ids, np.int64) for span in spans]),
             np.concatenate(positions).astype(np.int64),
             np.array([span.past for span in spans], np.int64),
             np.cumsum([0, *(len(span.ids) for span in spans)], dtype=np.int64),
-            trees,
+            attention_masks,
         )
 
 
-def tree(parents: Sequence[int]) -> tuple[npt.NDArray[np.bool_], Integers]:
-    """(n, n) which tokens each may look at: itself and those on the way to the root; and how deep each stands (n,)."""
-    looks = np.zeros((len(parents), len(parents)), np.bool_)
+def tree_attention(parents: Sequence[int]) -> tuple[AttentionMask, Integers]:
+    """Return the attention mask (n, n) of a tree, in which a token attends to itself and its ancestors, and the depth
+    of each token (n,)."""
+    attention_mask = np.zeros((len(parents), len(parents)), np.bool_)
     depth = np.zeros(len(parents), np.int64)
-    for at, parent in enumerate(parents):
+    for node, parent in enumerate(parents):
         if parent >= 0:
-            looks[at] = looks[parent]
-            depth[at] = depth[parent] + 1
-        looks[at, at] = True
-    return looks, depth
+            attention_mask[node] = attention_mask[parent]
+            depth[node] = depth[parent] + 1
+        attention_mask[node, node] = True
+    return attention_mask, depth
+
+
+class BatchLogProbs(NamedTuple):
+    """Answers of the output layer to one batch of queries."""
+
+    top_tokens: Integers
+    """(queries, top_k or more), the most probable first."""
+    top_log_probs: Floats
+    """(queries, top_k or more)"""
+    end_log_probs: Floats
+    """(queries,)"""
+    log_probs: Floats
+    """(tokens,): of the tokens that the queries name."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRows:
-    """Rows of a flat forward whose states are asked for something, in the order of the spans."""
+    """Rows of packed hidden states (T, H) that the output layers read, in the order of the spans."""
 
     vectors: Integers
-    looks: Integers
-    width: int
-    """The largest of any look."""
-    ends_apart: npt.NDArray[np.bool_]
-    """(looks,)"""
+    """(vectors,): row of each vector."""
+    queries: Integers
+    """(queries,): row of each query."""
+    top_k: int
+    """Largest `top_k` of all queries."""
+    exclude_ends: npt.NDArray[np.bool_]
+    """(queries,)"""
     tokens: Integers
-    """(tokens,): those that are named, of all looks; and (tokens,) the look of each."""
-    token_looks: Integers
+    """(tokens,): tokens named by all queries, in their order."""
+    token_queries: Integers
+    """(tokens,): query that names each token, as an index into `queries`."""
 
     @classmethod
     def of(cls, spans: Sequence[Span], begins: Integers) -> OutputRows:
-        starts = begins[:-1].tolist()
-        vectors = [start + s.vector for start, s in zip(starts, spans, strict=True) if s.vector is not None]
-        looks = [(start + look.place, look) for start, s in zip(starts, spans, strict=True) for look in s.looks]
+        """Collect the rows of `spans`, which begin at `begins` in the packed row."""
+        vectors: list[int] = []
+        query_rows: list[int] = []
+        queries: list[LogitQuery] = []
+        for begin, span in zip(begins[:-1].tolist(), spans, strict=True):
+            if span.read_out is not None:
+                vectors.append(begin + span.read_out)
+            query_rows += [begin + query.index for query in span.queries]
+            queries += span.queries
         return cls(
             np.array(vectors, np.int64),
-            np.array([row for row, _ in looks], np.int64),
-            max((look.width for _, look in looks), default=0),
-            np.array([look.ends_apart for _, look in looks], np.bool_),
-            np.array([token for _, look in looks for token in look.tokens], np.int64),
-            np.repeat(np.arange(len(looks)), [len(look.tokens) for _, look in looks]),
+            np.array(query_rows, np.int64),
+            max((query.top_k for query in queries), default=0),
+            np.array([query.exclude_ends for query in queries], np.bool_),
+            np.array([token for query in queries for token in query.tokens], np.int64),
+            np.repeat(np.arange(len(queries)), [len(query.tokens) for query in queries]),
         )
 
-    def parts(self) -> Iterator[OutputRows]:
-        """The looks, LOOKS_AT_ONCE at a time: a row of them is as long as the model's vocabulary."""
-        for begin in range(0, len(self.looks), QUERIES_PER_BATCH):
+    def batches(self) -> Iterator[OutputRows]:
+        """Yield the queries, QUERIES_PER_BATCH at a time, with their tokens."""
+        for begin in range(0, len(self.queries), QUERIES_PER_BATCH):
             rows = slice(begin, begin + QUERIES_PER_BATCH)
-            tokens = slice(*np.searchsorted(self.token_looks, [rows.start, rows.stop]))
+            tokens = slice(*np.searchsorted(self.token_queries, [rows.start, rows.stop]))
             yield replace(
                 self,
-                looks=self.looks[rows],
-                ends_apart=self.ends_apart[rows],
+                queries=self.queries[rows],
+                exclude_ends=self.exclude_ends[rows],
                 tokens=self.tokens[tokens],
-                token_looks=self.token_looks[tokens] - begin,
+                token_queries=self.token_queries[tokens] - begin,
             )
 
-    def told(self, spans: Sequence[Span], vectors: Floats, answers: Sequence[Sequence[Any]]) -> list[SpanOutput]:
-        """Each span's own of the answers: for each of `parts` the likeliest (looks, width), their log probabilities,
-        those of the ends (looks,), and of the tokens that were named (tokens,)."""
-        vector = iter(vectors)
-        likeliest, log_probs, ended, of_tokens = ([x for part in answers for x in part[i].tolist()] for i in range(4))
-        rows = zip(likeliest, log_probs, ended, strict=True)
-        of_token = iter(of_tokens)
+    @staticmethod
+    def span_outputs(spans: Sequence[Span], vectors: Floats, batches: Sequence[BatchLogProbs]) -> list[SpanOutput]:
+        """Hand `vectors` (vectors, D) and the answers to `batches()` back to the spans that asked for them."""
+        top_tokens: list[list[int]] = []
+        top_log_probs: list[list[float]] = []
+        end_log_probs: list[float] = []
+        log_probs: list[float] = []
+        for batch in batches:
+            top_tokens += batch.top_tokens.tolist()
+            top_log_probs += batch.top_log_probs.tolist()
+            end_log_probs += batch.end_log_probs.tolist()
+            log_probs += batch.log_probs.tolist()
 
-        def looked(look: LogitQuery) -> TokenLogProbs:
-            tokens, probs, end = next(rows)
-            return TokenLogProbs(tokens[: look.width], probs[: look.width], end, [next(of_token) for _ in look.tokens])
-
-        return [
-            SpanOutput(None if span.vector is None else next(vector), [looked(look) for look in span.looks])
-            for span in spans
-        ]
+        outputs = []
+        vector_row = query_row = token_begin = 0
+        for span in spans:
+            output = SpanOutput()
+            if span.read_out is not None:
+                output.vector = vectors[vector_row]
+                vector_row += 1
+            for query in span.queries:
+                token_end = token_begin + len(query.tokens)
+                output.token_log_probs.append(
+                    TokenLogProbs(
+                        top_tokens[query_row][: query.top_k],
+                        top_log_probs[query_row][: query.top_k],
+                        end_log_probs[query_row],
+                        log_probs[token_begin:token_end],
+                    )
+                )
+                query_row += 1
+                token_begin = token_end
+            outputs.append(output)
+        return outputs

@@ -1,7 +1,7 @@
-"""The model's layers in PyTorch, on a CPU or a GPU: the reference, and what is there where no other runtime is.
+"""TorchRuntime: the model's layers in PyTorch, on a CPU or a GPU. The reference, and the fallback of other runtimes.
 
-Shapes: T tokens of a forward, G of its spans of like kind, Q tokens of the longest of them, S tokens of their longest
-sequence, H hidden size, K heads of keys, E size of a head.
+Shapes: T tokens of a forward; G spans of a group, Q tokens of its longest span, S tokens of its longest sequence;
+H hidden size, K key-value heads, E size of a head.
 """
 
 from __future__ import annotations
@@ -17,60 +17,65 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from model.inference.kv_cache import BLOCKS, BlockPool
-from model.inference.runtime import OutputRows, PackedSpans, Span, SpanOutput
+from model.inference.kv_cache import DEFAULT_BLOCKS, BlockPool
+from model.inference.runtime import BatchLogProbs, Integers, OutputRows, PackedSpans, Span, SpanOutput
 from model.notellm import NoteLLM
 from model.prompt import Prompt
 
 ATTENTION = "notellm-paged"
 BLOCK_TOKENS = 32
+"""Tokens of a cache block. DEFAULT_BLOCKS assumes this size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Spans that attend together. `rows` (G, Q): places of their tokens in the forward, 0 where there is none; `real`:
-    which of the G x Q have one; `slots` (G, S): of their sequences in the cache; `looks` and `distance` (G, 1, Q, S).
+    """Spans that attend together, padded to the longest of them.
 
-    Places are numbers and not masks: how many a mask chooses only the device knows, and the forward would wait for it
-    in each layer.
+    `rows` (G, Q): row of each token in the forward, 0 for padding. `valid`: flat indices into (G, Q) of the tokens that
+    are no padding. `slots` (G, S): cache slots of the sequences. `attention_mask` and `distance` (G, 1, Q, S): whether
+    a token attends to another, and how many positions lie between them.
+
+    `valid` are indices and not a mask: only the device knows how many rows a mask selects, and each layer would wait
+    for it.
     """
 
     rows: Tensor
-    real: Tensor
+    valid: Tensor
     slots: Tensor
-    looks: Tensor
+    attention_mask: Tensor
     distance: Tensor
 
     def to(self, device: torch.device) -> Group:
+        """Copy to `device`."""
         return Group(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
-class Paged:
-    """What the attention of one forward needs beside the layer's own: where keys and values are written (T,), and the
-    groups."""
+class PagedForward:
+    """Inputs of the attention of one forward beside the layer's own: `write_slots` (T,) for keys and values, the groups
+    of spans, and the cache, as keys and values (slots, K, E) of each layer."""
 
-    written: Tensor
+    write_slots: Tensor
     groups: list[Group]
-    layers: dict[int, tuple[Tensor, Tensor]]
-    slots: int
+    cache_by_layer: dict[int, tuple[Tensor, Tensor]]
+    slot_count: int
 
 
-current: ContextVar[Paged] = ContextVar("current")
+current_forward: ContextVar[PagedForward] = ContextVar("current_forward")
 
 
 class TorchRuntime:
-    """`model` is used as it is: also one in training, whose weights change between forwards."""
+    """Runtime around a NoteLLM, which it does not change: also one in training, whose weights change between
+    forwards."""
 
-    def __init__(self, model: NoteLLM, blocks: int = BLOCKS) -> None:
+    def __init__(self, model: NoteLLM, blocks: int = DEFAULT_BLOCKS) -> None:
         self.model = model
         self.config = model.config
         self.prompt: Prompt = model.prompt
         self.dimension = model.dimension
         self.precision = f"PyTorch {str(model.backbone.dtype).removeprefix('torch.')}"
         self.pool = BlockPool(blocks, BLOCK_TOKENS)
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        """Keys and values of each layer, (slots, K, E)."""
+        self._cache_by_layer: dict[int, tuple[Tensor, Tensor]] = {}
         self._ends = torch.tensor(model.prompt.hashtag_ends, device=model.device)
 
     @property
@@ -79,100 +84,110 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
-        flat = PackedSpans.of(spans)
-        self._copy()
+        packed = PackedSpans.of(spans)
+        self._copy_blocks()
         device = self.model.device
-        paged = Paged(
-            torch.from_numpy(_written(spans)).to(device),
-            [group.to(device) for group in _groups(spans, flat)],
-            self._layers,
+        forward = PagedForward(
+            torch.from_numpy(_write_slots(spans)).to(device),
+            [group.to(device) for group in _groups(spans, packed)],
+            self._cache_by_layer,
             self.pool.count * self.pool.tokens,
         )
-        with using_attention(self.model, ATTENTION), as_current(paged):
-            ids, positions = (torch.from_numpy(array)[:, None].to(device) for array in (flat.ids, flat.positions))
-            # A mask that is given is not made: the attention has its own.
-            none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-            hidden = self.model(
-                ids, self.model.mask_by_layer(none, torch.zeros_like(none, dtype=torch.int64)), positions
-            )
-        return self._read(spans, OutputRows.of(spans, flat.begins), hidden[:, 0])
+        ids = torch.from_numpy(packed.ids)[:, None].to(device)
+        positions = torch.from_numpy(packed.positions)[:, None].to(device)
+        # transformers builds a mask where none is passed. The paged attention ignores this one.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        with using_attention(self.model, ATTENTION), as_current(forward):
+            mask_by_layer = self.model.mask_by_layer(mask, torch.zeros_like(mask, dtype=torch.int64))
+            hidden = self.model(ids, mask_by_layer, positions)
+        return self._read(spans, OutputRows.of(spans, packed.begins), hidden[:, 0])
 
-    def _read(self, spans: Sequence[Span], asked: OutputRows, hidden: Tensor) -> list[SpanOutput]:
-        vectors = self.model.embed(hidden[torch.from_numpy(asked.vectors).to(hidden.device)])
-        looks = [self._look(part, hidden) for part in asked.parts()]
-        return asked.told(spans, on_host(vectors), [tuple(map(on_host, each)) for each in looks])
-
-    def _look(self, asked: OutputRows, hidden: Tensor) -> tuple[Tensor, ...]:
-        rows, looks, tokens, apart = (
-            torch.from_numpy(each).to(hidden.device)
-            for each in (asked.looks, asked.token_looks, asked.tokens, asked.ends_apart)
+    def _read(self, spans: Sequence[Span], rows: OutputRows, hidden: Tensor) -> list[SpanOutput]:
+        """Read what `spans` ask for from the hidden states (T, H)."""
+        vectors = self.model.embed(hidden[torch.from_numpy(rows.vectors).to(hidden.device)])
+        batches = [self._answer(batch, hidden) for batch in rows.batches()]
+        return rows.span_outputs(
+            spans, on_host(vectors), [BatchLogProbs(*map(on_host, tensors)) for tensors in batches]
         )
-        after = self.model.logits(hidden[rows]).log_softmax(-1)
-        of_tokens = after[looks, tokens]
-        ended = after[:, self._ends].logsumexp(1)
-        after[:, self._ends] = after[:, self._ends].masked_fill(apart[:, None], -torch.inf)
-        best = after.topk(min(asked.width, after.shape[1]))
-        return best.indices, best.values, ended, of_tokens
 
-    def _copy(self) -> None:
-        if copies := self.pool.take_copies():
-            size = self.pool.tokens
-            of, to = (torch.tensor(blocks, device=self.model.device) for blocks in zip(*copies, strict=True))
-            for layer in self._layers.values():
-                for cached in layer:
-                    blocks = cached.view(-1, size, *cached.shape[1:])
-                    blocks[to] = blocks[of]
+    def _answer(self, batch: OutputRows, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Return the fields of BatchLogProbs for one batch of queries, on the device."""
+        device = hidden.device
+        query_rows = torch.from_numpy(batch.queries).to(device)
+        token_queries = torch.from_numpy(batch.token_queries).to(device)
+        tokens = torch.from_numpy(batch.tokens).to(device)
+        exclude_ends = torch.from_numpy(batch.exclude_ends).to(device)
+        next_token = self.model.logits(hidden[query_rows]).log_softmax(-1)
+        log_probs = next_token[token_queries, tokens]
+        end_log_probs = next_token[:, self._ends].logsumexp(1)
+        next_token[:, self._ends] = next_token[:, self._ends].masked_fill(exclude_ends[:, None], -torch.inf)
+        top = next_token.topk(min(batch.top_k, next_token.shape[1]))
+        return top.indices, top.values, end_log_probs, log_probs
+
+    def _copy_blocks(self) -> None:
+        """Copy the blocks that `pool` has given to a second sequence."""
+        copies = self.pool.take_copies()
+        if not copies:
+            return
+        sources, targets = (torch.tensor(blocks, device=self.model.device) for blocks in zip(*copies, strict=True))
+        for keys_and_values in self._cache_by_layer.values():
+            for cached in keys_and_values:
+                blocks = cached.view(-1, self.pool.tokens, *cached.shape[1:])
+                blocks[targets] = blocks[sources]
 
 
-def _written(spans: Sequence[Span]) -> Any:
-    """(T,) int64: the slot of each token's key and value."""
-    return np.concatenate([_slots(span)[span.past :] for span in spans])
+def _write_slots(spans: Sequence[Span]) -> Integers:
+    """Cache slot of each token's key and value, shape (T,)."""
+    return np.concatenate([_sequence_slots(span)[span.past :] for span in spans])
 
 
-def _slots(span: Span) -> Any:
-    """(length,) int64: those of the whole sequence."""
-    size = span.table.pool.tokens
+def _sequence_slots(span: Span) -> Integers:
+    """Cache slots of a whole sequence, those of `span` last, shape (length,)."""
+    block_size = span.table.pool.tokens
     blocks = np.array(span.table.blocks, np.int64)
-    return (blocks[:, None] * size + np.arange(size)).reshape(-1)[: span.past + len(span.ids)]
+    return (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[: span.past + len(span.ids)]
 
 
-def _groups(spans: Sequence[Span], flat: PackedSpans) -> list[Group]:
-    """Single steps together, and the rest: a step would be padded to the longest prefill."""
+def _groups(spans: Sequence[Span], packed: PackedSpans) -> list[Group]:
+    """Group decode steps apart from longer spans, to whose length they would be padded."""
     steps = [i for i, span in enumerate(spans) if len(span.ids) == 1]
-    others = [i for i, span in enumerate(spans) if len(span.ids) > 1]
-    return [_group([spans[i] for i in places], places, flat) for places in (steps, others) if places]
+    longer = [i for i, span in enumerate(spans) if len(span.ids) > 1]
+    return [_group([spans[i] for i in indices], indices, packed) for indices in (steps, longer) if indices]
 
 
-def _group(spans: Sequence[Span], places: Sequence[int], flat: PackedSpans) -> Group:
+def _group(spans: Sequence[Span], indices: Sequence[int], packed: PackedSpans) -> Group:
+    """Pad `spans`, which have `indices` in `packed`."""
     queries = max(len(span.ids) for span in spans)
     length = max(span.past + len(span.ids) for span in spans)
     rows = np.zeros((len(spans), queries), np.int64)
-    real = np.zeros((len(spans), queries), np.bool_)
+    is_token = np.zeros((len(spans), queries), np.bool_)
     slots = np.zeros((len(spans), length), np.int64)
-    looks = np.zeros((len(spans), 1, queries, length), np.bool_)
-    looks[..., 0] = True  # no row of a softmax may be empty, also where there is no token
+    attention_mask = np.zeros((len(spans), 1, queries, length), np.bool_)
+    attention_mask[..., 0] = True  # no row of a softmax may be empty, not even that of padding
     distance = np.zeros((len(spans), 1, queries, length), np.int64)
-    for at, (place, span) in enumerate(zip(places, spans, strict=True)):
-        begin, n, past = flat.begins[place], len(span.ids), span.past
-        rows[at, :n] = np.arange(begin, begin + n)
-        real[at, :n] = True
-        slots[at, : past + n] = _slots(span)
-        tree = flat.trees[place]
-        looks[at, 0, :n, :past] = True
-        looks[at, 0, :n, past : past + n] = np.tril(np.ones((n, n), np.bool_)) if tree is None else tree
-        own = flat.positions[begin : begin + n]
-        distance[at, 0, :n, : past + n] = own[:, None] - np.concatenate([np.arange(past), own])
-    return Group(*map(torch.from_numpy, (rows, np.flatnonzero(real), slots, looks, distance)))
+    for i, (index, span) in enumerate(zip(indices, spans, strict=True)):
+        begin, n, past = packed.begins[index], len(span.ids), span.past
+        rows[i, :n] = np.arange(begin, begin + n)
+        is_token[i, :n] = True
+        slots[i, : past + n] = _sequence_slots(span)
+        tree_mask = packed.attention_masks[index]
+        within_span = np.tril(np.ones((n, n), np.bool_)) if tree_mask is None else tree_mask
+        attention_mask[i, 0, :n, :past] = True
+        attention_mask[i, 0, :n, past : past + n] = within_span
+        positions = packed.positions[begin : begin + n]
+        distance[i, 0, :n, : past + n] = positions[:, None] - np.concatenate([np.arange(past), positions])
+    arrays = (rows, np.flatnonzero(is_token), slots, attention_mask, distance)
+    return Group(*map(torch.from_numpy, arrays))
 
 
 def on_host(values: Tensor) -> Any:
-    """As an array: here, and nowhere before, a forward waits for its device."""
+    """Return `values` as an array. A forward waits for its device here and nowhere before."""
     return values.cpu().numpy()
 
 
 @contextmanager
 def using_attention(model: NoteLLM, name: str) -> Iterator[None]:
-    """While this is open the model's layers attend so."""
+    """Make the model's layers use the attention registered as `name` inside the block."""
     config = model.backbone.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = name
@@ -183,12 +198,13 @@ def using_attention(model: NoteLLM, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def as_current(paged: Paged) -> Iterator[None]:
-    token = current.set(paged)
+def as_current(forward: PagedForward) -> Iterator[None]:
+    """Make `forward` the one that `paged_attention` reads inside the block."""
+    token = current_forward.set(forward)
     try:
         yield
     finally:
-        current.reset(token)
+        current_forward.reset(token)
 
 
 def paged_attention(
@@ -203,42 +219,46 @@ def paged_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it, one token a row. query: (T, heads, 1, E); key, value: (T, K, 1, E).
+    """Attention over the paged cache, with the signature that transformers calls, one token a row.
 
-    The outcome is (T, 1, heads, E).
+    `query`: (T, heads, 1, E); `key` and `value`: (T, K, 1, E). Returns (T, 1, heads, E). `attention_mask` is ignored:
+    `current_forward` has its own.
     """
-    paged = current.get()
+    forward = current_forward.get()
     query, key, value = query[:, :, 0], key[:, :, 0], value[:, :, 0]
     layer: Any = module.layer_idx
-    if layer not in paged.layers:
-        paged.layers[layer] = (
-            key.new_zeros(paged.slots, *key.shape[1:]),
-            value.new_zeros(paged.slots, *value.shape[1:]),
+    if layer not in forward.cache_by_layer:
+        forward.cache_by_layer[layer] = (
+            key.new_zeros(forward.slot_count, *key.shape[1:]),
+            value.new_zeros(forward.slot_count, *value.shape[1:]),
         )
-    keys, values = paged.layers[layer]
-    keys[paged.written] = key.to(keys.dtype)
-    values[paged.written] = value.to(values.dtype)
+    keys, values = forward.cache_by_layer[layer]
+    keys[forward.write_slots] = key.to(keys.dtype)
+    values[forward.write_slots] = value.to(values.dtype)
     out = torch.empty(*query.shape[:2], value.shape[-1], dtype=query.dtype, device=query.device)
-    for group in paged.groups:
+    for group in forward.groups:
         q = query[group.rows].transpose(1, 2)
         k, v = (cached[group.slots].transpose(1, 2).to(query.dtype) for cached in (keys, values))
-        looks = group.looks if sliding_window is None else group.looks & (group.distance < sliding_window)
-        attended = _attend(q, k, v, looks, scaling, softcap).transpose(1, 2).flatten(0, 1)
-        out[group.rows.flatten()[group.real]] = attended[group.real].to(out.dtype)
+        mask = group.attention_mask
+        if sliding_window is not None:
+            mask = mask & (group.distance < sliding_window)
+        attended = _attend(q, k, v, mask, scaling, softcap).transpose(1, 2).flatten(0, 1)
+        out[group.rows.flatten()[group.valid]] = attended[group.valid].to(out.dtype)
     return out[:, None], None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, looks: Tensor, scaling: float | None, softcap: float | None) -> Tensor:
-    """(G, heads, Q, E)."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float | None) -> Tensor:
+    """Softmax attention of one group, shape (G, heads, Q, E). `softcap` bounds the scores as in Gemma 2."""
     if softcap is None:
         attended: Tensor = nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=looks, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
         return attended
-    k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     capped = softcap * torch.tanh(scores / softcap)
-    return capped.masked_fill(~looks, -torch.inf).softmax(-1).to(v.dtype) @ v
+    return capped.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
 
 
 AttentionInterface.register(ATTENTION, paged_attention)

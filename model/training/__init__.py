@@ -1,1 +1,1 @@
-"""How a checkpoint is made: the losses, the teachers, the training loop, and what is fitted afterwards."""
+"""Making a checkpoint: the losses, the teachers, the training loop, and what is fitted to the finished model."""

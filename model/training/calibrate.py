@@ -1,82 +1,138 @@
-"""What is fitted to a finished checkpoint, for its categories: by notes of several data sets, each with its own set."""
+"""Fitting a finished checkpoint to categories: the temperature of their probabilities, and a head on the vectors.
+
+Both are fitted to notes of several data sets at once, each with its own closed set of categories.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from model.category_head import CategoryHead, pool_weights_for
-from model.evaluation.evaluate import IMPOSSIBLE, Classifier, closed_set, notes_of_split
+from model.category_head import CategoryHead, fit_pool_weights
+from model.config import NoteLLMConfig
+from model.data.dataset import read_notes
+from model.evaluation.evaluate import closed_set, notes_of_split
 from model.evaluation.metrics import fit_temperature
+from model.evaluation.protocol import notes_path
+from model.evaluation.system import MIN_PROBABILITY, Classifier, EngineSystem
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
 from model.weights import Progress, silent
 
 POOLING_NOTES = 500
-"""Validation notes of each data set that say how far to trust which: there are two numbers to be found."""
+"""Validation notes of each data set by which the two pool weights are chosen; two numbers need no more."""
+IMPOSSIBLE = -1e9
+"""Log probability of a column beyond a data set's closed set: finite, so that it can be divided by a temperature."""
+
+
+def calibrate(
+    checkpoint: Path, data: Sequence[Path], max_notes: int, cache: Path, progress: Progress = silent
+) -> float:
+    """Fit the category temperature of a checkpoint, save it in its configuration, and return it.
+
+    `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError, DatasetError, FileNotFoundError, and
+    ValueError as `category_temperature` does.
+    """
+    config = NoteLLMConfig.load(checkpoint)
+    notes = [read_notes(notes_path(path)) for path in data]
+    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    temperature = category_temperature(EngineSystem(engine), notes, max_notes, progress)
+    replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
+    return temperature
 
 
 def category_temperature(
-    system: Classifier, data: Sequence[Mapping[str, Note]], most_notes: int, progress: Progress = silent
+    system: Classifier, data: Sequence[Mapping[str, Note]], max_notes: int, progress: Progress = silent
 ) -> float:
-    """The temperature that fits the validation notes of several data sets, each with its own closed set.
+    """Fit one temperature to the validation notes of several data sets, each with its own closed set.
 
-    `most_notes` of each are drawn at random. ValueError where none has a category.
+    At most `max_notes` of each data set are used, drawn at random. Raises ValueError where no validation note has a
+    category of its closed set.
     """
-    sets = [closed_set(notes) for notes in data]
+    closed_sets = [closed_set(notes) for notes in data]
     rows, truth = [], []
-    for notes, categories in zip(data, sets, strict=True):
-        asked = notes_of_split(_with_category(notes, categories), "validation", most_notes)
-        progress(f"Choosing one of {len(categories)} categories for {len(asked):,} notes")
-        log_probs = np.full((len(asked), max(map(len, sets))), IMPOSSIBLE)
-        log_probs[:, : len(categories)] = system.category_log_probs(asked, categories)
+    for notes, categories in zip(data, closed_sets, strict=True):
+        labelled = notes_of_split(_with_category(notes, categories), "validation", max_notes)
+        progress(f"Choosing one of {len(categories)} categories for {len(labelled):,} notes")
+        log_probs = np.full((len(labelled), max(map(len, closed_sets))), IMPOSSIBLE)
+        log_probs[:, : len(categories)] = system.category_log_probs(labelled, categories)
         rows.append(log_probs)
-        truth += [categories.index(note.category) for note in asked if note.category is not None]
+        truth += [categories.index(note.category) for note in labelled if note.category is not None]
     if not truth:
         raise ValueError("no validation note has a category that training notes have")
     return fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
 
 
-def category_head(
-    engine: Engine, data: Sequence[Mapping[str, Note]], most_notes: int, progress: Progress = silent
+def fit_categories(
+    checkpoint: Path, data: Sequence[Path], max_notes: int, cache: Path, progress: Progress = silent
 ) -> CategoryHead:
-    """Learnt from the vectors of `most_notes` training notes of each, pooled with what `engine` writes on validation.
+    """Fit a category head to the vectors of a checkpoint, save it beside its weights, and return it.
 
-    `engine`: loaded without what was fitted before. ValueError where fewer than two categories are found, or no data
-    set has enough notes, or no validation note one of them.
+    `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError (a bare backbone has no folder for the
+    head), DatasetError, FileNotFoundError, and ValueError as `category_head` does.
     """
-    training = [
-        note for notes in data for note in notes_of_split(_with_category(notes, closed_set(notes)), "train", most_notes)
-    ]
+    NoteLLMConfig.load(checkpoint)
+    notes = [read_notes(notes_path(path)) for path in data]
+    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    head = category_head(engine, notes, max_notes, progress)
+    head.save(checkpoint, engine.space)
+    return head
+
+
+def category_head(
+    engine: Engine, data: Sequence[Mapping[str, Note]], max_notes: int, progress: Progress = silent
+) -> CategoryHead:
+    """Fit a head to the vectors of training notes, and its pool weights to what the model writes for validation notes.
+
+    `max_notes`: training notes used of each data set. `engine`: loaded without an earlier head or temperature. Raises
+    ValueError where there are fewer than two categories, or no data set has enough training notes of its categories
+    and a validation note.
+    """
+    training = []
+    for notes in data:
+        training += notes_of_split(_with_category(notes, closed_set(notes)), "train", max_notes)
     progress(f"Reading {len(training):,} notes with categories")
     head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training])
-    helped = False
+    pooled = False
     for notes in data:
-        names = tuple(name for name in closed_set(notes) if name in head.names)
-        if missing := set(closed_set(notes)) - set(names):
+        categories = closed_set(notes)
+        names = tuple(name for name in categories if name in head.names)
+        if missing := set(categories) - set(names):
             progress(f"None was drawn of these, so sets with them are not helped: {', '.join(sorted(missing))}")
-        asked = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
-        if not asked or not head.covers(names):
+        validation = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
+        if not validation or not head.covers(names):
             progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
             continue
-        progress(f"Choosing one of {len(names)} categories for {len(asked):,} notes")
-        readings = engine.generate(asked, GenerationRequest(categories=names))
-        written = [_log_probs(reading, names) for reading in readings]
-        seen = head.log_probs(names, np.array([reading.vector for reading in readings]))
-        truth = [names.index(note.category or "") for note in asked]
-        head, helped = head.with_pool_weights(names, pool_weights_for(written, list(seen), truth)), True
-    if not helped:
+        progress(f"Choosing one of {len(names)} categories for {len(validation):,} notes")
+        head = _with_fitted_pool_weights(head, engine, names, validation)
+        pooled = True
+    if not pooled:
         raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
     return head
 
 
-def _log_probs(reading: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    told = {category.name: category.probability for category in reading.categories or ()}
-    return np.log([max(told[name], 1e-30) for name in names])
+def _with_fitted_pool_weights(
+    head: CategoryHead, engine: Engine, names: tuple[str, ...], validation: Sequence[Note]
+) -> CategoryHead:
+    """Choose the pool weights of one data set by its validation notes."""
+    outputs = engine.generate(validation, GenerationRequest(categories=names))
+    written = [_log_probs(output, names) for output in outputs]
+    by_vector = head.log_probs(names, np.array([output.vector for output in outputs]))
+    truth = [names.index(note.category or "") for note in validation]
+    return head.with_pool_weights(names, fit_pool_weights(written, list(by_vector), truth))
+
+
+def _log_probs(output: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Log probabilities (len(names),) of the categories in one output."""
+    probabilities = {category.name: category.probability for category in output.categories or ()}
+    return np.log([max(probabilities[name], MIN_PROBABILITY) for name in names])
 
 
 def _with_category(notes: Mapping[str, Note], categories: Collection[str]) -> dict[str, Note]:
-    return {i: note for i, note in notes.items() if note.category in categories}
+    """Notes by id whose category is one of `categories`."""
+    return {note_id: note for note_id, note in notes.items() if note.category in categories}

@@ -1,6 +1,7 @@
-"""The loss of related notes on one data set: GCL on its pairs, a teacher's word, and notes beyond the batch.
+"""The loss of related notes on one data set: GCL on its pairs, distillation, and a memory of past vectors.
 
-Shapes: B pairs of a batch, N notes of the data set, D dimension, K of the teacher, M notes that are remembered.
+Shapes: B pairs of a batch, N notes of the data set, D embedding dimension, K the teacher's dimension, M notes in the
+memory that are not in the batch.
 """
 
 from __future__ import annotations
@@ -19,52 +20,56 @@ from model.training.teacher import Teacher
 
 
 class ContrastiveObjective:
-    """Of one data set with pairs. `read`: vectors that another model gave its notes (`notellm embed`).
+    """The loss of related notes on one data set with pairs.
 
-    The memory holds each note's vector as training last saw it (cross-batch memory, Wang et al. 2020): with it a note
-    is compared with all notes of the data set, as when it is searched for, and not only with a batch of those that
-    have pairs. Remembered vectors get no gradient.
+    `teacher_file`: another model's vectors of its notes (`notellm embed`). Raises DatasetError where it holds none.
+
+    With `memory` in the recipe the vector of each note is kept as training last saw it (cross-batch memory, Wang et al.
+    2020). A batch is then compared with all notes of the data set, as in a search, and not only with the notes of the
+    batch, which all have pairs. Vectors in the memory get no gradient.
     """
 
     def __init__(
-        self, paired: PairedNotes, recipe: Recipe, read: Path | None = None, device: torch.device | None = None
+        self, paired: PairedNotes, recipe: Recipe, teacher_file: Path | None = None, device: torch.device | None = None
     ) -> None:
         self.paired = paired
         self.notes = list(paired.notes.values())
         self.memory: Tensor | None = None
-        """(N, D), zero where nothing is remembered."""
-        self.teacher_vectors = Teacher(paired, read).vectors(self.notes).to(device) if recipe.distillation else None
-        """(N, K), zero where the teacher does not know the note."""
+        """Latest vectors (N, D), zero for a note that training has not seen; None before the first update."""
+        self.teacher_vectors: Tensor | None = None
+        """Vectors (N, K) of the teacher, zero for a note that it does not know; None without distillation."""
+        if recipe.distillation:
+            self.teacher_vectors = Teacher(paired, teacher_file).vectors(self.notes).to(device)
         self._recipe = recipe
         self._device = device
         self._row = {note.id: row for row, note in enumerate(self.notes)}
 
     def loss(self, notes: Sequence[Note], vectors: Tensor, tau: Tensor) -> RelatedLoss:
-        """Of one batch. vectors: (2B, D), unit length, rows 2i and 2i + 1 a pair. tau: scalar."""
+        """Loss of one batch of 2B notes. vectors: (2B, D), unit length, rows 2i and 2i + 1 a pair. tau: scalar."""
         recipe = self._recipe
-        batch = self.rows(notes)
-        beyond = self._remembered(batch)
-        others = None if self.memory is None else self.memory[beyond]
-        known = None
+        batch_rows = self.rows(notes)
+        memory_rows = self._memory_rows(batch_rows)
+        others = None if self.memory is None else self.memory[memory_rows]
+        false_negatives = None
         if recipe.mask_false_negatives:
-            among = [*notes, *(self.notes[row] for row in beyond.tolist())]
-            known = self.paired.known_related(notes, among).to(self._device)
-        contrastive = contrastive_loss(vectors, tau, known, others)
+            compared = [*notes, *(self.notes[row] for row in memory_rows.tolist())]
+            false_negatives = self.paired.known_related(notes, compared).to(self._device)
+        contrastive = contrastive_loss(vectors, tau, false_negatives, others)
         if self.teacher_vectors is None:
             return RelatedLoss(contrastive, contrastive, torch.zeros_like(contrastive))
         distillation = distillation_loss(
             vectors,
             tau,
-            self.teacher_vectors[batch],
+            self.teacher_vectors[batch_rows],
             recipe.distillation_temperature,
             others,
-            self.teacher_vectors[beyond],
+            self.teacher_vectors[memory_rows],
         )
         share = recipe.distillation
         return RelatedLoss((1 - share) * contrastive + share * distillation, contrastive, distillation)
 
     def update_memory(self, notes: Sequence[Note], vectors: Tensor) -> None:
-        """Keep (len(notes), D) vectors, where the recipe has a memory."""
+        """Keep the vectors (len(notes), D) of `notes`; does nothing for a recipe without memory."""
         if not self._recipe.memory:
             return
         if self.memory is None:
@@ -72,13 +77,13 @@ class ContrastiveObjective:
         self.memory[self.rows(notes)] = vectors.detach()
 
     def rows(self, notes: Sequence[Note]) -> Tensor:
-        """(len(notes),) int64: where they stand in `notes`, `memory` and `taught`."""
+        """Rows (len(notes),) int64 of `notes` in `self.notes`, `memory` and `teacher_vectors`."""
         return torch.tensor([self._row[note.id] for note in notes], dtype=torch.int64, device=self._device)
 
-    def _remembered(self, batch: Tensor) -> Tensor:
-        """(M,) rows of the memory that hold a note which is not in the batch."""
+    def _memory_rows(self, batch_rows: Tensor) -> Tensor:
+        """Rows (M,) of the memory that hold a vector and are not of the batch."""
         if self.memory is None:
-            return batch[:0]
-        kept = self.memory.any(1)
-        kept[batch] = False
-        return kept.nonzero()[:, 0]
+            return batch_rows[:0]
+        filled = self.memory.any(1)
+        filled[batch_rows] = False
+        return filled.nonzero()[:, 0]

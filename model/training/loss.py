@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class RelatedLoss(NamedTuple):
-    """The loss of related notes and its parts, all scalars: (1 - share) L_cl + share L_d."""
+    """Loss of related notes, (1 - share) L_cl + share L_d, and its two parts; all scalars."""
 
     total: Tensor
     contrastive: Tensor
@@ -21,7 +21,7 @@ class RelatedLoss(NamedTuple):
 
 
 class JointLoss(NamedTuple):
-    """The joint loss and its parts, all scalars."""
+    """Joint loss and its parts, all scalars."""
 
     total: Tensor
     contrastive: Tensor
@@ -30,20 +30,22 @@ class JointLoss(NamedTuple):
 
 
 def contrastive_loss(
-    embeddings: Tensor, tau: Tensor, known: Tensor | None = None, others: Tensor | None = None
+    embeddings: Tensor, tau: Tensor, false_negatives: Tensor | None = None, others: Tensor | None = None
 ) -> Tensor:
     """GCL with in-batch negatives: each note against its partner and the other 2B - 2 notes.
 
     L_cl = -(1/2B) sum_i log( exp(sim(i, i+) e^tau) / sum_{j != i} exp(sim(i, j) e^tau) ),  sim = cosine.
 
     embeddings: (2B, D), unit length. tau: scalar, log of the inverse temperature. others: (M, D), more negatives, which
-    join the sum. known: (2B, 2B + M) bool, True where j is a false negative of i and leaves the sum; partners are never
-    left out. Returns a scalar, float32.
+    join the sum. false_negatives: (2B, 2B + M) bool, True where j is a false negative of i and leaves the sum; partners
+    are never left out. Returns a scalar, float32.
     """
     rows = torch.arange(len(embeddings), device=embeddings.device)
     partner = rows ^ 1
     similarity = embeddings @ _with_others(embeddings, others).T * tau.exp()
-    left_out = torch.zeros_like(similarity, dtype=torch.bool) if known is None else known.clone()
+    left_out = torch.zeros_like(similarity, dtype=torch.bool)
+    if false_negatives is not None:
+        left_out |= false_negatives
     left_out[rows, partner] = False
     left_out[rows, rows] = True
     return nn.functional.cross_entropy(similarity.masked_fill(left_out, float("-inf")), partner)
@@ -52,33 +54,35 @@ def contrastive_loss(
 def distillation_loss(
     embeddings: Tensor,
     tau: Tensor,
-    taught: Tensor,
+    teacher: Tensor,
     temperature: float,
     others: Tensor | None = None,
-    others_taught: Tensor | None = None,
+    others_teacher: Tensor | None = None,
 ) -> Tensor:
-    """What a teacher says of all notes of the batch, not only of the partner: ours, not the paper's.
+    """Cross-entropy with a teacher's similarities to all notes of the batch, not only to the partner.
+
+    This loss is ours, not the paper's (docs/decisions/0006-distillation.md):
 
     L_d = -(1/n) sum_i sum_{j != i} q_ij log p_ij,  q_i = softmax of the teacher's cosines / temperature, p_i = softmax
     of the embeddings' cosines * e^tau, both over the other notes that the teacher knows; n of the 2B notes are known.
 
-    embeddings: (2B, D), unit length. tau: scalar. taught: (2B, K), unit length, zero where a note is not known.
-    others: (M, D) and others_taught: (M, K) are more of both, over which the sum of j goes too.
-    Returns a scalar, float32; 0 where a known note has no other.
+    embeddings: (2B, D), unit length. tau: scalar. teacher: (2B, K), the teacher's vectors, unit length, zero for a note
+    that it does not know. others: (M, D) and others_teacher: (M, K) are more of both, over which the sum of j goes too.
+    Returns a scalar, float32; 0 where no known note has another one to compare with.
     """
-    known = taught.any(1)
-    embeddings, taught = embeddings[known], taught[known]
-    if others is not None and others_taught is not None:
-        known = others_taught.any(1)
-        others, others_taught = others[known], others_taught[known]
-    all_taught = _with_others(taught, others_taught)
-    if not len(taught) or len(all_taught) < 2:
+    known = teacher.any(1)
+    embeddings, teacher = embeddings[known], teacher[known]
+    if others is not None and others_teacher is not None:
+        known = others_teacher.any(1)
+        others, others_teacher = others[known], others_teacher[known]
+    all_teacher = _with_others(teacher, others_teacher)
+    if not len(teacher) or len(all_teacher) < 2:
         return embeddings.sum() * 0
-    own = torch.eye(len(taught), len(all_taught), dtype=torch.bool, device=taught.device)
-    wanted = (taught @ all_taught.T / temperature).masked_fill(own, float("-inf")).softmax(-1)
+    own = torch.eye(len(teacher), len(all_teacher), dtype=torch.bool, device=teacher.device)
+    target = (teacher @ all_teacher.T / temperature).masked_fill(own, float("-inf")).softmax(-1)
     similarity = embeddings @ _with_others(embeddings, others).T * tau.exp()
-    rest = (len(taught), len(all_taught) - 1)
-    return nn.functional.cross_entropy(similarity[~own].view(rest), wanted[~own].view(rest))
+    shape = (len(teacher), len(all_teacher) - 1)
+    return nn.functional.cross_entropy(similarity[~own].view(shape), target[~own].view(shape))
 
 
 def _with_others(rows: Tensor, others: Tensor | None) -> Tensor:
@@ -88,7 +92,7 @@ def _with_others(rows: Tensor, others: Tensor | None) -> Tensor:
 def generative_loss(logits: Tensor, targets: Tensor, tokens: int | None = None) -> Tensor:
     """CSFT: L_gen = -(1/T) sum_i log p(o_i | o_<i, input), over output tokens only.
 
-    logits: (N, V). targets: (N,) int64. tokens: T, where the N rows are a part of a larger batch; N by default.
+    logits: (N, V). targets: (N,) int64. tokens: T of the whole batch, where the N rows are part of it; N by default.
     Returns a scalar; 0 without output tokens.
     """
     loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
@@ -96,6 +100,6 @@ def generative_loss(logits: Tensor, targets: Tensor, tokens: int | None = None) 
 
 
 def joint_loss(related: RelatedLoss, generative: Tensor, alpha: float) -> JointLoss:
-    """L = (L_cl + alpha L_gen) / (1 + alpha), where L_cl is the whole loss of related notes."""
+    """Join both losses: L = (L_cl + alpha L_gen) / (1 + alpha), where L_cl is the total of `related`."""
     total = (related.total + alpha * generative) / (1 + alpha)
     return JointLoss(total, related.contrastive, related.distillation, generative)

@@ -1,4 +1,4 @@
-"""What a run leaves for people: curves.png, and the model card beside its best checkpoint."""
+"""The model card of a run: README.md beside its best checkpoint, written from the log, the recipe and the data."""
 
 from __future__ import annotations
 
@@ -14,45 +14,22 @@ from typing import Any
 from model.training.recipe import Recipe
 from model.training.trainer import BEST, LOG, Trainer
 
-CURVES = "curves.png"
 LAST_STEPS = 20
+"""Steps at the end of the run over which the card averages the losses: the loss of one batch is noisy."""
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The steps of a run; of a step that was done twice, because a run was broken off, the later one."""
+    """Read the steps of a run. A step that was done again after a break counts once, as it was done last."""
     steps = map(json.loads, (folder / LOG).read_text("utf-8").splitlines())
     return list({step["step"]: step for step in steps}.values())
 
 
-def draw_curves(folder: Path) -> None:
-    """Both losses, temperature and validation recall by step, as `folder`/curves.png."""
-    from matplotlib.figure import Figure
-
-    steps = read_log(folder)
-    x = [step["step"] for step in steps]
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    contrastive, generative, tau, recall = figure.subplots(2, 2).flat
-    contrastive.plot(x, [s["contrastive"] for s in steps], linewidth=0.8)
-    contrastive.set_title("contrastive loss")
-    generative.plot(x, [s["generative"] for s in steps], linewidth=0.8)
-    generative.set_title("generative loss")
-    tau.plot(x, [s["tau"] for s in steps])
-    tau.set_title("tau")
-    measured = [s for s in steps if s["recall"] is not None]
-    recall.plot([s["step"] for s in measured], [100 * s["recall"] for s in measured], marker="o")
-    recall.set_title("validation Recall@100, %")
-    for axes in (contrastive, generative, tau, recall):
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-    figure.savefig(folder / CURVES, dpi=120)
-
-
-def write_card(trainer: Trainer, command: Sequence[str], made_by: str) -> Path:
-    """`best/README.md`, from the run itself: data, split, command, commit `made_by`, figures, terms."""
+def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
+    """Write best/README.md and return its path. `command`: the arguments that started the run, `commit`: its code."""
     recipe, folder = trainer.recipe, trainer.folder
     steps = read_log(folder)
-    measured = [step for step in steps if step["recall"] is not None]
-    best = max(measured, key=lambda step: step["recall"], default=steps[-1])
+    evaluated = [step for step in steps if step["recall"] is not None]
+    best = max(evaluated, key=lambda step: step["recall"], default=steps[-1])
     recall = "not measured" if best["recall"] is None else f"{100 * best['recall']:.1f}%"
     minutes = sum(step["seconds"] for step in steps) / 60
     lines = [
@@ -67,13 +44,13 @@ def write_card(trainer: Trainer, command: Sequence[str], made_by: str) -> Path:
         "| notes | pairs | least score | share of steps | terms |",
         "|---|---|---|---|---|",
         *(
-            f"| {len(paired.notes):,} of {data.notes.parent.name} | {len(paired.pairs) if paired.has_pairs else 0:,} "
-            f"| {data.min_score} | {data.share} | {data.terms or 'not stated'} |"
-            for data, paired in zip(recipe.data, trainer.data, strict=True)
+            f"| {len(paired.notes):,} of {row.notes.parent.name} | {len(paired.pairs) if paired.has_pairs else 0:,} "
+            f"| {row.min_score} | {row.share} | {row.terms or 'not stated'} |"
+            for row, paired in zip(recipe.data, trainer.data, strict=True)
         ),
         "",
         "## Run",
-        f"- Command: `{' '.join([Path(command[0]).name, *command[1:]])}`, commit {made_by}.",
+        f"- Command: `{' '.join([Path(command[0]).name, *command[1:]])}`, commit {commit}.",
         *([f"- Started from {recipe.start.name}, an earlier checkpoint."] if recipe.start else []),
         *([_distillation(recipe)] if recipe.distillation else []),
         *(["- Negatives are all training notes of a data set, as last seen (`memory`)."] if recipe.memory else []),
@@ -93,13 +70,16 @@ def write_card(trainer: Trainer, command: Sequence[str], made_by: str) -> Path:
 
 
 def _losses(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Of each loss over the steps that had it: a batch without pairs has no contrastive one."""
-    had = {name: [step[name] for step in steps if step[name]] for name in ("contrastive", "generative")}
-    return ", ".join(f"{name} {sum(of) / max(1, len(of)):.3f}" for name, of in had.items())
+    """Format the mean of each loss over the steps that have it: a batch without pairs has no contrastive loss."""
+    means = []
+    for name in ("contrastive", "generative"):
+        losses = [step[name] for step in steps if step[name]]
+        means.append(f"{name} {sum(losses) / max(1, len(losses)):.3f}")
+    return ", ".join(means)
 
 
 def _distillation(recipe: Recipe) -> str:
-    teachers = ["behaviour", *(data.teacher.stem for data in recipe.data if data.teacher)]
+    teachers = ["behaviour", *(row.teacher.stem for row in recipe.data if row.teacher)]
     return (
         f"- Of the loss of related notes, {recipe.distillation:g} is distilled at temperature "
         f"{recipe.distillation_temperature:g} from {' and '.join(teachers)}."
@@ -111,7 +91,7 @@ def _tuning(recipe: Recipe) -> str:
 
 
 def processor() -> str:
-    """Its name, or else its architecture."""
+    """Name of this machine's processor, or its architecture where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -120,8 +100,8 @@ def processor() -> str:
     return names[0].split(":")[1].strip() if names else platform.machine()
 
 
-def commit() -> str:
-    """The commit that is checked out now, with `+` where files differ from it; "unknown" outside a checkout."""
+def checked_out_commit() -> str:
+    """Return the commit of this checkout, with `+` where files differ from it; "unknown" outside a checkout."""
     described = subprocess.run(
         ["git", "describe", "--always", "--abbrev=10", "--dirty=+"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,

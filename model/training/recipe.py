@@ -1,4 +1,4 @@
-"""What one training run is made of, read from a TOML file. Every field and its default is here and nowhere else."""
+"""The recipe of a training run, read from a TOML file. Its fields and defaults are defined here and nowhere else."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from model.config import DEFAULT_PROMPT, PACKAGED_BACKBONE
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names the field."""
+    """The recipe cannot be run; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """One data set of the mix. `share`: how many of the steps are its, relative to the others'.
+    """One data set of the mix.
 
-    Without `pairs` it teaches only CSFT. `teacher`: what `notellm embed` made of its notes with another model, to
-    distil from beside behaviour. Pairs below `min_score` are not trained on, but known as related. `terms`:
-    the data's licence in a few words, for the model card. `category_names`: other names of its categories; one of them
-    is to be written as often as the category's own, so that a deployment's names need not be those of the data.
+    `pairs`: what `notellm pairs` wrote; without it the data set trains CSFT alone. `min_score`: pairs with a lower
+    score are not trained on, but known as related. `share`: share of the steps on this data set, relative to the
+    others. `teacher`: another model's vectors of its notes (`notellm embed`), to distil from beside behaviour. `terms`:
+    the data's licence in a few words, for the model card. `category_names`: synonyms of its categories; in half of the
+    examples one of them is the target, so that a deployment may name its categories differently.
     """
 
     notes: Path
@@ -42,16 +43,23 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One training run. Paper section 4 gives r, alpha and tau; docs/experiments.md says what the others did.
+    """One training run. The defaults of r (`hashtag_share`) and `alpha` are the paper's (section 4).
 
-    `lora_rank` 0 is full fine-tuning. `micro_batch_tokens` bounds one forward; the contrastive batch is as large as
-    `batch_pairs` says all the same. A batch of at most `kept_tokens` (padded, on each process) keeps the activations of
-    all its micro-batches, which takes memory and saves a second forward. `bfloat16`: autocast, where that
-    is faster. `distillation`: share of the loss of related notes that goes to what a teacher says of all notes;
-    0 is the paper's loss alone. `memory`: negatives are all notes of the data set, as training last saw them, not only
-    those of the batch. `input_hashtags`: where a prompt version has them last, hashtags that are shown are learnt too,
-    as what follows the rest of the note. `evaluate_every` and `save_every` are in steps; training ends after `patience`
-    evaluations without a better validation recall. `shard` spreads a large backbone over the processes (FSDP).
+    The model. `start`: an earlier checkpoint to go on from. `lora_rank`: 0 is full fine-tuning. `shard`: spread a large
+    backbone over the processes (FSDP).
+
+    The losses. `hashtag_share`: probability that a note gets the hashtag task, else the category task.
+    `hide_hashtags`: probability that a note is shown without hashtags and without a task. `input_hashtags`: learn the
+    hashtags that a note shows, too, where the prompt version puts them last. `alpha`: weight of CSFT.
+    `distillation`: share of the loss of related notes that is distilled from a teacher; 0 is the paper's loss.
+    `memory`: negatives are all notes of the data set, as training last saw them, not only those of the batch.
+
+    Speed and memory. `micro_batch_tokens`: bound of one forward; the contrastive batch has `batch_pairs` all the same.
+    `kept_tokens`: a batch of at most so many tokens (padded, on each process) keeps the activations of all its
+    micro-batches, which takes memory and saves the second forward. `bfloat16`: autocast, where that is faster.
+
+    Evaluation. `evaluate_every` and `save_every` count steps. `patience`: evaluations without a higher validation
+    recall after which training ends. `validation_notes`: size of the pool; `validation_min_score`: of its pairs.
     """
 
     name: str
@@ -121,7 +129,10 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-        """From a TOML file; `changes` replace its fields. $NAMES in paths are environment variables. RecipeError."""
+        """Read a TOML file; `changes` replace its fields. $NAMES in paths are environment variables.
+
+        Raises RecipeError.
+        """
         try:
             table = {**tomllib.loads(path.read_text("utf-8")), **(changes or {})}
         except OSError as error:
@@ -133,13 +144,22 @@ class Recipe:
         return recipe
 
 
+def parse_change(text: str) -> tuple[str, Any]:
+    """Split `name=value`, with the value in TOML's spelling; what is no TOML is text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
 def _table(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
-    """A dataclass from a TOML table: unknown and missing fields are named, and types are checked."""
-    known = {f.name: str(f.type) for f in fields(kind)}
-    if unknown := sorted(set(table) - set(known)):
+    """Make a dataclass of a TOML table. Raises RecipeError for unknown or missing fields and for wrong types."""
+    types = {column.name: str(column.type) for column in fields(kind)}
+    if unknown := sorted(set(table) - set(types)):
         raise RecipeError(f"{where}: unknown fields {unknown}")
     try:
-        return kind(**{name: _value(name, known[name], value) for name, value in table.items()})
+        return kind(**{name: _value(name, types[name], value) for name, value in table.items()})
     except TypeError as error:
         raise RecipeError(f"{where}: {error}") from error
 

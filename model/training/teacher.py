@@ -1,6 +1,6 @@
-"""What is known of how alike training notes are, beside the pairs themselves: a vector of each, to distil from.
+"""The teacher of the distillation loss: a vector of each training note, whose cosines say how alike notes are.
 
-From behaviour, and from another model that has read them (`notellm embed`). Formulas: see `behaviour_vectors`.
+It has two sources, behaviour (the scores of the pairs) and another model's vectors (`notellm embed`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,30 @@ from model.data.dataset import DatasetError, PairedNotes
 from model.note import Note
 
 BEHAVIOUR_DIMENSION = 128
+"""Singular vectors that are kept: as many components as the paper's embedding has."""
 CONTEXT_SMOOTHING = 0.75
-FEW_USERS = 0.1
-"""A score of this counts half: it is one user's word."""
+"""Exponent of the context's frequency, by which rare notes get less information (Levy et al. 2015, section 3.2)."""
+SCORE_OF_ONE_USER = 0.1
+"""A pair with this score counts half, higher scores more: typically one user who clicked ten notes made it."""
 
 Vectors = Mapping[str, npt.NDArray[np.float32]]
-"""Unit vectors by the id of the note."""
+"""Unit vectors (or zeros) by the id of the note."""
 
 
 class Teacher:
-    """Of one data set. `read`: vectors that another model gave its notes, as `write_vectors` stores them."""
+    """The teacher of one data set. `vectors_file`: another model's vectors of its notes, from `write_vectors`."""
 
-    def __init__(self, paired: PairedNotes, read: Path | None = None) -> None:
+    def __init__(self, paired: PairedNotes, vectors_file: Path | None = None) -> None:
         self._sources = [behaviour_vectors(paired.scores)] if paired.scores else []
-        if read is not None:
-            self._sources.append(read_vectors(read))
+        if vectors_file is not None:
+            self._sources.append(read_vectors(vectors_file))
 
     def vectors(self, notes: Sequence[Note]) -> Tensor:
-        """(len(notes), K) float32: what each source says, side by side, of unit length; zero where none knows the note.
-        A cosine of two that all know is the mean of the sources' cosines."""
+        """Vectors (len(notes), K) float32 of unit length, zero for a note that no source knows.
+
+        They are the sources' vectors side by side: for two notes that all sources know the cosine is the mean of the
+        sources' cosines.
+        """
         parts = [np.zeros((len(notes), 0), np.float32)]
         for source in self._sources:
             unknown = np.zeros_like(next(iter(source.values())))
@@ -46,44 +51,46 @@ class Teacher:
 
 
 def behaviour_vectors(scores: Mapping[tuple[str, str], float], dimension: int = BEHAVIOUR_DIMENSION) -> Vectors:
-    """What pairs say of each note that has one, from their scores by (id, id).
+    """Vectors of all notes that have a pair, from the pairs' scores by (id, id).
 
-    The largest singular vectors of the notes' positive pointwise mutual information (Levy et al. 2015, sections 2.2 and
-    3.2, with contexts smoothed by 0.75), where a score on few users' word counts less.
+    They are the largest singular vectors of the notes' positive pointwise mutual information (Levy et al. 2015,
+    sections 2.2 and 3.2, with smoothed contexts), in which low scores, made by few users, are damped.
     """
     from scipy import sparse
     from sklearn.utils.extmath import randomized_svd
 
     ids = sorted({note_id for pair in scores for note_id in pair})
-    row = {note_id: at for at, note_id in enumerate(ids)}
-    ends = np.array([[row[a], row[b]] for a, b in scores], np.int64).reshape(-1, 2)
-    of, to = np.concatenate([ends, ends[:, ::-1]]).T
+    row = {note_id: i for i, note_id in enumerate(ids)}
+    pairs = np.array([[row[a], row[b]] for a, b in scores], np.int64).reshape(-1, 2)
+    targets, contexts = np.concatenate([pairs, pairs[:, ::-1]]).T
     score = np.tile(np.fromiter(scores.values(), np.float64), 2)
-    totals = np.bincount(of, score, len(ids))
-    context = totals**CONTEXT_SMOOTHING / (totals**CONTEXT_SMOOTHING).sum()
-    information = np.log(score / (totals[of] * context[to])).clip(0) * score / (score + FEW_USERS)
-    matrix = sparse.csr_matrix((information, (of, to)), (len(ids), len(ids)))
+    totals = np.bincount(targets, score, len(ids))
+    context_share = totals**CONTEXT_SMOOTHING / (totals**CONTEXT_SMOOTHING).sum()
+    damping = score + SCORE_OF_ONE_USER
+    information = np.log(score / (totals[targets] * context_share[contexts])).clip(0) * score / damping
+    matrix = sparse.csr_matrix((information, (targets, contexts)), (len(ids), len(ids)))
     left, values, right = randomized_svd((matrix + matrix.T) / 2, min(dimension, len(ids) - 1), random_state=0)
-    # Their mean: the two of a negative eigenvalue, which a matrix without a diagonal has, are opposite and leave.
-    # Alone, one of them would make the contrary of notes that belong together.
+    # The matrix has no diagonal, so some eigenvalues are negative, and their left and right singular vectors are
+    # opposite. The mean of both drops these directions, in which notes that belong together would be opposites.
     return dict(zip(ids, unit((left + right.T) / 2 * np.sqrt(values)), strict=True))
 
 
 def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Rows of length 1, float32; rows of zeros stay."""
+    """Scale rows to length 1, float32; rows of zeros stay zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     divided: npt.NDArray[np.floating] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     return divided.astype(np.float32)
 
 
 def write_vectors(path: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
-    """`ids` and `vectors` (N, D) as one .npz file."""
-    with path.open("wb") as file:  # given a path, numpy would change its name
+    """Write `ids` and `vectors` (N, D) as one .npz file; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:  # numpy would add a suffix to a path
         np.savez_compressed(file, ids=np.array(ids), vectors=vectors)
 
 
 def read_vectors(path: Path) -> Vectors:
-    """What `write_vectors` wrote, of unit length; DatasetError when it is no such file."""
+    """Read what `write_vectors` wrote, scaled to unit length. Raises DatasetError for any other file."""
     try:
         with path.open("rb") as file, np.load(file) as stored:
             vectors = dict(zip(stored["ids"].tolist(), unit(stored["vectors"]), strict=True))

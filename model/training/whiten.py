@@ -1,7 +1,9 @@
-"""A space in which vectors use all of their room: what a checkpoint's projection becomes once training has ended.
+"""Whitening of a finished checkpoint: its projection is changed so that vectors spread evenly, in fewer dimensions.
 
-Training leaves what all notes share in every vector, and a few directions that outweigh the rest. Neither tells two
-notes apart. Shapes: N notes, K dimension as trained, D dimension afterwards, H hidden size.
+After training all vectors share a mean, and a few directions outweigh the others; neither tells two notes apart
+(docs/decisions/0013-whitening.md).
+
+Shapes: N notes, K dimension as trained, D dimension afterwards, H hidden size.
 """
 
 from __future__ import annotations
@@ -16,43 +18,63 @@ from safetensors.numpy import load_file, save_file
 
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
-from model.weights import HEAD_FILE, loading_errors
+from model.data.dataset import read_notes
+from model.evaluation.evaluate import notes_of_split
+from model.evaluation.protocol import notes_path
+from model.inference.engine import Engine
+from model.weights import HEAD_FILE, Progress, loading_errors, silent
 
 Floats = npt.NDArray[np.floating]
 POWER = 0.1
-"""Of the variances by which directions are divided: 0 leaves them, 0.5 makes all alike. What each power does:
-docs/decisions/0013-whitening.md."""
-LEAST_VARIANCE = 1e-6
-"""Of the largest; below are directions that the notes do not fill."""
+"""Each direction is divided by its variance to this power: 0 leaves the variances, 0.5 makes them equal. Several powers
+are measured in docs/decisions/0013-whitening.md."""
+MIN_VARIANCE_SHARE = 1e-6
+"""Directions with less variance than this share of the largest are dropped: the notes do not span them."""
 
 
 def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -> npt.NDArray[np.float32]:
-    """(D, K) by which unit vectors (N, K) of some data sets' notes are to be multiplied.
+    """Return the matrix (D, K) that whitens vectors (K,). `vectors`: unit vectors (N, K) of each data set.
 
-    The directions of the sets' means are taken out; of what is left the `dimension` principal directions stay, each
-    divided by variance^power (Su et al. 2021 with a power of 0.5; Arora et al. 2017 take out what is common). Every set
-    counts as much as any other. ValueError where that leaves fewer directions than `dimension`.
+    The mean vectors of the data sets are projected out (Arora et al. 2017). Of the remaining space the `dimension`
+    principal directions stay, each divided by variance^power (Su et al. 2021, with a power of 0.5). Data sets weigh the
+    same whatever their size. Raises ValueError where fewer than `dimension` directions remain.
     """
     if min(map(len, vectors)) < 2:
         raise ValueError("a data set has fewer than two training notes to whiten by")
-    shared = np.linalg.qr(np.stack([of.mean(0) for of in vectors]).T.astype(np.float64))[0]
-    kept = np.eye(len(shared)) - shared @ shared.T
-    covariance = np.mean([np.cov(of.T.astype(np.float64)) for of in vectors], axis=0)
-    variances, directions = np.linalg.eigh(kept @ covariance @ kept)
-    left = int(np.count_nonzero(variances > LEAST_VARIANCE * variances[-1])) if variances[-1] > 0 else 0
-    if dimension > left:
-        notes = ", ".join(f"{len(of):,}" for of in vectors)
-        raise ValueError(f"the vectors of {notes} notes fill {left} directions, fewer than {dimension}: read more")
-    best = slice(None, -dimension - 1, -1)
-    scaled: npt.NDArray[np.floating] = (directions[:, best] / variances[best] ** power).T @ kept
+    means = np.stack([of_set.mean(0) for of_set in vectors]).T.astype(np.float64)
+    basis = np.linalg.qr(means)[0]
+    remove_means = np.eye(len(basis)) - basis @ basis.T
+    covariance = np.mean([np.cov(of_set.T.astype(np.float64)) for of_set in vectors], axis=0)
+    variances, directions = np.linalg.eigh(remove_means @ covariance @ remove_means)
+    largest = variances[-1]
+    spanned = int(np.count_nonzero(variances > MIN_VARIANCE_SHARE * largest)) if largest > 0 else 0
+    if dimension > spanned:
+        notes = ", ".join(f"{len(of_set):,}" for of_set in vectors)
+        raise ValueError(f"the vectors of {notes} notes fill {spanned} directions, fewer than {dimension}: read more")
+    principal = slice(None, -dimension - 1, -1)  # eigenvalues ascend
+    scaled: npt.NDArray[np.floating] = (directions[:, principal] / variances[principal] ** power).T @ remove_means
     return scaled.astype(np.float32)
 
 
-def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int) -> None:
-    """Change a checkpoint's projection (K, H) to (D, H), by what it made of training notes: one array a data set.
+def whiten_by_training_notes(
+    checkpoint: Path, data: Sequence[Path], dimension: int, max_notes: int, cache: Path, progress: Progress = silent
+) -> None:
+    """Whiten a checkpoint by at most `max_notes` training notes of each data set, drawn at random.
 
-    What `notellm fit-categories` made is deleted. Raises CheckpointError when it has no projection, ValueError as
-    `whitening`.
+    `data`: folders with notes.jsonl.gz, or such files. Raises DatasetError and FileNotFoundError, and as `whiten` does.
+    """
+    notes = [notes_of_split(read_notes(notes_path(path)), "train", max_notes) for path in data]
+    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    progress(f"Reading {sum(map(len, notes)):,} notes")
+    whiten(checkpoint, [engine.embed(of_set) for of_set in notes], dimension)
+
+
+def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int) -> None:
+    """Replace a checkpoint's projection (K, H) by a whitened one (D, H).
+
+    `vectors`: its vectors (N, K) of training notes, an array for each data set. The category head is deleted, since it
+    was fitted to the old vectors. Raises CheckpointError for a checkpoint without a projection, ValueError as
+    `whitening` does.
     """
     config = NoteLLMConfig.load(checkpoint)
     path = checkpoint / HEAD_FILE
@@ -63,5 +85,5 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int) -> None:
         projection = head["projection"]
     head["projection"] = (whitening(vectors, dimension) @ projection.astype(np.float32)).astype(np.float32)
     save_file(head, path)
-    (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)  # fitted to what its vectors were
+    (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)
     replace(config, dimension=dimension).save(checkpoint)

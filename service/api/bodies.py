@@ -22,7 +22,8 @@ NDJSON = "application/x-ndjson"
 MAX_CONTAINERS = 64
 """Bound on the lists and objects of one JSON value, itself included, and so on its depth. A note has three.
 
-Half a megabyte of empty lists takes the parser a fifth of a second, and deep nesting can be parsed but not serialised."""
+The parser takes a fifth of a second for half a megabyte of empty lists, and deep nesting can be parsed but not
+serialised."""
 SLICE_BYTES = 65_536
 """Bytes of a body that are worked on before the event loop runs other tasks: about a millisecond."""
 LIST_START = re.compile(rb"[ \t\n\r]*+\[")

@@ -16,7 +16,7 @@ def read_query(model: type[M], request: Request) -> M:
     """Validate the query string as a `model`. Raises RequestValidationError, as FastAPI does.
 
     FastAPI can do it too, field by field, but that takes a quarter of the whole time of GET /notes/{id}/similar
-    (docs/experiments.md).
+    (docs/log/reads.md).
     """
     values: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():

@@ -15,7 +15,7 @@ from service.cli.terminal import err
 SWITCH_SECONDS = 0.0005
 """How long a thread keeps the interpreter while others want it. A request gives it up at each of its system calls, and
 waits that long to get it back from a thread that computes. With Python's default of 5 ms it took 47 ms beside such a
-thread, with this value 7 ms (docs/experiments.md)."""
+thread, with this value 7 ms (docs/log/reads.md)."""
 
 
 @contextlib.contextmanager

@@ -1,67 +1,96 @@
-"""Gpu: sealed segments on a graphics card, where FAISS is built for one and the machine has one.
+"""Gpu: copies of sealed segments on a graphics card, where FAISS is built for one and the machine has one.
 
-A card has copies: snapshots, merges and what is compared row by row stay with the processor. FAISS lets one thread at a
-time use a card, also to free memory there (its wiki, "Threads and asynchronous calls"), so that a search takes its
-turn, and frees what is not needed any more.
+Snapshots, merges and comparisons row by row stay with the processor. FAISS allows one thread at a time on a card, also
+for freeing its memory (FAISS wiki, "Threads and asynchronous calls"). So only Gpu refers to the FAISS indexes that use
+the card, and touches them under its lock. All others have a GpuIndex; once nobody has it any more, the next thread that
+holds the lock frees the index behind it.
 """
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from threading import Lock
 from typing import Any
 
+import numpy.typing as npt
 import structlog
 
-from service.index.segment import swig
+from service.index.native import FaissIndex, concatenated, swig
 
 MAX_GPU_LISTS = 2048
-"""That a card can look through."""
+"""Inverted lists that FAISS can search on a card: its kernels' limit on `nprobe`."""
 log = structlog.get_logger(__name__)
 
 
+class GpuIndex:
+    """A FAISS index that uses the card, for as long as somebody refers to this object."""
+
+    def __init__(self, gpu: Gpu, number: int) -> None:
+        self._gpu = gpu
+        self._number = number
+
+    def search(self, queries: npt.NDArray[Any], k: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return scores and row numbers (queries, k), as FAISS does. Waits for other searches on the card."""
+        return self._gpu.search(self._number, queries, k)
+
+
 class Gpu:
-    """The first card."""
+    """The first card of the machine."""
 
     def __init__(self) -> None:
         self._resources = swig.StandardGpuResources()
         self._lock = Lock()
         self._numbers = count()
-        self._copies: dict[int, Any] = {}
+        self._indexes: dict[int, FaissIndex] = {}
+        """FAISS indexes by the numbers of their GpuIndex. Nothing else refers to them: to remove one frees it."""
         self._unneeded: list[int] = []
+        """Numbers whose GpuIndex is gone. Appended to without the lock, since the garbage collector may do it."""
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """For whoever searches."""
-        with self._lock:
-            for number in self._unneeded.copy():
-                if sys.getrefcount(self._copies[number]) == 2:  # this one and the question's: nobody else lets it go
-                    self._unneeded.remove(number)
-                    del self._copies[number]
-            yield
-
-    def copy(self, index: Any, lists: int, owner: object) -> Any:
-        """Of an inverted file, of which so many lists are looked through, for as long as there is `owner`; None where
-        there is no room."""
-        with self.exclusive():
+    def copy(self, index: FaissIndex, lists: int) -> GpuIndex | None:
+        """Copy an inverted file, of which searches go through `lists` lists; None where the card has no room."""
+        with self._exclusive():
             try:
                 copied = swig.index_cpu_to_gpu(self._resources, 0, index)
             except RuntimeError as error:
                 log.warning("gpu_copy_failed", rows=index.ntotal, detail=f"searched by the processor: {error}")
                 return None
             copied.nprobe = min(lists, MAX_GPU_LISTS)
-            number = next(self._numbers)
-            self._copies[number] = copied
-        weakref.finalize(owner, self._unneeded.append, number).atexit = False
-        return copied
+            return self._register(copied)
+
+    def concatenate(self, indexes: Sequence[FaissIndex | GpuIndex]) -> GpuIndex:
+        """Return one index over the rows of some, numbered one index after the other; FAISS indexes of the processor
+        may be among them."""
+        with self._exclusive():
+            on_card = [self._indexes[i._number] if isinstance(i, GpuIndex) else i for i in indexes]
+            return self._register(concatenated(on_card))
+
+    def search(self, number: int, queries: npt.NDArray[Any], k: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Search the index of a GpuIndex, which alone calls this."""
+        with self._exclusive():
+            scores, rows = self._indexes[number].search(queries, k)
+            return scores, rows
+
+    def _register(self, index: FaissIndex) -> GpuIndex:
+        number = next(self._numbers)
+        self._indexes[number] = index
+        handle = GpuIndex(self, number)
+        weakref.finalize(handle, self._unneeded.append, number).atexit = False
+        return handle
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the card, and first free what nobody needs any more."""
+        with self._lock:
+            while self._unneeded:
+                del self._indexes[self._unneeded.pop()]
+            yield
 
 
 def find_gpu() -> Gpu | None:
-    """None where there is none."""
+    """Return the card, or None with a warning where FAISS has none."""
     if swig.get_num_gpus():
         return Gpu()
     log.warning("no_gpu", detail="FAISS has none here: the index is searched by the processor")

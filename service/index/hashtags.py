@@ -1,10 +1,11 @@
-"""LiveHashtags: the hashtags that authors gave the notes of an index, by note, by words, and all as a vocabulary."""
+"""LiveHashtags: the hashtags that authors gave the notes of an index, by note and as a vocabulary, and those notes by
+their words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,23 +16,26 @@ from service.index.packed_strings import packed, unpacked
 from service.interfaces import Arrays, LexicalIndex, Part, ReadPart
 from service.records import StoredNote
 
-TAGS, WORDS = "hashtags", "words"
-"""Parts of a snapshot."""
+HASHTAGS, WORDS = "hashtags", "words"
+"""Names of the parts of a snapshot."""
 
 
 class LiveHashtags:
-    """Generated hashtags are not among them, or what the model once made up would be known for ever. Like the index
-    beside it: changed by one thread."""
+    """Author hashtags of the notes in an index. One thread writes, any read. Snapshottable.
 
-    def __init__(self, vocabulary: Vocabulary, words: LexicalIndex) -> None:
+    Generated hashtags are left out: else a hashtag that the model once made up would stay in the vocabulary for ever.
+    `vocabulary` and `lexical_index` are empty at first.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, lexical_index: LexicalIndex) -> None:
         self.vocabulary = vocabulary
-        self._of: dict[str, tuple[str, ...]] = {}
+        self._lexical_index = lexical_index
+        self._by_note: dict[str, tuple[str, ...]] = {}
         self._expires: dict[str, float] = {}
-        """Of those that will."""
-        self._words = words
+        """Time of expiry of the notes that have one."""
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
-        """Add notes, or replace them."""
+        """Add or replace notes; one without hashtags of its author is removed."""
         for stored in notes:
             note = stored.note
             if note.hashtags != self.of(note.id):
@@ -42,64 +46,70 @@ class LiveHashtags:
             self._expires.pop(note.id, None)
             if note.expires_at is not None:
                 self._expires[note.id] = note.expires_at
-            self._words.add(note)
-            self._of[note.id] = note.hashtags
+            self._lexical_index.add(note)
+            self._by_note[note.id] = note.hashtags
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Unknown ids are ignored."""
+        """Remove notes; unknown ids are ignored."""
         for note_id in ids:
-            self._words.remove(note_id)
+            self._lexical_index.remove(note_id)
             self._expires.pop(note_id, None)
-            self.vocabulary.remove(self._of.pop(note_id, ()))
+            self.vocabulary.remove(self._by_note.pop(note_id, ()))
+
+    def of(self, note_id: str) -> tuple[str, ...]:
+        """Return a note's hashtags; () where it has none or is unknown."""
+        return self._by_note.get(note_id, ())
+
+    def with_hashtags(self, scored_ids: Iterable[tuple[str, float]]) -> list[Neighbour]:
+        """Return those of some scored notes that have hashtags, in the same order."""
+        return [Neighbour(note_id, score, tags) for note_id, score in scored_ids if (tags := self.of(note_id))]
+
+    def by_words(self, note: Note, count: int, now: float) -> list[Neighbour]:
+        """Return the notes with hashtags among the `count` that share the most words with `note`, without those that
+        have expired at `now`; scores are LexicalIndex.nearest's."""
+        nearest = self._lexical_index.nearest(note, count)
+        return self.with_hashtags(
+            (note_id, score) for note_id, score in nearest if self._expires.get(note_id, math.inf) > now
+        )
 
     def snapshot_parts(self) -> list[Part]:
-        """See VectorIndex."""
-        tags, expires = dict(self._of), dict(self._expires)
-        worded, words = self._words.snapshot_parts()
+        hashtags, expires = dict(self._by_note), dict(self._expires)
+        ids, words = self._lexical_index.snapshot_parts()
         return [
-            Part(TAGS, lambda: _packed_tags(tags, expires)),
-            Part(WORDS, lambda: {**words, "places": _places_in(tags, worded)}),
+            Part(HASHTAGS, lambda: _packed_hashtags(hashtags, expires)),
+            Part(WORDS, lambda: {**words, "places": _places_in(hashtags, ids)}),
         ]
 
     def restore(self, read: ReadPart) -> None:
-        """See VectorIndex."""
-        arrays, words = read(TAGS), read(WORDS)
-        ids, known, codes = unpacked("ids", arrays), unpacked("tags", arrays), arrays["codes"]
-        tags = map(known.__getitem__, codes.tolist())
-        self._of = {i: tuple(islice(tags, n)) for i, n in zip(ids, arrays["counts"].tolist(), strict=True)}
+        arrays, words = read(HASHTAGS), read(WORDS)
+        ids, distinct, codes = unpacked("ids", arrays), unpacked("tags", arrays), arrays["codes"]
+        hashtags = tuple(map(distinct.__getitem__, codes.tolist()))
+        ends = np.cumsum([0, *arrays["counts"].tolist()]).tolist()
+        spans = zip(ids, pairwise(ends), strict=True)
+        self._by_note = {note_id: hashtags[begin:end] for note_id, (begin, end) in spans}
         expires = arrays["expires"]
         self._expires = {ids[place]: float(expires[place]) for place in np.flatnonzero(expires < np.inf).tolist()}
-        self.vocabulary.add(dict(zip(known, np.bincount(codes, minlength=len(known)).tolist(), strict=True)))
-        self._words.restore([ids[place] if place >= 0 else "" for place in words["places"].tolist()], words)
-
-    def of(self, note_id: str) -> tuple[str, ...]:
-        """Of a note; () where it has none or is unknown."""
-        return self._of.get(note_id, ())
-
-    def by_words(self, note: Note, count: int, now: float) -> list[Neighbour]:
-        """The notes with hashtags that share the most words with `note`, but for those that have expired; see Words."""
-        found = self._words.nearest(note, count)
-        return self.tagged((i, score) for i, score in found if self._expires.get(i, math.inf) > now)
-
-    def tagged(self, scored: Iterable[tuple[str, float]]) -> list[Neighbour]:
-        """Of notes (id, score) those with hashtags, in the same order."""
-        return [Neighbour(note_id, score, tags) for note_id, score in scored if (tags := self.of(note_id))]
+        uses = np.bincount(codes, minlength=len(distinct)).tolist()
+        self.vocabulary.add(dict(zip(distinct, uses, strict=True)))
+        worded_ids = [ids[place] if place >= 0 else "" for place in words["places"].tolist()]
+        self._lexical_index.restore(worded_ids, words)
 
 
-def _packed_tags(tags: Mapping[str, tuple[str, ...]], expires: Mapping[str, float]) -> Arrays:
-    """By note: its hashtags as numbers of different ones, how many it has, when it expires."""
+def _packed_hashtags(hashtags: Mapping[str, tuple[str, ...]], expires: Mapping[str, float]) -> Arrays:
+    """Return the notes' ids, the distinct hashtags, and for each note how many it has, which ones by their numbers, one
+    note after the other, and when it expires."""
     numbers: dict[str, int] = {}
-    codes = [numbers.setdefault(tag, len(numbers)) for each in tags.values() for tag in each]
+    codes = [numbers.setdefault(hashtag, len(numbers)) for tags in hashtags.values() for hashtag in tags]
     return {
-        **packed("ids", tags),
+        **packed("ids", hashtags),
         **packed("tags", numbers),
         "codes": np.array(codes, np.int32),
-        "counts": np.fromiter(map(len, tags.values()), np.int64, len(tags)),
-        "expires": np.array([expires.get(note_id, math.inf) for note_id in tags], np.float64),
+        "counts": np.fromiter(map(len, hashtags.values()), np.int64, len(hashtags)),
+        "expires": np.array([expires.get(note_id, math.inf) for note_id in hashtags], np.float64),
     }
 
 
-def _places_in(tags: Iterable[str], ids: Iterable[str]) -> npt.NDArray[np.int32]:
-    """-1 for one that is not there: of a note that is gone."""
-    place = {note_id: at for at, note_id in enumerate(tags)}
-    return np.array([place.get(note_id, -1) for note_id in ids], np.int32)
+def _places_in(hashtags: Iterable[str], ids: Iterable[str]) -> npt.NDArray[np.int32]:
+    """Return the place of each id among the notes of `hashtags`, -1 for that of a note that is gone."""
+    places = {note_id: place for place, note_id in enumerate(hashtags)}
+    return np.array([places.get(note_id, -1) for note_id in ids], np.int32)

@@ -1,142 +1,159 @@
-"""View: the segments of an index as they are at one moment, and a search over all of them.
+"""SegmentSearcher: the segments of an index as they are at one moment, and a search over all of them.
 
-FAISS is asked once for all segments, and afterwards it is seen which of the rows may be found: a call for each, with
-what Python does around it, takes longer than what is called. Where too few of the nearest pass a filter, the segments
-are gone through one by one, each with its own mask.
+One FAISS call searches all segments, and afterwards it is seen which of the rows may be found: one call for each, with
+what Python does around it, takes longer than the search itself. Where too few of the nearest rows pass a filter, the
+segments are searched one by one, each with its own bitmap (docs/decisions/0011-segments.md).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from itertools import accumulate
 from math import ceil, sqrt
-from typing import Any
 
 import numpy as np
 
 from service.filters import Filter
+from service.index.bitmaps import Bits, has
+from service.index.building import MEASURED_K
 from service.index.gpu import Gpu
-from service.index.sealed import TRIED_K
-from service.index.segment import Segment, Vectors, swig
-from service.index.tags import Bits, CompiledFilter, RowNumbers, TagDictionary, has
+from service.index.native import RankedRows, concatenated
+from service.index.segment import Segment
+from service.index.tags import CompiledFilter, TagDictionary
 from service.records import Hit, Vector
 
 DEVIATIONS = 3.0
-"""A number that is only expected is taken so many standard deviations larger."""
-AT_ONCE = (10, 20, 40, 80, 160, 320, 640, 1000)
-"""So many of the nearest are asked for in one call, or fewer."""
-Shown = Callable[[int, int], bool]
-"""Whether a row, by its segment's place and its number there, may be found."""
+"""A count that is only expected is taken so many standard deviations larger."""
+CALL_SIZES = (10, 20, 40, 80, 160, 320, 640, 1000)
+"""Numbers of neighbours for which an index over all segments is prepared; one call asks for the last at most."""
+IsVisible = Callable[[int, int], bool]
+"""Whether a row may be found, by its segment's place and its number there."""
+FilteredRows = tuple[Bits | None, int]
+"""The rows of a segment that pass a filter, as `Segment.filter_rows` returns them."""
 
 
 class SegmentSearcher:
-    """`segments`: oldest first; the last one is the head, and alone may get rows. `replaced`: how many rows were, by a
-    row that could be found already, before they were buried."""
+    """Searches `segments`, of which the oldest comes first and the last one grows.
 
-    def __init__(self, segments: tuple[Segment, ...], codes: TagDictionary, gpu: Gpu | None) -> None:
+    `replaced` counts the rows whose note got a newer row before they became tombstones; the writer raises it.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], tag_dictionary: TagDictionary, gpu: Gpu | None) -> None:
         self.segments = segments
         self.replaced = 0
-        self._codes = codes
-        self._turn = gpu.exclusive if gpu else nullcontext
-        self._starts = list(accumulate(map(len, segments[:-1]), initial=0))
+        self._tag_dictionary = tag_dictionary
+        self._first_rows = list(accumulate(map(len, segments[:-1]), initial=0))
+        """Where the rows of each segment begin in the index over all."""
         rows = max(1, sum(map(len, segments)))
-        shares = [len(each) / rows if each.has_lists else 1.0 for each in segments]
-        self._of_each = [[max(TRIED_K[0], expected(k, share)) for share in shares] for k in AT_ONCE]
-        """By k: of so many of the nearest in all, each segment is searched as for so many."""
-        self._by_k = [
-            _in_one([each.whole(k) for each, k in zip(segments, of_each, strict=True)]) for of_each in self._of_each
+        shares = [len(segment) / rows if segment.has_lists else 1.0 for segment in segments]
+        self._expected_rows = [[max(MEASURED_K[0], expected(k, share)) for share in shares] for k in CALL_SIZES]
+        """Neighbours that a segment is expected to have, by call size and segment. It searches as many lists as these
+        need."""
+        join = gpu.concatenate if gpu else concatenated
+        self._indexes = [
+            join([segment.faiss_index(k) for segment, k in zip(segments, rows_of_each, strict=True)])
+            for rows_of_each in self._expected_rows
         ]
+        """Index over all segments, by call size."""
 
-    def find(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
-        """See VectorIndex.search. Of a note that is replaced meanwhile the new row is found, the old one, or both."""
+    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
+        """Do what VectorIndex.search does. Of a note that is replaced meanwhile the result has the new row, the old
+        one, or both."""
         if k < 1:
             return []
-        asked = self._codes.asked(where)
+        compiled = self._tag_dictionary.compile(where)
         if where.exact:
-            return self._one_by_one(vector, k, asked, (segment.filter_rows(asked, now) for segment in self.segments))
+            return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
         if where.narrows:
-            chosen = [segment.filter_rows(asked, now) for segment in self.segments]
-            matches = sum(matches for _, matches in chosen)
-            hits, _ = self._in_one_call(vector, k, where.exclude, matches, _among([bits for bits, _ in chosen]))
-            return _best(hits, k) if len(hits) == k else self._one_by_one(vector, k, asked, chosen)
-        before, living = self.replaced, sum(segment.living for segment in self.segments)
-        hits, hidden = self._in_one_call(vector, k, where.exclude, living, self._showing(now))
-        if len(hits) == k and not (hidden and self.replaced != before):  # what was hidden may be what came too late
+            filtered = list(self._filtered(compiled, now))
+            matches = sum(count for _, count in filtered)
+            visible = _in_bitmaps([bits for bits, _ in filtered])
+            hits, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible)
+            return _best(hits, k) if len(hits) == k else self._search_one_by_one(vector, k, compiled, filtered)
+        replaced_before, living = self.replaced, sum(segment.living for segment in self.segments)
+        hits, met_hidden = self._search_in_one_call(vector, k, where.exclude, living, self._alive_at(now))
+        # A hidden row may be the old row of a note whose new row came too late for this call.
+        may_miss_a_note = met_hidden and self.replaced != replaced_before
+        if len(hits) == k and not may_miss_a_note:
             return _best(hits, k)
-        return self._one_by_one(vector, k, asked, (segment.filter_rows(asked, now) for segment in self.segments))
+        return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
 
-    def _one_by_one(
-        self, vector: Vector, k: int, asked: CompiledFilter, chosen: Iterable[tuple[Bits | None, int]]
+    def _filtered(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
+        """Yield the rows of each segment that pass, at the time when the segment's turn comes."""
+        return (segment.filter_rows(compiled, now) for segment in self.segments)
+
+    def _search_one_by_one(
+        self, vector: Vector, k: int, compiled: CompiledFilter, filtered: Iterable[FilteredRows]
     ) -> list[Hit]:
-        """Older segments come first, wholly: what is replaced in one of them meanwhile is found again behind it."""
-        found = [segment.find(vector, k, asked, *of) for segment, of in zip(self.segments, chosen, strict=True)]
-        return _best([hit for part in zip(self.segments, found, strict=True) for hit in _hits(*part)], k)
+        """Search the older segments first: a row that is replaced in one of them meanwhile is found in a later one."""
+        hits: list[Hit] = []
+        for segment, (rows, count) in zip(self.segments, filtered, strict=True):
+            hits += _hits(segment, segment.search(vector, k, compiled, rows, count))
+        return _best(hits, k)
 
-    def _in_one_call(
-        self, vector: Vector, k: int, left_out: frozenset[str], matches: int, shown: Shown
+    def _search_in_one_call(
+        self, vector: Vector, k: int, exclude: frozenset[str], matches: int, is_visible: IsVisible
     ) -> tuple[list[Hit], bool]:
-        """The best `k` of the rows that are `shown`, which are `matches`, fewer where these are not near enough, or not
-        spread over the segments as rows at random; and whether others were in the way."""
-        rows = self._starts[-1] + len(self.segments[-1])
-        wanted = needed(k, min(1.0, matches / max(1, rows))) + len(left_out)
-        if matches < k or wanted > AT_ONCE[-1]:
+        """Return the best `k` of the visible rows, of which there are `matches`, and whether the call found rows that
+        are not visible.
+
+        There are fewer hits where too few of the nearest rows are visible. There are none where one call cannot answer,
+        or a segment had more of the neighbours than expected, so that too few of its lists were searched.
+        """
+        rows = self._first_rows[-1] + len(self.segments[-1])
+        size = needed(k, min(1.0, matches / max(1, rows))) + len(exclude)
+        if matches < k or size > CALL_SIZES[-1]:
             return [], False
-        of = bisect_left(AT_ONCE, wanted - 1)  # lists were measured for the nearest of a row beside itself
+        at = bisect_left(CALL_SIZES, size - 1)  # lists were measured for the neighbours of a row beside itself
         query = np.ascontiguousarray(vector, np.float32)[None]
-        with self._turn():
-            scores, labels = self._by_k[of].search(query, wanted)
-        hits, hidden, gave = list[Hit](), False, [0] * len(self.segments)
+        scores, labels = self._indexes[at].search(query, size)
+        hits: list[Hit] = []
+        met_hidden = False
+        rows_of_each = [0] * len(self.segments)
         for score, label in zip(scores[0].tolist(), labels[0].tolist(), strict=True):
             if label < 0 or len(hits) == k:
                 break
-            place = bisect_right(self._starts, label) - 1
-            gave[place] += 1
-            segment, row = self.segments[place], label - self._starts[place]
-            if not shown(place, row):
-                hidden = True
-            elif (note_id := segment.id(row)) not in left_out:
+            place = bisect_right(self._first_rows, label) - 1
+            rows_of_each[place] += 1
+            segment, row = self.segments[place], label - self._first_rows[place]
+            if not is_visible(place, row):
+                met_hidden = True
+            elif (note_id := segment.id(row)) not in exclude:
                 hits.append(Hit(note_id, score))
-        as_expected = all(given <= most + 1 for given, most in zip(gave, self._of_each[of], strict=True))
-        return hits if as_expected else [], hidden
+        counts = zip(rows_of_each, self._expected_rows[at], strict=True)
+        as_expected = all(count <= expected_count + 1 for count, expected_count in counts)
+        return hits if as_expected else [], met_hidden
 
-    def _showing(self, now: float) -> Shown:
+    def _alive_at(self, now: float) -> IsVisible:
         segments = self.segments
         return lambda place, row: segments[place].is_visible(row, now)
 
 
-def _among(chosen: Sequence[Bits | None]) -> Shown:
-    def shown(place: int, row: int) -> bool:
-        bits = chosen[place]
+def _in_bitmaps(bitmaps: Sequence[Bits | None]) -> IsVisible:
+    def is_visible(place: int, row: int) -> bool:
+        bits = bitmaps[place]
         return bits is not None and has(bits, row)
 
-    return shown
+    return is_visible
 
 
 def expected(k: int, share: float) -> int:
-    """Of `k` rows at random, at most so many are in a part that has `share` of all (binomial)."""
+    """Return how many of `k` random rows at most lie in a part that has `share` of all rows (binomial distribution)."""
     return min(k, ceil(k * share + DEVIATIONS * sqrt(k * share * (1 - share))))
 
 
 def needed(k: int, share: float) -> int:
-    """Of rows at random, `k` are in a part that has `share` of all, among so many (negative binomial); 0: none is."""
+    """Return how many random rows to take so that `k` lie in a part that has `share` of all rows (negative binomial
+    distribution); 0 where the part is empty."""
     return ceil((k + DEVIATIONS * sqrt(k * (1 - share))) / share) if share else 0
 
 
-def _in_one(indexes: Sequence[Any]) -> Any:
-    """One FAISS index, whose rows are those of all, one behind the other."""
-    every = swig.IndexShards(indexes[0].d, False, True)
-    for index in indexes:
-        every.add_shard(index)
-    return every
-
-
-def _hits(segment: Segment, found: tuple[Vectors, RowNumbers]) -> list[Hit]:
-    scores, rows = found
+def _hits(segment: Segment, ranked: RankedRows) -> list[Hit]:
+    scores, rows = ranked
     return [Hit(segment.id(row), score) for score, row in zip(scores.tolist(), rows.tolist(), strict=True)]
 
 
 def _best(hits: Sequence[Hit], k: int) -> list[Hit]:
-    """Ties by id."""
+    """Return the `k` best hits, ties by id."""
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]

@@ -7,37 +7,35 @@ runs meanwhile sees the row or does not, and never half of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import reduce
-from typing import Any
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 
+from service.index.bitmaps import Bits, Mask, RowNumbers, count_of, has, packed_bits, rows_of
+from service.index.gpu import GpuIndex
+from service.index.native import FaissIndex, RankedRows, Vectors
 from service.index.packed_strings import PackedStrings
-from service.index.tags import Bits, Columns, CompiledFilter, Mask, RowNumbers, count_of, has, packed_bits, rows_of
+from service.index.tags import Columns, CompiledFilter, TagPairs
 from service.records import Vector
 
-swig: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them
-Vectors = npt.NDArray[np.float32]
-NOTHING = np.zeros(0, np.float32), np.zeros(0, np.int64)
-"""No scores of no rows."""
+NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 
 class Segment(ABC):
-    """`alive` (rows,): which are no tombstones. Row numbers are of this segment alone."""
+    """Rows numbered from 0 on. `alive` (rows,) tells which of them are no tombstones; `dead` counts the others."""
 
     grows = False
-    """Whether rows may come while it is searched."""
+    """Whether rows may be added while it is searched."""
     has_lists = False
-    """Whether only a part of the rows is looked at, as large as `whole` is told."""
+    """Whether `faiss_index(k)` goes through some inverted lists only, as many as `k` neighbours need."""
 
     def __init__(self, columns: Columns, alive: Mask) -> None:
         self.columns = columns
         self.alive = alive
         self.dead = int(len(alive) - np.count_nonzero(alive))
         self._first_expiry = float(columns.expires.min(initial=np.inf))
-        """No living row expires before it."""
+        """No living row expires before this time."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -45,124 +43,105 @@ class Segment(ABC):
 
     @abstractmethod
     def row_of(self, note_id: str) -> int | None:
-        """Of a living row."""
+        """Return the living row of a note."""
 
     @abstractmethod
-    def id(self, row: int) -> str: ...
+    def id(self, row: int) -> str:
+        """Return the id of a row's note."""
 
     @abstractmethod
-    def packed_ids(self, rows: RowNumbers) -> PackedStrings: ...
+    def packed_ids(self, rows: RowNumbers) -> PackedStrings:
+        """Return the ids of some rows, in their order."""
 
     @abstractmethod
     def vectors(self, rows: RowNumbers) -> Vectors:
-        """(len(rows), D)"""
+        """Return the vectors of some rows, shape (len(rows), D)."""
 
     @abstractmethod
-    def tag_pairs(self) -> tuple[npt.NDArray[np.int32], RowNumbers]:
-        """Every code of a tag with a row that has it."""
+    def tag_pairs(self) -> TagPairs:
+        """Return every tag code with every row that has it."""
 
     @abstractmethod
-    def _tagged(self, tag: int, rows: int) -> Bits:
-        """Which of the first `rows` rows have it. Not to be written to."""
+    def faiss_index(self, k: int) -> FaissIndex | GpuIndex:
+        """Return the index in which the `k` nearest of all rows are searched, tombstones included."""
 
     @abstractmethod
-    def _nearest(
-        self, vector: Vector, k: int, chosen: Bits | None, matches: int, exhaustive: bool
-    ) -> tuple[Vectors, RowNumbers]:
-        """Scores and rows of the `k` nearest among the `matches` rows that are `chosen` (None: all that are alive), of
-        which there are as many, the best first. `exhaustive`: all are compared."""
+    def _rows_tagged(self, tag: int, rows: int) -> Bits:
+        """Return which of the first `rows` rows have a tag. The bitmap may be shared: do not write to it."""
 
     @abstractmethod
-    def whole(self, k: int) -> Any:
-        """The FAISS index in which the `k` nearest of all its rows are looked for, tombstones included."""
+    def _search_rows(self, vector: Vector, k: int, rows: Bits | None, count: int, exact: bool) -> RankedRows:
+        """Search the `k` nearest among the `count` rows of a bitmap (None: all living rows); `count` is `k` or more.
+        `exact`: compare all of them."""
 
     @abstractmethod
-    def _alive_now(self) -> tuple[Bits, int]:
-        """Which rows are alive, of those that there are at this moment, and how many there are: a copy, which nobody
-        changes."""
+    def _copy_alive(self) -> tuple[Bits, int]:
+        """Return a copy of the living rows at this moment, and the number of rows that it covers."""
 
     def ids(self) -> list[str]:
-        """Of the rows that are alive."""
-        return [self.id(row) for row in rows_of(self._alive_now()[0]).tolist()]
+        """Return the ids of all living rows."""
+        alive, _ = self._copy_alive()
+        return [self.id(row) for row in rows_of(alive).tolist()]
 
     @property
     def living(self) -> int:
-        dead = self.dead  # read first: rows come before the tombstones of what they replace
+        """Rows that are no tombstones."""
+        dead = self.dead  # read first: a new row comes before the tombstone of the row that it replaces
         return len(self) - dead
 
     def is_visible(self, row: int, now: float) -> bool:
-        """Whether it may be found."""
+        """Return whether searches at `now` may return the row."""
         return bool(self.alive[row]) and (now < self._first_expiry or bool(self.columns.expires[row] > now))
 
-    def find(
-        self, vector: Vector, k: int, asked: CompiledFilter, chosen: Bits | None, matches: int
-    ) -> tuple[Vectors, RowNumbers]:
-        """Scores and rows of the `k` nearest, best first: of those that `filter_rows` gave, but for what is excluded."""
-        rows_left_out = [row for row in map(self.row_of, asked.exclude) if row is not None]
-        # A row that came after the others were chosen is not among them.
-        left_out = [row for row in rows_left_out if chosen is None or has(chosen, row)]
-        wanted = min(k, matches - len(left_out))
-        if wanted < 1:
-            return NOTHING
-        scores, rows = self._nearest(vector, wanted + len(left_out), chosen, matches, asked.exact)
-        for row in left_out:
-            kept = rows != row
-            scores, rows = scores[kept], rows[kept]
-        return scores[:wanted], rows[:wanted]
+    def filter_rows(self, compiled: CompiledFilter, now: float) -> tuple[Bits | None, int]:
+        """Return the rows that pass a filter, its excluded ids included, and their number. None stands for all living
+        rows of a segment that does not grow."""
+        some_expired = now >= self._first_expiry
+        if not compiled.narrows and not some_expired and not self.grows:
+            return None, self.living
+        selected, rows = self._copy_alive()
+        for mask in self.columns[:rows].matching(compiled):
+            selected &= packed_bits(mask)
+        if some_expired:
+            selected &= packed_bits(self.columns.expires[:rows] > now)
+        if compiled.any_tags:
+            selected &= reduce(np.bitwise_or, [self._rows_tagged(tag, rows) for tag in compiled.any_tags])
+        for tag in compiled.all_tags:
+            selected &= self._rows_tagged(tag, rows)
+        return selected, count_of(selected)
+
+    def search(self, vector: Vector, k: int, compiled: CompiledFilter, rows: Bits | None, count: int) -> RankedRows:
+        """Return scores and rows of the `k` nearest, best first, among the `count` rows that `filter_rows` returned,
+        but for the excluded ids; fewer where there are fewer."""
+        excluded = self._rows_among(compiled.exclude, rows)
+        k = min(k, count - len(excluded))
+        if k < 1:
+            return NO_ROWS
+        scores, found_rows = self._search_rows(vector, k + len(excluded), rows, count, compiled.exact)
+        for row in excluded:
+            kept = found_rows != row
+            scores, found_rows = scores[kept], found_rows[kept]
+        return scores[:k], found_rows[:k]
+
+    def _rows_among(self, note_ids: Iterable[str], rows: Bits | None) -> list[int]:
+        """Return the living rows of some notes, of those in `rows` alone: a row that was added after the filter was
+        applied is not among them."""
+        own = [row for row in map(self.row_of, note_ids) if row is not None]
+        return own if rows is None else [row for row in own if has(rows, row)]
 
     def mark_deleted(self, row: int) -> None:
-        """Make a tombstone of a living row."""
+        """Make a living row a tombstone."""
         self.alive[row] = False
         self.dead += 1
 
     def expire(self, now: float) -> list[str]:
-        """Bury the rows whose time is over; their ids."""
+        """Make tombstones of the living rows that have expired at `now`, and return their ids."""
         if now < self._first_expiry:
             return []
         alive, expires = self.alive[: len(self)], self.columns.expires[: len(self)]
-        gone = np.flatnonzero(alive & (expires <= now))
-        ids = [self.id(row) for row in gone.tolist()]
-        for row in gone.tolist():
+        expired = np.flatnonzero(alive & (expires <= now)).tolist()
+        ids = [self.id(row) for row in expired]
+        for row in expired:
             self.mark_deleted(row)
         self._first_expiry = float(expires[alive].min(initial=np.inf))
         return ids
-
-    def filter_rows(self, asked: CompiledFilter, now: float) -> tuple[Bits | None, int]:
-        """The rows that may be found, whatever is excluded, and how many they are. None: all that are alive, and none
-        come."""
-        expiring = now >= self._first_expiry
-        if not asked.narrows and not expiring and not self.grows:
-            return None, self.living
-        bits, rows = self._alive_now()
-        for mask in self.columns[:rows].accepted(asked):
-            bits &= packed_bits(mask)
-        if expiring:
-            bits &= packed_bits(self.columns.expires[:rows] > now)
-        if asked.tags:
-            bits &= reduce(np.bitwise_or, [self._tagged(tag, rows) for tag in asked.tags])
-        for tag in asked.all_tags:
-            bits &= self._tagged(tag, rows)
-        return bits, count_of(bits)
-
-
-def exact(vectors: Vectors, vector: Vector, k: int, chosen: Bits | None = None) -> tuple[Vectors, RowNumbers]:
-    """The `k` best of some vectors (N, D), of those `chosen` alone if any are: scores and places, best first, fewer
-    where there are fewer. ValueError where `vector` has not D numbers. FAISS does it: what NumPy multiplies with has
-    threads that wait by turning round."""
-    scores, places = np.empty(k, np.float32), np.empty(k, np.int64)
-    every, query = np.ascontiguousarray(vectors), np.ascontiguousarray(vector, np.float32)  # FAISS gets their addresses
-    given = [swig.swig_ptr(array) for array in (query, every)]
-    count, dimension = every.shape
-    if query.shape != (dimension,):
-        raise ValueError(f"a vector of {query.shape} cannot be compared with vectors of {dimension}")
-    selector = () if chosen is None else (swig.IDSelectorBitmap(chosen),)
-    swig.knn_inner_product(*given, dimension, 1, count, k, swig.swig_ptr(scores), swig.swig_ptr(places), *selector)
-    return found(scores, places)
-
-
-def found(scores: Vectors, rows: RowNumbers) -> tuple[Vectors, RowNumbers]:
-    """Of one query, without the places that FAISS left empty: the last ones."""
-    if len(rows) and rows[-1] < 0:
-        some = int(np.count_nonzero(rows >= 0))
-        return scores[:some], rows[:some]
-    return scores, rows

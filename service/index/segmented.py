@@ -1,55 +1,57 @@
-"""SegmentedIndex: a small head that takes writes, and sealed segments that grow by being merged (LSM, O'Neil 1996).
+"""SegmentedIndex: a small segment that takes writes, and sealed segments that are merged: a log-structured merge tree
+(O'Neil et al. 1996).
 
-One thread writes; any number search, without a lock: they take the view as it is (view.py), and where it was exchanged
-meanwhile, search again. Sealing and merging are jobs: planned and finished by the writer, run by another
-thread.
+One thread writes; any number search, without a lock: they take the SegmentSearcher as it is (searcher.py), and where it
+was exchanged meanwhile, search again. Merges are jobs: planned and finished by the writer, run by another thread.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import faiss
 import numpy as np
 
 from service.filters import Filter
+from service.index.bitmaps import RowNumbers
+from service.index.building import Source
 from service.index.gpu import Gpu
 from service.index.growing import GrowingSegment
+from service.index.native import use_one_faiss_thread
 from service.index.packed_strings import packed, unpacked
-from service.index.sealed import SealedSegment, Source
+from service.index.sealed import SealedSegment
 from service.index.searcher import SegmentSearcher
 from service.index.segment import Segment
-from service.index.tags import RowNumbers, TagDictionary
+from service.index.tags import TagDictionary
 from service.interfaces import Part, ReadPart
 from service.records import Hit, StoredNote, Vector
 
-HEAD_ROWS = 1024
-MERGED_AT = 4
-"""So many full heads, or sealed segments of about one size, become one."""
-DEAD_SHARE = 0.25
-"""Of its rows that are tombstones: a segment with more is made again without them."""
+GROWING_ROWS = 1024
+"""Capacity of a growing segment. Each search compares all of its rows."""
+MERGE_FACTOR = 4
+"""Full growing segments, or sealed segments of about one size, that are merged into one."""
+MAX_DEAD_SHARE = 0.25
+"""A segment with a larger share of tombstones is rewritten without them."""
 
-SEGMENTS, CODES, ALIVE, HEAD = "segments", "codes", "alive", "head-"
-"""Parts of a snapshot; beside them one for each segment."""
+SEGMENTS, CODES, ALIVE, GROWING_PREFIX = "segments", "codes", "alive", "head-"
+"""Names of the parts of a snapshot; each sealed segment is one more part, called by its own name."""
 
 
 @dataclass(slots=True, eq=False)
 class MergeJob:
-    """Some segments to be made one of, which `run` does in any thread; None where no row is left."""
+    """Segments whose living rows become one sealed segment, which `run` makes; None where no row is left."""
 
     sources: list[Source]
     dimension: int
     gpu: Gpu | None = None
-    made: SealedSegment | None = field(default=None)
-    places: RowNumbers = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Where each row went, in the sources' order."""
+    merged: SealedSegment | None = field(default=None)
+    new_rows: RowNumbers = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Number of each row in the merged segment, in the sources' order."""
 
     @classmethod
     def of(cls, segments: Sequence[Segment], dimension: int, gpu: Gpu | None = None) -> MergeJob:
+        """Return the job of merging the rows that are alive now."""
         return cls([Source.of(segment) for segment in segments], dimension, gpu)
 
     @property
@@ -57,46 +59,53 @@ class MergeJob:
         return sum(len(source.rows) for source in self.sources)
 
     def run(self) -> None:
-        """With one core: the others are for whoever searches meanwhile."""
+        """Build the merged segment on one core: the others serve searches meanwhile."""
         use_one_faiss_thread()
         if self.rows:
-            self.made, self.places = SealedSegment.of(self.sources, self.dimension, self.gpu)
+            self.merged, self.new_rows = SealedSegment.of(self.sources, self.dimension, self.gpu)
 
 
 class SegmentedIndex:
-    """See VectorIndex. `dimension`: of every vector in it; `head_rows`: of one head; `attributes`: names of those of
-    notes that filters may ask about; `gpu`: on which sealed segments are searched."""
+    """VectorIndex, Maintainable and Snapshottable, on FAISS.
+
+    Vectors have `dimension` numbers. `growing_rows` is the capacity of a growing segment. `attributes` names the notes'
+    attributes that filters may test. Sealed segments are searched on `gpu`, where one is given.
+    """
 
     def __init__(
-        self, dimension: int, head_rows: int = HEAD_ROWS, attributes: Sequence[str] = (), gpu: Gpu | None = None
+        self,
+        dimension: int,
+        growing_rows: int = GROWING_ROWS,
+        attributes: Sequence[str] = (),
+        gpu: Gpu | None = None,
     ) -> None:
         self._dimension = dimension
-        self._head_rows = head_rows
+        self._growing_rows = growing_rows
         self._attributes = attributes
         self._gpu = gpu
-        self._codes = TagDictionary(attributes)
-        self._view = SegmentSearcher((self._new_head(),), self._codes, gpu)
+        self._tag_dictionary = TagDictionary(attributes)
+        self._searcher = SegmentSearcher((self._new_growing(),), self._tag_dictionary, gpu)
         self._given_up: list[Segment] = []
-        """Of jobs that failed: the others go first."""
+        """Segments whose merge failed: they are planned again once nothing else is left to do."""
 
     def __len__(self) -> int:
-        return sum(segment.living for segment in self._segments)
+        return sum(segment.living for segment in self.all_segments)
 
     @property
     def tombstones(self) -> int:
-        return sum(segment.dead for segment in self._segments)
+        return sum(segment.dead for segment in self.all_segments)
 
     @property
     def segments(self) -> int:
-        return len(self._segments)
+        return len(self.all_segments)
 
     @property
     def shared(self) -> bool:
-        """See VectorIndex."""
         return self._gpu is not None
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
-        """See VectorIndex. A note in the head whose vector did not change keeps its row."""
+        """Add or replace rows. A note in the growing segment whose vector did not change keeps its row. Raises
+        ValueError, before anything is changed, where a note has no vector of the index's dimension."""
         for stored in notes:
             if stored.vector is None or stored.vector.shape != (self._dimension,):
                 raise ValueError(f"note {stored.note.id!r} has no vector of dimension {self._dimension}")
@@ -105,155 +114,164 @@ class SegmentedIndex:
             self._upsert(stored, stored.vector)
 
     def _upsert(self, stored: StoredNote, vector: Vector) -> None:
-        head, row = self._head, self._head.row_of(stored.note.id)
-        if row is not None and np.array_equal(head.vectors(np.array([row]))[0], vector):
-            head.describe(row, stored)
+        note_id = stored.note.id
+        growing = self._growing
+        row = growing.row_of(note_id)
+        if row is not None and np.array_equal(growing.vectors(np.array([row]))[0], vector):
+            growing.set_fields(row, stored)
             return
-        if head.full:
-            fragmented = head.dead > DEAD_SHARE * len(head)
-            older = self._segments[:-1] if fragmented else self._segments
-            head = head.without_dead() if fragmented else self._new_head()
-            self._show(*older, head)
-        replaced = [(each, row) for each in self._segments if (row := each.row_of(stored.note.id)) is not None]
-        head.append(stored, vector)
+        if growing.full:
+            growing = self._replace_full(growing)
+        replaced = [(segment, row) for segment in self.all_segments if (row := segment.row_of(note_id)) is not None]
+        growing.append(stored, vector)
         if replaced:
-            self._view.replaced += 1
+            self._searcher.replaced += 1
         for segment, row in replaced:
             segment.mark_deleted(row)
 
+    def _replace_full(self, full: GrowingSegment) -> GrowingSegment:
+        """Begin another growing segment, with the living rows of the full one where many of its rows are tombstones."""
+        if full.dead > MAX_DEAD_SHARE * len(full):
+            growing = full.without_tombstones()
+            self._show(*self.all_segments[:-1], growing)
+        else:
+            growing = self._new_growing()
+            self._show(*self.all_segments, growing)
+        return growing
+
     def remove(self, ids: Sequence[str]) -> None:
-        """See VectorIndex."""
         for note_id in ids:
-            for segment in self._segments:
+            for segment in self.all_segments:
                 if (row := segment.row_of(note_id)) is not None:
                     segment.mark_deleted(row)
 
     def expire(self, now: float) -> list[str]:
-        """See VectorIndex."""
-        return [note_id for segment in self._segments for note_id in segment.expire(now)]
+        return [note_id for segment in self.all_segments for note_id in segment.expire(now)]
 
     def vector(self, note_id: str) -> Vector | None:
-        """See VectorIndex."""
         while True:
-            segments = self._segments
+            segments = self.all_segments
             for segment in segments:
                 if (row := segment.row_of(note_id)) is not None:
                     vector: Vector = segment.vectors(np.array([row]))[0]
                     return vector
-            if segments is self._segments:
+            if segments is self.all_segments:
                 return None
 
     def ids(self) -> list[str]:
-        """See VectorIndex."""
-        return [note_id for segment in self._segments for note_id in segment.ids()]
+        return [note_id for segment in self.all_segments for note_id in segment.ids()]
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
-        """See VectorIndex. ValueError where `vector` has another dimension. With both rows of a note that is replaced
-        meanwhile, or when one came that is to be left out, it is searched again."""
+        """Search all segments; ValueError where `vector` has another dimension.
+
+        The search is repeated where a write beside it shows: both rows of a note that was replaced, an excluded note,
+        or other segments.
+        """
         if vector.shape != (self._dimension,):
             raise ValueError(f"a vector of {vector.shape} cannot be compared with rows of {self._dimension}")
         while True:
-            view = self._view
-            hits = view.find(vector, k, where, now)
+            searcher = self._searcher
+            hits = searcher.search(vector, k, where, now)
             ids = {hit.id for hit in hits}
-            if view is self._view and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
+            if searcher is self._searcher and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
                 return hits
 
     def snapshot_parts(self) -> list[Part]:
-        """See VectorIndex."""
-        segments, codes = self._segments, self._codes.texts
-        names = [s.name if isinstance(s, SealedSegment) else f"{HEAD}{at}" for at, s in enumerate(segments)]
-        alive = {
-            name: np.packbits(s.alive) for name, s in zip(names, segments, strict=True) if isinstance(s, SealedSegment)
-        }
-        heads = [(name, s.arrays()) for name, s in zip(names, segments, strict=True) if isinstance(s, GrowingSegment)]
+        names: list[str] = []
+        growing_parts, sealed_parts = [], []
+        alive = {}
+        for place, segment in enumerate(self.all_segments):
+            if isinstance(segment, SealedSegment):
+                name = segment.name
+                alive[name] = np.packbits(segment.alive)
+                sealed_parts.append(Part(name, segment.arrays, immutable=True))
+            else:
+                assert isinstance(segment, GrowingSegment)
+                name = f"{GROWING_PREFIX}{place}"
+                growing_parts.append(Part(name, partial(dict, segment.arrays())))
+            names.append(name)
+        tag_texts = self._tag_dictionary.texts
         return [
             Part(SEGMENTS, lambda: packed("names", names)),
-            Part(CODES, lambda: packed("codes", codes)),
+            Part(CODES, lambda: packed("codes", tag_texts)),
             Part(ALIVE, lambda: alive),
-            *(Part(name, partial(dict, arrays)) for name, arrays in heads),
-            *(Part(s.name, s.arrays, lasting=True) for s in segments if isinstance(s, SealedSegment)),
+            *growing_parts,
+            *sealed_parts,
         ]
 
     def restore(self, read: ReadPart) -> None:
-        """See VectorIndex."""
-        self._codes = TagDictionary(self._attributes, unpacked("codes", read(CODES)))
+        self._tag_dictionary = TagDictionary(self._attributes, unpacked("codes", read(CODES)))
         alive = read(ALIVE)
 
         def restored(name: str) -> Segment:
             arrays = read(name)
-            if name.startswith(HEAD):
-                return GrowingSegment.restored(self._head_rows, self._dimension, self._codes, arrays)
+            if name.startswith(GROWING_PREFIX):
+                return GrowingSegment.restored(self._growing_rows, self._dimension, self._tag_dictionary, arrays)
             rows = len(arrays["expires"])
-            return SealedSegment.restored(
-                name, arrays, np.unpackbits(alive[name], count=rows).astype(np.bool_), self._gpu
-            )
+            mask = np.unpackbits(alive[name], count=rows).astype(np.bool_)
+            return SealedSegment.restored(name, arrays, mask, self._gpu)
 
         self._show(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
 
     def plan(self) -> MergeJob | None:
-        """See VectorIndex."""
-        full = [segment for segment in self._segments[:-1] if segment not in self._given_up]
-        sealed = [segment for segment in full if isinstance(segment, SealedSegment)]
-        heads = [segment for segment in full if isinstance(segment, GrowingSegment)]
-        fragmented: list[Sequence[Segment]] = [[s] for s in full if s.dead > DEAD_SHARE * len(s)]
-        groups: list[Sequence[Segment]] = [heads, *_of_one_size(sealed, self._head_rows * MERGED_AT)]
-        for chosen in (*fragmented, *(group for group in groups if len(group) >= MERGED_AT)):
-            return MergeJob.of(chosen, self._dimension, self._gpu)
+        """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of
+        one size, the smallest first."""
+        candidates = [segment for segment in self.all_segments[:-1] if segment not in self._given_up]
+        sealed = [segment for segment in candidates if isinstance(segment, SealedSegment)]
+        growing = [segment for segment in candidates if isinstance(segment, GrowingSegment)]
+        groups: list[Sequence[Segment]] = [growing, *_groups_of_one_size(sealed, self._growing_rows * MERGE_FACTOR)]
+        fragmented: list[Sequence[Segment]] = [
+            [segment] for segment in candidates if segment.dead > MAX_DEAD_SHARE * len(segment)
+        ]
+        mergeable = [group for group in groups if len(group) >= MERGE_FACTOR]
+        planned = [*fragmented, *mergeable]
+        if planned:
+            return MergeJob.of(planned[0], self._dimension, self._gpu)
         self._given_up.clear()
         return None
 
+    def finish(self, job: MergeJob) -> None:
+        """Put the merged segment in the place of its sources. What was removed since the plan is removed from it."""
+        sources = {id(source.segment) for source in job.sources}
+        merged = []
+        if job.merged is not None:
+            alive = np.concatenate([source.segment.alive[source.rows] for source in job.sources])
+            for row in job.new_rows[~alive].tolist():
+                job.merged.mark_deleted(row)
+            merged.append(job.merged)
+        place = min(i for i, segment in enumerate(self.all_segments) if id(segment) in sources)
+        kept = [segment for segment in self.all_segments if id(segment) not in sources]
+        self._show(*kept[:place], *merged, *kept[place:])
+
     def give_up(self, job: MergeJob) -> None:
-        """See VectorIndex."""
         self._given_up += [source.segment for source in job.sources]
 
-    def finish(self, job: MergeJob) -> None:
-        """See VectorIndex. What was removed since the plan is removed from what was made."""
-        old = {id(source.segment) for source in job.sources}
-        if job.made is not None:
-            alive = np.concatenate([source.segment.alive[source.rows] for source in job.sources])
-            for row in job.places[~alive].tolist():
-                job.made.mark_deleted(row)
-        place = min(i for i, segment in enumerate(self._segments) if id(segment) in old)
-        kept = [segment for segment in self._segments if id(segment) not in old]
-        self._show(*kept[:place], *([job.made] if job.made else []), *kept[place:])
+    @property
+    def all_segments(self) -> tuple[Segment, ...]:
+        """All segments, the oldest first; the last one grows."""
+        return self._searcher.segments
 
     @property
-    def _segments(self) -> tuple[Segment, ...]:
-        """Oldest first; the last one is the head."""
-        return self._view.segments
+    def _growing(self) -> GrowingSegment:
+        growing = self.all_segments[-1]
+        assert isinstance(growing, GrowingSegment)
+        return growing
+
+    def _new_growing(self) -> GrowingSegment:
+        return GrowingSegment(self._growing_rows, self._dimension, self._tag_dictionary)
 
     def _show(self, *segments: Segment) -> None:
-        """Have these searched from now on."""
-        self._view = SegmentSearcher(segments, self._codes, self._gpu)
-
-    @property
-    def _head(self) -> GrowingSegment:
-        head = self._segments[-1]
-        assert isinstance(head, GrowingSegment)
-        return head
-
-    def _new_head(self) -> GrowingSegment:
-        return GrowingSegment(self._head_rows, self._dimension, self._codes)
+        """Have these segments searched from now on."""
+        self._searcher = SegmentSearcher(segments, self._tag_dictionary, self._gpu)
 
 
-def use_one_faiss_thread() -> None:
-    """What FAISS does in this thread from now on: its own threads would wait for each other by turning round."""
-    faiss.omp_set_num_threads(1)
-
-
-def trim_heap() -> None:
-    """What segments that are gone have left, to the system: the C library would keep it for later."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _of_one_size(sealed: Sequence[SealedSegment], smallest: int) -> list[list[SealedSegment]]:
-    """Groups of those that are less than MERGED_AT times as large as the group's least size."""
+def _groups_of_one_size(sealed: Sequence[SealedSegment], smallest: int) -> list[list[SealedSegment]]:
+    """Group segments by size, the smallest first: up to `smallest` living rows, then up to MERGE_FACTOR times as many
+    as in the group before."""
     groups: dict[int, list[SealedSegment]] = {}
     for segment in sealed:
-        size, least = 0, smallest
-        while segment.living > least:
-            size, least = size + 1, least * MERGED_AT
-        groups.setdefault(size, []).append(segment)
-    return [groups[size] for size in sorted(groups)]
+        level, max_rows = 0, smallest
+        while segment.living > max_rows:
+            level, max_rows = level + 1, max_rows * MERGE_FACTOR
+        groups.setdefault(level, []).append(segment)
+    return [groups[level] for level in sorted(groups)]

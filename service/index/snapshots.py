@@ -1,54 +1,215 @@
-"""Snapshots: an index on disk, as parts of named arrays, with the log position that it holds.
+"""Snapshots: an index on disk, as parts of named arrays, with the log position that it has reached.
 
-    <folder>/manifest.json    what the parts are, their files' digests, and the manifest's own
-    <folder>/<part>.npz       the arrays of one part; a new file each time, but for parts that never change
+    <folder>/manifest.json    names of the parts, digests of their files, and the manifest's own digest
+    <folder>/<part>.npz       arrays of one part; a new file each time, but for immutable parts
     <folder>/lock, replica    whose folder it is: one process at a time has it
 
-A snapshot is the manifest, which is exchanged in one step once all its files are on disk. Nothing that a manifest names
-is ever written to again. So after any end of the process there is the old snapshot or the new one.
+A snapshot is its manifest, which replaces the old one in one step once all files are on disk. A file that a manifest
+names is never written to again. So after any end of the process there is the old snapshot or the new one
+(docs/decisions/0015-snapshots.md).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fcntl
+import gc
 import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 import orjson
+import structlog
 
-from service.errors import SnapshotRefused
-from service.interfaces import Arrays, Part
+from service.errors import SnapshotRefused, StoreUnavailable
+from service.index.hashtags import LiveHashtags
+from service.index.packed_strings import packed, unpacked
+from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
+from service.index.threads import run_in, run_in_daemon
+from service.interfaces import Arrays, Clock, NoteStore, Part, ReadPart, Snapshottable
+from service.records import ORIGIN
 
 VERSION = 4
-"""Of the parts' contents: raise it when they change."""
+"""Version of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MAX_PROCESSES = 64
-"""That may keep snapshots in one data folder."""
+"""Processes that may keep snapshots in one data folder: bounds the search for a free folder."""
+MIN_PAUSE_FACTOR = 20
+"""Between two snapshots passes at least so many times as long as one took: at most 5% of the time goes into them."""
+OTHER_SPACE, UNREADABLE = "other_space", "unreadable"
+"""Parts of a snapshot: ids of the notes of another space, and of those that the store could not decode."""
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a snapshot is of; of another one it is foreign. `store`: see NoteStore.identity; `attributes`: see
-    SegmentedIndex."""
+    """Source of a snapshot: the identity of the store, the vector space, and the attributes that filters may test.
+
+    A snapshot of another origin is refused.
+    """
 
     store: str
     space: str
     attributes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RestoredSnapshot:
+    """A snapshot whose notes were loaded: its log position, its store, and where the log ended then."""
+
+    position: str
+    store_identity: str
+    log_end: str
+
+
+class SnapshotKeeper:
+    """Saves snapshots of `state`, and tells the store up to where this replica needs no log any more.
+
+    `folder` None: no snapshots are made. `writer` is the thread that changes the notes. `seconds` is the least time
+    between two snapshots; `space` and `attributes` are those of Origin.
+    """
+
+    def __init__(
+        self,
+        folder: SnapshotFolder | None,
+        store: NoteStore,
+        state: IndexState,
+        writer: ThreadPoolExecutor,
+        clock: Clock,
+        *,
+        seconds: float,
+        space: str,
+        attributes: tuple[str, ...],
+    ) -> None:
+        self.saved_at = 0.0
+        """Time of the last snapshot, 0 before the first."""
+        self._folder = folder
+        self._store = store
+        self._state = state
+        self._writer = writer
+        self._clock = clock
+        self._seconds = seconds
+        self._make_origin = partial(Origin, space=space, attributes=attributes)
+        self._replica = folder.replica if folder else uuid4().hex
+        self._saved = ORIGIN, 0
+        """Position and repairs of the last snapshot."""
+        self._saving = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Save at intervals until cancelled; without a folder, tell the store how far this replica has come."""
+        pause = self._seconds
+        while True:
+            await asyncio.sleep(pause)
+            began = time.monotonic()
+            if self._folder is None:
+                await self.keep_log(self._state.position)
+            else:
+                await self.save()
+            pause = max(self._seconds, MIN_PAUSE_FACTOR * (time.monotonic() - began))
+
+    async def keep_log(self, position: str) -> None:
+        """Have the store keep the log from `position` on for this replica."""
+        with contextlib.suppress(StoreUnavailable):  # the next call says it again
+            await self._store.keep_log(self._replica, position)
+
+    async def save(self) -> None:
+        """Make a snapshot where anything changed since the last one, and let the log be cut off behind it. A failure is
+        logged: it makes the next start slower, and costs no answer."""
+        async with self._saving:
+            state, notes = self._state, self._state.notes
+            position, repairs = state.position, state.repairs
+            unchanged = (position, repairs) == self._saved
+            if self._folder is None or not state.built or state.rebuilding or unchanged:
+                return
+            origin = self._make_origin(state.store_identity)
+            unreadable = list(self._store.unreadable)
+            take_parts = partial(snapshot_parts, notes.index, notes.hashtags, notes.other_space, unreadable)
+            try:
+                parts = await run_in(self._writer, take_parts)
+                await run_in_daemon(partial(self._folder.save, origin, position, parts))
+                self._saved, self.saved_at = (position, repairs), self._clock()
+            except Exception as error:
+                log.warning("snapshot_failed", detail=repr(error))
+            else:
+                await self.keep_log(position)
+
+    async def load(self, notes: IndexedNotes) -> RestoredSnapshot | None:
+        """Fill empty notes from the snapshot; None where there is none, or it is refused, which is logged. Raises
+        StoreUnavailable."""
+        if self._folder is None:
+            return None
+        identity = await self._store.identity()
+        try:
+            snapshot = await run_in(self._writer, partial(self._folder.load, self._make_origin(identity)))
+            if snapshot is None:
+                return None
+            bounds = await self._store.log_bounds(snapshot.position)
+            if not bounds.reach(snapshot.position):
+                raise SnapshotRefused("the log does not reach back to it")
+            notes.other_space, unreadable = await run_in(
+                self._writer, partial(restore, snapshot.read, notes.index, notes.hashtags)
+            )
+            await self._read_again(unreadable, notes)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # whatever it is, the store can be read instead
+            reason = str(error) if isinstance(error, SnapshotRefused) else f"its parts do not fit together: {error!r}"
+            log.warning("snapshot_refused", reason=reason, detail="building from the store")
+            return None
+        self._saved = snapshot.position, self._state.repairs
+        return RestoredSnapshot(snapshot.position, identity, bounds.last)
+
+    async def _read_again(self, unreadable: Sequence[str], notes: IndexedNotes) -> None:
+        """Read the notes that could not be decoded when the snapshot was made: this version may be able to, and no log
+        entry says so."""
+        for begin in range(0, len(unreadable), READ_BATCH_SIZE):
+            batch = unreadable[begin : begin + READ_BATCH_SIZE]
+            stored = await self._store.get(batch, with_vectors=True)
+            await run_in(self._writer, partial(notes.update, dict(zip(batch, stored, strict=True))))
+
+
+def snapshot_parts(
+    index: Snapshottable, hashtags: LiveHashtags, other_space: Iterable[str], unreadable: Iterable[str]
+) -> list[Part]:
+    """Return all parts of a snapshot. Called by the thread that changes the notes."""
+    others, undecoded = packed(OTHER_SPACE, other_space), packed(UNREADABLE, unreadable)
+    lists = [Part(OTHER_SPACE, lambda: others), Part(UNREADABLE, lambda: undecoded)]
+    return [*index.snapshot_parts(), *hashtags.snapshot_parts(), *lists]
+
+
+def restore(read: ReadPart, index: Snapshottable, hashtags: LiveHashtags) -> tuple[set[str], list[str]]:
+    """Fill an empty index and empty hashtags from a snapshot; return the ids of the notes of another space, and of
+    those that could not be decoded.
+
+    The garbage collector rests meanwhile: it would look through a million new objects, none of which is garbage.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        index.restore(read)
+        hashtags.restore(read)
+    finally:
+        if collecting:
+            gc.enable()
+    return set(unpacked(OTHER_SPACE, read(OTHER_SPACE))), unpacked(UNREADABLE, read(UNREADABLE))
+
+
 class SnapshotFolder:
-    """One process's own."""
+    """The folder of one process's snapshots. `replica` is the name under which the store knows the process."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises BlockingIOError when another process has it, OSError when it cannot be written."""
+        """Raises BlockingIOError when another process has the folder, OSError when it cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._lock = (folder / LOCK).open("ab")
@@ -60,38 +221,39 @@ class SnapshotFolder:
             raise
         self._saving = threading.Lock()
         self._entries: Mapping[str, dict[str, Any]] = {}
-        """Of the snapshot that is there, by part."""
+        """Entries of the current manifest, by part."""
 
     @classmethod
     def claim(cls, parent: Path) -> SnapshotFolder:
-        """The first in `parent` that no other process has. Raises OSError."""
+        """Return the first folder in `parent` that no other process has. Raises OSError."""
         for number in range(MAX_PROCESSES):
             with suppress(BlockingIOError):
                 return cls(parent / str(number))
         raise OSError(f"{MAX_PROCESSES} processes keep their snapshots in {parent} already")
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Let another process have the folder."""
         self._lock.close()
 
     def save(self, origin: Origin, position: str, parts: Sequence[Part]) -> None:
-        """On disk on return, whole; OSError when it is not, and then the one before is still there."""
+        """Write a snapshot durably. Raises OSError; then the previous snapshot is still there."""
         with self._saving:
             try:
                 entries = {part.name: self._write(part) for part in parts}
                 body = {"version": VERSION, "position": position, "parts": entries}
                 body |= {"origin": asdict(origin)}
-                self._exchange(MANIFEST, orjson.dumps({"body": body, "sha256": _digest_of(body)}))
-                self._entries = entries  # also where the folder cannot be synced: it names these now
+                self._replace_file(MANIFEST, orjson.dumps({"body": body, "sha256": _digest_of(body)}))
+                self._entries = entries  # before the folder is synced: if that fails, the manifest is in place anyway
                 self._sync_folder()
             finally:
-                self._tidy()
+                self._remove_unnamed_files()
 
     def load(self, origin: Origin) -> Snapshot | None:
-        """The one that is there, None where there is none. Raises SnapshotRefused when it is damaged or foreign."""
+        """Return the snapshot, None where there is none. Raises SnapshotRefused when it is damaged or of another origin
+        or version."""
         try:
-            written = orjson.loads((self._folder / MANIFEST).read_bytes())
-            body, digest = written["body"], written["sha256"]
+            manifest = orjson.loads((self._folder / MANIFEST).read_bytes())
+            body, digest = manifest["body"], manifest["sha256"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -100,7 +262,8 @@ class SnapshotFolder:
             raise SnapshotRefused("its manifest is damaged")
         if body["version"] != VERSION:
             raise SnapshotRefused(f"it is of version {body['version']}, and this service has {VERSION}")
-        if differing := [name for name, value in asdict(origin).items() if _as_read(value) != body["origin"][name]]:
+        expected = orjson.loads(orjson.dumps(asdict(origin)))  # tuples become lists, as in the manifest
+        if differing := [name for name, value in expected.items() if value != body["origin"][name]]:
             raise SnapshotRefused(f"it is of another {', '.join(differing)}")
         self._entries = body["parts"]
         for entry in self._entries.values():
@@ -108,18 +271,18 @@ class SnapshotFolder:
         return Snapshot(body["position"], self._folder, self._entries)
 
     def _write(self, part: Part) -> dict[str, Any]:
-        """The part's entry in the manifest. What lasts is written once."""
-        kept = self._entries.get(part.name)
-        if part.lasting and kept and (self._folder / kept["file"]).exists():
-            return kept
+        """Write a part and return its entry for the manifest; an immutable part that is there is not written again."""
+        entry = self._entries.get(part.name)
+        if part.immutable and entry and (self._folder / entry["file"]).exists():
+            return entry
         path = self._folder / f"{part.name}.{uuid4().hex}.npz"
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **part.make())
             _sync(file)
         return {"file": path.name, "sha256": _digest(path)}
 
-    def _exchange(self, name: str, content: bytes) -> None:
-        """A small file, in one step."""
+    def _replace_file(self, name: str, content: bytes) -> None:
+        """Write a small file in one atomic step."""
         unfinished = self._folder / f"{name}.new"
         with unfinished.open("wb") as file:
             file.write(content)
@@ -133,32 +296,32 @@ class SnapshotFolder:
         finally:
             os.close(folder)
 
-    def _tidy(self) -> None:
-        """Remove the files of older snapshots, and of such as were never finished."""
-        kept = {entry["file"] for entry in self._entries.values()}
+    def _remove_unnamed_files(self) -> None:
+        """Remove the files of older snapshots and of unfinished ones: what the manifest does not name."""
+        named = {entry["file"] for entry in self._entries.values()}
         for path in self._folder.glob("*.npz"):
-            if path.name not in kept:
+            if path.name not in named:
                 with suppress(OSError):
                     path.unlink()
 
     def _name_replica(self) -> str:
         path = self._folder / REPLICA
         if not path.exists():
-            self._exchange(REPLICA, uuid4().hex.encode())
+            self._replace_file(REPLICA, uuid4().hex.encode())
             self._sync_folder()
         return path.read_text()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`position`: all up to it is in it, and maybe more."""
+    """A snapshot on disk. It has every write up to `position`, and may have later ones."""
 
     position: str
     _folder: Path
     _entries: Mapping[str, dict[str, Any]]
 
     def read(self, part: str) -> Arrays:
-        """The arrays of a part. Raises SnapshotRefused when they are not what was written."""
+        """Return the arrays of a part. Raises SnapshotRefused when they are not what was written."""
         try:
             entry = self._entries[part]
             path = self._folder / entry["file"]
@@ -170,14 +333,9 @@ class Snapshot:
             raise SnapshotRefused(f"its part {part} cannot be read: {error}") from error
 
 
-def _as_read(value: object) -> object:
-    """As JSON gives it back."""
-    return orjson.loads(orjson.dumps(value))
-
-
 def _read_ahead(path: Path) -> None:
-    """Have the system fetch it, while others are being read."""
-    with suppress(OSError), path.open("rb") as file:  # what cannot be read is found out later
+    """Have the system read a file from disk, while others are being loaded."""
+    with suppress(OSError), path.open("rb") as file:  # a file that is missing is noticed when it is loaded
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 

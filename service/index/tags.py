@@ -1,5 +1,7 @@
-"""What filters ask about the rows of a segment: times as columns, all else as tags. Tags are numbers here, the same in
-all segments, and sets of rows are bits."""
+"""Fields of a segment's rows that filters test: times as columns, and everything else as tags.
+
+Hashtags, category, author and declared attributes are tags. A tag has a code, the same in all segments of an index.
+"""
 
 from __future__ import annotations
 
@@ -13,60 +15,74 @@ import numpy.typing as npt
 
 from model.note import hashtag_key
 from service.filters import Filter, attribute_text
+from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits
 from service.interfaces import Arrays
 from service.records import StoredNote
 
-NOWHERE = -2
-"""The code of a text that no row has."""
-Mask = npt.NDArray[np.bool_]
-Bits = npt.NDArray[np.uint8]
-"""Of the rows of a segment, eight to a number, the first one the least: whether each is in a set. FAISS reads it so."""
-RowNumbers = npt.NDArray[np.int64]
+UNKNOWN_TAG = -2
+"""Code of a tag that no row has ever had."""
+CACHED_TAG_SHARE, MAX_CACHED_TAGS = 0.005, 128
+"""The bitmaps of tags that more than this share of a segment's rows have are kept, at most so many a segment."""
+TagCodes = npt.NDArray[np.int32]
+TagPairs = tuple[TagCodes, RowNumbers]
+"""Tag codes (P,) and rows (P,): row `rows[i]` has tag `codes[i]`."""
 
 
 class TagDictionary:
-    """A number for each tag, for as long as the index lives, also when no row has it any more: some 100 bytes for each
-    author, category and hashtag that ever was. Written by one thread, read by any. `attributes`: names of those that
-    filters may ask about, whose values are tags too."""
+    """The code of each tag. Written by one thread, read by any.
+
+    Codes are never reused or freed: about 100 bytes for each author, category and hashtag that the index has ever had.
+    `attributes` names those whose values are tags; `texts` are known tags in the order of their codes.
+    """
 
     def __init__(self, attributes: Sequence[str] = (), texts: Iterable[str] = ()) -> None:
         self._attributes = attributes
-        self._of: dict[str, int] = {}
+        self._codes: dict[str, int] = {}
         for text in texts:
-            self.give(text)
+            self._add(text)
 
     @property
     def texts(self) -> list[str]:
-        """In the order of their codes, from 0 on."""
-        return list(self._of)
+        """All tags in the order of their codes, which begin with 0."""
+        return list(self._codes)
 
-    def give(self, text: str) -> int:
-        return self._of.setdefault(text, len(self._of))
+    def add_tags_of(self, stored: StoredNote) -> frozenset[int]:
+        """Return the codes of a note's tags; a new tag gets the next code."""
+        note = stored.note
+        texts = [_hashtag_tag(hashtag) for hashtag in stored.hashtags]
+        for name in self._attributes:
+            value = attribute_text(note.attributes.get(name))
+            if value is not None:
+                texts.append(_attribute_tag(name, value))
+        if stored.category is not None:
+            texts.append(_category_tag(stored.category))
+        if note.author is not None:
+            texts.append(_author_tag(note.author))
+        return frozenset(map(self._add, texts))
 
-    def find(self, text: str) -> int:
-        return self._of.get(text, NOWHERE)
-
-    def tags_of(self, stored: StoredNote) -> frozenset[int]:
-        told = ((name, attribute_text(stored.note.attributes.get(name))) for name in self._attributes)
-        values = [_attribute_tag(name, value) for name, value in told if value is not None]
-        own = _category_tag(stored.category), _author_tag(stored.note.author)
-        return frozenset(map(self.give, [*map(_hashtag_tag, stored.hashtags), *values, *filter(None, own)]))
-
-    def asked(self, where: Filter) -> CompiledFilter:
-        attributes = starmap(_attribute_tag, where.attributes)
-        own = filter(None, [_category_tag(where.category), _author_tag(where.author)])
+    def compile(self, where: Filter) -> CompiledFilter:
+        """Return the filter with codes in place of texts."""
+        required = [_hashtag_tag(hashtag) for hashtag in where.all_hashtags]
+        required += starmap(_attribute_tag, where.attributes)
+        if where.category is not None:
+            required.append(_category_tag(where.category))
+        if where.author is not None:
+            required.append(_author_tag(where.author))
         return CompiledFilter(
-            where.created_after,
-            where.created_before,
-            self._find_all(map(_hashtag_tag, where.hashtags)),
-            self._find_all([*own, *map(_hashtag_tag, where.all_hashtags), *attributes]),
-            where.exclude,
-            where.exact,
-            where.narrows,
+            created_after=where.created_after,
+            created_before=where.created_before,
+            any_tags=self._find_all(map(_hashtag_tag, where.hashtags)),
+            all_tags=self._find_all(required),
+            exclude=where.exclude,
+            exact=where.exact,
+            narrows=where.narrows,
         )
 
-    def _find_all(self, tags: Iterable[str]) -> tuple[int, ...]:
-        return tuple({self.find(tag) for tag in tags})
+    def _add(self, text: str) -> int:
+        return self._codes.setdefault(text, len(self._codes))
+
+    def _find_all(self, texts: Iterable[str]) -> tuple[int, ...]:
+        return tuple({self._codes.get(text, UNKNOWN_TAG) for text in texts})
 
 
 def _hashtag_tag(hashtag: str) -> str:
@@ -77,21 +93,22 @@ def _attribute_tag(name: str, value: str) -> str:
     return f"@{name}:{value}"
 
 
-def _category_tag(category: str | None) -> str | None:
-    return None if category is None else f"c{category}"
+def _category_tag(category: str) -> str:
+    return f"c{category}"
 
 
-def _author_tag(author: str | None) -> str | None:
-    return None if author is None else f"a{author}"
+def _author_tag(author: str) -> str:
+    return f"a{author}"
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledFilter:
-    """A Filter in codes. `tags`: any of them, () for whatever; `all_tags`: each of them, also category and author."""
+    """A Filter in tag codes. A row needs one of `any_tags`, unless there are none, and all of `all_tags`; category,
+    author and attributes are among the latter."""
 
     created_after: float | None
     created_before: float | None
-    tags: tuple[int, ...]
+    any_tags: tuple[int, ...]
     all_tags: tuple[int, ...]
     exclude: frozenset[str]
     exact: bool
@@ -100,26 +117,29 @@ class CompiledFilter:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """(rows,) each. `expires` is infinite where a note does not expire."""
+    """Times of each row in seconds since the epoch, shape (rows,). `created` is 0 where a note has no time, `expires`
+    is infinite where it does not expire."""
 
     created: npt.NDArray[np.float64]
     expires: npt.NDArray[np.float64]
 
     @classmethod
     def empty(cls, rows: int) -> Columns:
+        """Return columns of zeros."""
         return cls(*np.zeros((2, rows), np.float64))
 
     @classmethod
     def joined(cls, parts: Iterable[Columns]) -> Columns:
+        """Return the rows of all parts, one part after the other."""
         return cls(*(np.concatenate(columns) for columns in zip(*(part.all for part in parts), strict=True)))
 
     @classmethod
     def of(cls, arrays: Arrays) -> Columns:
-        """Those that `arrays` gave."""
+        """Return the columns that `arrays` was called on."""
         return cls(*(arrays[column.name] for column in fields(cls)))
 
     def arrays(self) -> Arrays:
-        """By their names."""
+        """Return the columns by their names."""
         return {column.name: values for column, values in zip(fields(self), self.all, strict=True)}
 
     @property
@@ -129,34 +149,76 @@ class Columns:
     def __getitem__(self, rows: slice | RowNumbers) -> Columns:
         return Columns(*(column[rows] for column in self.all))
 
-    def describe(self, row: int, stored: StoredNote) -> None:
+    def write(self, row: int, stored: StoredNote) -> None:
+        """Set the times of a row to those of a note."""
         self.created[row] = stored.note.created_at or 0.0
         self.expires[row] = np.inf if stored.note.expires_at is None else stored.note.expires_at
 
-    def accepted(self, asked: CompiledFilter) -> Iterator[Mask]:
-        """By each of the times that are asked for: the rows that have it."""
-        if asked.created_after is not None:
-            yield self.created > asked.created_after
-        if asked.created_before is not None:
-            yield self.created < asked.created_before
+    def matching(self, compiled: CompiledFilter) -> Iterator[Mask]:
+        """Yield, for each bound that the filter sets on the time of creation, the rows within it."""
+        if compiled.created_after is not None:
+            yield self.created > compiled.created_after
+        if compiled.created_before is not None:
+            yield self.created < compiled.created_before
 
 
-def packed_bits(mask: Mask) -> Bits:
-    return np.packbits(mask, bitorder="little")
+class TagPostings:
+    """For each tag of a sealed segment the rows that have it: `rows[ends[i] : ends[i + 1]]` for the tag `codes[i]`.
 
+    Codes (T,) rise. `row_count` is the number of rows of the segment.
+    """
 
-def rows_of(bits: Bits) -> RowNumbers:
-    """In rising order. Few rows of many are the rule, so that only their bytes are unpacked."""
-    some = np.flatnonzero(bits != 0)
-    within = np.unpackbits(bits[some], bitorder="little").view(np.bool_)
-    rows: RowNumbers = (8 * some[:, None] + np.arange(8)).reshape(-1)[within]
-    return rows
+    def __init__(self, codes: TagCodes, ends: RowNumbers, rows: npt.NDArray[np.int32], row_count: int) -> None:
+        self._codes = codes
+        self._ends = ends
+        self._rows = rows
+        self._row_count = row_count
+        self._cached: dict[int, Bits] = {}
+        """Bitmaps of frequent tags: to make one takes longer than a search."""
 
+    @classmethod
+    def of(cls, pairs: Sequence[TagPairs], row_count: int) -> TagPostings:
+        """Return the postings of all pairs of tag and row."""
+        codes = np.concatenate([np.zeros(0, np.int32), *(codes for codes, _ in pairs)])
+        rows = np.concatenate([np.zeros(0, np.int64), *(rows for _, rows in pairs)])
+        order = np.argsort(codes, kind="stable")
+        distinct, counts = np.unique(codes, return_counts=True)
+        ends = np.cumsum([0, *counts.tolist()])
+        return cls(distinct, ends, rows[order].astype(np.int32), row_count)
 
-def count_of(bits: Bits) -> int:
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+    @classmethod
+    def restored(cls, arrays: Arrays, row_count: int) -> TagPostings:
+        """Return the postings that `arrays` was called on."""
+        return cls(arrays["tags"], arrays["tag_ends"], arrays["tag_rows"], row_count)
 
+    def arrays(self) -> Arrays:
+        """Return the postings by their names in a snapshot."""
+        return {"tags": self._codes, "tag_ends": self._ends, "tag_rows": self._rows}
 
-def has(bits: Bits, row: int) -> bool:
-    """Also of a row behind the last one: it is in no set."""
-    return row >> 3 < len(bits) and bool(bits[row >> 3] >> (row & 7) & 1)
+    def bits(self, tag: int) -> Bits:
+        """Return the rows that have a tag. The bitmap may be shared: do not write to it."""
+        cached = self._cached.get(tag)
+        if cached is not None:
+            return cached
+        rows = self._rows_with(tag)
+        if len(rows) <= CACHED_TAG_SHARE * self._row_count:
+            bits = np.zeros(-(-self._row_count // 8), np.uint8)
+            np.bitwise_or.at(bits, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))
+            return bits
+        mask = np.zeros(self._row_count, np.bool_)
+        mask[rows] = True
+        bits = packed_bits(mask)
+        if len(self._cached) >= MAX_CACHED_TAGS:
+            self._cached.clear()
+        self._cached[tag] = bits
+        return bits  # not read from the cache: another search may have cleared it
+
+    def _rows_with(self, tag: int) -> npt.NDArray[np.int32]:
+        place = int(np.searchsorted(self._codes, tag))
+        if place == len(self._codes) or self._codes[place] != tag:
+            return self._rows[:0]
+        return self._rows[self._ends[place] : self._ends[place + 1]]
+
+    def pairs(self) -> TagPairs:
+        """Return all pairs of tag and row, in the order of the codes."""
+        return np.repeat(self._codes, np.diff(self._ends)), self._rows.astype(np.int64)

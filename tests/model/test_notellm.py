@@ -1,4 +1,4 @@
-"""NoteLLM: what is saved is what is loaded, and a space is named by all that shapes its vectors."""
+"""Tests of NoteLLM: a saved model loads back, broken files are refused, and the space names all that shapes vectors."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> NoteLLM:
 
 
 def embeddings(model: NoteLLM) -> Tensor:
-    readings = Engine(TorchRuntime(model)).generate(NOTES)
-    return torch.stack([torch.from_numpy(reading.vector) for reading in readings])
+    """Return the vectors of NOTES, (N, D)."""
+    return torch.from_numpy(Engine(TorchRuntime(model)).embed(NOTES))
 
 
 @pytest.fixture
 def copied(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint, to be changed."""
+    """A copy of the tiny checkpoint that a test may change."""
     return shutil.copytree(tiny_checkpoint, tmp_path / "copy")
 
 
@@ -44,28 +44,28 @@ def model(tiny_engine: Engine) -> NoteLLM:
     return tiny_engine.runtime.model
 
 
-def test_a_saved_model_loads_back_the_same(model: NoteLLM, tmp_path: Path) -> None:
+def test_model_saved_loads_back_the_same(model: NoteLLM, tmp_path: Path) -> None:
     model.save(tmp_path)
-    again = load(tmp_path)
-    assert torch.equal(embeddings(again), embeddings(model))
-    assert again.space == model.space
-    assert again.config == model.config
-    assert torch.equal(again.tau, model.tau)
+    loaded = load(tmp_path)
+    assert torch.equal(embeddings(loaded), embeddings(model))
+    assert loaded.space == model.space
+    assert loaded.config == model.config
+    assert torch.equal(loaded.tau, model.tau)
 
 
-def test_a_checkpoint_stands_on_its_own(model: NoteLLM, copied: Path, tmp_path: Path) -> None:
+def test_checkpoint_moved_elsewhere_loads_the_same(model: NoteLLM, copied: Path, tmp_path: Path) -> None:
     moved = copied.rename(tmp_path / "moved")
     assert load(moved).space == model.space
 
 
-def test_an_embedding_is_a_float32_unit_vector(model: NoteLLM) -> None:
+def test_embedding_is_a_float32_unit_vector(model: NoteLLM) -> None:
     vectors = embeddings(model)
     assert vectors.shape == (len(NOTES), 32)
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(NOTES)))
 
 
-def test_half_precision_gives_float32_vectors_close_to_the_exact_ones(model: NoteLLM, tiny_checkpoint: Path) -> None:
+def test_bfloat16_model_gives_float32_vectors_close_to_float32(model: NoteLLM, tiny_checkpoint: Path) -> None:
     half = load(tiny_checkpoint, torch.bfloat16)
     vectors = embeddings(half)
     assert half.backbone.dtype == torch.bfloat16
@@ -73,13 +73,13 @@ def test_half_precision_gives_float32_vectors_close_to_the_exact_ones(model: Not
     assert (vectors * embeddings(model)).sum(-1).min() > 0.99
 
 
-def test_a_bare_backbone_is_a_model_without_a_projection(tiny_checkpoint: Path) -> None:
+def test_bare_backbone_is_a_model_without_a_projection(tiny_checkpoint: Path) -> None:
     bare = load(tiny_checkpoint / "backbone")
     assert bare.projection is None
     assert embeddings(bare).shape == (len(NOTES), 64)
 
 
-def test_a_loaded_model_does_not_learn(tiny_checkpoint: Path) -> None:
+def test_loaded_model_does_not_learn(tiny_checkpoint: Path) -> None:
     loaded = load(tiny_checkpoint)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -93,77 +93,77 @@ def test_logits_are_those_of_the_backbone(model: NoteLLM) -> None:
         torch.testing.assert_close(model.logits(hidden), model.backbone(input_ids=ids, attention_mask=mask).logits)
 
 
-def test_a_space_changes_with_the_projection(model: NoteLLM, copied: Path) -> None:
+def test_space_changes_with_the_projection(model: NoteLLM, copied: Path) -> None:
     head = load_file(copied / HEAD_FILE)
     save_file({**head, "projection": head["projection"] + 1e-3}, copied / HEAD_FILE)
     assert load(copied).space != model.space
 
 
-def test_a_space_changes_with_the_backbone(model: NoteLLM, copied: Path) -> None:
+def test_space_changes_with_the_backbone(model: NoteLLM, copied: Path) -> None:
     path = copied / "backbone" / "model.safetensors"
     weights = load_file(path)
     save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 2}, path, {"format": "pt"})
     assert load(copied).space != model.space
 
 
-def test_a_space_changes_with_the_dimension(model: NoteLLM, tiny_checkpoint: Path) -> None:
+def test_space_changes_with_the_dimension(model: NoteLLM, tiny_checkpoint: Path) -> None:
     assert load(tiny_checkpoint / "backbone").space != model.space
 
 
 @pytest.mark.parametrize("bound", ["max_title_tokens", "max_hashtag_tokens", "max_content_tokens"])
-def test_a_space_changes_with_each_bound_of_the_prompt(bound: str, model: NoteLLM, copied: Path) -> None:
+def test_space_changes_with_each_bound_of_the_prompt(bound: str, model: NoteLLM, copied: Path) -> None:
     changed: dict[str, Any] = {bound: 31}
     replace(model.config, **changed).save(copied)
     assert load(copied).space != model.space
 
 
-def test_a_space_changes_with_the_prompt_version(model: NoteLLM, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_changes_with_the_prompt_version(model: NoteLLM, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(prompt.TEMPLATES, "next/1", prompt.TEMPLATES["note-first/1"])
     replace(model.config, prompt_version="next/1").save(copied)
     assert load(copied).space != model.space
 
 
-def test_a_space_does_not_change_with_names_and_categories(model: NoteLLM, copied: Path) -> None:
+def test_space_does_not_change_with_name_and_categories(model: NoteLLM, copied: Path) -> None:
     replace(model.config, name="other", categories=("One", "Two")).save(copied)
     assert load(copied).space == model.space
 
 
-def test_a_missing_head_is_refused_by_name(copied: Path) -> None:
+def test_head_missing_is_refused_by_name(copied: Path) -> None:
     (copied / HEAD_FILE).unlink()
     with pytest.raises(CheckpointError, match=HEAD_FILE):
         load(copied)
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_head_is_refused(content: bytes, copied: Path) -> None:
+def test_head_broken_is_refused(content: bytes, copied: Path) -> None:
     (copied / HEAD_FILE).write_bytes(content)
     with pytest.raises(CheckpointError):
         load(copied)
 
 
 @pytest.mark.parametrize("missing", ["projection", "tau"])
-def test_a_head_that_lacks_a_part_is_refused(missing: str, copied: Path) -> None:
+def test_head_that_lacks_a_tensor_is_refused(missing: str, copied: Path) -> None:
     head = load_file(copied / HEAD_FILE)
-    save_file({name: part for name, part in head.items() if name != missing}, copied / HEAD_FILE)
+    save_file({name: tensor for name, tensor in head.items() if name != missing}, copied / HEAD_FILE)
     with pytest.raises(CheckpointError):
         load(copied)
 
 
-def test_a_head_of_another_shape_is_refused(copied: Path) -> None:
+def test_head_of_another_shape_is_refused(copied: Path) -> None:
     replace(NoteLLMConfig.load(copied), dimension=16).save(copied)
     with pytest.raises(CheckpointError, match="fit"):
         load(copied)
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_broken_weights_are_refused(content: bytes, copied: Path) -> None:
+def test_weights_broken_are_refused(content: bytes, copied: Path) -> None:
     (copied / "backbone" / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError):
         load(copied)
 
 
 def test_weights_that_lack_a_layer_are_refused(copied: Path) -> None:
-    """transformers would fill it with random numbers and only say so in its log."""
+    """transformers fills such a layer with random numbers, and only logs it."""
     path = copied / "backbone" / "model.safetensors"
     weights = load_file(path)
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -173,13 +173,13 @@ def test_weights_that_lack_a_layer_are_refused(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_backbone_that_lacks_a_file_is_refused(missing: str, copied: Path) -> None:
+def test_backbone_that_lacks_a_file_is_refused(missing: str, copied: Path) -> None:
     (copied / "backbone" / missing).unlink()
     with pytest.raises(CheckpointError):
         load(copied)
 
 
-def test_a_checkpoint_without_its_backbone_is_refused(copied: Path) -> None:
+def test_checkpoint_without_its_backbone_is_refused(copied: Path) -> None:
     shutil.rmtree(copied / "backbone")
     with pytest.raises(CheckpointError):
         load(copied)

@@ -1,4 +1,4 @@
-"""bfloat16_pays: by what the processor says of itself."""
+"""Tests of bfloat16_pays: it depends on the CPU features that Linux reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAPPHIRE_RAPIDS = f"{ZEN_4} avx512_fp16 amx_tile amx_bf16"
         (SAPPHIRE_RAPIDS.replace("amx_bf16", ""), False),
     ],
 )
-def test_bfloat16_pays_where_the_processor_has_fast_products_of_it(
+def test_bfloat16_pays_where_the_cpu_multiplies_it_fast(
     flags: str, pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = tmp_path / "cpuinfo"
@@ -31,8 +31,6 @@ def test_bfloat16_pays_where_the_processor_has_fast_products_of_it(
     assert bfloat16_pays("cuda")
 
 
-def test_where_the_processor_does_not_say_bfloat16_does_not_pay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_does_not_pay_where_cpu_features_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.precision.CPU_INFO", tmp_path / "none")
     assert not bfloat16_pays("cpu")

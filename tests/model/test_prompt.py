@@ -1,4 +1,4 @@
-"""THE prompt: whatever a note says, it stays inside its fields and the read-out position is the last one."""
+"""Tests of Prompt: a note stays inside its fields whatever it says, and the read-out position is the last one."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ AROUND_THE_NOTE = {
     ("task-first/1", 0): (f"{INSTRUCTION}its category.\n", 'The compression word is: "'),
     ("task-first/1", 5): (f"{INSTRUCTION}5 hashtags.\n", 'The compression word is: "'),
 }
-"""By version and count of hashtags: what stands before the note and after it, up to the read-out position."""
+"""Text before the note and after it, up to the read-out position, by prompt version and count of hashtags."""
 HASHTAGS_LAST = "note-first/2"
-"""The version that is no JSON: title, content and hashtags each on a line of its own."""
+"""The version without JSON: title, content and hashtags each have a line of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def bos_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def version(request: pytest.FixtureRequest) -> str:
-    """What holds for the prompt holds for each of its versions."""
+    """Each prompt version: all have the same properties."""
     return str(request.param)
 
 
@@ -103,7 +103,7 @@ def prompt(tokenizer: PreTrainedTokenizerBase, version: str) -> Prompt:
 
 @pytest.fixture(scope="module")
 def tight(tokenizer: PreTrainedTokenizerBase, version: str) -> Prompt:
-    """So tightly bounded that nearly every note is cut."""
+    """A prompt with bounds so tight that nearly every note is cut."""
     return Prompt(tokenizer, replace(TIGHT, prompt_version=version))
 
 
@@ -113,13 +113,14 @@ def with_bos(bos_tokenizer: PreTrainedTokenizerBase, version: str) -> Prompt:
 
 
 def text_of(prompt: Prompt, ids: list[int]) -> str:
+    """Return the text of `ids`, special tokens included."""
     text = prompt.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
 
 def fields_of(prompt: Prompt, ids: list[int], count: int = 0) -> dict[str, Any]:
-    """The fields as they are written, read back, in their order."""
+    """Read the fields back from the ids of a prompt, in their order."""
     before, after = AROUND_THE_NOTE[prompt.config.prompt_version, count]
     text = text_of(prompt, ids)
     assert text.startswith(before)
@@ -142,7 +143,7 @@ def fields_of(prompt: Prompt, ids: list[int], count: int = 0) -> dict[str, Any]:
 
 
 def unescaped(text: str) -> str:
-    """The inside of a JSON string, read."""
+    """Read the inside of a JSON string."""
     return str(json.loads(f'"{text}"'))
 
 
@@ -151,12 +152,13 @@ def unescaped_hashtags(text: str) -> list[str]:
 
 
 def check(prompt: Prompt, note: Note, bos: list[int]) -> None:
-    """What must hold for every note and task."""
+    """Assert what must hold for every note and each task; `bos`: the ids that begin every text."""
     check_task(prompt, note, bos, count=0)
     check_task(prompt, note, bos, count=5)
 
 
 def check_task(prompt: Prompt, note: Note, bos: list[int], count: int) -> None:
+    """Assert that the prompt is bounded, ends at the read-out position, and shows the beginning of each field."""
     ids = prompt.note(note, count)
     assert len(ids) <= prompt.max_note_tokens(count)
     assert ids[: len(bos)] == bos
@@ -169,27 +171,27 @@ def check_task(prompt: Prompt, note: Note, bos: list[int], count: int) -> None:
     assert_begins(note.title, fields["title"], config.max_title_tokens)
     assert_begins(note.content, fields["content"], config.max_content_tokens)
     kept = fields.get("hashtags", [])
-    assert kept == [replace_lone_surrogates(h) for h in note.hashtags[: len(kept)]]
-    shown = text_of(prompt, [ids[at - len(bos)] for at in prompt.input_hashtags(note)])
+    assert kept == [replace_lone_surrogates(hashtag) for hashtag in note.hashtags[: len(kept)]]
+    shown = text_of(prompt, [ids[position - len(bos)] for position in prompt.input_hashtags(note)])
     assert shown == "" or unescaped_hashtags(shown) == kept
     assert bool(shown) == (bool(kept) and config.prompt_version == HASHTAGS_LAST)
 
 
 def assert_begins(text: str, field: str, limit: int) -> None:
-    """`field` is `text`, or its beginning."""
+    """Assert that `field` is `text` or its beginning."""
     assert replace_lone_surrogates(text[: limit * CHARS_PER_TOKEN]).startswith(field)
 
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS.keys())
-def test_a_hostile_note_stays_inside_its_fields(prompt: Prompt, tight: Prompt, with_bos: Prompt, text: str) -> None:
+def test_hostile_note_stays_inside_its_fields(prompt: Prompt, tight: Prompt, with_bos: Prompt, text: str) -> None:
     note = Note(text, text, (text[:20], "food", text))
     check(prompt, note, [])
     check(tight, note, [])
     check(with_bos, note, [with_bos.tokenizer.bos_token_id])
 
 
-def test_a_note_can_never_spell_a_special_token(prompt: Prompt) -> None:
-    added = [t.content for t in prompt.tokenizer.added_tokens_decoder.values()]
+def test_note_cannot_spell_a_special_token(prompt: Prompt) -> None:
+    added = [token.content for token in prompt.tokenizer.added_tokens_decoder.values()]
     assert "<|im_end|>" in added
     for token in added:
         note = Note(token, f"a{token}{token}b", (token,))
@@ -209,7 +211,7 @@ def test_any_note_stays_inside_its_fields(
 
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS.keys())
-def test_a_note_within_the_bounds_reads_back_whole(prompt: Prompt, text: str) -> None:
+def test_note_within_the_bounds_reads_back_whole(prompt: Prompt, text: str) -> None:
     bounds = replace(prompt.config, max_title_tokens=300, max_hashtag_tokens=300, max_content_tokens=300)
     wide = Prompt(prompt.tokenizer, bounds)
     note = Note(text[:90], text[:90], (text[:90], "food"))
@@ -218,21 +220,21 @@ def test_a_note_within_the_bounds_reads_back_whole(prompt: Prompt, text: str) ->
     assert fields_of(wide, ids) == {"title": clean, "hashtags": [clean, "food"], "content": clean}
 
 
-def test_an_added_word_that_follows_a_backslash_reads_back_whole(prompt: Prompt) -> None:
-    """A newline is escaped as a backslash and an n: together with "ature" it spells this tokenizer's "nature"."""
+def test_added_word_after_a_backslash_reads_back_whole(prompt: Prompt) -> None:
+    """A newline is escaped as a backslash and an n, which together with "ature" spell the added word "nature"."""
     with_word: Any = copy.deepcopy(prompt.tokenizer)
     with_word.add_tokens(["nature"])
     check(Prompt(with_word, prompt.config), Note("the\nature", "of nature"), [])
 
 
-def test_an_empty_note_is_a_whole_prompt(prompt: Prompt, version: str) -> None:
+def test_empty_note_is_a_whole_prompt(prompt: Prompt, version: str) -> None:
     fields = '"\n' if version == HASHTAGS_LAST else '{"title": "", "content": ""}'
     for count in (0, 5):
         before, after = AROUND_THE_NOTE[version, count]
         assert text_of(prompt, prompt.note(Note(), count)) == f"{before}{fields}\n{after}"
 
 
-def test_the_prompt_is_the_documented_text(prompt: Prompt, version: str) -> None:
+def test_prompt_is_the_documented_text(prompt: Prompt, version: str) -> None:
     note = Note("Paris", "Where to eat", ("food", "travel"))
     if version == HASHTAGS_LAST:
         fields = '"Paris\nWhere to eat\n#food #travel'
@@ -248,8 +250,8 @@ def test_the_prompt_is_the_documented_text(prompt: Prompt, version: str) -> None
     assert text_of(prompt, ids) == f"{before}{fields}\n{after}{category} Travel<|im_end|>"
 
 
-def test_checkpoints_trained_note_first_find_the_ids_that_they_know(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Written down from the first release of the version: no later one may change an id."""
+def test_prompt_note_first_1_keeps_the_ids_of_its_first_release(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The ids were recorded at the first release of the version: checkpoints that were trained on them need them."""
     prompt = Prompt(tokenizer, NoteLLMConfig(prompt_version="note-first/1"))
     # fmt: off
     title = [39428, 7260, 1799, 476, 38634]
@@ -265,10 +267,10 @@ def test_checkpoints_trained_note_first_find_the_ids_that_they_know(tokenizer: P
     assert prompt.category_task() == [75, 3709, 50, 38045, 198, 504, 6881, 282, 451, 4109, 42]
 
 
-def test_checkpoints_trained_on_the_short_version_find_the_ids_that_they_know(
+def test_prompt_note_first_2_keeps_the_ids_of_its_first_release(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Written down from the first release of the version: no later one may change an id."""
+    """The ids were recorded at the first release of the version: checkpoints that were trained on them need them."""
     prompt = Prompt(tokenizer, NoteLLMConfig(prompt_version="note-first/2"))
     title, content = [18, 38634], [198, 9576, 288, 3134]
     hashtags, compress = [198, 19, 14904, 907, 34866], [198, 788, 582, 2229, 42]
@@ -280,54 +282,55 @@ def test_checkpoints_trained_on_the_short_version_find_the_ids_that_they_know(
     assert prompt.category_task() == [198, 27348, 42]
 
 
-def test_the_input_hashtags_are_exactly_the_tokens_of_the_hashtags(tight: Prompt, with_bos: Prompt) -> None:
+def test_input_hashtags_are_exactly_the_tokens_of_the_hashtags(tight: Prompt, with_bos: Prompt) -> None:
     for prompt in (tight, with_bos):
         last = prompt.config.prompt_version == HASHTAGS_LAST
         note = Note("Paris", "Where to eat", ("food", "street food"))
         ids, span = prompt.note(note), prompt.input_hashtags(note)
-        assert text_of(prompt, [ids[at] for at in span]) == ("food #street food" if last else "")
+        assert text_of(prompt, [ids[position] for position in span]) == ("food #street food" if last else "")
         if last:
             assert text_of(prompt, ids[: span.start]).endswith("Where to eat\n#")
             assert ids[span.stop :] == prompt.tokenizer(prompt.template.compress, add_special_tokens=False).input_ids
-        # Of hashtags that do not all fit, those that are shown; of none, nothing.
+        # Where not all hashtags fit, only those that are shown have positions.
         many = replace(note, hashtags=tuple(f"street food {i}" for i in range(9)))
-        shown = text_of(prompt, [prompt.note(many)[at] for at in prompt.input_hashtags(many)])
+        shown = text_of(prompt, [prompt.note(many)[position] for position in prompt.input_hashtags(many)])
         assert shown == ("street food 0 #street food 1" if last else "")
         assert len(prompt.input_hashtags(replace(note, hashtags=()))) == 0
 
 
-def test_tasks_share_one_prefill_exactly_where_they_share_the_note(prompt: Prompt) -> None:
+def test_one_prefill_is_true_where_all_tasks_have_the_same_ids(prompt: Prompt) -> None:
     note = Note("Paris", "Where to eat", ("food",))
     counts = (0, 1, 2, 10)
     assert len({tuple(prompt.note(note, count)) for count in counts}) == (1 if prompt.one_prefill else len(counts))
 
 
-def test_the_task_stands_before_the_note_and_changes_nothing_in_it(prompt: Prompt) -> None:
+def test_instruction_before_the_note_leaves_the_note_unchanged(prompt: Prompt) -> None:
     note = Note("Paris", "Where to eat", ("food",))
     start = prompt.tokenizer(prompt.template.before_title, add_special_tokens=False).input_ids[0]
-    whole = [ids[ids.index(start) :] for ids in (prompt.note(note, count) for count in (0, 1, 5))]
-    assert whole[0] == whole[1] == whole[2]
+    prompts = [prompt.note(note, count) for count in (0, 1, 5)]
+    without_instruction = [ids[ids.index(start) :] for ids in prompts]
+    assert without_instruction[0] == without_instruction[1] == without_instruction[2]
 
 
-def test_a_long_field_is_cut_to_its_bound_and_not_further(tight: Prompt) -> None:
+def test_long_field_is_cut_to_its_bound_and_not_further(tight: Prompt) -> None:
     text = "one two three four five six seven eight nine ten"
     fields = fields_of(tight, tight.note(Note(text, text)))
     assert fields == {"title": "one two three four five", "content": "one two three four five six seven"}
 
 
-def test_hashtags_are_kept_whole_or_not_at_all(tight: Prompt) -> None:
+def test_input_hashtags_are_kept_whole_or_not_at_all(tight: Prompt) -> None:
     tags = ("food", "travel", "photography", "reading", "music", "garden", "history")
     kept = fields_of(tight, tight.note(Note("t", "c", tags)))["hashtags"]
     assert 0 < len(kept) < len(tags)
     assert kept == list(tags[: len(kept)])
 
 
-def test_a_hashtag_cut_inside_a_character_of_many_tokens_is_not_kept(tight: Prompt) -> None:
-    """Without its last character it would be short enough: but it would be another hashtag."""
+def test_hashtag_cut_inside_a_character_is_not_kept(tight: Prompt) -> None:
+    """Without its last character it would fit, but it would be another hashtag."""
     assert "hashtags" not in fields_of(tight, tight.note(Note("t", "c", ("my 🧿🧿龘", "food"))))
 
 
-def test_only_a_tokenizer_that_begins_texts_with_bos_begins_notes_with_it(tight: Prompt, with_bos: Prompt) -> None:
+def test_note_begins_with_bos_only_where_the_tokenizer_adds_it(tight: Prompt, with_bos: Prompt) -> None:
     note = Note("Paris", "Where to eat", ("food",))
     assert with_bos.note(note) == [with_bos.tokenizer.bos_token_id, *tight.note(note)]
     assert with_bos.max_note_tokens() == tight.max_note_tokens() + 1
@@ -337,14 +340,14 @@ def test_only_a_tokenizer_that_begins_texts_with_bos_begins_notes_with_it(tight:
     assert with_bos.category_outputs(["a"]) == tight.category_outputs(["a"])
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_tokenizer_without_an_end_token_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     endless: Any = copy.deepcopy(tokenizer)
     endless.eos_token = None
     with pytest.raises(CheckpointError, match="end-of-sequence"):
         Prompt(endless, NoteLLMConfig())
 
 
-def test_an_unknown_prompt_version_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_unknown_prompt_version_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(CheckpointError, match="note-first/0"):
         Prompt(tokenizer, replace(NoteLLMConfig(), prompt_version="note-first/0"))
 
@@ -359,14 +362,14 @@ def test_training_and_serving_make_the_same_ids(
     training = Prompt(tokenizer, replace(NoteLLMConfig.load(tiny_checkpoint), prompt_version=version))
     for text in HOSTILE_TEXTS.values():
         note = Note(text, text, ("food", text[:20]))
-        prepared = serving.tokenize(note, GenerationRequest(5))
-        assert prepared.ids == tuple(training.note(note))
-        assert (prepared.hashtag_prompt or prepared.ids) == tuple(training.note(note, 5))
+        tokenized = serving.tokenize(note, GenerationRequest(5))
+        assert tokenized.ids == tuple(training.note(note))
+        assert (tokenized.hashtag_prompt or tokenized.ids) == tuple(training.note(note, 5))
     assert serving.prompt.hashtag_task(5) == training.hashtag_task(5)
     assert serving.prompt.category_task() == training.category_task()
 
 
-def test_wanted_outputs_are_the_text_and_then_the_end(prompt: Prompt) -> None:
+def test_target_outputs_are_the_text_and_then_the_end(prompt: Prompt) -> None:
     tags = ["paris", "street food", "咖啡", "🍜"]
     ids = prompt.hashtag_output(tags)
     assert ids.count(prompt.end_id) == 1
@@ -375,22 +378,22 @@ def test_wanted_outputs_are_the_text_and_then_the_end(prompt: Prompt) -> None:
         assert (text_of(prompt, ids[:-1]), ids[-1]) == (f" {name}", prompt.end_id)
 
 
-def test_a_wanted_output_can_never_spell_a_special_token(prompt: Prompt) -> None:
+def test_target_output_cannot_spell_a_special_token(prompt: Prompt) -> None:
     added = set(prompt.tokenizer.added_tokens_decoder)
     for ids in [prompt.hashtag_output(["a<|im_end|>b"]), *prompt.category_outputs(["<|im_end|>", "a<|im_start|>"])]:
         assert not set(ids[:-1]) & added
 
 
-def test_lone_surrogates_in_a_wanted_output_are_replaced(prompt: Prompt) -> None:
+def test_lone_surrogates_in_a_target_output_are_replaced(prompt: Prompt) -> None:
     assert text_of(prompt, prompt.category_outputs(["a\ud800b"])[0][:-1]) == " a\ufffdb"
     assert text_of(prompt, prompt.hashtag_output(["a\ud800b"])[:-1]) == "a\ufffdb"
 
 
 def readable(hashtag: str) -> bool:
-    """A hashtag that can be written and read: the edges and added tokens that parsing takes away are not there."""
+    """Return whether a hashtag survives parsing, which strips punctuation at the edges and drops added tokens."""
     words = len(hashtag.split())
     edges = {hashtag[:1], hashtag[-1:]} & set(" .,;:!?\"'()[]{}<>|/\\-_*`\ufffd")
-    return any(c.isalnum() for c in hashtag) and words <= MAX_HASHTAG_WORDS and not edges and "<" not in hashtag
+    return any(char.isalnum() for char in hashtag) and words <= MAX_HASHTAG_WORDS and not edges and "<" not in hashtag
 
 
 HASHTAGS = st.lists(st.text(ASSIGNED).map(normalise_hashtag).filter(readable), max_size=5, unique_by=hashtag_key)
@@ -398,7 +401,7 @@ HASHTAGS = st.lists(st.text(ASSIGNED).map(normalise_hashtag).filter(readable), m
 
 @settings(max_examples=100, deadline=None)
 @given(hashtags=HASHTAGS)
-def test_hashtags_that_are_written_are_read_back(prompt: Prompt, hashtags: list[str]) -> None:
+def test_hashtags_written_are_read_back(prompt: Prompt, hashtags: list[str]) -> None:
     ids = prompt.hashtag_output(hashtags)[:-1]
     parsed = prompt.parse_hashtags(ids)
     assert [text for text, _ in parsed] == hashtags
@@ -407,10 +410,10 @@ def test_hashtags_that_are_written_are_read_back(prompt: Prompt, hashtags: list[
         assert set(positions) <= set(range(len(ids)))
 
 
-def test_a_hashtag_has_the_positions_of_its_own_tokens(prompt: Prompt) -> None:
+def test_parsed_hashtag_has_the_positions_of_its_own_tokens(prompt: Prompt) -> None:
     ids = prompt.hashtag_output(["street food", "paris"])[:-1]
     for text, positions in prompt.parse_hashtags(ids):
-        assert text_of(prompt, [ids[p] for p in positions]).strip(" #") == text
+        assert text_of(prompt, [ids[position] for position in positions]).strip(" #") == text
 
 
 @pytest.mark.parametrize(
@@ -425,12 +428,12 @@ def test_a_hashtag_has_the_positions_of_its_own_tokens(prompt: Prompt) -> None:
         ("food\n#travel", ["food", "travel"]),
     ],
 )
-def test_what_cannot_be_a_hashtag_is_dropped(prompt: Prompt, written: str, read: list[str]) -> None:
+def test_text_that_is_no_hashtag_is_dropped(prompt: Prompt, written: str, read: list[str]) -> None:
     ids = prompt.tokenizer(written, add_special_tokens=False).input_ids
     assert [text for text, _ in prompt.parse_hashtags(ids)] == read
 
 
-def test_a_character_cut_in_the_middle_is_not_read(prompt: Prompt) -> None:
+def test_character_cut_in_the_middle_is_not_read(prompt: Prompt) -> None:
     ids = prompt.tokenizer("food #🧿", add_special_tokens=False).input_ids
     whole = len(prompt.tokenizer("food #", add_special_tokens=False).input_ids)
     assert len(ids) > whole + 1, "the emoji is one token: choose another"

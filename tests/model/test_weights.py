@@ -1,4 +1,4 @@
-"""Where a backbone comes from: only safetensors, never code, converted once and whole or not at all."""
+"""Tests of model/weights.py: only safetensors are read, code never runs, and a GGUF is converted once or not at all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def load(checkpoint: Path, cache: Path) -> NoteLLM:
     return NoteLLM.load(str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def test_a_folder_with_only_pickled_weights_is_refused(tmp_path: Path) -> None:
+def test_folder_with_only_pickled_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="safetensors"):
         resolve(str(tmp_path), tmp_path / "cache")
 
 
-def test_pickled_weights_inside_a_checkpoint_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_with_pickled_weights_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     (folder / "backbone" / "model.safetensors").unlink()
     torch.save({"weight": torch.zeros(1)}, folder / "backbone" / "pytorch_model.bin")
@@ -35,13 +35,13 @@ def test_pickled_weights_inside_a_checkpoint_are_refused(tiny_checkpoint: Path, 
         load(folder, tmp_path)
 
 
-def test_a_folder_with_safetensors_is_used_where_it_is(backbone_folder: Path, tmp_path: Path) -> None:
+def test_folder_with_safetensors_is_used_in_place(backbone_folder: Path, tmp_path: Path) -> None:
     assert resolve(str(backbone_folder), tmp_path / "cache") == backbone_folder
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("name", ["no-such-owner/no-such-model", "no such name", "a/b/c", "/no/such/folder"])
-def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(
+def test_backbone_neither_folder_nor_on_hub_is_refused_by_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -54,7 +54,7 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(
     [b"", b"junk", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64],
     ids=["empty", "junk", "only the magic", "absurd counts"],
 )
-def test_a_broken_gguf_leaves_nothing_in_the_cache(content: bytes, tmp_path: Path) -> None:
+def test_gguf_that_is_broken_leaves_nothing_in_the_cache(content: bytes, tmp_path: Path) -> None:
     broken, cache = tmp_path / "broken.gguf", tmp_path / "cache"
     broken.write_bytes(content)
     with pytest.raises(CheckpointError, match="could not be converted"):
@@ -62,7 +62,7 @@ def test_a_broken_gguf_leaves_nothing_in_the_cache(content: bytes, tmp_path: Pat
     assert list(cache.iterdir()) == []
 
 
-def test_a_gguf_that_ends_too_early_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+def test_gguf_that_is_truncated_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     broken, cache = tmp_path / "broken.gguf", tmp_path / "cache"
     with packaged_gguf().open("rb") as whole:
         broken.write_bytes(whole.read(4_000_000))
@@ -71,15 +71,15 @@ def test_a_gguf_that_ends_too_early_leaves_nothing_in_the_cache(tmp_path: Path) 
     assert list(cache.iterdir()) == []
 
 
-def test_a_conversion_happens_once(backbone_folder: Path) -> None:
+def test_gguf_already_converted_is_not_converted_again(backbone_folder: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in backbone_folder.iterdir()}
-    said: list[str] = []
-    assert resolve(PACKAGED_BACKBONE, backbone_folder.parent, said.append) == backbone_folder
+    messages: list[str] = []
+    assert resolve(PACKAGED_BACKBONE, backbone_folder.parent, messages.append) == backbone_folder
     assert {path.name: path.stat().st_mtime_ns for path in backbone_folder.iterdir()} == before
-    assert said == []
+    assert messages == []
 
 
-def test_a_conversion_is_named_after_the_file_it_came_from(backbone_folder: Path) -> None:
+def test_conversion_is_named_after_the_digest_of_its_source(backbone_folder: Path) -> None:
     assert backbone_folder.name.endswith(file_digest(packaged_gguf())[:16])
 
 
@@ -100,12 +100,12 @@ def test_code_in_a_checkpoint_never_runs(model_type: str, tiny_checkpoint: Path,
     assert list(tmp_path.rglob("ran")) == []
 
 
-def test_a_digest_names_the_content_of_a_file(tmp_path: Path) -> None:
+def test_file_digest_is_the_sha256_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"weights")
     assert file_digest(tmp_path / "f") == hashlib.sha256(b"weights").hexdigest()
 
 
-def test_a_folder_is_named_by_its_weights_alone(tmp_path: Path) -> None:
+def test_folder_digest_depends_on_the_weights_alone(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"1")
     (tmp_path / "b.safetensors").write_bytes(b"2")
     first = folder_digest(tmp_path)

@@ -30,7 +30,7 @@ from model.note import Note, hashtag_key
 from service.batcher import Batcher
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
-from service.index.segmented import HEAD_ROWS, SegmentedIndex
+from service.index.segmented import GROWING_ROWS, SegmentedIndex
 from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock
 from service.recommender import Recommender
@@ -89,7 +89,7 @@ def stored_note(
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedWords:
     note: Note
-    wanted: GenerationRequest
+    request: GenerationRequest
 
     @property
     def words(self) -> list[str]:
@@ -144,7 +144,7 @@ class WordEngine:
 
     def add_request(self, prepared: PreparedWords) -> PreparedWords:
         self._begun.append(prepared.note)
-        self.live[prepared] = 1 + prepared.wanted.hashtags
+        self.live[prepared] = 1 + prepared.request.hashtags
         return prepared
 
     def step(self) -> list[tuple[PreparedWords, GenerationOutput]]:
@@ -157,9 +157,9 @@ class WordEngine:
             self.live.clear()
             raise self.failure
         for prepared, left in self.live.items():
-            told = prepared.wanted.hashtags - left
-            if prepared.wanted.on_hashtag and 0 <= told < len(prepared.words):
-                prepared.wanted.on_hashtag(Hashtag(prepared.words[told], 0.5 ** (told + 1)))
+            told = prepared.request.hashtags - left
+            if prepared.request.on_hashtag and 0 <= told < len(prepared.words):
+                prepared.request.on_hashtag(Hashtag(prepared.words[told], 0.5 ** (told + 1)))
         self.live = {prepared: left - 1 for prepared, left in self.live.items()}
         ended = [prepared for prepared, left in self.live.items() if not left]
         for prepared in ended:
@@ -170,7 +170,7 @@ class WordEngine:
         del self.live[work]
 
     def _read(self, prepared: PreparedWords) -> GenerationOutput:
-        words, wanted = prepared.words, prepared.wanted
+        words, wanted = prepared.words, prepared.request
         vector = note_vector(prepared.note)
         told: dict[str, tuple[str, ...]] = {
             word: () for word in words if wanted.vocabulary is None or wanted.vocabulary.holds(list(map(ord, word)))
@@ -272,7 +272,7 @@ async def following(
     store: RedisNoteStore,
     clock: Clock,
     space: str = SPACE,
-    head_rows: int = HEAD_ROWS,
+    head_rows: int = GROWING_ROWS,
     snapshots: SnapshotFolder | None = None,
     snapshot_seconds: float = 3600.0,
 ) -> AsyncIterator[LiveIndex]:

@@ -38,7 +38,7 @@ import sys
 from functools import partial
 from service import wiring
 from service.cli.main import main
-wiring.SegmentedIndex = partial(wiring.SegmentedIndex, head_rows=8)
+wiring.SegmentedIndex = partial(wiring.SegmentedIndex, growing_rows=8)
 sys.argv = ["notellm", "serve"]
 main()
 """

@@ -15,7 +15,7 @@ from service.records import StoredNote
 from service.samples import BATCH_SIZE, load_samples
 from service.settings import Settings
 from tests.service.conftest import GatedStore, stored_note
-from tests.service.index.test_live import put
+from tests.service.index.live_steps import put
 
 pytestmark = pytest.mark.anyio
 WANTED = 3 * BATCH_SIZE

@@ -19,7 +19,7 @@ from service.store.redis_store import NOTE
 from service.verify import KINDS, Kind, Report, verify
 from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
 from tests.service.damage import Damage, changed, field
-from tests.service.index.test_live import WAIT, notes, put
+from tests.service.index.live_steps import WAIT, notes, put
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +109,7 @@ async def test_a_row_that_is_there_twice_is_found_out(
     embedded_store: GatedStore, filled: LiveIndex, clock: Clock
 ) -> None:
     assert isinstance(filled._index, SegmentedIndex)
-    (head,) = filled._index._segments
+    (head,) = filled._index.all_segments
     assert isinstance(head, GrowingSegment)
     head.append(stored_note("n4"), note_vector(stored_note("n4").note))
     head.alive[4] = True  # what the second one replaced

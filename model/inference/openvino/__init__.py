@@ -1,1 +1,1 @@
-"""The model's layers in OpenVINO: export, load, run."""
+"""The model's layers in OpenVINO: export them to graphs, load the graphs, run them."""

@@ -1,8 +1,10 @@
-"""A NoteLLM as OpenVINO graphs: the layers with paged attention, and the output layer.
+"""Export of a NoteLLM to OpenVINO graphs: the layers with paged attention, and the output layer.
 
-The backbone is traced one token a row, so that what it computes is a row of tokens of any sequences; each attention of
-the trace then becomes a paged one. Of the families that transformers has, those whose attention is plain softmax
-attention can be exported; others are refused with a reason, and PyTorch runs them.
+The backbone is traced with one token a row, so the graph takes a row of tokens of any sequences, and each attention of
+the trace is replaced by a paged one. Families of transformers with plain softmax attention can be exported; others are
+refused with a reason, and PyTorch runs them.
+
+Shapes: T tokens of a forward, N queries, M tokens that queries name, H hidden size, E size of a head.
 """
 
 from __future__ import annotations
@@ -26,23 +28,24 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.config import CheckpointError
-from model.inference.openvino.runtime import HEAD, LAYERS, MAX_LIKELIEST, OUTPUT, SHAPES
+from model.inference.openvino.runtime import HEAD, LAYERS, MAX_TOP_K, OUTPUT, SHAPES
 from model.inference.torch_runtime import using_attention
 from model.notellm import NoteLLM
 from model.weights import Progress, silent
 
 TRACED = "notellm-traced"
 AFTER_NOTE = 64
-"""Most tokens that any task and its output put behind a note's prompt."""
-SMALLEST = 4096
-"""Elements of a matrix that is worth quantising."""
+"""Bound on the tokens that a task and its output add to a note's prompt: an attention window has to cover them too."""
+MIN_WEIGHT_SIZE = 4096
+"""Elements of the smallest weight that is stored in fewer bits: smaller ones save nothing."""
 
 
 def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progress: Progress = silent) -> None:
-    """Write the graphs of a checkpoint into `folder`; whole or not at all. `precision`: in which they will run. For
-    bfloat16 the weights are kept in 16 bits, as half floats, which have more digits; for int8 those of products in 8.
+    """Write the graphs of a checkpoint into `folder`, completely or not at all.
 
-    Raises CheckpointError, also where its family cannot be exported.
+    `precision`: the one that the graphs will run in. For bfloat16 the weights are stored as half floats, which have as
+    many bits and more digits; for int8 the weights of matrix products are stored in 8 bits. Raises CheckpointError,
+    also where the backbone's family cannot be exported.
     """
     model = NoteLLM.load(checkpoint, cache=cache, device=torch.device("cpu"), dtype=torch.float32, progress=progress)
     progress(f"Exporting {model.config.name} to OpenVINO (once, about 20 s)")
@@ -64,23 +67,24 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
         os.rename(unfinished, folder)
     except CheckpointError:
         raise
-    except Exception as error:  # OpenVINO has no error of its own: whatever it meets, it raises
-        if not folder.is_dir():  # another process may have been first: its result is the same
+    except Exception as error:  # OpenVINO has no exception class of its own
+        if not folder.is_dir():  # else another process has exported the same meanwhile
             raise CheckpointError(f"{model.config.name} cannot be exported to OpenVINO: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 class _Traced(nn.Module):
-    """input_ids, position_ids: (T,) -> states (T, H)."""
+    """Module to trace: input_ids and position_ids (T,) to states (T, H)."""
 
     def __init__(self, model: NoteLLM) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        none = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # a mask that is given is not made
-        mask = self.model.mask_by_layer(none, torch.zeros(1, 1, 1, 1, dtype=torch.int64))
+        # transformers builds a mask where none is passed. The traced attention ignores this one.
+        any_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        mask = self.model.mask_by_layer(any_mask, torch.zeros(1, 1, 1, 1, dtype=torch.int64))
         states: Tensor = self.model(input_ids[:, None], mask, position_ids[:, None])[:, 0]
         return states
 
@@ -88,12 +92,14 @@ class _Traced(nn.Module):
 def traced_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """A plain one, in whose place the paged one is put: `_page` knows its form."""
+    """Plain attention without a mask, with the signature that transformers calls. `_make_paged` replaces it in the
+    graph and relies on its operations. Raises CheckpointError where paged attention lacks what the family needs."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise CheckpointError(f"OpenVINO has no paged attention like that of {type(module).__name__}")
     groups = query.shape[1] // key.shape[1]
     shape = (-1, -1, groups, -1, -1)
-    key, value = (each[:, :, None].expand(shape).flatten(1, 2) for each in (key, value))
+    key = key[:, :, None].expand(shape).flatten(1, 2)
+    value = value[:, :, None].expand(shape).flatten(1, 2)
     out = nn.functional.scaled_dot_product_attention(query, key, value, scale=options.get("scaling"))
     return out.transpose(1, 2), None
 
@@ -102,7 +108,7 @@ AttentionInterface.register(TRACED, traced_attention)
 
 
 def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
-    """The graph of all layers, and of each the shapes that its attention is told when it is loaded."""
+    """Return the graph of all layers, and for each layer the shapes that its attention needs when it is loaded."""
     config = model.backbone.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if window is not None and window < model.prompt.max_note_tokens() + AFTER_NOTE:
@@ -111,47 +117,47 @@ def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
     inputs = [(name, [-1], ov.Type.i64) for name in example]
     with using_attention(model, TRACED), _quiet(), torch.inference_mode():
         graph = ov.convert_model(_Traced(model), example_input=example, input=inputs)
-    _store_embedding_small(graph)
+    _narrow_embedding(graph)
     shared = [_parameter(name, [-1], ov.Type.i32) for name in ("past_lens", "subsequence_begins")]
     shared += [_parameter(name, [-1], ov.Type.i32) for name in ("block_indices", "block_indices_begins")]
-    longest = _parameter("max_context_len", [], ov.Type.i32)
+    max_context_len = _parameter("max_context_len", [], ov.Type.i32)
     trees = [_parameter("qq_bias", [-1], ov.Type.u8), _parameter("qq_bias_begins", [-1], ov.Type.i32)]
     caches: list[Any] = []
     shapes = []
-    found = [node for node in graph.get_ordered_ops() if node.get_type_name() == "ScaledDotProductAttention"]
-    if len(found) != config.num_hidden_layers:
-        raise CheckpointError(f"OpenVINO found {len(found)} attentions in {config.num_hidden_layers} layers")
-    for layer, node in enumerate(found):
+    attentions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "ScaledDotProductAttention"]
+    if len(attentions) != config.num_hidden_layers:
+        raise CheckpointError(f"OpenVINO found {len(attentions)} attentions in {config.num_hidden_layers} layers")
+    for layer, node in enumerate(attentions):
         names = (f"key_cache.{layer}", f"value_cache.{layer}")
-        pair = [_parameter(name, ov.PartialShape.dynamic(4), ov.Type.dynamic) for name in names]
-        shapes.append(_page(node, pair, shared, longest, trees))
-        caches += pair
-    graph.add_parameters([*shared, longest, *trees, *caches])
+        layer_caches = [_parameter(name, ov.PartialShape.dynamic(4), ov.Type.dynamic) for name in names]
+        shapes.append(_make_paged(node, layer_caches, shared, max_context_len, trees))
+        caches += layer_caches
+    graph.add_parameters([*shared, max_context_len, *trees, *caches])
     graph.outputs[0].get_tensor().set_names({"states"})
     graph.validate_nodes_and_infer_types()
     return graph, shapes
 
 
-def _page(
-    node: Any, caches: Sequence[Any], shared: Sequence[Any], longest: Any, trees: Sequence[Any]
+def _make_paged(
+    node: Any, caches: Sequence[Any], shared: Sequence[Any], max_context_len: Any, trees: Sequence[Any]
 ) -> dict[str, int]:
-    """Put a paged attention in the place of a traced one. The numbers of heads and their sizes, which the graph's file
-    does not keep."""
+    """Replace a traced attention by a paged one. Returns the head counts and sizes, which a graph's file does not
+    keep."""
     query, key, value = (_source(node, i) for i in range(3))
-    key, value = _unrepeated(key), _unrepeated(value)
+    key, value = _without_repeats(key), _without_repeats(value)
     scale = _source(node, 4) if len(node.inputs()) > 4 else _number(1 / np.sqrt(_dim(query, 3)), np.float32)
     arguments = [
-        *(_rows(each) for each in (query, key, value)),
-        *(each.output(0) for each in caches),
-        *(each.output(0) for each in shared),
-        scale, _number(0, np.int32), _none(np.float32), longest.output(0),
-        _none(np.int32),  # aggregation of scores
-        _none(np.int32), _none(np.int32), _none(np.float32),  # rotation of the cache
-        _none(np.float32), _number(0, np.int32), _number(0, np.int32),  # sparse attention
+        _rows(query), _rows(key), _rows(value),
+        *(parameter.output(0) for parameter in caches),
+        *(parameter.output(0) for parameter in shared),
+        scale, _number(0, np.int32), _empty(np.float32), max_context_len.output(0),
+        _empty(np.int32),  # aggregation of scores
+        _empty(np.int32), _empty(np.int32), _empty(np.float32),  # rotation of the cache
+        _empty(np.float32), _number(0, np.int32), _number(0, np.int32),  # sparse attention
         ops.constant(np.zeros((0, 0, 0, 0), np.float32)).output(0),  # sinks
-        _number(0, np.int32), _none(np.int32), _none(np.int32), _none(np.int32),  # eviction
-        _none(np.int32),  # token types
-        *(each.output(0) for each in trees),
+        _number(0, np.int32), _empty(np.int32), _empty(np.int32), _empty(np.int32),  # eviction
+        _empty(np.int32),  # token types
+        *(parameter.output(0) for parameter in trees),
     ]  # fmt: skip
     paged = PagedAttention(arguments)
     shapes = {
@@ -164,8 +170,13 @@ def _page(
 
 
 def _output(model: NoteLLM) -> ov.Model:
-    """states (N, H), mask (N, 1) of 0 and 1, rows and tokens (M,) -> the likeliest MOST_NEXT tokens, which are no ends
-    where mask is 1, and log probabilities: theirs (N, MOST_NEXT), of all ends together (N, 1), of the tokens (M,)."""
+    """Return the graph that answers queries about the next token.
+
+    Inputs: `states` (N, H); `mask` (N, 1), 1 where tokens that end a hashtag are left out of the most probable ones,
+    else 0; `rows` and `tokens` (M,), the query and the id of each named token. Outputs: `likeliest` (N, MAX_TOP_K)
+    token ids, the most probable first, and log probabilities: their `log_probs`; `ended` (N, 1), of all end tokens
+    together; `of_tokens` (M,), of the named tokens.
+    """
     config = model.backbone.config.get_text_config()
     weight = model.backbone.get_output_embeddings().weight.detach().float().numpy()
     states = _parameter("states", [-1, weight.shape[1]], ov.Type.f32)
@@ -174,69 +185,69 @@ def _output(model: NoteLLM) -> ov.Model:
     logits = ops.matmul(states, ops.constant(weight), False, True)
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = ops.multiply(ops.tanh(ops.divide(logits, _number(cap, np.float32))), _number(cap, np.float32))
-    total = _log_sum_exp(logits)
+    log_total = _log_sum_exp(logits)
     ends = np.array(model.prompt.hashtag_ends, np.int32)
-    ended = _log_sum_exp(ops.gather(logits, ops.constant(ends), _number(1, np.int32)))
+    end_logits = _log_sum_exp(ops.gather(logits, ops.constant(ends), _number(1, np.int32)))
     penalty = np.zeros((1, len(weight)), np.float32)
     penalty[0, ends] = -1e30
-    apart = ops.add(logits, ops.multiply(mask, ops.constant(penalty)))
-    best = ops.topk(apart, _number(min(MAX_LIKELIEST, len(weight)), np.int32), 1, "max", "value")
-    places = ops.add(ops.multiply(rows, _number(len(weight), np.int64)), tokens)
-    of_tokens = ops.subtract(_flat(logits, places), _flat(total, rows))
+    without_ends = ops.add(logits, ops.multiply(mask, ops.constant(penalty)))
+    top = ops.topk(without_ends, _number(min(MAX_TOP_K, len(weight)), np.int32), 1, "max", "value")
+    indices = ops.add(ops.multiply(rows, _number(len(weight), np.int64)), tokens)
+    token_log_probs = ops.subtract(_gather_flat(logits, indices), _gather_flat(log_total, rows))
     results = {
-        "log_probs": ops.subtract(best.output(0), total), "likeliest": best.output(1),
-        "ended": ops.subtract(ended, total), "of_tokens": of_tokens,
+        "log_probs": ops.subtract(top.output(0), log_total), "likeliest": top.output(1),
+        "ended": ops.subtract(end_logits, log_total), "of_tokens": token_log_probs,
     }  # fmt: skip
-    made = []
+    outputs = []
     for name, node in results.items():
-        made.append(ops.result(node))
-        made[-1].output(0).get_tensor().set_names({name})
-    return ov.Model(made, [states, mask, rows, tokens], "output")
+        outputs.append(ops.result(node))
+        outputs[-1].output(0).get_tensor().set_names({name})
+    return ov.Model(outputs, [states, mask, rows, tokens], "output")
 
 
-def _flat(table: Any, places: Any) -> Any:
-    """The numbers at `places` of a table read as one row."""
-    return ops.gather(ops.reshape(table, ops.constant(np.array([-1])), False), places, _number(0, np.int32))
+def _gather_flat(table: Any, indices: Any) -> Any:
+    """Numbers at flat `indices` of a table."""
+    return ops.gather(ops.reshape(table, ops.constant(np.array([-1])), False), indices, _number(0, np.int32))
 
 
 def _log_sum_exp(logits: Any) -> Any:
-    """Over the last axis, kept: (N, 1)."""
+    """log(sum(exp(logits))) over the last axis, shape (N, 1)."""
     axis = ops.constant(np.array([1]))
-    most = ops.reduce_max(logits, axis, keep_dims=True)
-    return ops.add(ops.log(ops.reduce_sum(ops.exp(ops.subtract(logits, most)), axis, keep_dims=True)), most)
+    largest = ops.reduce_max(logits, axis, keep_dims=True)
+    return ops.add(ops.log(ops.reduce_sum(ops.exp(ops.subtract(logits, largest)), axis, keep_dims=True)), largest)
 
 
 def _quantise(graph: ov.Model) -> None:
-    """Weights of matrix products as 8-bit integers, symmetric, with a scale for each output channel."""
+    """Store the weights of matrix products as 8-bit integers, symmetric, with one scale for each output channel."""
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "MatMul":
             continue
         weight = node.input(1).get_source_output().get_node()
-        if weight.get_type_name() != "Constant" or weight.data.ndim != 2 or weight.data.size < SMALLEST:
+        if weight.get_type_name() != "Constant" or weight.data.ndim != 2 or weight.data.size < MIN_WEIGHT_SIZE:
             continue
-        rows = 1 if node.get_attributes()["transpose_b"] else 0
+        input_axis = 1 if node.get_attributes()["transpose_b"] else 0
         values = weight.data.astype(np.float32)
-        scale = np.abs(values).max(rows, keepdims=True).clip(1e-12) / 127
-        whole = ops.constant(np.round(values / scale).astype(np.int8))
+        scale = np.abs(values).max(input_axis, keepdims=True).clip(1e-12) / 127
+        quantised = ops.constant(np.round(values / scale).astype(np.int8))
         node.input(1).replace_source_output(
-            ops.multiply(ops.convert(whole, ov.Type.f32), ops.constant(scale.astype(np.float32))).output(0)
+            ops.multiply(ops.convert(quantised, ov.Type.f32), ops.constant(scale.astype(np.float32))).output(0)
         )
 
 
-def _store_embedding_small(graph: ov.Model) -> None:
-    """The table of token embeddings as bfloat16, where that loses nothing."""
+def _narrow_embedding(graph: ov.Model) -> None:
+    """Store the table of token embeddings as bfloat16, where no number changes."""
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "Gather":
             continue
         table = node.input(0).get_source_output().get_node()
-        if table.get_type_name() != "Constant" or table.data.ndim != 2 or table.data.size < SMALLEST:
+        if table.get_type_name() != "Constant" or table.data.ndim != 2 or table.data.size < MIN_WEIGHT_SIZE:
             continue
         values = torch.from_numpy(np.array(table.data, np.float32))
-        small = values.bfloat16()
-        if not torch.equal(small.float(), values):
+        narrow = values.bfloat16()
+        if not torch.equal(narrow.float(), values):
             continue
-        tensor = ov.Tensor(ov.Type.bf16, ov.Shape(list(small.shape)))
-        tensor.data.view(np.int16)[:] = small.view(torch.int16).numpy()
+        tensor = ov.Tensor(ov.Type.bf16, ov.Shape(list(narrow.shape)))
+        tensor.data.view(np.int16)[:] = narrow.view(torch.int16).numpy()
         constant = ov.op.Constant(tensor, shared_memory=False)
         users = list(node.output(0).get_target_inputs())
         gathered = ops.gather(constant, _source(node, 1), _source(node, 2))
@@ -245,8 +256,8 @@ def _store_embedding_small(graph: ov.Model) -> None:
             user.replace_source_output(widened.output(0))
 
 
-def _unrepeated(repeated: Any) -> Any:
-    """Keys or values as they were before each was repeated for its group of queries."""
+def _without_repeats(repeated: Any) -> Any:
+    """Keys or values before they are repeated for the query heads that share them."""
     node = repeated.get_node()
     for kind in ("Reshape", "Broadcast", "Unsqueeze"):
         if node.get_type_name() != kind:
@@ -257,13 +268,13 @@ def _unrepeated(repeated: Any) -> Any:
 
 
 def _rows(heads: Any) -> Any:
-    """(T, heads, 1, E) -> (T, heads * E)."""
+    """Reshape (T, heads, 1, E) to (T, heads * E)."""
     order = ops.transpose(heads, ops.constant(np.array([0, 2, 1, 3])))
     return ops.reshape(order, ops.constant(np.array([0, -1])), True).output(0)
 
 
-def _source(node: Any, place: int) -> Any:
-    return node.input(place).get_source_output()
+def _source(node: Any, index: int) -> Any:
+    return node.input(index).get_source_output()
 
 
 def _dim(output: Any, axis: int) -> int:
@@ -281,13 +292,14 @@ def _number(value: float, kind: Any) -> Any:
     return ops.constant(np.array(value, kind)).output(0)
 
 
-def _none(kind: Any) -> Any:
+def _empty(kind: Any) -> Any:
+    """Value of an optional input that is not used."""
     return ops.constant(np.zeros(0, kind)).output(0)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracer's warnings on what depends on shapes: nothing here does."""
+    """Hide the tracer's warnings about values that depend on shapes: this graph has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

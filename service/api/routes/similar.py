@@ -27,7 +27,7 @@ router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
 )
 async def similar(note_id: NoteId, request: Request) -> SimilarOut:
     """Notes related to a stored one, from its stored vector: no model call."""
-    # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/experiments.md).
+    # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
     check_search_options(query, "/query", service.settings)
     if query.min_log_position:

@@ -1,4 +1,4 @@
-"""Which task a note gets, and what its one forward sees."""
+"""The task that a note gets, what its forward sees, and the batches of a run."""
 
 import gzip
 import itertools
@@ -34,9 +34,9 @@ TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
 @pytest.fixture(params=["tiny_engine", "tiny_short", "tiny_task_first"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """One of each prompt version."""
-    served: Engine = request.getfixturevalue(request.param)
-    return served
+    """An engine of each prompt version."""
+    engine: Engine = request.getfixturevalue(request.param)
+    return engine
 
 
 @pytest.fixture
@@ -46,16 +46,16 @@ def prompt(engine: Engine) -> Prompt:
 
 @pytest.fixture
 def hashtags_last(tiny_short: Engine) -> Prompt:
-    """The prompt version that shows hashtags after all else."""
+    """The prompt version that shows hashtags last."""
     return tiny_short.prompt
 
 
 def output(example: Example) -> list[int]:
-    """The ids that CSFT asks for."""
-    return [example.ids[at] for at in example.targets]
+    """Ids that CSFT predicts."""
+    return [example.ids[position] for position in example.targets]
 
 
-def test_the_hashtag_task_withholds_the_hashtags_and_asks_for_as_many_as_it_writes(prompt: Prompt):
+def test_hashtag_task_withholds_hashtags_and_states_their_count(prompt: Prompt):
     for seed in range(20):
         example = hashtag_example(prompt, PARIS, random.Random(seed))
         seen = prompt.decode(example.ids[: example.read_out + 1])
@@ -66,7 +66,7 @@ def test_the_hashtag_task_withholds_the_hashtags_and_asks_for_as_many_as_it_writ
         assert f"{len(written)} hashtags" in prompt.decode(example.ids[example.read_out + 1 : example.targets[0]])
 
 
-def test_every_count_up_to_five_is_drawn(prompt: Prompt):
+def test_hashtag_task_draws_every_count_up_to_five(prompt: Prompt):
     note = Note(title="t", hashtags=tuple("abcdefg"))
     rng = random.Random(0)
     examples = [hashtag_example(prompt, note, rng) for _ in range(200)]
@@ -74,7 +74,7 @@ def test_every_count_up_to_five_is_drawn(prompt: Prompt):
     assert counts == {1, 2, 3, 4, 5}
 
 
-def test_the_category_task_shows_the_hashtags_and_writes_the_category(prompt: Prompt):
+def test_category_task_shows_hashtags_and_writes_the_category(prompt: Prompt):
     example = category_example(prompt, PARIS)
     shown = prompt.decode(example.ids[: example.read_out + 1])
     assert all(hashtag in shown for hashtag in PARIS.hashtags)
@@ -82,24 +82,24 @@ def test_the_category_task_shows_the_hashtags_and_writes_the_category(prompt: Pr
     assert example.ids[-1] == prompt.end_id
 
 
-def test_what_is_trained_is_what_is_served(prompt: Prompt, engine: Engine):
+def test_category_prompt_in_training_is_the_served_one(prompt: Prompt, engine: Engine):
     example = category_example(prompt, PARIS)
     served = engine.tokenize(PARIS).ids
     assert example.ids[: example.read_out + 1] == served == embedding_example(prompt, PARIS).ids
     assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.category_task()
 
 
-def test_hashtags_are_trained_as_they_are_served_to_a_note_without(prompt: Prompt, engine: Engine):
+def test_hashtag_prompt_in_training_is_the_served_one(prompt: Prompt, engine: Engine):
     for seed in range(5):
         example = hashtag_example(prompt, PARIS, random.Random(seed))
         count = len(prompt.parse_hashtags(output(example)))
-        prepared = engine.tokenize(replace(PARIS, hashtags=()), GenerationRequest(count))
-        assert example.ids[: example.read_out + 1] == (prepared.hashtag_prompt or prepared.ids)
+        tokenized = engine.tokenize(replace(PARIS, hashtags=()), GenerationRequest(count))
+        assert example.ids[: example.read_out + 1] == (tokenized.hashtag_prompt or tokenized.ids)
         assert list(example.ids[example.read_out + 1 : example.targets[0]]) == prompt.hashtag_task(count)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_note_without_the_target_of_a_task_never_gets_it(prompt: Prompt, share: float):
+def test_note_without_the_target_of_its_task_is_only_embedded(prompt: Prompt, share: float):
     bare = Note(title="Only a title")
     example = draw_example(prompt, bare, share, random.Random(0))
     assert example == embedding_example(prompt, bare)
@@ -107,16 +107,16 @@ def test_a_note_without_the_target_of_a_task_never_gets_it(prompt: Prompt, share
     assert len(example.ids) == example.read_out + 1
 
 
-def test_what_is_asked_for_is_all_that_follows_the_task(prompt: Prompt):
+def test_targets_are_all_ids_that_follow_the_task(prompt: Prompt):
     for share in (0.0, 1.0):
         example = draw_example(prompt, PARIS, share, random.Random(0))
         assert example.targets == tuple(range(example.targets[0], len(example.ids)))
         assert example.targets[0] > example.read_out + 1
 
 
-def test_hashtags_that_are_shown_last_are_foretold_and_then_the_category(hashtags_last: Prompt):
+def test_input_hashtags_and_then_the_category_are_targets(hashtags_last: Prompt):
     example = draw_example(hashtags_last, PARIS, 0.0, random.Random(0), input_hashtags=True)
-    shown = [example.ids[at] for at in example.targets if at <= example.read_out]
+    shown = [example.ids[position] for position in example.targets if position <= example.read_out]
     assert hashtags_last.decode(shown) == "paris #bread #seine"
     assert output(example) == [*shown, *hashtags_last.category_outputs(["Travel"])[0]]
     without = draw_example(hashtags_last, PARIS, 0.0, random.Random(0))
@@ -124,38 +124,38 @@ def test_hashtags_that_are_shown_last_are_foretold_and_then_the_category(hashtag
     assert example.targets[len(shown) :] == without.targets
 
 
-def test_hashtags_that_are_shown_are_foretold_without_a_category_too(hashtags_last: Prompt):
+def test_input_hashtags_without_a_category_are_targets(hashtags_last: Prompt):
     example = category_example(hashtags_last, replace(PARIS, category=None), input_hashtags=True)
     assert hashtags_last.decode(output(example)) == "paris #bread #seine"
     assert len(example.ids) == example.read_out + 1
 
 
-def test_withheld_hashtags_are_no_targets_of_the_input(hashtags_last: Prompt):
+def test_input_hashtags_that_are_withheld_are_no_targets(hashtags_last: Prompt):
     example = draw_example(hashtags_last, PARIS, 1.0, random.Random(0), input_hashtags=True)
     assert example == draw_example(hashtags_last, PARIS, 1.0, random.Random(0))
     assert "paris" not in hashtags_last.decode(example.ids[: example.read_out + 1])
     assert example.targets[0] > example.read_out
 
 
-def test_a_note_without_hashtags_has_none_to_foretell(hashtags_last: Prompt):
+def test_input_hashtags_of_a_note_without_any_are_no_targets(hashtags_last: Prompt):
     bare = replace(PARIS, hashtags=())
     assert embedding_example(hashtags_last, bare, input_hashtags=True).targets == ()
     assert category_example(hashtags_last, bare, input_hashtags=True) == category_example(hashtags_last, bare)
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "tiny_task_first"], indirect=True)
-def test_hashtags_before_the_content_are_not_foretold(prompt: Prompt):
+def test_input_hashtags_before_the_content_are_no_targets(prompt: Prompt):
     for share in (0.0, 1.0):
         with_them = draw_example(prompt, PARIS, share, random.Random(0), input_hashtags=True)
         assert with_them == draw_example(prompt, PARIS, share, random.Random(0))
     assert embedding_example(prompt, PARIS, input_hashtags=True) == embedding_example(prompt, PARIS)
 
 
-def test_the_share_of_hashtag_tasks_is_r(prompt: Prompt):
+def test_share_of_hashtag_tasks_is_r(prompt: Prompt):
     rng = random.Random(0)
     category = category_example(prompt, PARIS)
-    asked = [draw_example(prompt, PARIS, 0.4, rng) != category for _ in range(2000)]
-    assert 0.36 < sum(asked) / 2000 < 0.44
+    hashtag_tasks = sum(draw_example(prompt, PARIS, 0.4, rng) != category for _ in range(2000))
+    assert 0.36 < hashtag_tasks / 2000 < 0.44
 
 
 def write_notes(path: Path, ids: list[str]) -> Path:
@@ -178,21 +178,21 @@ def paired(tmp_path: Path) -> PairedNotes:
     return PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, histories))
 
 
-def test_batches_hold_pairs_side_by_side_and_no_note_twice(paired: PairedNotes):
+def test_batch_holds_pairs_side_by_side_and_no_note_twice(paired: PairedNotes):
     for batch in itertools.islice(paired.batches(4, seed=0), 30):
         ids = [note.id for note in batch]
         assert len(set(ids)) == len(ids) == 8
         assert all(tuple(sorted(pair)) in paired.pairs for pair in zip(ids[::2], ids[1::2], strict=True))
 
 
-def test_every_pair_is_seen_as_often_as_any_other(paired: PairedNotes):
+def test_pairs_are_seen_equally_often(paired: PairedNotes):
     seen = [
         tuple(sorted((a.id, b.id)))
         for batch in itertools.islice(paired.batches(3, seed=0), 2 * len(paired.pairs))
         for a, b in zip(batch[::2], batch[1::2], strict=True)
     ]
     times = [seen.count(pair) for pair in paired.pairs]
-    assert max(times) - min(times) <= 2  # an epoch begins while pairs of the last one wait
+    assert max(times) - min(times) <= 2  # pairs of one epoch may wait while the next begins
 
 
 def test_batches_are_a_function_of_the_seed(paired: PairedNotes):
@@ -237,17 +237,17 @@ def test_known_related_notes_are_found_among_any_notes(tmp_path: Path):
     assert paired.known_related([notes[a], notes[alone]], []).shape == (2, 0)
 
 
-def test_a_pair_has_the_better_score_of_its_two_directions(tmp_path: Path):
+def test_pair_has_the_higher_score_of_its_two_directions(tmp_path: Path):
     a, b, c, d = TRAIN[:4]
     notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
     paired = PairedNotes(notes, write_pairs(tmp_path, [[a, b], [a, b], [b, a], [c, d, a]]), min_score=0.9)
-    of = {
+    expected = {
         tuple(sorted(pair)): score for pair, score in [((a, b), 1), ((c, d), 1 / 3), ((c, a), 1 / 3), ((d, a), 1 / 3)]
     }
-    assert paired.scores == pytest.approx(of)  # also of what is not trained on
+    assert paired.scores == pytest.approx(expected)  # pairs that are not trained on have theirs too
 
 
-def test_notes_without_pairs_come_in_batches_of_those_that_have_a_target(tmp_path: Path):
+def test_batches_without_pairs_hold_notes_that_have_a_target(tmp_path: Path):
     path = tmp_path / "notes.jsonl"
     with path.open("w") as lines:
         for i in TRAIN[:20]:
@@ -259,7 +259,7 @@ def test_notes_without_pairs_come_in_batches_of_those_that_have_a_target(tmp_pat
     assert all(note.category for note in batch)
 
 
-def test_a_sample_has_notes_of_pairs_and_others(tmp_path: Path):
+def test_sample_has_notes_of_pairs_and_others(tmp_path: Path):
     pairs = [list(pair) for pair in zip(TRAIN[:16:2], TRAIN[1:16:2], strict=True)]
     paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN[:40]), write_pairs(tmp_path, pairs))
     notes, among = paired.sample(24, seed=0)
@@ -271,14 +271,14 @@ def test_a_sample_has_notes_of_pairs_and_others(tmp_path: Path):
     assert len(among) >= 6
 
 
-def test_a_sample_larger_than_the_split_is_the_split(tmp_path: Path):
+def test_sample_larger_than_the_split_is_the_split(tmp_path: Path):
     paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN[:9]), write_pairs(tmp_path, [TRAIN[:3]]))
     notes, among = paired.sample(100, seed=0)
     assert sorted(note.id for note in notes) == sorted(TRAIN[:9])
     assert among == paired.pairs
 
 
-def test_a_category_is_written_by_its_own_name_and_by_each_other_one():
+def test_category_is_replaced_by_each_synonym_half_of_the_time():
     note, rng = Note(id="1", title="t", category="Pets"), random.Random(0)
     names = {"Pets": ["Animals", "Pet care"], "Food": ["Meals"]}
     drawn = Counter(with_category_synonym(note, names, rng).category for _ in range(400))
@@ -288,18 +288,18 @@ def test_a_category_is_written_by_its_own_name_and_by_each_other_one():
 
 
 @pytest.mark.parametrize("category", ["Film", None])
-def test_a_category_without_other_names_keeps_its_own(category: str | None):
+def test_category_without_synonyms_keeps_its_name(category: str | None):
     note = Note(id="1", title="t", category=category)
     assert all(with_category_synonym(note, {"Pets": ["Animals"]}, random.Random(seed)) == note for seed in range(20))
 
 
-def test_no_pair_of_the_split_is_said_to_be_missing(tmp_path: Path):
+def test_split_without_pairs_is_refused(tmp_path: Path):
     notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
     with pytest.raises(DatasetError, match="no pair of validation notes"):
         PairedNotes(notes, write_pairs(tmp_path, [TRAIN[:2]]), split="validation")
 
 
-def test_notes_are_read_plain_or_packed_with_normalised_hashtags(tmp_path: Path):
+def test_notes_are_read_plain_or_gzipped_with_normalised_tags(tmp_path: Path):
     line = json.dumps(
         {"id": 7, "title": None, "content": "c", "hashtags": ["#A", "a", " "], "category": "", "caption": "not read"}
     )
@@ -313,14 +313,14 @@ def test_notes_are_read_plain_or_packed_with_normalised_hashtags(tmp_path: Path)
     ("content", "reason"),
     [(b"not packed", "gzip"), (gzip.compress(b'{"id": "1"}' * 1000)[:-9], "gzip"), (gzip.compress(b"\xff"), "UTF-8")],
 )
-def test_a_file_that_is_broken_is_named(tmp_path: Path, content: bytes, reason: str):
+def test_broken_file_is_named(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "n.jsonl.gz").write_bytes(content)
     with pytest.raises(DatasetError, match=f"n.jsonl.gz.*{reason}"):
         read_notes(tmp_path / "n.jsonl.gz")
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"title": "no id"}'])
-def test_a_line_that_is_no_note_is_named(tmp_path: Path, line: str):
+def test_line_that_is_no_note_is_named(tmp_path: Path, line: str):
     (tmp_path / "n.jsonl").write_text('{"id": "1"}\n' + line)
     with pytest.raises(DatasetError, match="line 2"):
         read_notes(tmp_path / "n.jsonl")

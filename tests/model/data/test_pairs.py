@@ -1,4 +1,4 @@
-"""Related pairs: the scores of paper section 3, what the options drop, and what a file of clicks may look like."""
+"""Related pairs: the scores of paper section 3, what the options drop, and the forms of a file of clicks."""
 
 from __future__ import annotations
 
@@ -48,32 +48,32 @@ def with_split(split: str, count: int) -> list[str]:
 # The score
 
 
-def test_a_pair_has_the_direction_of_the_clicks(tmp_path: Path) -> None:
+def test_pair_has_the_direction_of_the_clicks(tmp_path: Path) -> None:
     assert scores_of(tmp_path, histories(u="ab")) == {("a", "b"): 0.5}
 
 
-def test_the_score_is_the_sum_over_users_of_one_by_their_distinct_notes(tmp_path: Path) -> None:
+def test_score_is_the_sum_of_one_by_each_users_distinct_notes(tmp_path: Path) -> None:
     scores = scores_of(tmp_path, histories(u="abc", v="ab", w="ba"))
     assert scores == pytest.approx(
         {("a", "b"): 1 / 3 + 1 / 2, ("a", "c"): 1 / 3, ("b", "c"): 1 / 3, ("b", "a"): 1 / 2}, abs=1e-9
     )
 
 
-def test_repeated_clicks_count_once_and_at_the_first(tmp_path: Path) -> None:
+def test_repeated_clicks_count_once_at_the_first(tmp_path: Path) -> None:
     assert scores_of(tmp_path, histories(u="abaab")) == {("a", "b"): 0.5}
 
 
-def test_a_single_note_makes_no_pair_with_itself(tmp_path: Path) -> None:
+def test_single_note_makes_no_pair_with_itself(tmp_path: Path) -> None:
     assert scores_of(tmp_path, histories(u="aaa")) == {}
 
 
-def test_the_users_behind_a_pair_are_counted(tmp_path: Path) -> None:
+def test_users_of_a_pair_are_counted(tmp_path: Path) -> None:
     scores_of(tmp_path, histories(u="ab", v="abc", w="ba"))
     rows = duckdb.sql(f"SELECT note, related, users FROM '{tmp_path}/pairs.parquet' WHERE note = 'a'").fetchall()
     assert rows == [("a", "b", 2), ("a", "c", 1)]
 
 
-def test_times_go_before_the_order_of_the_file(tmp_path: Path) -> None:
+def test_times_override_the_order_of_the_file(tmp_path: Path) -> None:
     clicks = [{"user": "u", "note": "a", "time": 20}, {"user": "u", "note": "b", "time": 9.5}]
     assert scores_of(tmp_path, clicks) == {("b", "a"): 0.5}
 
@@ -88,11 +88,11 @@ def test_times_may_be_iso_text_with_offsets(tmp_path: Path) -> None:
     assert scores_of(tmp_path, clicks) == {("b", "a"): 0.5}
 
 
-def test_null_times_mean_the_order_of_the_file(tmp_path: Path) -> None:
+def test_null_times_keep_the_order_of_the_file(tmp_path: Path) -> None:
     assert scores_of(tmp_path, [{**click, "time": None} for click in histories(u="ba")]) == {("b", "a"): 0.5}
 
 
-def test_clicks_of_users_may_be_mixed(tmp_path: Path) -> None:
+def test_clicks_of_several_users_may_be_mixed(tmp_path: Path) -> None:
     clicks = histories(u="a") + histories(v="b") + histories(u="b") + histories(v="a")
     assert scores_of(tmp_path, clicks) == {("a", "b"): 0.5, ("b", "a"): 0.5}
 
@@ -100,36 +100,36 @@ def test_clicks_of_users_may_be_mixed(tmp_path: Path) -> None:
 # What the options drop
 
 
-def test_the_window_is_in_steps_between_distinct_notes(tmp_path: Path) -> None:
+def test_window_counts_steps_between_distinct_notes(tmp_path: Path) -> None:
     scores = scores_of(tmp_path, histories(u="aabbbc"), PairOptions(lower=0, window=1))
     assert scores == pytest.approx({("a", "b"): 1 / 3, ("b", "c"): 1 / 3}, abs=1e-9)
 
 
-def test_the_bounds_are_inclusive(tmp_path: Path) -> None:
+def test_score_bounds_are_inclusive(tmp_path: Path) -> None:
     clicks = histories(u="ab", v="ab", w="cd", x="efgh")
     assert scores_of(tmp_path, clicks, PairOptions(lower=0.5, upper=1)) == {("a", "b"): 1.0, ("c", "d"): 0.5}
     assert scores_of(tmp_path, clicks, PairOptions(lower=0.3, upper=0.9)) == {("c", "d"): 0.5}
 
 
-def test_a_bound_holds_for_the_exact_sum(tmp_path: Path) -> None:
+def test_score_bound_holds_for_the_exact_sum(tmp_path: Path) -> None:
     users = {f"u{number}": "abcdefghij" for number in range(3)}  # in floats 0.1 + 0.1 + 0.1 > 0.3
     scores = scores_of(tmp_path, histories(**users), PairOptions(lower=0.3, upper=0.3))
     assert len(scores) == 10 * 9 // 2
     assert set(scores.values()) == {0.3}
 
 
-def test_the_best_are_kept_and_of_equal_ones_the_lower_id(tmp_path: Path) -> None:
+def test_top_keeps_the_best_and_of_equal_ones_the_smaller_id(tmp_path: Path) -> None:
     scores = scores_of(tmp_path, histories(u="azyxw", v="az"), PairOptions(top=3))
     assert [related for note, related in scores if note == "a"] == ["z", "w", "x"]
 
 
-def test_a_rating_below_the_least_is_no_click_at_all(tmp_path: Path) -> None:
+def test_click_below_the_minimum_rating_does_not_count(tmp_path: Path) -> None:
     ratings = {"a": 4, "b": 5.0, "c": 3.5, "d": None}
     clicks = [{"user": "u", "note": note, "rating": rating} for note, rating in ratings.items()]
     assert scores_of(tmp_path, clicks, PairOptions(min_rating=4)) == {("a", "b"): 0.5}
 
 
-def test_a_split_keeps_its_own_pairs_and_counts_all_notes(tmp_path: Path) -> None:
+def test_split_keeps_its_own_pairs_and_counts_all_notes(tmp_path: Path) -> None:
     (a, b), (c, d) = with_split("test", 2), with_split("train", 2)
     clicks = [{"user": "u", "note": note} for note in (a, c, b, d)]
     assert scores_of(tmp_path, clicks, PairOptions(split="test")) == {(a, b): 0.25}
@@ -137,20 +137,20 @@ def test_a_split_keeps_its_own_pairs_and_counts_all_notes(tmp_path: Path) -> Non
     assert scores_of(tmp_path, clicks, PairOptions(split="validation")) == {}
 
 
-def test_the_split_goes_before_the_top(tmp_path: Path) -> None:
+def test_split_is_applied_before_top(tmp_path: Path) -> None:
     (a, b), others = with_split("test", 2), with_split("train", 5)
     clicks = [{"user": user, "note": note} for user in "uv" for note in (a, *others)]
     clicks += [{"user": "w", "note": a}, {"user": "w", "note": b}, {"user": "w", "note": others[0]}]
     assert list(scores_of(tmp_path, clicks, PairOptions(split="test", top=1))) == [(a, b)]
 
 
-def test_the_rule_of_the_split_is_the_documented_one() -> None:
+def test_split_of_a_note_is_by_the_documented_rule() -> None:
     for note in ("1", "笔记", ""):
         rest = int(hashlib.sha1(note.encode()).hexdigest(), 16) % 5
         assert split_of(note) == {0: "test", 1: "validation"}.get(rest, "train")
 
 
-def test_categories_are_balanced_best_first(tmp_path: Path) -> None:
+def test_per_category_keeps_the_best_pairs(tmp_path: Path) -> None:
     categories = {"a": "X", "b": "X", "c": "Y", "d": "Y"}
     notes = write_clicks(tmp_path / "notes.jsonl.gz", ({"id": i, "category": c} for i, c in categories.items()))
     clicks = histories(u="acd", v="bd", w="ab", x="ca")
@@ -159,13 +159,13 @@ def test_categories_are_balanced_best_first(tmp_path: Path) -> None:
     assert set(scores) == {("b", "d"), ("a", "b"), ("c", "d"), ("c", "a")}
 
 
-def test_notes_without_a_category_make_one_category(tmp_path: Path) -> None:
+def test_notes_without_a_category_form_one_category(tmp_path: Path) -> None:
     notes = write_clicks(tmp_path / "notes.jsonl", [{"id": "a", "category": "X"}, {"id": "b", "category": None}])
     scores = scores_of(tmp_path, histories(u="abc", v="de"), PairOptions(per_category=1), notes=notes)
     assert set(scores) == {("a", "b"), ("d", "e")}
 
 
-def test_a_longest_history_bounds_the_pairs_and_not_the_weight(tmp_path: Path) -> None:
+def test_max_history_bounds_the_pairs_and_not_the_weight(tmp_path: Path) -> None:
     assert scores_of(tmp_path, histories(u="aabcd"), PairOptions(max_history=2)) == {("a", "b"): 0.25}
 
 
@@ -183,7 +183,7 @@ def random_clicks(seed: int) -> list[dict[str, Any]]:
 
 
 def plain_pairs(clicks: Sequence[Mapping[str, Any]], options: PairOptions, category: Mapping[str, str]) -> Scores:
-    """The definition, word by word."""
+    """Scores of the kept pairs, by the definition in plain Python."""
     scores: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
     orders: dict[str, dict[str, None]] = defaultdict(dict)
     for click in sorted(clicks, key=lambda click: click["time"]):
@@ -196,8 +196,8 @@ def plain_pairs(clicks: Sequence[Mapping[str, Any]], options: PairOptions, categ
                 scores[note, related] += Fraction(1, len(order))
     kept, per_note, per_category = {}, Counter[str](), Counter[tuple[str | None, str | None]]()
     for (note, related), score in sorted(scores.items(), key=lambda item: (-item[1], item[0])):
-        wanted = options.split == "all" or {split_of(note), split_of(related)} == {options.split}
-        if not wanted or not Fraction(str(options.lower)) <= score <= options.upper:
+        in_split = options.split == "all" or {split_of(note), split_of(related)} == {options.split}
+        if not in_split or not Fraction(str(options.lower)) <= score <= options.upper:
             continue
         per_note[note] += 1
         if per_note[note] > options.top:
@@ -248,7 +248,7 @@ def test_sql_and_plain_python_agree(
 
 @pytest.fixture(scope="module")
 def spark() -> Iterable[None]:
-    """One running Spark for all tests that compare with it."""
+    """Start one Spark for all tests that need it."""
     sql = pytest.importorskip("pyspark.sql", reason="the extra `spark` is not installed")
     os.environ.update(SPARK_LOCAL_IP="127.0.0.1", PYSPARK_PYTHON=sys.executable)
     session = sql.SparkSession.builder.master("local[1]").config("spark.sql.shuffle.partitions", "2").getOrCreate()
@@ -277,7 +277,7 @@ def test_spark_and_duckdb_write_the_same_rows(tmp_path: Path, options: PairOptio
 @pytest.mark.usefixtures("spark")
 def test_spark_and_duckdb_agree_on_real_clicks(tmp_path: Path) -> None:
     if "NOTELLM_DATA" not in os.environ:
-        # The data sets stay out of the repository: their path is the reader's own.
+        # The data sets are not in the repository.
         pytest.skip("NOTELLM_DATA does not name the folder of the data sets")
     clicks = Path(os.environ["NOTELLM_DATA"]) / "microlens50k" / "clicks.jsonl.gz"
     for engine in ("duckdb", "spark"):
@@ -293,7 +293,7 @@ def without_seconds(report: PairsReport) -> dict[str, Any]:
 
 
 def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows in the format that the path's name says."""
+    """Write rows in the format of the path's name."""
     if ".jsonl" in path.name:
         return write_clicks(path, rows)
     table = path.with_name("table.csv")
@@ -324,7 +324,7 @@ def check_format(folder: Path, name: str, engine: Any) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_format_is_read(tmp_path: Path, name: str) -> None:
+def test_duckdb_reads_each_format(tmp_path: Path, name: str) -> None:
     check_format(tmp_path, name, "duckdb")
 
 
@@ -351,7 +351,7 @@ def test_parquet_may_hold_timestamps(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "pairs") == [("b", "a", 0.5, 1)]
 
 
-def test_ids_are_text_even_when_they_look_like_numbers(tmp_path: Path) -> None:
+def test_ids_that_look_like_numbers_are_text(tmp_path: Path) -> None:
     clicks = [{"user": 5, "note": "007"}, {"user": "5", "note": 7}, {"user": "5", "note": 10**25}]
     scores = scores_of(tmp_path, clicks)
     assert set(scores) == {("007", "7"), ("007", str(10**25)), ("7", str(10**25))}
@@ -364,7 +364,7 @@ def test_other_columns_are_ignored(tmp_path: Path) -> None:
     assert scores_of(tmp_path, [{**click, "pos": [1, {}]} for click in histories(u="ab")]) == {("a", "b"): 0.5}
 
 
-def test_the_output_is_sorted_and_typed(tmp_path: Path) -> None:
+def test_output_is_sorted_and_typed(tmp_path: Path) -> None:
     scores_of(tmp_path, random_clicks(2))
     rows = rows_of(tmp_path / "pairs.parquet")
     assert rows == sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
@@ -384,7 +384,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_folder_with_quotes_and_spaces_is_made_and_holds_nothing_else(tmp_path: Path) -> None:
+def test_folder_with_a_quote_and_a_space_is_made(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="ab"))
     out = tmp_path / "it's mine" / "deep" / "pairs.parquet"
     related_pairs(clicks, out)
@@ -392,7 +392,7 @@ def test_a_folder_with_quotes_and_spaces_is_made_and_holds_nothing_else(tmp_path
     assert read_pairs(out) == [("a", "b", 0.5)]
 
 
-def test_a_failed_run_leaves_the_old_pairs_alone(tmp_path: Path) -> None:
+def test_failed_run_leaves_the_old_pairs_alone(tmp_path: Path) -> None:
     scores = scores_of(tmp_path, histories(u="ab"))
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(PairsError):
@@ -404,10 +404,10 @@ def test_a_failed_run_leaves_the_old_pairs_alone(tmp_path: Path) -> None:
 # The report
 
 
-def test_the_report_counts_what_went_in_and_came_out(tmp_path: Path) -> None:
+def test_report_counts_what_went_in_and_came_out(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="abb", v="ab", w="acde", x="z"))
-    said: list[str] = []
-    report = related_pairs(clicks, tmp_path / "pairs", PairOptions(window=1), progress=said.append)
+    messages: list[str] = []
+    report = related_pairs(clicks, tmp_path / "pairs", PairOptions(window=1), progress=messages.append)
     assert (report.users, report.clicks, report.notes) == (4, 9, 6)
     assert (report.pairs, report.notes_without_pair) == (4, 3)  # a -> b (1), a -> c, c -> d, d -> e (1/4 each)
     assert report.quantiles == pytest.approx(
@@ -415,22 +415,22 @@ def test_the_report_counts_what_went_in_and_came_out(tmp_path: Path) -> None:
     )
     assert report.at_least == {0.1: 4, 0.2: 4, 0.3: 1, 0.5: 1, 1.0: 1}
     assert report.seconds > 0
-    assert [message.split()[0] for message in said] == ["Reading", "Joining", "Writing"]
+    assert [message.split()[0] for message in messages] == ["Reading", "Joining", "Writing"]
 
 
-def test_the_report_counts_notes_of_the_split_only(tmp_path: Path) -> None:
+def test_report_counts_notes_of_the_split_only(tmp_path: Path) -> None:
     test, train = with_split("test", 3), with_split("train", 2)
     clicks = write_clicks(tmp_path / "c.jsonl", ({"user": "u", "note": note} for note in [*test, *train]))
     report = related_pairs(clicks, tmp_path / "pairs", PairOptions(split="test"))
     assert (report.clicks, report.notes, report.pairs, report.notes_without_pair) == (5, 3, 3, 1)
 
 
-def test_clicks_of_a_note_are_the_users_who_clicked_it(tmp_path: Path) -> None:
+def test_clicks_by_note_counts_the_users_who_clicked_it(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "clicks.jsonl.gz", histories(u="aab", v="a", w="cb"))
     assert clicks_by_note(clicks) == {"a": 2, "b": 2, "c": 1}
 
 
-def test_clicks_rated_below_the_least_are_not_counted(tmp_path: Path) -> None:
+def test_clicks_by_note_leaves_out_low_ratings(tmp_path: Path) -> None:
     ratings = [("u", "a", 5), ("v", "a", 3), ("v", "b", 3), ("w", "a", 4), ("w", "c", None), ("w", "d", 4)]
     records = [{"user": user, "note": note, "rating": rating} for user, note, rating in ratings]
     clicks = write_clicks(tmp_path / "clicks.jsonl", records)
@@ -438,13 +438,13 @@ def test_clicks_rated_below_the_least_are_not_counted(tmp_path: Path) -> None:
     assert clicks_by_note(clicks) == {"a": 3, "b": 1, "c": 1, "d": 1}
 
 
-def test_clicks_that_cannot_be_counted_are_refused(tmp_path: Path) -> None:
+def test_clicks_by_note_refuses_clicks_without_notes(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "clicks.jsonl", [{"user": "u", "title": "no note"}])
     with pytest.raises(PairsError, match="'note'"):
         clicks_by_note(clicks)
 
 
-def test_no_pairs_are_a_result_too(tmp_path: Path) -> None:
+def test_clicks_without_pairs_give_an_empty_result(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="a", v="b"))
     report = related_pairs(clicks, tmp_path / "pairs")
     assert (report.pairs, report.notes_without_pair, report.quantiles) == (0, 2, {})
@@ -476,26 +476,24 @@ def test_no_pairs_are_a_result_too(tmp_path: Path) -> None:
         ("c.txt", "user,note\n", "no known format"),
     ],
 )
-def test_clicks_that_cannot_be_used_are_refused_with_a_reason(
-    tmp_path: Path, name: str, content: str, message: str
-) -> None:
+def test_unusable_clicks_are_refused_with_a_reason(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(PairsError, match=message):
         related_pairs(tmp_path / name, tmp_path / "pairs")
     assert not (tmp_path / "pairs").exists()
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match=r"there is no file .*nothing\.jsonl"):
         related_pairs(tmp_path / "nothing.jsonl", tmp_path / "pairs")
 
 
-def test_a_least_rating_needs_ratings(tmp_path: Path) -> None:
+def test_minimum_rating_without_ratings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="has no ratings"):
         scores_of(tmp_path, histories(u="ab"), PairOptions(min_rating=4))
 
 
-def test_balancing_needs_categories(tmp_path: Path) -> None:
+def test_per_category_without_categories_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="give the notes file"):
         scores_of(tmp_path, histories(u="ab"), PairOptions(per_category=4))
     notes = write_clicks(tmp_path / "notes.jsonl", [{"id": "a", "category": None}])
@@ -503,18 +501,21 @@ def test_balancing_needs_categories(tmp_path: Path) -> None:
         scores_of(tmp_path, histories(u="ab"), PairOptions(per_category=4), notes=notes)
 
 
-def test_a_memory_that_is_no_size_is_refused(tmp_path: Path) -> None:
+def test_memory_that_is_no_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="did not start with a memory of 'much'"):
         scores_of(tmp_path, histories(u="ab"), memory="much")
 
 
-def test_spark_that_is_not_installed_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spark_that_is_not_installed_is_a_missing_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark", None)
-    with pytest.raises(PairsError, match=r"notellm\[spark\]"):
+    with pytest.raises(ModuleNotFoundError) as error:
         scores_of(tmp_path, histories(u="ab"), engine="spark")
+    assert error.value.name is not None
+    assert error.value.name.partition(".")[0] in {"pyspark", "py4j"}
+    assert not (tmp_path / "pairs.parquet").exists()
 
 
-def test_a_file_without_pairs_is_no_file_of_pairs(tmp_path: Path) -> None:
+def test_file_without_pairs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("?")
     for name in ("pairs", "nothing"):
         with pytest.raises(PairsError, match="holds no pairs"):
@@ -539,6 +540,6 @@ def test_a_file_without_pairs_is_no_file_of_pairs(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_options_that_make_no_sense_are_refused(nonsense: dict[str, Any]) -> None:
+def test_invalid_option_is_refused(nonsense: dict[str, Any]) -> None:
     with pytest.raises(PairsError, match=next(iter(nonsense))):
         PairOptions(**nonsense)

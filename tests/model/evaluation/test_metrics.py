@@ -34,7 +34,9 @@ from model.evaluation.metrics import (
 NO_PAIRS = np.array([], dtype=np.int64)
 
 
-def some_sums(queries: int = 40) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def sums_of_two_systems(
+    queries: int = 40,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Hits of two systems, a the better one, and the pairs of each query."""
     generator = np.random.default_rng(7)
     counts = generator.integers(1, 6, queries)
@@ -54,12 +56,12 @@ def test_ranks_are_places_in_the_sorted_pool(data: st.DataObject) -> None:
         np.array(scores, dtype=np.float32), [np.array(t, dtype=np.int64) for t in targets], np.array(own)
     )
 
-    for row, columns, wanted, found in zip(scores, others, targets, ranks, strict=True):
+    for row, columns, row_targets, row_ranks in zip(scores, others, targets, ranks, strict=True):
         order = [column for _, column in sorted((-row[column], column) for column in columns)]
-        assert found.tolist() == [1 + order.index(column) for column in wanted]
+        assert row_ranks.tolist() == [1 + order.index(column) for column in row_targets]
 
 
-def test_the_query_itself_is_not_in_the_pool() -> None:
+def test_query_itself_is_not_in_the_pool() -> None:
     scores = np.array([[9, 5, 7]], dtype=np.float32)
     assert target_ranks(scores, [np.array([1, 2])], np.array([0]))[0].tolist() == [2, 1]
     assert target_ranks(scores, [np.array([1, 2])], np.array([-1]))[0].tolist() == [3, 2]
@@ -79,7 +81,7 @@ def test_the_query_itself_is_not_in_the_pool() -> None:
         ([[1, math.nan]], [[0]], [-1], "NaN"),
     ],
 )
-def test_ranks_of_what_does_not_match_are_refused(
+def test_ranks_of_mismatched_arrays_are_refused(
     scores: list[list[float]], targets: list[list[int]], own: list[int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -93,7 +95,7 @@ def test_recall_and_reciprocal_rank_are_means_over_pairs() -> None:
 
 
 @pytest.mark.parametrize("ranks", [NO_PAIRS, np.array([0, 1]), np.array([[1, 2]])])
-def test_means_over_what_are_no_ranks_are_refused(ranks: npt.NDArray[np.int64]) -> None:
+def test_means_over_invalid_ranks_are_refused(ranks: npt.NDArray[np.int64]) -> None:
     with pytest.raises(ValueError, match="rank"):
         recall_at(ranks, 1)
     with pytest.raises(ValueError, match="rank"):
@@ -113,7 +115,7 @@ def test_exposure_groups_are_equal_thirds_by_clicks_then_by_id() -> None:
 
 
 @given(st.lists(st.integers(0, 4), max_size=30))
-def test_sizes_of_exposure_groups_differ_by_at_most_one(targets: list[int]) -> None:
+def test_exposure_groups_differ_by_at_most_one_in_size(targets: list[int]) -> None:
     groups = exposure_groups(np.array(targets, dtype=np.int64), np.array([3, 3, 0, 8, 1]))
     sizes = np.bincount(groups, minlength=3)
     assert len(sizes) == 3
@@ -121,11 +123,11 @@ def test_sizes_of_exposure_groups_differ_by_at_most_one(targets: list[int]) -> N
 
 
 def test_recall_by_exposure_is_the_recall_of_each_group() -> None:
-    found = recall_by_exposure(np.array([1, 9, 2, 3, 8, 9]), np.array([0, 0, 1, 1, 2, 2]), k=3)
-    assert found == {"low": 0.5, "middle": 1.0, "high": 0.0}
+    recall = recall_by_exposure(np.array([1, 9, 2, 3, 8, 9]), np.array([0, 0, 1, 1, 2, 2]), k=3)
+    assert recall == {"low": 0.5, "middle": 1.0, "high": 0.0}
 
 
-def test_exposure_of_what_does_not_match_is_refused() -> None:
+def test_exposure_of_mismatched_arrays_is_refused() -> None:
     with pytest.raises(ValueError, match="columns below 2"):
         exposure_groups(np.array([2]), np.array([1, 1]))
     with pytest.raises(ValueError, match="one axis"):
@@ -137,7 +139,7 @@ def test_exposure_of_what_does_not_match_is_refused() -> None:
 def naive_bootstrap(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], seed: int, rounds: int
 ) -> Comparison:
-    """The same draws, each written out as the list of queries that it stands for."""
+    """Bootstrap with the same draws, each written out as a list of queries."""
     generator = np.random.default_rng(seed)
     queries = len(counts)
     differences, ratios = [], []
@@ -160,73 +162,71 @@ def naive_bootstrap(
     )
 
 
-def as_tuple(found: Comparison) -> tuple[float, ...]:
-    return (found.difference, found.low, found.high, found.p, found.ratio, found.ratio_low, found.ratio_high)
+def as_tuple(comparison: Comparison) -> tuple[float, ...]:
+    return tuple(getattr(comparison, name) for name in Comparison.__slots__)
 
 
 @pytest.mark.parametrize("cells", [1, 40 * 64, 1_000_000])
-def test_the_bootstrap_agrees_with_a_naive_loop_in_chunks_of_any_size(
-    cells: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bootstrap_in_chunks_of_any_size_equals_a_naive_loop(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_BOOTSTRAP_CELLS", cells)
-    a, b, counts = some_sums()
-    found = paired_bootstrap(a, b, counts, seed=3, rounds=200)
-    assert as_tuple(found) == pytest.approx(as_tuple(naive_bootstrap(a, b, counts, seed=3, rounds=200)))
+    a, b, counts = sums_of_two_systems()
+    comparison = paired_bootstrap(a, b, counts, seed=3, rounds=200)
+    assert as_tuple(comparison) == pytest.approx(as_tuple(naive_bootstrap(a, b, counts, seed=3, rounds=200)))
 
 
-def test_the_bootstrap_interval_is_that_of_the_normal_approximation() -> None:
-    a, b, counts = some_sums(queries=500)
-    found = paired_bootstrap(a, b, counts, seed=1, rounds=4000)
-    residuals = (a - b) - found.difference * counts
+def test_bootstrap_interval_is_near_the_normal_approximation() -> None:
+    a, b, counts = sums_of_two_systems(queries=500)
+    comparison = paired_bootstrap(a, b, counts, seed=1, rounds=4000)
+    residuals = (a - b) - comparison.difference * counts
     error = math.sqrt((residuals**2).sum()) / counts.sum()
-    assert found.low == pytest.approx(found.difference - 1.96 * error, abs=0.2 * error)
-    assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.2 * error)
+    assert comparison.low == pytest.approx(comparison.difference - 1.96 * error, abs=0.2 * error)
+    assert comparison.high == pytest.approx(comparison.difference + 1.96 * error, abs=0.2 * error)
 
 
-def test_identical_systems_do_not_differ() -> None:
-    _, b, counts = some_sums()
+def test_bootstrap_of_identical_systems_finds_no_difference() -> None:
+    _, b, counts = sums_of_two_systems()
     b = b / 3  # sums that floats only approximate
-    found = paired_bootstrap(b, b.copy(), counts, seed=0, rounds=500)
-    assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
-    assert (found.ratio, found.ratio_low, found.ratio_high) == pytest.approx((1, 1, 1))
+    comparison = paired_bootstrap(b, b.copy(), counts, seed=0, rounds=500)
+    assert (comparison.difference, comparison.low, comparison.high, comparison.p) == (0, 0, 0, 1)
+    assert (comparison.ratio, comparison.ratio_low, comparison.ratio_high) == pytest.approx((1, 1, 1))
 
 
-def test_a_constant_advantage_has_the_smallest_p_and_no_width() -> None:
-    _, b, counts = some_sums()
-    found = paired_bootstrap(b + 0.25 * counts, b, counts, seed=0, rounds=999)
-    assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
-    assert found.p == 2 / 1000
-    assert found.ratio_low < found.ratio < found.ratio_high
+def test_bootstrap_of_a_constant_advantage_has_no_width() -> None:
+    _, b, counts = sums_of_two_systems()
+    comparison = paired_bootstrap(b + 0.25 * counts, b, counts, seed=0, rounds=999)
+    assert (comparison.difference, comparison.low, comparison.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert comparison.p == 2 / 1000
+    assert comparison.ratio_low < comparison.ratio < comparison.ratio_high
 
 
-def test_p_is_two_sided() -> None:
-    a, b, counts = some_sums(queries=12)
+def test_bootstrap_p_is_two_sided() -> None:
+    a, b, counts = sums_of_two_systems(queries=12)
     ahead, behind = (paired_bootstrap(*sums, counts, seed=5, rounds=500) for sums in ((a, b), (b, a)))
     assert ahead.p == behind.p
     assert (ahead.low, ahead.high) == pytest.approx((-behind.high, -behind.low))
 
 
-def test_the_bootstrap_depends_on_its_seed_alone() -> None:
-    sums = some_sums()
+def test_bootstrap_depends_on_its_seed_alone() -> None:
+    sums = sums_of_two_systems()
     assert paired_bootstrap(*sums, seed=1, rounds=300) == paired_bootstrap(*sums, seed=1, rounds=300)
     assert paired_bootstrap(*sums, seed=1, rounds=300) != paired_bootstrap(*sums, seed=2, rounds=300)
 
 
-def test_queries_without_pairs_change_nothing() -> None:
-    a, b, counts = some_sums()
+def test_bootstrap_ignores_queries_without_pairs() -> None:
+    a, b, counts = sums_of_two_systems()
     padded = np.insert(a, 3, 0), np.insert(b, 3, 0), np.insert(counts, 3, 0)
     assert paired_bootstrap(*padded, seed=1, rounds=300) == paired_bootstrap(a, b, counts, seed=1, rounds=300)
 
 
-def test_there_is_no_ratio_to_a_system_that_finds_nothing() -> None:
-    a, b, counts = some_sums()
-    found = paired_bootstrap(a, np.zeros_like(b), counts, seed=0, rounds=100)
-    assert all(math.isnan(value) for value in (found.ratio, found.ratio_low, found.ratio_high))
+def test_bootstrap_ratio_to_zero_is_nan() -> None:
+    a, b, counts = sums_of_two_systems()
+    comparison = paired_bootstrap(a, np.zeros_like(b), counts, seed=0, rounds=100)
+    assert all(math.isnan(value) for value in (comparison.ratio, comparison.ratio_low, comparison.ratio_high))
     rarely = np.zeros_like(b)
     rarely[0] = 1
-    found = paired_bootstrap(a, rarely, counts, seed=0, rounds=100)
-    assert found.ratio == sum(a)
-    assert math.isnan(found.ratio_low)
+    comparison = paired_bootstrap(a, rarely, counts, seed=0, rounds=100)
+    assert comparison.ratio == sum(a)
+    assert math.isnan(comparison.ratio_low)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +240,14 @@ def test_there_is_no_ratio_to_a_system_that_finds_nothing() -> None:
         ([1.0], [1], 0, "one round"),
     ],
 )
-def test_a_bootstrap_of_what_does_not_match_is_refused(
+def test_bootstrap_of_mismatched_arrays_is_refused(
     a: list[float], counts: list[int], rounds: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(np.array(a), np.zeros_like(a), np.array(counts), seed=0, rounds=rounds)
 
 
-def test_accuracy_and_macro_f1_by_hand() -> None:
+def test_accuracy_and_macro_f1_are_as_by_hand() -> None:
     truth = ["food", "food", "pets", "film"]
     predicted = ["food", "pets", "pets", "home"]
     assert accuracy(predicted, truth) == 0.5
@@ -260,7 +260,7 @@ def test_illusory_outputs_are_those_outside_the_closed_set() -> None:
     assert illusory_share(["food"], ("food", "pets")) == 0
 
 
-def test_lists_that_do_not_match_or_are_empty_are_refused() -> None:
+def test_mismatched_or_empty_lists_are_refused() -> None:
     for mean in (accuracy, macro_f1, rouge):
         with pytest.raises(ValueError, match="differ in length"):
             mean(["a"], ["a", "b"])
@@ -276,14 +276,14 @@ def test_calibration_error_is_zero_when_confidence_is_accuracy() -> None:
     assert expected_calibration_error(confidence, correct) == 0
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_is_as_by_hand() -> None:
     # Of two bins: (0, 0.5] holds 0.2 and 0.5, one right; (0.5, 1] holds 0.9 and 0.9, one right.
     confidence = np.array([0.2, 0.5, 0.9, 0.9])
     correct = np.array([True, False, True, False])
     assert expected_calibration_error(confidence, correct, bins=2) == pytest.approx((abs(0.7 - 1) + abs(1.8 - 1)) / 4)
 
 
-def test_a_bin_holds_its_upper_edge_and_the_first_one_zero() -> None:
+def test_calibration_bin_holds_its_upper_edge_and_the_first_zero() -> None:
     right = np.array([False, True])
     assert expected_calibration_error(np.array([0.0, 0.5]), right, bins=2) == pytest.approx(0.25)  # one bin
     assert expected_calibration_error(np.array([0.5, 0.51]), right, bins=2) == pytest.approx((0.5 + 0.49) / 2)  # two
@@ -293,13 +293,13 @@ def test_a_bin_holds_its_upper_edge_and_the_first_one_zero() -> None:
     ("confidence", "bins", "message"),
     [([0.5, 0.5], 15, "share one axis"), ([1.1], 15, "in"), ([math.nan], 15, "in"), ([0.5], 0, "one bin")],
 )
-def test_calibration_of_what_are_no_probabilities_is_refused(confidence: list[float], bins: int, message: str) -> None:
+def test_calibration_of_invalid_probabilities_is_refused(confidence: list[float], bins: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         expected_calibration_error(np.array(confidence), np.array([True]), bins)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_fitting_recovers_the_temperature_that_made_the_truth(temperature: float) -> None:
+def test_fitted_temperature_recovers_the_one_that_made_the_truth(temperature: float) -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(scale=2, size=(20_000, 5))
     drawn = np.argmax(logits + generator.gumbel(size=logits.shape), axis=1)  # of softmax(logits)
@@ -307,7 +307,7 @@ def test_fitting_recovers_the_temperature_that_made_the_truth(temperature: float
     assert fit_temperature(sharpened, drawn) == pytest.approx(temperature, rel=0.03)
 
 
-def test_the_fitted_temperature_is_the_likeliest() -> None:
+def test_fitted_temperature_is_the_likeliest() -> None:
     generator = np.random.default_rng(1)
     logits, truth = generator.normal(size=(50, 3)), generator.integers(0, 3, 50)
     logits[np.arange(50), truth] += 1
@@ -319,13 +319,13 @@ def test_the_fitted_temperature_is_the_likeliest() -> None:
     assert loss(best) < min(loss(best * 0.99), loss(best * 1.01))
 
 
-def test_a_temperature_without_an_optimum_is_at_a_limit() -> None:
+def test_fitted_temperature_without_an_optimum_is_at_a_limit() -> None:
     logits = np.array([[2.0, 0.0], [0.0, 2.0]])
     assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(TEMPERATURE_LIMITS[0])
     assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(TEMPERATURE_LIMITS[1])
 
 
-def test_temperature_by_hand() -> None:
+def test_applied_temperature_is_as_by_hand() -> None:
     log_probs = np.log([[0.8, 0.2]])
     assert np.exp(apply_temperature(log_probs, 1)) == pytest.approx(np.array([[0.8, 0.2]]))
     assert np.exp(apply_temperature(log_probs, 2)) == pytest.approx(
@@ -343,7 +343,7 @@ def test_temperature_by_hand() -> None:
         ([[0.0, 1.0]], [-1], "truth below 2"),
     ],
 )
-def test_a_temperature_for_what_does_not_match_is_refused(
+def test_temperature_for_mismatched_arrays_is_refused(
     log_probs: list[list[float]], truth: list[int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -351,30 +351,30 @@ def test_a_temperature_for_what_does_not_match_is_refused(
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_must_be_above_zero(temperature: float) -> None:
+def test_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         apply_temperature(np.zeros((1, 2)), temperature)
 
 
 def test_hashtag_scores_are_means_over_notes() -> None:
-    found = hashtag_prf([["a", "b", "c"], ["x"]], [["a", "c", "d", "e"], ["y"]], k=2)
+    scores = hashtag_prf([["a", "b", "c"], ["x"]], [["a", "c", "d", "e"], ["y"]], k=2)
     # First note: 1 hit of 2 asked for, of 4 true ones, F1 2/(2+4). Second: nothing.
-    assert (found.precision, found.recall, found.f1) == pytest.approx((1 / 4, 1 / 8, 1 / 6))
+    assert (scores.precision, scores.recall, scores.f1) == pytest.approx((1 / 4, 1 / 8, 1 / 6))
 
 
-def test_a_hashtag_that_was_not_written_counts_as_a_wrong_one() -> None:
-    found = hashtag_prf([["a"]], [["a"]], k=4)
-    assert (found.precision, found.recall, found.f1) == pytest.approx((0.25, 1, 0.4))
+def test_missing_hashtag_counts_as_a_wrong_one() -> None:
+    scores = hashtag_prf([["a"]], [["a"]], k=4)
+    assert (scores.precision, scores.recall, scores.f1) == pytest.approx((0.25, 1, 0.4))
 
 
-def test_case_spacing_repetition_and_empty_hashtags_do_not_count() -> None:
-    found = hashtag_prf([["#", "Street Food", "streetfood", "咖啡"]], [["#STREETFOOD", "咖啡", "咖啡"]], k=2)
-    assert (found.precision, found.recall, found.f1) == (1, 1, 1)
+def test_hashtag_case_spacing_repetition_and_blanks_do_not_count() -> None:
+    scores = hashtag_prf([["#", "Street Food", "streetfood", "咖啡"]], [["#STREETFOOD", "咖啡", "咖啡"]], k=2)
+    assert (scores.precision, scores.recall, scores.f1) == (1, 1, 1)
 
 
-def test_a_note_without_predictions_scores_zero() -> None:
-    found = hashtag_prf([[]], [["a"]], k=3)
-    assert (found.precision, found.recall, found.f1) == (0, 0, 0)
+def test_note_without_predictions_scores_zero() -> None:
+    scores = hashtag_prf([[]], [["a"]], k=3)
+    assert (scores.precision, scores.recall, scores.f1) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -422,11 +422,11 @@ def test_words_and_chinese_characters_are_tokens(text: str, tokens: list[str]) -
         ("a b", "", (0, 0, 0)),
     ],
 )
-def test_rouge_by_hand(predicted: str, truth: str, scores: tuple[float, float, float]) -> None:
-    found = rouge([predicted], [truth])
-    assert (found.rouge_1, found.rouge_2, found.rouge_l) == pytest.approx(scores)
+def test_rouge_is_as_by_hand(predicted: str, truth: str, scores: tuple[float, float, float]) -> None:
+    computed = rouge([predicted], [truth])
+    assert (computed.rouge_1, computed.rouge_2, computed.rouge_l) == pytest.approx(scores)
 
 
 def test_rouge_is_the_mean_over_notes() -> None:
-    found = rouge(["a b c", ""], ["a b c", "d"])
-    assert (found.rouge_1, found.rouge_2, found.rouge_l) == (0.5, 0.5, 0.5)
+    scores = rouge(["a b c", ""], ["a b c", "d"])
+    assert (scores.rouge_1, scores.rouge_2, scores.rouge_l) == (0.5, 0.5, 0.5)

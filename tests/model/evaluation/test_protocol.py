@@ -1,4 +1,4 @@
-"""The pairs that a figure counts: of which notes, by which options, and of which folder."""
+"""Pairs of the protocols: their notes, and the options of each data set."""
 
 import gzip
 import json
@@ -26,52 +26,52 @@ def read_by(*histories: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def ends(folder: Path, protocol: str) -> set[tuple[str, str]]:
-    found, _ = evaluation_pairs(folder, "test", [protocol])
-    return {(pair.note, pair.related) for pair in found[protocol]}
+    pairs, _ = evaluation_pairs(folder, "test", [protocol])
+    return {(pair.note, pair.related) for pair in pairs[protocol]}
 
 
-def test_in_cold_cold_the_best_are_chosen_among_the_split(tmp_path: Path):
-    """Eleven training notes go with `a` more often than `b` does, and ten of each note's are kept."""
+def test_cold_cold_pairs_are_the_best_among_the_split(tmp_path: Path):
+    """Eleven training notes go with `a` more often than `b` does, and ten pairs of each note are kept."""
     a, b = TEST[:2]
     folder = write(tmp_path / "data", read_by([a, b], *[[a, x] for x in TRAIN[:11] for _ in range(2)]))
     assert ends(folder, COLD_COLD) == {(a, b)}
     assert ends(folder, COLD_ALL) == {(a, x) for x in sorted(TRAIN[:11])[:10]}
 
 
-def test_every_pair_starts_in_the_split_and_in_cold_cold_ends_there(tmp_path: Path):
+def test_pairs_start_in_the_split_and_end_there_in_cold_cold(tmp_path: Path):
     a, b = TEST[:2]
     x, y = TRAIN[:2]
     folder = write(tmp_path / "data", read_by([a, x], [x, b], [x, y], [b, a]))
-    found, clicks = evaluation_pairs(folder, "test", PROTOCOLS)
-    assert found == {COLD_COLD: [(b, a, 0.5)], COLD_ALL: sorted([(a, x, 0.5), (b, a, 0.5)])}
+    pairs, clicks = evaluation_pairs(folder, "test", PROTOCOLS)
+    assert pairs == {COLD_COLD: [(b, a, 0.5)], COLD_ALL: sorted([(a, x, 0.5), (b, a, 0.5)])}
     assert clicks == {a: 2, b: 2, x: 3, y: 1}
 
 
-def test_only_the_protocols_asked_for_are_made(tmp_path: Path):
+def test_only_requested_protocols_are_made(tmp_path: Path):
     folder = write(tmp_path / "data", read_by(TEST[:2]))
-    found, _ = evaluation_pairs(folder, "test", [COLD_ALL])
-    assert found.keys() == {COLD_ALL}
+    pairs, _ = evaluation_pairs(folder, "test", [COLD_ALL])
+    assert pairs.keys() == {COLD_ALL}
 
 
-def test_a_folder_without_clicks_gives_nothing(tmp_path: Path):
+def test_folder_without_clicks_gives_no_pairs(tmp_path: Path):
     assert evaluation_pairs(tmp_path, "test", PROTOCOLS) == ({}, {})
 
 
-def test_clicks_that_cannot_be_read_are_named(tmp_path: Path):
+def test_unreadable_clicks_are_named(tmp_path: Path):
     folder = write(tmp_path / "data", [{"user": "u"}])
     with pytest.raises(PairsError, match="clicks"):
         evaluation_pairs(folder, "test", PROTOCOLS)
 
 
-def test_one_users_word_is_no_pair_of_microlens_unless_that_user_clicked_little(tmp_path: Path):
+def test_microlens_pair_of_one_user_counts_if_few_clicks(tmp_path: Path):
     a, b, c, d, e = TEST[:5]
-    clicks = read_by([a, b, c, d], [e, a, b])  # 1/4 from the first; 1/3 from the second
+    clicks = read_by([a, b, c, d], [e, a, b])  # 1/4 from the first user, 1/3 from the second
     expected = {(e, a), (e, b), (a, b)}  # and 1/4 + 1/3
     assert ends(write(tmp_path / "microlens50k", clicks), COLD_COLD) == expected
     assert ends(write(tmp_path / "another", clicks), COLD_COLD) > expected
 
 
-def test_films_are_paired_by_good_ratings_of_a_few_sittings(tmp_path: Path):
+def test_films_are_paired_by_good_ratings_within_a_window(tmp_path: Path):
     a, disliked, b, late = TEST[:4]
     history = [a, disliked, b, *TRAIN[:55], late]  # more than fifty films later
     clicks = [{"user": "u", "note": note, "rating": 3 if note == disliked else 4} for note in history]
@@ -81,7 +81,7 @@ def test_films_are_paired_by_good_ratings_of_a_few_sittings(tmp_path: Path):
     assert counted == dict.fromkeys([a, b, *TRAIN[:55], late], 1)
 
 
-def test_a_folder_is_known_by_its_own_name_however_it_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_folder_reached_by_a_link_is_known_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write(tmp_path / "microlens50k", read_by([*TEST[:4]]))  # 1/4: below the bound of this data set
     monkeypatch.chdir(folder)
     assert ends(Path(), COLD_COLD) == set()

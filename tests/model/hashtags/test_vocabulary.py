@@ -1,4 +1,4 @@
-"""HashtagTrie: at any time what was added and not removed, whatever the order."""
+"""Tests of HashtagTrie: it holds what was added and not removed, whatever the order."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ HASHTAGS = st.text("abc", min_size=1, max_size=4)
 NOTES = st.lists(st.lists(HASHTAGS, max_size=4), max_size=8)
 
 
-def letters() -> HashtagTrie:
+def letter_trie() -> HashtagTrie:
+    """Return an empty trie in which a token is a character."""
     return HashtagTrie(lambda hashtags: [list(map(ord, hashtag)) for hashtag in hashtags])
 
 
-def found(trie: HashtagTrie, beginning: tuple[int, ...] = ()) -> set[str]:
-    """All hashtags, by following every way."""
-    whole = {"".join(map(chr, beginning))} if trie.holds(beginning) else set()
-    return whole.union(*(found(trie, (*beginning, token)) for token in trie.after(beginning)))
+def all_hashtags(trie: HashtagTrie, prefix: tuple[int, ...] = ()) -> set[str]:
+    """Return all hashtags that begin with `prefix`, by following every continuation."""
+    whole = {"".join(map(chr, prefix))} if trie.holds(prefix) else set()
+    return whole.union(*(all_hashtags(trie, (*prefix, token)) for token in trie.after(prefix)))
 
 
 @given(NOTES, NOTES)
-def test_it_holds_the_hashtags_of_the_notes_that_are_there(staying: list[list[str]], leaving: list[list[str]]) -> None:
-    trie = letters()
+def test_trie_holds_the_hashtags_of_notes_added_and_not_removed(
+    staying: list[list[str]], leaving: list[list[str]]
+) -> None:
+    trie = letter_trie()
     for hashtags in [*leaving, *staying]:
         trie.add(hashtags)
     for hashtags in leaving:
         trie.remove(hashtags)
     expected = set(Counter(hashtag for hashtags in staying for hashtag in hashtags))
-    assert found(trie) == expected
+    assert all_hashtags(trie) == expected
     assert len(trie) == len(expected)
 
 
-def test_an_unknown_beginning_leads_nowhere() -> None:
-    trie = letters()
+def test_unknown_prefix_has_no_continuation() -> None:
+    trie = letter_trie()
     trie.add(["ab"])
     assert (trie.after([ord("b")]), trie.holds([ord("b")])) == ((), False)
     assert (trie.after([ord("a")]), trie.holds([ord("a")])) == ((ord("b"),), False)
 
 
-def test_two_spellings_of_the_same_tokens_go_one_by_one() -> None:
+def test_spellings_with_the_same_tokens_are_removed_one_by_one() -> None:
     trie = HashtagTrie(lambda hashtags: [list(map(ord, hashtag.lower())) for hashtag in hashtags])
     trie.add(["ab"])
     trie.add(["AB"])
     trie.remove(["ab"])
-    assert found(trie) == {"ab"}
+    assert all_hashtags(trie) == {"ab"}
     trie.remove(["AB"])
-    assert found(trie) == set()
+    assert all_hashtags(trie) == set()

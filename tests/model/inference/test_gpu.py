@@ -1,6 +1,8 @@
-"""The path of a GPU. Where there is one, it reads what the CPU reads; where there is none, a device that knows only the
-shapes of what it holds shows that every tensor is where it belongs, and that nothing waits for the device before all is
-computed."""
+"""The GPU path of the PyTorch runtime.
+
+With a GPU, it reads what the CPU reads. Without one, PyTorch's meta device, which knows only shapes, shows that all
+tensors are on the device, and that nothing waits for it before a forward is computed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference import torch_runtime
-from model.inference.engine import Engine, device_for
+from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.notellm import NoteLLM
@@ -25,61 +27,52 @@ NOTES = [
     Note(title="Night train"),
     Note(title="A week in Kyoto", content="Temples at dawn, noodles at night. " * 4, hashtags=("kyoto",)),
 ]
-JOB = GenerationRequest(3, ("Food", "Travel", "Home and garden"))
+REQUEST = GenerationRequest(3, ("Food", "Travel", "Home and garden"))
 
 
 @pytest.fixture
-def make(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
-    """The tiny checkpoint on a device."""
+def engine_on(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
+    """Loads the tiny checkpoint on a device."""
 
-    def on(device: str) -> Engine:
+    def load(device: str) -> Engine:
         cache = tmp_path_factory.getbasetemp()
-        at = torch.device(device)
-        return Engine(TorchRuntime(NoteLLM.load(str(tiny_checkpoint), cache=cache, device=at, dtype=torch.float32)))
+        model = NoteLLM.load(str(tiny_checkpoint), cache=cache, device=torch.device(device), dtype=torch.float32)
+        return Engine(TorchRuntime(model))
 
-    return on
+    return load
 
 
 def noise(values: Tensor) -> Any:
-    """In place of what the device holds. Numbers of tokens are small."""
+    """Random stand-in for the values of a tensor without any. Token ids are small."""
     random = np.random.default_rng(values.numel())
     if values.dtype.is_floating_point:
         return -random.random(values.shape, np.float32)
     return random.integers(0, 100, values.shape)
 
 
-def test_the_whole_job_runs_where_only_shapes_are_known(
-    make: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_meta_device_runs_a_whole_request(engine_on: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     on_host, devices = torch_runtime.on_host, set[str]()
 
-    def told(values: Tensor) -> Any:
+    def recording_on_host(values: Tensor) -> Any:
         devices.add(values.device.type)
         return noise(values) if values.device.type == "meta" else on_host(values)
 
-    monkeypatch.setattr(torch_runtime, "on_host", told)
-    readings = make("meta").generate(NOTES, JOB)
+    monkeypatch.setattr(torch_runtime, "on_host", recording_on_host)
+    outputs = engine_on("meta").generate(NOTES, REQUEST)
     assert devices == {"meta"}
-    assert [len(reading.categories or ()) for reading in readings] == [3, 3, 3]
-    assert all(reading.usage.generated_tokens > 1 for reading in readings)
+    assert [len(output.categories or ()) for output in outputs] == [3, 3, 3]
+    assert all(output.usage.generated_tokens > 1 for output in outputs)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_reads_what_the_cpu_reads(make: Callable[[str], Engine]) -> None:
+def test_gpu_outputs_equal_those_of_the_cpu(engine_on: Callable[[str], Engine]) -> None:
     pairs: list[tuple[GenerationOutput, GenerationOutput]] = list(
-        zip(make("cuda").generate(NOTES, JOB), make("cpu").generate(NOTES, JOB), strict=True)
+        zip(engine_on("cuda").generate(NOTES, REQUEST), engine_on("cpu").generate(NOTES, REQUEST), strict=True)
     )
-    for ours, theirs in pairs:
-        np.testing.assert_allclose(ours.vector, theirs.vector, atol=1e-4)
-        assert [each.text for each in ours.hashtags or ()] == [each.text for each in theirs.hashtags or ()]
-        ours_of, theirs_of = ({c.name: c.probability for c in each.categories or ()} for each in (ours, theirs))
-        assert ours_of == pytest.approx(theirs_of, abs=1e-3)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_where_there_is_no_gpu_a_cpu_runs_the_model_and_says_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    engine = Engine.load(str(tiny_checkpoint), cache=tmp_path, device="cuda", runtime="torch", progress=said.append)
-    assert engine.generate(NOTES[:1], JOB)[0].categories
-    assert any("finds no GPU" in line for line in said)
-    assert device_for("cpu", said.append) == "cpu"
+    for gpu, cpu in pairs:
+        np.testing.assert_allclose(gpu.vector, cpu.vector, atol=1e-4)
+        assert [hashtag.text for hashtag in gpu.hashtags or ()] == [hashtag.text for hashtag in cpu.hashtags or ()]
+        gpu_probabilities, cpu_probabilities = (
+            {category.name: category.probability for category in output.categories or ()} for output in (gpu, cpu)
+        )
+        assert gpu_probabilities == pytest.approx(cpu_probabilities, abs=1e-3)

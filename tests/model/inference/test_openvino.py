@@ -1,4 +1,4 @@
-"""OpenVINO reads what PyTorch reads, of every family; and its files are made once."""
+"""OpenVINO runtime: the outputs of PyTorch for every supported family, from files that are exported once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Pre
 
 from model.config import CheckpointError, NoteLLMConfig
 from model.generation import GenerationOutput, GenerationRequest
-from model.inference.engine import Engine
+from model.inference.engine import Engine, TokenizedRequest
 from model.inference.openvino import export as openvino_export
 from model.inference.openvino.runtime import forget_files
 from model.note import Note
 from model.notellm import NoteLLM
 from tests.conftest import COMMON, FAMILIES, FOODS
+from tests.model.inference.outputs import probabilities, scores, texts
 
 SUPPORTED = [family for family in FAMILIES if family != "gemma2"]
 WORDS = ["coffee", "river", "cat", "train", "garden", "lamp", "paint", "salt", "winter", "song", "bread", "cloud"]
@@ -32,11 +33,11 @@ NOTES = [
     )
     for i in range(9)
 ]
-WANTED = [GenerationRequest(), GenerationRequest(3), GenerationRequest(0, FOODS), GenerationRequest(2, FOODS)]
+REQUESTS = [GenerationRequest(), GenerationRequest(3), GenerationRequest(0, FOODS), GenerationRequest(2, FOODS)]
 
 
-def saved(config: PreTrainedConfig, backbone_folder: Path, folder: Path) -> str:
-    """A random model of a family as a checkpoint, with the real tokenizer."""
+def save_random(config: PreTrainedConfig, backbone_folder: Path, folder: Path) -> str:
+    """Save a random model of a family, with the real tokenizer, and return its folder."""
     tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
@@ -46,83 +47,88 @@ def saved(config: PreTrainedConfig, backbone_folder: Path, folder: Path) -> str:
     return str(folder)
 
 
-def engine(checkpoint: str, cache: Path, dtype: str = "float32", runtime: str = "openvino") -> Engine:
+def load(checkpoint: str, cache: Path, dtype: str = "float32", runtime: str = "openvino") -> Engine:
     return Engine.load(checkpoint, cache=cache, device="cpu", dtype=dtype, runtime=runtime)
 
 
-def read(engine: Engine, notes: Sequence[Note] = NOTES) -> list[GenerationOutput]:
-    """Of each note something else, all together."""
-    return engine.run([engine.tokenize(note, WANTED[i % len(WANTED)]) for i, note in enumerate(notes)])
+def requests_of(engine: Engine) -> list[TokenizedRequest]:
+    """Each note with another of REQUESTS."""
+    return [engine.tokenize(note, REQUESTS[i % len(REQUESTS)]) for i, note in enumerate(NOTES)]
 
 
-def check_same(some: Sequence[GenerationOutput], others: Sequence[GenerationOutput]) -> None:
-    for one, other in zip(some, others, strict=True):
-        assert float(one.vector @ other.vector) >= 0.9999
-        assert [h.text for h in one.hashtags or ()] == [h.text for h in other.hashtags or ()]
-        assert [h.score for h in one.hashtags or ()] == pytest.approx([h.score for h in other.hashtags or ()], rel=1e-2)
-        assert {c.name: c.probability for c in one.categories or ()} == pytest.approx(
-            {c.name: c.probability for c in other.categories or ()}, abs=1e-3
-        )
-        assert one.usage == other.usage
+def read(engine: Engine) -> list[GenerationOutput]:
+    """Outputs of all notes in one batch."""
+    return engine.run(requests_of(engine))
+
+
+def assert_same_outputs(outputs: Sequence[GenerationOutput], expected: Sequence[GenerationOutput]) -> None:
+    for output, other in zip(outputs, expected, strict=True):
+        assert float(output.vector @ other.vector) >= 0.9999
+        assert texts(output.hashtags) == texts(other.hashtags)
+        assert scores(output.hashtags) == pytest.approx(scores(other.hashtags), rel=1e-2)
+        assert probabilities(output) == pytest.approx(probabilities(other), abs=1e-3)
+        assert output.usage == other.usage
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_every_family_reads_what_it_reads_in_pytorch(family: str, backbone_folder: Path, tmp_path: Path) -> None:
-    checkpoint = saved(FAMILIES[family], backbone_folder, tmp_path / "checkpoint")
-    torch_engine, exported = engine(checkpoint, tmp_path, runtime="torch"), engine(checkpoint, tmp_path)
+def test_family_outputs_equal_those_of_pytorch(family: str, backbone_folder: Path, tmp_path: Path) -> None:
+    checkpoint = save_random(FAMILIES[family], backbone_folder, tmp_path / "checkpoint")
+    torch_engine, exported = load(checkpoint, tmp_path, runtime="torch"), load(checkpoint, tmp_path)
     assert (exported.space, exported.dimension) == (torch_engine.space, torch_engine.dimension)
-    check_same(read(exported), read(torch_engine))
+    assert_same_outputs(read(exported), read(torch_engine))
     assert exported.write_category(NOTES[:4]) == torch_engine.write_category(NOTES[:4])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_nothing_that_is_read_depends_on_the_batch(dtype: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    of = engine(str(tiny_checkpoint), tmp_path, dtype)
-    alone = [of.run([of.tokenize(note, WANTED[i % len(WANTED)])])[0] for i, note in enumerate(NOTES)]
-    check_same(read(of), alone)
-    assert of.runtime.pool.free == of.runtime.pool.count
+def test_outputs_do_not_depend_on_the_batch(dtype: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    engine = load(str(tiny_checkpoint), tmp_path, dtype)
+    alone = [engine.run([tokenized])[0] for tokenized in requests_of(engine)]
+    assert_same_outputs(read(engine), alone)
+    assert engine.runtime.pool.free == engine.runtime.pool.count
 
 
-@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.999), ("int8", 0.98)])
-def test_fewer_bits_are_near_to_all(dtype: str, least: float, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    whole, small = (engine(str(tiny_checkpoint), tmp_path, each) for each in ("float32", dtype))
-    vectors, others = whole.embed(NOTES), small.embed(NOTES)
-    assert (vectors * others).sum(1).min() > least
-    assert not np.array_equal(vectors, others)
-    assert small.space == whole.space
-    files = [
-        sum(file.stat().st_size for file in tmp_path.glob(f"openvino-{each}-*/*.bin")) for each in ("float32", dtype)
-    ]
-    assert files[1] < 0.7 * files[0], "less is kept, too"
+@pytest.mark.parametrize(("dtype", "min_cosine"), [("bfloat16", 0.999), ("int8", 0.98)])
+def test_fewer_bits_give_close_vectors_and_smaller_files(
+    dtype: str, min_cosine: float, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    exact, narrow = (load(str(tiny_checkpoint), tmp_path, name) for name in ("float32", dtype))
+    exact_vectors, narrow_vectors = exact.embed(NOTES), narrow.embed(NOTES)
+    assert (exact_vectors * narrow_vectors).sum(1).min() > min_cosine
+    assert not np.array_equal(exact_vectors, narrow_vectors)
+    assert narrow.space == exact.space
+    exact_bytes, narrow_bytes = (
+        sum(file.stat().st_size for file in tmp_path.glob(f"openvino-{name}-*/*.bin")) for name in ("float32", dtype)
+    )
+    assert narrow_bytes < 0.7 * exact_bytes
 
 
-def test_what_was_exported_is_loaded_without_pytorch(backbone_folder: Path, tmp_path: Path) -> None:
-    """With a tokenizer as the packaged model has it. PyTorch takes seconds of a start and 250 MB."""
-    checkpoint = saved(FAMILIES["llama"], backbone_folder, tmp_path / "checkpoint")
-    engine(checkpoint, tmp_path)
+def test_exported_checkpoint_loads_without_pytorch(backbone_folder: Path, tmp_path: Path) -> None:
+    """Importing PyTorch would take seconds of each start and 250 MB. The tokenizer is that of the packaged model."""
+    checkpoint = save_random(FAMILIES["llama"], backbone_folder, tmp_path / "checkpoint")
+    load(checkpoint, tmp_path)
     script = (
         "import sys; from pathlib import Path; from model.inference.engine import Engine; from model.note import Note\n"
         f"engine = Engine.load({checkpoint!r}, cache=Path({str(tmp_path)!r}), device='cpu', dtype='float32')\n"
         "assert engine.runtime.precision.startswith('OpenVINO'); assert len(engine.embed([Note(title='cat')])) == 1\n"
         "print('torch' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False"]
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["False"]
 
 
-def test_files_are_made_once_and_for_each_checkpoint_apart(
+def test_each_checkpoint_is_exported_once(
     tiny_checkpoint: Path, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    first = engine(str(tiny_checkpoint), cache)
-    other = engine(saved(FAMILIES["llama"], backbone_folder, tmp_path / "other"), cache)
+    first = load(str(tiny_checkpoint), cache)
+    other = load(save_random(FAMILIES["llama"], backbone_folder, tmp_path / "other"), cache)
     assert len(list(cache.iterdir())) == 2
 
     def fail(*args: object, **options: object) -> None:
-        raise AssertionError("it is made again")
+        raise AssertionError("it is exported again")
 
     monkeypatch.setattr(openvino_export, "export", fail)
-    np.testing.assert_array_equal(engine(str(tiny_checkpoint), cache).embed(NOTES), first.embed(NOTES))
+    np.testing.assert_array_equal(load(str(tiny_checkpoint), cache).embed(NOTES), first.embed(NOTES))
     assert first.space != other.space
 
 
@@ -134,25 +140,25 @@ def test_files_are_made_once_and_for_each_checkpoint_apart(
     ],
     ids=["gemma2", "mistral"],
 )
-def test_attention_that_openvino_does_not_have_is_refused_and_nothing_is_left(
+def test_unsupported_attention_is_refused_and_leaves_no_file(
     config: PreTrainedConfig, reason: str, backbone_folder: Path, tmp_path: Path
 ) -> None:
-    checkpoint = saved(config, backbone_folder, tmp_path / "checkpoint")
+    checkpoint = save_random(config, backbone_folder, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=reason):
-        engine(checkpoint, tmp_path / "cache")
+        load(checkpoint, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
-    assert len(engine(checkpoint, tmp_path, runtime="torch").embed(NOTES)) == len(NOTES)
+    assert len(load(checkpoint, tmp_path, runtime="torch").embed(NOTES)) == len(NOTES)
 
 
-def test_a_broken_file_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    engine(str(tiny_checkpoint), tmp_path)
+def test_broken_exported_file_is_named_in_the_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    load(str(tiny_checkpoint), tmp_path)
     (folder,) = tmp_path.iterdir()
     (folder / "layers.xml").write_text("<net")
     with pytest.raises(CheckpointError, match=folder.name):
-        engine(str(tiny_checkpoint), tmp_path)
+        load(str(tiny_checkpoint), tmp_path)
 
 
-def test_what_was_read_of_mapped_files_is_given_back_and_still_right(tmp_path: Path) -> None:
+def test_forgotten_pages_are_released_and_still_readable(tmp_path: Path) -> None:
     (tmp_path / "layers.bin").write_bytes(content := bytes(range(256)) * 4096)
     with (
         (tmp_path / "layers.bin").open("rb") as file,
@@ -167,6 +173,7 @@ def test_what_was_read_of_mapped_files_is_given_back_and_still_right(tmp_path: P
 
 def resident(path: Path) -> int:
     """Bytes of a mapped file that are in this process's memory."""
-    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
-    next(line for line in lines if line.endswith(f" {path}"))
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    mapping = next(i for i, line in enumerate(lines) if line.endswith(f" {path}"))
+    kilobytes = next(line for line in lines[mapping:] if line.startswith("Rss:")).split()[1]
+    return 1024 * int(kilobytes)

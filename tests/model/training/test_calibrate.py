@@ -1,4 +1,4 @@
-"""What is fitted to a finished checkpoint is what made the truth likely."""
+"""The fitted temperature is the one by which the probabilities were sharpened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
 
 class EmptyRows:
-    """What every classifier answers when it is asked about no note."""
+    """A classifier that is asked about no notes."""
 
     name = "empty"
 
@@ -26,7 +26,7 @@ class EmptyRows:
 
 
 class Sharpened:
-    """The truth is drawn from a distribution that it gives too sharply: `times` its log probabilities."""
+    """Gives `times` the log probabilities of the distribution from which the truth is drawn."""
 
     name = "sharpened"
 
@@ -37,7 +37,7 @@ class Sharpened:
         self.times = times
         self.asked: list[int] = []
         drawn = {i: int(np.argmax(row + generator.gumbel(size=classes))) for i, row in self.logits.items()}
-        trained = {i: at for at, i in enumerate(TRAIN[:classes])}
+        trained = {note_id: c for c, note_id in enumerate(TRAIN[:classes])}
         self.notes = {i: Note(id=i, title=str(seed), category=f"{c}") for i, c in (drawn | trained).items()}
 
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -47,12 +47,12 @@ class Sharpened:
 
 
 @pytest.mark.parametrize("times", [0.5, 2.5])
-def test_the_temperature_that_was_taken_away_is_found(times: float):
+def test_temperature_of_a_sharpened_system_is_recovered(times: float):
     system = Sharpened(times, 0, 5)
     assert category_temperature(system, [system.notes], 10_000) == pytest.approx(times, rel=0.1)
 
 
-def test_one_temperature_is_found_for_closed_sets_of_several_sizes():
+def test_temperature_of_closed_sets_of_two_sizes_is_recovered():
     small, large = Sharpened(2.0, 1, 3), Sharpened(2.0, 2, 7)
 
     class Either:
@@ -61,18 +61,18 @@ def test_one_temperature_is_found_for_closed_sets_of_several_sizes():
         def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float64]:
             return (small if notes[0].title == "1" else large).category_log_probs(notes, categories)
 
-    found = category_temperature(Either(), [small.notes, large.notes], 1000)
-    assert found == pytest.approx(2, rel=0.1)
+    temperature = category_temperature(Either(), [small.notes, large.notes], 1000)
+    assert temperature == pytest.approx(2, rel=0.1)
     assert small.asked == large.asked == [1000]
 
 
-def test_the_notes_for_the_temperature_are_drawn_the_same_every_time():
+def test_temperature_fitted_twice_uses_the_same_notes():
     system = Sharpened(1.0, 3, 4)
     first, again = (category_temperature(system, [system.notes], 50) for _ in range(2))
     assert first == again != category_temperature(system, [system.notes], 60)
 
 
-def test_without_a_category_in_validation_there_is_no_temperature():
+def test_temperature_without_validation_categories_is_refused():
     system = Sharpened(1.0, 0, 3)
     trained = {i: note for i, note in system.notes.items() if split_of(i) == "train"}
     with pytest.raises(ValueError, match="no validation note"):

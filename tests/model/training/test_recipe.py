@@ -1,10 +1,10 @@
-"""A recipe says what a run is; what it says wrongly is named."""
+"""Recipes are read with their defaults, and an invalid field is named."""
 
 from pathlib import Path
 
 import pytest
 
-from model.training.recipe import Data, Recipe, RecipeError
+from model.training.recipe import Data, Recipe, RecipeError, parse_change
 
 RECIPES = sorted((Path(__file__).parents[3] / "model" / "training" / "recipes").glob("*.toml"))
 MINIMAL = 'name = "x"\n[[data]]\nnotes = "n.jsonl"\npairs = "p.parquet"\n'
@@ -15,19 +15,34 @@ def written(tmp_path: Path, text: str) -> Path:
     return tmp_path / "recipe.toml"
 
 
-def test_fields_are_read_and_the_rest_has_the_papers_defaults(tmp_path: Path):
+def test_fields_left_out_have_the_papers_defaults(tmp_path: Path):
     recipe = Recipe.load(written(tmp_path, "steps = 7\n" + MINIMAL))
     assert recipe.steps == 7
     assert recipe.data == (Data(notes=Path("n.jsonl"), pairs=Path("p.parquet")),)
     assert (recipe.hashtag_share, recipe.alpha, recipe.dimension) == (0.4, 0.01, 128)
 
 
-def test_changes_replace_what_the_file_says(tmp_path: Path):
+def test_changes_replace_fields_of_the_file(tmp_path: Path):
     recipe = Recipe.load(written(tmp_path, "steps = 7\n" + MINIMAL), {"steps": 9, "learning_rate": 1})
     assert (recipe.steps, recipe.learning_rate) == (9, 1.0)
 
 
-def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("steps=9", ("steps", 9)),
+        ("alpha=0.5", ("alpha", 0.5)),
+        ("memory=true", ("memory", True)),
+        ('name="a b"', ("name", "a b")),
+        ("start=runs/first", ("start", "runs/first")),
+        ("start=a=b", ("start", "a=b")),
+    ],
+)
+def test_change_is_parsed_as_toml_or_text(text: str, change: tuple[str, object]):
+    assert parse_change(text) == change
+
+
+def test_paths_with_environment_variables_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOMEWHERE", "/somewhere")
     text = MINIMAL.replace("n.jsonl", "$SOMEWHERE/n.jsonl")
     assert Recipe.load(written(tmp_path, text)).data[0].notes == Path("/somewhere/n.jsonl")
@@ -36,13 +51,13 @@ def test_paths_may_name_environment_variables(tmp_path: Path, monkeypatch: pytes
         Recipe.load(written(tmp_path, text))
 
 
-def test_a_teacher_is_a_path_of_one_data_set(tmp_path: Path):
+def test_teacher_of_a_data_set_is_read_as_a_path(tmp_path: Path):
     recipe = Recipe.load(written(tmp_path, "distillation = 1\n" + MINIMAL + 'teacher = "~/t.npz"\n'))
     assert recipe.distillation == 1.0
     assert recipe.data[0].teacher == Path("~/t.npz").expanduser()
 
 
-def test_other_names_of_categories_are_read(tmp_path: Path):
+def test_category_names_of_a_data_set_are_read(tmp_path: Path):
     recipe = Recipe.load(written(tmp_path, MINIMAL + '[data.category_names]\nPets = ["Animals"]\n'))
     assert recipe.data[0].category_names == {"Pets": ["Animals"]}
 
@@ -70,18 +85,18 @@ def test_other_names_of_categories_are_read(tmp_path: Path):
         (MINIMAL + "[data.category_names]\nPets = [1]\n", "Pets must have a list"),
     ],
 )
-def test_what_cannot_be_run_is_named(tmp_path: Path, text: str, named: str):
+def test_invalid_field_is_named(tmp_path: Path, text: str, named: str):
     with pytest.raises(RecipeError, match=named):
         Recipe.load(written(tmp_path, text))
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
+def test_missing_file_is_named(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"nothing\.toml"):
         Recipe.load(tmp_path / "nothing.toml")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_recipes_that_come_along_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_packaged_recipe_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"):
         monkeypatch.setenv(name, "/data")
     assert Recipe.load(path).data

@@ -1,4 +1,4 @@
-"""What a teacher says of notes: from behaviour, from what another model read, and from both."""
+"""Vectors of a teacher: from behaviour, from another model, and from both."""
 
 import itertools
 import json
@@ -14,54 +14,56 @@ from model.training.teacher import Teacher, Vectors, behaviour_vectors, read_vec
 
 TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 GROUPS = (TRAIN[:4], TRAIN[4:8])
-"""Who reads one note of a group reads the others, and none of the other group."""
+"""Users who read one note of a group read its others, and none of the other group."""
 TOGETHER = {pair: 0.5 for group in GROUPS for pair in itertools.combinations(sorted(group), 2)}
 
 
-def cosines(vectors: Vectors, some: list[str], others: list[str]) -> list[float]:
-    return [float(vectors[a] @ vectors[b]) for a in some for b in others if a != b]
+def cosines(vectors: Vectors, ids: list[str], others: list[str]) -> list[float]:
+    return [float(vectors[a] @ vectors[b]) for a in ids for b in others if a != b]
 
 
-def test_notes_that_are_read_together_are_closer_than_others():
+def test_notes_read_together_are_closer_than_others():
     vectors = behaviour_vectors(TOGETHER)
     inside = [cosine for group in GROUPS for cosine in cosines(vectors, group, group)]
     assert min(inside) > max(cosines(vectors, *GROUPS))
 
 
-def test_the_two_largest_directions_of_two_groups_are_the_groups():
+def test_two_dimensions_of_two_groups_are_the_groups():
     vectors = behaviour_vectors(TOGETHER, dimension=2)
     for group in GROUPS:
         assert cosines(vectors, group, group) == pytest.approx([1] * 12, abs=1e-5)
     assert cosines(vectors, *GROUPS) == pytest.approx([0] * 16, abs=1e-5)
 
 
-def test_a_note_is_near_the_only_note_that_it_is_read_with():
+def test_note_read_with_one_other_is_near_it_alone():
     vectors = behaviour_vectors({("a", "b"): 1.0, ("c", "d"): 1.0, ("e", "f"): 1.0})
     assert float(vectors["a"] @ vectors["b"]) > 0.9
     assert abs(float(vectors["a"] @ vectors["c"])) < 0.5
 
 
-def test_every_note_of_a_pair_has_a_unit_vector_and_no_other_has_one():
+def test_notes_of_pairs_alone_have_unit_vectors():
     vectors = behaviour_vectors({**TOGETHER, ("x", TRAIN[0]): 0.01})
     assert vectors.keys() == {*GROUPS[0], *GROUPS[1], "x"}
     assert [float(np.linalg.norm(vector)) for vector in vectors.values()] == pytest.approx([1] * 9, abs=1e-5)
 
 
-def test_behaviour_is_told_the_same_every_time():
+def test_behaviour_vectors_made_twice_are_equal():
     first, again = behaviour_vectors(TOGETHER), behaviour_vectors(TOGETHER)
     assert first.keys() == again.keys()
     assert all((first[note_id] == again[note_id]).all() for note_id in first)
 
 
-def test_few_users_word_counts_less_than_that_of_many():
-    """`x` is read with both groups, but few users speak for the second one. Were all a hundred times as many, in the
-    same proportions, that group would count for more."""
+def test_scores_of_few_users_count_less():
+    """`x` is read with both groups, but by few users with the second one.
+
+    With a hundred times as many users in the same proportions the second group would count for more.
+    """
     scores = {pair: 5.0 if pair[0] in GROUPS[0] else 0.05 for pair in TOGETHER}
     scores |= {("x", GROUPS[0][0]): 5.0, ("x", GROUPS[1][0]): 0.05}
     few = behaviour_vectors(scores, dimension=2)
     many = behaviour_vectors({pair: 100 * score for pair, score in scores.items()}, dimension=2)
-    said, known = (sum(cosines(vectors, ["x"], GROUPS[1])) for vectors in (few, many))
-    assert said < 0.5 * known
+    of_few, of_many = (sum(cosines(vectors, ["x"], GROUPS[1])) for vectors in (few, many))
+    assert of_few < 0.5 * of_many
 
 
 @pytest.fixture
@@ -73,31 +75,29 @@ def paired(tmp_path: Path) -> PairedNotes:
     return PairedNotes(tmp_path / "notes.jsonl", tmp_path / "pairs.parquet")
 
 
-def test_a_cosine_is_the_mean_of_what_the_sources_say(paired: PairedNotes, tmp_path: Path):
+def test_cosine_of_two_sources_is_their_mean(paired: PairedNotes, tmp_path: Path):
     read = {TRAIN[0]: (1.0, 0.0), TRAIN[1]: (0.6, 0.8), TRAIN[4]: (0.0, 2.0)}  # any length: only the angle counts
     write_vectors(tmp_path / "read.npz", list(read), np.array(list(read.values())))
     ids = list(read)
-    taught = Teacher(paired, tmp_path / "read.npz").vectors([Note(id=i) for i in ids]).numpy()
-    behaviour = behaviour_vectors(paired.scores)
-    said = np.stack([behaviour[i] for i in ids])
+    teacher = Teacher(paired, tmp_path / "read.npz").vectors([Note(id=i) for i in ids]).numpy()
+    vectors = behaviour_vectors(paired.scores)
+    behaviour = np.stack([vectors[i] for i in ids])
     by_reading = np.array([[1, 0.6, 0], [0.6, 1, 0.8], [0, 0.8, 1]])
-    np.testing.assert_allclose(taught @ taught.T, (said @ said.T + by_reading) / 2, atol=1e-5)
+    np.testing.assert_allclose(teacher @ teacher.T, (behaviour @ behaviour.T + by_reading) / 2, atol=1e-5)
 
 
-def test_a_note_that_no_source_knows_is_zero_and_one_that_some_know_has_unit_length(
-    paired: PairedNotes, tmp_path: Path
-):
+def test_vector_is_zero_only_where_no_source_knows_the_note(paired: PairedNotes, tmp_path: Path):
     by_reading, by_both, by_none = TRAIN[20], TRAIN[0], TRAIN[30]
     write_vectors(tmp_path / "read.npz", [by_reading, by_both], np.eye(2))
     notes = [Note(id=i) for i in (by_reading, by_none, by_both, TRAIN[1])]
-    taught = Teacher(paired, tmp_path / "read.npz").vectors(notes)
-    assert taught.norm(dim=1).tolist() == pytest.approx([1, 0, 1, 1], abs=1e-5)
-    alone = Teacher(paired).vectors(notes)
-    assert alone.norm(dim=1).tolist() == pytest.approx([0, 0, 1, 1], abs=1e-5)
+    both = Teacher(paired, tmp_path / "read.npz").vectors(notes)
+    assert both.norm(dim=1).tolist() == pytest.approx([1, 0, 1, 1], abs=1e-5)
+    behaviour = Teacher(paired).vectors(notes)
+    assert behaviour.norm(dim=1).tolist() == pytest.approx([0, 0, 1, 1], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vectors.npz", "vectors"])
-def test_what_is_written_is_read_back_at_unit_length(tmp_path: Path, name: str):
+def test_written_vectors_are_read_back_at_unit_length(tmp_path: Path, name: str):
     write_vectors(tmp_path / name, ["旅行", "7"], np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     vectors = read_vectors(tmp_path / name)
@@ -108,7 +108,7 @@ def test_what_is_written_is_read_back_at_unit_length(tmp_path: Path, name: str):
 
 
 def broken(folder: Path) -> dict[str, Path]:
-    """Files that hold no vectors, each in its own way."""
+    """Make files that hold no vectors, each for another reason."""
     paths = {name: folder / name for name in ("missing", "empty", "text", "cut", "array", "others", "flat", "none")}
     write_vectors(paths["cut"], ["1", "2"], np.eye(2))
     paths["cut"].write_bytes(paths["cut"].read_bytes()[:-40])
@@ -124,7 +124,7 @@ def broken(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "text", "cut", "array", "others", "flat", "none"])
-def test_a_file_without_vectors_is_named(tmp_path: Path, name: str):
+def test_file_without_vectors_is_named(tmp_path: Path, name: str):
     path = broken(tmp_path)[name]
     with pytest.raises(DatasetError, match=str(path)):
         read_vectors(path)

@@ -1,4 +1,4 @@
-"""Properties of whitening: what all notes share is gone, and the checkpoint still is one."""
+"""Properties of whitening: the shared mean is gone, and the checkpoint still serves."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from model.training.whiten import whiten, whitening
 NOTES = [Note(title=f"{word} {number}") for word in ("soup", "hike", "lamp", "yarn") for number in range(30)]
 
 
-def of_two_sets() -> list[np.ndarray]:
-    """Unit vectors of 16 numbers, each set around a mean of its own, some directions wider than others."""
+def two_sets() -> list[np.ndarray]:
+    """Unit vectors (500, 16) of two data sets, each around its own mean, wider in some directions than in others."""
     rng = np.random.default_rng(0)
     sets = [rng.normal(rng.normal(size=16), np.geomspace(1, 0.1, 16), (500, 16)) for _ in range(2)]
-    return [of / np.linalg.norm(of, axis=1, keepdims=True) for of in sets]
+    return [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in sets]
 
 
-def test_what_each_set_of_notes_shares_is_taken_out() -> None:
-    sets = of_two_sets()
-    changed = whitening(sets, 8)
-    assert changed.shape == (8, 16)
-    for of in sets:
-        assert np.linalg.norm(of.mean(0)) > 0.3
-        assert np.linalg.norm(changed @ of.mean(0)) < 1e-5
+def test_mean_of_each_data_set_is_removed() -> None:
+    sets = two_sets()
+    matrix = whitening(sets, 8)
+    assert matrix.shape == (8, 16)
+    for vectors in sets:
+        assert np.linalg.norm(vectors.mean(0)) > 0.3
+        assert np.linalg.norm(matrix @ vectors.mean(0)) < 1e-5
 
 
 @pytest.mark.parametrize("power", [0.0, 0.1, 0.5])
-def test_directions_come_out_as_alike_as_the_power_says(power: float) -> None:
-    sets = of_two_sets()
+def test_variances_are_equalised_as_the_power_says(power: float) -> None:
+    sets = two_sets()
     covariance, plain = (
-        np.mean([np.cov((of @ whitening(sets, 6, p).T).T) for of in sets], axis=0) for p in (power, 0.0)
+        np.mean([np.cov((vectors @ whitening(sets, 6, p).T).T) for vectors in sets], axis=0) for p in (power, 0.0)
     )
     assert covariance == pytest.approx(np.diag(np.diag(covariance)), abs=1e-5)
     variances = np.diag(plain)
@@ -45,14 +45,14 @@ def test_directions_come_out_as_alike_as_the_power_says(power: float) -> None:
     assert np.diag(covariance) == pytest.approx(variances ** (1 - 2 * power), rel=1e-3)
 
 
-def test_more_directions_than_are_left_cannot_be_had() -> None:
-    assert whitening(of_two_sets(), 14).shape == (14, 16)
+def test_dimension_above_the_remaining_directions_is_refused() -> None:
+    assert whitening(two_sets(), 14).shape == (14, 16)
     with pytest.raises(ValueError, match="fill 14 directions"):
-        whitening(of_two_sets(), 15)
+        whitening(two_sets(), 15)
 
 
-def test_few_notes_fill_few_directions() -> None:
-    few = [of[:4] for of in of_two_sets()]
+def test_dimension_above_what_few_notes_span_is_refused() -> None:
+    few = [vectors[:4] for vectors in two_sets()]
     assert np.isfinite(whitening(few, 6)).all()
     with pytest.raises(ValueError, match="4, 4 notes fill 6 directions"):
         whitening(few, 7)
@@ -60,7 +60,7 @@ def test_few_notes_fill_few_directions() -> None:
         whitening([few[0], few[0][:1]], 1)
 
 
-def test_a_whitened_checkpoint_gives_the_vectors_that_were_asked_for_in_a_space_of_its_own(
+def test_whitened_checkpoint_gives_a_new_vector_space(
     tiny_checkpoint: Path, tiny_engine: Engine, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "whitened"))
@@ -68,15 +68,15 @@ def test_a_whitened_checkpoint_gives_the_vectors_that_were_asked_for_in_a_space_
     (folder / CATEGORIES_FILE).write_bytes(b"fitted to the vectors as they were")
     whiten(folder, [before[::2], before[1::2]], 8)
     changed = Engine.load(str(folder), cache=tmp_path, runtime="torch", dtype="float32", device="cpu")
-    wanted = before @ whitening([before[::2], before[1::2]], 8).T
-    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    assert changed.embed(NOTES) == pytest.approx(wanted, abs=2e-3)
+    expected = before @ whitening([before[::2], before[1::2]], 8).T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert changed.embed(NOTES) == pytest.approx(expected, abs=2e-3)
     assert (changed.dimension, changed.name) == (8, tiny_engine.name)
     assert changed.space != tiny_engine.space
     assert not (folder / CATEGORIES_FILE).exists()
 
 
-def test_a_model_without_a_projection_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_without_a_projection_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     NoteLLMConfig(name="bare").save(tmp_path)
     with pytest.raises(CheckpointError, match="no projection"):
-        whiten(tmp_path, of_two_sets(), 8)
+        whiten(tmp_path, two_sets(), 8)

@@ -1,4 +1,4 @@
-"""Ids: a list of texts, in less memory."""
+"""PackedStrings: a list of strings in less memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check(ids: PackedStrings, texts: list[str]) -> None:
 
 
 @given(TEXTS, st.data())
-def test_it_is_what_it_was_made_of(texts: list[str], data: st.DataObject) -> None:
+def test_packed_strings_read_back_as_given(texts: list[str], data: st.DataObject) -> None:
     ids = PackedStrings.of(texts)
     check(ids, texts)
     rows = sorted(data.draw(st.sets(st.integers(0, len(texts) - 1)))) if texts else []
@@ -28,13 +28,13 @@ def test_it_is_what_it_was_made_of(texts: list[str], data: st.DataObject) -> Non
     check(PackedStrings.joined([PackedStrings.of(texts[:middle]), PackedStrings.of(texts[middle:])]), texts)
 
 
-def test_texts_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_with_equal_hashes_finds_own_string(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.index.packed_strings._hash", len)
     check(PackedStrings.of(["ab", "cd", "", "e", "fg"]), ["ab", "cd", "", "e", "fg"])
     assert PackedStrings.of(["ab"]).row("cd") is None
 
 
-def test_more_than_are_copied_at_a_time_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.index.packed_strings.CHUNK", 3)
+def test_take_of_several_batches_returns_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.index.packed_strings.COPY_BATCH_SIZE", 3)
     texts = [f"note {number}" for number in range(20)]
     check(PackedStrings.of(texts).take(np.arange(0, 20, 2)), texts[::2])

@@ -24,15 +24,15 @@ ORIGIN = Origin("store-1", "space-1")
 FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty": {"c": np.zeros(0, np.uint8)}}
 
 
-def parts(of: Mapping[str, Arrays], lasting: str = "") -> list[Part]:
-    return [Part(name, partial(dict, arrays), lasting=name == lasting) for name, arrays in of.items()]
+def parts(contents: Mapping[str, Arrays], immutable: str = "") -> list[Part]:
+    return [Part(name, partial(dict, arrays), immutable=name == immutable) for name, arrays in contents.items()]
 
 
-def check(folder: SnapshotFolder, position: str, of: Mapping[str, Arrays]) -> None:
+def check(folder: SnapshotFolder, position: str, contents: Mapping[str, Arrays]) -> None:
     snapshot = folder.load(ORIGIN)
     assert snapshot is not None
     assert snapshot.position == position
-    for name, arrays in of.items():
+    for name, arrays in contents.items():
         read = snapshot.read(name)
         assert read.keys() == arrays.keys()
         for key, values in arrays.items():
@@ -43,11 +43,11 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.npz"))
 
 
-def check_again(folder: SnapshotFolder, path: Path, position: str, of: Mapping[str, Arrays]) -> None:
-    """As the next process has it."""
+def check_again(folder: SnapshotFolder, path: Path, position: str, contents: Mapping[str, Arrays]) -> None:
+    """Check the snapshot as the next process loads it."""
     folder.close()
-    with closing(SnapshotFolder(path)) as its:
-        check(its, position, of)
+    with closing(SnapshotFolder(path)) as next_folder:
+        check(next_folder, position, contents)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Iterator[SnapshotFolder]:
     folder.close()
 
 
-def test_the_last_one_is_loaded_and_the_files_of_those_before_are_gone(folder: SnapshotFolder, tmp_path: Path) -> None:
+def test_load_returns_last_snapshot_and_older_files_are_gone(folder: SnapshotFolder, tmp_path: Path) -> None:
     assert folder.load(ORIGIN) is None
     folder.save(ORIGIN, "1-0", parts(FIRST))
     check(folder, "1-0", FIRST)
@@ -67,22 +67,22 @@ def test_the_last_one_is_loaded_and_the_files_of_those_before_are_gone(folder: S
     assert len(files(tmp_path / "0")) == 1
 
 
-def test_what_lasts_is_written_once_also_by_the_next_process(folder: SnapshotFolder, tmp_path: Path) -> None:
-    folder.save(ORIGIN, "1-0", parts(FIRST, lasting="rows"))
+def test_save_immutable_part_is_written_once(folder: SnapshotFolder, tmp_path: Path) -> None:
+    folder.save(ORIGIN, "1-0", parts(FIRST, immutable="rows"))
     (kept,) = [name for name in files(tmp_path / "0") if name.startswith("rows")]
-    folder.save(ORIGIN, "2-0", parts(FIRST, lasting="rows"))
+    folder.save(ORIGIN, "2-0", parts(FIRST, immutable="rows"))
     assert kept in files(tmp_path / "0")
     folder.close()
-    with closing(SnapshotFolder(tmp_path / "0")) as its:
-        check(its, "2-0", FIRST)
-        its.save(ORIGIN, "3-0", parts(FIRST, lasting="rows"))
+    with closing(SnapshotFolder(tmp_path / "0")) as next_folder:
+        check(next_folder, "2-0", FIRST)
+        next_folder.save(ORIGIN, "3-0", parts(FIRST, immutable="rows"))
         assert kept in files(tmp_path / "0")
-        check(its, "3-0", FIRST)
+        check(next_folder, "3-0", FIRST)
 
 
 @given(st.data())
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_one_of_which_any_byte_is_another_is_refused(tmp_path: Path, data: st.DataObject) -> None:
+def test_load_with_any_byte_changed_is_refused(tmp_path: Path, data: st.DataObject) -> None:
     shutil.rmtree(tmp_path / "0", ignore_errors=True)
     folder = SnapshotFolder(tmp_path / "0")
     folder.save(ORIGIN, "1-0", parts(FIRST))
@@ -99,13 +99,13 @@ def test_one_of_which_any_byte_is_another_is_refused(tmp_path: Path, data: st.Da
     ("origin", "reason"),
     [(Origin("store-2", "space-1"), "another store"), (Origin("store-1", "other"), "another space")],
 )
-def test_a_foreign_one_is_refused_with_the_reason(folder: SnapshotFolder, origin: Origin, reason: str) -> None:
+def test_load_of_other_origin_is_refused_with_reason(folder: SnapshotFolder, origin: Origin, reason: str) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))
     with pytest.raises(SnapshotRefused, match=reason):
         folder.load(origin)
 
 
-def test_one_of_another_version_is_refused(folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_of_other_version_is_refused(folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))
     monkeypatch.setattr("service.index.snapshots.VERSION", 99)
     with pytest.raises(SnapshotRefused, match=f"version {VERSION}, and this service has 99"):
@@ -113,7 +113,7 @@ def test_one_of_another_version_is_refused(folder: SnapshotFolder, monkeypatch: 
 
 
 @pytest.mark.parametrize("step", ["make", "fsync", "rename"])
-def test_one_that_cannot_be_finished_leaves_the_one_before(
+def test_save_unfinished_leaves_previous_snapshot(
     folder: SnapshotFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def full(*arguments: object) -> NoReturn:
@@ -133,7 +133,7 @@ def test_one_that_cannot_be_finished_leaves_the_one_before(
     check_again(folder, tmp_path / "0", "1-0", FIRST)
 
 
-def test_each_process_has_its_own_and_finds_it_again(tmp_path: Path) -> None:
+def test_claim_gives_each_process_its_own_folder_again(tmp_path: Path) -> None:
     first, second = SnapshotFolder.claim(tmp_path), SnapshotFolder.claim(tmp_path)
     assert first.replica != second.replica
     first.save(ORIGIN, "1-0", parts(FIRST))
@@ -146,13 +146,13 @@ def test_each_process_has_its_own_and_finds_it_again(tmp_path: Path) -> None:
     third.close()
 
 
-def test_where_nothing_can_be_written_the_claim_says_so(tmp_path: Path) -> None:
+def test_claim_of_unwritable_folder_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         SnapshotFolder.claim(tmp_path / "file")
 
 
-def test_a_manifest_that_is_no_manifest_is_refused(folder: SnapshotFolder, tmp_path: Path) -> None:
+def test_load_of_malformed_manifest_is_refused(folder: SnapshotFolder, tmp_path: Path) -> None:
     for content in (b"", b"[]", orjson.dumps({"body": {}, "sha256": ""})):
         (tmp_path / "0" / MANIFEST).write_bytes(content)
         with pytest.raises(SnapshotRefused):

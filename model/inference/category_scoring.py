@@ -1,0 +1,185 @@
+"""CategoryScorer: exact probabilities of the categories of a closed set.
+
+The trie of the category names is part of the note's prefill, so a closed set costs no forward of its own. Names that
+training has not shown are scored less what the names say without the note (docs/decisions/0008-unseen-categories.md).
+
+Shapes: C categories, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from model.category_head import CategoryHead
+from model.generation import MAX_CATEGORY_TOKENS, CategoriesTooLong, CategoryProbability
+from model.inference.kv_cache import BlockTable
+from model.inference.runtime import LogitQuery, Runtime, Span, SpanOutput, TokenLogProbs
+from model.inference.spans import SpanSteps, note_span
+from model.inference.trie import Trie, path_log_probs
+from model.note import Note
+
+NAME_COSINE_WEIGHT = 16.0
+"""Weight of the cosine between a note and a category's name, beside log probabilities (decision 8 has the sweep)."""
+PRIOR_TOKENS = 1024
+"""Token budget for the mean of a label prior: each name that the mean is taken over costs one prefill of the trie."""
+MIN_PRIOR_NAMES = 4
+"""Names that the mean of a label prior is taken over at the least: it is nearly as good as over all (decision 8)."""
+MAX_CLOSED_SETS = 64
+"""Closed sets whose trie and label prior are kept, the most recently used ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPrior:
+    """Scores of a closed set's names without a note (contextual calibration, Zhao et al. 2021).
+
+    `log_probs` (C,): mean log probability of each name after notes that consist of a name. A name that training has not
+    shown is as likely as its words are, whatever the note. `vectors` (C, D): embedding of each name.
+    """
+
+    log_probs: npt.NDArray[np.float64]
+    vectors: npt.NDArray[np.float32]
+
+
+class CategoryScorer:
+    """Scores closed sets with one runtime. `trie` may be called in any thread, the rest in the engine's thread.
+
+    `temperature` divides log probabilities where `head` does not know all names of a closed set.
+    """
+
+    def __init__(self, runtime: Runtime, head: CategoryHead | None, temperature: float) -> None:
+        self._runtime = runtime
+        self._prompt = runtime.prompt
+        self._head = head
+        self._temperature = temperature
+        self._trained_categories = runtime.config.trained_categories
+        self.trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
+        """Trie of a closed set, end tokens included. Raises CategoriesTooLong."""
+        self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
+        self._priors_in_progress: set[tuple[str, ...]] = set()
+
+    def max_tokens(self, categories: tuple[str, ...]) -> int:
+        """Tokens that a closed set adds to a note's prefill."""
+        return len(self._prompt.category_task()) + len(self.trie(categories).inner)
+
+    def note_span(
+        self,
+        table: BlockTable,
+        note: Sequence[int],
+        categories: tuple[str, ...],
+        hashtag_task: Sequence[int] = (),
+        hashtag_query: LogitQuery | None = None,
+    ) -> Span:
+        """Return a note's prefill, with the trie of `categories` where there are any. The last queries are those that
+        `log_probs` takes the answers to."""
+        return note_span(
+            table,
+            note,
+            hashtag_task=hashtag_task,
+            hashtag_query=hashtag_query,
+            category_task=self._prompt.category_task() if categories else (),
+            categories=self.trie(categories) if categories else None,
+        )
+
+    def log_probs(self, categories: tuple[str, ...], answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
+        """Return the log probability of each category's tokens and end token, shape (C,), from the answers to the
+        queries of a `note_span`."""
+        trie = self.trie(categories)
+        return path_log_probs(trie, answers[-len(trie.children) :])
+
+    def probabilities(
+        self,
+        categories: tuple[str, ...],
+        log_probs: npt.NDArray[np.float64],
+        prior: LabelPrior | None,
+        vector: npt.NDArray[np.float32],
+    ) -> tuple[CategoryProbability, ...]:
+        """Return the closed set with its probabilities, the most probable first; they sum to 1.
+
+        `log_probs` (C,) are corrected by `prior`, where there is one (decision 8), then pooled with what the category
+        head says of the `vector`, where it knows all names (decision 14), or else divided by the temperature.
+        """
+        if prior is not None:
+            log_probs = log_probs - prior.log_probs + NAME_COSINE_WEIGHT * (prior.vectors @ vector)
+        if self._head is not None and self._head.covers(categories):
+            logits = self._head.pool(categories, log_probs, vector)
+        else:
+            logits = log_probs / self._temperature
+        powers = np.exp(logits - logits.max())
+        probabilities = (powers / powers.sum()).tolist()
+        scored = [CategoryProbability(name, p) for name, p in zip(categories, probabilities, strict=True)]
+        return tuple(sorted(scored, key=lambda category: (-category.probability, category.name)))
+
+    def needs_prior(self, categories: tuple[str, ...]) -> bool:
+        """Whether training has not shown all names of a closed set. A checkpoint that lists none has shown all."""
+        return not set(self._trained_categories or categories).issuperset(categories)
+
+    def prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior | None]:
+        """Return the label prior of a closed set, or None where it needs none. It is computed once: while one request
+        computes it, others that need it wait."""
+        if not self.needs_prior(categories):
+            return None
+        while (prior := self._priors.get(categories)) is None:
+            if categories in self._priors_in_progress:
+                yield []
+                continue
+            self._priors_in_progress.add(categories)
+            try:
+                self._priors[categories] = yield from self._compute_prior(categories)
+            finally:
+                self._priors_in_progress.discard(categories)
+            if len(self._priors) > MAX_CLOSED_SETS:
+                self._priors.popitem(last=False)
+        self._priors.move_to_end(categories)
+        return prior
+
+    def _compute_prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior]:
+        """Read each name as the title of a note. A few share a forward, in the cache blocks reserved for the note."""
+        notes = [self._prompt.note(Note(title=name)) for name in categories]
+        inner_nodes = len(self.trie(categories).inner)
+        # The order of a closed set must not change its prior.
+        by_name = sorted(range(len(categories)), key=lambda i: categories[i])
+        log_probs = []
+        for i in by_name[: max(MIN_PRIOR_NAMES, PRIOR_TOKENS // max(1, inner_nodes))]:
+            (output,) = yield from self._prefill([notes[i]], categories)
+            log_probs.append(self.log_probs(categories, output.token_log_probs))
+
+        vectors: list[npt.NDArray[np.float32]] = []
+        while len(vectors) < len(notes):
+            batch = self._notes_that_fit(notes[len(vectors) :], self._prompt.max_note_tokens() + inner_nodes)
+            outputs = yield from self._prefill(batch, ())
+            vectors += [output.vector for output in outputs if output.vector is not None]
+        return LabelPrior(np.mean(log_probs, axis=0), np.stack(vectors))
+
+    def _notes_that_fit(self, notes: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
+        """The first of `notes`, at least one, that fit into the cache blocks needed for `tokens`."""
+        pool = self._runtime.pool
+        free_blocks = pool.blocks_for(tokens)
+        batch: list[Sequence[int]] = []
+        for note in notes:
+            free_blocks -= pool.blocks_for(len(note))
+            if batch and free_blocks < 0:
+                break
+            batch.append(note)
+        return batch
+
+    def _prefill(self, notes: Sequence[Sequence[int]], categories: tuple[str, ...]) -> SpanSteps[list[SpanOutput]]:
+        """Return the output of each note's prefill with `categories`, in one forward."""
+        with ExitStack() as stack:
+            tables = [stack.enter_context(closing(BlockTable(self._runtime.pool))) for _ in notes]
+            return (yield [self.note_span(table, ids, categories) for table, ids in zip(tables, notes, strict=True)])
+
+    def _build_trie(self, categories: tuple[str, ...]) -> Trie:
+        trie = Trie.build(self._prompt.category_outputs(categories))
+        if len(trie.inner) > MAX_CATEGORY_TOKENS:
+            raise CategoriesTooLong(
+                f"the names of the {len(categories)} categories have {len(trie.inner)} tokens; "
+                f"shorten them to {MAX_CATEGORY_TOKENS} or fewer"
+            )
+        return trie

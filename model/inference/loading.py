@@ -1,0 +1,68 @@
+"""Loading: which device, library and number format run a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.config import CheckpointError
+from model.inference.runtime import Runtime
+from model.weights import Progress, silent
+
+CUDA_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
+"""Device files of GPU drivers: NVIDIA on Linux, Linux inside Windows, Jetson, and AMD. On another system
+NOTELLM_DEVICE=cuda makes PyTorch look for a GPU."""
+
+
+def load_runtime(
+    checkpoint: str, *, cache: Path, device: str, dtype: str, runtime: str, progress: Progress = silent
+) -> Runtime:
+    """Load a checkpoint into the runtime that fits this machine; the arguments are those of Engine.load.
+
+    Raises CheckpointError.
+    """
+    device = device_for(device, progress)
+    if runtime == "openvino" and device != "cpu":
+        raise CheckpointError(f"OpenVINO runs on a CPU here, not on {device}")
+    if runtime == "openvino" or (runtime == "auto" and device == "cpu"):
+        try:
+            from model.inference.openvino import load as openvino_load
+
+            return openvino_load.load(checkpoint, dtype, cache=cache, progress=progress)
+        except (ImportError, CheckpointError) as error:
+            if runtime == "openvino":
+                raise CheckpointError(f"OpenVINO cannot run this: {error}") from error
+            progress(f"PyTorch runs the model, since OpenVINO cannot: {error}")
+    return _load_torch(checkpoint, cache=cache, device=device, dtype=dtype, progress=progress)
+
+
+def _load_torch(checkpoint: str, *, cache: Path, device: str, dtype: str, progress: Progress) -> Runtime:
+    import torch
+
+    from model.inference.torch_runtime import TorchRuntime
+    from model.notellm import NoteLLM
+
+    if dtype == "int8":
+        raise CheckpointError("int8 is there with OpenVINO alone")
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    model = NoteLLM.load(
+        checkpoint, cache=cache, device=torch.device(device), dtype=getattr(torch, dtype), progress=progress
+    )
+    return TorchRuntime(model)
+
+
+def device_for(requested: str, progress: Progress = silent) -> str:
+    """Return "cuda" where that is `requested` and PyTorch can use a GPU, or where `requested` is "auto" and there is
+    also a driver; else "cpu".
+
+    Importing PyTorch takes seconds, so "auto" looks for a driver first.
+    """
+    if requested == "cpu" or (requested == "auto" and not any(driver.exists() for driver in CUDA_DRIVERS)):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
+    progress(f"The CPU runs the model: PyTorch {torch.__version__} finds no GPU, and {built}")
+    return "cpu"

@@ -1,0 +1,81 @@
+"""Trie: token sequences as a tree of their prefixes, so that one forward over its nodes scores all of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from model.inference.runtime import TokenLogProbs
+
+ROOT = -1
+"""Parent of the first token of every sequence."""
+
+
+@dataclass(frozen=True)
+class Trie:
+    """The distinct prefixes of token sequences, in topological order.
+
+    Node i holds `tokens[i]` and follows node `parents[i]`, or ROOT. `paths[c]` are the nodes of sequence c. Scoring all
+    sequences costs one forward over the nodes, not over all tokens of the list.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def build(cls, sequences: Sequence[Sequence[int]]) -> Trie:
+        """Merge the common prefixes of `sequences`."""
+        nodes: dict[tuple[int, int], int] = {}
+        tokens: list[int] = []
+        parents: list[int] = []
+        paths = []
+        for sequence in sequences:
+            path = [ROOT]
+            for token in sequence:
+                node = nodes.setdefault((path[-1], token), len(tokens))
+                if node == len(tokens):
+                    tokens.append(token)
+                    parents.append(path[-1])
+                path.append(node)
+            paths.append(tuple(path[1:]))
+        return cls(tuple(tokens), tuple(parents), tuple(paths))
+
+    @cached_property
+    def children(self) -> dict[int, tuple[int, ...]]:
+        """Children of ROOT and of each inner node."""
+        children: dict[int, list[int]] = defaultdict(list)
+        for node, parent in enumerate(self.parents):
+            children[parent].append(node)
+        return {parent: tuple(nodes) for parent, nodes in children.items()}
+
+    @cached_property
+    def inner(self) -> tuple[int, ...]:
+        """Nodes with children, in order. In the trie of a closed set the other nodes are end tokens, which the model
+        never has to read."""
+        return tuple(sorted(self.children.keys() - {ROOT}))
+
+    def child_tokens(self, node: int) -> tuple[int, ...]:
+        """Tokens of the children of `node`, which may be ROOT; () where it has none."""
+        return tuple(self.tokens[child] for child in self.children.get(node, ()))
+
+
+def node_log_probs(trie: Trie, nodes: Iterable[int], answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
+    """Return the log probability of each node after its parent, shape (N,). `answers`: what follows each of `nodes`, in
+    their order, for the `child_tokens` of each."""
+    log_probs = np.zeros(len(trie.tokens))
+    for node, answer in zip(nodes, answers, strict=True):
+        log_probs[list(trie.children.get(node, ()))] = answer.log_probs
+    return log_probs
+
+
+def path_log_probs(trie: Trie, answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
+    """Return the log probability of each whole sequence, shape (C,). `answers`: what follows ROOT and each inner node,
+    in the order of `trie.children`."""
+    log_probs = node_log_probs(trie, trie.children, answers)
+    return np.array([log_probs[list(path)].sum() for path in trie.paths])

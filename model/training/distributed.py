@@ -1,0 +1,86 @@
+"""Training on several processes: joining them, sharding a backbone, and sums over what each of them computed.
+
+Without torchrun there is one process, and nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[int, str]]:
+    """Join the other processes of torchrun while the context lasts; yields the rank and the device of this one."""
+    if "RANK" not in os.environ:
+        yield 0, device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield dist.get_rank(), device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Return this process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def shard_layers(backbone: Any) -> None:
+    """Spread the weights of each transformer layer over the processes (FSDP)."""
+    for layer in backbone.modules():
+        if type(layer).__name__ in (backbone._no_split_modules or ()):
+            sharded = fully_shard(layer)
+            sharded.set_gradient_divide_factor(1.0)  # gradients are summed, as those of whole weights are
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate each process's rows (2B / processes, D) to (2B, D), by rank. No gradient passes through."""
+    _, size = rank_and_size()
+    if size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(size)]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
+
+
+def sum_over_processes(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """Sum a loss and the gradients of `parameters` over the processes, in place.
+
+    Sharded parameters are left alone: FSDP has summed their gradients in the backward pass.
+    """
+    _, size = rank_and_size()
+    if size == 1:
+        return
+    dist.all_reduce(loss)
+    for parameter in parameters:
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            dist.all_reduce(parameter.grad)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm before.
+
+    Sharded and whole weights are scaled by the same norm, but in separate calls: torch cannot mix them in one.
+    """
+    weights = [parameter for parameter in parameters if parameter.grad is not None]
+    squares = [parameter.grad.norm().square() for parameter in weights if parameter.grad is not None]
+    norm = torch.stack([square.full_tensor() if isinstance(square, DTensor) else square for square in squares])
+    norm = norm.sum().sqrt()
+    for sharded in (False, True):
+        group = [parameter for parameter in weights if isinstance(parameter, DTensor) == sharded]
+        nn.utils.clip_grads_with_norm_(group, max_norm, norm, foreach=False)
+    return norm

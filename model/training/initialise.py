@@ -1,0 +1,172 @@
+"""The model before its first step: the backbone and adapter, the projection, and the memories of past vectors.
+
+Shapes: N notes of a sample, H hidden size, D embedding dimension, K the teacher's dimension.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.config import NoteLLMConfig
+from model.data.dataset import PairedNotes
+from model.note import Note
+from model.notellm import NoteLLM
+from model.precision import bfloat16_pays
+from model.training.contrastive import ContrastiveObjective
+from model.training.distributed import shard_layers
+from model.training.recipe import Recipe
+from model.weights import BACKBONE_FOLDER, Progress
+
+STARTING_NOTES = 3072
+"""Notes sampled to initialise the projection and a memory: several times the 576 components of the packaged backbone's
+states, whose covariance is estimated from them (docs/decisions/0005-training.md)."""
+RIDGE = 0.1
+"""Ridge penalty of the regressions, as a share of the mean square of an input component."""
+
+ReadStates = Callable[[Sequence[Note]], Tensor]
+"""Notes to their states at the read-out position, (N, H) float32."""
+
+
+def build_model(
+    recipe: Recipe, categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
+) -> tuple[NoteLLM, Any]:
+    """Load the model to train and its adapter (None in full fine-tuning). `categories`: names in the training notes.
+
+    Raises CheckpointError.
+    """
+    loaded = NoteLLM.load(recipe.backbone, cache=cache, device=device, dtype=torch.float32, progress=progress)
+    config = NoteLLMConfig(
+        name=recipe.name,
+        backbone=recipe.backbone if recipe.lora_rank else BACKBONE_FOLDER,
+        dimension=recipe.dimension,
+        prompt_version=recipe.prompt_version,
+        adapter=bool(recipe.lora_rank),
+        trained_categories=tuple(categories),
+    )
+    model = NoteLLM(config, loaded.backbone, loaded.tokenizer).to(device).train()
+    if device.type == "cpu":
+        # For 23 short notes the backward of a layer's fused attention takes 17 ms, that of plain matrix products 3 ms.
+        model.backbone.set_attn_implementation("eager")
+    if recipe.lora_rank and recipe.bfloat16 and bfloat16_pays(device.type) and not recipe.shard:
+        store_in_bfloat16(model)
+    adapter = model.add_adapter(recipe.lora_rank) if recipe.lora_rank else None
+    if not recipe.lora_rank:
+        model.requires_grad_(True)
+    if adapter is not None and recipe.start:
+        model.start_adapter(adapter, recipe.start)
+    if recipe.checkpoint_activations:
+        backbone: Any = model.backbone
+        enable = getattr(backbone, "activation_checkpointing_enable", None)  # its name since transformers 5.24
+        (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+    if recipe.shard:
+        shard_layers(model.backbone)
+    return model, adapter
+
+
+def store_in_bfloat16(model: NoteLLM) -> None:
+    """Convert the frozen matrices to bfloat16, once; autocast would convert them in every forward.
+
+    The embedding stays in float32: it sets the precision of the states that run through all layers, and the output
+    layer shares its weights.
+    """
+    output = model.backbone.get_output_embeddings()
+    for layer in model.backbone.modules():
+        if isinstance(layer, nn.Linear) and layer is not output:
+            layer.to(torch.bfloat16)
+
+
+@torch.no_grad()
+def initialise(
+    model: NoteLLM,
+    recipe: Recipe,
+    data: Sequence[PairedNotes],
+    objectives: Sequence[ContrastiveObjective | None],
+    read_states: ReadStates,
+) -> None:
+    """Set the projection and the memories from the states of training notes.
+
+    The projection is fitted to the first data set that names a teacher file, or else to the notes of all data sets. It
+    is left alone where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
+    """
+    taught = [
+        objective
+        for row, objective in zip(recipe.data, objectives, strict=True)
+        if row.teacher and objective is not None
+    ]
+    if model.projection is not None and not _has_trained_projection(recipe):
+        pool = taught[0].notes if taught else [note for paired in data for note in paired.notes.values()]
+        notes = _sample(pool, recipe.seed)
+        states = read_states(notes)
+        vectors = None
+        if taught and taught[0].teacher_vectors is not None:
+            vectors = taught[0].teacher_vectors[taught[0].rows(notes)]
+        rows = projection_start(states, model.dimension, vectors)
+        model.projection.weight[: len(rows)] = rows
+    if recipe.memory:
+        for objective in taught:
+            _fill_memory(objective, model, read_states, recipe.seed)
+
+
+def _has_trained_projection(recipe: Recipe) -> bool:
+    start = recipe.start
+    return start is not None and NoteLLMConfig.load(start).prompt_version == recipe.prompt_version
+
+
+def _sample(pool: Sequence[Note], seed: int) -> list[Note]:
+    return random.Random(seed).sample(pool, min(len(pool), STARTING_NOTES))
+
+
+def _fill_memory(objective: ContrastiveObjective, model: NoteLLM, read_states: ReadStates, seed: int) -> None:
+    """Fill a memory: the vectors of a sample of notes, and for all others what a regression on the teacher predicts."""
+    notes = _sample(objective.notes, seed)
+    teacher = objective.teacher_vectors
+    if teacher is None:
+        return
+    sample_teacher = teacher[objective.rows(notes)]
+    if not sample_teacher.any():
+        return
+    vectors = model.embed(read_states(notes))
+    predicted = teacher @ ridge_regression(sample_teacher, vectors)
+    objective.update_memory(objective.notes, nn.functional.normalize(predicted, dim=-1))
+    objective.update_memory(notes, vectors)
+
+
+def projection_start(states: Tensor, dimension: int, teacher_vectors: Tensor | None = None) -> Tensor:
+    """Initial rows of a projection, at most `dimension` of them, from the states (N, H) of a sample of notes.
+
+    A random projection would lose the similarity that the backbone already knows, and the mean that all states share
+    would dominate it. So the rows are the principal components of the centred states. With `teacher_vectors` (N, K)
+    they are the ridge regression of the states onto these, which also maps the shared mean to 0, cut to the directions
+    in which its predictions vary most (reduced-rank regression, Izenman 1975).
+    """
+    mean = states.mean(0)
+    centred = states - mean
+    if teacher_vectors is None:
+        components: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:dimension]
+        return components
+    gram = centred.T @ centred + len(states) * torch.outer(mean, mean)
+    weights = _solve_ridge(gram, centred.T @ (teacher_vectors - teacher_vectors.mean(0)), centred)
+    directions = torch.linalg.svd(centred @ weights, full_matrices=False).Vh[:dimension]
+    rows = directions @ weights.T
+    # The learning rate is meant for rows of length 1, so the rows get that length in the root mean square.
+    scaled: Tensor = rows * (len(rows) ** 0.5 / rows.norm())
+    return scaled
+
+
+def ridge_regression(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Return W (K, D) that minimises |inputs W - outputs|² + penalty |W|²; inputs (N, K), outputs (N, D)."""
+    return _solve_ridge(inputs.T @ inputs, inputs.T @ outputs, inputs)
+
+
+def _solve_ridge(gram: Tensor, moments: Tensor, inputs: Tensor) -> Tensor:
+    """Solve (gram + penalty) W = moments; the penalty is RIDGE of the mean square of a component of `inputs`."""
+    width = inputs.shape[1]
+    penalty = RIDGE * inputs.square().sum() / width * torch.eye(width, device=inputs.device)
+    weights: Tensor = torch.linalg.solve(gram + penalty, moments)
+    return weights

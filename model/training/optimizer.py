@@ -1,0 +1,39 @@
+"""The optimizer and the learning-rate schedule, the same for NoteLLM and for the encoder that it is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from model.training.recipe import Recipe
+
+Schedule = torch.optim.lr_scheduler.LRScheduler
+
+
+def optimizer_and_schedule(
+    body: Iterable[Tensor], head: Iterable[Tensor], recipe: Recipe, *, foreach: bool | None = None
+) -> tuple[torch.optim.Optimizer, Schedule]:
+    """AdamW over the backbone's weights and, with a rate of its own and without weight decay, over the head's.
+
+    `foreach`: as in torch.optim.AdamW; it cannot mix sharded and whole weights.
+    """
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": body, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+            {"params": head, "lr": recipe.head_learning_rate, "weight_decay": 0.0},
+        ],
+        foreach=foreach,
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(cosine_with_warmup, recipe))
+
+
+def cosine_with_warmup(recipe: Recipe, step: int) -> float:
+    """Share of the learning rate at `step`: linear warm-up, then half a cosine down to 0."""
+    warmup_steps = recipe.warmup * recipe.steps
+    if step < warmup_steps:
+        return min(1.0, (step + 1) / warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, recipe.steps - warmup_steps)))

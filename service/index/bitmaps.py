@@ -1,0 +1,39 @@
+"""Sets of a segment's rows as bitmaps: one bit for each row, eight rows to a byte, the lowest bit first.
+
+FAISS reads the same layout in `IDSelectorBitmap`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+"""(N,): for each row of a segment, whether it belongs to a set; one byte a row."""
+Bits = npt.NDArray[np.uint8]
+"""(ceil(N / 8),): the same set as a bitmap."""
+RowNumbers = npt.NDArray[np.int64]
+"""(n,): rows of a segment by their numbers."""
+
+
+def packed_bits(mask: Mask) -> Bits:
+    """Return the bitmap of `mask`."""
+    return np.packbits(mask, bitorder="little")
+
+
+def rows_of(bits: Bits) -> RowNumbers:
+    """Return the rows of the set in rising order. Only bytes that are not zero are unpacked: sets are mostly sparse."""
+    occupied_bytes = np.flatnonzero(bits != 0)
+    is_member = np.unpackbits(bits[occupied_bytes], bitorder="little").view(np.bool_)
+    rows: RowNumbers = (8 * occupied_bytes[:, None] + np.arange(8)).reshape(-1)[is_member]
+    return rows
+
+
+def count_of(bits: Bits) -> int:
+    """Return how many rows the set has."""
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
+def has(bits: Bits, row: int) -> bool:
+    """Return whether `row` is in the set; a row beyond the bitmap's end is not."""
+    return row >> 3 < len(bits) and bool(bits[row >> 3] >> (row & 7) & 1)

@@ -1,0 +1,220 @@
+"""LogFollower: reads the change log and applies it to the index; builds the index where the log does not reach back.
+
+Every write reaches the index through the log and in no other way, also this process's own: whoever wrote waits for the
+position that the store returned (docs/decisions/0001-one-way-into-the-index.md). What the log says twice is applied
+twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from service.errors import StoreUnavailable
+from service.index.maintenance import Maintainer
+from service.index.snapshots import SnapshotKeeper
+from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
+from service.index.threads import run_in
+from service.interfaces import Clock, NoteStore
+from service.records import StoredNote, position_key
+
+BLOCK_SECONDS = 1.0
+"""How long a read of the log waits for a first entry; notes that expire are removed as often."""
+RETRY_SECONDS = (0.05, 1.0)
+"""First and longest pause after the store was away."""
+PROGRESS_SECONDS = 5.0
+"""Time between two log lines about an index that is being built."""
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether the index has come to where the log ended when it was first read. `detail` says it in words.
+
+    `target` is that end of the log; None before the log was read.
+    """
+
+    ready: bool = False
+    detail: str = "not built yet"
+    target: str | None = None
+
+    def lose(self, detail: str) -> None:
+        """Be unready until the end of the log as it is next read."""
+        self.ready, self.target, self.detail = False, None, detail
+
+    def advance(self, position: str, log_end: str) -> None:
+        """Take note that the index is at `position` of a log that ends at `log_end`."""
+        self.target = self.target or log_end
+        self.ready = self.ready or position_key(position) >= position_key(self.target)
+        self.detail = "follows the log" if self.ready else f"at {position} of {self.target} of the log"
+
+
+class LogFollower:
+    """Keeps the notes of `state` equal to those of the store. `make_notes` returns empty ones for a new build; `writer`
+    is the thread that changes them."""
+
+    def __init__(
+        self,
+        store: NoteStore,
+        state: IndexState,
+        make_notes: Callable[[], IndexedNotes],
+        keeper: SnapshotKeeper,
+        maintainer: Maintainer,
+        writer: ThreadPoolExecutor,
+        clock: Clock,
+    ) -> None:
+        self.readiness = Readiness()
+        self._store = store
+        self._state = state
+        self._make_notes = make_notes
+        self._keeper = keeper
+        self._maintainer = maintainer
+        self._writer = writer
+        self._clock = clock
+        self._tried_snapshot = False
+        self._stopped = False
+        self._applying = asyncio.Lock()
+        """Held from reading a note in the store until the index has it: what was read earlier is not applied later."""
+
+    async def catch_up(self) -> None:
+        """Build the index and follow the log until it is ready. Gives up, and says so, where the store is away."""
+        try:
+            await self._build()
+            while not self.readiness.ready:
+                await self._read_log()
+        except StoreUnavailable as error:
+            self.readiness.detail = str(error)
+
+    def stop(self) -> None:
+        """End `run` after the read of the log that is under way, also where that swallows a cancellation."""
+        self._stopped = True
+
+    async def run(self) -> None:
+        """Follow the log until stopped. After a failure it tries again, and `readiness` says why."""
+        pause = RETRY_SECONDS[0]
+        while not self._stopped:
+            try:
+                await (self._read_log() if self._state.built else self._build())
+                pause = RETRY_SECONDS[0]
+            except StoreUnavailable as error:
+                self.readiness.lose(str(error))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS[1])
+            except Exception as error:
+                log.exception("index_failed", detail="rebuilding from the store")
+                self._state.built = False
+                self.readiness.lose(f"rebuilding after {error!r}")
+                await asyncio.sleep(RETRY_SECONDS[1])
+
+    async def expire(self) -> None:
+        """Remove the notes that have expired, which searches leave out already."""
+        if await run_in(self._writer, partial(self._state.notes.expire, self._clock())):
+            self._maintainer.notify()
+
+    async def resync(self, note_ids: Sequence[str]) -> None:
+        """Replace notes in the index by what the store has. Raises StoreUnavailable."""
+        for begin in range(0, len(note_ids), READ_BATCH_SIZE):
+            batch = note_ids[begin : begin + READ_BATCH_SIZE]
+            async with self._applying:
+                stored = await self._store.get(batch, with_vectors=True)
+                self._store.forget_written()
+                notes = dict(zip(batch, stored, strict=True))
+                await run_in(self._writer, partial(self._state.notes.replace, notes))
+        self._state.repairs += 1
+        self._maintainer.notify()
+
+    async def _read_log(self) -> None:
+        """Apply the next entries. The store reads the log's bounds after them, so that entries that were cut off in
+        between are noticed."""
+        state = self._state
+        entries, bounds = await self._store.read_log(state.position, READ_BATCH_SIZE, BLOCK_SECONDS)
+        if not bounds.reach(state.position):
+            log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last)
+            self.readiness.lose("rebuilding: the log does not reach back to this index")
+            await self._rebuild()
+            return
+        if entries:
+            async with self._applying:
+                notes = await self._store.get_logged(entries)
+                await run_in(self._writer, partial(state.notes.update, notes))
+                self._maintainer.notify()
+            await state.move_to(entries[-1].position)
+        self.readiness.advance(state.position, bounds.last)
+        await self.expire()
+
+    async def _build(self) -> None:
+        """Build the index from the snapshot, which is tried once, or else from the store."""
+        restored = not self._tried_snapshot and await self._restore()
+        self._tried_snapshot = True
+        if not restored:
+            await self._rebuild()
+
+    async def _restore(self) -> bool:
+        """Show the notes of the snapshot, and return whether there is one that can be used."""
+        notes = self._make_notes()
+        snapshot = await self._keeper.load(notes)
+        if snapshot is None:
+            return False
+        self._state.notes, self._state.store_identity, self._state.built = notes, snapshot.store_identity, True
+        self.readiness.target = snapshot.log_end
+        await self._state.move_to(snapshot.position)
+        self.readiness.advance(snapshot.position, snapshot.log_end)
+        log.info("snapshot_loaded", vectors=len(notes.index), position=snapshot.position)
+        return True
+
+    async def _rebuild(self) -> None:
+        """Read all notes of the store, and show them once they are complete."""
+        state = self._state
+        identity = await self._store.identity()
+        position = (await self._store.log_bounds()).last
+        await self._keeper.keep_log(position)  # or other replicas would have it cut off meanwhile
+        notes = self._make_notes()
+        progress = BuildProgress(await self._store.size())
+        state.rebuilding = True
+        try:
+            async for batch in self._store.scan():
+                progress.add(len(batch))
+                readable = [note for note in batch if isinstance(note, StoredNote)]
+                await run_in(self._writer, partial(notes.add, readable))
+                while await self._maintainer.run_job(notes.index):
+                    pass
+            self._store.forget_written()
+            state.notes, state.store_identity, state.built = notes, identity, True
+        finally:
+            state.rebuilding = False
+            self._maintainer.notify()
+        self.readiness.ready, self.readiness.target = False, None
+        await state.move_to(position)
+        self.readiness.advance(position, (await self._store.log_bounds()).last)
+        log.info(
+            "index_built",
+            vectors=len(notes.index),
+            other_space=len(notes.other_space),
+            unreadable=len(self._store.unreadable),
+            position=position,
+        )
+
+
+class BuildProgress:
+    """Logs every PROGRESS_SECONDS how far the building of an index from `size` notes has come."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._read = 0
+        self._began = self._logged_at = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Take note that so many more notes were read."""
+        self._read += count
+        now = time.monotonic()
+        if now >= self._logged_at + PROGRESS_SECONDS:
+            self._logged_at = now
+            rate = max(1, self._read) / (now - self._began)
+            left = max(0, self._size - self._read) / rate
+            log.info("index_building", notes=self._read, of=self._size, a_second=round(rate), seconds_left=round(left))

@@ -1,0 +1,55 @@
+"""Maintainer: seals and merges in the background what was written."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import structlog
+
+from service.index.native import trim_heap
+from service.index.state import IndexState
+from service.index.threads import run_in, run_in_daemon
+from service.interfaces import Maintainable
+
+TRIM_HEAP_ROWS = 50_000
+"""A job of so many rows frees enough memory to be worth the time of returning it to the system."""
+log = structlog.get_logger(__name__)
+
+
+class Maintainer:
+    """Runs the maintenance jobs of the index, one at a time. `writer` is the thread that writes to it."""
+
+    def __init__(self, state: IndexState, writer: ThreadPoolExecutor) -> None:
+        self._state = state
+        self._writer = writer
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        """Have it look for jobs: something was written."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Run jobs until cancelled. While an index is built anew the old one is left as it is."""
+        while True:
+            self._changed.clear()
+            if self._state.rebuilding or not await self.run_job(self._state.notes.index):
+                await self._changed.wait()
+
+    async def run_job(self, index: Maintainable) -> bool:
+        """Run the next job, and return whether there was one. A failure costs speed and memory, but no answer."""
+        job = await run_in(self._writer, index.plan)
+        if job is None:
+            return False
+        try:
+            await run_in_daemon(job.run)
+            await run_in(self._writer, partial(index.finish, job))
+        except Exception:
+            log.exception("index_job_failed", detail="tried again after the next write")
+            await run_in(self._writer, partial(index.give_up, job))
+        frees_much = job.rows >= TRIM_HEAP_ROWS
+        del job  # it refers to the old segments
+        if frees_much:
+            await asyncio.to_thread(trim_heap)
+        return True

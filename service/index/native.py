@@ -1,0 +1,180 @@
+"""Calls below Python: FAISS at the level of its SWIG wrappers, and the C library's heap.
+
+FAISS gets addresses of arrays here, which therefore must be contiguous and of the right type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from service.index.bitmaps import Bits, RowNumbers
+from service.records import Vector
+
+swig: Any = faiss
+"""FAISS without its type stubs, which describe the C++ classes and not the Python ones around them."""
+FaissIndex = Any
+Vectors = npt.NDArray[np.float32]
+"""(N, D)"""
+Scores = npt.NDArray[np.float32]
+"""(n,): inner products, highest first."""
+RankedRows = tuple[Scores, RowNumbers]
+"""Scores and row numbers of the rows that a search found, best first."""
+
+
+def use_one_faiss_thread() -> None:
+    """Have FAISS compute in the calling thread alone from now on: OpenMP threads would busy-wait for each other."""
+    faiss.omp_set_num_threads(1)
+
+
+def trim_heap() -> None:
+    """Return freed memory to the system; glibc would keep it for later allocations."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def exact_search(vectors: Vectors, query: Vector, k: int, rows: Bits | None = None) -> RankedRows:
+    """Compare `query` (D,) with all of `vectors` (N, D), or with the given rows alone, and return the `k` best, fewer
+    where there are fewer.
+
+    FAISS computes the inner products: the threads of NumPy's BLAS busy-wait (docs/decisions/0011-segments.md). Raises
+    ValueError where the dimensions differ.
+    """
+    base = np.ascontiguousarray(vectors)
+    query = np.ascontiguousarray(query, np.float32)
+    count, dimension = base.shape
+    if query.shape != (dimension,):
+        raise ValueError(f"a vector of {query.shape} cannot be compared with vectors of {dimension}")
+    scores, places = np.empty(k, np.float32), np.empty(k, np.int64)
+    selector = () if rows is None else (row_selector(rows),)
+    swig.knn_inner_product(
+        swig.swig_ptr(query),
+        swig.swig_ptr(base),
+        dimension,
+        1,
+        count,
+        k,
+        swig.swig_ptr(scores),
+        swig.swig_ptr(places),
+        *selector,
+    )
+    return without_padding(scores, places)
+
+
+def search_index(index: FaissIndex, query: Vector, k: int, lists: int, rows: Bits | None) -> RankedRows:
+    """Search a FAISS index for the `k` nearest to `query` (D,) among `rows` (None: all), in so many inverted lists (0:
+    the index has none)."""
+    selector = None if rows is None else row_selector(rows)
+    parameters = swig.SearchParameters(sel=selector)
+    if lists:
+        parameters = swig.SearchParametersIVF(sel=selector, nprobe=lists)
+    scores, labels = index.search(np.asarray(query, np.float32)[None], k, params=parameters)
+    return without_padding(scores[0], labels[0])
+
+
+def search_lists(ivf: FaissIndex, queries: Vectors, k: int, lists: int) -> RowNumbers:
+    """Return the row numbers of the `k` nearest to each query in so many inverted lists, shape (queries, k)."""
+    rows: RowNumbers = ivf.search(queries, k, params=swig.SearchParametersIVF(nprobe=lists))[1]
+    return rows
+
+
+def row_selector(rows: Bits) -> Any:
+    """Return FAISS's filter on the rows of a bitmap. It refers to the bitmap, which must outlive the search."""
+    return swig.IDSelectorBitmap(rows)
+
+
+def without_padding(scores: Scores, rows: RowNumbers) -> RankedRows:
+    """Drop the row numbers -1 with which FAISS fills up the end of a result that has too few rows."""
+    if len(rows) and rows[-1] < 0:
+        count = int(np.count_nonzero(rows >= 0))
+        return scores[:count], rows[:count]
+    return scores, rows
+
+
+def flat_index(dimension: int) -> FaissIndex:
+    """Return an empty index that compares a query with every row."""
+    return swig.IndexFlatIP(dimension)
+
+
+def preallocated_flat_index(capacity: int, dimension: int) -> tuple[FaissIndex, Vectors]:
+    """Return a flat index of no rows, and the memory (capacity, dimension) in which it expects the vectors of the rows
+    below its `ntotal`.
+
+    FAISS's own `add` reallocates that memory, which is unsafe beside a search. Here it never moves: write a row, then
+    raise `ntotal`.
+    """
+    index = swig.IndexFlatIP(dimension)
+    size = capacity * index.code_size
+    index.codes.resize(size)
+    memory = swig.rev_swig_ptr(index.codes.data(), size)
+    vectors: Vectors = memory.view(np.float32).reshape(capacity, dimension)
+    return index, vectors
+
+
+def trained_ivf(sample: Vectors, lists: int) -> FaissIndex:
+    """Return an empty inverted file (IVF-Flat, inner product) whose centroids are trained on `sample` (N, D)."""
+    dimension = sample.shape[1]
+    index = swig.IndexIVFFlat(flat_index(dimension), dimension, lists, swig.METRIC_INNER_PRODUCT)
+    index.cp.spherical = True
+    index.train(sample)
+    return index
+
+
+def assign_lists(ivf: FaissIndex, vectors: Vectors) -> RowNumbers:
+    """Return the inverted list of each vector, shape (N,)."""
+    lists: RowNumbers = ivf.quantizer.search(vectors, 1)[1][:, 0]
+    return lists
+
+
+def reserve_lists(ivf: FaissIndex, rows_in_list: Sequence[int]) -> None:
+    """Allocate each inverted list at its final size: one that grows row by row has up to twice the memory it needs."""
+    for number, rows in enumerate(rows_in_list):
+        ivf.invlists.resize(number, rows)
+        ivf.invlists.resize(number, 0)
+
+
+def add_to_lists(ivf: FaissIndex, vectors: Vectors, row_numbers: RowNumbers, lists: RowNumbers) -> None:
+    """Append vectors (N, D) under their row numbers (N,) to their lists (N,)."""
+    base = np.ascontiguousarray(vectors)
+    ivf.add_core(len(base), swig.swig_ptr(base), swig.swig_ptr(row_numbers), swig.swig_ptr(lists))
+
+
+def with_default_lists(ivf: FaissIndex, lists: int) -> FaissIndex:
+    """Return a second index on the same inverted lists, of which a search without parameters goes through `lists`."""
+    view = swig.IndexIVFFlat(ivf.quantizer, ivf.d, ivf.nlist, ivf.metric_type)
+    view.replace_invlists(ivf.invlists, False)
+    view.ntotal, view.nprobe = ivf.ntotal, lists
+    return view
+
+
+def concatenated(indexes: Sequence[FaissIndex]) -> FaissIndex:
+    """Return one index over all rows of some indexes, numbered one index after the other."""
+    shards = swig.IndexShards(indexes[0].d, False, True)
+    for index in indexes:
+        shards.add_shard(index)
+    return shards
+
+
+def serialize_index(index: FaissIndex) -> npt.NDArray[np.uint8]:
+    """Return an index in FAISS's own format."""
+    serialized: npt.NDArray[np.uint8] = swig.serialize_index(index)
+    return serialized
+
+
+def read_index(serialized: npt.NDArray[np.uint8]) -> FaissIndex:
+    """Return the index that `serialize_index` wrote, read piece by piece: `deserialize_index` would copy all of
+    it once more."""
+    position = 0
+
+    def read(size: int) -> bytes:
+        nonlocal position
+        position += size
+        return serialized[position - size : position].tobytes()
+
+    return swig.read_index(swig.PyCallbackIOReader(read))

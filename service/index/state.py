@@ -1,0 +1,101 @@
+"""State that the parts of a LiveIndex share: the notes that searches see, and the log position that these have
+reached."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import structlog
+
+from service.errors import IndexBehind
+from service.index.hashtags import LiveHashtags
+from service.interfaces import IndexBackend
+from service.records import ORIGIN, StoredNote, Unreadable, position_key
+
+READ_BATCH_SIZE = 512
+"""Notes or log entries that are read from the store at a time."""
+log = structlog.get_logger(__name__)
+
+
+class IndexedNotes:
+    """The rows of one vector space, the author hashtags of their notes, and the ids of notes in other spaces.
+
+    Changed by one thread, the writer; read by any.
+    """
+
+    def __init__(self, index: IndexBackend, hashtags: LiveHashtags, space: str) -> None:
+        self.index = index
+        self.hashtags = hashtags
+        self.other_space: set[str] = set()
+        self._space = space
+
+    def update(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
+        """Take in notes by id as the store has them; what does not exist or cannot be read is removed."""
+        present = [note for note in notes.values() if isinstance(note, StoredNote)]
+        self.add(present, removed=notes.keys() - {stored.note.id for stored in present})
+
+    def replace(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
+        """Remove every row that the ids have, then take the notes in as `update` does."""
+        self.index.remove(list(notes))
+        self.update(notes)
+
+    def add(self, notes: Sequence[StoredNote], removed: Collection[str] = ()) -> None:
+        """Add or replace notes, and remove others by id. A note of another space is only counted; one whose vector is
+        not finite is left out and logged."""
+        broken = {note.note.id for note in notes if note.vector is None or not np.isfinite(note.vector).all()}
+        if broken:
+            log.error("vectors_not_finite", ids=sorted(broken)[:10], detail="these notes cannot be found")
+        ours = [note for note in notes if note.space == self._space and note.note.id not in broken]
+        others = {note.note.id for note in notes if note.space != self._space}
+        gone = {*removed, *broken}
+        self.index.upsert(ours)
+        self.index.remove([*gone, *others])
+        self.hashtags.upsert(ours)
+        self.hashtags.remove([*gone, *others])
+        self.other_space = (self.other_space | others) - {note.note.id for note in ours} - gone
+
+    def expire(self, now: float) -> bool:
+        """Remove the notes that have expired at `now`; return whether there were any."""
+        expired = self.index.expire(now)
+        self.hashtags.remove(expired)
+        return bool(expired)
+
+
+class IndexState:
+    """The notes that searches see. Changed in the event loop alone.
+
+    `store_identity` names the store that they were read from. `repairs` counts the changes that no log position stands
+    for. `built` tells whether the notes are those of the store at `position`; `rebuilding`, whether others are being
+    read that will take their place.
+    """
+
+    def __init__(self, notes: IndexedNotes) -> None:
+        self.notes = notes
+        self.store_identity = ""
+        self.repairs = 0
+        self.built = False
+        self.rebuilding = False
+        self._position = ORIGIN
+        self._moved = asyncio.Condition()
+
+    @property
+    def position(self) -> str:
+        """Log position up to which every write is in the notes."""
+        return self._position
+
+    async def move_to(self, position: str) -> None:
+        """Set the position, and wake those who wait for it."""
+        async with self._moved:
+            self._position = position
+            self._moved.notify_all()
+
+    async def wait_for(self, position: str, seconds: float) -> None:
+        """Return once `position` is reached. Raises IndexBehind after `seconds`."""
+        key = position_key(position)
+        try:
+            async with asyncio.timeout(seconds), self._moved:
+                await self._moved.wait_for(lambda: position_key(self._position) >= key)
+        except TimeoutError:
+            raise IndexBehind(position, self._position) from None

@@ -1,0 +1,111 @@
+"""From hand-made records to rows with a value, a comparison and a verdict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality.claims import Contest, Limit, MaxDeficit, MinRatio, hashtag_f1, hits, right_category
+from benchmarks.quality.records import MICROLENS, OURS, read_runs
+from model.evaluation.protocol import COLD_COLD
+from model.evaluation.record import Categories
+from tests.benchmarks.handmade import RIVAL, record, record_with_hashtags, write_records
+
+RECALL = Contest("Recall@100", MICROLENS, partial(hits, COLD_COLD), RIVAL, MinRatio(1.5, p=0.01))
+
+
+def test_contest_row_says_ratio_and_whether_target_is_met(tmp_path: Path):
+    # 80 of 100 against 40 of 100, a query each, ours never behind.
+    ours, rival = [1] * 80 + [101] * 20, [100] * 40 + [1000] * 60
+    row = RECALL.row(read_runs(write_records(tmp_path, a=record(OURS, ours), b=record(RIVAL, rival))))
+    assert (row["what"], row["value"], row["unit"]) == ("microlens50k, Recall@100", 80.0, "%")
+    assert row["against"] == "minilm: 40.0 %"
+    assert row["spread"].startswith("2.00x, 95% 1.6")
+    assert row["spread"].endswith("p = 0.0002; commit abc")
+    assert (row["target"], row["met"]) == ("1.5x or more, p < 0.01", True)
+    missed = replace(RECALL, target=MinRatio(2.5)).row(read_runs(tmp_path))
+    assert (missed["target"], missed["met"]) == ("2.5x or more", False)
+    assert replace(RECALL, target=None).row(read_runs(tmp_path))["met"] is None
+
+
+def test_deficit_target_counts_points_behind_the_rival(tmp_path: Path):
+    runs = read_runs(write_records(tmp_path, a=record(OURS, [1, 200]), b=record(RIVAL, [1, 1])))
+    for points, met in ((50, True), (49, False)):
+        row = replace(RECALL, target=MaxDeficit(points)).row(runs)
+        assert (row["target"], row["met"]) == (f"at most {points} point behind", met)
+
+
+def test_bootstrap_draws_whole_queries(tmp_path: Path):
+    # Of two queries the second makes the difference. Drawn twice it gives 4 / 2; pairs drawn alone would give 4 / 1.
+    records = {"a": record(OURS, [1, 1, 1, 1], [0, 0, 1, 1]), "b": record(RIVAL, [1, 1, 1, 500], [0, 0, 1, 1])}
+    row = RECALL.row(read_runs(write_records(tmp_path, **records)))
+    assert row["spread"].startswith("1.33x, 95% 1.00 to 2.00, ")
+    assert row["met"] is False
+
+
+def test_claim_without_records_is_not_measured(tmp_path: Path):
+    hidden = record(RIVAL, [1, 2], with_hashtags=False)
+    for records in ({}, {"a": record(OURS, [1, 2])}, {"b": hidden}, {"c": record(RIVAL, [1], split="validation")}):
+        row = RECALL.row(read_runs(write_records(tmp_path, **records)))
+        assert (row["value"], row["met"], row["against"]) == ("not measured", None, RIVAL)
+    assert Limit("ECE", MICROLENS, ("category", "ece"), 0.05).row(read_runs(tmp_path))["value"] == "not measured"
+
+
+def test_records_about_other_pairs_are_refused(tmp_path: Path):
+    for queries in ([0, 0, 1], [0, 1]):
+        records = {"a": record(OURS, [1, 2, 3], [0, 1, 1]), "b": record(RIVAL, [1] * len(queries), queries)}
+        with pytest.raises(ValueError, match="not about the same pairs"):
+            RECALL.row(read_runs(write_records(tmp_path, **records)))
+
+
+def test_seeds_are_averaged_and_their_spread_is_stated(tmp_path: Path):
+    seeds = {"a_seed0": record(OURS, [1, 1, 200, 200]), "a_seed1": record(OURS, [1, 1, 1, 1])}
+    row = RECALL.row(read_runs(write_records(tmp_path, **seeds, b=record(RIVAL, [1, 200, 1, 200]))))
+    assert row["value"] == 75.0
+    assert row["spread"].startswith("1.50x, ")
+    assert row["spread"].endswith("; 2 seeds: 50.00 to 100.00 %; commit abc")
+    write_records(tmp_path, again=record(OURS, [1, 1, 1, 1]))
+    with pytest.raises(ValueError, match="a-seed0, a-seed1, again record the same"):
+        read_runs(tmp_path)
+
+
+def test_written_hashtags_are_compared_with_copied_ones(tmp_path: Path):
+    records = {
+        "own": record_with_hashtags(OURS, [0.6, 0.4, 0.2], "written"),
+        "copied": record_with_hashtags(OURS, [0.2, 0.2, 0.0], "copied"),
+        "rival": record_with_hashtags(RIVAL, [0.4, 0.4, 0.4], "copied"),
+    }
+    runs = read_runs(write_records(tmp_path, **records))
+    contest = Contest(
+        "F1@3", MICROLENS, partial(hashtag_f1, "written"), OURS, MinRatio(1.5), partial(hashtag_f1, "copied")
+    )
+    assert contest.row(runs)["spread"].startswith("3.00x")
+    assert contest.row(runs)["met"] is True
+    assert replace(contest, rival=RIVAL).row(runs)["spread"].startswith("1.00x")
+    assert replace(contest, rival="tf-idf").row(runs)["value"] == "not measured"
+
+
+def test_categories_are_compared_by_note_and_with_limits(tmp_path: Path):
+    ours = Categories(truth=[0, 1, 1, 0], chosen=[0, 1, 1, 1], probability=[0.75] * 4, free=[0, 1, -1, 0])
+    rival = replace(ours, chosen=[0, 0, 1, 1], free=None)
+    records = {"a": record(OURS, [1], categories=ours), "b": record(RIVAL, [1], categories=rival)}
+    runs = read_runs(write_records(tmp_path, **records))
+    accuracy = Contest("accuracy", MICROLENS, right_category, RIVAL, MinRatio(1.1)).row(runs)
+    assert (accuracy["value"], accuracy["against"], accuracy["met"]) == (75.0, "minilm: 50.0 %", True)
+    ece = Limit("ECE", MICROLENS, ("category", "ece"), 0.05).row(runs)
+    assert (ece["value"], ece["target"], ece["met"]) == (0.0, "at most 5 %", True)
+    illusory = Limit("illusory", MICROLENS, ("category", "illusory"), 0).row(runs)
+    assert (illusory["value"], illusory["met"]) == (25.0, False)
+
+
+def test_record_from_before_a_field_existed_is_read(tmp_path: Path):
+    old = record_with_hashtags(OURS, [0.5], "written")
+    path = write_records(tmp_path, old=old) / "old.json"
+    fields = json.loads(path.read_text())
+    del fields["hashtags_from"]
+    path.write_text(json.dumps(fields))
+    assert read_runs(tmp_path)[0].record == old

@@ -1,0 +1,1 @@
+"""The documentation: its generated pages, its links, its form."""

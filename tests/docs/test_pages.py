@@ -1,0 +1,108 @@
+"""What the documentation claims of itself: generated parts are current, links lead somewhere, nothing is a wall."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP_LEVEL = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = sorted(
+    [*map(ROOT.joinpath, TOP_LEVEL), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model/checkpoints/*/README.md")]
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+DOCUMENT_IN_CODE = re.compile(r"docs/[\w/-]+\.md")
+MAX_LINE = 400
+"""Characters of a line of Markdown; most are wrapped at 120, rows of tables cannot be."""
+MAX_README_LINES = 150
+NO_ENTRIES = ("index.md", "shortfalls.md")
+
+
+def load_generator() -> ModuleType:
+    """docs/generate.py, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return CODE_BLOCK.sub("", page.read_text("utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    return {generate.slug(heading) for heading in HEADING.findall(prose(page))}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page whose file or anchor is not there."""
+    broken = []
+    for link in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=name)
+def test_generated_page_is_current(page: Path):
+    assert page.read_text("utf-8") == generate.pages()[page], "run `make tables`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_page_links_lead_somewhere(page: Path):
+    assert broken_links(page) == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "results.md"], ids=name)
+def test_page_has_no_line_that_is_a_wall(page: Path):
+    assert [line for line in page.read_text("utf-8").splitlines() if len(line) > MAX_LINE] == []
+
+
+def test_readme_is_read_in_five_minutes():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/log/*.md")), ids=name)
+def test_log_entries_have_date_and_verdict(page: Path):
+    if page.name in NO_ENTRIES:
+        return
+    headings = re.findall(r"^## .+$", prose(page), re.MULTILINE)
+    assert len(generate.ENTRY.findall(page.read_text("utf-8"))) == len(headings)
+
+
+def test_documents_named_in_code_exist():
+    sources = [*ROOT.glob("model/**/*.py"), *ROOT.glob("service/**/*.py"), *ROOT.glob("model/**/*.toml")]
+    named = {(name(path), doc) for path in sources for doc in DOCUMENT_IN_CODE.findall(path.read_text("utf-8"))}
+    assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
+
+
+def test_shipped_checkpoint_terms_are_said_where_it_is_named():
+    pages = [
+        ROOT / "README.md",
+        ROOT / "NOTICE",
+        *ROOT.glob("model/checkpoints/*/README.md"),
+        ROOT / "docs" / "index.md",
+    ]
+    assert [name(page) for page in pages if "commercial use" not in page.read_text("utf-8")] == []

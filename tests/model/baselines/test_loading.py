@@ -1,0 +1,33 @@
+"""A saved encoder is loaded by its folder, as what it is."""
+
+from pathlib import Path
+
+import numpy as np
+
+from model.baselines.encoder import CategoryEncoder, SentenceEncoder
+from model.baselines.loading import load_system
+from model.note import Note
+from model.weights import silent
+
+NOTES = [
+    Note(title="bread in paris", hashtags=("baking",)),
+    Note(title="paris by night"),
+    Note(title="bread bread bread", content="and butter"),
+    Note(title="a horse"),
+]
+
+
+def test_saved_encoder_is_loaded_as_it_was(encoder: SentenceEncoder, tmp_path: Path):
+    encoder.save(tmp_path)
+    loaded = load_system(str(tmp_path), (), tmp_path, "auto", silent)
+    assert type(loaded) is SentenceEncoder
+    np.testing.assert_allclose(loaded.embed(NOTES), encoder.embed(NOTES), atol=1e-6)
+
+
+def test_saved_head_is_loaded_as_it_was(tmp_path: Path):
+    head = CategoryEncoder(["Küche", "b"])
+    head.save(tmp_path)
+    loaded = load_system(str(tmp_path), (), tmp_path, "auto", silent)
+    assert isinstance(loaded, CategoryEncoder)
+    expected = head.category_log_probs(NOTES, ["b", "Küche"])
+    np.testing.assert_allclose(loaded.category_log_probs(NOTES, ["b", "Küche"]), expected, atol=1e-6)

@@ -1,0 +1,22 @@
+"""Ranks of pairs in small pools, told by hand."""
+
+import numpy as np
+
+from model.evaluation.ranking import cosine, rank_pairs, recall_of_pairs
+
+
+def test_ranks_are_in_the_order_of_pairs_without_the_query():
+    vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.5, 0.5]], np.float32)
+    pairs = [("c", "a"), ("a", "b"), ("c", "d")]
+    assert rank_pairs(cosine(vectors), ["a", "b", "c", "d"], pairs).tolist() == [3, 1, 1]
+
+
+def test_equal_scores_rank_the_smaller_id_first():
+    same = np.ones((3, 1), np.float32)
+    for ids in (["a", "b", "c"], ["c", "b", "a"], ["b", "c", "a"]):
+        assert rank_pairs(cosine(same), ids, [("a", "b"), ("a", "c"), ("b", "a")]).tolist() == [1, 2, 1]
+
+
+def test_recall_of_pairs_counts_both_directions():
+    vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]], np.float32)
+    assert recall_of_pairs(vectors, ["a", "b", "c"], [("a", "b")], k=1) == 0.5  # c is closer to b than a is

@@ -1,0 +1,120 @@
+"""Engines around small models whose outputs the tests control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
+
+from model.config import DEFAULT_PROMPT, NoteLLMConfig
+from model.generation import Vocabulary
+from model.inference.engine import Engine
+from model.inference.kv_cache import DEFAULT_BLOCKS
+from model.inference.torch_runtime import TorchRuntime
+from model.notellm import NoteLLM
+from tests.conftest import COMMON, MIXED_LAYERS
+from tests.model.inference.samples import WORDS
+
+ENDS = [" #", "#", "<|im_end|>", "\n"]
+"""Texts of tokens that end a hashtag."""
+SHORT_WINDOWS: dict[str, PreTrainedConfig] = {
+    "qwen3": Qwen3Config(**COMMON, use_sliding_window=True, sliding_window=16, layer_types=MIXED_LAYERS),
+    "gemma3": Gemma3TextConfig(**COMMON, sliding_window=16, layer_types=MIXED_LAYERS),
+    "mistral": MistralConfig(**COMMON, sliding_window=16),
+}
+"""Families with an attention window that is shorter than a note."""
+
+
+def random_engine(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
+) -> Engine:
+    """Random float32 model of any family with the real tokenizer."""
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
+    torch.manual_seed(0)
+    backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
+    return Engine(TorchRuntime(model.eval().requires_grad_(False)))
+
+
+def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor, others: float = -torch.inf) -> Engine:
+    """Make the engine's model write only tokens of `texts`, each with its row of `weights` (len(texts), H). `others` is
+    the logit of all other tokens."""
+    ids = [token_of(engine, text) for text in texts]
+    output = nn.Linear(weights.shape[1], len(engine.runtime.model.tokenizer))
+    nn.init.zeros_(output.weight)
+    nn.init.constant_(output.bias, others)
+    output.weight.data[ids] = weights
+    output.bias.data[ids] = 0
+    engine.runtime.model.backbone.set_output_embeddings(output.requires_grad_(False))
+    return engine
+
+
+def token_of(engine: Engine, text: str) -> int:
+    """The one token of `text`."""
+    (token,) = engine.runtime.model.tokenizer(text, add_special_tokens=False).input_ids
+    assert isinstance(token, int)
+    return token
+
+
+def random_rows(count: int, seed: int = 1) -> Tensor:
+    """Weights (count, 64) whose logits are random and so close that no token is nearly certain."""
+    return torch.randn(count, 64, generator=torch.Generator().manual_seed(seed)) / 4
+
+
+def opposite_rows() -> Tensor:
+    """Weights (2, 64) for two tokens of which one is nearly certain, whatever the hidden state."""
+    row = torch.randn(64, generator=torch.Generator().manual_seed(2))
+    return torch.stack([row, -row])
+
+
+def random_writer(tokenizer: PreTrainedTokenizerBase, version: str) -> Engine:
+    """Random model that writes few words and many '#', so that its searches end at different steps and in different
+    ways."""
+    texts = [*ENDS, ".", *(f" {word}" for word in WORDS)]
+    engine = random_engine(LlamaConfig(**COMMON), tokenizer, version)
+    return writes_only(engine, texts, random_rows(len(texts)), others=-30)  # other tokens are needed for categories
+
+
+def bigram_engine(tokenizer: PreTrainedTokenizerBase, bigrams: Mapping[str, Mapping[str, float]]) -> Engine:
+    """Model whose next token depends on the last one alone. `bigrams[last]` are the probabilities of the next tokens,
+    `bigrams[""]` those of a hashtag's first token. All others have probability 0."""
+    engine = random_engine(LlamaConfig(**COMMON), tokenizer)
+    for layer in engine.runtime.model.backbone.base_model.layers:  # each layer passes its input on
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    embedding = engine.runtime.model.backbone.get_input_embeddings().weight
+    nn.init.zeros_(embedding)
+    texts = sorted({text for next_tokens in bigrams.values() for text in next_tokens})
+    weights = torch.full((len(texts), 64), -1e3)
+    for feature, (last, next_tokens) in enumerate(bigrams.items()):
+        assert sum(next_tokens.values()) == pytest.approx(1)
+        last_token = token_of(engine, last) if last else engine.prompt.hashtag_task(1)[-1]
+        embedding.data[last_token, feature] = 1e3
+        for text, probability in next_tokens.items():
+            weights[texts.index(text), feature] = math.log(probability)
+    return writes_only(engine, texts, weights / 8)  # the final norm scales the one feature that is not 0 to 8
+
+
+def vocabulary_of(engine: Engine, hashtags: Sequence[str]) -> Vocabulary:
+    """Vocabulary of `hashtags` in the engine's tokens."""
+    vocabulary = engine.vocabulary()
+    vocabulary.add(hashtags)
+    return vocabulary
+
+
+def fresh_engine(engine: Engine, blocks: int = DEFAULT_BLOCKS) -> Engine:
+    """Another engine of the same model, with an empty cache of its own."""
+    return Engine(TorchRuntime(engine.runtime.model, blocks))

@@ -1,0 +1,238 @@
+"""Beam search: the most probable hashtags with exact scores, within bounds, in any batch."""
+
+from __future__ import annotations
+
+import itertools
+from string import ascii_letters
+
+import pytest
+from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
+from model.hashtags.grounding import dedup_key
+from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG
+from model.inference.engine import Engine
+from model.note import hashtag_key
+from tests.conftest import COMMON, FOODS
+from tests.model.inference.models import (
+    ENDS,
+    bigram_engine,
+    fresh_engine,
+    opposite_rows,
+    random_engine,
+    random_rows,
+    vocabulary_of,
+    writes_only,
+)
+from tests.model.inference.outputs import assert_same_hashtags, close_to, generate, generate_alone, scores, texts
+from tests.model.inference.reference import all_hashtags, assert_hashtags_match_reference, hashtag_probability
+from tests.model.inference.samples import FEW_NOTES, HASHTAGS, NOTES
+
+ENDED = {" #": 1.0}
+"""Next token of a word that is a whole hashtag."""
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_search_through_the_cache_matches_reference(writer: Engine, count: int) -> None:
+    notes = NOTES[::2]
+    outputs = generate(writer, notes, GenerationRequest(count))
+    for note, output in zip(notes, outputs, strict=True):
+        assert_hashtags_match_reference(writer, note, count, output)
+    lengths = {output.usage.generated_tokens for output in outputs}
+    assert len(lengths) > 2, "every search ends at the same step: the test shows too little"
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ([" coffee", " river", " cat", " lamp"], 3),
+        ([" coffee", " Coffee", " river", "s"], 100),  # more than there are, so that the search stops at its bound
+    ],
+)
+def test_search_with_enough_beams_finds_the_best_of_all(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, words: list[str], count: int
+) -> None:
+    monkeypatch.setattr("model.inference.beam_search.TOKENS_PER_HASHTAG", 3)
+    monkeypatch.setattr("model.inference.beam_search.BEAMS_PER_HASHTAG", -(-(len(words) ** 3) // count))
+    engine = random_engine(LlamaConfig(**COMMON), tokenizer)
+    engine = writes_only(engine, [*words, *ENDS], random_rows(len(words) + len(ENDS)))
+    notes = FEW_NOTES[:3]
+    for note, output in zip(notes, generate(engine, notes, GenerationRequest(count)), strict=True):
+        by_key = all_hashtags(engine, note, count, words, 3)
+        best = sorted(by_key.items(), key=lambda item: -item[1])[:count]
+        assert [dedup_key(hashtag.text) for hashtag in output.hashtags or ()] == [key for key, _ in best]
+        assert scores(output.hashtags) == close_to([probability for _, probability in best])
+
+
+def test_score_is_the_probability_of_hashtag_and_any_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    bigrams = {
+        "": {" coffee": 0.6, " river": 0.4},
+        " coffee": {" #": 0.4, "#": 0.2, "##": 0.1, "<|im_end|>": 0.1, "\n": 0.1, "\n\n": 0.1},
+        " river": {" #": 0.3, "\n": 0.1, " cat": 0.6},
+        " cat": {"<|im_end|>": 1.0},
+    }
+    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(3)):
+        assert texts(output.hashtags) == ["coffee", "river cat", "river"]
+        assert scores(output.hashtags) == close_to([0.6, 0.24, 0.16])
+
+
+def test_improbable_hashtag_has_a_score_that_says_so(tokenizer: PreTrainedTokenizerBase) -> None:
+    bigrams = {"": {"<|im_end|>": 1 - 1e-6, " coffee": 1e-6}, " coffee": {"<|im_end|>": 1.0}}
+    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(2)):
+        assert texts(output.hashtags) == ["coffee"]
+        assert scores(output.hashtags) == close_to([1e-6])
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
+def test_hashtags_differ_and_are_ordered_by_score(engine: str, request: pytest.FixtureRequest) -> None:
+    for output in generate(request.getfixturevalue(engine), NOTES, GenerationRequest(5)):
+        in_order = scores(output.hashtags)
+        assert in_order
+        assert len({hashtag_key(text) for text in texts(output.hashtags) or ()}) == len(in_order)
+        assert in_order == sorted(in_order, reverse=True)
+        assert all(0 < score <= 1 for score in in_order)
+        assert sum(in_order) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
+def test_hashtags_are_bounded_in_count_and_tokens(engine: str, request: pytest.FixtureRequest) -> None:
+    requests = [GenerationRequest(1 + i % 3) for i in range(len(FEW_NOTES))]
+    outputs = generate(request.getfixturevalue(engine), FEW_NOTES, requests)
+    for note_request, output in zip(requests, outputs, strict=True):
+        assert len(output.hashtags or ()) <= note_request.hashtags
+        assert output.usage.generated_tokens <= note_request.hashtags * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
+        assert (output.first_token_seconds or 0) > 0
+
+
+def test_hashtags_do_not_depend_on_requests_before(writer: Engine) -> None:
+    requests = [
+        GenerationRequest(3),
+        GenerationRequest(1, FOODS),
+        GenerationRequest(),
+        GenerationRequest(3, FOODS),
+        GenerationRequest(1),
+    ]
+    for order in itertools.islice(itertools.permutations(range(len(FEW_NOTES))), 0, None, 29):
+        notes = [FEW_NOTES[i] for i in order]
+        outputs = generate(writer, notes, [requests[i] for i in order])
+        alone = generate_alone(writer, notes, [GenerationRequest(requests[i].hashtags) for i in order])
+        assert_same_hashtags(outputs, alone)
+
+
+def test_hashtags_of_mixed_policies_do_not_depend_on_batch(writer: Engine) -> None:
+    policies = [
+        GenerationRequest(2),
+        GenerationRequest(3, vocabulary=vocabulary_of(writer, HASHTAGS)),
+        GenerationRequest(2, find_neighbours=lambda *_: Neighbours([Neighbour("n", 1.0, HASHTAGS)])),
+    ]
+    notes, requests = FEW_NOTES * 3, [policy for policy in policies for _ in FEW_NOTES]
+    alone = generate_alone(writer, notes, requests)
+    assert_same_hashtags(generate(writer, notes, requests), alone)
+    assert writer.runtime.pool.free == writer.runtime.pool.count
+
+
+def test_known_hashtags_have_their_exact_probability(writer: Engine) -> None:
+    count = len(HASHTAGS) - 1
+    request = GenerationRequest(count, vocabulary=vocabulary_of(writer, HASHTAGS))
+    for note, output in zip(FEW_NOTES, generate(writer, FEW_NOTES, request), strict=True):
+        by_probability = [(hashtag_probability(writer, note, count, text), text) for text in HASHTAGS]
+        expected = sorted(by_probability, reverse=True)[:count]
+        assert texts(output.hashtags) == [text for _, text in expected]
+        assert scores(output.hashtags) == close_to([probability for probability, _ in expected])
+
+
+def test_empty_vocabulary_gives_no_hashtag_and_the_reason(writer: Engine) -> None:
+    (output,) = generate(writer, FEW_NOTES[:1], GenerationRequest(2, vocabulary=writer.vocabulary()))
+    assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is known yet")
+
+
+def test_hashtag_removed_during_the_search_is_not_returned(writer: Engine) -> None:
+    engine = fresh_engine(writer)
+    vocabulary = vocabulary_of(engine, HASHTAGS)
+    engine.add_request(engine.tokenize(FEW_NOTES[0], GenerationRequest(len(HASHTAGS), vocabulary=vocabulary)))
+    assert engine.step() == []
+    vocabulary.remove(HASHTAGS[1:])
+    while not (finished := engine.step()):
+        pass
+    assert texts(finished[0][1].hashtags) == [HASHTAGS[0]]
+
+
+@pytest.mark.parametrize("grounded", [False, True])
+def test_on_hashtag_is_called_once_each_in_answer_order(writer: Engine, grounded: bool) -> None:
+    neighbours = (lambda *_: Neighbours([Neighbour("n", 1.0, HASHTAGS)])) if grounded else None
+    for note in FEW_NOTES:
+        announced: list[Hashtag] = []
+        request = GenerationRequest(4, find_neighbours=neighbours, on_hashtag=announced.append)
+        (output,) = generate(writer, [note], request)
+        assert [hashtag.text for hashtag in announced] == texts(output.hashtags)
+        for hashtag, score in zip(announced, scores(output.hashtags), strict=True):
+            assert hashtag.score <= score + 1e-9  # later spellings add to it
+    engine, announced = fresh_engine(writer), []
+    engine.add_request(engine.tokenize(FEW_NOTES[0], GenerationRequest(4, on_hashtag=announced.append)))
+    before_the_end = 0
+    while not engine.step():
+        before_the_end = max(before_the_end, len(announced))
+    assert before_the_end > 0
+
+
+def test_blocked_hashtag_gives_its_rank_to_the_next(tokenizer: PreTrainedTokenizerBase) -> None:
+    words = {" coffee": 0.5, " river": 0.3, " cat": 0.2}
+    engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
+    for output in generate(engine, FEW_NOTES, GenerationRequest(2, blocked=frozenset({"coffee"}))):
+        assert texts(output.hashtags) == ["river", "cat"]
+
+
+def test_spellings_of_a_hashtag_add_up(tokenizer: PreTrainedTokenizerBase) -> None:
+    words = {" Coffee": 0.25, " coffee": 0.35, " river": 0.4}
+    engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
+    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+        assert texts(output.hashtags) == ["coffee", "river"]  # in the more probable spelling
+        assert scores(output.hashtags) == close_to([0.6, 0.4])
+
+
+@pytest.mark.parametrize("others", [(" coffee", " Coffee"), ("!", "?")], ids=["spellings of one", "no hashtags"])
+def test_search_goes_on_until_it_has_enough_hashtags(
+    tokenizer: PreTrainedTokenizerBase, others: tuple[str, str]
+) -> None:
+    bigrams = {
+        "": {others[0]: 0.4, others[1]: 0.31, " New": 0.29},
+        **dict.fromkeys(others, ENDED),
+        " New": {" York": 1.0},
+        " York": ENDED,
+    }
+    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(2)):
+        assert {hashtag.text: hashtag.score for hashtag in output.hashtags or ()}.get("New York") == close_to(0.29)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_hashtag_up_to_the_token_bound_is_found(tokenizer: PreTrainedTokenizerBase, beyond: int) -> None:
+    """One of more tokens is not."""
+    letters = ascii_letters[: TOKENS_PER_HASHTAG + beyond]
+    bigrams = {last: {letter: 1.0} for last, letter in zip(["", *letters], letters, strict=False)}
+    engine = bigram_engine(tokenizer, bigrams | {letters[-1]: ENDED})
+    for output in generate(engine, FEW_NOTES, GenerationRequest(1)):
+        assert texts(output.hashtags) == ([] if beyond else [letters])
+        assert bool(output.hashtags_reason) == bool(beyond)
+
+
+def test_endless_hashtag_stops_at_the_token_bound(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), [" coffee", " river"], opposite_rows())
+    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+        assert output.hashtags == ()
+        assert output.hashtags_reason
+        assert output.usage.generated_tokens == 2 * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
+
+
+def test_text_that_is_no_hashtag_gives_none_and_the_reason(tokenizer: PreTrainedTokenizerBase) -> None:
+    writable = ["!", "?", *ENDS]
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), writable, random_rows(len(writable)))
+    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+        assert output.hashtags == ()
+        assert output.hashtags_reason
+
+
+def test_immediate_end_gives_no_hashtag_and_the_reason(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), ["<|im_end|>", "\n"], opposite_rows())
+    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+        assert output.hashtags == ()
+        assert output.hashtags_reason

@@ -1,0 +1,143 @@
+"""Category scoring: exact probabilities of closed sets, and the prior of names that training has not shown."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import NoteLLMConfig
+from model.generation import CategoriesTooLong, GenerationRequest
+from model.inference.category_scoring import NAME_COSINE_WEIGHT
+from model.inference.engine import Engine
+from model.inference.trie import Trie
+from model.note import Note
+from tests.conftest import FOODS, in_torch
+from tests.model.inference.outputs import assert_same_categories, generate, prefills, probabilities, record_forwards
+from tests.model.inference.reference import category_log_probs, category_probabilities
+from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES
+
+
+def test_probabilities_equal_scoring_each_category_alone(tiny_engine: Engine) -> None:
+    """The closed sets of one batch differ in length."""
+    requests = [GenerationRequest(categories=categories) for categories in CLOSED_SETS]
+    for note, output, request in zip(FEW_NOTES, generate(tiny_engine, FEW_NOTES, requests), requests, strict=True):
+        if request.categories:
+            expected = category_probabilities(tiny_engine, note, request.categories)
+            assert probabilities(output) == pytest.approx(expected, abs=1e-4)
+        else:
+            assert output.categories is None
+
+
+def test_whole_closed_set_is_returned_most_probable_first(tiny_engine: Engine) -> None:
+    categories = tiny_engine.categories
+    for output in generate(tiny_engine, FEW_NOTES, GenerationRequest(categories=categories)):
+        in_order = [category.probability for category in output.categories or ()]
+        assert set(probabilities(output)) == set(categories)
+        assert len(in_order) == len(categories)
+        assert in_order == sorted(in_order, reverse=True)
+        assert sum(in_order) == pytest.approx(1, abs=1e-5)
+
+
+def test_unseen_names_are_scored_less_their_prior(partly_trained: Engine) -> None:
+    request = GenerationRequest(categories=FOODS)
+    names = [Note(title=name) for name in FOODS]
+    prior = torch.stack([category_log_probs(partly_trained, name, FOODS) for name in names]).mean(0)
+    cosines = torch.from_numpy(partly_trained.embed(FEW_NOTES) @ partly_trained.embed(names).T)
+    outputs = generate(partly_trained, FEW_NOTES, request)
+    for note, cosine, output in zip(FEW_NOTES, cosines, outputs, strict=True):
+        scores = category_log_probs(partly_trained, note, FOODS) - prior + NAME_COSINE_WEIGHT * cosine
+        expected = dict(zip(FOODS, scores.softmax(0).tolist(), strict=True))
+        assert probabilities(output) == pytest.approx(expected, abs=1e-3)
+        assert output.usage == generate(partly_trained, [note], request)[0].usage
+
+
+def test_trained_names_keep_their_probabilities(partly_trained: Engine, tiny_engine: Engine) -> None:
+    request = GenerationRequest(categories=("Travel", "Food"))
+    assert_same_categories(generate(partly_trained, FEW_NOTES, request), generate(tiny_engine, FEW_NOTES, request))
+
+
+def test_prior_of_a_long_closed_set_is_bounded_work(partly_trained: Engine) -> None:
+    """Four names are read with the trie, and all of them for their vectors; the next request reads none."""
+    names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
+    with record_forwards(partly_trained) as forwards:
+        generate(partly_trained, FEW_NOTES[:1], GenerationRequest(categories=names))
+    nodes = len(Trie.build(partly_trained.prompt.category_outputs(names)).inner)
+    assert sum(len(ids) > nodes for ids in prefills(forwards)) == 4 + 1
+    with record_forwards(partly_trained) as forwards:
+        generate(partly_trained, FEW_NOTES[:1], GenerationRequest(categories=names))
+    assert len(forwards) == 1
+
+
+def test_prior_is_computed_once_for_concurrent_requests(partly_trained: Engine) -> None:
+    names = ("Trains", "Soups", "Gardens")
+    engine = Engine(partly_trained.runtime)
+    with record_forwards(engine) as forwards:
+        together = generate(engine, FEW_NOTES, GenerationRequest(categories=names))
+    name_prompts = [tuple(engine.prompt.note(Note(title=name))) for name in names]
+    assert sum(ids in name_prompts for spans in forwards for ids in spans) == len(names)
+    assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=names)))
+
+
+def test_no_other_request_waits_for_a_prior(partly_trained: Engine) -> None:
+    engine = Engine(partly_trained.runtime)
+    names = tuple(f"{first} {second}" for first in "abcdefgh" for second in "abcdefgh")
+    request = GenerationRequest(categories=names)
+    first, second = (engine.add_request(engine.tokenize(note, request)) for note in FEW_NOTES[:2])
+    vector = engine.add_request(engine.tokenize(FEW_NOTES[2]))
+    assert [running for running, _ in engine.step()] == [vector]
+    engine.abort(first)  # it was reading the names, which the other request now takes over
+    finished = []
+    while not finished:
+        finished = engine.step()
+    assert finished[0][0] is second
+    assert_same_categories([finished[0][1]], generate(partly_trained, FEW_NOTES[1:2], request))
+    assert engine.runtime.pool.free == engine.runtime.pool.count
+
+
+@pytest.mark.parametrize("engine", ["tiny_engine", "partly_trained"])
+def test_order_of_a_closed_set_changes_no_probability(request: pytest.FixtureRequest, engine: str) -> None:
+    loaded: Engine = request.getfixturevalue(engine)
+    forth, back = (generate(loaded, FEW_NOTES, GenerationRequest(categories=names)) for names in (FOODS, FOODS[::-1]))
+    assert_same_categories(forth, back)
+
+
+def test_closed_set_of_one_is_certain(tiny_engine: Engine) -> None:
+    (output,) = generate(tiny_engine, FEW_NOTES[:1], GenerationRequest(categories=("Only",)))
+    assert probabilities(output) == {"Only": 1.0}
+
+
+def test_closed_set_beyond_its_token_bound_is_refused(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = GenerationRequest(categories=FOODS)
+    tokens = len(Trie.build(writer.prompt.category_outputs(FOODS)).inner)
+    monkeypatch.setattr("model.inference.category_scoring.MAX_CATEGORY_TOKENS", tokens)
+    assert len(probabilities(generate(Engine(writer.runtime), FEW_NOTES[:1], request)[0])) == len(FOODS)
+    monkeypatch.setattr("model.inference.category_scoring.MAX_CATEGORY_TOKENS", tokens - 1)
+    with pytest.raises(CategoriesTooLong, match=f"{tokens} tokens; shorten them to {tokens - 1}"):
+        Engine(writer.runtime).tokenize(FEW_NOTES[0], request)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_temperature_changes_category_probabilities_alone(
+    tiny_checkpoint: Path, tiny_engine: Engine, tmp_path: Path, temperature: float
+) -> None:
+    folder = tmp_path / "calibrated"
+    shutil.copytree(tiny_checkpoint, folder)
+    replace(NoteLLMConfig.load(folder), category_temperature=temperature).save(folder)
+    calibrated = in_torch(folder, tmp_path)
+    assert calibrated.space == tiny_engine.space
+    request = GenerationRequest(2, FOODS)
+    plain_outputs, calibrated_outputs = (generate(e, FEW_NOTES, request) for e in (tiny_engine, calibrated))
+    for plain, tempered in zip(plain_outputs, calibrated_outputs, strict=True):
+        powers = {name: p ** (1 / temperature) for name, p in probabilities(plain).items()}
+        softmax = {name: power / sum(powers.values()) for name, power in powers.items()}
+        assert probabilities(tempered) == pytest.approx(softmax, rel=1e-4)
+        assert list(probabilities(tempered)) == list(probabilities(plain))
+        assert (plain.categories[0].probability < tempered.categories[0].probability) == (temperature < 1)
+        np.testing.assert_array_equal(tempered.vector, plain.vector)
+        assert tempered.hashtags == plain.hashtags
+    assert calibrated.write_category(FEW_NOTES) == tiny_engine.write_category(FEW_NOTES)

@@ -1,0 +1,112 @@
+"""Scheduler: requests begin and end at any step, share a bounded cache, and do not change each other's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from model.generation import MAX_CATEGORY_TOKENS, GenerationRequest, Neighbour, Neighbours
+from model.hashtags.grounding import MAX_CANDIDATES
+from model.inference.engine import Engine
+from model.inference.runtime import Span, SpanOutput
+from model.inference.trie import Trie
+from model.note import Note
+from tests.conftest import FOODS
+from tests.model.inference.models import fresh_engine
+from tests.model.inference.outputs import assert_same_hashtags, assert_same_vectors, generate, generate_alone
+from tests.model.inference.samples import FEW_NOTES, NOTES, WORDS
+
+
+def test_request_begins_and_finishes_at_any_step(writer: Engine) -> None:
+    """A vector takes one step while an earlier request goes on; an aborted request frees its blocks."""
+    engine = fresh_engine(writer)
+    long, aborted = (engine.add_request(engine.tokenize(note, GenerationRequest(4, FOODS))) for note in FEW_NOTES[:2])
+    assert engine.step() == []
+    vector = engine.add_request(engine.tokenize(FEW_NOTES[2]))
+    engine.abort(aborted)
+    ((running, output),) = engine.step()
+    assert running is vector
+    assert_same_vectors([output], generate(writer, FEW_NOTES[2:3]))
+    finished = []
+    while not finished:
+        finished = engine.step()
+    ((running, output),) = finished
+    assert running is long
+    assert_same_hashtags([output], generate(writer, FEW_NOTES[:1], GenerationRequest(4)))
+    assert engine.step() == []
+    assert engine.runtime.pool.free == engine.runtime.pool.count
+
+
+def test_failed_forward_leaves_no_request_and_no_blocks(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fresh_engine(writer)
+    engine.add_request(engine.tokenize(FEW_NOTES[0], GenerationRequest(2)))
+    engine.step()
+    engine.add_request(engine.tokenize(FEW_NOTES[1], GenerationRequest(2)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runtime, "forward", failing_forward)
+        with pytest.raises(MemoryError):
+            engine.step()
+    assert engine.runtime.pool.free == engine.runtime.pool.count
+    request = GenerationRequest(2)
+    assert_same_hashtags(generate(engine, FEW_NOTES, request), generate(writer, FEW_NOTES, request))
+
+
+def failing_forward(spans: Sequence[Span]) -> list[SpanOutput]:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("candidates", [0, MAX_CANDIDATES])
+def test_requests_that_fit_never_run_out_of_blocks(writer: Engine, candidates: int) -> None:
+    """Neighbours with many long hashtags take blocks too."""
+    engine = fresh_engine(writer, blocks=60)
+    hashtags = tuple(" ".join(WORDS[(i + j * (i % 3 + 1)) % 16] for j in range(20)) for i in range(candidates))
+    neighbours = Neighbours([Neighbour("n", 1.0, hashtags)])
+    request = GenerationRequest(4, FOODS)
+    if candidates:
+        request = GenerationRequest(1, FOODS, find_neighbours=lambda *_: neighbours)
+    tokenized = engine.tokenize(FEW_NOTES[1], request)
+    running = []
+    while engine.can_add(tokenized):
+        running.append(engine.add_request(tokenized))
+    assert 1 <= len(running) < 6
+    finished = []
+    while len(finished) < len(running):
+        finished += engine.step()
+    assert engine.can_add(tokenized)
+    assert engine.runtime.pool.free == 60
+
+
+def test_longest_note_and_closed_set_fit_the_cache(writer: Engine) -> None:
+    names = tuple(f"{i} {'cat ' * 12}" for i in range(500))
+    outputs = writer.prompt.category_outputs(names)
+    count = next(n for n in range(500, 0, -1) if len(Trie.build(outputs[:n]).inner) <= MAX_CATEGORY_TOKENS)
+    assert count < len(names)
+    note = Note(title="cat " * 5000, content="cat " * 5000, hashtags=("cat " * 8,) * 30)
+    assert writer.can_add(writer.tokenize(note, GenerationRequest(10, names[:count])))
+
+
+def test_note_does_not_wait_for_a_long_closed_set(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fresh_engine(writer)
+    note = engine.tokenize(Note(title="cat"))
+    monkeypatch.setattr("model.inference.scheduler.PREFILL_TOKENS_PER_STEP", 2 * len(note.ids))
+    long_closed_set = GenerationRequest(categories=tuple(f"cat {word}" for word in WORDS))
+    long = engine.add_request(engine.tokenize(FEW_NOTES[0], long_closed_set))
+    short = engine.add_request(note)
+    assert {running for running, _ in engine.step()} == {long, short}
+
+
+@pytest.mark.parametrize(("blocks", "step_tokens"), [(24, 1), (40, 200), (1024, 4096)])
+def test_cache_size_and_token_budget_change_no_hashtag(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, blocks: int, step_tokens: int
+) -> None:
+    """Neither do the numbers of hashtags that other notes of the batch ask for."""
+    notes = NOTES[:16]
+    requests = [GenerationRequest(i % 5) for i in range(len(notes))]
+    alone = generate_alone(writer, notes, requests)
+    assert len({output.usage.generated_tokens for output in alone}) > 5
+    monkeypatch.setattr("model.inference.scheduler.PREFILL_TOKENS_PER_STEP", step_tokens)
+    small = fresh_engine(writer, blocks)
+    assert_same_hashtags(generate(small, notes, requests), alone)
+    assert_same_hashtags(generate(small, notes[::-1], requests[::-1])[::-1], alone)
+    assert small.runtime.pool.free == blocks

@@ -1,0 +1,88 @@
+"""Two processes train exactly as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.note import Note
+from model.training.recipe import Recipe
+from model.training.resume import LAST
+from model.training.trainer import BEST, Trainer
+from tests.conftest import in_torch
+from tests.model.training.runs import losses
+
+LOOPBACK = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+import torch
+from model.training.distributed import processes
+from model.training.recipe import Data, Recipe
+from model.training.trainer import Trainer
+
+torch.set_num_threads(1)
+with processes("cpu") as (rank, device):
+    for name, given in json.loads(Path(sys.argv[1]).read_text()).items():
+        data = tuple(Data(notes=Path(d["notes"]), pairs=Path(d["pairs"])) for d in given.pop("data"))
+        folder = Path(sys.argv[1]).parent / name
+        trainer = Trainer(Recipe(**given, data=data), folder, cache=folder, device=device)
+        list(trainer.run())
+        weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in trainer.model.named_parameters()}
+        torch.save({n: p.detach() for n, p in weights.items()}, folder / f"rank{rank}.pt")
+"""
+
+
+WAYS = {
+    "lora": {},
+    "full": {"lora_rank": 0},
+    "sharded-lora": {"shard": True},
+    "sharded-full": {"lora_rank": 0, "shard": True},
+    "distilled": {"distillation": 0.5},
+    "remembered": {"distillation": 0.5, "memory": True},
+}
+
+
+@pytest.fixture(scope="module")
+def two_processes(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train each way with two processes under torchrun; a folder for each way."""
+    folder = tmp_path_factory.mktemp("two")
+    recipes = {}
+    for way, changes in WAYS.items():
+        (folder / way).mkdir()
+        recipes[way] = asdict(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes))
+    (folder / "recipes.json").write_text(json.dumps(recipes, default=str))
+    (folder / "process.py").write_text(PROCESS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(folder / "process.py"), str(folder / "recipes.json")]
+    subprocess.run([*launch, *arguments], check=True, timeout=110, env=LOOPBACK)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_as_one_with_the_whole_batch(recipe: Recipe, two_processes: Path, tmp_path: Path, way: str):
+    changes = WAYS[way] | {"shard": False}
+    list(
+        Trainer(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes), tmp_path, cache=tmp_path).run()
+    )
+    two = two_processes / way
+    assert all((distillation > 0) == ("distillation" in changes) for _, _, distillation, _, _ in losses(two))
+    for alone, together in zip(losses(tmp_path), losses(two), strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)
+    weights = [torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=0, msg=name)
+    notes = [Note(title="river"), Note(title="bread")]
+    vectors = [in_torch(f / BEST, tmp_path).embed(notes) for f in (tmp_path, two)]
+    np.testing.assert_allclose(*vectors, atol=1e-5)
+    assert (two / LAST).is_file()

@@ -1,0 +1,104 @@
+"""SealedSegment with an inverted file: what its searches find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from service.filters import Filter
+from service.index.building import RECALL
+from service.index.sealed import SealedSegment
+from service.index.segmented import MERGE_FACTOR, SegmentedIndex
+from service.records import Vector
+from tests.service.index.reference import (
+    ANY,
+    Model,
+    check,
+    clustered,
+    do_jobs,
+    vector_of,
+)
+
+SEALED_ROWS = 6000
+
+
+@pytest.fixture(scope="module", params=["processor", "card"])
+def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
+    """An index of one large segment with an inverted file, whose rows are in clusters, as the topics of a community."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.index.building.IVF_ROWS", 1000)
+        patch.setattr("service.index.sealed.MAX_EXACT_ROWS", 20)
+        gpu = request.getfixturevalue("card") if request.param == "card" else None
+        index = SegmentedIndex(16, growing_rows=SEALED_ROWS // MERGE_FACTOR, gpu=gpu)
+        index.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
+        do_jobs(index)
+        assert any(isinstance(segment, SealedSegment) and segment._lists_by_k for segment in index.all_segments)
+        yield index
+
+
+def queries() -> list[Vector]:
+    """Return vectors of 60 notes that are not in the index."""
+    return [vector_of(clustered(SEALED_ROWS + 10 + n)) for n in range(60)]
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, 300])
+@pytest.mark.parametrize("tag", [None, "half", "tenth", "hundredth", "rare"])
+def test_ivf_search_returns_k_at_measured_recall(sealed: SegmentedIndex, tag: str | None, k: int) -> None:
+    model = Model()
+    model.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
+    where = ANY if tag is None else Filter(hashtags=(tag,))
+    ids = [i for i, note in model.notes.items() if where.accepts(note)]
+    matrix = np.stack([vector for i in ids if (vector := model.notes[i].vector) is not None])
+    hits = 0
+    for query in queries():
+        found = sealed.search(query, k, where, 0.0)
+        assert len(found) == min(k, len(ids))
+        best = {ids[i] for i in np.argsort(-(matrix @ query))[:k]}
+        hits += len(best.intersection(hit.id for hit in found))
+    assert hits >= (RECALL - 0.015) * 60 * min(k, len(ids))
+
+
+@pytest.mark.parametrize("where", [ANY, Filter(hashtags=("tenth",)), Filter(exact=True)])
+def test_ivf_restored_returns_the_same(sealed: SegmentedIndex, where: Filter) -> None:
+    parts = {part.name: part.make() for part in sealed.snapshot_parts()}
+    restored = SegmentedIndex(16, gpu=sealed._gpu)
+    restored.restore(parts.__getitem__)
+    for query in queries():
+        assert restored.search(query, 10, where, 0.0) == sealed.search(query, 10, where, 0.0)
+    restored.remove(["c40"])
+    assert restored.vector("c40") is None
+    assert sealed.vector("c40") is not None
+
+
+@pytest.mark.parametrize("where", [Filter(exact=True), Filter(hashtags=("half",), exact=True)])
+def test_ivf_exact_search_equals_brute_force(sealed: SegmentedIndex, where: Filter) -> None:
+    model = Model()
+    model.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
+    for query in queries()[:5]:
+        check(sealed.search(query, 200, where, 0.0), model.scores(query, where, 0.0), 200)
+
+
+def test_ivf_removed_row_is_hidden_at_once(sealed: SegmentedIndex) -> None:
+    vector = clustered(40).vector
+    assert vector is not None
+    assert sealed.search(vector, 1, ANY, 0.0)[0].id == "c40"
+    np.testing.assert_array_equal(sealed.vector("c40"), vector)
+    sealed.remove(["c40"])
+    assert "c40" not in {hit.id for hit in sealed.search(vector, 500, ANY, 0.0)}
+    assert sealed.vector("c40") is None
+    sealed.upsert([clustered(40)])
+    assert sealed.search(vector, 1, ANY, 0.0)[0].id == "c40"
+
+
+def test_search_nearest_are_tombstones_returns_k(sealed: SegmentedIndex) -> None:
+    """The one call for all segments finds too few living rows, so that each is searched with its tombstones masked."""
+    query = queries()[3]
+    nearest = [hit.id for hit in sealed.search(query, 100, ANY, 0.0)]
+    sealed.remove(nearest[:90])
+    try:
+        found = {hit.id for hit in sealed.search(query, 10, ANY, 0.0)}
+        assert (len(found), found.isdisjoint(nearest[:90])) == (10, True)
+    finally:
+        sealed.upsert([clustered(int(note_id.removeprefix("c"))) for note_id in nearest[:90]])

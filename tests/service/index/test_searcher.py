@@ -1,0 +1,158 @@
+"""SegmentSearcher: what one search over all segments finds, also beside writes and merges."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from service.filters import Filter
+from service.index.building import RECALL
+from service.index.segmented import SegmentedIndex
+from service.records import StoredNote
+from tests.service.conftest import stored_note
+from tests.service.index.reference import (
+    ANY,
+    DIMENSION,
+    direction,
+    do_jobs,
+    row,
+    rows,
+    vector_of,
+)
+
+
+@pytest.fixture
+def threads_take_turns_often() -> Iterator[None]:
+    """Have the interpreter switch threads at nearly every instruction."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def beside(search: Callable[[int], None], write: Callable[[int], None], searches: int, turns: int) -> None:
+    """Run `search(thread)` in two threads while this one runs `write(turn)`, each at least so many times."""
+    stop, searched = threading.Event(), [0, 0]
+
+    def search_on(thread: int) -> None:
+        while not stop.is_set():
+            search(thread)
+            searched[thread] += 1
+
+    threads = [threading.Thread(target=search_on, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    turn = 0
+    while any(thread.is_alive() for thread in threads) and (min(searched) < searches or turn < turns):
+        write(turn)
+        turn += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert min(searched) >= searches, "a search failed"
+
+
+@pytest.mark.usefixtures("threads_take_turns_often")
+@pytest.mark.parametrize("where", [ANY, Filter(hashtags=("stays",)), Filter(exclude=frozenset({"stay7", "go7"}))])
+def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
+    """Notes that stay or are replaced are always found; one that is removed for good is not found after that."""
+    index = SegmentedIndex(DIMENSION, growing_rows=16)
+    stay = [row(f"stay{n}", n, hashtags=("stays",)) for n in range(60)]
+    index.upsert(stay)
+    expected = {note.note.id for note in stay} - where.exclude
+    gone, faults = set[str](), list[str]()
+
+    def search(thread: int) -> None:
+        before = set(gone)
+        found = [hit.id for hit in index.search(direction(thread), 10_000, where, 0.0)]
+        faults.extend(f"{hit} should be excluded" for hit in where.exclude.intersection(found))
+        if index.vector("stay7") is None:
+            faults.append("a vector is missing")
+        if len(found) != len(set(found)):
+            faults.append("a note is found twice")
+        faults.extend(f"{missing} is missing" for missing in expected.difference(found))
+        faults.extend(f"{back} is back" for back in before.intersection(found))
+
+    def write(turn: int) -> None:
+        index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays",)), row(f"go{turn}", turn, hashtags=("goes",))])
+        index.remove([f"go{turn - 5}"])
+        if turn >= 5:
+            gone.add(f"go{turn - 5}")
+        do_jobs(index)
+
+    beside(search, write, searches=40, turns=300)
+    assert not faults, faults[:5]
+
+
+@pytest.mark.usefixtures("threads_take_turns_often")
+def test_search_note_being_replaced_is_nearest_to_itself() -> None:
+    """The one call for all segments asks for enough rows that tombstones do not fill its answer."""
+    index = SegmentedIndex(DIMENSION, growing_rows=16)
+    index.upsert([row("stays", 7), *rows(200, first=1000)])
+    where = Filter(exclude=frozenset({"n1000"}))
+    faults = list[list[str]]()
+
+    def search(_: int) -> None:
+        found = [hit.id for hit in index.search(direction(7), 40, where, 0.0)]
+        if found[0] != "stays" or len(set(found)) < 40:
+            faults.append(found[:3])
+
+    def write(turn: int) -> None:
+        moved = direction(7) + 0.01 * direction(turn)
+        index.upsert([stored_note("stays", vector=(moved / np.linalg.norm(moved)).astype(np.float32))])
+        do_jobs(index)
+
+    beside(search, write, searches=300, turns=3000)
+    assert not faults, faults[:5]
+
+
+def recall_of(index: SegmentedIndex, notes: list[StoredNote], k: int, excluded: int = 0) -> float:
+    """Return the recall of searches for 40 of the notes, each of which excludes its `excluded` nearest notes."""
+    matrix = np.stack([vector_of(note) for note in notes])
+    found, queries = 0, notes[:: len(notes) // 40][:40]
+    for query in map(vector_of, queries):
+        nearest = [notes[at].note.id for at in np.argsort(-(matrix @ query))[: excluded + k]]
+        hits = index.search(query, k, Filter(exclude=frozenset(nearest[:excluded])), 0.0)
+        found += len({hit.id for hit in hits}.intersection(nearest[excluded:]))
+    return found / (k * len(queries))
+
+
+def spread(n: int, topic: int = 0) -> StoredNote:
+    """Return note s<n> in no cluster. Notes of a topic differ in 4 of 16 dimensions: few lists have all neighbours."""
+    vector = np.zeros(16)
+    vector[4 * topic : 4 * topic + 4] = np.random.default_rng(n).normal(size=4)
+    return stored_note(f"s{n}", vector=(vector / np.linalg.norm(vector)).astype(np.float32))
+
+
+@pytest.fixture
+def lists_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.index.building.IVF_ROWS", 1000)
+
+
+@pytest.mark.usefixtures("lists_of_few_rows")
+@pytest.mark.parametrize("excluded", [1, 30, 300, 900])
+def test_search_with_exclusions_keeps_recall(excluded: int) -> None:
+    notes = [spread(n) for n in range(8001)]
+    index = SegmentedIndex(16, growing_rows=2000)
+    index.upsert(notes)
+    do_jobs(index)
+    assert recall_of(index, notes, 10, excluded) >= RECALL - 0.015
+
+
+@pytest.mark.usefixtures("lists_of_few_rows")
+@pytest.mark.parametrize("k", [10, 50, 200])
+def test_search_neighbours_in_smallest_segment_keeps_recall(k: int) -> None:
+    """All neighbours are in the smallest segment, of which one call searches fewer lists than of the others."""
+    old, new = [spread(n) for n in range(16_000)], [spread(20_000 + n, topic=1) for n in range(1601)]
+    index = SegmentedIndex(16, growing_rows=400)
+    for begin in range(0, 16_000, 400):
+        index.upsert(old[begin : begin + 400])
+        do_jobs(index)
+    index.upsert(new)
+    do_jobs(index)
+    assert sum(segment.has_lists for segment in index.all_segments) > 1
+    assert recall_of(index, new, k) >= RECALL - 0.015
