@@ -22,7 +22,7 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from service.errors import PreconditionFailed, StoreUnavailable
@@ -38,6 +38,7 @@ from service.records import (
     Written,
     position_key,
 )
+from service.store.change_log import decode_bounds, decode_entries
 from service.store.document import UndecodableNote, decode, encode
 from service.store.durability import probe_write_policy
 
@@ -231,18 +232,15 @@ class RedisNoteStore:
             answer, info, kept = await self._execute_with_bounds(pipeline, after)
             if isinstance(answer, Exception):
                 raise answer
-            # RESP3 gives a mapping, RESP2 a list of pairs.
-            streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]
-            entries = [entry for stream in streams for entry in _flat(stream)]
-            return [_entry(*entry) for entry in entries], _bounds(info, kept, after)
+            return decode_entries(answer), decode_bounds(info, kept, after)
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         with redis_errors():
             info, kept = await self._execute_with_bounds(self._redis.pipeline(transaction=False), entry)
-            return _bounds(info, kept, entry)
+            return decode_bounds(info, kept, entry)
 
     async def _execute_with_bounds(self, pipeline: Any, entry: str) -> list[Any]:
-        """Run the pipeline; return its answers or errors, followed by the two answers that `_bounds` takes."""
+        """Run the pipeline; return its answers or errors, followed by the two answers that `decode_bounds` takes."""
         pipeline.xinfo_stream(LOG)
         pipeline.xrange(LOG, entry, entry)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
@@ -313,32 +311,6 @@ class RedisNoteStore:
     async def mark_samples_loaded(self) -> None:
         with redis_errors():
             await self._redis.set(SAMPLES, LOADED)
-
-
-def _bounds(info: Any, kept: Any, entry: str) -> LogBounds:
-    """Make bounds of the two answers of `_execute_with_bounds`; raise an answer that is an error."""
-    for answer in (info, kept):
-        if isinstance(answer, ResponseError) and "no such key" in str(answer).lower():
-            return LogBounds(None, ORIGIN, cut=False)
-        if isinstance(answer, Exception):
-            raise answer
-    first = info["first-entry"]
-    cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not say; then assume so
-    last = info["last-generated-id"].decode()
-    return LogBounds(first[0].decode() if first else None, last, cut, entry if kept else None)
-
-
-def _entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
-    """Decode a log entry. One without a known op counts as a put, so that the note is read again."""
-    note_id, op, by = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"op", b"by"))
-    if not note_id or op not in ("put", "delete"):
-        log.error("log_entry_malformed", position=position.decode(), id=note_id)
-    return LogEntry(position.decode(), note_id, op == "delete", by)
-
-
-def _flat(entries: Any) -> list[Any]:
-    """Entries of a stream in the shape of RESP2; RESP3 wraps them in one more list."""
-    return entries[0] if entries and isinstance(entries[0], list) else entries
 
 
 def _ids(keys: Sequence[bytes]) -> list[str]:

@@ -181,7 +181,7 @@ async def test_a_list_is_admitted_whole_or_not_at_all(engine: WordEngine) -> Non
     assert names(engine) == [["a", "b"]]
 
 
-async def test_of_requests_that_arrive_at_once_no_more_than_fit_are_admitted(engine: WordEngine) -> None:
+async def test_requests_at_once_are_admitted_only_up_to_the_bound(engine: WordEngine) -> None:
     async with batching(engine, max_queue=5) as batcher:
         await plug(engine, batcher)
         tasks = [reading(batcher, note(f"n{n}")) for n in range(20)]
@@ -216,7 +216,7 @@ async def test_a_caller_that_leaves_a_running_batch_harms_nobody_in_it(engine: W
         np.testing.assert_array_equal((await stays)[0].vector, note_vector(note("stays")))
 
 
-async def test_an_engine_failure_answers_every_waiter_of_its_batch_and_the_next_works(engine: WordEngine) -> None:
+async def test_engine_failure_answers_every_waiter_and_the_next_works(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
         plugged = await plug(engine, batcher)
         engine.failure = RuntimeError("out of memory")
@@ -292,7 +292,7 @@ async def test_stop_answers_a_note_that_still_waits_with_stopping(engine: WordEn
     assert isinstance((await stopped_while_stuck(engine))[1], Stopping)
 
 
-async def test_stop_answers_a_note_of_a_batch_that_does_not_end_with_stopping(engine: WordEngine) -> None:
+async def test_stop_answers_notes_of_an_endless_step_with_stopping(engine: WordEngine) -> None:
     assert isinstance((await stopped_while_stuck(engine))[0], Stopping)
 
 

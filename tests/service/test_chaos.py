@@ -175,7 +175,7 @@ def check(client: httpx2.Client, writers: list[Writer], chance: random.Random) -
     return problems
 
 
-def test_nothing_acknowledged_is_lost_and_nothing_comes_back_whatever_is_killed(
+def test_acknowledged_changes_survive_kills_of_service_and_redis(
     tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chance = random.Random(SEED)
@@ -237,7 +237,7 @@ def replicas(tiny_checkpoint: Path, debian_redis: DebianRedis) -> Iterator[list[
         yield made
 
 
-def test_who_passes_a_position_never_reads_what_is_older_and_replicas_converge(
+def test_replica_asked_for_a_position_never_answers_with_older(
     replicas: list[Fragile], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chance = random.Random(SEED)

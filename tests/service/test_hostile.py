@@ -62,7 +62,7 @@ def hostile_answers(url: str) -> list[str]:
     ]
 
 
-def test_departures_are_499_in_one_short_line_each(guarded: Process) -> None:
+def test_caller_that_leaves_is_499_in_one_short_line(guarded: Process) -> None:
     part = b'{"title": "%s"' % TEXT.encode()
     for path in ("/notes", "/notes", "/generate", "/similar"):
         leave(guarded, path, "application/json", part)
@@ -75,7 +75,7 @@ def test_departures_are_499_in_one_short_line_each(guarded: Process) -> None:
     assert max(len(line) for line in guarded.log.splitlines() if '"status": 499' in line) < 300
 
 
-def test_a_hostile_run_shows_no_password_and_no_text(guarded: Process, guarded_redis: DebianRedis) -> None:
+def test_log_of_hostile_requests_shows_no_password_and_no_text(guarded: Process, guarded_redis: DebianRedis) -> None:
     leave(guarded, "/notes", "application/json", b'{"title": "%s"' % TEXT.encode())
     answers = hostile_answers(guarded.url)
     guarded_redis.stop()
@@ -90,7 +90,7 @@ def test_a_hostile_run_shows_no_password_and_no_text(guarded: Process, guarded_r
         assert [answer for answer in answers if secret in answer] == []
 
 
-def test_an_address_that_is_none_is_refused_unshown(tiny_checkpoint: Path) -> None:
+def test_malformed_redis_url_is_refused_without_its_password(tiny_checkpoint: Path) -> None:
     url = f"redis://:{PASSWORD}/@127.0.0.1:6379"  # the slash ends what names the host
     with pytest.raises(AssertionError) as failure, running(tiny_checkpoint, NOTELLM_REDIS_URL=url):
         pass

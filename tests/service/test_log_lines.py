@@ -22,7 +22,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
+def test_lines_are_written_in_order(pipe: tuple[int, int]) -> None:
     lines = LineWriter(pipe[1])
     lines.info("one")
     lines.warning("two")
@@ -32,7 +32,7 @@ def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("tell", [LineWriter.info, LineWriter.warning])
-def test_what_is_told_comes_by_itself(pipe: tuple[int, int], tell: object) -> None:
+def test_line_is_written_without_further_calls(pipe: tuple[int, int], tell: object) -> None:
     lines = LineWriter(pipe[1])
     assert callable(tell)
     tell(lines, "said")
@@ -40,7 +40,7 @@ def test_what_is_told_comes_by_itself(pipe: tuple[int, int], tell: object) -> No
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full disk to offer")
-def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:
+def test_full_disk_loses_lines_and_the_writer_lives_on(pipe: tuple[int, int]) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     lines = LineWriter(full)
     lines.warning("lost")
@@ -51,14 +51,14 @@ def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None
     os.close(full)
 
 
-def test_a_reader_that_takes_nothing_costs_no_more_than_the_bound(pipe: tuple[int, int]) -> None:
+def test_lines_that_nobody_reads_stay_within_the_bound(pipe: tuple[int, int]) -> None:
     lines = LineWriter(pipe[1])
     for _ in range(3 * MAX_WAITING_LINES):  # more than the pipe takes; it would wait here for ever
         lines.info("x" * 100)
     assert len(lines._waiting) <= MAX_WAITING_LINES
 
 
-def test_what_is_no_file_has_no_lines() -> None:
+def test_stream_without_a_file_has_no_line_writer() -> None:
     assert line_writer(StringIO()) is None
 
 

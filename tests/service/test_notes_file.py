@@ -60,7 +60,7 @@ def test_blank_lines_are_passed_over_and_counted(write: Callable[[bytes], Path])
     assert [(line.number, line.reason) for line in found] == [(2, None), (4, None)]
 
 
-def test_the_last_line_needs_no_newline_and_windows_ends_are_taken(write: Callable[[bytes], Path]) -> None:
+def test_last_line_without_newline_and_crlf_are_read(write: Callable[[bytes], Path]) -> None:
     found = lines(write(b'{"title": "a"}\r\n{"title": "b"}'))
     assert [line.note for line in found] == [{"title": "a"}, {"title": "b"}]
 
@@ -91,9 +91,7 @@ def test_after_goes_on_behind_a_line(write: Callable[[bytes], Path]) -> None:
         ({"title": "a", "attributes": {"x": []}}, "attributes.x"),
     ],
 )
-def test_a_bad_line_has_its_number_and_a_reason_and_the_others_are_read(
-    tmp_path: Path, bad: object, reason: str
-) -> None:
+def test_bad_line_has_number_and_reason_and_the_rest_is_read(tmp_path: Path, bad: object, reason: str) -> None:
     before, wrong, behind = lines(write_plain(tmp_path, jsonl(GOOD, bad, GOOD)))
     assert (before.note, behind.note) == (GOOD, GOOD)
     assert (wrong.number, wrong.note, wrong.raw) == (2, None, jsonl(bad))

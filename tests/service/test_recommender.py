@@ -72,7 +72,7 @@ async def test_a_new_note_is_created_and_stored_as_told(recommender: Recommender
     assert (stored.note.author, stored.space) == ("ann", engine.space)
 
 
-async def test_a_changed_note_is_updated_and_an_equal_one_costs_nothing(
+async def test_changed_note_is_updated_and_equal_one_costs_nothing(
     recommender: Recommender, engine: WordEngine
 ) -> None:
     first = await add_one(recommender, Note(id="a", title="soup"))
@@ -84,7 +84,7 @@ async def test_a_changed_note_is_updated_and_an_equal_one_costs_nothing(
     assert len(engine.batches) == 2
 
 
-async def test_new_fields_of_the_same_text_cost_no_tokens_and_are_found(
+async def test_new_fields_of_the_same_text_are_found_without_tokens(
     recommender: Recommender, engine: WordEngine, live_index: LiveIndex
 ) -> None:
     note = Note(id="a", title="soup", author="tom", category="Food")
@@ -179,8 +179,8 @@ async def test_a_deployment_names_its_own_categories(recommender: Recommender) -
     assert added.stored.category == "hot"
 
 
-async def test_known_hashtags_are_those_that_authors_of_stored_notes_use_now(recommender: Recommender) -> None:
-    recommender.house = GenerationDefaults(hashtag_policy="known")
+async def test_known_hashtags_are_those_of_stored_notes_authors(recommender: Recommender) -> None:
+    recommender.defaults = GenerationDefaults(hashtag_policy="known")
     await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
     note = Note(id="new", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ("is", "hot")
@@ -189,8 +189,8 @@ async def test_known_hashtags_are_those_that_authors_of_stored_notes_use_now(rec
     assert (await recommender.generate(note, recommender.generation_request(2))).hashtags == ()
 
 
-async def test_that_none_was_known_is_not_kept(recommender: Recommender) -> None:
-    recommender.house = GenerationDefaults(hashtag_policy="known")
+async def test_empty_result_of_known_hashtags_is_not_stored(recommender: Recommender) -> None:
+    recommender.defaults = GenerationDefaults(hashtag_policy="known")
     note = Note(id="a", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ()
     await add_one(recommender, Note(id="b", title="b", hashtags=("hot",)))
@@ -205,7 +205,7 @@ async def test_a_note_is_no_neighbour_of_itself(recommender: Recommender) -> Non
     )
 
 
-async def test_a_note_that_the_index_still_has_is_not_named_once_it_is_deleted(
+async def test_hashtag_does_not_name_a_note_deleted_from_the_store(
     recommender: Recommender, embedded_store: GatedStore
 ) -> None:
     await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)))
@@ -224,17 +224,17 @@ async def test_what_the_model_wrote_once_does_not_become_known(recommender: Reco
     assert reading.hashtags == ()
 
 
-async def test_grounded_hashtags_name_the_notes_that_carry_them_but_not_in_the_store(recommender: Recommender) -> None:
+async def test_notes_of_grounded_hashtags_are_told_but_not_stored(recommender: Recommender) -> None:
     await add(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)), Note(id="b", title="Food is hot"))
     note = Note(id="new", title="Food is hot")
     reading = await recommender.generate(note, recommender.generation_request(4, policy="grounded"))
     assert [(h.text, h.notes) for h in reading.hashtags or ()][-1] == ("soup", ("a",))
-    recommender.house = GenerationDefaults(hashtag_policy="grounded")
+    recommender.defaults = GenerationDefaults(hashtag_policy="grounded")
     stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
     assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
 
 
-async def test_a_watcher_sees_each_hashtag_before_the_whole_reading(recommender: Recommender) -> None:
+async def test_stream_yields_each_hashtag_before_the_whole_output(recommender: Recommender) -> None:
     seen = [
         each async for each in recommender.stream_hashtags(Note(title="Food is hot"), recommender.generation_request(3))
     ]
@@ -263,8 +263,8 @@ async def test_a_watcher_is_told_of_a_failure(recommender: Recommender, engine: 
         _ = [each async for each in recommender.stream_hashtags(Note(title="a"), recommender.generation_request(1))]
 
 
-async def test_a_request_blocks_hashtags_beside_those_that_the_house_blocks(recommender: Recommender) -> None:
-    recommender.house = GenerationDefaults(blocked_hashtags=("FOOD",))
+async def test_request_blocks_hashtags_beside_the_deployments(recommender: Recommender) -> None:
+    recommender.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
     reading = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(3, blocked=["i s"]))
     assert [h.text for h in reading.hashtags or ()] == ["hot"]
 
@@ -288,7 +288,7 @@ async def test_what_was_generated_is_kept_and_costs_nothing_again(recommender: R
     assert len(engine.batches) == batches
 
 
-async def test_asked_for_later_it_is_filled_in_beside_what_is_there(recommender: Recommender) -> None:
+async def test_generation_asked_for_later_is_added_to_the_earlier(recommender: Recommender) -> None:
     note = Note(id="a", title="Food is hot")
     await add_one(recommender, note)
     category = await add_one(recommender, note, Generate(category=True))
@@ -305,7 +305,7 @@ async def test_a_new_text_drops_what_was_generated_for_the_old(recommender: Reco
     assert (await recommender.get("a")).category is None
 
 
-async def test_hashtags_that_the_model_did_not_find_are_not_asked_for_again(recommender: Recommender) -> None:
+async def test_hashtags_that_were_not_found_are_not_generated_again(recommender: Recommender) -> None:
     note = Note(id="a", title=" ")
     first = await add_one(recommender, note, Generate(hashtags=2))
     assert (first.stored.hashtags, first.hashtags_reason) == ((), "no words")
@@ -378,7 +378,7 @@ async def test_a_removed_note_is_gone_everywhere(recommender: Recommender) -> No
 # similar
 
 
-async def test_similar_ranks_like_brute_force_and_leaves_the_note_itself_out(recommender: Recommender) -> None:
+async def test_similar_ranks_like_brute_force_without_the_note_itself(recommender: Recommender) -> None:
     notes = soup(30)
     await add(recommender, *notes)
     for note in (notes[0], notes[17]):
@@ -403,7 +403,7 @@ async def test_k_items_come_or_all_there_are(recommender: Recommender, k: int) -
     assert found.complete
 
 
-async def test_filters_and_exclusions_narrow_and_k_is_filled_from_the_rest(recommender: Recommender) -> None:
+async def test_filtered_and_excluded_search_still_fills_k(recommender: Recommender) -> None:
     notes = [replace(note, category=CATEGORIES[n % 3]) for n, note in enumerate(soup(30))]
     await add(recommender, *notes)
     where = Filter(category="Food", exclude=frozenset({"n3", "n9"}))
@@ -451,7 +451,7 @@ async def gone_behind_the_index(
 
 
 @pytest.mark.parametrize("how", ["deleted", "expired", "moved to another category"])
-async def test_what_is_gone_from_the_store_is_not_returned_by_an_index_that_is_behind(
+async def test_index_that_is_behind_returns_no_note_the_store_lost(
     recommender: Recommender, embedded_store: GatedStore, clock: Clock, how: str
 ) -> None:
     notes = [replace(note, category="Food") for note in soup(25)]
@@ -465,7 +465,7 @@ async def test_what_is_gone_from_the_store_is_not_returned_by_an_index_that_is_b
             await recommender.similar(gone[0], 5, ANY, None)
 
 
-async def test_an_index_that_is_behind_answers_for_a_note_that_it_has_not(
+async def test_index_that_is_behind_answers_for_a_note_it_lacks(
     recommender: Recommender, embedded_store: GatedStore
 ) -> None:
     await add(recommender, *soup(3))
@@ -474,9 +474,7 @@ async def test_an_index_that_is_behind_answers_for_a_note_that_it_has_not(
     assert sorted(await similar_ids(recommender, "new")) == ["n0", "n1", "n2"]
 
 
-async def test_similar_to_a_text_may_return_every_note_and_stores_nothing(
-    recommender: Recommender, embedded_store: GatedStore
-) -> None:
+async def test_similar_to_a_text_stores_nothing(recommender: Recommender, embedded_store: GatedStore) -> None:
     notes = soup(5)
     await add(recommender, *notes)
     last = (await embedded_store.log_bounds()).last
@@ -520,7 +518,7 @@ async def test_a_caller_that_leaves_does_not_part_store_and_index(
     assert await live_index.vector("a") is not None
 
 
-async def test_a_store_that_hangs_leaves_similar_degraded_and_all_is_well_once_it_goes_on(
+async def test_similar_is_degraded_while_the_store_hangs(
     recommender: Recommender, embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.recommender.CHECK_SECONDS", 0.05)
@@ -541,7 +539,7 @@ async def test_a_store_that_hangs_leaves_similar_degraded_and_all_is_well_once_i
     await eventually(well)
 
 
-async def test_a_degraded_answer_has_no_more_than_k_and_none_that_the_store_had_lost(
+async def test_degraded_answer_has_at_most_k_and_no_note_known_lost(
     recommender: Recommender, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add(recommender, *soup(9))

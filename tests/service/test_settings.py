@@ -46,7 +46,7 @@ def test_a_setting_is_read_from_the_environment(
     assert getattr(Settings.from_environment(), name) == value
 
 
-def test_the_variables_of_others_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "1")
     monkeypatch.setenv("NOTELLM_URL", "http://elsewhere")
     assert Settings.from_environment() == Settings()
@@ -100,7 +100,7 @@ def test_a_setting_does_not_change_after_the_start() -> None:
         (0, "redis://r", 0),
     ],
 )
-def test_a_store_of_somebody_elses_gets_samples_only_when_asked(
+def test_external_redis_gets_samples_only_when_asked(
     asked: int | None, redis_url: str | None, wanted: int | None
 ) -> None:
     assert Settings(sample_notes=asked, redis_url=redis_url and SecretStr(redis_url)).samples_wanted == wanted

@@ -9,7 +9,7 @@ from service.settings import Settings
 from service.wiring import build_app
 
 
-def test_the_documented_api_is_the_real_one() -> None:
+def test_openapi_equals_the_documented_one() -> None:
     documented = json.loads(Path("docs/openapi.json").read_text())
     real = json.loads(json.dumps(build_app(Settings()).openapi()))
     assert documented == real, "run `make openapi`"

@@ -28,7 +28,7 @@ async def items_of(body: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("window", [2, 3, 7, 2**16])
-def test_items_are_those_of_the_parser(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_items_equal_those_of_the_parser(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "SLICE_BYTES", window)
 
     @settings(max_examples=150, deadline=None)
@@ -45,31 +45,31 @@ def test_items_are_those_of_the_parser(window: int, monkeypatch: pytest.MonkeyPa
     "body",
     [b"", b" ", b"{}", b"3", b"[", b'["', b'["\\', b'["]', b"[1", b"[1] 2", b"[[]", b"[]]", b"[{]}]", b"[" * 100_000],
 )
-async def test_what_is_no_list_is_malformed(body: bytes) -> None:
+async def test_body_that_is_not_a_list_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedBody):
         await items_of(body)
 
 
 @pytest.mark.parametrize("body", [b"[,]", b"[1,]", b"[,1]", b"[1,,2]", b"[1 2]"])
-async def test_a_broken_item_is_malformed_when_it_is_parsed(body: bytes) -> None:
+async def test_broken_list_item_is_malformed_when_parsed(body: bytes) -> None:
     items = await items_of(body)
     with pytest.raises(MalformedBody):
         [parse_json(item) for item in items]
 
 
 @pytest.mark.parametrize("body", [b"[" * 200 + b"]" * 200, b"[" + b"{}," * MAX_CONTAINERS + b"1]"])
-def test_more_containers_than_any_body_needs_are_refused(body: bytes) -> None:
+def test_too_many_containers_are_refused(body: bytes) -> None:
     with pytest.raises(InvalidInput):
         parse_json(body)
 
 
-def test_brackets_in_text_are_no_containers() -> None:
+def test_brackets_within_strings_are_not_containers() -> None:
     text = '[{"\\' * 1000
     assert parse_json(orjson.dumps({"title": text})) == {"title": text}
 
 
 @pytest.mark.parametrize("filler", [b" ", b"{},", b'"\\"",', b'"' + b"x" * 90_000 + b'",'])
-async def test_no_more_than_a_slice_is_scanned_in_one_turn(filler: bytes) -> None:
+async def test_list_scan_yields_after_each_slice(filler: bytes) -> None:
     body = b"[" + filler * (20 * SLICE_BYTES // len(filler)) + b"1]"
     turns = Counting()
     async for _ in list_items(body, turns):

@@ -13,7 +13,7 @@ from tests.service.api.conftest import Serve
 from tests.service.api.requests import DEPTHS, nested, send
 
 
-def test_in_a_list_one_bad_note_does_not_fail_the_rest(client: httpx2.Client) -> None:
+def test_list_with_invalid_notes_adds_the_valid_ones(client: httpx2.Client) -> None:
     notes = [{"id": "l1", "title": "one"}, {"id": "l2"}, 7, {"id": "l3", "title": "three"}, {"id": "l1", "title": "1"}]
     answer = client.post("/notes", json=notes)
     results = answer.json()["results"]
@@ -24,7 +24,7 @@ def test_in_a_list_one_bad_note_does_not_fail_the_rest(client: httpx2.Client) ->
     assert client.get("/notes/l1").json()["title"] == "1"
 
 
-def test_a_list_that_does_not_fit_the_queue_gets_429_and_nothing_is_stored(client: httpx2.Client) -> None:
+def test_list_over_the_queue_is_429_and_stores_nothing(client: httpx2.Client) -> None:
     answer = client.post("/notes", json=[{"id": f"q{i}", "title": "queue"} for i in range(46)])
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
@@ -32,7 +32,7 @@ def test_a_list_that_does_not_fit_the_queue_gets_429_and_nothing_is_stored(clien
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_nesting_in_a_list_rejects_its_item_alone(client: httpx2.Client, depth: int) -> None:
+def test_list_with_a_deeply_nested_item_rejects_it_alone(client: httpx2.Client, depth: int) -> None:
     body = b'[{"id": "beside-1", "title": "good"}, %s, {"id": "beside-2", "title": "good"}]' % nested(depth)
     answer = send(client, "POST", "/notes", body, "application/json")
     results = answer.json()["results"]
@@ -48,7 +48,7 @@ def roomy_url(serve: Serve) -> Iterator[str]:
         yield address
 
 
-def test_others_are_answered_while_a_huge_list_is_refused(roomy_url: str) -> None:
+def test_huge_list_does_not_hold_up_other_requests(roomy_url: str) -> None:
     note = {"title": "x"} | {f"k{i}": 0 for i in range(1500)}
     body = json.dumps([note] * 1000, separators=(",", ":")).encode()
     assert len(body) > 13e6

@@ -10,7 +10,7 @@ import pytest
 from tests.service.api.requests import DEPTHS, NDJSON, NOTE, nested, send
 
 
-def test_a_stream_answers_line_by_line_in_order(client: httpx2.Client) -> None:
+def test_stream_answers_each_line_in_order(client: httpx2.Client) -> None:
     lines = [json.dumps({"id": f"s{i}", "title": f"stream {i}"}) for i in range(150)]
     lines[70] = "{broken"
     lines[71] = json.dumps({"id": "s71", "title": "x" * 300_000})
@@ -25,7 +25,7 @@ def test_a_stream_answers_line_by_line_in_order(client: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_nesting_in_a_stream_rejects_its_line_alone(client: httpx2.Client, depth: int) -> None:
+def test_stream_with_a_deeply_nested_line_rejects_it_alone(client: httpx2.Client, depth: int) -> None:
     body = b'{"id": "around-1", "title": "good"}\n%s\n{"id": "around-2", "title": "good"}' % nested(depth)
     answer = send(client, "POST", "/notes", body, NDJSON)
     results = [json.loads(line) for line in answer.text.splitlines()]
@@ -33,6 +33,6 @@ def test_nesting_in_a_stream_rejects_its_line_alone(client: httpx2.Client, depth
     assert client.get("/notes/around-2").status_code == 200
 
 
-def test_a_type_that_begins_as_a_streams_is_none(client: httpx2.Client) -> None:
+def test_stream_needs_exactly_the_ndjson_media_type(client: httpx2.Client) -> None:
     assert send(client, "POST", "/notes", NOTE + b"\n", "application/x-ndjson-but-not").status_code == 415
     assert send(client, "POST", "/notes", NOTE + b"\n", f"{NDJSON}; charset=utf-8").status_code == 200

@@ -11,7 +11,7 @@ import pytest
 from tests.service.api.requests import NDJSON, WITH_BODY, send
 
 
-def test_a_request_id_is_echoed_or_made(client: httpx2.Client) -> None:
+def test_request_id_is_echoed_if_valid_else_generated(client: httpx2.Client) -> None:
     assert client.get("/livez", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert len(client.get("/livez", headers={"x-request-id": "bad id"}).headers["x-request-id"]) == 32
     answer = client.get("/notes/nobody", headers={"x-request-id": "mine-2"})
@@ -20,19 +20,19 @@ def test_a_request_id_is_echoed_or_made(client: httpx2.Client) -> None:
 
 @pytest.mark.parametrize("kind", ["application/x-ndjson-but-not", "application/x-ndjson+json", NDJSON])
 @pytest.mark.parametrize(("method", "path"), WITH_BODY[1:])
-def test_no_type_lifts_the_bound_of_a_body(client: httpx2.Client, method: str, path: str, kind: str) -> None:
+def test_endless_body_of_any_media_type_is_refused(client: httpx2.Client, method: str, path: str, kind: str) -> None:
     endless: Any = (b" " * 2**16 for _ in range(2**10))  # 64 MiB, of which 1 MiB may come
     with contextlib.suppress(httpx2.TransportError):  # the service may close while it is being sent
         assert send(client, method, path, endless, kind).status_code in (413, 415)
 
 
 @pytest.mark.parametrize("path", ["/similar", "/generate"])
-def test_a_body_of_unknown_length_over_its_bound_is_413(client: httpx2.Client, path: str) -> None:
+def test_text_of_unknown_length_over_the_bound_is_413(client: httpx2.Client, path: str) -> None:
     chunks: Any = (b" " * 65536 for _ in range(20))
     assert send(client, "POST", path, chunks, "application/json").status_code == 413
 
 
-def test_a_body_of_unknown_length_is_cut_at_the_bound(client: httpx2.Client) -> None:
+def test_note_of_unknown_length_over_the_bound_is_413(client: httpx2.Client) -> None:
     chunks = (b" " * 65536 for _ in range(20))
     answer = client.post("/notes", content=chunks, headers={"content-type": "application/json"})
     assert answer.status_code == 413

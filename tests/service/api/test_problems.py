@@ -22,7 +22,7 @@ def test_every_error_but_the_abstract_one_has_a_status() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("POST", "/livez", 405)])
-def test_addresses_that_do_not_exist_answer_with_problems(
+def test_unknown_address_or_method_answers_with_a_problem(
     client: httpx2.Client, method: str, path: str, status: int
 ) -> None:
     answer = client.request(method, path)

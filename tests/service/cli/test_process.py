@@ -45,13 +45,13 @@ def notes_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_everything_it_started(service: Process, how: signal.Signals) -> None:
+def test_signal_ends_the_service_and_its_redis(service: Process, how: signal.Signals) -> None:
     redis = service.redis_pid()
     service.end(how)
     assert not alive(redis)
 
 
-def test_a_shutdown_finishes_what_is_in_flight(service: Process) -> None:
+def test_shutdown_finishes_requests_in_flight(service: Process) -> None:
     body = json.dumps([{"id": f"w{i}", "title": f"in flight {i}"} for i in range(100)]).encode()
     address = httpx2.URL(service.url)
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
@@ -67,7 +67,7 @@ def test_a_shutdown_finishes_what_is_in_flight(service: Process) -> None:
     assert httpx2.get(f"{service.url}/notes/w99").status_code == 200
 
 
-def test_what_was_acknowledged_survives_sigkill_of_the_service(service: Process) -> None:
+def test_acknowledged_notes_survive_sigkill_of_the_service(service: Process) -> None:
     acknowledged = [httpx2.post(f"{service.url}/notes", json={"title": f"kept {i}"}).json()["id"] for i in range(20)]
     redis = service.redis_pid()
     service.end(signal.SIGKILL)
@@ -79,7 +79,7 @@ def test_what_was_acknowledged_survives_sigkill_of_the_service(service: Process)
     assert httpx2.get(f"{service.url}/readyz").json()["notes"] == 20
 
 
-def test_sigkill_of_the_embedded_server_heals_by_itself(service: Process) -> None:
+def test_embedded_server_is_restarted_after_sigkill(service: Process) -> None:
     acknowledged = [httpx2.post(f"{service.url}/notes", json={"title": f"kept {i}"}).json()["id"] for i in range(5)]
     first = service.redis_pid()
     os.kill(first, signal.SIGKILL)
@@ -91,7 +91,7 @@ def test_sigkill_of_the_embedded_server_heals_by_itself(service: Process) -> Non
     assert httpx2.post(f"{service.url}/notes", json={"title": "after"}).status_code == 201
 
 
-def test_ingest_reports_bad_lines_and_goes_on_where_it_was(shared: Process, notes_file: Path) -> None:
+def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path) -> None:
     first = shared.run("ingest", str(notes_file), "--json")
     report: dict[str, Any] = json.loads(first.stdout)
     assert (first.returncode, report["created"], report["rejected"], report["last_line"]) == (2, 148, 2, 150)
@@ -106,14 +106,14 @@ def test_ingest_reports_bad_lines_and_goes_on_where_it_was(shared: Process, note
     assert (anew["created"], anew["unchanged"]) == (0, 148)
 
 
-def test_ingest_without_a_service_says_how_to_go_on(shared: Process, notes_file: Path) -> None:
+def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     result = shared.run("ingest", str(notes_file), "--patience", "0", "--url", nowhere)
     assert result.returncode == 1
     assert "again to go on" in " ".join(result.stderr.split())
 
 
-def test_a_line_of_standard_input_is_a_note(shared: Process) -> None:
+def test_ingest_reads_notes_from_standard_input(shared: Process) -> None:
     command = [NOTELLM, "ingest", "-", "--json"]
     result = subprocess.run(
         command, input=b'{"id": "piped", "title": "piped"}\n', env=shared.environment, capture_output=True, check=True
@@ -121,7 +121,7 @@ def test_a_line_of_standard_input_is_a_note(shared: Process) -> None:
     assert json.loads(result.stdout)["created"] == 1
 
 
-def test_every_command_speaks_to_people_and_to_programs(shared: Process) -> None:
+def test_every_command_prints_a_table_or_json(shared: Process) -> None:
     for i in range(3):
         httpx2.post(f"{shared.url}/notes", json={"id": f"c{i}", "title": f"command {i}"})
     for arguments in (

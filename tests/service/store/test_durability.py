@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
         ({"appendonly": "no"}, False, "appendonly is off"),
     ],
 )
-async def test_durability_is_what_the_server_is_set_to(
+async def test_durability_follows_the_settings_of_the_server(
     store: RedisNoteStore, admin: redis.Redis, settings: dict[str, str], durable: bool, detail: str
 ) -> None:
     for name, value in settings.items():
@@ -35,9 +35,7 @@ async def test_durability_is_what_the_server_is_set_to(
     assert await store.get(["a"]) != [None]
 
 
-async def test_a_write_to_a_server_that_syncs_late_waits_for_its_disk(
-    store: RedisNoteStore, admin: redis.Redis
-) -> None:
+async def test_write_to_a_server_that_fsyncs_late_waits_for_its_disk(store: RedisNoteStore, admin: redis.Redis) -> None:
     admin.config_set("appendfsync", "everysec")
     await store.put([Write(stored_note())])
     assert admin.info("commandstats")["cmdstat_waitaof"]["calls"] == 1

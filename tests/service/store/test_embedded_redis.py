@@ -157,7 +157,7 @@ async def test_the_server_dies_with_its_owner(short_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
-async def test_an_adopter_starts_it_again_with_its_data_when_the_owner_ends(
+async def test_server_whose_owner_ends_is_restarted_by_another_process(
     short_folder: Path, how: signal.Signals | None
 ) -> None:
     with other_process(short_folder) as owner:

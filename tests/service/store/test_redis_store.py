@@ -137,7 +137,7 @@ async def test_a_write_at_another_position_writes_nothing(store: RedisNoteStore,
     assert (await whole_log(store))[-1].position == second.position
 
 
-async def test_of_concurrent_writes_at_one_position_exactly_one_is_made(store: RedisNoteStore) -> None:
+async def test_concurrent_writes_at_one_position_make_exactly_one(store: RedisNoteStore) -> None:
     at = (await put(store, stored_note())).position
     answers = await asyncio.gather(*(store.put([Write(stored_note(title=f"t{n}"), at)]) for n in range(20)))
     winners = [n for n, (written,) in enumerate(answers) if written]
@@ -233,7 +233,7 @@ async def test_a_reader_of_the_log_waits_for_the_next_write(store: RedisNoteStor
     assert (bounds.entry, bounds.last) == (at, entries[-1].position), "bounds are read after the entries"
 
 
-async def test_what_the_log_tells_of_is_there_as_it_was_written_or_is_by_now(
+async def test_logged_notes_are_as_written_or_as_they_are_now(
     store: RedisNoteStore, redis_url: str, clock: Clock
 ) -> None:
     other = RedisNoteStore(redis_url, clock=clock)
@@ -256,7 +256,7 @@ async def test_what_the_log_tells_of_is_there_as_it_was_written_or_is_by_now(
     await other.close()
 
 
-async def test_notes_are_kept_until_the_log_tells_of_them_and_refused_ones_are_not(store: RedisNoteStore) -> None:
+async def test_own_writes_are_kept_until_read_from_the_log(store: RedisNoteStore) -> None:
     for n in range(3):
         await put(store, stored_note("a", title=f"{n}"))
     assert await store.put([Write(stored_note("a", title="late"), expected="1-0")]) == [None]
@@ -266,9 +266,7 @@ async def test_notes_are_kept_until_the_log_tells_of_them_and_refused_ones_are_n
     assert not store._own
 
 
-async def test_who_has_read_the_store_forgets_what_was_written_before(
-    store: RedisNoteStore, redis_url: str, clock: Clock
-) -> None:
+async def test_forget_written_drops_earlier_own_writes(store: RedisNoteStore, redis_url: str, clock: Clock) -> None:
     other = RedisNoteStore(redis_url, clock=clock)
     await put(store, stored_note("a", title="ours"))
     entries = await whole_log(store)
@@ -291,9 +289,7 @@ async def test_an_empty_log_has_no_bounds(store: RedisNoteStore) -> None:
     assert await store.log_bounds() == LogBounds(None, ORIGIN, cut=False)
 
 
-async def test_bounds_are_the_first_entry_kept_and_the_last_one_written(
-    store: RedisNoteStore, admin: redis.Redis
-) -> None:
+async def test_log_bounds_are_the_first_kept_and_last_written_entry(store: RedisNoteStore, admin: redis.Redis) -> None:
     written = [(await put(store, stored_note(f"n{n}"))).position for n in range(5)]
     assert await store.log_bounds() == LogBounds(written[0], written[4], cut=False)
     admin.xtrim(LOG, maxlen=2, approximate=False)
@@ -312,7 +308,7 @@ async def test_bounds_are_the_first_entry_kept_and_the_last_one_written(
         (LogBounds(None, "9-0", cut=True), ["9-0"], [ORIGIN, "8-9", "10-0"]),
     ],
 )
-def test_a_log_reaches_a_position_when_nothing_behind_it_is_lost(
+def test_log_reaches_a_position_if_nothing_behind_it_is_lost(
     bounds: LogBounds, reached: list[str], lost: list[str]
 ) -> None:
     assert [position for position in reached + lost if bounds.reach(position)] == reached
@@ -379,7 +375,7 @@ async def test_an_unreadable_note_that_vanished_is_not_counted(store: RedisNoteS
     assert not store.unreadable
 
 
-async def test_a_key_that_is_no_text_is_not_a_note(store: RedisNoteStore, redis_url: str) -> None:
+async def test_key_that_is_not_utf8_is_not_a_note(store: RedisNoteStore, redis_url: str) -> None:
     await put(store, stored_note("good"))
     with redis.Redis.from_url(redis_url) as plain:
         plain.hset(NOTE.encode() + b"\xff", "document", "{}")
@@ -387,7 +383,7 @@ async def test_a_key_that_is_no_text_is_not_a_note(store: RedisNoteStore, redis_
 
 
 @pytest.mark.parametrize("fields", [{"op": "put"}, {"id": "a"}, {"id": b"\xff", "op": "x"}], ids=str)
-async def test_a_malformed_log_entry_is_told_and_read_past(
+async def test_malformed_log_entry_is_logged_and_skipped(
     store: RedisNoteStore, admin: redis.Redis, fields: dict[str, str]
 ) -> None:
     await put(store, stored_note("a"))
@@ -419,9 +415,7 @@ CALLS: dict[str, Callable[[RedisNoteStore], Awaitable[object]]] = {
 }
 
 
-async def test_without_its_server_every_call_says_so_and_works_again_with_it(
-    store: RedisNoteStore, server: Server
-) -> None:
+async def test_call_without_a_server_fails_and_works_once_it_is_back(store: RedisNoteStore, server: Server) -> None:
     await put(store, stored_note("kept"))
     server.stop()
     for call in CALLS.values():
@@ -513,7 +507,7 @@ async def test_a_store_is_the_same_until_it_is_thrown_away(
     assert await store.identity() != identity
 
 
-async def test_the_log_is_cut_behind_the_oldest_snapshot_and_no_further(
+async def test_log_is_trimmed_only_behind_the_oldest_snapshot(
     store: RedisNoteStore, admin: redis.Redis, clock: Clock
 ) -> None:
     written = [await store.put([Write(stored_note(f"n{n}"))]) for n in range(500)]
@@ -534,9 +528,7 @@ async def reaches(store: RedisNoteStore, position: str) -> bool:
     return (await store.log_bounds(position)).reach(position)
 
 
-async def test_a_log_that_lost_its_tail_and_went_on_does_not_reach_what_was_lost(
-    store: RedisNoteStore, admin: redis.Redis
-) -> None:
+async def test_log_that_lost_its_tail_does_not_reach_a_lost_position(store: RedisNoteStore, admin: redis.Redis) -> None:
     (kept,), (lost,) = [await store.put([Write(stored_note(name))]) for name in ("kept", "lost")]
     assert kept is not None
     assert lost is not None

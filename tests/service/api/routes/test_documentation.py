@@ -35,6 +35,6 @@ def test_every_asset_of_the_documentation_is_served(client: httpx2.Client) -> No
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/nothing.js", "/docs/..%2f__init__.py"])
-def test_what_is_not_documentation_is_404(client: httpx2.Client, path: str) -> None:
+def test_unknown_documentation_path_is_404(client: httpx2.Client, path: str) -> None:
     answer = client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")

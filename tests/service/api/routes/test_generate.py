@@ -68,7 +68,7 @@ def test_a_bad_body_is_refused_before_a_stream_begins(client: httpx2.Client) -> 
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
 
 
-def test_the_model_abstains_below_the_probability_that_the_caller_asks_for(client: httpx2.Client) -> None:
+def test_category_below_the_asked_probability_abstains(client: httpx2.Client) -> None:
     sure = client.post("/generate/category", json=TEXT | {"categories": ["Food"], "min_probability": 1}).json()
     assert (sure["category"], sure["abstain"]) == ("Food", False)
     unsure = client.post(
@@ -80,7 +80,7 @@ def test_the_model_abstains_below_the_probability_that_the_caller_asks_for(clien
     assert everything["category"] is None
 
 
-def test_the_category_is_one_of_the_callers_set_with_probabilities_that_sum_to_one(client: httpx2.Client) -> None:
+def test_category_probabilities_of_a_closed_set_sum_to_one(client: httpx2.Client) -> None:
     names = ["Food", "Food and Drink", "Pets", "旅行"]
     answer = client.post("/generate/category", json=TEXT | {"categories": names}).json()
     probabilities = {c["name"]: c["probability"] for c in answer["alternatives"]}
@@ -108,9 +108,7 @@ def test_one_call_gives_all_three_for_less_than_three(client: httpx2.Client) -> 
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate/category"])
-def test_names_with_more_tokens_than_the_bound_are_refused_and_the_next_request_is_answered(
-    client: httpx2.Client, path: str
-) -> None:
+def test_category_names_over_the_token_bound_are_413(client: httpx2.Client, path: str) -> None:
     limits = client.get("/limits").json()
     long = [" ".join(f"{i * 30 + j}" for j in range(20)) for i in range(limits["max_categories"])]
     answer = client.post(path, json=TEXT | {"categories": long})

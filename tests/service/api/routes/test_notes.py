@@ -46,7 +46,7 @@ def test_a_note_is_found_as_soon_as_post_answers(client: httpx2.Client) -> None:
         assert [item["id"] for item in found] == [note_id]
 
 
-def test_an_upsert_counts_revisions_and_unchanged_text_costs_no_tokens(client: httpx2.Client) -> None:
+def test_upsert_counts_revisions_and_same_text_costs_no_tokens(client: httpx2.Client) -> None:
     note = NOTE | {"id": "revised"}
     assert post(client, note).json()["usage"]["prompt_tokens"] > 0
     again = post(client, note)
@@ -57,7 +57,7 @@ def test_an_upsert_counts_revisions_and_unchanged_text_costs_no_tokens(client: h
     assert post(client, note | {"title": "Another title"}).json()["usage"]["prompt_tokens"] > 0
 
 
-def test_generate_fills_only_what_the_author_left_out_and_costs_the_note_once(client: httpx2.Client) -> None:
+def test_generate_fills_only_what_was_left_out_from_one_prefill(client: httpx2.Client) -> None:
     alone = post(client, {"id": "alone", "title": "A bowl of noodles"}).json()["usage"]["prompt_tokens"]
     both = post(client, {"id": "both", "title": "A bowl of noodles"}, generate="hashtags,category").json()
     named = NOTE | {"id": "named"}
@@ -76,7 +76,7 @@ def test_put_creates_and_replaces_the_whole_note(client: httpx2.Client) -> None:
     assert client.put("/notes/put", json={"id": "other", "title": "b"}).json()["errors"][0]["pointer"] == "/id"
 
 
-def test_patch_changes_some_fields_and_embeds_again_only_for_the_prompt(client: httpx2.Client) -> None:
+def test_patch_embeds_again_only_when_the_prompt_changes(client: httpx2.Client) -> None:
     post(client, NOTE | {"id": "patched"})
     moved = client.patch("/notes/patched", json={"author": None, "category": "Food"}).json()
     assert (moved["category"], moved["usage"]["prompt_tokens"]) == ("Food", 0)

@@ -77,7 +77,7 @@ def test_redis_away_is_503_and_heals_by_itself(
         assert not similar["degraded"]
 
 
-def test_where_no_snapshot_can_be_kept_all_else_goes_on(serve: Any, tmp_path: Path, debian_redis: Any) -> None:
+def test_service_without_a_snapshot_folder_keeps_its_notes(serve: Any, tmp_path: Path, debian_redis: Any) -> None:
     (tmp_path / "snapshots").write_text("in the way")
     for round_ in range(2):
         with serve(data_dir=tmp_path, redis_url=debian_redis.url) as url:
@@ -85,7 +85,7 @@ def test_where_no_snapshot_can_be_kept_all_else_goes_on(serve: Any, tmp_path: Pa
             assert httpx2.post(f"{url}/notes", json={"id": f"n{round_}", "title": "kept"}).status_code == 201
 
 
-def test_a_deployment_verifies_itself(serve: Any) -> None:
+def test_verify_of_equal_index_and_store_is_well(serve: Any) -> None:
     with serve() as url, httpx2.Client(base_url=url, timeout=30) as client:
         for note_id in ("a", "b"):
             assert client.post("/notes", json={"id": note_id, "title": note_id}).status_code == 201
@@ -101,6 +101,6 @@ def test_sample_notes_do_not_enter_a_used_store(serve: Any, tmp_path: Path) -> N
         assert httpx2.get(f"{url}/readyz").json()["notes"] == 1
 
 
-def test_a_store_in_the_hands_of_somebody_else_gets_no_sample_notes(debian_redis: Any, serve: Any) -> None:
+def test_external_redis_gets_no_sample_notes(debian_redis: Any, serve: Any) -> None:
     with serve(redis_url=debian_redis.url, sample_notes=None) as url:
         assert httpx2.get(f"{url}/readyz").json()["notes"] == 0
