@@ -1,6 +1,6 @@
 """Hashtag filtering, deduplication, and re-ranking with the hashtags of a note's neighbours (policy "grounded").
 
-model/inference/hashtag_scoring.py asks the model for the probabilities that `rerank` combines.
+model/inference/candidate_scoring.py asks the model for the probabilities that `rerank` combines.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, U
 from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from, rerank
 from model.hashtags.vocabulary import HashtagTrie
 from model.inference.beam_search import HashtagBeamSearch, max_beam_blocks
+from model.inference.candidate_scoring import NO_CANDIDATES, ScoredCandidates, max_candidate_blocks, score_candidates
 from model.inference.category_scoring import CategoryScorer
-from model.inference.hashtag_scoring import NO_CANDIDATES, ScoredCandidates, max_candidate_blocks, score_candidates
 from model.inference.kv_cache import BlockTable
 from model.inference.loading import load_runtime
 from model.inference.runtime import LogitQuery, Runtime, TokenLogProbs

@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SnapshotSource:
     """Source of a snapshot: the identity of the store, the vector space, and the attributes that filters may test.
 
     A snapshot of another origin is refused.
@@ -78,7 +78,7 @@ class SnapshotKeeper:
     """Saves snapshots of `state`, and tells the store from which position on this replica still needs the log.
 
     `folder` None: no snapshots are made. `writer` is the thread that changes the notes. `seconds` is the least time
-    between two snapshots; `space` and `attributes` are those of Origin.
+    between two snapshots; `space` and `attributes` are those of SnapshotSource.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class SnapshotKeeper:
         self._writer = writer
         self._clock = clock
         self._seconds = seconds
-        self._make_origin = partial(Origin, space=space, attributes=attributes)
+        self._make_origin = partial(SnapshotSource, space=space, attributes=attributes)
         self._replica = folder.replica if folder else uuid4().hex
         self._saved = ORIGIN, 0
         """Position and repairs of the last snapshot."""
@@ -236,7 +236,7 @@ class SnapshotFolder:
         """Let another process have the folder."""
         self._lock.close()
 
-    def save(self, origin: Origin, position: str, parts: Sequence[Part]) -> None:
+    def save(self, origin: SnapshotSource, position: str, parts: Sequence[Part]) -> None:
         """Write a snapshot durably. Raises OSError; then the previous snapshot is still there."""
         with self._saving:
             try:
@@ -249,7 +249,7 @@ class SnapshotFolder:
             finally:
                 self._remove_unnamed_files()
 
-    def load(self, origin: Origin) -> Snapshot | None:
+    def load(self, origin: SnapshotSource) -> Snapshot | None:
         """Return the snapshot, None where there is none. Raises SnapshotRefused when it is damaged or of another origin
         or version."""
         try:
