@@ -1,4 +1,4 @@
-"""What the tests below HTTP share: real servers, a real index, and an engine that needs no model."""
+"""Fixtures of the tests below HTTP: real servers, a real index, and an engine that needs no model."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ def letters() -> HashtagTrie:
 
 
 class WordEngine:
-    """See interfaces.Engine: a token is a word, hashtags are the first words, each a step, then those of near notes. A
-    category is likely if it is named.
+    """An engine without a model. A token is a word; hashtags are the first words, one a step, then those of neighbours;
+    a category is likely if the note names it.
 
-    `batches`: the notes that began with each step, where some did. While `gate` is cleared, steps wait. `failure` is
-    raised. `room`: readings at a time.
+    `batches`: the notes that began with each step. While `gate` is cleared, steps wait. `failure`: raised by steps.
+    `room`: notes at a time.
     """
 
     def __init__(self, space: str = SPACE) -> None:
@@ -125,12 +125,12 @@ class WordEngine:
         self.failure: Exception | None = None
         self.room = 1000
         self.live: dict[PreparedWords, int] = {}
-        """What has begun, and the steps that are left of it."""
+        """Running requests, and the steps that each still takes."""
         self._begun: list[Note] = []
 
     @property
     def notes(self) -> list[Note]:
-        """All notes that it was given."""
+        """All notes that began, in their order."""
         return [note for batch in self.batches for note in batch]
 
     def tokenize(self, note: Note, wanted: GenerationRequest) -> PreparedWords:
@@ -192,7 +192,7 @@ class WordEngine:
 
 
 class Server(Protocol):
-    """A Redis that a test may end and start again; its data stay."""
+    """A Redis that a test may stop and start again with its data."""
 
     @property
     def url(self) -> str: ...
@@ -201,7 +201,7 @@ class Server(Protocol):
 
 
 class DebianRedis:
-    """The distribution's redis-server, or another program of its kind, on a loopback port of its own, on disk at every
+    """The distribution's redis-server, or another program of its kind, on a free loopback port, with an fsync at each
     write."""
 
     def __init__(self, folder: Path, program: str = "redis-server", password: str = "") -> None:
@@ -240,7 +240,7 @@ class DebianRedis:
 
 
 class GatedStore(RedisNoteStore):
-    """A store whose log can be held back from its reader: the index on it falls behind."""
+    """A store whose log can be withheld from the index, so that it falls behind."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
         super().__init__(url, clock=clock, dimensions={SPACE: DIMENSION})
@@ -249,11 +249,11 @@ class GatedStore(RedisNoteStore):
         self._parked = False
 
     def shut(self) -> None:
-        """From the next reading on the reader waits."""
+        """Have the next read of the log wait."""
         self._gate.clear()
 
     async def hold(self) -> None:
-        """Return once the reader waits and sees nothing more."""
+        """Have reads of the log wait; return once one does."""
         self.shut()
         await eventually(lambda: self._parked)
 
@@ -276,7 +276,7 @@ async def following(
     snapshots: SnapshotFolder | None = None,
     snapshot_seconds: float = 3600.0,
 ) -> AsyncIterator[LiveIndex]:
-    """A started LiveIndex."""
+    """Run a LiveIndex on the store while the block lasts."""
     index = LiveIndex(
         store,
         partial(SegmentedIndex, DIMENSION, growing_rows),
@@ -298,7 +298,7 @@ async def following(
 async def batching(
     engine: WordEngine, *, max_tokens: int = 1024, max_notes: int = 32, max_queue: int = 1000
 ) -> AsyncIterator[Batcher]:
-    """A started Batcher; at the end the engine's gate is open."""
+    """Run a Batcher while the block lasts; at its end the engine's gate is opened."""
     batcher = Batcher(engine, Telemetry(), max_tokens=max_tokens, max_notes=max_notes, max_queue=max_queue)
     batcher.start()
     try:
@@ -333,7 +333,7 @@ def embedded(short_folder: Path) -> Iterator[EmbeddedRedis]:
 def debian_redis(short_folder: Path) -> Iterator[DebianRedis]:
     if shutil.which("redis-server") is None:
         reason = "redis-server is not installed"
-        # A second opinion that a reader may lack; .ci/run installs it, so there it must not be missing.
+        # Optional on a developer's machine; .ci/run installs it, so there it must not be missing.
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     server = DebianRedis(short_folder)
     server.start()
@@ -343,7 +343,7 @@ def debian_redis(short_folder: Path) -> Iterator[DebianRedis]:
 
 @pytest.fixture
 def guarded_redis(short_folder: Path) -> Iterator[DebianRedis]:
-    """A store that wants PASSWORD."""
+    """A server that requires PASSWORD."""
     server = DebianRedis(short_folder, server_program(), PASSWORD)
     server.start()
     yield server
@@ -352,7 +352,7 @@ def guarded_redis(short_folder: Path) -> Iterator[DebianRedis]:
 
 @pytest.fixture(params=["embedded", "redis-server"])
 def server(request: pytest.FixtureRequest) -> Server:
-    """Each Redis that the store must work on."""
+    """Each Redis that the store must work on, in turn."""
     fixture = {"embedded": "embedded", "redis-server": "debian_redis"}[request.param]
     running: Server = request.getfixturevalue(fixture)
     return running
@@ -365,14 +365,14 @@ def redis_url(server: Server) -> str:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator[redis.Redis]:
-    """A plain client of the server that `store` is on, for what an operator may do to it."""
+    """A plain client of the server of `store`, for what an operator may do to it."""
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
 
 
 @pytest.fixture
 def embedded_admin(embedded: EmbeddedRedis) -> Iterator[redis.Redis]:
-    """The same for the embedded server."""
+    """A plain client of the embedded server."""
     with redis.Redis.from_url(embedded.url, decode_responses=True) as client:
         yield client
 
@@ -384,7 +384,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(redis_url: str, clock: Clock) -> AsyncIterator[RedisNoteStore]:
-    """On each server in turn."""
+    """The store, on each server in turn."""
     store = RedisNoteStore(redis_url, clock=clock, dimensions={SPACE: DIMENSION})
     yield store
     await store.close()
@@ -392,7 +392,7 @@ async def store(redis_url: str, clock: Clock) -> AsyncIterator[RedisNoteStore]:
 
 @pytest.fixture
 async def embedded_store(embedded: EmbeddedRedis, clock: Clock) -> AsyncIterator[GatedStore]:
-    """On the embedded server; `live_index` and `recommender` use it, and may be held back from its log."""
+    """The store of `live_index` and `recommender`, on the embedded server; its log can be withheld from them."""
     store = GatedStore(embedded.url, clock=clock)
     yield store
     await store.close()
