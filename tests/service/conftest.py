@@ -176,8 +176,8 @@ class WordEngine:
             word: () for word in words if wanted.vocabulary is None or wanted.vocabulary.holds(list(map(ord, word)))
         }
         near = wanted.find_neighbours(prepared.note, vector, 10) if wanted.find_neighbours else Neighbours()
-        for of in near.by_vector:
-            told |= {text: (*told.get(text, ()), of.id) for text in of.hashtags}
+        for neighbour in near.by_vector:
+            told |= {text: (*told.get(text, ()), neighbour.id) for text in neighbour.hashtags}
         allowed = [(text, ids) for text, ids in told.items() if hashtag_key(text) not in wanted.blocked]
         hashtags = tuple(Hashtag(t, 0.5 ** (i + 1), ids) for i, (t, ids) in enumerate(allowed[: wanted.hashtags]))
         weights = {name: 1 + 9 * words.count(name) for name in wanted.categories}

@@ -121,7 +121,7 @@ class Writer:
         return True
 
     def look(self, answer: httpx2.Response) -> None:
-        """Of this writer's notes none is found that is gone, while it writes nothing."""
+        """Record each item of `answer` that is a removed note of this writer, which does not write meanwhile."""
         self.done["similar"] += answer.is_success
         if answer.is_success and not answer.json()["degraded"]:
             ids = {item["id"] for item in answer.json()["items"]} - self.open.keys()
@@ -129,7 +129,7 @@ class Writer:
             self.wrong += [f"{i} came back" for i in own if self.known.get(i) is GONE]
 
     def settle(self, client: httpx2.Client) -> Iterator[str]:
-        """What is not as it was acknowledged."""
+        """Yield each note that is not as its last acknowledged write left it."""
         yield from self.wrong
         for note_id in self.known.keys() | self.open.keys():
             answer = client.get(f"/notes/{note_id}")
@@ -159,7 +159,7 @@ def hurt(service: Fragile, what: str, loading: float) -> None:
 
 
 def check(client: httpx2.Client, writers: list[Writer], chance: random.Random) -> list[str]:
-    """What is wrong with the service, once nobody writes."""
+    """Problems of the service, looked for once nobody writes."""
     problems = [problem for writer in writers for problem in writer.settle(client)]
     there = {note_id: title for writer in writers for note_id, title in writer.known.items() if title is not GONE}
     report = client.post("/verify").json()
@@ -261,9 +261,9 @@ def test_replica_asked_for_a_position_never_answers_with_older(
             assert {item["id"] for item in answer.json()["items"]} == there
         last = {"k": 200, "min_log_position": position}
         items = [client.get("/notes/anchor/similar", params=last).json()["items"] for client in clients]
-    for item in (item for of in items for item in of):
+    for item in (item for answer_items in items for item in answer_items):
         item["score"] = round(item["score"], 5)  # the last bits depend on the segments
-    by_id = [sorted(of, key=lambda item: item["id"]) for of in items]
+    by_id = [sorted(answer_items, key=lambda item: item["id"]) for answer_items in items]
     assert by_id[0] == by_id[1] == by_id[2]
     with capsys.disabled():
         print(json.dumps({"reads behind a write on another replica": dict(done), "stale": 0}))

@@ -45,7 +45,7 @@ def departures(process: Process) -> int:
 
 
 def hostile_answers(url: str) -> list[str]:
-    """What is said to bodies that are refused."""
+    """Texts of the answers to bodies that are refused."""
     deep = b"[" * 300 + b"]" * 300
     bodies = [
         (b'{"title": "%s", "colour": %s}' % (TEXT.encode(), deep), "application/json"),

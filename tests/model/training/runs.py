@@ -1,4 +1,4 @@
-"""What tests of several files read from a run."""
+"""Files of a training run, as tests of several files read them."""
 
 from __future__ import annotations
 

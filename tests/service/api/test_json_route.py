@@ -1,4 +1,4 @@
-"""What bodies are taken: their media types and encodings, their bounds, their nesting, and that none holds the rest."""
+"""Bodies that routes take: their media types and encodings, their bounds, their nesting, and that none holds the rest."""
 
 from __future__ import annotations
 

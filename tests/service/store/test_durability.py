@@ -1,4 +1,4 @@
-"""What a server promises of acknowledged writes, on each Redis that the store works on."""
+"""Durability of acknowledged writes, on each Redis that the store works on."""
 
 from __future__ import annotations
 

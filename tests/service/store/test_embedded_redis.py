@@ -56,7 +56,7 @@ class OtherProcess:
         return self.process.stdout.readline().strip()
 
     def server_pid(self) -> int | None:
-        """Of the server that it owns; its first line."""
+        """Pid of the server that the process owns, from the first line that it prints; None where it owns none."""
         said = self.line()
         return None if said == "None" else int(said)
 

@@ -91,7 +91,7 @@ def test_verify_of_equal_index_and_store_is_well(serve: Any) -> None:
             assert client.post("/notes", json={"id": note_id, "title": note_id}).status_code == 201
         answer = client.post("/verify", params={"repair": True}).json()
         assert (answer["well"], answer["repaired"], answer["notes"], answer["rows"]) == (True, False, 2, 2)
-        assert all(of == {"count": 0, "ids": []} for of in answer["differing"].values())
+        assert all(kind == {"count": 0, "ids": []} for kind in answer["differing"].values())
 
 
 def test_sample_notes_do_not_enter_a_used_store(serve: Any, tmp_path: Path) -> None:
