@@ -1,4 +1,4 @@
-"""Bodies that routes take: their media types and encodings, their bounds, their nesting, and that none holds the rest."""
+"""Bodies that routes take: media types and encodings, bounds, nesting, and that no body holds up the others."""
 
 from __future__ import annotations
 
