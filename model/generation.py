@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CATEGORY_TOKENS = 4096
 """Bound on the tokens that the names of a closed set add to a note's prefill, a prefix that several names share counted
-once. They are computed in one forward, so this bounds its size; 500 names have about 1,400 (docs/log)."""
+once. They are computed in one forward, so this bounds its size; 500 names have about 1,400 (docs/log/engine.md)."""
 
 
 class CategoriesTooLong(ValueError):
@@ -72,7 +72,7 @@ class Vocabulary(Protocol):
         """Remove the hashtags of a note that was added."""
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return the tokens that continue `ids` towards a hashtag."""
+        """Return the tokens after `ids` with which they still begin, or spell, a hashtag of the vocabulary."""
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Return whether `ids` spell a whole hashtag."""
@@ -84,10 +84,10 @@ class GenerationRequest:
 
     `hashtags`: how many to generate; 0 for none. The fields below `categories` apply to them.
     `categories`: the closed set to score; empty for none.
-    `blocked`: keys (`hashtag_key`) of hashtags that are never answered.
-    `vocabulary`: holds the only hashtags that may be answered (policy "known").
+    `blocked`: keys (`hashtag_key`) of hashtags that are never returned.
+    `vocabulary`: holds the only hashtags that may be returned (policy "known").
     `find_neighbours`: looks up the notes whose hashtags compete with the generated ones (policy "grounded").
-    `on_hashtag`: receives each hashtag, the best first, as soon as none that is still to come can be better.
+    `on_hashtag`: is called with each hashtag, the best first, as soon as no later one can be better.
 
     The engine calls `find_neighbours` and `on_hashtag` in its own thread.
     """

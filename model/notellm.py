@@ -100,8 +100,8 @@ class NoteLLM(nn.Module):
         """Return a 4D mask in the form that the backbone takes, with its sliding window where it has one.
 
         `attention_mask`: bool, True where a token may attend; `distance`: positions between the two; both
-        (B, 1, T, cached + T). The result is a tensor of that shape, or one by layer type. It is boolean but for eager
-        attention, which adds it to the scores.
+        (B, 1, T, cached + T). The result is a tensor of that shape, or a dict of them by layer type. It is boolean,
+        except for eager attention, which adds it to the scores.
         """
         config = self.backbone.config.get_text_config()
         window = getattr(config, "sliding_window", None)
@@ -164,7 +164,9 @@ class NoteLLM(nn.Module):
             # Not the folder that it was loaded from, which another machine does not have.
             adapter.active_peft_config.base_model_name_or_path = self.config.backbone
             adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=weights)
-            (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # a form that peft leaves empty
+            (folder / ADAPTER_FOLDER / "README.md").unlink(
+                missing_ok=True
+            )  # an empty form for a model card, written by peft
         else:
             self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=weights)
             self.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)

@@ -6,9 +6,10 @@
     The 5 hashtags of this note: #                            -> paris #food #travel<eos>
     The category of this note:                                -> Travel<eos>
 
-This is note-first/1. The task follows the read-out (the order of the paper's released code), so one prefill serves
-every task. note-first/2 says the same in fewer tokens, without JSON and with the hashtags last. task-first/1 has the
-order of the paper: an instruction that differs by task comes first, so the hashtag task needs a prefill of its own.
+This is note-first/1, the default. The task follows the read-out (the order of the paper's released code), so one
+prefill serves every task. `[EMB]` is plain text there, not a token of its own. note-first/2, which the shipped
+checkpoint uses, says the same in fewer tokens: without JSON and `[EMB]`, and with the hashtags last. task-first/1 has
+the order of the paper: an instruction that differs by task comes first, so the hashtag task needs a prefill of its own.
 The pieces of the template and the fields of the note are tokenised apart, so that no field can merge with, close or
 become a part of the template (docs/decisions/0002-prompt.md).
 """
@@ -30,8 +31,8 @@ from model.note import Note, hashtag_key, normalise_hashtag, replace_lone_surrog
 MAX_HASHTAG_WORDS = 6
 """Most words of a generated hashtag; one with more is running text, and is dropped."""
 CHARS_PER_TOKEN = 64
-"""Bound on the characters of a field that are tokenised, for each token it may have: 100 kB of text costs no more than
-a page. A field with longer tokens is cut short of its token bound."""
+"""Characters of a field that are tokenised, as a multiple of its token bound: 100 kB of text costs no more than a page.
+A field whose tokens are longer on average gets fewer tokens than its bound."""
 JSON_UNIT = re.compile(r"\\u[0-9a-f]{4}|\\.|[^\\]", re.DOTALL)
 """One character inside a JSON string, as an escape or as itself."""
 
@@ -41,7 +42,9 @@ class Template:
     """The fixed text of one prompt version.
 
     The instructions stand before the note; they are "" where the task follows it. `hashtags_last`: the order is title,
-    content, hashtags, and `after_hashtags` is unused; else title, hashtags, content.
+    content, hashtags, and `after_hashtags` is unused; else title, hashtags, content. `compress` asks for the note in
+    one word, and its last token is the read-out position. The output of a task is hashtags with `hashtag_separator`
+    between them, or a category behind `category_lead`.
     """
 
     category_instruction: str
@@ -189,7 +192,7 @@ class Prompt:
         return [*self.hashtag_tokens([self.template.hashtag_separator.join(hashtags)])[0], self.end_id]
 
     def hashtag_tokens(self, hashtags: Iterable[str]) -> list[list[int]]:
-        """Return the tokens of each hashtag as the first that the model writes, without an end."""
+        """Return the tokens that spell each hashtag where it is the first one written, without an end token."""
         return self._encode_all([self._break_added_tokens(replace_lone_surrogates(hashtag)) for hashtag in hashtags])
 
     def category_task(self) -> list[int]:
@@ -259,7 +262,7 @@ class Prompt:
         return "".join(units)
 
     def _break_added_tokens(self, text: str) -> str:
-        """Return `text` with the first character of each added token that it spells as a JSON escape."""
+        """Return `text`; where it spells an added token, that token's first character becomes a JSON escape."""
         return self._added_token.sub(lambda match: json_escape(match[1]), text)
 
     def _field(self, text: str, limit: int) -> list[int]:
@@ -275,7 +278,7 @@ class Prompt:
             escaped = escaped[: ends[-1]] if ends else ""
 
     def _hashtag_list(self, hashtags: Sequence[str]) -> list[int]:
-        """Return the ids inside of the note's list of hashtags: the first ones that fit the token bound whole."""
+        """Return the ids of the note's hashtags and separators: as many whole hashtags as fit the token bound."""
         template, limit = self.template, self.config.max_hashtag_tokens
         ids: list[int] = []
         for position, hashtag in enumerate(hashtags):

@@ -1,4 +1,4 @@
-"""Adding notes: what it takes to add one (a plan), what came of it, and how a long list is cut into batches."""
+"""Adding notes: the plan and the result of adding one, and the batches of a long list."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from model.note import Note
 from service.records import Generated, StoredNote
 
 STORE_BATCH_SIZE = 32
-"""Notes between two writes to the store: this many at most are computed again when a deadline or a failure ends a long
-list."""
+"""Notes of a long list that are computed and then written together. After a deadline or a failure in between, at most
+this many are computed again when the caller sends the list again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,13 @@ class Plan:
     request: GenerationRequest | None
 
     def finish(self, output: GenerationOutput | None, space: str) -> Added:
-        """Note as it is to be stored. `output`: the model's, where the plan has a request."""
+        """Return the note as it is to be stored, not written yet. `output`: the model's; None where the plan has no
+        request."""
         if output is None:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
-        # Not stored, since both change with other notes: which notes carry a hashtag, and that no known hashtag fits.
+        # Two things are not stored, since they change when other notes do: the ids of the notes that carry a hashtag,
+        # and, under the policy "known", that no known hashtag fits.
         hashtags = output.hashtags and tuple(replace(hashtag, notes=()) for hashtag in output.hashtags)
         if not hashtags and self.request and self.request.vocabulary is not None:
             hashtags = None

@@ -36,7 +36,8 @@ class Lane(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class QueuedNote:
-    """A note in the queue or in the engine. Whoever waits for `answer` may cancel it; then the note is dropped."""
+    """A note in the queue or in the engine. `since`: when it was queued, by perf_counter. A caller that leaves cancels
+    `answer`; then the note is dropped."""
 
     tokenized: TokenizedRequest
     lane: Lane
@@ -119,7 +120,7 @@ class Batcher:
     ) -> list[GenerationOutput]:
         """Return the outputs in order; the first failure cancels the rest. Raises QueueFull, EngineFailed, Stopping.
 
-        All notes are admitted or none, unless the caller brings its admission.
+        All notes are admitted or none. A caller that has reserved room for them already passes its `admission`.
         """
         if not notes:
             return []
@@ -136,7 +137,7 @@ class Batcher:
             raise Stopping
         self._reserved -= len(notes)
         admission.left -= len(notes)
-        queued = [QueuedNote(one, lane, loop.create_future()) for one in tokenized]
+        queued = [QueuedNote(request, lane, loop.create_future()) for request in tokenized]
         self._lanes[lane].extend(queued)
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
         self._arrived.set()
@@ -163,9 +164,9 @@ class Batcher:
 
     async def _loop(self) -> None:
         while True:
-            begin = self._next_notes()
-            if begin or self._running:
-                await self._step(begin)
+            new_notes = self._next_notes()
+            if new_notes or self._running:
+                await self._step(new_notes)
             elif self._stopping:
                 return
             else:
@@ -173,33 +174,33 @@ class Batcher:
                 await self._arrived.wait()
 
     def _next_notes(self) -> list[QueuedNote]:
-        """Take the oldest notes off the queue, interactive ones first, as many as the budgets allow; the token budget
-        does not hold back the first."""
-        begin: list[QueuedNote] = []
+        """Take the oldest notes off the queue, interactive ones first, as many as the budgets allow. The first is taken
+        even if it alone exceeds the token budget."""
+        new_notes: list[QueuedNote] = []
         tokens = 0
         for lane, queue in self._lanes.items():
             while queue:
                 if queue[0].answer.done():  # its caller left
                     queue.popleft()
                     continue
-                more = queue[0].tokenized.tokens
-                engine_full = len(self._running) + len(begin) >= self._max_notes
-                if engine_full or (begin and tokens + more > self._max_tokens):
+                next_tokens = queue[0].tokenized.tokens
+                engine_full = len(self._running) + len(new_notes) >= self._max_notes
+                if engine_full or (new_notes and tokens + next_tokens > self._max_tokens):
                     break
-                tokens += more
-                begin.append(queue.popleft())
+                tokens += next_tokens
+                new_notes.append(queue.popleft())
             self._telemetry.queue_depth.labels(lane).set(len(queue))
-        return begin
+        return new_notes
 
-    async def _step(self, begin: Sequence[QueuedNote]) -> None:
-        """Run one engine step with these new notes, and answer those that ended with it."""
+    async def _step(self, new_notes: Sequence[QueuedNote]) -> None:
+        """Run one engine step, in which `new_notes` begin, and answer all notes that end with it."""
         started = self._step_since = time.perf_counter()
         try:
             ended, postponed = await asyncio.get_running_loop().run_in_executor(
-                self._engine_thread, self._advance, begin
+                self._engine_thread, self._advance, new_notes
             )
         except BaseException as error:
-            self._fail_running(begin, error)
+            self._fail_running(new_notes, error)
             if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
                 raise
             return
@@ -211,7 +212,7 @@ class Batcher:
         self._recent_notes = 0.9 * self._recent_notes + len(ended)
         self._recent_seconds = 0.9 * self._recent_seconds + seconds
         self._observe([output for _, output in ended], seconds)
-        begun = begin[: len(begin) - len(postponed)]
+        begun = new_notes[: len(new_notes) - len(postponed)]
         if begun:
             self._telemetry.batch_tokens.observe(sum(note.tokenized.tokens for note in begun))
         for note in begun:
@@ -221,26 +222,26 @@ class Batcher:
                 note.answer.set_result(output)
 
     def _advance(
-        self, begin: Sequence[QueuedNote]
+        self, new_notes: Sequence[QueuedNote]
     ) -> tuple[list[tuple[QueuedNote, GenerationOutput]], list[QueuedNote]]:
         """Run one engine step, in the engine's thread. Return the notes that ended with it, with their outputs, and
-        those of `begin` that the engine has no room for yet."""
+        those of `new_notes` that the engine has no room for yet."""
         for running in [running for running, note in self._running.items() if note.answer.done()]:
             self._engine.abort(running)
             del self._running[running]
-        postponed = list(begin)
+        postponed = list(new_notes)
         while postponed and (not self._running or self._engine.can_add(postponed[0].tokenized)):
             note = postponed.pop(0)
             self._running[self._engine.add_request(note.tokenized)] = note
         ended = [(self._running.pop(running), output) for running, output in self._engine.step()]
         return ended, postponed
 
-    def _fail_running(self, begin: Sequence[QueuedNote], error: BaseException) -> None:
+    def _fail_running(self, new_notes: Sequence[QueuedNote], error: BaseException) -> None:
         """Answer all notes of a failed step: after an error the engine has dropped them."""
         stopping = isinstance(error, asyncio.CancelledError)
         if not stopping:
-            log.exception("engine_failed", notes=len(begin) + len(self._running))
-        for note in {*begin, *self._running.values()}:
+            log.exception("engine_failed", notes=len(new_notes) + len(self._running))
+        for note in {*new_notes, *self._running.values()}:
             _fail(note, Stopping() if stopping else EngineFailed(type(error).__name__))
         self._running.clear()
 

@@ -1,4 +1,4 @@
-"""Errors, named in the words of the layer that raises them. HTTP status codes are decided in api/problems.py.
+"""Errors, named in the words of the layer that raises them. api/problems.py gives each its HTTP status code.
 
 NoteLLMError
 ├── NoteNotFound          no such note, or it was deleted, or it has expired

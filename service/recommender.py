@@ -38,7 +38,7 @@ from service.telemetry import Telemetry
 WAIT_SECONDS = 10.0
 """Bound on the wait of a write for the index to show it; normally the index is milliseconds behind the log."""
 CHANGE_ATTEMPTS = 5
-"""How often a change is tried on a note that others change at the same time, in other processes."""
+"""Attempts at one change of a note that other processes change at the same time."""
 CHECK_SECONDS = 1.0
 """Bound on the time in which the store must return the notes of a search; beyond it the answer is degraded."""
 
@@ -100,13 +100,13 @@ class Recommender:
         failure stays, and repeating the call is safe and costs no tokens for it. Raises QueueFull (then nothing was
         stored), EngineFailed, StoreUnavailable, IndexBehind.
         """
-        named = [note if note.id else replace(note, id=str(ULID())) for note in notes]
+        with_ids = [note if note.id else replace(note, id=str(ULID())) for note in notes]
         added: dict[int, Added] = {}
-        with self._batcher.admit(len(named)) as admission:
-            for batch in batches_with_unique_ids(named):
-                results = await self._add_distinct([named[i] for i in batch], generate, lane, admission)
+        with self._batcher.admit(len(with_ids)) as admission:
+            for batch in batches_with_unique_ids(with_ids):
+                results = await self._add_distinct([with_ids[i] for i in batch], generate, lane, admission)
                 added.update(zip(batch, results, strict=True))
-        return [added[i] for i in range(len(named))]
+        return [added[i] for i in range(len(with_ids))]
 
     async def _add_distinct(
         self,
@@ -126,9 +126,9 @@ class Recommender:
             raise PreconditionFailed(notes[0].id)
         now = self._clock()
         plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
-        with_request = [i for i, plan in enumerate(plans) if plan.request is not None]
+        need_model = [i for i, plan in enumerate(plans) if plan.request is not None]
         requests = [(plan.note, plan.request) for plan in plans if plan.request is not None]
-        outputs = dict(zip(with_request, await self._batcher.generate_all(requests, lane, admission), strict=True))
+        outputs = dict(zip(need_model, await self._batcher.generate_all(requests, lane, admission), strict=True))
         finished = [plan.finish(outputs.get(i), self.engine.space) for i, plan in enumerate(plans)]
         # Shielded from a caller that leaves: what reaches the store must also be waited for in the index.
         return await asyncio.shield(self._commit(plans, finished, expected, accepted))
@@ -235,8 +235,8 @@ class Recommender:
         policy: HashtagPolicy | None = None,
         blocked: Sequence[str] = (),
     ) -> GenerationRequest:
-        """Make the model's request from the deployment's defaults and a caller's wishes. `blocked`: hashtags that are
-        blocked beside the deployment's own."""
+        """Make the model's request from the deployment's defaults and what a caller asks for. `blocked`: hashtags that
+        are blocked beside the deployment's own."""
         if not hashtags:
             return GenerationRequest(categories=categories)
         policy = policy or self.defaults.hashtag_policy
@@ -257,7 +257,8 @@ class Recommender:
         return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags))
 
     async def _drop_missing_notes(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
-        """Return the hashtags, each naming only the notes that the store has and can decode; none while it is away."""
+        """Return the hashtags without the notes that the store does not have or cannot decode; without any while it is
+        away."""
         ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
         stored_ids: set[str] = set()
         if ids:
@@ -293,8 +294,9 @@ class Recommender:
     async def _search(
         self, vector: Vector, k: int, where: Filter, min_score: float | None, source_id: str | None = None
     ) -> Similar:
-        """Search the index, drop candidates that the store no longer has, and search deeper until k are left. While
-        the store is away the answer is what the index has.
+        """Search the index and drop candidates that the store no longer has; search for twice as many until k are left.
+
+        While the store is away, the answer is what the index has.
 
         `source_id`: the note whose vector this is, checked in the same round trip. Raises NoteNotFound,
         StoredNoteUnreadable.

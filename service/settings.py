@@ -17,7 +17,7 @@ MAX_SHOWN = 100
 
 
 class Settings(BaseSettings):
-    """All settings with their defaults; the README's table is made from these descriptions."""
+    """All settings with their defaults. `make tables` writes docs/configuration.md from these descriptions."""
 
     # An error names the setting and not its value, which may hold a password.
     model_config = SettingsConfigDict(env_prefix="NOTELLM_", extra="ignore", frozen=True, hide_input_in_errors=True)

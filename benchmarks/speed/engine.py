@@ -47,7 +47,8 @@ MANY_CATEGORIES = 500
 CATEGORY_BATCH = 8
 FIVE_HASHTAGS = GenerationRequest(hashtags=5)
 GFLOP_PER_NOTE = 21.6
-"""Operations of one note of 100 tokens: 106.2 million weights in matrix products, two operations each, and 0.4 for the attention."""
+"""Operations of one note of 100 tokens: 106.2 million weights in matrix products, two operations each, and 0.4
+for the attention."""
 DEVICE = device_for("auto")
 PRODUCT = (3200, 576, 1536) if DEVICE == "cpu" else (8192, 8192, 8192)
 """Rows, inner size and columns of the matrix product that is the machine's limit: on a CPU those of 32 notes in this

@@ -52,7 +52,7 @@ from service.index.building import LISTS_PER_ROOT
 from service.index.hashtags import LiveHashtags
 from service.index.native import trim_heap
 from service.index.segmented import MergeJob, SegmentedIndex
-from service.index.snapshots import Origin, SnapshotFolder, restore, snapshot_parts
+from service.index.snapshots import SnapshotFolder, SnapshotSource, restore, snapshot_parts
 from service.records import Hit, StoredNote
 from service.settings import Settings
 
@@ -267,7 +267,7 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
     for number in range(count):
         hashtags.upsert([StoredNote(replace(real[number % len(real)], id=f"n{number}"), "space")])
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
-        origin = Origin("store", "space")
+        origin = SnapshotSource("store", "space")
         parts, freeze = timed(partial(snapshot_parts, index, hashtags, (), ()))
         _, first = timed(partial(folder.save, origin, "1-0", parts))
         _, second = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, (), ())))
@@ -280,7 +280,9 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
     return SnapshotFigures(freeze, first, second, mib, read, start)
 
 
-def load_snapshot(folder: SnapshotFolder, origin: Origin, index: SegmentedIndex, hashtags: LiveHashtags) -> None:
+def load_snapshot(
+    folder: SnapshotFolder, origin: SnapshotSource, index: SegmentedIndex, hashtags: LiveHashtags
+) -> None:
     """Fill an empty index and an empty word index from the newest snapshot."""
     snapshot = folder.load(origin)
     assert snapshot is not None

@@ -1,4 +1,7 @@
-"""Hashtag filtering, deduplication, and re-ranking with the hashtags of a note's neighbours (policy "grounded")."""
+"""Hashtag filtering, deduplication, and re-ranking with the hashtags of a note's neighbours (policy "grounded").
+
+model/inference/candidate_scoring.py asks the model for the probabilities that `rerank` combines.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
 
 
 def dedup_key(text: str) -> str:
-    """Return the key that hashtags share of which a list has one: case, spacing and an English plural do not count."""
+    """Return a key: of hashtags with the same key a list has one. Case, spacing and English plurals do not count."""
     key = hashtag_key(text)
     if key.endswith(NO_PLURALS):
         return key
@@ -58,7 +61,7 @@ def scripts(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class HashtagFilter:
-    """Decides which hashtags may be answered for a note.
+    """Decides which hashtags may be returned for a note.
 
     `blocked`: keys (`hashtag_key`) that may not. `scripts`: those of the note; a hashtag may have no other, except
     Latin, which every language uses. None allows all scripts.
@@ -73,7 +76,7 @@ class HashtagFilter:
         return cls(blocked, scripts(" ".join((note.title, note.content, *note.hashtags))) or None)
 
     def __call__(self, text: str) -> bool:
-        """Return whether the hashtag `text` may be answered."""
+        """Return whether the hashtag `text` may be returned."""
         if hashtag_key(text) in self.blocked:
             return False
         return self.scripts is None or scripts(text) <= self.scripts | {"LATIN"}

@@ -23,8 +23,8 @@ from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, U
 from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from, rerank
 from model.hashtags.vocabulary import HashtagTrie
 from model.inference.beam_search import HashtagBeamSearch, max_beam_blocks
+from model.inference.candidate_scoring import NO_CANDIDATES, ScoredCandidates, max_candidate_blocks, score_candidates
 from model.inference.category_scoring import CategoryScorer
-from model.inference.hashtag_scoring import NO_CANDIDATES, ScoredCandidates, max_candidate_blocks, score_candidates
 from model.inference.kv_cache import BlockTable
 from model.inference.loading import load_runtime
 from model.inference.runtime import LogitQuery, Runtime, TokenLogProbs
@@ -178,8 +178,8 @@ class Engine:
         return RunningRequest(self._generate(tokenized), self._max_blocks(tokenized))
 
     def _max_blocks(self, tokenized: TokenizedRequest) -> int:
-        """Most cache blocks that a request may come to need: its prompts and closed set, and then either its beams or
-        the candidates of its neighbours, which are scored before the search begins."""
+        """Most cache blocks that a request may come to need: for its prompts and closed set, and then for either its
+        beams or the candidates of its neighbours, which are scored before the beam search begins."""
         request, pool = tokenized.request, self.runtime.pool
         task_tokens = len(self._hashtag_task(request))
         note_tokens, closed_set_tokens = len(tokenized.ids), 0
@@ -229,8 +229,11 @@ class Engine:
     def _prefill(
         self, tokenized: TokenizedRequest, note_table: BlockTable, hashtag_table: BlockTable, hashtag_query: LogitQuery
     ) -> SpanSteps[Prefill]:
-        """Run the prefill of a request. Then `note_table` holds the note, and `hashtag_table`, which may be the same,
-        ends with the hashtag task, where hashtags are requested."""
+        """Run the prefill of a request. The runtime computes the vector, at the `read_out` of the note's span.
+
+        Afterwards `note_table` holds the note. Where hashtags are requested, `hashtag_table`, which may be the same
+        table, ends with the hashtag task.
+        """
         request = tokenized.request
         hashtag_task = self._hashtag_task(request)
         trunk_task = hashtag_task if hashtag_table is note_table else ()

@@ -76,7 +76,8 @@ class TokenLogProbs:
 
 @dataclass(slots=True)
 class SpanOutput:
-    """Values that a forward read from one span: `vector` (D,) of unit length, and `token_log_probs`, one a query."""
+    """Values that a forward read from one span: `vector` (D,) of unit length, None without a `read_out`, and
+    `token_log_probs`, one a query."""
 
     vector: Floats | None = None
     token_log_probs: list[TokenLogProbs] = field(default_factory=list)

@@ -19,7 +19,7 @@ T = TypeVar("T")
 @dataclass(slots=True, eq=False)
 class RunningRequest(Generic[T]):
     """A request that has begun. `max_blocks`: most cache blocks that it may come to need. `spans`: its part of the next
-    forward, which may be empty while it waits for another request."""
+    forward, empty while it waits for a label prior that another request computes."""
 
     steps: SpanSteps[T]
     max_blocks: int
@@ -109,8 +109,8 @@ class Scheduler(Generic[T]):
 def requests_of_next_forward(running: Sequence[RunningRequest[T]]) -> list[RunningRequest[T]]:
     """Choose the requests of the next forward: all that decode, and prefills in order within PREFILL_TOKENS_PER_STEP.
 
-    A prefill of more than half of that budget is not counted against it, but runs with at most one of its kind. So a
-    note never waits for somebody's long closed set.
+    A prefill of more than half of that budget is long. It is not counted against the budget, and a forward has at most
+    one of them. So a short note never waits for another request's long closed set.
     """
     chosen = [request for request in running if request.is_decoding]
     prefill_tokens = 0

@@ -1,5 +1,7 @@
 """The loss of related notes on one data set: GCL on its pairs, distillation, and a memory of past vectors.
 
+This file chooses what is compared with what; the formulas are in loss.py.
+
 Shapes: B pairs of a batch, N notes of the data set, D embedding dimension, K the teacher's dimension, M notes in the
 memory that are not in the batch.
 """

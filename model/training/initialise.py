@@ -94,22 +94,22 @@ def initialise(
     The projection is fitted to the first data set that names a teacher file, or else to the notes of all data sets. It
     is left alone where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
     """
-    taught = [
+    with_teacher = [
         objective
         for row, objective in zip(recipe.data, objectives, strict=True)
         if row.teacher and objective is not None
     ]
     if model.projection is not None and not _has_trained_projection(recipe):
-        pool = taught[0].notes if taught else [note for paired in data for note in paired.notes.values()]
+        pool = with_teacher[0].notes if with_teacher else [note for paired in data for note in paired.notes.values()]
         notes = _sample(pool, recipe.seed)
         states = read_states(notes)
         vectors = None
-        if taught and taught[0].teacher_vectors is not None:
-            vectors = taught[0].teacher_vectors[taught[0].rows(notes)]
+        if with_teacher and with_teacher[0].teacher_vectors is not None:
+            vectors = with_teacher[0].teacher_vectors[with_teacher[0].rows(notes)]
         rows = projection_start(states, model.dimension, vectors)
         model.projection.weight[: len(rows)] = rows
     if recipe.memory:
-        for objective in taught:
+        for objective in with_teacher:
             _fill_memory(objective, model, read_states, recipe.seed)
 
 
@@ -123,7 +123,8 @@ def _sample(pool: Sequence[Note], seed: int) -> list[Note]:
 
 
 def _fill_memory(objective: ContrastiveObjective, model: NoteLLM, read_states: ReadStates, seed: int) -> None:
-    """Fill a memory: the vectors of a sample of notes, and for all others what a regression on the teacher predicts."""
+    """Fill a memory: for a sample of notes with their vectors, for all others with vectors that a regression predicts
+    from the teacher's."""
     notes = _sample(objective.notes, seed)
     teacher = objective.teacher_vectors
     if teacher is None:

@@ -128,7 +128,7 @@ class Trainer:
             yield step
 
     def _batches(self) -> Iterator[tuple[int, list[Note]]]:
-        """Endless batches, each with the place of its data set in `data`; negatives are thus of one data set."""
+        """Yield batches without end, each with the place in `data` of the data set that all its notes are from."""
         streams = [paired.batches(self.recipe.batch_pairs, self.recipe.seed) for paired in self.data]
         rng = random.Random(self.recipe.seed)
         shares = [row.share for row in self.recipe.data]
@@ -182,16 +182,17 @@ class Trainer:
     ) -> JointLoss:
         """Add the gradients of one batch to the weights; returns the loss of the whole batch, over all processes.
 
-        examples: all 2B of the batch, on every process; each process computes its own share of them. related_loss: loss
+        examples: all 2B of the batch, on every process; each process computes its own part of them. related_loss: loss
         of the vectors (2B, D); without it the batch trains CSFT alone.
         """
-        share = len(examples) // self.ranks
-        own = slice(self.rank * share, (self.rank + 1) * share)
+        own_count = len(examples) // self.ranks
+        own = slice(self.rank * own_count, (self.rank + 1) * own_count)
         own_examples = examples[own]
         longest = max(len(example.ids) for example in examples)
         chunks = self._micro_batches(own_examples, longest)
         micro_batches = [[own_examples[row] for row in chunk] for chunk in chunks]
-        keep = share * longest <= self.recipe.kept_tokens
+        # A small batch is computed once, with its graph; a large one again for each micro-batch, as GradCache does.
+        keep = own_count * longest <= self.recipe.kept_tokens
         kept = [self._forward(micro_batch) for micro_batch in micro_batches] if keep else None
 
         # (L_related + alpha L_gen) / (1 + alpha), or L_gen alone.
@@ -200,7 +201,7 @@ class Trainer:
         related, vector_gradients = RelatedLoss(zero, zero, zero), None
         if related_loss:
             parts = [vectors.detach() for vectors, _, _ in kept] if kept else self._vectors(micro_batches)
-            own_vectors = torch.zeros(share, self.model.dimension, device=self.device)
+            own_vectors = torch.zeros(own_count, self.model.dimension, device=self.device)
             for chunk, part in zip(chunks, parts, strict=True):
                 own_vectors[chunk] = part
             all_vectors = gather_rows(own_vectors).requires_grad_()
@@ -219,7 +220,7 @@ class Trainer:
                 surrogate = surrogate + (vectors * vector_gradients[chunk]).sum()
             torch.autograd.backward(surrogate)
             generative = generative + loss.detach()
-        # The gradient of tau is left out: it is that of the whole loss on every process already.
+        # The gradient of tau is not summed: every process has computed it from the whole loss already.
         sum_over_processes(generative, (p for p in self._trainable() if p is not self.model.tau))
         return joint_loss(RelatedLoss(*(part.detach() for part in related)), generative, self.recipe.alpha)
 

@@ -55,7 +55,7 @@ def create_app(settings: Settings, open_service: Callable[[], AbstractAsyncConte
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """Return an answer that is never read: the caller has left. Nginx's status code for it."""
+    """Return an answer that nobody reads, since the caller has left; 499 is nginx's status code for that."""
     return Response(status_code=499)
 
 

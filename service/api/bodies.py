@@ -1,7 +1,7 @@
 """Request bodies: their media types, and JSON that is read without holding the event loop for long.
 
 A parser holds the interpreter until it is done, even in a thread. So a list is split into its items before any is
-parsed, and what is parsed in one call is bounded: in bytes by the caller, in containers here.
+parsed, and the JSON that one call parses is bounded: its bytes by the caller, its lists and objects here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SLICE_BYTES = 65_536
 """Bytes of a body that are worked on before the event loop runs other tasks: about a millisecond."""
 LIST_START = re.compile(rb"[ \t\n\r]*+\[")
 STRING = re.compile(rb'"[^"]*+"')
-"""A string of JSON, where escapes were replaced."""
+"""A JSON string, in text that went through `_unescaped`."""
 QUOTE, COMMA = b'",'
 DEPTH_CHANGE = np.zeros(256, np.int8)
 """Change of the nesting depth by each character outside of a string."""
@@ -50,6 +50,7 @@ class Turns:
             await self.give()
 
     async def give(self) -> None:
+        """Let other tasks run now."""
         await asyncio.sleep(0)
 
 
@@ -108,17 +109,17 @@ def is_list(body: bytes) -> bool:
 async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
     """Yield the items of a JSON list as they were sent, not parsed: an item may still be malformed.
 
-    Raises MalformedBody where the list itself is.
+    Raises MalformedBody for a body that is no list, that has no end, or that goes on behind it.
 
     The body is scanned in slices by array operations, so that the time of a slice depends on its length alone.
     """
-    begin = LIST_START.match(body)
-    if begin is None:
+    opening = LIST_START.match(body)
+    if opening is None:
         raise MalformedBody("it is no list")
-    at = item = begin.end()
+    window_begin = item_begin = opening.end()
     depth, quoted = 1, False
-    while at < len(body):
-        window = _unescaped(body[at : at + SLICE_BYTES])
+    while window_begin < len(body):
+        window = _unescaped(body[window_begin : window_begin + SLICE_BYTES])
         if len(window) > 1 and window.endswith(b"\\"):  # it escapes the first character of the next slice
             window = window[:-1]
         characters = np.frombuffer(window, np.uint8)
@@ -127,16 +128,17 @@ async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
         closing = np.flatnonzero(depths == 0)
         end = int(closing[0]) if closing.size else len(window)
         commas = np.flatnonzero((characters[:end] == COMMA) & ~inside[:end] & (depths[:end] == 1))
-        for comma in (at + commas).tolist():
-            yield body[item:comma]
-            item = comma + 1
+        for comma in (window_begin + commas).tolist():
+            yield body[item_begin:comma]
+            item_begin = comma + 1
         if closing.size:
-            last = body[item : at + end]
-            if item > begin.end() or last.strip():
+            last = body[item_begin : window_begin + end]
+            if item_begin > opening.end() or last.strip():
                 yield last
-            if body[at + end + 1 :].strip():
+            if body[window_begin + end + 1 :].strip():
                 raise MalformedBody("more follows the list")
             return
-        at, depth, quoted = at + len(window), int(depths[-1]), bool(inside[-1])
+        window_begin += len(window)
+        depth, quoted = int(depths[-1]), bool(inside[-1])
         await turns.work(len(window))
     raise MalformedBody("the list has no end")

@@ -1,6 +1,6 @@
 """FastAPI dependencies: parameters that handlers share.
 
-All are coroutines, though they wait for nothing: FastAPI runs each other kind in a thread, several for one request.
+All are coroutines, though they wait for nothing: FastAPI would run each plain function in a thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from service.errors import FieldError, InvalidInput
 from service.recommender import Recommender
 
 GENERATED_HASHTAGS = 5
-"""Hashtags that are generated where a request asks for some without a count."""
+"""Hashtags that are generated for `?generate=hashtags`, which has no count."""
 
 
 async def get_service(request: Request) -> Service:

@@ -52,14 +52,14 @@ class Batch:
             self.rejected[len(self)] = outcome
 
     def results(self, added: Sequence[Added]) -> Iterator[BatchItem]:
-        """Yield each note's result, in the order of the request. `added`: what came of the valid notes, in order."""
+        """Yield each note's result, in the order of the request. `added`: results of the valid notes, in order."""
         outcomes = iter(added)
         for i in range(len(self)):
             yield self.rejected[i] if i in self.rejected else BatchItem.of(next(outcomes))
 
 
 async def add_list(body: bytes, service: Service, generate: Generate) -> bytes:
-    """Add the notes of a JSON list; return the answer's JSON. Raises MalformedBody where any of the body is not JSON,
+    """Add the notes of a JSON list; return the answer's JSON. Raises MalformedBody if any part of the body is not JSON,
     and LimitExceeded."""
     turns = Turns()
     batch = await _read_list(body, service.settings, turns)
@@ -91,7 +91,7 @@ async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
 
 
 def read_note(raw: bytes, settings: Settings, pointer: str = "", max_errors: int = MAX_ERRORS) -> Note | BatchItem:
-    """Return the note of some JSON, or else the result that says why it is rejected. Raises MalformedBody."""
+    """Parse and validate one note; return it, or else the result that says why it is rejected. Raises MalformedBody."""
     value = None
     try:
         check_note_size(len(raw), settings)

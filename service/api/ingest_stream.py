@@ -1,4 +1,7 @@
-"""A stream of notes, one a line (NDJSON): results are sent while the request is still being read."""
+"""A stream of notes, one a line (NDJSON): results are sent while the request is still being read.
+
+Lines are cut here; ingest_list.py parses and validates the note of each.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ async def add_stream(request: Request, service: Service, generate: Generate) -> 
 
 
 async def _line_batches(request: Request, settings: Settings) -> AsyncIterator[list[bytes]]:
-    """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut just beyond them, and
-    so rejected later."""
+    """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut one byte beyond that
+    bound, so that memory is bounded and `read_note` still rejects it."""
     batch_size = min(STREAM_BATCH_SIZE, settings.queue_notes)
     max_bytes = settings.max_note_bytes
     rest = b""
@@ -76,8 +79,8 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
 
 
 async def _add_when_admitted(notes: Sequence[Note], service: Service, generate: Generate) -> list[Added]:
-    """Add notes. While the queue is full, wait for room, and so read no more of the stream, for up to the time that a
-    request may take."""
+    """Add notes. While the queue is full, wait for room, for up to `request_seconds`; no more of the stream is read
+    meanwhile."""
     async with asyncio.timeout(service.settings.request_seconds) as deadline:
         while True:
             try:
@@ -93,7 +96,7 @@ def _result_line(item: BatchItem, model: str) -> bytes:
 
 
 class NdjsonResponse(Response):
-    """Sends each line as soon as it is there, while the request is still being read. Ends with a caller who leaves."""
+    """Sends each line at once, while the request is still being read. Ends quietly when the caller leaves."""
 
     def __init__(self, lines: AsyncIterator[bytes]) -> None:
         self._lines = lines

@@ -1,4 +1,4 @@
-"""Middleware: what every request gets, whatever its route. An id, a log line and a metric; a bound on its body."""
+"""Middleware: every request gets an id, a log line and a metric, and a bound on its body."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.errors import LimitExceeded
 
 log = structlog.get_logger(__name__)
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-"""X-Request-Id of a caller that is kept; any other is replaced."""
+"""X-Request-Id that is kept as the caller sent it; any other is replaced."""
 REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
 """Status codes that count as notellm_rejected."""
 

@@ -1,4 +1,7 @@
-"""Errors -> RFC 9457 problems. Status codes are decided here and nowhere else."""
+"""Errors -> RFC 9457 problems. The status codes of our own errors are decided here and nowhere else.
+
+Elsewhere are those of a success and of /readyz (routes/), 500 (middleware.py) and 499, which nobody reads (app.py).
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class GrowingSegment(Segment):
 
     @classmethod
     def restored(cls, capacity: int, dimension: int, tag_dictionary: TagDictionary, arrays: Arrays) -> GrowingSegment:
-        """Return the segment that `arrays` was called on, with room for `capacity` rows, or as many as it has."""
+        """Return the segment that these `arrays` were taken from, with room for `capacity` rows or more."""
         ids, alive = unpacked("ids", arrays), arrays["alive"]
         rows = len(ids)
         segment = cls(max(capacity, rows), dimension, tag_dictionary)

@@ -1,8 +1,8 @@
 """LiveIndex: the index of a process, which follows the change log of the store and answers searches.
 
-Async outside; inside one thread writes, several search, and one merges what was written. The index starts as its
-snapshot on disk and follows the log from there, or where there is none that the log reaches back to, as a scan of the
-store.
+Its methods are coroutines. Behind them one thread writes, several threads search, and one merges segments. At the start
+the index is loaded from its snapshot on disk and follows the log from the snapshot's position. Without a snapshot, or
+where the log no longer reaches back to it, the index is built from a scan of the store.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from service.records import Hit, IndexStatus, Vector
 
 SEARCH_THREADS = os.cpu_count() or 1
 MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
-"""A search without a filter for at most so many neighbours among at most so many rows runs in the event loop: ten of a
-million take half a millisecond, and to get to another thread and back a good part of that (docs/log/reads.md)."""
+"""Bounds on a search that runs in the event loop: one without a filter, among so many rows, for so many neighbours. Ten
+of a million rows are found in half a millisecond; a detour through another thread takes a good part of that again
+(docs/log/reads.md)."""
 NEIGHBOUR_FACTORS = (2, 20)
-"""Rows that are searched for each neighbour with hashtags: the second number where the first finds too few. Bounds the
-cost of a lookup where few notes have hashtags."""
+"""Hits that are searched for per neighbour with hashtags: the second number where the first gives too few neighbours.
+It bounds the cost of a lookup where few notes have hashtags."""
 
 
 class LiveIndex:
     """NoteIndex over a backend that `make_index` makes.
 
     `make_index` and `make_hashtags` return empty objects. Notes of another vector space than `space` are left out.
-    `attributes` names those that filters may test. `snapshots` (None: none are made) get a new one every
-    `snapshot_seconds` where anything was written.
+    `attributes` names those that filters may test. `snapshots` is the folder for snapshots, None for none; one is saved
+    every `snapshot_seconds` if anything was written.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class LiveIndex:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Build the index, and from then on follow the log in the background; where the store is away, try until it is
-        not."""
+        """Build the index, and from then on follow the log in the background. If the store is away, the background task
+        tries again until the index is built."""
         await self._follower.catch_up()
         self._tasks = [
             asyncio.create_task(self._follower.run(), name="follow-log"),
@@ -178,5 +179,5 @@ class LiveIndex:
 
     @property
     def _index(self) -> IndexBackend:
-        """The rows that searches see; another object after each build."""
+        """The index that searches see; each build replaces it by another object."""
         return self._state.notes.index

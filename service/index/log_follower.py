@@ -1,8 +1,8 @@
 """LogFollower: reads the change log and applies it to the index; builds the index where the log does not reach back.
 
 Every write reaches the index through the log and in no other way, also this process's own: whoever wrote waits for the
-position that the store returned (docs/decisions/0001-one-way-into-the-index.md). What the log says twice is applied
-twice.
+position that the store returned (docs/decisions/0001-one-way-into-the-index.md). Entries may be applied again after a
+failure, and then lead to the same rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.interfaces import Clock, NoteStore
 from service.records import StoredNote, position_key
 
 BLOCK_SECONDS = 1.0
-"""How long a read of the log waits for a first entry; notes that expire are removed as often."""
+"""How long a read of the log waits for a first entry. Expired notes are removed after each read, so about as often."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after the store was away."""
 PROGRESS_SECONDS = 5.0
@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Readiness:
-    """Whether the index has come to where the log ended when it was first read. `detail` says it in words.
+    """Whether the index has reached the end that the log had when it was first read. `detail` says it in words.
 
     `target` is that end of the log; None before the log was read.
     """
@@ -45,7 +45,7 @@ class Readiness:
     target: str | None = None
 
     def lose(self, detail: str) -> None:
-        """Be unready until the end of the log as it is next read."""
+        """Be unready until the index reaches the end that the log has at its next read."""
         self.ready, self.target, self.detail = False, None, detail
 
     def advance(self, position: str, log_end: str) -> None:
@@ -80,10 +80,10 @@ class LogFollower:
         self._tried_snapshot = False
         self._stopped = False
         self._applying = asyncio.Lock()
-        """Held from reading a note in the store until the index has it: what was read earlier is not applied later."""
+        """Held from reading a note until the index has it: no older reading is applied after a newer one."""
 
     async def catch_up(self) -> None:
-        """Build the index and follow the log until it is ready. Gives up, and says so, where the store is away."""
+        """Build the index and follow the log until it is ready. If the store is away, return; `readiness` says so."""
         try:
             await self._build()
             while not self.readiness.ready:
@@ -92,7 +92,7 @@ class LogFollower:
             self.readiness.detail = str(error)
 
     def stop(self) -> None:
-        """End `run` after the read of the log that is under way, also where that swallows a cancellation."""
+        """End `run` after the read of the log that is under way, even if the Redis client swallows a cancellation."""
         self._stopped = True
 
     async def run(self) -> None:
@@ -173,7 +173,7 @@ class LogFollower:
         state = self._state
         identity = await self._store.identity()
         position = (await self._store.log_bounds()).last
-        await self._keeper.keep_log(position)  # or other replicas would have it cut off meanwhile
+        await self._keeper.keep_log(position)  # else other replicas may have it cut off during the scan
         notes = self._make_notes()
         progress = BuildProgress(await self._store.size())
         state.rebuilding = True

@@ -38,7 +38,7 @@ class PackedStrings:
 
     @classmethod
     def restored(cls, arrays: Arrays) -> PackedStrings:
-        """Return the strings that `arrays` was called on."""
+        """Return the strings that these `arrays` were taken from."""
         return cls(arrays["ids"], arrays["ids_ends"], arrays["hashes"])
 
     def arrays(self) -> Arrays:

@@ -35,14 +35,14 @@ from service.interfaces import Arrays
 from service.records import Vector
 
 GPU_K = 1000
-"""A copy on a card goes through as many lists as this many neighbours need: it has one setting for all searches."""
+"""Neighbours that set the number of lists in a copy on a GPU, which has one setting for all searches."""
 MAX_EXACT_ROWS, EXACT_SHARE = 2048, 1 / 16
-"""Rows that pass a filter are compared one by one where they are at most so many, or at most such a share of the rows
-in the lists that would be searched: to fetch and compare a row takes as long as to test 16 rows against a bitmap."""
+"""Bounds on the rows that pass a filter and are compared one by one: their number, or their share of the rows in the
+lists that would be searched instead. Fetching and comparing one row takes as long as testing 16 against a bitmap."""
 MIN_PASSING_SHARE = 1e-6
-"""Bound on the share of rows that pass a filter: a share of 0 asks for all lists."""
+"""Lower bound on the share of rows that pass a filter, by which the number of lists is divided."""
 ROUNDING_MARGIN = 1e-9
-"""Rounding errors of the interpolation may not add a list."""
+"""Subtracted before the number of lists is rounded up, so that a rounding error does not add a list."""
 
 
 class SealedSegment(Segment):
@@ -92,7 +92,7 @@ class SealedSegment(Segment):
 
     @classmethod
     def restored(cls, name: str, arrays: Arrays, alive: Mask, gpu: Gpu | None) -> SealedSegment:
-        """Return the segment that `arrays` was called on, with the given living rows."""
+        """Return the segment that these `arrays` were taken from, with the given living rows."""
         return cls(
             name=name,
             columns=Columns.of(arrays),
@@ -105,7 +105,7 @@ class SealedSegment(Segment):
         )
 
     def arrays(self) -> Arrays:
-        """Return all that never changes, by its names in a snapshot."""
+        """Return everything except `alive`, by its name in a snapshot: arrays that never change."""
         lists_by_k = np.array(list(self._lists_by_k.items()), np.int64).reshape(-1, 2)
         return {
             **self.columns.arrays(),
@@ -168,12 +168,12 @@ class SealedSegment(Segment):
         return self._search_lists(vector, k, rows, lists)
 
     def _compare(self, vector: Vector, k: int, rows: RowNumbers) -> RankedRows:
-        """Return the `k` nearest of some rows, each of which is compared."""
+        """Compare the query with each of some rows, and return the `k` nearest."""
         scores, places = exact_search(self.vectors(rows), vector, k)
         return scores, rows[places]
 
     def _search_lists(self, vector: Vector, k: int, rows: Bits | None, lists: int) -> RankedRows:
-        """Search so many lists, and four times as many again until `k` rows are found or all lists were searched."""
+        """Search `lists` lists; while fewer than `k` rows are found, search again, in four times as many or all."""
         while True:
             scores, found_rows = search_index(self._index, vector, k, lists, rows)
             if len(found_rows) == k or not lists or lists == self._index.nlist:
@@ -183,8 +183,8 @@ class SealedSegment(Segment):
     def _lists_for(self, k: int, passing_share: float = 1.0) -> int:
         """Return how many lists to search for `k` neighbours.
 
-        Between two measurements the number is interpolated in the logarithms of both. Where only a share of the rows
-        passes a filter, so many more lists are searched that as many rows pass: they need not be near the query.
+        Between two measured k the number is interpolated, on logarithmic scales. Where only `passing_share` of the rows
+        passes a filter, the number is divided by it, so that as many rows pass: the nearest of these lie farther away.
         """
         measured_k = sorted(self._lists_by_k)
         right = min(max(1, bisect_left(measured_k, k)), len(measured_k) - 1)
@@ -201,7 +201,7 @@ class SealedSegment(Segment):
 
 
 def _renumbered_tags(sources: Sequence[Source], new_rows: RowNumbers) -> Iterator[TagPairs]:
-    """Yield each source's pairs of tag and row, with the rows' new numbers, without rows that are not merged."""
+    """Yield each source's pairs of tag and row, for the rows that are merged, with their new numbers."""
     begin = 0
     for source in sources:
         end = begin + len(source.rows)

@@ -1,8 +1,8 @@
 """SegmentSearcher: the segments of an index as they are at one moment, and a search over all of them.
 
-One FAISS call searches all segments, and afterwards it is seen which of the rows may be found: one call for each, with
-what Python does around it, takes longer than the search itself. Where too few of the nearest rows pass a filter, the
-segments are searched one by one, each with its own bitmap (docs/decisions/0011-segments.md).
+One FAISS call searches all segments. It knows nothing of tombstones and filters: rows that may not be found are dropped
+from its result. A call for each segment would cost more, in Python around it, than the search itself. Only where too
+few rows are left are the segments searched one by one, each with a bitmap (docs/decisions/0011-segments.md).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from service.index.tags import CompiledFilter, TagDictionary
 from service.records import Hit, Vector
 
 DEVIATIONS = 3.0
-"""A count that is only expected is taken so many standard deviations larger."""
+"""Margin that is added to an expected count, in standard deviations."""
 CALL_SIZES = (10, 20, 40, 80, 160, 320, 640, 1000)
-"""Numbers of neighbours for which an index over all segments is prepared; one call asks for the last at most."""
+"""Sizes of a FAISS call, in neighbours. An index over all segments is prepared for each. A search that needs a larger
+one goes segment by segment."""
 IsVisible = Callable[[int, int], bool]
-"""Whether a row may be found, by its segment's place and its number there."""
+"""Whether a row may be found, given the place of its segment in `segments` and its number in that segment."""
 FilteredRows = tuple[Bits | None, int]
 """The rows of a segment that pass a filter, as `Segment.filter_rows` returns them."""
 
@@ -36,7 +37,8 @@ FilteredRows = tuple[Bits | None, int]
 class SegmentSearcher:
     """Searches `segments`, of which the oldest comes first and the last one grows.
 
-    `replaced` counts the rows whose note got a newer row before they became tombstones; the writer raises it.
+    `replaced` counts the notes that got a new row. The writer raises it between adding that row and making a tombstone
+    of the old one.
     """
 
     def __init__(self, segments: tuple[Segment, ...], tag_dictionary: TagDictionary, gpu: Gpu | None) -> None:
@@ -44,7 +46,7 @@ class SegmentSearcher:
         self.replaced = 0
         self._tag_dictionary = tag_dictionary
         self._first_rows = list(accumulate(map(len, segments[:-1]), initial=0))
-        """Where the rows of each segment begin in the index over all."""
+        """Number of each segment's first row in the index over all segments."""
         rows = max(1, sum(map(len, segments)))
         shares = [len(segment) / rows if segment.has_lists else 1.0 for segment in segments]
         self._expected_rows = [[max(MEASURED_K[0], expected(k, share)) for share in shares] for k in CALL_SIZES]
@@ -58,8 +60,8 @@ class SegmentSearcher:
         """Index over all segments, by call size."""
 
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
-        """Do what VectorIndex.search does. Of a note that is replaced meanwhile the result has the new row, the old
-        one, or both."""
+        """Do what VectorIndex.search does. The result has the new row, the old row, or both rows of a note that is
+        replaced meanwhile."""
         if k < 1:
             return []
         compiled = self._tag_dictionary.compile(where)
@@ -80,7 +82,7 @@ class SegmentSearcher:
         return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
 
     def _filtered(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
-        """Yield the rows of each segment that pass, at the time when the segment's turn comes."""
+        """Yield the rows of each segment that pass. A segment is filtered only when it is asked for."""
         return (segment.filter_rows(compiled, now) for segment in self.segments)
 
     def _search_one_by_one(
@@ -105,7 +107,8 @@ class SegmentSearcher:
         size = needed(k, min(1.0, matches / max(1, rows))) + len(exclude)
         if matches < k or size > CALL_SIZES[-1]:
             return [], False
-        at = bisect_left(CALL_SIZES, size - 1)  # lists were measured for the neighbours of a row beside itself
+        # Lists were measured with rows as queries, which find k neighbours beside themselves: so k serves k + 1.
+        at = bisect_left(CALL_SIZES, size - 1)
         query = np.ascontiguousarray(vector, np.float32)[None]
         scores, labels = self._indexes[at].search(query, size)
         hits: list[Hit] = []
@@ -139,13 +142,14 @@ def _in_bitmaps(bitmaps: Sequence[Bits | None]) -> IsVisible:
 
 
 def expected(k: int, share: float) -> int:
-    """Return how many of `k` random rows at most lie in a part that has `share` of all rows (binomial distribution)."""
+    """Return how many of `k` random rows lie in a part that has `share` of all rows (binomial distribution), with the
+    margin of DEVIATIONS."""
     return min(k, ceil(k * share + DEVIATIONS * sqrt(k * share * (1 - share))))
 
 
 def needed(k: int, share: float) -> int:
     """Return how many random rows to take so that `k` lie in a part that has `share` of all rows (negative binomial
-    distribution); 0 where the part is empty."""
+    distribution), with the margin of DEVIATIONS; 0 where the part is empty."""
     return ceil((k + DEVIATIONS * sqrt(k * (1 - share))) / share) if share else 0
 
 

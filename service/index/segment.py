@@ -1,7 +1,8 @@
 """Segment: some rows of the index, and how they are searched. Any number of threads may search while one writes.
 
-A row that is replaced or removed becomes a tombstone: its bit is cleared, and nothing else changes. So a search that
-runs meanwhile sees the row or does not, and never half of it.
+A row that is replaced or removed becomes a tombstone: its entry in `alive` becomes False, and nothing else changes. So
+a search that runs meanwhile sees the row or does not, and never half of it. `is_visible` (for one row) and
+`filter_rows` (for all) decide which rows a search may find.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 
 class Segment(ABC):
-    """Rows numbered from 0 on. `alive` (rows,) tells which of them are no tombstones; `dead` counts the others."""
+    """Rows numbered from 0 on. `alive` (rows,) is False for tombstones, which `dead` counts."""
 
     grows = False
     """Whether rows may be added while it is searched."""
@@ -86,7 +87,8 @@ class Segment(ABC):
     @property
     def living(self) -> int:
         """Rows that are no tombstones."""
-        dead = self.dead  # read first: a new row comes before the tombstone of the row that it replaces
+        # Read first: a note that is replaced meanwhile is then counted twice, and never not at all.
+        dead = self.dead
         return len(self) - dead
 
     def is_visible(self, row: int, now: float) -> bool:
@@ -94,8 +96,9 @@ class Segment(ABC):
         return bool(self.alive[row]) and (now < self._first_expiry or bool(self.columns.expires[row] > now))
 
     def filter_rows(self, compiled: CompiledFilter, now: float) -> tuple[Bits | None, int]:
-        """Return the rows that pass a filter, its excluded ids included, and their number. None stands for all living
-        rows of a segment that does not grow."""
+        """Return the living rows that pass a filter and have not expired at `now`, and their number. The ids that it
+        excludes are still among them: `search` leaves them out. None stands for all living rows of a segment that does
+        not grow."""
         some_expired = now >= self._first_expiry
         if not compiled.narrows and not some_expired and not self.grows:
             return None, self.living
@@ -112,7 +115,7 @@ class Segment(ABC):
 
     def search(self, vector: Vector, k: int, compiled: CompiledFilter, rows: Bits | None, count: int) -> RankedRows:
         """Return scores and rows of the `k` nearest, best first, among the `count` rows that `filter_rows` returned,
-        but for the excluded ids; fewer where there are fewer."""
+        without the excluded ids; fewer than `k` where there are fewer."""
         excluded = self._rows_among(compiled.exclude, rows)
         k = min(k, count - len(excluded))
         if k < 1:
@@ -124,8 +127,8 @@ class Segment(ABC):
         return scores[:k], found_rows[:k]
 
     def _rows_among(self, note_ids: Iterable[str], rows: Bits | None) -> list[int]:
-        """Return the living rows of some notes, of those in `rows` alone: a row that was added after the filter was
-        applied is not among them."""
+        """Return the living rows of some notes, as far as `rows` has them: a row that was added after the filter was
+        applied is not in `rows`."""
         own = [row for row in map(self.row_of, note_ids) if row is not None]
         return own if rows is None else [row for row in own if has(rows, row)]
 

@@ -1,8 +1,9 @@
 """SegmentedIndex: a small segment that takes writes, and sealed segments that are merged: a log-structured merge tree
 (O'Neil et al. 1996).
 
-One thread writes; any number search, without a lock: they take the SegmentSearcher as it is (searcher.py), and where it
-was exchanged meanwhile, search again. Merges are jobs: planned and finished by the writer, run by another thread.
+One thread writes; any number search, without a lock: a search uses the SegmentSearcher (searcher.py) that it finds, and
+is repeated if the writer replaced that meanwhile. Merges are jobs: planned and finished by the writer, run by another
+thread.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ MAX_DEAD_SHARE = 0.25
 """A segment with a larger share of tombstones is rewritten without them."""
 
 SEGMENTS, CODES, ALIVE, GROWING_PREFIX = "segments", "codes", "alive", "head-"
-"""Names of the parts of a snapshot; each sealed segment is one more part, called by its own name."""
+"""Names of the parts of a snapshot. Each growing segment is one more part, its place behind the prefix, and so is each
+sealed segment, by its own name."""
 
 
 @dataclass(slots=True, eq=False)
 class MergeJob:
-    """Segments whose living rows become one sealed segment, which `run` makes; None where no row is left."""
+    """Segments whose living rows become one sealed segment. `run` makes it: `merged`, None where no row is left."""
 
     sources: list[Source]
     dimension: int
@@ -122,11 +124,12 @@ class SegmentedIndex:
             return
         if growing.full:
             growing = self._replace_full(growing)
-        replaced = [(segment, row) for segment in self.all_segments if (row := segment.row_of(note_id)) is not None]
+        old_rows = [(segment, row) for segment in self.all_segments if (row := segment.row_of(note_id)) is not None]
+        # The new row comes first: a search beside this may find both rows, and never neither.
         growing.append(stored, vector)
-        if replaced:
+        if old_rows:
             self._searcher.replaced += 1
-        for segment, row in replaced:
+        for segment, row in old_rows:
             segment.mark_deleted(row)
 
     def _replace_full(self, full: GrowingSegment) -> GrowingSegment:
@@ -164,8 +167,8 @@ class SegmentedIndex:
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
         """Search all segments; ValueError where `vector` has another dimension.
 
-        The search is repeated where a write beside it shows: both rows of a note that was replaced, an excluded note,
-        or other segments.
+        The search is repeated if a write beside it shows in its result (both rows of a replaced note, or an excluded
+        note), or if the segments were replaced.
         """
         if vector.shape != (self._dimension,):
             raise ValueError(f"a vector of {vector.shape} cannot be compared with rows of {self._dimension}")
@@ -231,7 +234,8 @@ class SegmentedIndex:
         return None
 
     def finish(self, job: MergeJob) -> None:
-        """Put the merged segment in the place of its sources. What was removed since the plan is removed from it."""
+        """Put the merged segment in the place of its sources. Rows that became tombstones since the plan are tombstones
+        in it too."""
         sources = {id(source.segment) for source in job.sources}
         merged = []
         if job.merged is not None:

@@ -2,10 +2,11 @@
 
     <folder>/manifest.json    names of the parts, digests of their files, and the manifest's own digest
     <folder>/<part>.npz       arrays of one part; a new file each time, but for immutable parts
-    <folder>/lock, replica    whose folder it is: one process at a time has it
+    <folder>/lock             held by the one process that uses the folder
+    <folder>/replica          name under which the store knows that process
 
 A snapshot is its manifest, which replaces the old one in one step once all files are on disk. A file that a manifest
-names is never written to again. So after any end of the process there is the old snapshot or the new one
+names is never written to again. However the process ends, there is then the old snapshot or the new one
 (docs/decisions/0015-snapshots.md).
 """
 
@@ -46,14 +47,14 @@ MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MAX_PROCESSES = 64
 """Processes that may keep snapshots in one data folder: bounds the search for a free folder."""
 MIN_PAUSE_FACTOR = 20
-"""Between two snapshots passes at least so many times as long as one took: at most 5% of the time goes into them."""
+"""Least pause between two snapshots, as a multiple of the time that one took: at most 5% of the time goes into them."""
 OTHER_SPACE, UNREADABLE = "other_space", "unreadable"
 """Parts of a snapshot: ids of the notes of another space, and of those that the store could not decode."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SnapshotSource:
     """Source of a snapshot: the identity of the store, the vector space, and the attributes that filters may test.
 
     A snapshot of another origin is refused.
@@ -74,10 +75,10 @@ class RestoredSnapshot:
 
 
 class SnapshotKeeper:
-    """Saves snapshots of `state`, and tells the store up to where this replica needs no log any more.
+    """Saves snapshots of `state`, and tells the store from which position on this replica still needs the log.
 
     `folder` None: no snapshots are made. `writer` is the thread that changes the notes. `seconds` is the least time
-    between two snapshots; `space` and `attributes` are those of Origin.
+    between two snapshots; `space` and `attributes` are those of SnapshotSource.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class SnapshotKeeper:
         self._writer = writer
         self._clock = clock
         self._seconds = seconds
-        self._make_origin = partial(Origin, space=space, attributes=attributes)
+        self._make_origin = partial(SnapshotSource, space=space, attributes=attributes)
         self._replica = folder.replica if folder else uuid4().hex
         self._saved = ORIGIN, 0
         """Position and repairs of the last snapshot."""
@@ -124,8 +125,8 @@ class SnapshotKeeper:
             await self._store.keep_log(self._replica, position)
 
     async def save(self) -> None:
-        """Make a snapshot where anything changed since the last one, and let the log be cut off behind it. A failure is
-        logged: it makes the next start slower, and costs no answer."""
+        """Make a snapshot if anything changed since the last one, and let the log be cut off before its position. A
+        failure is logged: it makes the next start slower, and no request fails because of it."""
         async with self._saving:
             state, notes = self._state, self._state.notes
             position, repairs = state.position, state.repairs
@@ -235,7 +236,7 @@ class SnapshotFolder:
         """Let another process have the folder."""
         self._lock.close()
 
-    def save(self, origin: Origin, position: str, parts: Sequence[Part]) -> None:
+    def save(self, origin: SnapshotSource, position: str, parts: Sequence[Part]) -> None:
         """Write a snapshot durably. Raises OSError; then the previous snapshot is still there."""
         with self._saving:
             try:
@@ -248,7 +249,7 @@ class SnapshotFolder:
             finally:
                 self._remove_unnamed_files()
 
-    def load(self, origin: Origin) -> Snapshot | None:
+    def load(self, origin: SnapshotSource) -> Snapshot | None:
         """Return the snapshot, None where there is none. Raises SnapshotRefused when it is damaged or of another origin
         or version."""
         try:

@@ -135,7 +135,7 @@ class Columns:
 
     @classmethod
     def of(cls, arrays: Arrays) -> Columns:
-        """Return the columns that `arrays` was called on."""
+        """Return the columns that these `arrays` were taken from."""
         return cls(*(arrays[column.name] for column in fields(cls)))
 
     def arrays(self) -> Arrays:
@@ -188,7 +188,7 @@ class TagPostings:
 
     @classmethod
     def restored(cls, arrays: Arrays, row_count: int) -> TagPostings:
-        """Return the postings that `arrays` was called on."""
+        """Return the postings that these `arrays` were taken from."""
         return cls(arrays["tags"], arrays["tag_ends"], arrays["tag_rows"], row_count)
 
     def arrays(self) -> Arrays:

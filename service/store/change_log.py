@@ -41,5 +41,5 @@ def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
 
 
 def _flat(entries: Any) -> list[Any]:
-    """Entries of a stream in the shape of RESP2; RESP3 wraps them in one more list."""
+    """Return the entries of a stream in the shape of RESP2; RESP3 wraps them in one more list."""
     return entries[0] if entries and isinstance(entries[0], list) else entries

@@ -52,13 +52,13 @@ LOG_ENTRIES = 1_000_000
 REPLICA_SECONDS = 86_400.0
 """How long the log is kept for a replica that makes no newer snapshot."""
 SCAN_COUNT = 500
-"""Keys that one SCAN looks at, and about the notes that are read at once when all are."""
+"""Keys that one SCAN looks at, and so about the number of notes that `scan` yields at a time."""
 MAX_CONNECTIONS = 32
 """Connections of one process to Redis; a request beyond them waits for one."""
 OWN_WRITES = 1024
-"""Notes of the latest writes of this process that are kept, so that they need not be read when the log names them."""
+"""Bound on the notes that this process wrote and keeps, so that it need not read them when the log names them."""
 OWN_CHARACTERS = 10_000
-"""Longest content of a note that is kept so: it bounds the memory that OWN_WRITES take."""
+"""Characters of content beyond which such a note is not kept: bounds the memory that OWN_WRITES notes take."""
 
 # KEYS notes; ARGV "vectors" or "lengths". One command and one answer: a pipeline of one command a note takes the client
 # three times as long. A key that is not a hash gives an empty row; an error would fail the whole call.
@@ -198,7 +198,11 @@ class RedisNoteStore:
         return position.decode() if position else None
 
     async def _write(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run commands, each (script, note id, arguments...), in one round trip; return once the disk has them."""
+        """Run commands, each (script, note id, arguments...), in one round trip; return once the writes are durable.
+
+        A server with appendfsync always answers after fsync. For others that can, WAITAOF is the last command
+        (durability.py). Raises StoreUnavailable, also where the disk takes longer than the timeout.
+        """
         if not commands:
             return []
         with redis_errors():
@@ -314,7 +318,7 @@ class RedisNoteStore:
 
 
 def _ids(keys: Sequence[bytes]) -> list[str]:
-    """Ids in the keys of notes; a key that is not UTF-8 is logged and skipped: no note has one."""
+    """Return the ids in the keys of notes. A key that is not UTF-8 is no note's: it is logged and skipped."""
     ids = []
     for key in keys:
         try:
@@ -325,7 +329,7 @@ def _ids(keys: Sequence[bytes]) -> list[str]:
 
 
 def _put(write: Write) -> tuple[Any, ...]:
-    """Arguments of the script PUT without the last one, `by`."""
+    """Return the arguments of the script PUT except the last one, `by`."""
     note, (document, vector) = write.stored.note, encode(write.stored)
     expiry = "" if note.expires_at is None else int(note.expires_at * 1000)
     return write.expected or "", note.id, document, vector, write.stored.space, expiry, LOG_ENTRIES

@@ -1,4 +1,4 @@
-"""What the documentation claims of itself: generated parts are current, links lead somewhere, nothing is a wall."""
+"""Claims of the documentation about itself: generated parts are current, links lead somewhere, nothing is a wall."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PAGES = sorted(
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+TEST_FILE = re.compile(r"`([\w/]*test_\w+\.py)`")
 DOCUMENT_IN_CODE = re.compile(r"docs/[\w/-]+\.md")
 MAX_LINE = 400
 """Characters of a line of Markdown; most are wrapped at 120, rows of tables cannot be."""
@@ -106,3 +107,9 @@ def test_shipped_checkpoint_terms_are_said_where_it_is_named():
         ROOT / "docs" / "index.md",
     ]
     assert [name(page) for page in pages if "commercial use" not in page.read_text("utf-8")] == []
+
+
+def test_tests_that_consistency_names_exist():
+    named = set(TEST_FILE.findall((ROOT / "docs" / "consistency.md").read_text("utf-8")))
+    assert named
+    assert [test for test in sorted(named) if not (ROOT / "tests" / "service" / test).is_file()] == []

@@ -272,14 +272,14 @@ async def following(
     store: RedisNoteStore,
     clock: Clock,
     space: str = SPACE,
-    head_rows: int = GROWING_ROWS,
+    growing_rows: int = GROWING_ROWS,
     snapshots: SnapshotFolder | None = None,
     snapshot_seconds: float = 3600.0,
 ) -> AsyncIterator[LiveIndex]:
     """Run a LiveIndex on the store while the block lasts."""
     index = LiveIndex(
         store,
-        partial(SegmentedIndex, DIMENSION, head_rows),
+        partial(SegmentedIndex, DIMENSION, growing_rows),
         lambda: LiveHashtags(letters(), InvertedLexicalIndex()),
         space=space,
         clock=clock,

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_maintainer_rows_written_and_rebuilt_are_merged(embedded_store: GatedStore, clock: Clock) -> None:
-    async with following(embedded_store, clock, head_rows=2) as index:
+    async with following(embedded_store, clock, growing_rows=2) as index:
         await index.wait_for(await put(embedded_store, *notes(41)), WAIT)
         await index.wait_for(await delete(embedded_store, "n0"), WAIT)
         await eventually(lambda: index.status().segments < 8)
         assert await find_ids(index) == ids_of(notes(40, 1))
         np.testing.assert_array_equal(await index.vector("n7"), stored_note("n7").vector)
-    async with following(embedded_store, clock, head_rows=2) as index:
+    async with following(embedded_store, clock, growing_rows=2) as index:
         assert index.status().segments < 8
         assert await find_ids(index) == ids_of(notes(40, 1))
 
@@ -31,7 +31,7 @@ async def test_maintainer_failed_job_costs_no_answer_and_is_retried(
     def fail(job: MergeJob) -> None:
         raise MemoryError
 
-    async with following(embedded_store, clock, head_rows=2) as index:
+    async with following(embedded_store, clock, growing_rows=2) as index:
         with monkeypatch.context() as patch:
             patch.setattr(MergeJob, "run", fail)
             await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
@@ -43,7 +43,7 @@ async def test_maintainer_failed_job_costs_no_answer_and_is_retried(
 
 
 async def test_maintainer_expired_rows_are_merged_away_without_writes(embedded_store: GatedStore, clock: Clock) -> None:
-    async with following(embedded_store, clock, head_rows=2) as index:
+    async with following(embedded_store, clock, growing_rows=2) as index:
         passing = [stored_note(f"p{n}", expires_at=clock() + 1000) for n in range(40)]
         await index.wait_for(await put(embedded_store, *passing, *notes(3)), WAIT)
         await eventually(lambda: index.status().segments < 8)

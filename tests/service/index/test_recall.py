@@ -20,7 +20,7 @@ async def test_recall_damaged_search_lowers_the_mean(
     embedded_store: GatedStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.index.recall.SAMPLE_SECONDS", 0.0)
-    async with following(embedded_store, clock, head_rows=2) as index:
+    async with following(embedded_store, clock, growing_rows=2) as index:
         await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
         assert math.isnan(index.status().recall_sampled)
         await find_ids(index)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from model.note import Note
 from service.index.live import LiveIndex
-from service.index.snapshots import MANIFEST, Origin, SnapshotFolder
+from service.index.snapshots import MANIFEST, SnapshotFolder, SnapshotSource
 from service.interfaces import Clock, Part
 from service.store.redis_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Iterator[SnapshotFolder]:
 def started(
     store: GatedStore, clock: Clock, folder: SnapshotFolder, **options: Any
 ) -> AbstractAsyncContextManager[LiveIndex]:
-    return following(store, clock, head_rows=2, snapshots=folder, **options)
+    return following(store, clock, growing_rows=2, snapshots=folder, **options)
 
 
 async def test_start_from_snapshot_has_writes_before_and_after_it(
@@ -195,7 +195,7 @@ async def test_repair_beside_a_snapshot_is_in_the_one_after(
 ) -> None:
     frozen, go_on, whole = threading.Event(), threading.Event(), folder.save
 
-    def save(origin: Origin, position: str, parts: Sequence[Part]) -> None:
+    def save(origin: SnapshotSource, position: str, parts: Sequence[Part]) -> None:
         frozen.set()
         assert go_on.wait(WAIT)
         whole(origin, position, parts)

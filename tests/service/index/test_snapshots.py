@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import SnapshotRefused
-from service.index.snapshots import LOCK, MANIFEST, VERSION, Origin, SnapshotFolder
+from service.index.snapshots import LOCK, MANIFEST, VERSION, SnapshotFolder, SnapshotSource
 from service.interfaces import Arrays, Part
 
-ORIGIN = Origin("store-1", "space-1")
+ORIGIN = SnapshotSource("store-1", "space-1")
 FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty": {"c": np.zeros(0, np.uint8)}}
 
 
@@ -97,9 +97,11 @@ def test_load_with_any_byte_changed_is_refused(tmp_path: Path, data: st.DataObje
 
 @pytest.mark.parametrize(
     ("origin", "reason"),
-    [(Origin("store-2", "space-1"), "another store"), (Origin("store-1", "other"), "another space")],
+    [(SnapshotSource("store-2", "space-1"), "another store"), (SnapshotSource("store-1", "other"), "another space")],
 )
-def test_load_of_other_origin_is_refused_with_reason(folder: SnapshotFolder, origin: Origin, reason: str) -> None:
+def test_load_of_other_origin_is_refused_with_reason(
+    folder: SnapshotFolder, origin: SnapshotSource, reason: str
+) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))
     with pytest.raises(SnapshotRefused, match=reason):
         folder.load(origin)

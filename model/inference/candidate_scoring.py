@@ -1,4 +1,7 @@
-"""Probabilities of the hashtags that neighbours of a note carry, in one forward over their trie."""
+"""Probabilities of the hashtags that neighbours of a note carry, in one forward over their trie.
+
+They are combined and ranked in model/hashtags/grounding.py.
+"""
 
 from __future__ import annotations
 
