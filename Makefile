@@ -23,7 +23,7 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 test: .venv/.dev ## all tests; they start their own services
 	@exec $(BIN)/pytest
 
-test-fast: .venv/.dev ## the tests that take seconds, for the inner loop (two minutes, idle)
+test-fast: .venv/.dev ## the tests but those marked slow, for the inner loop
 	@exec $(BIN)/pytest -m "not slow"
 
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
