@@ -56,7 +56,7 @@ class ReadyOut(BaseModel):
 
 
 class Differing(BaseModel):
-    """`ids`: the first MOST_NAMED."""
+    """`count`: how many notes differ so. `ids`: the first 20 of them."""
 
     count: int
     ids: list[str]
