@@ -18,6 +18,7 @@ PAGES = sorted(
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+SOURCE_FILE = re.compile(r"`((?:model|service|benchmarks|tests|docs|deploy)/[\w./-]+\.\w+)`")
 TEST_FILE = re.compile(r"`([\w/]*test_\w+\.py)`")
 DOCUMENT_IN_CODE = re.compile(r"docs/[\w/-]+\.md")
 MAX_LINE = 400
@@ -113,3 +114,12 @@ def test_tests_that_consistency_names_exist():
     named = set(TEST_FILE.findall((ROOT / "docs" / "consistency.md").read_text("utf-8")))
     assert named
     assert [test for test in sorted(named) if not (ROOT / "tests" / "service" / test).is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "log" not in page.parts and "CHANGELOG" not in page.name], ids=name
+)
+def test_files_that_a_page_names_exist(page: Path):
+    """The log and the changelog tell of files as they were."""
+    named = set(SOURCE_FILE.findall(prose(page)))
+    assert [file for file in sorted(named) if not (ROOT / file).exists()] == []
