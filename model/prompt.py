@@ -144,6 +144,11 @@ class Prompt:
         """Whether a note has the same ids for every task, so that all tasks may continue one KV cache."""
         return self.template.category_instruction == self.template.hashtag_instruction
 
+    @property
+    def compress_ids(self) -> list[int]:
+        """Token ids that follow every note; the last one is at the read-out position."""
+        return list(self._compress)
+
     def note(self, note: Note, count: int = 0) -> list[int]:
         """Return the token ids of a note up to and including the read-out position, which is the last one.
 

@@ -298,6 +298,13 @@ def test_input_hashtags_are_exactly_the_tokens_of_the_hashtags(tight: Prompt, wi
         assert len(prompt.input_hashtags(replace(note, hashtags=()))) == 0
 
 
+def test_every_note_ends_with_the_compress_ids(prompt: Prompt) -> None:
+    compress_ids = prompt.compress_ids
+    for note in (Note("Paris", "Where to eat", ("food",)), Note("Lamp")):
+        assert prompt.note(note)[-len(compress_ids) :] == compress_ids
+    assert compress_ids == prompt.tokenizer(prompt.template.compress, add_special_tokens=False).input_ids
+
+
 def test_one_prefill_is_true_where_all_tasks_have_the_same_ids(prompt: Prompt) -> None:
     note = Note("Paris", "Where to eat", ("food",))
     counts = (0, 1, 2, 10)

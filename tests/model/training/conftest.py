@@ -1,4 +1,4 @@
-"""A data set and a recipe that train in a moment, for every test of training."""
+"""A data set and a recipe that train in a moment, and a corpus to distil from, for every test of training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from model.data.pairs import PairOptions, related_pairs, split_of
 from model.training.recipe import Data, Recipe
+from tests.model.training.distillation import write_corpus
 
 WORDS = ("river", "bread", "lamp", "cloud", "horse", "piano", "stone", "apple")
 
@@ -46,3 +47,11 @@ def recipe(data: Data, tiny_checkpoint: Path) -> Recipe:
         save_every=2,
         validation_notes=40,
     )
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus with teacher's vectors (`distillation.write_corpus`). It is shared: a test must not change its files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder

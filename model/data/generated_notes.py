@@ -1,0 +1,155 @@
+"""Notes that the base model writes itself, as texts to distil from: topics, forms and voices drawn at random.
+
+    python -m model.data.generated_notes --samples FILE --wordnet FOLDER --out FILE [--notes N]
+
+appends to a JSONL file until it has N notes; the same command goes on after a break. The model continues a few of the
+project's own sample notes and follows their style. No text of others enters, except names of things from WordNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.config import PACKAGED_BACKBONE
+from model.data.corpora import english_sample_notes, note_line
+from model.data.note_topics import FORMS, TOPICS, VOICES
+from model.data.sampler import Sampler
+from model.data.wordnet import everyday_things
+from model.note import Note, normalise_hashtags
+from model.notellm import NoteLLM
+from model.precision import bfloat16_pays
+
+LENGTHS: tuple[tuple[int, int, float], ...] = ((18, 40, 0.45), (40, 80, 0.4), (90, 150, 0.15))
+"""Words of the longest example, bound of the output in tokens, and share of the batches. A note gets about as long as
+its examples."""
+EXAMPLES = 4
+"""Sample notes that a prompt shows."""
+OWN_TOPIC_SHARE = 0.6
+"""Share of the notes with a topic of note_topics.py; the others are about a thing from WordNet."""
+VOICE_SHARE = 0.4
+"""Share of the notes with a topic of ours that also get a form and a voice."""
+SEPARATOR = " | "
+HASHTAG = re.compile(r"#\s?([^#|]{2,30})")
+REFUSAL = re.compile(r"\b(as an ai|language model|i can(no|')t (help|assist)|placeholder)|\[[a-z ]+\]|https?:", re.I)
+TITLE_WORDS = range(2, 26)
+MIN_WORDS = 4
+"""Words of title and content, fewest; texts with fewer say nothing."""
+MIN_REPETITIVE_WORDS = 12
+"""Texts with this many words are dropped when fewer than half of them are distinct."""
+MAX_HASHTAGS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one note is to be about; `category` is "" for a topic that has none."""
+
+    topic: str
+    category: str
+
+    def prompt(self) -> str:
+        """Text before the note."""
+        return f"{self.category or 'Other'}{SEPARATOR}{self.topic}\nNote: "
+
+
+def draw_assignment(rng: random.Random, things: Sequence[str] = ()) -> Assignment:
+    """Draw a topic of ours or, in OWN_TOPIC_SHARE's complement of the cases, one of `things`."""
+    if things and rng.random() > OWN_TOPIC_SHARE:
+        return Assignment(rng.choice(things), "")
+    category = rng.choice(list(TOPICS))
+    topic = rng.choice(TOPICS[category])
+    if rng.random() < VOICE_SHARE:
+        topic += f", {rng.choice(FORMS)} by {rng.choice(VOICES)}"
+    return Assignment(topic, category)
+
+
+def example_text(note: Note) -> str:
+    """A note on one line, as `parse_note` reads it: title | content | hashtags."""
+    hashtags = " ".join(f"#{hashtag}" for hashtag in note.hashtags)
+    return SEPARATOR.join(" ".join(part.split()) for part in (note.title, note.content, hashtags))
+
+
+def parse_note(text: str, complete: bool = True) -> Note | None:
+    """Read a note from a generated line; None for a refusal and for an empty or repetitive text.
+
+    `complete`: the line ended by itself. Otherwise its last word or hashtag is cut off, and dropped.
+    """
+    title, content, hashtag_text = ([part.strip(' "*') for part in text.split("|")] + ["", ""])[:3]
+    if content.startswith("#"):
+        hashtag_text, content = content, ""
+    hashtags = [hashtag.strip(" .,;") for hashtag in HASHTAG.findall(hashtag_text)]
+    if not complete and not hashtags and " " in content:
+        content = content.rpartition(" ")[0]
+    words = f"{title} {content}".lower().split()
+    if REFUSAL.search(text) or len(title.split()) not in TITLE_WORDS or len(words) < MIN_WORDS:
+        return None
+    if len(words) >= MIN_REPETITIVE_WORDS and len(set(words)) < 0.5 * len(words):
+        return None
+    kept = normalise_hashtags(hashtags if complete else hashtags[:-1])
+    return Note(title=title, content=content, hashtags=kept[:MAX_HASHTAGS])
+
+
+def generate_notes(
+    sampler: Sampler, examples: Sequence[Note], things: Sequence[str], batch_size: int, seed: int
+) -> Iterator[Note]:
+    """Yield notes without id and without end, in the style of `examples`; texts that are no notes are left out."""
+    rng = random.Random(seed)
+    while True:
+        ((max_words, max_tokens, _),) = rng.choices(LENGTHS, [share for _, _, share in LENGTHS])
+        context = examples_context(rng, examples, max_words)
+        assignments = [draw_assignment(rng, things) for _ in range(batch_size)]
+        texts = sampler.write(context, [assignment.prompt() for assignment in assignments], max_tokens)
+        for text in texts:
+            complete = len(sampler.tokenizer(text).input_ids) < max_tokens
+            if note := parse_note(text, complete):
+                yield note
+
+
+def examples_context(rng: random.Random, examples: Sequence[Note], max_words: int) -> str:
+    """Assignments with the notes written for them: EXAMPLES of the longer notes of at most `max_words` words."""
+    lengths = [len(example_text(note).split()) for note in examples]
+    fitting = sorted((length, row) for row, length in enumerate(lengths) if length <= max_words)
+    longer = [examples[row] for _, row in fitting[len(fitting) // 3 :]]
+    lines = []
+    for note in rng.sample(longer, min(EXAMPLES, len(longer))):
+        topic = note.hashtags[0] if note.hashtags else note.title
+        lines.append(Assignment(topic, note.category or "").prompt() + example_text(note) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Let the base model write notes.")
+    parser.add_argument("--samples", type=Path, required=True, help="the project's sample notes")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file that the notes are appended to")
+    parser.add_argument("--wordnet", type=Path, help="folder of WordNet's data files, for further topics")
+    parser.add_argument("--notes", type=int, default=10_000)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backbone", default=PACKAGED_BACKBONE)
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    dtype = torch.bfloat16 if bfloat16_pays("cpu") else torch.float32
+    model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=dtype)
+    things = everyday_things(options.wordnet) if options.wordnet else []
+    examples = list(english_sample_notes(options.samples))
+    options.out.touch()
+    with options.out.open("r+", encoding="utf-8") as file:
+        count = sum(1 for _ in file)
+        notes = generate_notes(Sampler(model, seed=count), examples, things, options.batch, seed=count)
+        while count < options.notes:
+            note = next(notes)
+            count += 1
+            file.write(note_line(str(count), note))
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""WordNet 3.0, read from the folder of its data files: entries, notes made of them, and names of everyday things."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.note import Note, normalise_hashtags
+
+DATA_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
+SPECIES_TOPICS = frozenset({"05", "20"})
+"""Lexicographer files of animals and plants: most of their entries are species that no note speaks of."""
+EVERYDAY_TOPICS = frozenset({"04", "05", "06", "11", "13", "15", "28"})
+"""Lexicographer files of acts, animals, artefacts, events, food, places and times."""
+SPECIES_SHARE = 0.15
+"""Share of the species that become notes."""
+EXAMPLE_ALONE, EXAMPLE_AND_MEANING, MEANING_AS_CONTENT = 0.4, 0.7, 0.85
+"""Bounds of a uniform draw that chooses an entry's form; above the last one the meaning is the title."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synset:
+    """One entry: words with one meaning.
+
+    `key` and `parent` are part of speech and offset, `parent` is "" without a hypernym. `topic`: the two digits of the
+    lexicographer file. `meaning`: the gloss without its `examples`.
+    """
+
+    key: str
+    topic: str
+    words: tuple[str, ...]
+    meaning: str
+    examples: tuple[str, ...]
+    parent: str
+
+
+def read_synsets(folder: Path) -> Iterator[Synset]:
+    """Yield every entry of the data files; lines of the licence begin with two spaces."""
+    for name in DATA_FILES:
+        for line in (folder / name).read_text("utf-8").splitlines():
+            if not line.startswith("  "):
+                yield parse_synset(line)
+
+
+def parse_synset(line: str) -> Synset:
+    """Parse a line of a data file (format: wndb(5WN)).
+
+    It is: offset, topic, part of speech, number of words in hexadecimal, (word, id) for each, number of pointers,
+    (symbol, offset, part of speech, source and target) for each, then `|` and the gloss.
+    """
+    head, _, gloss = line.partition(" | ")
+    fields = head.split()
+    pointers_at = 5 + 2 * int(fields[3], 16)
+    words = tuple(re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : pointers_at - 1 : 2])
+    parent = ""
+    for at in range(pointers_at, len(fields) - 2, 4):
+        symbol, offset, part_of_speech = fields[at : at + 3]
+        if symbol in ("@", "@i"):  # hypernym, instance hypernym
+            parent = f"{part_of_speech}{offset}"
+            break
+    return Synset(
+        key=f"{fields[2]}{fields[0]}",
+        topic=fields[1],
+        words=words,
+        meaning=gloss.split('; "')[0].strip(" ;"),
+        examples=tuple(example.strip() for example in re.findall(r'"([^"]{8,})"', gloss)),
+        parent=parent,
+    )
+
+
+def wordnet_notes(folder: Path) -> Iterator[Note]:
+    """Yield a note for each entry, in one of four forms: an example, the meaning, or both."""
+    rng = random.Random("wordnet")
+    synsets = {synset.key: synset for synset in read_synsets(folder)}
+    for synset in synsets.values():
+        first = synset.words[0]
+        species = synset.topic in SPECIES_TOPICS and (first[0].isupper() or " " in first)
+        if species and rng.random() > SPECIES_SHARE:
+            continue
+        parent = synsets.get(synset.parent)
+        hashtags = normalise_hashtags([first, *([parent.words[0]] if parent else [])])
+        words = ", ".join(synset.words[: rng.randint(1, 3)])
+        example = rng.choice(synset.examples) if synset.examples else ""
+        form = rng.random()
+        if example and form < EXAMPLE_ALONE:
+            yield Note(title=example, hashtags=hashtags)
+        elif example and form < EXAMPLE_AND_MEANING:
+            yield Note(title=example, content=f"{words}: {synset.meaning}")
+        elif form < MEANING_AS_CONTENT:
+            yield Note(title=words, content=synset.meaning, hashtags=hashtags[1:])
+        else:
+            yield Note(title=synset.meaning, hashtags=hashtags)
+
+
+def everyday_things(folder: Path) -> list[str]:
+    """Names of everyday things, sorted: topics of generated notes."""
+    synsets = read_synsets(folder)
+    return sorted({s.words[0] for s in synsets if s.topic in EVERYDAY_TOPICS and s.words[0].islower()})

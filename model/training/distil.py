@@ -1,0 +1,315 @@
+"""Distillation without labels: the backbone learns to give any text the vector that a teacher gives it.
+
+    python -m model.training.distil --corpus FOLDER --out FOLDER --share SOURCE=SHARE ... [--data FOLDER] [--minutes N]
+
+The loss of a note is 1 - cosine to the teacher's vector, plus the divergence between how student and teacher rank other
+texts (`structure_loss`). Measured and exported is a running average of the weights, so a run may be ended at any time.
+The folder gets state.<step>.pt (the last two), log.jsonl with a line for each step, and curve.jsonl with a line for
+each measurement. On SIGTERM the run saves and ends. The same command resumes it, with the learning rate and intervals
+that it then names. docs/guides/distillation.md has all commands, from the texts to a checkpoint.
+
+Shapes: B notes of a batch, K the teacher's dimension, R texts that are ranked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from model.config import PACKAGED_BACKBONE
+from model.note import Note
+from model.training.held_out import HeldOutDomain, recalls
+from model.training.master_weights import MasterWeights
+from model.training.running_ridge import RunningRidge
+from model.training.student import POOLINGS, build_student
+from model.training.texts import Batch, Position, Texts
+from model.training.token_teacher import TokenTeacher
+
+LOG, CURVE = "log.jsonl", "curve.jsonl"
+KEPT_STATES = 2
+"""States that stay in the folder: the newest, and one more should its file be damaged. Each has 1.7 GB for the
+packaged backbone."""
+POOL_SIZES = {"microlens50k": 1200, "movielens_tmdb": 400}
+"""Notes embedded for a point of the curve: embedding all of a domain takes minutes on two cores."""
+PAUSE_CHECK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation:
+    """The recipe of one run; state files hold it under these names."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    """How often each source is drawn from, relative to the others."""
+    backbone: str = PACKAGED_BACKBONE
+    prompt_version: str = "note-first/2"
+    pooling: str = "read-out"
+    """Which states of a note the head reads (student.POOLINGS)."""
+    seed: int = 0
+    threads: int = 2
+    """Threads of one core each; every one takes a part of the batch."""
+    batch: int = 48
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 30
+    clip: float = 1.0
+    """Bound of the gradient's norm."""
+    words: float = 1.0
+    """Weight of the token teacher's cosine; the other teacher's has weight 1."""
+    structure: float = 0.5
+    """Weight of `structure_loss`; 1 - cosine has weight 1."""
+    temperature: float = 0.05
+    """Temperature of the softmax in `structure_loss`."""
+    ranked: int = 4096
+    """Texts of the corpus that `structure_loss` ranks."""
+    averaged: int = 100
+    """Steps over which the weights are averaged, about."""
+    remembered: int = 100
+    """Batches from which the head is solved for, about."""
+    solve_every: int = 10
+    """Steps between two solutions for the head."""
+    starting_notes: int = 3072
+    """Notes from which the first head is solved for."""
+    save_every: float = 15.0
+    """Minutes between two states."""
+    measure_every: float = 30.0
+    """Minutes between two points of the curve."""
+
+
+class PartialLoss(NamedTuple):
+    """What one part of a batch contributes: its share of both means, its states, and the teacher's vectors of them."""
+
+    cosine: float
+    structure: float
+    states: Tensor
+    teacher_vectors: Tensor
+
+
+def structure_loss(vectors: Tensor, teacher_vectors: Tensor, ranked: Tensor, temperature: float) -> Tensor:
+    """Mean KL divergence of the student's from the teacher's softmax over the cosines with `ranked` (R, K).
+
+    `vectors`, `teacher_vectors`: (B, K). All vectors are of unit length.
+    """
+    teacher = nn.functional.log_softmax(teacher_vectors @ ranked.T / temperature, dim=1)
+    student = nn.functional.log_softmax(vectors @ ranked.T / temperature, dim=1)
+    return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def wait_while_exists(file: Path | None) -> float:
+    """Wait until `file` is gone, if there is one; returns the seconds waited."""
+    started = time.monotonic()
+    while file is not None and file.exists():
+        time.sleep(PAUSE_CHECK_SECONDS)
+    return time.monotonic() - started
+
+
+class Distiller:
+    """One run with its texts and its folder; it starts from the newest state in the folder, if there is one.
+
+    `pause_file`: while it exists the run waits between steps. Raises CheckpointError, and FileNotFoundError where the
+    corpus lacks vectors.
+    """
+
+    def __init__(
+        self, recipe: Distillation, corpus: Path, folder: Path, cache: Path, pause_file: Path | None = None
+    ) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.pause_file = pause_file
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
+        token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None
+        self.texts = Texts(corpus, recipe.shares, recipe.seed, token_teacher, recipe.words)
+        count, dimension = self.texts.teacher_vectors.shape
+        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))
+        self.ranked = torch.from_numpy(self.texts.teacher_vectors[shuffled[: recipe.ranked].numpy()])
+        self.student = build_student(recipe.backbone, recipe.prompt_version, dimension, recipe.pooling, cache)
+        weights = self.student.trained_weights()
+        rates, decays = [recipe.learning_rate] * len(weights), [recipe.weight_decay] * len(weights)
+        self.master_weights = MasterWeights(weights, rates, decays, recipe.averaged, recipe.threads)
+        self.ridge = RunningRidge(self.student.head.in_features, dimension, decay=1 - 1 / recipe.remembered)
+        self.position: Position = (0, 0)
+        self.step = 0
+        self.text_count = 0
+        self.seconds = 0.0
+        self.cpu_seconds = 0.0
+        self.stopped = False
+        newest = max(folder.glob("state.*.pt"), default=None)
+        if newest is None:
+            self._solve_first_head()
+        else:
+            self._restore(newest)
+
+    def _solve_first_head(self) -> None:
+        rows = self.texts.sample(self.recipe.starting_notes)
+        states = self.student.read_states([self.texts.notes[row] for row in rows], self.master_weights.pool)
+        self.ridge.add(states, torch.from_numpy(self.texts.teacher_vectors[rows]))
+        self._solve_head()
+
+    @torch.no_grad()
+    def _solve_head(self) -> None:
+        self.student.head.weight.copy_(self.ridge.head())
+
+    def run(self, minutes: float, domains: Sequence[HeldOutDomain] = ()) -> None:
+        """Train for `minutes`, or until `stop` is called. Only steps count, not pauses and measurements."""
+        if self.step == 0:
+            self.save()
+        started = saved = measured = self.seconds
+        for batch in self.texts.batches(self.student.model.prompt, self.recipe.batch, self.position):
+            wait_while_exists(self.pause_file)
+            self.update(batch)
+            finished = self.seconds - started > 60 * minutes
+            if finished or self.stopped or self.seconds - saved > 60 * self.recipe.save_every:
+                self.save()
+                saved = self.seconds
+            if finished or self.seconds - measured > 60 * self.recipe.measure_every:
+                self.measure(domains)
+                measured = self.seconds
+            if finished or self.stopped:
+                return
+
+    def stop(self, *_: Any) -> None:
+        """End the run after the current step, with a save. A signal handler: its arguments are not used."""
+        self.stopped = True
+
+    def update(self, batch: Batch) -> None:
+        """Do one step of the optimizer."""
+        started, cpu_started = time.monotonic(), time.process_time()
+        parts = min(self.recipe.threads, len(batch.ids))
+        losses = self.master_weights.add_gradients([partial(self._loss, batch, part) for part in range(parts)])
+        for loss in losses:
+            self.ridge.add(loss.states, loss.teacher_vectors)
+        self.step += 1
+        self.text_count += len(batch.lengths)
+        self.position = batch.next_position
+        rate_factor = min(1.0, self.step / self.recipe.warmup_steps)
+        norm = self.master_weights.step(self.step, rate_factor, self.recipe.clip)
+        seconds = time.monotonic() - started
+        self.seconds += seconds
+        self.cpu_seconds += time.process_time() - cpu_started
+        if self.step % self.recipe.solve_every == 0:
+            self._solve_head()
+        self._log(
+            LOG,
+            step=self.step,
+            cosine=sum(loss.cosine for loss in losses),
+            structure=sum(loss.structure for loss in losses),
+            norm=norm,
+            tokens=int(batch.lengths.sum()),
+            seconds=seconds,
+        )
+
+    def _loss(self, batch: Batch, part: int) -> tuple[Tensor, PartialLoss]:
+        """Loss of every `threads`-th row from row `part` on; the losses of all parts add up to the batch's."""
+        rows = slice(part, None, self.recipe.threads)
+        lengths, teacher_vectors = batch.lengths[rows], batch.teacher_vectors[rows]
+        share = len(lengths) / len(batch.lengths)
+        states = self.student.states(batch.ids[rows, : int(lengths.max())], lengths)
+        vectors = self.student.project(states)
+        cosine = share * (vectors * teacher_vectors).sum(1).mean()
+        structure = share * structure_loss(vectors, teacher_vectors, self.ranked, self.recipe.temperature)
+        loss = share - cosine + self.recipe.structure * structure
+        return loss, PartialLoss(float(cosine.detach()), float(structure.detach()), states.detach(), teacher_vectors)
+
+    def measure(self, domains: Sequence[HeldOutDomain]) -> None:
+        """Log a point of the learning curve: the recall in each domain with the averaged weights."""
+        started = time.monotonic()
+        with self.master_weights.averaged():
+            recall = recalls(self._embed_domain, domains)
+        self._log(
+            CURVE,
+            step=self.step,
+            texts=self.text_count,
+            hours=self.seconds / 3600,
+            cpu_hours=self.cpu_seconds / 3600,
+            recall=recall,
+            measuring_seconds=time.monotonic() - started,
+        )
+
+    def _embed_domain(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+        wait_while_exists(self.pause_file)
+        return self.student.embed(notes, self.master_weights.pool)
+
+    def save(self) -> None:
+        """Write the state to resume from, and delete all but the newest states. A file appears when it is complete."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "masters": self.master_weights.state(),
+            "ridge": self.ridge.state(),
+            "head": self.student.head.weight.detach(),
+            "progress": (self.step, self.text_count, self.seconds, self.cpu_seconds),
+            "place": self.position,
+        }
+        path = self.folder / f"state.{self.step:08d}.pt"
+        unfinished = path.with_suffix(".unfinished")
+        torch.save(state, unfinished)
+        unfinished.rename(path)
+        for old in sorted(self.folder.glob("state.*.pt"))[:-KEPT_STATES]:
+            old.unlink()
+
+    def _restore(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.master_weights.restore(state["masters"])
+        self.ridge.restore(state["ridge"])
+        with torch.no_grad():
+            self.student.head.weight.copy_(state["head"])
+        self.step, self.text_count, self.seconds, self.cpu_seconds = state["progress"]
+        self.position = state["place"]
+
+    def _log(self, name: str, **values: Any) -> None:
+        with (self.folder / name).open("a") as file:
+            file.write(json.dumps({**values, "at": time.strftime("%H:%M:%S")}) + "\n")
+
+
+def option_parser() -> argparse.ArgumentParser:
+    """Options of the command; those of the recipe have its names and are absent where they are not given."""
+    parser = argparse.ArgumentParser(description="Distil a generalist from texts without labels.")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of the texts and the teachers' vectors")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--share", action="append", required=True, metavar="SOURCE=SHARE")
+    parser.add_argument("--data", type=Path, help="folder with the data sets of the held-out domains, to measure on")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="training time; without end by default")
+    parser.add_argument("--measure-first", action="store_true", help="measure before the first step, too")
+    parser.add_argument("--pause-file", type=Path, help="while this file exists, the run waits between steps")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
+    recipe.add_argument("--backbone")
+    recipe.add_argument("--pooling", choices=POOLINGS)
+    for name in ("seed", "threads", "batch", "starting-notes"):
+        recipe.add_argument(f"--{name}", type=int)
+    for name in ("learning-rate", "words", "structure", "save-every", "measure-every"):
+        recipe.add_argument(f"--{name}", type=float)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    options = option_parser().parse_args(arguments)
+    names = Distillation.__dataclass_fields__
+    changes = {name: value for name, value in vars(options).items() if name in names}
+    shares = {name: float(share) for name, _, share in (text.partition("=") for text in options.share)}
+    recipe = Distillation(shares=shares, **changes)
+    distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file)
+    print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
+    signal.signal(signal.SIGTERM, distiller.stop)
+    domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []
+    pools = [domain.sample(POOL_SIZES[domain.name]) for domain in domains]
+    if options.measure_first:
+        distiller.measure(pools)
+    distiller.run(options.minutes, pools)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""A distillation's state as a checkpoint that serves: the difference from the backbone's weights as a small adapter.
+
+    python -m model.training.export --state FILE --out FOLDER [--rank N] [--dimension N --corpus FOLDER]
+
+The averaged weights W' of each linear layer become B A, the best approximation of W' - W at that rank. Serving reads
+the state at the prompt's last position, so other poolings are refused. With --dimension the projection is whitened by
+texts of the corpus (model/training/whiten.py).
+
+Shapes of a layer: O outputs, I inputs, R rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.config import CheckpointError, NoteLLMConfig
+from model.notellm import NoteLLM
+from model.training.distil import Distillation
+from model.training.student import Student
+from model.training.texts import Texts
+from model.training.whiten import whiten
+
+RANK = 64
+"""An adapter of about 39 MB for the packaged backbone, in bfloat16."""
+WHITENING_NOTES = 4096
+"""Notes of the corpus whose vectors the whitening is estimated from: many times a vector's 960 numbers."""
+
+
+def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """B (O, R) and A (R, I), whose product is the best approximation of `difference` (O, I) at that rank.
+
+    They are its truncated singular value decomposition (Eckart and Young 1936), with the root of the singular values in
+    each factor. Ranks beyond the smaller side of the matrix are filled with zeros.
+    """
+    left, values, right = torch.linalg.svd(difference.float(), full_matrices=False)
+    root = values[:rank].sqrt()
+    missing = rank - len(root)
+    b, a = left[:, :rank] * root, root[:, None] * right[:rank]
+    return nn.functional.pad(b, (0, missing)), nn.functional.pad(a, (0, 0, 0, missing))
+
+
+def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any, Distillation]:
+    """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe.
+
+    Raises CheckpointError where the state has another pooling than "read-out", or is of another backbone.
+    """
+    stored = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+    recipe = Distillation(**stored["recipe"])
+    if recipe.pooling != "read-out":
+        raise CheckpointError(f"{state} was trained with pooling {recipe.pooling!r}: only 'read-out' can be served")
+    trained_weights, head = stored["masters"]["averages"], stored["head"]
+    loaded = NoteLLM.load(recipe.backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+    config = NoteLLMConfig(
+        name="distilled",
+        backbone=recipe.backbone,
+        dimension=len(head),
+        adapter=True,
+        prompt_version=recipe.prompt_version,
+    )
+    model = NoteLLM(config, loaded.backbone, loaded.tokenizer)
+    assert model.projection is not None
+    model.projection.weight.data.copy_(head)
+    linear = [layer for layer in model.backbone.base_model.modules() if isinstance(layer, nn.Linear)]
+    if len(linear) != len(trained_weights):
+        raise CheckpointError(f"{state} has {len(trained_weights)} layers and {recipe.backbone} {len(linear)}")
+    differences = (trained - layer.weight for trained, layer in zip(trained_weights, linear, strict=True))
+    factors = [low_rank_factors(difference, rank) for difference in differences]
+    adapter = model.add_adapter(rank)
+    adapted = [layer for layer in model.backbone.base_model.modules() if hasattr(layer, "lora_A")]
+    for layer, (b, a) in zip(adapted, factors, strict=True):
+        _set_adapter(layer, b, a)
+    return model, adapter, recipe
+
+
+def _set_adapter(layer: Any, b: Tensor, a: Tensor) -> None:
+    """Set one layer's adapter in bfloat16, divided by the factor that the adapter multiplies with."""
+    for matrix, value in ((layer.lora_A, a), (layer.lora_B, b / layer.scaling["default"])):
+        matrix["default"].to(torch.bfloat16).weight.data.copy_(value)
+
+
+def whiten_by_corpus(checkpoint: Path, corpus: Path, recipe: Distillation, dimension: int, cache: Path) -> None:
+    """Whiten a checkpoint's projection to `dimension` by its vectors of the corpus's texts, in the mix of the run."""
+    texts = Texts(corpus, recipe.shares, recipe.seed)
+    model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+    student = Student(model, model.dimension)
+    assert model.projection is not None
+    student.head.weight.data.copy_(model.projection.weight)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        vectors = student.embed([texts.notes[row] for row in texts.sample(WHITENING_NOTES)], threads)
+    whiten(checkpoint, [vectors], dimension)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Make a checkpoint of a distillation's state.")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rank", type=int, default=RANK)
+    parser.add_argument("--name", default="distilled")
+    parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
+    parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, to whiten by")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    options = parser.parse_args(arguments)
+    if (options.dimension is None) != (options.corpus is None):
+        parser.error("--dimension and --corpus go together")
+    model, adapter, recipe = load_state(options.state, options.cache, options.rank)
+    model.config = replace(model.config, name=options.name)
+    model.save(options.out, adapter)
+    if options.dimension is not None:
+        whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache)
+    size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
+    print(f"{options.out}: rank {options.rank}, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

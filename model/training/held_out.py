@@ -1,0 +1,88 @@
+"""Domains that a distillation is never trained on: recall of related notes in their validation splits."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from model.data.dataset import read_notes
+from model.data.pairs import split_of
+from model.evaluation.metrics import recall_at
+from model.evaluation.protocol import COLD_COLD, NOTES_FILE, evaluation_pairs
+from model.evaluation.ranking import cosine, rank_pairs
+from model.note import Note
+from model.training.teacher import unit
+
+DOMAINS = ("microlens50k", "movielens_tmdb")
+CUTOFF = 100
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutDomain:
+    """One data set's validation notes, which are the pool, and the related pairs among them (cold-cold).
+
+    `pairs`: ids of query and target. `cutoff`: k of Recall@k.
+    """
+
+    name: str
+    notes: tuple[Note, ...]
+    pairs: tuple[tuple[str, str], ...]
+    cutoff: int = CUTOFF
+
+    @classmethod
+    def load(cls, folder: Path, cache: Path) -> HeldOutDomain:
+        """Read a data folder. The pairs are made from its clicks once, and kept in `cache`."""
+        notes = [n for i, n in sorted(read_notes(folder / NOTES_FILE).items()) if split_of(i) == "validation"]
+        pairs_file = cache / f"pairs.{folder.name}.json"
+        if not pairs_file.exists():
+            pairs_by_protocol, _ = evaluation_pairs(folder, "validation", [COLD_COLD])
+            ids = {note.id for note in notes}
+            pairs = [(pair.note, pair.related) for pair in pairs_by_protocol[COLD_COLD]]
+            pairs_file.write_text(json.dumps(sorted(pair for pair in pairs if ids.issuperset(pair))))
+        stored_pairs = json.loads(pairs_file.read_text())
+        return cls(folder.name, tuple(notes), tuple((query, target) for query, target in stored_pairs))
+
+    @classmethod
+    def load_all(cls, folder: Path, cache: Path) -> list[HeldOutDomain]:
+        """Load those of DOMAINS that `folder` has."""
+        return [cls.load(folder / name, cache) for name in DOMAINS if (folder / name).is_dir()]
+
+    def sample(self, size: int) -> HeldOutDomain:
+        """Return a pool of `size` notes, the same at every call: half of them with a pair, half drawn from the rest.
+
+        The cutoff shrinks with the pool, so that the recall is about as hard to reach.
+        """
+        if len(self.notes) <= size:
+            return self
+        rng = random.Random(0)
+        chosen: set[str] = set()
+        for pair in rng.sample(self.pairs, len(self.pairs)):
+            if len(chosen) < size / 2:
+                chosen |= set(pair)
+        others = [note.id for note in self.notes if note.id not in chosen]
+        chosen |= set(rng.sample(others, size - len(chosen)))
+        notes = tuple(note for note in self.notes if note.id in chosen)
+        pairs = tuple(pair for pair in self.pairs if chosen.issuperset(pair))
+        return HeldOutDomain(self.name, notes, pairs, max(1, round(self.cutoff * size / len(self.notes))))
+
+    def recall(self, vectors: Floats) -> float:
+        """Recall@cutoff, 0 to 1, by the cosine of unit vectors (len(self.notes), D) in the notes' order."""
+        return recall_at(rank_pairs(cosine(vectors), [note.id for note in self.notes], self.pairs), self.cutoff)
+
+
+def recalls(embed: Callable[[Sequence[Note]], Floats], domains: Sequence[HeldOutDomain]) -> dict[str, dict[str, float]]:
+    """Recall in percent by domain: of the vectors as they are ("as it is"), and less their mean ("centred")."""
+    percent = {}
+    for domain in domains:
+        vectors = embed(domain.notes)
+        centred = unit(vectors - vectors.mean(0))
+        percent[domain.name] = {"as it is": 100 * domain.recall(vectors), "centred": 100 * domain.recall(centred)}
+    return percent

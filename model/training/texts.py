@@ -1,0 +1,134 @@
+"""The texts of a distillation with their teachers' vectors, as an endless stream of batches of like length.
+
+Random choices are a function of the seed and the batch's position in the stream, so a run that was broken off continues
+with the batches that it would have had, as long as sources and shares are the same.
+
+Shapes: N notes, B notes of a batch, T tokens, K dimension of all teachers together.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.note import Note
+from model.prompt import Prompt
+from model.training.corpus_vectors import read_corpus_vectors
+from model.training.student import group_by_tokens, pad_right
+from model.training.teacher import unit
+from model.training.token_teacher import TokenTeacher
+
+BATCHES_PER_DRAW = 32
+"""Batches drawn together and sorted by length, so that none is mostly padding."""
+MAX_TOKENS_PER_NOTE = 32
+"""Bound of a batch in tokens, divided by the batch size. A batch of longer notes has fewer, so that it needs
+no more memory and time: without the bound a batch of 48 long notes took 10 GB (docs/log/distillation.md)."""
+SAMPLE_DRAW_SIZE = 256
+
+Position = tuple[int, int]
+"""Position in the stream: the number of the draw, and of the batch within it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Notes of like length.
+
+    `ids`: (B, T) int64, padded on the right. `lengths`: (B,) tokens of each prompt, whose last token is the read-out.
+    `teacher_vectors`: (B, K) float32 of unit length. `next_position`: where the stream continues after this batch.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    teacher_vectors: Tensor
+    next_position: Position
+
+
+class Texts:
+    """The notes of several sources that have vectors, and `teacher_vectors` (N, K) float32 of unit length.
+
+    `shares`: how often each source is drawn from, relative to the others. `token_teacher`: a second teacher, whose
+    cosine counts `token_weight` times as much as that of the first. Each teacher's vectors are centred on their mean
+    over the mix, scaled to unit length and put side by side, so that a cosine is the weighted mean of the teachers'
+    cosines. Raises FileNotFoundError for a source without vectors.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shares: Mapping[str, float],
+        seed: int = 0,
+        token_teacher: TokenTeacher | None = None,
+        token_weight: float = 0.0,
+    ) -> None:
+        self.seed = seed
+        self.notes: list[Note] = []
+        self._orders: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
+        self._rows: dict[str, range] = {}
+        source_vectors = []
+        for source in shares:
+            notes, vectors = read_corpus_vectors(folder, source)
+            if not notes:
+                raise FileNotFoundError(f"{folder} has no vectors of {source}: run model.baselines.minilm_teacher")
+            self._rows[source] = range(len(self.notes), len(self.notes) + len(notes))
+            self.notes += notes
+            source_vectors.append(vectors.astype(np.float32))
+        total = sum(shares.values())
+        self._shares = {source: share / total for source, share in shares.items()}
+        teachers = [self._centred(np.concatenate(source_vectors))]
+        if token_teacher is not None:
+            teachers.append(token_weight**0.5 * self._centred(token_teacher.vectors(self.notes)))
+        self.teacher_vectors: npt.NDArray[np.float32] = unit(np.concatenate(teachers, axis=1))
+
+    def _centred(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        mean = sum(self._shares[source] * vectors[rows].mean(0) for source, rows in self._rows.items())
+        return unit(vectors - mean)
+
+    def sample(self, count: int) -> list[int]:
+        """Rows of the stream's first `count` notes, in the shares of the mix."""
+        rows: list[int] = []
+        for number in range(1 + count // SAMPLE_DRAW_SIZE):
+            rows += self._draw(number, SAMPLE_DRAW_SIZE)
+        return rows[:count]
+
+    def batches(self, prompt: Prompt, batch_size: int, start: Position = (0, 0)) -> Iterator[Batch]:
+        """Yield batches of at most `batch_size` notes without end, from a position of the stream on."""
+        number, skipped = start
+        while True:
+            rows = self._draw(number, batch_size * BATCHES_PER_DRAW)
+            prompts = {row: prompt.note(self.notes[row]) for row in rows}
+            rows.sort(key=lambda row: len(prompts[row]))
+            lengths = [len(prompts[row]) for row in rows]
+            groups = group_by_tokens(rows, lengths, batch_size * MAX_TOKENS_PER_NOTE, batch_size)
+            random.Random(f"{self.seed} {number}").shuffle(groups)
+            for at, group in enumerate(groups[skipped:], skipped + 1):
+                next_position = (number, at) if at < len(groups) else (number + 1, 0)
+                ids, prompt_lengths = pad_right([prompts[row] for row in group])
+                yield Batch(ids, prompt_lengths, torch.from_numpy(self.teacher_vectors[group]), next_position)
+            number, skipped = number + 1, 0
+
+    def _draw(self, number: int, size: int) -> list[int]:
+        """Rows of the `number`-th draw of `size` notes: its share from each source, none twice within an epoch."""
+        rows: list[int] = []
+        *sources, last = self._shares
+        for source in sources:
+            count = min(size - len(rows), round(self._shares[source] * size))
+            rows += [self._nth_row(source, number * count + place) for place in range(count)]
+        count = size - len(rows)
+        return rows + [self._nth_row(last, number * count + place) for place in range(count)]
+
+    def _nth_row(self, source: str, n: int) -> int:
+        """The n-th row of a source's endless stream of shuffled epochs."""
+        rows = self._rows[source]
+        epoch, place = divmod(n, len(rows))
+        if (source, epoch) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != source}
+            order = np.random.default_rng([self.seed, epoch, len(rows)]).permutation(len(rows))
+            self._orders[source, epoch] = order
+        return rows[int(self._orders[source, epoch][place])]

@@ -1,0 +1,112 @@
+"""A teacher that knows words only: a note's vector is the mean of its tokens' embeddings, weighted by rarity.
+
+    python -m model.training.token_teacher FOLDER [--backbone NAME]
+
+counts the texts of FOLDER/<source>.jsonl.gz that have each token, and writes FOLDER/tokens.npz. The embeddings are the
+backbone's own, whitened, so a student can learn a rule that also holds for words that the texts lack. The teacher adds
+what a small sentence encoder misses: names and rare words (docs/decisions/0018-generalist.md).
+
+Shapes: V vocabulary, H hidden size, N notes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from model.config import PACKAGED_BACKBONE
+from model.data.dataset import read_notes
+from model.note import Note
+from model.notellm import NoteLLM
+from model.training.teacher import unit
+from model.weights import load_tokenizer, resolve
+
+TOKENS_FILE = "tokens.npz"
+MAX_COUNTED_NOTES = 10_000
+"""Notes of each source in which tokens are counted: no source drowns the others."""
+VARIANCE_FLOOR = 1e-3
+"""Added to all variances when whitening, as a share of the largest: narrower directions are noise."""
+
+Floats = npt.NDArray[np.floating]
+
+
+def token_text(note: Note) -> str:
+    """Text of a note as this teacher reads it, in lower case."""
+    return " " + " ".join([note.title, note.content, *note.hashtags]).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTeacher:
+    """`table`: (V, H) float32, the whitened unit embedding of each token times its inverse document frequency."""
+
+    tokenizer: PreTrainedTokenizerBase
+    table: npt.NDArray[np.float32]
+
+    @classmethod
+    def load(cls, folder: Path, cache: Path) -> TokenTeacher:
+        """Load the table that the command wrote into a corpus's folder. Raises CheckpointError."""
+        with np.load(folder / TOKENS_FILE) as stored:
+            table, backbone = stored["table"].astype(np.float32), str(stored["backbone"])
+        return cls(load_tokenizer(resolve(backbone, cache)), table)
+
+    def vectors(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+        """Unit vectors (N, H) of notes; zeros for a note without text."""
+        sums = np.zeros((len(notes), self.table.shape[1]), np.float32)
+        for row, note in enumerate(notes):
+            ids = self.tokenizer(token_text(note), add_special_tokens=False).input_ids
+            sums[row] = self.table[ids].sum(0)
+        return unit(sums)
+
+
+def whitened(embeddings: Floats) -> npt.NDArray[np.float32]:
+    """Centre and whiten embeddings (V, H), and scale them to unit length."""
+    centred = embeddings - embeddings.mean(0)
+    variances, directions = np.linalg.eigh(np.cov(centred.T))
+    return unit(centred @ (directions / np.sqrt(variances + VARIANCE_FLOOR * variances.max())))
+
+
+def inverse_document_frequencies(texts: Iterable[Sequence[int]], vocabulary_size: int) -> npt.NDArray[np.float32]:
+    """Inverse document frequency (V,) of each token: log((N + 1) / (texts with it + 1)), from the texts' token ids."""
+    document_counts: Counter[int] = Counter()
+    text_count = 0
+    for ids in texts:
+        document_counts.update(set(ids))
+        text_count += 1
+    smoothed = np.ones(vocabulary_size)
+    for token, document_count in document_counts.items():
+        smoothed[token] += document_count
+    return np.log((text_count + 1) / smoothed).astype(np.float32)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Make the teacher that knows words only.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--backbone", default=PACKAGED_BACKBONE)
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    options = parser.parse_args(arguments)
+    model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=torch.float32)
+    embedding: Any = model.backbone.get_input_embeddings()
+    embeddings: npt.NDArray[np.float32] = embedding.weight.detach().numpy()
+    texts = (
+        model.tokenizer(token_text(note), add_special_tokens=False).input_ids
+        for path in sorted(options.folder.glob("*.jsonl.gz"))
+        for note in list(read_notes(path).values())[:MAX_COUNTED_NOTES]
+    )
+    table = whitened(embeddings) * inverse_document_frequencies(texts, len(embeddings))[:, None]
+    with (options.folder / TOKENS_FILE).open("wb") as file:
+        np.savez(file, table=table.astype(np.float16), backbone=np.array(options.backbone))
+    print(f"{options.folder / TOKENS_FILE}: {len(table):,} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""MiniLM's vectors of a corpus: those of the encoder, in shards that are made once."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.baselines.encoder import SentenceEncoder
+from model.baselines.minilm_teacher import embed_in_bfloat16
+from model.data.corpora import write_notes_file
+from model.note import Note
+from model.training import corpus_vectors
+from model.training.corpus_vectors import read_corpus_vectors, shard_path, write_corpus_vectors
+
+NOTES = [Note(title=f"{word} for {number}", hashtags=(word,)) for word in ("soup", "hike") for number in (2, 40)]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceEncoder:
+    return SentenceEncoder()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(corpus_vectors, "SHARD_SIZE", 3)
+    write_notes_file(tmp_path / "own.jsonl.gz", NOTES, "own")
+    return tmp_path
+
+
+def test_corpus_vectors_are_the_encoders_in_file_order(folder: Path, encoder: SentenceEncoder) -> None:
+    assert write_corpus_vectors(partial(embed_in_bfloat16, encoder), folder, "own") == 4
+    notes, vectors = read_corpus_vectors(folder, "own")
+    assert [note.title for note in notes] == [note.title for note in NOTES]
+    assert vectors.dtype == np.float16
+    expected = encoder.embed(NOTES)
+    assert (vectors.astype(np.float32) * expected).sum(1).min() > 0.995
+    assert sorted(path.name for path in folder.glob("*.npy")) == ["own.0000.npy", "own.0001.npy"]
+
+
+def test_existing_shards_are_not_written_again(folder: Path, encoder: SentenceEncoder) -> None:
+    embed = partial(embed_in_bfloat16, encoder)
+    assert write_corpus_vectors(embed, folder, "own", max_notes=3) == 3
+    written_at = shard_path(folder, "own", 0).stat().st_mtime_ns
+    assert len(read_corpus_vectors(folder, "own")[0]) == 3
+    assert write_corpus_vectors(embed, folder, "own") == 1
+    assert shard_path(folder, "own", 0).stat().st_mtime_ns == written_at
+
+
+def test_source_that_was_not_embedded_has_no_vectors(folder: Path) -> None:
+    notes, vectors = read_corpus_vectors(folder, "own")
+    assert notes == []
+    assert len(vectors) == 0

@@ -1,0 +1,86 @@
+"""Generated notes: how a generated line is read, what is drawn as a topic, and that the command goes on."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from model.data import generated_notes
+from model.data.dataset import read_notes
+from model.data.generated_notes import draw_assignment, example_text, generate_notes, parse_note
+from model.data.sampler import Sampler
+from model.inference.engine import Engine
+from model.note import Note
+from model.weights import BACKBONE_FOLDER
+
+
+def test_line_is_read_as_title_content_and_hashtags() -> None:
+    note = parse_note('"Soup for five" | Leeks, butter, patience and salt. | #leek soup #food ')
+    assert note == Note(
+        title="Soup for five", content="Leeks, butter, patience and salt.", hashtags=("leek soup", "food")
+    )
+    assert parse_note("Soup again, my dear friends | #soup") == Note(
+        title="Soup again, my dear friends", hashtags=("soup",)
+    )
+
+
+def test_incomplete_line_loses_its_last_word_or_hashtag() -> None:
+    note = parse_note("Soup for five | Leeks and butt", complete=False)
+    assert note is not None
+    assert note.content == "Leeks and"
+    note = parse_note("Soup for five | Leeks | #soup #foo", complete=False)
+    assert note is not None
+    assert note.hashtags == ("soup",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Soup",
+        "Soup | yes",
+        "As an AI I cook nothing | at all",
+        "Look: https://soup",
+        "A soup | " + "very good " * 9,
+    ],
+)
+def test_text_that_is_no_note_is_dropped(text: str) -> None:
+    assert parse_note(text) is None
+
+
+def test_example_reads_back_as_the_note() -> None:
+    note = Note(title="Soup for five", content="Leeks,\nbutter and salt", hashtags=("leek soup",))
+    assert parse_note(example_text(note)) == Note(
+        title=note.title, content="Leeks, butter and salt", hashtags=note.hashtags
+    )
+
+
+def test_assignments_are_of_our_topics_and_of_things() -> None:
+    rng = random.Random(0)
+    assignments = [draw_assignment(rng, ["waffle iron"]) for _ in range(200)]
+    assert 40 < sum(assignment.topic == "waffle iron" for assignment in assignments) < 120
+    assert len({assignment.category for assignment in assignments}) > 15
+
+
+def test_generated_notes_come_without_an_id(tiny_engine: Engine) -> None:
+    sampler = Sampler(tiny_engine.runtime.model)  # type: ignore[attr-defined]
+    examples = [Note(title=f"A note on {n} lamps", content="They glow.", hashtags=("lamps",)) for n in range(9)]
+    notes = generate_notes(sampler, examples, ["waffle iron"], batch_size=8, seed=0)
+    assert all(note.id == "" and note.title for note, _ in zip(notes, range(3), strict=False))
+
+
+def test_command_appends_up_to_the_number_of_notes(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generated_notes, "everyday_things", lambda folder: ["waffle iron"])
+    monkeypatch.setattr(generated_notes, "LENGTHS", ((30, 12, 1.0),))
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("".join(f'{{"id": "sample-en-{n}", "title": "A note on {n} lamps"}}\n' for n in range(9)))
+    out = tmp_path / "generated.jsonl"
+    for count in (3, 5):
+        options = ["--samples", str(samples), "--wordnet", str(tmp_path), "--out", str(out)]
+        options += ["--notes", str(count), "--batch", "8", "--cache", str(tmp_path)]
+        generated_notes.main([*options, "--backbone", str(tiny_checkpoint / BACKBONE_FOLDER)])
+        assert list(read_notes(out)) == [str(n) for n in range(1, count + 1)]

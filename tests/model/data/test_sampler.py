@@ -1,0 +1,44 @@
+"""The sampler: its logits are those of each row alone, and its draws follow the probabilities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from model.data.generated_notes import Assignment
+from model.data.sampler import Sampler
+from model.inference.engine import Engine
+
+
+@pytest.fixture
+def sampler(tiny_engine: Engine) -> Sampler:
+    return Sampler(tiny_engine.runtime.model)  # type: ignore[attr-defined]
+
+
+def test_logits_with_shared_context_equal_each_row_alone(sampler: Sampler) -> None:
+    cache = DynamicCache(config=sampler.model.backbone.config)
+    context, rows = [5, 6, 7], [[8, 9], [10, 11, 12]]
+    with torch.inference_mode():
+        sampler._logits(torch.tensor([context]), torch.ones(1, 3, dtype=torch.int64), cache)
+        cache.batch_repeat_interleave(2)
+        mask = torch.tensor([[1, 1, 1, 0, 1, 1], [1] * 6])
+        together = sampler._logits(torch.tensor([[0, 8, 9], [10, 11, 12]]), mask, cache)
+        for row, logits in zip(rows, together, strict=True):
+            alone = sampler.model.backbone(input_ids=torch.tensor([context + row])).logits[0, -1]
+            assert logits == pytest.approx(alone, abs=1e-4)
+
+
+def test_draws_follow_the_probabilities(sampler: Sampler) -> None:
+    logits = torch.log(torch.tensor([[0.6, 0.3, 0.1, 1e-4]])).expand(4000, 4) * 0.9  # undoes the temperature
+    shares = torch.bincount(sampler._draw(logits), minlength=4) / 4000
+    assert shares == pytest.approx(torch.tensor([0.6, 0.3, 0.1, 0.0]), abs=0.03)
+
+
+def test_texts_are_repeatable_and_bounded(sampler: Sampler) -> None:
+    prompts = [Assignment("leek soup", "Food").prompt(), Assignment("a much longer topic than the other", "").prompt()]
+    first = Sampler(sampler.model, seed=3).write("Notes:\n", prompts, 12)
+    assert first == Sampler(sampler.model, seed=3).write("Notes:\n", prompts, 12)
+    assert first != Sampler(sampler.model, seed=4).write("Notes:\n", prompts, 12)
+    assert all(len(sampler.tokenizer(text).input_ids) <= 24 for text in first)
+    assert not any("\n" in text for text in first)

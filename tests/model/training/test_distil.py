@@ -1,0 +1,196 @@
+"""A whole distillation on a tiny model: it learns, resumes, waits while it is paused, and becomes a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import CheckpointError, NoteLLMConfig
+from model.inference.engine import Engine
+from model.note import Note
+from model.notellm import NoteLLM
+from model.training import distil, export
+from model.training import student as student_module
+from model.training.distil import CURVE, LOG, Distillation, Distiller, structure_loss, wait_while_exists
+from model.training.export import load_state, low_rank_factors
+from model.training.held_out import HeldOutDomain
+from model.weights import BACKBONE_FOLDER
+
+NOTES = tuple(Note(id=str(n), title=f"{word} {n}") for n in range(5) for word in ("soup", "hike"))
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(student_module, "bfloat16_pays", lambda device: False)
+
+
+@pytest.fixture
+def recipe(tiny_checkpoint: Path) -> Distillation:
+    return Distillation(
+        shares={"lists": 0.7, "long": 0.3},
+        backbone=str(tiny_checkpoint / BACKBONE_FOLDER),
+        batch=16,
+        learning_rate=2e-3,
+        warmup_steps=2,
+        starting_notes=40,
+        words=0.0,
+        ranked=30,
+        averaged=20,
+    )
+
+
+def start(recipe: Distillation, corpus: Path, folder: Path) -> Distiller:
+    return Distiller(recipe, corpus, folder, folder)
+
+
+def train(distiller: Distiller, steps: int) -> None:
+    stream = distiller.texts.batches(distiller.student.model.prompt, distiller.recipe.batch, distiller.position)
+    for _, batch in zip(range(steps), stream, strict=False):
+        distiller.update(batch)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_student_comes_closer_to_its_teacher(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    run = start(recipe, corpus, tmp_path)
+    train(run, 40)
+    log = lines(tmp_path / LOG)
+    assert [line["step"] for line in log] == list(range(1, 41))
+    first, last = (
+        [sum(line[name] for line in part) / 8 for name in ("cosine", "structure")] for part in (log[:8], log[-8:])
+    )
+    assert last[0] > first[0] + 0.05
+    assert last[1] < first[1]
+
+
+def test_first_head_is_better_than_chance(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    run = start(recipe, corpus, tmp_path)
+    vectors = run.student.embed(run.texts.notes, run.master_weights.pool)
+    assert (vectors * run.texts.teacher_vectors).sum(1).mean() > 0.3
+
+
+def test_resumed_run_continues_as_without_a_break(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    whole = start(recipe, corpus, tmp_path / "whole")
+    train(whole, 12)
+    first = start(recipe, corpus, tmp_path / "halves")
+    train(first, 6)
+    first.save()
+    second = start(recipe, corpus, tmp_path / "halves")
+    assert second.step == 6
+    train(second, 6)
+    for a, b in zip(whole.master_weights.masters, second.master_weights.masters, strict=True):
+        assert a.detach() == pytest.approx(b.detach(), abs=1e-5)
+
+
+def test_newest_two_states_are_kept(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    run = start(recipe, corpus, tmp_path)
+    for _ in range(3):
+        train(run, 1)
+        run.save()
+    assert sorted(path.name for path in tmp_path.glob("state*")) == ["state.00000002.pt", "state.00000003.pt"]
+
+
+def test_stopped_run_saves_after_its_step(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    run = start(recipe, corpus, tmp_path)
+    run.stop()
+    run.run(minutes=10)
+    assert run.step == 1
+    assert max(path.name for path in tmp_path.glob("state.*.pt")) == "state.00000001.pt"
+
+
+def test_run_ends_in_time_and_is_measured(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    domain = HeldOutDomain("own", NOTES, (("0", "1"), ("2", "3")), cutoff=3)
+    run = start(replace(recipe, save_every=0.0, measure_every=0.0), corpus, tmp_path)
+    run.run(minutes=0.001, domains=[domain])
+    curve = lines(tmp_path / CURVE)
+    assert curve[-1]["texts"] == run.text_count > 0
+    assert 0 <= curve[-1]["recall"]["own"]["centred"] <= 100
+    assert list(tmp_path.glob("state.*.pt"))
+
+
+def test_command_runs_a_distillation(
+    tiny_checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.training.distil.signal.signal", lambda *_: None)
+    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
+    options += ["--minutes", "0.0001", "--pause-file", str(tmp_path / "pause")]
+    options += ["--backbone", str(tiny_checkpoint), "--words", "0", "--batch", "8", "--starting-notes", "20"]
+    distil.main(options)
+    assert lines(tmp_path / LOG)
+
+
+def test_no_pause_file_is_no_wait(tmp_path: Path) -> None:
+    assert wait_while_exists(None) < 0.1
+    assert wait_while_exists(tmp_path / "pause") < 0.1
+
+
+def test_pause_ends_once_the_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "pause"
+    file.touch()
+    monkeypatch.setattr(distil, "PAUSE_CHECK_SECONDS", 0.01)
+    timer = threading.Timer(0.2, file.unlink)
+    timer.start()
+    assert wait_while_exists(file) >= 0.15
+    timer.join()
+
+
+def test_structure_loss_of_the_teachers_ranking_is_zero() -> None:
+    torch.manual_seed(0)
+    teacher, ranked, other = (torch.nn.functional.normalize(torch.randn(n, 8), dim=1) for n in (5, 20, 5))
+    assert float(structure_loss(teacher, teacher, ranked, 0.05)) == pytest.approx(0, abs=1e-5)
+    assert float(structure_loss(other, teacher, ranked, 0.05)) > 1
+
+
+def test_low_rank_product_is_the_best_approximation() -> None:
+    torch.manual_seed(0)
+    exact = torch.randn(9, 3) @ torch.randn(3, 7)
+    left, right = low_rank_factors(exact, 3)
+    assert left @ right == pytest.approx(exact, abs=1e-4)
+    noisy = torch.randn(9, 7)
+    values = torch.linalg.svdvals(noisy)
+    left, right = low_rank_factors(noisy, 4)
+    assert float((noisy - left @ right).norm()) == pytest.approx(float(values[4:].norm()), rel=1e-4)
+
+
+def test_exported_checkpoint_serves_the_same_vectors(
+    recipe: Distillation, corpus: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    run = start(recipe, corpus, tmp_path / "run")
+    train(run, 10)
+    run.save()
+    (state,) = (tmp_path / "run").glob("state.*.pt")
+    out = tmp_path / "out"
+    export.main(
+        ["--state", str(state), "--out", str(out), "--rank", "64", "--name", "general", "--cache", str(tmp_path)]
+    )
+    config = NoteLLMConfig.load(out)
+    assert (config.name, config.dimension, config.adapter, config.prompt_version) == (
+        "general",
+        12,
+        True,
+        "note-first/2",
+    )
+    served = Engine.load(str(out), cache=tmp_path, device="cpu", runtime="torch").embed(NOTES)
+    with run.master_weights.averaged():  # the head is the last one that was solved for
+        expected = run.student.embed(NOTES, run.master_weights.pool)
+    assert (served * expected).sum(1).min() > 0.999  # the adapter is in bfloat16
+    whitened = tmp_path / "white"
+    smaller = ["--rank", "8", "--dimension", "6", "--corpus", str(corpus)]
+    export.main(["--state", str(state), "--out", str(whitened), *smaller, "--cache", str(tmp_path)])
+    assert NoteLLM.load(str(whitened), cache=tmp_path, device=torch.device("cpu"), dtype=torch.float32).dimension == 6
+
+
+def test_state_with_another_pooling_is_not_exported(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    run = start(replace(recipe, pooling="both"), corpus, tmp_path)
+    train(run, 1)
+    run.save()
+    with pytest.raises(CheckpointError, match="pooling 'both'"):
+        load_state(next(tmp_path.glob("state.*.pt")), tmp_path)

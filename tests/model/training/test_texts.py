@@ -1,0 +1,102 @@
+"""The stream of texts: shares, epochs, batches of like length, and resuming at any batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.inference.engine import Engine
+from model.note import Note
+from model.prompt import Prompt
+from model.training import texts as texts_module
+from model.training.teacher import unit
+from model.training.texts import Texts
+
+SHARES = {"lists": 3.0, "long": 1.0}
+
+
+@pytest.fixture
+def prompt(tiny_short: Engine) -> Prompt:
+    return tiny_short.prompt
+
+
+class LengthTeacher:
+    """A second teacher, whose vectors depend on the length of the text."""
+
+    def vectors(self, notes: list[Note]) -> np.ndarray:
+        lengths = [len(note.title) + len(note.content) for note in notes]
+        return unit(np.array([[1.0, length / 20, length % 7] for length in lengths]))
+
+
+def centred(vectors: dict[str, np.ndarray]) -> np.ndarray:
+    mean = 0.75 * vectors["lists"].mean(0) + 0.25 * vectors["long"].mean(0)
+    return unit(np.concatenate(list(vectors.values())) - mean)
+
+
+def test_vectors_are_centred_on_the_mix_and_of_unit_length(corpus: Path) -> None:
+    stored = {name: np.load(corpus / f"{name}.0000.npy").astype(np.float32) for name in SHARES}
+    assert Texts(corpus, SHARES).teacher_vectors == pytest.approx(centred(stored), abs=1e-5)
+
+
+def test_cosine_is_the_weighted_mean_of_the_teachers(corpus: Path) -> None:
+    first = Texts(corpus, SHARES)
+    both = Texts(corpus, SHARES, token_teacher=LengthTeacher(), token_weight=0.5)  # type: ignore[arg-type]
+    by_name = {"lists": LengthTeacher().vectors(first.notes[:60]), "long": LengthTeacher().vectors(first.notes[60:])}
+    lengths = centred(by_name)
+    expected = (first.teacher_vectors @ first.teacher_vectors.T + 0.5 * lengths @ lengths.T) / 1.5
+    assert both.teacher_vectors @ both.teacher_vectors.T == pytest.approx(expected, abs=1e-5)
+
+
+def test_sources_have_their_shares_and_no_repeats_in_an_epoch(corpus: Path) -> None:
+    texts = Texts(corpus, SHARES)
+    drawn = texts._draw(0, 80)
+    counts = Counter("lists" if row < 60 else "long" for row in drawn)
+    assert counts == {"lists": 60, "long": 20}
+    assert len(set(drawn)) == 80
+    assert texts._draw(1, 80) != drawn
+    assert len(texts.sample(30)) == 30
+
+
+def test_long_notes_make_smaller_batches(corpus: Path, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "BATCHES_PER_DRAW", 8)
+    monkeypatch.setattr(texts_module, "MAX_TOKENS_PER_NOTE", 16)
+    taken, sizes = 0, []
+    for batch in Texts(corpus, SHARES).batches(prompt, 10):
+        assert batch.ids.numel() <= 160
+        sizes.append(len(batch.ids))
+        taken += len(batch.ids)
+        if batch.next_position == (1, 0):
+            break
+    assert taken == 80
+    assert min(sizes) < 10 == max(sizes)
+
+
+def test_batch_has_notes_of_like_length_with_their_vectors(
+    corpus: Path, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts_module, "BATCHES_PER_DRAW", 8)
+    texts = Texts(corpus, SHARES)
+    by_ids = {tuple(prompt.note(note)): vector for note, vector in zip(texts.notes, texts.teacher_vectors, strict=True)}
+    for batch in islice(texts.batches(prompt, 10), 16):
+        assert batch.ids.shape[1] == batch.lengths.max() <= batch.lengths.min() + 12
+        for ids, length, vector in zip(batch.ids, batch.lengths, batch.teacher_vectors, strict=True):
+            assert vector.numpy() == pytest.approx(by_ids[tuple(ids[:length].tolist())])
+
+
+def test_stream_continues_from_any_batch(corpus: Path, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "BATCHES_PER_DRAW", 4)
+    whole = list(islice(Texts(corpus, SHARES).batches(prompt, 8), 12))
+    for start in (1, 4, 7):
+        again = islice(Texts(corpus, SHARES).batches(prompt, 8, whole[start - 1].next_position), 12 - start)
+        assert all(torch.equal(a.ids, b.ids) for a, b in zip(whole[start:], again, strict=True))
+
+
+def test_source_without_vectors_is_named(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.jsonl.gz").write_bytes((corpus / "long.jsonl.gz").read_bytes())
+    with pytest.raises(FileNotFoundError, match="bare"):
+        Texts(tmp_path, {"bare": 1.0})
