@@ -23,7 +23,7 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 test: .venv/.dev ## all tests; they start their own services
 	@exec $(BIN)/pytest
 
-test-fast: .venv/.dev ## the tests but those marked slow, for the inner loop
+test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop (1,500 of 2,600; under two minutes on two idle cores)
 	@exec $(BIN)/pytest -m "not slow"
 
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)

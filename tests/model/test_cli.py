@@ -33,6 +33,8 @@ from model.training.teacher import read_vectors
 from model.weights import HEAD_FILE
 from service.cli.main import app
 
+pytestmark = pytest.mark.slow
+
 run = CliRunner()
 
 

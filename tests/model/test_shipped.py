@@ -12,6 +12,8 @@ from model.inference.engine import Engine
 from model.note import Note
 from model.weights import SHIPPED_CHECKPOINT
 
+pytestmark = pytest.mark.slow
+
 MAX_BYTES = 25_000_000
 """Bound on all its files: it is part of the package and of every clone."""
 

@@ -26,7 +26,7 @@ from service.records import StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ALL = Generate(hashtags=2, category=True)
 NOTHING = Generate()

@@ -17,7 +17,7 @@ from service.settings import Settings
 from tests.service.conftest import GatedStore, stored_note
 from tests.service.index.live_steps import put
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 WANTED = 3 * BATCH_SIZE
 
 

@@ -21,7 +21,7 @@ from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
 from tests.service.damage import Damage, changed, field
 from tests.service.index.live_steps import WAIT, notes, put
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def moved(note: StoredNote) -> StoredNote:

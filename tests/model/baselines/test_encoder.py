@@ -19,6 +19,8 @@ from model.training.recipe import Data, Recipe
 from model.training.trainer import BEST, LOG
 from service.cli.main import app
 
+pytestmark = pytest.mark.slow
+
 NOTES = [
     Note(title="bread in paris", hashtags=("baking",)),
     Note(title="paris by night"),

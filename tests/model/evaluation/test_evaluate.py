@@ -13,6 +13,8 @@ from model.evaluation.ranking import Scorer
 from model.evaluation.record import INVENTED
 from model.note import Note
 
+pytestmark = pytest.mark.slow
+
 TEST = [str(i) for i in range(100) if split_of(str(i)) == "test"]
 
 

@@ -28,6 +28,8 @@ from tests.model.inference.outputs import assert_same_hashtags, close_to, genera
 from tests.model.inference.reference import all_hashtags, assert_hashtags_match_reference, hashtag_probability
 from tests.model.inference.samples import FEW_NOTES, HASHTAGS, NOTES
 
+pytestmark = pytest.mark.slow
+
 ENDED = {" #": 1.0}
 """Next token of a word that is a whole hashtag."""
 

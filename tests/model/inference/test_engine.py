@@ -31,6 +31,8 @@ from tests.model.inference.outputs import (
 from tests.model.inference.reference import assert_outputs_match_reference, freely_written_category, hidden_states
 from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES, NOTES, WORDS
 
+pytestmark = pytest.mark.slow
+
 
 def assert_three_in_one(engine: Engine) -> None:
     """One request for everything reads what a request for each part reads."""

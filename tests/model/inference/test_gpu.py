@@ -22,6 +22,8 @@ from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.notellm import NoteLLM
 
+pytestmark = pytest.mark.slow
+
 NOTES = [
     Note(title="Lemon tart", content="Butter, sugar and the juice of four lemons."),
     Note(title="Night train"),

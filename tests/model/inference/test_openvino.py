@@ -23,6 +23,8 @@ from model.notellm import NoteLLM
 from tests.conftest import COMMON, FAMILIES, FOODS
 from tests.model.inference.outputs import probabilities, scores, texts
 
+pytestmark = pytest.mark.slow
+
 SUPPORTED = [family for family in FAMILIES if family != "gemma2"]
 WORDS = ["coffee", "river", "cat", "train", "garden", "lamp", "paint", "salt", "winter", "song", "bread", "cloud"]
 NOTES = [

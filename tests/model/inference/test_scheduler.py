@@ -17,6 +17,8 @@ from tests.model.inference.models import fresh_engine
 from tests.model.inference.outputs import assert_same_hashtags, assert_same_vectors, generate, generate_alone
 from tests.model.inference.samples import FEW_NOTES, NOTES, WORDS
 
+pytestmark = pytest.mark.slow
+
 
 def test_request_begins_and_finishes_at_any_step(writer: Engine) -> None:
     """A vector takes one step while an earlier request goes on; an aborted request frees its blocks."""

@@ -22,6 +22,8 @@ from model.training.export import load_state, low_rank_factors
 from model.training.held_out import HeldOutDomain
 from model.weights import BACKBONE_FOLDER
 
+pytestmark = pytest.mark.slow
+
 NOTES = tuple(Note(id=str(n), title=f"{word} {n}") for n in range(5) for word in ("soup", "hike"))
 
 

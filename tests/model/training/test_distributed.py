@@ -20,6 +20,8 @@ from model.training.trainer import BEST, Trainer
 from tests.conftest import in_torch
 from tests.model.training.runs import losses
 
+pytestmark = pytest.mark.slow
+
 LOOPBACK = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 

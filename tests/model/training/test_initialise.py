@@ -22,6 +22,8 @@ from model.training.teacher import write_vectors
 from model.training.trainer import BEST, Trainer
 from tests.model.training.runs import random_vectors
 
+pytestmark = pytest.mark.slow
+
 
 def test_weights_stored_in_bfloat16_compute_as_autocast_does(tiny_checkpoint: Path, tmp_path: Path):
     model = NoteLLM.load(str(tiny_checkpoint), cache=tmp_path, device=torch.device("cpu"), dtype=torch.float32)

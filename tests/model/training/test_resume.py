@@ -11,6 +11,8 @@ from model.training.recipe import Recipe, RecipeError
 from model.training.trainer import Trainer
 from tests.model.training.runs import losses
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("beyond_gcl", [False, True])
 def test_killed_run_resumes_to_the_identical_losses(recipe: Recipe, tmp_path: Path, beyond_gcl: bool):

@@ -36,6 +36,8 @@ from model.training.trainer import BEST, LOG, Step, Trainer
 from tests.conftest import in_torch
 from tests.model.training.runs import random_vectors
 
+pytestmark = pytest.mark.slow
+
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}

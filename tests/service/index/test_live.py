@@ -18,7 +18,7 @@ from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 from tests.service.index.live_steps import WAIT, delete, find_ids, notes, put
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def test_neighbours_rare_hashtags_are_found_among_bare_notes(

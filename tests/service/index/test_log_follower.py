@@ -23,7 +23,7 @@ from tests.service.conftest import GatedStore, eventually, following, stored_not
 from tests.service.damage import DAMAGES, Damage
 from tests.service.index.live_steps import ANY, WAIT, delete, find_ids, ids_of, notes, put
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def test_follower_writes_and_deletes_are_applied(embedded_store: GatedStore, live_index: LiveIndex) -> None:

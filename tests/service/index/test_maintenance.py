@@ -10,7 +10,7 @@ from service.interfaces import Clock
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 from tests.service.index.live_steps import WAIT, delete, find_ids, ids_of, notes, put
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def test_maintainer_rows_written_and_rebuilt_are_merged(embedded_store: GatedStore, clock: Clock) -> None:

@@ -24,6 +24,8 @@ from tests.service.index.reference import (
     vector_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def threads_take_turns_often() -> Iterator[None]:

@@ -27,6 +27,8 @@ from tests.service.index.reference import (
     rows,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pairs_merge() -> Iterator[None]:

@@ -24,7 +24,7 @@ from tests.service.conftest import GatedStore, eventually, following, note_vecto
 from tests.service.damage import changed
 from tests.service.index.live_steps import ANY, WAIT, delete, find_ids, ids_of, notes, put
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ from tests.service.index.reference import (
     rows,
 )
 
+pytestmark = pytest.mark.slow
+
 MakeIndex = Callable[[int], VectorIndex]
 
 

@@ -9,7 +9,7 @@ from service.records import Write
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import stored_note
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

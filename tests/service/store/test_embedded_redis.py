@@ -20,7 +20,7 @@ from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.wiring import _open_embedded
 from tests.service.conftest import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 # Starts the server of a folder, prints its pid (or None), and stops it when told "stop". Ctrl-C is told, too.
 PROCESS = """

@@ -22,7 +22,7 @@ from service.store.redis_store import LOG, NOTE, OWN_CHARACTERS, REPLICA_SECONDS
 from tests.service.conftest import GatedStore, Server, eventually, stored_note
 from tests.service.damage import DAMAGES, SECRET, Damage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def put(store: RedisNoteStore, note: StoredNote, expected: str | None = None) -> Written:

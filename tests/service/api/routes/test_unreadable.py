@@ -16,6 +16,8 @@ from service.store.redis_store import LOG, NOTE
 from tests.service.api.conftest import Serve
 from tests.service.damage import DAMAGES, SECRET, Damage
 
+pytestmark = pytest.mark.slow
+
 every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 
 
