@@ -48,7 +48,7 @@ MAX_HASHTAGS = 5
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What one note is to be about; `category` is "" for a topic that has none."""
+    """Subject of one note to be written; `category` is "" for a topic that has none."""
 
     topic: str
     category: str

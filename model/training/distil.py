@@ -55,7 +55,7 @@ class Distillation:
     backbone: str = PACKAGED_BACKBONE
     prompt_version: str = "note-first/2"
     pooling: str = "read-out"
-    """Which states of a note the head reads (student.POOLINGS)."""
+    """States of a note that the head reads (student.POOLINGS)."""
     seed: int = 0
     threads: int = 2
     """Threads of one core each; every one takes a part of the batch."""
@@ -88,7 +88,7 @@ class Distillation:
 
 
 class PartialLoss(NamedTuple):
-    """What one part of a batch contributes: its share of both means, its states, and the teacher's vectors of them."""
+    """Contribution of one part of a batch: its share of both means, its states, and the teacher's vectors of them."""
 
     cosine: float
     structure: float
