@@ -11,11 +11,13 @@ import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from model.generation import GenerationRequest
+from model.config import CheckpointError
+from model.generation import CategoriesTooLong, GenerationRequest
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
 from service.api.app import create_app
+from service.api.middleware import ExpectedStartFailure
 from service.batcher import Batcher
 from service.container import Service
 from service.index.gpu import find_gpu
@@ -27,10 +29,12 @@ from service.interfaces import Clock, NoteStore
 from service.recommender import GenerationDefaults, Recommender
 from service.samples import load_samples
 from service.settings import Settings
-from service.store.embedded_redis import EmbeddedRedis
+from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 
+START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
+"""Errors of a start whose message says what to do; see `open_service`."""
 FOLLOWING_SECONDS = 60.0
 """How often a replica without snapshots tells the store how far it has followed the log."""
 log = structlog.get_logger(__name__)
@@ -45,7 +49,9 @@ def build_app(settings: Settings, progress: Callable[[str], None] = lambda messa
             await load_samples(service, progress)
             yield service
 
-    return create_app(settings, open_with_samples)
+    app = create_app(settings, open_with_samples)
+    app.add_middleware(ExpectedStartFailure, errors=START_ERRORS)
+    return app
 
 
 @contextlib.asynccontextmanager

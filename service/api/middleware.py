@@ -1,4 +1,4 @@
-"""Middleware: every request gets an id, a log line and a metric, and a bound on its body."""
+"""Middleware: each request gets an id, a log line, a metric and a bound on its body; a failed start gets one line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,35 @@ REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 """X-Request-Id that is kept as the caller sent it; any other is replaced."""
 REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
 """Status codes that count as notellm_rejected."""
+
+
+class ExpectedStartFailure:
+    """Reports a start that fails with one of `errors` by that error's sentence, any other failure by its traceback."""
+
+    def __init__(self, app: ASGIApp, errors: tuple[type[Exception], ...]) -> None:
+        self._app = app
+        self._errors = errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        failures: list[Message] = []
+
+        async def hold_failure(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                failures.append(message)  # sent once the error is known, which is raised next
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, hold_failure)
+        except self._errors as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        except BaseException:
+            for failure in failures:
+                await send(failure)
+            raise
 
 
 class RequestContext:

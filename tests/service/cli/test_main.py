@@ -79,6 +79,19 @@ def test_client_with_a_wrong_port_is_refused_in_one_line(arguments: tuple[str, .
     assert result.stderr == "NOTELLM_PORT is 'http'; it must be a whole number from 0 to 65535\n"
 
 
+def test_serve_without_its_checkpoint_says_so_in_one_line(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "NOTELLM_CHECKPOINT": str(tmp_path),
+        "NOTELLM_DATA_DIR": str(tmp_path / "data"),
+        "NOTELLM_CACHE_DIR": str(tmp_path / "cache"),
+        "NOTELLM_PORT": "0",
+    }
+    result = subprocess.run([NOTELLM, "serve"], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 3  # uvicorn's, for a start that failed
+    assert "Traceback" not in result.stderr
+    assert f"{tmp_path} holds no .safetensors file" in result.stderr
+
+
 def test_serve_on_a_taken_port_is_refused_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
