@@ -86,7 +86,7 @@ class NotePatch(Wire):
 
 
 class GeneratedOut(BaseModel):
-    """What the model wrote because the author left it out. `hashtags_reason`: why there is none."""
+    """Hashtags and category that the model wrote, as the author left them out. `hashtags_reason`: why there is none."""
 
     hashtags: list[HashtagOut] | None = None
     hashtags_reason: str | None = None

@@ -88,7 +88,7 @@ def test_command_writes_each_source_under_new_ids(
     def three_notes(path: Path) -> Iterator[Note]:
         yield from (Note(title=f"A note about {thing}", hashtags=("x",)) for thing in ("lamps", "yarn", "hikes"))
 
-    monkeypatch.setitem(SOURCES, "three", Source("three", "our own", "any file", three_notes))  # type: ignore[misc]
+    monkeypatch.setitem(SOURCES, "three", Source("three", "our own", "any file", three_notes))
     corpora.main(["--out", str(tmp_path / "out"), "--three", str(tmp_path), "--max-notes", "2"])
     notes = read_notes(tmp_path / "out" / "three.jsonl.gz")
     assert list(notes) == ["three-1", "three-2"]

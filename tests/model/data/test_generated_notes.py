@@ -65,7 +65,7 @@ def test_assignments_are_of_our_topics_and_of_things() -> None:
 
 
 def test_generated_notes_come_without_an_id(tiny_engine: Engine) -> None:
-    sampler = Sampler(tiny_engine.runtime.model)  # type: ignore[attr-defined]
+    sampler = Sampler(tiny_engine.runtime.model)
     examples = [Note(title=f"A note on {n} lamps", content="They glow.", hashtags=("lamps",)) for n in range(9)]
     notes = generate_notes(sampler, examples, ["waffle iron"], batch_size=8, seed=0)
     assert all(note.id == "" and note.title for note, _ in zip(notes, range(3), strict=False))

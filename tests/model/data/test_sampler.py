@@ -13,7 +13,7 @@ from model.inference.engine import Engine
 
 @pytest.fixture
 def sampler(tiny_engine: Engine) -> Sampler:
-    return Sampler(tiny_engine.runtime.model)  # type: ignore[attr-defined]
+    return Sampler(tiny_engine.runtime.model)
 
 
 def test_logits_with_shared_context_equal_each_row_alone(sampler: Sampler) -> None:

@@ -28,7 +28,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model(tiny_short: Engine) -> NoteLLM:
-    shared: NoteLLM = tiny_short.runtime.model  # type: ignore[attr-defined]
+    shared: NoteLLM = tiny_short.runtime.model
     return shared
 
 

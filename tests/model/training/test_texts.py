@@ -45,7 +45,7 @@ def test_vectors_are_centred_on_the_mix_and_of_unit_length(corpus: Path) -> None
 
 def test_cosine_is_the_weighted_mean_of_the_teachers(corpus: Path) -> None:
     first = Texts(corpus, SHARES)
-    both = Texts(corpus, SHARES, token_teacher=LengthTeacher(), token_weight=0.5)  # type: ignore[arg-type]
+    both = Texts(corpus, SHARES, token_teacher=LengthTeacher(), token_weight=0.5)
     by_name = {"lists": LengthTeacher().vectors(first.notes[:60]), "long": LengthTeacher().vectors(first.notes[60:])}
     lengths = centred(by_name)
     expected = (first.teacher_vectors @ first.teacher_vectors.T + 0.5 * lengths @ lengths.T) / 1.5
