@@ -1,4 +1,5 @@
-"""Generated parts of the documentation: the API and configuration pages, the log's table, figures of benchmark results.
+"""Generated parts of the documentation: the API and configuration pages, the log's table, figures of benchmark results;
+and the settings in the schema of the Helm chart.
 
 Run `python docs/generate.py` after a change of docs/openapi.json, service/settings.py or benchmarks/results;
 tests/docs/test_pages.py fails while a page is behind. Tables of whole results are made by benchmarks/harness/report.py.
@@ -18,6 +19,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+CHART_SCHEMA = ROOT / "deploy" / "helm" / "notellm" / "values.schema.json"
 RESULTS = ROOT / "benchmarks" / "results"
 
 Json = Mapping[str, Any]
@@ -195,6 +197,40 @@ def setting_default(spec: Json) -> str:
     return "" if value in (None, [], ()) else f"`{value}`"
 
 
+# Schema of the Helm chart
+
+
+SET_BY_CHART = ("host", "port", "data_dir", "cache_dir", "redis_url", "shutdown_seconds")
+"""Settings that the chart has values of its own for, or decides."""
+SETTING_KEYWORDS = ("type", "enum", "items", "description", "minimum", "exclusiveMinimum", "maximum")
+
+
+def chart_schema(schema: Json) -> str:
+    """values.schema.json of the Helm chart with its `settings` and `secretSettings` as service/settings.py has them."""
+    settings = {
+        name: setting_schema(spec)
+        for name, spec in Settings.model_json_schema()["properties"].items()
+        if name not in SET_BY_CHART
+    }
+    reference = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "key"],
+        "properties": {"name": {"type": "string"}, "key": {"type": "string"}},
+    }
+    parts = {"settings": settings, "secretSettings": dict.fromkeys(settings, reference)}
+    objects = {
+        name: {"type": "object", "additionalProperties": False, "properties": part} for name, part in parts.items()
+    }
+    return json.dumps({**schema, "properties": {**schema["properties"], **objects}}, indent=2) + "\n"
+
+
+def setting_schema(spec: Json) -> Json:
+    """A setting's type, bounds and description."""
+    (option,) = [option for option in spec.get("anyOf", [spec]) if option.get("type") != "null"]
+    return {key: value for key, value in {**option, **spec}.items() if key in SETTING_KEYWORDS}
+
+
 # Log
 
 
@@ -323,6 +359,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "api.md": api_page(json.loads((DOCS / "openapi.json").read_text("utf-8"))),
         DOCS / "configuration.md": configuration_page(),
+        CHART_SCHEMA: chart_schema(json.loads(CHART_SCHEMA.read_text("utf-8"))),
         **{path: between_markers(path.read_text("utf-8"), name, text) for path, (name, text) in parts.items()},
     }
 

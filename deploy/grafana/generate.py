@@ -1,0 +1,218 @@
+"""The Grafana board notellm.json, from the list of panels below: `python deploy/grafana/generate.py`.
+
+tests/deploy/test_dashboard.py fails while the board is behind, and where it asks for a metric that no service has.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BOARD = Path(__file__).with_name("notellm.json")
+WIDTH, HEIGHT, COLUMNS = 8, 8, 3
+"""Of a panel, in Grafana's grid of 24 columns."""
+HTTP = "notellm_http_request_duration_seconds"
+CALLS = 'job="$job", route!~"/livez|/readyz|/startupz|/metrics"'
+"""Requests of callers, without those of probes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A graph. `queries`: PromQL and the legend of its lines. `unit` is one of Grafana's."""
+
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]
+    description: str = ""
+
+
+def quantiles(metric: str, by: str = "") -> tuple[tuple[str, str], ...]:
+    """Median and 99th percentile of a histogram, for each value of the label `by`."""
+    labels = ", ".join(filter(None, ["le", by]))
+    legend = f"{{{{{by}}}}} " if by else ""
+    return tuple(
+        (f'histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket{{job="$job"}}[$__rate_interval])))',
+         f"{legend}p{100 * q:g}")
+        for q in (0.5, 0.99)
+    )  # fmt: skip
+
+
+def total(metric: str, by: str = "") -> tuple[str, str]:
+    """Rate of a counter over all replicas."""
+    return (
+        f'sum by ({by}) (rate({metric}{{job="$job"}}[$__rate_interval]))',
+        f"{{{{{by}}}}}" if by else "all replicas",
+    )
+
+
+def http_rate(by: str, matchers: str = "") -> tuple[str, str]:
+    """Rate of callers' requests."""
+    return (f"sum by ({by}) (rate({HTTP}_count{{{CALLS}{matchers}}}[$__rate_interval]))", f"{{{{{by}}}}}")
+
+
+def each_replica(expression: str) -> tuple[str, str]:
+    return (expression, "{{instance}}")
+
+
+P99_BY_ROUTE = f"histogram_quantile(0.99, sum by (route, le) (rate({HTTP}_bucket{{{CALLS}}}[$__rate_interval])))"
+ROWS: dict[str, tuple[Panel, ...]] = {
+    "Requests": (
+        Panel("Requests a second", "reqps", (http_rate("route"),)),
+        Panel(
+            "Answers other than 2xx",
+            "reqps",
+            (http_rate("code", ', code!~"2.."'),),
+            "499: the caller left. 429: the queue was full. 503: Redis or the engine; the log says which.",
+        ),
+        Panel(
+            "Seconds to the last byte, p99",
+            "s",
+            ((P99_BY_ROUTE, "{{route}}"),),
+        ),
+        Panel(
+            "Error budget burnt: factor of what 30 days allow",
+            "short",
+            (
+                ('notellm:http_errors:ratio_rate1h{job="$job"} / 0.001', "errors, 1 h"),
+                ('notellm:http_errors:ratio_rate6h{job="$job"} / 0.001', "errors, 6 h"),
+                ('notellm:similar_slow:ratio_rate1h{job="$job"} / 0.01', "slow searches, 1 h"),
+                ('notellm:similar_slow:ratio_rate6h{job="$job"} / 0.01', "slow searches, 6 h"),
+            ),
+            "A page at 14.4 over an hour or 6 over six hours.",
+        ),
+        Panel("Requests refused", "reqps", (total("notellm_rejected_total", "reason"),)),
+        Panel("A write until it is found", "s", quantiles("notellm_ingest_to_searchable_seconds")),
+    ),
+    "Model": (
+        Panel(
+            "Notes that wait",
+            "short",
+            (('sum by (instance, lane) (notellm_queue_depth{job="$job"})', "{{instance}} {{lane}}"),),
+        ),
+        Panel(
+            "Wait for the model",
+            "s",
+            quantiles("notellm_queue_wait_seconds", "lane"),
+            "The autoscaler looks at its mean.",
+        ),
+        Panel(
+            "One step of the engine",
+            "s",
+            (*quantiles("notellm_inference_seconds"), *quantiles("notellm_tokenise_seconds")),
+        ),
+        Panel(
+            "Tokens a second",
+            "short",
+            (
+                (total("notellm_prompt_tokens_total")[0], "read"),
+                (total("notellm_generated_tokens_total")[0], "written"),
+            ),
+        ),
+        Panel("Prompt tokens of one step", "short", quantiles("notellm_batch_tokens")),
+        Panel("To the first generated token", "s", quantiles("notellm_time_to_first_token_seconds")),
+    ),
+    "Index": (
+        Panel(
+            "Notes in the index",
+            "short",
+            (('notellm_index_vectors{job="$job"}', "{{instance}} {{state}}"),),
+            "Replicas that follow the log have the same number of live rows.",
+        ),
+        Panel("Segments that a search goes through", "short", (each_replica('notellm_index_segments{job="$job"}'),)),
+        Panel(
+            "Share of an exact search that is found",
+            "percentunit",
+            (each_replica('notellm_index_recall_sampled{job="$job"}'),),
+            "Below 0.95 something is wrong with the index.",
+        ),
+        Panel(
+            "Age of the snapshot",
+            "s",
+            (each_replica('time() - (notellm_snapshot_timestamp_seconds{job="$job"} > 0)'),),
+            "An index that does not change is not written again.",
+        ),
+        Panel("Notes that cannot be read", "short", (each_replica('notellm_quarantined_notes{job="$job"}'),)),
+        Panel(
+            "Models that serve",
+            "short",
+            (('count by (model, digest) (notellm_model_info{job="$job"})', "{{model}} {{digest}}"),),
+        ),
+    ),
+    "Process": (
+        Panel("Resident memory", "bytes", (each_replica('process_resident_memory_bytes{job="$job"}'),)),
+        Panel(
+            "Cores in use", "short", (each_replica('rate(process_cpu_seconds_total{job="$job"}[$__rate_interval])'),)
+        ),
+        Panel(
+            "File descriptors open",
+            "percentunit",
+            (each_replica('process_open_fds{job="$job"} / process_max_fds{job="$job"}'),),
+        ),
+    ),
+}
+
+DATA_SOURCE = {"type": "prometheus", "uid": "${source}"}
+VARIABLES: list[dict[str, Any]] = [
+    {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
+    {
+        "name": "job",
+        "type": "query",
+        "datasource": DATA_SOURCE,
+        "query": "label_values(notellm_model_info, job)",
+        "refresh": 2,
+    },
+]
+
+
+def board() -> dict[str, Any]:
+    """The board as Grafana imports it."""
+    panels: list[dict[str, Any]] = []
+    top = 0
+    for row, members in ROWS.items():
+        panels.append(
+            {"id": len(panels) + 1, "type": "row", "title": row, "collapsed": False, "panels": [],
+             "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}}
+        )  # fmt: skip
+        top += 1
+        for number, panel in enumerate(members):
+            x, y = number % COLUMNS * WIDTH, top + number // COLUMNS * HEIGHT
+            panels.append(graph(panel, len(panels) + 1, x, y))
+        top += -(-len(members) // COLUMNS) * HEIGHT
+    return {
+        "uid": "notellm",
+        "title": "NoteLLM",
+        "tags": ["notellm"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "refresh": "30s",
+        "time": {"from": "now-3h", "to": "now"},
+        "templating": {"list": VARIABLES},
+        "annotations": {"list": []},
+        "panels": panels,
+    }
+
+
+def graph(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+    """A panel at a place in the grid."""
+    targets = [
+        {"refId": chr(ord("A") + i), "datasource": DATA_SOURCE, "expr": expression, "legendFormat": legend}
+        for i, (expression, legend) in enumerate(panel.queries)
+    ]
+    return {
+        "id": number,
+        "type": "timeseries",
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": DATA_SOURCE,
+        "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": targets,
+    }
+
+
+if __name__ == "__main__":
+    BOARD.write_text(json.dumps(board(), indent=1) + "\n", "utf-8")

@@ -1,0 +1,34 @@
+{{/* The environment of the service: what the chart decides, the store's address, then `settings` and
+`secretSettings`. */}}
+{{- define "notellm.environment" -}}
+- {name: NOTELLM_HOST, value: "0.0.0.0"}
+- {name: NOTELLM_PORT, value: "8000"}
+- {name: NOTELLM_DATA_DIR, value: /data}
+- {name: NOTELLM_CACHE_DIR, value: /cache}
+- {name: HF_HOME, value: /cache/huggingface}
+- {name: NOTELLM_DRAIN_SECONDS, value: {{ .Values.drainSeconds | quote }}}
+- {name: NOTELLM_SHUTDOWN_SECONDS, value: {{ .Values.shutdownSeconds | quote }}}
+{{- if .Values.checkpoint.existingClaim }}
+- {name: NOTELLM_CHECKPOINT, value: /checkpoint}
+{{- end }}
+{{- $store := include "notellm.store" . }}
+{{- if eq $store "valkey" }}
+- name: VALKEY_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.valkey.existingSecret | default (printf "%s-valkey" .Release.Name) }}, key: password}
+- {name: NOTELLM_REDIS_URL, value: "redis://:$(VALKEY_PASSWORD)@{{ .Release.Name }}-valkey:6379/0"}
+{{- else if eq $store "external" }}
+- name: NOTELLM_REDIS_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.redis.existingSecret | default (printf "%s-redis" (include "notellm.fullname" .)) }}
+      key: {{ if .Values.redis.existingSecret }}{{ .Values.redis.secretKey }}{{ else }}url{{ end }}
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+- {name: NOTELLM_{{ upper $name }}, value: {{ include "notellm.setting" $value | quote }}}
+{{- end }}
+{{- range $name, $reference := .Values.secretSettings }}
+- name: NOTELLM_{{ upper $name }}
+  valueFrom: {secretKeyRef: {name: {{ $reference.name }}, key: {{ $reference.key }}}}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,70 @@
+{{- define "notellm.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{- end -}}
+{{- end -}}
+
+{{- define "notellm.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: api
+{{- end -}}
+
+{{- define "notellm.labels" -}}
+{{ include "notellm.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end -}}
+
+{{- define "notellm.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ if .Values.gpu.enabled }}-gpu{{ end }}
+{{- end -}}
+{{- end -}}
+
+{{- define "notellm.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "notellm.fullname" .) }}
+{{- end -}}
+
+{{/* "embedded", "valkey" or "external". */}}
+{{- define "notellm.store" -}}
+{{- if .Values.valkey.enabled -}}valkey
+{{- else if or .Values.redis.url .Values.redis.existingSecret -}}external
+{{- else -}}embedded
+{{- end -}}
+{{- end -}}
+
+{{/* "true" where more than one replica may run. */}}
+{{- define "notellm.replicated" -}}
+{{- if or (gt (int .Values.replicas) 1) .Values.autoscaling.enabled .Values.keda.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{/* A setting as the environment has it. Helm reads each number as a float, which would be written as 1.6e+07. */}}
+{{- define "notellm.setting" -}}
+{{- if kindIs "slice" . -}}{{ join "," . }}
+{{- else if and (kindIs "float64" .) (eq . (float64 (int64 .))) -}}{{ int64 . }}
+{{- else -}}{{ . }}
+{{- end -}}
+{{- end -}}
+
+{{/* For every container of the chart; they write only where a volume is mounted. */}}
+{{- define "notellm.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* For every pod of the chart: 10001 is the user of the image. */}}
+{{- define "notellm.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}

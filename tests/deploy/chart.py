@@ -1,0 +1,84 @@
+"""The Helm chart as Helm's own engine renders it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from helm_python import Chart
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy" / "helm" / "notellm"
+EXAMPLES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
+RELEASE, NAMESPACE = "shop", "prod"
+PASSWORD = "correct-horse-battery-staple"
+
+EVERYTHING: dict[str, Any] = {
+    "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": [{"name": "registry"}]},
+    "settings": {"categories": ["Food", "Travel"], "max_body_bytes": 64 * 2**20, "snapshot_seconds": 1.5},
+    "secretSettings": {"blocked_hashtags": {"name": "blocked", "key": "list"}},
+    "checkpoint": {"existingClaim": "model"},
+    "valkey": {"enabled": True, "password": PASSWORD, "persistence": {"storageClass": "fast"}},
+    "persistence": {"accessMode": "ReadWriteMany", "storageClass": "shared"},
+    "podAnnotations": {"team": "notes"},
+    "affinity": {"podAntiAffinity": {}},
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "annotations": {"auth": "proxy"},
+        "hosts": ["notes.example"],
+        "tls": [{"secretName": "notes-tls", "hosts": ["notes.example"]}],
+    },
+    "networkPolicy": {"extraEgress": [{"ports": [{"port": 443}]}]},
+    "keda": {"enabled": True, "prometheus": "http://prometheus.monitoring:9090"},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True},
+    "dashboard": {"enabled": True},
+}
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    **{path.stem: yaml.safe_load(path.read_text()) for path in EXAMPLES},
+    "redis-url": {"redis": {"url": f"rediss://:{PASSWORD}@redis.example:6380/0", "port": 6380}},
+    "everything": EVERYTHING,
+}
+"""Sets of values that work: the defaults, the examples, and what these leave out."""
+
+
+def render(values: dict[str, Any]) -> dict[str, str]:
+    """Text of each template. A chart is loaded each time: rendering drops its disabled dependencies for good."""
+    with Chart.load(CHART) as chart:
+        return chart.render(values, name=RELEASE, namespace=NAMESPACE)
+
+
+def documents(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """All Kubernetes objects."""
+    manifests = [text for name, text in render(values).items() if not name.endswith("NOTES.txt")]
+    return [document for text in manifests for document in yaml.safe_load_all(text) if document]
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [document for document in objects if document["kind"] == kind]
+
+
+def pods(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The pods, and the pod templates of controllers: objects with `metadata` and `spec`."""
+    for document in objects:
+        if document["kind"] == "Pod":
+            yield document
+        elif document["kind"] in ("Deployment", "StatefulSet"):
+            yield document["spec"]["template"]
+
+
+def api(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """The specification of the service's pod."""
+    (deployment,) = of_kind(objects, "Deployment")
+    specification: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return specification
+
+
+def environment(pod: dict[str, Any]) -> dict[str, Any]:
+    """The variables of a pod's only container: value, or reference."""
+    (container,) = pod["containers"]
+    return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container["env"]}

@@ -1,0 +1,376 @@
+"""The Helm chart: rendered by Helm's engine, valid for Kubernetes, safe in each set of values, or refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import redis
+from helm_python import lint
+from helm_python.errors import HelmError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.settings import Settings
+from service.store.embedded_redis import server_program
+from tests.deploy import chart
+from tests.deploy.chart import CHART, PASSWORD, RELEASE, VALUES, documents, environment, of_kind, pods, render
+from tests.service.process import wait_until
+
+KUBERNETES = ("1.27", "1.34")
+"""The oldest version that Chart.yaml allows, and a recent one."""
+CUSTOM_RESOURCES = ("ServiceMonitor", "PrometheusRule", "ScaledObject")
+"""Kinds of operators, whose schemas Kubernetes does not have."""
+AWAITED = {"drain_seconds", "/startupz"}
+"""Built at the same time as the chart: to be deleted once the service has them."""
+each_set = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+
+
+@each_set
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_objects_fit_the_schemas_of_kubernetes(values: dict[str, Any], version: str):
+    for document in documents(values):
+        if document["kind"] not in CUSTOM_RESOURCES:
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+@each_set
+def test_chart_lints(values: dict[str, Any]):
+    report = lint(CHART, values, strict=True)
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+    assert report["errors"] == []
+
+
+def test_every_custom_resource_is_among_the_sets():
+    kinds = {document["kind"] for values in VALUES.values() for document in documents(values)}
+    assert set(CUSTOM_RESOURCES) <= kinds
+
+
+def test_names_are_unique_in_their_kind():
+    for values in VALUES.values():
+        names = [(document["kind"], document["metadata"]["name"]) for document in documents(values)]
+        assert len(set(names)) == len(names)
+
+
+# Security
+
+
+def check_hardened(pod: dict[str, Any]) -> None:
+    """Assert what the restricted pod security standard asks for, and more."""
+    spec = pod["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    for container in spec["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+        assert container["resources"]["requests"]["cpu"]
+    for volume in spec.get("volumes", ()):
+        assert "hostPath" not in volume
+
+
+def toggled(**choices: Any) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional={name: st.sampled_from(options) for name, options in choices.items()})
+
+
+ANY_VALUES = toggled(
+    replicas=[1, 3],
+    redis=[{"url": f"redis://:{PASSWORD}@redis/0"}, {"existingSecret": "notes"}],
+    valkey=[{"enabled": True}, {"enabled": True, "password": PASSWORD}, {"enabled": True, "existingSecret": "valkey"}],
+    persistence=[{"enabled": False}, {"existingClaim": "notes"}, {"accessMode": "ReadWriteMany"}],
+    gpu=[{"enabled": True}],
+    checkpoint=[{"existingClaim": "model"}],
+    autoscaling=[{"enabled": True}],
+    keda=[{"enabled": True}, {"enabled": True, "prometheus": "http://prometheus:9090"}],
+    ingress=[{"enabled": True}, {"enabled": True, "hosts": ["notes.example"]}],
+    networkPolicy=[{"enabled": False}],
+    settings=[{"device": "cpu"}, {"max_body_bytes": 2**30}],
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(ANY_VALUES)
+def test_any_values_are_refused_or_hardened(values: dict[str, Any]):
+    try:
+        objects = documents(values)
+    except HelmError:
+        return
+    for pod in pods(objects):
+        check_hardened(pod)
+    check_replicas_share_their_store(objects)
+    check_secrets_stay_in_secrets(objects)
+
+
+def check_replicas_share_their_store(objects: list[dict[str, Any]]) -> None:
+    """Assert that only a pod with a Redis has others beside it, now or by an autoscaler."""
+    (deployment,) = of_kind(objects, "Deployment")
+    if "NOTELLM_REDIS_URL" not in environment(chart.api(objects)):
+        assert deployment["spec"]["replicas"] == 1
+        assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+        assert of_kind(objects, "HorizontalPodAutoscaler") == of_kind(objects, "ScaledObject") == []
+
+
+def check_secrets_stay_in_secrets(objects: list[dict[str, Any]]) -> None:
+    """Assert that a password is in no object but a Secret: in no argument, variable, annotation or file."""
+    for document in objects:
+        if document["kind"] != "Secret":
+            assert PASSWORD not in json.dumps(document)
+
+
+@each_set
+def test_pods_are_hardened(values: dict[str, Any]):
+    for pod in pods(documents(values)):
+        check_hardened(pod)
+
+
+@each_set
+def test_secrets_are_in_secrets_alone(values: dict[str, Any]):
+    check_secrets_stay_in_secrets(documents(values))
+
+
+@pytest.mark.parametrize("name", ["redis-url", "everything"])
+def test_given_secret_is_kept_and_referred_to(name: str):
+    objects = documents(VALUES[name])
+    secrets = {
+        (secret["metadata"]["name"], key)
+        for secret in of_kind(objects, "Secret")
+        for key, value in secret["stringData"].items()
+        if PASSWORD in value
+    }
+    text = json.dumps([pod for pod in pods(objects)])
+    assert secrets
+    for secret, key in secrets:
+        assert json.dumps({"secretKeyRef": {"name": secret, "key": key}}) in text
+
+
+def test_service_account_has_no_token():
+    (account,) = of_kind(documents({}), "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+
+
+@each_set
+def test_network_policy_covers_pods_that_listen(values: dict[str, Any]):
+    objects = documents(values)
+    policies = [policy["spec"] for policy in of_kind(objects, "NetworkPolicy")]
+    for pod in pods(objects):
+        if pod["spec"]["containers"][0].get("ports"):
+            covering = [policy for policy in policies if selects(policy["podSelector"], pod["metadata"]["labels"])]
+            assert [policy["policyTypes"] for policy in covering] == [["Ingress", "Egress"]]
+
+
+# What the service is told
+
+
+@each_set
+def test_variables_are_settings_of_the_service(values: dict[str, Any]):
+    names = {
+        name.removeprefix("NOTELLM_").lower() for name in environment(chart.api(documents(values))) if "NOTELLM" in name
+    }
+    assert names - set(Settings.model_fields) - AWAITED == set()
+
+
+@each_set
+def test_values_of_settings_are_read_by_the_service(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    for name, value in environment(chart.api(documents(values))).items():
+        if isinstance(value, str):
+            monkeypatch.setenv(name, value)
+    read = Settings.from_environment()
+    for name, value in {"sample_notes": 0, **values.get("settings", {})}.items():
+        assert getattr(read, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+@each_set
+def test_probes_ask_routes_of_the_service(values: dict[str, Any]):
+    routes = json.loads((chart.ROOT / "docs" / "openapi.json").read_text())["paths"]
+    pod = chart.api(documents(values))
+    (container,) = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": int(environment(pod)["NOTELLM_PORT"])}
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = container[kind]["httpGet"]
+        assert "get" in routes.get(probe["path"], ()) or probe["path"] in AWAITED
+        assert probe["port"] in ports
+
+
+@each_set
+def test_pod_outlives_drain_and_shutdown(values: dict[str, Any]):
+    pod = chart.api(documents({**values, "drainSeconds": 40, "shutdownSeconds": 90}))
+    variables = environment(pod)
+    assert (variables["NOTELLM_DRAIN_SECONDS"], variables["NOTELLM_SHUTDOWN_SECONDS"]) == ("40", "90")
+    assert pod["terminationGracePeriodSeconds"] > 40 + 90
+
+
+@each_set
+def test_folders_that_are_written_are_volumes(values: dict[str, Any]):
+    pod = chart.api(documents(values))
+    variables = environment(pod)
+    writable = {
+        mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"] if not mount.get("readOnly", False)
+    }
+    assert {variables["NOTELLM_DATA_DIR"], variables["NOTELLM_CACHE_DIR"], "/tmp"} == writable
+    assert Path(variables["HF_HOME"]).parent == Path(variables["NOTELLM_CACHE_DIR"])
+    names = {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == names
+
+
+def test_gpu_takes_its_image_and_device():
+    pod = chart.api(documents(VALUES["gpu"]))
+    (container,) = pod["containers"]
+    assert container["image"] == "notellm:0.1.0-gpu"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert container["resources"]["requests"]["memory"]
+    assert pod["nodeSelector"]
+    assert environment(pod)["NOTELLM_INDEX_DEVICE"] == "cuda"
+
+
+# What must fit together
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", selector).items() <= labels.items()
+
+
+@each_set
+def test_selectors_select_their_pods(values: dict[str, Any]):
+    objects = documents(values)
+    labels = [pod["metadata"]["labels"] for pod in pods(objects)]
+    for document in objects:
+        spec = document.get("spec", {})
+        if document["kind"] == "ServiceMonitor":
+            services = [service["metadata"]["labels"] for service in of_kind(objects, "Service")]
+            assert sum(selects(spec["selector"], service) for service in services) == 1
+        elif selector := spec.get("selector") or spec.get("podSelector"):
+            assert sum(selects(selector, each) for each in labels) == 1, document["kind"]
+
+
+def test_store_of_the_chart_is_where_the_service_looks():
+    objects = documents(VALUES["valkey"])
+    variables = environment(chart.api(objects))
+    (valkey,) = of_kind(objects, "StatefulSet")
+    (service,) = [s for s in of_kind(objects, "Service") if s["metadata"]["name"] == f"{RELEASE}-valkey"]
+    port = service["spec"]["ports"][0]["port"]
+    assert variables["NOTELLM_REDIS_URL"] == f"redis://:$(VALKEY_PASSWORD)@{service['metadata']['name']}:{port}/0"
+    # Kubernetes replaces $(NAME) only by a variable that comes before.
+    assert list(variables).index("VALKEY_PASSWORD") < list(variables).index("NOTELLM_REDIS_URL")
+    assert variables["VALKEY_PASSWORD"] == environment(valkey["spec"]["template"]["spec"])["REDISCLI_AUTH"]
+
+
+def test_scalers_scale_the_deployment():
+    for name, kind in (("external", "HorizontalPodAutoscaler"), ("everything", "ScaledObject")):
+        objects = documents(VALUES[name])
+        (deployment,), (scaler,) = of_kind(objects, "Deployment"), of_kind(objects, kind)
+        assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+        assert "replicas" not in deployment["spec"]  # else each upgrade would undo what the scaler has done
+        assert of_kind(objects, "PodDisruptionBudget")
+
+
+def test_one_replica_has_no_disruption_budget():
+    assert of_kind(documents({}), "PodDisruptionBudget") == []  # it would keep the node from being drained
+
+
+def test_notes_of_the_embedded_store_outlive_the_release():
+    (claim,) = of_kind(documents({}), "PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_rendering_twice_gives_the_same():
+    assert render(VALUES["everything"]) == render(VALUES["everything"])
+
+
+# What is refused
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "replicas-embedded": ({"replicas": 2}, "need"),
+    "scaling-embedded": ({"autoscaling": {"enabled": True}}, "a store that they share"),
+    "embedded-without-volume": ({"persistence": {"enabled": False}}, "loses every note"),
+    "two-stores": ({"valkey": {"enabled": True, "password": PASSWORD}, "redis": {"url": "redis://r/0"}}, "two stores"),
+    "two-urls": ({"redis": {"url": "redis://r/0", "existingSecret": "r"}}, "keep one"),
+    "replicas-one-volume": ({"replicas": 2, "redis": {"existingSecret": "r"}}, "ReadWriteMany"),
+    "valkey-without-password": ({"valkey": {"enabled": True}}, "valkey.password"),
+    "two-scalers": (
+        {
+            "redis": {"existingSecret": "r"},
+            "persistence": {"enabled": False},
+            "autoscaling": {"enabled": True},
+            "keda": {"enabled": True, "prometheus": "http://p"},
+        },
+        "keda.enabled would both",
+    ),
+    "keda-asks-nobody": (
+        {"redis": {"existingSecret": "r"}, "persistence": {"enabled": False}, "keda": {"enabled": True}},
+        "keda.prometheus",
+    ),
+    "max-below-min": (
+        {
+            "redis": {"existingSecret": "r"},
+            "persistence": {"enabled": False},
+            "autoscaling": {"enabled": True, "minReplicas": 9},
+        },
+        "below minReplicas",
+    ),
+    "ingress-without-host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
+    "two-checkpoints": ({"checkpoint": {"existingClaim": "m"}, "settings": {"checkpoint": "/m"}}, "two checkpoints"),
+    "idle-gpu": ({"gpu": {"enabled": True}, "settings": {"device": "cpu"}}, "idle"),
+    "unknown-value": ({"replicaCount": 2}, "replicaCount"),
+    "unknown-setting": ({"settings": {"batch_token": 1}}, "batch_token"),
+    "setting-out-of-bounds": ({"settings": {"batch_tokens": 0}}, "batch_tokens"),
+    "setting-of-the-chart": ({"settings": {"port": 80}}, "port"),
+    "bad-digest": ({"image": {"digest": "sha256:1"}}, "digest"),
+    "password-not-for-urls": ({"valkey": {"enabled": True, "password": "p@ss:w/ord-of-length"}}, "password"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "reason"), REFUSED.values(), ids=REFUSED)
+def test_values_that_cannot_work_are_refused(values: dict[str, Any], reason: str):
+    with pytest.raises(HelmError, match=reason):
+        render(copy.deepcopy(values))
+
+
+# What runs
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's name, which tmp_path may not."""
+    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_valkey_starts_by_the_command_of_the_chart(tmp_path: Path, socket_folder: Path):
+    (valkey,) = of_kind(documents(VALUES["everything"]), "StatefulSet")
+    (container,) = valkey["spec"]["template"]["spec"]["containers"]
+    shell, option, script = container["command"]
+    socket = socket_folder / "valkey.sock"
+    script = script.replace("dir /data", f"dir {tmp_path}\nport 0\nunixsocket {socket}")
+    (tmp_path / "valkey-server").symlink_to(server_program())
+    process = subprocess.Popen(
+        [shell, option, script],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "REDISCLI_AUTH": PASSWORD},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(socket.exists)
+        assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
+        with redis.Redis(unix_socket_path=str(socket), password=PASSWORD, decode_responses=True) as client:
+            options = client.config_get("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
+        with redis.Redis(unix_socket_path=str(socket)) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+    finally:
+        process.terminate()
+        process.wait()
+    assert options == {
+        "appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "maxmemory": str(2**30),
+    }  # fmt: skip

@@ -1,0 +1,162 @@
+"""Rules, runbooks and board: they hold together, ask for metrics that a service has, and promtool agrees."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.telemetry import Telemetry
+from tests.deploy.chart import ROOT, VALUES, documents, of_kind
+
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+RUNBOOKS = ROOT / "docs" / "operations" / "runbooks.md"
+RULES: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())["groups"] for rule in group["rules"]
+]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+RECORDS = {rule["record"] for rule in RULES if "record" in rule}
+SELECTOR = re.compile(r"\b(notellm[\w:]*|process_\w+|up)\b(?:\{([^}]*(?:\{[^}]*\}[^}]*)*)\})?")
+"""A metric of an expression and its label matchers; a route among them has braces of its own."""
+MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"")
+PROMTOOL = (
+    ("check", "rules", "rules.yaml"),
+    ("check", "config", "prometheus.yaml"),
+    ("test", "rules", "rules_test.yaml"),
+)
+SCRAPED = {"job", "instance"}
+"""Labels that Prometheus adds."""
+
+
+def load_generator() -> ModuleType:
+    """deploy/grafana/generate.py, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location("grafana_generate", ROOT / "deploy" / "grafana" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+grafana = load_generator()
+
+
+def exported() -> dict[str, set[str]]:
+    """Every series that /metrics may have, with its labels."""
+    telemetry = Telemetry()
+    for metric in vars(telemetry).values():
+        if labels := getattr(metric, "_labelnames", ()):
+            metric.labels(*labels)  # a metric with labels has no series before its first value
+    series: dict[str, set[str]] = {"up": set()}
+    for family in text_string_to_metric_families(generate_latest(telemetry.registry).decode()):
+        for sample in family.samples:
+            series.setdefault(sample.name, set()).update(sample.labels)
+    return series
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Every expression of rules and board, with where it stands."""
+    for rule in RULES:
+        yield rule.get("alert") or rule["record"], rule["expr"]
+    for panels in grafana.ROWS.values():
+        for panel in panels:
+            for expression, _ in panel.queries:
+                yield panel.title, expression
+
+
+@pytest.mark.parametrize(("place", "expression"), list(queries()))
+def test_query_asks_for_metrics_of_a_service(place: str, expression: str):
+    known = exported() | {record: {"lane"} for record in RECORDS}
+    asked = SELECTOR.findall(re.sub(r'"/[^"]*"', '""', expression))
+    assert asked
+    for name, matchers in asked:
+        assert name in known
+        assert set(MATCHER.findall(matchers)) <= known[name] | SCRAPED
+
+
+def test_buckets_that_rules_name_exist():
+    buckets = {
+        sample.labels["le"] for m in Telemetry().registry.collect() for sample in m.samples if "le" in sample.labels
+    }
+    named = {le for rule in RULES for le in re.findall(r'le="([^"]+)"', rule["expr"])}
+    assert named
+    # A histogram with labels has no series yet: they all share these bounds.
+    assert named <= buckets
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_alert_says_what_to_do(name: str):
+    alert = ALERTS[name]
+    assert alert["labels"]["severity"] in ("page", "ticket")
+    assert "{{" in alert["annotations"]["summary"] or name == "NotellmDown"
+    page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+    assert ROOT / page == RUNBOOKS
+    headings = re.findall(r"^### (\w+)$", RUNBOOKS.read_text("utf-8"), re.MULTILINE)
+    assert [heading for heading in headings if heading.lower() == anchor] == [name]
+
+
+def test_every_runbook_has_its_alert():
+    assert set(re.findall(r"^### (\w+)$", RUNBOOKS.read_text("utf-8"), re.MULTILINE)) == set(ALERTS)
+
+
+def test_every_alert_is_seen_firing_in_a_case():
+    cases = (PROMETHEUS / "rules_test.yaml").read_text()
+    assert [
+        name for name in ALERTS if f'{{alertname="{name}"}}' not in cases and f"alertname: {name}" not in cases
+    ] == []
+
+
+@pytest.mark.parametrize("command", PROMTOOL, ids=" ".join)
+def test_promtool_agrees(command: tuple[str, ...]):
+    if shutil.which("promtool") is None:
+        reason = "promtool is not installed (Debian: promtool)"
+        # Optional on a developer's machine; .ci/run installs it, so there it must not be missing.
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    result = subprocess.run(["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_board_is_current():
+    assert json.loads(grafana.BOARD.read_text("utf-8")) == grafana.board(), "run python deploy/grafana/generate.py"
+
+
+def test_panels_lie_side_by_side():
+    places = {(p["gridPos"]["x"], p["gridPos"]["y"]) for p in grafana.board()["panels"]}
+    assert len(places) == len(grafana.board()["panels"])
+
+
+def test_chart_installs_rules_and_board():
+    objects = documents(
+        {**VALUES["external"], "prometheusRule": {"enabled": True, "runbooks": "https://wiki.invalid/r"}}
+    )
+    (rule,), (board,) = (
+        of_kind(objects, "PrometheusRule"),
+        [c for c in of_kind(objects, "ConfigMap") if "notellm.json" in c["data"]],
+    )
+    installed = [rule for group in rule["spec"]["groups"] for rule in group["rules"]]
+    assert [r["expr"] for r in installed] == [r["expr"] for r in RULES]
+    links = [rule["annotations"]["runbook_url"] for rule in installed if "alert" in rule]
+    assert links == [f"https://wiki.invalid/r#{name.lower()}" for name in ALERTS]
+    assert json.loads(board["data"]["notellm.json"]) == grafana.board()
+
+
+def test_autoscaler_asks_for_the_metric_that_the_adapter_makes():
+    (rule,) = yaml.safe_load((PROMETHEUS / "adapter.yaml").read_text())["rules"]["custom"]
+    (scaler,) = of_kind(documents(VALUES["external"]), "HorizontalPodAutoscaler")
+    (metric,) = scaler["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
+    names = re.findall(r"notellm_\w+", rule["metricsQuery"])
+    assert set(names) <= set(exported())
