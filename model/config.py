@@ -6,8 +6,10 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from model.generation import ReadTokens
+
 CONFIG_FILE = "notellm.json"
-LIST_FIELDS = ("categories", "trained_categories")
+LIST_FIELDS = ("categories", "trained_categories", "scripts")
 """Fields that notellm.json holds as lists and NoteLLMConfig as tuples."""
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
 DEFAULT_PROMPT = "note-first/1"
@@ -30,6 +32,8 @@ class NoteLLMConfig:
     `adapter`: whether the checkpoint holds a LoRA adapter, which is merged into the backbone when it is loaded.
     `prompt_version`: a key of `prompt.TEMPLATES`.
     `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
+    `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
+    `scripts`: Unicode scripts that the model reads, as in `model.scripts`; () for all.
     `categories`: the closed set that is scored unless a request names another.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
     `trained_categories`: all names that training has shown. A set with other names is scored without its prior
@@ -44,25 +48,34 @@ class NoteLLMConfig:
     max_title_tokens: int = 32
     max_hashtag_tokens: int = 40
     max_content_tokens: int = 96
+    max_content_windows: int = 1
+    scripts: tuple[str, ...] = ()
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
     category_temperature: float = 1.0
     trained_categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens)
-        texts = (self.name, self.backbone, self.prompt_version, *self.categories, *self.trained_categories)
+        bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens, self.max_content_windows)
+        names = (*self.categories, *self.trained_categories, *self.scripts)
+        texts = (self.name, self.backbone, self.prompt_version, *names)
         if not all(isinstance(text, str) for text in texts):
-            raise CheckpointError("name, backbone, prompt_version and categories must be text")
+            raise CheckpointError("name, backbone, prompt_version, categories and scripts must be text")
         if not all(type(bound) is int for bound in bounds) or type(self.dimension) not in (int, type(None)):
-            raise CheckpointError("dimension and token bounds must be whole numbers")
+            raise CheckpointError("dimension and bounds must be whole numbers")
         if self.dimension is not None and self.dimension < 1:
             raise CheckpointError(f"dimension must be at least 1, not {self.dimension}")
         if min(bounds) < 1:
-            raise CheckpointError("every token bound must be at least 1")
+            raise CheckpointError("every bound must be at least 1")
         if type(self.category_temperature) not in (int, float) or not self.category_temperature > 0:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):
             raise CheckpointError("categories must be distinct and not blank")
+
+    @property
+    def read_tokens(self) -> ReadTokens:
+        """Most tokens that are read of each field, in all windows together."""
+        content = self.max_content_tokens * self.max_content_windows
+        return ReadTokens(self.max_title_tokens, self.max_hashtag_tokens, content)
 
     def save(self, folder: Path) -> None:
         """Write `notellm.json` into an existing folder."""

@@ -104,6 +104,15 @@ VECTOR_ONLY = GenerationRequest()
 
 
 @dataclass(frozen=True, slots=True)
+class ReadTokens:
+    """Most tokens that a model reads of each field of a note. What is beyond them is not read."""
+
+    title: int
+    hashtags: int
+    content: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hashtag:
     """A generated hashtag.
 
@@ -141,6 +150,8 @@ class GenerationOutput:
     `vector`: the embedding, (dimension,) float32, unit length.
     `hashtags`: the best first; None when none were asked for. An empty tuple comes with `hashtags_reason`, a sentence.
     `categories`: the whole closed set, the most probable first; None when none was asked for.
+    `truncated`: the note was longer than the model reads. `language_supported`: the model reads the note's script;
+    where it does not, hashtags and categories are empty.
     `first_token_seconds`: from when the engine begins with the note until its first generated token is known.
     """
 
@@ -149,4 +160,6 @@ class GenerationOutput:
     hashtags: tuple[Hashtag, ...] | None = None
     hashtags_reason: str | None = None
     categories: tuple[CategoryProbability, ...] | None = None
+    truncated: bool = False
+    language_supported: bool = True
     first_token_seconds: float | None = None

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.config import CheckpointError, NoteLLMConfig
 from model.note import Note, hashtag_key, normalise_hashtag, replace_lone_surrogates
+from model.scripts import letters_by_script
 
 MAX_HASHTAG_WORDS = 6
 """Most words of a generated hashtag; one with more is running text, and is dropped."""
@@ -111,6 +112,20 @@ SHORT = Template(
 TEMPLATES = {"note-first/1": NOTE_FIRST, "note-first/2": SHORT, "task-first/1": TASK_FIRST}
 
 
+@dataclass(frozen=True, slots=True)
+class NotePrompt:
+    """Token ids of one note, as one or more windows that share its title and hashtags.
+
+    `windows`: ids of each window up to its read-out position, which is the last one. Long content goes on in the next
+    window. `content_tokens`: tokens of content in each. `truncated`: whether title, hashtags or content exceed their
+    bounds, so that their ends are in no window.
+    """
+
+    windows: tuple[tuple[int, ...], ...]
+    content_tokens: tuple[int, ...]
+    truncated: bool
+
+
 def json_escape(char: str) -> str:
     """Return `char` as a JSON escape, also where JSON would not need one."""
     return f"\\u{ord(char):04x}" if char.isascii() else json.dumps(char)[1:-1]
@@ -150,28 +165,56 @@ class Prompt:
         return list(self._compress)
 
     def note(self, note: Note, count: int = 0) -> list[int]:
-        """Return the token ids of a note up to and including the read-out position, which is the last one.
+        """Return the token ids of a note's first window up to and including the read-out position, which is the last.
 
         `count`: number of hashtags that will be asked for; 0 gives the prompt of the category and of the embedding.
         """
-        title = self._field(note.title, self.config.max_title_tokens)
-        hashtags = self._hashtag_list(note.hashtags)
-        content = self._field(note.content, self.config.max_content_tokens)
-        ids = self._bos + self._instruction(count) + self._before_title + title
+        return list(self.windows(note, count, max_windows=1).windows[0])
+
+    def windows(self, note: Note, count: int = 0, max_windows: int | None = None) -> NotePrompt:
+        """Return the windows of a note, at most `max_windows`, or as many as the checkpoint reads; `count` as for
+        `note`."""
+        title, title_end = self._field(note.title, self.config.max_title_tokens)
+        hashtags, hashtags_fit = self._hashtag_list(note.hashtags)
+        contents, content_fits = self._content_windows(note.content, max_windows or self.config.max_content_windows)
+        begin = self._bos + self._instruction(count) + self._before_title + title
+        return NotePrompt(
+            windows=tuple((*begin, *self._after_title(content, hashtags), *self._compress) for content in contents),
+            content_tokens=tuple(map(len, contents)),
+            truncated=title_end < len(note.title.rstrip()) or not (hashtags_fit and content_fits),
+        )
+
+    def _content_windows(self, content: str, max_windows: int) -> tuple[list[list[int]], bool]:
+        """Return the ids of content, at most `max_windows` times max_content_tokens, and whether that is all of it."""
+        windows: list[list[int]] = []
+        begin = 0
+        while not windows or (begin < len(content) and len(windows) < max_windows):
+            ids, end = self._field(content[begin:], self.config.max_content_tokens)
+            windows.append(ids)
+            begin += end
+        return windows, begin >= len(content.rstrip())
+
+    def _after_title(self, content: list[int], hashtags: list[int]) -> list[int]:
+        """Return the ids of content and hashtags, with the template around them, in the template's order."""
         if not hashtags:
-            ids += self._before_content + content
-        elif self.template.hashtags_last:
-            ids += self._before_content + content + self._before_hashtags + hashtags
-        else:
-            ids += self._before_hashtags + hashtags + self._after_hashtags + content
-        return ids + self._compress
+            return self._before_content + content
+        if self.template.hashtags_last:
+            return self._before_content + content + self._before_hashtags + hashtags
+        return self._before_hashtags + hashtags + self._after_hashtags + content
+
+    def supports(self, note: Note) -> bool:
+        """Whether the model reads the script of a note: at least half of its letters, or of none, are in `scripts`."""
+        if not self.config.scripts:
+            return True
+        counts = letters_by_script(" ".join((note.title, note.content, *note.hashtags)))
+        return 2 * sum(counts[script] for script in self.config.scripts) >= counts.total()
 
     def input_hashtags(self, note: Note) -> range:
         """Return the positions of the hashtags in the ids of `note`; empty unless the prompt version has them last."""
         if not self.template.hashtags_last:
             return range(0)
         end = len(self.note(note)) - len(self._compress)
-        return range(end - len(self._hashtag_list(note.hashtags)), end)
+        return range(end - len(self._hashtag_list(note.hashtags)[0]), end)
 
     def max_note_tokens(self, count: int = 0) -> int:
         """Return the length in tokens that no note's prompt exceeds, whatever its text; `count` as for `note`."""
@@ -270,20 +313,23 @@ class Prompt:
         """Return `text`; where it spells an added token, that token's first character becomes a JSON escape."""
         return self._added_token.sub(lambda match: json_escape(match[1]), text)
 
-    def _field(self, text: str, limit: int) -> list[int]:
-        """Return at most `limit` ids of `text`, cut between characters and never inside a JSON escape."""
-        escaped = self._escape(text[: limit * CHARS_PER_TOKEN])
+    def _field(self, text: str, limit: int) -> tuple[list[int], int]:
+        """Return at most `limit` ids of `text`, cut between characters and never inside a JSON escape, and how many
+        characters they spell: at least one where there is any."""
+        chars = min(len(text), limit * CHARS_PER_TOKEN)
+        escaped = self._escape(text[:chars])
         while True:
             encoded = self.tokenizer(escaped, add_special_tokens=False, return_offsets_mapping=True)
             ids: list[int] = encoded.input_ids
             if len(ids) <= limit:
-                return ids
+                return ids, max(chars, 1)
             cut = encoded.offset_mapping[limit][0]
             ends = [unit.end() for unit in JSON_UNIT.finditer(escaped) if unit.end() <= cut]
-            escaped = escaped[: ends[-1]] if ends else ""
+            escaped, chars = (escaped[: ends[-1]], len(ends)) if ends else ("", 0)
 
-    def _hashtag_list(self, hashtags: Sequence[str]) -> list[int]:
-        """Return the ids of the note's hashtags and separators: as many whole hashtags as fit the token bound."""
+    def _hashtag_list(self, hashtags: Sequence[str]) -> tuple[list[int], bool]:
+        """Return the ids of the note's hashtags and separators, as many whole hashtags as fit the token bound, and
+        whether that is all of them."""
         template, limit = self.template, self.config.max_hashtag_tokens
         ids: list[int] = []
         for position, hashtag in enumerate(hashtags):
@@ -295,9 +341,9 @@ class Prompt:
                 opening = template.between_hashtags + opening
             item = list(chain.from_iterable(self._encode_all([opening, text, template.hashtag_closing])))
             if len(ids) + len(item) > limit or len(hashtag) > limit * CHARS_PER_TOKEN:
-                break
+                return ids, False
             ids += item
-        return ids
+        return ids, True
 
 
 def _added_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

@@ -89,7 +89,8 @@ def space_of(config: NoteLLMConfig, digest: str, dimension: int) -> str:
     `digest`: that of backbone, adapter and head (`CheckpointFiles.digest`).
     """
     bounds = (config.max_title_tokens, config.max_hashtag_tokens, config.max_content_tokens)
-    text = f"{digest} {config.prompt_version} {bounds} {dimension}"
+    windows = f" {config.max_content_windows} windows" if config.max_content_windows > 1 else ""
+    text = f"{digest} {config.prompt_version} {bounds} {dimension}{windows}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -26,14 +26,16 @@ class Generate:
 class Added:
     """Result of adding one note.
 
-    `status`: created, updated, or unchanged (nothing was written); empty before the write. `usage` is zero when no
-    model was needed.
+    `status`: created, updated, or unchanged (nothing was written); empty before the write. When no model was needed
+    `usage` is zero, and `truncated` and `language_supported`, as in GenerationOutput, are None.
     """
 
     stored: StoredNote
     status: str
     usage: Usage
     hashtags_reason: str | None = None
+    truncated: bool | None = None
+    language_supported: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,10 @@ class Plan:
             hashtags = None
         generated = Generated(
             self.reused.hashtags if hashtags is None else hashtags,
-            self.reused.category if output.categories is None else output.categories[0],
+            output.categories[0] if output.categories else self.reused.category,
         )
         stored = StoredNote(self.note, space, output.vector, generated)
-        return Added(stored, "", output.usage, output.hashtags_reason)
+        return Added(stored, "", output.usage, output.hashtags_reason, output.truncated, output.language_supported)
 
     def changes(self, added: Added) -> bool:
         """Whether `added` differs from what is stored, so that it must be written."""

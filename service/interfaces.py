@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from model.generation import GenerationOutput, GenerationRequest, Neighbours, Vocabulary
+from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Vocabulary
 from model.note import Note
 from service.filters import Filter
 from service.records import (
@@ -56,12 +56,14 @@ class Engine(Protocol):
     """One model. `tokenize` may be called in any thread, everything else in one.
 
     `space` names the model's vector space, `dimension` its size; `categories` are those that the model was trained on.
+    `read_tokens`: how much of a note it reads.
     """
 
     name: str
     space: str
     dimension: int
     categories: tuple[str, ...]
+    read_tokens: ReadTokens
 
     def tokenize(self, note: Note, request: GenerationRequest) -> TokenizedRequest:
         """Tokenise a request. Raises CategoriesTooLong."""

@@ -6,13 +6,13 @@ model/inference/candidate_scoring.py asks the model for the probabilities that `
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model.generation import Hashtag, Neighbours
 from model.note import Note, hashtag_key
+from model.scripts import scripts
 
 NEIGHBOURS = 50
 """Neighbours with hashtags that are looked up by the vector, and as many by words (docs/decisions/0010-hashtags.md)."""
@@ -34,8 +34,6 @@ NEIGHBOURS_NAMED = 5
 """Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
 NO_PLURALS = ("news", "lens", "series", "species", "shoes")
 """Endings that `dedup_key` would take for a plural, or would shorten to another word."""
-EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
-"""First words of the Unicode names of characters that Japanese mixes with Chinese ones; their script counts as CJK."""
 
 
 def dedup_key(text: str) -> str:
@@ -50,13 +48,6 @@ def dedup_key(text: str) -> str:
     if len(key) > 3 and key.endswith("s") and not key.endswith(("ss", "us", "is")):
         return key[:-1]
     return key
-
-
-def scripts(text: str) -> frozenset[str]:
-    """Return the scripts of the letters in `text`, as Unicode names them; all of Chinese and Japanese are CJK."""
-    letters = (char for char in set(unicodedata.normalize("NFKC", text)) if char.isalpha())
-    names = {unicodedata.name(char, "?").split()[0] for char in letters}
-    return frozenset("CJK" if name in EAST_ASIAN else name for name in names)
 
 
 @dataclass(frozen=True, slots=True)

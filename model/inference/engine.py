@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,38 +31,54 @@ from model.inference.runtime import LogitQuery, Runtime, TokenLogProbs
 from model.inference.scheduler import RunningRequest, Scheduler
 from model.inference.spans import SpanSteps, append_span
 from model.note import Note
+from model.prompt import NotePrompt
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
+UNSUPPORTED_LANGUAGE = "the model does not read the script of this note"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRequest:
-    """A note as token ids, of which the last is the read-out position, and what is requested of it.
+    """A note as token ids, and what is requested of it.
 
-    `hashtag_prompt`: ids of a second prompt, which the hashtag task follows, where the prompt version puts the task
-    first; else empty. `allowed`: hashtags that may be returned.
+    `prompt`: its windows. Tasks continue the first; the others only add to the vector. `hashtag_prompt`: ids of a
+    second prompt, which the hashtag task follows, where the prompt version puts the task first; else empty. `allowed`:
+    hashtags that may be returned. `supported`: whether the model reads the note's script; if not, only its vector is
+    computed.
     """
 
-    ids: tuple[int, ...]
+    prompt: NotePrompt
     request: GenerationRequest
     hashtag_prompt: tuple[int, ...] = ()
     allowed: HashtagFilter = field(default_factory=HashtagFilter)
     note: Note = field(default_factory=Note)
+    supported: bool = True
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Ids of the first window."""
+        return self.prompt.windows[0]
 
     @property
     def tokens(self) -> int:
         """Number of tokens in its prompts, without the tasks."""
-        return len(self.ids) + len(self.hashtag_prompt)
+        return sum(map(len, self.prompt.windows)) + len(self.hashtag_prompt)
+
+    @property
+    def generated(self) -> GenerationRequest:
+        """What the model generates of the request: the vector alone where it does not read the note's script."""
+        return self.request if self.supported else VECTOR_ONLY
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Output of a request's prefill.
 
-    `vector` has shape (D,). `answers` are those to all queries of the note's span. `first_hashtag_token` answers the
-    query after the hashtag task; None where no hashtags are requested. `tokens`: number of tokens in all spans.
+    `vector` has shape (D,); it is pooled over the windows of the note. `answers` are those to all queries of the note's
+    span. `first_hashtag_token` answers the query after the hashtag task; None where no hashtags are requested.
+    `tokens`: number of tokens in all spans.
     """
 
     vector: npt.NDArray[np.float32]
@@ -74,8 +90,8 @@ class Prefill:
 class Engine:
     """Reads vectors, hashtags and categories from notes. Not thread-safe, but for `tokenize`: one thread calls it.
 
-    `name` and `space` identify the model in every answer, `dimension` is the length of the vectors. `temperature`
-    divides the log probabilities of categories; None: that of the checkpoint.
+    `name` and `space` identify the model in every answer, `dimension` is the length of the vectors, `read_tokens` how
+    much of a note is read. `temperature` divides the log probabilities of categories; None: that of the checkpoint.
     """
 
     def __init__(
@@ -86,6 +102,7 @@ class Engine:
         self.name = runtime.config.name
         self.space = runtime.space
         self.dimension = runtime.dimension
+        self.read_tokens = runtime.config.read_tokens
         self.categories = runtime.config.categories
         self.temperature = runtime.config.category_temperature if temperature is None else temperature
         self._category_scorer = CategoryScorer(runtime, category_head, self.temperature)
@@ -121,11 +138,11 @@ class Engine:
         """Tokenise a note and build the trie of its closed set. Safe in any thread. Raises CategoriesTooLong."""
         if request.categories:
             self._category_scorer.trie(request.categories)
-        ids = tuple(self.prompt.note(note))
-        if not request.hashtags:
-            return TokenizedRequest(ids, request)
+        prompt, supported = self.prompt.windows(note), self.prompt.supports(note)
+        if not (request.hashtags and supported):
+            return TokenizedRequest(prompt, request, supported=supported)
         hashtag_prompt = () if self.prompt.one_prefill else tuple(self.prompt.note(note, request.hashtags))
-        return TokenizedRequest(ids, request, hashtag_prompt, HashtagFilter.of(note, request.blocked), note)
+        return TokenizedRequest(prompt, request, hashtag_prompt, HashtagFilter.of(note, request.blocked), note)
 
     def vocabulary(self) -> Vocabulary:
         """Return an empty vocabulary in this model's tokens."""
@@ -180,7 +197,7 @@ class Engine:
     def _max_blocks(self, tokenized: TokenizedRequest) -> int:
         """Most cache blocks that a request may come to need: for its prompts and closed set, and then for either its
         beams or the candidates of its neighbours, which are scored before the beam search begins."""
-        request, pool = tokenized.request, self.runtime.pool
+        request, pool = tokenized.generated, self.runtime.pool
         task_tokens = len(self._hashtag_task(request))
         note_tokens, closed_set_tokens = len(tokenized.ids), 0
         if request.categories:
@@ -192,7 +209,8 @@ class Engine:
             prompt_blocks += pool.blocks_for(len(tokenized.hashtag_prompt) + task_tokens)
         beam_blocks = max_beam_blocks(request.hashtags, pool)
         candidate_blocks = max_candidate_blocks(pool) if request.find_neighbours else 0
-        return prompt_blocks + max(beam_blocks, candidate_blocks)
+        window_blocks = sum(pool.blocks_for(len(window)) for window in tokenized.prompt.windows[1:])
+        return prompt_blocks + max(beam_blocks, candidate_blocks, window_blocks)
 
     def _hashtag_task(self, request: GenerationRequest) -> tuple[int, ...]:
         return tuple(self.prompt.hashtag_task(request.hashtags)) if request.hashtags else ()
@@ -200,14 +218,16 @@ class Engine:
     def _generate(self, tokenized: TokenizedRequest) -> SpanSteps[GenerationOutput]:
         """Run one request in four phases: prefill, score categories, search hashtags, ground them."""
         started = time.perf_counter()
-        request, pool = tokenized.request, self.runtime.pool
+        request, pool = tokenized.generated, self.runtime.pool
         label_prior = yield from self._category_scorer.prior(request.categories)
         with closing(BlockTable(pool)) as note_table, closing(BlockTable(pool)) as second_table:
             hashtag_table = second_table if tokenized.hashtag_prompt else note_table
             search = HashtagBeamSearch(self.prompt, request, tokenized.allowed)
 
             prefill = yield from self._prefill(tokenized, note_table, hashtag_table, search.first_query)
-            output = GenerationOutput(prefill.vector, Usage(prefill.tokens))
+            output = GenerationOutput(prefill.vector, Usage(prefill.tokens), truncated=tokenized.prompt.truncated)
+            if not tokenized.supported:
+                return without_generations(output, tokenized.request)
 
             if request.categories:
                 log_probs = self._category_scorer.log_probs(request.categories, prefill.answers)
@@ -234,7 +254,7 @@ class Engine:
         Afterwards `note_table` holds the note. Where hashtags are requested, `hashtag_table`, which may be the same
         table, ends with the hashtag task.
         """
-        request = tokenized.request
+        request = tokenized.generated
         hashtag_task = self._hashtag_task(request)
         trunk_task = hashtag_task if hashtag_table is note_table else ()
         spans = [
@@ -243,13 +263,18 @@ class Engine:
         if hashtag_task and hashtag_table is not note_table:
             ids = (*tokenized.hashtag_prompt, *hashtag_task)
             spans.append(append_span(hashtag_table, ids, queries=[replace(hashtag_query, index=len(ids) - 1)]))
-        outputs = yield spans
+        with ExitStack() as window_tables:
+            windows = []
+            for ids in tokenized.prompt.windows[1:]:
+                table = window_tables.enter_context(closing(BlockTable(self.runtime.pool)))
+                windows.append(append_span(table, ids, read_out=len(ids) - 1))
+            outputs = yield [*spans, *windows]
         note_table.cut(len(tokenized.ids) + len(trunk_task))  # drops the branch of the closed set
 
-        vector = outputs[0].vector
-        assert vector is not None
-        first_hashtag_token = outputs[-1].token_log_probs[0] if hashtag_task else None
-        tokens = sum(len(span.ids) for span in spans)
+        first_hashtag_token = outputs[len(spans) - 1].token_log_probs[0] if hashtag_task else None
+        vectors = [output.vector for output in (outputs[0], *outputs[len(spans) :]) if output.vector is not None]
+        vector = pooled(vectors, tokenized.prompt.content_tokens)
+        tokens = sum(len(span.ids) for span in (*spans, *windows))
         return Prefill(vector, outputs[0].token_log_probs, first_hashtag_token, tokens)
 
     def _score_candidates(
@@ -297,3 +322,23 @@ class Engine:
                     break
                 written.append(token)
         return self.prompt.decode(written).strip()
+
+
+def pooled(vectors: Sequence[npt.NDArray[np.float32]], weights: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the unit vector (D,) of a note from those of its windows: their weighted mean, scaled to unit length."""
+    if len(vectors) == 1:
+        return vectors[0]
+    mean = np.average(vectors, axis=0, weights=weights)
+    unit: npt.NDArray[np.float32] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+    return unit
+
+
+def without_generations(output: GenerationOutput, request: GenerationRequest) -> GenerationOutput:
+    """Return the output for a note whose script the model does not read: its vector, and empty generations."""
+    return replace(
+        output,
+        hashtags=() if request.hashtags else None,
+        hashtags_reason=UNSUPPORTED_LANGUAGE if request.hashtags else None,
+        categories=() if request.categories else None,
+        language_supported=False,
+    )

@@ -220,6 +220,52 @@ def test_note_within_the_bounds_reads_back_whole(prompt: Prompt, text: str) -> N
     assert fields_of(wide, ids) == {"title": clean, "hashtags": [clean, "food"], "content": clean}
 
 
+@pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS.keys())
+def test_windows_hold_all_of_a_long_content(prompt: Prompt, text: str) -> None:
+    """Each window is a whole prompt of its own, and no character is lost or read twice between them."""
+    bounds = replace(prompt.config, max_title_tokens=300, max_content_tokens=20, max_content_windows=100)
+    narrow = Prompt(prompt.tokenizer, bounds)
+    note = Note(text[:90], text[:400], ("food",))
+    read = narrow.windows(note)
+    fields = [fields_of(narrow, list(ids)) for ids in read.windows]
+    assert {tuple(field["hashtags"]) for field in fields} == {("food",)}
+    assert {field["title"] for field in fields} == {replace_lone_surrogates(text[:90])}
+    assert "".join(field["content"] for field in fields) == replace_lone_surrogates(text[:400])
+    assert not read.truncated
+    assert max(read.content_tokens) <= 20
+
+
+def test_short_note_has_one_window(prompt: Prompt) -> None:
+    many = Prompt(prompt.tokenizer, replace(prompt.config, max_content_windows=10))
+    for note in (Note("Paris", "Where to eat", ("food",)), Note()):
+        assert many.windows(note).windows == (tuple(prompt.note(note)),)
+        assert not many.windows(note).truncated
+
+
+@pytest.mark.parametrize(
+    ("note", "truncated"),
+    [
+        (Note("word " * 6, "word", ("food",)), True),
+        (Note("word", "word " * 15, ("food",)), True),
+        (Note("word", "word " * 14, ("food",)), False),
+        (Note("word", "word", ("food",) * 40), True),
+    ],
+)
+def test_note_beyond_the_windows_is_truncated(prompt: Prompt, note: Note, truncated: bool) -> None:
+    tight = Prompt(prompt.tokenizer, replace(TIGHT, prompt_version=prompt.config.prompt_version, max_content_windows=2))
+    assert tight.windows(note).truncated == truncated
+    assert len(tight.windows(note).windows) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "supported"), [("Kyoto on foot", True), ("京都三日游", False), ("京都 Kyoto", True), ("🍜 2026", True)]
+)
+def test_note_is_supported_if_half_of_its_letters_are(prompt: Prompt, text: str, supported: bool) -> None:
+    latin = Prompt(prompt.tokenizer, replace(prompt.config, scripts=("LATIN",)))
+    assert latin.supports(Note(content=text)) == supported
+    assert prompt.supports(Note(content=text))
+
+
 def test_added_word_after_a_backslash_reads_back_whole(prompt: Prompt) -> None:
     """A newline is escaped as a backslash and an n, which together with "ature" spell the added word "nature"."""
     with_word: Any = copy.deepcopy(prompt.tokenizer)

@@ -23,7 +23,15 @@ import numpy as np
 import pytest
 import redis
 
-from model.generation import CategoryProbability, GenerationOutput, GenerationRequest, Hashtag, Neighbours, Usage
+from model.generation import (
+    CategoryProbability,
+    GenerationOutput,
+    GenerationRequest,
+    Hashtag,
+    Neighbours,
+    ReadTokens,
+    Usage,
+)
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.hashtags.vocabulary import HashtagTrie
 from model.note import Note, hashtag_key
@@ -117,6 +125,7 @@ class WordEngine:
         self.name = "words"
         self.space = space
         self.dimension = DIMENSION
+        self.read_tokens = ReadTokens(1000, 1000, 1000)
         self.categories = CATEGORIES
         self.batches: list[list[Note]] = []
         self.threads: set[int] = set()

@@ -16,14 +16,12 @@ from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, problem_of
 from service.api.schemas.generate import (
     CategoryIn,
-    CategoryOut,
     CategoryPrediction,
     GenerateIn,
     GenerateOut,
     HashtagOut,
     HashtagsIn,
     HashtagsOut,
-    UsageOut,
 )
 from service.container import Service
 from service.errors import DeadlineExceeded, NoteLLMError
@@ -84,15 +82,7 @@ async def everything(body: GenerateIn, request: Request, service: ServiceDep) ->
     )
     work = service.recommender.generate(body.as_note(), generation)
     output = await while_connected(request, service.settings.request_seconds, work)
-    chosen = body.chosen(output)
-    return GenerateOut(
-        embedding=output.vector.tolist(),
-        hashtags=[HashtagOut.of(h) for h in output.hashtags or ()],
-        reason=output.hashtags_reason,
-        category=chosen and CategoryOut.of(chosen),
-        model=service.recommender.engine.name,
-        usage=UsageOut.of(output.usage),
-    )
+    return GenerateOut.of(output, body.chosen(output), service.recommender.engine.name)
 
 
 def closed_set(body: CategoryIn, service: Service) -> tuple[str, ...]:

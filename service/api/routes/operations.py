@@ -73,7 +73,7 @@ async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
 @router.get("/limits")
 async def limits(service: ServiceDep) -> LimitsOut:
     """Every bound that a request has to keep."""
-    settings = service.settings
+    settings, read_tokens = service.settings, service.recommender.engine.read_tokens
     return LimitsOut(
         max_body_bytes=settings.max_body_bytes,
         max_note_bytes=settings.max_note_bytes,
@@ -81,4 +81,7 @@ async def limits(service: ServiceDep) -> LimitsOut:
         max_k=settings.max_k,
         queue_notes=settings.queue_notes,
         request_seconds=settings.request_seconds,
+        read_title_tokens=read_tokens.title,
+        read_hashtag_tokens=read_tokens.hashtags,
+        read_content_tokens=read_tokens.content,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, Field
 
@@ -15,6 +15,12 @@ MAX_CATEGORIES = 500
 """Bound on a request's closed set; MAX_CATEGORY_TOKENS bounds the length of its names."""
 MAX_BLOCKED = 1000
 """Bound on the hashtags that a request forbids."""
+
+
+Truncated = Annotated[bool, Field(description="the text is longer than the model reads; GET /limits says how much")]
+LanguageSupported = Annotated[
+    bool, Field(description="false: the model does not read the script of the text, and generates nothing for it")
+]
 
 
 class HashtagOut(BaseModel):
@@ -72,6 +78,8 @@ class HashtagsOut(BaseModel):
     reason: str | None = Field(None, description="why the list is empty")
     model: str
     usage: UsageOut
+    truncated: Truncated
+    language_supported: LanguageSupported
 
     @classmethod
     def of(cls, output: GenerationOutput, model: str) -> Self:
@@ -80,6 +88,8 @@ class HashtagsOut(BaseModel):
             reason=output.hashtags_reason,
             model=model,
             usage=UsageOut.of(output.usage),
+            truncated=output.truncated,
+            language_supported=output.language_supported,
         )
 
 
@@ -90,9 +100,9 @@ class CategoryIn(TaggedText):
     min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
 
     def chosen(self, output: GenerationOutput) -> CategoryProbability | None:
-        """Most probable category; None where its probability is below `min_probability`."""
-        (best, *_) = output.categories or ()
-        return best if best.probability >= self.min_probability else None
+        """Most probable category; None where its probability is below `min_probability`, or the model has none."""
+        best = next(iter(output.categories or ()), None)
+        return best if best and best.probability >= self.min_probability else None
 
 
 class GenerateIn(CategoryIn, HashtagRules):
@@ -109,6 +119,8 @@ class CategoryPrediction(BaseModel):
     alternatives: list[CategoryOut]
     model: str
     usage: UsageOut
+    truncated: Truncated
+    language_supported: LanguageSupported
 
     @classmethod
     def of(cls, output: GenerationOutput, chosen: CategoryProbability | None, model: str) -> Self:
@@ -119,6 +131,8 @@ class CategoryPrediction(BaseModel):
             alternatives=[CategoryOut.of(c) for c in output.categories or () if c != chosen],
             model=model,
             usage=UsageOut.of(output.usage),
+            truncated=output.truncated,
+            language_supported=output.language_supported,
         )
 
 
@@ -131,3 +145,18 @@ class GenerateOut(BaseModel):
     category: CategoryOut | None = Field(description="null: none is as probable as was asked")
     model: str
     usage: UsageOut
+    truncated: Truncated
+    language_supported: LanguageSupported
+
+    @classmethod
+    def of(cls, output: GenerationOutput, chosen: CategoryProbability | None, model: str) -> Self:
+        return cls(
+            embedding=output.vector.tolist(),
+            hashtags=[HashtagOut.of(h) for h in output.hashtags or ()],
+            reason=output.hashtags_reason,
+            category=chosen and CategoryOut.of(chosen),
+            model=model,
+            usage=UsageOut.of(output.usage),
+            truncated=output.truncated,
+            language_supported=output.language_supported,
+        )

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from model.note import Attribute, Note, normalise_hashtags
 from service.adding import Added
 from service.api.schemas.common import MAX_ATTRIBUTES, Hashtags, Name, NoteId, TaggedText, Time, Wire
-from service.api.schemas.generate import CategoryOut, HashtagOut, UsageOut
+from service.api.schemas.generate import CategoryOut, HashtagOut, LanguageSupported, Truncated, UsageOut
 from service.api.schemas.problem import Problem
 from service.records import StoredNote
 
@@ -118,7 +118,8 @@ class NoteOut(BaseModel):
 
 
 class AddedOut(BaseModel):
-    """A note was added: it is durable, and found by similar. `revision` 1 means created."""
+    """A note was added: it is durable, and found by similar. `revision` 1 means created. `truncated` and
+    `language_supported`: null where the stored vector sufficed, so that the model read nothing."""
 
     id: str
     revision: int
@@ -129,6 +130,8 @@ class AddedOut(BaseModel):
     category: str | None
     generated: GeneratedOut | None = None
     usage: UsageOut
+    truncated: Truncated | None
+    language_supported: LanguageSupported | None
 
     @classmethod
     def of(cls, added: Added, model: str) -> Self:
@@ -142,6 +145,8 @@ class AddedOut(BaseModel):
             category=stored.category,
             generated=generated_of(stored, added.hashtags_reason),
             usage=UsageOut.of(added.usage),
+            truncated=added.truncated,
+            language_supported=added.language_supported,
         )
 
 
@@ -156,6 +161,8 @@ class BatchItem(BaseModel):
     category: str | None = None
     generated: GeneratedOut | None = None
     usage: UsageOut | None = None
+    truncated: Truncated | None = None
+    language_supported: LanguageSupported | None = None
     problem: Problem | None = None
 
     @classmethod
@@ -171,6 +178,8 @@ class BatchItem(BaseModel):
                 "category": stored.category,
                 "generated": generated_of(stored, added.hashtags_reason),
                 "usage": UsageOut.of(added.usage),
+                "truncated": added.truncated,
+                "language_supported": added.language_supported,
             }
         )
 

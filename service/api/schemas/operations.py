@@ -35,6 +35,9 @@ class LimitsOut(BaseModel):
     max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
     queue_notes: int
     request_seconds: float
+    read_title_tokens: int = Field(description="of a title, the model reads so many tokens; about 0.8 words each")
+    read_hashtag_tokens: int
+    read_content_tokens: int = Field(description="more is stored, but not read; such an answer says truncated: true")
 
 
 class Check(BaseModel):

@@ -19,7 +19,6 @@ from model.hashtags.grounding import (
     dedup_key,
     neighbour_weights,
     rerank,
-    scripts,
 )
 from model.note import Note
 
@@ -45,20 +44,6 @@ def test_plural_has_the_key_of_its_singular(one: str, other: str) -> None:
 @pytest.mark.parametrize("word", ["bus", "chess", "tennis", "gas", "news", "lens", "travelnews", "旅行"])
 def test_word_that_only_looks_like_a_plural_is_its_own_key(word: str) -> None:
     assert dedup_key(word) == word
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Kyoto 2026!", {"LATIN"}),
-        ("旅行 vlog", {"CJK", "LATIN"}),
-        ("ラーメン", {"CJK"}),
-        ("борщ", {"CYRILLIC"}),
-        ("1 🍜", set()),
-    ],
-)
-def test_scripts_are_those_of_the_letters(text: str, expected: set[str]) -> None:
-    assert scripts(text) == expected
 
 
 def test_hashtag_in_a_foreign_script_is_not_allowed_unless_latin() -> None:

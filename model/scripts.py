@@ -1,0 +1,25 @@
+"""Unicode scripts of a text's letters."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+
+EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
+"""First words of the Unicode names of characters that Japanese mixes with Chinese ones; their script counts as CJK."""
+
+
+def letters_by_script(text: str) -> Counter[str]:
+    """Count the letters of each script in `text`. A script has Unicode's name for it; all of Chinese and Japanese is
+    CJK."""
+    counts: Counter[str] = Counter()
+    for char, count in Counter(unicodedata.normalize("NFKC", text)).items():
+        if char.isalpha():
+            name = unicodedata.name(char, "?").split()[0]
+            counts["CJK" if name in EAST_ASIAN else name] += count
+    return counts
+
+
+def scripts(text: str) -> frozenset[str]:
+    """Return the scripts of the letters in `text`."""
+    return frozenset(letters_by_script(text))

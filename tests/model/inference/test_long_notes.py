@@ -1,0 +1,89 @@
+"""Tests of notes that are longer than one window, and of notes in a script that the model does not read."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.config import NoteLLMConfig
+from model.generation import GenerationRequest
+from model.inference.engine import UNSUPPORTED_LANGUAGE, Engine
+from model.note import Note
+from tests.conftest import in_torch
+
+WORDS = [f"{thing} number {i}" for i in range(60) for thing in ("lake", "train", "soup", "novel")]
+LONG = Note("All about it", " ".join(WORDS), ("daily",))
+FOODS = ("Food", "Travel")
+
+
+@pytest.fixture(scope="module")
+def windowed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The tiny checkpoint with 12 windows of 50 tokens of content, which reads no script but Latin."""
+    folder = tmp_path_factory.mktemp("windowed") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = replace(NoteLLMConfig.load(folder), prompt_version="note-first/2", max_content_tokens=50)
+    replace(config, max_content_windows=12, scripts=("LATIN",)).save(folder)
+    return in_torch(folder, tmp_path_factory.mktemp("cache"))
+
+
+def test_vector_of_a_long_note_is_the_mean_of_its_windows(windowed: Engine) -> None:
+    prompt = windowed.prompt.windows(LONG)
+    assert len(prompt.windows) == 12
+    texts = [windowed.prompt.decode(ids) for ids in prompt.windows]
+    parts = [text.split("\n")[1] for text in texts]
+    vectors = windowed.embed([replace(LONG, content=part) for part in parts])
+    mean = (vectors * np.array(prompt.content_tokens)[:, None]).sum(0)
+    np.testing.assert_allclose(windowed.embed([LONG])[0], mean / np.linalg.norm(mean), atol=1e-3)
+
+
+def test_change_after_the_first_window_changes_the_vector(windowed: Engine, tiny_short: Engine) -> None:
+    changed = replace(LONG, content=" ".join([*WORDS[:100], "volcano", *WORDS[101:]]))
+    before, after = windowed.embed([LONG, changed])
+    assert float(before @ after) < 1 - 1e-4
+    one_window = tiny_short.embed([LONG, changed])
+    assert np.array_equal(one_window[0], one_window[1])
+
+
+def test_first_window_alone_decides_what_is_generated(windowed: Engine) -> None:
+    request = GenerationRequest(3, FOODS)
+    first = replace(LONG, content=" ".join(WORDS[:100]))
+    long, short = windowed.generate([LONG, first], request)
+    assert long.categories == short.categories
+    assert [hashtag.text for hashtag in long.hashtags or ()] == [hashtag.text for hashtag in short.hashtags or ()]
+
+
+def test_usage_counts_every_window(windowed: Engine) -> None:
+    (output,) = windowed.generate([LONG])
+    assert output.usage.prompt_tokens == sum(map(len, windowed.prompt.windows(LONG).windows))
+    assert windowed.tokenize(LONG).tokens == output.usage.prompt_tokens
+
+
+def test_blocks_of_windows_are_reserved_and_freed(windowed: Engine) -> None:
+    pool = windowed.runtime.pool
+    free = pool.free
+    reserved = windowed.tokenize(LONG, GenerationRequest(3, FOODS))
+    running = windowed.add_request(reserved)
+    assert free - pool.free <= running.max_blocks
+    while not windowed.step():
+        assert free - pool.free <= running.max_blocks
+    assert pool.free == free
+
+
+def test_note_beyond_all_windows_is_truncated(windowed: Engine) -> None:
+    longer = replace(LONG, content=LONG.content * 3)
+    assert [output.truncated for output in windowed.generate([LONG, longer])] == [True, True]
+    assert not windowed.generate([replace(LONG, content=" ".join(WORDS[:100]))])[0].truncated
+
+
+def test_unread_script_gets_a_vector_and_nothing_generated(windowed: Engine) -> None:
+    chinese = Note("京都三日游", "春天的寺庙与面条")
+    (output,) = windowed.generate([chinese], GenerationRequest(3, FOODS))
+    assert (output.hashtags, output.hashtags_reason, output.categories) == ((), UNSUPPORTED_LANGUAGE, ())
+    assert not output.language_supported
+    assert np.array_equal(output.vector, windowed.embed([chinese])[0])
+    (vector_only,) = windowed.generate([chinese])
+    assert (vector_only.hashtags, vector_only.hashtags_reason, vector_only.categories) == (None, None, None)
