@@ -27,6 +27,7 @@ class CheckpointError(ValueError):
 class NoteLLMConfig:
     """Everything in a checkpoint beside its tensors, stored as notellm.json. Raises CheckpointError for a bad value.
 
+    `licence`: a line on the terms of the weights and of what they were trained on; shown when they are loaded.
     `backbone`: "backbone" for the folder inside the checkpoint, else what `weights.resolve` takes.
     `dimension`: length of the embedding; None means the hidden size, without a projection (an untrained model).
     `adapter`: whether the checkpoint holds a LoRA adapter, which is merged into the backbone when it is loaded.
@@ -41,6 +42,7 @@ class NoteLLMConfig:
     """
 
     name: str = "smollm2-135m-base"
+    licence: str = ""
     backbone: str = PACKAGED_BACKBONE
     dimension: int | None = None
     adapter: bool = False
@@ -57,9 +59,9 @@ class NoteLLMConfig:
     def __post_init__(self) -> None:
         bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens, self.max_content_windows)
         names = (*self.categories, *self.trained_categories, *self.scripts)
-        texts = (self.name, self.backbone, self.prompt_version, *names)
+        texts = (self.name, self.licence, self.backbone, self.prompt_version, *names)
         if not all(isinstance(text, str) for text in texts):
-            raise CheckpointError("name, backbone, prompt_version, categories and scripts must be text")
+            raise CheckpointError("name, licence, backbone, prompt_version, categories and scripts must be text")
         if not all(type(bound) is int for bound in bounds) or type(self.dimension) not in (int, type(None)):
             raise CheckpointError("dimension and bounds must be whole numbers")
         if self.dimension is not None and self.dimension < 1:

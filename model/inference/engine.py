@@ -130,6 +130,8 @@ class Engine:
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
         loaded = load_runtime(checkpoint, cache=cache, device=device, dtype=dtype, runtime=runtime, progress=progress)
+        if loaded.config.licence:
+            progress(f"{loaded.config.name}: {loaded.config.licence}")
         if not fitted:
             return cls(loaded, temperature=1.0)
         return cls(loaded, CategoryHead.load(Path(checkpoint).expanduser(), loaded.space))

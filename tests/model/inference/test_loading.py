@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,11 @@ def test_without_gpu_the_cpu_runs_the_model_and_says_so(tiny_checkpoint: Path, t
     assert engine.generate(FEW_NOTES[1:2], request)[0].categories
     assert any("finds no GPU" in message for message in messages)
     assert device_for("cpu", messages.append) == "cpu"
+
+
+def test_licence_of_a_checkpoint_is_shown_when_it_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "licensed"))
+    replace(NoteLLMConfig.load(folder), licence="for research alone").save(folder)
+    messages: list[str] = []
+    Engine.load(str(folder), cache=tmp_path, device="cpu", runtime="torch", progress=messages.append)
+    assert messages[-1] == "tiny: for research alone"
