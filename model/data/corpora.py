@@ -202,9 +202,10 @@ def without_duplicates(notes: Iterable[Note]) -> Iterator[Note]:
 
 
 def note_line(note_id: str, note: Note) -> str:
-    """One line of a notes file, under another id."""
+    """One line of a notes file, under another id; without a category where the note has none."""
     fields = {"id": note_id, "title": note.title, "content": note.content, "hashtags": list(note.hashtags)}
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    category = {"category": note.category} if note.category else {}
+    return json.dumps(fields | category, ensure_ascii=False) + "\n"
 
 
 def write_notes_file(path: Path, notes: Iterable[Note], name: str) -> int:

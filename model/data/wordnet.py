@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ SPECIES_TOPICS = frozenset({"05", "20"})
 """Lexicographer files of animals and plants: most of their entries are species that no note speaks of."""
 EVERYDAY_TOPICS = frozenset({"04", "05", "06", "11", "13", "15", "28"})
 """Lexicographer files of acts, animals, artefacts, events, food, places and times."""
+RUDE_MEANING = re.compile(
+    r"\b(slurs?|offensive|disparag\w+|derogatory|obscene|vulgar|sexual\w*|genitals?|prostitut\w+|sex)\b"
+)
+"""Meanings of words that nobody wants to be given as a hashtag."""
 SPECIES_SHARE = 0.15
 """Share of the species that become notes."""
 EXAMPLE_ALONE, EXAMPLE_AND_MEANING, MEANING_AS_CONTENT = 0.4, 0.7, 0.85
@@ -99,3 +104,47 @@ def everyday_things(folder: Path) -> list[str]:
     """Names of everyday things, sorted: topics of generated notes."""
     synsets = read_synsets(folder)
     return sorted({s.words[0] for s in synsets if s.topic in EVERYDAY_TOPICS and s.words[0].islower()})
+
+
+@dataclass(frozen=True, slots=True)
+class Noun:
+    """A noun; `topic` is that of its first, which is its most frequent, meaning, as in Synset.
+
+    `uses`, `other_uses`: how often WordNet's corpus of ordinary texts has the word as a noun, and as a verb, adjective
+    or adverb.
+    """
+
+    text: str
+    topic: str
+    uses: int
+    other_uses: int
+
+
+def read_nouns(folder: Path) -> Iterator[Noun]:
+    """Yield every noun of index.noun, as its first meaning spells it; none that is rude in any of its meanings.
+
+    A line of the file begins with the word, part of speech and number of meanings, and ends with the offset of each.
+    """
+    noun_uses, other_uses = count_uses(folder)
+    synsets = {synset.key: synset for synset in read_synsets(folder)}
+    for line in (folder / "index.noun").read_text("utf-8").splitlines():
+        if line.startswith("  "):
+            continue
+        fields = line.split()
+        lower = fields[0].replace("_", " ")
+        meanings = [synsets[f"n{offset}"] for offset in fields[-int(fields[2]) :]]
+        if not any(RUDE_MEANING.search(synset.meaning) for synset in meanings):
+            spelled = [word for word in meanings[0].words if word.lower() == lower]
+            text = spelled[0] if spelled else lower
+            yield Noun(text, meanings[0].topic, noun_uses[fields[0]], other_uses[fields[0]])
+
+
+def count_uses(folder: Path) -> tuple[Counter[str], Counter[str]]:
+    """Count the uses of words, as nouns and otherwise, in cntlist.rev: lines of `word%part-of-speech:...`, the number
+    of a meaning, and its count."""
+    noun_uses, other_uses = Counter[str](), Counter[str]()
+    for line in (folder / "cntlist.rev").read_text("utf-8").splitlines():
+        sense, _, count = line.split()
+        word, _, part_of_speech = sense.partition("%")
+        (noun_uses if part_of_speech.startswith("1") else other_uses)[word] += int(count)
+    return noun_uses, other_uses

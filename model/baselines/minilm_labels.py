@@ -1,0 +1,66 @@
+"""all-MiniLM-L6-v2 as a teacher of writing: the command that labels a corpus with hashtags and categories.
+
+    python -m model.baselines.minilm_labels FOLDER --wordnet FOLDER --out FOLDER [--source NAME]
+
+reads the notes of FOLDER that have MiniLM's vectors (model.baselines.minilm_teacher) and writes notes files of the same
+names to --out, each note with its labels (model/data/pseudo_labels.py); notes that get none are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.baselines.encoder import SentenceEncoder
+from model.baselines.minilm_teacher import embed_in_bfloat16
+from model.data.corpora import write_notes_file
+from model.data.pseudo_labels import Floats, PseudoLabeller
+from model.data.tag_vocabulary import build_vocabulary
+from model.note import Note
+from model.training.corpus_vectors import read_corpus_vectors
+
+UNUSED_SOURCES = ("samples",)
+"""Sources that are not labelled: the sample notes have hashtags and categories of their own."""
+SOURCE_CATEGORIES: Mapping[str, str] = {"recipes": "Food", "debian": "Tech"}
+"""Category of a source's notes where their text alone leaves it open."""
+HUB_SAMPLE = 2000
+"""Notes of each source among which the hubs of the vocabulary are found."""
+
+
+def embed_texts(encoder: SentenceEncoder, texts: Sequence[str]) -> Floats:
+    """Unit vectors (len(texts), K) of texts."""
+    return embed_in_bfloat16(encoder, [Note(title=text) for text in texts])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Label the notes of a corpus with hashtags and categories.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--wordnet", type=Path, required=True, help="folder of WordNet's data files")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", action="append", help="may be repeated; by default all but the sample notes")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
+    sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
+    texts = {source: read_corpus_vectors(options.folder, source) for source in sources}
+    sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
+    labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, SentenceEncoder()), sample)
+    for source, (notes, vectors) in texts.items():
+        default = SOURCE_CATEGORIES.get(source)
+        labelled = labeller.label(notes, vectors.astype(np.float32))
+        kept = [replace(note, category=note.category or default) for note in labelled if note.hashtags]
+        write_notes_file(options.out / f"{source}.jsonl.gz", kept, source)
+        print(f"{source}: {len(kept):,} of {len(notes):,} notes have labels", flush=True)
+
+
+if __name__ == "__main__":
+    main()

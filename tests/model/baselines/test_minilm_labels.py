@@ -1,0 +1,47 @@
+"""The command that labels a corpus: whole notes files with hashtags, categories by source, nothing without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.baselines import minilm_labels
+from model.data.corpora import write_notes_file
+from model.data.dataset import read_notes
+from model.note import Note
+from model.training.corpus_vectors import shard_path
+
+pytestmark = pytest.mark.slow
+
+NOTES = {
+    "recipes": [Note(title="Tomato soup with basil"), Note(title="xq")],
+    "samples": [Note(title="A walk with the dog")],
+}
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path) -> Path:
+    folder = tmp_path / "wordnet"
+    folder.mkdir()
+    for name in ("data.verb", "data.adj", "data.adv"):
+        (folder / name).write_text("")
+    (folder / "data.noun").write_text("00000001 13 n 01 basil 0 000 | a herb")
+    (folder / "index.noun").write_text("basil n 1 0 1 0 00000001")
+    (folder / "cntlist.rev").write_text("basil%1:13:00:: 1 3")
+    return folder
+
+
+def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Path) -> None:
+    encoder = minilm_labels.SentenceEncoder()
+    for source, notes in NOTES.items():
+        write_notes_file(tmp_path / f"{source}.jsonl.gz", notes, source)
+        vectors = minilm_labels.embed_in_bfloat16(encoder, notes)
+        np.save(shard_path(tmp_path, source, 0), vectors.astype(np.float16))
+    out = tmp_path / "out"
+    minilm_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out)])
+    assert [path.name for path in out.iterdir()] == ["recipes.jsonl.gz"]
+    (note,) = [note for note in read_notes(out / "recipes.jsonl.gz").values() if note.title != "xq"]
+    assert note.category == "Food"
+    assert {"soup", "basil"} & set(note.hashtags)
