@@ -31,6 +31,8 @@ class NoteLLMConfig:
     `backbone`: "backbone" for the folder inside the checkpoint, else what `weights.resolve` takes.
     `dimension`: length of the embedding; None means the hidden size, without a projection (an untrained model).
     `adapter`: whether the checkpoint holds a LoRA adapter, which is merged into the backbone when it is loaded.
+    `generation_adapter`: whether it holds a second LoRA adapter, which is active after the read-out position alone
+    (docs/decisions/0019-activated-adapter.md). It needs a prompt version whose tasks follow the note.
     `prompt_version`: a key of `prompt.TEMPLATES`.
     `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
     `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
@@ -46,6 +48,7 @@ class NoteLLMConfig:
     backbone: str = PACKAGED_BACKBONE
     dimension: int | None = None
     adapter: bool = False
+    generation_adapter: bool = False
     prompt_version: str = DEFAULT_PROMPT
     max_title_tokens: int = 32
     max_hashtag_tokens: int = 40
@@ -62,6 +65,8 @@ class NoteLLMConfig:
         texts = (self.name, self.licence, self.backbone, self.prompt_version, *names)
         if not all(isinstance(text, str) for text in texts):
             raise CheckpointError("name, licence, backbone, prompt_version, categories and scripts must be text")
+        if not all(type(flag) is bool for flag in (self.adapter, self.generation_adapter)):
+            raise CheckpointError("adapter and generation_adapter must be true or false")
         if not all(type(bound) is int for bound in bounds) or type(self.dimension) not in (int, type(None)):
             raise CheckpointError("dimension and bounds must be whole numbers")
         if self.dimension is not None and self.dimension < 1:

@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, H hidden size, D embedding dimension, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from model.weights import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
     BACKBONE_FOLDER,
+    GENERATION_FOLDER,
     HEAD_FILE,
     CheckpointFiles,
     Progress,
@@ -46,7 +48,9 @@ class NoteLLM(nn.Module):
     """A causal LM whose last hidden state at the read-out position, projected and normalised, is the embedding.
 
     `dimension`: D. `projection`: (H -> D) without bias, or None for a bare backbone, where D is H. `weights_digest`:
-    digest of backbone, adapter and head; "" for a model that was not loaded.
+    digest of backbone, adapter and head; "" for a model that was not loaded. `decoder`: the backbone with the
+    checkpoint's generation adapter, which reads all tokens after the read-out position and gives all logits; None for a
+    checkpoint without one, whose backbone does both (docs/decisions/0019-activated-adapter.md).
     """
 
     def __init__(
@@ -55,10 +59,12 @@ class NoteLLM(nn.Module):
         backbone: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         weights_digest: str = "",
+        decoder: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
+        self.decoder = decoder
         self.tokenizer = tokenizer
         self.prompt = Prompt(tokenizer, config)
         self.weights_digest = weights_digest
@@ -78,15 +84,27 @@ class NoteLLM(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def output_layer(self) -> Any:
+        """Layer from hidden states to logits."""
+        return (self.backbone if self.decoder is None else self.decoder).get_output_embeddings()
+
     def forward(
-        self, input_ids: Tensor, attention_mask: Any, position_ids: Tensor, cache: Cache | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor,
+        cache: Cache | None = None,
+        *,
+        decode: bool = False,
     ) -> Tensor:
         """Return the last layer's hidden states after the final norm, (B, T, H); `cache`, when given, grows by T.
 
         `input_ids`, `position_ids`: (B, T) int64. `attention_mask`: (B, cached + T) of 0 and 1, or the result of
-        `mask_by_layer`.
+        `mask_by_layer`. `decode`: the `decoder` reads the tokens, where there is one.
         """
-        output: Any = self.backbone.base_model(
+        layers = self.decoder if decode and self.decoder is not None else self.backbone
+        output: Any = layers.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -126,12 +144,15 @@ class NoteLLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return next-token logits, (..., V) float32, of hidden states (..., H)."""
-        logits: Tensor = self.backbone.get_output_embeddings()(hidden).float()
+        logits: Tensor = self.output_layer(hidden).float()
         cap = getattr(self.backbone.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def add_adapter(self, rank: int) -> PeftModel:
-        """Freeze the backbone and add a LoRA of `rank` to each of its linear layers, in place."""
+        """Freeze the backbone and add a LoRA of `rank` to each of its linear layers, in place.
+
+        The adapter is active except inside `with adapter.disable_adapter()`: there the backbone is what it was.
+        """
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
@@ -154,19 +175,15 @@ class NoteLLM(nn.Module):
         """Write a checkpoint: notellm.json, head.safetensors and the backbone, or only an `adapter` to it.
 
         Without an adapter the weights and the tokenizer go to backbone/, and the checkpoint needs nothing else. With
-        one they go to adapter/, and loading needs the backbone that the configuration names.
+        one they go to adapter/, and loading needs the backbone that the configuration names. A generation adapter is
+        not written here, but by `save_generation_adapter`.
         `state`: all weights by name, where this process holds only its shard of them.
         """
         folder.mkdir(parents=True, exist_ok=True)
         weights = state and {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
         if adapter is not None:
             weights = weights and {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
-            # Not the folder that it was loaded from, which another machine does not have.
-            adapter.active_peft_config.base_model_name_or_path = self.config.backbone
-            adapter.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=weights)
-            (folder / ADAPTER_FOLDER / "README.md").unlink(
-                missing_ok=True
-            )  # an empty form for a model card, written by peft
+            _save_adapter(adapter, folder / ADAPTER_FOLDER, self.config.backbone, weights)
         else:
             self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=weights)
             self.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
@@ -175,7 +192,7 @@ class NoteLLM(nn.Module):
             head["projection"] = self.projection.weight.detach()
         save_file(head, folder / HEAD_FILE)
         config = self.config if adapter is not None else replace(self.config, backbone=BACKBONE_FOLDER)
-        config.save(folder)
+        replace(config, generation_adapter=False).save(folder)
 
     @classmethod
     def load(
@@ -189,8 +206,8 @@ class NoteLLM(nn.Module):
     ) -> NoteLLM:
         """Load for inference: a checkpoint folder, or anything that `weights.resolve` takes as a bare backbone.
 
-        An adapter is merged into the backbone. Raises CheckpointError when the checkpoint does not exist, is
-        incomplete, or its parts do not fit each other.
+        An adapter is merged into the backbone, and a generation adapter into a copy of the result, the `decoder`.
+        Raises CheckpointError when the checkpoint does not exist, is incomplete, or its parts do not fit each other.
         """
         files = CheckpointFiles.of(checkpoint, cache, progress)
         config, weights = files.config, files.weights
@@ -209,7 +226,8 @@ class NoteLLM(nn.Module):
             tokenizer = load_tokenizer(weights)
             if files.adapter:
                 backbone = _merge_adapter(backbone, files.adapter)
-        model = cls(config, backbone, tokenizer)
+            decoder = _decoder(backbone, files.generation) if files.generation else None
+        model = cls(config, backbone, tokenizer, decoder=decoder)
         if files.head:
             model._load_head(files.head)
         model.weights_digest = files.digest()
@@ -226,6 +244,23 @@ class NoteLLM(nn.Module):
         self.tau.data.copy_(tau)
 
 
+def save_generation_adapter(adapter: PeftModel, checkpoint: Path) -> None:
+    """Write `adapter` into generation/ of a checkpoint, and say so in its configuration. It was added to the loaded
+    model of that checkpoint, by `add_adapter`, and trained on the tokens after the read-out position alone."""
+    config = NoteLLMConfig.load(checkpoint)
+    _save_adapter(adapter, checkpoint / GENERATION_FOLDER, config.backbone)
+    replace(config, generation_adapter=True).save(checkpoint)
+
+
+def _save_adapter(adapter: PeftModel, folder: Path, backbone: str, state: dict[str, Tensor] | None = None) -> None:
+    """Write an adapter's files for the backbone of that name, not for the folder that it was loaded from, which
+    another machine does not have."""
+    adapter.active_peft_config.base_model_name_or_path = backbone
+    # No embedding is adapted. Left to find that out, peft asks the model hub for the backbone's configuration.
+    adapter.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form for a model card, written by peft
+
+
 def _merge_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Return `backbone` with the weights of the adapter in `folder` added to its own."""
     from peft import PeftModel
@@ -233,6 +268,15 @@ def _merge_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
     with quiet_peft():
         merged: PreTrainedModel = PeftModel.from_pretrained(backbone, str(folder)).merge_and_unload()
     return merged
+
+
+def _decoder(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Return a copy of `backbone` with the weights of the generation adapter in `folder` added to its own.
+
+    The configuration is shared: a choice of attention holds for both models.
+    """
+    configs = [backbone.config, backbone.config.get_text_config()]
+    return _merge_adapter(copy.deepcopy(backbone, {id(config): config for config in configs}), folder)
 
 
 @contextlib.contextmanager

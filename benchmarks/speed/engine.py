@@ -219,7 +219,7 @@ def measure_decode(engine: Engine, notes: Sequence[Note]) -> Rate:
     for table, note in zip(tables, notes, strict=True):
         ids = tuple(engine.prompt.note(note))
         table.grow(len(ids))
-        engine.runtime.forward([Span(table, ids, read_out=0)])
+        engine.runtime.forward([Span(table, ids, read_out=len(ids) - 1)])
     rate = measure_rate(DECODE_STEPS * len(notes), decode, engine, tables)
     for table in tables:
         table.close()

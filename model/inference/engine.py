@@ -187,10 +187,11 @@ class Engine:
     def write_category(self, notes: Sequence[Note]) -> list[str]:
         """Return each note's category as the model writes it without a closed set. For evaluation, not for serving."""
         requests = []
+        task = self.prompt.category_task()
         for note in notes:
-            ids = [*self.prompt.note(note), *self.prompt.category_task()]
-            blocks = self.runtime.pool.blocks_for(len(ids) + TOKENS_PER_CATEGORY)
-            requests.append(RunningRequest(self._write_category(ids), blocks))
+            ids = self.prompt.note(note)
+            blocks = self.runtime.pool.blocks_for(len(ids) + len(task) + TOKENS_PER_CATEGORY)
+            requests.append(RunningRequest(self._write_category(ids, task), blocks))
         return Scheduler[str](self.runtime).run(requests, self.runtime.pool.free)
 
     def _running_request(self, tokenized: TokenizedRequest) -> RunningRequest[GenerationOutput]:
@@ -258,9 +259,9 @@ class Engine:
         """
         request = tokenized.generated
         hashtag_task = self._hashtag_task(request)
-        trunk_task = hashtag_task if hashtag_table is note_table else ()
+        stem_task = hashtag_task if hashtag_table is note_table else ()
         spans = [
-            self._category_scorer.note_span(note_table, tokenized.ids, request.categories, trunk_task, hashtag_query)
+            self._category_scorer.note_span(note_table, tokenized.ids, request.categories, stem_task, hashtag_query)
         ]
         if hashtag_task and hashtag_table is not note_table:
             ids = (*tokenized.hashtag_prompt, *hashtag_task)
@@ -271,7 +272,7 @@ class Engine:
                 table = window_tables.enter_context(closing(BlockTable(self.runtime.pool)))
                 windows.append(append_span(table, ids, read_out=len(ids) - 1))
             outputs = yield [*spans, *windows]
-        note_table.cut(len(tokenized.ids) + len(trunk_task))  # drops the branch of the closed set
+        note_table.cut(len(tokenized.ids) + len(stem_task))  # drops the branch of the closed set
 
         first_hashtag_token = outputs[len(spans) - 1].token_log_probs[0] if hashtag_task else None
         vectors = [output.vector for output in (outputs[0], *outputs[len(spans) :]) if output.vector is not None]
@@ -310,15 +311,16 @@ class Engine:
             usage=Usage(output.usage.prompt_tokens + scored.tokens, search.generated_tokens),
         )
 
-    def _write_category(self, ids: Sequence[int]) -> SpanSteps[str]:
-        """Decode greedily after the prompt `ids`, until the end token, a line's end, which is how a bare backbone ends,
-        or TOKENS_PER_CATEGORY."""
+    def _write_category(self, note: Sequence[int], task: Sequence[int]) -> SpanSteps[str]:
+        """Decode greedily after the ids of a note and the category task, until the end token, a line's end, which is
+        how a bare backbone ends, or TOKENS_PER_CATEGORY."""
         written: list[int] = []
         with closing(BlockTable(self.runtime.pool)) as table:
             while len(written) < TOKENS_PER_CATEGORY:
-                span_ids = written[-1:] or ids
+                span_ids = written[-1:] or [*note, *task]
+                read_out = None if written else len(note) - 1
                 query = LogitQuery(len(span_ids) - 1, top_k=1, exclude_ends=False)
-                (output,) = yield [append_span(table, span_ids, queries=[query])]
+                (output,) = yield [append_span(table, span_ids, read_out=read_out, queries=[query])]
                 (token,) = output.token_log_probs[0].top_tokens
                 if token == self.prompt.end_id or "\n" in self.prompt.decode([*written, token]):
                     break

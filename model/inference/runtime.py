@@ -6,7 +6,7 @@ run side by side. It returns no hidden states, only the vectors and log probabil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -44,8 +44,11 @@ class Span:
     """Tokens appended to a cached sequence in one forward, and what to read from their hidden states.
 
     `table` has already grown by `ids`. `parents[i]` is the index in the span of the token that token i follows, -1 for
-    the last token cached before; so a span can be a tree. Of a tree only the trunk may stay in the table afterwards.
-    None: each token follows the one before it. `read_out`: index of the token whose state gives the vector.
+    the last token cached before; so a span can be a tree. Of a tree only the stem, its tokens before the second branch,
+    may stay in the table afterwards. None: each token follows the one before it.
+
+    `read_out`: index of the token whose state gives the vector. Up to there a span is no tree and has no queries. These
+    tokens are computed by the trunk, all others by the decoder, where the checkpoint has a generation adapter.
     """
 
     table: BlockTable
@@ -103,6 +106,44 @@ class Runtime(Protocol):
 
         Tables of one forward may share full blocks, but no block that one of them writes to.
         """
+
+
+Forward = Callable[[Sequence[Span]], list[SpanOutput]]
+
+
+def forward_in_two(spans: Sequence[Span], trunk: Forward, decoder: Forward) -> list[SpanOutput]:
+    """Compute each span up to its read-out with `trunk`, and then all other tokens with `decoder`, which attends to
+    what the trunk has cached. Returns one output a span, in order."""
+    parts = [split_at_read_out(span) for span in spans]
+    trunk_spans = [part for part, _ in parts if part is not None]
+    decoder_spans = [part for _, part in parts if part is not None]
+    trunk_outputs = iter(trunk(trunk_spans) if trunk_spans else [])
+    decoder_outputs = iter(decoder(decoder_spans) if decoder_spans else [])
+    outputs = []
+    for trunk_span, decoder_span in parts:
+        vector = None if trunk_span is None else next(trunk_outputs).vector
+        answers = [] if decoder_span is None else next(decoder_outputs).token_log_probs
+        outputs.append(SpanOutput(vector, answers))
+    return outputs
+
+
+def split_at_read_out(span: Span) -> tuple[Span | None, Span | None]:
+    """Return the part of a span up to its read-out and the part after it; None for a part without tokens.
+
+    The table of the first part is a view: it is neither grown nor closed.
+    """
+    if span.read_out is None:
+        return None, span
+    begin = span.read_out + 1
+    assert all(query.index >= begin for query in span.queries)
+    length = span.past + begin
+    view = BlockTable(span.table.pool, span.table.blocks[: span.table.pool.blocks_for(length)], length)
+    before = Span(view, span.ids[:begin], read_out=span.read_out)
+    if begin == len(span.ids):
+        return before, None
+    parents = span.parents and tuple(max(parent - begin, -1) for parent in span.parents[begin:])
+    queries = tuple(replace(query, index=query.index - begin) for query in span.queries)
+    return before, Span(span.table, span.ids[begin:], parents, queries=queries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,25 +39,25 @@ def note_span(
 ) -> Span:
     """Return the one prefill of a note, whose last token is the read-out position.
 
-    The trunk is the note and `hashtag_task`; `hashtag_query` asks for the token after the trunk. Beside it, a branch
+    The stem is the note and `hashtag_task`; `hashtag_query` asks for the token after the stem. Beside it, a branch
     that attends to the note alone has `category_task` and the inner nodes of the trie of the closed set. The queries
     are that of the hashtags, where there is a task, and then those of the trie in the order of `categories.children`.
     """
     read_out = len(note) - 1
-    trunk = [*note, *hashtag_task]
+    stem = [*note, *hashtag_task]
     queries = []
     if hashtag_task and hashtag_query is not None:
-        queries.append(replace(hashtag_query, index=len(trunk) - 1))
+        queries.append(replace(hashtag_query, index=len(stem) - 1))
     if categories is None:
-        return append_span(table, trunk, read_out=read_out, queries=queries)
+        return append_span(table, stem, read_out=read_out, queries=queries)
 
-    root = len(trunk) + len(category_task) - 1
+    root = len(stem) + len(category_task) - 1
     index = {ROOT: root} | {node: root + 1 + i for i, node in enumerate(categories.inner)}
-    ids = [*trunk, *category_task, *(categories.tokens[node] for node in categories.inner)]
+    ids = [*stem, *category_task, *(categories.tokens[node] for node in categories.inner)]
     parents = [
-        *range(-1, len(trunk) - 1),
+        *range(-1, len(stem) - 1),
         read_out,
-        *range(len(trunk), root),
+        *range(len(stem), root),
         *(index[categories.parents[node]] for node in categories.inner),
     ]
     queries += [LogitQuery(index[node], tokens=categories.child_tokens(node)) for node in categories.children]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.inference.kv_cache import DEFAULT_BLOCKS, BlockPool
-from model.inference.runtime import BatchLogProbs, Integers, OutputRows, PackedSpans, Span, SpanOutput
+from model.inference.runtime import BatchLogProbs, Integers, OutputRows, PackedSpans, Span, SpanOutput, forward_in_two
 from model.notellm import NoteLLM
 from model.prompt import Prompt
 
@@ -84,8 +85,14 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
-        packed = PackedSpans.of(spans)
         self._copy_blocks()
+        if self.model.decoder is None:
+            return self._forward(spans)
+        return forward_in_two(spans, self._forward, partial(self._forward, decode=True))
+
+    def _forward(self, spans: Sequence[Span], decode: bool = False) -> list[SpanOutput]:
+        """Run all tokens of `spans` through the trunk, or through the decoder."""
+        packed = PackedSpans.of(spans)
         device = self.model.device
         forward = PagedForward(
             torch.from_numpy(_write_slots(spans)).to(device),
@@ -99,7 +106,7 @@ class TorchRuntime:
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         with using_attention(self.model, ATTENTION), as_current(forward):
             mask_by_layer = self.model.mask_by_layer(mask, torch.zeros_like(mask, dtype=torch.int64))
-            hidden = self.model(ids, mask_by_layer, positions)
+            hidden = self.model(ids, mask_by_layer, positions, decode=decode)
         return self._read(spans, OutputRows.of(spans, packed.begins), hidden[:, 0])
 
     def _read(self, spans: Sequence[Span], rows: OutputRows, hidden: Tensor) -> list[SpanOutput]:

@@ -88,6 +88,8 @@ def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:
         {"category_temperature": "1"},
         {"category_temperature": True},
         {"category_temperature": None},
+        {"adapter": "yes"},
+        {"generation_adapter": 1},
     ],
     ids=json.dumps,
 )

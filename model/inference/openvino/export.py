@@ -1,4 +1,5 @@
-"""Export of a NoteLLM to OpenVINO graphs: the layers with paged attention, and the output layer.
+"""Export of a NoteLLM to OpenVINO graphs: the layers with paged attention, once more with the generation adapter where
+there is one, and the output layer.
 
 The backbone is traced with one token a row, so the graph takes a row of tokens of any sequences, and each attention of
 the trace is replaced by a paged one. Families of transformers with plain softmax attention can be exported; others are
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.config import CheckpointError
-from model.inference.openvino.runtime import HEAD, LAYERS, MAX_TOP_K, OUTPUT, SHAPES
+from model.inference.openvino.runtime import DECODER, HEAD, LAYERS, MAX_TOP_K, OUTPUT, SHAPES
 from model.inference.torch_runtime import using_attention
 from model.notellm import NoteLLM
 from model.weights import Progress, silent
@@ -56,8 +57,10 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
         raise CheckpointError(f"the cache {folder.parent} cannot be written: {error}") from error
     try:
         layers, shapes = _layers(model)
-        output = _output(model)
-        for graph, path in ((layers, LAYERS), (output, OUTPUT)):
+        graphs = {LAYERS: layers, OUTPUT: _output(model)}
+        if model.decoder is not None:
+            graphs[DECODER], _ = _layers(model, decode=True)
+        for path, graph in graphs.items():
             if precision == "int8":
                 _quantise(graph)
             ov.save_model(graph, unfinished / path, compress_to_fp16=precision == "bfloat16")
@@ -75,17 +78,18 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
 
 
 class _Traced(nn.Module):
-    """Module to trace: input_ids and position_ids (T,) to states (T, H)."""
+    """Module to trace: input_ids and position_ids (T,) to states (T, H), by the trunk or the decoder."""
 
-    def __init__(self, model: NoteLLM) -> None:
+    def __init__(self, model: NoteLLM, decode: bool) -> None:
         super().__init__()
         self.model = model
+        self.decode = decode
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         # transformers builds a mask where none is passed. The traced attention ignores this one.
         any_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         mask = self.model.mask_by_layer(any_mask, torch.zeros(1, 1, 1, 1, dtype=torch.int64))
-        states: Tensor = self.model(input_ids[:, None], mask, position_ids[:, None])[:, 0]
+        states: Tensor = self.model(input_ids[:, None], mask, position_ids[:, None], decode=self.decode)[:, 0]
         return states
 
 
@@ -107,8 +111,9 @@ def traced_attention(
 AttentionInterface.register(TRACED, traced_attention)
 
 
-def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
-    """Return the graph of all layers, and for each layer the shapes that its attention needs when it is loaded."""
+def _layers(model: NoteLLM, decode: bool = False) -> tuple[ov.Model, list[dict[str, Any]]]:
+    """Return the graph of all layers, the trunk's or the decoder's, and for each layer the shapes that its attention
+    needs when it is loaded."""
     config = model.backbone.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if window is not None and window < model.prompt.max_note_tokens() + AFTER_NOTE:
@@ -116,7 +121,7 @@ def _layers(model: NoteLLM) -> tuple[ov.Model, list[dict[str, Any]]]:
     example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5)}
     inputs = [(name, [-1], ov.Type.i64) for name in example]
     with using_attention(model, TRACED), _quiet(), torch.inference_mode():
-        graph = ov.convert_model(_Traced(model), example_input=example, input=inputs)
+        graph = ov.convert_model(_Traced(model, decode), example_input=example, input=inputs)
     _narrow_embedding(graph)
     shared = [_parameter(name, [-1], ov.Type.i32) for name in ("past_lens", "subsequence_begins")]
     shared += [_parameter(name, [-1], ov.Type.i32) for name in ("block_indices", "block_indices_begins")]
@@ -178,7 +183,7 @@ def _output(model: NoteLLM) -> ov.Model:
     together; `of_tokens` (M,), of the named tokens.
     """
     config = model.backbone.config.get_text_config()
-    weight = model.backbone.get_output_embeddings().weight.detach().float().numpy()
+    weight = model.output_layer.weight.detach().float().numpy()
     states = _parameter("states", [-1, weight.shape[1]], ov.Type.f32)
     mask = _parameter("mask", [-1, 1], ov.Type.f32)
     rows, tokens = (_parameter(name, [-1], ov.Type.i64) for name in ("rows", "tokens"))

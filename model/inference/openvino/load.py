@@ -15,16 +15,16 @@ from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.openvino.runtime import OpenVinoRuntime
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
-from model.weights import CheckpointFiles, Progress, file_digest, load_tokenizer, loading_errors, silent
+from model.weights import CheckpointFiles, Progress, file_digest, folder_digest, load_tokenizer, loading_errors, silent
 
 VERSION = 3
 """Version of the exported files, part of their folder's name. Raise it when the graphs change."""
 
 
 def settings_digest(files: CheckpointFiles) -> str:
-    """Digest of the JSON settings of the backbone, its tokenizer and its adapter, which the graphs depend on beside the
-    weights."""
-    folders = [files.weights, *([files.adapter] if files.adapter else [])]
+    """Digest of the JSON settings of the backbone, its tokenizer and the adapters, on which the graphs depend beside
+    the weights."""
+    folders = [folder for folder in (files.weights, files.adapter, files.generation) if folder]
     paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     return hashlib.sha256(" ".join(file_digest(path) for path in paths).encode()).hexdigest()
 
@@ -41,7 +41,8 @@ def load(
         precision = "bfloat16" if bfloat16_pays("cpu") else "float32"
     files = CheckpointFiles.of(checkpoint, cache, progress)
     digest = files.digest()
-    name = hashlib.sha256(f"{digest} {settings_digest(files)} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
+    weights = f"{digest}+{folder_digest(files.generation)}" if files.generation else digest
+    name = hashlib.sha256(f"{weights} {settings_digest(files)} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
     folder = cache / f"openvino-{precision}-{name}"
     if not folder.is_dir():
         from model.inference.openvino.export import export  # imports PyTorch

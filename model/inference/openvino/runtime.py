@@ -9,6 +9,7 @@ import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import openvino as ov
 
 from model.config import NoteLLMConfig
 from model.inference.kv_cache import DEFAULT_BLOCKS, BlockPool
-from model.inference.runtime import BatchLogProbs, Floats, OutputRows, PackedSpans, Span, SpanOutput
+from model.inference.runtime import BatchLogProbs, Floats, OutputRows, PackedSpans, Span, SpanOutput, forward_in_two
 from model.prompt import Prompt
 from model.weights import space_of
 
-LAYERS, OUTPUT, SHAPES, HEAD = "layers.xml", "output.xml", "shapes.json", "projection.npy"
-"""Names of the exported files. OpenVINO keeps the weights of a graph beside it."""
+LAYERS, DECODER, OUTPUT, SHAPES, HEAD = "layers.xml", "decoder.xml", "output.xml", "shapes.json", "projection.npy"
+"""Names of the exported files; only a checkpoint with a generation adapter has DECODER. OpenVINO keeps the weights of a
+graph beside it."""
 MAX_TOP_K = 32
 """Bound on a query's `top_k`: the exported output graph returns as many tokens for each query."""
 MADV_DONTNEED = 4
@@ -56,39 +58,53 @@ class OpenVinoRuntime:
         self.prompt = prompt
         self.precision = f"OpenVINO {precision}"
         self._folder = folder.resolve()  # as it appears in /proc/self/maps
-        options = dict(PRECISIONS[precision])
         core = ov.Core()
         # Asking for a property loads the CPU plugin, without which a graph with paged attention cannot be read.
         core.get_property("CPU", "FULL_DEVICE_NAME")
-        layers = core.read_model(folder / LAYERS)
-        _set_attention_shapes(layers, json.loads((folder / SHAPES).read_text()))
-        self._layers = core.compile_model(layers, "CPU", options).create_infer_request()
-        self._output = core.compile_model(core.read_model(folder / OUTPUT), "CPU", options).create_infer_request()
+        self._trunk = self._compile(core, LAYERS, precision)
+        self._decoder = self._compile(core, DECODER, precision) if config.generation_adapter else None
+        self._output = self._compile(core, OUTPUT, precision)
         self._packed: list[Any] = []
         """Infer requests that have run. The first run packs the weights, and their files are not read again."""
         self._projection = np.load(folder / HEAD) if (folder / HEAD).exists() else None
         self._caches: list[Any] = []
         """Keys and values of each layer as (blocks, bytes of a block)."""
         self.pool = BlockPool(blocks, self._allocate_caches(blocks))
-        hidden_size = self._layers.model_outputs[0].partial_shape[1].get_length()
+        hidden_size = self._trunk.model_outputs[0].partial_shape[1].get_length()
         self.dimension: int = hidden_size if self._projection is None else len(self._projection)
         self.space = space_of(config, digest, self.dimension)
 
+    def _compile(self, core: ov.Core, file: str, precision: str) -> Any:
+        """Return an infer request of one exported graph."""
+        graph = core.read_model(self._folder / file)
+        if file != OUTPUT:
+            _set_attention_shapes(graph, json.loads((self._folder / SHAPES).read_text()))
+        return core.compile_model(graph, "CPU", dict(PRECISIONS[precision])).create_infer_request()
+
     def _allocate_caches(self, blocks: int) -> int:
-        """Allocate keys and values of all layers, and return the tokens of a block, which OpenVINO chooses."""
+        """Allocate keys and values of all layers, which trunk and decoder share, and return the tokens of a block,
+        which OpenVINO chooses."""
         block_tokens = 0
-        for port in self._layers.model_inputs:
+        for port in self._trunk.model_inputs:
             for name in port.get_names():
                 if "_cache." in name:
                     shape = [blocks, *(dim.get_length() for dim in list(port.partial_shape)[1:])]
                     block_tokens = shape[2]
                     cache = ov.Tensor(port.element_type, ov.Shape(shape))
-                    self._layers.set_tensor(name, cache)
+                    self._trunk.set_tensor(name, cache)
+                    if self._decoder is not None:
+                        self._decoder.set_tensor(name, cache)
                     self._caches.append(_block_bytes(cache))
         return block_tokens
 
     def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
         self._copy_blocks()
+        if self._decoder is None:
+            return self._forward(self._trunk, spans)
+        return forward_in_two(spans, partial(self._forward, self._trunk), partial(self._forward, self._decoder))
+
+    def _forward(self, layers: Any, spans: Sequence[Span]) -> list[SpanOutput]:
+        """Run all tokens of `spans` through one graph of layers."""
         packed = PackedSpans.of(spans)
         blocks = [span.table.blocks for span in spans]
         tree_masks = [
@@ -107,7 +123,7 @@ class OpenVinoRuntime:
             "qq_bias": np.concatenate(tree_masks),
             "qq_bias_begins": _begins(tree_masks) if has_tree else np.zeros(0, np.int32),
         }
-        states = self._infer(self._layers, inputs)["states"]
+        states = self._infer(layers, inputs)["states"]
         return self._read(spans, OutputRows.of(spans, packed.begins), states)
 
     def _read(self, spans: Sequence[Span], rows: OutputRows, states: Floats) -> list[SpanOutput]:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from model.config import NoteLLMConfig
 from model.inference.engine import Engine
 from tests.conftest import in_torch
-from tests.model.inference.models import random_writer
+from tests.model.inference.models import add_random_generation_adapter, random_writer, with_random_decoder
 
 
 @pytest.fixture(scope="session")
@@ -36,17 +36,47 @@ def task_first(tokenizer: PreTrainedTokenizerBase) -> Engine:
     return random_writer(tokenizer, "task-first/1")
 
 
-@pytest.fixture(params=["note_first", "short", "task_first"])
+@pytest.fixture(scope="session")
+def activated_writer(tokenizer: PreTrainedTokenizerBase) -> Engine:
+    return with_random_decoder(random_writer(tokenizer, "note-first/2"))
+
+
+@pytest.fixture(params=["note_first", "short", "task_first", "activated_writer"])
 def writer(request: pytest.FixtureRequest) -> Engine:
-    """A random writer with each prompt version."""
+    """A random writer with each prompt version, and one whose decoder has other weights than its trunk."""
     engine: Engine = request.getfixturevalue(request.param)
     return engine
+
+
+@pytest.fixture(scope="session")
+def activated_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with a random generation adapter."""
+    folder = tmp_path_factory.mktemp("activated") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    add_random_generation_adapter(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def activated(activated_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An Engine on that checkpoint, in PyTorch, float32."""
+    return in_torch(activated_checkpoint, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def partly_trained_activated(activated_checkpoint: Path, tmp_path: Path) -> Engine:
+    """That checkpoint as if training had shown only Food and Travel."""
+    return _trained_on_two_names(activated_checkpoint, tmp_path)
 
 
 @pytest.fixture
 def partly_trained(tiny_checkpoint: Path, tmp_path: Path) -> Engine:
     """The tiny checkpoint as if training had shown only Food and Travel."""
+    return _trained_on_two_names(tiny_checkpoint, tmp_path)
+
+
+def _trained_on_two_names(checkpoint: Path, tmp_path: Path) -> Engine:
     folder = tmp_path / "trained"
-    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copytree(checkpoint, folder)
     replace(NoteLLMConfig.load(folder), trained_categories=("Food", "Travel")).save(folder)
     return in_torch(folder, tmp_path)

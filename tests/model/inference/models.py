@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from model.generation import Vocabulary
 from model.inference.engine import Engine
 from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.torch_runtime import TorchRuntime
-from model.notellm import NoteLLM
+from model.notellm import NoteLLM, save_generation_adapter
 from tests.conftest import COMMON, MIXED_LAYERS
 from tests.model.inference.samples import WORDS
 
@@ -47,6 +49,29 @@ def random_engine(
     backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
     return Engine(TorchRuntime(model.eval().requires_grad_(False)))
+
+
+def add_random_generation_adapter(checkpoint: Path, rank: int = 4) -> None:
+    """Add a random generation adapter to a checkpoint, large enough to change what is written."""
+    model = NoteLLM.load(str(checkpoint), cache=checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+    adapter = model.add_adapter(rank)
+    torch.manual_seed(1)
+    for name, parameter in adapter.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    save_generation_adapter(adapter, checkpoint)
+
+
+def with_random_decoder(engine: Engine) -> Engine:
+    """Give the engine's model a decoder: its own layers, changed at random."""
+    model = engine.runtime.model
+    config = model.backbone.config
+    model.decoder = copy.deepcopy(model.backbone, {id(config): config})
+    torch.manual_seed(3)
+    for layer in model.decoder.base_model.layers.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data += 0.1 * torch.randn_like(layer.weight)
+    return engine
 
 
 def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor, others: float = -torch.inf) -> Engine:

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from model.generation import GenerationOutput, GenerationRequest
 from model.hashtags.grounding import HashtagFilter, dedup_key
@@ -25,21 +25,31 @@ from tests.model.inference.samples import FEW_NOTES
 
 
 @torch.inference_mode()
-def hidden_states(engine: Engine, ids: Sequence[int]) -> Tensor:
-    """Hidden states (T, H) of one plain forward, without cache and padding."""
-    row = torch.tensor([list(ids)])
+def hidden_states(engine: Engine, ids: Sequence[int], note_tokens: int | None = None) -> Tensor:
+    """Hidden states (T, H) of one plain forward, without cache and padding. Where the model has a decoder, it reads
+    what comes after `note_tokens`, over what the trunk has cached of these."""
+    model, row = engine.runtime.model, torch.tensor([list(ids)])
     mask = torch.ones_like(row)
-    hidden: Tensor = engine.runtime.model(row, mask, mask.cumsum(1) - 1)
-    return hidden[0]
+    positions = mask.cumsum(1) - 1
+    if model.decoder is None or note_tokens is None:
+        hidden: Tensor = model(row, mask, positions)
+        return hidden[0]
+    note, after = slice(0, note_tokens), slice(note_tokens, None)
+    cache = DynamicCache()
+    trunk = model(row[:, note], mask[:, note], positions[:, note], cache)
+    if note_tokens == len(ids):
+        return trunk[0]
+    return torch.cat([trunk, model(row[:, after], mask, positions[:, after], cache, decode=True)], 1)[0]
 
 
 def category_log_probs(engine: Engine, note: Note, categories: tuple[str, ...]) -> Tensor:
     """Log probability of each category (C,), with a forward of its own for each."""
     prompt = engine.prompt
-    before = [*prompt.note(note), *prompt.category_task()]
+    note_ids = prompt.note(note)
+    before = [*note_ids, *prompt.category_task()]
     sums = []
     for output in prompt.category_outputs(categories):
-        hidden = hidden_states(engine, [*before, *output])[len(before) - 1 : -1]
+        hidden = hidden_states(engine, [*before, *output], len(note_ids))[len(before) - 1 : -1]
         log_probs = engine.runtime.model.logits(hidden).log_softmax(-1)
         sums.append(log_probs[range(len(output)), output].sum())
     return torch.stack(sums)
@@ -54,10 +64,12 @@ def category_probabilities(engine: Engine, note: Note, categories: tuple[str, ..
 def freely_written_category(engine: Engine, note: Note) -> list[int]:
     """Token ids of a greedily decoded category, with a forward over the whole sequence for each token."""
     prompt = engine.prompt
-    before = [*prompt.note(note), *prompt.category_task()]
+    note_ids = prompt.note(note)
+    before = [*note_ids, *prompt.category_task()]
     written: list[int] = []
     while len(written) < TOKENS_PER_CATEGORY:
-        token = int(engine.runtime.model.logits(hidden_states(engine, [*before, *written])[-1]).argmax())
+        hidden = hidden_states(engine, [*before, *written], len(note_ids))[-1]
+        token = int(engine.runtime.model.logits(hidden).argmax())
         if token == prompt.end_id or prompt.decode([token]) == "\n":
             break
         written.append(token)
@@ -75,7 +87,8 @@ def searched_hashtags(engine: Engine, note: Note, count: int) -> tuple[list[tupl
     """Hashtags with their probabilities, and the number of beam tokens that the model read, by the same beam search in
     plain probabilities with a forward over the whole sequence for each beam."""
     prompt = engine.prompt
-    before = [*prompt.note(note, count), *prompt.hashtag_task(count)]
+    note_ids = prompt.note(note, count)
+    before = [*note_ids, *prompt.hashtag_task(count)]
     ends = end_tokens(engine.runtime.model.tokenizer)
     width = count * BEAMS_PER_HASHTAG
     beams: list[tuple[float, list[int]]] = [(1.0, [])]
@@ -84,7 +97,8 @@ def searched_hashtags(engine: Engine, note: Note, count: int) -> tuple[list[tupl
     for length in range(TOKENS_PER_HASHTAG + 1):
         extensions: list[tuple[float, list[int]]] = []
         for probability, ids in beams:
-            next_token = engine.runtime.model.logits(hidden_states(engine, [*before, *ids])[-1]).double().softmax(-1)
+            hidden = hidden_states(engine, [*before, *ids], len(note_ids))[-1]
+            next_token = engine.runtime.model.logits(hidden).double().softmax(-1)
             if length:
                 beam_tokens += 1
                 finished.append((probability * float(next_token[ends].sum()), ids))
@@ -132,8 +146,9 @@ def all_hashtags(engine: Engine, note: Note, count: int, words: Sequence[str], m
 
 def _probability(engine: Engine, note: Note, count: int, ids: Sequence[int]) -> float:
     """Probability that the model writes `ids` first after the hashtag task, and then any end token."""
-    before = [*engine.prompt.note(note, count), *engine.prompt.hashtag_task(count)]
-    hidden = hidden_states(engine, [*before, *ids])[len(before) - 1 :]
+    note_ids = engine.prompt.note(note, count)
+    before = [*note_ids, *engine.prompt.hashtag_task(count)]
+    hidden = hidden_states(engine, [*before, *ids], len(note_ids))[len(before) - 1 :]
     rows = engine.runtime.model.logits(hidden).double().softmax(-1)
     ends = end_tokens(engine.runtime.model.tokenizer)
     return float(rows[range(len(ids)), list(ids)].prod() * rows[-1, ends].sum())

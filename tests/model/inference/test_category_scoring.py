@@ -43,17 +43,19 @@ def test_whole_closed_set_is_returned_most_probable_first(tiny_engine: Engine) -
         assert sum(in_order) == pytest.approx(1, abs=1e-5)
 
 
-def test_unseen_names_are_scored_less_their_prior(partly_trained: Engine) -> None:
-    request = GenerationRequest(categories=FOODS)
+@pytest.mark.parametrize("fixture", ["partly_trained", "partly_trained_activated"])
+def test_unseen_names_are_scored_less_their_prior(fixture: str, request: pytest.FixtureRequest) -> None:
+    partly_trained: Engine = request.getfixturevalue(fixture)
+    for_foods = GenerationRequest(categories=FOODS)
     names = [Note(title=name) for name in FOODS]
     prior = torch.stack([category_log_probs(partly_trained, name, FOODS) for name in names]).mean(0)
     cosines = torch.from_numpy(partly_trained.embed(FEW_NOTES) @ partly_trained.embed(names).T)
-    outputs = generate(partly_trained, FEW_NOTES, request)
+    outputs = generate(partly_trained, FEW_NOTES, for_foods)
     for note, cosine, output in zip(FEW_NOTES, cosines, outputs, strict=True):
         scores = category_log_probs(partly_trained, note, FOODS) - prior + NAME_COSINE_WEIGHT * cosine
         expected = dict(zip(FOODS, scores.softmax(0).tolist(), strict=True))
         assert probabilities(output) == pytest.approx(expected, abs=1e-3)
-        assert output.usage == generate(partly_trained, [note], request)[0].usage
+        assert output.usage == generate(partly_trained, [note], for_foods)[0].usage
 
 
 def test_trained_names_keep_their_probabilities(partly_trained: Engine, tiny_engine: Engine) -> None:

@@ -1,0 +1,173 @@
+"""Generation adapter: it changes what is written after a note, and neither the vector nor the number of forwards.
+
+The tests of the `writer` fixture run with one as well.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from model.config import CheckpointError, NoteLLMConfig
+from model.generation import VECTOR_ONLY, GenerationRequest
+from model.inference.engine import Engine
+from model.notellm import NoteLLM, quiet_peft
+from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BACKBONE_FOLDER, GENERATION_FOLDER
+from tests.conftest import FAMILIES, FOODS, in_torch
+from tests.model.inference.models import add_random_generation_adapter
+from tests.model.inference.outputs import generate, probabilities, record_forwards, texts, vectors
+from tests.model.inference.reference import assert_outputs_match_reference
+from tests.model.inference.samples import FEW_NOTES
+from tests.model.inference.test_openvino import assert_same_outputs, load, read, save_random
+
+EVERYTHING = GenerationRequest(2, FOODS)
+
+
+def load_model(checkpoint: Path) -> NoteLLM:
+    return NoteLLM.load(str(checkpoint), cache=checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def assert_only_the_vectors_are_the_same(engine: Engine, plain: Engine) -> None:
+    """Vectors bit for bit, whatever else is requested; no hashtags and probabilities."""
+    assert engine.space == plain.space
+    expected = vectors(generate(plain, FEW_NOTES))
+    np.testing.assert_array_equal(vectors(generate(engine, FEW_NOTES)), expected)
+    outputs = generate(engine, FEW_NOTES, EVERYTHING)
+    np.testing.assert_array_equal(vectors(outputs), expected)
+    for output, other in zip(outputs, generate(plain, FEW_NOTES, EVERYTHING), strict=True):
+        assert texts(output.hashtags) != texts(other.hashtags)
+        assert probabilities(output) != pytest.approx(probabilities(other), rel=1e-2)
+
+
+def test_adapter_changes_what_is_written_and_no_vector(activated: Engine, tiny_engine: Engine) -> None:
+    assert_only_the_vectors_are_the_same(activated, tiny_engine)
+
+
+def test_note_and_tasks_are_one_span_of_one_forward(activated: Engine, tiny_engine: Engine) -> None:
+    requests = [VECTOR_ONLY, EVERYTHING, GenerationRequest(3), GenerationRequest(0, FOODS), GenerationRequest(1)]
+    with record_forwards(activated) as forwards:
+        outputs = generate(activated, FEW_NOTES, requests)
+    with record_forwards(tiny_engine) as plain_forwards:
+        plain_outputs = generate(tiny_engine, FEW_NOTES, requests)
+    assert forwards[0] == plain_forwards[0]
+    assert [o.usage.prompt_tokens for o in outputs] == [o.usage.prompt_tokens for o in plain_outputs]
+
+
+def test_outputs_match_note_by_trunk_and_task_by_decoder(activated: Engine) -> None:
+    assert_outputs_match_reference(activated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_family_with_adapter_matches_reference(family: str, backbone_folder: Path, tmp_path: Path) -> None:
+    checkpoint = Path(save_random(FAMILIES[family], backbone_folder, tmp_path / "checkpoint"))
+    add_random_generation_adapter(checkpoint)
+    assert_outputs_match_reference(in_torch(checkpoint, tmp_path))
+
+
+@torch.inference_mode()
+def test_decoder_reads_as_peft_with_the_adapter_active(activated_checkpoint: Path) -> None:
+    """peft keeps the adapter beside the weights, and switches it off for the note."""
+    model = load_model(activated_checkpoint)
+    backbone = AutoModelForCausalLM.from_pretrained(activated_checkpoint / BACKBONE_FOLDER)
+    with quiet_peft():
+        adapter = PeftModel.from_pretrained(backbone, str(activated_checkpoint / GENERATION_FOLDER)).eval()
+    adapted = NoteLLM(model.config, backbone, model.tokenizer)
+    note, task = model.prompt.note(FEW_NOTES[1]), model.prompt.hashtag_task(3)
+    ids = torch.tensor([[*note, *task]])
+    mask = torch.ones_like(ids)
+    positions = mask.cumsum(1) - 1
+    begin, end = slice(0, len(note)), slice(len(note), None)
+
+    cache = DynamicCache()
+    with adapter.disable_adapter():
+        adapted(ids[:, begin], mask[:, begin], positions[:, begin], cache)
+    expected = adapted.logits(adapted(ids[:, end], mask, positions[:, end], cache))
+
+    cache = DynamicCache()
+    model(ids[:, begin], mask[:, begin], positions[:, begin], cache)
+    logits = model.logits(model(ids[:, end], mask, positions[:, end], cache, decode=True))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_openvino_adapter_changes_no_vector(
+    dtype: str, activated_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    engine, plain = (load(str(folder), tmp_path, dtype) for folder in (activated_checkpoint, tiny_checkpoint))
+    assert len(list(tmp_path.iterdir())) == 2, "both checkpoints have the same exported files"
+    assert_only_the_vectors_are_the_same(engine, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_openvino_with_adapter_equals_pytorch(family: str, backbone_folder: Path, tmp_path: Path) -> None:
+    checkpoint = Path(save_random(FAMILIES[family], backbone_folder, tmp_path / "checkpoint"))
+    add_random_generation_adapter(checkpoint)
+    torch_engine, exported = load(str(checkpoint), tmp_path, runtime="torch"), load(str(checkpoint), tmp_path)
+    assert_same_outputs(read(exported), read(torch_engine))
+    assert exported.write_category(FEW_NOTES) == torch_engine.write_category(FEW_NOTES)
+    assert exported.runtime.pool.free == exported.runtime.pool.count
+
+
+@pytest.mark.parametrize("missing", [ADAPTER_FILE, ADAPTER_CONFIG_FILE])
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_checkpoint_that_lacks_a_generation_file_is_refused(
+    missing: str, runtime: str, activated_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(activated_checkpoint, tmp_path / "copy"))
+    (folder / GENERATION_FOLDER / missing).unlink()
+    with pytest.raises(CheckpointError, match=f"{missing} is missing, but the configuration has a generation adapter"):
+        load(str(folder), tmp_path, runtime=runtime)
+
+
+def test_generation_adapter_of_another_shape_is_refused(
+    activated_checkpoint: Path, backbone_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(activated_checkpoint, tmp_path / "copy"))
+    other = Path(save_random(FAMILIES["mistral"], backbone_folder, tmp_path / "other"))
+    add_random_generation_adapter(other, rank=8)
+    shutil.copy(other / GENERATION_FOLDER / ADAPTER_FILE, folder / GENERATION_FOLDER / ADAPTER_FILE)
+    with pytest.raises(CheckpointError):
+        load_model(folder)
+
+
+def test_prompt_with_the_task_first_has_no_generation_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(activated_checkpoint, tmp_path / "copy"))
+    replace(NoteLLMConfig.load(folder), prompt_version="task-first/1").save(folder)
+    with pytest.raises(CheckpointError, match="not 'task-first/1'"):
+        load_model(folder)
+
+
+def test_saved_trunk_has_no_generation_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
+    model = load_model(activated_checkpoint)
+    model.save(tmp_path)
+    saved = load_model(tmp_path)
+    assert saved.decoder is None
+    assert saved.space == model.space
+
+
+def test_adapter_switched_off_leaves_the_trunk_as_it_was(activated_checkpoint: Path) -> None:
+    """A training computes the note so, and the tasks with the adapter."""
+    model, trained = load_model(activated_checkpoint), load_model(activated_checkpoint)
+    adapter = trained.add_adapter(4)
+    trainable = [name for name, parameter in trained.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all(".lora_" in name for name in trainable)
+    with adapter.disable_adapter():
+        assert torch.equal(states(trained), states(model))
+
+
+def states(model: NoteLLM) -> torch.Tensor:
+    ids = torch.tensor([model.prompt.note(FEW_NOTES[1])])
+    mask = torch.ones_like(ids)
+    hidden: torch.Tensor = model(ids, mask, mask.cumsum(1) - 1)
+    return hidden
