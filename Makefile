@@ -45,9 +45,10 @@ bench: .venv/.dev ## measure the main job, crash recovery and pairs: make bench 
 	$(BIN)/python -m benchmarks.speed.pairs
 	@$(MAKE) tables
 
-bench-engine: .venv/.dev ## measure the engine against this machine's limit and other engines (nine minutes, idle)
+bench-engine: .venv/.dev ## measure the engine against this machine's limit and other engines (twelve minutes, idle)
 	$(BIN)/python -m benchmarks.speed.engine
 	$(BIN)/python -m benchmarks.speed.clients
+	$(BIN)/python -m benchmarks.speed.overload
 	@$(MAKE) tables
 
 bench-index: .venv/.dev ## measure the index with a million rows: make bench-index DATA=folder with microlens50k/ (twenty minutes, idle)

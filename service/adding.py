@@ -77,16 +77,16 @@ class Plan:
         return (old.note, old.space, old.generated) != (new.note, new.space, new.generated)
 
 
-def batches_with_unique_ids(notes: Sequence[Note]) -> Iterator[list[int]]:
-    """Yield batches of positions in `notes`: no id twice in one, at most STORE_BATCH_SIZE positions, and notes of one
-    id in their order."""
+def batches_with_unique_ids(notes: Sequence[Note], size: int) -> Iterator[list[int]]:
+    """Yield batches of positions in `notes`: no id twice in one, at most `size` positions, and notes of one id in
+    their order."""
     left = list(range(len(notes)))
     while left:
         seen: set[str] = set()
         batch: list[int] = []
         later: list[int] = []
         for i in left:
-            if notes[i].id in seen or len(batch) == STORE_BATCH_SIZE:
+            if notes[i].id in seen or len(batch) == size:
                 later.append(i)
             else:
                 batch.append(i)

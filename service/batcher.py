@@ -1,7 +1,7 @@
 """Batcher: concurrent requests of all endpoints share one engine thread, joining and leaving its batch at any step.
 
-The queue is bounded and has two lanes: interactive before bulk. Every waiter gets an answer: its output, or an error.
-Knows nothing of HTTP, storage, or what a token is.
+The queue has two lanes, interactive before bulk, and is bounded in seconds (admission.py). Every waiter gets an answer:
+its output, or an error. Knows nothing of HTTP, storage, or what a token is.
 """
 
 from __future__ import annotations
@@ -11,74 +11,76 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
 import structlog
 
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
 from model.note import Note
-from service.errors import EngineFailed, QueueFull, Stopping
+from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
+from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
 from service.interfaces import Engine, TokenizedRequest
 from service.telemetry import Telemetry
 
+MAX_BULK_WAIT = 5.0
+"""Seconds after which one bulk note has a place in the engine, however many interactive ones wait: an ingest becomes
+slow and does not stand still."""
 log = structlog.get_logger(__name__)
-
-
-class Lane(StrEnum):
-    """Priority of a note: INTERACTIVE, where a person waits, goes before BULK, a list or a stream."""
-
-    INTERACTIVE = "interactive"
-    BULK = "bulk"
 
 
 @dataclass(slots=True, eq=False)
 class QueuedNote:
-    """A note in the queue or in the engine. `since`: when it was queued, by perf_counter. A caller that leaves cancels
-    `answer`; then the note is dropped."""
+    """A note in the queue or in the engine. `since`: when it was queued. `seconds`: its share of the engine's time. A
+    caller that leaves cancels `answer`; then the note is dropped."""
 
     tokenized: TokenizedRequest
-    lane: Lane
+    request: GenerationRequest
+    urgency: Urgency
+    admission: Admission
     answer: asyncio.Future[GenerationOutput]
-    since: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(slots=True)
-class Admission:
-    """Room reserved in the queue for `left` more notes."""
-
-    left: int
+    since: float
+    seconds: float = 0.0
 
 
 class Batcher:
     """Queue in front of the engine.
 
     `max_tokens`: prompt tokens that begin with one step. `max_notes`: notes in the engine at a time. `max_queue`: notes
-    that may wait; more raise QueueFull.
+    that may wait, and `max_seconds`: the engine's time for those of the interactive lane; more raise QueueFull. `now`:
+    the clock of Urgency.
     """
 
     def __init__(
-        self, engine: Engine, telemetry: Telemetry, *, max_tokens: int, max_notes: int, max_queue: int
+        self,
+        engine: Engine,
+        telemetry: Telemetry,
+        *,
+        max_tokens: int,
+        max_notes: int,
+        max_queue: int,
+        max_seconds: float = math.inf,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._telemetry = telemetry
         self._max_tokens = max_tokens
         self._max_notes = max_notes
-        self._max_queue = max_queue
+        self.max_queue = max_queue
+        self._max_seconds = max_seconds
+        self._now = now
         self._lanes: dict[Lane, deque[QueuedNote]] = {lane: deque() for lane in Lane}
         self._arrived = asyncio.Event()
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._task: asyncio.Task[None] | None = None
-        self._reserved = 0
+        self._admissions: set[Admission] = set()
+        self._engine_seconds = EngineSeconds()
         self._stopping = False
         self._step_since: float | None = None
         self._running: dict[object, QueuedNote] = {}
         """Notes in the engine, by the engine's running request."""
-        self._recent_notes, self._recent_seconds = 10.0, 1.0
-        """Notes done and seconds taken, weighted towards recent steps: QueueFull estimates its wait by their rate."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._loop(), name="batcher")
@@ -107,39 +109,45 @@ class Batcher:
     @property
     def busy_seconds(self) -> float:
         """How long the engine's present step has taken; 0 when it is idle."""
-        return 0.0 if self._step_since is None else time.perf_counter() - self._step_since
+        return 0.0 if self._step_since is None else self._now() - self._step_since
+
+    def expected_wait(self, lane: Lane) -> float:
+        """Seconds until a note that is admitted now begins, by the measured times of those before it."""
+        return self._engine_seconds.wait(self._admissions, lane)
 
     async def generate(
-        self, note: Note, request: GenerationRequest = VECTOR_ONLY, lane: Lane = Lane.INTERACTIVE
+        self, note: Note, request: GenerationRequest = VECTOR_ONLY, urgency: Urgency = PATIENT
     ) -> GenerationOutput:
-        """Return the engine's output for one note. Raises QueueFull, EngineFailed, Stopping."""
-        return (await self.generate_all([(note, request)], lane))[0]
+        """Return the engine's output for one note. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
+        return (await self.generate_all([(note, request)], urgency))[0]
 
     async def generate_all(
-        self, notes: Sequence[tuple[Note, GenerationRequest]], lane: Lane, admission: Admission | None = None
+        self, notes: Sequence[tuple[Note, GenerationRequest]], urgency: Urgency, admission: Admission | None = None
     ) -> list[GenerationOutput]:
-        """Return the outputs in order; the first failure cancels the rest. Raises QueueFull, EngineFailed, Stopping.
+        """Return the outputs in order; the first failure cancels the rest.
 
-        All notes are admitted or none. A caller that has reserved room for them already passes its `admission`.
+        All notes are admitted or none. A caller that was admitted already passes its `admission`. Raises QueueFull,
+        DeadlineExceeded, EngineFailed, Stopping.
         """
         if not notes:
             return []
         if admission is None:
-            with self.admit(len(notes)) as admission:
-                return await self.generate_all(notes, lane, admission)
+            with self.admit(len(notes), notes[0][1], urgency) as admission:
+                return await self.generate_all(notes, urgency, admission)
         loop = asyncio.get_running_loop()
-        started = time.perf_counter()
+        started = self._now()
         tokenized = await loop.run_in_executor(
             self._tokenise_thread, lambda: [self._engine.tokenize(note, request) for note, request in notes]
         )
-        self._telemetry.tokenise.observe(time.perf_counter() - started)
+        self._telemetry.tokenise.observe(self._now() - started)
         if self._stopping:
             raise Stopping
-        self._reserved -= len(notes)
-        admission.left -= len(notes)
-        queued = [QueuedNote(request, lane, loop.create_future()) for request in tokenized]
-        self._lanes[lane].extend(queued)
-        self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
+        queued = [
+            QueuedNote(tokens, request, urgency, admission, loop.create_future(), self._now())
+            for tokens, (_, request) in zip(tokenized, notes, strict=True)
+        ]
+        self._lanes[urgency.lane].extend(queued)
+        self._telemetry.queue_depth.labels(urgency.lane).set(len(self._lanes[urgency.lane]))
         self._arrived.set()
         try:
             return [await note.answer for note in queued]
@@ -148,19 +156,31 @@ class Batcher:
                 note.answer.cancel()
 
     @contextlib.contextmanager
-    def admit(self, notes: int) -> Iterator[Admission]:
-        """Reserve room in the queue for `notes` notes while the block lasts. Raises QueueFull, Stopping."""
+    def admit(
+        self, notes: int, request: GenerationRequest, urgency: Urgency, places: int | None = None
+    ) -> Iterator[Admission]:
+        """Admit `notes` notes while the block lasts. `places`: how many of them will be queued at a time; all, if None.
+
+        Raises QueueFull where the queue has no such places, or the first note would wait for too much of its caller's
+        time; and Stopping.
+        """
         if self._stopping:
             raise Stopping
-        taken = self.waiting + self._reserved
-        if taken + notes > self._max_queue:
-            raise QueueFull(taken, max(1, math.ceil(taken * self._recent_seconds / self._recent_notes)))
-        admission = Admission(notes)
-        self._reserved += notes
+        admission = Admission(urgency.lane, request, notes, places or notes)
+        reserved = sum(other.reserved for other in self._admissions)
+        wait = self.expected_wait(urgency.lane)
+        if reserved + admission.reserved > self.max_queue or wait > self._max_wait(urgency):
+            raise QueueFull(reserved, wait)
+        self._admissions.add(admission)
         try:
             yield admission
         finally:
-            self._reserved -= admission.left
+            self._admissions.remove(admission)
+
+    def _max_wait(self, urgency: Urgency) -> float:
+        """Seconds for which notes of a caller may wait for the engine."""
+        caller = WAITING_SHARE * max(0.0, urgency.deadline - self._now())
+        return min(caller, self._max_seconds) if urgency.lane is Lane.INTERACTIVE else caller
 
     async def _loop(self) -> None:
         while True:
@@ -175,26 +195,47 @@ class Batcher:
 
     def _next_notes(self) -> list[QueuedNote]:
         """Take the oldest notes off the queue, interactive ones first, as many as the budgets allow. The first is taken
-        even if it alone exceeds the token budget."""
+        even if it alone exceeds the token budget, and so is the bulk note that is due."""
         new_notes: list[QueuedNote] = []
         tokens = 0
+        bulk_is_due = self._bulk_is_due()
         for lane, queue in self._lanes.items():
-            while queue:
-                if queue[0].answer.done():  # its caller left
-                    queue.popleft()
-                    continue
-                next_tokens = queue[0].tokenized.tokens
-                engine_full = len(self._running) + len(new_notes) >= self._max_notes
-                if engine_full or (new_notes and tokens + next_tokens > self._max_tokens):
+            is_bulk = lane is Lane.BULK
+            places = self._max_notes - len(self._running) - (bulk_is_due and not is_bulk)
+            exempt = not new_notes or (is_bulk and bulk_is_due)
+            while (note := self._first(queue)) and len(new_notes) < places:
+                if tokens + note.tokenized.tokens > self._max_tokens and not exempt:
                     break
-                tokens += next_tokens
+                exempt = False
+                tokens += note.tokenized.tokens
+                note.admission.left -= 1
                 new_notes.append(queue.popleft())
             self._telemetry.queue_depth.labels(lane).set(len(queue))
         return new_notes
 
+    def _bulk_is_due(self) -> bool:
+        """Whether bulk notes have waited for MAX_BULK_WAIT and none runs, so that one begins before interactive ones
+        that wait. An engine that takes one note at a time has no place to share."""
+        first = self._first(self._lanes[Lane.BULK])
+        if first is None or self._max_notes == 1 or self._now() - first.since < MAX_BULK_WAIT:
+            return False
+        return not any(note.urgency.lane is Lane.BULK for note in self._running.values())
+
+    def _first(self, queue: deque[QueuedNote]) -> QueuedNote | None:
+        """Return the first note of a queue, after dropping those whose callers left or have no time any more."""
+        while queue:
+            note = queue[0]
+            overdue = note.urgency.deadline <= self._now()
+            if not note.answer.done() and not overdue:
+                return note
+            queue.popleft()
+            self._telemetry.dropped.labels("deadline" if overdue else "left").inc()
+            _fail(note, DeadlineExceeded(note.urgency.seconds))
+        return None
+
     async def _step(self, new_notes: Sequence[QueuedNote]) -> None:
         """Run one engine step, in which `new_notes` begin, and answer all notes that end with it."""
-        started = self._step_since = time.perf_counter()
+        started = self._step_since = self._now()
         try:
             ended, postponed = await asyncio.get_running_loop().run_in_executor(
                 self._engine_thread, self._advance, new_notes
@@ -205,21 +246,29 @@ class Batcher:
                 raise
             return
         finally:
-            seconds = time.perf_counter() - started
+            seconds = self._now() - started
             self._step_since = None
         for note in reversed(postponed):
-            self._lanes[note.lane].appendleft(note)
-        self._recent_notes = 0.9 * self._recent_notes + len(ended)
-        self._recent_seconds = 0.9 * self._recent_seconds + seconds
+            note.admission.left += 1
+            self._lanes[note.urgency.lane].appendleft(note)
+        self._share_out(seconds, [note for note, _ in ended])
         self._observe([output for _, output in ended], seconds)
         begun = new_notes[: len(new_notes) - len(postponed)]
         if begun:
             self._telemetry.batch_tokens.observe(sum(note.tokenized.tokens for note in begun))
         for note in begun:
-            self._telemetry.queue_wait.labels(note.lane).observe(started - note.since)
+            self._telemetry.queue_wait.labels(note.urgency.lane).observe(started - note.since)
         for note, output in ended:
             if not note.answer.done():
                 note.answer.set_result(output)
+
+    def _share_out(self, seconds: float, ended: Sequence[QueuedNote]) -> None:
+        """Give each note of a step its share of the step's time, and learn from those that ended."""
+        notes = [*ended, *self._running.values()]
+        for note in notes:
+            note.seconds += seconds / len(notes)
+        for note in ended:
+            self._engine_seconds.measure(note.request, note.seconds)
 
     def _advance(
         self, new_notes: Sequence[QueuedNote]

@@ -10,7 +10,7 @@ NoteLLMError
 ├── OtherSpace            the note's vector is from another model
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a temporary state; carries the seconds to wait
-    ├── QueueFull         the engine's queue is full
+    ├── QueueFull         the engine's queue is full, or too long for this caller
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index has not reached a log position in time
@@ -22,6 +22,7 @@ SnapshotRefused is not one of them: the index answers it by rebuilding from the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,9 +117,14 @@ class TryLater(NoteLLMError):
 
 
 class QueueFull(TryLater):
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} notes wait for the model already; try again in {retry_after} s.")
-        self.retry_after = retry_after
+    """`waiting`: notes that would come first. `seconds`: how long until they have begun."""
+
+    def __init__(self, waiting: int, seconds: float) -> None:
+        self.retry_after = max(1, math.ceil(seconds))
+        super().__init__(
+            f"{waiting} notes wait for the model already, for about {seconds:.1f} s, which is too much of your time "
+            f"(X-Request-Timeout) or all that may wait (GET /limits); try again in {self.retry_after} s."
+        )
 
 
 class DeadlineExceeded(TryLater):

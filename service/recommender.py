@@ -20,8 +20,9 @@ from model.generation import (
     HashtagPolicy,
 )
 from model.note import Note, hashtag_key
-from service.adding import Added, Generate, Plan, batches_with_unique_ids
-from service.batcher import Admission, Batcher, Lane
+from service.adding import STORE_BATCH_SIZE, Added, Generate, Plan, batches_with_unique_ids
+from service.admission import PATIENT, Admission, Urgency
+from service.batcher import Batcher
 from service.errors import (
     LimitExceeded,
     NoteNotFound,
@@ -93,26 +94,29 @@ class Recommender:
         self._clock = clock
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def add(self, notes: Sequence[Note], generate: Generate, lane: Lane) -> list[Added]:
+    async def add(self, notes: Sequence[Note], generate: Generate, urgency: Urgency) -> list[Added]:
         """Upsert notes by id; a note without one gets a ULID. On return all are durable and searchable here.
 
-        Notes of one id are applied in their order. A long list is stored batch by batch: what was stored before a
-        failure stays, and repeating the call is safe and costs no tokens for it. Raises QueueFull (then nothing was
-        stored), EngineFailed, StoreUnavailable, IndexBehind.
+        Notes of one id are applied in their order. A long list is queued and stored batch by batch: what was stored
+        before a failure stays, and repeating the call is safe and costs no tokens for it. Raises QueueFull (then
+        nothing was stored), EngineFailed, StoreUnavailable, IndexBehind.
         """
         with_ids = [note if note.id else replace(note, id=str(ULID())) for note in notes]
         added: dict[int, Added] = {}
-        with self._batcher.admit(len(with_ids)) as admission:
-            for batch in batches_with_unique_ids(with_ids):
-                results = await self._add_distinct([with_ids[i] for i in batch], generate, lane, admission)
+        size = min(STORE_BATCH_SIZE, self._batcher.max_queue)
+        request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
+        with self._batcher.admit(len(with_ids), request, urgency, size) as admission:
+            for batch in batches_with_unique_ids(with_ids, size):
+                results = await self._add_distinct([with_ids[i] for i in batch], generate, urgency, admission)
                 added.update(zip(batch, results, strict=True))
+                admission.left = len(with_ids) - len(added)  # not all of the batch may have needed the model
         return [added[i] for i in range(len(with_ids))]
 
     async def _add_distinct(
         self,
         notes: Sequence[Note],
         generate: Generate,
-        lane: Lane,
+        urgency: Urgency,
         admission: Admission | None = None,
         expected: str | None = None,
         known: Sequence[StoredNote | Unreadable | None] | None = None,
@@ -128,7 +132,7 @@ class Recommender:
         plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
         need_model = [i for i, plan in enumerate(plans) if plan.request is not None]
         requests = [(plan.note, plan.request) for plan in plans if plan.request is not None]
-        outputs = dict(zip(need_model, await self._batcher.generate_all(requests, lane, admission), strict=True))
+        outputs = dict(zip(need_model, await self._batcher.generate_all(requests, urgency, admission), strict=True))
         finished = [plan.finish(outputs.get(i), self.engine.space) for i, plan in enumerate(plans)]
         # Shielded from a caller that leaves: what reaches the store must also be waited for in the index.
         return await asyncio.shield(self._commit(plans, finished, expected, accepted))
@@ -171,11 +175,19 @@ class Recommender:
         (stored,) = await self._store.get([note_id])
         return readable(note_id, stored)
 
-    async def put(self, note: Note, generate: Generate, expected: str | None = None) -> Added:
+    async def put(
+        self, note: Note, generate: Generate, expected: str | None = None, urgency: Urgency = PATIENT
+    ) -> Added:
         """Create or replace one note. Raises PreconditionFailed when it is not at log position `expected`."""
-        return (await self._add_distinct([note], generate, Lane.INTERACTIVE, expected=expected))[0]
+        return (await self._add_distinct([note], generate, urgency, expected=expected))[0]
 
-    async def change(self, note_id: str, edit: Callable[[Note], Note], expected: str | None = None) -> Added:
+    async def change(
+        self,
+        note_id: str,
+        edit: Callable[[Note], Note],
+        expected: str | None = None,
+        urgency: Urgency = PATIENT,
+    ) -> Added:
         """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed.
 
         Without `expected` a change that meets a concurrent one is tried again on the newer note, so that none is lost.
@@ -188,7 +200,7 @@ class Recommender:
                     raise PreconditionFailed(note_id)
                 try:
                     (added,) = await self._add_distinct(
-                        [edit(old.note)], Generate(), Lane.INTERACTIVE, expected=old.position, known=[old]
+                        [edit(old.note)], Generate(), urgency, expected=old.position, known=[old]
                     )
                     return added
                 except PreconditionFailed:
@@ -223,9 +235,11 @@ class Recommender:
         where = replace(where, exclude=where.exclude | {note_id})
         return await self._search(vector, k, where, min_score, source_id=note_id)
 
-    async def similar_to_text(self, note: Note, k: int, where: Filter, min_score: float | None) -> Similar:
+    async def similar_to_text(
+        self, note: Note, k: int, where: Filter, min_score: float | None, urgency: Urgency = PATIENT
+    ) -> Similar:
         """Find notes related to a text that is not stored."""
-        output = await self._batcher.generate(note)
+        output = await self._batcher.generate(note, urgency=urgency)
         return await self._search(output.vector, k, where, min_score)
 
     def generation_request(
@@ -248,10 +262,10 @@ class Recommender:
             self.index.find_neighbours if policy == "grounded" else None,
         )
 
-    async def generate(self, note: Note, request: GenerationRequest) -> GenerationOutput:
+    async def generate(self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT) -> GenerationOutput:
         """Return vector and generations of a text that is not stored, from one prefill. Raises LimitExceeded."""
         try:
-            output = await self._batcher.generate(note, request)
+            output = await self._batcher.generate(note, request, urgency)
         except CategoriesTooLong as error:
             raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
         return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags))
@@ -271,7 +285,7 @@ class Recommender:
         )
 
     async def stream_hashtags(
-        self, note: Note, request: GenerationRequest
+        self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT
     ) -> AsyncGenerator[Hashtag | GenerationOutput]:
         """Yield each hashtag once no better one can come, and then the whole output. Closing the generator aborts the
         request."""
@@ -281,7 +295,8 @@ class Recommender:
         def put_from_engine_thread(hashtag: Hashtag) -> None:
             loop.call_soon_threadsafe(settled.put_nowait, hashtag)
 
-        generating = asyncio.create_task(self.generate(note, replace(request, on_hashtag=put_from_engine_thread)))
+        streamed = replace(request, on_hashtag=put_from_engine_thread)
+        generating = asyncio.create_task(self.generate(note, streamed, urgency))
         generating.add_done_callback(lambda _: settled.put_nowait(None))
         try:
             while hashtag := await settled.get():

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from service.adding import Generate
+from service.admission import Lane, Urgency
 from service.api.schemas.notes import NoteIn
-from service.batcher import Lane
 from service.container import Service
 from service.errors import StoreUnavailable
 from service.notes_file import NotesFile
@@ -31,7 +31,7 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
         notes = [NoteIn.model_validate(line.note).as_note() for line in lines]
         for start in range(0, len(notes), BATCH_SIZE):
             progress(f"Adding sample notes (first start only): {start} of {len(notes)}")
-            await service.recommender.add(notes[start : start + BATCH_SIZE], Generate(), Lane.BULK)
+            await service.recommender.add(notes[start : start + BATCH_SIZE], Generate(), Urgency(Lane.BULK))
         await service.store.mark_samples_loaded()
     except StoreUnavailable:
         progress("The store is away: no sample notes")

@@ -67,7 +67,13 @@ class Settings(BaseSettings):
     batch_tokens: int = Field(1024, ge=1, description="most prompt tokens that begin with one step of the engine")
     batch_notes: int = Field(32, ge=1, description="most notes that the engine reads at a time")
     queue_notes: int = Field(2000, ge=1, description="most notes waiting for the engine; more get 429")
-    request_seconds: float = Field(60.0, gt=0, description="deadline of one request")
+    queue_seconds: float = Field(
+        4.0, gt=0, description="most seconds of the engine's work waiting in the interactive lane; more get 429"
+    )
+    interactive_seconds: float = Field(
+        10.0, gt=0, description="deadline of a request about one note that names none in X-Request-Timeout"
+    )
+    request_seconds: float = Field(60.0, gt=0, description="longest deadline of a request, and that of a list")
     shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")
 
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")

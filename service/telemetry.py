@@ -30,6 +30,18 @@ class Telemetry:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
+        self.expected_wait = Gauge(
+            "notellm_expected_wait_seconds",
+            "Until a note that is admitted now begins, by the measured times of those before it",
+            ("lane",),
+            registry=registry,
+        )
+        self.dropped = Counter(
+            "notellm_dropped_notes",
+            "Notes that were admitted and never reached the model, since nobody waited for them any more",
+            ("reason",),
+            registry=registry,
+        )
         self.tokenise = Histogram(
             "notellm_tokenise_seconds", "Tokenising one request's notes", buckets=LATENCY_BUCKETS, registry=registry
         )

@@ -16,6 +16,7 @@ from model.generation import CategoriesTooLong, GenerationRequest
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
+from service.admission import Lane
 from service.api.app import create_app
 from service.api.middleware import ExpectedStartFailure
 from service.batcher import Batcher
@@ -95,6 +96,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             max_tokens=settings.batch_tokens,
             max_notes=settings.batch_notes,
             max_queue=settings.queue_notes,
+            max_seconds=settings.queue_seconds,
         )
         progress("Building the index from the store")
         await index.start()
@@ -104,6 +106,8 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(engine, batcher, store, index, telemetry, clock, defaults)
         _connect_gauges(telemetry, index, store, engine)
+        for lane in Lane:
+            telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
         yield Service(settings, recommender, batcher, store, index, telemetry, clock)
 
 

@@ -28,6 +28,8 @@ class Connection(asyncio.Protocol):
         self._received = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
         self._transport: Any = None
+        self.is_open = True
+        """False once either side has closed it: the service does so after five idle seconds."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -44,14 +46,23 @@ class Connection(asyncio.Protocol):
             self._answer.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error or ConnectionResetError())
 
-    async def send(self, request: bytes) -> bytes:
-        """Send a whole request and return the body of its answer. RuntimeError for any status but 200."""
+    def close(self) -> None:
+        """Close the connection, whatever the service is doing for it."""
+        self._transport.abort()
+
+    async def exchange(self, request: bytes) -> bytes:
+        """Send a whole request and return its answer: status line, headers and body."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        answer = await self._answer
+        return await self._answer
+
+    async def send(self, request: bytes) -> bytes:
+        """Send a whole request and return the body of its answer. RuntimeError for any status but 200."""
+        answer = await self.exchange(request)
         if not answer.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(answer.decode())
         return answer.partition(b"\r\n\r\n")[2]

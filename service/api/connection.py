@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
 
+from service.admission import Urgency
 from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
@@ -17,21 +19,26 @@ class CallerLeft(Exception):
     """The connection was closed before the answer was ready; nobody reads one."""
 
 
-async def while_connected(request: Request, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, which is cancelled when the caller leaves or after `seconds`.
+async def while_connected(request: Request, urgency: Urgency, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, which is cancelled when the caller leaves or has no time any more.
 
     Raises CallerLeft, DeadlineExceeded.
     """
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, left}, timeout=seconds_left(urgency), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise CallerLeft if left.done() else DeadlineExceeded(seconds)
+        raise CallerLeft if left.done() else DeadlineExceeded(urgency.seconds)
     finally:
         left.cancel()
         task.cancel()
+
+
+def seconds_left(urgency: Urgency) -> float:
+    """Seconds until the deadline of a request; 0 behind it."""
+    return max(0.0, urgency.deadline - time.monotonic())
 
 
 async def _disconnected(request: Request) -> None:

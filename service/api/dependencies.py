@@ -5,14 +5,17 @@ All are coroutines, though they wait for nothing: FastAPI would run each plain f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Request
 
 from service.adding import Generate
+from service.admission import Lane, Urgency
 from service.container import Service
 from service.errors import FieldError, InvalidInput
 from service.recommender import Recommender
+from service.settings import Settings
 
 GENERATED_HASHTAGS = 5
 """Hashtags that are generated for `?generate=hashtags`, which has no count."""
@@ -41,7 +44,54 @@ async def get_if_match(
     return None if if_match is None or if_match.strip() == "*" else if_match.strip().removeprefix("W/").strip('"')
 
 
+@dataclass(frozen=True, slots=True)
+class RequestedUrgency:
+    """X-Request-Timeout and X-Request-Priority of a request that arrived at `since`; None for what it leaves out."""
+
+    since: float
+    seconds: float | None
+    lane: Lane | None
+
+    def for_note(self, settings: Settings) -> Urgency:
+        """Urgency of a request about one note or text."""
+        lane = self.lane or Lane.INTERACTIVE
+        default = settings.interactive_seconds if lane is Lane.INTERACTIVE else settings.request_seconds
+        return Urgency(lane, min(self.seconds or default, settings.request_seconds), self.since)
+
+    def for_list(self, settings: Settings) -> Urgency:
+        """Urgency of a list or a stream of notes."""
+        seconds = min(self.seconds or settings.request_seconds, settings.request_seconds)
+        return Urgency(self.lane or Lane.BULK, seconds, self.since)
+
+
+async def get_requested_urgency(
+    request: Request,
+    x_request_timeout: Annotated[
+        float | None,
+        Header(
+            gt=0,
+            allow_inf_nan=False,
+            description="seconds that you wait for the answer; the work ends with them, or is refused at once (429) "
+            "where it would wait too long",
+        ),
+    ] = None,
+    x_request_priority: Annotated[
+        Lane | None, Header(description="lane of the queue; interactive for one note or text, bulk for more")
+    ] = None,
+) -> RequestedUrgency:
+    return RequestedUrgency(request.state.arrived, x_request_timeout, x_request_priority)
+
+
+async def get_urgency(
+    request: Request, requested: Annotated[RequestedUrgency, Depends(get_requested_urgency)]
+) -> Urgency:
+    """Urgency of a request about one note or text."""
+    return requested.for_note((await get_service(request)).settings)
+
+
 ServiceDep = Annotated[Service, Depends(get_service)]
 RecommenderDep = Annotated[Recommender, Depends(get_recommender)]
 GenerateDep = Annotated[Generate, Depends(get_generate)]
 IfMatch = Annotated[str | None, Depends(get_if_match)]
+RequestedUrgencyDep = Annotated[RequestedUrgency, Depends(get_requested_urgency)]
+UrgencyDep = Annotated[Urgency, Depends(get_urgency)]

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from model.note import Note
 from service.adding import Added, Generate
+from service.admission import Urgency
 from service.api.bodies import Turns, list_items, parse_json
 from service.api.bounds import check_note_size
 from service.api.problems import invalid_note, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
-from service.batcher import Lane
 from service.container import Service
 from service.errors import MAX_ERRORS, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
 from service.settings import Settings
@@ -58,12 +58,12 @@ class Batch:
             yield self.rejected[i] if i in self.rejected else BatchItem.of(next(outcomes))
 
 
-async def add_list(body: bytes, service: Service, generate: Generate) -> bytes:
+async def add_list(body: bytes, service: Service, generate: Generate, urgency: Urgency) -> bytes:
     """Add the notes of a JSON list; return the answer's JSON. Raises MalformedBody if any part of the body is not JSON,
     and LimitExceeded."""
     turns = Turns()
     batch = await _read_list(body, service.settings, turns)
-    added = await service.recommender.add(batch.notes, generate, Lane.BULK)
+    added = await service.recommender.add(batch.notes, generate, urgency)
     results: list[bytes] = []
     for item in batch.results(added):
         results.append(item.model_dump_json(exclude_none=True).encode())

@@ -6,8 +6,10 @@ Lines are cut here; ingest_list.py parses and validates the note of each.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import orjson
 from fastapi import Request, Response
@@ -17,12 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from model.note import Note
 from service.adding import Added, Generate
+from service.admission import Urgency
 from service.api.bodies import NDJSON, Turns, media_type
+from service.api.connection import seconds_left
 from service.api.ingest_list import MIN_NOTE_BYTES, Batch, read_note, rejected
 from service.api.schemas.notes import BatchItem
-from service.batcher import Lane
 from service.container import Service
-from service.errors import MalformedBody, NoteLLMError, QueueFull
+from service.errors import DeadlineExceeded, MalformedBody, NoteLLMError, QueueFull
 from service.settings import Settings
 
 STREAM_BATCH_SIZE = 64
@@ -34,14 +37,15 @@ def is_note_stream(method: str, path: str, headers: Headers) -> bool:
     return (method, path) == ("POST", "/notes") and media_type(headers) == NDJSON
 
 
-async def add_stream(request: Request, service: Service, generate: Generate) -> AsyncIterator[bytes]:
+async def add_stream(request: Request, service: Service, generate: Generate, urgency: Urgency) -> AsyncIterator[bytes]:
     """Add the notes of a stream; yield one result line for each. A failure of the service ends the stream with a
-    rejected line."""
+    rejected line. The seconds of `urgency` are those of each batch, from when its lines are there."""
     model, turns = service.recommender.engine.name, Turns()
     async for lines in _line_batches(request, service.settings):
         batch = await _read_lines(lines, service.settings, turns)
         try:
-            added = await _add_when_admitted(batch.notes, service, generate)
+            batch_urgency = replace(urgency, since=time.monotonic())
+            added = await _add_when_admitted(batch.notes, service, generate, batch_urgency)
         except NoteLLMError as error:
             yield _result_line(rejected(error), model)
             return
@@ -52,7 +56,6 @@ async def add_stream(request: Request, service: Service, generate: Generate) -> 
 async def _line_batches(request: Request, settings: Settings) -> AsyncIterator[list[bytes]]:
     """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut one byte beyond that
     bound, so that memory is bounded and `read_note` still rejects it."""
-    batch_size = min(STREAM_BATCH_SIZE, settings.queue_notes)
     max_bytes = settings.max_note_bytes
     rest = b""
     async for chunk in request.stream():
@@ -60,8 +63,8 @@ async def _line_batches(request: Request, settings: Settings) -> AsyncIterator[l
         if len(rest) > max_bytes:
             rest = rest[: max_bytes + 1]
         lines = [line for line in lines if line.strip()]
-        for start in range(0, len(lines), batch_size):
-            yield lines[start : start + batch_size]
+        for start in range(0, len(lines), STREAM_BATCH_SIZE):
+            yield lines[start : start + STREAM_BATCH_SIZE]
     if rest.strip():
         yield [rest]
 
@@ -78,17 +81,22 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
     return batch
 
 
-async def _add_when_admitted(notes: Sequence[Note], service: Service, generate: Generate) -> list[Added]:
-    """Add notes. While the queue is full, wait for room, for up to `request_seconds`; no more of the stream is read
-    meanwhile."""
-    async with asyncio.timeout(service.settings.request_seconds) as deadline:
-        while True:
-            try:
-                return await service.recommender.add(notes, generate, Lane.BULK)
-            except QueueFull as error:
-                if (deadline.when() or 0) < asyncio.get_running_loop().time() + error.retry_after:
-                    raise
-                await asyncio.sleep(error.retry_after)
+async def _add_when_admitted(
+    notes: Sequence[Note], service: Service, generate: Generate, urgency: Urgency
+) -> list[Added]:
+    """Add notes. While the queue is full, wait for room, until the deadline; no more of the stream is read meanwhile.
+    Raises DeadlineExceeded."""
+    try:
+        async with asyncio.timeout(seconds_left(urgency)):
+            while True:
+                try:
+                    return await service.recommender.add(notes, generate, urgency)
+                except QueueFull as error:
+                    if seconds_left(urgency) < error.retry_after:
+                        raise
+                    await asyncio.sleep(error.retry_after)
+    except TimeoutError as error:
+        raise DeadlineExceeded(urgency.seconds) from error
 
 
 def _result_line(item: BatchItem, model: str) -> bytes:

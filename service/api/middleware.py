@@ -53,7 +53,8 @@ class ExpectedStartFailure:
 
 
 class RequestContext:
-    """Gives each request an id, one log line and one observation, and answers 500 where the code failed.
+    """Gives each request an id, the time of its arrival, one log line and one observation, and answers 500 where the
+    code failed.
 
     A caller who leaves before the answer is complete is observed as 499, whatever was sent until then.
     """
@@ -69,7 +70,8 @@ class RequestContext:
         request_id = _request_id(scope)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        started = time.perf_counter()
+        started = time.monotonic()
+        scope.setdefault("state", {})["arrived"] = started
         status = 0
         complete = left = False
 
@@ -96,7 +98,7 @@ class RequestContext:
             detail = "The service failed on this request; this is our fault. Tell us the instance."
             await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
         finally:
-            self._observe(scope, 499 if left else status, time.perf_counter() - started)
+            self._observe(scope, 499 if left else status, time.monotonic() - started)
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")

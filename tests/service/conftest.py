@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import inspect
+import math
 import os
 import shutil
 import socket
@@ -305,10 +306,24 @@ async def following(
 
 @contextlib.asynccontextmanager
 async def batching(
-    engine: WordEngine, *, max_tokens: int = 1024, max_notes: int = 32, max_queue: int = 1000
+    engine: WordEngine,
+    *,
+    max_tokens: int = 1024,
+    max_notes: int = 32,
+    max_queue: int = 1000,
+    max_seconds: float = math.inf,
+    now: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Batcher]:
     """Run a Batcher while the block lasts; at its end the engine's gate is opened."""
-    batcher = Batcher(engine, Telemetry(), max_tokens=max_tokens, max_notes=max_notes, max_queue=max_queue)
+    batcher = Batcher(
+        engine,
+        Telemetry(),
+        max_tokens=max_tokens,
+        max_notes=max_notes,
+        max_queue=max_queue,
+        max_seconds=max_seconds,
+        now=now,
+    )
     batcher.start()
     try:
         yield batcher

@@ -10,7 +10,8 @@ import pytest
 
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
 from model.note import Note
-from service.batcher import Batcher, Lane
+from service.admission import PATIENT, Lane, Urgency
+from service.batcher import Batcher
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
 from tests.service.conftest import WordEngine, batching, eventually, note_vector
@@ -27,7 +28,7 @@ def note(name: str, words: int = 1) -> Note:
 
 
 def reading(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[GenerationOutput]]:
-    return asyncio.create_task(batcher.generate_all([(n, VECTOR_ONLY) for n in notes], lane))
+    return asyncio.create_task(batcher.generate_all([(n, VECTOR_ONLY) for n in notes], Urgency(lane)))
 
 
 async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[GenerationOutput]]:
@@ -128,7 +129,7 @@ async def test_readings_come_in_the_order_of_the_notes(engine: WordEngine) -> No
     chance = random.Random(5)
     notes = [note(f"n{n}", chance.randint(1, 9)) for n in range(40)]
     async with batching(engine, max_notes=7) as batcher:
-        readings = await batcher.generate_all([(n, VECTOR_ONLY) for n in notes], Lane.BULK)
+        readings = await batcher.generate_all([(n, VECTOR_ONLY) for n in notes], Urgency(Lane.BULK))
     for n, got in zip(notes, readings, strict=True):
         np.testing.assert_array_equal(got.vector, note_vector(n))
 
@@ -136,7 +137,8 @@ async def test_readings_come_in_the_order_of_the_notes(engine: WordEngine) -> No
 async def test_each_note_gets_what_it_asked_for(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
         plain, full = await batcher.generate_all(
-            [(note("a"), VECTOR_ONLY), (note("b"), GenerationRequest(hashtags=1, categories=("Food",)))], Lane.BULK
+            [(note("a"), VECTOR_ONLY), (note("b"), GenerationRequest(hashtags=1, categories=("Food",)))],
+            Urgency(Lane.BULK),
         )
     assert (plain.hashtags, plain.categories) == (None, None)
     assert [h.text for h in full.hashtags or ()] == ["b"]
@@ -145,7 +147,7 @@ async def test_each_note_gets_what_it_asked_for(engine: WordEngine) -> None:
 
 async def test_no_notes_need_no_engine(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
-        assert await batcher.generate_all([], Lane.BULK) == []
+        assert await batcher.generate_all([], Urgency(Lane.BULK)) == []
     assert engine.batches == []
 
 
@@ -174,7 +176,7 @@ async def test_a_list_is_admitted_whole_or_not_at_all(engine: WordEngine) -> Non
         await plug(engine, batcher)
         waiting = await queue(batcher, *map(note, "ab"))
         with pytest.raises(QueueFull):
-            await batcher.generate_all([(note(name), VECTOR_ONLY) for name in "cd"], Lane.BULK)
+            await batcher.generate_all([(note(name), VECTOR_ONLY) for name in "cd"], Urgency(Lane.BULK))
         assert batcher.waiting == 2
         engine.gate.set()
         await waiting
@@ -243,7 +245,7 @@ async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: W
         engine.failure = RuntimeError()
         await asyncio.gather(reading(batcher, *map(note, "abc")), return_exceptions=True)
         with pytest.raises(QueueFull):
-            await batcher.generate_all([(note("x"), VECTOR_ONLY)] * 4, Lane.BULK)
+            await batcher.generate_all([(note("x"), VECTOR_ONLY)] * 4, Urgency(Lane.BULK))
         engine.failure = None
         assert len(await reading(batcher, *map(note, "abc"))) == 3
 
@@ -260,7 +262,7 @@ async def test_busy_is_told_while_a_batch_runs(engine: WordEngine) -> None:
 
 def refuses(batcher: Batcher) -> bool:
     try:
-        with batcher.admit(1):
+        with batcher.admit(1, VECTOR_ONLY, PATIENT):
             return False
     except Stopping:
         return True

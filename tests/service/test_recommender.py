@@ -15,8 +15,8 @@ import pytest
 
 from model.generation import GenerationOutput, Hashtag, Usage
 from model.note import Note
-from service.adding import Added, Generate, batches_with_unique_ids
-from service.batcher import Lane
+from service.adding import STORE_BATCH_SIZE, Added, Generate, batches_with_unique_ids
+from service.admission import PATIENT
 from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
 from service.filters import Filter
 from service.index.live import LiveIndex
@@ -34,7 +34,7 @@ ANY = Filter()
 
 
 async def add(recommender: Recommender, *notes: Note, generate: Generate = NOTHING) -> list[Added]:
-    return await recommender.add(notes, generate, Lane.INTERACTIVE)
+    return await recommender.add(notes, generate, PATIENT)
 
 
 async def add_one(recommender: Recommender, note: Note, generate: Generate = NOTHING) -> Added:
@@ -132,7 +132,7 @@ async def test_a_long_list_comes_back_whole_and_in_order(recommender: Recommende
 
 def test_turns_keep_every_note_once_in_its_ids_order() -> None:
     notes = [Note(id="abcab"[n % 5], title=str(n)) for n in range(100)]
-    parts = list(batches_with_unique_ids(notes))
+    parts = list(batches_with_unique_ids(notes, STORE_BATCH_SIZE))
     assert sorted(i for part in parts for i in part) == list(range(100))
     assert all(len({notes[i].id for i in part}) == len(part) for part in parts)
     for note_id in "abc":

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from model.generation import Hashtag
-from service.api.connection import while_connected
-from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep
+from service.api.connection import seconds_left, while_connected
+from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, UrgencyDep
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, problem_of
 from service.api.schemas.generate import (
@@ -34,25 +34,24 @@ router = APIRouter(
 
 
 @router.post("/generate/hashtags")
-async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep) -> HashtagsOut:
+async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> HashtagsOut:
     """Hashtags for a text, best first; an empty list says why."""
     generation = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
-    work = service.recommender.generate(body.as_note(), generation)
-    output = await while_connected(request, service.settings.request_seconds, work)
+    work = service.recommender.generate(body.as_note(), generation, urgency)
+    output = await while_connected(request, urgency, work)
     return HashtagsOut.of(output, service.recommender.engine.name)
 
 
 @router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
-async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator[ServerSentEvent]:
+async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: UrgencyDep) -> AsyncIterator[ServerSentEvent]:
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
     `grounded` at the end; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
     generation = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
-    seconds = service.settings.request_seconds
     try:
         async with (
-            asyncio.timeout(seconds),
-            aclosing(service.recommender.stream_hashtags(body.as_note(), generation)) as answers,
+            asyncio.timeout(seconds_left(urgency)),
+            aclosing(service.recommender.stream_hashtags(body.as_note(), generation, urgency)) as answers,
         ):
             async for answer in answers:
                 if isinstance(answer, Hashtag):
@@ -60,28 +59,28 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep) -> AsyncIterator
                 else:
                     yield ServerSentEvent(event="done", data=HashtagsOut.of(answer, service.recommender.engine.name))
     except TimeoutError:
-        yield ServerSentEvent(event="problem", data=problem_of(DeadlineExceeded(seconds)))
+        yield ServerSentEvent(event="problem", data=problem_of(DeadlineExceeded(urgency.seconds)))
     except NoteLLMError as error:
         yield ServerSentEvent(event="problem", data=problem_of(error))
 
 
 @router.post("/generate/category")
-async def category(body: CategoryIn, request: Request, service: ServiceDep) -> CategoryPrediction:
+async def category(body: CategoryIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> CategoryPrediction:
     """The category of a text out of a closed set, with the exact probability of each."""
     generation = service.recommender.generation_request(categories=closed_set(body, service))
-    work = service.recommender.generate(body.as_note(), generation)
-    output = await while_connected(request, service.settings.request_seconds, work)
+    work = service.recommender.generate(body.as_note(), generation, urgency)
+    output = await while_connected(request, urgency, work)
     return CategoryPrediction.of(output, body.chosen(output), service.recommender.engine.name)
 
 
 @router.post("/generate")
-async def everything(body: GenerateIn, request: Request, service: ServiceDep) -> GenerateOut:
+async def everything(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
     generation = service.recommender.generation_request(
         GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked
     )
-    work = service.recommender.generate(body.as_note(), generation)
-    output = await while_connected(request, service.settings.request_seconds, work)
+    work = service.recommender.generate(body.as_note(), generation, urgency)
+    output = await while_connected(request, urgency, work)
     return GenerateOut.of(output, body.chosen(output), service.recommender.engine.name)
 
 

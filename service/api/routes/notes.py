@@ -12,14 +12,13 @@ from model.note import Note
 from service.api.bodies import NDJSON, check_media_type, is_list, parse_json
 from service.api.bounds import check_note_size
 from service.api.connection import while_connected
-from service.api.dependencies import GenerateDep, IfMatch, RecommenderDep, ServiceDep
+from service.api.dependencies import GenerateDep, IfMatch, RecommenderDep, RequestedUrgencyDep, ServiceDep, UrgencyDep
 from service.api.ingest_list import add_list, parse_note
 from service.api.ingest_stream import NdjsonResponse, add_stream, is_note_stream
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, invalid_note
 from service.api.schemas.common import NoteId
 from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch
-from service.batcher import Lane
 from service.errors import FieldError, InvalidInput
 
 router = APIRouter(tags=["notes"], route_class=StrictJsonRoute)
@@ -62,7 +61,9 @@ def _content(model: str) -> dict[str, Any]:
         **documented(400, 413, 415, 422, 429, 503, 504),
     },
 )
-async def post_notes(request: Request, service: ServiceDep, generate: GenerateDep) -> Response:
+async def post_notes(
+    request: Request, service: ServiceDep, generate: GenerateDep, requested: RequestedUrgencyDep
+) -> Response:
     """Ingest one note, a list, or a stream: durable and searchable when it answers.
 
     `generate=hashtags,category` fills in what an author left out, from the same prefill. In a list or a stream one bad
@@ -70,15 +71,16 @@ async def post_notes(request: Request, service: ServiceDep, generate: GenerateDe
     """
     check_media_type(request.headers, NDJSON)
     if is_note_stream(request.method, "/notes", request.headers):
-        return NdjsonResponse(add_stream(request, service, generate))
+        return NdjsonResponse(add_stream(request, service, generate, requested.for_list(service.settings)))
     body = await request.body()
-    seconds = service.settings.request_seconds
     if is_list(body):
-        results = await while_connected(request, seconds, add_list(body, service, generate))
+        urgency = requested.for_list(service.settings)
+        results = await while_connected(request, urgency, add_list(body, service, generate, urgency))
         return Response(results, 207, media_type="application/json")
     check_note_size(len(body), service.settings)
     note = parse_note(parse_json(body))
-    (added,) = await while_connected(request, seconds, service.recommender.add([note], generate, Lane.INTERACTIVE))
+    urgency = requested.for_note(service.settings)
+    (added,) = await while_connected(request, urgency, service.recommender.add([note], generate, urgency))
     answer = AddedOut.of(added, service.recommender.engine.name)
     return JSONResponse(
         answer.model_dump(mode="json"),
@@ -107,12 +109,13 @@ async def put_note(
     service: ServiceDep,
     generate: GenerateDep,
     if_match: IfMatch,
+    urgency: UrgencyDep,
 ) -> AddedOut:
     """Create or replace the whole note."""
     if body.id not in (None, note_id):
         raise InvalidInput([FieldError("/id", "must be left out or equal the id of the address")])
-    work = service.recommender.put(body.as_note(note_id), generate, if_match)
-    added = await while_connected(request, service.settings.request_seconds, work)
+    work = service.recommender.put(body.as_note(note_id), generate, if_match, urgency)
+    added = await while_connected(request, urgency, work)
     response.status_code = 201 if added.status == "created" else 200
     response.headers["ETag"] = f'"{added.stored.position}"'
     return AddedOut.of(added, service.recommender.engine.name)
@@ -123,7 +126,13 @@ async def put_note(
     responses=documented(400, 404, 409, 412, 413, 415, 422, 429, 503, 504),
 )
 async def patch_note(
-    note_id: NoteId, body: NotePatch, request: Request, response: Response, service: ServiceDep, if_match: IfMatch
+    note_id: NoteId,
+    body: NotePatch,
+    request: Request,
+    response: Response,
+    service: ServiceDep,
+    if_match: IfMatch,
+    urgency: UrgencyDep,
 ) -> AddedOut:
     """Change some fields. Only a changed title, content or hashtags costs model tokens."""
 
@@ -133,8 +142,8 @@ async def patch_note(
         except ValidationError as error:
             raise invalid_note(error) from error
 
-    work = service.recommender.change(note_id, edit, if_match)
-    added = await while_connected(request, service.settings.request_seconds, work)
+    work = service.recommender.change(note_id, edit, if_match, urgency)
+    added = await while_connected(request, urgency, work)
     response.headers["ETag"] = f'"{added.stored.position}"'
     return AddedOut.of(added, service.recommender.engine.name)
 

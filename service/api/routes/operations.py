@@ -80,6 +80,8 @@ async def limits(service: ServiceDep) -> LimitsOut:
         max_batch_notes=settings.max_batch_notes,
         max_k=settings.max_k,
         queue_notes=settings.queue_notes,
+        queue_seconds=settings.queue_seconds,
+        interactive_seconds=settings.interactive_seconds,
         request_seconds=settings.request_seconds,
         read_title_tokens=read_tokens.title,
         read_hashtag_tokens=read_tokens.hashtags,

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from service.api.bounds import check_search_options
 from service.api.connection import while_connected
-from service.api.dependencies import ServiceDep, get_service
+from service.api.dependencies import ServiceDep, UrgencyDep, get_service
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
@@ -47,10 +47,10 @@ async def wait_for_position(position: str, service: Service) -> None:
 
 
 @router.post("/similar", responses=documented(400, 413, 415, 422, 429, 503, 504))
-async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep) -> SimilarOut:
+async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> SimilarOut:
     """Notes related to a text that is not stored and leaves no trace."""
     check_search_options(body, "", service.settings)
     recommender = service.recommender
-    work = recommender.similar_to_text(body.as_note(), body.k, body.as_filter(), body.min_score)
-    related = await while_connected(request, service.settings.request_seconds, work)
+    work = recommender.similar_to_text(body.as_note(), body.k, body.as_filter(), body.min_score, urgency)
+    related = await while_connected(request, urgency, work)
     return SimilarOut.of(related, None, recommender.engine.name)

@@ -34,6 +34,8 @@ class LimitsOut(BaseModel):
     max_attributes: int = MAX_ATTRIBUTES
     max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
     queue_notes: int
+    queue_seconds: float = Field(description="engine's time for the notes that may wait in the interactive lane")
+    interactive_seconds: float = Field(description="deadline without X-Request-Timeout; that of lists is the next")
     request_seconds: float
     read_title_tokens: int = Field(description="of a title, the model reads so many tokens; about 0.8 words each")
     read_hashtag_tokens: int

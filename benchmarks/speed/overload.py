@@ -1,0 +1,272 @@
+"""Overload: five times the notes that the service can take, from callers who leave after ten seconds, beside reads.
+
+python -m benchmarks.speed.overload [SECONDS]
+
+The rate that is possible is measured first, with callers who wait for their answers, and so are reads on the idle
+service. SECONDS is the length of the overload, 60 by default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.harness.http_load import Connection, connect
+from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.service_process import ServiceProcess
+from benchmarks.harness.statistics import percentile_ms, percentiles_text
+from model.data.dataset import read_notes
+from service.samples import SAMPLES
+
+T = TypeVar("T")
+FACTOR = 5
+PATIENCE = 10.0
+"""Seconds after which a caller leaves. It does not tell the service, whose default is the same."""
+WORDS = 70
+"""Words of a note, which are about 100 tokens."""
+STORED = 100
+"""Notes that are stored before the measurements: what the reads ask for."""
+CLIENTS = 32
+"""Callers of the measurement of the possible rate: a full batch of the engine."""
+READS_PER_SECOND = 20.0
+CALM_SECONDS = 20.0
+"""Length of each measurement before the overload."""
+PROBE_SECONDS = 0.1
+"""Pause between two notes after the overload, which look for its end."""
+MIN_GOODPUT, MAX_READ_FACTOR, MAX_RECOVERY_SECONDS, MAX_RETRY_FACTOR = 0.9, 3, 5, 2
+"""Targets: goodput as a share of the possible rate, p99 of reads against the idle service, seconds until a note takes
+no more than twice its idle time, and how far Retry-After may be from the time that the queue then took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """One note: when it was sent, the seconds until its answer, its status (0: its caller left), and Retry-After."""
+
+    sent: float
+    seconds: float
+    status: int
+    retry_after: int
+
+    @property
+    def stored(self) -> bool:
+        return self.status == 201
+
+
+@dataclass(slots=True)
+class Callers:
+    """Callers of one service, who keep their connections. `texts`: notes that nobody sent before."""
+
+    port: int
+    texts: Iterator[str]
+    free: list[Connection] = field(default_factory=list)
+
+    async def post(self) -> Posted:
+        request = post_request(next(self.texts))
+        sent = time.perf_counter()
+        answer = await self._exchange(request)
+        seconds = time.perf_counter() - sent
+        retry_after = answer.partition(b"retry-after: ")[2].partition(b"\r\n")[0]
+        return Posted(sent, seconds, int(answer[9:12] or 0), int(retry_after or 0))
+
+    async def read(self, note_id: str) -> float:
+        """Seconds of one GET of related notes."""
+        sent = time.perf_counter()
+        answer = await self._exchange(f"GET /notes/{note_id}/similar HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(answer.decode() or "a read took too long")
+        return time.perf_counter() - sent
+
+    async def _exchange(self, request: bytes) -> bytes:
+        """Return the answer; b"" where it does not come within PATIENCE, and then the connection is closed."""
+        connection = await self._connection()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                answer = await connection.exchange(request)
+        except TimeoutError:
+            connection.close()
+            return b""
+        except ConnectionResetError:  # closed for having been idle, as the request was on its way
+            return await self._exchange(request)
+        self.free.append(connection)
+        return answer
+
+    async def _connection(self) -> Connection:
+        while self.free:
+            connection = self.free.pop()
+            if connection.is_open:
+                return connection
+        return (await connect(self.port, 1))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Figures of one run: notes a second that are possible; seconds of reads and of one note on the idle service; and
+    those of the overload."""
+
+    possible: float
+    idle_reads: list[float]
+    idle_note: float
+    seconds: float
+    posted: list[Posted]
+    reads: list[float]
+    recovery: float
+
+    @property
+    def goodput(self) -> float:
+        """Notes a second that were stored while their callers waited."""
+        return sum(posted.stored for posted in self.posted) / self.seconds
+
+
+async def measure(port: int, seconds: float) -> Figures:
+    """Measure a running service: calm, then overloaded, then recovering."""
+    callers = Callers(port, random_texts())
+    ids = await store_notes(callers)
+    idle_reads = await reads(callers, ids, CALM_SECONDS)
+    idle_note = statistics.median([(await callers.post()).seconds for _ in range(20)])
+    possible = await saturate(callers, CALM_SECONDS)
+    reading = asyncio.ensure_future(reads(callers, ids, seconds))
+    posting = await arrivals(callers.post, FACTOR * possible, seconds)
+    recovery = await recover(callers, 2 * idle_note)
+    posted = await asyncio.gather(*posting)
+    print(possible, Counter(p.status for p in posted))
+    return Figures(possible, idle_reads, idle_note, seconds, posted, await reading, recovery)
+
+
+def random_texts() -> Iterator[str]:
+    """Yield texts of WORDS words, cut from our sample notes at random places and joined in two halves."""
+    words = " ".join(note.content for note in read_notes(SAMPLES).values() if note.content.isascii()).split()
+    rng = random.Random(0)
+    half = WORDS // 2
+    while True:
+        begins = rng.sample(range(len(words) - half), 2)
+        yield " ".join(word for begin in begins for word in words[begin : begin + half])
+
+
+async def store_notes(callers: Callers) -> list[str]:
+    """Store STORED notes, one after the other, and return their ids."""
+    (connection,) = await connect(callers.port, 1)
+    ids: list[str] = []
+    while len(ids) < STORED:
+        answer = await connection.exchange(post_request(next(callers.texts)))
+        ids.append(json.loads(answer.partition(b"\r\n\r\n")[2])["id"])
+    return ids
+
+
+def post_request(text: str) -> bytes:
+    body = json.dumps({"content": text}).encode()
+    head = f"POST /notes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
+
+
+async def reads(callers: Callers, ids: Sequence[str], seconds: float) -> list[float]:
+    rng = random.Random(1)
+    return await asyncio.gather(*await arrivals(lambda: callers.read(rng.choice(ids)), READS_PER_SECOND, seconds))
+
+
+async def saturate(callers: Callers, seconds: float) -> float:
+    """Notes a second that CLIENTS callers get stored."""
+    stored, until = 0, time.perf_counter() + seconds
+
+    async def run_client() -> None:
+        nonlocal stored
+        while time.perf_counter() < until:
+            posted = await callers.post()
+            stored += posted.stored
+            await asyncio.sleep(posted.retry_after)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(run_client() for _ in range(CLIENTS)))
+    return stored / (time.perf_counter() - started)
+
+
+async def arrivals(request: Callable[[], Awaitable[T]], rate: float, seconds: float) -> list[asyncio.Future[T]]:
+    """Send requests at random times (Poisson), `rate` a second, however long those before them take. Return after
+    `seconds`, with the answers to come."""
+    rng = random.Random(2)
+    due = time.perf_counter()
+    until = due + seconds
+    tasks: list[asyncio.Future[T]] = []
+    while due < until:
+        due += rng.expovariate(rate)
+        await asyncio.sleep(due - time.perf_counter())
+        tasks.append(asyncio.ensure_future(request()))
+    return tasks
+
+
+async def recover(callers: Callers, usual_seconds: float) -> float:
+    """Send one note after the other; return the seconds until the first was answered within `usual_seconds`."""
+    started = time.perf_counter()
+    while True:
+        posted = await callers.post()
+        if posted.stored and posted.seconds <= usual_seconds:
+            return time.perf_counter() - started
+        await asyncio.sleep(PROBE_SECONDS)
+
+
+def retry_after_factors(posted: Sequence[Posted]) -> list[float]:
+    """How far each Retry-After was from the seconds that the note admitted last before it waited: 1 is exact, 2 is
+    twice or half of it."""
+    factors, waited = [], 0.0
+    for each in sorted(posted, key=lambda note: note.sent):
+        if each.stored:
+            waited = each.seconds
+        elif each.status == 429 and waited:
+            factors.append(max(each.retry_after / waited, waited / each.retry_after))
+    return factors
+
+
+def rows(figures: Figures) -> list[Row]:
+    statuses = Counter(each.status for each in figures.posted)
+    share = figures.goodput / figures.possible
+    idle, busy = (percentile_ms(seconds, 99) for seconds in (figures.idle_reads, figures.reads))
+    retries = retry_after_factors(figures.posted)
+    right = sum(factor <= MAX_RETRY_FACTOR for factor in retries) / max(1, len(retries))
+    refused = f"{statuses[429]} refused, {statuses[504]} late, {statuses[0]} callers left"
+    return [
+        row("notes that are possible", round(figures.possible, 1), "notes/s", spread=f"{CLIENTS} callers who wait"),
+        row(
+            f"goodput at {FACTOR} times that, callers leave after {PATIENCE:g} s",
+            round(figures.goodput, 1), "notes/s",
+            spread=f"{figures.seconds:g} s; {refused}", against=f"{100 * share:.0f}% of what is possible",
+            target=f">= {100 * MIN_GOODPUT:.0f}%", met=share >= MIN_GOODPUT,
+        ),
+        row(
+            "reads meanwhile, p99", round(busy, 1), "ms", against=f"idle: {idle:.1f} ms",
+            spread=f"p50 / p95 / p99: {percentiles_text(figures.reads, 1)}",
+            target=f"<= {MAX_READ_FACTOR} x idle", met=busy <= MAX_READ_FACTOR * idle,
+        ),
+        row(
+            "from the overload's end until a note takes twice its idle time", round(figures.recovery, 1), "s",
+            against=f"idle: {1000 * figures.idle_note:.0f} ms a note",
+            target=f"<= {MAX_RECOVERY_SECONDS} s", met=figures.recovery <= MAX_RECOVERY_SECONDS,
+        ),
+        row(
+            "Retry-After within a factor of two of the queue's time", round(100 * right), "%",
+            spread=f"median factor {statistics.median(retries or [0]):.2f}", target=">= 95%", met=right >= 0.95,
+        ),
+    ]  # fmt: skip
+
+
+def main(seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
+        service = ServiceProcess(Path(folder))
+        service.start()
+        try:
+            figures = asyncio.run(measure(service.port, seconds))
+        finally:
+            service.stop()
+    write("overload", rows(figures))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0)

@@ -1,0 +1,101 @@
+"""Admission to the engine's queue: how soon a caller needs its answer, and how long it would have to wait.
+
+The queue is measured in seconds. A caller that would wait for longer than it can is refused at once, with the time
+after which it should come again; work that nobody waits for any more never reaches the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from model.generation import GenerationRequest
+
+FIRST_ESTIMATE = 0.05
+"""Engine seconds of a note before one was measured: about one of 100 tokens on two cores (docs/benchmarks.md)."""
+NEW_WEIGHT = 0.2
+"""Weight of the newest note in the running mean of engine seconds: ten notes replace what was measured before them,
+such as the first, which takes three times as long."""
+WAITING_SHARE = 0.5
+"""Share of a caller's time that its notes may wait. The rest is for the engine, the store and the estimate's error."""
+
+
+class Lane(StrEnum):
+    """Priority of a note: INTERACTIVE, where a person waits, goes before BULK, a list or a stream."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+    def goes_before(self, other: Lane) -> bool:
+        """Whether notes of this lane begin before later ones of `other`: those of its own lane do."""
+        return self is Lane.INTERACTIVE or other is Lane.BULK
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """How soon a caller needs its answer: its lane, and the seconds that it waits from `since` on, by the clock of
+    time.monotonic."""
+
+    lane: Lane = Lane.INTERACTIVE
+    seconds: float = math.inf
+    since: float = 0.0
+
+    @property
+    def deadline(self) -> float:
+        return self.since + self.seconds
+
+
+PATIENT = Urgency()
+"""Urgency of a caller with nothing else to do."""
+
+
+@dataclass(slots=True, eq=False)
+class Admission:
+    """Permission to queue `left` more notes of one request, at most `places` of them at a time. `request`: what is
+    asked of each, which decides the engine's time."""
+
+    lane: Lane
+    request: GenerationRequest
+    left: int
+    places: int
+
+    @property
+    def reserved(self) -> int:
+        """Places in the queue that its notes take, now or later."""
+        return min(self.left, self.places)
+
+
+class EngineSeconds:
+    """Running means of the engine's seconds for one note, by what is requested of it.
+
+    Notes that share a step of the engine take equal shares of its time, so that the seconds of all notes add up to the
+    time for which the engine was busy.
+    """
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[bool, bool], float] = {}
+
+    def measure(self, request: GenerationRequest, seconds: float) -> None:
+        """Take in the time that one note took."""
+        kind = _kind(request)
+        mean = self._means.get(kind, seconds)
+        self._means[kind] = mean + NEW_WEIGHT * (seconds - mean)
+
+    def of(self, request: GenerationRequest) -> float:
+        """Return the seconds that one note is expected to take."""
+        return self._means.get(_kind(request), FIRST_ESTIMATE)
+
+    def wait(self, admissions: Iterable[Admission], lane: Lane) -> float:
+        """Return the seconds until a note of `lane` begins behind the notes of `admissions`.
+
+        What runs in the engine does not count: about as much will be running when the note begins.
+        """
+        return sum(admission.left * self.of(admission.request) for admission in admissions
+                   if admission.lane.goes_before(lane))  # fmt: skip
+
+
+def _kind(request: GenerationRequest) -> tuple[bool, bool]:
+    """Kind of a request, within which notes take about the same time."""
+    return bool(request.hashtags), bool(request.categories)
