@@ -30,6 +30,9 @@ from model.training.whiten import whiten
 
 RANK = 64
 """An adapter of about 39 MB for the packaged backbone, in bfloat16."""
+WHITENING_POWER = 0.2
+"""Power of the variances (model/training/whiten.py): at 256 and 384 dimensions better than 0 and 0.1 on the validation
+notes of both held-out domains together (docs/log/distillation.md)."""
 WHITENING_NOTES = 4096
 """Notes of the corpus whose vectors the whitening is estimated from: many times a vector's 960 numbers."""
 
@@ -95,7 +98,7 @@ def whiten_by_corpus(checkpoint: Path, corpus: Path, recipe: Distillation, dimen
     student.head.weight.data.copy_(model.projection.weight)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         vectors = student.embed([texts.notes[row] for row in texts.sample(WHITENING_NOTES)], threads)
-    whiten(checkpoint, [vectors], dimension)
+    whiten(checkpoint, [vectors], dimension, WHITENING_POWER)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

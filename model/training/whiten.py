@@ -69,12 +69,12 @@ def whiten_by_training_notes(
     whiten(checkpoint, [engine.embed(of_set) for of_set in notes], dimension)
 
 
-def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int) -> None:
+def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: float = POWER) -> None:
     """Replace a checkpoint's projection (K, H) by a whitened one (D, H).
 
-    `vectors`: its vectors (N, K) of training notes, an array for each data set. The category head is deleted, since it
-    was fitted to the old vectors. Raises CheckpointError for a checkpoint without a projection, ValueError as
-    `whitening` does.
+    `vectors`: its vectors (N, K) of training notes, an array for each data set. `power`: as for `whitening`. The
+    category head is deleted, since it was fitted to the old vectors. Raises CheckpointError for a checkpoint without a
+    projection, ValueError as `whitening` does.
     """
     config = NoteLLMConfig.load(checkpoint)
     path = checkpoint / HEAD_FILE
@@ -83,7 +83,7 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int) -> None:
     with loading_errors(path):
         head = load_file(path)
         projection = head["projection"]
-    head["projection"] = (whitening(vectors, dimension) @ projection.astype(np.float32)).astype(np.float32)
+    head["projection"] = (whitening(vectors, dimension, power) @ projection.astype(np.float32)).astype(np.float32)
     save_file(head, path)
     (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)
     replace(config, dimension=dimension).save(checkpoint)
