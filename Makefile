@@ -11,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi docs clean
+.PHONY: help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,8 +35,9 @@ lint: .venv/.dev ## format, style, types, imports and deployment files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet; fi
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose/compose.yaml
+	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet; \
+		REDIS_PASSWORD=- GRAFANA_PASSWORD=- docker-compose -f deploy/compose/compose.yaml --profile '*' config --quiet; fi
 
 bench: .venv/.dev ## measure the main job, crash recovery and pairs: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
 	@test -n "$(DATA)" || { echo "name the data: make bench DATA=..."; exit 1; }
@@ -64,6 +65,16 @@ quality: .venv/.dev ## docs/results.md, its plots and the quality table of docs/
 tables: .venv/.dev ## the tables of README and docs, from benchmarks/results, the settings and docs/openapi.json
 	$(BIN)/python -m benchmarks.harness.report
 	$(BIN)/python docs/generate.py
+
+sbom: .venv/.dev ## what the image holds, as CycloneDX, in sbom.json
+	$(BIN)/cyclonedx-py requirements locks/serve.txt --pyproject pyproject.toml --mc-type application --of JSON -o sbom.json
+
+audit: .venv/lock/bin/uv ## known vulnerabilities of what the image holds; asks a service on the internet
+	.venv/lock/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.9'
+	.venv/lock/bin/pip-audit --require-hashes --disable-pip -r locks/serve.txt
+
+smoke: .venv/.dev ## what the image does, without a container engine: its packages, environment and command (three minutes)
+	deploy/smoke.sh
 
 openapi: .venv/.dev ## docs/openapi.json, after a change of the API
 	$(BIN)/notellm openapi > docs/openapi.json
@@ -108,6 +119,7 @@ PRINT_DOCS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["
 # cpu.txt comes first and binds the others: what is tested and trained with is what serves.
 lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	$(COMPILE_PROJECT) --extra cpu -o locks/cpu.txt
+	$(COMPILE_PROJECT) --extra serve -c locks/cpu.txt -o locks/serve.txt
 	$(COMPILE_PROJECT) --extra gpu -c locks/cpu.txt -o locks/gpu.txt
 	$(COMPILE_PROJECT) --extra cpu --extra dev -c locks/cpu.txt -o locks/dev.txt
 	$(COMPILE_PROJECT) --extra cpu --extra train -c locks/cpu.txt -o locks/train.txt

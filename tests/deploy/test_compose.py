@@ -1,0 +1,108 @@
+"""The Compose files: every container is bounded and without rights, and told only what the service knows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+from tests.deploy.chart import ROOT, VALUES, documents, of_kind
+
+QUICK, FULL = ROOT / "docker-compose.yml", ROOT / "deploy" / "compose" / "compose.yaml"
+SERVICES: dict[str, dict[str, Any]] = {
+    f"{path.parent.name}/{name}": service
+    for path in (QUICK, FULL)
+    for name, service in yaml.safe_load(path.read_text())["services"].items()
+}
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+STORES = {name: service for name, service in SERVICES.items() if name.endswith("/redis")}
+AWAITED = {"drain_seconds"}
+"""Built at the same time as these files: to be deleted once the service has it."""
+each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+each_of_ours = pytest.mark.parametrize("service", OURS.values(), ids=OURS)
+
+
+@each_service
+def test_container_is_hardened(service: dict[str, Any]):
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert "privileged" not in service
+
+
+@each_service
+def test_image_is_built_here_or_named_by_full_version(service: dict[str, Any]):
+    assert "build" in service or re.search(r":v?\d+\.\d+\.\d+(-alpine)?(@sha256:[0-9a-f]{64})?$", service["image"])
+
+
+@each_service
+def test_port_is_open_to_this_machine_alone(service: dict[str, Any]):
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+@each_of_ours
+def test_container_is_told_settings_of_the_service(service: dict[str, Any]):
+    names = {name.removeprefix("NOTELLM_").lower() for name in service["environment"]}
+    assert names - set(Settings.model_fields) - AWAITED == set()
+
+
+@each_of_ours
+def test_container_is_given_time_to_end(service: dict[str, Any]):
+    drain = int(service["environment"].get("NOTELLM_DRAIN_SECONDS", "0"))
+    assert (
+        int(service["stop_grace_period"].removesuffix("s")) > drain + Settings.model_fields["shutdown_seconds"].default
+    )
+
+
+@each_of_ours
+def test_every_folder_that_is_written_is_a_volume(service: dict[str, Any]):
+    """/cache is one by the image's VOLUME."""
+    mounts = {volume.split(":")[1] for volume in service["volumes"]} | set(service["tmpfs"])
+    assert {"/data", "/tmp"} <= mounts
+
+
+@each_service
+def test_password_is_in_no_argument(service: dict[str, Any]):
+    assert not re.search(r"(?<!\$)\$\{?\w*PASSWORD", str(service.get("command", "")))
+
+
+def options_of(command: list[str]) -> set[str]:
+    """Lines of the configuration that a Valkey's command gives it."""
+    lines = command[-1].replace("$$", "$").splitlines()
+    return {line for line in lines if not line.startswith("maxmemory ")}
+
+
+def test_every_valkey_has_the_same_durability():
+    (chart,) = of_kind(documents(VALUES["everything"]), "StatefulSet")
+    (container,) = chart["spec"]["template"]["spec"]["containers"]
+    for store in STORES.values():
+        assert options_of(store["command"]) == options_of(container["command"])
+        assert "maxmemory " in store["command"][-1]
+
+
+def test_profiles_are_those_that_the_docs_name():
+    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", ())}
+    assert profiles == {"cpu", "gpu", "monitoring", "cluster"}
+    page = (ROOT / "docs" / "operations" / "containers.md").read_text("utf-8")
+    assert all(f"`{profile}`" in page for profile in profiles)
+
+
+def test_files_that_are_mounted_exist():
+    for path in (QUICK, FULL):
+        for service in yaml.safe_load(path.read_text())["services"].values():
+            for volume in service.get("volumes", ()):
+                if volume.startswith("."):
+                    assert (path.parent / volume.split(":")[0]).is_file()
+
+
+def test_monitoring_asks_for_the_name_of_the_replicas():
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())
+    (names,) = [sd["names"] for job in config["scrape_configs"] for sd in job["dns_sd_configs"]]
+    full = {name: service for name, service in OURS.items() if name.startswith("compose/")}
+    assert full
+    assert all(service["networks"]["default"]["aliases"] == names for service in full.values())

@@ -1,0 +1,84 @@
+"""The image: what its Dockerfile installs, copies and sets, and its bill of materials."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+from tests.deploy.chart import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+LOCKS = {path.stem: path.read_text() for path in (ROOT / "locks").glob("*.txt")}
+
+
+def locked(lock: str) -> set[str]:
+    """Names and versions of a lock."""
+    return set(re.findall(r"^([\w.-]+==[\w.]+)", LOCKS[lock], re.MULTILINE))
+
+
+def test_serving_packages_are_those_that_are_tested_without_torch():
+    assert locked("serve") < locked("cpu") < locked("dev")
+    names = {package.split("==")[0] for package in locked("serve")}
+    assert not names & {"torch", "accelerate", "gguf", "peft", "sympy", "networkx", "triton"}
+
+
+def stages() -> dict[str, str]:
+    """Text of each stage of the Dockerfile."""
+    parts = re.split(r"^FROM (\S+) AS (\w+)$", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return {
+        name: re.sub("^#.*\n", "", text, flags=re.MULTILINE)
+        for name, text in zip(parts[1::3], parts[2::3], strict=True)
+    }
+
+
+def test_image_of_the_cpu_holds_no_torch():
+    cpu = stages()["cpu"]
+    assert list(stages())[-1] == "cpu"  # the default
+    assert "locks/serve.txt" in cpu
+    assert "TORCH" not in cpu
+    assert "COPY --from=export /model /model" in cpu
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_image_runs_as_a_user_without_rights(target: str):
+    assert stages()[target].rstrip().endswith("USER 10001:10001")
+
+
+def test_versions_of_the_image_are_full():
+    assert re.findall(r"^FROM (\S+:\S+) ", DOCKERFILE, re.MULTILINE) == ["python:3.11.14-slim-trixie"]
+    assert set(re.findall(r"TORCH_VERSION=(\S+)", DOCKERFILE)) == {"2.13.0"}
+    assert re.findall(r"setuptools==(\S+)", DOCKERFILE) == re.findall(r"^setuptools==(\S+)", LOCKS["cpu"], re.MULTILINE)
+    assert "pip install notellm" not in DOCKERFILE
+
+
+def test_variables_of_the_image_are_settings():
+    names = {name.lower() for name in re.findall(r"\bNOTELLM_(\w+)=", DOCKERFILE)}
+    assert names
+    assert names <= set(Settings.model_fields)
+
+
+def test_files_that_the_image_copies_are_sent():
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [word for line in re.findall(r"^COPY ([^-].*)$", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]]
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert Path(name).parts[0] in sent
+
+
+def test_bill_of_materials_names_every_package(tmp_path: Path):
+    target = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "cyclonedx-py" in line)
+    arguments = target.split("cyclonedx-py ")[1].replace("sbom.json", str(tmp_path / "sbom.json")).split()
+    command = Path(sys.executable).with_name("cyclonedx-py")
+    subprocess.run([command, *arguments], cwd=ROOT, check=True, capture_output=True)
+    bill = json.loads((tmp_path / "sbom.json").read_text())
+    components = bill["components"]
+    assert {f"{part['name']}=={part['version']}" for part in components} == locked("serve")
+    assert all(part["purl"].startswith("pkg:pypi/") for part in components)
+    assert bill["metadata"]["component"]["name"] == "notellm"

@@ -1,0 +1,107 @@
+"""Served checkpoints: the vectors and words of the checkpoint they were made from, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.config import CheckpointError
+from model.generation import GenerationRequest
+from model.inference import loading
+from model.inference.engine import Engine
+from model.inference.openvino.served import GRAPHS_FOLDER, ORIGIN_FILE, write_served
+from tests.model.inference.samples import FEW_NOTES
+
+pytestmark = pytest.mark.slow
+REQUEST = GenerationRequest(3, ("Food", "Travel", "Home and garden"))
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # an import of it fails
+from pathlib import Path
+from model.inference.engine import Engine
+from model.note import Note
+engine = Engine.load(sys.argv[1], cache=Path(sys.argv[2]), device="cpu")
+print(engine.space, len(engine.generate([Note(title="bread")])[0].vector))
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, exported with half floats."""
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    write_served(str(tiny_checkpoint), folder, cache=tmp_path_factory.mktemp("cache"), precision="bfloat16")
+    return folder
+
+
+def load(checkpoint: Path, cache: Path, dtype: str = "float32") -> Engine:
+    return Engine.load(str(checkpoint), cache=cache, device="cpu", runtime="openvino", dtype=dtype)
+
+
+def test_exact_export_gives_the_outputs_of_its_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_served(str(tiny_checkpoint), tmp_path / "served", cache=tmp_path / "cache", precision="float32")
+    direct, exported = load(tiny_checkpoint, tmp_path / "cache"), load(tmp_path / "served", tmp_path / "unused")
+    assert (exported.name, exported.space, exported.categories) == (direct.name, direct.space, direct.categories)
+    for one, other in zip(direct.generate(FEW_NOTES, REQUEST), exported.generate(FEW_NOTES, REQUEST), strict=True):
+        assert np.array_equal(one.vector, other.vector)
+        assert (one.hashtags, one.categories) == (other.hashtags, other.categories)
+    assert not (tmp_path / "unused").exists()
+
+
+def test_half_floats_run_as_float32_in_the_same_space(served: Path, tiny_engine: Engine, tmp_path: Path) -> None:
+    engine = load(served, tmp_path)
+    assert engine.space == tiny_engine.space
+    for one, other in zip(engine.generate(FEW_NOTES), tiny_engine.generate(FEW_NOTES), strict=True):
+        assert float(one.vector @ other.vector) > 0.9999
+
+
+def test_export_loads_where_torch_cannot_be_imported(served: Path, tiny_engine: Engine, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(served), str(tmp_path / "cache")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [tiny_engine.space, "32"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_other_users_may_read_an_export(served: Path) -> None:
+    assert all(path.stat().st_mode & 0o004 for path in [served, *served.rglob("*")])
+
+
+def test_export_of_another_openvino_is_refused(served: Path, tmp_path: Path) -> None:
+    origin = served / GRAPHS_FOLDER / ORIGIN_FILE
+    before = origin.read_text()
+    origin.write_text(json.dumps({**json.loads(before), "version": "graphs 1 of OpenVINO 2020.1"}))
+    with pytest.raises(CheckpointError, match=r"as graphs 1 of OpenVINO 2020\.1, and this is .*export it again"):
+        load(served, tmp_path)
+    origin.write_text(before)
+
+
+def test_half_floats_are_not_run_as_int8(served: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="exported as bfloat16, which cannot run as int8"):
+        load(served, tmp_path, "int8")
+
+
+def test_existing_folder_is_not_written_to(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="exists already"):
+        write_served(str(tiny_checkpoint), served, cache=tmp_path, precision="float32")
+
+
+@pytest.mark.parametrize("runtime", ["auto", "torch"])
+def test_checkpoint_that_needs_torch_says_what_to_do(
+    runtime: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "torch_installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "model.inference.openvino.export", raising=False)
+    with pytest.raises(CheckpointError, match=r"PyTorch is not installed.*notellm\[torch\].*notellm export"):
+        Engine.load(str(tiny_checkpoint), cache=tmp_path, device="cpu", runtime=runtime)
+
+
+def test_gpu_without_torch_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "torch_installed", lambda: False)
+    messages: list[str] = []
+    assert loading.device_for("cuda", messages.append) == "cpu"
+    assert messages == ["The CPU runs the model: PyTorch, which a GPU needs, is not installed"]
