@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-CONNECTIONS = 16
+from benchmarks.harness.scenario import Scenario
+
+READS = Scenario.load("reads")
+CONNECTIONS = READS.clients
 """Clients of a closed loop."""
 OPEN_CONNECTIONS = 64
 """Connections of an open loop: enough that a request seldom waits for one."""
-SECONDS = 10.0
+SECONDS = READS.seconds or 0.0
 """Length of one load."""
 
 NextRequest = Callable[[], bytes]

@@ -8,18 +8,15 @@ On our own sample notes. Four minutes on an idle machine: clients, service and e
 from __future__ import annotations
 
 import asyncio
-import itertools
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
-
 from benchmarks.harness.inputs import notes_of_one_length
 from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.scenario import Load, Scenario
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile, percentiles_text
 from model.data.dataset import read_notes
@@ -29,12 +26,10 @@ from model.note import Note
 from service.samples import SAMPLES
 from service.settings import Settings
 
-CLIENTS = 32
-ROUNDS = 8
-"""Requests of each kind that a client sends in one load."""
-EMBED, GENERATE, SIMILAR = "embed", "generate", "similar"
-KINDS = (EMBED, GENERATE, SIMILAR)
-HASHTAGS = 5
+SCENARIO = Scenario.load("mixed")
+CLIENTS, ROUNDS = SCENARIO.clients, SCENARIO.rounds or 0
+EMBED, GENERATE, SIMILAR = KINDS = tuple(SCENARIO.requests)
+HASHTAGS: int = (SCENARIO.requests[GENERATE].body or {})["count"]
 MILLION_WEIGHTS = 134.5
 """Weights of the packaged model."""
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -60,43 +55,6 @@ class Figures:
     service: ServiceFigures
     engine_rate: float
     weights_mib: float
-
-
-class Load:
-    """Requests of CLIENTS clients. `seconds`: how long each request of the last `run` took, by kind."""
-
-    def __init__(self, url: str, notes: Sequence[Note], stored: Sequence[str]) -> None:
-        self.client = httpx2.AsyncClient(base_url=url, timeout=60, limits=httpx2.Limits(max_connections=CLIENTS))
-        self.notes = notes
-        self.stored = stored
-        self.seconds: dict[str, list[float]] = {}
-
-    async def run(self, kinds: Sequence[str]) -> float:
-        """Seconds until every client has sent ROUNDS requests of each kind, in an order of its own."""
-        self.seconds = defaultdict(list)
-        started = time.perf_counter()
-        await asyncio.gather(*(self._run_client(number, kinds) for number in range(CLIENTS)))
-        return time.perf_counter() - started
-
-    async def _run_client(self, number: int, kinds: Sequence[str]) -> None:
-        note_numbers = itertools.count(number * ROUNDS)
-        for turn in range(ROUNDS * len(kinds)):
-            kind = kinds[(turn + number) % len(kinds)]
-            await self._send(kind, number + turn if kind == SIMILAR else next(note_numbers))
-
-    async def _send(self, kind: str, number: int) -> None:
-        note = self.notes[number % len(self.notes)]
-        started = time.perf_counter()
-        if kind == EMBED:
-            answer = await self.client.post("/similar", json={"content": note.content, "k": 10})
-        elif kind == GENERATE:
-            body = {"content": note.content, "count": HASHTAGS, "policy": "open"}
-            answer = await self.client.post("/generate/hashtags", json=body)
-        else:
-            note_id = self.stored[number % len(self.stored)]
-            answer = await self.client.get(f"/notes/{note_id}/similar", params={"k": 10})
-        answer.raise_for_status()
-        self.seconds[kind].append(time.perf_counter() - started)
 
 
 def measure() -> Figures:
@@ -127,7 +85,7 @@ async def measure_service(notes: Sequence[Note], stored: Sequence[str]) -> Servi
         del service.environment["NOTELLM_SAMPLE_NOTES"]
         service.start()
         mib = [service.resident_mib()]
-        load = Load(service.url, notes, stored)
+        load = Load(service.url, SCENARIO, [note.content for note in notes], stored)
         for _ in range(2):
             await load.run((EMBED, SIMILAR))
             mib.append(service.resident_mib())

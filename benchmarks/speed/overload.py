@@ -23,22 +23,24 @@ from typing import TypeVar
 
 from benchmarks.harness.http_load import Connection, connect
 from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.scenario import Scenario
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile_ms, percentiles_text
 from model.data.dataset import read_notes
 from service.samples import SAMPLES
 
 T = TypeVar("T")
-FACTOR = 5
-PATIENCE = 10.0
+SCENARIO = Scenario.load("overload")
+FACTOR = SCENARIO.requests["note"].times_possible or 0.0
+PATIENCE = SCENARIO.patience
 """Seconds after which a caller leaves. It does not tell the service, whose default is the same."""
 WORDS = 70
 """Words of a note, which are about 100 tokens."""
 STORED = 100
 """Notes that are stored before the measurements: what the reads ask for."""
-CLIENTS = 32
+CLIENTS = SCENARIO.clients
 """Callers of the measurement of the possible rate: a full batch of the engine."""
-READS_PER_SECOND = 20.0
+READS_PER_SECOND = SCENARIO.requests["read"].rate or 0.0
 CALM_SECONDS = 20.0
 """Length of each measurement before the overload."""
 PROBE_SECONDS = 0.1
@@ -269,4 +271,4 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else SCENARIO.seconds or 0.0)

@@ -95,8 +95,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Wait for the model",
             "s",
             quantiles("notellm_queue_wait_seconds", "lane"),
-            "The autoscaler looks at its mean.",
         ),
+        Panel(
+            "Expected wait of a note that comes now",
+            "s",
+            (('max by (instance, lane) (notellm_expected_wait_seconds{job="$job"})', "{{instance}} {{lane}}"),),
+            "The autoscaler looks at the interactive lane. At NOTELLM_QUEUE_SECONDS notes are refused.",
+        ),
+        Panel("Notes that nobody waited for any more", "short", (total("notellm_dropped_notes_total", "reason"),)),
         Panel(
             "One step of the engine",
             "s",

@@ -18,6 +18,7 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.admission import Lane
 from service.telemetry import Telemetry
 from tests.deploy.chart import ROOT, VALUES, documents, of_kind
 
@@ -157,6 +158,18 @@ def test_autoscaler_asks_for_the_metric_that_the_adapter_makes():
     (rule,) = yaml.safe_load((PROMETHEUS / "adapter.yaml").read_text())["rules"]["custom"]
     (scaler,) = of_kind(documents(VALUES["external"]), "HorizontalPodAutoscaler")
     (metric,) = scaler["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
-    names = re.findall(r"notellm_\w+", rule["metricsQuery"])
-    assert set(names) <= set(exported())
+    name, labels = metric["pods"]["metric"]["name"], metric["pods"]["metric"]["selector"]["matchLabels"]
+    assert rule["seriesQuery"].startswith(f"{name}{{")
+    assert f"{name}{{<<.LabelMatchers>>}}" in rule["metricsQuery"]
+    assert labels == {"lane": Lane.INTERACTIVE}
+    assert set(labels) <= exported()[name]
+
+
+def test_keda_asks_for_a_metric_of_the_service():
+    objects = documents(VALUES["everything"])
+    (scaler,) = of_kind(objects, "ScaledObject")
+    services = [service["metadata"]["name"] for service in of_kind(objects, "Service")]
+    query = scaler["spec"]["triggers"][0]["metadata"]["query"]
+    ((name, matchers),) = SELECTOR.findall(query)
+    assert set(MATCHER.findall(matchers)) <= exported()[name] | {"namespace", "service"}
+    assert re.findall('service="([^"]+)"', query)[0] in services
