@@ -38,6 +38,8 @@ class NoteLLMConfig:
     `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
     `scripts`: Unicode scripts that the model reads, as in `model.scripts`; () for all.
     `categories`: the closed set that is scored unless a request names another.
+    `min_hashtag_score`: probability of being written first, below which a hashtag is not told; one that other notes
+    carry needs a share of it (`hashtags.grounding.CARRIED_SHARE`). 0 tells all.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
     `trained_categories`: all names that training has shown. A set with other names is scored without its prior
     (docs/decisions/0008-unseen-categories.md), unless this is empty.
@@ -56,6 +58,7 @@ class NoteLLMConfig:
     max_content_windows: int = 1
     scripts: tuple[str, ...] = ()
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
+    min_hashtag_score: float = 0.0
     category_temperature: float = 1.0
     trained_categories: tuple[str, ...] = ()
 
@@ -75,6 +78,8 @@ class NoteLLMConfig:
             raise CheckpointError("every bound must be at least 1")
         if type(self.category_temperature) not in (int, float) or not self.category_temperature > 0:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
+        if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:
+            raise CheckpointError(f"min_hashtag_score must be in [0, 1), not {self.min_hashtag_score!r}")
         if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):
             raise CheckpointError("categories must be distinct and not blank")
 

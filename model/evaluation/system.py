@@ -97,10 +97,11 @@ class EngineSystem:
         return self._engine.write_category(notes)
 
     def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
-        outputs = self._engine.generate(notes, self._hashtag_request(count))
+        outputs = self._engine.generate(notes, self.hashtag_request(count))
         return [tuple(hashtag.text for hashtag in output.hashtags or ()) for output in outputs]
 
-    def _hashtag_request(self, count: int) -> GenerationRequest:
+    def hashtag_request(self, count: int) -> GenerationRequest:
+        """Return the request for `count` hashtags under the policy."""
         if self.policy == "known":
             vocabulary = self._engine.vocabulary()
             vocabulary.add(hashtag for note in self._known for hashtag in note.hashtags)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from model.generation import GenerationRequest, Hashtag
-from model.hashtags.grounding import HashtagFilter, dedup_key
+from model.hashtags.grounding import CARRIED_SHARE, HashtagFilter, dedup_key
 from model.inference.kv_cache import BlockPool, BlockTable
 from model.inference.runtime import LogitQuery, TokenLogProbs
 from model.inference.spans import SpanSteps, append_span, continue_tables
@@ -43,7 +43,8 @@ class HashtagBeamSearch:
     shows a note's hashtags in random order (paper section 4), so a greedy list of several says no more, takes longer,
     and repeats itself.
 
-    `request.vocabulary` restricts the search to known hashtags, `allowed` drops hashtags that may not be returned.
+    `request.vocabulary` restricts the search to known hashtags, `allowed` drops hashtags that may not be returned, and
+    the checkpoint's `min_hashtag_score` those that are too improbable.
     """
 
     def __init__(self, prompt: Prompt, request: GenerationRequest, allowed: HashtagFilter) -> None:
@@ -52,6 +53,8 @@ class HashtagBeamSearch:
         self._width = request.hashtags * BEAMS_PER_HASHTAG
         self._vocabulary = request.vocabulary
         self._allowed = allowed
+        known_share = 1.0 if request.vocabulary is None else CARRIED_SHARE
+        self._min_probability = prompt.config.min_hashtag_score * known_share
         self._beams = [Beam([], 0.0, self._query(()))]
         """Unfinished hashtags, the most probable first."""
         self._finished: list[tuple[list[int], float]] = []
@@ -74,6 +77,8 @@ class HashtagBeamSearch:
     @property
     def reason_for_none(self) -> str:
         """Reason for an answer without hashtags."""
+        if self._vocabulary is None and self._min_probability:
+            return "no hashtag is likely enough"
         if self._vocabulary is None:
             return "the model wrote nothing that can be read as a hashtag"
         return "no known hashtag is likely enough" if len(self._vocabulary) else "no hashtag is known yet"
@@ -150,6 +155,8 @@ class HashtagBeamSearch:
         best_open = self._beams[0]
         if len(best_open.ids) > TOKENS_PER_HASHTAG or best_open.log_prob == -math.inf:
             return True
+        if math.exp(best_open.log_prob) < self._min_probability:
+            return True
         if len(self._finished) < self._count:
             return False
         hashtags = self.hashtags
@@ -165,7 +172,8 @@ class HashtagBeamSearch:
                 probabilities[dedup_key(text)] += math.exp(log_prob)
                 spellings.setdefault(dedup_key(text), text)
         best = sorted(probabilities.items(), key=lambda item: (-item[1], item[0]))
-        return tuple(Hashtag(spellings[key], min(1.0, probability)) for key, probability in best if probability > 0)
+        likely = [(key, probability) for key, probability in best if probability > max(0.0, self._min_probability)]
+        return tuple(Hashtag(spellings[key], min(1.0, probability)) for key, probability in likely)
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
         """The hashtag that `ids` spell, or []. A known hashtag keeps its spelling, whatever it ends with."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -15,8 +17,11 @@ from model.training.distributed import rank_and_size
 from model.training.optimizer import Schedule
 from model.training.recipe import Recipe, RecipeError
 
+KEPT_STATES = 2
+"""Numbered states that stay in a folder: the newest, and one more should its file be damaged."""
 LAST = "last.pt"
 """File of a run's folder with its latest state."""
+PAUSE_CHECK_SECONDS = 1.0
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -75,6 +80,29 @@ class RunState:
         for objective, memory in zip(self.objectives, state["memory"], strict=True):
             if objective is not None and memory is not None:
                 objective.update_memory(objective.notes, memory.to(self.model.tau.device))
+
+
+def newest_state(folder: Path) -> Path | None:
+    """Return the state.<step>.pt of the highest step, or None."""
+    return max(folder.glob("state.*.pt"), default=None)
+
+
+def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write state.<step>.pt and delete all but the newest KEPT_STATES. A file appears when it is complete."""
+    path = folder / f"state.{step:08d}.pt"
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(state, unfinished)
+    unfinished.rename(path)
+    for old in sorted(folder.glob("state.*.pt"))[:-KEPT_STATES]:
+        old.unlink()
+
+
+def wait_while_exists(file: Path | None) -> float:
+    """Wait until `file` is gone, if there is one; returns the seconds waited."""
+    started = time.monotonic()
+    while file is not None and file.exists():
+        time.sleep(PAUSE_CHECK_SECONDS)
+    return time.monotonic() - started
 
 
 def _fields_as_text(recipe: Recipe) -> dict[str, str]:

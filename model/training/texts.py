@@ -9,7 +9,7 @@ Shapes: N notes, B notes of a batch, T tokens, K dimension of all teachers toget
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,64 @@ class Batch:
     next_position: Position
 
 
+class Mix:
+    """An endless stream of rows from several sources, each shuffled anew in every epoch.
+
+    `rows`: those of each source. `shares`: how often each source is drawn from, relative to the others.
+    """
+
+    def __init__(self, rows: Mapping[str, range], shares: Mapping[str, float], seed: int) -> None:
+        self.seed = seed
+        self.rows = rows
+        total = sum(shares.values())
+        self.shares = {source: share / total for source, share in shares.items()}
+        self._orders: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
+
+    def draw(self, number: int, size: int) -> list[int]:
+        """Rows of the `number`-th draw of `size` notes: its share from each source, none twice within an epoch."""
+        rows: list[int] = []
+        *sources, last = self.shares
+        for source in sources:
+            count = min(size - len(rows), round(self.shares[source] * size))
+            rows += [self._nth_row(source, number * count + place) for place in range(count)]
+        count = size - len(rows)
+        return rows + [self._nth_row(last, number * count + place) for place in range(count)]
+
+    def groups(
+        self,
+        batch_size: int,
+        length: Callable[[int], int],
+        max_tokens_per_note: int,
+        start: Position = (0, 0),
+    ) -> Iterator[tuple[list[int], Position]]:
+        """Yield rows of like length without end, from a position of the stream on, and the position after them.
+
+        A group has at most `batch_size` rows, and fewer where they would have more than `max_tokens_per_note` times
+        `batch_size` tokens when padded. `length`: tokens of a row.
+        """
+        number, skipped = start
+        while True:
+            rows = self.draw(number, batch_size * BATCHES_PER_DRAW)
+            lengths = {row: length(row) for row in rows}
+            rows.sort(key=lambda row: lengths[row])
+            ordered = [lengths[row] for row in rows]
+            groups = group_by_tokens(rows, ordered, batch_size * max_tokens_per_note, batch_size)
+            random.Random(f"{self.seed} {number}").shuffle(groups)
+            for at, group in enumerate(groups[skipped:], skipped + 1):
+                yield group, ((number, at) if at < len(groups) else (number + 1, 0))
+            number, skipped = number + 1, 0
+
+    def _nth_row(self, source: str, n: int) -> int:
+        """The n-th row of a source's endless stream of shuffled epochs."""
+        rows = self.rows[source]
+        epoch, place = divmod(n, len(rows))
+        if (source, epoch) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != source}
+            order = np.random.default_rng([self.seed, epoch, len(rows)]).permutation(len(rows))
+            self._orders[source, epoch] = order
+        return rows[int(self._orders[source, epoch][place])]
+
+
 class Texts:
     """The notes of several sources that have vectors, and `teacher_vectors` (N, K) float32 of unit length.
 
@@ -67,68 +125,39 @@ class Texts:
         token_teacher: TokenTeacher | None = None,
         token_weight: float = 0.0,
     ) -> None:
-        self.seed = seed
         self.notes: list[Note] = []
-        self._orders: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
-        self._rows: dict[str, range] = {}
+        source_rows: dict[str, range] = {}
         source_vectors = []
         for source in shares:
             notes, vectors = read_corpus_vectors(folder, source)
             if not notes:
                 raise FileNotFoundError(f"{folder} has no vectors of {source}: run model.baselines.minilm_teacher")
-            self._rows[source] = range(len(self.notes), len(self.notes) + len(notes))
+            source_rows[source] = range(len(self.notes), len(self.notes) + len(notes))
             self.notes += notes
             source_vectors.append(vectors.astype(np.float32))
-        total = sum(shares.values())
-        self._shares = {source: share / total for source, share in shares.items()}
+        self.mix = Mix(source_rows, shares, seed)
         teachers = [self._centred(np.concatenate(source_vectors))]
         if token_teacher is not None:
             teachers.append(token_weight**0.5 * self._centred(token_teacher.vectors(self.notes)))
         self.teacher_vectors: npt.NDArray[np.float32] = unit(np.concatenate(teachers, axis=1))
 
     def _centred(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        mean = sum(self._shares[source] * vectors[rows].mean(0) for source, rows in self._rows.items())
+        mean = sum(self.mix.shares[source] * vectors[rows].mean(0) for source, rows in self.mix.rows.items())
         return unit(vectors - mean)
 
     def sample(self, count: int) -> list[int]:
         """Rows of the stream's first `count` notes, in the shares of the mix."""
         rows: list[int] = []
         for number in range(1 + count // SAMPLE_DRAW_SIZE):
-            rows += self._draw(number, SAMPLE_DRAW_SIZE)
+            rows += self.mix.draw(number, SAMPLE_DRAW_SIZE)
         return rows[:count]
 
     def batches(self, prompt: Prompt, batch_size: int, start: Position = (0, 0)) -> Iterator[Batch]:
         """Yield batches of at most `batch_size` notes without end, from a position of the stream on."""
-        number, skipped = start
-        while True:
-            rows = self._draw(number, batch_size * BATCHES_PER_DRAW)
-            prompts = {row: prompt.note(self.notes[row]) for row in rows}
-            rows.sort(key=lambda row: len(prompts[row]))
-            lengths = [len(prompts[row]) for row in rows]
-            groups = group_by_tokens(rows, lengths, batch_size * MAX_TOKENS_PER_NOTE, batch_size)
-            random.Random(f"{self.seed} {number}").shuffle(groups)
-            for at, group in enumerate(groups[skipped:], skipped + 1):
-                next_position = (number, at) if at < len(groups) else (number + 1, 0)
-                ids, prompt_lengths = pad_right([prompts[row] for row in group])
-                yield Batch(ids, prompt_lengths, torch.from_numpy(self.teacher_vectors[group]), next_position)
-            number, skipped = number + 1, 0
 
-    def _draw(self, number: int, size: int) -> list[int]:
-        """Rows of the `number`-th draw of `size` notes: its share from each source, none twice within an epoch."""
-        rows: list[int] = []
-        *sources, last = self._shares
-        for source in sources:
-            count = min(size - len(rows), round(self._shares[source] * size))
-            rows += [self._nth_row(source, number * count + place) for place in range(count)]
-        count = size - len(rows)
-        return rows + [self._nth_row(last, number * count + place) for place in range(count)]
+        def prompt_length(row: int) -> int:
+            return len(prompt.note(self.notes[row]))
 
-    def _nth_row(self, source: str, n: int) -> int:
-        """The n-th row of a source's endless stream of shuffled epochs."""
-        rows = self._rows[source]
-        epoch, place = divmod(n, len(rows))
-        if (source, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != source}
-            order = np.random.default_rng([self.seed, epoch, len(rows)]).permutation(len(rows))
-            self._orders[source, epoch] = order
-        return rows[int(self._orders[source, epoch][place])]
+        for rows, next_position in self.mix.groups(batch_size, prompt_length, MAX_TOKENS_PER_NOTE, start):
+            ids, lengths = pad_right([prompt.note(self.notes[row]) for row in rows])
+            yield Batch(ids, lengths, torch.from_numpy(self.teacher_vectors[rows]), next_position)

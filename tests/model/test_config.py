@@ -18,6 +18,7 @@ def test_config_saved_reads_back_the_same(tmp_path: Path) -> None:
         dimension=32,
         max_title_tokens=7,
         categories=("旅行", "Food"),
+        min_hashtag_score=0.02,
         category_temperature=1.7,
         trained_categories=("Food", "ein Name"),
     )
@@ -66,6 +67,9 @@ def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -
         {"category_temperature": 0.0},
         {"category_temperature": -1.0},
         {"category_temperature": math.nan},
+        {"min_hashtag_score": -0.1},
+        {"min_hashtag_score": 1.0},
+        {"min_hashtag_score": math.nan},
     ],
 )
 def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:

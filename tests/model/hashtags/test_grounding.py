@@ -115,3 +115,10 @@ def test_rerank_orders_by_neighbour_share_and_probability() -> None:
 def test_rerank_drops_a_candidate_that_the_model_never_writes() -> None:
     candidates = candidates_from(Neighbours([Neighbour("a", 0.9, ("soup",))]), ANY)
     assert rerank([], candidates, {"soup": 0.0}, 5) == ()
+
+
+def test_carried_hashtag_below_the_least_probability_is_dropped() -> None:
+    candidates = candidates_from(Neighbours([Neighbour("a", 0.9, ("soup", "hike"))]), ANY)
+    probabilities = {"soup": 0.2, "hike": 0.001}
+    assert {hashtag.text for hashtag in rerank([], candidates, probabilities, 5)} == {"soup", "hike"}
+    assert [hashtag.text for hashtag in rerank([], candidates, probabilities, 5, 0.01)] == ["soup"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from string import ascii_letters
 
 import pytest
@@ -83,6 +84,20 @@ def test_improbable_hashtag_has_a_score_that_says_so(tokenizer: PreTrainedTokeni
     for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(2)):
         assert texts(output.hashtags) == ["coffee"]
         assert scores(output.hashtags) == close_to([1e-6])
+
+
+def test_hashtag_below_the_checkpoints_score_is_not_told(tokenizer: PreTrainedTokenizerBase) -> None:
+    firsts = {" coffee": 0.6, " river": 0.3, "cat": 0.1}
+    engine = bigram_engine(tokenizer, {"": firsts} | dict.fromkeys(firsts, ENDED))
+    engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.2)
+    (output,) = generate(engine, FEW_NOTES[:1], GenerationRequest(3))
+    assert texts(output.hashtags) == ["coffee", "river"]
+    request = GenerationRequest(3, vocabulary=vocabulary_of(engine, ("cat",)))
+    (output,) = generate(engine, FEW_NOTES[:1], request)
+    assert texts(output.hashtags) == ["cat"], "a known hashtag needs a share of the score"
+    engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.7)
+    (output,) = generate(engine, FEW_NOTES[:1], GenerationRequest(3))
+    assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is likely enough")
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from model.note import Note
 from model.notellm import NoteLLM
 from model.training import distil, export
 from model.training import student as student_module
-from model.training.distil import CURVE, LOG, Distillation, Distiller, structure_loss, wait_while_exists
+from model.training.distil import CURVE, LOG, Distillation, Distiller, structure_loss
 from model.training.export import load_state, low_rank_factors
 from model.training.held_out import HeldOutDomain
 from model.weights import BACKBONE_FOLDER
@@ -127,21 +126,6 @@ def test_command_runs_a_distillation(
     options += ["--backbone", str(tiny_checkpoint), "--words", "0", "--batch", "8", "--starting-notes", "20"]
     distil.main(options)
     assert lines(tmp_path / LOG)
-
-
-def test_no_pause_file_is_no_wait(tmp_path: Path) -> None:
-    assert wait_while_exists(None) < 0.1
-    assert wait_while_exists(tmp_path / "pause") < 0.1
-
-
-def test_pause_ends_once_the_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "pause"
-    file.touch()
-    monkeypatch.setattr(distil, "PAUSE_CHECK_SECONDS", 0.01)
-    timer = threading.Timer(0.2, file.unlink)
-    timer.start()
-    assert wait_while_exists(file) >= 0.15
-    timer.join()
 
 
 def test_structure_loss_of_the_teachers_ranking_is_zero() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from model.training import resume
 from model.training.recipe import Recipe, RecipeError
+from model.training.resume import newest_state, save_state, wait_while_exists
 from model.training.trainer import Trainer
 from tests.model.training.runs import losses
 
@@ -35,3 +38,26 @@ def test_folder_with_a_run_of_another_recipe_is_refused(recipe: Recipe, tmp_path
     list(Trainer(replace(recipe, steps=2), tmp_path, cache=tmp_path).run())
     with pytest.raises(RecipeError, match=r"another recipe \(learning_rate\)"):
         Trainer(replace(recipe, steps=2, learning_rate=1.0), tmp_path, cache=tmp_path)
+
+
+def test_no_pause_file_is_no_wait(tmp_path: Path) -> None:
+    assert wait_while_exists(None) < 0.1
+    assert wait_while_exists(tmp_path / "pause") < 0.1
+
+
+def test_pause_ends_once_the_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "pause"
+    file.touch()
+    monkeypatch.setattr(resume, "PAUSE_CHECK_SECONDS", 0.01)
+    timer = threading.Timer(0.2, file.unlink)
+    timer.start()
+    assert wait_while_exists(file) >= 0.15
+    timer.join()
+
+
+def test_two_newest_states_stay(tmp_path: Path) -> None:
+    assert newest_state(tmp_path) is None
+    for step in (9, 10, 200):
+        save_state(tmp_path, step, {"step": step})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["state.00000010.pt", "state.00000200.pt"]
+    assert newest_state(tmp_path) == tmp_path / "state.00000200.pt"

