@@ -15,6 +15,7 @@ NoteLLMError
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index has not reached a log position in time
     ├── EngineFailed      the model failed on this batch
+    ├── Starting          the service is not ready for requests yet
     └── Stopping          the service is shutting down
 
 SnapshotRefused is not one of them: the index answers it by rebuilding from the store, so that no caller sees it.
@@ -148,6 +149,13 @@ class IndexBehind(TryLater):
 class EngineFailed(TryLater):
     def __init__(self, detail: str) -> None:
         super().__init__(f"The model failed: {detail}. Nothing was stored; try again.")
+
+
+class Starting(TryLater):
+    """`progress`: the present step of the start, and how far it is."""
+
+    def __init__(self, progress: str) -> None:
+        super().__init__(f"The service is starting ({progress}); try again, GET /startupz tells when it has.")
 
 
 class Stopping(TryLater):

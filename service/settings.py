@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         10.0, gt=0, description="deadline of a request about one note that names none in X-Request-Timeout"
     )
     request_seconds: float = Field(60.0, gt=0, description="longest deadline of a request, and that of a list")
+    drain_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="how long requests are served after SIGTERM, while /readyz is 503: longer than a balancer's poll",
+    )
     shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")
 
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")

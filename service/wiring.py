@@ -18,7 +18,6 @@ from model.inference.engine import Engine
 from model.note import Note
 from service.admission import Lane
 from service.api.app import create_app
-from service.api.middleware import ExpectedStartFailure
 from service.batcher import Batcher
 from service.container import Service
 from service.index.gpu import find_gpu
@@ -27,6 +26,7 @@ from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
 from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock, NoteStore
+from service.lifecycle import Lifecycle
 from service.recommender import GenerationDefaults, Recommender
 from service.samples import load_samples
 from service.settings import Settings
@@ -41,42 +41,32 @@ FOLLOWING_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
-def build_app(settings: Settings, progress: Callable[[str], None] = lambda message: None) -> FastAPI:
-    """Build the HTTP app of one process. It opens its own service, and is ready once the sample notes are loaded."""
+def build_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
+    """Build the HTTP app of one process. It opens its own service, and has started once the sample notes are loaded."""
+    lifecycle = lifecycle or Lifecycle()
+    telemetry = Telemetry()
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Service]:
-        async with open_service(settings, progress) as service:
-            await load_samples(service, progress)
+        async with open_service(settings, telemetry, lifecycle) as service:
+            await load_samples(service, lifecycle.report)
             yield service
 
-    app = create_app(settings, open_with_samples)
-    app.add_middleware(ExpectedStartFailure, errors=START_ERRORS)
-    return app
+    return create_app(settings, open_with_samples, lifecycle, telemetry, START_ERRORS)
 
 
 @contextlib.asynccontextmanager
-async def open_service(settings: Settings, progress: Callable[[str], None]) -> AsyncIterator[Service]:
+async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle) -> AsyncIterator[Service]:
     """Start every part in order; on leaving, stop them in the opposite order.
 
     Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is away is no error: the
     index waits for it.
     """
     async with contextlib.AsyncExitStack() as stack:
-        url = settings.redis_url or SecretStr(_open_embedded(settings, stack, progress))
-        progress("Loading the model")
-        engine = Engine.load(
-            settings.checkpoint,
-            cache=settings.cache_dir,
-            device=settings.device,
-            dtype=settings.dtype,
-            runtime=settings.runtime,
-            progress=progress,
-        )
-        engine.tokenize(
-            Note(), GenerationRequest(categories=settings.categories)
-        )  # fails now rather than at the first note
-        telemetry, clock = Telemetry(), Clock()
+        url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, lifecycle.report))
+        lifecycle.report("Loading the model")
+        engine = await asyncio.to_thread(_load_engine, settings, lifecycle.report)
+        clock = Clock()
         store = RedisNoteStore(url.get_secret_value(), clock=clock, dimensions={engine.space: engine.dimension})
         stack.push_async_callback(store.close)
         gpu = find_gpu() if settings.index_device == "cuda" else None
@@ -98,7 +88,7 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
             max_queue=settings.queue_notes,
             max_seconds=settings.queue_seconds,
         )
-        progress("Building the index from the store")
+        lifecycle.report("Building the index from the store", lambda: index.status().detail)
         await index.start()
         stack.push_async_callback(index.stop)
         batcher.start()
@@ -111,12 +101,26 @@ async def open_service(settings: Settings, progress: Callable[[str], None]) -> A
         yield Service(settings, recommender, batcher, store, index, telemetry, clock)
 
 
-def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progress: Callable[[str], None]) -> str:
+def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
+    """Load the model, and check that it can choose among the deployment's categories."""
+    engine = Engine.load(
+        settings.checkpoint,
+        cache=settings.cache_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        runtime=settings.runtime,
+        progress=progress,
+    )
+    engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # fails now, not at the first note
+    return engine
+
+
+async def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progress: Callable[[str], None]) -> str:
     """Start or join the embedded server of the data folder; return its address."""
     progress("Starting the embedded store")
     embedded = EmbeddedRedis(settings.data_dir)
     stack.callback(embedded.stop)
-    embedded.start()
+    await embedded.start_in_loop()
     if embedded.pid is None:
         progress(f"Joining the store of {settings.data_dir}, which another process runs")
     keeper = asyncio.get_running_loop().create_task(embedded.keep_alive(), name="keep-embedded-redis")

@@ -34,6 +34,7 @@ class ServiceProcess:
             "NOTELLM_PORT": str(self.port),
             "NOTELLM_DATA_DIR": str(folder / "data"),
             "NOTELLM_SAMPLE_NOTES": "0",
+            "NOTELLM_DRAIN_SECONDS": "0",
             "NOTELLM_URL": self.url,
         }
         self._process: subprocess.Popen[bytes] | None = None

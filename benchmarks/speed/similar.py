@@ -39,10 +39,12 @@ from benchmarks.peers import stored_answer
 from model.data.dataset import read_notes
 from model.inference.engine import Engine
 from service.interfaces import Clock
+from service.lifecycle import Lifecycle
 from service.records import StoredNote, Write
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG_ENTRIES, NOTE, PUT, RedisNoteStore
+from service.telemetry import Telemetry
 from service.wiring import open_service
 
 T = TypeVar("T")
@@ -220,7 +222,7 @@ async def measure_changes(port: int) -> list[float]:
 async def measure_changes_inside(data: Path) -> list[float]:
     """Seconds of the same changes in this process, without HTTP."""
     settings, seconds = Settings(data_dir=data, sample_notes=0), []
-    async with open_service(settings, progress=lambda _: None) as service:
+    async with open_service(settings, Telemetry(), Lifecycle()) as service:
         gc.freeze()  # as the service does
         for number in range(CHANGES):
             author = f"changed again {number}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
@@ -17,21 +19,53 @@ from service.api.routes import documentation, generate, notes, operations, simil
 from service.api.schemas.notes import BatchOut, NoteIn
 from service.api.schemas.problem import Problem
 from service.container import Service
+from service.lifecycle import Lifecycle
 from service.settings import Settings
+from service.telemetry import Telemetry
 
+log = structlog.get_logger(__name__)
 DESCRIPTION = (
     "Related notes, hashtags and categories from one language model. One prefill gives vector, hashtags and category; "
     "a note is durable and searchable when POST /notes answers. Errors are application/problem+json (RFC 9457)."
 )
 
 
-def create_app(settings: Settings, open_service: Callable[[], AbstractAsyncContextManager[Service]]) -> FastAPI:
-    """Build the HTTP app of one process. `open_service` is entered when the app starts and left when it ends."""
+def create_app(
+    settings: Settings,
+    open_service: Callable[[], AbstractAsyncContextManager[Service]],
+    lifecycle: Lifecycle,
+    telemetry: Telemetry,
+    expected_failures: tuple[type[Exception], ...] = (),
+) -> FastAPI:
+    """Build the HTTP app of one process.
+
+    `open_service` is entered when the app starts, beside its first requests: probes are answered meanwhile, all else
+    with 503. It is left when the app ends. Where it fails, `lifecycle` has the failure; it is logged by its sentence
+    where it is one of `expected_failures`, by its traceback where it is not.
+    """
+
+    async def keep_open(app: FastAPI, ending: asyncio.Event) -> None:
+        try:
+            async with open_service() as app.state.service:
+                lifecycle.started = True
+                await ending.wait()
+        except Exception as error:
+            if lifecycle.started:
+                raise
+            lifecycle.failure = error
+            traceback = not isinstance(error, expected_failures)
+            log.error("start_failed", detail=str(error), exc_info=traceback)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_service() as app.state.service:
-            yield
+        ending = asyncio.Event()
+        keeping = asyncio.create_task(keep_open(app, ending), name="service")
+        yield
+        ending.set()
+        if not lifecycle.started:
+            keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
 
     app = FastAPI(
         title="NoteLLM service",
@@ -42,6 +76,7 @@ def create_app(settings: Settings, open_service: Callable[[], AbstractAsyncConte
         redoc_url=None,
         separate_input_output_schemas=False,
     )
+    app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
     # Routes are matched in this order: the busiest come first.
     for router in (similar.router, notes.router, generate.router, operations.router, documentation.router):
         app.include_router(router)
@@ -49,7 +84,7 @@ def create_app(settings: Settings, open_service: Callable[[], AbstractAsyncConte
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(RequestContext, service=lambda: app.state.service)
+    app.add_middleware(RequestContext, lifecycle=lifecycle, telemetry=telemetry)
     _document_problems(app)
     return app
 

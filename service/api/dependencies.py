@@ -13,7 +13,8 @@ from fastapi import Depends, Header, Request
 from service.adding import Generate
 from service.admission import Lane, Urgency
 from service.container import Service
-from service.errors import FieldError, InvalidInput
+from service.errors import FieldError, InvalidInput, Starting
+from service.lifecycle import Lifecycle
 from service.recommender import Recommender
 from service.settings import Settings
 
@@ -21,7 +22,15 @@ GENERATED_HASHTAGS = 5
 """Hashtags that are generated for `?generate=hashtags`, which has no count."""
 
 
+async def get_lifecycle(request: Request) -> Lifecycle:
+    return cast(Lifecycle, request.app.state.lifecycle)
+
+
 async def get_service(request: Request) -> Service:
+    """Return the running service. Raises Starting before it is there."""
+    lifecycle = await get_lifecycle(request)
+    if not lifecycle.started:
+        raise Starting(lifecycle.progress)
     return cast(Service, request.app.state.service)
 
 
@@ -89,6 +98,7 @@ async def get_urgency(
     return requested.for_note((await get_service(request)).settings)
 
 
+LifecycleDep = Annotated[Lifecycle, Depends(get_lifecycle)]
 ServiceDep = Annotated[Service, Depends(get_service)]
 RecommenderDep = Annotated[Recommender, Depends(get_recommender)]
 GenerateDep = Annotated[Generate, Depends(get_generate)]

@@ -1,10 +1,9 @@
-"""Middleware: each request gets an id, a log line, a metric and a bound on its body; a failed start gets one line."""
+"""Middleware: each request gets an id, a log line, a metric and a bound on its body."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from uuid import uuid4
 
 import structlog
@@ -13,8 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
-from service.container import Service
 from service.errors import LimitExceeded
+from service.lifecycle import Lifecycle
+from service.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
@@ -23,45 +23,18 @@ REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
 """Status codes that count as notellm_rejected."""
 
 
-class ExpectedStartFailure:
-    """Reports a start that fails with one of `errors` by that error's sentence, any other failure by its traceback."""
-
-    def __init__(self, app: ASGIApp, errors: tuple[type[Exception], ...]) -> None:
-        self._app = app
-        self._errors = errors
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
-        failures: list[Message] = []
-
-        async def hold_failure(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed":
-                failures.append(message)  # sent once the error is known, which is raised next
-            else:
-                await send(message)
-
-        try:
-            await self._app(scope, receive, hold_failure)
-        except self._errors as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-        except BaseException:
-            for failure in failures:
-                await send(failure)
-            raise
-
-
 class RequestContext:
     """Gives each request an id, the time of its arrival, one log line and one observation, and answers 500 where the
     code failed.
 
-    A caller who leaves before the answer is complete is observed as 499, whatever was sent until then.
+    While the process drains, each answer ends its connection. A caller who leaves before the answer is complete is
+    observed as 499, whatever was sent until then.
     """
 
-    def __init__(self, app: ASGIApp, service: Callable[[], Service]) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, telemetry: Telemetry) -> None:
         self._app = app
-        self._service = service
+        self._lifecycle = lifecycle
+        self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,6 +53,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if self._lifecycle.draining:  # the next request should go to another process
+                    message["headers"].append((b"connection", b"close"))
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
@@ -102,7 +77,7 @@ class RequestContext:
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        telemetry = self._service().telemetry
+        telemetry = self._telemetry
         telemetry.http_request.labels(route, status).observe(seconds)
         if status in REJECTIONS:
             telemetry.rejected.labels(str(status)).inc()

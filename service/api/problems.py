@@ -1,6 +1,6 @@
 """Errors -> RFC 9457 problems. The status codes of our own errors are decided here and nowhere else.
 
-Elsewhere are those of a success and of /readyz (routes/), 500 (middleware.py) and 499, which nobody reads (app.py).
+Elsewhere are those of a success and of the probes (routes/), 500 (middleware.py) and 499, which nobody reads (app.py).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ STATUS: dict[type[Exception], int] = {
     errors.StoreUnavailable: 503,
     errors.IndexBehind: 503,
     errors.EngineFailed: 503,
+    errors.Starting: 503,
     errors.Stopping: 503,
 }
 

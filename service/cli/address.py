@@ -1,4 +1,4 @@
-"""The address of a service: its URL, and whether a process can listen there."""
+"""The address of a service: its URL, and listening there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import socket
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where a client reaches a service that listens on all addresses."""
+
+BACKLOG = 2048
+"""Connections that may wait to be accepted, as uvicorn has it."""
 
 
 class AddressUnavailable(Exception):
@@ -22,31 +25,47 @@ def local_url(host: str, port: int) -> str:
     return http_url(LOOPBACK.get(host, host), port)
 
 
-def check_available(host: str, port: int) -> None:
-    """Try to listen where the service will, as asyncio does. Raises AddressUnavailable."""
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listen where the service will: connections wait from now on. Raises AddressUnavailable.
+
+    A host of several addresses has a socket for each, all on one port.
+    """
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise AddressUnavailable(f"NOTELLM_HOST is {host!r}; it must be an address of this machine") from error
+    listeners: list[socket.socket] = []
+    failure: OSError | None = None
     for family, kind, protocol, _, address in addresses:
         try:
-            _bind(family, kind, protocol, address)
+            listeners.append(_listen(family, kind, protocol, (address[0], port, *address[2:])))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AddressUnavailable(
                     f"NOTELLM_PORT is {port}, on which another process of {host} listens; it must be a free port, "
                     "or 0 for any free one"
                 ) from error
-            if len(addresses) == 1:  # of several, for example ::1 of localhost, one may not exist here
-                raise AddressUnavailable(
-                    f"NOTELLM_HOST is {host!r} and NOTELLM_PORT {port}; they must be an address and a port that this "
-                    f"process may listen on: {error.strerror}"
-                ) from error
+            failure = error  # of several, for example ::1 of localhost, one may not exist here
+        else:
+            port = listeners[0].getsockname()[1]  # where 0 was asked for
+    if failure and not listeners:
+        raise AddressUnavailable(
+            f"NOTELLM_HOST is {host!r} and NOTELLM_PORT {port}; they must be an address and a port that this "
+            f"process may listen on: {failure.strerror}"
+        ) from failure
+    return listeners
 
 
-def _bind(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> None:
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _listen(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        probe.bind(address)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.set_inheritable(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -13,15 +13,18 @@ import typer
 import uvicorn
 
 from model import cli as offline
-from service.cli.address import AddressUnavailable, check_available
+from service.cli.address import AddressUnavailable, listen
 from service.cli.client import AsJson, Url, call
 from service.cli.ingest import Ingest, IngestFailed
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
 from service.cli.terminal import FAILED, MISUSED, complain, err, out, read_settings, show
+from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
 
 app = typer.Typer(no_args_is_help=True)
 
+START_FAILED = 3
+"""Exit status of a service that could not start, as uvicorn has it."""
 REJECTED = 2
 """Exit status of an ingest that went through, but for some lines."""
 VERIFY_SECONDS = 3600.0
@@ -48,7 +51,7 @@ def serve() -> None:
     """Run the service; settings are the environment variables NOTELLM_*."""
     settings = read_settings()
     try:
-        check_available(settings.host, settings.port)  # now, not after the model was loaded
+        listeners = listen(settings.host, settings.port)  # before the model is loaded, so that probes are answered
     except AddressUnavailable as error:
         complain(str(error))
         raise typer.Exit(MISUSED) from error
@@ -57,20 +60,19 @@ def serve() -> None:
 
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
+    lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
     config = uvicorn.Config(
-        build_app(settings, lambda message: err.print(f"[dim]{message}[/dim]", highlight=False)),
-        host=settings.host,
-        port=settings.port,
+        build_app(settings, lifecycle),
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    server = Server(config, write_lines)
+    server = Server(config, lifecycle, settings.drain_seconds, write_lines)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
-        server.run()
-    if not server.started:
-        raise typer.Exit(FAILED)
+        server.run(listeners)
+    if lifecycle.failure or not server.started:
+        raise typer.Exit(START_FAILED)
 
 
 @app.command()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
+import signal
+import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from service.cli.address import http_url
 from service.cli.terminal import err
+from service.lifecycle import Lifecycle
 
 SWITCH_SECONDS = 0.0005
 """How long a thread keeps the interpreter while others want it. A request gives it up at each of its system calls, and
@@ -34,19 +39,40 @@ def import_uncollected() -> Iterator[None]:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens once it does, and calls `at_end` as the last thing: after its shutdown uvicorn ends the
-    process by the signal that asked for it, so that no other clean-up runs."""
+    """Serves on sockets that are bound already, says so once the app has started, and drains before it ends.
 
-    def __init__(self, config: uvicorn.Config, at_end: Callable[[], None]) -> None:
+    After SIGTERM requests are served for `drain_seconds` more, while /readyz tells balancers to send no more; a second
+    signal, or Ctrl-C, skips that. A start that failed ends the server. `at_end` is called as the last thing: uvicorn
+    then ends the process by the signal that asked for it, so that no other clean-up runs.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, lifecycle: Lifecycle, drain_seconds: float, at_end: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_seconds = drain_seconds
         self._at_end = at_end
+        self._said_where = False
+        self._close_at = math.inf
 
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        if self.started:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if sig == signal.SIGTERM and self._lifecycle.started and not self._lifecycle.draining:
+            self.should_exit = False
+            self._lifecycle.draining = True
+            self._close_at = time.monotonic() + self._drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Run ten times a second; return whether to close the listener and end."""
+        if self._lifecycle.started and not self._said_where:
+            self._said_where = True
             url = http_url(*self.servers[0].sockets[0].getsockname()[:2])
             err.print(f"NoteLLM serves on {url}  (documentation: /docs, end: Ctrl-C)", highlight=False)
+        self.should_exit |= self._lifecycle.failure is not None or time.monotonic() >= self._close_at
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: Any = None) -> None:
+        self._lifecycle.draining = True
         await super().shutdown(sockets)
         self._at_end()

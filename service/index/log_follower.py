@@ -180,6 +180,7 @@ class LogFollower:
         try:
             async for batch in self._store.scan():
                 progress.add(len(batch))
+                self.readiness.detail = progress.text
                 readable = [note for note in batch if isinstance(note, StoredNote)]
                 await run_in(self._writer, partial(notes.add, readable))
                 while await self._maintainer.run_job(notes.index):
@@ -208,6 +209,10 @@ class BuildProgress:
         self._size = size
         self._read = 0
         self._began = self._logged_at = time.monotonic()
+
+    @property
+    def text(self) -> str:
+        return f"{self._read} of about {self._size} notes read"
 
     def add(self, count: int) -> None:
         """Take note that so many more notes were read."""

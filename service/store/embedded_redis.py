@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -75,6 +76,16 @@ class EmbeddedRedis:
 
         Call it in the main thread: the kernel ties the server's life to the thread that starts it.
         """
+        for pause in self._attempts():
+            time.sleep(pause)
+
+    async def start_in_loop(self) -> None:
+        """Do what `start` does, while the event loop of the main thread goes on."""
+        for pause in self._attempts():
+            await asyncio.sleep(pause)
+
+    def _attempts(self) -> Iterator[float]:
+        """Yield the pauses before the next attempts until the server answers. Raises EmbeddedRedisError."""
         deadline = time.monotonic() + START_SECONDS
         self._launches = 0
         while not self._ready():
@@ -82,7 +93,7 @@ class EmbeddedRedis:
                 raise EmbeddedRedisError(f"the embedded server did not come up; see {self._log_file}")
             if self._take_lock():
                 self._launch_if_dead(deadline)
-            time.sleep(0.01)
+            yield 0.01
 
     async def keep_alive(self) -> None:
         """Check for ever that the server lives, and start it again when it, or the process that owned it, has died."""

@@ -1,13 +1,14 @@
-"""GET /livez, /readyz, /metrics, /limits and POST /verify: for those who run the service."""
+"""GET /livez, /startupz, /readyz, /metrics, /limits and POST /verify: for those who run the service."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.api.dependencies import ServiceDep
+from service.api.dependencies import LifecycleDep, ServiceDep, get_service
 from service.api.problems import documented
-from service.api.schemas.operations import Check, LimitsOut, ReadyOut, VerifyOut
+from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
+from service.container import Service
 from service.errors import StoreUnavailable
 from service.verify import verify
 
@@ -22,9 +23,30 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
+@router.get("/startupz", responses={503: {"model": StartOut, "description": "Not started yet"}})
+async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
+    """200 once the process has started; until then 503, and what it is doing."""
+    response.status_code = 200 if lifecycle.started else 503
+    return StartOut(started=lifecycle.started, detail="started" if lifecycle.started else lifecycle.progress)
+
+
 @router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}})
-async def readyz(service: ServiceDep, response: Response) -> ReadyOut:
-    """200 when the store answers, the index follows it and the engine moves; else 503, and which of them does not."""
+async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:
+    """200 when the process has started and does not drain, the store answers, the index follows it and the engine
+    moves; else 503, and which of them is not so."""
+    if lifecycle.started:
+        answer = await _readiness(await get_service(request))
+    else:
+        answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=lifecycle.progress)})
+    if lifecycle.draining:
+        answer.checks["drain"] = Check(ok=False, detail="requests are served and should go to another process")
+        answer.ready = False
+    response.status_code = 200 if answer.ready else 503
+    return answer
+
+
+async def _readiness(service: Service) -> ReadyOut:
+    """Ask the parts of a running service."""
     durable: bool | None = None
     try:
         durability = await service.store.durability()
@@ -36,27 +58,23 @@ async def readyz(service: ServiceDep, response: Response) -> ReadyOut:
     engine = Check(
         ok=busy < STUCK_SECONDS, detail=f"{service.batcher.waiting} notes wait; at its batch for {busy:.1f} s"
     )
-    checks = {"store": store, "index": Check(ok=status.ready, detail=status.detail), "engine": engine}
-    ready = all(check.ok for check in checks.values())
-    response.status_code = 200 if ready else 503
-    return ReadyOut.model_validate(
-        {
-            "ready": ready,
-            "checks": checks,
-            "durable": durable,
-            "model": service.recommender.engine.name,
-            "space": service.recommender.engine.space,
-            "log_position": status.position,
-            "notes": status.vectors,
-            "notes_of_another_model": status.other_space,
-        }
+    index = Check(ok=status.ready, detail=status.detail)
+    return ReadyOut(
+        ready=store.ok and index.ok and engine.ok,
+        checks={"store": store, "index": index, "engine": engine},
+        durable=durable,
+        model=service.recommender.engine.name,
+        space=service.recommender.engine.space,
+        log_position=status.position,
+        notes=status.vectors,
+        notes_of_another_model=status.other_space,
     )
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(service: ServiceDep) -> Response:
+async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    return Response(generate_latest(service.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(request.app.state.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.post("/verify", responses=documented(422, 503))
@@ -70,7 +88,7 @@ async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
     return VerifyOut.of(report)
 
 
-@router.get("/limits")
+@router.get("/limits", responses=documented(503))
 async def limits(service: ServiceDep) -> LimitsOut:
     """Every bound that a request has to keep."""
     settings, read_tokens = service.settings, service.recommender.engine.read_tokens

@@ -1,4 +1,4 @@
-"""GET /readyz, GET /limits and POST /verify."""
+"""GET /startupz, GET /readyz, GET /limits and POST /verify."""
 
 from __future__ import annotations
 
@@ -47,17 +47,27 @@ class Check(BaseModel):
     detail: str
 
 
+class StartOut(BaseModel):
+    """`detail`: the present step of the start, and how far it is."""
+
+    started: bool
+    detail: str
+
+
 class ReadyOut(BaseModel):
-    """`durable`: whether an acknowledged note survives the death of Redis."""
+    """`checks` has `start` alone before the process has started, and also `drain` after it was asked to end.
+
+    `durable`: whether an acknowledged note survives the death of Redis. It and what follows are null during a start.
+    """
 
     ready: bool
-    checks: dict[Literal["store", "index", "engine"], Check]
-    durable: bool | None
-    model: str
-    space: str
-    log_position: str
-    notes: int
-    notes_of_another_model: int
+    checks: dict[Literal["store", "index", "engine", "start", "drain"], Check]
+    durable: bool | None = None
+    model: str | None = None
+    space: str | None = None
+    log_position: str | None = None
+    notes: int | None = None
+    notes_of_another_model: int | None = None
 
 
 class Differing(BaseModel):

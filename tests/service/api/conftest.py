@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.wiring import build_app
 
@@ -23,17 +24,19 @@ Serve = Callable[..., contextlib.AbstractContextManager[str]]
 
 
 @contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """The address of a service that runs in a thread until the block is left."""
+def serving(settings: Settings, wait: bool = True) -> Iterator[str]:
+    """The address of a service that runs in a thread until the block is left. `wait`: until it has started."""
+    lifecycle = Lifecycle()
     with socket.create_server((settings.host, 0)) as listener:
-        config = uvicorn.Config(build_app(settings), log_config=None, access_log=False, ws="none")
+        config = uvicorn.Config(build_app(settings, lifecycle), log_config=None, access_log=False, ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx2.Client() as client:
-                assert client.get(f"{url}/livez", timeout=60).status_code == 200
+            if wait:
+                eventually_true(lambda: lifecycle.started or lifecycle.failure is not None, 60)
+                assert lifecycle.failure is None
             yield url
         finally:
             server.should_exit = True
@@ -45,11 +48,11 @@ def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
     """Start a service with the tiny checkpoint; any setting can be given."""
     folder = Path(tempfile.mkdtemp(prefix="nl-"))  # short: a unix socket's path is limited
 
-    def start(**settings: object) -> contextlib.AbstractContextManager[str]:
+    def start(wait: bool = True, **settings: object) -> contextlib.AbstractContextManager[str]:
         name = f"{len(list(folder.iterdir()))}"
         defaults = {"data_dir": folder / name, "cache_dir": folder, "checkpoint": str(tiny_checkpoint)}
         defaults |= {"sample_notes": 0}
-        return serving(Settings.model_validate(defaults | settings))
+        return serving(Settings.model_validate(defaults | settings), wait)
 
     yield start
     shutil.rmtree(folder)

@@ -67,6 +67,28 @@ def test_shutdown_finishes_requests_in_flight(service: Process) -> None:
     assert httpx2.get(f"{service.url}/notes/w99").status_code == 200
 
 
+def test_sigterm_is_told_by_readyz_while_requests_are_served(tiny_checkpoint: Path) -> None:
+    with (
+        running(tiny_checkpoint, NOTELLM_DRAIN_SECONDS="600") as service,
+        httpx2.Client(base_url=service.url) as client,
+    ):
+        assert service.process is not None
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.get("/readyz").status_code == 503)
+        answer = client.get("/readyz").json()
+        assert {name: check["ok"] for name, check in answer["checks"].items() if not check["ok"]} == {"drain": False}
+        added = client.post("/notes", json={"title": "in time"})
+        assert (added.status_code, added.headers["connection"]) == (201, "close")
+        assert client.get("/livez").status_code == 200
+        service.process.send_signal(signal.SIGTERM)  # whoever does not want to wait
+        service.process.wait(60)
+
+
+def test_interrupt_at_a_terminal_ends_without_draining(tiny_checkpoint: Path) -> None:
+    with running(tiny_checkpoint, NOTELLM_DRAIN_SECONDS="600") as service:
+        service.end(signal.SIGINT)
+
+
 def test_acknowledged_notes_survive_sigkill_of_the_service(service: Process) -> None:
     acknowledged = [httpx2.post(f"{service.url}/notes", json={"title": f"kept {i}"}).json()["id"] for i in range(20)]
     redis = service.redis_pid()

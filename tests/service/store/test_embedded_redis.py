@@ -135,7 +135,7 @@ async def test_who_joins_a_running_store_is_told_so(embedded: EmbeddedRedis, sho
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
         settings = Settings.model_validate({"data_dir": short_folder / "data"})
-        assert _open_embedded(settings, stack, lines.append) == embedded.url
+        assert await _open_embedded(settings, stack, lines.append) == embedded.url
     assert [line for line in lines if "another process runs" in line]
 
 

@@ -1,0 +1,127 @@
+"""Requests while the service starts: the port is open, probes say what is being done, all else is 503."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from service.records import StoredNote, Unreadable
+from service.store.redis_store import RedisNoteStore
+from service.wiring import Engine
+from tests.service.api.conftest import Serve, eventually_true
+
+REQUESTS = [
+    ("GET", "/notes/a"),
+    ("GET", "/notes/a/similar"),
+    ("DELETE", "/notes/a"),
+    ("GET", "/limits"),
+    ("POST", "/verify"),
+    ("POST", "/notes"),
+    ("PUT", "/notes/a"),
+    ("PATCH", "/notes/a"),
+    ("POST", "/similar"),
+    ("POST", "/generate"),
+    ("POST", "/generate/hashtags/stream"),
+]
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What a start waits for."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def slow_model(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is loaded once the gate opens."""
+    load: Callable[..., Engine] = Engine.load
+
+    def load_behind_gate(*arguments: Any, **options: Any) -> Engine:
+        assert gate.wait(60)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr("service.wiring.Engine.load", load_behind_gate)
+
+
+def starting(client: httpx2.Client, step: str) -> None:
+    """Return once both probes say this of the start."""
+    eventually_true(lambda: client.get("/startupz").json()["detail"] == step)
+    probes = client.get("/startupz"), client.get("/readyz")
+    assert [probe.status_code for probe in probes] == [503, 503]
+    assert probes[1].json()["ready"] is False
+    assert probes[1].json()["checks"] == {"start": {"ok": False, "detail": step}}
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_probes_are_answered_while_the_model_loads(serve: Serve, gate: threading.Event) -> None:
+    with serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        starting(client, "Loading the model")
+        assert client.get("/livez").status_code == 200
+        assert 'route="/livez"' in client.get("/metrics").text
+        gate.set()
+        eventually_true(lambda: client.get("/startupz").status_code == 200)
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/notes", json={"title": "afterwards"}).status_code == 201
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_requests_during_a_start_are_503_with_retry_after(serve: Serve, gate: threading.Event) -> None:
+    with serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        for method, path in REQUESTS:
+            body = {"json": {"title": "too early"}} if method.startswith("P") else {}
+            answer = client.request(method, path, **body)
+            assert answer.status_code == 503, path
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["type"].endswith("/starting")
+        gate.set()
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_service_can_be_ended_while_it_starts(serve: Serve, gate: threading.Event) -> None:
+    with serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        starting(client, "Loading the model")
+        threading.Timer(0.5, gate.set).start()  # the thread that loads the model is waited for
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/livez")
+
+
+def test_readyz_counts_the_notes_that_the_index_reads(
+    serve: Serve, guarded_redis: Any, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(redis_url=guarded_redis.url) as url:
+        for i in range(3):
+            assert httpx2.post(f"{url}/notes", json={"id": f"n{i}", "title": f"note {i}"}).status_code == 201
+    scan = RedisNoteStore.scan
+
+    async def scan_behind_gate(store: RedisNoteStore) -> AsyncIterator[list[StoredNote | Unreadable]]:
+        async for notes in scan(store):
+            yield notes
+            await asyncio.to_thread(gate.wait, 60)
+
+    monkeypatch.setattr(RedisNoteStore, "scan", scan_behind_gate)
+    with serve(wait=False, redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        eventually_true(lambda: "3 of about" in client.get("/startupz").json()["detail"])
+        detail = client.get("/readyz").json()["checks"]["start"]["detail"]
+        assert detail.startswith("Building the index from the store: 3 of about ")
+        gate.set()
+        eventually_true(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/readyz").json()["notes"] == 3
+
+
+def test_readyz_counts_the_sample_notes_of_a_first_start(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr("service.wiring.Lifecycle.report", lambda lifecycle, step, how_far=None: steps.append(step))
+    with serve(sample_notes=20):
+        pass
+    assert [step for step in steps if "sample" in step] == [
+        "Adding sample notes (first start only): 0 of 20",
+        "Adding sample notes (first start only): 16 of 20",
+    ]
