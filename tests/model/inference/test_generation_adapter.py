@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from model.config import CheckpointError, NoteLLMConfig
 from model.generation import VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine
+from model.inference.openvino.served import write_served
 from model.notellm import NoteLLM, quiet_peft
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BACKBONE_FOLDER, GENERATION_FOLDER
 from tests.conftest import FAMILIES, FOODS, in_torch
@@ -116,6 +117,13 @@ def test_openvino_with_adapter_equals_pytorch(family: str, backbone_folder: Path
     assert_same_outputs(read(exported), read(torch_engine))
     assert exported.write_category(FEW_NOTES) == torch_engine.write_category(FEW_NOTES)
     assert exported.runtime.pool.free == exported.runtime.pool.count
+
+
+@pytest.mark.slow
+def test_served_folder_writes_with_the_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
+    write_served(str(activated_checkpoint), tmp_path / "served", cache=tmp_path, precision="float32")
+    served, loaded = (load(str(folder), tmp_path) for folder in (tmp_path / "served", activated_checkpoint))
+    assert_same_outputs(read(served), read(loaded))
 
 
 @pytest.mark.parametrize("missing", [ADAPTER_FILE, ADAPTER_CONFIG_FILE])
