@@ -1,20 +1,17 @@
-"""Load scenarios: their files are read, ask for what the API has, and run against a service."""
+"""Load scenarios: their files are read, and ask for what the API has. tests/deploy runs one against a service."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from benchmarks import ROOT
 from benchmarks.harness import http_load, scenario
 from benchmarks.harness.scenario import Request, Scenario
 from benchmarks.speed import clients, load, overload
-from tests.service.process import running
 
 NAMES = sorted(path.stem for path in scenario.FOLDER.glob("*.toml"))
 PATHS = json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"]
@@ -47,19 +44,6 @@ def test_benchmarks_take_their_loads_from_the_files():
     assert http_load.CONNECTIONS * http_load.SECONDS > 0
     assert overload.FACTOR > 1
     assert overload.CLIENTS * overload.PATIENCE * overload.READS_PER_SECOND > 0
-
-
-@pytest.mark.slow
-def test_scenario_runs_against_a_service(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scenario, "FOLDER", tmp_path)
-    text = (ROOT / "deploy" / "load" / "mixed.toml").read_text()
-    (tmp_path / "mixed.toml").write_text(re.sub(r"clients = \d+\nrounds = \d+", "clients = 4\nrounds = 2", text))
-    with running(tiny_checkpoint) as service:
-        httpx2.post(f"{service.url}/notes", json={"id": "a", "title": "bread"}, timeout=60).raise_for_status()
-        lines = asyncio.run(load.run("mixed", service.url, ["a"]))
-        with pytest.raises(httpx2.HTTPStatusError):
-            asyncio.run(load.run("mixed", service.url, ["unknown"]))
-    assert sorted(line.split(":")[0] for line in lines) == ["embed", "generate", "similar"]
 
 
 def test_scenario_with_rates_names_its_benchmark():

@@ -42,9 +42,9 @@ def load(checkpoint: Path, cache: Path, dtype: str = "float32") -> Engine:
     return Engine.load(str(checkpoint), cache=cache, device="cpu", runtime="openvino", dtype=dtype)
 
 
-def test_exact_export_gives_the_outputs_of_its_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    write_served(str(tiny_checkpoint), tmp_path / "served", cache=tmp_path / "cache", precision="float32")
-    direct, exported = load(tiny_checkpoint, tmp_path / "cache"), load(tmp_path / "served", tmp_path / "unused")
+def test_export_gives_the_outputs_of_its_checkpoint(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    direct = load(tiny_checkpoint, tmp_path / "cache", "bfloat16")
+    exported = load(served, tmp_path / "unused", "bfloat16")
     assert (exported.name, exported.space, exported.categories) == (direct.name, direct.space, direct.categories)
     for one, other in zip(direct.generate(FEW_NOTES, REQUEST), exported.generate(FEW_NOTES, REQUEST), strict=True):
         assert np.array_equal(one.vector, other.vector)

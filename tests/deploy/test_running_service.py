@@ -1,0 +1,61 @@
+"""What is run against an installed service: its check, which `helm test` and deploy/smoke.sh run, and a load."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from benchmarks.harness import scenario
+from benchmarks.speed import load
+from tests.deploy.chart import CHART, ROOT
+from tests.service.process import running
+
+pytestmark = pytest.mark.slow
+SCRIPT = CHART / "files" / "check_service.py"
+
+
+@pytest.fixture(scope="module")
+def url(tiny_checkpoint: Path) -> Iterator[str]:
+    """Address of a service without notes."""
+    with running(tiny_checkpoint) as service:
+        yield service.url
+
+
+def check(url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, url], capture_output=True, text=True, check=False)
+
+
+def test_check_of_a_service_passes_and_leaves_nothing(url: str):
+    result = check(url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert httpx2.get(f"{url}/readyz").json()["notes"] == 0
+
+
+def test_check_of_something_else_says_its_answer(url: str):
+    result = check(f"{url}/elsewhere")
+    assert result.returncode == 1
+    assert "POST /notes answered 404 instead of 201" in result.stderr
+
+
+def test_check_without_a_service_fails():
+    result = check("http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "refused" in result.stderr
+
+
+def test_scenario_runs_against_a_service(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scenario, "FOLDER", tmp_path)
+    text = (ROOT / "deploy" / "load" / "mixed.toml").read_text()
+    (tmp_path / "mixed.toml").write_text(re.sub(r"clients = \d+\nrounds = \d+", "clients = 4\nrounds = 2", text))
+    httpx2.post(f"{url}/notes", json={"id": "a", "title": "bread"}, timeout=60).raise_for_status()
+    lines = asyncio.run(load.run("mixed", url, ["a"]))
+    assert sorted(line.split(":")[0] for line in lines) == ["embed", "generate", "similar"]
+    with pytest.raises(httpx2.HTTPStatusError):
+        asyncio.run(load.run("mixed", url, ["unknown"]))
