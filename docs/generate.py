@@ -200,7 +200,7 @@ def setting_default(spec: Json) -> str:
 # Schema of the Helm chart
 
 
-SET_BY_CHART = ("host", "port", "data_dir", "cache_dir", "redis_url", "shutdown_seconds")
+SET_BY_CHART = ("host", "port", "data_dir", "cache_dir", "redis_url", "drain_seconds", "shutdown_seconds")
 """Settings that the chart has values of its own for, or decides."""
 SETTING_KEYWORDS = ("type", "enum", "items", "description", "minimum", "exclusiveMinimum", "maximum")
 

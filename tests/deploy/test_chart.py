@@ -28,8 +28,6 @@ KUBERNETES = ("1.27", "1.34")
 """The oldest version that Chart.yaml allows, and a recent one."""
 CUSTOM_RESOURCES = ("ServiceMonitor", "PrometheusRule", "ScaledObject")
 """Kinds of operators, whose schemas Kubernetes does not have."""
-AWAITED = {"drain_seconds", "/startupz"}
-"""Built at the same time as the chart: to be deleted once the service has them."""
 each_set = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 
 
@@ -179,7 +177,7 @@ def test_variables_are_settings_of_the_service(values: dict[str, Any]):
     names = {
         name.removeprefix("NOTELLM_").lower() for name in environment(chart.api(documents(values))) if "NOTELLM" in name
     }
-    assert names - set(Settings.model_fields) - AWAITED == set()
+    assert names - set(Settings.model_fields) == set()
 
 
 @each_set
@@ -201,7 +199,7 @@ def test_probes_ask_routes_of_the_service(values: dict[str, Any]):
     assert ports == {"http": int(environment(pod)["NOTELLM_PORT"])}
     for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
         probe = container[kind]["httpGet"]
-        assert "get" in routes.get(probe["path"], ()) or probe["path"] in AWAITED
+        assert "get" in routes[probe["path"]]
         assert probe["port"] in ports
 
 

@@ -19,8 +19,6 @@ SERVICES: dict[str, dict[str, Any]] = {
 }
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 STORES = {name: service for name, service in SERVICES.items() if name.endswith("/redis")}
-AWAITED = {"drain_seconds"}
-"""Built at the same time as these files: to be deleted once the service has it."""
 each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 each_of_ours = pytest.mark.parametrize("service", OURS.values(), ids=OURS)
 
@@ -48,7 +46,7 @@ def test_port_is_open_to_this_machine_alone(service: dict[str, Any]):
 @each_of_ours
 def test_container_is_told_settings_of_the_service(service: dict[str, Any]):
     names = {name.removeprefix("NOTELLM_").lower() for name in service["environment"]}
-    assert names - set(Settings.model_fields) - AWAITED == set()
+    assert names - set(Settings.model_fields) == set()
 
 
 @each_of_ours
