@@ -38,8 +38,8 @@ class NoteLLMConfig:
     `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
     `scripts`: Unicode scripts that the model reads, as in `model.scripts`; () for all.
     `categories`: the closed set that is scored unless a request names another.
-    `min_hashtag_score`: probability of being written first, below which a hashtag is not told; one that other notes
-    carry needs a share of it (`hashtags.grounding.CARRIED_SHARE`). 0 tells all.
+    `min_hashtag_score`: probability of being written first, below which a hashtag is not told, unless the notes nearby
+    speak for it (`hashtags.grounding.rerank`). 0 tells all.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
     `trained_categories`: all names that training has shown. A set with other names is scored without its prior
     (docs/decisions/0008-unseen-categories.md), unless this is empty.

@@ -30,10 +30,12 @@ MIN_NEIGHBOUR_SHARE = 0.02
 WRITTEN_WEIGHT = 0.1
 """Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
 
-CARRIED_SHARE = 0.01
-"""Share of the checkpoint's `min_hashtag_score` that a hashtag needs to be written with where other notes carry it: how
-likely the model is to choose just these words says less then, but it knows what is beside the point
-(docs/log/writing.md)."""
+KNOWN_SHARE = 0.005
+"""Share of the checkpoint's `min_hashtag_score` that a hashtag of the policy "known" needs: the model does not know the
+words that a community has chosen, so fitting ones may be improbable (docs/log/writing.md)."""
+CARRIED_FACTOR = 4.0
+"""A hashtag that the model would write with less than `min_hashtag_score` is told if its grounded score is so many
+times that: neighbours that are none carry something, too (docs/log/writing.md)."""
 NEIGHBOURS_NAMED = 5
 """Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
 NO_PLURALS = ("news", "lens", "series", "species", "shoes")
@@ -130,7 +132,7 @@ def rerank(
     candidates: Mapping[str, Candidate],
     probabilities: Mapping[str, float],
     count: int,
-    min_probability: float = 0.0,
+    min_score: float = 0.0,
 ) -> tuple[Hashtag, ...]:
     """Return the best `count` of the hashtags that the model wrote and of those that neighbours carry.
 
@@ -138,17 +140,17 @@ def rerank(
 
     where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
-    `candidates`. A hashtag whose score is 0, or whose p is below `min_probability`, is dropped.
+    `candidates`. A hashtag whose score is 0 is dropped, and one with p below `min_score` and a score below
+    CARRIED_FACTOR times that.
     """
     p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
     texts = {dedup_key(hashtag.text): hashtag.text for hashtag in written}
     texts |= {key: candidate.text for key, candidate in candidates.items()}
     scored = []
     for key, text in texts.items():
-        if p[key] < min_probability:
-            continue
         candidate = candidates.get(key, Candidate(text))
         score = (candidate.weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * p[key] ** WRITTEN_WEIGHT
-        scored.append(Hashtag(text, min(1.0, score), tuple(candidate.notes[:NEIGHBOURS_NAMED])))
+        if p[key] >= min_score or score >= CARRIED_FACTOR * min_score:
+            scored.append(Hashtag(text, min(1.0, score), tuple(candidate.notes[:NEIGHBOURS_NAMED])))
     best = sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))
     return tuple(hashtag for hashtag in best[:count] if hashtag.score > 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from model.generation import GenerationRequest, Hashtag
-from model.hashtags.grounding import CARRIED_SHARE, HashtagFilter, dedup_key
+from model.hashtags.grounding import KNOWN_SHARE, HashtagFilter, dedup_key
 from model.inference.kv_cache import BlockPool, BlockTable
 from model.inference.runtime import LogitQuery, TokenLogProbs
 from model.inference.spans import SpanSteps, append_span, continue_tables
@@ -53,8 +53,9 @@ class HashtagBeamSearch:
         self._width = request.hashtags * BEAMS_PER_HASHTAG
         self._vocabulary = request.vocabulary
         self._allowed = allowed
-        known_share = 1.0 if request.vocabulary is None else CARRIED_SHARE
-        self._min_probability = prompt.config.min_hashtag_score * known_share
+        self._min_probability = prompt.config.min_hashtag_score
+        if request.vocabulary is not None:
+            self._min_probability *= KNOWN_SHARE
         self._beams = [Beam([], 0.0, self._query(()))]
         """Unfinished hashtags, the most probable first."""
         self._finished: list[tuple[list[int], float]] = []

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from model.category_head import CategoryHead
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Usage, Vocabulary
-from model.hashtags.grounding import CARRIED_SHARE, NEIGHBOURS, HashtagFilter, candidates_from, rerank
+from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from, rerank
 from model.hashtags.vocabulary import HashtagTrie
 from model.inference.beam_search import HashtagBeamSearch, max_beam_blocks
 from model.inference.candidate_scoring import NO_CANDIDATES, ScoredCandidates, max_candidate_blocks, score_candidates
@@ -300,8 +300,8 @@ class Engine:
         """Add the hashtags of a search to `output`, re-ranked with those of the neighbours where there are any."""
         hashtags = search.hashtags
         if scored.candidates:
-            min_probability = CARRIED_SHARE * self.prompt.config.min_hashtag_score
-            hashtags = rerank(hashtags, scored.candidates, scored.probabilities, request.hashtags, min_probability)
+            min_score = self.prompt.config.min_hashtag_score
+            hashtags = rerank(hashtags, scored.candidates, scored.probabilities, request.hashtags, min_score)
             if request.on_hashtag is not None:
                 for hashtag in hashtags:
                     request.on_hashtag(hashtag)

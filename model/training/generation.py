@@ -63,7 +63,7 @@ REQUESTED_HASHTAGS = range(1, 11)
 MAX_TOKENS_PER_NOTE = 96
 """Bound of a batch's prompts in tokens, divided by the batch size: prompts are read without gradients, so more fit than
 in a distillation."""
-MIN_HASHTAG_SCORE = 0.02
+MIN_HASHTAG_SCORE = 0.015
 """`min_hashtag_score` of the checkpoints: on the judgement notes, what a taught trunk writes for notes that say nothing
 lies below, and most of what it writes for the others above (docs/log/writing.md)."""
 MEASURED_NOTES = 96

@@ -117,8 +117,9 @@ def test_rerank_drops_a_candidate_that_the_model_never_writes() -> None:
     assert rerank([], candidates, {"soup": 0.0}, 5) == ()
 
 
-def test_carried_hashtag_below_the_least_probability_is_dropped() -> None:
-    candidates = candidates_from(Neighbours([Neighbour("a", 0.9, ("soup", "hike"))]), ANY)
-    probabilities = {"soup": 0.2, "hike": 0.001}
-    assert {hashtag.text for hashtag in rerank([], candidates, probabilities, 5)} == {"soup", "hike"}
-    assert [hashtag.text for hashtag in rerank([], candidates, probabilities, 5, 0.01)] == ["soup"]
+def test_improbable_hashtag_is_told_if_enough_neighbours_carry_it() -> None:
+    near, far = Neighbour("a", 0.9, ("soup", "hot")), Neighbour("b", 0.9 - 4 * NEIGHBOUR_SPREAD, ("hike", "trail"))
+    candidates = candidates_from(Neighbours([near, far]), ANY)
+    probabilities = {"soup": 0.2, "hot": 0.001, "hike": 0.2, "trail": 0.001}
+    assert len(rerank([], candidates, probabilities, 5)) == 4
+    assert {hashtag.text for hashtag in rerank([], candidates, probabilities, 5, 0.02)} == {"soup", "hot", "hike"}
