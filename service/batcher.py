@@ -27,6 +27,8 @@ from service.telemetry import Telemetry
 MAX_BULK_WAIT = 5.0
 """Seconds after which one bulk note has a place in the engine, however many interactive ones wait: an ingest becomes
 slow and does not stand still."""
+STUCK_SECONDS = 60.0
+"""An engine step that takes longer makes the process not ready: it normally takes less than a second."""
 log = structlog.get_logger(__name__)
 
 
@@ -110,6 +112,11 @@ class Batcher:
     def busy_seconds(self) -> float:
         """How long the engine's present step has taken; 0 when it is idle."""
         return 0.0 if self._step_since is None else self._now() - self._step_since
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the engine has been at one step for STUCK_SECONDS."""
+        return self.busy_seconds >= STUCK_SECONDS
 
     def expected_wait(self, lane: Lane) -> float:
         """Seconds until a note that is admitted now begins, by the measured times of those before it."""

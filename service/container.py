@@ -25,3 +25,8 @@ class Service:
     clock: Clock
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a comparison of index and store, so that only one runs at a time."""
+
+    @property
+    def works(self) -> bool:
+        """Whether the index follows the store, which it does not while the store is away, and the engine moves."""
+        return self.index.status().ready and not self.batcher.is_stuck

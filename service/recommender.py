@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from ulid import ULID
@@ -41,7 +42,9 @@ WAIT_SECONDS = 10.0
 CHANGE_ATTEMPTS = 5
 """Attempts at one change of a note that other processes change at the same time."""
 CHECK_SECONDS = 1.0
-"""Bound on the time in which the store must return the notes of a search; beyond it the answer is degraded."""
+"""Bound on the time for which one read waits for the store, in all of its calls together. Beyond it a search is
+degraded, and what needs the store is refused."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,25 @@ class Similar:
     complete: bool
     log_position: str
     degraded: bool = False
+
+
+class ReadTime:
+    """What is left of CHECK_SECONDS to one read, which begins now."""
+
+    def __init__(self) -> None:
+        self._until = asyncio.get_running_loop().time() + CHECK_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self._until - asyncio.get_running_loop().time())
+
+    async def wait(self, answer: Awaitable[T]) -> T:
+        """Return the store's answer. Raises StoreUnavailable when the time is over."""
+        try:
+            async with asyncio.timeout_at(self._until):
+                return await answer
+        except TimeoutError as error:
+            raise StoreUnavailable(f"it did not answer within {CHECK_SECONDS:g} s") from error
 
 
 class Recommender:
@@ -172,7 +194,7 @@ class Recommender:
 
     async def get(self, note_id: str) -> StoredNote:
         """Return a stored note. Raises NoteNotFound, StoredNoteUnreadable."""
-        (stored,) = await self._store.get([note_id])
+        (stored,) = await ReadTime().wait(self._store.get([note_id]))
         return readable(note_id, stored)
 
     async def put(
@@ -218,14 +240,18 @@ class Recommender:
             raise NoteNotFound(note_id)
         await self.index.wait_for(position, WAIT_SECONDS)
 
-    async def similar(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Similar:
-        """Find notes related to a stored one by its stored vector, without the model.
+    async def similar(
+        self, note_id: str, k: int, where: Filter, min_score: float | None, time_left: ReadTime | None = None
+    ) -> Similar:
+        """Find notes related to a stored one by its stored vector, without the model. `time_left`: of a read that has
+        begun.
 
         Raises NoteNotFound, OtherSpace, StoredNoteUnreadable.
         """
+        time_left = time_left or ReadTime()
         vector = await self.index.vector(note_id)
         if vector is None:  # this replica may be behind the store
-            (known,) = await self._store.get([note_id], with_vectors=True)
+            (known,) = await time_left.wait(self._store.get([note_id], with_vectors=True))
             stored = readable(note_id, known)
             if stored.vector is None:
                 raise NoteNotFound(note_id)
@@ -233,14 +259,14 @@ class Recommender:
                 raise OtherSpace(note_id)
             vector = stored.vector
         where = replace(where, exclude=where.exclude | {note_id})
-        return await self._search(vector, k, where, min_score, source_id=note_id)
+        return await self._search(vector, k, where, min_score, time_left, source_id=note_id)
 
     async def similar_to_text(
         self, note: Note, k: int, where: Filter, min_score: float | None, urgency: Urgency = PATIENT
     ) -> Similar:
         """Find notes related to a text that is not stored."""
         output = await self._batcher.generate(note, urgency=urgency)
-        return await self._search(output.vector, k, where, min_score)
+        return await self._search(output.vector, k, where, min_score, ReadTime())
 
     def generation_request(
         self,
@@ -277,7 +303,7 @@ class Recommender:
         stored_ids: set[str] = set()
         if ids:
             with contextlib.suppress(StoreUnavailable):
-                known = await self._store.get(ids)
+                known = await ReadTime().wait(self._store.get(ids))
                 stored_ids = {stored.note.id for stored in known if isinstance(stored, StoredNote)}
         return tuple(
             replace(hashtag, notes=tuple(note_id for note_id in hashtag.notes if note_id in stored_ids))
@@ -307,7 +333,13 @@ class Recommender:
             generating.cancel()
 
     async def _search(
-        self, vector: Vector, k: int, where: Filter, min_score: float | None, source_id: str | None = None
+        self,
+        vector: Vector,
+        k: int,
+        where: Filter,
+        min_score: float | None,
+        time_left: ReadTime,
+        source_id: str | None = None,
     ) -> Similar:
         """Search the index and drop candidates that the store no longer has; search for twice as many until k are left.
 
@@ -324,9 +356,8 @@ class Recommender:
             hits = [hit for hit in candidates if min_score is None or hit.score >= min_score]
             ids = [hit.id for hit in hits]
             try:
-                async with asyncio.timeout(CHECK_SECONDS):
-                    notes = await self._store.get(ids if source_id is None else [*ids, source_id])
-            except (StoreUnavailable, TimeoutError):
+                notes = await time_left.wait(self._store.get(ids if source_id is None else [*ids, source_id]))
+            except StoreUnavailable:
                 return self._degraded([hit for hit in hits if hit.id not in removed_ids][:k], position)
             if source_id is not None:
                 readable(source_id, notes.pop())
@@ -343,6 +374,7 @@ class Recommender:
 
     def _degraded(self, hits: Sequence[Hit], position: str) -> Similar:
         """Answer from the index alone."""
+        self._telemetry.degraded.inc()
         items = [(StoredNote(Note(id=hit.id), self.engine.space), hit.score) for hit in hits]
         return Similar(items, True, position, degraded=True)
 

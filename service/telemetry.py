@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Seconds: from a search in memory to the deadline of a request."""
+
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+LAG_SECONDS = 0.1
+"""Time between two measurements of the event loop's lag."""
 
 
 class Telemetry:
@@ -18,8 +24,28 @@ class Telemetry:
         self.http_request = Histogram(
             "notellm_http_request_duration_seconds",
             "HTTP requests, to the last byte of the answer",
-            ("route", "code"),
+            ("method", "route", "code"),
             buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "notellm_ready",
+            "1 where the process has started and does not drain, its index follows the store, and its engine moves",
+            registry=registry,
+        )
+        self.degraded = Counter(
+            "notellm_degraded_answers", "Searches answered from the index alone: the store was away", registry=registry
+        )
+        self.store_errors = Counter(
+            "notellm_store_errors", "Calls of the store that failed: away, late, or refused to write", registry=registry
+        )
+        self.store_restarts = Counter(
+            "notellm_store_restarts", "Starts of the embedded store after it had died", registry=registry
+        )
+        self.loop_lag = Histogram(
+            "notellm_loop_lag_seconds",
+            "How much too late the event loop wakes a task, ten times a second: what each request waits for others",
+            buckets=LAG_BUCKETS,
             registry=registry,
         )
         self.queue_depth = Gauge("notellm_queue_depth", "Notes that wait for the engine", ("lane",), registry=registry)
@@ -75,6 +101,11 @@ class Telemetry:
             "Share of what an exact search finds, over the last searches that were repeated; NaN: none was",
             registry=registry,
         )
+        self.other_space = Gauge(
+            "notellm_notes_of_another_model",
+            "Stored notes whose vectors are of another model, so that they are not found",
+            registry=registry,
+        )
         self.quarantined = Gauge(
             "notellm_quarantined_notes",
             "Notes that are left out because what the store holds of them cannot be read, of those that were met",
@@ -87,3 +118,11 @@ class Telemetry:
         )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
+
+    async def measure_loop_lag(self) -> None:
+        """Measure for ever how late the event loop is."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self.loop_lag.observe(max(0.0, loop.time() - due))

@@ -63,11 +63,16 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
     index waits for it.
     """
     async with contextlib.AsyncExitStack() as stack:
-        url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, lifecycle.report))
+        url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle.report))
         lifecycle.report("Loading the model")
         engine = await asyncio.to_thread(_load_engine, settings, lifecycle.report)
         clock = Clock()
-        store = RedisNoteStore(url.get_secret_value(), clock=clock, dimensions={engine.space: engine.dimension})
+        store = RedisNoteStore(
+            url.get_secret_value(),
+            clock=clock,
+            dimensions={engine.space: engine.dimension},
+            on_error=telemetry.store_errors.inc,
+        )
         stack.push_async_callback(store.close)
         gpu = find_gpu() if settings.index_device == "cuda" else None
         index = LiveIndex(
@@ -96,9 +101,11 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
         defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(engine, batcher, store, index, telemetry, clock, defaults)
         _connect_gauges(telemetry, index, store, engine)
+        service = Service(settings, recommender, batcher, store, index, telemetry, clock)
         for lane in Lane:
             telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
-        yield Service(settings, recommender, batcher, store, index, telemetry, clock)
+        telemetry.ready.set_function(lambda: lifecycle.started and not lifecycle.draining and service.works)
+        yield service
 
 
 def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
@@ -115,10 +122,12 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
     return engine
 
 
-async def _open_embedded(settings: Settings, stack: contextlib.AsyncExitStack, progress: Callable[[str], None]) -> str:
+async def _open_embedded(
+    settings: Settings, stack: contextlib.AsyncExitStack, telemetry: Telemetry, progress: Callable[[str], None]
+) -> str:
     """Start or join the embedded server of the data folder; return its address."""
     progress("Starting the embedded store")
-    embedded = EmbeddedRedis(settings.data_dir)
+    embedded = EmbeddedRedis(settings.data_dir, on_restart=telemetry.store_restarts.inc)
     stack.callback(embedded.stop)
     await embedded.start_in_loop()
     if embedded.pid is None:
@@ -148,6 +157,7 @@ def _connect_gauges(telemetry: Telemetry, index: LiveIndex, store: NoteStore, en
     telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
     telemetry.index_segments.set_function(lambda: index.status().segments)
     telemetry.recall.set_function(lambda: index.status().recall_sampled)
+    telemetry.other_space.set_function(lambda: index.status().other_space)
     telemetry.quarantined.set_function(lambda: len(store.unreadable))
     telemetry.snapshot_time.set_function(lambda: index.status().saved_at)
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)

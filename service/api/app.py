@@ -60,7 +60,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ending = asyncio.Event()
         keeping = asyncio.create_task(keep_open(app, ending), name="service")
+        measuring = asyncio.create_task(telemetry.measure_loop_lag(), name="loop-lag")
         yield
+        measuring.cancel()
         ending.set()
         if not lifecycle.started:
             keeping.cancel()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from service.adding import Generate
 from service.admission import Lane, Urgency
@@ -20,6 +22,7 @@ from service.settings import Settings
 
 GENERATED_HASHTAGS = 5
 """Hashtags that are generated for `?generate=hashtags`, which has no count."""
+TIMEOUT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 
 async def get_lifecycle(request: Request) -> Lifecycle:
@@ -89,6 +92,16 @@ async def get_requested_urgency(
     ] = None,
 ) -> RequestedUrgency:
     return RequestedUrgency(request.state.arrived, x_request_timeout, x_request_priority)
+
+
+def read_timeout(request: Request) -> float | None:
+    """Read X-Request-Timeout where FastAPI does not. Raises RequestValidationError, as FastAPI does."""
+    value = request.headers.get("x-request-timeout")
+    try:
+        return None if value is None else TIMEOUT.validate_python(value)
+    except ValidationError as error:
+        errors = [{**failure, "loc": ("header", "x-request-timeout")} for failure in error.errors()]
+        raise RequestValidationError(errors) from error
 
 
 async def get_urgency(

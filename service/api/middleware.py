@@ -22,6 +22,8 @@ REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
 """Status codes that count as notellm_rejected."""
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 
 class RequestContext:
     """Gives each request an id, the time of its arrival, one log line and one observation, and answers 500 where the
@@ -78,10 +80,15 @@ class RequestContext:
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         telemetry = self._telemetry
-        telemetry.http_request.labels(route, status).observe(seconds)
+        telemetry.http_request.labels(_method(scope), route, status).observe(seconds)
         if status in REJECTIONS:
             telemetry.rejected.labels(str(status)).inc()
         log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
+
+
+def _method(scope: Scope) -> str:
+    """The request's method; "other" for one that HTTP does not know, so that callers cannot make series up."""
+    return scope["method"] if scope["method"] in METHODS else "other"
 
 
 def _request_id(scope: Scope) -> str:

@@ -37,12 +37,12 @@ def _list_fields(model: type[BaseModel]) -> frozenset[str]:
     return frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
 
 
-def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI description of a query string that `read_query` reads."""
+def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """OpenAPI descriptions of the parameters of a query string that `read_query` reads."""
     parameters: list[dict[str, Any]] = []
     for name, schema in model.model_json_schema()["properties"].items():
         parameter = {"name": name, "in": "query", "required": False, "schema": schema}
         if "description" in schema:
             parameter["description"] = schema["description"]
         parameters.append(parameter)
-    return {"parameters": parameters}
+    return parameters

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -52,10 +52,12 @@ class EmbeddedRedisError(RuntimeError):
 
 
 class EmbeddedRedis:
-    """The server of one data folder, which is created if need be."""
+    """The server of one data folder, which is created if need be. `on_restart` is called when a server that died is
+    started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_restart: Callable[[], object] = lambda: None) -> None:
         self._folder = folder
+        self._on_restart = on_restart
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.socket = _socket_path(folder)
         self._lock: IO[bytes] | None = None
@@ -126,8 +128,11 @@ class EmbeddedRedis:
 
     def _revive(self) -> None:
         """Try once to start the server, without waiting for its answer."""
+        launches = self._launches
         if self._take_lock():
             self._launch_if_dead(time.monotonic())
+        if self._launches > launches:
+            self._on_restart()
 
     def _ready(self) -> bool:
         """Whether the server answers, has loaded its data, and is owned by this or another living process."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -107,24 +107,21 @@ return redis.call('GET', KEYS[1])
 log = structlog.get_logger(__name__)
 
 
-@contextlib.contextmanager
-def redis_errors() -> Iterator[None]:
-    """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full."""
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(str(error) or type(error).__name__) from error
-
-
 class RedisNoteStore:
     """NoteStore on Redis.
 
     `url`: redis://, rediss:// or unix://. `dimensions`: dimension of the vectors of a space, by its name; a note whose
-    vector has another one is unreadable.
+    vector has another one is unreadable. `on_error` is called with each call that fails.
     """
 
     def __init__(
-        self, url: str, *, clock: Clock, dimensions: Mapping[str, int] | None = None, timeout_seconds: float = 5.0
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        dimensions: Mapping[str, int] | None = None,
+        timeout_seconds: float = 5.0,
+        on_error: Callable[[], object] = lambda: None,
     ) -> None:
         # No retries: a write that is sent twice would answer with a revision that the caller never made.
         # No maintenance notifications: with them the pool hands out connections that the server has closed.
@@ -139,6 +136,7 @@ class RedisNoteStore:
         )
         self._redis: Any = Redis.from_pool(pool)
         self._clock = clock
+        self._on_error = on_error
         self._dimensions = dimensions or {}
         self._unreadable: dict[str, str] = {}
         """Reason of each unreadable note that this process has met and logged, by id."""
@@ -153,8 +151,17 @@ class RedisNoteStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full."""
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            self._on_error()
+            raise StoreUnavailable(str(error) or type(error).__name__) from error
+
     async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
-        with redis_errors():
+        with self._errors():
             keys = [NOTE + note_id for note_id in ids]
             mode = "vectors" if with_vectors else "lengths"
             rows = await self._redis.eval(GET, len(keys), *keys, mode) if ids else []
@@ -205,7 +212,7 @@ class RedisNoteStore:
         """
         if not commands:
             return []
-        with redis_errors():
+        with self._errors():
             pipeline = self._redis.pipeline(transaction=False)
             for script, note_id, *arguments in commands:
                 pipeline.eval(script, 2, NOTE + note_id, LOG, *arguments)
@@ -230,7 +237,7 @@ class RedisNoteStore:
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
         block = max(1, int(min(block_seconds, self._timeout / 2) * 1000))
-        with redis_errors():
+        with self._errors():
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.xread({LOG: after}, count=count, block=block)
             answer, info, kept = await self._execute_with_bounds(pipeline, after)
@@ -239,7 +246,7 @@ class RedisNoteStore:
             return decode_entries(answer), decode_bounds(info, kept, after)
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
-        with redis_errors():
+        with self._errors():
             info, kept = await self._execute_with_bounds(self._redis.pipeline(transaction=False), entry)
             return decode_bounds(info, kept, entry)
 
@@ -272,7 +279,7 @@ class RedisNoteStore:
         cursor: int | None = None
         not_met = set(self._unreadable)
         while cursor != 0:
-            with redis_errors():
+            with self._errors():
                 cursor, keys = await self._redis.scan(cursor or 0, match=f"{NOTE}*", count=SCAN_COUNT)
             notes = [note for note in await self.get(_ids(keys), with_vectors=True) if note]
             not_met.difference_update(note.id for note in notes if isinstance(note, Unreadable))
@@ -281,7 +288,7 @@ class RedisNoteStore:
             self._unreadable.pop(note_id, None)
 
     async def identity(self) -> str:
-        with redis_errors():
+        with self._errors():
             while (identity := await self._redis.get(IDENTITY)) is None:
                 await self._redis.set(IDENTITY, uuid4().hex, nx=True)
         return str(identity, "ascii")
@@ -289,7 +296,7 @@ class RedisNoteStore:
     async def keep_log(self, replica: str, position: str) -> None:
         # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back.
         now = self._clock()
-        with redis_errors():
+        with self._errors():
             await self._redis.hset(SNAPSHOTS, replica, f"{position} {now}")
             snapshots = {name: entry.split() for name, entry in (await self._redis.hgetall(SNAPSHOTS)).items()}
             if old := [name for name, (_, time) in snapshots.items() if float(time) < now - REPLICA_SECONDS]:
@@ -299,21 +306,21 @@ class RedisNoteStore:
             await self._redis.xtrim(LOG, minid=min(positions, key=position_key))
 
     async def size(self) -> int:
-        with redis_errors():
+        with self._errors():
             return int(await self._redis.dbsize())  # counts other keys of the same database too
 
     async def durability(self) -> Durability:
-        with redis_errors():
+        with self._errors():
             policy = await probe_write_policy(self._redis)
         self._waits_for_disk = policy.waits
         return policy.durability
 
     async def begin_samples(self) -> bool:
-        with redis_errors():
+        with self._errors():
             return bool(await self._redis.eval(BEGIN_SAMPLES, 2, SAMPLES, LOG, LOADING) == LOADING.encode())
 
     async def mark_samples_loaded(self) -> None:
-        with redis_errors():
+        with self._errors():
             await self._redis.set(SAMPLES, LOADED)
 
 

@@ -9,6 +9,7 @@ import inspect
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -247,6 +248,16 @@ class DebianRedis:
             self._process.terminate()
             self._process.wait()
             self._process = None
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Have the server answer nothing, and keep its connections, while the block lasts."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
 
 class GatedStore(RedisNoteStore):

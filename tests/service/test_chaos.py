@@ -255,7 +255,8 @@ def test_replica_asked_for_a_position_never_answers_with_older(
             if stopped is not None:
                 replicas[stopped].send(signal.SIGCONT)
             reader = clients[chance.choice([1, 2]) if stopped is None else stopped]
-            answer = reader.get("/notes/anchor/similar", params={"k": 200, "min_log_position": position})
+            at_position = {"k": 200, "min_log_position": position}
+            answer = reader.get("/notes/anchor/similar", params=at_position, headers={"X-Request-Timeout": "10"})
             done["from one that was stopped" if stopped else "from one that was not"] += 1
             assert answer.status_code == 200
             assert {item["id"] for item in answer.json()["items"]} == there

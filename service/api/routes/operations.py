@@ -10,11 +10,10 @@ from service.api.problems import documented
 from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
 from service.container import Service
 from service.errors import StoreUnavailable
+from service.recommender import ReadTime
 from service.verify import verify
 
 router = APIRouter(tags=["operations"])
-STUCK_SECONDS = 60.0
-"""An engine step that takes longer makes the process not ready: it normally takes less than a second."""
 
 
 @router.get("/livez")
@@ -49,14 +48,14 @@ async def _readiness(service: Service) -> ReadyOut:
     """Ask the parts of a running service."""
     durable: bool | None = None
     try:
-        durability = await service.store.durability()
+        durability = await ReadTime().wait(service.store.durability())
         durable, store = durability.durable, Check(ok=True, detail=durability.detail)
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))
     status = service.index.status()
     busy = service.batcher.busy_seconds
     engine = Check(
-        ok=busy < STUCK_SECONDS, detail=f"{service.batcher.waiting} notes wait; at its batch for {busy:.1f} s"
+        ok=not service.batcher.is_stuck, detail=f"{service.batcher.waiting} notes wait; at its batch for {busy:.1f} s"
     )
     index = Check(ok=status.ready, detail=status.detail)
     return ReadyOut(

@@ -128,6 +128,12 @@ def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path)
     assert (anew["created"], anew["unchanged"]) == (0, 148)
 
 
+def test_ingest_goes_through_a_queue_shorter_than_its_batches(tiny_checkpoint: Path, notes_file: Path) -> None:
+    with running(tiny_checkpoint, NOTELLM_QUEUE_NOTES="10") as service:
+        report = json.loads(service.run("ingest", str(notes_file), "--json", "--patience", "0").stdout)
+    assert (report["created"], report["rejected"]) == (148, 2)
+
+
 def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     result = shared.run("ingest", str(notes_file), "--patience", "0", "--url", nowhere)

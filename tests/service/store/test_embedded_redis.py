@@ -17,6 +17,7 @@ import redis
 from service.settings import Settings
 from service.store import embedded_redis
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.telemetry import Telemetry
 from service.wiring import _open_embedded
 from tests.service.conftest import eventually
 
@@ -135,7 +136,7 @@ async def test_who_joins_a_running_store_is_told_so(embedded: EmbeddedRedis, sho
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
         settings = Settings.model_validate({"data_dir": short_folder / "data"})
-        assert await _open_embedded(settings, stack, lines.append) == embedded.url
+        assert await _open_embedded(settings, stack, Telemetry(), lines.append) == embedded.url
     assert [line for line in lines if "another process runs" in line]
 
 

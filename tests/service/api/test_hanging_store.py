@@ -1,0 +1,86 @@
+"""A Redis that accepts connections and answers nothing: one bound for all that a read waits, whatever it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import httpx2
+import pytest
+
+from service.records import LogBounds, LogEntry
+from service.store.redis_store import RedisNoteStore
+from tests.service.api.conftest import Serve, eventually_true
+
+FOR_EVER = 600.0
+"""The store's own time-out, so that a read with no other bound does not answer before the client gives up."""
+
+
+@pytest.fixture(autouse=True)
+def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.wiring.RedisNoteStore", partial(RedisNoteStore, timeout_seconds=FOR_EVER))
+    monkeypatch.setattr("service.recommender.CHECK_SECONDS", 0.1)
+
+
+def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: Any) -> None:
+    with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=20) as client:
+        for note_id in ("a", "b"):
+            added = client.post("/notes", json={"id": note_id, "title": note_id, "hashtags": ["tagged"]})
+            assert added.status_code == 201
+        later = f"{int(added.json()['log_position'].partition('-')[0]) + 1}-0"
+        with guarded_redis.hanging():
+            for answer in (
+                client.get("/notes/a"),
+                client.get("/notes/unknown/similar"),
+                client.get("/notes/a/similar", params={"min_log_position": later}),
+            ):
+                assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (503, "store-unavailable")
+                assert int(answer.headers["retry-after"]) >= 1
+            assert client.get("/notes/a/similar").json()["degraded"]
+            assert client.post("/similar", json={"title": "a"}).json()["degraded"]
+            assert client.post("/generate/hashtags", json={"title": "a", "policy": "grounded"}).status_code == 200
+            readiness = client.get("/readyz")
+            assert (readiness.status_code, readiness.json()["checks"]["store"]["ok"]) == (503, False)
+        eventually_true(lambda: client.get("/notes/a/similar").json().get("degraded") is False)
+
+
+def test_wait_for_a_position_has_the_same_bound_or_the_callers(
+    serve: Serve, guarded_redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.recommender.WAIT_SECONDS", FOR_EVER)
+    follows = threading.Event()
+    follows.set()
+
+    class HeldStore(RedisNoteStore):
+        async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
+            await asyncio.to_thread(follows.wait, 60)
+            return await super().read_log(after, count, block_seconds)
+
+    with serve(redis_url=guarded_redis.url) as first:
+        httpx2.post(f"{first}/notes", json={"id": "a", "title": "a"}).raise_for_status()
+        monkeypatch.setattr("service.wiring.RedisNoteStore", HeldStore)
+        with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=20) as second:
+            follows.clear()
+            written: dict[str, str] = {}
+
+            def is_behind() -> bool:
+                answer = httpx2.put(f"{first}/notes/b", json={"title": f"b {time.monotonic()}"}, timeout=20)
+                written["min_log_position"] = answer.json()["log_position"]
+                return second.get("/notes/a/similar", params=written).status_code == 503
+
+            eventually_true(is_behind)
+            answer = second.get("/notes/a/similar", params=written)
+            assert answer.json()["type"].endswith("/index-behind")
+            threading.Timer(0.5, follows.set).start()
+            answer = second.get("/notes/a/similar", params=written, headers={"x-request-timeout": "15"})
+            assert [item["id"] for item in answer.json()["items"]] == ["b"]
+
+
+@pytest.mark.parametrize("value", ["0", "soon", "nan"])
+def test_wrong_time_to_wait_is_named(client: httpx2.Client, value: str) -> None:
+    answer = client.get("/notes/sample-en-001/similar", headers={"x-request-timeout": value})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/header/x-request-timeout"
