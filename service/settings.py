@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     batch_notes: int = Field(32, ge=1, description="most notes that the engine reads at a time")
     queue_notes: int = Field(2000, ge=1, description="most notes waiting for the engine; more get 429")
     queue_seconds: float = Field(
-        4.0, gt=0, description="most seconds of the engine's work waiting in the interactive lane; more get 429"
+        3.0, gt=0, description="most seconds of the engine's work waiting in the interactive lane; more get 429"
     )
     interactive_seconds: float = Field(
         10.0, gt=0, description="deadline of a request about one note that names none in X-Request-Timeout"

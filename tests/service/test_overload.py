@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 NOTE_SECONDS = 0.025
 BATCH_NOTES = 8
 POSSIBLE_RATE = 1 / NOTE_SECONDS
-QUEUE_SECONDS = 4.0
+QUEUE_SECONDS = 3.0
 
 
 class TimedEngine(WordEngine):
