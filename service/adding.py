@@ -27,7 +27,8 @@ class Added:
     """Result of adding one note.
 
     `status`: created, updated, or unchanged (nothing was written); empty before the write. When no model was needed
-    `usage` is zero, and `truncated` and `language_supported`, as in GenerationOutput, are None.
+    `usage` is zero, and `truncated` and `language_supported`, as in GenerationOutput, are None. `replayed`: an earlier
+    attempt at the same write had this result, and nothing was done now.
     """
 
     stored: StoredNote
@@ -36,6 +37,7 @@ class Added:
     hashtags_reason: str | None = None
     truncated: bool | None = None
     language_supported: bool | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,13 @@ NoteLLMError
 ├── MalformedBody         not JSON, or not UTF-8
 ├── UnsupportedMediaType  a body of a type or an encoding that the address does not take
 ├── LimitExceeded         body, note or batch over its published bound
+├── MalformedHeader       a header of the request has no valid value, or asks for what the address cannot do
+├── KeyReused             the Idempotency-Key was that of another request
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a temporary state; carries the seconds to wait
+    ├── KeyInUse          an earlier request under the same Idempotency-Key has not ended
     ├── QueueFull         the engine's queue is full, or too long for this caller
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
@@ -87,13 +90,28 @@ class LimitExceeded(NoteLLMError):
         self.limit = limit
 
 
+class MalformedHeader(NoteLLMError):
+    def __init__(self, header: str, problem: str) -> None:
+        super().__init__(f"The header {header} {problem}.")
+
+
+class KeyReused(NoteLLMError):
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was that of another request: of another method, address, query, If-Match or body. "
+            "Use a new key for a new request."
+        )
+
+
 class SnapshotRefused(Exception):
     """A snapshot of the index is not used; the message is the reason."""
 
 
 class PreconditionFailed(NoteLLMError):
     def __init__(self, note_id: str) -> None:
-        super().__init__(f"Note {note_id!r} is not at the version of If-Match; read it again and repeat the change.")
+        super().__init__(
+            f"Note {note_id!r} is not as If-Match or If-None-Match says; read it again and repeat the change."
+        )
 
 
 class OtherSpace(NoteLLMError):
@@ -115,6 +133,16 @@ class StoredNoteUnreadable(NoteLLMError):
 class TryLater(NoteLLMError):
     retry_after = 1
     """Seconds that the caller should wait."""
+
+
+class KeyInUse(TryLater):
+    """`seconds`: until the earlier request has ended at the latest."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            "An earlier request under this Idempotency-Key has not ended; repeat the request, and you get its answer. "
+            f"Where its process has died, the key is free again after {math.ceil(seconds)} s."
+        )
 
 
 class QueueFull(TryLater):
@@ -142,7 +170,7 @@ class IndexBehind(TryLater):
     def __init__(self, position: str, reached: str) -> None:
         super().__init__(
             f"The index is at log position {reached}, not yet at {position}. What was stored stays stored; "
-            "repeating the request is safe."
+            "repeat the request with an id or an Idempotency-Key."
         )
 
 

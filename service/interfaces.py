@@ -18,11 +18,15 @@ from model.note import Note
 from service.filters import Filter
 from service.records import (
     ORIGIN,
+    Attempt,
+    Claim,
+    Condition,
     Durability,
     Hit,
     IndexStatus,
     LogBounds,
     LogEntry,
+    Remembered,
     StoredNote,
     Unreadable,
     Vector,
@@ -104,14 +108,26 @@ class NoteStore(Protocol):
         Unreadable does not depend on `with_vectors`."""
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
-        """Write each note with its vector and its log entry in one atomic step, durably. None stands for a note that is
-        not at the `expected` position."""
+        """Write each note with its vector, its log entry and what is `remembered` of it in one atomic step, durably.
+        None stands for a note for which its condition does not hold. Raises KeyInUse for a claim that has ended."""
 
-    async def delete(self, note_id: str, expected: str | None = None) -> str | None:
+    async def delete(
+        self, note_id: str, condition: Condition | None = None, remembered: Remembered | None = None
+    ) -> str | None:
         """Remove a note durably, and return the removal's log position, or None where there is no such note.
 
-        Raises PreconditionFailed when the note is not at `expected`.
+        Raises PreconditionFailed when `condition` does not hold, and KeyInUse.
         """
+
+    async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
+        """Claim writes, all or none, for `lease_seconds`; those that were made earlier say so. A write that is made
+        under its claim is remembered for `seconds`. Raises KeyInUse, KeyReused."""
+
+    async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
+        """Remember, durably, writes that left these notes as they were. Raises KeyInUse."""
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Give up claims of one call of `claim`; those of writes that were made meanwhile have no effect."""
 
     def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
         """Yield every note with its vector, in no order; a note that is written meanwhile may be missing."""

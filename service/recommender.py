@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -26,6 +27,7 @@ from service.admission import PATIENT, Admission, Urgency
 from service.batcher import Batcher
 from service.errors import (
     LimitExceeded,
+    NoteLLMError,
     NoteNotFound,
     OtherSpace,
     PreconditionFailed,
@@ -34,13 +36,30 @@ from service.errors import (
 )
 from service.filters import Filter
 from service.interfaces import Clock, Engine, NoteIndex, NoteStore
-from service.records import Generated, Hit, StoredNote, Unreadable, Vector, Write, position_key
+from service.records import (
+    Attempt,
+    Claim,
+    Condition,
+    Earlier,
+    Generated,
+    Hit,
+    Remembered,
+    StoredNote,
+    Unreadable,
+    Vector,
+    Write,
+    position_key,
+)
+from service.replay import REMOVED, decode_added, encode_added, written_status
 from service.telemetry import Telemetry
 
 WAIT_SECONDS = 10.0
 """Bound on the wait of a write for the index to show it; normally the index is milliseconds behind the log."""
 CHANGE_ATTEMPTS = 5
 """Attempts at one change of a note that other processes change at the same time."""
+CLAIM_SECONDS = 5.0
+"""How much longer than its request a claim on a write lasts, at least: the write itself may take the store that long. A
+process that dies holds the key until then."""
 CHECK_SECONDS = 1.0
 """Bound on the time for which one read waits for the store, in all of its calls together. Beyond it a search is
 degraded, and what needs the store is refused."""
@@ -94,7 +113,8 @@ class ReadTime:
 
 
 class Recommender:
-    """The use-cases of one process. `categories`: the closed set that a note's category is chosen from."""
+    """The use-cases of one process. `categories`: the closed set that a note's category is chosen from.
+    `remembered_seconds`: how long a write is remembered that is to take place once."""
 
     def __init__(
         self,
@@ -105,10 +125,12 @@ class Recommender:
         telemetry: Telemetry,
         clock: Clock,
         defaults: GenerationDefaults = GenerationDefaults(),
+        remembered_seconds: float = 3600.0,
     ) -> None:
         self.engine = engine
         self.categories = defaults.categories or engine.categories
         self.defaults = defaults
+        self.remembered_seconds = remembered_seconds
         self._batcher = batcher
         self._store = store
         self.index = index
@@ -116,23 +138,70 @@ class Recommender:
         self._clock = clock
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def add(self, notes: Sequence[Note], generate: Generate, urgency: Urgency) -> list[Added]:
+    async def add(
+        self,
+        notes: Sequence[Note],
+        generate: Generate,
+        urgency: Urgency,
+        attempts: Sequence[Attempt] = (),
+    ) -> list[Added]:
         """Upsert notes by id; a note without one gets a ULID. On return all are durable and searchable here.
 
         Notes of one id are applied in their order. A long list is queued and stored batch by batch: what was stored
-        before a failure stays, and repeating the call is safe and costs no tokens for it. Raises QueueFull (then
-        nothing was stored), EngineFailed, StoreUnavailable, IndexBehind.
+        before a failure stays. With `attempts`, one for each note, repeating the call adds only what is missing;
+        without, it adds the notes without an id again. Raises QueueFull (then nothing was stored), EngineFailed,
+        StoreUnavailable, IndexBehind, KeyInUse, KeyReused.
         """
-        with_ids = [note if note.id else replace(note, id=str(ULID())) for note in notes]
-        added: dict[int, Added] = {}
-        size = min(STORE_BATCH_SIZE, self._batcher.max_queue)
-        request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
-        with self._batcher.admit(len(with_ids), request, urgency, size) as admission:
-            for batch in batches_with_unique_ids(with_ids, size):
-                results = await self._add_distinct([with_ids[i] for i in batch], generate, urgency, admission)
-                added.update(zip(batch, results, strict=True))
-                admission.left = len(with_ids) - len(added)  # not all of the batch may have needed the model
-        return [added[i] for i in range(len(with_ids))]
+        async with self._claimed(attempts, urgency) as claims:
+            added = {i: decode_added(claim.earlier) for i, claim in enumerate(claims) if claim.earlier}
+            await self._wait_for(added.values())
+            places = [i for i in range(len(notes)) if i not in added]
+            new = [notes[i] if notes[i].id else replace(notes[i], id=str(ULID())) for i in places]
+            size = min(STORE_BATCH_SIZE, self._batcher.max_queue)
+            request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
+            with self._batcher.admit(len(new), request, urgency, size) as admission:
+                for batch in batches_with_unique_ids(new, size):
+                    results = await self._add_distinct(
+                        [new[i] for i in batch],
+                        generate,
+                        urgency,
+                        admission,
+                        claims=[claims[places[i]] for i in batch] if claims else (),
+                    )
+                    added.update(zip([places[i] for i in batch], results, strict=True))
+                    admission.left = len(notes) - len(added)  # not all of the batch may have needed the model
+            return [added[i] for i in range(len(notes))]
+
+    @contextlib.asynccontextmanager
+    async def _claimed(self, attempts: Sequence[Attempt], urgency: Urgency) -> AsyncIterator[list[Claim]]:
+        """Claim the writes of some attempts; where the block fails, give up those that it has not made."""
+        if not attempts:
+            yield []
+            return
+        lease = CLAIM_SECONDS + (urgency.seconds if math.isfinite(urgency.seconds) else 0)
+        claiming = asyncio.ensure_future(self._store.claim(attempts, lease, self.remembered_seconds))
+        try:
+            yield await asyncio.shield(claiming)
+        except BaseException:
+            await asyncio.shield(self._release(claiming))
+            raise
+
+    async def _release(self, claiming: asyncio.Future[list[Claim]]) -> None:
+        """Give up claims, once they are there; where that fails, they end by themselves."""
+        with contextlib.suppress(NoteLLMError):
+            await self._store.release(await claiming)
+
+    async def _replay(self, earlier: Earlier) -> Added:
+        """Return the result of an earlier attempt once the index shows it."""
+        added = decode_added(earlier)
+        await self._wait_for([added])
+        return added
+
+    async def _wait_for(self, added: Collection[Added]) -> None:
+        """Return once the index has come to all of these writes."""
+        if added:
+            position = max((one.stored.position for one in added), key=position_key)
+            await self.index.wait_for(position, WAIT_SECONDS)
 
     async def _add_distinct(
         self,
@@ -140,16 +209,17 @@ class Recommender:
         generate: Generate,
         urgency: Urgency,
         admission: Admission | None = None,
-        expected: str | None = None,
+        condition: Condition | None = None,
         known: Sequence[StoredNote | Unreadable | None] | None = None,
+        claims: Sequence[Claim] = (),
     ) -> list[Added]:
-        """Add notes of distinct ids. `expected`: log position that a single note must be at, else PreconditionFailed.
-        `known`: the stored notes, where the caller has read them; an unreadable one is overwritten."""
+        """Add notes of distinct ids. `condition`: of a single note, else PreconditionFailed. `known`: the stored notes,
+        where the caller has read them; an unreadable one is overwritten. `claims`: on these writes."""
         accepted = time.perf_counter()
         if known is None:
             known = await self._store.get([note.id for note in notes], with_vectors=True)
-        if expected is not None and known[0] is None:
-            raise PreconditionFailed(notes[0].id)
+        if condition is not None:  # the write checks it again
+            check_condition(condition, notes[0].id, known[0])
         now = self._clock()
         plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
         need_model = [i for i, plan in enumerate(plans) if plan.request is not None]
@@ -157,7 +227,7 @@ class Recommender:
         outputs = dict(zip(need_model, await self._batcher.generate_all(requests, urgency, admission), strict=True))
         finished = [plan.finish(outputs.get(i), self.engine.space) for i, plan in enumerate(plans)]
         # Shielded from a caller that leaves: what reaches the store must also be waited for in the index.
-        return await asyncio.shield(self._commit(plans, finished, expected, accepted))
+        return await asyncio.shield(self._commit(plans, finished, condition, claims, accepted))
 
     def _plan(self, note: Note, known: StoredNote | Unreadable | None, generate: Generate, now: float) -> Plan:
         """Decide what of the stored note can be kept and what the model must generate."""
@@ -173,23 +243,32 @@ class Recommender:
         return Plan(note, old, reused, request if needs_model else None)
 
     async def _commit(
-        self, plans: Sequence[Plan], finished: Sequence[Added], expected: str | None, accepted: float
+        self,
+        plans: Sequence[Plan],
+        finished: Sequence[Added],
+        condition: Condition | None,
+        claims: Sequence[Claim],
+        accepted: float,
     ) -> list[Added]:
-        """Write what changed, and return once the index shows it."""
+        """Write what changed, remember what was claimed, and return once the index shows it."""
         changed = [i for i, (plan, added) in enumerate(zip(plans, finished, strict=True)) if plan.changes(added)]
-        written = await self._store.put([Write(finished[i].stored, expected) for i in changed])
         results = [replace(added, status="unchanged") for added in finished]
+        remembered: list[Remembered | None] = [None] * len(plans)
+        for i, claim in enumerate(claims):
+            remembered[i] = Remembered(claim, encode_added(finished[i] if i in changed else results[i]))
+        written = await self._store.put([Write(finished[i].stored, condition, remembered[i]) for i in changed])
+        unchanged = [(results[i].stored, answer) for i, answer in enumerate(remembered) if answer and i not in changed]
+        await self._store.remember(unchanged)
         for i, write in zip(changed, written, strict=True):
             if write is None:
                 raise PreconditionFailed(plans[i].note.id)
             stored = replace(finished[i].stored, revision=write.revision, position=write.position)
-            results[i] = replace(finished[i], stored=stored, status="created" if write.revision == 1 else "updated")
+            results[i] = replace(finished[i], stored=stored, status=written_status(write.revision))
         if written:
             await self.index.wait_for(results[changed[-1]].stored.position, WAIT_SECONDS)
             self._telemetry.searchable.observe(time.perf_counter() - accepted)
-        elif results:
-            position = max((added.stored.position for added in results), key=position_key)
-            await self.index.wait_for(position, WAIT_SECONDS)
+        else:
+            await self._wait_for(results)
         return results
 
     async def get(self, note_id: str) -> StoredNote:
@@ -198,47 +277,83 @@ class Recommender:
         return readable(note_id, stored)
 
     async def put(
-        self, note: Note, generate: Generate, expected: str | None = None, urgency: Urgency = PATIENT
+        self,
+        note: Note,
+        generate: Generate,
+        condition: Condition | None = None,
+        urgency: Urgency = PATIENT,
+        attempts: Sequence[Attempt] = (),
     ) -> Added:
-        """Create or replace one note. Raises PreconditionFailed when it is not at log position `expected`."""
-        return (await self._add_distinct([note], generate, urgency, expected=expected))[0]
+        """Create or replace one note. Raises PreconditionFailed, KeyInUse, KeyReused, and what `add` raises."""
+        async with self._claimed(attempts, urgency) as claims:
+            if claims and claims[0].earlier:
+                return await self._replay(claims[0].earlier)
+            return (await self._add_distinct([note], generate, urgency, condition=condition, claims=claims))[0]
 
     async def change(
         self,
         note_id: str,
         edit: Callable[[Note], Note],
-        expected: str | None = None,
+        condition: Condition | None = None,
         urgency: Urgency = PATIENT,
+        attempts: Sequence[Attempt] = (),
     ) -> Added:
-        """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed.
+        """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed,
+        KeyInUse, KeyReused.
 
-        Without `expected` a change that meets a concurrent one is tried again on the newer note, so that none is lost.
+        A change that meets a concurrent one is tried again on the newer note, so that none is lost.
         """
-        async with self._changing.setdefault(note_id, asyncio.Lock()):
-            for attempt in range(CHANGE_ATTEMPTS):
-                (known,) = await self._store.get([note_id], with_vectors=True)
-                old = readable(note_id, known)
-                if expected is not None and old.position != expected:
-                    raise PreconditionFailed(note_id)
-                try:
-                    (added,) = await self._add_distinct(
-                        [edit(old.note)], Generate(), urgency, expected=old.position, known=[old]
-                    )
-                    return added
-                except PreconditionFailed:
-                    if expected is not None or attempt == CHANGE_ATTEMPTS - 1:
-                        raise
-            raise AssertionError("unreachable")
+        async with self._claimed(attempts, urgency) as claims:
+            if claims and claims[0].earlier:
+                return await self._replay(claims[0].earlier)
+            async with self._changing.setdefault(note_id, asyncio.Lock()):
+                for _ in range(CHANGE_ATTEMPTS):
+                    if added := await self._change(note_id, edit, condition, urgency, claims):
+                        return added
+            raise PreconditionFailed(note_id)
 
-    async def remove(self, note_id: str, expected: str | None = None) -> None:
-        """Remove a note: on return the removal is durable, and no search of this replica finds the note.
+    async def _change(
+        self,
+        note_id: str,
+        edit: Callable[[Note], Note],
+        condition: Condition | None,
+        urgency: Urgency,
+        claims: Sequence[Claim],
+    ) -> Added | None:
+        """Try a change once; return None where the note was changed meanwhile."""
+        (known,) = await self._store.get([note_id], with_vectors=True)
+        old = readable(note_id, known)
+        if condition is not None:
+            check_condition(condition, note_id, old)
+        try:
+            (added,) = await self._add_distinct(
+                [edit(old.note)], Generate(), urgency, condition=Condition((old.position,)), known=[old], claims=claims
+            )
+        except PreconditionFailed:
+            return None
+        return added
 
-        Raises NoteNotFound, PreconditionFailed.
+    async def remove(
+        self,
+        note_id: str,
+        condition: Condition | None = None,
+        attempts: Sequence[Attempt] = (),
+    ) -> bool:
+        """Remove a note: on return the removal is durable, and no search of this replica finds the note. Return whether
+        an earlier attempt had removed it.
+
+        Raises NoteNotFound, PreconditionFailed, KeyInUse, KeyReused.
         """
-        position = await self._store.delete(note_id, expected)
-        if position is None:
-            raise NoteNotFound(note_id)
-        await self.index.wait_for(position, WAIT_SECONDS)
+        async with self._claimed(attempts, PATIENT) as claims:
+            if earlier := claims[0].earlier if claims else None:
+                position: str | None = earlier.position
+            else:
+                remembered = Remembered(claims[0], REMOVED) if claims else None
+                position = await self._store.delete(note_id, condition, remembered)
+            if position is None:
+                raise NoteNotFound(note_id)
+            await self.index.wait_for(position, WAIT_SECONDS)
+            return earlier is not None
 
     async def similar(
         self, note_id: str, k: int, where: Filter, min_score: float | None, time_left: ReadTime | None = None
@@ -377,6 +492,12 @@ class Recommender:
         self._telemetry.degraded.inc()
         items = [(StoredNote(Note(id=hit.id), self.engine.space), hit.score) for hit in hits]
         return Similar(items, True, position, degraded=True)
+
+
+def check_condition(condition: Condition, note_id: str, known: StoredNote | Unreadable | None) -> None:
+    """Check a condition on what the store gave for an id. Raises PreconditionFailed."""
+    if not condition.holds(known is not None, known.position if isinstance(known, StoredNote) else ""):
+        raise PreconditionFailed(note_id)
 
 
 def readable(note_id: str, known: StoredNote | Unreadable | None) -> StoredNote:

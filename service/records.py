@@ -71,12 +71,64 @@ class Unreadable:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """Condition of a write on the stored note: that it is at one of `positions`, or, where these are empty, that it
+    exists; `negated`: the opposite."""
+
+    positions: tuple[str, ...] = ()
+    negated: bool = False
+
+    def holds(self, exists: bool, position: str = "") -> bool:
+        """Return whether it holds for the stored note, which is at `position`, if it exists."""
+        return (exists and (not self.positions or position in self.positions)) != self.negated
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a write that is to take place once, however often it is attempted. `key` names the write in the
+    whole store; `fingerprint` is equal for attempts at the same write only."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A write that an earlier attempt made. `answer`: what the writer chose to remember; `revision` as in Written."""
+
+    answer: bytes
+    revision: int
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to make the write of an attempt, until it is made or given up. `earlier`: it was made before.
+
+    `seconds`: how long the made write is remembered.
+    """
+
+    key: str
+    token: str
+    seconds: float
+    earlier: Earlier | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The claim on a write, and the answer to remember together with it."""
+
+    claim: Claim
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
-    """A note to be written under its id. `expected` is the position that the stored note must be at; None allows any
-    position, and no note."""
+    """A note to be written under its id, if `condition` holds. `remembered`: the claim that the write fulfils."""
 
     stored: StoredNote
-    expected: str | None = None
+    condition: Condition | None = None
+    remembered: Remembered | None = None
 
 
 @dataclass(frozen=True, slots=True)

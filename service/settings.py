@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -12,6 +14,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.generation import HashtagPolicy
 
+PREFIX = "NOTELLM_"
+OTHER_VARIABLES = frozenset(
+    {
+        "NOTELLM_URL",  # of the commands that talk to a running service
+        *("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"),  # of the training recipes and the tests
+        *("NOTELLM_CHAOS_ROUNDS", "NOTELLM_CHAOS_SEED", "NOTELLM_FUZZ_REQUESTS", "NOTELLM_FUZZ_SEED"),
+        "NOTELLM_TEST_CACHE",
+    }
+)
+"""Variables of this name that are no settings."""
 MAX_SHOWN = 100
 """Bound on the characters of a wrong value that an error repeats."""
 
@@ -20,7 +32,7 @@ class Settings(BaseSettings):
     """All settings with their defaults. `make tables` writes docs/configuration.md from these descriptions."""
 
     # An error names the setting and not its value, which may hold a password.
-    model_config = SettingsConfigDict(env_prefix="NOTELLM_", extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
@@ -81,6 +93,9 @@ class Settings(BaseSettings):
     )
     shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")
 
+    idempotency_seconds: float = Field(
+        3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 500 bytes each"
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")
     max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
@@ -131,11 +146,28 @@ def describe_errors(error: ValidationError) -> list[str]:
     lines = []
     for failure in error.errors():
         name = str(failure["loc"][0])
-        variable = f"NOTELLM_{name.upper()}"
+        variable = PREFIX + name.upper()
         if allowed := _allowed_values(schema[name]):
             lines.append(f"{variable} is {str(failure['input'])[:MAX_SHOWN]!r}; it must be {allowed}")
         else:  # the message of a validator above
             lines.append(f"{variable} {failure['msg']}")
+    return lines
+
+
+def describe_unknown(variables: Iterable[str]) -> list[str]:
+    """One line for each variable that is named as a setting and is none, with the nearest one that there is."""
+    known = [name.upper() for name in Settings.model_fields]
+    lines = []
+    for variable in variables:
+        prefix, name = variable[: len(PREFIX)].upper(), variable[len(PREFIX) :].upper()  # they are read in any case
+        if prefix == PREFIX and prefix + name not in OTHER_VARIABLES and name not in known:
+            nearest = get_close_matches(name, known, 1)
+            hint = (
+                f"did you mean {PREFIX}{nearest[0]}?"
+                if nearest
+                else "see docs/configuration.md for those that there are"
+            )
+            lines.append(f"{variable} is not a setting; {hint}")
     return lines
 
 

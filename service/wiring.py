@@ -99,7 +99,8 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
         defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
-        recommender = Recommender(engine, batcher, store, index, telemetry, clock, defaults)
+        remembered = settings.idempotency_seconds
+        recommender = Recommender(engine, batcher, store, index, telemetry, clock, defaults, remembered)
         _connect_gauges(telemetry, index, store, engine)
         service = Service(settings, recommender, batcher, store, index, telemetry, clock)
         for lane in Lane:

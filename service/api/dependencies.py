@@ -5,6 +5,7 @@ All are coroutines, though they wait for nothing: FastAPI would run each plain f
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -15,11 +16,16 @@ from pydantic import Field, TypeAdapter, ValidationError
 from service.adding import Generate
 from service.admission import Lane, Urgency
 from service.container import Service
-from service.errors import FieldError, InvalidInput, Starting
+from service.errors import FieldError, InvalidInput, MalformedHeader, Starting
 from service.lifecycle import Lifecycle
 from service.recommender import Recommender
+from service.records import Condition
 from service.settings import Settings
 
+ETAG = re.compile(r'(?:W/)?"(\d{1,20}-\d{1,20})"')
+"""An ETag of a note. A proxy that compresses answers makes it weak; it is the same version none the less."""
+MAX_ETAGS = 16
+"""Bound on the ETags of one header."""
 GENERATED_HASHTAGS = 5
 """Hashtags that are generated for `?generate=hashtags`, which has no count."""
 TIMEOUT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
@@ -49,11 +55,31 @@ async def get_generate(generate: str = "") -> Generate:
     return Generate(GENERATED_HASHTAGS if "hashtags" in names else 0, "category" in names)
 
 
-async def get_if_match(
-    if_match: Annotated[str | None, Header(description='"<log_position>", or *')] = None,
-) -> str | None:
-    """Log position that the note must be at; None for any."""
-    return None if if_match is None or if_match.strip() == "*" else if_match.strip().removeprefix("W/").strip('"')
+async def get_condition(
+    if_match: Annotated[str | None, Header(description="ETags that the note must have one of, or *: any")] = None,
+    if_none_match: Annotated[
+        str | None, Header(description="ETags of which the note must have none, or *: there must be no note")
+    ] = None,
+) -> Condition | None:
+    """Condition on the stored note. Raises MalformedHeader."""
+    if if_match is not None and if_none_match is not None:
+        raise MalformedHeader("If-None-Match", "cannot be honoured beside If-Match; send one of them")
+    if if_match is not None:
+        return Condition(_positions("If-Match", if_match))
+    if if_none_match is not None:
+        return Condition(_positions("If-None-Match", if_none_match), negated=True)
+    return None
+
+
+def _positions(header: str, value: str) -> tuple[str, ...]:
+    """Parse a list of ETags as log positions; () for *. Raises MalformedHeader."""
+    if value.strip() == "*":
+        return ()
+    etags = [ETAG.fullmatch(part.strip()) for part in value.split(",")]
+    positions = tuple(etag[1] for etag in etags if etag)
+    if len(positions) < len(etags) or len(etags) > MAX_ETAGS:
+        raise MalformedHeader(header, f'must be * or up to {MAX_ETAGS} ETags, each "<log_position>"')
+    return positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +141,6 @@ LifecycleDep = Annotated[Lifecycle, Depends(get_lifecycle)]
 ServiceDep = Annotated[Service, Depends(get_service)]
 RecommenderDep = Annotated[Recommender, Depends(get_recommender)]
 GenerateDep = Annotated[Generate, Depends(get_generate)]
-IfMatch = Annotated[str | None, Depends(get_if_match)]
+ConditionDep = Annotated[Condition | None, Depends(get_condition)]
 RequestedUrgencyDep = Annotated[RequestedUrgency, Depends(get_requested_urgency)]
 UrgencyDep = Annotated[Urgency, Depends(get_urgency)]

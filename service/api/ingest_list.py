@@ -15,10 +15,12 @@ from service.adding import Added, Generate
 from service.admission import Urgency
 from service.api.bodies import Turns, list_items, parse_json
 from service.api.bounds import check_note_size
+from service.api.idempotency import IdempotencyKey
 from service.api.problems import invalid_note, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
 from service.errors import MAX_ERRORS, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
+from service.records import Attempt
 from service.settings import Settings
 
 MIN_NOTE_BYTES = 2048
@@ -44,6 +46,10 @@ class Batch:
         """Valid notes, in the order of the request."""
         return list(self.valid.values())
 
+    def attempts(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Return the attempts of the valid notes. `attempts`: one for each note of the request, or none."""
+        return [attempts[place] for place in self.valid] if attempts else []
+
     def append(self, outcome: Note | BatchItem) -> None:
         """Append the next note of the request, or the result that rejects it."""
         if isinstance(outcome, Note):
@@ -58,17 +64,22 @@ class Batch:
             yield self.rejected[i] if i in self.rejected else BatchItem.of(next(outcomes))
 
 
-async def add_list(body: bytes, service: Service, generate: Generate, urgency: Urgency) -> bytes:
-    """Add the notes of a JSON list; return the answer's JSON. Raises MalformedBody if any part of the body is not JSON,
-    and LimitExceeded."""
+async def add_list(
+    body: bytes, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
+) -> tuple[bytes, bool]:
+    """Add the notes of a JSON list; return the answer's JSON, and whether all of it was answered before. Raises
+    MalformedBody if any part of the body is not JSON, and LimitExceeded."""
     turns = Turns()
     batch = await _read_list(body, service.settings, turns)
-    added = await service.recommender.add(batch.notes, generate, urgency)
+    added = await service.recommender.add(
+        batch.notes, generate, urgency, batch.attempts(key.attempts(body, len(batch)))
+    )
     results: list[bytes] = []
     for item in batch.results(added):
         results.append(item.model_dump_json(exclude_none=True).encode())
         await turns.work(max(len(results[-1]), MIN_NOTE_BYTES))
-    return b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.recommender.engine.name))
+    answer = b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.recommender.engine.name))
+    return answer, bool(added) and all(one.replayed for one in added)
 
 
 async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:

@@ -22,10 +22,12 @@ from service.adding import Added, Generate
 from service.admission import Urgency
 from service.api.bodies import NDJSON, Turns, media_type
 from service.api.connection import seconds_left
+from service.api.idempotency import IdempotencyKey
 from service.api.ingest_list import MIN_NOTE_BYTES, Batch, read_note, rejected
 from service.api.schemas.notes import BatchItem
 from service.container import Service
 from service.errors import DeadlineExceeded, MalformedBody, NoteLLMError, QueueFull
+from service.records import Attempt
 from service.settings import Settings
 
 STREAM_BATCH_SIZE = 64
@@ -37,15 +39,20 @@ def is_note_stream(method: str, path: str, headers: Headers) -> bool:
     return (method, path) == ("POST", "/notes") and media_type(headers) == NDJSON
 
 
-async def add_stream(request: Request, service: Service, generate: Generate, urgency: Urgency) -> AsyncIterator[bytes]:
+async def add_stream(
+    request: Request, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
+) -> AsyncIterator[bytes]:
     """Add the notes of a stream; yield one result line for each. A failure of the service ends the stream with a
-    rejected line. The seconds of `urgency` are those of each batch, from when its lines are there."""
-    model, turns = service.recommender.engine.name, Turns()
+    rejected line, as does a line that is not the one of its key. The seconds of `urgency` are those of each batch, from
+    when its lines are there."""
+    model, turns, place = service.recommender.engine.name, Turns(), 0
     async for lines in _line_batches(request, service.settings):
         batch = await _read_lines(lines, service.settings, turns)
+        attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
+        place += len(lines)
         try:
             batch_urgency = replace(urgency, since=time.monotonic())
-            added = await _add_when_admitted(batch.notes, service, generate, batch_urgency)
+            added = await _add_when_admitted(batch.notes, service, generate, batch_urgency, batch.attempts(attempts))
         except NoteLLMError as error:
             yield _result_line(rejected(error), model)
             return
@@ -82,7 +89,7 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
 
 
 async def _add_when_admitted(
-    notes: Sequence[Note], service: Service, generate: Generate, urgency: Urgency
+    notes: Sequence[Note], service: Service, generate: Generate, urgency: Urgency, attempts: Sequence[Attempt]
 ) -> list[Added]:
     """Add notes. While the queue is full, wait for room, until the deadline; no more of the stream is read meanwhile.
     Raises DeadlineExceeded."""
@@ -90,7 +97,7 @@ async def _add_when_admitted(
         async with asyncio.timeout(seconds_left(urgency)):
             while True:
                 try:
-                    return await service.recommender.add(notes, generate, urgency)
+                    return await service.recommender.add(notes, generate, urgency, attempts)
                 except QueueFull as error:
                     if seconds_left(urgency) < error.retry_after:
                         raise

@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 
 from service.api.bodies import check_containers, check_media_type
 from service.api.bounds import check_note_size
 from service.api.dependencies import get_service
+from service.api.strict_route import StrictRoute
 
 
 class StrictJsonRequest(Request):
@@ -21,9 +21,9 @@ class StrictJsonRequest(Request):
         return orjson.loads(await self.body())
 
 
-class StrictJsonRoute(APIRoute):
-    """A route that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON, and no
-    larger than a note may be."""
+class StrictJsonRoute(StrictRoute):
+    """A StrictRoute that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON,
+    and no larger than a note may be."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -1,4 +1,7 @@
-"""Ingest of a file of notes into a running service, over HTTP: in batches, with progress, resumed after a break."""
+"""Ingest of a file of notes into a running service, over HTTP: in batches, with progress, resumed after a break.
+
+Each batch has an Idempotency-Key, so that one whose answer was lost is not stored twice when it is sent again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import httpx2
 import orjson
@@ -34,7 +38,8 @@ class IngestFailed(Exception):
 
 @dataclass(slots=True)
 class Ingest:
-    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file and service."""
+    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file and service, and the
+    name of the run, from which the keys of its batches are made."""
 
     file: Path
     url: str
@@ -48,7 +53,8 @@ class Ingest:
         """Add the notes. Return counts of created, updated, unchanged and rejected ones, the last line, seconds, and
         notes per second. Raises IngestFailed, and OSError when the file cannot be read."""
         notes = NotesFile(self.file)
-        done = 0 if self.restart else self._done()
+        run, done = self._resumed()
+        self._remember(run, done)
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
         started = time.monotonic()
         with ExitStack() as stack:
@@ -59,9 +65,9 @@ class Ingest:
             if done:
                 console.print(f"continuing behind line {done}")
             for batch in _batches(notes.lines(after=done)):
-                self._add(client, batch, counts, rejects)
+                self._add(client, batch, f"{run}-{batch[0].number}", counts, rejects)
                 done = batch[-1].number
-                self._remember(done)
+                self._remember(run, done)
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
                 progress.update(task, completed=notes.position, rate=rate)
         for name, count in notes.ignored.items():
@@ -72,8 +78,8 @@ class Ingest:
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
         return {**counts, "last_line": done, "seconds": round(seconds, 1), "notes_per_second": rate_now}
 
-    def _add(self, client: httpx2.Client, batch: list[Line], counts: Counter[str], rejects: _Rejects) -> None:
-        """Send the valid lines of a batch, and count what came of all."""
+    def _add(self, client: httpx2.Client, batch: list[Line], key: str, counts: Counter[str], rejects: _Rejects) -> None:
+        """Send the valid lines of a batch under its key, and count what came of all."""
         valid = [line for line in batch if line.note is not None]
         for line in batch:
             if line.note is None:
@@ -81,27 +87,27 @@ class Ingest:
                 rejects.write(line, line.reason)
         if not valid:
             return
-        for line, result in zip(valid, self._post(client, [line.note for line in valid]), strict=True):
+        for line, result in zip(valid, self._post(client, key, [line.note for line in valid]), strict=True):
             counts[result["status"]] += 1
             if result["status"] == "rejected":
                 rejects.write(line, result["problem"]["detail"])
 
-    def _post(self, client: httpx2.Client, notes: list[Any]) -> list[Any]:
-        """Return the results of one batch. No connection, 429, 503 and 504 are tried again for `patience` seconds."""
+    def _post(self, client: httpx2.Client, key: str, notes: list[Any]) -> list[Any]:
+        """Return the results of one batch. No connection, 409 (the batch is being stored), 429, 503 and 504 are tried
+        again for `patience` seconds."""
         deadline = None
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         while True:
             pause = RETRY_SECONDS
             try:
                 params = {"generate": self.generate} if self.generate else None
                 body = orjson.dumps(notes)
-                response = client.post(
-                    "/notes", content=body, params=params, headers={"Content-Type": "application/json"}
-                )
+                response = client.post("/notes", content=body, params=params, headers=headers)
                 if response.status_code == 207:
                     results: list[Any] = response.json()["results"]
                     return results
                 reason = response.json().get("detail", response.text)
-                if response.status_code not in (429, 503, 504):
+                if response.status_code not in (409, 429, 503, 504):
                     raise IngestFailed(f"the service refused: {reason}")
                 pause = float(response.headers.get("retry-after", pause))
             except (httpx2.TransportError, ValueError) as error:
@@ -123,16 +129,19 @@ class Ingest:
         key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate}"
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
-    def _done(self) -> int:
-        """Last line that an earlier run had acknowledged; 0 for none."""
+    def _resumed(self) -> tuple[str, int]:
+        """Name of the run that this one goes on with, and its last acknowledged line; or a new name and 0."""
         path = self._state_file()
-        return int(json.loads(path.read_text())["line"]) if path and path.is_file() else 0
+        if not self.restart and path and path.is_file():
+            state = json.loads(path.read_text())
+            return state.get("run") or uuid4().hex, int(state["line"])
+        return uuid4().hex, 0
 
-    def _remember(self, line: int) -> None:
+    def _remember(self, run: str, line: int) -> None:
         if path := self._state_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps({"file": str(self.file), "url": self.url, "line": line}))
+            fresh.write_text(json.dumps({"file": str(self.file), "url": self.url, "run": run, "line": line}))
             fresh.replace(path)
 
 

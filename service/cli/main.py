@@ -83,7 +83,7 @@ def ingest(
     generate: Annotated[str, typer.Option(help="hashtags,category: what to fill in from the same prefill.")] = "",
     rejects: Annotated[Path | None, typer.Option(help="Where bad lines go; FILE.rejects.jsonl by default.")] = None,
     restart: Annotated[bool, typer.Option(help="Begin at the first line, whatever was done before.")] = False,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 60.0,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
     as_json: AsJson = False,
 ) -> None:
     """Add a file of notes. Broken off, the same command goes on where it was; bad lines do not stop the rest."""

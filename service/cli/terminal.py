@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from service.settings import Settings, describe_errors
+from service.settings import Settings, describe_errors, describe_unknown
 
 out = Console()
 err = Console(stderr=True)
@@ -28,12 +29,16 @@ def complain(*lines: str) -> None:
 
 
 def read_settings() -> Settings:
-    """Read the settings of the environment; a wrong one ends the command with a line that names it."""
+    """Read the settings of the environment; a wrong or unknown one ends the command with a line that names it."""
+    wrong = describe_unknown(os.environ)
     try:
-        return Settings.from_environment()
+        settings = Settings.from_environment()
     except ValidationError as error:
-        complain(*describe_errors(error))
-        raise typer.Exit(MISUSED) from None
+        wrong += describe_errors(error)
+    if wrong:
+        complain(*wrong)
+        raise typer.Exit(MISUSED)
+    return settings
 
 
 def show(answer: Any, as_json: bool, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:

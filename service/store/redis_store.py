@@ -5,6 +5,7 @@
     {notes}:samples     string  "loading" from before the first sample note is added, "1" once all were
     {notes}:identity    string  random; made when it is first asked for
     {notes}:snapshots   hash    replica -> log position of its snapshot, and the time it was made
+    {notes}:once:<key>  hash    a write that takes place once: see idempotency.py
 
 All keys share the hash tag {notes}: one slot on Redis Cluster, so that a script may touch note and log together.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -25,13 +26,17 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from service.errors import PreconditionFailed, StoreUnavailable
+from service.errors import KeyInUse, PreconditionFailed, StoreUnavailable
 from service.interfaces import Clock
 from service.records import (
     ORIGIN,
+    Attempt,
+    Claim,
+    Condition,
     Durability,
     LogBounds,
     LogEntry,
+    Remembered,
     StoredNote,
     Unreadable,
     Write,
@@ -41,6 +46,17 @@ from service.records import (
 from service.store.change_log import decode_bounds, decode_entries
 from service.store.document import UndecodableNote, decode, encode
 from service.store.durability import probe_write_policy
+from service.store.idempotency import (
+    CLAIM,
+    FUNCTIONS,
+    LOST,
+    RECORD,
+    RELEASE,
+    REMEMBER,
+    decode_claims,
+    record_arguments,
+    record_keys,
+)
 
 NOTE = "{notes}:note:"
 LOG = "{notes}:log"
@@ -71,14 +87,30 @@ for i, note in ipairs(KEYS) do
 end
 return rows
 """
-# KEYS note, log; ARGV expected position or "", id, document, vector, space, expiry in ms or "", log length, by.
+# Whether a condition (_condition) holds for the note in KEYS[1], of the type `kind`, at the position `at`.
+HOLDS = """
+local function holds(condition, kind, at)
+  if condition == '' then return true end
+  local negated = string.sub(condition, 1, 1) == '!'
+  local positions = negated and string.sub(condition, 2) or condition
+  local matches = kind ~= 'none'
+    and (positions == '*' or string.find(' ' .. positions .. ' ', ' ' .. (at or '?') .. ' ', 1, true) ~= nil)
+  return matches ~= negated
+end
+"""
+# KEYS note, log, record; ARGV condition or "", id, document, vector, space, expiry in ms or "", log length, by, and
+# those of the record (idempotency.py).
 # Damaged values are overwritten: a malformed revision restarts at 1, a key that is not a hash is removed. XADD comes
 # first: a server out of memory refuses a script's first write, and lets those behind it pass.
-PUT = """
+PUT = (
+    FUNCTIONS
+    + HOLDS
+    + """
+if claim_lost() then return 'lost' end
 local kind = redis.call('TYPE', KEYS[1]).ok
 local at, was
 if kind == 'hash' then at, was = unpack(redis.call('HMGET', KEYS[1], 'position', 'revision')) end
-if ARGV[1] ~= '' and at ~= ARGV[1] then return false end
+if not holds(ARGV[1], kind, at) then return false end
 local count = string.match(was or '', '^%d+$') or '0'
 local revision = (#count > 15 and 0 or tonumber(count)) + 1
 local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'id', ARGV[2], 'op', 'put',
@@ -87,17 +119,26 @@ if kind ~= 'hash' then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], 'document', ARGV[3], 'vector', ARGV[4], 'space', ARGV[5],
   'revision', revision, 'position', position)
 if ARGV[6] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) else redis.call('PERSIST', KEYS[1]) end
+remember(revision, position)
 return {revision, position}
 """
-# KEYS note, log; ARGV expected position or "", id, log length.
-DELETE = """
+)
+# KEYS note, log, record; ARGV condition or "", id, log length, and those of the record.
+DELETE = (
+    FUNCTIONS
+    + HOLDS
+    + """
+if claim_lost() then return 'lost' end
 local kind = redis.call('TYPE', KEYS[1]).ok
-if kind == 'none' then return false end
 local at = kind == 'hash' and redis.call('HGET', KEYS[1], 'position')
-if ARGV[1] ~= '' and at ~= ARGV[1] then return 'moved' end
+if kind == 'none' then return false end
+if not holds(ARGV[1], kind, at) then return 'moved' end
 redis.call('DEL', KEYS[1])
-return redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
+local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
+remember(0, position)
+return position
 """
+)
 # KEYS samples, log; ARGV LOADING. The log's key exists from the first write on, even when all entries are trimmed.
 BEGIN_SAMPLES = """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SET', KEYS[1], ARGV[1]) end
@@ -105,6 +146,16 @@ return redis.call('GET', KEYS[1])
 """
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """One script that writes, with its own arguments; those of the record follow them."""
+
+    script: str
+    note_id: str
+    arguments: tuple[Any, ...]
+    remembered: Remembered | None = None
 
 
 class RedisNoteStore:
@@ -188,24 +239,58 @@ class RedisNoteStore:
         return self._unreadable.keys()
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
-        commands = [(PUT, write.stored.note.id, *_put(write), self._remember(write.stored)) for write in writes]
+        commands, names = [], []
+        for write in writes:
+            arguments = _put(write)
+            names.append(self._remember(write.stored))
+            commands.append(_Command(PUT, write.stored.note.id, (*arguments, names[-1]), write.remembered))
         results = await self._write(commands)
-        for (_, note_id, *_, by), result in zip(commands, results, strict=True):
-            if result:
-                self._unreadable.pop(note_id, None)
+        for write, by, result in zip(writes, names, results, strict=True):
+            if result and result != LOST:
+                self._unreadable.pop(write.stored.note.id, None)
             else:
                 self._own.pop(by, None)
+        if LOST in results:
+            raise KeyInUse(0)
         return [Written(int(result[0]), result[1].decode()) if result else None for result in results]
 
-    async def delete(self, note_id: str, expected: str | None = None) -> str | None:
-        (position,) = await self._write([(DELETE, note_id, expected or "", note_id, LOG_ENTRIES)])
+    async def delete(
+        self, note_id: str, condition: Condition | None = None, remembered: Remembered | None = None
+    ) -> str | None:
+        arguments = (_condition(condition), note_id, LOG_ENTRIES)
+        (position,) = await self._write([_Command(DELETE, note_id, arguments, remembered)])
+        if position == LOST:
+            raise KeyInUse(0)
         if position == b"moved":
             raise PreconditionFailed(note_id)
         self._unreadable.pop(note_id, None)
         return position.decode() if position else None
 
-    async def _write(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run commands, each (script, note id, arguments...), in one round trip; return once the writes are durable.
+    async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
+        keys, token = [attempt.key for attempt in attempts], uuid4().hex
+        fingerprints = [attempt.fingerprint for attempt in attempts]
+        with self._errors():
+            records = [RECORD + key for key in keys]
+            lease = max(1, int(lease_seconds * 1000))
+            answer = await self._redis.eval(CLAIM, len(keys), *records, token, lease, *fingerprints)
+        return decode_claims(answer, keys, token, seconds)
+
+    async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
+        commands = [
+            _Command(REMEMBER, stored.note.id, (stored.revision, stored.position), remembered)
+            for stored, remembered in written
+        ]
+        if LOST in await self._write(commands):
+            raise KeyInUse(0)
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        records = [RECORD + claim.key for claim in claims if claim.earlier is None]
+        if records:
+            with self._errors():
+                await self._redis.eval(RELEASE, len(records), *records, claims[0].token)
+
+    async def _write(self, commands: Sequence[_Command]) -> list[Any]:
+        """Run commands in one round trip; return once the writes are durable.
 
         A server with appendfsync always answers after fsync. For others that can, WAITAOF is the last command
         (durability.py). Raises StoreUnavailable, also where the disk takes longer than the timeout.
@@ -214,8 +299,10 @@ class RedisNoteStore:
             return []
         with self._errors():
             pipeline = self._redis.pipeline(transaction=False)
-            for script, note_id, *arguments in commands:
-                pipeline.eval(script, 2, NOTE + note_id, LOG, *arguments)
+            for command in commands:
+                keys = [NOTE + command.note_id, LOG, *record_keys(command.remembered)]
+                arguments = (*command.arguments, *record_arguments(command.remembered))
+                pipeline.eval(command.script, len(keys), *keys, *arguments)
             if self._waits_for_disk is None:
                 await self.durability()
             if self._waits_for_disk:
@@ -335,8 +422,15 @@ def _ids(keys: Sequence[bytes]) -> list[str]:
     return ids
 
 
+def _condition(condition: Condition | None) -> str:
+    """Encode a condition for HOLDS; "" for none."""
+    if condition is None:
+        return ""
+    return ("!" if condition.negated else "") + (" ".join(condition.positions) or "*")
+
+
 def _put(write: Write) -> tuple[Any, ...]:
-    """Return the arguments of the script PUT except the last one, `by`."""
+    """Return the script PUT's own arguments except the last one, `by`."""
     note, (document, vector) = write.stored.note, encode(write.stored)
     expiry = "" if note.expires_at is None else int(note.expires_at * 1000)
-    return write.expected or "", note.id, document, vector, write.stored.space, expiry, LOG_ENTRIES
+    return _condition(write.condition), note.id, document, vector, write.stored.space, expiry, LOG_ENTRIES

@@ -22,7 +22,7 @@ from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.recommender import GenerationDefaults, Recommender
-from service.records import StoredNote, Write
+from service.records import Condition, StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
 
@@ -327,23 +327,23 @@ async def test_a_note_of_another_model_is_read_anew(
 
 async def test_a_put_at_another_position_changes_nothing(recommender: Recommender) -> None:
     first = await add_one(recommender, Note(id="a", title="soup"))
-    second = await recommender.put(Note(id="a", title="stew"), NOTHING, first.stored.position)
+    second = await recommender.put(Note(id="a", title="stew"), NOTHING, Condition((first.stored.position,)))
     assert second.stored.revision == 2
     with pytest.raises(PreconditionFailed):
-        await recommender.put(Note(id="a", title="lost"), NOTHING, first.stored.position)
+        await recommender.put(Note(id="a", title="lost"), NOTHING, Condition((first.stored.position,)))
     with pytest.raises(PreconditionFailed):
-        await recommender.put(Note(id="unknown", title="lost"), NOTHING, first.stored.position)
+        await recommender.put(Note(id="unknown", title="lost"), NOTHING, Condition((first.stored.position,)))
     assert (await recommender.get("a")).note.title == "stew"
 
 
 async def test_a_change_is_made_to_the_note_as_it_is(recommender: Recommender, engine: WordEngine) -> None:
     first = await add_one(recommender, Note(id="a", title="soup", author="tom"))
     batches = len(engine.batches)
-    added = await recommender.change("a", lambda note: replace(note, author="ann"), first.stored.position)
+    added = await recommender.change("a", lambda note: replace(note, author="ann"), Condition((first.stored.position,)))
     assert (added.status, added.usage, len(engine.batches)) == ("updated", Usage(), batches)
     assert (await recommender.get("a")).note == replace(first.stored.note, author="ann")
     with pytest.raises(PreconditionFailed):
-        await recommender.change("a", lambda note: replace(note, author="lost"), first.stored.position)
+        await recommender.change("a", lambda note: replace(note, author="lost"), Condition((first.stored.position,)))
     with pytest.raises(NoteNotFound):
         await recommender.change("unknown", lambda note: note)
 
@@ -366,8 +366,8 @@ async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommen
 async def test_a_removed_note_is_gone_everywhere(recommender: Recommender) -> None:
     await add(recommender, *soup(3))
     with pytest.raises(PreconditionFailed):
-        await recommender.remove("n1", "1-0")
-    await recommender.remove("n1", (await recommender.get("n1")).position)
+        await recommender.remove("n1", Condition(("1-0",)))
+    await recommender.remove("n1", Condition(((await recommender.get("n1")).position,)))
     assert await similar_ids(recommender, "n0") == ["n2"]
     for call in (recommender.get("n1"), recommender.similar("n1", 3, ANY, None), recommender.remove("n1")):
         with pytest.raises(NoteNotFound):

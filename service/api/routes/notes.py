@@ -9,17 +9,27 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from model.note import Note
+from service.adding import Added
 from service.api.bodies import NDJSON, check_media_type, is_list, parse_json
 from service.api.bounds import check_note_size
 from service.api.connection import while_connected
-from service.api.dependencies import GenerateDep, IfMatch, RecommenderDep, RequestedUrgencyDep, ServiceDep, UrgencyDep
+from service.api.dependencies import (
+    ConditionDep,
+    GenerateDep,
+    RecommenderDep,
+    RequestedUrgencyDep,
+    ServiceDep,
+    UrgencyDep,
+)
+from service.api.idempotency import REPLAYED_HEADER, IdempotencyKeyDep
 from service.api.ingest_list import add_list, parse_note
 from service.api.ingest_stream import NdjsonResponse, add_stream, is_note_stream
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, invalid_note
 from service.api.schemas.common import NoteId
 from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch
-from service.errors import FieldError, InvalidInput
+from service.errors import FieldError, InvalidInput, MalformedHeader, PreconditionFailed
+from service.records import Condition
 
 router = APIRouter(tags=["notes"], route_class=StrictJsonRoute)
 
@@ -58,48 +68,91 @@ def _content(model: str) -> dict[str, Any]:
         },
         201: {"description": "Created", "content": _content("AddedOut")},
         207: {"description": "A list: each note's own result", "content": _content("BatchOut")},
-        **documented(400, 413, 415, 422, 429, 503, 504),
+        **documented(400, 409, 412, 413, 415, 422, 429, 503, 504),
     },
 )
 async def post_notes(
-    request: Request, service: ServiceDep, generate: GenerateDep, requested: RequestedUrgencyDep
+    request: Request,
+    service: ServiceDep,
+    generate: GenerateDep,
+    condition: ConditionDep,
+    key: IdempotencyKeyDep,
+    requested: RequestedUrgencyDep,
 ) -> Response:
     """Ingest one note, a list, or a stream: durable and searchable when it answers.
 
     `generate=hashtags,category` fills in what an author left out, from the same prefill. In a list or a stream one bad
-    note does not fail the rest.
+    note does not fail the rest. A note without an id is another note each time that it is sent: where you may have to
+    repeat a request, give ids or an Idempotency-Key.
     """
     check_media_type(request.headers, NDJSON)
     if is_note_stream(request.method, "/notes", request.headers):
-        return NdjsonResponse(add_stream(request, service, generate, requested.for_list(service.settings)))
+        refuse_condition(condition, "a stream")
+        return NdjsonResponse(add_stream(request, service, generate, requested.for_list(service.settings), key))
     body = await request.body()
     if is_list(body):
+        refuse_condition(condition, "a list")
         urgency = requested.for_list(service.settings)
-        results = await while_connected(request, urgency, add_list(body, service, generate, urgency))
-        return Response(results, 207, media_type="application/json")
+        work = add_list(body, service, generate, urgency, key)
+        results, replayed = await while_connected(request, urgency, work)
+        return Response(results, 207, replay_headers(replayed), media_type="application/json")
     check_note_size(len(body), service.settings)
     note = parse_note(parse_json(body))
     urgency = requested.for_note(service.settings)
-    (added,) = await while_connected(request, urgency, service.recommender.add([note], generate, urgency))
+    attempts = key.attempts(body)
+    if condition is None:
+        (added,) = await while_connected(request, urgency, service.recommender.add([note], generate, urgency, attempts))
+    else:
+        if not note.id:
+            refuse_condition(condition, "a note without an id")
+        putting = service.recommender.put(note, generate, condition, urgency, attempts)
+        added = await while_connected(request, urgency, putting)
     answer = AddedOut.of(added, service.recommender.engine.name)
     return JSONResponse(
         answer.model_dump(mode="json"),
         201 if added.status == "created" else 200,
-        {"ETag": f'"{answer.log_position}"', "Location": f"/notes/{answer.id}"},
+        answer_headers(added) | {"Location": f"/notes/{answer.id}"},
     )
 
 
-@router.get("/notes/{note_id}", responses=documented(404, 409, 422, 503))
-async def get_note(note_id: NoteId, recommender: RecommenderDep, response: Response) -> NoteOut:
-    """The note itself. ETag is its log position, for If-Match."""
-    note = NoteOut.of(await recommender.get(note_id))
-    response.headers["ETag"] = f'"{note.log_position}"'
-    return note
+def refuse_condition(condition: Condition | None, what: str) -> None:
+    """Raise MalformedHeader where there is a condition on `what`, which is not one stored note."""
+    if condition is not None:
+        header = "If-None-Match" if condition.negated else "If-Match"
+        raise MalformedHeader(header, f"cannot be honoured for {what}; send one note with an id")
+
+
+def answer_headers(added: Added) -> dict[str, str]:
+    """Headers of the answer to a write of one note."""
+    return {"ETag": f'"{added.stored.position}"'} | replay_headers(added.replayed)
+
+
+def replay_headers(replayed: bool) -> dict[str, str]:
+    return {REPLAYED_HEADER: "true"} if replayed else {}
+
+
+@router.get(
+    "/notes/{note_id}",
+    response_model=NoteOut,
+    responses={304: {"description": "It has an ETag of If-None-Match"}, **documented(400, 404, 409, 412, 422, 503)},
+)
+async def get_note(
+    note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, response: Response
+) -> NoteOut | Response:
+    """The note itself. ETag is its log position, for If-Match and If-None-Match."""
+    stored = await recommender.get(note_id)
+    headers = {"ETag": f'"{stored.position}"'}
+    if condition is not None and not condition.holds(True, stored.position):
+        if condition.negated:
+            return Response(status_code=304, headers=headers)
+        raise PreconditionFailed(note_id)
+    response.headers.update(headers)
+    return NoteOut.of(stored)
 
 
 @router.put(
     "/notes/{note_id}",
-    responses={201: {"model": AddedOut}, **documented(400, 412, 413, 415, 422, 429, 503, 504)},
+    responses={201: {"model": AddedOut}, **documented(400, 409, 412, 413, 415, 422, 429, 503, 504)},
 )
 async def put_note(
     note_id: NoteId,
@@ -108,16 +161,19 @@ async def put_note(
     response: Response,
     service: ServiceDep,
     generate: GenerateDep,
-    if_match: IfMatch,
+    condition: ConditionDep,
+    key: IdempotencyKeyDep,
     urgency: UrgencyDep,
 ) -> AddedOut:
     """Create or replace the whole note."""
     if body.id not in (None, note_id):
         raise InvalidInput([FieldError("/id", "must be left out or equal the id of the address")])
-    work = service.recommender.put(body.as_note(note_id), generate, if_match, urgency)
+    work = service.recommender.put(
+        body.as_note(note_id), generate, condition, urgency, key.attempts(await request.body())
+    )
     added = await while_connected(request, urgency, work)
     response.status_code = 201 if added.status == "created" else 200
-    response.headers["ETag"] = f'"{added.stored.position}"'
+    response.headers.update(answer_headers(added))
     return AddedOut.of(added, service.recommender.engine.name)
 
 
@@ -131,7 +187,8 @@ async def patch_note(
     request: Request,
     response: Response,
     service: ServiceDep,
-    if_match: IfMatch,
+    condition: ConditionDep,
+    key: IdempotencyKeyDep,
     urgency: UrgencyDep,
 ) -> AddedOut:
     """Change some fields. Only a changed title, content or hashtags costs model tokens."""
@@ -142,13 +199,16 @@ async def patch_note(
         except ValidationError as error:
             raise invalid_note(error) from error
 
-    work = service.recommender.change(note_id, edit, if_match, urgency)
+    work = service.recommender.change(note_id, edit, condition, urgency, key.attempts(await request.body()))
     added = await while_connected(request, urgency, work)
-    response.headers["ETag"] = f'"{added.stored.position}"'
+    response.headers.update(answer_headers(added))
     return AddedOut.of(added, service.recommender.engine.name)
 
 
-@router.delete("/notes/{note_id}", status_code=204, responses=documented(404, 412, 422, 503))
-async def delete_note(note_id: NoteId, recommender: RecommenderDep, if_match: IfMatch) -> None:
+@router.delete("/notes/{note_id}", status_code=204, responses=documented(400, 404, 409, 412, 422, 503))
+async def delete_note(
+    note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, key: IdempotencyKeyDep, response: Response
+) -> None:
     """Remove a note. After 204 no answer of any replica contains it."""
-    await recommender.remove(note_id, if_match)
+    replayed = await recommender.remove(note_id, condition, key.attempts(b""))
+    response.headers.update(replay_headers(replayed))

@@ -8,12 +8,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from service.api.dependencies import LifecycleDep, ServiceDep, get_service
 from service.api.problems import documented
 from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
+from service.api.strict_route import StrictRoute
 from service.container import Service
 from service.errors import StoreUnavailable
 from service.recommender import ReadTime
 from service.verify import verify
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
 @router.get("/livez")
@@ -100,6 +101,7 @@ async def limits(service: ServiceDep) -> LimitsOut:
         queue_seconds=settings.queue_seconds,
         interactive_seconds=settings.interactive_seconds,
         request_seconds=settings.request_seconds,
+        idempotency_seconds=settings.idempotency_seconds,
         read_title_tokens=read_tokens.title,
         read_hashtag_tokens=read_tokens.hashtags,
         read_content_tokens=read_tokens.content,

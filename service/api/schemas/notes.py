@@ -163,6 +163,7 @@ class BatchItem(BaseModel):
     usage: UsageOut | None = None
     truncated: Truncated | None = None
     language_supported: LanguageSupported | None = None
+    replayed: Literal[True] | None = Field(None, description="an earlier request under this key had this result")
     problem: Problem | None = None
 
     @classmethod
@@ -180,6 +181,7 @@ class BatchItem(BaseModel):
                 "usage": UsageOut.of(added.usage),
                 "truncated": added.truncated,
                 "language_supported": added.language_supported,
+                "replayed": added.replayed or None,
             }
         )
 

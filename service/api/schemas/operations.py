@@ -37,6 +37,7 @@ class LimitsOut(BaseModel):
     queue_seconds: float = Field(description="engine's time for the notes that may wait in the interactive lane")
     interactive_seconds: float = Field(description="deadline without X-Request-Timeout; that of lists is the next")
     request_seconds: float
+    idempotency_seconds: float = Field(description="how long a write is remembered by its Idempotency-Key")
     read_title_tokens: int = Field(description="of a title, the model reads so many tokens; about 0.8 words each")
     read_hashtag_tokens: int
     read_content_tokens: int = Field(description="more is stored, but not read; such an answer says truncated: true")

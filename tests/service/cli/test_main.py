@@ -66,6 +66,16 @@ def test_wrong_setting_is_refused_in_one_line(command: str, variable: str, value
     assert (result.exit_code, result.stderr, result.stdout) == (2, f"{line}\n", "")
 
 
+@pytest.mark.parametrize("command", ["serve", "openapi", "status"])
+def test_unknown_setting_is_refused_with_the_nearest_one(command: str) -> None:
+    result = run(command, NOTELLM_CATEGORYS="Food", NOTELLM_ZZZ="1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "NOTELLM_CATEGORYS is not a setting; did you mean NOTELLM_CATEGORIES?",
+        "NOTELLM_ZZZ is not a setting; see docs/configuration.md for those that there are",
+    ]
+
+
 def test_two_wrong_settings_are_refused_in_a_line_each() -> None:
     result = run("serve", NOTELLM_PORT="http", NOTELLM_MAX_K="0")
     assert result.exit_code == 2

@@ -134,6 +134,19 @@ def test_ingest_goes_through_a_queue_shorter_than_its_batches(tiny_checkpoint: P
     assert (report["created"], report["rejected"]) == (148, 2)
 
 
+def test_ingest_whose_answer_was_lost_stores_once(shared: Process) -> None:
+    file = shared.folder / "without-ids.jsonl"
+    file.write_text("".join(f'{{"title": "without an id {n}"}}\n' for n in range(70)))
+    shared.run("ingest", str(file))
+    before = httpx2.get(f"{shared.url}/readyz").json()["notes"]
+    for state in (shared.folder / "d" / "ingest").glob("*.json"):
+        acknowledged = json.loads(state.read_text())
+        if acknowledged["file"] == str(file):
+            state.write_text(json.dumps(acknowledged | {"line": 0}))  # as it was before the first answer
+    again = json.loads(shared.run("ingest", str(file), "--json").stdout)
+    assert (again["created"], httpx2.get(f"{shared.url}/readyz").json()["notes"]) == (70, before)
+
+
 def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     result = shared.run("ingest", str(notes_file), "--patience", "0", "--url", nowhere)

@@ -16,7 +16,18 @@ import structlog
 from model.generation import CategoryProbability, Hashtag
 from service.errors import PreconditionFailed, StoreUnavailable
 from service.interfaces import Clock
-from service.records import ORIGIN, Generated, LogBounds, LogEntry, StoredNote, Unreadable, Write, Written, position_key
+from service.records import (
+    ORIGIN,
+    Condition,
+    Generated,
+    LogBounds,
+    LogEntry,
+    StoredNote,
+    Unreadable,
+    Write,
+    Written,
+    position_key,
+)
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import LOG, NOTE, OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, stored_note
@@ -26,7 +37,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def put(store: RedisNoteStore, note: StoredNote, expected: str | None = None) -> Written:
-    (written,) = await store.put([Write(note, expected)])
+    (written,) = await store.put([Write(note, Condition((expected,)) if expected else None)])
     assert written is not None
     return written
 
@@ -150,7 +161,7 @@ async def test_concurrent_writes_at_one_position_make_exactly_one(store: RedisNo
 
 async def test_a_deleted_note_is_gone(store: RedisNoteStore) -> None:
     at = (await put(store, stored_note())).position
-    removed = await store.delete("a", at)
+    removed = await store.delete("a", Condition((at,)))
     assert removed is not None
     assert position_key(removed) > position_key(at)
     assert await get(store, "a") is None
@@ -159,7 +170,7 @@ async def test_a_deleted_note_is_gone(store: RedisNoteStore) -> None:
 
 async def test_deleting_an_unknown_note_changes_nothing(store: RedisNoteStore) -> None:
     assert await store.delete("unknown") is None
-    assert await store.delete("unknown", "1-0") is None
+    assert await store.delete("unknown", Condition(("1-0",))) is None
     assert await whole_log(store) == []
 
 
@@ -167,7 +178,7 @@ async def test_a_delete_at_another_position_is_refused(store: RedisNoteStore) ->
     first = await put(store, stored_note())
     await put(store, stored_note(title="new"))
     with pytest.raises(PreconditionFailed):
-        await store.delete("a", first.position)
+        await store.delete("a", Condition((first.position,)))
     assert await get(store, "a") is not None
     assert len(await whole_log(store)) == 2
 
@@ -259,7 +270,7 @@ async def test_logged_notes_are_as_written_or_as_they_are_now(
 async def test_own_writes_are_kept_until_read_from_the_log(store: RedisNoteStore) -> None:
     for n in range(3):
         await put(store, stored_note("a", title=f"{n}"))
-    assert await store.put([Write(stored_note("a", title="late"), expected="1-0")]) == [None]
+    assert await store.put([Write(stored_note("a", title="late"), Condition(("1-0",)))]) == [None]
     await put(store, stored_note("long", content="long " * OWN_CHARACTERS))
     assert len(store._own) == 3
     await store.get_logged(await whole_log(store))

@@ -1,0 +1,62 @@
+"""Routes that refuse what they would otherwise ignore: unknown query parameters, and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
+
+CONDITIONS = ("if-match", "if-none-match", "if-unmodified-since")
+"""Headers that make a request conditional, so that ignoring them would do what the caller did not want."""
+MAX_SHOWN = 64
+"""Bound on the characters of an unknown name that an error repeats."""
+
+
+class StrictRoute(APIRoute):
+    """A route that takes the query parameters and the conditions that it declares, and answers any other with an error
+    that names it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        parts = list(_with_dependencies(self.dependant))
+        described = (self.openapi_extra or {}).get("parameters", ())  # those of query.py
+        names = [field.alias for part in parts for field in part.query_params]
+        names += [parameter["name"] for parameter in described]
+        headers = {field.alias for part in parts for field in part.header_params}
+        unheeded = [header for header in CONDITIONS if header not in headers]
+
+        async def handle_strictly(request: Request) -> Response:
+            for header in unheeded:
+                if header in request.headers:
+                    raise MalformedHeader(header.title(), "cannot be honoured at this address; leave it out")
+            if request.scope["query_string"]:
+                refuse_unknown(request.query_params.keys(), names)
+            return await handle(request)
+
+        return handle_strictly
+
+
+def _with_dependencies(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for dependency in dependant.dependencies:
+        yield from _with_dependencies(dependency)
+
+
+def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
+    """Refuse query parameters that are not known. Raises InvalidInput, which names the nearest known one."""
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise InvalidInput([_unknown(name, known) for name in unknown[:MAX_ERRORS]], max(0, len(unknown) - MAX_ERRORS))
+
+
+def _unknown(name: str, known: Collection[str]) -> FieldError:
+    shown = name[:MAX_SHOWN]
+    nearest = get_close_matches(shown, known, 1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known are: {', '.join(sorted(known)) or 'none'}"
+    return FieldError(f"/query/{shown}", f"is not a parameter of this address; {hint}")

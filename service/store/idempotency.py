@@ -1,0 +1,91 @@
+"""Records of writes that take place once: scripts, and the parts of the scripts of writes.
+
+    {notes}:once:<key>  hash  fingerprint; token while the write is claimed; answer, revision, position once it is made
+
+A claim ends by itself, so that the death of its process does not hold the key for ever. A write is made only under a
+claim that still holds: each script of a write checks it, makes the write, and finishes the record, in one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from service.errors import KeyInUse, KeyReused
+from service.records import Claim, Earlier, Remembered
+
+RECORD = "{notes}:once:"
+LOST = b"lost"
+"""Answer of a script whose claim has ended. Nothing was written."""
+
+# KEYS records; ARGV token, lease in ms, fingerprints. Either all are claimed that were not made before, or none.
+CLAIM = """
+local made = {}
+for i, key in ipairs(KEYS) do
+  local fingerprint, answer, revision, position =
+    unpack(redis.call('HMGET', key, 'fingerprint', 'answer', 'revision', 'position'))
+  if fingerprint and fingerprint ~= ARGV[i + 2] then return 'other' end
+  if fingerprint and not answer then return redis.call('PTTL', key) end
+  made[i] = answer and {answer, revision, position} or false
+end
+for i, key in ipairs(KEYS) do
+  if not made[i] then
+    redis.call('HSET', key, 'token', ARGV[1], 'fingerprint', ARGV[i + 2])
+    redis.call('PEXPIRE', key, ARGV[2])
+  end
+end
+return made
+"""
+# KEYS records; ARGV token.
+RELEASE = """
+for _, key in ipairs(KEYS) do
+  if redis.call('HGET', key, 'token') == ARGV[1] then redis.call('DEL', key) end
+end
+"""
+# Beginning of a write's script. KEYS[3] is the record, and missing where nothing is remembered; the last arguments are
+# token, answer, and time to keep in ms. `claim_lost` must come before the first write.
+FUNCTIONS = """
+local token, answer, kept = unpack(ARGV, #ARGV - 2)
+local function claim_lost()
+  return KEYS[3] and redis.call('HGET', KEYS[3], 'token') ~= token
+end
+local function remember(revision, position)
+  if not KEYS[3] then return end
+  redis.call('HDEL', KEYS[3], 'token')
+  redis.call('HSET', KEYS[3], 'answer', answer, 'revision', revision, 'position', position)
+  redis.call('PEXPIRE', KEYS[3], kept)
+end
+"""
+# KEYS note, log, record; ARGV revision, position, then as FUNCTIONS has it. For a write that changes nothing.
+REMEMBER = (
+    FUNCTIONS
+    + """
+if claim_lost() then return 'lost' end
+remember(ARGV[1], ARGV[2])
+return true
+"""
+)
+
+
+def decode_claims(answer: Any, keys: Sequence[str], token: str, seconds: float) -> list[Claim]:
+    """Decode the answer of CLAIM. Raises KeyReused, KeyInUse."""
+    if answer == b"other":
+        raise KeyReused
+    if isinstance(answer, int):
+        raise KeyInUse(answer / 1000)
+    return [
+        Claim(key, token, seconds, Earlier(row[0], int(row[1]), row[2].decode()) if row else None)
+        for key, row in zip(keys, answer, strict=True)
+    ]
+
+
+def record_keys(remembered: Remembered | None) -> list[str]:
+    """Return KEYS[3] of a write's script, where there is one."""
+    return [RECORD + remembered.claim.key] if remembered else []
+
+
+def record_arguments(remembered: Remembered | None) -> tuple[Any, ...]:
+    """Return the last arguments of a write's script."""
+    if remembered is None:
+        return "", "", ""
+    return remembered.claim.token, remembered.answer, int(remembered.claim.seconds * 1000)

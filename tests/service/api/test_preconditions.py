@@ -1,0 +1,115 @@
+"""If-Match and If-None-Match: honoured, or refused with 400 where they cannot be."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.service.api.requests import NDJSON
+
+NOTE = {"title": "Lemon tart"}
+OLD = '"1-0"'
+HOLDING = ("If-Match: *", "If-Match: {old}, {etag}", "If-Match: W/{etag}", "If-None-Match: {old}")
+numbers = count()
+
+
+@pytest.fixture
+def stored(client: httpx2.Client) -> tuple[str, str]:
+    """Address and ETag of a fresh note."""
+    answer = client.post("/notes", json=NOTE | {"id": f"conditional-{next(numbers)}"})
+    return answer.headers["location"], answer.headers["etag"]
+
+
+def change(client: httpx2.Client, method: str, address: str, headers: dict[str, str]) -> httpx2.Response:
+    """Change a note by its own address, or by POST of its id."""
+    note_id = address.rpartition("/")[2]
+    if method == "POST":
+        return client.post("/notes", json={"id": note_id, "title": "Changed"}, headers=headers)
+    body: Any = None if method == "DELETE" else {"title": "Changed"}
+    return client.request(method, address, json=body, headers=headers)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("value", ["", '""', "1-0", '"1-0', '"x"', '"1-0",', "*, *", ",".join(['"1-0"'] * 17)])
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+def test_malformed_condition_is_400(
+    client: httpx2.Client, stored: tuple[str, str], method: str, value: str, header: str
+) -> None:
+    address, etag = stored
+    answer = change(client, method, address, {header: value})
+    assert answer.status_code == 400
+    assert header in answer.json()["detail"]
+    assert client.get(address).headers["etag"] == etag
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_condition_that_does_not_hold_is_412(client: httpx2.Client, stored: tuple[str, str], method: str) -> None:
+    address, etag = stored
+    for failing in ({"If-Match": OLD}, {"If-None-Match": "*"}, {"If-None-Match": f"{OLD}, {etag}"}):
+        assert change(client, method, address, failing).status_code == 412
+    assert client.get(address).headers["etag"] == etag
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize(
+    "header", ["If-Match: *", "If-Match: {old}, {etag}", "If-Match: W/{etag}", "If-None-Match: {old}"]
+)
+def test_condition_that_holds_lets_the_change_pass(
+    client: httpx2.Client, stored: tuple[str, str], method: str, header: str
+) -> None:
+    address, etag = stored
+    name, _, value = header.format(old=OLD, etag=etag).partition(": ")
+    assert change(client, method, address, {name: value}).status_code in (200, 204)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_if_none_match_star_creates_only(client: httpx2.Client, method: str) -> None:
+    address = f"/notes/created-once-{method}"
+    assert change(client, method, address, {"If-None-Match": "*"}).status_code == 201
+    assert change(client, method, address, {"If-None-Match": "*"}).status_code == 412
+    assert change(client, method, f"{address}-missing", {"If-Match": "*"}).status_code == 412
+    assert client.get(address).json()["revision"] == 1
+
+
+def test_if_none_match_star_of_many_creates_one(client: httpx2.Client) -> None:
+    def create(n: int) -> int:
+        return client.put("/notes/raced", json={"title": f"Racer {n}"}, headers={"If-None-Match": "*"}).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        statuses = list(threads.map(create, range(8)))
+    assert sorted(statuses) == [201] + [412] * 7
+
+
+def test_get_of_a_known_version_is_304(client: httpx2.Client, stored: tuple[str, str]) -> None:
+    address, etag = stored
+    for known in (etag, f"W/{etag}", f"{OLD}, {etag}", "*"):
+        answer = client.get(address, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+    assert client.get(address, headers={"If-None-Match": OLD}).status_code == 200
+    assert client.get(address, headers={"If-Match": etag}).status_code == 200
+    assert client.get(address, headers={"If-Match": OLD}).status_code == 412
+
+
+@pytest.mark.parametrize("headers", [{"If-Match": "*"}, {"If-None-Match": "*"}, {"If-Unmodified-Since": "x"}])
+def test_condition_that_cannot_be_honoured_is_400(client: httpx2.Client, headers: dict[str, str]) -> None:
+    (name,) = headers
+    answers = (
+        client.post("/notes", json=NOTE, headers=headers),
+        client.post("/notes", json=[NOTE | {"id": "listed"}], headers=headers),
+        client.post("/notes", content=b'{"title": "x"}', headers=headers | {"content-type": NDJSON}),
+        client.post("/similar", json=NOTE, headers=headers),
+        client.post("/generate", json=NOTE, headers=headers),
+        client.get("/notes/sample-en-001/similar", headers=headers),
+        client.get("/limits", headers=headers),
+    )
+    assert [answer.status_code for answer in answers] == [400] * 7
+    assert all(name in answer.json()["detail"] for answer in answers)
+
+
+def test_both_conditions_at_once_are_400(client: httpx2.Client, stored: tuple[str, str]) -> None:
+    address, etag = stored
+    assert client.put(address, json=NOTE, headers={"If-Match": etag, "If-None-Match": OLD}).status_code == 400

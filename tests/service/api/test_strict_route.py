@@ -1,0 +1,48 @@
+"""Unknown query parameters are refused at every address, with the nearest known name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+OPENAPI = json.loads((Path(__file__).parents[3] / "docs" / "openapi.json").read_text())
+OPERATIONS = [(method.upper(), path) for path, methods in OPENAPI["paths"].items() for method in methods]
+BODIES: dict[str, Any] = {"/notes": {"title": "x"}, "/notes/{note_id}": {"title": "x"}}
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_unknown_parameter_is_named_and_refused(client: httpx2.Client, method: str, path: str) -> None:
+    address = path.format(note_id="sample-en-001")
+    body = None if method in ("GET", "DELETE") else BODIES.get(path, {"title": "x"})
+    answer = client.request(method, address, json=body, params={"colour": "red"})
+    assert answer.status_code == 422, answer.text
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/query/colour"
+    assert "is not a parameter of this address" in error["detail"]
+    assert client.get("/notes/sample-en-001").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "wrong", "right"),
+    [
+        ("GET", "/notes/sample-en-001/similar", "min_scor", "min_score"),
+        ("POST", "/notes", "generates", "generate"),
+        ("POST", "/verify", "repairs", "repair"),
+    ],
+)
+def test_misspelt_parameter_is_answered_with_the_right_one(
+    client: httpx2.Client, method: str, address: str, wrong: str, right: str
+) -> None:
+    body = {"title": "x"} if address == "/notes" else None
+    (error,) = client.request(method, address, json=body, params={wrong: "1"}).json()["errors"]
+    assert f"did you mean {right}?" in error["detail"]
+
+
+def test_many_unknown_parameters_are_answered_briefly(client: httpx2.Client) -> None:
+    answer = client.get("/limits", params={f"{n}-{'x' * 200}": "" for n in range(100)})
+    assert (answer.status_code, len(answer.json()["errors"])) == (422, 20)
+    assert len(answer.content) < 8000
