@@ -142,7 +142,7 @@ async def test_a_write_at_the_expected_position_is_made(store: RedisNoteStore) -
 async def test_a_write_at_another_position_writes_nothing(store: RedisNoteStore, note_id: str) -> None:
     first = await put(store, stored_note("a", "old"))
     second = await put(store, stored_note("a", "new"))
-    assert await store.put([Write(stored_note(note_id, "stale"), first.position)]) == [None]
+    assert await store.put([Write(stored_note(note_id, "stale"), Condition((first.position,)))]) == [None]
     notes = await scanned(store)
     assert {i: n.note.title for i, n in notes.items()} == {"a": "new"}
     assert (await whole_log(store))[-1].position == second.position
@@ -150,7 +150,9 @@ async def test_a_write_at_another_position_writes_nothing(store: RedisNoteStore,
 
 async def test_concurrent_writes_at_one_position_make_exactly_one(store: RedisNoteStore) -> None:
     at = (await put(store, stored_note())).position
-    answers = await asyncio.gather(*(store.put([Write(stored_note(title=f"t{n}"), at)]) for n in range(20)))
+    answers = await asyncio.gather(
+        *(store.put([Write(stored_note(title=f"t{n}"), Condition((at,)))]) for n in range(20))
+    )
     winners = [n for n, (written,) in enumerate(answers) if written]
     assert len(winners) == 1
     found = await get(store, "a")
