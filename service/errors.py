@@ -14,6 +14,7 @@ NoteLLMError
 └── TryLater              a temporary state; carries the seconds to wait
     ├── KeyInUse          an earlier request under the same Idempotency-Key has not ended
     ├── QueueFull         the engine's queue is full, or too long for this caller
+    ├── VerifyRunning     a comparison of index and store is running already
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index has not reached a log position in time
@@ -154,6 +155,13 @@ class QueueFull(TryLater):
             f"{waiting} notes wait for the model already, for about {seconds:.1f} s, which is too much of your time "
             f"(X-Request-Timeout) or all that may wait (GET /limits); try again in {self.retry_after} s."
         )
+
+
+class VerifyRunning(TryLater):
+    retry_after = 10
+
+    def __init__(self) -> None:
+        super().__init__("Index and store are being compared already; one comparison runs at a time. Try again later.")
 
 
 class DeadlineExceeded(TryLater):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -15,6 +16,8 @@ from typing import Literal, TextIO
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that move a terminal's cursor, colour it, or turn the direction of its text."""
 WRITE_SECONDS = 0.1
 """Longest time that a line below a warning waits for others to be written with it."""
 MAX_WAITING_LINES = 10_000
@@ -79,7 +82,9 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callabl
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if not console:
+    if console:
+        shared.append(escape_controls)
+    else:
         shared.append(structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)))
     writer = None if console else line_writer(sys.stderr)
     structlog.configure(
@@ -94,6 +99,15 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callabl
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     return writer.write if writer else sys.stderr.flush
+
+
+def escape_controls(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape control characters in the texts of a line: a terminal would obey those that a caller sent."""
+    return {name: CONTROLS.sub(_escaped, value) if isinstance(value, str) else value for name, value in line.items()}
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def line_writer(stream: TextIO) -> LineWriter | None:

@@ -76,6 +76,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the Host header, which the caller chooses
         separate_input_output_schemas=False,
     )
     app.state.lifecycle, app.state.telemetry = lifecycle, telemetry

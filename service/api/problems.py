@@ -36,6 +36,7 @@ STATUS: dict[type[Exception], int] = {
     errors.PreconditionFailed: 412,
     errors.OtherSpace: 409,
     errors.StoredNoteUnreadable: 409,
+    errors.VerifyRunning: 409,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,
     errors.StoreUnavailable: 503,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from model import cli as offline
 from service.cli.address import AddressUnavailable, listen
@@ -56,18 +55,14 @@ def serve() -> None:
         complain(str(error))
         raise typer.Exit(MISUSED) from error
     with import_uncollected():
+        from service.api.protocol import allow_open_files, http_config
         from service.wiring import build_app
 
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
-    config = uvicorn.Config(
-        build_app(settings, lifecycle),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-    )
+    allow_open_files()
+    config = http_config(build_app(settings, lifecycle), settings.shutdown_seconds)
     server = Server(config, lifecycle, settings.drain_seconds, write_lines)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(listeners)

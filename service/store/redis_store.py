@@ -23,7 +23,9 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from service.errors import KeyInUse, PreconditionFailed, StoreUnavailable
@@ -196,6 +198,8 @@ class RedisNoteStore:
         """Whether writes need WAITAOF; None until the server was asked."""
         self._process = uuid4().hex[:12]
         self._numbers = itertools.count()
+        self._failing = False
+        """Whether the last call failed."""
         self._own: dict[str, StoredNote] = {}
         """Notes that this process wrote, by the `by` of their log entries."""
 
@@ -204,12 +208,19 @@ class RedisNoteStore:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full."""
+        """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full. Log
+        when that begins, and when it has ended."""
         try:
             yield
         except (RedisError, OSError) as error:
             self._on_error()
-            raise StoreUnavailable(str(error) or type(error).__name__) from error
+            if not self._failing:
+                log.error("store_unavailable", detail=str(error) or type(error).__name__)
+            self._failing = True
+            raise StoreUnavailable(_reason(error)) from error
+        if self._failing:
+            log.warning("store_available", detail="it answers again")
+            self._failing = False
 
     async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
         with self._errors():
@@ -420,6 +431,15 @@ def _ids(keys: Sequence[bytes]) -> list[str]:
         except UnicodeDecodeError:
             log.error("key_malformed", key=repr(key))
     return ids
+
+
+def _reason(error: Exception) -> str:
+    """What callers are told of an error: what Redis itself said, or else nothing of where it is."""
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
+        return "there is no connection to it"
+    return str(error) or type(error).__name__
 
 
 def _condition(condition: Condition | None) -> str:

@@ -62,6 +62,26 @@ def test_stream_without_a_file_has_no_line_writer() -> None:
     assert line_writer(StringIO()) is None
 
 
+SAY = """
+import logging
+import structlog
+from service.log_lines import configure_logging
+
+write = configure_logging("console")
+structlog.get_logger().info("request", path="/\\x1b[31mred\\r\\nforged \\x9b2J\\u202e")
+logging.getLogger("theirs").warning("theirs \\x1b]0;title\\x07")
+write()
+"""
+
+
+def test_console_lines_have_no_control_characters_of_callers() -> None:
+    log = subprocess.run([sys.executable, "-c", SAY], capture_output=True, check=True).stderr.decode()
+    assert r"x1b[31mred" in log
+    assert r"x1b]0;title" in log
+    assert len(log.splitlines()) == 2
+    assert not [text for text in ("\x1b[31mred", "\x1b]", "\x07", "\x9b", "\u202e") if text in log]
+
+
 FAIL = """
 import logging, sys
 import structlog

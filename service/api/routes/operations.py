@@ -7,10 +7,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import LifecycleDep, ServiceDep, get_service
 from service.api.problems import documented
+from service.api.protocol import BoundedProtocol
 from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
 from service.api.strict_route import StrictRoute
 from service.container import Service
-from service.errors import StoreUnavailable
+from service.errors import StoreUnavailable, VerifyRunning
 from service.recommender import ReadTime
 from service.verify import verify
 
@@ -77,10 +78,12 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(request.app.state.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.post("/verify", responses=documented(422, 503))
+@router.post("/verify", responses=documented(409, 422, 503))
 async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
     """Compares all of the store with all of this replica's index, in seconds for each 10,000 notes; `repair` gives the
-    index anew what differs."""
+    index anew what differs. One comparison runs at a time: 409 while one does."""
+    if service.verifying.locked():
+        raise VerifyRunning
     async with service.verifying:
         report = await verify(
             service.store, service.index, service.recommender.engine.space, service.clock, repair=repair
@@ -101,6 +104,7 @@ async def limits(service: ServiceDep) -> LimitsOut:
         queue_seconds=settings.queue_seconds,
         interactive_seconds=settings.interactive_seconds,
         request_seconds=settings.request_seconds,
+        max_connections=BoundedProtocol.max_connections,
         idempotency_seconds=settings.idempotency_seconds,
         read_title_tokens=read_tokens.title,
         read_hashtag_tokens=read_tokens.hashtags,

@@ -9,6 +9,14 @@ from pydantic import BaseModel, Field
 
 from model.generation import MAX_CATEGORY_TOKENS
 from service.api.bodies import MAX_CONTAINERS
+from service.api.protocol import (
+    ANSWER_SECONDS,
+    BODY_SECONDS,
+    HEAD_SECONDS,
+    IDLE_SECONDS,
+    MAX_HEAD_BYTES,
+    MIN_BODY_RATE,
+)
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
 from service.api.schemas.similar import MAX_EXCLUDED
@@ -21,6 +29,7 @@ MAX_REPORTED_IDS = 20
 class LimitsOut(BaseModel):
     """Every bound; over one of them a request gets 413 or 422, which names it."""
 
+    max_head_bytes: int = Field(MAX_HEAD_BYTES, description="request line and headers; 431 beyond")
     max_body_bytes: int
     max_note_bytes: int
     max_batch_notes: int
@@ -37,6 +46,12 @@ class LimitsOut(BaseModel):
     queue_seconds: float = Field(description="engine's time for the notes that may wait in the interactive lane")
     interactive_seconds: float = Field(description="deadline without X-Request-Timeout; that of lists is the next")
     request_seconds: float
+    head_seconds: float = Field(HEAD_SECONDS, description="for the head of a request; 408 beyond")
+    body_seconds: float = Field(BODY_SECONDS, description="for a pause within a body; 408 beyond")
+    min_body_rate: int = Field(MIN_BODY_RATE, description="bytes a second of a body, on average; 408 below")
+    idle_seconds: float = Field(IDLE_SECONDS, description="for which a connection is kept between two requests")
+    answer_seconds: float = Field(ANSWER_SECONDS, description="for which a caller may take nothing of an answer")
+    max_connections: int = Field(description="of one process; 503 beyond")
     idempotency_seconds: float = Field(description="how long a write is remembered by its Idempotency-Key")
     read_title_tokens: int = Field(description="of a title, the model reads so many tokens; about 0.8 words each")
     read_hashtag_tokens: int

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from service.api.protocol import http_config
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.wiring import build_app
@@ -28,8 +29,7 @@ def serving(settings: Settings, wait: bool = True) -> Iterator[str]:
     """The address of a service that runs in a thread until the block is left. `wait`: until it has started."""
     lifecycle = Lifecycle()
     with socket.create_server((settings.host, 0)) as listener:
-        config = uvicorn.Config(build_app(settings, lifecycle), log_config=None, access_log=False, ws="none")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(http_config(build_app(settings, lifecycle), settings.shutdown_seconds))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -6,11 +6,13 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import redis
+import structlog
 
 from tests.service.api.conftest import eventually_true
 
@@ -182,6 +184,38 @@ def test_verify_of_equal_index_and_store_is_well(serve: Any) -> None:
         answer = client.post("/verify", params={"repair": True}).json()
         assert (answer["well"], answer["repaired"], answer["notes"], answer["rows"]) == (True, False, 2, 2)
         assert all(kind == {"count": 0, "ids": []} for kind in answer["differing"].values())
+
+
+def test_verify_runs_one_at_a_time(serve: Any, debian_redis: Any) -> None:
+    pid = debian_redis._process.pid
+    with serve(redis_url=debian_redis.url) as url, ThreadPoolExecutor(8) as threads:
+        os.kill(pid, signal.SIGSTOP)  # a comparison that has begun waits for its store
+        try:
+            answers = list(threads.map(lambda _: httpx2.post(f"{url}/verify", timeout=60), range(8)))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert sorted(answer.status_code for answer in answers) == [409] * 7 + [503]
+    assert {answer.headers["retry-after"] for answer in answers if answer.status_code == 409} == {"10"}
+
+
+def test_answers_do_not_say_where_the_store_is(serve: Any, debian_redis: Any) -> None:
+    with serve(redis_url=debian_redis.url) as url:
+        debian_redis.stop()
+        answers = [httpx2.get(f"{url}/notes/a"), httpx2.get(f"{url}/readyz"), httpx2.post(f"{url}/verify")]
+    assert [answer.status_code for answer in answers] == [503] * 3
+    address = debian_redis.url.removeprefix("redis://")
+    assert all(part not in answer.text for answer in answers for part in address.split(":"))
+
+
+def test_store_that_leaves_and_returns_is_logged_once(serve: Any, debian_redis: Any) -> None:
+    with structlog.testing.capture_logs() as lines, serve(redis_url=debian_redis.url) as url:
+        debian_redis.stop()
+        for _ in range(5):
+            assert httpx2.get(f"{url}/notes/a").status_code == 503
+        debian_redis.start()
+        eventually_true(lambda: httpx2.get(f"{url}/readyz").status_code == 200)
+    told = [(line["log_level"], line["event"]) for line in lines if line["event"].startswith("store_")]
+    assert told == [("error", "store_unavailable"), ("warning", "store_available")]
 
 
 def test_sample_notes_do_not_enter_a_used_store(serve: Any, tmp_path: Path) -> None:

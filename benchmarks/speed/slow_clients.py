@@ -1,0 +1,110 @@
+"""Ten thousand slow connections beside reads.
+
+python -m benchmarks.speed.slow_clients
+
+Each slow caller sends its head a byte at a time, a byte in SLOW_SECONDS, and comes again when it is refused. Reads are
+measured before and meanwhile. The slow callers are a process of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.service_process import ServiceProcess
+from benchmarks.harness.statistics import percentile_ms, percentiles_text
+from benchmarks.speed.overload import READS_PER_SECOND, Callers, random_texts, reads, store_notes
+
+CONNECTIONS = 10_000
+SLOW_SECONDS = 5.0
+SECONDS = 20.0
+"""Length of each of the two measurements."""
+MAX_READ_FACTOR = 2
+HEAD = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: " + b"x" * 1000
+
+
+async def be_slow(port: int) -> None:
+    """Be one slow caller, for ever."""
+    rng = random.Random()
+    while True:
+        await asyncio.sleep(rng.uniform(0, SLOW_SECONDS))
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            refused = asyncio.ensure_future(reader.read())
+            for byte in HEAD:
+                writer.write(bytes([byte]))
+                await asyncio.wait({refused}, timeout=SLOW_SECONDS)
+                if refused.done():
+                    break
+            writer.close()
+
+
+def be_many(port: int, all_there: Event) -> None:
+    """Process of all slow callers."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    async def run() -> None:
+        callers = [asyncio.ensure_future(be_slow(port)) for _ in range(CONNECTIONS)]
+        await asyncio.sleep(2 * SLOW_SECONDS)
+        all_there.set()
+        await asyncio.gather(*callers)
+
+    uvloop.run(run())
+
+
+async def measure(service: ServiceProcess) -> list[Row]:
+    callers = Callers(service.port, random_texts())
+    ids = await store_notes(callers)
+    idle = await reads(callers, ids, SECONDS)
+    before = service.resident_mib()
+    context = multiprocessing.get_context("spawn")
+    all_there = context.Event()
+    slow = context.Process(target=be_many, args=(service.port, all_there), daemon=True)
+    slow.start()
+    await asyncio.to_thread(all_there.wait)
+    try:
+        started = time.perf_counter()
+        busy = await reads(callers, ids, SECONDS)
+        seconds = time.perf_counter() - started
+    finally:
+        slow.terminate()
+        slow.join()
+    p99, idle_p99 = percentile_ms(busy, 99), percentile_ms(idle, 99)
+    return [
+        row(
+            f"reads beside {CONNECTIONS:,} slow connections, p99", round(p99, 1), "ms",
+            against=f"idle: {idle_p99:.1f} ms",
+            spread=f"p50 / p95 / p99: {percentiles_text(busy, 1)}; {READS_PER_SECOND:g} reads/s, {seconds:.0f} s",
+            target=f"<= {MAX_READ_FACTOR} x idle", met=p99 <= MAX_READ_FACTOR * idle_p99,
+        ),
+        row(
+            "memory of the service beside them", service.resident_mib(), "MiB", against=f"before: {before} MiB",
+            spread="resident",
+        ),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
+        service = ServiceProcess(Path(folder))
+        service.start()
+        try:
+            measured = asyncio.run(measure(service))
+        finally:
+            service.stop()
+    write("slow_clients", measured)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Connections: uvicorn's HTTP/1.1 protocol with bounds on time, on the head of a request, and on their number.
+
+uvicorn bounds the pause between two requests only. A caller that sends a byte now and then would hold a connection for
+ever, and one that sends headers without end would fill the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import time
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+import structlog
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+MAX_HEAD_BYTES = 65_536
+"""Bound on request line and headers together; and on the trailers of a body."""
+HEAD_SECONDS = 10.0
+"""Bound on the time from a connection, or from the first byte of a later request, to the end of the headers."""
+BODY_SECONDS = 30.0
+"""Bound on a pause within a body while the service waits for it."""
+MIN_BODY_RATE = 64
+"""Bytes a second that a body must have on average: for each byte less, a caller uses up BODY_SECONDS."""
+IDLE_SECONDS = 65.0
+"""How long a connection is kept between two requests: longer than balancers keep theirs, mostly 60 s."""
+ANSWER_SECONDS = 30.0
+"""How long a caller may take nothing of an answer that waits for it."""
+MAX_CONNECTIONS = 16_384
+"""Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
+SPARE_FILES = 256
+"""Open files that are left for the store, snapshots and logs where the system bounds them."""
+CHECK_SECONDS = 1.0
+"""How often a connection's time is looked at, which may end so much later."""
+FULL_LINE_SECONDS = 10.0
+"""How often a log line says that there are too many connections."""
+
+log = structlog.get_logger(__name__)
+
+
+def http_config(app: Any, shutdown_seconds: int) -> uvicorn.Config:
+    """Return uvicorn's configuration. There are no websockets: an upgrade is ignored, as HTTP allows."""
+    return uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(IDLE_SECONDS),
+        timeout_graceful_shutdown=shutdown_seconds,
+    )
+
+
+def allow_open_files() -> int:
+    """Raise this process's bound on open files as far as it may; return how many connections that leaves room for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MAX_CONNECTIONS + SPARE_FILES
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    room = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - SPARE_FILES)
+    BoundedProtocol.max_connections = max(1, room)
+    return BoundedProtocol.max_connections
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. What is refused here, before there is a request, is answered with a problem and closed."""
+
+    max_connections = MAX_CONNECTIONS
+    said_full_at = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._in_head = True
+        self._unparsed = 0
+        """Bytes that the parser took since it last told of a part of a request."""
+        self._deadline = time.monotonic() + HEAD_SECONDS
+        self._unanswered: list[RequestResponseCycle] = []
+        """Requests that have begun and are not answered completely, in their order."""
+        self._unsent = 0
+        self._sending_until = 0.0
+        self._timer: asyncio.TimerHandle | None = self.loop.call_later(CHECK_SECONDS, self._check_time)
+        if len(self.connections) > self.max_connections:
+            self._say_full()
+            self._refuse(503, "There are too many connections; try again.", (b"retry-after", b"1"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._leave()  # uvicorn tells it to the last request alone
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        now = time.monotonic()
+        if self._in_head and not self._unparsed and self.cycle is not None:
+            self._deadline = now + HEAD_SECONDS  # a later request begins
+        elif not self._in_head:
+            self._deadline = min(self._deadline + len(data) / MIN_BODY_RATE, now + BODY_SECONDS)
+        # Fed in pieces, so that a head is refused once it is over its bound, and no later.
+        view = memoryview(data)
+        while view and not self.transport.is_closing():
+            piece, view = view[: MAX_HEAD_BYTES + 1], view[MAX_HEAD_BYTES + 1 :]
+            self._unparsed += len(piece)
+            if not self._feed(piece):
+                return
+            if self._unparsed > MAX_HEAD_BYTES:
+                self._refuse(431, f"The head of the request is over max_head_bytes = {MAX_HEAD_BYTES}.")
+
+    def _feed(self, piece: memoryview) -> bool:
+        """Parse a piece; return whether more of the connection is to be parsed."""
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(400, "This is no proxy.")
+                return False
+            head = self._head_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            return self._feed(memoryview(head + bytes(piece[upgrade.args[0] :])))
+        except httptools.HttpParserError:
+            self._refuse(400, "This is no valid HTTP/1.1 request.")
+            return False
+        return True
+
+    def _head_without_upgrade(self) -> bytes:
+        """Head of the present request as if it asked for no upgrade. The parser takes no body behind one that does, and
+        some clients ask for HTTP/2 with every request."""
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(name + b": " + value)
+        return b"\r\n".join((*lines, b"", b""))
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # `_feed` has it parsed again
+        self._in_head = False
+        self._unparsed = 0
+        self._deadline = time.monotonic() + BODY_SECONDS
+        super().on_headers_complete()
+        self._unanswered = [*(cycle for cycle in self._unanswered if not cycle.response_complete), self.cycle]
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._in_head = True
+        self._unparsed = 0
+        self._deadline = float("inf")  # until a later request begins
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    def _check_time(self) -> None:
+        """End the connection where its caller has used up its time. Runs every CHECK_SECONDS."""
+        now = time.monotonic()
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent < self._unsent:
+            self._sending_until = now + ANSWER_SECONDS
+        self._unsent = unsent
+        if now >= self._sending_until:
+            self._leave()
+            self.transport.abort()
+        elif self.flow.read_paused:
+            self._deadline += CHECK_SECONDS  # the service does not read: the caller's time stands still
+        elif now >= self._deadline and not self.transport.is_closing():
+            if self._in_head and not self._unparsed:
+                self.transport.close()
+            else:
+                self._refuse(408, f"The {'head' if self._in_head else 'body'} of the request came too slowly.")
+
+    def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
+        """Close the connection; before that, answer with a problem, unless the answer to an earlier request, or a begun
+        one, must come first."""
+        unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        if not any(cycle.response_started for cycle in unanswered) and len(unanswered) <= (not self._in_head):
+            title = HTTPStatus(status).phrase
+            body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail}).encode()
+            lines = [b"HTTP/1.1 %d %s" % (status, title.encode())]
+            lines += [name + b": " + value for name, value in (*self.server_state.default_headers, *headers)]
+            lines += [
+                b"content-type: application/problem+json",
+                b"content-length: %d" % len(body),
+                b"connection: close",
+            ]
+            self.transport.write(b"\r\n".join((*lines, b"", body)))
+        self._leave()
+        self.transport.close()
+
+    def _leave(self) -> None:
+        """Tell the app that its caller has left: nothing that it sends is written any more."""
+        for cycle in self._unanswered:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.flow.resume_writing()
+
+    def _say_full(self) -> None:
+        now = time.monotonic()
+        if now - BoundedProtocol.said_full_at >= FULL_LINE_SECONDS:
+            BoundedProtocol.said_full_at = now
+            detail = "more are answered with 503; raise the bound on open files (ulimit -n) if it is lower than 16640"
+            log.error("connections_full", connections=self.max_connections, detail=detail)

@@ -1,0 +1,261 @@
+"""Connections that are slow, endless, malformed or too many."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+
+from service.api import protocol
+from service.api.protocol import MAX_HEAD_BYTES, BoundedProtocol
+from tests.service.api.conftest import eventually_true
+from tests.service.api.requests import NDJSON
+
+GET = b"GET /livez HTTP/1.1\r\nHost: notellm\r\n\r\n"
+POST = b"POST /notes HTTP/1.1\r\nHost: notellm\r\nContent-Type: application/json\r\n"
+SHORT = 0.3
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each time-out end after SHORT seconds."""
+    monkeypatch.setattr(protocol, "CHECK_SECONDS", 0.02)
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "ANSWER_SECONDS"):
+        monkeypatch.setattr(protocol, name, SHORT)
+
+
+@contextlib.contextmanager
+def connected(url: str, seconds: float = 30) -> Iterator[socket.socket]:
+    address = httpx2.URL(url)
+    with socket.create_connection((address.host, address.port or 80), timeout=seconds) as connection:
+        yield connection
+
+
+def read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of one answer; (0, b"") where the connection is closed without one."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        if not (part := connection.recv(65536)):
+            return 0, received
+        received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    while len(body) < length:
+        body += connection.recv(65536)
+    return int(head.split()[1]), body
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the service closes the connection, without another byte."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def readable(connection: socket.socket, seconds: float) -> bool:
+    """Whether something comes from the service in this time."""
+    return bool(select.select([connection], [], [], seconds)[0])
+
+
+def problem_in(connection: socket.socket, status: int) -> str:
+    """Read a problem of this status, after which the connection is closed; return its detail."""
+    got, body = read_answer(connection)
+    problem = json.loads(body)
+    assert (got, problem["status"], closed(connection)) == (status, status, True)
+    return str(problem["detail"])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_connection_without_a_request_is_closed(url: str) -> None:
+    with connected(url) as connection:
+        assert closed(connection)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("before", [b"", GET])
+def test_head_without_an_end_is_408(url: str, before: bytes) -> None:
+    with connected(url) as connection:
+        if before:
+            connection.sendall(before)
+            assert read_answer(connection)[0] == 200
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost:")
+        assert "head" in problem_in(connection, 408)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_body_that_pauses_is_408(url: str) -> None:
+    with connected(url) as connection:
+        connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"title"')
+        assert "body" in problem_in(connection, 408)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_body_that_trickles_is_408(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MIN_BODY_RATE", 10_000)
+    with connected(url) as connection:
+        connection.sendall(POST + b"Content-Length: 100000\r\n\r\n")
+        deadline = time.monotonic() + 20
+        while not readable(connection, 0.01):
+            connection.sendall(b" ")
+            assert time.monotonic() < deadline
+        assert "body" in problem_in(connection, 408)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_body_in_time_is_taken_however_long_it_takes(url: str) -> None:
+    body = b'{"title": "slow and steady"}'
+    with connected(url) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body))
+        for byte in body:
+            connection.sendall(bytes([byte]))
+            time.sleep(2 * SHORT / len(body))
+        assert read_answer(connection)[0] == 201
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stream_that_waits_for_the_queue_is_not_timed_out(url: str) -> None:
+    lines = b"".join(b'{"title": "note %d of a stream"}\n' % n for n in range(300))
+    answer = httpx2.post(f"{url}/notes", content=lines, headers={"content-type": NDJSON}, timeout=60)
+    assert [json.loads(line)["status"] for line in answer.text.splitlines()] == ["created"] * 300
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: notellm\r\nX-Long: " + b"x" * MAX_HEAD_BYTES * 2,
+        b"GET /livez?" + b"x" * MAX_HEAD_BYTES * 2,
+        b"GET /livez HTTP/1.1\r\n" + b"X: y\r\n" * (MAX_HEAD_BYTES // 3),
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: " + b"x" * MAX_HEAD_BYTES * 2,
+    ],
+    ids=["one header", "address", "many headers", "trailer"],
+)
+def test_head_over_its_bound_is_431(url: str, head: bytes) -> None:
+    with connected(url) as connection:
+        connection.sendall(head)
+        assert "max_head_bytes" in problem_in(connection, 431)
+
+
+def test_head_within_its_bound_is_taken(url: str) -> None:
+    with connected(url) as connection:
+        connection.sendall(
+            b"GET /livez HTTP/1.1\r\nHost: notellm\r\nX-Long: " + b"x" * (MAX_HEAD_BYTES - 100) + b"\r\n\r\n"
+        )
+        assert read_answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"CONNECT elsewhere:443 HTTP/1.1\r\nHost: elsewhere\r\n\r\n",
+        POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
+    ],
+)
+def test_malformed_request_is_a_problem(url: str, request_bytes: bytes) -> None:
+    with connected(url) as connection:
+        connection.sendall(request_bytes)
+        assert problem_in(connection, 400)
+
+
+def test_connections_over_the_bound_are_503_in_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "said_full_at", 0.0)
+    monkeypatch.setattr(BoundedProtocol, "max_connections", 0)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(5):
+            with connected(url) as connection:
+                assert "too many connections" in problem_in(connection, 503)
+    assert [line["event"] for line in lines] == ["connections_full"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_answer_that_nobody_takes_ends_its_connection(url: str, client: httpx2.Client) -> None:
+    asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
+    with connected(url) as connection:
+        asset = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: notellm\r\n\r\n"  # over a megabyte
+        connection.sendall(asset * 50)
+        time.sleep(4 * SHORT)
+        assert 0 < bytes_left(connection) < 50 * asset_bytes
+
+
+def bytes_left(connection: socket.socket) -> int:
+    """Count what still comes from a connection until it ends."""
+    count = 0
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(2**20):
+            count += len(part)
+    return count
+
+
+@pytest.mark.parametrize("protocol_name", [b"websocket", b"h2c"])
+def test_upgrade_is_ignored_and_its_body_is_read(url: str, protocol_name: bytes) -> None:
+    upgrade = b"Connection: keep-alive, Upgrade\r\nUpgrade: " + protocol_name + b"\r\nSec-WebSocket-Key: eA==\r\n"
+    body = b'{"title": "upgraded"}'
+    with connected(url) as connection:
+        for cut in (0, 60, 150, 175):
+            request = POST + upgrade + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            connection.sendall(request[:cut])
+            connection.sendall(request[cut:])
+            assert read_answer(connection)[0] == 201
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/notes", "/similar", "/generate", "/notes/some-note"])
+def test_chunked_body_over_its_bound_is_413(url: str, client: httpx2.Client, path: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b" " * 2**17
+
+    method = "PUT" if path == "/notes/some-note" else "POST"
+    answer = client.request(method, path, content=chunks(), headers={"content-type": "application/json"})
+    assert (answer.status_code, "max_body_bytes" in answer.json()["detail"]) == (413, True)
+
+
+def test_foreign_host_is_in_no_answer(client: httpx2.Client) -> None:
+    for path in ("/notes/", "/docs/", "/", "/livez/", "//elsewhere.example/"):
+        answer = client.get(path, headers={"Host": "evil.example"})
+        assert "evil.example" not in f"{answer.headers}{answer.text}"
+
+
+def test_many_waiting_connections_leave_others_alone(url: str, client: httpx2.Client) -> None:
+    address = httpx2.URL(url)
+    waiting = [socket.create_connection((address.host, address.port or 80)) for _ in range(200)]
+    try:
+        for connection in waiting:
+            connection.sendall(b"GET /livez HTTP/1.1\r\n")
+        assert client.get("/notes/sample-en-001/similar").status_code == 200
+    finally:
+        for connection in waiting:
+            connection.close()
+
+
+def test_limits_name_every_bound_of_a_connection(client: httpx2.Client) -> None:
+    limits: dict[str, Any] = client.get("/limits").json()
+    names = ("max_head_bytes", "head_seconds", "body_seconds", "min_body_rate", "idle_seconds", "answer_seconds")
+    assert {name: limits[name] for name in names} == {name: getattr(protocol, name.upper()) for name in names}
+    assert limits["max_connections"] == BoundedProtocol.max_connections
+
+
+@pytest.mark.usefixtures("impatient")
+def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "max_connections", 50)
+    with connected(url), connected(url):
+        eventually_true(lambda: client.get("/livez").status_code == 200)
+    for _ in range(60):
+        with connected(url) as connection:
+            connection.sendall(GET)
+            assert read_answer(connection)[0] == 200
