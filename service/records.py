@@ -194,7 +194,7 @@ class IndexStatus:
     `vectors` counts the rows that can be found, `tombstones` those that cannot, `segments` the parts that a search goes
     through, `other_space` the notes in the store whose vectors are from another model. `saved_at` is the time of the
     last snapshot, 0 before the first. `recall_sampled` is the share of true neighbours that the last sampled searches
-    found, NaN before the first.
+    found, NaN before the first. `lost`: which acknowledged writes the store has lost; empty for none.
     """
 
     ready: bool
@@ -206,3 +206,4 @@ class IndexStatus:
     other_space: int
     saved_at: float
     recall_sampled: float
+    lost: str = ""

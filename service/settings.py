@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     )
     cache_dir: Path = Field(Path("~/.cache/notellm"), description="converted weights; safe to delete")
     redis_url: SecretStr | None = Field(None, description="a Redis to use; without it the embedded server")
+    store_memory_bytes: int | None = Field(
+        None,
+        ge=16 * 2**20,
+        description="memory of the embedded server, which refuses writes beyond; without it half of the machine's or "
+        "container's",
+    )
     checkpoint: str | None = Field(
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
     )

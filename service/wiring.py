@@ -128,7 +128,7 @@ async def _open_embedded(
 ) -> str:
     """Start or join the embedded server of the data folder; return its address."""
     progress("Starting the embedded store")
-    embedded = EmbeddedRedis(settings.data_dir, on_restart=telemetry.store_restarts.inc)
+    embedded = EmbeddedRedis(settings.data_dir, telemetry.store_restarts.inc, settings.store_memory_bytes)
     stack.callback(embedded.stop)
     await embedded.start_in_loop()
     if embedded.pid is None:

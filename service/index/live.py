@@ -130,6 +130,7 @@ class LiveIndex:
             segments=self._index.segments,
             other_space=len(self._state.notes.other_space),
             saved_at=self._keeper.saved_at,
+            lost=self._state.lost,
             recall_sampled=self._recall.mean,
         )
 

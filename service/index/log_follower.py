@@ -135,6 +135,7 @@ class LogFollower:
         state = self._state
         entries, bounds = await self._store.read_log(state.position, READ_BATCH_SIZE, BLOCK_SECONDS)
         if not bounds.reach(state.position):
+            state.check_log_end(state.position, bounds)
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last)
             self.readiness.lose("rebuilding: the log does not reach back to this index")
             await self._rebuild()

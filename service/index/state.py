@@ -12,7 +12,7 @@ import structlog
 from service.errors import IndexBehind
 from service.index.hashtags import LiveHashtags
 from service.interfaces import IndexBackend
-from service.records import ORIGIN, StoredNote, Unreadable, position_key
+from service.records import ORIGIN, LogBounds, StoredNote, Unreadable, position_key
 
 READ_BATCH_SIZE = 512
 """Notes or log entries that are read from the store at a time."""
@@ -68,7 +68,8 @@ class IndexState:
 
     `store_identity` names the store that they were read from. `repairs` counts the changes that no log position stands
     for. `built` tells whether the notes are those of the store at `position`; `rebuilding`, whether others are being
-    read that will take their place.
+    read that will take their place. `lost` says which acknowledged writes the store has lost, as far as this process
+    can tell; empty for none.
     """
 
     def __init__(self, notes: IndexedNotes) -> None:
@@ -77,6 +78,7 @@ class IndexState:
         self.repairs = 0
         self.built = False
         self.rebuilding = False
+        self.lost = ""
         self._position = ORIGIN
         self._moved = asyncio.Condition()
 
@@ -84,6 +86,13 @@ class IndexState:
     def position(self) -> str:
         """Log position up to which every write is in the notes."""
         return self._position
+
+    def check_log_end(self, position: str, bounds: LogBounds) -> None:
+        """Take note that the store has lost writes, if its log ends before `position`, which it had reached: its files
+        were cut or exchanged, or it failed over to a replica that was behind."""
+        if position_key(position) > position_key(bounds.last):
+            self.lost = f"the log ends at {bounds.last}, and had reached {position}: acknowledged writes are lost"
+            log.error("store_lost_writes", detail=self.lost)
 
     async def move_to(self, position: str) -> None:
         """Set the position, and wake those who wait for it."""

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -32,6 +33,12 @@ CHECK_SECONDS = 0.2
 """Pause between two checks that the server lives: about how long its death goes unnoticed."""
 SOCKET_PATH_BYTES = 100
 """Bound on a socket's path; Linux allows 107 bytes, macOS 103."""
+
+WARNING = re.compile(r" # .*(?:AOF|append.?only)", re.IGNORECASE)
+"""Lines of the server's log about damage of its append-only file: it was cut, or cannot be read."""
+MEMORY_SHARE = 0.5
+"""Share of the memory of this machine or container that the server may use; then it refuses writes."""
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 # Runs before the server, in its process: asks the kernel (Linux) for SIGTERM when the owner dies. Where the owner has
 # died already, no server is started.
@@ -55,7 +62,9 @@ class EmbeddedRedis:
     """The server of one data folder, which is created if need be. `on_restart` is called when a server that died is
     started again."""
 
-    def __init__(self, folder: Path, on_restart: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, on_restart: Callable[[], object] = lambda: None, max_memory: int | None = None
+    ) -> None:
         self._folder = folder
         self._on_restart = on_restart
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -63,6 +72,9 @@ class EmbeddedRedis:
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._launches = 0
+        self._max_memory = max_memory or default_max_memory()
+        self._log_read = self._log_file.stat().st_size if self._log_file.exists() else 0
+        """Bytes of the server's log that were looked through."""
 
     @property
     def url(self) -> str:
@@ -92,15 +104,18 @@ class EmbeddedRedis:
         self._launches = 0
         while not self._ready():
             if time.monotonic() > deadline or self._launches > MAX_LAUNCHES:
+                self._tell_warnings()
                 raise EmbeddedRedisError(f"the embedded server did not come up; see {self._log_file}")
             if self._take_lock():
                 self._launch_if_dead(deadline)
             yield 0.01
+        self._tell_warnings()
 
     async def keep_alive(self) -> None:
         """Check for ever that the server lives, and start it again when it, or the process that owned it, has died."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
+            self._tell_warnings()
             if (self._process and self._process.poll() is not None) or not _connects(self.socket):
                 log.warning("embedded_redis_gone", detail="starting it again")
                 try:
@@ -125,6 +140,18 @@ class EmbeddedRedis:
     @property
     def _log_file(self) -> Path:
         return self._folder / "valkey.log"
+
+    def _tell_warnings(self) -> None:
+        """Log what the server wrote about damage of the append-only file, which it checks as it reads it."""
+        if not self._log_file.exists() or (size := self._log_file.stat().st_size) == self._log_read:
+            return
+        with self._log_file.open("rb") as file:
+            file.seek(self._log_read if size > self._log_read else 0)
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        self._log_read = size
+        for line in lines:
+            if WARNING.search(line):
+                log.error("embedded_redis_warns", detail=line.partition(" # ")[2])
 
     def _revive(self) -> None:
         """Try once to start the server, without waiting for its answer."""
@@ -169,10 +196,20 @@ class EmbeddedRedis:
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self._folder), "--logfile", str(self._log_file), "--daemonize", "no"),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
+            *("--maxmemory", str(self._max_memory)),
         ]
         # In a session of its own: Ctrl-C reaches only this process, which ends the server after its last request.
         self._launches += 1
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def default_max_memory() -> int:
+    """Bytes that the server may use: MEMORY_SHARE of the machine's memory, or of this container's, if that is less."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is none
+            available = min(available, int(path.read_text()))
+    return int(MEMORY_SHARE * available)
 
 
 def server_program() -> Path:

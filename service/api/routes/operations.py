@@ -55,6 +55,8 @@ async def _readiness(service: Service) -> ReadyOut:
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))
     status = service.index.status()
+    if status.lost:
+        durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {status.lost}")
     busy = service.batcher.busy_seconds
     engine = Check(
         ok=not service.batcher.is_stuck, detail=f"{service.batcher.waiting} notes wait; at its batch for {busy:.1f} s"

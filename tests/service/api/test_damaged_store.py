@@ -1,0 +1,100 @@
+"""A store that is away, full, or lost writes: what log and readiness say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+
+from service.store import embedded_redis
+from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from tests.service.api.conftest import Serve, eventually_true
+from tests.service.conftest import DebianRedis
+
+pytestmark = pytest.mark.slow
+NOTES = 20
+
+
+def readiness(url: str) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx2.get(f"{url}/readyz").json()
+    return answer
+
+
+def log_file(folder: Path) -> Path:
+    """The append-only file of an embedded store that holds its writes."""
+    (file,) = (folder / "appendonlydir").glob("*.incr.aof")
+    return file
+
+
+@pytest.fixture
+def filled(short_folder: Path, serve: Serve) -> Path:
+    """Data folder of a service that was stopped, with a snapshot of all of its notes."""
+    with serve(data_dir=short_folder / "d", cache_dir=short_folder) as url:
+        for n in range(NOTES):
+            assert httpx2.post(f"{url}/notes", json={"title": f"note {n}"}).status_code == 201
+    return short_folder / "d"
+
+
+def test_cut_log_is_told_by_the_log_and_by_readyz(filled: Path, serve: Serve) -> None:
+    file = log_file(filled)
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+    with structlog.testing.capture_logs() as lines, serve(data_dir=filled, cache_dir=filled.parent) as url:
+        ready = readiness(url)
+    events = {line["event"]: line["detail"] for line in lines if line["log_level"] == "error"}
+    assert "truncated" in events["embedded_redis_warns"]
+    assert "acknowledged writes are lost" in events["store_lost_writes"]
+    assert (ready["ready"], ready["durable"]) == (True, False)
+    assert "acknowledged writes are lost" in ready["checks"]["store"]["detail"]
+    assert 0 < ready["notes"] < NOTES
+
+
+def test_whole_log_is_told_to_be_durable(filled: Path, serve: Serve) -> None:
+    with structlog.testing.capture_logs() as lines, serve(data_dir=filled, cache_dir=filled.parent) as url:
+        ready = readiness(url)
+    assert [line for line in lines if line["log_level"] == "error"] == []
+    assert (ready["durable"], ready["notes"]) == (True, NOTES)
+
+
+def test_overwritten_log_is_told_by_the_start(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = log_file(filled)
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(b"overwritten" * 100)
+    monkeypatch.setattr(embedded_redis, "START_SECONDS", 5.0)
+    server = EmbeddedRedis(filled)
+    with structlog.testing.capture_logs() as lines, pytest.raises(EmbeddedRedisError):
+        server.start()
+    server.stop()
+    assert any("Bad file format" in line["detail"] for line in lines if line["event"] == "embedded_redis_warns")
+
+
+def test_full_embedded_store_refuses_writes_and_reads_go_on(serve: Serve) -> None:
+    with serve(store_memory_bytes=16 * 2**20) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        statuses = []
+        while 503 not in statuses:
+            assert len(statuses) < 1000, "the store was never full"
+            answer = client.post("/notes", json={"title": f"note {len(statuses)}", "content": "full " * 40_000})
+            statuses.append(answer.status_code)
+        assert "memory" in answer.json()["detail"]
+        assert set(statuses) == {201, 503}
+        note_id = client.post("/similar", json={"title": "note", "k": 1}).json()["items"][0]["id"]
+        assert client.get(f"/notes/{note_id}").status_code == 200
+
+
+def test_store_away_at_the_start_is_told(serve: Serve, debian_redis: DebianRedis) -> None:
+    debian_redis.stop()
+    with (
+        structlog.testing.capture_logs() as lines,
+        serve(redis_url=debian_redis.url, wait=False) as url,
+    ):
+        eventually_true(lambda: httpx2.get(f"{url}/startupz").status_code == 200)
+        ready = httpx2.get(f"{url}/readyz")
+        assert (ready.status_code, ready.json()["checks"]["store"]["ok"]) == (503, False)
+        debian_redis.start()
+        eventually_true(lambda: httpx2.get(f"{url}/readyz").status_code == 200)
+    events = [line["event"] for line in lines if line["event"].startswith("store_")]
+    assert events == ["store_unavailable", "store_available"]
