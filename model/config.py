@@ -41,6 +41,8 @@ class NoteLLMConfig:
     `min_hashtag_score`: probability of being written first, below which a hashtag is not told, unless the notes nearby
     speak for it (`hashtags.grounding.rerank`). 0 tells all.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
+    `name_cosine_weight`: weight of the cosine between a note and a category's name, beside log probabilities, where
+    training has not shown all names (docs/log/categories.md has two sweeps).
     `trained_categories`: all names that training has shown. A set with other names is scored without its prior
     (docs/decisions/0008-unseen-categories.md), unless this is empty.
     """
@@ -60,6 +62,7 @@ class NoteLLMConfig:
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
     min_hashtag_score: float = 0.0
     category_temperature: float = 1.0
+    name_cosine_weight: float = 16.0
     trained_categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -80,6 +83,8 @@ class NoteLLMConfig:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:
             raise CheckpointError(f"min_hashtag_score must be in [0, 1), not {self.min_hashtag_score!r}")
+        if type(self.name_cosine_weight) not in (int, float) or not self.name_cosine_weight >= 0:
+            raise CheckpointError(f"name_cosine_weight must be at least 0, not {self.name_cosine_weight!r}")
         if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):
             raise CheckpointError("categories must be distinct and not blank")
 

@@ -25,8 +25,6 @@ from model.inference.spans import SpanSteps, note_span
 from model.inference.trie import Trie, path_log_probs
 from model.note import Note
 
-NAME_COSINE_WEIGHT = 16.0
-"""Weight of the cosine between a note and a category's name, beside log probabilities (decision 8 has the sweep)."""
 PRIOR_TOKENS = 1024
 """Token budget for the mean of a label prior: each name that the mean is taken over costs one prefill of the trie."""
 MIN_PRIOR_NAMES = 4
@@ -59,6 +57,7 @@ class CategoryScorer:
         self._head = head
         self._temperature = temperature
         self._trained_categories = runtime.config.trained_categories
+        self._name_cosine_weight = runtime.config.name_cosine_weight
         self.trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
         """Trie of a closed set, end tokens included. Raises CategoriesTooLong."""
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
@@ -106,7 +105,7 @@ class CategoryScorer:
         head says of the `vector`, where it knows all names (decision 14), or else divided by the temperature.
         """
         if prior is not None:
-            log_probs = log_probs - prior.log_probs + NAME_COSINE_WEIGHT * (prior.vectors @ vector)
+            log_probs = log_probs - prior.log_probs + self._name_cosine_weight * (prior.vectors @ vector)
         if self._head is not None and self._head.covers(categories):
             logits = self._head.pool(categories, log_probs, vector)
         else:

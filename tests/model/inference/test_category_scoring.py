@@ -12,7 +12,6 @@ import torch
 
 from model.config import NoteLLMConfig
 from model.generation import CategoriesTooLong, GenerationRequest
-from model.inference.category_scoring import NAME_COSINE_WEIGHT
 from model.inference.engine import Engine
 from model.inference.trie import Trie
 from model.note import Note
@@ -52,7 +51,8 @@ def test_unseen_names_are_scored_less_their_prior(fixture: str, request: pytest.
     cosines = torch.from_numpy(partly_trained.embed(FEW_NOTES) @ partly_trained.embed(names).T)
     outputs = generate(partly_trained, FEW_NOTES, for_foods)
     for note, cosine, output in zip(FEW_NOTES, cosines, outputs, strict=True):
-        scores = category_log_probs(partly_trained, note, FOODS) - prior + NAME_COSINE_WEIGHT * cosine
+        weighted_cosine = NoteLLMConfig().name_cosine_weight * cosine
+        scores = category_log_probs(partly_trained, note, FOODS) - prior + weighted_cosine
         expected = dict(zip(FOODS, scores.softmax(0).tolist(), strict=True))
         assert probabilities(output) == pytest.approx(expected, abs=1e-3)
         assert output.usage == generate(partly_trained, [note], for_foods)[0].usage
