@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.harness.report import Row, row
 from benchmarks.quality.records import (
     CSFT_ALONE,
+    GENERALIST,
     JOINT,
     KUAIREC,
     MICROLENS,
@@ -204,6 +205,18 @@ RELATED: Sequence[Contest] = tuple(
     )
     for protocol in PROTOCOLS
 )
+UNSEEN_DOMAINS: Sequence[Contest] = tuple(
+    Contest(
+        "the shipped checkpoint in a domain that it has not seen, Recall@100, cold-cold",
+        data,
+        partial(hits, COLD_COLD),
+        rival,
+        target,
+        system=GENERALIST,
+    )
+    for data in (MICROLENS, MOVIELENS)
+    for rival, target in (("minilm", MinRatio(1.05)), ("bm25", MinRatio(1)), ("tf-idf", None), (ZERO_SHOT, None))
+)
 WITHOUT_HASHTAGS: Sequence[Contest] = tuple(
     Contest(
         f"related notes without hashtags, Recall@100, {protocol}",
@@ -275,6 +288,7 @@ CATEGORIES: Sequence[Contest | Limit] = tuple(
     )
 )
 CLAIMS: Sequence[Contest | Limit] = (
+    *UNSEEN_DOMAINS,
     *RELATED,
     *WITHOUT_HASHTAGS,
     *TRAINING_TASKS,

@@ -56,8 +56,8 @@ def table(engine: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
     opened, grounded = (outputs(engine, notes, policy, known) for policy in ("open", "grounded"))
     for note, written, reranked in zip(notes, opened, grounded, strict=True):
         text = " / ".join(part for part in (note.title, note.content) if part).replace("\n", " ")[:MAX_TEXT]
-        (best, *_) = written.categories or ()
-        category = f"{best.name} {best.probability:.2f}"
+        best = next(iter(written.categories or ()), None)
+        category = f"{best.name} {best.probability:.2f}" if best else "none"
         lines.append([note.id, text, hashtag_text(written), hashtag_text(reranked), category])
     return markdown_table(["note", "text", "open", "grounded", "category"], lines)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.quality.claims import hits
-from benchmarks.quality.records import MICROLENS, OURS, Run, runs_by_seed
+from benchmarks.quality.records import MICROLENS, MOVIELENS, OURS, Run, runs_by_seed
 from model.evaluation.metrics import recall_at
 from model.evaluation.protocol import COLD_COLD
 from model.evaluation.record import Record
@@ -59,6 +59,20 @@ def draw_cost(runs: Sequence[Run], path: Path) -> None:
     axes.set(xscale="log", xlabel="ms a note", ylabel="Recall@100, %", title=f"{MICROLENS}, {COLD_COLD}")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_learning_curve(curve: Mapping[str, Any], path: Path) -> None:
+    """Draw recall against hours of training for each held-out domain, with rivals as lines, as a PNG file."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    hours = [point["cpu_hours"] for point in curve["points"]]
+    for axes, domain in zip(figure.subplots(1, 2), (MICROLENS, MOVIELENS), strict=True):
+        axes.plot(hours, [point[domain] for point in curve["points"]], "o-", color="C3", label="generalist")
+        for i, rival in enumerate(curve["rivals"]):
+            axes.axhline(rival[domain], linestyle="--", color=f"C{i}", label=rival["name"])
+        axes.set(xlabel="hours of one core", ylabel="Recall, %", title=domain)
+        axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
     figure.savefig(path, dpi=DPI)
 
 

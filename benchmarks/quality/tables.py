@@ -2,26 +2,29 @@
 
 python -m benchmarks.quality.tables
 
-writes benchmarks/results/quality.json, its table in docs/benchmarks.md, docs/results.md and its two plots.
+writes benchmarks/results/quality.json, its table in docs/benchmarks.md, docs/results.md and its plots.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.harness.report import markdown_table, update_page, write
+from benchmarks.harness.report import RESULTS, markdown_table, update_page, write
 from benchmarks.quality.claims import CLAIMS, Contest, hashtag_f1, hits
-from benchmarks.quality.plots import draw_cost, draw_recall
+from benchmarks.quality.plots import draw_cost, draw_learning_curve, draw_recall
 from benchmarks.quality.records import JOINT, MICROLENS, RECORDS, Run, read_runs, value_at
 from model.evaluation.metrics import EXPOSURES
 from model.evaluation.protocol import COLD_COLD, PROTOCOLS
 from model.evaluation.record import CUTOFFS, HASHTAG_CUTOFFS
 
 DOCS = ROOT / "docs"
-RECALL_PLOT, COST_PLOT = "recall.png", "quality-cost.png"
+RECALL_PLOT, COST_PLOT, CURVE_PLOT = "recall.png", "quality-cost.png", "learning-curve.png"
+LEARNING_CURVE: Mapping[str, Any] = json.loads((RESULTS / "curves" / "generalist.json").read_text("utf-8"))
+"""Points of the shipped checkpoint's distillation, copied from its log."""
 
 Cell = Callable[[Run, Mapping[str, Any]], str]
 """Text of one column for a run and the summary of its record."""
@@ -179,6 +182,10 @@ that is.
 ![Recall@k, {COLD_COLD}]({RECALL_PLOT})
 
 ![Recall@100, {COLD_COLD}, against the time that reading a note takes]({COST_PLOT})
+
+The shipped checkpoint while it was distilled, in two domains that it has not seen. {LEARNING_CURVE["what"]}.
+
+![Recall against hours of training]({CURVE_PLOT})
 """
 
 
@@ -188,6 +195,7 @@ def main() -> None:
     (DOCS / "results.md").write_text(results(runs), "utf-8")
     draw_recall(runs, DOCS / RECALL_PLOT)
     draw_cost(runs, DOCS / COST_PLOT)
+    draw_learning_curve(LEARNING_CURVE, DOCS / CURVE_PLOT)
     update_page()
 
 

@@ -3,12 +3,15 @@
     python -m model.baselines.minilm_labels FOLDER --wordnet FOLDER --out FOLDER [--source NAME]
 
 reads the notes of FOLDER that have MiniLM's vectors (model.baselines.minilm_teacher) and writes notes files of the same
-names to --out, each note with its labels (model/data/pseudo_labels.py); notes that get none are left out.
+names to --out, each note with its labels (model/data/pseudo_labels.py); notes that get none are left out. Beside them
+categories.jsonl.gz has about as many notes of each category, for `notellm fit-categories`.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +32,9 @@ UNUSED_SOURCES = ("samples",)
 """Sources that are not labelled: the sample notes have hashtags and categories of their own."""
 SOURCE_CATEGORIES: Mapping[str, str] = {"recipes": "Food", "debian": "Tech"}
 """Category of a source's notes where their text alone leaves it open."""
+CATEGORIES_NAME = "categories"
+MAX_NOTES_PER_CATEGORY = 300
+"""Notes of each category in categories.jsonl.gz: most have as many, where packages and recipes have thousands."""
 HUB_SAMPLE = 2000
 """Notes of each source among which the hubs of the vocabulary are found."""
 
@@ -36,6 +42,15 @@ HUB_SAMPLE = 2000
 def embed_texts(encoder: SentenceEncoder, texts: Sequence[str]) -> Floats:
     """Unit vectors (len(texts), K) of texts."""
     return embed_in_bfloat16(encoder, [Note(title=text) for text in texts])
+
+
+def balanced(notes: Sequence[Note], count: int = MAX_NOTES_PER_CATEGORY) -> list[Note]:
+    """Draw at most `count` notes of each category at random."""
+    by_category: dict[str, list[Note]] = defaultdict(list)
+    for note in random.Random(CATEGORIES_NAME).sample(notes, len(notes)):
+        if note.category is not None and len(by_category[note.category]) < count:
+            by_category[note.category].append(note)
+    return [note for drawn in by_category.values() for note in drawn]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,12 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     texts = {source: read_corpus_vectors(options.folder, source) for source in sources}
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
     labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, SentenceEncoder()), sample)
+    all_kept: list[Note] = []
     for source, (notes, vectors) in texts.items():
         default = SOURCE_CATEGORIES.get(source)
         labelled = labeller.label(notes, vectors.astype(np.float32))
         kept = [replace(note, category=note.category or default) for note in labelled if note.hashtags]
+        all_kept += kept
         write_notes_file(options.out / f"{source}.jsonl.gz", kept, source)
         print(f"{source}: {len(kept):,} of {len(notes):,} notes have labels", flush=True)
+    write_notes_file(options.out / f"{CATEGORIES_NAME}.jsonl.gz", balanced(all_kept), CATEGORIES_NAME)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ class EngineSystem:
 
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> Floats:
         column = {name: i for i, name in enumerate(categories)}
-        log_probs = np.empty((len(notes), len(categories)))
+        # All alike for a note in a script that the model does not read: it says nothing of its category.
+        log_probs = np.full((len(notes), len(categories)), -np.log(max(1, len(categories))))
         outputs = self._engine.generate(notes, GenerationRequest(categories=tuple(categories)))
         for row, output in zip(log_probs, outputs, strict=True):
             for category in output.categories or ():

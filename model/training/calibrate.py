@@ -128,9 +128,9 @@ def _with_fitted_pool_weights(
 
 
 def _log_probs(output: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Log probabilities (len(names),) of the categories in one output."""
+    """Log probabilities (len(names),) of the categories in one output; all alike where the model says nothing."""
     probabilities = {category.name: category.probability for category in output.categories or ()}
-    return np.log([max(probabilities[name], MIN_PROBABILITY) for name in names])
+    return np.log([max(probabilities.get(name, 1 / len(names)), MIN_PROBABILITY) for name in names])
 
 
 def _with_category(notes: Mapping[str, Note], categories: Collection[str]) -> dict[str, Note]:

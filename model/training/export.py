@@ -1,6 +1,6 @@
 """A distillation's state as a checkpoint that serves: the difference from the backbone's weights as a small adapter.
 
-    python -m model.training.export --state FILE --out FOLDER [--rank N] [--dimension N --corpus FOLDER]
+    python -m model.training.export --state FILE --out FOLDER [--rank N] [--dimension N --corpus FOLDER] ...
 
 The averaged weights W' of each linear layer become B A, the best approximation of W' - W at that rank. Serving reads
 the state at the prompt's last position, so other poolings are refused. With --dimension the projection is whitened by
@@ -28,8 +28,8 @@ from model.training.student import Student
 from model.training.texts import Texts
 from model.training.whiten import whiten
 
-RANK = 64
-"""An adapter of about 39 MB for the packaged backbone, in bfloat16."""
+RANK = 32
+"""An adapter of 20 MB for the packaged backbone, in bfloat16. Twice the rank finds no more (docs/log/distillation)."""
 WHITENING_POWER = 0.2
 """Power of the variances (model/training/whiten.py): at 256 and 384 dimensions better than 0 and 0.1 on the validation
 notes of both held-out domains together (docs/log/distillation.md)."""
@@ -108,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--name", default="distilled")
+    parser.add_argument("--licence", default="", help="a line on the terms of the weights, which a start shows")
+    parser.add_argument("--windows", type=int, default=1, help="windows in which long content is read")
+    parser.add_argument("--script", action="append", default=[], help="Unicode script that is read; all without one")
     parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, to whiten by")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
@@ -115,7 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (options.dimension is None) != (options.corpus is None):
         parser.error("--dimension and --corpus go together")
     model, adapter, recipe = load_state(options.state, options.cache, options.rank)
-    model.config = replace(model.config, name=options.name)
+    model.config = replace(
+        model.config,
+        name=options.name,
+        licence=options.licence,
+        max_content_windows=options.windows,
+        scripts=tuple(options.script),
+    )
     model.save(options.out, adapter)
     if options.dimension is not None:
         whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import reproduce
-from model.category_head import CATEGORIES_FILE
+from model.weights import ADAPTER_FILE, ADAPTER_FOLDER
 
 DATA = Path("/data")
 RECIPE_NAMES = {experiment.recipe for experiment in reproduce.EXPERIMENTS.values() if experiment.recipe}
@@ -69,25 +70,28 @@ def test_stored_records_can_all_be_reproduced():
     assert {path.stem for path in reproduce.RECORDS.glob("*.json")} <= reproduce.EXPERIMENTS.keys()
 
 
-def test_shipped_checkpoint_is_whitened_before_fitting(
-    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_research_checkpoint_is_whitened_before_fitting(commands: list[list[str]], tmp_path: Path):
     """Whitening takes notes of all data sets that the checkpoint was trained on."""
-    trained = reproduce.train(DATA, reproduce.SHIPPED_CHECKPOINT.name)
-    shipped = tmp_path / reproduce.SHIPPED_CHECKPOINT.name
-    shutil.copytree(reproduce.SHIPPED_CHECKPOINT, trained / reproduce.BEST)
-    (trained / reproduce.BEST / "README.md").write_text("of dimension 256\n\n## Run\n- long\n\n## Terms\n")
-    (trained / reproduce.BEST / CATEGORIES_FILE).unlink(missing_ok=True)
-    shipped.mkdir()
-    (shipped / CATEGORIES_FILE).write_bytes(b"fitted to what shipped before")
-    monkeypatch.setattr(reproduce, "SHIPPED_CHECKPOINT", shipped)
+    trained = reproduce.train(DATA, reproduce.RESEARCH) / reproduce.BEST
+    (trained / ADAPTER_FOLDER).mkdir(parents=True)
+    save_file({"weight": torch.ones(2)}, trained / ADAPTER_FOLDER / ADAPTER_FILE)
+    (trained / "README.md").write_text("of dimension 256\n\n## Run\n- long\n\n## Terms\n")
     before = len(commands)
-    reproduce.ship(DATA)
+    finished = reproduce.research_checkpoint(DATA)
     whiten, *fitted = commands[before:]
     assert [whiten[0], *(command[0] for command in fitted)] == ["whiten", "calibrate", "fit-categories"]
     sources = {Path(whiten[i + 1]).name for i, word in enumerate(whiten) if word == "--data"}
     assert sources == {"microlens50k", "movielens_tmdb", "kuairec", "sample_notes.jsonl"}
-    assert (shipped / "README.md").read_text() == (
+    assert (finished / "README.md").read_text() == (
         f"of dimension {reproduce.DIMENSION}\n\n## Run\n- long\n{reproduce.CARD_NOTE}\n\n## Terms\n"
     )
-    assert not (shipped / CATEGORIES_FILE).exists()
+    assert load_file(finished / ADAPTER_FOLDER / ADAPTER_FILE)["weight"].dtype == torch.bfloat16
+
+
+def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[list[str]], tmp_path: Path):
+    finished = tmp_path / "finished" / reproduce.RESEARCH
+    finished.mkdir(parents=True)
+    (finished / reproduce.DONE).touch()
+    reproduce.reproduce(DATA, "notellm-related-microlens50k-seed0")
+    assert [command[0] for command in commands] == ["evaluate"]
+    assert str(finished) in commands[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,14 @@ def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Pat
         np.save(shard_path(tmp_path, source, 0), vectors.astype(np.float16))
     out = tmp_path / "out"
     minilm_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out)])
-    assert [path.name for path in out.iterdir()] == ["recipes.jsonl.gz"]
+    assert {path.name for path in out.iterdir()} == {"recipes.jsonl.gz", "categories.jsonl.gz"}
     (note,) = [note for note in read_notes(out / "recipes.jsonl.gz").values() if note.title != "xq"]
     assert note.category == "Food"
     assert {"soup", "basil"} & set(note.hashtags)
+
+
+def test_balanced_notes_have_at_most_a_number_of_each_category() -> None:
+    notes = [Note(title=f"{i}", category=category) for category in ("Food", "Tech", None) for i in range(5)]
+    drawn = minilm_labels.balanced([*notes, Note(title="x", category="Pets")], 3)
+    assert Counter(note.category for note in drawn) == {"Food": 3, "Tech": 3, "Pets": 1}
+    assert len(drawn) == 7

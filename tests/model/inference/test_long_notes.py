@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model.config import NoteLLMConfig
+from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
 from model.inference.engine import UNSUPPORTED_LANGUAGE, Engine
 from model.note import Note
@@ -87,3 +88,9 @@ def test_unread_script_gets_a_vector_and_nothing_generated(windowed: Engine) -> 
     assert np.array_equal(output.vector, windowed.embed([chinese])[0])
     (vector_only,) = windowed.generate([chinese])
     assert (vector_only.hashtags, vector_only.hashtags_reason, vector_only.categories) == (None, None, None)
+
+
+def test_unread_script_says_nothing_of_a_category(windowed: Engine) -> None:
+    log_probs = EngineSystem(windowed).category_log_probs([Note("京都三日游"), Note("Kyoto")], FOODS)
+    assert np.exp(log_probs[0]) == pytest.approx([0.5, 0.5])
+    assert np.exp(log_probs[1]).sum() == pytest.approx(1, abs=1e-4)
