@@ -287,6 +287,8 @@ FIGURES = (
     Figure("memory of the service after 0 / 512 / 1,024 / 1,792 / 2,560 requests", "clients",
            "32-clients-of-one-service", (("^memory after ", ""),)),
 )  # fmt: skip
+SPEED_NOTE = "Speed was measured with the checkpoint before this one: 128 numbers a vector instead of 384, and one graph instead of two."
+"""To be removed with the next run of all benchmarks."""
 MET = {True: "yes", False: "**no**", None: ""}
 
 
@@ -294,7 +296,7 @@ def figures_table() -> str:
     """The README's table of eight figures, missed targets included, and the machine that most were measured on."""
     table = markdown_table(["what", "measured", "compared with", "target", "met"], map(figure_cells, FIGURES))
     hardware, _, _ = shared_machine().partition(";")
-    return f"{table}\n\nMeasured on {hardware}."
+    return f"{table}\n\nMeasured on {hardware}. {SPEED_NOTE}"
 
 
 def figure_cells(figure: Figure) -> list[str]:

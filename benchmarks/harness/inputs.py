@@ -16,7 +16,7 @@ from service.settings import Settings
 
 Vectors = npt.NDArray[np.float32]
 PROMPT_TOKENS = 100
-DIMENSION = 128
+DIMENSION = 384
 BASE_NOTES = 2000
 """Real notes whose vectors all others are made from."""
 NOISE = 0.6
