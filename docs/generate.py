@@ -287,7 +287,10 @@ FIGURES = (
     Figure("memory of the service after 0 / 512 / 1,024 / 1,792 / 2,560 requests", "clients",
            "32-clients-of-one-service", (("^memory after ", ""),)),
 )  # fmt: skip
-SPEED_NOTE = "Speed was measured with the checkpoint before this one: 128 numbers a vector instead of 384, and one graph instead of two."
+SPEED_NOTE = (
+    "Speed was measured with the checkpoint before this one: 128 numbers a vector instead of 384, and one graph instead "
+    "of two."
+)
 """To be removed with the next run of all benchmarks."""
 MET = {True: "yes", False: "**no**", None: ""}
 
