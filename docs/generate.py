@@ -288,8 +288,8 @@ FIGURES = (
            "32-clients-of-one-service", (("^memory after ", ""),)),
 )  # fmt: skip
 SPEED_NOTE = (
-    "Speed was measured with the checkpoint before this one: 128 numbers a vector instead of 384, and one graph instead "
-    "of two."
+    "Speed was measured with the checkpoint before this one: 128 numbers a vector instead of 384, and one graph "
+    "instead of two."
 )
 """To be removed with the next run of all benchmarks."""
 MET = {True: "yes", False: "**no**", None: ""}
