@@ -11,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: checkpoint help serve test test-fast lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
+.PHONY: checkpoint help serve test test-fast fuzz lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,10 @@ test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop
 
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
 	NOTELLM_CHAOS_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/pytest -s tests/service/test_chaos.py
+
+fuzz: .venv/.dev ## 100,000 raw HTTP requests, most of them wrong: make fuzz SEED=1 (four minutes)
+	NOTELLM_FUZZ_REQUESTS=$(or $(REQUESTS),100000) NOTELLM_FUZZ_SEED=$(or $(SEED),0) \
+		$(BIN)/pytest -s tests/service/test_raw_requests.py
 
 lint: .venv/.dev ## format, style, types, imports and deployment files
 	$(BIN)/ruff format --check

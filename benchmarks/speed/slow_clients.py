@@ -35,18 +35,19 @@ HEAD = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: " + b"x" * 1000
 
 async def be_slow(port: int) -> None:
     """Be one slow caller, for ever."""
-    rng = random.Random()
+    await asyncio.sleep(random.uniform(0, SLOW_SECONDS))
     while True:
-        await asyncio.sleep(rng.uniform(0, SLOW_SECONDS))
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            refused = asyncio.ensure_future(reader.read())
+            refused = asyncio.ensure_future(reader.read(1))
+            refused.add_done_callback(lambda read: read.cancelled() or read.exception())
             for byte in HEAD:
                 writer.write(bytes([byte]))
                 await asyncio.wait({refused}, timeout=SLOW_SECONDS)
                 if refused.done():
                     break
-            writer.close()
+            refused.cancel()
+            writer.transport.abort()
 
 
 def be_many(port: int, all_there: Event) -> None:
