@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")
 
     idempotency_seconds: float = Field(
-        3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 500 bytes each"
+        3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 700 bytes each"
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")
     max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
