@@ -139,7 +139,7 @@ clean: ## remove the environment and all caches in this folder
 
 COMPILE = .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock' $(UPGRADE)
-COMPILE_PROJECT = $(COMPILE) pyproject.toml --excludes locks/left-out.txt --no-emit-package torch
+COMPILE_PROJECT = $(COMPILE) pyproject.toml --extra otel --excludes locks/left-out.txt --no-emit-package torch
 
 PRINT_DOCS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
 

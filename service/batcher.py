@@ -23,6 +23,7 @@ from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, 
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
 from service.interfaces import Engine, TokenizedRequest
 from service.telemetry import Telemetry
+from service.tracing import add_stage, add_tokens
 
 MAX_BULK_WAIT = 5.0
 """Seconds after which one bulk note has a place in the engine, however many interactive ones wait: an ingest becomes
@@ -34,8 +35,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class QueuedNote:
-    """A note in the queue or in the engine. `since`: when it was queued. `seconds`: its share of the engine's time. A
-    caller that leaves cancels `answer`; then the note is dropped."""
+    """A note in the queue or in the engine. `since`: when it was queued. `began`, `prefilled` and `ended`: when the
+    engine began with it, had its first token or its end, and ended. `seconds`: its share of the engine's time. A caller
+    that leaves cancels `answer`; then the note is dropped."""
 
     tokenized: TokenizedRequest
     request: GenerationRequest
@@ -43,6 +45,9 @@ class QueuedNote:
     admission: Admission
     answer: asyncio.Future[GenerationOutput]
     since: float
+    began: float = math.inf
+    prefilled: float = math.inf
+    ended: float = math.inf
     seconds: float = 0.0
 
 
@@ -157,10 +162,16 @@ class Batcher:
         self._telemetry.queue_depth.labels(urgency.lane).set(len(self._lanes[urgency.lane]))
         self._arrived.set()
         try:
-            return [await note.answer for note in queued]
+            outputs = [await note.answer for note in queued]
         finally:
             for note in queued:
                 note.answer.cancel()
+            _add_stages(queued, self._now())
+        add_tokens(
+            sum(output.usage.prompt_tokens for output in outputs),
+            sum(output.usage.generated_tokens for output in outputs),
+        )
+        return outputs
 
     @contextlib.contextmanager
     def admit(
@@ -243,6 +254,8 @@ class Batcher:
     async def _step(self, new_notes: Sequence[QueuedNote]) -> None:
         """Run one engine step, in which `new_notes` begin, and answer all notes that end with it."""
         started = self._step_since = self._now()
+        for note in new_notes:
+            note.began = started
         try:
             ended, postponed = await asyncio.get_running_loop().run_in_executor(
                 self._engine_thread, self._advance, new_notes
@@ -257,6 +270,7 @@ class Batcher:
             self._step_since = None
         for note in reversed(postponed):
             note.admission.left += 1
+            note.began = math.inf
             self._lanes[note.urgency.lane].appendleft(note)
         self._share_out(seconds, [note for note, _ in ended])
         self._observe([output for _, output in ended], seconds)
@@ -266,6 +280,9 @@ class Batcher:
         for note in begun:
             self._telemetry.queue_wait.labels(note.urgency.lane).observe(started - note.since)
         for note, output in ended:
+            note.ended = started + seconds
+            first_token = output.first_token_seconds
+            note.prefilled = note.ended if first_token is None else note.began + first_token
             if not note.answer.done():
                 note.answer.set_result(output)
 
@@ -314,3 +331,17 @@ def _fail(note: QueuedNote, error: Exception) -> None:
     if not note.answer.done():
         note.answer.set_exception(error)
         note.answer.exception()  # marks it as retrieved: a caller awaits only its first failure
+
+
+def _add_stages(notes: Sequence[QueuedNote], now: float) -> None:
+    """Tell the request how long its notes waited until the engine began with the first of them, and how long the engine
+    then took for all: the prefill until the last has its first token, and the decode steps behind it."""
+    began = min(now, min(note.began for note in notes))
+    failed = any(math.isinf(note.ended) for note in notes)
+    add_stage("queue", "wait", notes[0].since, began, failed and began == now, notes=len(notes))
+    if began < now:
+        prefilled = min(now, max(note.prefilled for note in notes))
+        ended = min(now, max(note.ended for note in notes))
+        add_stage("engine", "prefill", began, prefilled, failed, notes=len(notes))
+        if prefilled < ended:
+            add_stage("engine", "decode", prefilled, ended, failed, notes=len(notes))

@@ -81,6 +81,9 @@ class Settings(BaseSettings):
         60.0, ge=0, description="a changed index is written to disk that often, or seldomer where it is large; 0: never"
     )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+    log_sample: float = Field(
+        1.0, ge=0, le=1, description="share of the log lines of fast answers below 400 that are written; all others are"
+    )
 
     batch_tokens: int = Field(1024, ge=1, description="most prompt tokens that begin with one step of the engine")
     batch_notes: int = Field(32, ge=1, description="most notes that the engine reads at a time")

@@ -33,6 +33,7 @@ from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
+from service.tracing import Tracer, open_tracer
 
 START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
 """Errors of a start whose message says what to do; see `open_service`."""
@@ -41,18 +42,23 @@ FOLLOWING_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
-def build_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
-    """Build the HTTP app of one process. It opens its own service, and has started once the sample notes are loaded."""
+def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tracer | None = None) -> FastAPI:
+    """Build the HTTP app of one process. It opens its own service, and has started once the sample notes are loaded.
+    `tracer`: without it the one that the environment configures."""
     lifecycle = lifecycle or Lifecycle()
     telemetry = Telemetry()
+    tracer = tracer or open_tracer()
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Service]:
-        async with open_service(settings, telemetry, lifecycle) as service:
+        async with contextlib.AsyncExitStack() as stack:
+            if tracer:
+                stack.push_async_callback(asyncio.to_thread, tracer.close)
+            service = await stack.enter_async_context(open_service(settings, telemetry, lifecycle))
             await load_samples(service, lifecycle.report)
             yield service
 
-    return create_app(settings, open_with_samples, lifecycle, telemetry, START_ERRORS)
+    return create_app(settings, open_with_samples, lifecycle, telemetry, START_ERRORS, tracer)
 
 
 @contextlib.asynccontextmanager

@@ -22,6 +22,7 @@ from service.container import Service
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.tracing import TRACING_OFF, Tracer
 
 log = structlog.get_logger(__name__)
 DESCRIPTION = (
@@ -36,12 +37,13 @@ def create_app(
     lifecycle: Lifecycle,
     telemetry: Telemetry,
     expected_failures: tuple[type[Exception], ...] = (),
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Build the HTTP app of one process.
 
     `open_service` is entered when the app starts, beside its first requests: probes are answered meanwhile, all else
     with 503. It is left when the app ends. Where it fails, `lifecycle` has the failure; it is logged by its sentence
-    where it is one of `expected_failures`, by its traceback where it is not.
+    where it is one of `expected_failures`, by its traceback where it is not. `tracer`: None for no tracing.
     """
 
     async def keep_open(app: FastAPI, ending: asyncio.Event) -> None:
@@ -78,6 +80,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the Host header, which the caller chooses
         separate_input_output_schemas=False,
+        telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
     # Routes are matched in this order: the busiest come first.
@@ -87,7 +90,9 @@ def create_app(
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(RequestContext, lifecycle=lifecycle, telemetry=telemetry)
+    app.add_middleware(
+        RequestContext, lifecycle=lifecycle, telemetry=telemetry, tracer=tracer, log_sample=settings.log_sample
+    )
     _document_problems(app)
     return app
 

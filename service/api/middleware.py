@@ -1,7 +1,8 @@
-"""Middleware: each request gets an id, a log line, a metric and a bound on its body."""
+"""Middleware: each request gets an id, a log line, a metric, its place in a trace, and a bound on its body."""
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from uuid import uuid4
@@ -15,28 +16,42 @@ from service.api.problems import error_response, plain_problem, problem_response
 from service.errors import LimitExceeded
 from service.lifecycle import Lifecycle
 from service.telemetry import Telemetry
+from service.tracing import RequestStages, Tracer, begin_request
 
 log = structlog.get_logger(__name__)
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 """X-Request-Id that is kept as the caller sent it; any other is replaced."""
 REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
 """Status codes that count as notellm_rejected."""
+FAST_SECONDS = 1.0
+"""A request that takes longer is logged whatever the sample: none is so slow while all is well."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class RequestContext:
     """Gives each request an id, the time of its arrival, one log line and one observation, and answers 500 where the
-    code failed.
+    code failed. Of fast answers below 400 the share `log_sample` is logged.
+
+    With a `tracer` the lines have the trace's id, and the answer has it and the request's span in `traceresponse`.
 
     While the process drains, each answer ends its connection. A caller who leaves before the answer is complete is
     observed as 499, whatever was sent until then.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        lifecycle: Lifecycle,
+        telemetry: Telemetry,
+        tracer: Tracer | None = None,
+        log_sample: float = 1.0,
+    ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._telemetry = telemetry
+        self._tracer = tracer
+        self._log_sample = log_sample
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,6 +60,12 @@ class RequestContext:
         request_id = _request_id(scope)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        own_headers = [(b"x-request-id", request_id.encode())]
+        if self._tracer:
+            trace_id, traceparent = self._tracer.current()
+            structlog.contextvars.bind_contextvars(trace_id=trace_id)
+            own_headers.append((b"traceresponse", traceparent.encode()))
+        stages = begin_request(self._tracer)
         started = time.monotonic()
         scope.setdefault("state", {})["arrived"] = started
         status = 0
@@ -54,7 +75,7 @@ class RequestContext:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *own_headers]
                 if self._lifecycle.draining:  # the next request should go to another process
                     message["headers"].append((b"connection", b"close"))
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -75,15 +96,24 @@ class RequestContext:
             detail = "The service failed on this request; this is our fault. Tell us the instance."
             await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
         finally:
-            self._observe(scope, 499 if left else status, time.monotonic() - started)
+            self._observe(scope, 499 if left else status, time.monotonic() - started, stages)
 
-    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+    def _observe(self, scope: Scope, status: int, seconds: float, stages: RequestStages) -> None:
         route = getattr(scope.get("route"), "path", "none")
         telemetry = self._telemetry
         telemetry.http_request.labels(_method(scope), route, status).observe(seconds)
         if status in REJECTIONS:
             telemetry.rejected.labels(str(status)).inc()
-        log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
+        if 200 <= status < 400 and seconds < FAST_SECONDS and random.random() >= self._log_sample:
+            return
+        line: dict[str, object] = {f"{stage}_ms": _ms(took) for stage, took in stages.seconds.items()}
+        tokens = {"prompt_tokens": stages.prompt_tokens, "generated_tokens": stages.generated_tokens}
+        line |= {name: count for name, count in tokens.items() if count}
+        log.info("request", method=scope["method"], route=route, status=status, ms=_ms(seconds), **line)
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 2)
 
 
 def _method(scope: Scope) -> str:

@@ -28,6 +28,7 @@ from service.index.state import IndexedNotes, IndexState
 from service.index.threads import run_in
 from service.interfaces import Clock, IndexBackend, NoteStore
 from service.records import Hit, IndexStatus, Vector
+from service.tracing import stage
 
 SEARCH_THREADS = os.cpu_count() or 1
 MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
@@ -135,7 +136,8 @@ class LiveIndex:
         )
 
     async def wait_for(self, position: str, seconds: float) -> None:
-        await self._state.wait_for(position, seconds)
+        with stage("index", "wait"):
+            await self._state.wait_for(position, seconds)
 
     async def search(self, vector: Vector, k: int, where: Filter) -> list[Hit]:
         position = self._state.position
@@ -143,10 +145,11 @@ class LiveIndex:
             raise IndexBehind("of the store", position)
         search = partial(self._index.search, vector, k, now=self._clock())
         small = k <= MAX_K_IN_LOOP and len(self._index) <= MAX_ROWS_IN_LOOP
-        if where.plain and small and not self._index.shared:
-            hits = search(where)
-        else:
-            hits = await run_in(self._searchers, partial(search, where))
+        with stage("index", "search", k=k):
+            if where.plain and small and not self._index.shared:
+                hits = search(where)
+            else:
+                hits = await run_in(self._searchers, partial(search, where))
         if not where.exact:
             self._recall.offer(hits, position, partial(search, replace(where, exact=True)))
         return hits

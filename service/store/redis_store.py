@@ -59,6 +59,7 @@ from service.store.idempotency import (
     record_arguments,
     record_keys,
 )
+from service.tracing import stage
 
 NOTE = "{notes}:note:"
 LOG = "{notes}:log"
@@ -207,11 +208,12 @@ class RedisNoteStore:
         await self._redis.aclose()
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _call(self, operation: str) -> Iterator[None]:
         """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full. Log
-        when that begins, and when it has ended."""
+        when that begins, and when it has ended. The block is a stage of its request."""
         try:
-            yield
+            with stage("store", operation):
+                yield
         except (RedisError, OSError) as error:
             self._on_error()
             if not self._failing:
@@ -223,10 +225,12 @@ class RedisNoteStore:
             self._failing = False
 
     async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
-        with self._errors():
+        if not ids:
+            return []
+        with self._call("get"):
             keys = [NOTE + note_id for note_id in ids]
             mode = "vectors" if with_vectors else "lengths"
-            rows = await self._redis.eval(GET, len(keys), *keys, mode) if ids else []
+            rows = await self._redis.eval(GET, len(keys), *keys, mode)
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
         for note_id, row in zip(ids, rows, strict=True):
             try:
@@ -280,7 +284,7 @@ class RedisNoteStore:
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
         keys, token = [attempt.key for attempt in attempts], uuid4().hex
         fingerprints = [attempt.fingerprint for attempt in attempts]
-        with self._errors():
+        with self._call("claim"):
             records = [RECORD + key for key in keys]
             lease = max(1, int(lease_seconds * 1000))
             answer = await self._redis.eval(CLAIM, len(keys), *records, token, lease, *fingerprints)
@@ -297,7 +301,7 @@ class RedisNoteStore:
     async def release(self, claims: Sequence[Claim]) -> None:
         records = [RECORD + claim.key for claim in claims if claim.earlier is None]
         if records:
-            with self._errors():
+            with self._call("release"):
                 await self._redis.eval(RELEASE, len(records), *records, claims[0].token)
 
     async def _write(self, commands: Sequence[_Command]) -> list[Any]:
@@ -308,14 +312,14 @@ class RedisNoteStore:
         """
         if not commands:
             return []
-        with self._errors():
+        if self._waits_for_disk is None:
+            await self.durability()
+        with self._call("write"):
             pipeline = self._redis.pipeline(transaction=False)
             for command in commands:
                 keys = [NOTE + command.note_id, LOG, *record_keys(command.remembered)]
                 arguments = (*command.arguments, *record_arguments(command.remembered))
                 pipeline.eval(command.script, len(keys), *keys, *arguments)
-            if self._waits_for_disk is None:
-                await self.durability()
             if self._waits_for_disk:
                 pipeline.execute_command("WAITAOF", 1, 0, int(self._timeout * 1000))
             results: list[Any] = await pipeline.execute()
@@ -335,7 +339,7 @@ class RedisNoteStore:
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
         block = max(1, int(min(block_seconds, self._timeout / 2) * 1000))
-        with self._errors():
+        with self._call("read log"):
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.xread({LOG: after}, count=count, block=block)
             answer, info, kept = await self._execute_with_bounds(pipeline, after)
@@ -344,7 +348,7 @@ class RedisNoteStore:
             return decode_entries(answer), decode_bounds(info, kept, after)
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
-        with self._errors():
+        with self._call("log bounds"):
             info, kept = await self._execute_with_bounds(self._redis.pipeline(transaction=False), entry)
             return decode_bounds(info, kept, entry)
 
@@ -377,7 +381,7 @@ class RedisNoteStore:
         cursor: int | None = None
         not_met = set(self._unreadable)
         while cursor != 0:
-            with self._errors():
+            with self._call("scan"):
                 cursor, keys = await self._redis.scan(cursor or 0, match=f"{NOTE}*", count=SCAN_COUNT)
             notes = [note for note in await self.get(_ids(keys), with_vectors=True) if note]
             not_met.difference_update(note.id for note in notes if isinstance(note, Unreadable))
@@ -386,7 +390,7 @@ class RedisNoteStore:
             self._unreadable.pop(note_id, None)
 
     async def identity(self) -> str:
-        with self._errors():
+        with self._call("identity"):
             while (identity := await self._redis.get(IDENTITY)) is None:
                 await self._redis.set(IDENTITY, uuid4().hex, nx=True)
         return str(identity, "ascii")
@@ -394,7 +398,7 @@ class RedisNoteStore:
     async def keep_log(self, replica: str, position: str) -> None:
         # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back.
         now = self._clock()
-        with self._errors():
+        with self._call("keep log"):
             await self._redis.hset(SNAPSHOTS, replica, f"{position} {now}")
             snapshots = {name: entry.split() for name, entry in (await self._redis.hgetall(SNAPSHOTS)).items()}
             if old := [name for name, (_, time) in snapshots.items() if float(time) < now - REPLICA_SECONDS]:
@@ -404,21 +408,21 @@ class RedisNoteStore:
             await self._redis.xtrim(LOG, minid=min(positions, key=position_key))
 
     async def size(self) -> int:
-        with self._errors():
+        with self._call("size"):
             return int(await self._redis.dbsize())  # counts other keys of the same database too
 
     async def durability(self) -> Durability:
-        with self._errors():
+        with self._call("durability"):
             policy = await probe_write_policy(self._redis)
         self._waits_for_disk = policy.waits
         return policy.durability
 
     async def begin_samples(self) -> bool:
-        with self._errors():
+        with self._call("begin samples"):
             return bool(await self._redis.eval(BEGIN_SAMPLES, 2, SAMPLES, LOG, LOADING) == LOADING.encode())
 
     async def mark_samples_loaded(self) -> None:
-        with self._errors():
+        with self._call("mark samples"):
             await self._redis.set(SAMPLES, LOADED)
 
 

@@ -18,6 +18,7 @@ import uvicorn
 from service.api.protocol import http_config
 from service.lifecycle import Lifecycle
 from service.settings import Settings
+from service.tracing import Tracer
 from service.wiring import build_app
 
 SAMPLES = 20
@@ -25,11 +26,11 @@ Serve = Callable[..., contextlib.AbstractContextManager[str]]
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, wait: bool = True) -> Iterator[str]:
+def serving(settings: Settings, wait: bool = True, tracer: Tracer | None = None) -> Iterator[str]:
     """The address of a service that runs in a thread until the block is left. `wait`: until it has started."""
     lifecycle = Lifecycle()
     with socket.create_server((settings.host, 0)) as listener:
-        server = uvicorn.Server(http_config(build_app(settings, lifecycle), settings.shutdown_seconds))
+        server = uvicorn.Server(http_config(build_app(settings, lifecycle, tracer), settings.shutdown_seconds))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -48,11 +49,13 @@ def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
     """Start a service with the tiny checkpoint; any setting can be given."""
     folder = Path(tempfile.mkdtemp(prefix="nl-"))  # short: a unix socket's path is limited
 
-    def start(wait: bool = True, **settings: object) -> contextlib.AbstractContextManager[str]:
+    def start(
+        wait: bool = True, tracer: Tracer | None = None, **settings: object
+    ) -> contextlib.AbstractContextManager[str]:
         name = f"{len(list(folder.iterdir()))}"
         defaults = {"data_dir": folder / name, "cache_dir": folder, "checkpoint": str(tiny_checkpoint)}
         defaults |= {"sample_notes": 0}
-        return serving(Settings.model_validate(defaults | settings), wait)
+        return serving(Settings.model_validate(defaults | settings), wait, tracer)
 
     yield start
     shutil.rmtree(folder)
