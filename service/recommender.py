@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from ulid import ULID
@@ -25,9 +23,9 @@ from model.note import Note, hashtag_key
 from service.adding import STORE_BATCH_SIZE, Added, Generate, Plan, batches_with_unique_ids
 from service.admission import PATIENT, Admission, Urgency
 from service.batcher import Batcher
+from service.claims import Claims
 from service.errors import (
     LimitExceeded,
-    NoteLLMError,
     NoteNotFound,
     OtherSpace,
     PreconditionFailed,
@@ -36,6 +34,7 @@ from service.errors import (
 )
 from service.filters import Filter
 from service.interfaces import Clock, Engine, NoteIndex, NoteStore
+from service.read_time import ReadTime
 from service.records import (
     Attempt,
     Claim,
@@ -44,6 +43,7 @@ from service.records import (
     Generated,
     Hit,
     Remembered,
+    Similar,
     StoredNote,
     Unreadable,
     Vector,
@@ -57,13 +57,6 @@ WAIT_SECONDS = 10.0
 """Bound on the wait of a write for the index to show it; normally the index is milliseconds behind the log."""
 CHANGE_ATTEMPTS = 5
 """Attempts at one change of a note that other processes change at the same time."""
-CLAIM_SECONDS = 5.0
-"""How much longer than its request a claim on a write lasts, at least: the write itself may take the store that long. A
-process that dies holds the key until then."""
-CHECK_SECONDS = 1.0
-"""Bound on the time for which one read waits for the store, in all of its calls together. Beyond it a search is
-degraded, and what needs the store is refused."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,39 +70,6 @@ class GenerationDefaults:
     categories: tuple[str, ...] = ()
     hashtag_policy: HashtagPolicy = "grounded"
     blocked_hashtags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Similar:
-    """Related notes with their scores, best first.
-
-    `complete`: there are min(k, matches) items. `degraded`: the store did not answer, so only the notes' ids are known,
-    and a note that another replica removed since then may be among them.
-    """
-
-    items: list[tuple[StoredNote, float]]
-    complete: bool
-    log_position: str
-    degraded: bool = False
-
-
-class ReadTime:
-    """What is left of CHECK_SECONDS to one read, which begins now."""
-
-    def __init__(self) -> None:
-        self._until = asyncio.get_running_loop().time() + CHECK_SECONDS
-
-    @property
-    def seconds(self) -> float:
-        return max(0.0, self._until - asyncio.get_running_loop().time())
-
-    async def wait(self, answer: Awaitable[T]) -> T:
-        """Return the store's answer. Raises StoreUnavailable when the time is over."""
-        try:
-            async with asyncio.timeout_at(self._until):
-                return await answer
-        except TimeoutError as error:
-            raise StoreUnavailable(f"it did not answer within {CHECK_SECONDS:g} s") from error
 
 
 class Recommender:
@@ -130,7 +90,7 @@ class Recommender:
         self.engine = engine
         self.categories = defaults.categories or engine.categories
         self.defaults = defaults
-        self.remembered_seconds = remembered_seconds
+        self._claims = Claims(store, remembered_seconds)
         self._batcher = batcher
         self._store = store
         self.index = index
@@ -152,7 +112,7 @@ class Recommender:
         without, it adds the notes without an id again. Raises QueueFull (then nothing was stored), EngineFailed,
         StoreUnavailable, IndexBehind, KeyInUse, KeyReused.
         """
-        async with self._claimed(attempts, urgency) as claims:
+        async with self._claims.hold(attempts, urgency) as claims:
             added = {i: decode_added(claim.earlier) for i, claim in enumerate(claims) if claim.earlier}
             await self._wait_for(added.values())
             places = [i for i in range(len(notes)) if i not in added]
@@ -171,25 +131,6 @@ class Recommender:
                     added.update(zip([places[i] for i in batch], results, strict=True))
                     admission.left = len(notes) - len(added)  # not all of the batch may have needed the model
             return [added[i] for i in range(len(notes))]
-
-    @contextlib.asynccontextmanager
-    async def _claimed(self, attempts: Sequence[Attempt], urgency: Urgency) -> AsyncIterator[list[Claim]]:
-        """Claim the writes of some attempts; where the block fails, give up those that it has not made."""
-        if not attempts:
-            yield []
-            return
-        lease = CLAIM_SECONDS + (urgency.seconds if math.isfinite(urgency.seconds) else 0)
-        claiming = asyncio.ensure_future(self._store.claim(attempts, lease, self.remembered_seconds))
-        try:
-            yield await asyncio.shield(claiming)
-        except BaseException:
-            await asyncio.shield(self._release(claiming))
-            raise
-
-    async def _release(self, claiming: asyncio.Future[list[Claim]]) -> None:
-        """Give up claims, once they are there; where that fails, they end by themselves."""
-        with contextlib.suppress(NoteLLMError):
-            await self._store.release(await claiming)
 
     async def _replay(self, earlier: Earlier) -> Added:
         """Return the result of an earlier attempt once the index shows it."""
@@ -285,7 +226,7 @@ class Recommender:
         attempts: Sequence[Attempt] = (),
     ) -> Added:
         """Create or replace one note. Raises PreconditionFailed, KeyInUse, KeyReused, and what `add` raises."""
-        async with self._claimed(attempts, urgency) as claims:
+        async with self._claims.hold(attempts, urgency) as claims:
             if claims and claims[0].earlier:
                 return await self._replay(claims[0].earlier)
             return (await self._add_distinct([note], generate, urgency, condition=condition, claims=claims))[0]
@@ -303,7 +244,7 @@ class Recommender:
 
         A change that meets a concurrent one is tried again on the newer note, so that none is lost.
         """
-        async with self._claimed(attempts, urgency) as claims:
+        async with self._claims.hold(attempts, urgency) as claims:
             if claims and claims[0].earlier:
                 return await self._replay(claims[0].earlier)
             async with self._changing.setdefault(note_id, asyncio.Lock()):
@@ -344,7 +285,7 @@ class Recommender:
 
         Raises NoteNotFound, PreconditionFailed, KeyInUse, KeyReused.
         """
-        async with self._claimed(attempts, PATIENT) as claims:
+        async with self._claims.hold(attempts, PATIENT) as claims:
             if earlier := claims[0].earlier if claims else None:
                 position: str | None = earlier.position
             else:

@@ -207,3 +207,17 @@ class IndexStatus:
     saved_at: float
     recall_sampled: float
     lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """Related notes with their scores, best first.
+
+    `complete`: there are min(k, matches) items. `degraded`: the store did not answer, so only the notes' ids are known,
+    and a note that another replica removed since then may be among them.
+    """
+
+    items: list[tuple[StoredNote, float]]
+    complete: bool
+    log_position: str
+    degraded: bool = False

@@ -90,8 +90,8 @@ def open_tracer() -> Tracer | None:
 
 @dataclass(slots=True)
 class RequestStages:
-    """What the stages of one request took. `seconds`: by stage; those that run side by side all count. The tokens are
-    those of the model."""
+    """Time and tokens of one request. `seconds`: time of each stage; stages that run side by side all count.
+    `prompt_tokens` and `generated_tokens`: those of the model."""
 
     tracer: Tracer | None
     seconds: dict[Stage, float] = field(default_factory=dict)

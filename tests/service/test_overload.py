@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,12 @@ NOTE_SECONDS = 0.025
 BATCH_NOTES = 8
 POSSIBLE_RATE = 1 / NOTE_SECONDS
 QUEUE_SECONDS = 3.0
+
+
+async def give_way_until(condition: Callable[[], bool]) -> None:
+    """Let the other tasks run until `condition` holds: the batcher sets no event that could be awaited instead."""
+    while not condition():  # noqa: ASYNC110 - nothing to await: see above; each turn runs all tasks that are ready
+        await asyncio.sleep(0)
 
 
 class TimedEngine(WordEngine):
@@ -81,8 +87,7 @@ class Overload:
 
     async def settle(self) -> None:
         """Return once each open call waits in the queue or in the engine."""
-        while not self._settled():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await give_way_until(self._settled)
 
     def _settled(self) -> bool:
         running = len(self.batcher._running)  # nothing public says it
@@ -96,8 +101,7 @@ class Overload:
             return
         ended = self.engine.ended
         self.engine.steps.release()
-        while self.engine.ended == ended or self.batcher.busy_seconds:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await give_way_until(lambda: self.engine.ended != ended and not self.batcher.busy_seconds)
         for _ in range(5):  # the answers pass through the callers' tasks
             await asyncio.sleep(0)
 

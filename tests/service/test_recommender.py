@@ -521,7 +521,7 @@ async def test_a_caller_that_leaves_does_not_part_store_and_index(
 async def test_similar_is_degraded_while_the_store_hangs(
     recommender: Recommender, embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.recommender.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("service.read_time.READ_SECONDS", 0.05)
     await add(recommender, *soup(6))
     wanted = await similar_ids(recommender, "n0", 3, Filter(exclude=frozenset({"n2"})))
     assert embedded.pid is not None

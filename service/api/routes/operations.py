@@ -12,7 +12,7 @@ from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut,
 from service.api.strict_route import StrictRoute
 from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
-from service.recommender import ReadTime
+from service.read_time import ReadTime
 from service.verify import verify
 
 router = APIRouter(tags=["operations"], route_class=StrictRoute)

@@ -14,7 +14,7 @@ from service.api.schemas.common import NoteId
 from service.api.schemas.similar import SimilarIn, SimilarOut, SimilarQuery
 from service.container import Service
 from service.errors import FieldError, InvalidInput
-from service.recommender import ReadTime
+from service.read_time import ReadTime
 from service.records import position_key
 
 WAIT_HEADER = {

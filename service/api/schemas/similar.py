@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, TaggedText, Time, Wire
 from service.filters import Filter
-from service.recommender import Similar
+from service.records import Similar
 
 MAX_EXCLUDED = 1000
 """Bound on the ids that a search leaves out, published at GET /limits."""

@@ -17,21 +17,19 @@ from model.inference.engine import Engine
 from model.note import Note
 from model.notellm import NoteLLM
 from model.prompt import Prompt
-from model.training import generation
+from model.training import generation, writing_examples
 from model.training.generation import (
     LINES,
     LOG,
     GenerationRecipe,
     GenerationTrainer,
-    Tree,
-    WritingExample,
     category_synonyms,
     load_for_writing,
     main,
     read_notes_into_cache,
-    writing_example,
     writing_loss,
 )
+from model.training.writing_examples import Tree, WritingExample, writing_example
 from model.weights import GENERATION_FOLDER
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
@@ -49,7 +47,8 @@ def prompt(tiny_short: Engine) -> Prompt:
 
 
 def example(prompt: Prompt, note: Note, recipe: GenerationRecipe = RECIPE, seed: int = 0) -> WritingExample:
-    return writing_example(prompt, note, {}, recipe, random.Random(seed))
+    shares = {"shown_hashtags": recipe.shown_hashtags, "subject_names": recipe.subject_names}
+    return writing_example(prompt, note, {}, random.Random(seed), **shares)
 
 
 def target_tokens(tree: Tree) -> set[int]:
@@ -106,7 +105,7 @@ def test_synonyms_are_those_of_the_default_categories() -> None:
 def test_loss_of_the_tree_is_that_of_its_outputs_alone(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "REQUESTED_HASHTAGS", range(3, 4))
+    monkeypatch.setattr(writing_examples, "REQUESTED_HASHTAGS", range(3, 4))
     model, adapter = load_for_writing(tiny_checkpoint, 2, tmp_path)
     longer = Note(title="A much longer title for one more soup", hashtags=("stew",))
     examples = [example(model.prompt, note) for note in (NOTE, longer)]

@@ -22,7 +22,7 @@ FOR_EVER = 600.0
 @pytest.fixture(autouse=True)
 def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.wiring.RedisNoteStore", partial(RedisNoteStore, timeout_seconds=FOR_EVER))
-    monkeypatch.setattr("service.recommender.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("service.read_time.READ_SECONDS", 0.1)
 
 
 def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: Any) -> None:

@@ -1,0 +1,116 @@
+"""Examples that teach to write: a note's prompt, and the tree of tokens that are to be predicted after it.
+
+Shapes: S tokens of a tree.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from model.data.dataset import with_category_synonym
+from model.note import Note
+from model.prompt import Prompt
+
+RANK_DECAY = 0.85
+"""Weight of a hashtag in the loss, relative to that of the one before it."""
+MAX_TARGET_HASHTAGS = 5
+REQUESTED_HASHTAGS = range(1, 11)
+"""Numbers of hashtags that a request may name: the task names one at random, and the output does not depend on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A token to predict: at place `at` of the tree, with a weight in the note's loss."""
+
+    at: int
+    token: int
+    weight: float
+
+
+@dataclass(slots=True)
+class Tree:
+    """The tokens after a note's read-out position, as a tree that is read in one forward.
+
+    `parents`: place of the token before each one, -1 for one that follows the note.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+    def append(self, ids: Sequence[int], parent: int) -> int:
+        """Add a chain of tokens behind `parent`; returns the place of the last one."""
+        for token in ids:
+            self.ids.append(token)
+            self.parents.append(parent)
+            parent = len(self.ids) - 1
+        return parent
+
+    def add_output(self, output: Sequence[int], parent: int, weight: float) -> None:
+        """Add an output behind the place `parent` and predict each of its tokens."""
+        for token, next_token in zip(output, (*output[1:], None), strict=True):
+            self.targets.append(Target(parent, token, weight))
+            if next_token is not None:
+                parent = self.append([token], parent)
+
+    def depths_and_mask(self) -> tuple[list[int], Tensor]:
+        """Return each token's distance from the read-out position, less one, and which tokens it attends to (S, S)."""
+        mask = torch.eye(len(self.ids), dtype=torch.bool)
+        depths: list[int] = []
+        for place, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[place] |= mask[parent]
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return depths, mask
+
+
+@dataclass(frozen=True, slots=True)
+class WritingExample:
+    """A note's prompt ids, of which the last is the read-out position, and what is to be written after it."""
+
+    ids: list[int]
+    tree: Tree
+
+
+def writing_example(
+    prompt: Prompt,
+    note: Note,
+    names: Mapping[str, Sequence[str]],
+    rng: random.Random,
+    *,
+    shown_hashtags: float,
+    subject_names: float,
+) -> WritingExample:
+    """Draw which hashtags a note shows and which name its category gets, and build its tree.
+
+    `names`: synonyms of categories. `shown_hashtags`, `subject_names`: shares as in GenerationRecipe. A note without
+    hashtags is one for which none are to be written.
+    """
+    shown: tuple[str, ...] = ()
+    targets = note.hashtags[:MAX_TARGET_HASHTAGS]
+    if len(targets) > 1 and rng.random() < shown_hashtags:
+        drawn = set(rng.sample(targets, rng.randint(1, len(targets) - 1)))
+        shown = tuple(tag for tag in targets if tag in drawn)
+        targets = tuple(tag for tag in targets if tag not in drawn)
+    tree = Tree()
+    task = tree.append(prompt.hashtag_task(rng.choice(REQUESTED_HASHTAGS)), -1)
+    weights = [RANK_DECAY**rank for rank in range(len(targets))]
+    for hashtag, weight in zip(targets, weights, strict=True):
+        tree.add_output(prompt.hashtag_output([hashtag]), task, weight / sum(weights))
+    if not targets:
+        tree.add_output([prompt.end_id], task, 1.0)
+    categories = []
+    if note.category:
+        categories.append(with_category_synonym(note, names, rng).category or "")
+    if note.hashtags and rng.random() < subject_names:
+        categories.append(note.hashtags[0].capitalize())
+    if categories:
+        task = tree.append(prompt.category_task(), -1)
+        for output in prompt.category_outputs(categories):
+            tree.add_output(output, task, 1 / len(categories))
+    return WritingExample(prompt.note(replace(note, hashtags=shown)), tree)
