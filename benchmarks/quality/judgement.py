@@ -1,9 +1,10 @@
-"""What a checkpoint tells for sixty notes of ours, to be judged as a user would: lifestyle notes and hostile ones.
+"""Prints hashtags and category of a checkpoint for sixty notes of ours, to be judged as a user would.
 
     python -m benchmarks.quality.judgement [CHECKPOINT]
 
-Prints a Markdown table: hashtags with their scores by the policies open and grounded (in the hashtags of our sample
-notes that training saw), and the best category. No figure comes of it; docs/log/writing.md says what we thought.
+A third of them are plain lifestyle notes, the others are short, foreign, hostile or vague. The Markdown table has
+hashtags with their scores by the policies open and grounded (in the hashtags of our sample notes that training saw),
+and the best category. No figure comes of it; docs/log/writing.md says what we thought.
 """
 
 from __future__ import annotations

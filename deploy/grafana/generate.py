@@ -12,7 +12,7 @@ from typing import Any
 
 BOARD = Path(__file__).with_name("notellm.json")
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
-"""Of a panel, in Grafana's grid of 24 columns."""
+"""Size of a panel, in Grafana's grid of 24 columns, and panels in a row."""
 HTTP = "notellm_http_request_duration_seconds"
 CALLS = 'job="$job", route!~"/livez|/readyz|/startupz|/metrics"'
 """Requests of callers, without those of probes."""

@@ -68,7 +68,7 @@ class TokenizedRequest:
 
     @property
     def generated(self) -> GenerationRequest:
-        """What the model generates of the request: the vector alone where it does not read the note's script."""
+        """Part of the request that the model generates: the vector alone where it does not read the note's script."""
         return self.request if self.supported else VECTOR_ONLY
 
 

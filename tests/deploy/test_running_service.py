@@ -1,4 +1,4 @@
-"""What is run against an installed service: its check, which `helm test` and deploy/smoke.sh run, and a load."""
+"""Tests of the commands for an installed service: the check of `helm test` and deploy/smoke.sh, and a load."""
 
 from __future__ import annotations
 

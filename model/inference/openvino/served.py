@@ -31,7 +31,7 @@ CARD_FILE = "README.md"
 
 
 def _version() -> str:
-    """What has to be the same where a folder is made and where it is served."""
+    """Return the version of the graphs and of OpenVINO, which must be equal where a folder is made and served."""
     return f"graphs {VERSION} of OpenVINO {ov.__version__}"
 
 
