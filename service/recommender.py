@@ -43,6 +43,7 @@ from service.records import (
     Generated,
     Hit,
     Remembered,
+    Removed,
     Similar,
     StoredNote,
     Unreadable,
@@ -279,9 +280,8 @@ class Recommender:
         note_id: str,
         condition: Condition | None = None,
         attempts: Sequence[Attempt] = (),
-    ) -> bool:
-        """Remove a note: on return the removal is durable, and no search of this replica finds the note. Return whether
-        an earlier attempt had removed it.
+    ) -> Removed:
+        """Remove a note: on return the removal is durable, and no search of this replica finds the note.
 
         Raises NoteNotFound, PreconditionFailed, KeyInUse, KeyReused.
         """
@@ -294,7 +294,7 @@ class Recommender:
             if position is None:
                 raise NoteNotFound(note_id)
             await self.index.wait_for(position, WAIT_SECONDS)
-            return earlier is not None
+            return Removed(position, replayed=earlier is not None)
 
     async def similar(
         self, note_id: str, k: int, where: Filter, min_score: float | None, time_left: ReadTime | None = None

@@ -140,6 +140,19 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Removed:
+    """A removal that took place at the log position `position`. `replayed`: an earlier attempt made it."""
+
+    position: str
+    replayed: bool = False
+
+    @property
+    def time(self) -> float:
+        """Time of the removal in seconds since the epoch: the store names positions by its clock."""
+        return position_key(self.position)[0] / 1000
+
+
+@dataclass(frozen=True, slots=True)
 class LogEntry:
     """One change: the note `id` was written or removed at `position`. `id` is empty where the entry does not say it;
     `by` names the write, for the store that made it."""

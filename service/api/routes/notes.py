@@ -27,7 +27,7 @@ from service.api.ingest_stream import NdjsonResponse, add_stream, is_note_stream
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, invalid_note
 from service.api.schemas.common import NoteId
-from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch
+from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch, RemovedOut
 from service.errors import FieldError, InvalidInput, MalformedHeader, PreconditionFailed
 from service.records import Condition
 
@@ -205,10 +205,12 @@ async def patch_note(
     return AddedOut.of(added, service.recommender.engine.name)
 
 
-@router.delete("/notes/{note_id}", status_code=204, responses=documented(400, 404, 409, 412, 422, 503))
+@router.delete("/notes/{note_id}", responses=documented(400, 404, 409, 412, 422, 503))
 async def delete_note(
     note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, key: IdempotencyKeyDep, response: Response
-) -> None:
-    """Remove a note. After 204 no answer of any replica contains it."""
-    replayed = await recommender.remove(note_id, condition, key.attempts(b""))
-    response.headers.update(replay_headers(replayed))
+) -> RemovedOut:
+    """Remove a note. After 200 no answer of any replica contains it. The answer is a receipt; repeated under its
+    Idempotency-Key the request gets the same one."""
+    removed = await recommender.remove(note_id, condition, key.attempts(b""))
+    response.headers.update(replay_headers(removed.replayed))
+    return RemovedOut.of(note_id, removed)

@@ -13,7 +13,7 @@ from service.adding import Added
 from service.api.schemas.common import MAX_ATTRIBUTES, Hashtags, Name, NoteId, TaggedText, Time, Wire
 from service.api.schemas.generate import CategoryOut, HashtagOut, LanguageSupported, Truncated, UsageOut
 from service.api.schemas.problem import Problem
-from service.records import StoredNote
+from service.records import Removed, StoredNote
 
 AttributeValue = (
     Annotated[str, StringConstraints(max_length=1024)] | bool | int | Annotated[float, Field(allow_inf_nan=False)]
@@ -115,6 +115,18 @@ class NoteOut(BaseModel):
         return cls(
             revision=stored.revision, log_position=stored.position, generated=generated_of(stored, None), **fields
         )
+
+
+class RemovedOut(BaseModel):
+    """Receipt of a removal, which is durable: its place in the log, and the store's time of it."""
+
+    id: str
+    log_position: str
+    removed_at: datetime
+
+    @classmethod
+    def of(cls, note_id: str, removed: Removed) -> Self:
+        return cls(id=note_id, log_position=removed.position, removed_at=datetime.fromtimestamp(removed.time, UTC))
 
 
 class AddedOut(BaseModel):

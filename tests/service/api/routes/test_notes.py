@@ -9,6 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.records import position_key
+
 NOTE: dict[str, Any] = {
     "id": "kyoto",
     "title": "Kyoto in three days",
@@ -88,12 +90,22 @@ def test_patch_embeds_again_only_when_the_prompt_changes(client: httpx2.Client) 
 
 def test_a_deleted_note_is_nowhere(client: httpx2.Client) -> None:
     post(client, {"id": "gone", "title": "Soon to be gone"})
-    assert client.delete("/notes/gone").status_code == 204
+    assert client.delete("/notes/gone").status_code == 200
     assert [client.request(m, "/notes/gone").status_code for m in ("GET", "DELETE")] == [404, 404]
     assert client.patch("/notes/gone", json={"author": "x"}).status_code == 404
     assert client.get("/notes/gone/similar").status_code == 404
     found = client.post("/similar", json={"title": "Soon to be gone", "k": 50}).json()["items"]
     assert "gone" not in [item["id"] for item in found]
+
+
+def test_removal_answers_a_receipt_of_place_and_time(client: httpx2.Client) -> None:
+    position = post(client, {"id": "erased", "title": "Soon to be gone"}).json()["log_position"]
+    before = datetime.now(UTC).replace(microsecond=0)
+    receipt = client.delete("/notes/erased").json()
+    assert receipt.keys() == {"id", "log_position", "removed_at"}
+    assert receipt["id"] == "erased"
+    assert position_key(receipt["log_position"]) > position_key(position)
+    assert before <= datetime.fromisoformat(receipt["removed_at"]) <= datetime.now(UTC)
 
 
 def test_if_match_protects_from_a_lost_update(client: httpx2.Client) -> None:
@@ -103,7 +115,7 @@ def test_if_match_protects_from_a_lost_update(client: httpx2.Client) -> None:
     for method, body in (("PUT", {"title": "three"}), ("PATCH", {"title": "three"}), ("DELETE", None)):
         stale = client.request(method, "/notes/matched", json=body, headers={"if-match": first})
         assert stale.status_code == 412
-    assert client.delete("/notes/matched", headers={"if-match": second.headers["etag"]}).status_code == 204
+    assert client.delete("/notes/matched", headers={"if-match": second.headers["etag"]}).status_code == 200
 
 
 def test_hashtags_are_normalised(client: httpx2.Client) -> None:
