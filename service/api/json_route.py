@@ -25,11 +25,11 @@ class StrictJsonRoute(StrictRoute):
     """A StrictRoute that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON,
     and no larger than a note may be."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+    def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_body_handler()
         takes_json = self.body_field is not None
 
-        async def handle_strictly(request: Request) -> Response:
+        async def read_strictly(request: Request) -> Response:
             strict = StrictJsonRequest(request.scope, request.receive)
             if takes_json:  # checked here, since FastAPI answers 400 to whatever fails while it reads a body
                 check_media_type(strict.headers)
@@ -38,4 +38,4 @@ class StrictJsonRoute(StrictRoute):
                 check_containers(body)
             return await handle(strict)
 
-        return handle_strictly
+        return read_strictly

@@ -1,4 +1,5 @@
-"""Routes that refuse what they would otherwise ignore: unknown query parameters, and conditions."""
+"""Routes that let in whom their handler is declared for, and refuse what they would otherwise ignore: unknown query
+parameters, and conditions."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from service.api.access import admit, needed_scopes
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
 CONDITIONS = ("if-match", "if-none-match", "if-unmodified-since")
@@ -19,11 +21,16 @@ MAX_SHOWN = 64
 
 
 class StrictRoute(APIRoute):
-    """A route that takes the query parameters and the conditions that it declares, and answers any other with an error
-    that names it."""
+    """A route for callers with a scope that its handler declares (access.py). It takes the query parameters and the
+    conditions that it declares, and answers any other with an error that names it."""
+
+    def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of a request that was let in, which reads its body."""
+        return super().get_route_handler()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        handle = self.get_body_handler()
+        scopes = needed_scopes(self.endpoint)
         parts = list(_with_dependencies(self.dependant))
         described = (self.openapi_extra or {}).get("parameters", ())  # those of query.py
         names = [field.alias for part in parts for field in part.query_params]
@@ -32,6 +39,7 @@ class StrictRoute(APIRoute):
         unheeded = [header for header in CONDITIONS if header not in headers]
 
         async def handle_strictly(request: Request) -> Response:
+            await admit(request, scopes)
             for header in unheeded:
                 if header in request.headers:
                     raise MalformedHeader(header.title(), "cannot be honoured at this address; leave it out")

@@ -9,7 +9,9 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from model.note import Note
+from service.access.principal import Scope
 from service.adding import Added
+from service.api.access import needs
 from service.api.bodies import NDJSON, check_media_type, is_list, parse_json
 from service.api.bounds import check_note_size
 from service.api.connection import while_connected
@@ -71,6 +73,7 @@ def _content(model: str) -> dict[str, Any]:
         **documented(400, 409, 412, 413, 415, 422, 429, 503, 504),
     },
 )
+@needs(Scope.NOTES_WRITE)
 async def post_notes(
     request: Request,
     service: ServiceDep,
@@ -136,6 +139,7 @@ def replay_headers(replayed: bool) -> dict[str, str]:
     response_model=NoteOut,
     responses={304: {"description": "It has an ETag of If-None-Match"}, **documented(400, 404, 409, 412, 422, 503)},
 )
+@needs(Scope.NOTES_READ)
 async def get_note(
     note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, response: Response
 ) -> NoteOut | Response:
@@ -154,6 +158,7 @@ async def get_note(
     "/notes/{note_id}",
     responses={201: {"model": AddedOut}, **documented(400, 409, 412, 413, 415, 422, 429, 503, 504)},
 )
+@needs(Scope.NOTES_WRITE)
 async def put_note(
     note_id: NoteId,
     body: NoteIn,
@@ -181,6 +186,7 @@ async def put_note(
     "/notes/{note_id}",
     responses=documented(400, 404, 409, 412, 413, 415, 422, 429, 503, 504),
 )
+@needs(Scope.NOTES_WRITE)
 async def patch_note(
     note_id: NoteId,
     body: NotePatch,
@@ -206,6 +212,7 @@ async def patch_note(
 
 
 @router.delete("/notes/{note_id}", responses=documented(400, 404, 409, 412, 422, 503))
+@needs(Scope.NOTES_WRITE)
 async def delete_note(
     note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, key: IdempotencyKeyDep, response: Response
 ) -> RemovedOut:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from service.access.principal import Scope
+from service.api.access import needs, open_to_all
 from service.api.dependencies import LifecycleDep, ServiceDep, get_service
 from service.api.problems import documented
 from service.api.protocol import BoundedProtocol
@@ -19,12 +21,14 @@ router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
 @router.get("/livez")
+@open_to_all()
 async def livez() -> dict[str, str]:
     """200 as long as the process answers at all, whatever it depends on."""
     return {"status": "alive"}
 
 
 @router.get("/startupz", responses={503: {"model": StartOut, "description": "Not started yet"}})
+@open_to_all()
 async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
     """200 once the process has started; until then 503, and what it is doing."""
     response.status_code = 200 if lifecycle.started else 503
@@ -32,6 +36,7 @@ async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
 
 
 @router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}})
+@open_to_all()
 async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:
     """200 when the process has started and does not drain, the store answers, the index follows it and the engine
     moves; else 503, and which of them is not so."""
@@ -75,12 +80,14 @@ async def _readiness(service: Service) -> ReadyOut:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@needs(Scope.METRICS)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     return Response(generate_latest(request.app.state.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.post("/verify", responses=documented(409, 422, 503))
+@needs(Scope.ADMIN)
 async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
     """Compares all of the store with all of this replica's index, in seconds for each 10,000 notes; `repair` gives the
     index anew what differs. One comparison runs at a time: 409 while one does."""
@@ -94,6 +101,7 @@ async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
 
 
 @router.get("/limits", responses=documented(503))
+@needs(*Scope)
 async def limits(service: ServiceDep) -> LimitsOut:
     """Every bound that a request has to keep."""
     settings, read_tokens = service.settings, service.recommender.engine.read_tokens

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from service.access.principal import Scope
+from service.api.access import needs
 from service.api.bounds import check_search_options
 from service.api.connection import while_connected
 from service.api.dependencies import ServiceDep, UrgencyDep, get_service, read_timeout
@@ -32,6 +34,7 @@ router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
     responses=documented(404, 409, 422, 503),
     openapi_extra={"parameters": [*query_parameters(SimilarQuery), WAIT_HEADER]},
 )
+@needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> SimilarOut:
     """Notes related to a stored one, from its stored vector: no model call."""
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
@@ -56,6 +59,7 @@ async def wait_for_position(position: str, service: Service, time_left: ReadTime
 
 
 @router.post("/similar", responses=documented(400, 413, 415, 422, 429, 503, 504))
+@needs(Scope.SIMILAR)
 async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> SimilarOut:
     """Notes related to a text that is not stored and leaves no trace."""
     check_search_options(body, "", service.settings)

@@ -1,0 +1,39 @@
+"""The caller of a request: its key, its tenant, and what it may do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+"""Names of tenants. They are parts of Redis keys, of file names and of log lines."""
+DEFAULT_TENANT = "default"
+"""Tenant of everything that was stored without keys."""
+
+
+class Scope(StrEnum):
+    """A permission of a key. None includes another."""
+
+    NOTES_READ = "notes.read"
+    NOTES_WRITE = "notes.write"
+    SIMILAR = "similar"
+    GENERATE = "generate"
+    EVENTS = "events"
+    MODELS_MANAGE = "models.manage"
+    KEYS_MANAGE = "keys.manage"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """`key`: public prefix of the caller's key; None where the service is open. `tenant`: a name of the form TENANT."""
+
+    key: str | None
+    tenant: str
+    scopes: frozenset[Scope]
+
+
+ANONYMOUS = Principal(None, DEFAULT_TENANT, frozenset(Scope))
+"""Every caller of a service that has no keys."""
