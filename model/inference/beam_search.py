@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ this."""
 BEAMS_PER_HASHTAG = 2
 """Beams followed for each requested hashtag (docs/decisions/0010-hashtags.md): several may be spellings of one hashtag
 or end as text that is none."""
+
+GLUED_CAPITALS = re.compile("[a-z]{2}[A-Z]{3}")
+"""A word that goes on in capitals, as in "runningHETATM": the second token is one that pretraining has hardly seen, so
+its probability means nothing."""
 
 
 def max_beam_blocks(hashtags: int, pool: BlockPool) -> int:
@@ -180,7 +185,7 @@ class HashtagBeamSearch:
         """The hashtag that `ids` spell, or []. A known hashtag keeps its spelling, whatever it ends with."""
         if self._vocabulary is not None:
             return [normalise_hashtag(self._prompt.decode(ids))]
-        return [text for text, _ in self._prompt.parse_hashtags(ids)[:1]]
+        return [text for text, _ in self._prompt.parse_hashtags(ids)[:1] if not GLUED_CAPITALS.search(text)]
 
 
 def next_tokens(query: LogitQuery, answer: TokenLogProbs) -> Iterator[tuple[int, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from string import ascii_letters
+from string import ascii_lowercase, digits
 
 import pytest
 from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -98,6 +98,12 @@ def test_hashtag_below_the_checkpoints_score_is_not_told(tokenizer: PreTrainedTo
     engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.7)
     (output,) = generate(engine, FEW_NOTES[:1], GenerationRequest(3))
     assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is likely enough")
+
+
+def test_word_that_goes_on_in_capitals_is_not_told(tokenizer: PreTrainedTokenizerBase) -> None:
+    bigrams = {"": {" river": 0.6, " iOS": 0.4}, " river": {"HETATM": 0.6, " #": 0.4}, "HETATM": ENDED, " iOS": ENDED}
+    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(3)):
+        assert texts(output.hashtags) == ["iOS", "river"]
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
@@ -224,7 +230,7 @@ def test_search_goes_on_until_it_has_enough_hashtags(
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_hashtag_up_to_the_token_bound_is_found(tokenizer: PreTrainedTokenizerBase, beyond: int) -> None:
     """One of more tokens is not."""
-    letters = ascii_letters[: TOKENS_PER_HASHTAG + beyond]
+    letters = (ascii_lowercase + digits)[: TOKENS_PER_HASHTAG + beyond]
     bigrams = {last: {letter: 1.0} for last, letter in zip(["", *letters], letters, strict=False)}
     engine = bigram_engine(tokenizer, bigrams | {letters[-1]: ENDED})
     for output in generate(engine, FEW_NOTES, GenerationRequest(1)):
