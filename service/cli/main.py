@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from model import cli as offline
+from service.cli import backup
 from service.cli.address import AddressUnavailable, listen
 from service.cli.client import AsJson, Url, call
 from service.cli.ingest import Ingest, IngestFailed
@@ -196,6 +197,8 @@ def openapi() -> None:
     typer.echo(json.dumps(build_app(read_settings()).openapi(), indent=2, ensure_ascii=False))
 
 
+app.command()(backup.backup)
+app.command()(backup.restore)
 offline.add_to(app)
 
 

@@ -68,7 +68,7 @@ class EmbeddedRedis:
         self._folder = folder
         self._on_restart = on_restart
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.socket = _socket_path(folder)
+        self.socket = socket_path(folder)
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._launches = 0
@@ -192,15 +192,26 @@ class EmbeddedRedis:
                 return
             time.sleep(0.01)
         command = [
-            *(sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), str(server_program())),
-            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
-            *("--dir", str(self._folder), "--logfile", str(self._log_file), "--daemonize", "no"),
+            *launch_command(self.socket, self._folder, self._log_file),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
             *("--maxmemory", str(self._max_memory)),
+            # No compression: what was erased can be searched for in the files (service/purge). No wait for more
+            # replicas: a backup is the only one.
+            *("--rdbcompression", "no", "--repl-diskless-sync-delay", "0"),
         ]
         # In a session of its own: Ctrl-C reaches only this process, which ends the server after its last request.
         self._launches += 1
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def launch_command(socket_file: Path, folder: Path, log_file: Path) -> list[str]:
+    """Return the command of a server of `folder` that answers on a private socket and ends with this process; more
+    options may follow. Raises EmbeddedRedisError."""
+    return [
+        *(sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), str(server_program())),
+        *("--port", "0", "--unixsocket", str(socket_file), "--unixsocketperm", "700"),
+        *("--dir", str(folder), "--logfile", str(log_file), "--daemonize", "no"),
+    ]
 
 
 def default_max_memory() -> int:
@@ -221,7 +232,7 @@ def server_program() -> Path:
     return programs[0]
 
 
-def _socket_path(folder: Path) -> Path:
+def socket_path(folder: Path) -> Path:
     """Path of the socket: in the folder, or where that path is too long, in a private folder of /tmp."""
     path = folder / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:

@@ -1,0 +1,77 @@
+"""Making a backup: the server's own copy of its data, loaded once to see that it can be, and a manifest."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from service.backup.clients import client_of, database_of
+from service.backup.contents import notes_of
+from service.backup.data_set import receive_data_set
+from service.backup.folder import BackupFolder
+from service.backup.manifest import FORMAT, BackupError, Manifest
+from service.backup.scratch import loaded
+
+DATA_SET = "data.rdb"
+"""Name of the file with the data set."""
+Progress = Callable[[str, int, int], object]
+"""Called with what is being done, how much of it is done, and how much there is to do (0: not known)."""
+
+
+def make_backup(url: str, address: str, progress: Progress) -> Manifest:
+    """Back up the store of the Redis at `url` into the empty folder `address`, while services use it. Raises
+    BackupError; then the folder holds no manifest, and so no backup."""
+    folder = BackupFolder(address)
+    folder.refuse_unless_empty()
+    server, expected = _describe(url)
+    with tempfile.TemporaryDirectory(prefix="notellm-") as temporary:
+        data_set = Path(temporary) / DATA_SET
+        created_at = datetime.now(UTC)
+        receive_data_set(url, data_set, _counting(progress, "Receiving the data", expected))
+        progress("Loading it, to see that it can be", 0, 0)
+        with loaded(data_set, database_of(url)) as client:
+            notes = notes_of(client)
+        size = data_set.stat().st_size
+        entry = folder.write_file(data_set, DATA_SET, _counting(progress, "Storing it", size))
+        manifest = Manifest(
+            format=FORMAT,
+            version=version("notellm"),
+            server=server,
+            created_at=created_at,
+            database=database_of(url),
+            notes=notes,
+            files=(entry,),
+        )
+        folder.write_manifest(manifest)
+    return manifest
+
+
+def _describe(url: str) -> tuple[str, int]:
+    """Return name and version of the server, and about how many bytes its data take. Raises BackupError where it cannot
+    be backed up."""
+    try:
+        with client_of(url) as client:
+            info = client.info()
+    except (RedisError, OSError) as error:
+        raise BackupError(f"the store at {urlsplit(url).hostname or 'its socket'} does not answer: {error}") from error
+    if info.get("cluster_enabled"):
+        raise BackupError("a cluster of Redis sends each node's keys alone: back it up with its own tools")
+    name = "valkey" if "valkey_version" in info else "redis"
+    return f"{name} {info[f'{name}_version']}", int(info["used_memory_dataset"])
+
+
+def _counting(progress: Progress, step: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(step, done, max(total, done))
+
+    return count

@@ -1,0 +1,58 @@
+"""The notes in a data set: below which prefixes they lie, and at which log positions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from service.backup.manifest import NotesEntry
+from service.records import ORIGIN
+
+NOTE_KEY = re.compile(rb"(\{[^}]*\}:)note:")
+LOG_KEY = re.compile(rb"(\{[^}]*\}:)log")
+"""Keys of a note and of a change log; the prefix is that of one tenant (service/store)."""
+PAGE_KEYS = 1000
+"""Keys that one SCAN looks at."""
+NO_EXPIRY = -1
+
+
+def notes_of(client: Any) -> tuple[NotesEntry, ...]:
+    """Return what a database holds, by prefix."""
+    spaces: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    expiring: Counter[str] = Counter()
+    positions: dict[str, str] = {}
+    for keys in pages(client):
+        for key in keys:
+            if match := LOG_KEY.fullmatch(key):
+                last = client.xinfo_stream(key)["last-generated-id"]
+                positions[match[1].decode()] = last.decode() if isinstance(last, bytes) else last
+        notes = [(key, match[1].decode()) for key in keys if (match := NOTE_KEY.match(key))]
+        pipeline = client.pipeline(transaction=False)
+        for key, _ in notes:
+            pipeline.hget(key, "space").pttl(key)
+        answers = pipeline.execute(raise_on_error=False)  # a damaged note may be of another type
+        for (_, prefix), space, left in zip(notes, answers[::2], answers[1::2], strict=True):
+            spaces[prefix][space.decode(errors="replace") if isinstance(space, bytes) else ""] += 1
+            expiring[prefix] += left != NO_EXPIRY
+    return tuple(
+        NotesEntry(
+            prefix=prefix,
+            position=positions.get(prefix, ORIGIN),
+            notes=spaces[prefix].total(),
+            expiring=expiring[prefix],
+            spaces=dict(sorted(spaces[prefix].items())),
+        )
+        for prefix in sorted(positions.keys() | spaces.keys())
+    )
+
+
+def pages(client: Any) -> Iterator[list[bytes]]:
+    """Yield the keys of a database that nobody changes, some at a time, each once: SCAN may repeat one."""
+    cursor: int | None = None
+    seen: set[bytes] = set()
+    while cursor != 0:
+        cursor, keys = client.scan(cursor or 0, count=PAGE_KEYS)
+        yield [key for key in dict.fromkeys(keys) if key not in seen]
+        seen.update(keys)

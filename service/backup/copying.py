@@ -1,0 +1,109 @@
+"""Copying of all keys of one database into another, by commands that every Redis has, whatever its version.
+
+DUMP and RESTORE would be shorter, but an older server refuses what a newer one dumps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+from uuid import uuid4
+
+from service.backup.contents import LOG_KEY, pages
+from service.backup.manifest import BackupError
+
+PAGE_KEYS = 200
+"""Keys that are copied in one round trip: bounds the memory that long notes take."""
+STREAM_ENTRIES = 1000
+"""Entries of a stream that are copied in one round trip."""
+IDENTITY, TENANTS, SNAPSHOTS = b"}:identity", b"}:tenants", b"}:snapshots"
+"""Ends of the keys that name a store, that list the names of all, and that say what replicas have on their disks."""
+READERS: dict[bytes, Callable[[Any, bytes], object]] = {
+    b"string": lambda source, key: source.get(key),
+    b"hash": lambda source, key: source.hgetall(key),
+    b"set": lambda source, key: source.smembers(key),
+    b"zset": lambda source, key: source.zrange(key, 0, -1, withscores=True),
+    b"list": lambda source, key: source.lrange(key, 0, -1),
+}
+WRITERS: dict[bytes, Callable[[Any, bytes, Any], object]] = {
+    b"string": lambda target, key, value: target.set(key, value),
+    b"hash": lambda target, key, value: target.hset(key, mapping=value),
+    b"set": lambda target, key, value: target.sadd(key, *value),
+    b"zset": lambda target, key, value: target.zadd(key, dict(value)),
+    b"list": lambda target, key, value: target.rpush(key, *value),
+}
+
+
+def copy_all(source: Any, target: Any, on_keys: Callable[[int], object]) -> None:
+    """Copy all keys of `source`, which nobody changes, into an empty database. Raises BackupError for a key of a type
+    that no version of this service writes.
+
+    The copy is another store: it has a new identity, so that no replica takes its snapshot for one of it, and the
+    change log begins anew behind its last position, so that positions go on rising.
+    """
+    names = {source.get(key): uuid4().hex.encode() for key in source.scan_iter(match=b"*" + IDENTITY, count=PAGE_KEYS)}
+    for page in pages(source):
+        for begin in range(0, len(page), PAGE_KEYS):
+            _copy_keys(source, target, page[begin : begin + PAGE_KEYS], names)
+        on_keys(len(page))
+
+
+def _copy_keys(source: Any, target: Any, keys: Sequence[bytes], names: Mapping[bytes, bytes]) -> None:
+    """Copy some keys. `names`: the new identity for each one of the source."""
+    asking = source.pipeline(transaction=False)
+    for key in keys:
+        asking.type(key).pexpiretime(key)
+    answers = asking.execute()
+    described = list(zip(keys, answers[::2], answers[1::2], strict=True))
+    for key, kind, expiry in described:
+        if kind == b"stream":
+            _copy_log_end(source, target, key) if LOG_KEY.fullmatch(key) else _copy_stream(source, target, key)
+            _expire(target, key, expiry)
+        elif kind not in (*READERS, b"none"):  # none: it has expired meanwhile
+            raise BackupError(f"the data set has the key {key!r} of the type {kind.decode()}, which is not known here")
+    plain = [entry for entry in described if entry[1] in READERS and not entry[0].endswith(SNAPSHOTS)]
+    reading, writing = source.pipeline(transaction=False), target.pipeline(transaction=False)
+    for key, kind, _ in plain:
+        READERS[kind](reading, key)
+    for (key, kind, expiry), value in zip(plain, reading.execute(), strict=True):
+        if value is None or (kind != b"string" and not value):  # it has expired meanwhile
+            continue
+        WRITERS[kind](writing, key, _renamed(key, value, names))
+        _expire(writing, key, expiry)
+    writing.execute()
+
+
+def _renamed(key: bytes, value: Any, names: Mapping[bytes, bytes]) -> Any:
+    """Return the value of a key with new identities in place of the old ones."""
+    if key.endswith(IDENTITY):
+        return names[value]
+    if key.endswith(TENANTS):  # an entry may have a mark before the identity
+        return {
+            tenant: reduce(lambda entry, name: entry.replace(*name), names.items(), entry)
+            for tenant, entry in value.items()
+        }
+    return value
+
+
+def _expire(target: Any, key: bytes, expiry: int) -> None:
+    if expiry > 0:
+        target.pexpireat(key, expiry)
+
+
+def _copy_log_end(source: Any, target: Any, key: bytes) -> None:
+    """Begin a change log whose last position is that of another one, without any entry."""
+    last = source.xinfo_stream(key)["last-generated-id"]
+    if last != b"0-0":
+        target.xadd(key, {"id": "", "op": "none"}, id=last)
+        target.xdel(key, last)
+
+
+def _copy_stream(source: Any, target: Any, key: bytes) -> None:
+    first = "-"
+    while entries := source.xrange(key, first, count=STREAM_ENTRIES):
+        writing = target.pipeline(transaction=False)
+        for position, fields in entries:
+            writing.xadd(key, fields, id=position)
+        writing.execute()
+        first = b"(" + entries[-1][0]

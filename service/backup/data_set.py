@@ -1,0 +1,80 @@
+"""The whole data set of a running Redis at one moment: what it sends to a replica that joins.
+
+The server forks and writes its data as they were at the fork; writes go on meanwhile. So the copy has every write that
+was acknowledged before that moment, none that came after, and all databases and tenants at the same moment. This is
+what `valkey-cli --rdb` does. The server needs the memory of a fork, as for a rewrite of its append-only file.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+from redis.exceptions import RedisError
+
+from service.backup.clients import pool_of
+from service.backup.folder import OnBytes
+from service.backup.manifest import BackupError
+
+CHUNK_BYTES = 2**20
+MARK_BYTES = 40
+"""Length of the mark behind data whose size the server does not know beforehand."""
+
+
+def receive_data_set(url: str, target: Path, on_bytes: OnBytes) -> None:
+    """Write the data set of the server at `url` to a file, as RDB. Raises BackupError."""
+    connection: Any = pool_of(url).make_connection()
+    try:
+        connection.connect()
+        for option in (("capa", "eof"), ("rdb-only", "1")):
+            connection.send_command("REPLCONF", *option)
+            connection.read_response()
+        connection.send_command("SYNC")
+        with target.open("wb") as file:
+            # From here on the answers are no longer those of the protocol that the client reads.
+            _copy(connection._sock, file, on_bytes)
+    except (RedisError, OSError) as error:
+        raise BackupError(f"the server did not send its data: {error}") from error
+    finally:
+        connection.disconnect()
+
+
+def _copy(server: socket.socket, file: IO[bytes], on_bytes: OnBytes) -> None:
+    """Copy the data of one answer to SYNC: `$<size>`, or `$EOF:<mark>` before data that the mark ends."""
+    header, data = _header(server)
+    mark = header.removeprefix(b"$EOF:") if header.startswith(b"$EOF:") else b""
+    left = 0 if mark else int(header[1:])
+    while True:
+        if mark and data.endswith(mark):
+            file.write(data[:-MARK_BYTES])
+            on_bytes(len(data) - MARK_BYTES)
+            return
+        kept = MARK_BYTES if mark else 0
+        ready, data = (data[:-kept], data[-kept:]) if kept else (data[:left], b"")
+        file.write(ready)
+        on_bytes(len(ready))
+        left -= len(ready)
+        if not mark and not left:
+            return
+        chunk = server.recv(CHUNK_BYTES)
+        if not chunk:
+            raise BackupError("the server ended the connection before all data had come")
+        data += chunk
+
+
+def _header(server: socket.socket) -> tuple[bytes, bytes]:
+    """Read up to the line that says how the data end, and return it with what came behind it. The server sends empty
+    lines until its fork is done."""
+    data = b""
+    while True:
+        data = data.lstrip(b"\r\n")
+        line, end, rest = data.partition(b"\r\n")
+        if end and line.startswith(b"$"):
+            return line, rest
+        if end:
+            raise BackupError(f"the server did not send its data: {line.decode(errors='replace').lstrip('-')}")
+        chunk = server.recv(CHUNK_BYTES)
+        if not chunk:
+            raise BackupError("the server ended the connection before it sent its data")
+        data += chunk

@@ -1,0 +1,99 @@
+"""BackupFolder: the folder of one backup, on this machine or wherever fsspec reaches (s3://, memory:// and others)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fsspec.core import url_to_fs
+
+from service.backup.manifest import MANIFEST, BackupError, FileEntry, Manifest
+
+CHUNK_BYTES = 2**20
+"""Bytes that are copied at a time."""
+OnBytes = Callable[[int], object]
+"""Called with the number of bytes of each chunk that was copied."""
+
+
+class BackupFolder:
+    """The folder of one backup. Errors of the storage are raised as BackupError.
+
+    `address`: a path, or a URL that fsspec knows. Credentials and endpoints are those of the environment, as the
+    storage's own tools take them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and so on).
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        try:
+            self._storage, self._path = url_to_fs(address)
+        except ImportError as error:
+            raise BackupError(f"{address}: {error}; pip install 'notellm[backup]' has s3fs") from error
+        except ValueError as error:
+            raise BackupError(f"{address}: {error}") from error
+
+    def manifest(self) -> Manifest:
+        """Return the manifest. Raises BackupError where there is none, or a damaged one."""
+        with self._errors():
+            if not self._storage.exists(self._at(MANIFEST)):
+                raise BackupError(f"there is no backup in {self.address}: {MANIFEST} is missing")
+            content: bytes = self._storage.cat_file(self._at(MANIFEST))
+        return Manifest.decode(content)
+
+    def refuse_unless_empty(self) -> None:
+        """Raise BackupError where the folder holds files of a backup: one is never written over another."""
+        with self._errors():
+            if self._storage.exists(self._path) and self._storage.ls(self._path, detail=False):
+                raise BackupError(f"{self.address} is not empty; name a new folder for each backup")
+
+    def write_file(self, source: Path, name: str, on_bytes: OnBytes) -> FileEntry:
+        """Copy a file into the folder, and return its entry for the manifest."""
+        digest, size = hashlib.sha256(), 0
+        with self._errors(), source.open("rb") as reader, self._open(name, "wb") as writer:
+            for chunk in _chunks(reader):
+                digest.update(chunk)
+                size += len(chunk)
+                writer.write(chunk)
+                on_bytes(len(chunk))
+        return FileEntry(name=name, size=size, sha256=digest.hexdigest())
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest, which makes the backup valid."""
+        with self._errors(), self._open(MANIFEST, "wb") as writer:
+            writer.write(manifest.encode())
+
+    def read_file(self, entry: FileEntry, target: Path, on_bytes: OnBytes) -> None:
+        """Copy a file out of the folder. Raises BackupError where it is not the one that was written."""
+        digest, size = hashlib.sha256(), 0
+        with self._errors(), self._open(entry.name, "rb") as reader, target.open("wb") as writer:
+            for chunk in _chunks(reader):
+                digest.update(chunk)
+                size += len(chunk)
+                writer.write(chunk)
+                on_bytes(len(chunk))
+        if (size, digest.hexdigest()) != (entry.size, entry.sha256):
+            raise BackupError(f"{entry.name} of the backup is damaged: its digest or size is another one")
+
+    def _at(self, name: str) -> str:
+        return f"{self._path.rstrip('/')}/{name}"
+
+    def _open(self, name: str, mode: str) -> Any:
+        if "w" in mode:
+            self._storage.makedirs(self._path, exist_ok=True)
+        return self._storage.open(self._at(name), mode)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BackupError:
+            raise
+        except Exception as error:  # each storage has errors of its own
+            raise BackupError(f"{self.address}: {str(error) or type(error).__name__}") from error
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk

@@ -1,0 +1,89 @@
+"""Manifest of a backup: what it holds, from when, and the digests of its files.
+
+A backup is valid through its manifest, which is written last. The manifest has a digest of its own, so that one that
+was cut or changed is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+FORMAT = 1
+"""Version of manifest and files: raise it when older versions of this service could not restore them."""
+MANIFEST = "manifest.json"
+
+
+class BackupError(RuntimeError):
+    """A backup cannot be made or restored; the message says why, and what to do."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileEntry(_Record):
+    """A file of the backup. `sha256` is hexadecimal."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class NotesEntry(_Record):
+    """The notes below one key prefix, as they were at the log position `position`.
+
+    `notes` counts all of them, `expiring` those that have a time of expiry: they may be fewer when they are restored.
+    `spaces` counts notes by vector space, of which each model has its own.
+    """
+
+    prefix: str
+    position: str
+    notes: int
+    expiring: int
+    spaces: dict[str, int]
+
+
+class Manifest(_Record):
+    """`version` is the service's, `server` that of Redis, `database` the number of the database that holds the notes;
+    `created_at` is the time of the data."""
+
+    format: int
+    version: str
+    server: str
+    created_at: datetime
+    database: int
+    notes: tuple[NotesEntry, ...]
+    files: tuple[FileEntry, ...]
+
+    def encode(self) -> bytes:
+        """Return the manifest as JSON, with its digest."""
+        body = self.model_dump(mode="json")
+        return orjson.dumps({"body": body, "sha256": _digest_of(body)}, option=orjson.OPT_INDENT_2)
+
+    @classmethod
+    def decode(cls, content: bytes) -> Manifest:
+        """Read a manifest. Raises BackupError where it is damaged, or of a newer format."""
+        try:
+            document = orjson.loads(content)
+            body, digest = document["body"], document["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BackupError("the manifest of the backup cannot be read: it was cut or changed") from error
+        if digest != _digest_of(body):
+            raise BackupError("the manifest of the backup is damaged: its digest is another one")
+        if type(format_ := body.get("format")) is int and format_ > FORMAT:
+            raise BackupError(
+                f"the backup is of format {format_}, and this version reads up to {FORMAT}: upgrade first"
+            )
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise BackupError(f"the manifest of the backup is not one of this service: {error}") from error
+
+
+def _digest_of(body: Any) -> str:
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,151 @@
+"""Restoring a backup into the store of a Redis, in one step as services see it.
+
+The data are copied into a database of the server that nobody uses, and exchanged with the store's at the end
+(SWAPDB). Until then services have the store as it was. What a broken-off restore leaves is marked, and thrown away by
+the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from service.backup.backup import Progress
+from service.backup.clients import client_of, database_of
+from service.backup.contents import notes_of, pages
+from service.backup.copying import IDENTITY, SNAPSHOTS, copy_all
+from service.backup.folder import BackupFolder
+from service.backup.manifest import BackupError, Manifest
+from service.backup.scratch import loaded
+
+MARK, ALIVE = "notellm:restore", "notellm:restore:runs"
+"""Keys of a database that a restore writes to: that it does, and, for a short time, that its process lives."""
+ALIVE_SECONDS = 60
+DATABASES = 16
+"""Databases of a server that does not say how many it has."""
+DISK_MILLISECONDS = 60_000
+"""Bound on the wait for the server's disk at the end."""
+BOOKKEEPING = (IDENTITY, SNAPSHOTS, b"}:samples")
+"""Ends of the keys that a service makes in an empty store."""
+
+
+def restore_backup(address: str, url: str, progress: Progress, *, replace: bool = False) -> Manifest:
+    """Restore the backup in `address` into the store of the Redis at `url`. `replace`: also where that holds something,
+    which is thrown away. Raises BackupError; then the store is as it was."""
+    folder = BackupFolder(address)
+    manifest = folder.manifest()
+    try:
+        with tempfile.TemporaryDirectory(prefix="notellm-") as temporary, client_of(url) as store:
+            if not replace:
+                _refuse_unless_empty(store)
+            data_set = _fetch(folder, manifest, Path(temporary), progress)
+            with loaded(data_set, manifest.database) as source, _staging(url) as staging:
+                _copy(manifest, source, staging, progress)
+                _exchange(staging, database_of(url))
+    except (RedisError, OSError) as error:
+        raise BackupError(f"the store was left as it was: {error}") from error
+    return manifest
+
+
+def _refuse_unless_empty(store: Any) -> None:
+    for keys in pages(store):
+        if any(not key.endswith(BOOKKEEPING) for key in keys):
+            raise BackupError("the store is not empty; --replace throws away what it holds")
+
+
+def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Progress) -> Path:
+    """Copy the backup's file here, and check its digest."""
+    (entry,) = manifest.files
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        progress("Reading and checking the backup", done, entry.size)
+
+    folder.read_file(entry, target / "data.rdb", count)
+    return target / "data.rdb"
+
+
+def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> None:
+    """Copy all keys, and check that as many notes are there as the backup says."""
+    total, done = int(source.dbsize()), 0
+
+    def count(keys: int) -> None:
+        nonlocal done
+        done += keys
+        staging.set(ALIVE, "1", ex=ALIVE_SECONDS)
+        progress("Restoring", done, total)
+
+    copy_all(source, staging, count)
+    restored = {entry.prefix: entry for entry in notes_of(staging)}
+    for entry in manifest.notes:
+        copy = restored.get(entry.prefix)
+        lasting = 0 if copy is None else copy.notes - copy.expiring
+        if copy is None or (lasting, copy.position) != (entry.notes - entry.expiring, entry.position):
+            raise BackupError(
+                f"of the notes below {entry.prefix} not all could be restored; the store was left as it was"
+            )
+
+
+@contextlib.contextmanager
+def _staging(url: str) -> Iterator[Any]:
+    """Yield a client of an empty, marked database of the server. It is emptied again in the end. Raises BackupError."""
+    with client_of(url, _free_database(url)) as staging:
+        staging.flushdb()
+        staging.set(ALIVE, "1", ex=ALIVE_SECONDS)
+        staging.set(MARK, "1")
+        try:
+            yield staging
+        finally:
+            with contextlib.suppress(RedisError):
+                staging.flushdb(asynchronous=True)
+
+
+def _free_database(url: str) -> int:
+    """Return the number of a database that is empty, or that a restore was broken off in."""
+    free: list[int] = []
+    for number in reversed(range(_database_count(url))):
+        if number == database_of(url):
+            continue
+        with client_of(url, number) as client:
+            if client.exists(ALIVE):
+                raise BackupError(f"another restore runs, or ended within {ALIVE_SECONDS} seconds; wait for it")
+            if client.exists(MARK) or not client.dbsize():
+                free.append(number)
+    if not free:
+        raise BackupError("the server has no empty database to restore into, besides that of the store")
+    return free[0]
+
+
+def _database_count(url: str) -> int:
+    with client_of(url) as client:
+        try:
+            return int(client.config_get("databases")["databases"])
+        except (ResponseError, KeyError):
+            return DATABASES
+
+
+def _exchange(staging: Any, database: int) -> None:
+    """Exchange the staging database with the store's, in one step, and mark what was the store. Return once that is on
+    disk."""
+    number = staging.connection_pool.connection_kwargs["db"]
+    exchange = staging.pipeline(transaction=True)
+    exchange.delete(MARK, ALIVE)
+    exchange.execute_command("SELECT", database)
+    exchange.set(MARK, "1")
+    exchange.swapdb(number, database)
+    exchange.execute_command("SELECT", number)
+    try:
+        exchange.execute()
+    except ResponseError:
+        raise
+    except (RedisError, OSError) as error:
+        raise BackupError(f"it is not known whether the store was exchanged; look at its notes: {error}") from error
+    with contextlib.suppress(ResponseError):  # a server without it, or without an append-only file
+        staging.execute_command("WAITAOF", 1, 0, DISK_MILLISECONDS)

@@ -1,0 +1,60 @@
+"""A throw-away server that holds the data set of a backup, to look into it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+from redis.exceptions import RedisError
+
+from service.backup.manifest import BackupError
+from service.store.embedded_redis import EmbeddedRedisError, launch_command, socket_path
+
+STOP_SECONDS = 20.0
+
+
+@contextlib.contextmanager
+def loaded(data_set: Path, database: int) -> Iterator[redis.Redis]:
+    """Load an RDB file, and yield a client of one of its databases. Raises BackupError where it cannot be loaded: a
+    backup that does not load is none.
+
+    The server takes as much memory as the data, keeps its files in the folder of `data_set`, and writes none.
+    """
+    folder = data_set.parent
+    socket, log = socket_path(folder), folder / "scratch.log"
+    try:
+        command = [
+            *launch_command(socket, folder, log),
+            *("--dbfilename", data_set.name, "--save", "", "--appendonly", "no"),
+            *("--rdb-version-check", "relaxed"),  # Redis 7.4 and later number their formats for themselves
+        ]
+    except EmbeddedRedisError as error:
+        raise BackupError(str(error)) from error
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        with redis.Redis(unix_socket_path=str(socket), db=database) as client:
+            _wait_until_loaded(client, process, log)
+            yield client
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_loaded(client: redis.Redis, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the server has read the file, however long that takes. Raises BackupError where it ends instead."""
+    while True:
+        with contextlib.suppress(RedisError):
+            if client.ping():
+                return
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            raise BackupError(f"the data set cannot be loaded: {' / '.join(lines[-3:])}")
+        time.sleep(0.02)

@@ -1,0 +1,88 @@
+"""`notellm backup` and `notellm restore`: the store of the settings, whether services use it or not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from service.cli.terminal import FAILED, complain, err, read_settings, show
+from service.settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="The manifest, for programs.")]
+
+
+def backup(
+    destination: Annotated[str, typer.Argument(help="A new folder: a path, or a URL such as s3://bucket/folder.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Back up the store, all tenants of it, as it is at one moment, while services go on."""
+    from service.backup.backup import make_backup  # fsspec takes a while to import
+
+    with _steps() as progress, _store_url(read_settings()) as url:
+        manifest = make_backup(url, destination, progress)
+    _show(manifest.model_dump(mode="json"), as_json)
+
+
+def restore(
+    source: Annotated[str, typer.Argument(help="The folder of a backup.")],
+    *,
+    replace: Annotated[bool, typer.Option("--replace", help="Throw away what the store holds.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore a backup into the store, in one step as services see it. Replicas then build their index anew."""
+    from service.backup.restore import restore_backup
+
+    with _steps() as progress, _store_url(read_settings()) as url:
+        manifest = restore_backup(source, url, progress, replace=replace)
+    _show(manifest.model_dump(mode="json"), as_json)
+
+
+def _show(manifest: dict[str, Any], as_json: bool) -> None:
+    rows = [
+        (entry["prefix"], str(entry["notes"]), entry["position"], ", ".join(entry["spaces"]))
+        for entry in manifest["notes"]
+    ]
+    show(manifest, as_json, ("notes below", "count", "log position", "spaces"), rows)
+
+
+@contextlib.contextmanager
+def _store_url(settings: Settings) -> Iterator[str]:
+    """Yield the address of the store; the embedded server is started where no service runs it."""
+    if settings.redis_url:
+        yield settings.redis_url.get_secret_value()
+        return
+    from service.store.embedded_redis import EmbeddedRedis
+
+    server = EmbeddedRedis(settings.data_dir, max_memory=settings.store_memory_bytes)
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def _steps() -> Iterator[Any]:
+    """Yield a callable that shows the progress of each step; an error ends the command with its message."""
+    from service.backup.manifest import BackupError
+    from service.store.embedded_redis import EmbeddedRedisError
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    try:
+        with Progress(*columns, console=err, transient=True) as bars:
+
+            def show_progress(step: str, done: int, total: int) -> None:
+                if step not in tasks:
+                    tasks[step] = bars.add_task(step)
+                bars.update(tasks[step], completed=done, total=total or None)
+
+            yield show_progress
+    except (BackupError, EmbeddedRedisError, OSError) as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from error

@@ -1,0 +1,1 @@
+"""Backups of real servers, under load, and what is refused."""

@@ -1,0 +1,66 @@
+"""Servers to back up and to restore into, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.backup.backup import make_backup
+from service.backup.clients import client_of
+from service.backup.manifest import Manifest
+from service.backup.restore import restore_backup
+from service.store.embedded_redis import EmbeddedRedis
+
+NOTE, LOG, IDENTITY = "{notes}:note:", "{notes}:log", "{notes}:identity"
+
+
+def ignore_progress(step: str, done: int, total: int) -> None:
+    """Progress of a backup that nobody watches."""
+
+
+def back_up(url: str, folder: Path | str) -> Manifest:
+    return make_backup(url, str(folder), ignore_progress)
+
+
+def restore(folder: Path | str, url: str, replace: bool = False) -> Manifest:
+    return restore_backup(str(folder), url, ignore_progress, replace=replace)
+
+
+def fill(client: Any, count: int = 3, prefix: str = "{notes}:") -> None:
+    """Write notes as the store does, as far as a backup looks at them."""
+    for number in range(count):
+        position = client.xadd(f"{prefix}log", {"id": f"n{number}", "op": "put"})
+        fields = {"document": f'{{"title": "Note {number}"}}', "space": "words-1", "vector": b"\x00\xff" * 8}
+        client.hset(f"{prefix}note:n{number}", mapping={**fields, "revision": 1, "position": position})
+    client.set(f"{prefix}identity", f"identity of {prefix}")
+
+
+def contents(client: Any) -> dict[bytes, Any]:
+    """All notes of a database, by key."""
+    return {key: client.hgetall(key) for key in client.scan_iter(match="*:note:*")}
+
+
+@pytest.fixture
+def source(embedded: EmbeddedRedis) -> Iterator[Any]:
+    """A client of the server that is backed up."""
+    with client_of(embedded.url) as client:
+        yield client
+
+
+@pytest.fixture
+def other(short_folder: Path) -> Iterator[EmbeddedRedis]:
+    """The server that is restored into."""
+    server = EmbeddedRedis(short_folder / "other")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def target(other: EmbeddedRedis) -> Iterator[Any]:
+    """A client of the server that is restored into."""
+    with client_of(other.url) as client:
+        yield client

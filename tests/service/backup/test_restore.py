@@ -1,0 +1,242 @@
+"""What a backup holds, and what a restore does and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from service.backup.backup import DATA_SET, make_backup
+from service.backup.clients import client_of
+from service.backup.manifest import FORMAT, MANIFEST, BackupError, Manifest
+from service.backup.restore import ALIVE, MARK, restore_backup
+from service.filters import Filter
+from service.interfaces import Clock
+from service.records import Write
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.redis_store import RedisNoteStore
+from tests.service.backup.conftest import IDENTITY, LOG, back_up, contents, fill, restore
+from tests.service.conftest import DIMENSION, SPACE, DebianRedis, eventually, following, stored_note, word_vector
+
+
+class Interrupted(BaseException):
+    """Raised by a test in the middle of a step, as Ctrl-C is."""
+
+
+def interrupt(during: str) -> Any:
+    """Progress that ends the work at a step, as a killed process would."""
+
+    def progress(step: str, done: int, total: int) -> None:
+        if step == during:
+            raise Interrupted
+
+    return progress
+
+
+def test_all_tenants_and_types_of_keys_come_back(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    fill(source, 5, "{notes:acme}:")
+    others = {"list": b"rpush l a b c", "set": b"sadd s a b", "sorted": b"zadd z 1.5 a", "text": b"set t \xff ex 900"}
+    for command in others.values():
+        source.execute_command(*command.split())
+    source.xadd("{notes}:events", {"note": "n1", "by": "x"}, id="5-1")
+    manifest = back_up(embedded.url, tmp_path / "b")
+    assert [(entry.prefix, entry.notes) for entry in manifest.notes] == [("{notes:acme}:", 5), ("{notes}:", 3)]
+    restore(tmp_path / "b", other.url)
+    assert contents(target) == contents(source)
+    assert target.xrange("{notes}:events") == source.xrange("{notes}:events")
+    for read in ("lrange l 0 -1", "smembers s", "zrange z 0 -1 withscores", "get t", "pexpiretime t"):
+        assert target.execute_command(*read.split()) == source.execute_command(*read.split())
+
+
+def test_restored_store_has_another_identity_and_goes_on_behind_its_log(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    fill(source, 1, "{notes:acme}:")
+    source.hset("{notes}:tenants", mapping={"acme": "identity of {notes:acme}:", "old": "!identity of {notes}:"})
+    source.hset("{notes}:snapshots", "replica", "1-1 1.0")
+    (last, _), *_ = source.xrevrange(LOG, count=1)
+    back_up(embedded.url, tmp_path / "b")
+    restore(tmp_path / "b", other.url)
+    assert target.get(IDENTITY) not in (None, source.get(IDENTITY))
+    acme = target.get("{notes:acme}:identity")
+    assert target.hgetall("{notes}:tenants") == {b"acme": acme, b"old": b"!" + target.get(IDENTITY)}
+    assert not target.exists("{notes}:snapshots")
+    assert (target.xlen(LOG), target.xinfo_stream(LOG)["last-generated-id"]) == (0, last)
+    assert target.xadd(LOG, {"id": "n9", "op": "put"}) > last
+
+
+def test_store_with_notes_is_replaced_only_when_told(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    target.set(IDENTITY, "of an empty store")
+    restore(tmp_path / "b", other.url)
+    target.delete("{notes}:note:n1")
+    before = contents(target)
+    with pytest.raises(BackupError, match="not empty; --replace"):
+        restore(tmp_path / "b", other.url)
+    assert contents(target) == before
+    restore(tmp_path / "b", other.url, replace=True)
+    assert contents(target) == contents(source)
+    assert target.info("keyspace").keys() == {"db0"}
+
+
+@pytest.mark.parametrize("offset", [0, 100, -1])
+def test_damaged_file_is_refused_before_anything_is_touched(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, offset: int
+) -> None:
+    fill(source)
+    fill(target, 1)
+    back_up(embedded.url, tmp_path / "b")
+    content = bytearray((tmp_path / "b" / DATA_SET).read_bytes())
+    content[offset] ^= 1
+    (tmp_path / "b" / DATA_SET).write_bytes(content)
+    before = contents(target)
+    with pytest.raises(BackupError, match=r"data.rdb of the backup is damaged"):
+        restore(tmp_path / "b", other.url, replace=True)
+    assert contents(target) == before
+
+
+def test_manifest_that_was_cut_or_changed_is_none(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    content = (tmp_path / "b" / MANIFEST).read_bytes()
+    for length in range(0, len(content), 7):
+        with pytest.raises(BackupError):
+            Manifest.decode(content[:length])
+    with pytest.raises(BackupError, match="its digest is another one"):
+        Manifest.decode(content.replace(b'"notes": 3', b'"notes": 4'))
+    assert Manifest.decode(content).notes[0].notes == 3
+
+
+def test_backup_of_a_newer_format_names_the_way_out(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
+    fill(source)
+    manifest = back_up(embedded.url, tmp_path / "b").model_copy(update={"format": FORMAT + 1})
+    with pytest.raises(BackupError, match="upgrade first"):
+        Manifest.decode(manifest.encode())
+
+
+@pytest.mark.parametrize("step", ["Receiving the data", "Loading it, to see that it can be", "Storing it"])
+def test_interrupted_backup_leaves_none(source: Any, embedded: EmbeddedRedis, tmp_path: Path, step: str) -> None:
+    fill(source)
+    with pytest.raises(Interrupted):
+        make_backup(embedded.url, str(tmp_path / "b"), interrupt(step))
+    with pytest.raises(BackupError, match="there is no backup in"):
+        restore(tmp_path / "b", embedded.url)
+
+
+def test_backup_is_never_written_over_another(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    with pytest.raises(BackupError, match="name a new folder"):
+        back_up(embedded.url, tmp_path / "b")
+
+
+@pytest.mark.parametrize("step", ["Reading and checking the backup", "Restoring"])
+def test_interrupted_restore_leaves_the_store_as_it_was(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, step: str
+) -> None:
+    fill(source)
+    fill(target, 1)
+    before = contents(target)
+    back_up(embedded.url, tmp_path / "b")
+    with pytest.raises(Interrupted):
+        restore_backup(str(tmp_path / "b"), other.url, interrupt(step), replace=True)
+    assert contents(target) == before
+    restore(tmp_path / "b", other.url, replace=True)
+    assert contents(target) == contents(source)
+
+
+def test_remains_of_a_killed_restore_are_thrown_away(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    with client_of(other.url, 15) as staging:
+        fill(staging, 9)
+        staging.mset({MARK: "1", ALIVE: "1"})
+        with pytest.raises(BackupError, match="another restore runs"):
+            restore(tmp_path / "b", other.url)
+        staging.delete(ALIVE)
+        restore(tmp_path / "b", other.url)
+        assert staging.dbsize() == 0
+    assert contents(target) == contents(source)
+
+
+def test_database_of_somebody_else_is_not_used(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    with client_of(other.url, 15) as theirs:
+        theirs.set("theirs", "1")
+        restore(tmp_path / "b", other.url)
+        assert theirs.get("theirs") == b"1"
+    assert contents(target) == contents(source)
+
+
+def test_storage_other_than_a_disk_is_reached_by_its_url(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis
+) -> None:
+    fill(source)
+    back_up(embedded.url, "memory://backups/today")
+    restore("memory://backups/today", other.url)
+    assert contents(target) == contents(source)
+
+
+def test_storage_that_is_not_there_is_named(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for address, words in [(tmp_path / "file" / "b", "file"), ("nowhere://b", "nowhere")]:
+        with pytest.raises(BackupError, match=words):
+            back_up(embedded.url, address)
+
+
+def test_server_with_a_password_and_a_database_is_backed_up(
+    guarded_redis: DebianRedis, target: Any, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    url = f"{guarded_redis.url}/3"
+    with client_of(url) as client:
+        fill(client)
+        assert back_up(url, tmp_path / "b").database == 3
+        restore(tmp_path / "b", other.url)
+        assert contents(target) == contents(client)
+        restore(tmp_path / "b", url, replace=True)
+        assert contents(target) == contents(client)
+
+
+def test_server_that_is_away_is_an_error_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(BackupError) as failure:
+        back_up("redis://user:secret@127.0.0.1:1", tmp_path / "b")
+    assert "secret" not in str(failure.value)
+    assert isinstance(failure.value.__cause__, redis.RedisError)
+
+
+@pytest.mark.anyio
+async def test_running_index_is_built_anew_after_a_restore(
+    source: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, clock: Clock
+) -> None:
+    stores = [RedisNoteStore(server.url, clock=clock, dimensions={SPACE: DIMENSION}) for server in (embedded, other)]
+    await stores[0].put([Write(stored_note("kept", "lemon tart"))])
+    back_up(embedded.url, tmp_path / "b")
+    await stores[1].put([Write(stored_note("lost", "lemon tart"))])
+    async with following(stores[1], clock) as index:
+        assert await index.ids() == ["lost"]
+        restore(tmp_path / "b", other.url, replace=True)
+
+        async def follows() -> bool:
+            return await index.ids() == ["kept"] and index.status().ready
+
+        await eventually(follows)
+        await stores[1].put([Write(stored_note("new", "lemon tart"))])
+        await eventually(lambda: len(index.status().detail) and index.status().vectors == 2)
+        hits = await index.search(word_vector("lemon", "tart"), 5, Filter())
+        assert {hit.id for hit in hits} == {"kept", "new"}
+    for store in stores:
+        await store.close()

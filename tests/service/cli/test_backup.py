@@ -1,0 +1,67 @@
+"""`notellm backup` and `notellm restore` on the store of a service, which runs or is stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.service.process import Process, running, wait_until
+
+pytestmark = pytest.mark.slow
+
+NOTES = [{"id": f"n{i}", "title": f"Lemon tart {i}", "author": "tom"} for i in range(20)]
+
+
+@pytest.fixture
+def service(tiny_checkpoint: Path) -> Iterator[Process]:
+    with running(tiny_checkpoint) as process:
+        yield process
+
+
+def answers(service: Process) -> list[object]:
+    """The notes, and what is found near them."""
+    with httpx2.Client(base_url=service.url, timeout=60) as client:
+        notes = [client.get(f"/notes/{note['id']}").json() for note in NOTES]
+        return [*notes, *(client.get(f"/notes/{note['id']}/similar").json()["items"] for note in NOTES)]
+
+
+def test_restore_beside_a_running_service_brings_its_answers_back(service: Process, tmp_path: Path) -> None:
+    httpx2.post(f"{service.url}/notes", json=NOTES, timeout=60)
+    before = answers(service)
+    backup = service.run("backup", str(tmp_path / "b"), "--json")
+    assert backup.returncode == 0, backup.stderr
+    assert [entry["notes"] for entry in json.loads(backup.stdout)["notes"]] == [len(NOTES)]
+    for note in NOTES:
+        httpx2.delete(f"{service.url}/notes/{note['id']}")
+    httpx2.post(f"{service.url}/notes", json={"id": "later", "title": "Lemon tart"}, timeout=60)
+    refused = service.run("restore", str(tmp_path / "b"))
+    assert (refused.returncode, "--replace" in refused.stderr) == (1, True)
+    restored = service.run("restore", str(tmp_path / "b"), "--replace")
+    assert restored.returncode == 0, restored.stderr
+    wait_until(lambda: httpx2.get(f"{service.url}/notes/n1/similar").json().get("items") == before[len(NOTES) + 1])
+    wait_until(service.ready)
+    assert answers(service) == before
+    assert httpx2.get(f"{service.url}/notes/later").status_code == 404
+    assert json.loads(service.run("verify", "--json").stdout)["well"]
+
+
+def test_store_of_a_stopped_service_is_backed_up_and_restored(service: Process, tmp_path: Path) -> None:
+    httpx2.post(f"{service.url}/notes", json=NOTES, timeout=60)
+    before = answers(service)
+    service.end(signal.SIGTERM)
+    assert service.run("backup", str(tmp_path / "b")).returncode == 0
+    restored = service.run("restore", str(tmp_path / "b"), "--replace")
+    assert restored.returncode == 0, restored.stderr
+    service.start()
+    assert answers(service) == before
+
+
+def test_folder_without_a_backup_is_refused_in_one_line(service: Process, tmp_path: Path) -> None:
+    refused = service.run("restore", str(tmp_path))
+    assert (refused.returncode, refused.stderr.strip().count("\n")) == (1, 0)
+    assert "there is no backup in" in refused.stderr
