@@ -1,10 +1,11 @@
-"""The running parts of one process; wiring.py puts them together."""
+"""The running parts of one process, as one tenant has them; wiring.py puts them together."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
 
+from service.access.principal import DEFAULT_TENANT
 from service.batcher import Batcher
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
@@ -14,7 +15,8 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The running parts of one process; wiring.py puts them together."""
+    """The service as one tenant has it. Its own are `recommender`, `store`, `index` and `verifying`; all tenants of a
+    process share settings, engine, batcher, telemetry and clock."""
 
     settings: Settings
     recommender: Recommender
@@ -23,10 +25,6 @@ class Service:
     index: NoteIndex
     telemetry: Telemetry
     clock: Clock
+    tenant: str = DEFAULT_TENANT
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a comparison of index and store, so that only one runs at a time."""
-
-    @property
-    def works(self) -> bool:
-        """Whether the index follows the store, which it does not while the store is away, and the engine moves."""
-        return self.index.status().ready and not self.batcher.is_stuck

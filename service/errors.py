@@ -8,6 +8,9 @@ NoteLLMError
 ├── LimitExceeded         body, note or batch over its published bound
 ├── MalformedHeader       a header of the request has no valid value, or asks for what the address cannot do
 ├── KeyReused             the Idempotency-Key was that of another request
+├── TenantNotFound        there is no such tenant
+├── TenantRemoved         the tenant was removed while the request was under way
+├── TooManyTenants        the service has as many tenants as it may
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
@@ -19,6 +22,7 @@ NoteLLMError
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index has not reached a log position in time
     ├── EngineFailed      the model failed on this batch
+    ├── TenantOpening     the caller's tenant is being opened
     ├── Starting          the service is not ready for requests yet
     └── Stopping          the service is shutting down
 
@@ -115,6 +119,27 @@ class PreconditionFailed(NoteLLMError):
         )
 
 
+class TenantNotFound(NoteLLMError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no tenant {name!r}: it was never used, or was removed.")
+
+
+class TenantRemoved(NoteLLMError):
+    def __init__(self) -> None:
+        super().__init__(
+            "All that belongs to this key's tenant was removed, or the store was emptied, while this request was under "
+            "way. Nothing of it is stored; repeated, it finds an empty tenant."
+        )
+
+
+class TooManyTenants(NoteLLMError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"This key's tenant is new, and the service has as many as it may: max_tenants = {limit} of GET /limits. "
+            "Whoever runs the service can raise NOTELLM_MAX_TENANTS, or remove another one."
+        )
+
+
 class OtherSpace(NoteLLMError):
     def __init__(self, note_id: str) -> None:
         super().__init__(
@@ -185,6 +210,13 @@ class IndexBehind(TryLater):
 class EngineFailed(TryLater):
     def __init__(self, detail: str) -> None:
         super().__init__(f"The model failed: {detail}. Nothing was stored; try again.")
+
+
+class TenantOpening(TryLater):
+    """`progress`: how far its index is."""
+
+    def __init__(self, progress: str) -> None:
+        super().__init__(f"The tenant of this key is being opened (its index: {progress}); try again.")
 
 
 class Starting(TryLater):

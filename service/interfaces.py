@@ -109,7 +109,8 @@ class NoteStore(Protocol):
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
         """Write each note with its vector, its log entry and what is `remembered` of it in one atomic step, durably.
-        None stands for a note for which its condition does not hold. Raises KeyInUse for a claim that has ended."""
+        None stands for a note for which its condition does not hold. Raises KeyInUse for a claim that has ended, and,
+        as every write, TenantRemoved."""
 
     async def delete(
         self, note_id: str, condition: Condition | None = None, remembered: Remembered | None = None
@@ -136,7 +137,8 @@ class NoteStore(Protocol):
         """Return about how many notes there are."""
 
     async def identity(self) -> str:
-        """Return the name of these notes and their log; it changes when they are thrown away or exchanged."""
+        """Return the name of these notes and their log; it changes when they are thrown away or exchanged. Raises
+        TenantRemoved where it is not the one that the store must have."""
 
     async def durability(self) -> Durability:
         """Return whether acknowledged writes survive the death of the store."""
@@ -166,6 +168,21 @@ class NoteStore(Protocol):
         """Record that all sample notes were added."""
 
 
+class TenantDirectory(Protocol):
+    """The tenants that have a store beside the default one. Every method raises StoreUnavailable."""
+
+    async def known(self) -> Mapping[str, str | None]:
+        """Return the identity of each tenant's store by the tenant's name; None while the tenant is being removed."""
+
+    async def open(self, name: str) -> str:
+        """Return the identity of a tenant's store, durably made where there is none. Raises TooManyTenants, and
+        TenantRemoved while the tenant is being removed."""
+
+    async def remove(self, name: str) -> None:
+        """Remove everything that a tenant's store holds, and go on with a removal that was broken off. From its begin
+        on nothing is written to the store. Raises TenantNotFound."""
+
+
 # The index
 
 
@@ -181,6 +198,13 @@ class NoteIndex(Protocol):
         """Hashtags that authors gave the notes in the index."""
 
     def status(self) -> IndexStatus: ...
+
+    async def start(self) -> None:
+        """Build the index, and from then on follow the log in the background. Raises TenantRemoved. If the store is
+        away, the background task tries again until the index is built."""
+
+    async def discard(self) -> None:
+        """Remove the snapshots, and make no more of them: the store was removed."""
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once every write up to `position` can be found. Raises IndexBehind after `seconds`."""

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     idempotency_seconds: float = Field(
         3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 700 bytes each"
     )
+    max_tenants: int = Field(
+        100, ge=1, description="most tenants, the default one included; a key of one more gets 403"
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")
     max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -95,6 +96,16 @@ class Telemetry:
             registry=registry,
         )
         self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
+        self.tenants = Gauge("notellm_tenants", "Tenants that are open", registry=registry)
+        self.tenant_vectors = Gauge(
+            "notellm_tenant_index_vectors",
+            "Rows of a tenant's index that can be found",
+            ("tenant",),
+            registry=registry,
+        )
+        self.tenant_requests = Counter(
+            "notellm_tenant_requests", "Requests that came to a tenant", ("tenant",), registry=registry
+        )
         self.index_segments = Gauge("notellm_index_segments", "Parts that a search goes through", registry=registry)
         self.recall = Gauge(
             "notellm_index_recall_sampled",
@@ -118,6 +129,12 @@ class Telemetry:
         )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
+
+    def forget_tenant(self, name: str) -> None:
+        """Drop the series of a tenant that is no longer open."""
+        for metric in (self.tenant_vectors, self.tenant_requests):
+            with suppress(KeyError):
+                metric.remove(name)
 
     async def measure_loop_lag(self) -> None:
         """Measure for ever how late the event loop is."""

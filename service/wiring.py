@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -20,19 +24,24 @@ from service.admission import Lane
 from service.api.app import create_app
 from service.batcher import Batcher
 from service.container import Service
-from service.index.gpu import find_gpu
+from service.index.gpu import Gpu, find_gpu
 from service.index.hashtags import LiveHashtags
-from service.index.live import LiveIndex
+from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
-from service.index.snapshots import SnapshotFolder
-from service.interfaces import Clock, NoteStore
+from service.index.snapshots import SnapshotFolder, remove_unused_snapshots
+from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.recommender import GenerationDefaults, Recommender
+from service.records import IndexStatus
 from service.samples import load_samples
 from service.settings import Settings
+from service.store.connection import MAX_CONNECTIONS, Connection, Outage
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.store.keys import Keys
 from service.store.redis_store import RedisNoteStore
+from service.store.tenants import RedisTenants
 from service.telemetry import Telemetry
+from service.tenants import Tenants
 from service.tracing import Tracer, open_tracer
 
 START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
@@ -40,6 +49,25 @@ START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
 FOLLOWING_SECONDS = 60.0
 """How often a replica without snapshots tells the store how far it has followed the log."""
 log = structlog.get_logger(__name__)
+
+
+TENANT_CONNECTIONS = 8
+"""Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all tenants of a process share. `url`: that of the store. `searchers`: threads that search."""
+
+    settings: Settings
+    url: SecretStr
+    engine: Engine
+    batcher: Batcher
+    telemetry: Telemetry
+    clock: Clock
+    searchers: ThreadPoolExecutor
+    gpu: Gpu | None
+    outage: Outage
 
 
 def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tracer | None = None) -> FastAPI:
@@ -50,19 +78,19 @@ def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tr
     tracer = tracer or open_tracer()
 
     @contextlib.asynccontextmanager
-    async def open_with_samples() -> AsyncIterator[Service]:
+    async def open_with_samples() -> AsyncIterator[Tenants]:
         async with contextlib.AsyncExitStack() as stack:
             if tracer:
                 stack.push_async_callback(asyncio.to_thread, tracer.close)
-            service = await stack.enter_async_context(open_service(settings, telemetry, lifecycle))
-            await load_samples(service, lifecycle.report)
-            yield service
+            tenants = await stack.enter_async_context(open_service(settings, telemetry, lifecycle))
+            await load_samples(tenants.default, lifecycle.report)
+            yield tenants
 
     return create_app(settings, open_with_samples, lifecycle, telemetry, START_ERRORS, tracer)
 
 
 @contextlib.asynccontextmanager
-async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle) -> AsyncIterator[Service]:
+async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle) -> AsyncIterator[Tenants]:
     """Start every part in order; on leaving, stop them in the opposite order.
 
     Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is away is no error: the
@@ -72,25 +100,6 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
         url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle.report))
         lifecycle.report("Loading the model")
         engine = await asyncio.to_thread(_load_engine, settings, lifecycle.report)
-        clock = Clock()
-        store = RedisNoteStore(
-            url.get_secret_value(),
-            clock=clock,
-            dimensions={engine.space: engine.dimension},
-            on_error=telemetry.store_errors.inc,
-        )
-        stack.push_async_callback(store.close)
-        gpu = find_gpu() if settings.index_device == "cuda" else None
-        index = LiveIndex(
-            store,
-            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=gpu),
-            make_hashtags=lambda: LiveHashtags(engine.vocabulary(), InvertedLexicalIndex()),
-            space=engine.space,
-            clock=clock,
-            attributes=settings.filter_attributes,
-            snapshots=_claim_snapshots(settings, stack),
-            snapshot_seconds=settings.snapshot_seconds or FOLLOWING_SECONDS,
-        )
         batcher = Batcher(
             engine,
             telemetry,
@@ -99,20 +108,81 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
             max_queue=settings.queue_notes,
             max_seconds=settings.queue_seconds,
         )
-        lifecycle.report("Building the index from the store", lambda: index.status().detail)
-        await index.start()
-        stack.push_async_callback(index.stop)
+        searchers = search_threads()
+        stack.callback(searchers.shutdown)
+        gpu = find_gpu() if settings.index_device == "cuda" else None
+        shared = Shared(settings, url, engine, batcher, telemetry, Clock(), searchers, gpu, Outage())
+        directory = RedisTenants(
+            Connection(
+                url.get_secret_value(),
+                on_error=telemetry.store_errors.inc,
+                max_connections=TENANT_CONNECTIONS,
+                outage=shared.outage,
+            ),
+            settings.max_tenants,
+        )
+        stack.push_async_callback(directory.close)
+        tenants = Tenants(directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings))
+        stack.push_async_callback(tenants.stop)
+        await tenants.start(lifecycle)
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
-        defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
-        remembered = settings.idempotency_seconds
-        recommender = Recommender(engine, batcher, store, index, telemetry, clock, defaults, remembered)
-        _connect_gauges(telemetry, index, store, engine)
-        service = Service(settings, recommender, batcher, store, index, telemetry, clock)
+        _connect_gauges(telemetry, tenants, engine)
         for lane in Lane:
             telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
-        telemetry.ready.set_function(lambda: lifecycle.started and not lifecycle.draining and service.works)
-        yield service
+        telemetry.ready.set_function(
+            lambda: lifecycle.started and not lifecycle.draining and tenants.ready and not batcher.is_stuck
+        )
+        yield tenants
+
+
+@contextlib.asynccontextmanager
+async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterator[Service]:
+    """Make the parts of one tenant; on leaving, stop them in the opposite order. `identity`: that of its store; "" for
+    the default tenant, whose store has any."""
+    settings, engine, clock = shared.settings, shared.engine, shared.clock
+    async with contextlib.AsyncExitStack() as stack:
+        store = RedisNoteStore(
+            shared.url.get_secret_value(),
+            clock=clock,
+            dimensions={engine.space: engine.dimension},
+            on_error=shared.telemetry.store_errors.inc,
+            keys=Keys(name),
+            identity=identity,
+            max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
+            outage=shared.outage,
+        )
+        stack.push_async_callback(store.close)
+        index = LiveIndex(
+            store,
+            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=shared.gpu),
+            make_hashtags=lambda: LiveHashtags(engine.vocabulary(), InvertedLexicalIndex()),
+            space=engine.space,
+            clock=clock,
+            attributes=settings.filter_attributes,
+            snapshots=_claim_snapshots(settings, stack, snapshot_folder(settings, name, identity)),
+            snapshot_seconds=settings.snapshot_seconds or FOLLOWING_SECONDS,
+            searchers=shared.searchers,
+        )
+        stack.push_async_callback(index.stop)
+        defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
+        recommender = Recommender(
+            engine, shared.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds
+        )
+        yield Service(settings, recommender, shared.batcher, store, index, shared.telemetry, clock, name)
+
+
+def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
+    """Folder of the snapshots of a tenant's index. A tenant that is made anew under its old name has another one."""
+    return settings.data_dir / "tenants" / f"{name}-{identity}" if identity else settings.data_dir / "snapshots"
+
+
+def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
+    """Remove the snapshots of tenants that are no more: they were removed while no process of this machine ran."""
+    folders = {snapshot_folder(settings, name, identity) for name, identity in identities.items()}
+    for folder in (settings.data_dir / "tenants").glob("*"):
+        if folder not in folders:
+            remove_unused_snapshots(folder)
 
 
 def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
@@ -144,13 +214,13 @@ async def _open_embedded(
     return embedded.url
 
 
-def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack) -> SnapshotFolder | None:
-    """Claim a folder for snapshots of the index. None where they are switched off or it cannot be written: then each
-    start reads the whole store."""
+def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, parent: Path) -> SnapshotFolder | None:
+    """Claim a folder in `parent` for snapshots of an index. None where they are switched off or it cannot be written:
+    then each start reads the whole store."""
     if not settings.snapshot_seconds:
         return None
     try:
-        snapshots = SnapshotFolder.claim(settings.data_dir / "snapshots")
+        snapshots = SnapshotFolder.claim(parent)
     except OSError as error:
         log.warning("no_snapshots", detail=str(error))
         return None
@@ -158,13 +228,27 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack) -> Sn
     return snapshots
 
 
-def _connect_gauges(telemetry: Telemetry, index: LiveIndex, store: NoteStore, engine: Engine) -> None:
-    """Have the gauges read their values when metrics are collected."""
-    telemetry.index_vectors.labels("live").set_function(lambda: index.status().vectors)
-    telemetry.index_vectors.labels("tombstone").set_function(lambda: index.status().tombstones)
-    telemetry.index_segments.set_function(lambda: index.status().segments)
-    telemetry.recall.set_function(lambda: index.status().recall_sampled)
-    telemetry.other_space.set_function(lambda: index.status().other_space)
-    telemetry.quarantined.set_function(lambda: len(store.unreadable))
-    telemetry.snapshot_time.set_function(lambda: index.status().saved_at)
+def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine) -> None:
+    """Have the gauges read their values when metrics are collected: sums over all tenants."""
+
+    def total(value: Callable[[IndexStatus], float]) -> Callable[[], float]:
+        return lambda: sum(value(service.index.status()) for service in tenants.services)
+
+    telemetry.index_vectors.labels("live").set_function(total(lambda status: status.vectors))
+    telemetry.index_vectors.labels("tombstone").set_function(total(lambda status: status.tombstones))
+    telemetry.index_segments.set_function(total(lambda status: status.segments))
+    telemetry.other_space.set_function(total(lambda status: status.other_space))
+    telemetry.quarantined.set_function(lambda: sum(len(service.store.unreadable) for service in tenants.services))
+    telemetry.recall.set_function(lambda: _mean_recall(tenants))
+    telemetry.snapshot_time.set_function(
+        lambda: max((service.index.status().saved_at for service in tenants.services), default=0.0)
+    )
+    telemetry.tenants.set_function(lambda: len(tenants.services))
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
+
+
+def _mean_recall(tenants: Tenants) -> float:
+    """Mean of the sampled recalls of the tenants that have one; NaN where none has."""
+    sampled = [service.index.status().recall_sampled for service in tenants.services]
+    known = [recall for recall in sampled if not math.isnan(recall)]
+    return sum(known) / len(known) if known else math.nan

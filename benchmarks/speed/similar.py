@@ -43,7 +43,8 @@ from service.lifecycle import Lifecycle
 from service.records import StoredNote, Write
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.redis_store import LOG_ENTRIES, NOTE, RedisNoteStore
+from service.store.keys import NOTE
+from service.store.redis_store import LOG_ENTRIES, RedisNoteStore
 from service.store.scripts import PUT
 from service.telemetry import Telemetry
 from service.wiring import open_service
@@ -223,12 +224,12 @@ async def measure_changes(port: int) -> list[float]:
 async def measure_changes_inside(data: Path) -> list[float]:
     """Seconds of the same changes in this process, without HTTP."""
     settings, seconds = Settings(data_dir=data, sample_notes=0), []
-    async with open_service(settings, Telemetry(), Lifecycle()) as service:
+    async with open_service(settings, Telemetry(), Lifecycle()) as tenants:
         gc.freeze()  # as the service does
         for number in range(CHANGES):
             author = f"changed again {number}"
             started = time.perf_counter()
-            await service.recommender.change(f"n{number}", partial(replace, author=author))
+            await tenants.default.recommender.change(f"n{number}", partial(replace, author=author))
             seconds.append(time.perf_counter() - started)
     return seconds
 

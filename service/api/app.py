@@ -15,13 +15,13 @@ from starlette.requests import ClientDisconnect
 from service.api import problems
 from service.api.connection import CallerLeft
 from service.api.middleware import BodyLimit, RequestContext
-from service.api.routes import documentation, generate, notes, operations, similar
+from service.api.routes import documentation, generate, notes, operations, similar, tenants
 from service.api.schemas.notes import BatchOut, NoteIn
 from service.api.schemas.problem import Problem
-from service.container import Service
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.tenants import Tenants
 from service.tracing import TRACING_OFF, Tracer
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ DESCRIPTION = (
 
 def create_app(
     settings: Settings,
-    open_service: Callable[[], AbstractAsyncContextManager[Service]],
+    open_service: Callable[[], AbstractAsyncContextManager[Tenants]],
     lifecycle: Lifecycle,
     telemetry: Telemetry,
     expected_failures: tuple[type[Exception], ...] = (),
@@ -48,7 +48,7 @@ def create_app(
 
     async def keep_open(app: FastAPI, ending: asyncio.Event) -> None:
         try:
-            async with open_service() as app.state.service:
+            async with open_service() as app.state.tenants:
                 lifecycle.started = True
                 await ending.wait()
         except Exception as error:
@@ -84,8 +84,8 @@ def create_app(
     )
     app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
     # Routes are matched in this order: the busiest come first.
-    for router in (similar.router, notes.router, generate.router, operations.router, documentation.router):
-        app.include_router(router)
+    for routes in (similar, notes, generate, operations, tenants, documentation):
+        app.include_router(routes.router)
     problems.install(app)
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)

@@ -12,15 +12,18 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
+from structlog.contextvars import bind_contextvars
 
 from service.adding import Generate
 from service.admission import Lane, Urgency
+from service.api.access import get_principal
 from service.container import Service
 from service.errors import FieldError, InvalidInput, MalformedHeader, Starting
 from service.lifecycle import Lifecycle
 from service.recommender import Recommender
 from service.records import Condition
 from service.settings import Settings
+from service.tenants import Tenants
 
 ETAG = re.compile(r'(?:W/)?"(\d{1,20}-\d{1,20})"')
 """An ETag of a note. A proxy that compresses answers makes it weak; it is the same version none the less."""
@@ -35,12 +38,21 @@ async def get_lifecycle(request: Request) -> Lifecycle:
     return cast(Lifecycle, request.app.state.lifecycle)
 
 
-async def get_service(request: Request) -> Service:
-    """Return the running service. Raises Starting before it is there."""
+async def get_tenants(request: Request) -> Tenants:
+    """Return the tenants of the running service. Raises Starting before it is there."""
     lifecycle = await get_lifecycle(request)
     if not lifecycle.started:
         raise Starting(lifecycle.progress)
-    return cast(Service, request.app.state.service)
+    return cast(Tenants, request.app.state.tenants)
+
+
+async def get_service(request: Request) -> Service:
+    """Return the running service as the caller's tenant has it. Raises Starting, and what Tenants.get raises."""
+    tenants = await get_tenants(request)
+    service = await tenants.get((await get_principal(request)).tenant)
+    request.state.tenant = service.tenant
+    bind_contextvars(tenant=service.tenant)
+    return service
 
 
 async def get_recommender(request: Request) -> Recommender:
@@ -137,6 +149,7 @@ async def get_urgency(
     return requested.for_note((await get_service(request)).settings)
 
 
+TenantsDep = Annotated[Tenants, Depends(get_tenants)]
 LifecycleDep = Annotated[Lifecycle, Depends(get_lifecycle)]
 ServiceDep = Annotated[Service, Depends(get_service)]
 RecommenderDep = Annotated[Recommender, Depends(get_recommender)]

@@ -102,6 +102,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", "none")
         telemetry = self._telemetry
         telemetry.http_request.labels(_method(scope), route, status).observe(seconds)
+        if tenant := scope["state"].get("tenant"):
+            telemetry.tenant_requests.labels(tenant).inc()
         if status in REJECTIONS:
             telemetry.rejected.labels(str(status)).inc()
         if 200 <= status < 400 and seconds < FAST_SECONDS and random.random() >= self._log_sample:

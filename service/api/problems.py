@@ -34,6 +34,9 @@ STATUS: dict[type[Exception], int] = {
     errors.UnsupportedMediaType: 415,
     errors.LimitExceeded: 413,
     errors.PreconditionFailed: 412,
+    errors.TenantNotFound: 404,
+    errors.TenantRemoved: 409,
+    errors.TooManyTenants: 403,
     errors.OtherSpace: 409,
     errors.StoredNoteUnreadable: 409,
     errors.VerifyRunning: 409,
@@ -42,6 +45,7 @@ STATUS: dict[type[Exception], int] = {
     errors.StoreUnavailable: 503,
     errors.IndexBehind: 503,
     errors.EngineFailed: 503,
+    errors.TenantOpening: 503,
     errors.Starting: 503,
     errors.Stopping: 503,
 }

@@ -40,12 +40,18 @@ NEIGHBOUR_FACTORS = (2, 20)
 It bounds the cost of a lookup where few notes have hashtags."""
 
 
+def search_threads() -> ThreadPoolExecutor:
+    """Return threads that search, as many as there are cores."""
+    return ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="index-search", initializer=use_one_faiss_thread)
+
+
 class LiveIndex:
     """NoteIndex over a backend that `make_index` makes.
 
     `make_index` and `make_hashtags` return empty objects. Notes of another vector space than `space` are left out.
     `attributes` names those that filters may test. `snapshots` is the folder for snapshots, None for none; one is saved
-    every `snapshot_seconds` if anything was written.
+    every `snapshot_seconds` if anything was written. `searchers`: threads of search_threads(), where several indexes
+    share them; whoever made them ends them.
     """
 
     def __init__(
@@ -59,15 +65,15 @@ class LiveIndex:
         attributes: tuple[str, ...] = (),
         snapshots: SnapshotFolder | None = None,
         snapshot_seconds: float = 60.0,
+        searchers: ThreadPoolExecutor | None = None,
     ) -> None:
         def make_notes() -> IndexedNotes:
             return IndexedNotes(make_index(), make_hashtags(), space)
 
         self._clock = clock
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
-        self._searchers = ThreadPoolExecutor(
-            SEARCH_THREADS, thread_name_prefix="index-search", initializer=use_one_faiss_thread
-        )
+        self._searchers = searchers or search_threads()
+        self._own_threads = [self._writer] if searchers else [self._writer, self._searchers]
         self._state = IndexState(make_notes())
         self._maintainer = Maintainer(self._state, self._writer)
         self._keeper = SnapshotKeeper(
@@ -85,10 +91,9 @@ class LiveIndex:
         )
         self._recall = RecallSampler(self._state, self._searchers)
         self._tasks: list[asyncio.Task[None]] = []
+        self._discarded = False
 
     async def start(self) -> None:
-        """Build the index, and from then on follow the log in the background. If the store is away, the background task
-        tries again until the index is built."""
         await self._follower.catch_up()
         self._tasks = [
             asyncio.create_task(self._follower.run(), name="follow-log"),
@@ -104,9 +109,15 @@ class LiveIndex:
             while not task.done():  # the Redis client may swallow a cancellation
                 task.cancel()
                 await asyncio.wait([task], timeout=0.1)
+        if self._discarded:
+            return  # a request that has begun may still need the threads; they end with the last reference to them
         await self.save()
-        for threads in (self._writer, self._searchers):
+        for threads in self._own_threads:
             threads.shutdown()
+
+    async def discard(self) -> None:
+        self._discarded = True
+        await self._keeper.discard()
 
     async def save(self) -> None:
         """Make a snapshot where anything changed since the last one."""

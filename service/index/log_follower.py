@@ -16,7 +16,7 @@ from functools import partial
 
 import structlog
 
-from service.errors import StoreUnavailable
+from service.errors import StoreUnavailable, TenantRemoved
 from service.index.maintenance import Maintainer
 from service.index.snapshots import SnapshotKeeper
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
@@ -83,7 +83,8 @@ class LogFollower:
         """Held from reading a note until the index has it: no older reading is applied after a newer one."""
 
     async def catch_up(self) -> None:
-        """Build the index and follow the log until it is ready. If the store is away, return; `readiness` says so."""
+        """Build the index and follow the log until it is ready. If the store is away, return; `readiness` says so.
+        Raises TenantRemoved."""
         try:
             await self._build()
             while not self.readiness.ready:
@@ -96,12 +97,16 @@ class LogFollower:
         self._stopped = True
 
     async def run(self) -> None:
-        """Follow the log until stopped. After a failure it tries again, and `readiness` says why."""
+        """Follow the log until stopped, or the store is removed. After a failure it tries again, and `readiness` says
+        why."""
         pause = RETRY_SECONDS[0]
         while not self._stopped:
             try:
                 await (self._read_log() if self._state.built else self._build())
                 pause = RETRY_SECONDS[0]
+            except TenantRemoved as error:
+                self.readiness.lose(str(error))
+                return
             except StoreUnavailable as error:
                 self.readiness.lose(str(error))
                 await asyncio.sleep(pause)
@@ -135,6 +140,7 @@ class LogFollower:
         state = self._state
         entries, bounds = await self._store.read_log(state.position, READ_BATCH_SIZE, BLOCK_SECONDS)
         if not bounds.reach(state.position):
+            await self._store.identity()  # a store that was removed has lost nothing
             state.check_log_end(state.position, bounds)
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last)
             self.readiness.lose("rebuilding: the log does not reach back to this index")

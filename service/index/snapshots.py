@@ -18,6 +18,7 @@ import fcntl
 import gc
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,6 +146,13 @@ class SnapshotKeeper:
             else:
                 await self.keep_log(position)
 
+    async def discard(self) -> None:
+        """Remove the folder with its snapshot, and make no more of them."""
+        async with self._saving:
+            folder, self._folder = self._folder, None
+            if folder:
+                await asyncio.to_thread(folder.remove)
+
     async def load(self, notes: IndexedNotes) -> RestoredSnapshot | None:
         """Fill empty notes from the snapshot; None where there is none, or it is refused, which is logged. Raises
         StoreUnavailable."""
@@ -237,6 +245,13 @@ class SnapshotFolder:
         """Let another process have the folder."""
         self._lock.close()
 
+    def remove(self) -> None:
+        """Remove the folder. No method may be called after it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
+        with suppress(OSError):  # another process has a folder there
+            self._folder.parent.rmdir()
+
     def save(self, origin: SnapshotSource, position: str, parts: Sequence[Part]) -> None:
         """Write a snapshot durably. Raises OSError; then the previous snapshot is still there."""
         with self._saving:
@@ -312,6 +327,13 @@ class SnapshotFolder:
             self._replace_file(REPLICA, uuid4().hex.encode())
             self._sync_folder()
         return path.read_text()
+
+
+def remove_unused_snapshots(parent: Path) -> None:
+    """Remove the folders in `parent` that no process has, and `parent` once it is empty."""
+    for folder in parent.glob("*"):
+        with suppress(OSError):
+            SnapshotFolder(folder).remove()
 
 
 @dataclass(frozen=True, slots=True)

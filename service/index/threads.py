@@ -7,14 +7,15 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 async def run_in(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    """Return what `call` returns in one of the pool's threads."""
-    return await asyncio.get_running_loop().run_in_executor(threads, call)
+    """Return what `call` returns in one of the pool's threads. Its log lines are those of the caller."""
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
 
 async def run_in_daemon(call: Callable[[], None]) -> None:
@@ -40,5 +41,5 @@ async def run_in_daemon(call: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(resolve, error)
 
-    threading.Thread(target=run, name="index-work", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(run,), name="index-work", daemon=True).start()
     await done

@@ -1,6 +1,6 @@
 """Records of writes that take place once: scripts, and the parts of the scripts of writes.
 
-    {notes}:once:<key>  hash  fingerprint; token while the write is claimed; answer, revision, position once it is made
+A record is a hash: fingerprint; token while the write is claimed; answer, revision, position once it is made.
 
 A claim ends by itself, so that the death of its process does not hold the key for ever. A write is made only under a
 claim that still holds: each script of a write checks it, makes the write, and finishes the record, in one step.
@@ -14,9 +14,10 @@ from typing import Any
 from service.errors import KeyInUse, KeyReused
 from service.records import Claim, Earlier, Remembered
 
-RECORD = "{notes}:once:"
 LOST = b"lost"
 """Answer of a script whose claim has ended. Nothing was written."""
+REMOVED = b"removed"
+"""Answer of a script whose store was removed, or emptied. Nothing was written."""
 
 # KEYS records; ARGV token, lease in ms, fingerprints. Either all are claimed that were not made before, or none.
 CLAIM = """
@@ -42,21 +43,23 @@ for _, key in ipairs(KEYS) do
   if redis.call('HGET', key, 'token') == ARGV[1] then redis.call('DEL', key) end
 end
 """
-# Beginning of a write's script. KEYS[3] is the record, and missing where nothing is remembered; the last arguments are
-# token, answer, and time to keep in ms. `claim_lost` must come before the first write.
+# Beginning of a write's script. KEYS[3] is the store's identity. KEYS[4] is the record, and missing where nothing is
+# remembered. The last arguments are token, answer, time to keep in ms, and the identity that the store must have, or
+# "". `claim_lost` must come before the first write.
 FUNCTIONS = """
-local token, answer, kept = unpack(ARGV, #ARGV - 2)
+local token, answer, kept, identity = unpack(ARGV, #ARGV - 3)
+if identity ~= '' and redis.call('GET', KEYS[3]) ~= identity then return 'removed' end
 local function claim_lost()
-  return KEYS[3] and redis.call('HGET', KEYS[3], 'token') ~= token
+  return KEYS[4] and redis.call('HGET', KEYS[4], 'token') ~= token
 end
 local function remember(revision, position)
-  if not KEYS[3] then return end
-  redis.call('HDEL', KEYS[3], 'token')
-  redis.call('HSET', KEYS[3], 'answer', answer, 'revision', revision, 'position', position)
-  redis.call('PEXPIRE', KEYS[3], kept)
+  if not KEYS[4] then return end
+  redis.call('HDEL', KEYS[4], 'token')
+  redis.call('HSET', KEYS[4], 'answer', answer, 'revision', revision, 'position', position)
+  redis.call('PEXPIRE', KEYS[4], kept)
 end
 """
-# KEYS note, log, record; ARGV revision, position, then as FUNCTIONS has it. For a write that changes nothing.
+# KEYS note, log, identity, record; ARGV revision, position, then as FUNCTIONS has it. For a write that changes nothing.
 REMEMBER = (
     FUNCTIONS
     + """
@@ -79,13 +82,8 @@ def decode_claims(answer: Any, keys: Sequence[str], token: str, seconds: float) 
     ]
 
 
-def record_keys(remembered: Remembered | None) -> list[str]:
-    """Return KEYS[3] of a write's script, where there is one."""
-    return [RECORD + remembered.claim.key] if remembered else []
-
-
 def record_arguments(remembered: Remembered | None) -> tuple[Any, ...]:
-    """Return the last arguments of a write's script."""
+    """Return the arguments of a write's script that concern its record."""
     if remembered is None:
         return "", "", ""
     return remembered.claim.token, remembered.answer, int(remembered.claim.seconds * 1000)

@@ -1,34 +1,19 @@
-"""NoteStore on Redis: notes, vectors, the change log. Knows nothing of the model or the index.
+"""NoteStore on Redis: notes, vectors, the change log of one tenant. Knows nothing of the model or the index.
 
-    {notes}:note:<id>   hash    document, vector, space, revision, position: see document.py
-    {notes}:log         stream  position -> id, op ("put" or "delete"), by (of a put: process and number of the write)
-    {notes}:samples     string  "loading" from before the first sample note is added, "1" once all were
-    {notes}:identity    string  random; made when it is first asked for
-    {notes}:snapshots   hash    replica -> log position of its snapshot, and the time it was made
-    {notes}:once:<key>  hash    a write that takes place once: see idempotency.py
-
-All keys share the hash tag {notes}: one slot on Redis Cluster, so that a script may touch note and log together.
+keys.py has the names of its keys and what they hold.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.maint_notifications import MaintNotificationsConfig
 
-from service.errors import KeyInUse, PreconditionFailed, StoreUnavailable
+from service.errors import KeyInUse, PreconditionFailed, TenantRemoved
 from service.interfaces import Clock
 from service.records import (
     ORIGIN,
@@ -46,34 +31,29 @@ from service.records import (
     position_key,
 )
 from service.store.change_log import decode_bounds, decode_entries
+from service.store.connection import MAX_CONNECTIONS, Command, Connection, Outage
 from service.store.document import UndecodableNote, decode, encode
-from service.store.durability import probe_write_policy
 from service.store.idempotency import (
     CLAIM,
     LOST,
-    RECORD,
     RELEASE,
     REMEMBER,
+    REMOVED,
     decode_claims,
     record_arguments,
-    record_keys,
 )
-from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, PUT
-from service.tracing import stage
+from service.store.keys import DEFAULT_KEYS, Keys
+from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, PUT
 
-NOTE = "{notes}:note:"
-LOG = "{notes}:log"
-SAMPLES, LOADING, LOADED = "{notes}:samples", "loading", "1"
-IDENTITY = "{notes}:identity"
-SNAPSHOTS = "{notes}:snapshots"
+LOADING, LOADED = "loading", "1"
 LOG_ENTRIES = 1_000_000
 """About how many entries the log keeps: a replica that was away for more of them rebuilds from the notes."""
 REPLICA_SECONDS = 86_400.0
 """How long the log is kept for a replica that makes no newer snapshot."""
 SCAN_COUNT = 500
-"""Keys that one SCAN looks at, and so about the number of notes that `scan` yields at a time."""
-MAX_CONNECTIONS = 32
-"""Connections of one process to Redis; a request beyond them waits for one."""
+"""Keys that one SCAN looks at, and so the most notes that `scan` yields at a time, but for a few."""
+COUNT_SCAN_COUNT = 10_000
+"""Keys that one SCAN looks at where only their number is wanted: a few milliseconds of the server."""
 OWN_WRITES = 1024
 """Bound on the notes that this process wrote and keeps, so that it need not read them when the log names them."""
 OWN_CHARACTERS = 10_000
@@ -83,8 +63,8 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
-    """One script that writes, with its own arguments; those of the record follow them."""
+class _ScriptedWrite:
+    """A write by one script, with the script's own arguments; those of FUNCTIONS follow them."""
 
     script: str
     note_id: str
@@ -96,7 +76,9 @@ class RedisNoteStore:
     """NoteStore on Redis.
 
     `url`: redis://, rediss:// or unix://. `dimensions`: dimension of the vectors of a space, by its name; a note whose
-    vector has another one is unreadable. `on_error` is called with each call that fails.
+    vector has another one is unreadable. `on_error` is called with each call that fails. `keys`: those of the tenant.
+    `identity`: the one that the store must have, else every write and `identity` raise TenantRemoved; without it the
+    store has any, and makes one up. `outage`: shared by the stores of one server.
     """
 
     def __init__(
@@ -107,59 +89,33 @@ class RedisNoteStore:
         dimensions: Mapping[str, int] | None = None,
         timeout_seconds: float = 5.0,
         on_error: Callable[[], object] = lambda: None,
+        keys: Keys = DEFAULT_KEYS,
+        identity: str = "",
+        max_connections: int = MAX_CONNECTIONS,
+        outage: Outage | None = None,
     ) -> None:
-        # No retries: a write that is sent twice would answer with a revision that the caller never made.
-        # No maintenance notifications: with them the pool hands out connections that the server has closed.
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        )
-        self._redis: Any = Redis.from_pool(pool)
+        self._connection = Connection(url, timeout_seconds, on_error, max_connections, outage)
+        self._redis = self._connection.redis
+        self._call = self._connection.call
+        self._keys = keys
+        self._identity = identity
         self._clock = clock
-        self._on_error = on_error
         self._dimensions = dimensions or {}
         self._unreadable: dict[str, str] = {}
         """Reason of each unreadable note that this process has met and logged, by id."""
-        self._timeout = timeout_seconds
-        self._waits_for_disk: bool | None = None
-        """Whether writes need WAITAOF; None until the server was asked."""
         self._process = uuid4().hex[:12]
         self._numbers = itertools.count()
-        self._failing = False
-        """Whether the last call failed."""
         self._own: dict[str, StoredNote] = {}
         """Notes that this process wrote, by the `by` of their log entries."""
 
     async def close(self) -> None:
-        await self._redis.aclose()
-
-    @contextlib.contextmanager
-    def _call(self, operation: str) -> Iterator[None]:
-        """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full. Log
-        when that begins, and when it has ended. The block is a stage of its request."""
-        try:
-            with stage("store", operation):
-                yield
-        except (RedisError, OSError) as error:
-            self._on_error()
-            if not self._failing:
-                log.error("store_unavailable", detail=str(error) or type(error).__name__)
-            self._failing = True
-            raise StoreUnavailable(_reason(error)) from error
-        if self._failing:
-            log.warning("store_available", detail="it answers again")
-            self._failing = False
+        await self._connection.close()
 
     async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
         if not ids:
             return []
         with self._call("get"):
-            keys = [NOTE + note_id for note_id in ids]
+            keys = [self._keys.note + note_id for note_id in ids]
             mode = "vectors" if with_vectors else "lengths"
             rows = await self._redis.eval(GET, len(keys), *keys, mode)
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
@@ -189,7 +145,7 @@ class RedisNoteStore:
         for write in writes:
             arguments = _put(write)
             names.append(self._remember(write.stored))
-            commands.append(_Command(PUT, write.stored.note.id, (*arguments, names[-1]), write.remembered))
+            commands.append(_ScriptedWrite(PUT, write.stored.note.id, (*arguments, names[-1]), write.remembered))
         results = await self._write(commands)
         for write, by, result in zip(writes, names, results, strict=True):
             if result and result != LOST:
@@ -204,7 +160,7 @@ class RedisNoteStore:
         self, note_id: str, condition: Condition | None = None, remembered: Remembered | None = None
     ) -> str | None:
         arguments = (_condition(condition), note_id, LOG_ENTRIES)
-        (position,) = await self._write([_Command(DELETE, note_id, arguments, remembered)])
+        (position,) = await self._write([_ScriptedWrite(DELETE, note_id, arguments, remembered)])
         if position == LOST:
             raise KeyInUse(0)
         if position == b"moved":
@@ -216,46 +172,37 @@ class RedisNoteStore:
         keys, token = [attempt.key for attempt in attempts], uuid4().hex
         fingerprints = [attempt.fingerprint for attempt in attempts]
         with self._call("claim"):
-            records = [RECORD + key for key in keys]
+            records = [self._keys.record + key for key in keys]
             lease = max(1, int(lease_seconds * 1000))
             answer = await self._redis.eval(CLAIM, len(keys), *records, token, lease, *fingerprints)
         return decode_claims(answer, keys, token, seconds)
 
     async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
         commands = [
-            _Command(REMEMBER, stored.note.id, (stored.revision, stored.position), remembered)
+            _ScriptedWrite(REMEMBER, stored.note.id, (stored.revision, stored.position), remembered)
             for stored, remembered in written
         ]
         if LOST in await self._write(commands):
             raise KeyInUse(0)
 
     async def release(self, claims: Sequence[Claim]) -> None:
-        records = [RECORD + claim.key for claim in claims if claim.earlier is None]
+        records = [self._keys.record + claim.key for claim in claims if claim.earlier is None]
         if records:
             with self._call("release"):
                 await self._redis.eval(RELEASE, len(records), *records, claims[0].token)
 
-    async def _write(self, commands: Sequence[_Command]) -> list[Any]:
-        """Run commands in one round trip; return once the writes are durable.
-
-        A server with appendfsync always answers after fsync. For others that can, WAITAOF is the last command
-        (durability.py). Raises StoreUnavailable, also where the disk takes longer than the timeout.
-        """
-        if not commands:
-            return []
-        if self._waits_for_disk is None:
-            await self.durability()
-        with self._call("write"):
-            pipeline = self._redis.pipeline(transaction=False)
-            for command in commands:
-                keys = [NOTE + command.note_id, LOG, *record_keys(command.remembered)]
-                arguments = (*command.arguments, *record_arguments(command.remembered))
-                pipeline.eval(command.script, len(keys), *keys, *arguments)
-            if self._waits_for_disk:
-                pipeline.execute_command("WAITAOF", 1, 0, int(self._timeout * 1000))
-            results: list[Any] = await pipeline.execute()
-        if self._waits_for_disk and results.pop()[0] < 1:
-            raise StoreUnavailable("the write was not on disk in time")
+    async def _write(self, writes: Sequence[_ScriptedWrite]) -> list[Any]:
+        """Run scripts that write, as Connection.write does. Raises TenantRemoved too."""
+        commands = []
+        for write in writes:
+            keys = [self._keys.note + write.note_id, self._keys.log, self._keys.identity]
+            if write.remembered:
+                keys.append(self._keys.record + write.remembered.claim.key)
+            arguments = (*write.arguments, *record_arguments(write.remembered), self._identity)
+            commands.append(Command(write.script, keys, arguments))
+        results = await self._connection.write(commands)
+        if REMOVED in results:
+            raise TenantRemoved
         return results
 
     def _remember(self, stored: StoredNote) -> str:
@@ -269,10 +216,10 @@ class RedisNoteStore:
         return by
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
-        block = max(1, int(min(block_seconds, self._timeout / 2) * 1000))
+        block = max(1, int(min(block_seconds, self._connection.timeout_seconds / 2) * 1000))
         with self._call("read log"):
             pipeline = self._redis.pipeline(transaction=False)
-            pipeline.xread({LOG: after}, count=count, block=block)
+            pipeline.xread({self._keys.log: after}, count=count, block=block)
             answer, info, kept = await self._execute_with_bounds(pipeline, after)
             if isinstance(answer, Exception):
                 raise answer
@@ -285,8 +232,8 @@ class RedisNoteStore:
 
     async def _execute_with_bounds(self, pipeline: Any, entry: str) -> list[Any]:
         """Run the pipeline; return its answers or errors, followed by the two answers that `decode_bounds` takes."""
-        pipeline.xinfo_stream(LOG)
-        pipeline.xrange(LOG, entry, entry)
+        pipeline.xinfo_stream(self._keys.log)
+        pipeline.xrange(self._keys.log, entry, entry)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
 
@@ -313,8 +260,8 @@ class RedisNoteStore:
         not_met = set(self._unreadable)
         while cursor != 0:
             with self._call("scan"):
-                cursor, keys = await self._redis.scan(cursor or 0, match=f"{NOTE}*", count=SCAN_COUNT)
-            notes = [note for note in await self.get(_ids(keys), with_vectors=True) if note]
+                cursor, keys = await self._redis.scan(cursor or 0, match=f"{self._keys.note}*", count=SCAN_COUNT)
+            notes = [note for note in await self.get(self._ids(keys), with_vectors=True) if note]
             not_met.difference_update(note.id for note in notes if isinstance(note, Unreadable))
             yield notes
         for note_id in not_met:  # removed without a log entry
@@ -322,59 +269,60 @@ class RedisNoteStore:
 
     async def identity(self) -> str:
         with self._call("identity"):
-            while (identity := await self._redis.get(IDENTITY)) is None:
-                await self._redis.set(IDENTITY, uuid4().hex, nx=True)
+            while (identity := await self._redis.get(self._keys.identity)) is None and not self._identity:
+                await self._redis.set(self._keys.identity, uuid4().hex, nx=True)
+        if identity is None or self._identity not in ("", str(identity, "ascii")):
+            raise TenantRemoved
         return str(identity, "ascii")
 
     async def keep_log(self, replica: str, position: str) -> None:
         # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back.
         now = self._clock()
         with self._call("keep log"):
-            await self._redis.hset(SNAPSHOTS, replica, f"{position} {now}")
-            snapshots = {name: entry.split() for name, entry in (await self._redis.hgetall(SNAPSHOTS)).items()}
+            keys = self._keys.snapshots, self._keys.identity
+            entry = f"{position} {now}"
+            if await self._redis.eval(KEEP_LOG, len(keys), *keys, replica, entry, self._identity) == REMOVED:
+                return  # where nothing is kept, a new key would be all that is left of the tenant
+            snapshots = {name: entry.split() for name, entry in (await self._redis.hgetall(keys[0])).items()}
             if old := [name for name, (_, time) in snapshots.items() if float(time) < now - REPLICA_SECONDS]:
-                await self._redis.hdel(SNAPSHOTS, *old)
+                await self._redis.hdel(keys[0], *old)
             positions = [entry[0].decode() for name, entry in snapshots.items() if name not in old]
             # The entry of the oldest snapshot itself is kept: finding it shows that the log reaches back far enough.
-            await self._redis.xtrim(LOG, minid=min(positions, key=position_key))
+            await self._redis.xtrim(self._keys.log, minid=min(positions, key=position_key))
 
     async def size(self) -> int:
-        with self._call("size"):
-            return int(await self._redis.dbsize())  # counts other keys of the same database too
+        # No counter: notes also go by Redis's own expiry, which no script sees. Keys are found in a small part of the
+        # time that reading the notes takes.
+        size, cursor = 0, None
+        while cursor != 0:
+            with self._call("size"):
+                cursor, keys = await self._redis.scan(cursor or 0, match=f"{self._keys.note}*", count=COUNT_SCAN_COUNT)
+            size += len(keys)
+        return size
 
     async def durability(self) -> Durability:
-        with self._call("durability"):
-            policy = await probe_write_policy(self._redis)
-        self._waits_for_disk = policy.waits
-        return policy.durability
+        return await self._connection.durability()
 
     async def begin_samples(self) -> bool:
         with self._call("begin samples"):
-            return bool(await self._redis.eval(BEGIN_SAMPLES, 2, SAMPLES, LOG, LOADING) == LOADING.encode())
+            return bool(
+                await self._redis.eval(BEGIN_SAMPLES, 2, self._keys.samples, self._keys.log, LOADING)
+                == LOADING.encode()
+            )
 
     async def mark_samples_loaded(self) -> None:
         with self._call("mark samples"):
-            await self._redis.set(SAMPLES, LOADED)
+            await self._redis.set(self._keys.samples, LOADED)
 
-
-def _ids(keys: Sequence[bytes]) -> list[str]:
-    """Return the ids in the keys of notes. A key that is not UTF-8 is no note's: it is logged and skipped."""
-    ids = []
-    for key in keys:
-        try:
-            ids.append(key.decode().removeprefix(NOTE))
-        except UnicodeDecodeError:
-            log.error("key_malformed", key=repr(key))
-    return ids
-
-
-def _reason(error: Exception) -> str:
-    """Return the cause of an error for callers: Redis's own words, or else a text without the server's address."""
-    if isinstance(error, TimeoutError | RedisTimeoutError):
-        return "no answer in time"
-    if isinstance(error, OSError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
-        return "there is no connection to it"
-    return str(error) or type(error).__name__
+    def _ids(self, keys: Sequence[bytes]) -> list[str]:
+        """Return the ids in the keys of notes. A key that is not UTF-8 is no note's: it is logged and skipped."""
+        ids = []
+        for key in keys:
+            try:
+                ids.append(key.decode().removeprefix(self._keys.note))
+            except UnicodeDecodeError:
+                log.error("key_malformed", key=repr(key))
+        return ids
 
 
 def _condition(condition: Condition | None) -> str:

@@ -26,8 +26,8 @@ local function holds(condition, kind, at)
   return matches ~= negated
 end
 """
-# KEYS note, log, record; ARGV condition or "", id, document, vector, space, expiry in ms or "", log length, by, and
-# those of the record (idempotency.py).
+# KEYS note, log, identity, record; ARGV condition or "", id, document, vector, space, expiry in ms or "", log length,
+# by, and those of FUNCTIONS (idempotency.py).
 # Damaged values are overwritten: a malformed revision restarts at 1, a key that is not a hash is removed. XADD comes
 # first: a server out of memory refuses a script's first write, and lets those behind it pass.
 PUT = (
@@ -51,7 +51,7 @@ remember(revision, position)
 return {revision, position}
 """
 )
-# KEYS note, log, record; ARGV condition or "", id, log length, and those of the record.
+# KEYS note, log, identity, record; ARGV condition or "", id, log length, and those of FUNCTIONS.
 DELETE = (
     FUNCTIONS
     + HOLDS
@@ -71,4 +71,9 @@ return position
 BEGIN_SAMPLES = """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SET', KEYS[1], ARGV[1]) end
 return redis.call('GET', KEYS[1])
+"""
+# KEYS snapshots, identity; ARGV replica, position and time, and the identity that the store must have, or "".
+KEEP_LOG = """
+if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return 'removed' end
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """

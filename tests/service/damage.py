@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from service.store.redis_store import NOTE
+from service.store.keys import NOTE
 
 Damage = Callable[[redis.Redis, str], object]
 SECRET = "temples before eight"

@@ -7,14 +7,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.access.principal import Scope
 from service.api.access import needs, open_to_all
-from service.api.dependencies import LifecycleDep, ServiceDep, get_service
+from service.api.dependencies import LifecycleDep, ServiceDep, get_tenants
 from service.api.problems import documented
 from service.api.protocol import BoundedProtocol
 from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
 from service.api.strict_route import StrictRoute
-from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
 from service.read_time import ReadTime
+from service.tenants import Tenants
 from service.verify import verify
 
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
@@ -41,7 +41,7 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     """200 when the process has started and does not drain, the store answers, the index follows it and the engine
     moves; else 503, and which of them is not so."""
     if lifecycle.started:
-        answer = await _readiness(await get_service(request))
+        answer = await _readiness(await get_tenants(request))
     else:
         answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=lifecycle.progress)})
     if lifecycle.draining:
@@ -51,8 +51,9 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     return answer
 
 
-async def _readiness(service: Service) -> ReadyOut:
-    """Ask the parts of a running service."""
+async def _readiness(tenants: Tenants) -> ReadyOut:
+    """Ask the parts of a running service. What is told of notes is told of those of the default tenant."""
+    service = tenants.default
     durable: bool | None = None
     try:
         durability = await ReadTime().wait(service.store.durability())
@@ -60,13 +61,15 @@ async def _readiness(service: Service) -> ReadyOut:
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))
     status = service.index.status()
-    if status.lost:
-        durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {status.lost}")
+    if lost := next((one.index.status().lost for one in tenants.services if one.index.status().lost), ""):
+        durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {lost}")
     busy = service.batcher.busy_seconds
     engine = Check(
         ok=not service.batcher.is_stuck, detail=f"{service.batcher.waiting} notes wait; at its batch for {busy:.1f} s"
     )
-    index = Check(ok=status.ready, detail=status.detail)
+    index = Check(ok=tenants.ready, detail=status.detail)
+    if status.ready and not tenants.ready:
+        index.detail = f"{tenants.count_ready()} of {len(tenants.services)} tenants follow the log"
     return ReadyOut(
         ready=store.ok and index.ok and engine.ok,
         checks={"store": store, "index": index, "engine": engine},
@@ -114,6 +117,7 @@ async def limits(service: ServiceDep) -> LimitsOut:
         queue_seconds=settings.queue_seconds,
         interactive_seconds=settings.interactive_seconds,
         request_seconds=settings.request_seconds,
+        max_tenants=settings.max_tenants,
         max_connections=BoundedProtocol.max_connections,
         idempotency_seconds=settings.idempotency_seconds,
         read_title_tokens=read_tokens.title,

@@ -51,6 +51,7 @@ class LimitsOut(BaseModel):
     min_body_rate: int = Field(MIN_BODY_RATE, description="bytes a second of a body, on average; 408 below")
     idle_seconds: float = Field(IDLE_SECONDS, description="for which a connection is kept between two requests")
     answer_seconds: float = Field(ANSWER_SECONDS, description="for which a caller may take nothing of an answer")
+    max_tenants: int = Field(description="of the whole service, the default one included; a key of one more gets 403")
     max_connections: int = Field(description="of one process; 503 beyond")
     idempotency_seconds: float = Field(description="how long a write is remembered by its Idempotency-Key")
     read_title_tokens: int = Field(description="of a title, the model reads so many tokens; about 0.8 words each")

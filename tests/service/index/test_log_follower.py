@@ -18,7 +18,8 @@ from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.records import Write, position_key
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.redis_store import LOG, RedisNoteStore
+from service.store.keys import LOG
+from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 from tests.service.damage import DAMAGES, Damage
 from tests.service.index.live_steps import ANY, WAIT, delete, find_ids, ids_of, notes, put

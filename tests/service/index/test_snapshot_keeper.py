@@ -19,7 +19,8 @@ from model.note import Note
 from service.index.live import LiveIndex
 from service.index.snapshots import MANIFEST, SnapshotFolder, SnapshotSource
 from service.interfaces import Clock, Part
-from service.store.redis_store import IDENTITY, LOG, NOTE, REPLICA_SECONDS, SNAPSHOTS
+from service.store.keys import IDENTITY, LOG, NOTE, SNAPSHOTS
+from service.store.redis_store import REPLICA_SECONDS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
 from tests.service.damage import changed
 from tests.service.index.live_steps import ANY, WAIT, delete, find_ids, ids_of, notes, put

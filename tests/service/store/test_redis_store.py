@@ -29,7 +29,8 @@ from service.records import (
     position_key,
 )
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.redis_store import LOG, NOTE, OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
+from service.store.keys import LOG, NOTE
+from service.store.redis_store import OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, stored_note
 from tests.service.damage import DAMAGES, SECRET, Damage
 

@@ -17,6 +17,9 @@ import structlog
 from tests.service.api.conftest import eventually_true
 
 METRICS = (
+    "notellm_tenants",
+    "notellm_tenant_index_vectors",
+    "notellm_tenant_requests_total",
     "notellm_http_request_duration_seconds",
     "notellm_ready",
     "notellm_degraded_answers_total",

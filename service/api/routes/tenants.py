@@ -1,0 +1,34 @@
+"""GET /tenants and DELETE /tenants/{name}: for those who run the service."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from service.access.principal import TENANT, Scope
+from service.api.access import needs
+from service.api.dependencies import TenantsDep
+from service.api.problems import documented
+from service.api.schemas.tenants import TenantOut, TenantsOut
+from service.api.strict_route import StrictRoute
+
+router = APIRouter(tags=["operations"], route_class=StrictRoute)
+TenantName = Annotated[str, Path(pattern=f"^{TENANT.pattern}$")]
+
+
+@router.get("/tenants", responses=documented(503))
+@needs(Scope.ADMIN)
+async def list_tenants(tenants: TenantsDep) -> TenantsOut:
+    """The tenants that are open at this replica, by name."""
+    open_tenants = sorted(tenants, key=lambda tenant: tenant.name)
+    return TenantsOut(tenants=[TenantOut.of(tenant) for tenant in open_tenants])
+
+
+@router.delete("/tenants/{name}", status_code=204, responses=documented(404, 422, 503))
+@needs(Scope.ADMIN)
+async def remove_tenant(name: TenantName, tenants: TenantsDep) -> None:
+    """Remove a tenant with all that it has: notes, log, records of writes and snapshots. After 204 nothing of it is in
+    the store, and no replica answers for it; other replicas remove their snapshots within seconds. Its keys stay: a
+    request with one makes it anew, empty. Safe to repeat; 404 then says that it is done."""
+    await tenants.remove(name)

@@ -1,0 +1,144 @@
+"""Connection to Redis: its errors in our words, and writes that are on disk when they return."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from service.errors import StoreUnavailable
+from service.records import Durability
+from service.store.durability import probe_write_policy
+from service.tracing import stage
+
+MAX_CONNECTIONS = 32
+"""Connections of one pool to Redis; a call beyond them waits for one."""
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One script that writes, with its keys and arguments."""
+
+    script: str
+    keys: Sequence[str]
+    arguments: Sequence[Any]
+
+
+class Outage:
+    """Says once that a server is away, and once that it is back, for all pools of connections to it."""
+
+    def __init__(self) -> None:
+        self._failing: set[object] = set()
+        """Pools whose last call failed."""
+
+    def begin(self, pool: object, detail: str) -> None:
+        """Take note that a call of `pool` failed."""
+        if not self._failing:
+            log.error("store_unavailable", detail=detail)
+        self._failing.add(pool)
+
+    def end(self, pool: object) -> None:
+        """Take note that a call of `pool` was answered, or that it makes no more calls."""
+        if pool in self._failing:
+            self._failing.remove(pool)
+            if not self._failing:
+                log.warning("store_available", detail="it answers again")
+
+
+class Connection:
+    """A pool of connections. `redis` is the client, whose calls are to be made within `call`.
+
+    `url`: redis://, rediss:// or unix://. `on_error` is called with each call that fails. `outage`: shared by the pools
+    of one server.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout_seconds: float = 5.0,
+        on_error: Callable[[], object] = lambda: None,
+        max_connections: int = MAX_CONNECTIONS,
+        outage: Outage | None = None,
+    ) -> None:
+        # No retries: a write that is sent twice would answer with a revision that the caller never made.
+        # No maintenance notifications: with them the pool hands out connections that the server has closed.
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+        self.redis: Any = Redis.from_pool(pool)
+        self.timeout_seconds = timeout_seconds
+        self._on_error = on_error
+        self._waits_for_disk: bool | None = None
+        """Whether writes need WAITAOF; None until the server was asked."""
+        self._outage = outage or Outage()
+
+    async def close(self) -> None:
+        self._outage.end(self)
+        await self.redis.aclose()
+
+    @contextlib.contextmanager
+    def call(self, operation: str) -> Iterator[None]:
+        """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full. The
+        block is a stage of its request."""
+        try:
+            with stage("store", operation):
+                yield
+        except (RedisError, OSError) as error:
+            self._on_error()
+            self._outage.begin(self, str(error) or type(error).__name__)
+            raise StoreUnavailable(_reason(error)) from error
+        self._outage.end(self)
+
+    async def write(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands in one round trip; return their answers once the writes are durable.
+
+        A server with appendfsync always answers after fsync. For others that can, WAITAOF is the last command
+        (durability.py). Raises StoreUnavailable, also where the disk takes longer than the timeout.
+        """
+        if not commands:
+            return []
+        if self._waits_for_disk is None:
+            await self.durability()
+        with self.call("write"):
+            pipeline = self.redis.pipeline(transaction=False)
+            for command in commands:
+                pipeline.eval(command.script, len(command.keys), *command.keys, *command.arguments)
+            if self._waits_for_disk:
+                pipeline.execute_command("WAITAOF", 1, 0, int(self.timeout_seconds * 1000))
+            results: list[Any] = await pipeline.execute()
+        if self._waits_for_disk and results.pop()[0] < 1:
+            raise StoreUnavailable("the write was not on disk in time")
+        return results
+
+    async def durability(self) -> Durability:
+        """Ask the server whether acknowledged writes survive its death."""
+        with self.call("durability"):
+            policy = await probe_write_policy(self.redis)
+        self._waits_for_disk = policy.waits
+        return policy.durability
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause of an error for callers: Redis's own words, or else a text without the server's address."""
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
+        return "there is no connection to it"
+    return str(error) or type(error).__name__

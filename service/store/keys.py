@@ -1,0 +1,45 @@
+"""Names of the Redis keys of one tenant's notes.
+
+    <prefix>note:<id>   hash    document, vector, space, revision, position: see document.py
+    <prefix>log         stream  position -> id, op ("put" or "delete"), by (of a put: process and number of the write)
+    <prefix>samples     string  "loading" from before the first sample note is added, "1" once all were
+    <prefix>identity    string  random; of the default tenant made when it is first asked for, else with the tenant
+    <prefix>snapshots   hash    replica -> log position of its snapshot, and the time it was made
+    <prefix>once:<key>  hash    a write that takes place once: see idempotency.py
+
+The prefix is {notes}: for the default tenant, and {notes}:tenant:<name>: for another one. All keys share the hash tag
+{notes}: one slot on Redis Cluster, so that a script may touch note and log together. tenants.py has what concerns all
+tenants.
+"""
+
+from __future__ import annotations
+
+from service.access.principal import DEFAULT_TENANT, TENANT
+
+HASH_TAG = "{notes}:"
+
+
+class Keys:
+    """Names of the keys of one tenant. Raises ValueError for a name that is none of a tenant."""
+
+    def __init__(self, tenant: str = DEFAULT_TENANT) -> None:
+        if not TENANT.fullmatch(tenant):
+            raise ValueError(f"{tenant!r} is no name of a tenant")
+        self.prefix = HASH_TAG if tenant == DEFAULT_TENANT else f"{HASH_TAG}tenant:{tenant}:"
+        self.note = f"{self.prefix}note:"
+        self.log = f"{self.prefix}log"
+        self.samples = f"{self.prefix}samples"
+        self.identity = f"{self.prefix}identity"
+        self.snapshots = f"{self.prefix}snapshots"
+        self.record = f"{self.prefix}once:"
+
+
+DEFAULT_KEYS = Keys()
+NOTE, LOG, IDENTITY, SNAPSHOTS, RECORD = (
+    DEFAULT_KEYS.note,
+    DEFAULT_KEYS.log,
+    DEFAULT_KEYS.identity,
+    DEFAULT_KEYS.snapshots,
+    DEFAULT_KEYS.record,
+)
+"""Those of the default tenant, for tests and measurements that look into Redis."""

@@ -1,0 +1,94 @@
+"""TenantDirectory on Redis: which tenants there are beside the default one.
+
+    {notes}:tenants  hash  name -> identity of the tenant's store, with REMOVING before it while the tenant is removed
+
+A tenant's identity is also a key of its own (keys.py), made and removed in one step with the entry here: the scripts of
+its writes check it, so that no replica writes to a tenant that was removed, however late it hears of that.
+"""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import structlog
+
+from service.errors import TenantNotFound, TenantRemoved, TooManyTenants
+from service.records import Durability
+from service.store.connection import Command, Connection
+from service.store.keys import HASH_TAG, Keys
+
+TENANTS = f"{HASH_TAG}tenants"
+REMOVING = "removing:"
+SCAN_COUNT = 1000
+"""Keys that one SCAN looks at, and so about the most that are removed in one step of the server."""
+FULL = b"full"
+"""Answer of OPEN where there are as many tenants as there may be."""
+
+# KEYS tenants, identity; ARGV name, a new identity, how many tenants there may be.
+OPEN = """
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if known then return known end
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return 'full' end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('SET', KEYS[2], ARGV[2])
+return ARGV[2]
+"""
+# KEYS tenants, identity; ARGV name, REMOVING. From now on nothing is written to the tenant.
+BEGIN_REMOVAL = """
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if not known then return false end
+if string.sub(known, 1, #ARGV[2]) ~= ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. known) end
+redis.call('DEL', KEYS[2])
+return known
+"""
+# KEYS tenants; ARGV name, REMOVING. Not where the tenant was made anew meanwhile.
+END_REMOVAL = """
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if known and string.sub(known, 1, #ARGV[2]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+return true
+"""
+log = structlog.get_logger(__name__)
+
+
+class RedisTenants:
+    """TenantDirectory on Redis. `max_tenants` counts the default tenant."""
+
+    def __init__(self, connection: Connection, max_tenants: int) -> None:
+        self._connection = connection
+        self._max_tenants = max_tenants
+
+    async def known(self) -> dict[str, str | None]:
+        with self._connection.call("tenants"):
+            entries = await self._connection.redis.hgetall(TENANTS)
+        identities = {name.decode(): identity.decode() for name, identity in entries.items()}
+        return {name: None if identity.startswith(REMOVING) else identity for name, identity in identities.items()}
+
+    async def open(self, name: str) -> str:
+        keys = [TENANTS, Keys(name).identity]
+        (answer,) = await self._connection.write([Command(OPEN, keys, (name, uuid4().hex, self._max_tenants - 1))])
+        if answer == FULL:
+            raise TooManyTenants(self._max_tenants)
+        identity = str(answer, "ascii")
+        if identity.startswith(REMOVING):
+            raise TenantRemoved
+        return identity
+
+    async def remove(self, name: str) -> None:
+        keys = Keys(name)
+        (known,) = await self._connection.write([Command(BEGIN_REMOVAL, [TENANTS, keys.identity], (name, REMOVING))])
+        if known is None:
+            raise TenantNotFound(name)
+        removed, cursor = 0, None
+        while cursor != 0:
+            with self._connection.call("remove tenant"):
+                redis = self._connection.redis
+                cursor, found = await redis.scan(cursor or 0, match=f"{keys.prefix}*", count=SCAN_COUNT)
+                removed += await redis.unlink(*found) if found else 0
+        await self._connection.write([Command(END_REMOVAL, [TENANTS], (name, REMOVING))])
+        log.info("tenant_removed", tenant=name, keys=removed)
+
+    async def durability(self) -> Durability:
+        return await self._connection.durability()
+
+    async def close(self) -> None:
+        await self._connection.close()

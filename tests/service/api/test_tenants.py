@@ -1,0 +1,151 @@
+"""Tenants over HTTP: what one does, another never sees."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis
+from fastapi import Request
+
+from service.access.principal import DEFAULT_TENANT, Principal, Scope
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.redis_store import RedisNoteStore
+from tests.service.api.conftest import Serve, eventually_true
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def tenant_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's tenant is that of a header."""
+
+    async def admit(request: Request, scopes: tuple[Scope, ...]) -> None:
+        tenant = request.headers.get("x-tenant", DEFAULT_TENANT)
+        request.state.principal = Principal(None, tenant, frozenset(Scope))
+
+    monkeypatch.setattr("service.api.strict_route.admit", admit)
+
+
+@contextlib.contextmanager
+def as_tenant(url: str, name: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, timeout=30, headers={"x-tenant": name}) as client:
+        yield client
+
+
+@pytest.fixture
+def store(short_folder: Path) -> Iterator[EmbeddedRedis]:
+    """A server that outlives the services of a test."""
+    server = EmbeddedRedis(short_folder / "data")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def admin(store: EmbeddedRedis) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+        yield client
+
+
+def keys_of(admin: redis.Redis, tenant: str) -> set[str]:
+    return set(admin.keys(f"{{notes}}:tenant:{tenant}:*"))
+
+
+def states(client: httpx2.Client) -> dict[str, tuple[str, int]]:
+    listed = client.get("/tenants").json()["tenants"]
+    return {tenant["name"]: (tenant["state"], tenant["notes"]) for tenant in listed}
+
+
+def test_note_of_a_tenant_is_no_other_ones(serve: Serve, store: EmbeddedRedis, admin: redis.Redis) -> None:
+    note = {"title": "lemon soup", "hashtags": ["soup"]}
+    with serve(redis_url=store.url) as url, as_tenant(url, "acme") as acme, as_tenant(url, "other") as other:
+        assert acme.put("/notes/a", json=note, headers={"Idempotency-Key": "k"}).status_code == 201
+        assert other.get("/notes/a").status_code == 404
+        assert other.delete("/notes/a").status_code == 404
+        assert other.post("/similar", json=note).json()["items"] == []
+        assert other.put("/notes/a", json=note, headers={"Idempotency-Key": "k"}).status_code == 201
+        assert other.put("/notes/b", json=note).json()["revision"] == 1
+        assert [item["id"] for item in acme.post("/similar", json=note).json()["items"]] == ["a"]
+        assert acme.post("/verify").json()["notes"] == 1
+        with as_tenant(url, "default") as default:
+            assert default.get("/readyz").json()["notes"] == 0
+            assert states(default) == {"acme": ("ready", 1), "default": ("ready", 0), "other": ("ready", 2)}
+            metrics = default.get("/metrics").text
+        assert 'notellm_tenant_index_vectors{tenant="other"} 2.0' in metrics
+        assert 'notellm_tenant_requests_total{tenant="acme"} 3.0' in metrics
+        assert 'notellm_index_vectors{state="live"} 3.0' in metrics
+    assert keys_of(admin, "acme") >= {f"{{notes}}:tenant:acme:{name}" for name in ("note:a", "log", "identity")}
+    left = set(admin.keys()) - keys_of(admin, "acme") - keys_of(admin, "other")
+    assert left <= {"{notes}:tenants", "{notes}:identity", "{notes}:snapshots"}, "nothing lies outside of the tenants"
+
+
+def test_restart_opens_tenants_from_their_snapshots(
+    serve: Serve, store: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(redis_url=store.url, data_dir=tmp_path) as url:
+        for name in ("acme", "other", "default"):
+            with as_tenant(url, name) as client:
+                client.put(f"/notes/{name}", json={"title": f"note of {name}"})
+    monkeypatch.setattr(RedisNoteStore, "scan", None)
+    with serve(redis_url=store.url, data_dir=tmp_path) as url:
+        for name in ("acme", "other", "default"):
+            with as_tenant(url, name) as client:
+                assert states(client)[name] == ("ready", 1)
+                found = client.post("/similar", json={"title": "note"}).json()["items"]
+                assert [item["id"] for item in found] == [name]
+
+
+def test_tenant_beyond_the_bound_is_refused(serve: Serve, store: EmbeddedRedis) -> None:
+    with serve(redis_url=store.url, max_tenants=2) as url:
+        with as_tenant(url, "acme") as acme, as_tenant(url, "other") as other:
+            assert acme.put("/notes/a", json={"title": "a"}).status_code == 201
+            refused = other.get("/notes/a")
+            assert refused.status_code == 403
+            assert refused.json()["type"].endswith("/too-many-tenants")
+            assert "max_tenants = 2" in refused.json()["detail"]
+            assert acme.get("/limits").json()["max_tenants"] == 2
+        with as_tenant(url, "default") as default:
+            assert default.delete("/tenants/acme").status_code == 204
+        with as_tenant(url, "other") as other:
+            assert other.get("/notes/a").status_code == 404
+
+
+def test_removed_tenant_leaves_nothing_on_any_replica(
+    serve: Serve, store: EmbeddedRedis, admin: redis.Redis, tmp_path: Path
+) -> None:
+    folders = tmp_path / "one", tmp_path / "two"
+    with contextlib.ExitStack() as stack:
+        urls = [
+            stack.enter_context(serve(redis_url=store.url, data_dir=folder, snapshot_seconds=0.05))
+            for folder in folders
+        ]
+        acme, there = (stack.enter_context(as_tenant(url, "acme")) for url in urls)
+        default = stack.enter_context(as_tenant(urls[0], "default"))
+        assert default.put("/notes/kept", json={"title": "kept"}).status_code == 201
+        written = acme.put("/notes/a", json={"title": "lemon"}, headers={"Idempotency-Key": "k"}).json()
+        assert there.get("/notes/a").status_code == 200, "it is opened by its first request"
+        position = {"min_log_position": written["log_position"]}
+        assert there.get("/notes/a/similar", params=position).json()["items"] == []
+        eventually_true(lambda: all(list(folder.glob("tenants/acme-*/0/manifest.json")) for folder in folders))
+        assert default.delete("/tenants/acme").status_code == 204
+        assert keys_of(admin, "acme") == set()
+        assert default.delete("/tenants/acme").status_code == 404
+        assert there.put("/notes/b", json={"title": "too late"}).status_code == 409, "nothing is written behind it"
+        assert keys_of(admin, "acme") == set()
+        eventually_true(lambda: not any(list(folder.glob("tenants/acme-*")) for folder in folders))
+        assert there.get("/notes/a").status_code == 404
+        assert there.put("/notes/b", json={"title": "anew"}).status_code == 201
+        assert acme.get("/notes/b").status_code == 200
+        assert [item["id"] for item in acme.post("/similar", json={"title": "lemon"}).json()["items"]] == ["b"]
+        assert default.get("/notes/kept").status_code == 200
+        assert default.post("/verify").json()["notes"] == 1
+
+
+def test_default_tenant_and_bad_names_are_not_removed(serve: Serve) -> None:
+    with serve() as url, as_tenant(url, "default") as default:
+        for name in ("default", "A", "a_b", "*", "a" * 41):
+            assert default.delete(f"/tenants/{name}").status_code == 422, name
