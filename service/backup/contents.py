@@ -10,9 +10,13 @@ from typing import Any
 from service.backup.manifest import NotesEntry
 from service.records import ORIGIN
 
-NOTE_KEY = re.compile(rb"(\{[^}]*\}:)note:")
-LOG_KEY = re.compile(rb"(\{[^}]*\}:)log")
-"""Keys of a note and of a change log; the prefix is that of one tenant (service/store)."""
+PREFIX = rb"(\{[^}]*\}:(?:tenant:[^:]*:)?)"
+"""What the keys of one tenant begin with (service/store/keys.py)."""
+NOTE_KEY = re.compile(PREFIX + b"note:")
+LOG_KEY = re.compile(PREFIX + b"log")
+IDENTITY_KEY = re.compile(PREFIX + b"identity")
+SNAPSHOTS_KEY = re.compile(PREFIX + b"snapshots")
+"""Keys of a note and of a change log, of what names a store, and of what says what replicas have on their disks."""
 PAGE_KEYS = 1000
 """Keys that one SCAN looks at."""
 NO_EXPIRY = -1

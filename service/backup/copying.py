@@ -10,15 +10,15 @@ from functools import reduce
 from typing import Any
 from uuid import uuid4
 
-from service.backup.contents import LOG_KEY, pages
+from service.backup.contents import IDENTITY_KEY, LOG_KEY, SNAPSHOTS_KEY, pages
 from service.backup.manifest import BackupError
 
 PAGE_KEYS = 200
 """Keys that are copied in one round trip: bounds the memory that long notes take."""
 STREAM_ENTRIES = 1000
 """Entries of a stream that are copied in one round trip."""
-IDENTITY, TENANTS, SNAPSHOTS = b"}:identity", b"}:tenants", b"}:snapshots"
-"""Ends of the keys that name a store, that list the names of all, and that say what replicas have on their disks."""
+TENANTS = b"}:tenants"
+"""End of the key that lists the identities of all tenants' stores."""
 READERS: dict[bytes, Callable[[Any, bytes], object]] = {
     b"string": lambda source, key: source.get(key),
     b"hash": lambda source, key: source.hgetall(key),
@@ -42,7 +42,11 @@ def copy_all(source: Any, target: Any, on_keys: Callable[[int], object]) -> None
     The copy is another store: it has a new identity, so that no replica takes its snapshot for one of it, and the
     change log begins anew behind its last position, so that positions go on rising.
     """
-    names = {source.get(key): uuid4().hex.encode() for key in source.scan_iter(match=b"*" + IDENTITY, count=PAGE_KEYS)}
+    names = {
+        source.get(key): uuid4().hex.encode()
+        for key in source.scan_iter(match=b"*:identity", count=PAGE_KEYS)
+        if IDENTITY_KEY.fullmatch(key)
+    }
     for page in pages(source):
         for begin in range(0, len(page), PAGE_KEYS):
             _copy_keys(source, target, page[begin : begin + PAGE_KEYS], names)
@@ -62,7 +66,7 @@ def _copy_keys(source: Any, target: Any, keys: Sequence[bytes], names: Mapping[b
             _expire(target, key, expiry)
         elif kind not in (*READERS, b"none"):  # none: it has expired meanwhile
             raise BackupError(f"the data set has the key {key!r} of the type {kind.decode()}, which is not known here")
-    plain = [entry for entry in described if entry[1] in READERS and not entry[0].endswith(SNAPSHOTS)]
+    plain = [entry for entry in described if entry[1] in READERS and not SNAPSHOTS_KEY.fullmatch(entry[0])]
     reading, writing = source.pipeline(transaction=False), target.pipeline(transaction=False)
     for key, kind, _ in plain:
         READERS[kind](reading, key)
@@ -76,7 +80,7 @@ def _copy_keys(source: Any, target: Any, keys: Sequence[bytes], names: Mapping[b
 
 def _renamed(key: bytes, value: Any, names: Mapping[bytes, bytes]) -> Any:
     """Return the value of a key with new identities in place of the old ones."""
-    if key.endswith(IDENTITY):
+    if IDENTITY_KEY.fullmatch(key):
         return names[value]
     if key.endswith(TENANTS):  # an entry may have a mark before the identity
         return {

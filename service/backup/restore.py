@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from service.backup.backup import Progress
 from service.backup.clients import client_of, database_of
 from service.backup.contents import notes_of, pages
-from service.backup.copying import IDENTITY, SNAPSHOTS, copy_all
+from service.backup.copying import copy_all
 from service.backup.folder import BackupFolder
 from service.backup.manifest import BackupError, Manifest
 from service.backup.scratch import loaded
@@ -30,7 +30,7 @@ DATABASES = 16
 """Databases of a server that does not say how many it has."""
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
-BOOKKEEPING = (IDENTITY, SNAPSHOTS, b"}:samples")
+BOOKKEEPING = (b"}:identity", b"}:snapshots", b"}:samples")
 """Ends of the keys that a service makes in an empty store."""
 
 

@@ -39,13 +39,13 @@ def test_all_tenants_and_types_of_keys_come_back(
     source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
 ) -> None:
     fill(source)
-    fill(source, 5, "{notes:acme}:")
+    fill(source, 5, "{notes}:tenant:acme:")
     others = {"list": b"rpush l a b c", "set": b"sadd s a b", "sorted": b"zadd z 1.5 a", "text": b"set t \xff ex 900"}
     for command in others.values():
         source.execute_command(*command.split())
     source.xadd("{notes}:events", {"note": "n1", "by": "x"}, id="5-1")
     manifest = back_up(embedded.url, tmp_path / "b")
-    assert [(entry.prefix, entry.notes) for entry in manifest.notes] == [("{notes:acme}:", 5), ("{notes}:", 3)]
+    assert [(entry.prefix, entry.notes) for entry in manifest.notes] == [("{notes}:", 3), ("{notes}:tenant:acme:", 5)]
     restore(tmp_path / "b", other.url)
     assert contents(target) == contents(source)
     assert target.xrange("{notes}:events") == source.xrange("{notes}:events")
@@ -57,14 +57,14 @@ def test_restored_store_has_another_identity_and_goes_on_behind_its_log(
     source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
 ) -> None:
     fill(source)
-    fill(source, 1, "{notes:acme}:")
-    source.hset("{notes}:tenants", mapping={"acme": "identity of {notes:acme}:", "old": "!identity of {notes}:"})
+    fill(source, 1, "{notes}:tenant:acme:")
+    source.hset("{notes}:tenants", mapping={"acme": "identity of {notes}:tenant:acme:", "old": "!identity of {notes}:"})
     source.hset("{notes}:snapshots", "replica", "1-1 1.0")
     (last, _), *_ = source.xrevrange(LOG, count=1)
     back_up(embedded.url, tmp_path / "b")
     restore(tmp_path / "b", other.url)
     assert target.get(IDENTITY) not in (None, source.get(IDENTITY))
-    acme = target.get("{notes:acme}:identity")
+    acme = target.get("{notes}:tenant:acme:identity")
     assert target.hgetall("{notes}:tenants") == {b"acme": acme, b"old": b"!" + target.get(IDENTITY)}
     assert not target.exists("{notes}:snapshots")
     assert (target.xlen(LOG), target.xinfo_stream(LOG)["last-generated-id"]) == (0, last)
