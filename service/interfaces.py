@@ -293,6 +293,14 @@ class Maintainable(Protocol):
     def give_up(self, job: Any) -> None:
         """Put a job that failed behind all others."""
 
+    def drop_tombstones(self) -> None:
+        """Have the next jobs drop every row that can no longer be found, however few there are, and all that is known
+        of their notes."""
+
+    @property
+    def dropping(self) -> bool:
+        """Whether some of these jobs are left."""
+
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -337,6 +345,9 @@ class LexicalIndex(Protocol):
     def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
         """Return ids and scores of the `count` notes that share the most words with `note`, best first, ties by id,
         never the note of its own id. A score is above 0, and 1 where the words are the same."""
+
+    def drop_tombstones(self) -> None:
+        """Drop all that is known of removed notes. Searches wait meanwhile."""
 
     def snapshot_parts(self) -> tuple[list[str], Mapping[str, Any]]:
         """Return the state at this moment: ids, and arrays by name."""

@@ -106,6 +106,11 @@ class InvertedLexicalIndex:
             hits = [(self._ids[rows[best]], float(scores[best])) for best in np.flatnonzero(scores >= lowest)]
         return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:count]
 
+    def drop_tombstones(self) -> None:
+        with self._lock:
+            if len(self) < len(self._ids):
+                self._rewrite()
+
     def snapshot_parts(self) -> tuple[list[str], Mapping[str, npt.NDArray[Any]]]:
         """Return a copy of ids and arrays for `restore`; all other calls wait while it is made.
 

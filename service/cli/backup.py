@@ -21,7 +21,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Back up the store, all tenants of it, as it is at one moment, while services go on."""
-    from service.backup.backup import make_backup  # fsspec takes a while to import
+    from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
     with _steps() as progress, _store_url(read_settings()) as url:
         manifest = make_backup(url, destination, progress)
@@ -35,7 +35,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Restore a backup into the store, in one step as services see it. Replicas then build their index anew."""
-    from service.backup.restore import restore_backup
+    from service.store.backup.restore import restore_backup
 
     with _steps() as progress, _store_url(read_settings()) as url:
         manifest = restore_backup(source, url, progress, replace=replace)
@@ -69,7 +69,7 @@ def _store_url(settings: Settings) -> Iterator[str]:
 @contextlib.contextmanager
 def _steps() -> Iterator[Any]:
     """Yield a callable that shows the progress of each step; an error ends the command with its message."""
-    from service.backup.manifest import BackupError
+    from service.store.backup.manifest import BackupError
     from service.store.embedded_redis import EmbeddedRedisError
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())

@@ -14,7 +14,7 @@ from service.index.bitmaps import Bits, RowNumbers, packed_bits
 from service.index.native import FaissIndex, RankedRows, Vectors, exact_search, preallocated_flat_index
 from service.index.packed_strings import PackedStrings, packed, unpacked
 from service.index.segment import Segment
-from service.index.tags import Columns, TagDictionary, TagPairs
+from service.index.tags import Columns, TagCodes, TagDictionary, TagPairs
 from service.interfaces import Arrays
 from service.records import StoredNote, Vector
 
@@ -91,6 +91,10 @@ class GrowingSegment(Segment):
         pairs = [(tag, row) for row, tags in enumerate(self._tags) for tag in tags]
         tags, rows = np.array(pairs, np.int64).reshape(-1, 2).T
         return tags.astype(np.int32), rows
+
+    def living_tags(self) -> TagCodes:
+        living = (self._tags[row] for row in np.flatnonzero(self.alive[: len(self)]).tolist())
+        return np.array(list(set().union(*living)), np.int32)
 
     def faiss_index(self, k: int) -> FaissIndex:
         return self._index

@@ -56,6 +56,10 @@ class LiveHashtags:
             self._expires.pop(note_id, None)
             self.vocabulary.remove(self._by_note.pop(note_id, ()))
 
+    def drop_tombstones(self) -> None:
+        """Drop all that is known of removed notes."""
+        self._lexical_index.drop_tombstones()
+
     def of(self, note_id: str) -> tuple[str, ...]:
         """Return a note's hashtags; () where it has none or is unknown."""
         return self._by_note.get(note_id, ())

@@ -30,7 +30,7 @@ from service.index.native import (
 )
 from service.index.packed_strings import PackedStrings
 from service.index.segment import Segment
-from service.index.tags import Columns, TagPairs, TagPostings
+from service.index.tags import Columns, TagCodes, TagPairs, TagPostings
 from service.interfaces import Arrays
 from service.records import Vector
 
@@ -131,6 +131,9 @@ class SealedSegment(Segment):
     def vectors(self, rows: RowNumbers) -> Vectors:
         vectors: Vectors = self._index.reconstruct_batch(np.asarray(rows, np.int64))
         return vectors
+
+    def living_tags(self) -> TagCodes:
+        return self._tags.living(self.alive)
 
     def tag_pairs(self) -> TagPairs:
         return self._tags.pairs()

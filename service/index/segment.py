@@ -17,7 +17,7 @@ from service.index.bitmaps import Bits, Mask, RowNumbers, count_of, has, packed_
 from service.index.gpu import GpuIndex
 from service.index.native import FaissIndex, RankedRows, Vectors
 from service.index.packed_strings import PackedStrings
-from service.index.tags import Columns, CompiledFilter, TagPairs
+from service.index.tags import Columns, CompiledFilter, TagCodes, TagPairs
 from service.records import Vector
 
 NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -61,6 +61,10 @@ class Segment(ABC):
     @abstractmethod
     def tag_pairs(self) -> TagPairs:
         """Return every tag code with every row that has it."""
+
+    @abstractmethod
+    def living_tags(self) -> TagCodes:
+        """Return the codes of all tags that any living row has; some may come twice."""
 
     @abstractmethod
     def faiss_index(self, k: int) -> FaissIndex | GpuIndex:

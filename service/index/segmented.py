@@ -89,6 +89,8 @@ class SegmentedIndex:
         self._searcher = SegmentSearcher((self._new_growing(),), self._tag_dictionary, gpu)
         self._given_up: list[Segment] = []
         """Segments whose merge failed: they are planned again once nothing else is left to do."""
+        self._to_rewrite: list[Segment] = []
+        """Segments that are rewritten however few of their rows are tombstones."""
 
     def __len__(self) -> int:
         return sum(segment.living for segment in self.all_segments)
@@ -179,7 +181,23 @@ class SegmentedIndex:
             if searcher is self._searcher and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
                 return hits
 
+    def drop_tombstones(self) -> None:
+        growing = self._growing
+        if growing.dead:
+            self._show(*self.all_segments[:-1], growing.without_tombstones())
+        self._to_rewrite = [segment for segment in self.all_segments if segment.dead]
+        self._forget_unused_tags()
+
+    @property
+    def dropping(self) -> bool:
+        return bool(self._to_rewrite)
+
+    def _forget_unused_tags(self) -> None:
+        """Forget the names of authors, hashtags, categories and attributes that no note has any more."""
+        self._tag_dictionary.forget_unused(segment.living_tags() for segment in self.all_segments)
+
     def snapshot_parts(self) -> list[Part]:
+        self._forget_unused_tags()
         names: list[str] = []
         growing_parts, sealed_parts = [], []
         alive = {}
@@ -193,17 +211,19 @@ class SegmentedIndex:
                 name = f"{GROWING_PREFIX}{place}"
                 growing_parts.append(Part(name, partial(dict, segment.arrays())))
             names.append(name)
-        tag_texts = self._tag_dictionary.texts
+        tags = self._tag_dictionary.codes
         return [
             Part(SEGMENTS, lambda: packed("names", names)),
-            Part(CODES, lambda: packed("codes", tag_texts)),
+            Part(CODES, lambda: {**packed("codes", tags), "numbers": np.array(list(tags.values()), np.int32)}),
             Part(ALIVE, lambda: alive),
             *growing_parts,
             *sealed_parts,
         ]
 
     def restore(self, read: ReadPart) -> None:
-        self._tag_dictionary = TagDictionary(self._attributes, unpacked("codes", read(CODES)))
+        codes = read(CODES)
+        tags = dict(zip(unpacked("codes", codes), codes["numbers"].tolist(), strict=True))
+        self._tag_dictionary = TagDictionary(self._attributes, tags)
         alive = read(ALIVE)
 
         def restored(name: str) -> Segment:
@@ -219,12 +239,15 @@ class SegmentedIndex:
     def plan(self) -> MergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of
         one size, the smallest first."""
+        self._to_rewrite = [segment for segment in self._to_rewrite if segment in self.all_segments]
         candidates = [segment for segment in self.all_segments[:-1] if segment not in self._given_up]
         sealed = [segment for segment in candidates if isinstance(segment, SealedSegment)]
         growing = [segment for segment in candidates if isinstance(segment, GrowingSegment)]
         groups: list[Sequence[Segment]] = [growing, *_groups_of_one_size(sealed, self._growing_rows * MERGE_FACTOR)]
         fragmented: list[Sequence[Segment]] = [
-            [segment] for segment in candidates if segment.dead > MAX_DEAD_SHARE * len(segment)
+            [segment]
+            for segment in candidates
+            if segment in self._to_rewrite or segment.dead > MAX_DEAD_SHARE * len(segment)
         ]
         mergeable = [group for group in groups if len(group) >= MERGE_FACTOR]
         planned = [*fragmented, *mergeable]
@@ -246,6 +269,8 @@ class SegmentedIndex:
         place = min(i for i, segment in enumerate(self.all_segments) if id(segment) in sources)
         kept = [segment for segment in self.all_segments if id(segment) not in sources]
         self._show(*kept[:place], *merged, *kept[place:])
+        self._to_rewrite = [segment for segment in self._to_rewrite if id(segment) not in sources]
+        self._forget_unused_tags()
 
     def give_up(self, job: MergeJob) -> None:
         self._given_up += [source.segment for source in job.sources]

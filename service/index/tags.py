@@ -5,7 +5,7 @@ Hashtags, category, author and declared attributes are tags. A tag has a code, t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import starmap
 from typing import Any
@@ -29,22 +29,32 @@ TagPairs = tuple[TagCodes, RowNumbers]
 
 
 class TagDictionary:
-    """The code of each tag. Written by one thread, read by any.
+    """The code of each tag: about 100 bytes for each author, category and hashtag. Written by one thread, read by any.
 
-    Codes are never reused or freed: about 100 bytes for each author, category and hashtag that the index has ever had.
-    `attributes` names those whose values are tags; `texts` are known tags in the order of their codes.
+    Tags that no row has any more are forgotten now and then. Their codes are not given to others, so that a search that
+    has begun never takes one tag for another. `attributes` names those whose values are tags; `codes` are known tags.
     """
 
-    def __init__(self, attributes: Sequence[str] = (), texts: Iterable[str] = ()) -> None:
+    def __init__(self, attributes: Sequence[str] = (), codes: Mapping[str, int] | None = None) -> None:
         self._attributes = attributes
-        self._codes: dict[str, int] = {}
-        for text in texts:
-            self._add(text)
+        self._codes = dict(codes or {})
+        self._next = max(self._codes.values(), default=-1) + 1
+
+    def __len__(self) -> int:
+        return len(self._codes)
 
     @property
-    def texts(self) -> list[str]:
-        """All tags in the order of their codes, which begin with 0."""
-        return list(self._codes)
+    def codes(self) -> dict[str, int]:
+        """A copy: the code of each tag."""
+        return dict(self._codes)
+
+    def forget_unused(self, used_codes: Iterable[TagCodes]) -> None:
+        """Forget the tags whose codes are in none of the arrays: those that no living row has."""
+        used = np.zeros(self._next, np.bool_)
+        for codes in used_codes:
+            used[codes] = True
+        if np.count_nonzero(used) < len(self._codes):
+            self._codes = {text: code for text, code in self._codes.items() if used[code]}
 
     def add_tags_of(self, stored: StoredNote) -> frozenset[int]:
         """Return the codes of a note's tags; a new tag gets the next code."""
@@ -79,7 +89,11 @@ class TagDictionary:
         )
 
     def _add(self, text: str) -> int:
-        return self._codes.setdefault(text, len(self._codes))
+        code = self._codes.get(text)
+        if code is None:
+            code = self._codes[text] = self._next
+            self._next += 1
+        return code
 
     def _find_all(self, texts: Iterable[str]) -> tuple[int, ...]:
         return tuple({self._codes.get(text, UNKNOWN_TAG) for text in texts})
@@ -194,6 +208,13 @@ class TagPostings:
     def arrays(self) -> Arrays:
         """Return the postings by their names in a snapshot."""
         return {"tags": self._codes, "tag_ends": self._ends, "tag_rows": self._rows}
+
+    def living(self, alive: Mask) -> TagCodes:
+        """Return the tags that any living row has."""
+        if not len(self._codes):
+            return self._codes
+        counts = np.add.reduceat(alive[self._rows], self._ends[:-1], dtype=np.int64)
+        return self._codes[counts > 0]
 
     def bits(self, tag: int) -> Bits:
         """Return the rows that have a tag. The bitmap may be shared: do not write to it."""

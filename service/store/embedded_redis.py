@@ -195,7 +195,7 @@ class EmbeddedRedis:
             *launch_command(self.socket, self._folder, self._log_file),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
             *("--maxmemory", str(self._max_memory)),
-            # No compression: what was erased can be searched for in the files (service/purge). No wait for more
+            # No compression: what was erased can be searched for in the files (purge.py). No wait for more
             # replicas: a backup is the only one.
             *("--rdbcompression", "no", "--repl-diskless-sync-delay", "0"),
         ]

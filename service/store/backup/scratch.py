@@ -11,7 +11,7 @@ from pathlib import Path
 import redis
 from redis.exceptions import RedisError
 
-from service.backup.manifest import BackupError
+from service.store.backup.manifest import BackupError
 from service.store.embedded_redis import EmbeddedRedisError, launch_command, socket_path
 
 STOP_SECONDS = 20.0

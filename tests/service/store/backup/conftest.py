@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
-from service.backup.backup import make_backup
-from service.backup.clients import client_of
-from service.backup.manifest import Manifest
-from service.backup.restore import restore_backup
+from service.store.backup.backup import make_backup
+from service.store.backup.manifest import Manifest
+from service.store.backup.restore import restore_backup
+from service.store.clients import client_of
 from service.store.embedded_redis import EmbeddedRedis
 
 NOTE, LOG, IDENTITY = "{notes}:note:", "{notes}:log", "{notes}:identity"
@@ -29,13 +30,18 @@ def restore(folder: Path | str, url: str, replace: bool = False) -> Manifest:
     return restore_backup(str(folder), url, ignore_progress, replace=replace)
 
 
+def identity(prefix: str) -> str:
+    """Identity of the store that `fill` writes."""
+    return uuid5(NAMESPACE_URL, prefix).hex
+
+
 def fill(client: Any, count: int = 3, prefix: str = "{notes}:") -> None:
     """Write notes as the store does, as far as a backup looks at them."""
     for number in range(count):
         position = client.xadd(f"{prefix}log", {"id": f"n{number}", "op": "put"})
         fields = {"document": f'{{"title": "Note {number}"}}', "space": "words-1", "vector": b"\x00\xff" * 8}
         client.hset(f"{prefix}note:n{number}", mapping={**fields, "revision": 1, "position": position})
-    client.set(f"{prefix}identity", f"identity of {prefix}")
+    client.set(f"{prefix}identity", identity(prefix))
 
 
 def contents(client: Any) -> dict[bytes, Any]:

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import redis
 
-from service.backup.backup import DATA_SET, make_backup
-from service.backup.clients import client_of
-from service.backup.manifest import FORMAT, MANIFEST, BackupError, Manifest
-from service.backup.restore import ALIVE, MARK, restore_backup
 from service.filters import Filter
 from service.interfaces import Clock
 from service.records import Write
+from service.store.backup.backup import DATA_SET, make_backup
+from service.store.backup.manifest import FORMAT, MANIFEST, BackupError, Manifest
+from service.store.backup.restore import ALIVE, MARK, restore_backup
+from service.store.clients import client_of
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
-from tests.service.backup.conftest import IDENTITY, LOG, back_up, contents, fill, restore
 from tests.service.conftest import DIMENSION, SPACE, DebianRedis, eventually, following, stored_note, word_vector
+from tests.service.store.backup.conftest import IDENTITY, LOG, back_up, contents, fill, identity, restore
 
 
 class Interrupted(BaseException):
@@ -58,7 +58,9 @@ def test_restored_store_has_another_identity_and_goes_on_behind_its_log(
 ) -> None:
     fill(source)
     fill(source, 1, "{notes}:tenant:acme:")
-    source.hset("{notes}:tenants", mapping={"acme": "identity of {notes}:tenant:acme:", "old": "!identity of {notes}:"})
+    source.hset(
+        "{notes}:tenants", mapping={"acme": identity("{notes}:tenant:acme:"), "old": "!" + identity("{notes}:")}
+    )
     source.hset("{notes}:snapshots", "replica", "1-1 1.0")
     (last, _), *_ = source.xrevrange(LOG, count=1)
     back_up(embedded.url, tmp_path / "b")

@@ -15,13 +15,13 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from service.backup.backup import Progress
-from service.backup.clients import client_of, database_of
-from service.backup.contents import notes_of, pages
-from service.backup.copying import copy_all
-from service.backup.folder import BackupFolder
-from service.backup.manifest import BackupError, Manifest
-from service.backup.scratch import loaded
+from service.store.backup.backup import Progress
+from service.store.backup.contents import notes_of, pages
+from service.store.backup.copying import copy_all
+from service.store.backup.folder import BackupFolder
+from service.store.backup.manifest import BackupError, Manifest
+from service.store.backup.scratch import loaded
+from service.store.clients import client_of, database_of
 
 MARK, ALIVE = "notellm:restore", "notellm:restore:runs"
 """Keys of a database that a restore writes to: that it does, and, for a short time, that its process lives."""

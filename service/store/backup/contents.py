@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from service.backup.manifest import NotesEntry
 from service.records import ORIGIN
+from service.store.backup.manifest import NotesEntry
 
 PREFIX = rb"(\{[^}]*\}:(?:tenant:[^:]*:)?)"
 """What the keys of one tenant begin with (service/store/keys.py)."""

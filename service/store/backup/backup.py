@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
-from service.backup.clients import client_of, database_of
-from service.backup.contents import notes_of
-from service.backup.data_set import receive_data_set
-from service.backup.folder import BackupFolder
-from service.backup.manifest import FORMAT, BackupError, Manifest
-from service.backup.scratch import loaded
+from service.store.backup.contents import notes_of
+from service.store.backup.data_set import receive_data_set
+from service.store.backup.folder import BackupFolder
+from service.store.backup.manifest import FORMAT, BackupError, Manifest
+from service.store.backup.scratch import loaded
+from service.store.clients import client_of, database_of
 
 DATA_SET = "data.rdb"
 """Name of the file with the data set."""

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from service.backup.clients import client_of
 from service.filters import Filter
 from service.index.segmented import SegmentedIndex
 from service.interfaces import Clock
 from service.records import StoredNote, Write, position_key
+from service.store.clients import client_of
 from service.store.document import encode
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
-from tests.service.backup.conftest import NOTE, back_up, restore
 from tests.service.conftest import DIMENSION, SPACE, eventually, following, stored_note, word_vector
+from tests.service.store.backup.conftest import NOTE, back_up, restore
 
 WORDS = ["lemon", "tart", "dough", "oven", "kyoto", "temple", "noodle", "river", "market", "bicycle"]
 IDS = 400

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from fsspec.core import url_to_fs
 
-from service.backup.manifest import MANIFEST, BackupError, FileEntry, Manifest
+from service.store.backup.manifest import MANIFEST, BackupError, FileEntry, Manifest
 
 CHUNK_BYTES = 2**20
 """Bytes that are copied at a time."""

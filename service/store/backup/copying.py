@@ -10,8 +10,8 @@ from functools import reduce
 from typing import Any
 from uuid import uuid4
 
-from service.backup.contents import IDENTITY_KEY, LOG_KEY, SNAPSHOTS_KEY, pages
-from service.backup.manifest import BackupError
+from service.store.backup.contents import IDENTITY_KEY, LOG_KEY, SNAPSHOTS_KEY, pages
+from service.store.backup.manifest import BackupError
 
 PAGE_KEYS = 200
 """Keys that are copied in one round trip: bounds the memory that long notes take."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from service.backup.backup import DATA_SET
-from service.backup.manifest import MANIFEST, BackupError
+from service.store.backup.backup import DATA_SET
+from service.store.backup.manifest import MANIFEST, BackupError
 from service.store.embedded_redis import EmbeddedRedis
-from tests.service.backup.conftest import back_up, contents, fill, restore
-from tests.service.backup.s3 import Objects, serving_s3
+from tests.service.store.backup.conftest import back_up, contents, fill, restore
+from tests.service.store.backup.s3 import Objects, serving_s3
 
 
 @pytest.fixture

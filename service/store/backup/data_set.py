@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from redis.exceptions import RedisError
 
-from service.backup.clients import pool_of
-from service.backup.folder import OnBytes
-from service.backup.manifest import BackupError
+from service.store.backup.folder import OnBytes
+from service.store.backup.manifest import BackupError
+from service.store.clients import pool_of
 
 CHUNK_BYTES = 2**20
 MARK_BYTES = 40

@@ -1,0 +1,126 @@
+"""What an index forgets of notes that were removed: names of authors and hashtags, and ids."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.hashtags.lexical_index import InvertedLexicalIndex
+from service.filters import Filter
+from service.index.hashtags import LiveHashtags
+from service.index.segmented import CODES, SegmentedIndex
+from service.interfaces import Arrays
+from service.records import StoredNote
+from tests.service.conftest import letters
+from tests.service.index.reference import DIMENSION, direction, do_jobs, found_ids, row
+
+NOW = 0.0
+
+
+def authored(first: int, count: int) -> list[StoredNote]:
+    """Notes of one author and one hashtag each."""
+    return [
+        row(f"note-{n:05}", n, author=f"author-{n:05}", hashtags=(f"tag-{n:05}",), category="Food")
+        for n in range(first, first + count)
+    ]
+
+
+def saved(index: SegmentedIndex) -> dict[str, Arrays]:
+    return {part.name: part.make() for part in index.snapshot_parts()}
+
+
+def snapshot_bytes(index: SegmentedIndex) -> bytes:
+    """Bytes of all arrays of a snapshot."""
+    return b"".join(
+        np.ascontiguousarray(array).tobytes() for arrays in saved(index).values() for array in arrays.values()
+    )
+
+
+def tag_count(index: SegmentedIndex) -> int:
+    return len(saved(index)[CODES]["numbers"])
+
+
+def test_tags_of_ten_thousand_authors_who_left_are_forgotten() -> None:
+    index = SegmentedIndex(DIMENSION, growing_rows=256)
+    staying = authored(0, 20)
+    index.upsert(staying)
+    for first in range(1000, 11_000, 1000):
+        passing = authored(first, 1000)
+        index.upsert(passing)
+        do_jobs(index)
+        assert tag_count(index) == 2 * (20 + 1000) + 1
+        index.remove([stored.note.id for stored in passing])
+        do_jobs(index)
+        assert tag_count(index) == 2 * 20 + 1
+        for n in (0, 19):
+            assert found_ids(index, Filter(author=f"author-{n:05}", hashtags=(f"tag-{n:05}",))) == {f"note-{n:05}"}
+        assert found_ids(index, Filter(author=f"author-{first:05}")) == set()
+    index.upsert(authored(1000, 1))
+    assert found_ids(index, Filter(author="author-01000")) == {"note-01000"}
+    assert len(found_ids(index, Filter(category="Food"))) == 21
+
+
+def test_restored_index_knows_the_tags_that_were_kept() -> None:
+    index = SegmentedIndex(DIMENSION, growing_rows=16)
+    index.upsert(authored(0, 200))
+    do_jobs(index)
+    index.remove([f"note-{n:05}" for n in range(0, 200, 2)])
+    parts = saved(index)
+    restored = SegmentedIndex(DIMENSION, growing_rows=16)
+    restored.restore(parts.__getitem__)
+    restored.upsert(authored(300, 1))
+    for n in range(200):
+        expected = {f"note-{n:05}"} if n % 2 else set()
+        assert found_ids(restored, Filter(author=f"author-{n:05}")) == expected
+    assert found_ids(restored, Filter(author="author-00300")) == {"note-00300"}
+
+
+def test_dropped_tombstones_leave_no_byte_of_removed_notes() -> None:
+    index = SegmentedIndex(DIMENSION, growing_rows=64)
+    index.upsert(authored(0, 1000))
+    do_jobs(index)
+    removed = ["note-00017", "note-00500", "note-00999"]  # in a sealed segment, in another, and in the growing one
+    index.remove(removed)
+    assert b"note-00017" in snapshot_bytes(index)
+    index.drop_tombstones()
+    assert index.dropping
+    do_jobs(index)
+    assert not index.dropping
+    assert index.tombstones == 0
+    content = snapshot_bytes(index)
+    for n in ("note-00017", "note-00500", "note-00999"):
+        assert n.encode() not in content
+        assert n.replace("note", "author").encode() not in content
+    assert len(index) == 997
+    query = direction(3)
+    hits = index.search(query, 10, Filter(), NOW)
+    exact = index.search(query, 10, Filter(exact=True), NOW)
+    assert [hit.id for hit in hits] == [hit.id for hit in exact]
+
+
+def test_dropping_ends_though_notes_are_removed_all_the_time() -> None:
+    index = SegmentedIndex(DIMENSION, growing_rows=16)
+    index.upsert(authored(0, 200))
+    do_jobs(index)
+    index.remove(["note-00003"])
+    index.drop_tombstones()
+    jobs = 0
+    while job := index.plan():
+        job.run()
+        index.remove([f"note-{100 + jobs:05}"])
+        index.finish(job)
+        jobs += 1
+        assert jobs < 20
+    assert not index.dropping
+
+
+def test_words_of_removed_notes_are_dropped_when_told() -> None:
+    words = InvertedLexicalIndex()
+    hashtags = LiveHashtags(letters(), words)
+    hashtags.upsert([row(f"n{n}", n, title=f"word{n}", hashtags=("tag",)) for n in range(10)])
+    hashtags.remove(["n3"])
+    before = words.snapshot_parts()
+    hashtags.drop_tombstones()
+    ids, arrays = words.snapshot_parts()
+    assert ("n3" in before[0], "n3" in ids) == (True, False)
+    assert len(arrays["words"]) == len(before[1]["words"]) - 1
+    assert [hit[0] for hit in words.nearest(row("x", title="word4").note, 1)] == ["n4"]
