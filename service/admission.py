@@ -7,11 +7,13 @@ after which it should come again; work that nobody waits for any more never reac
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from model.generation import GenerationRequest
+from service.access.principal import DEFAULT_TENANT
 
 FIRST_ESTIMATE = 0.05
 """Engine seconds of a note before one was measured: about one of 100 tokens on two cores (docs/benchmarks.md)."""
@@ -53,13 +55,14 @@ PATIENT = Urgency()
 
 @dataclass(slots=True, eq=False)
 class Admission:
-    """Permission to queue `left` more notes of one request, at most `places` of them at a time. `request`: what is
-    asked of each, which decides the engine's time."""
+    """Permission to queue `left` more notes of one request of a tenant, at most `places` of them at a time. `request`:
+    what is asked of each, which decides the engine's time."""
 
     lane: Lane
     request: GenerationRequest
     left: int
     places: int
+    tenant: str = DEFAULT_TENANT
 
     @property
     def reserved(self) -> int:
@@ -87,13 +90,24 @@ class EngineSeconds:
         """Return the seconds that one note is expected to take."""
         return self._means.get(_kind(request), FIRST_ESTIMATE)
 
-    def wait(self, admissions: Iterable[Admission], lane: Lane) -> float:
-        """Return the seconds until a note of `lane` begins behind the notes of `admissions`.
+    def wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
+        """Return the seconds until a note of a tenant in `lane` begins behind the notes of `admissions`.
 
-        What runs in the engine does not count: about as much will be running when the note begins.
+        Tenants take turns in a lane: of another tenant no more notes come first than of its own, and one. What runs in
+        the engine does not count: about as much will be running when the note begins.
         """
-        return sum(admission.left * self.of(admission.request) for admission in admissions
-                   if admission.lane.goes_before(lane))  # fmt: skip
+        total, own_notes = 0.0, 0
+        others: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+        """Notes and seconds of each other tenant in the same lane."""
+        for admission in admissions:
+            seconds = admission.left * self.of(admission.request)
+            if admission.lane is lane and admission.tenant != tenant:
+                others[admission.tenant][0] += admission.left
+                others[admission.tenant][1] += seconds
+            elif admission.lane.goes_before(lane):
+                total += seconds
+                own_notes += admission.left if admission.lane is lane else 0
+        return total + sum(seconds * min(1.0, (own_notes + 1) / max(1, notes)) for notes, seconds in others.values())
 
 
 def _kind(request: GenerationRequest) -> tuple[bool, bool]:

@@ -1,7 +1,8 @@
 """Batcher: concurrent requests of all endpoints share one engine thread, joining and leaving its batch at any step.
 
-The queue has two lanes, interactive before bulk, and is bounded in seconds (admission.py). Every waiter gets an answer:
-its output, or an error. Knows nothing of HTTP, storage, or what a token is.
+The queue has two lanes, interactive before bulk, in each of which the tenants take turns (lane_queue.py). It is bounded
+in seconds (admission.py). Every waiter gets an answer: its output, or an error. Knows nothing of HTTP, storage, or what
+a token is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +19,11 @@ import structlog
 
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
 from model.note import Note
+from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
 from service.interfaces import Engine, TokenizedRequest
+from service.lane_queue import LaneQueue
 from service.telemetry import Telemetry
 from service.tracing import add_stage, add_tokens
 
@@ -55,8 +57,8 @@ class Batcher:
     """Queue in front of the engine.
 
     `max_tokens`: prompt tokens that begin with one step. `max_notes`: notes in the engine at a time. `max_queue`: notes
-    that may wait, and `max_seconds`: the engine's time for those of the interactive lane; more raise QueueFull. `now`:
-    the clock of Urgency.
+    that may wait, and `max_seconds`: the engine's time for those of the interactive lane; more raise QueueFull.
+    `count_tenants`: tenants that share the queue. `now`: the clock of Urgency.
     """
 
     def __init__(
@@ -68,16 +70,18 @@ class Batcher:
         max_notes: int,
         max_queue: int,
         max_seconds: float = math.inf,
+        count_tenants: Callable[[], int] = lambda: 1,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._telemetry = telemetry
         self._max_tokens = max_tokens
         self._max_notes = max_notes
-        self.max_queue = max_queue
+        self._max_queue = max_queue
         self._max_seconds = max_seconds
+        self._count_tenants = count_tenants
         self._now = now
-        self._lanes: dict[Lane, deque[QueuedNote]] = {lane: deque() for lane in Lane}
+        self._lanes = {lane: LaneQueue[QueuedNote](lambda note: note.admission.tenant) for lane in Lane}
         self._arrived = asyncio.Event()
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
@@ -123,18 +127,36 @@ class Batcher:
         """Whether the engine has been at one step for STUCK_SECONDS."""
         return self.busy_seconds >= STUCK_SECONDS
 
-    def expected_wait(self, lane: Lane) -> float:
-        """Seconds until a note that is admitted now begins, by the measured times of those before it."""
-        return self._engine_seconds.wait(self._admissions, lane)
+    def expected_wait(self, lane: Lane, tenant: str | None = None) -> float:
+        """Seconds until a note that is admitted now begins, by the measured times of those before it. Without `tenant`
+        of the tenant for which that takes the longest."""
+        tenants = {admission.tenant for admission in self._admissions} if tenant is None else {tenant}
+        return max((self._engine_seconds.wait(self._admissions, lane, name) for name in tenants), default=0.0)
+
+    def max_places(self, tenant: str) -> int:
+        """Places of the queue that a tenant may take: all, where it is the only one; else a share that leaves as many
+        to a tenant that has none yet."""
+        if self._count_tenants() < 2:
+            return self._max_queue
+        holders = {admission.tenant for admission in self._admissions if admission.reserved} | {tenant}
+        return max(1, self._max_queue // (len(holders) + 1))
 
     async def generate(
-        self, note: Note, request: GenerationRequest = VECTOR_ONLY, urgency: Urgency = PATIENT
+        self,
+        note: Note,
+        request: GenerationRequest = VECTOR_ONLY,
+        urgency: Urgency = PATIENT,
+        tenant: str = DEFAULT_TENANT,
     ) -> GenerationOutput:
         """Return the engine's output for one note. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
-        return (await self.generate_all([(note, request)], urgency))[0]
+        return (await self.generate_all([(note, request)], urgency, tenant=tenant))[0]
 
     async def generate_all(
-        self, notes: Sequence[tuple[Note, GenerationRequest]], urgency: Urgency, admission: Admission | None = None
+        self,
+        notes: Sequence[tuple[Note, GenerationRequest]],
+        urgency: Urgency,
+        admission: Admission | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> list[GenerationOutput]:
         """Return the outputs in order; the first failure cancels the rest.
 
@@ -144,7 +166,7 @@ class Batcher:
         if not notes:
             return []
         if admission is None:
-            with self.admit(len(notes), notes[0][1], urgency) as admission:
+            with self.admit(len(notes), notes[0][1], urgency, tenant=tenant) as admission:
                 return await self.generate_all(notes, urgency, admission)
         loop = asyncio.get_running_loop()
         started = self._now()
@@ -175,20 +197,27 @@ class Batcher:
 
     @contextlib.contextmanager
     def admit(
-        self, notes: int, request: GenerationRequest, urgency: Urgency, places: int | None = None
+        self,
+        notes: int,
+        request: GenerationRequest,
+        urgency: Urgency,
+        places: int | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> Iterator[Admission]:
         """Admit `notes` notes while the block lasts. `places`: how many of them will be queued at a time; all, if None.
 
-        Raises QueueFull where the queue has no such places, or the first note would wait for too much of its caller's
-        time; and Stopping.
+        Raises QueueFull where the queue, or the tenant's share of it, has no such places, or the first note would wait
+        for too much of its caller's time; and Stopping.
         """
         if self._stopping:
             raise Stopping
-        admission = Admission(urgency.lane, request, notes, places or notes)
+        admission = Admission(urgency.lane, request, notes, places or notes, tenant)
         reserved = sum(other.reserved for other in self._admissions)
-        wait = self.expected_wait(urgency.lane)
-        if reserved + admission.reserved > self.max_queue or wait > self._max_wait(urgency):
-            raise QueueFull(reserved, wait)
+        own = sum(other.reserved for other in self._admissions if other.tenant == tenant)
+        wait = self.expected_wait(urgency.lane, tenant)
+        full = reserved + admission.reserved > self._max_queue or own + admission.reserved > self.max_places(tenant)
+        if full or wait > self._max_wait(urgency):
+            raise QueueFull(own, wait)
         self._admissions.add(admission)
         try:
             yield admission
@@ -227,7 +256,7 @@ class Batcher:
                 exempt = False
                 tokens += note.tokenized.tokens
                 note.admission.left -= 1
-                new_notes.append(queue.popleft())
+                new_notes.append(queue.take())
             self._telemetry.queue_depth.labels(lane).set(len(queue))
         return new_notes
 
@@ -239,14 +268,13 @@ class Batcher:
             return False
         return not any(note.urgency.lane is Lane.BULK for note in self._running.values())
 
-    def _first(self, queue: deque[QueuedNote]) -> QueuedNote | None:
+    def _first(self, queue: LaneQueue[QueuedNote]) -> QueuedNote | None:
         """Return the first note of a queue, after dropping those whose callers left or have no time any more."""
-        while queue:
-            note = queue[0]
+        while note := queue.first:
             overdue = note.urgency.deadline <= self._now()
             if not note.answer.done() and not overdue:
                 return note
-            queue.popleft()
+            queue.drop()
             self._telemetry.dropped.labels("deadline" if overdue else "left").inc()
             _fail(note, DeadlineExceeded(note.urgency.seconds))
         return None
@@ -271,7 +299,7 @@ class Batcher:
         for note in reversed(postponed):
             note.admission.left += 1
             note.began = math.inf
-            self._lanes[note.urgency.lane].appendleft(note)
+            self._lanes[note.urgency.lane].put_back(note)
         self._share_out(seconds, [note for note, _ in ended])
         self._observe([output for _, output in ended], seconds)
         begun = new_notes[: len(new_notes) - len(postponed)]

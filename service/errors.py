@@ -172,13 +172,14 @@ class KeyInUse(TryLater):
 
 
 class QueueFull(TryLater):
-    """`waiting`: notes that would come first. `seconds`: how long until they have begun."""
+    """`waiting`: notes of the caller's tenant that wait already. `seconds`: how long until a note would begin."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
         super().__init__(
-            f"{waiting} notes wait for the model already, for about {seconds:.1f} s, which is too much of your time "
-            f"(X-Request-Timeout) or all that may wait (GET /limits); try again in {self.retry_after} s."
+            f"{waiting} notes of yours wait for the model already, and the next one would for about {seconds:.1f} s: "
+            "too much of your time (X-Request-Timeout), or more than may wait (GET /limits); try again in "
+            f"{self.retry_after} s."
         )
 
 

@@ -20,6 +20,7 @@ from model.generation import (
     HashtagPolicy,
 )
 from model.note import Note, hashtag_key
+from service.access.principal import DEFAULT_TENANT
 from service.adding import STORE_BATCH_SIZE, Added, Generate, Plan, batches_with_unique_ids
 from service.admission import PATIENT, Admission, Urgency
 from service.batcher import Batcher
@@ -74,7 +75,7 @@ class GenerationDefaults:
 
 
 class Recommender:
-    """The use-cases of one process. `categories`: the closed set that a note's category is chosen from.
+    """The use-cases of one tenant of a process. `categories`: the closed set that a note's category is chosen from.
     `remembered_seconds`: how long a write is remembered that is to take place once."""
 
     def __init__(
@@ -87,12 +88,14 @@ class Recommender:
         clock: Clock,
         defaults: GenerationDefaults = GenerationDefaults(),
         remembered_seconds: float = 3600.0,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
         self.engine = engine
         self.categories = defaults.categories or engine.categories
         self.defaults = defaults
         self._claims = Claims(store, remembered_seconds)
         self._batcher = batcher
+        self._tenant = tenant
         self._store = store
         self.index = index
         self._telemetry = telemetry
@@ -118,9 +121,9 @@ class Recommender:
             await self._wait_for(added.values())
             places = [i for i in range(len(notes)) if i not in added]
             new = [notes[i] if notes[i].id else replace(notes[i], id=str(ULID())) for i in places]
-            size = min(STORE_BATCH_SIZE, self._batcher.max_queue)
+            size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
             request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
-            with self._batcher.admit(len(new), request, urgency, size) as admission:
+            with self._batcher.admit(len(new), request, urgency, size, self._tenant) as admission:
                 for batch in batches_with_unique_ids(new, size):
                     results = await self._add_distinct(
                         [new[i] for i in batch],
@@ -166,7 +169,8 @@ class Recommender:
         plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
         need_model = [i for i, plan in enumerate(plans) if plan.request is not None]
         requests = [(plan.note, plan.request) for plan in plans if plan.request is not None]
-        outputs = dict(zip(need_model, await self._batcher.generate_all(requests, urgency, admission), strict=True))
+        generated = await self._batcher.generate_all(requests, urgency, admission, self._tenant)
+        outputs = dict(zip(need_model, generated, strict=True))
         finished = [plan.finish(outputs.get(i), self.engine.space) for i, plan in enumerate(plans)]
         # Shielded from a caller that leaves: what reaches the store must also be waited for in the index.
         return await asyncio.shield(self._commit(plans, finished, condition, claims, accepted))
@@ -321,7 +325,7 @@ class Recommender:
         self, note: Note, k: int, where: Filter, min_score: float | None, urgency: Urgency = PATIENT
     ) -> Similar:
         """Find notes related to a text that is not stored."""
-        output = await self._batcher.generate(note, urgency=urgency)
+        output = await self._batcher.generate(note, urgency=urgency, tenant=self._tenant)
         return await self._search(output.vector, k, where, min_score, ReadTime())
 
     def generation_request(
@@ -347,7 +351,7 @@ class Recommender:
     async def generate(self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT) -> GenerationOutput:
         """Return vector and generations of a text that is not stored, from one prefill. Raises LimitExceeded."""
         try:
-            output = await self._batcher.generate(note, request, urgency)
+            output = await self._batcher.generate(note, request, urgency, self._tenant)
         except CategoriesTooLong as error:
             raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
         return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags))

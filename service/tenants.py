@@ -128,6 +128,9 @@ class Tenants:
         if tenant := self._tenants.get(name):
             await self._close(tenant, removed=True)
 
+    def __len__(self) -> int:
+        return len(self._tenants)
+
     def __iter__(self) -> Iterator[Tenant]:
         return iter(list(self._tenants.values()))
 

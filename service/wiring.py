@@ -107,6 +107,7 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
             max_notes=settings.batch_notes,
             max_queue=settings.queue_notes,
             max_seconds=settings.queue_seconds,
+            count_tenants=lambda: len(tenants),
         )
         searchers = search_threads()
         stack.callback(searchers.shutdown)
@@ -167,7 +168,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         stack.push_async_callback(index.stop)
         defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(
-            engine, shared.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds
+            engine, shared.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
         )
         yield Service(settings, recommender, shared.batcher, store, index, shared.telemetry, clock, name)
 

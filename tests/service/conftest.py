@@ -323,6 +323,7 @@ async def batching(
     max_notes: int = 32,
     max_queue: int = 1000,
     max_seconds: float = math.inf,
+    tenants: int = 1,
     now: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Batcher]:
     """Run a Batcher while the block lasts; at its end the engine's gate is opened."""
@@ -333,6 +334,7 @@ async def batching(
         max_notes=max_notes,
         max_queue=max_queue,
         max_seconds=max_seconds,
+        count_tenants=lambda: tenants,
         now=now,
     )
     batcher.start()

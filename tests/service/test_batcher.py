@@ -10,7 +10,7 @@ import pytest
 
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
 from model.note import Note
-from service.admission import PATIENT, Lane, Urgency
+from service.admission import PATIENT, Admission, EngineSeconds, Lane, Urgency
 from service.batcher import Batcher
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
@@ -304,3 +304,57 @@ async def test_after_stop_notes_are_refused_and_no_task_is_left(engine: WordEngi
     with pytest.raises(Stopping):
         await batcher.generate(note("b"))
     assert "batcher" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def queue_for(batcher: Batcher, tenant: str, *notes: Note) -> asyncio.Task[list[GenerationOutput]]:
+    """One bulk request of a tenant, in the queue on return."""
+    before = batcher.waiting
+    pairs = [(n, VECTOR_ONLY) for n in notes]
+    task = asyncio.create_task(batcher.generate_all(pairs, Urgency(Lane.BULK), tenant=tenant))
+    await eventually(lambda: batcher.waiting == before + len(notes))
+    return task
+
+
+async def test_tenants_take_turns_in_a_lane(engine: WordEngine) -> None:
+    async with batching(engine, max_notes=1, tenants=2) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue_for(batcher, "load", *(note(f"l{n}") for n in range(4)))]
+        tasks.append(await queue_for(batcher, "other", note("o0"), note("o1")))
+        tasks.append(await queue(batcher, note("person")))
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    assert [n.id for n in engine.notes[1:]] == ["person", "l0", "o0", "l1", "o1", "l2", "l3"]
+
+
+async def test_tenant_leaves_places_in_the_queue_to_others(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=9, tenants=2) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue_for(batcher, "load", *map(note, "abcd"))]
+        with pytest.raises(QueueFull):
+            await batcher.generate(note("e"), tenant="load")
+        tasks.append(await queue_for(batcher, "other", *map(note, "fgh")))
+        with pytest.raises(QueueFull):
+            await batcher.generate(note("i"), tenant="other")
+        tasks.append(await queue_for(batcher, "third", note("j"), note("k")))
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_only_tenant_has_the_whole_queue(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=9) as batcher:
+        await plug(engine, batcher)
+        task = await queue_for(batcher, "load", *map(note, "abcdefghi"))
+        engine.gate.set()
+        await task
+
+
+def test_expected_wait_counts_turns_of_other_tenants() -> None:
+    seconds = EngineSeconds()
+    seconds.measure(VECTOR_ONLY, 0.1)
+    load = [Admission(Lane.BULK, VECTOR_ONLY, 1000, 32, "load")]
+    assert seconds.wait(load, Lane.BULK, "load") == pytest.approx(100)
+    assert seconds.wait(load, Lane.BULK, "other") == pytest.approx(0.1)
+    assert seconds.wait(load, Lane.INTERACTIVE, "load") == 0
+    person = Admission(Lane.INTERACTIVE, VECTOR_ONLY, 2, 2, "load")
+    both = [*load, Admission(Lane.BULK, VECTOR_ONLY, 5, 5, "other"), person]
+    assert seconds.wait(both, Lane.BULK, "other") == pytest.approx(0.2 + 0.5 + 0.6)

@@ -1,0 +1,62 @@
+"""LaneQueue: the notes that wait in one lane, a queue for each tenant; the tenants take turns, note by note."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class LaneQueue(Generic[T]):
+    """Queue of one lane. `tenant_of` names the tenant of an entry. Of one tenant it is first in, first out."""
+
+    def __init__(self, tenant_of: Callable[[T], str]) -> None:
+        self._tenant_of = tenant_of
+        self._queues: dict[str, deque[T]] = {}
+        """Entries by tenant, none of them empty, in the order of the tenants' turns."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __iter__(self) -> Iterator[T]:
+        for queue in self._queues.values():
+            yield from queue
+
+    def extend(self, entries: Iterable[T]) -> None:
+        """Append entries to the queues of their tenants. A tenant that had none is last in turn."""
+        for entry in entries:
+            self._queues.setdefault(self._tenant_of(entry), deque()).append(entry)
+
+    def put_back(self, entry: T) -> None:
+        """Put an entry back to where it was before `take`."""
+        tenant = self._tenant_of(entry)
+        queue = self._queues.pop(tenant, deque())
+        queue.appendleft(entry)
+        self._queues = {tenant: queue, **self._queues}
+
+    @property
+    def first(self) -> T | None:
+        """First entry of the tenant whose turn it is; None where nothing waits."""
+        return next(iter(self._queues.values()))[0] if self._queues else None
+
+    def take(self) -> T:
+        """Remove the first entry, and let the next tenant have its turn."""
+        tenant = next(iter(self._queues))
+        queue = self._queues.pop(tenant)
+        entry = queue.popleft()
+        if queue:
+            self._queues[tenant] = queue
+        return entry
+
+    def drop(self) -> T:
+        """Remove the first entry, and leave its tenant the turn."""
+        tenant, queue = next(iter(self._queues.items()))
+        entry = queue.popleft()
+        if not queue:
+            del self._queues[tenant]
+        return entry
+
+    def clear(self) -> None:
+        self._queues.clear()
