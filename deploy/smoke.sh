@@ -44,9 +44,10 @@ if [[ $EUID -eq 0 ]]; then
     chmod 755 "$folder"
     "${as_user[@]}" "$folder/venv/bin/python" -c "" || { echo "user 10001 cannot run it: name another PYTHON"; exit 1; }
 fi
+key=$(openssl rand -hex 32)
 port=$("$folder/venv/bin/python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 env --ignore-environment PATH="$folder/venv/bin:/usr/bin:/bin" HOME="$folder/home" PYTHONUNBUFFERED=1 \
-    NOTELLM_HOST=127.0.0.1 NOTELLM_PORT="$port" NOTELLM_DATA_DIR="$folder/data" NOTELLM_CACHE_DIR="$folder/cache" \
+    NOTELLM_HOST=127.0.0.1 NOTELLM_BOOTSTRAP_KEY="$key" NOTELLM_PORT="$port" NOTELLM_DATA_DIR="$folder/data" NOTELLM_CACHE_DIR="$folder/cache" \
     NOTELLM_CHECKPOINT="$folder/model" NOTELLM_SAMPLE_NOTES=0 HF_HOME="$folder/cache/huggingface" HF_HUB_OFFLINE=1 \
     TRANSFORMERS_NO_ADVISORY_WARNINGS=1 "${as_user[@]}" notellm serve 2>"$folder/log" &
 service=$!
@@ -58,7 +59,7 @@ done
 ask /livez # the image's HEALTHCHECK
 
 step "a note is added, found and deleted"
-"$folder/venv/bin/python" "$root/deploy/helm/notellm/files/check_service.py" "http://127.0.0.1:$port"
+NOTELLM_API_KEY="$key" "$folder/venv/bin/python" "$root/deploy/helm/notellm/files/check_service.py" "http://127.0.0.1:$port"
 
 step "SIGTERM"
 kill -TERM "$service"

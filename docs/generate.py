@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.access.principal import Scope
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,12 +70,16 @@ same at `/docs`.
 - An unknown field or query parameter is an error that names it. `GET /limits` has every bound.
 - Errors are `application/problem+json` (RFC 9457): see [Problem](#problem). `429` and `503` carry `Retry-After`.
 - Every answer carries `X-Request-Id`: the caller's own, or one that is made.
+- Where the service has keys, a request sends one as `Authorization: Bearer nlm_...`: see
+  [keys](guides/keys.md). `401` is answered to no or no valid key, `403` to one without the scope.
 - A log position (`1795704909866-0`) orders all writes. It is a note's ETag, and `min_log_position` of a search."""
 
 
 def operation_section(title: str, operation: Json) -> str:
     """One operation: description, parameters, body and answers."""
     parts = [f"### {title}", wrapped(operation.get("description", ""))]
+    if scopes := [f"`{scope}`" for security in operation["security"] for scope in security["key"]]:
+        parts.append(f"Needs the scope {' or '.join(scopes)}." if len(scopes) < len(Scope) else "Needs any key.")
     if parameters := operation.get("parameters"):
         rows = ((p["name"], p["in"], type_of(p["schema"]), parameter_note(p)) for p in parameters)
         parts.append(markdown_table(["parameter", "in", "type", "meaning"], rows))
@@ -200,7 +205,10 @@ def setting_default(spec: Json) -> str:
 # Schema of the Helm chart
 
 
-SET_BY_CHART = ("host", "port", "data_dir", "cache_dir", "redis_url", "drain_seconds", "shutdown_seconds")
+SET_BY_CHART = (
+    *("host", "port", "data_dir", "cache_dir", "redis_url", "drain_seconds", "shutdown_seconds"),
+    *("bootstrap_key", "bootstrap_key_file", "insecure"),
+)
 """Settings that the chart has values of its own for, or decides."""
 SETTING_KEYWORDS = ("type", "enum", "items", "description", "minimum", "exclusiveMinimum", "maximum")
 

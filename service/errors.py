@@ -13,6 +13,10 @@ NoteLLMError
 ├── TooManyTenants        the service has as many tenants as it may
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
+├── Unauthenticated       the request has no key that opens the service
+├── Forbidden             the caller's key does not have the scope, or the tenant, that this takes
+├── ApiKeyNotFound        no such key, or none of the caller's tenant
+├── TooManyApiKeys        there are as many keys as there may be
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a temporary state; carries the seconds to wait
     ├── KeyInUse          an earlier request under the same Idempotency-Key has not ended
@@ -154,6 +158,33 @@ class StoredNoteUnreadable(NoteLLMError):
             f"Note {note_id!r} is in the store and cannot be read: {reason}. It is left out of all answers until you "
             "POST or PUT it again, or DELETE it."
         )
+
+
+class Unauthenticated(NoteLLMError):
+    """`reason`: a word for metrics. `offered`: whether the request has a key."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{detail} Send a valid key as Authorization: Bearer <key>.")
+        self.reason = reason
+        self.offered = reason != "no_key"
+
+
+class Forbidden(NoteLLMError):
+    """`scopes`: the scopes of which one is needed, or all that are missing."""
+
+    def __init__(self, detail: str, scopes: Sequence[str] = ()) -> None:
+        super().__init__(detail)
+        self.scopes = tuple(scopes)
+
+
+class ApiKeyNotFound(NoteLLMError):
+    def __init__(self, prefix: str) -> None:
+        super().__init__(f"There is no key {prefix!r} that you may see; GET /keys lists those that there are.")
+
+
+class TooManyApiKeys(NoteLLMError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"There are max_keys = {limit} keys already; revoke those that nobody uses, see GET /keys.")
 
 
 class TryLater(NoteLLMError):

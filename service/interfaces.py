@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Vocabulary
 from model.note import Note
+from service.access.api_key import Act, ApiKey, KeyTable
 from service.filters import Filter
 from service.records import (
     ORIGIN,
@@ -181,6 +182,27 @@ class TenantDirectory(Protocol):
     async def remove(self, name: str) -> None:
         """Remove everything that a tenant's store holds, and go on with a removal that was broken off. From its begin
         on nothing is written to the store. Raises TenantNotFound."""
+
+
+# Keys
+
+
+class KeyStore(Protocol):
+    """API keys and the acts of those who manage them. Every method raises StoreUnavailable when the store is away."""
+
+    async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
+        """Return all keys, or `known` where they have not changed since, but for their last use. Before that, record
+        when keys were last `used`, by their prefixes."""
+
+    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
+        """Exchange what is kept of a key, and record the act, in one atomic step, durably. None stands for no key.
+        False, and nothing is done, where it is not `old` any more. Raises TooManyApiKeys."""
+
+    async def record(self, act: Act) -> None:
+        """Record an act that changes no key. The oldest acts are forgotten where there are too many."""
+
+    async def acts(self, count: int, before: str = "") -> list[Act]:
+        """Return up to `count` acts, the newest first, of those before the position `before`."""
 
 
 # The index

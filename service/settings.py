@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -17,13 +18,14 @@ from model.generation import HashtagPolicy
 PREFIX = "NOTELLM_"
 OTHER_VARIABLES = frozenset(
     {
-        "NOTELLM_URL",  # of the commands that talk to a running service
+        *("NOTELLM_URL", "NOTELLM_API_KEY"),  # of the commands that talk to a running service
         *("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"),  # of the training recipes and the tests
         *("NOTELLM_CHAOS_ROUNDS", "NOTELLM_CHAOS_SEED", "NOTELLM_FUZZ_REQUESTS", "NOTELLM_FUZZ_SEED"),
         "NOTELLM_TEST_CACHE",
     }
 )
 """Variables of this name that are no settings."""
+BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
 MAX_SHOWN = 100
 """Bound on the characters of a wrong value that an error repeats."""
 
@@ -36,6 +38,15 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    bootstrap_key: SecretStr | None = Field(
+        None,
+        description="an API key with all scopes, of 32 or more characters, for example of `openssl rand -hex 32`; with "
+        "it every request needs a key",
+    )
+    bootstrap_key_file: Path | None = Field(None, description="a file that holds this key, instead")
+    insecure: bool = Field(
+        False, description="1: listen on an address that other machines reach although no bootstrap key is set"
+    )
     data_dir: Path = Field(
         Path("~/.local/share/notellm"), description="the embedded store's files, and snapshots of the index"
     )
@@ -136,10 +147,40 @@ class Settings(BaseSettings):
             )
         return url
 
+    @field_validator("bootstrap_key", mode="before")
+    @classmethod
+    def _check_bootstrap_key(cls, key: str | SecretStr | None) -> str | None:
+        text = key.get_secret_value() if isinstance(key, SecretStr) else key
+        if text and not BOOTSTRAP_KEY.fullmatch(text):
+            raise PydanticCustomError("bootstrap_key", "must be of 32 to 200 ASCII characters without spaces")
+        return text or None
+
+    @field_validator("bootstrap_key_file")
+    @classmethod
+    def _check_bootstrap_key_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None:
+            return None
+        if info.data.get("bootstrap_key"):
+            raise PydanticCustomError("bootstrap_key_file", "is one key too many: NOTELLM_BOOTSTRAP_KEY is set too")
+        try:
+            text = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PydanticCustomError("bootstrap_key_file", "must be a file that can be read") from error
+        if not BOOTSTRAP_KEY.fullmatch(text):
+            raise PydanticCustomError("bootstrap_key_file", "must hold 32 to 200 ASCII characters without spaces")
+        return path
+
     @field_validator("data_dir", "cache_dir")
     @classmethod
     def _expand(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @property
+    def bootstrap(self) -> str | None:
+        """The bootstrap key, from wherever it is set."""
+        if self.bootstrap_key:
+            return self.bootstrap_key.get_secret_value()
+        return self.bootstrap_key_file.read_text().strip() if self.bootstrap_key_file else None
 
     @property
     def samples_wanted(self) -> int | None:
@@ -188,6 +229,8 @@ def _allowed_values(schema: dict[str, Any]) -> str:
     schema = next((choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"), schema)
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
+    if schema.get("type") == "boolean":
+        return "1 or 0"
     kind = {"integer": "a whole number", "number": "a number"}.get(schema.get("type", ""))
     if kind is None:
         return ""

@@ -128,6 +128,12 @@ class Telemetry:
             registry=registry,
         )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
+        self.refused = Counter(
+            "notellm_access_refused",
+            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope (403)",
+            ("reason",),
+            registry=registry,
+        )
         self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
 
     def forget_tenant(self, name: str) -> None:

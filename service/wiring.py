@@ -20,6 +20,7 @@ from model.generation import CategoriesTooLong, GenerationRequest
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
+from service.access.authenticator import Authenticator
 from service.admission import Lane
 from service.api.app import create_app
 from service.batcher import Batcher
@@ -35,6 +36,7 @@ from service.recommender import GenerationDefaults, Recommender
 from service.records import IndexStatus
 from service.samples import load_samples
 from service.settings import Settings
+from service.store.api_keys import RedisKeyStore
 from service.store.connection import MAX_CONNECTIONS, Connection, Outage
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.keys import Keys
@@ -51,6 +53,8 @@ FOLLOWING_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
+KEY_CONNECTIONS = 4
+"""Connections of one process to Redis for API keys: one reader, and people who manage keys."""
 TENANT_CONNECTIONS = 8
 """Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
 
@@ -76,21 +80,24 @@ def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tr
     lifecycle = lifecycle or Lifecycle()
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
+    authenticator = Authenticator(settings.bootstrap, Clock())
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Tenants]:
         async with contextlib.AsyncExitStack() as stack:
             if tracer:
                 stack.push_async_callback(asyncio.to_thread, tracer.close)
-            tenants = await stack.enter_async_context(open_service(settings, telemetry, lifecycle))
+            tenants = await stack.enter_async_context(open_service(settings, telemetry, lifecycle, authenticator))
             await load_samples(tenants.default, lifecycle.report)
             yield tenants
 
-    return create_app(settings, open_with_samples, lifecycle, telemetry, START_ERRORS, tracer)
+    return create_app(settings, open_with_samples, authenticator, lifecycle, telemetry, START_ERRORS, tracer)
 
 
 @contextlib.asynccontextmanager
-async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle) -> AsyncIterator[Tenants]:
+async def open_service(
+    settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, authenticator: Authenticator
+) -> AsyncIterator[Tenants]:
     """Start every part in order; on leaving, stop them in the opposite order.
 
     Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is away is no error: the
@@ -98,6 +105,19 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle.report))
+        outage = Outage()
+        key_store = RedisKeyStore(
+            Connection(
+                url.get_secret_value(),
+                on_error=telemetry.store_errors.inc,
+                max_connections=KEY_CONNECTIONS,
+                outage=outage,
+            )
+        )
+        stack.push_async_callback(key_store.close)
+        authenticator.connect(key_store)  # early: /metrics is read during a start
+        stack.push_async_callback(authenticator.close)
+        await authenticator.refresh()  # now, since the store may be away when the first request comes
         lifecycle.report("Loading the model")
         engine = await asyncio.to_thread(_load_engine, settings, lifecycle.report)
         batcher = Batcher(
@@ -112,7 +132,7 @@ async def open_service(settings: Settings, telemetry: Telemetry, lifecycle: Life
         searchers = search_threads()
         stack.callback(searchers.shutdown)
         gpu = find_gpu() if settings.index_device == "cuda" else None
-        shared = Shared(settings, url, engine, batcher, telemetry, Clock(), searchers, gpu, Outage())
+        shared = Shared(settings, url, engine, batcher, telemetry, authenticator.clock, searchers, gpu, outage)
         directory = RedisTenants(
             Connection(
                 url.get_secret_value(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 import tomllib
 from collections import defaultdict
@@ -68,7 +69,9 @@ class Load:
 
     def __init__(self, url: str, scenario: Scenario, texts: Sequence[str], stored: Sequence[str]) -> None:
         limits = httpx2.Limits(max_connections=scenario.clients)
-        self.client = httpx2.AsyncClient(base_url=url, timeout=scenario.patience, limits=limits)
+        key = os.environ.get("NOTELLM_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else None
+        self.client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=scenario.patience, limits=limits)
         self.scenario = scenario
         self.texts = texts
         self.stored = stored

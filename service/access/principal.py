@@ -27,12 +27,24 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a key may use in a minute; None: without bound. Tokens are those that the model reads and writes."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+UNLIMITED = Quota()
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """`key`: public prefix of the caller's key; None where the service is open. `tenant`: a name of the form TENANT."""
 
     key: str | None
     tenant: str
     scopes: frozenset[Scope]
+    quota: Quota = UNLIMITED
 
 
 ANONYMOUS = Principal(None, DEFAULT_TENANT, frozenset(Scope))

@@ -15,23 +15,26 @@ from typing import Any, TypeVar, cast
 
 from fastapi import Request
 
-from service.access.principal import ANONYMOUS, Principal, Scope
+from service.access.authenticator import Authenticator
+from service.access.principal import Scope
+from service.errors import Forbidden, Unauthenticated
+from service.telemetry import Telemetry
 
 F = TypeVar("F", bound=Callable[..., Any])
-_needed: dict[Callable[..., Any], tuple[Scope, ...]] = {}
+_needed: dict[Callable[..., Any], frozenset[Scope]] = {}
 
 
 def needs(*scopes: Scope) -> Callable[[F], F]:
     """Declare that a handler runs for callers who have any of `scopes`."""
-    return _declare(scopes)
+    return _declare(frozenset(scopes))
 
 
 def open_to_all() -> Callable[[F], F]:
     """Declare that a handler runs for everyone, without a principal: for probes."""
-    return _declare(())
+    return _declare(frozenset())
 
 
-def _declare(scopes: tuple[Scope, ...]) -> Callable[[F], F]:
+def _declare(scopes: frozenset[Scope]) -> Callable[[F], F]:
     def declare(handler: F) -> F:
         _needed[handler] = scopes
         return handler
@@ -39,20 +42,37 @@ def _declare(scopes: tuple[Scope, ...]) -> Callable[[F], F]:
     return declare
 
 
-def needed_scopes(handler: Callable[..., Any]) -> tuple[Scope, ...]:
-    """Scopes of which a handler needs one; () where it is open to all. Raises TypeError where it declares nothing."""
+def needed_scopes(handler: Callable[..., Any]) -> frozenset[Scope]:
+    """Scopes of which a handler needs one; none where it is open to all. Raises TypeError where it declares nothing."""
     try:
         return _needed[handler]
     except KeyError:
         raise TypeError(f"{handler.__qualname__} declares no scope; see service/api/access.py") from None
 
 
-async def admit(request: Request, scopes: tuple[Scope, ...]) -> None:
-    """Put the caller's principal at `request.state.principal`."""
+class Guard:
+    """Lets the callers of one service in. `authenticator` knows them."""
+
+    def __init__(self, authenticator: Authenticator, telemetry: Telemetry) -> None:
+        self._authenticator = authenticator
+        self._telemetry = telemetry
+
+    async def admit(self, request: Request, scopes: frozenset[Scope]) -> None:
+        """Put the caller's principal at `request.state.principal`. Raises Unauthenticated, or Forbidden for a caller
+        who has none of `scopes`."""
+        try:
+            principal = await self._authenticator.authenticate(request.headers.get("authorization"))
+        except Unauthenticated as error:
+            self._telemetry.refused.labels(error.reason).inc()
+            raise
+        request.state.principal = principal
+        if principal.scopes.isdisjoint(scopes):
+            self._telemetry.refused.labels("scope").inc()
+            names = sorted(scopes)
+            raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which this takes.", names)
+
+
+async def admit(request: Request, scopes: frozenset[Scope]) -> None:
+    """Let the caller of a route in that needs one of `scopes`; everyone where there are none."""
     if scopes:
-        request.state.principal = ANONYMOUS
-
-
-async def get_principal(request: Request) -> Principal:
-    """Return the principal of a request to a route that needs a scope."""
-    return cast(Principal, request.state.principal)
+        await cast(Guard, request.app.state.guard).admit(request, scopes)

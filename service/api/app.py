@@ -12,18 +12,22 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
+from service.access.authenticator import Authenticator
+from service.access.manager import Manager
 from service.api import problems
+from service.api.access import Guard
 from service.api.connection import CallerLeft
 from service.api.middleware import BodyLimit, RequestContext
-from service.api.routes import documentation, generate, notes, operations, similar, tenants
-from service.api.schemas.notes import BatchOut, NoteIn
-from service.api.schemas.problem import Problem
+from service.api.openapi import describe
+from service.api.routes import documentation, generate, keys, notes, operations, similar, tenants
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.tenants import Tenants
 from service.tracing import TRACING_OFF, Tracer
 
+ROUTERS = (similar.router, notes.router, generate.router, operations.router, tenants.router, keys.router)
+"""Routes are matched in this order: the busiest come first."""
 log = structlog.get_logger(__name__)
 DESCRIPTION = (
     "Related notes, hashtags and categories from one language model. One prefill gives vector, hashtags and category; "
@@ -34,6 +38,7 @@ DESCRIPTION = (
 def create_app(
     settings: Settings,
     open_service: Callable[[], AbstractAsyncContextManager[Tenants]],
+    authenticator: Authenticator,
     lifecycle: Lifecycle,
     telemetry: Telemetry,
     expected_failures: tuple[type[Exception], ...] = (),
@@ -83,9 +88,10 @@ def create_app(
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
-    # Routes are matched in this order: the busiest come first.
-    for routes in (similar, notes, generate, operations, tenants, documentation):
-        app.include_router(routes.router)
+    app.state.guard = Guard(authenticator, telemetry)
+    app.state.manager = Manager(authenticator)
+    for router in (*ROUTERS, documentation.router):
+        app.include_router(router)
     problems.install(app)
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
@@ -93,30 +99,10 @@ def create_app(
     app.add_middleware(
         RequestContext, lifecycle=lifecycle, telemetry=telemetry, tracer=tracer, log_sample=settings.log_sample
     )
-    _document_problems(app)
+    describe(app, [route for router in ROUTERS for route in router.routes])
     return app
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
     """Return an answer that nobody reads, since the caller has left; 499 is nginx's status code for that."""
     return Response(status_code=499)
-
-
-def _document_problems(app: FastAPI) -> None:
-    """Describe our Problem in the OpenAPI wherever FastAPI would describe its own validation error."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, object]:
-        if app.openapi_schema is None:
-            schema = describe()
-            components = schema["components"]["schemas"]
-            for unused in ("HTTPValidationError", "ValidationError"):
-                components.pop(unused, None)
-            for model in (Problem, NoteIn, BatchOut):
-                described = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                components.update(described.pop("$defs", {}))
-                components[model.__name__] = described
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to change the description

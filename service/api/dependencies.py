@@ -14,9 +14,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
 from structlog.contextvars import bind_contextvars
 
+from service.access.manager import Manager
+from service.access.principal import Principal
 from service.adding import Generate
 from service.admission import Lane, Urgency
-from service.api.access import get_principal
 from service.container import Service
 from service.errors import FieldError, InvalidInput, MalformedHeader, Starting
 from service.lifecycle import Lifecycle
@@ -57,6 +58,15 @@ async def get_service(request: Request) -> Service:
 
 async def get_recommender(request: Request) -> Recommender:
     return (await get_service(request)).recommender
+
+
+async def get_principal(request: Request) -> Principal:
+    """Return who calls a route that needs a scope (access.py)."""
+    return cast(Principal, request.state.principal)
+
+
+async def get_manager(request: Request) -> Manager:
+    return cast(Manager, request.app.state.manager)
 
 
 async def get_generate(generate: str = "") -> Generate:
@@ -153,6 +163,8 @@ TenantsDep = Annotated[Tenants, Depends(get_tenants)]
 LifecycleDep = Annotated[Lifecycle, Depends(get_lifecycle)]
 ServiceDep = Annotated[Service, Depends(get_service)]
 RecommenderDep = Annotated[Recommender, Depends(get_recommender)]
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+ManagerDep = Annotated[Manager, Depends(get_manager)]
 GenerateDep = Annotated[Generate, Depends(get_generate)]
 ConditionDep = Annotated[Condition | None, Depends(get_condition)]
 RequestedUrgencyDep = Annotated[RequestedUrgency, Depends(get_requested_urgency)]

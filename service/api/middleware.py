@@ -11,6 +11,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.principal import Principal
 from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
 from service.errors import LimitExceeded
@@ -111,6 +112,9 @@ class RequestContext:
         line: dict[str, object] = {f"{stage}_ms": _ms(took) for stage, took in stages.seconds.items()}
         tokens = {"prompt_tokens": stages.prompt_tokens, "generated_tokens": stages.generated_tokens}
         line |= {name: count for name, count in tokens.items() if count}
+        principal: Principal | None = scope["state"].get("principal")  # none where nobody was let in
+        if principal and principal.key:
+            line |= {"tenant": principal.tenant, "key": principal.key}
         log.info("request", method=scope["method"], route=route, status=status, ms=_ms(seconds), **line)
 
 

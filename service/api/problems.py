@@ -22,6 +22,8 @@ from service.errors import FieldError, NoteLLMError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "https://notellm.invalid/problems/"
+CHALLENGE = 'Bearer realm="notellm"'
+"""Value of WWW-Authenticate (RFC 6750)."""
 MAX_POINTER = 256
 """Bound on the characters of a pointer: an unknown field's name may be as long as a note."""
 STATUS: dict[type[Exception], int] = {
@@ -40,6 +42,10 @@ STATUS: dict[type[Exception], int] = {
     errors.OtherSpace: 409,
     errors.StoredNoteUnreadable: 409,
     errors.VerifyRunning: 409,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.ApiKeyNotFound: 404,
+    errors.TooManyApiKeys: 409,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,
     errors.StoreUnavailable: 503,
@@ -79,6 +85,10 @@ def error_response(error: NoteLLMError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.UnsupportedMediaType):
         headers["Accept" if error.header == "Content-Type" else "Accept-Encoding"] = error.accepted
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = CHALLENGE + (', error="invalid_token"' if error.offered else "")
+    if isinstance(error, errors.Forbidden):
+        headers["WWW-Authenticate"] = f'{CHALLENGE}, error="insufficient_scope", scope="{" ".join(error.scopes)}"'
     return problem_response(problem_of(error), headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from ipaddress import ip_address
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where a client reaches a service that listens on all addresses."""
@@ -54,6 +55,11 @@ def listen(host: str, port: int) -> list[socket.socket]:
             f"process may listen on: {failure.strerror}"
         ) from failure
     return listeners
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Return whether only this machine reaches a listener."""
+    return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _listen(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:

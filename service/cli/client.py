@@ -29,7 +29,18 @@ Url = Annotated[
         help="The running service.",
     ),
 ]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", envvar="NOTELLM_API_KEY", show_default=False, help="An API key, where the service needs one."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The service's answer, for programs.")]
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    """Headers of a request under an API key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def call(
@@ -37,15 +48,16 @@ def call(
     method: str,
     path: str,
     *,
+    key: str | None,
     params: Any = None,
     body: Any = None,
     accept: tuple[int, ...] = (200,),
     timeout: float = TIMEOUT_SECONDS,
 ) -> Any:
-    """Return the answer's JSON. A problem, or no answer, ends the command with its detail."""
+    """Return the answer's JSON; None for an empty one. A problem, or no answer, ends the command with its detail."""
     try:
-        response = httpx2.request(method, url + path, params=params, json=body, timeout=timeout)
-        answer = response.json()
+        response = httpx2.request(method, url + path, params=params, json=body, headers=bearer(key), timeout=timeout)
+        answer: Any = response.json() if response.content else None
     except (httpx2.HTTPError, ValueError) as error:
         complain(f"{url} does not answer as a NoteLLM service: {error}")
         raise typer.Exit(FAILED) from error

@@ -22,6 +22,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from service.cli.client import bearer
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
@@ -43,6 +44,7 @@ class Ingest:
 
     file: Path
     url: str
+    api_key: str | None
     state_folder: Path
     generate: str
     rejects: Path | None
@@ -58,7 +60,9 @@ class Ingest:
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
         started = time.monotonic()
         with ExitStack() as stack:
-            client = stack.enter_context(httpx2.Client(base_url=self.url, timeout=TIMEOUT_SECONDS))
+            client = stack.enter_context(
+                httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
+            )
             progress = stack.enter_context(_progress(console))
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from model import cli as offline
-from service.cli import backup
-from service.cli.address import AddressUnavailable, listen
-from service.cli.client import AsJson, Url, call
+from service.cli import backup, keys
+from service.cli.address import AddressUnavailable, is_loopback, listen
+from service.cli.client import AsJson, Key, Url, call
 from service.cli.ingest import Ingest, IngestFailed
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
 from service.cli.terminal import FAILED, MISUSED, complain, err, out, read_settings, show
@@ -22,6 +22,7 @@ from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(keys.app, name="keys")
 
 START_FAILED = 3
 """Exit status of a service that could not start, as uvicorn has it."""
@@ -55,6 +56,15 @@ def serve() -> None:
     except AddressUnavailable as error:
         complain(str(error))
         raise typer.Exit(MISUSED) from error
+    # A host's name tells less than the addresses that it stands for.
+    if settings.bootstrap is None and not settings.insecure and not all(map(is_loopback, listeners)):
+        for listener in listeners:
+            listener.close()
+        complain(
+            f"NOTELLM_HOST is {settings.host!r}, which other machines reach, and NOTELLM_BOOTSTRAP_KEY is not set: "
+            "set it (openssl rand -hex 32), or NOTELLM_INSECURE=1 where a proxy decides who may call"
+        )
+        raise typer.Exit(MISUSED)
     with import_uncollected():
         from service.api.protocol import allow_open_files, http_config
         from service.wiring import build_app
@@ -76,6 +86,7 @@ def ingest(
     file: Annotated[Path, typer.Argument(help="JSONL, plain or .gz; - for standard input.")],
     *,
     url: Url,
+    api_key: Key = None,
     generate: Annotated[str, typer.Option(help="hashtags,category: what to fill in from the same prefill.")] = "",
     rejects: Annotated[Path | None, typer.Option(help="Where bad lines go; FILE.rejects.jsonl by default.")] = None,
     restart: Annotated[bool, typer.Option(help="Begin at the first line, whatever was done before.")] = False,
@@ -83,7 +94,7 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Add a file of notes. Broken off, the same command goes on where it was; bad lines do not stop the rest."""
-    job = Ingest(file, url, read_settings().data_dir, generate, rejects, restart, patience)
+    job = Ingest(file, url, api_key, read_settings().data_dir, generate, rejects, restart, patience)
     try:
         report = job.run(err)
     except (IngestFailed, OSError) as error:
@@ -108,15 +119,16 @@ def similar(
     author: str | None = None,
     min_score: float | None = None,
     url: Url,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Notes related to a stored one, or to a text."""
     options = {"k": k, "category": category, "hashtag": hashtag, "author": author, "min_score": min_score}
     options = {name: value for name, value in options.items() if value is not None}
     if note_id:
-        answer = call(url, "GET", f"/notes/{note_id}/similar", params=options)
+        answer = call(url, "GET", f"/notes/{note_id}/similar", key=api_key, params=options)
     else:
-        answer = call(url, "POST", "/similar", body={"title": title, "content": content, **options})
+        answer = call(url, "POST", "/similar", key=api_key, body={"title": title, "content": content, **options})
     columns = ("score", "id", "title", "category", "hashtags")
     rows = [
         (f"{item['score']:.4f}", item["id"], item["title"], item["category"], ", ".join(item["hashtags"] or []))
@@ -134,11 +146,12 @@ def hashtags(
     policy: Annotated[str | None, typer.Option(help="open, known or grounded; the service's own by default.")] = None,
     block: Annotated[list[str] | None, typer.Option(help="A hashtag that is never told.")] = None,
     url: Url,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Hashtags for a text."""
     body = {"title": title, "content": content, "count": count, "policy": policy, "blocked": block or []}
-    answer = call(url, "POST", "/generate/hashtags", body=body)
+    answer = call(url, "POST", "/generate/hashtags", key=api_key, body=body)
     rows = [
         (hashtag["text"], f"{hashtag['score']:.3f}", ", ".join(hashtag.get("notes", [])))
         for hashtag in answer["hashtags"]
@@ -154,20 +167,21 @@ def category(
     among: Annotated[list[str] | None, typer.Option(help="The closed set; the model's own by default.")] = None,
     min_probability: Annotated[float, typer.Option(help="Below it the model abstains.")] = 0.0,
     url: Url,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """The category of a text."""
     body = {"title": title, "content": content, "categories": among or [], "min_probability": min_probability}
-    answer = call(url, "POST", "/generate/category", body=body)
+    answer = call(url, "POST", "/generate/category", key=api_key, body=body)
     chosen = [] if answer["abstain"] else [{"name": answer["category"], "probability": answer["probability"]}]
     rows = [(one["name"], f"{one['probability']:.4f}") for one in [*chosen, *answer["alternatives"]]]
     show(answer, as_json, ("abstains; likeliest" if answer["abstain"] else "category", "probability"), rows)
 
 
 @app.command()
-def status(*, url: Url, as_json: AsJson = False) -> None:
+def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
     """Whether the service is ready, and why not."""
-    answer = call(url, "GET", "/readyz", accept=(200, 503))
+    answer = call(url, "GET", "/readyz", key=api_key, accept=(200, 503))
     rows = [(name, "ok" if check["ok"] else "NOT OK", check["detail"]) for name, check in answer["checks"].items()]
     rows += [(name, "", str(answer[name])) for name in ("durable", "model", "space", "log_position", "notes")]
     show(answer, as_json, ("what", "state", "detail"), rows)
@@ -179,10 +193,11 @@ def verify(
     *,
     repair: Annotated[bool, typer.Option("--repair", help="Give the index anew what differs.")] = False,
     url: Url,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the index of a running service with its store, note by note and vector by vector."""
-    answer = call(url, "POST", "/verify", params={"repair": repair}, timeout=VERIFY_SECONDS)
+    answer = call(url, "POST", "/verify", key=api_key, params={"repair": repair}, timeout=VERIFY_SECONDS)
     rows = [(name, str(answer[name]), "") for name in ("notes", "rows", "notes_of_another_model", "repaired")]
     rows += [(kind, str(notes["count"]), ", ".join(notes["ids"])) for kind, notes in answer["differing"].items()]
     show(answer, as_json, ("what", "count", "ids"), rows)

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.settings import Settings, describe_errors, describe_unknown
 
@@ -41,7 +41,7 @@ def read_settings() -> Settings:
     return settings
 
 
-def show(answer: Any, as_json: bool, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+def show(answer: Any, as_json: bool, columns: Sequence[str | Column], rows: Sequence[tuple[Any, ...]]) -> None:
     """Write an answer: as it came for programs, as a table for people."""
     if as_json:
         out.print_json(json.dumps(answer))

@@ -95,6 +95,7 @@ ANY_VALUES = toggled(
     keda=[{"enabled": True}, {"enabled": True, "prometheus": "http://prometheus:9090"}],
     ingress=[{"enabled": True}, {"enabled": True, "hosts": ["notes.example"]}],
     networkPolicy=[{"enabled": False}],
+    keys=[{"insecure": True}, {"existingSecret": "others"}],
     settings=[{"device": "cpu"}, {"max_body_bytes": 2**30}],
 )
 
@@ -110,6 +111,20 @@ def test_any_values_are_refused_or_hardened(values: dict[str, Any]):
         check_hardened(pod)
     check_replicas_share_their_store(objects)
     check_secrets_stay_in_secrets(objects)
+    check_keys_are_needed(objects, values.get("keys", {}).get("insecure", False))
+
+
+def check_keys_are_needed(objects: list[dict[str, Any]], insecure: bool) -> None:
+    """Assert that the service has a bootstrap key, or is told to do without; and that those who ask it have it too."""
+    variables = environment(chart.api(objects))
+    assert ("NOTELLM_BOOTSTRAP_KEY" in variables) is not insecure
+    assert (variables.get("NOTELLM_INSECURE") == "1") is insecure
+    (check,) = of_kind(objects, "Pod")
+    variable = {"name": "NOTELLM_API_KEY", "valueFrom": variables.get("NOTELLM_BOOTSTRAP_KEY")}
+    assert check["spec"]["containers"][0].get("env", []) == ([] if insecure else [variable])
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert ("authorization" in endpoint) is not insecure
 
 
 def check_replicas_share_their_store(objects: list[dict[str, Any]]) -> None:
@@ -126,6 +141,11 @@ def check_secrets_stay_in_secrets(objects: list[dict[str, Any]]) -> None:
     for document in objects:
         if document["kind"] != "Secret":
             assert PASSWORD not in json.dumps(document)
+
+
+@each_set
+def test_every_caller_needs_a_key(values: dict[str, Any]):
+    check_keys_are_needed(documents(values), insecure=False)
 
 
 @each_set
@@ -322,6 +342,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ingress-without-host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
     "two-checkpoints": ({"checkpoint": {"existingClaim": "m"}, "settings": {"checkpoint": "/m"}}, "two checkpoints"),
     "idle-gpu": ({"gpu": {"enabled": True}, "settings": {"device": "cpu"}}, "idle"),
+    "no-keys": ({"keys": {"existingSecret": ""}}, "bootstrap key"),
     "unknown-value": ({"replicaCount": 2}, "replicaCount"),
     "unknown-setting": ({"settings": {"batch_token": 1}}, "batch_token"),
     "setting-out-of-bounds": ({"settings": {"batch_tokens": 0}}, "batch_tokens"),

@@ -104,3 +104,19 @@ def test_monitoring_asks_for_the_name_of_the_replicas():
     full = {name: service for name, service in OURS.items() if name.startswith("compose/")}
     assert full
     assert all(service["networks"]["default"]["aliases"] == names for service in full.values())
+
+
+@each_of_ours
+def test_service_has_a_key_or_this_machine_alone(service: dict[str, Any]):
+    environment = service["environment"]
+    if environment.get("NOTELLM_INSECURE") == "1":
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    else:
+        assert environment["NOTELLM_BOOTSTRAP_KEY"].startswith("${NOTELLM_BOOTSTRAP_KEY:?")
+
+
+def test_monitoring_has_a_key():
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())
+    (job,) = config["scrape_configs"]
+    (secret,) = SERVICES["compose/prometheus"]["secrets"]
+    assert job["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}

@@ -34,7 +34,7 @@ SELECTOR = re.compile(r"\b(notellm[\w:]*|process_\w+|up)\b(?:\{([^}]*(?:\{[^}]*\
 MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"")
 PROMTOOL = (
     ("check", "rules", "rules.yaml"),
-    ("check", "config", "prometheus.yaml"),
+    ("check", "config", "--syntax-only", "prometheus.yaml"),
     ("test", "rules", "rules_test.yaml"),
 )
 SCRAPED = {"job", "instance"}

@@ -18,6 +18,7 @@ from tests.deploy.chart import CHART, ROOT
 from tests.service.process import running
 
 pytestmark = pytest.mark.slow
+KEY = "the-bootstrap-key-of-these-tests"
 SCRIPT = CHART / "files" / "check_service.py"
 
 
@@ -36,6 +37,14 @@ def test_check_of_a_service_passes_and_leaves_nothing(url: str):
     result = check(url)
     assert (result.returncode, result.stderr) == (0, "")
     assert httpx2.get(f"{url}/readyz").json()["notes"] == 0
+
+
+def test_check_sends_its_key(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(tiny_checkpoint, NOTELLM_BOOTSTRAP_KEY=KEY) as service:
+        refused = check(service.url)
+        assert (refused.returncode, "401 instead of 201" in refused.stderr) == (1, True)
+        monkeypatch.setenv("NOTELLM_API_KEY", KEY)
+        assert check(service.url).returncode == 0
 
 
 def test_check_of_something_else_says_its_answer(url: str):

@@ -104,3 +104,14 @@ def test_external_redis_gets_samples_only_when_asked(
     asked: int | None, redis_url: str | None, wanted: int | None
 ) -> None:
     assert Settings(sample_notes=asked, redis_url=redis_url and SecretStr(redis_url)).samples_wanted == wanted
+
+
+def test_bootstrap_key_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text("k" * 64 + "\n")
+    assert Settings(bootstrap_key_file=file).bootstrap == "k" * 64
+    monkeypatch.setenv("NOTELLM_BOOTSTRAP_KEY", "b" * 32)
+    assert Settings().bootstrap == "b" * 32
+    assert "b" * 32 not in repr(Settings())
+    monkeypatch.setenv("NOTELLM_BOOTSTRAP_KEY", "")  # what Compose makes of a variable that is not set
+    assert Settings().bootstrap is None

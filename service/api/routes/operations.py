@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.access.principal import Scope
 from service.api.access import needs, open_to_all
-from service.api.dependencies import LifecycleDep, ServiceDep, get_tenants
+from service.api.dependencies import LifecycleDep, PrincipalDep, ServiceDep, get_tenants
 from service.api.problems import documented
 from service.api.protocol import BoundedProtocol
 from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
@@ -91,12 +91,15 @@ async def metrics(request: Request) -> Response:
 
 @router.post("/verify", responses=documented(409, 422, 503))
 @needs(Scope.ADMIN)
-async def verify_index(service: ServiceDep, repair: bool = False) -> VerifyOut:
+async def verify_index(
+    service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: bool = False
+) -> VerifyOut:
     """Compares all of the store with all of this replica's index, in seconds for each 10,000 notes; `repair` gives the
     index anew what differs. One comparison runs at a time: 409 while one does."""
     if service.verifying.locked():
         raise VerifyRunning
     async with service.verifying:
+        await manager.record(principal, "verify", repair=repair)
         report = await verify(
             service.store, service.index, service.recommender.engine.space, service.clock, repair=repair
         )

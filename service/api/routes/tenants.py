@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 
 from service.access.principal import TENANT, Scope
 from service.api.access import needs
-from service.api.dependencies import TenantsDep
+from service.api.dependencies import ManagerDep, PrincipalDep, TenantsDep
 from service.api.problems import documented
 from service.api.schemas.tenants import TenantOut, TenantsOut
 from service.api.strict_route import StrictRoute
@@ -27,8 +27,9 @@ async def list_tenants(tenants: TenantsDep) -> TenantsOut:
 
 @router.delete("/tenants/{name}", status_code=204, responses=documented(404, 422, 503))
 @needs(Scope.ADMIN)
-async def remove_tenant(name: TenantName, tenants: TenantsDep) -> None:
+async def remove_tenant(name: TenantName, tenants: TenantsDep, manager: ManagerDep, principal: PrincipalDep) -> None:
     """Remove a tenant with all that it has: notes, log, records of writes and snapshots. After 204 nothing of it is in
     the store, and no replica answers for it; other replicas remove their snapshots within seconds. Its keys stay: a
     request with one makes it anew, empty. Safe to repeat; 404 then says that it is done."""
+    await manager.record(principal, "tenants.remove", name)
     await tenants.remove(name)

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field
 
 from model.generation import MAX_CATEGORY_TOKENS
+from service.access.api_key import MAX_KEYS
 from service.api.bodies import MAX_CONTAINERS
 from service.api.protocol import (
     ANSWER_SECONDS,
@@ -53,6 +54,7 @@ class LimitsOut(BaseModel):
     answer_seconds: float = Field(ANSWER_SECONDS, description="for which a caller may take nothing of an answer")
     max_tenants: int = Field(description="of the whole service, the default one included; a key of one more gets 403")
     max_connections: int = Field(description="of one process; 503 beyond")
+    max_keys: int = Field(MAX_KEYS, description="API keys of all tenants together")
     idempotency_seconds: float = Field(description="how long a write is remembered by its Idempotency-Key")
     read_title_tokens: int = Field(description="of a title, the model reads so many tokens; about 0.8 words each")
     read_hashtag_tokens: int

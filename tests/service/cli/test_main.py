@@ -22,6 +22,10 @@ CLIENT_COMMANDS = [
     ("category", "a title"),
     ("status",),
     ("verify",),
+    ("keys", "list"),
+    ("keys", "create", "a name", "--scope", "similar"),
+    ("keys", "rotate", "abcdefghij"),
+    ("keys", "revoke", "abcdefghij"),
 ]
 
 
@@ -131,3 +135,34 @@ def test_serve_on_an_unknown_host_is_refused_in_one_line() -> None:
 def test_client_without_a_service_names_the_url_it_tried(environment: dict[str, str], url: str) -> None:
     result = run("status", **environment)
     assert (result.exit_code, result.stderr.split()[0]) == (1, url)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+def test_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
+    result = run("serve", NOTELLM_HOST=host, NOTELLM_PORT="0")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        f"NOTELLM_HOST is {host!r}, which other machines reach, and NOTELLM_BOOTSTRAP_KEY is not set: set it "
+        "(openssl rand -hex 32), or NOTELLM_INSECURE=1 where a proxy decides who may call"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        (
+            {"NOTELLM_BOOTSTRAP_KEY": "too-short"},
+            "NOTELLM_BOOTSTRAP_KEY must be of 32 to 200 ASCII characters without spaces",
+        ),
+        ({"NOTELLM_BOOTSTRAP_KEY_FILE": "/nowhere/key"}, "NOTELLM_BOOTSTRAP_KEY_FILE must be a file that can be read"),
+        (
+            {"NOTELLM_BOOTSTRAP_KEY": "k" * 32, "NOTELLM_BOOTSTRAP_KEY_FILE": "/nowhere/key"},
+            "NOTELLM_BOOTSTRAP_KEY_FILE is one key too many: NOTELLM_BOOTSTRAP_KEY is set too",
+        ),
+        ({"NOTELLM_INSECURE": "perhaps"}, "NOTELLM_INSECURE is 'perhaps'; it must be 1 or 0"),
+    ],
+)
+def test_wrong_bootstrap_key_is_refused_without_being_shown(variables: dict[str, str], line: str) -> None:
+    result = run("serve", **variables)
+    assert (result.exit_code, result.stderr) == (2, f"{line}\n")

@@ -18,6 +18,7 @@ import pytest
 from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
 pytestmark = pytest.mark.slow
+KEY = "the-bootstrap-key-of-these-tests"
 
 
 @pytest.fixture
@@ -200,3 +201,26 @@ def test_hashtags_of_two_words_are_readable_in_a_table(shared: Process) -> None:
         command, env=shared.environment | {"COLUMNS": "200"}, capture_output=True, text=True, check=True
     )
     assert "night bus, budget travel" in result.stdout
+
+
+def test_keys_are_created_listed_rotated_and_revoked(tiny_checkpoint: Path) -> None:
+    with running(tiny_checkpoint, NOTELLM_BOOTSTRAP_KEY=KEY, NOTELLM_HOST="0.0.0.0") as service:
+        assert "Authorization: Bearer" in service.run("keys", "list").stderr
+        service.environment["NOTELLM_API_KEY"] = KEY
+        created = service.run(
+            "keys", "create", "website", "--scope", "similar", "--scope", "notes.write", "--days", "1"
+        )
+        (token,) = created.stdout.split()
+        prefix = token.split("_")[1]
+        (listed,) = json.loads(service.run("keys", "list", "--json").stdout)["keys"]
+        assert (listed["prefix"], listed["scopes"]) == (prefix, ["notes.write", "similar"])
+        assert prefix in service.run("keys", "list").stdout
+        (fresh,) = service.run("keys", "rotate", prefix, "--overlap", "0").stdout.split()
+        assert service.run("similar", "--title", "bread", "--api-key", token).returncode == 1
+        assert service.run("similar", "--title", "bread", "--api-key", fresh).returncode == 0
+        lines = service.folder / "lines.jsonl"
+        lines.write_text('{"id": "a", "title": "bread"}')
+        assert service.run("ingest", str(lines), "--api-key", fresh).returncode == 0
+        assert service.run("keys", "revoke", prefix).returncode == 0
+        assert service.run("ingest", str(lines), "--restart", "--api-key", fresh).returncode == 1
+        assert not [secret for secret in (KEY, token, fresh) if secret.split("_", 2)[-1] in service.log]

@@ -1,4 +1,5 @@
-"""Adds two notes to a running service, finds one by the other, deletes both: `python check_service.py URL`.
+"""Adds two notes to a running service, finds one by the other, deletes both: `python check_service.py URL`. The key
+in NOTELLM_API_KEY, if any, needs the scopes notes.read, notes.write and similar.
 
 It runs in the pod of `helm test` and in deploy/smoke.sh, on the standard library alone. It ends with 0, or says what
 the service answered.
@@ -7,6 +8,7 @@ the service answered.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -22,7 +24,10 @@ K = 5
 def call(url: str, method: str, path: str, status: int, body: object = None) -> Any:
     """Send JSON and return the decoded answer, None for an empty one. AssertionError for another status."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"}, method=method)
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("NOTELLM_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url + path, data, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             answered, text = answer.status, answer.read()

@@ -31,6 +31,9 @@
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}
 {{- end -}}
+{{- if not (or .Values.keys.insecure .Values.keys.existingSecret) -}}
+{{- fail "keys.existingSecret must name a Secret with a bootstrap key, or keys.insecure=true leave it to a proxy who may call" -}}
+{{- end -}}
 {{- if and .Values.checkpoint.existingClaim .Values.settings.checkpoint -}}
 {{- fail "checkpoint.existingClaim and settings.checkpoint name two checkpoints: keep one" -}}
 {{- end -}}

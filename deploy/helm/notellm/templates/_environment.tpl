@@ -1,4 +1,4 @@
-{{/* The environment of the service: what the chart decides, the store's address, then `settings` and
+{{/* The environment of the service: what the chart decides, the bootstrap key, the store's address, then `settings` and
 `secretSettings`. */}}
 {{- define "notellm.environment" -}}
 - {name: NOTELLM_HOST, value: "0.0.0.0"}
@@ -8,6 +8,12 @@
 - {name: HF_HOME, value: /cache/huggingface}
 - {name: NOTELLM_DRAIN_SECONDS, value: {{ .Values.drainSeconds | quote }}}
 - {name: NOTELLM_SHUTDOWN_SECONDS, value: {{ .Values.shutdownSeconds | quote }}}
+{{- if .Values.keys.insecure }}
+- {name: NOTELLM_INSECURE, value: "1"}
+{{- else }}
+- name: NOTELLM_BOOTSTRAP_KEY
+  valueFrom: {secretKeyRef: {name: {{ .Values.keys.existingSecret }}, key: bootstrap}}
+{{- end }}
 {{- if .Values.checkpoint.existingClaim }}
 - {name: NOTELLM_CHECKPOINT, value: /checkpoint}
 {{- end }}

@@ -1,0 +1,107 @@
+"""API keys: their form, what is kept of them, and the acts that are recorded of those who manage them.
+
+    nlm_<prefix>_<secret>     prefix: 10 of a-z 2-7, public; secret: 256 random bits
+
+Of the secret only its SHA-256 is kept. A slow hash protects passwords that people choose; 256 random bits cannot be
+guessed, and a slow hash would only slow each request down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hmac import compare_digest
+
+from service.access.principal import UNLIMITED, Principal, Quota, Scope
+
+TOKEN = re.compile(r"nlm_([a-z2-7]{10})_([A-Za-z0-9_-]{43})")
+PREFIX_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
+PREFIX_LENGTH = 10
+MAX_KEYS = 10_000
+"""Bound on the keys, published at GET /limits. Each process holds all of them, in about 1 KB each."""
+
+
+@dataclass(frozen=True, slots=True)
+class OldSecret:
+    """A secret that was replaced: the one before the last rotation. It is accepted until the time `until`."""
+
+    digest: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is kept of a key. Times are seconds since the epoch; `expires_at`: None for never."""
+
+    prefix: str
+    digest: str
+    name: str
+    tenant: str
+    scopes: frozenset[Scope]
+    created_at: float
+    expires_at: float | None = None
+    quota: Quota = UNLIMITED
+    old_secret: OldSecret | None = None
+    last_used_at: float | None = field(default=None, compare=False)
+
+    def accepts(self, digest: str, now: float) -> bool:
+        """Return whether the secret of this digest opens the key at `now`, in a time that does not depend on it."""
+        matches = compare_digest(digest, self.digest)
+        if self.old_secret:
+            matches |= compare_digest(digest, self.old_secret.digest) and now < self.old_secret.until
+        return matches
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.prefix, self.tenant, self.scopes, self.quota)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTable:
+    """All keys by prefix, as they were at `version`: a name that changes with each change of a key."""
+
+    version: str
+    keys: Mapping[str, ApiKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What somebody did who may manage the service. `details` hold no secret.
+
+    `key`: prefix of the actor's key, None where the service is open. `at`: seconds since the epoch. `position` is given
+    by the store, and orders all acts.
+    """
+
+    key: str | None
+    tenant: str
+    name: str
+    target: str
+    at: float
+    details: Mapping[str, object] = field(default_factory=dict)
+    position: str = ""
+
+
+def new_prefix() -> str:
+    return "".join(secrets.choice(PREFIX_LETTERS) for _ in range(PREFIX_LENGTH))
+
+
+def new_token(prefix: str) -> tuple[str, str]:
+    """Make a secret for the key `prefix`: return the whole token, which is shown once, and the secret's digest."""
+    secret = secrets.token_urlsafe(32)
+    return f"nlm_{prefix}_{secret}", digest_of(secret)
+
+
+def digest_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def parse_token(token: str) -> tuple[str, str] | None:
+    """Return the prefix of a token and the digest of its secret; None for a text that is no token."""
+    match = TOKEN.fullmatch(token)
+    return (match[1], digest_of(match[2])) if match else None

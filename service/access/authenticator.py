@@ -1,0 +1,145 @@
+"""Authentication: the principal of an Authorization header, from keys that the process holds in memory.
+
+The keys are read again after CACHE_SECONDS, which costs one round trip for all requests of that time together. So every
+replica honours a revocation within CACHE_SECONDS. While the store is away, the keys stay as they were last seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from hmac import compare_digest
+
+from service.access.api_key import ApiKey, KeyTable, digest_of, parse_token
+from service.access.principal import ANONYMOUS, DEFAULT_TENANT, Principal, Scope
+from service.errors import Starting, StoreUnavailable, Unauthenticated
+from service.interfaces import Clock, KeyStore
+
+BOOTSTRAP = Principal("bootstrap", DEFAULT_TENANT, frozenset(Scope))
+"""Who has the bootstrap key. No other key has a prefix of this length."""
+CACHE_SECONDS = 2.0
+"""How long a change of the keys may take to reach a replica."""
+RETRY_SECONDS = 0.1
+"""How soon the keys are read again for one that is not among them: another replica may have made it just now."""
+WAIT_SECONDS = 0.5
+"""How long a request waits for the keys to be read, at the beginning of an outage."""
+STALE_SECONDS = 600.0
+"""How long keys are honoured that cannot be read again: a replica that is cut off from the store learns of no
+revocation."""
+USED_SECONDS = 60.0
+"""How often the last use of a key is recorded."""
+
+
+class Authenticator:
+    """Keys of one process. `bootstrap`: a key with all scopes that is not in the store. `clock`: for expiry."""
+
+    def __init__(self, bootstrap: str | None, clock: Clock, now: Callable[[], float] = time.monotonic) -> None:
+        self._bootstrap = digest_of(bootstrap) if bootstrap else None
+        self.clock = clock
+        self._now = now
+        self._store: KeyStore | None = None
+        self._table: KeyTable | None = None
+        self._read_at = self._tried_at = -math.inf
+        self._reading: asyncio.Task[None] | None = None
+        self._hangs = False
+        """Whether a request waited for the present reading in vain, so that others do not wait for it."""
+        self._used: dict[str, float] = {}
+        """Times of last uses that are not recorded yet, by prefix."""
+        self._recorded: dict[str, float] = {}
+        """When the last use of each key was recorded, by prefix."""
+        self._recording: asyncio.TimerHandle | None = None
+
+    def connect(self, store: KeyStore) -> None:
+        """Use the keys of a store from now on. Until then only the bootstrap key is known."""
+        self._store = store
+
+    @property
+    def store(self) -> KeyStore:
+        """The store of the keys. Raises Starting before it is open."""
+        if self._store is None:
+            raise Starting("the store of the keys is not open yet")
+        return self._store
+
+    async def close(self) -> None:
+        """Record the last uses that are not recorded yet, if the store answers in time."""
+        if self._recording:
+            self._recording.cancel()
+        if self._used or self._reading:
+            await asyncio.wait({self._read()}, timeout=WAIT_SECONDS)
+
+    async def authenticate(self, authorization: str | None) -> Principal:
+        """Return who sends this Authorization header. Raises Unauthenticated, and StoreUnavailable or Starting where
+        the keys are not known.
+
+        A service without keys takes no notice of a header that was meant for a proxy before it.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else ""
+        if self._bootstrap and compare_digest(digest_of(token), self._bootstrap):
+            return BOOTSTRAP
+        parsed = parse_token(token)
+        table = await self._current(CACHE_SECONDS)
+        if parsed is None:
+            if not (self._bootstrap or table.keys):
+                return ANONYMOUS
+            if authorization is None:
+                raise Unauthenticated("no_key", "This service needs an API key.")
+            raise Unauthenticated("malformed_key", "This is no API key of this service.")
+        prefix, digest = parsed
+        key = table.keys.get(prefix) or (await self._current(RETRY_SECONDS)).keys.get(prefix)
+        if key is None or not key.accepts(digest, self.clock()):
+            raise Unauthenticated("unknown_key", "There is no such API key, or it was revoked or replaced.")
+        if key.expired(self.clock()):
+            raise Unauthenticated("expired_key", "This API key has expired; whoever manages keys can prolong it.")
+        self._note_use(key)
+        return key.principal
+
+    async def refresh(self) -> None:
+        """Read the keys anew, after a change. While the store is away they are read later."""
+        if self._reading and not self._reading.done():
+            await asyncio.wait({self._reading})  # it may have begun before the change
+        await self._read()
+
+    async def _current(self, max_age: float) -> KeyTable:
+        """Return the keys, at most so many seconds old where the store answers."""
+        now = self._now()
+        if now - self._read_at >= max_age:
+            if now - self._tried_at >= max_age:
+                self._read()
+            if self._reading and not self._hangs:
+                await asyncio.wait({self._reading}, timeout=WAIT_SECONDS)
+                self._hangs = not self._reading.done()
+        if self._table is None or (self._table.keys and now - self._read_at > STALE_SECONDS):
+            raise StoreUnavailable("the API keys cannot be read")
+        return self._table
+
+    def _read(self) -> asyncio.Task[None]:
+        """Begin to read the keys, unless that is going on."""
+        if self._reading is None or self._reading.done():
+            self._tried_at = self._now()
+            self._reading = asyncio.create_task(self._load(self._tried_at), name="read-keys")
+        return self._reading
+
+    async def _load(self, started: float) -> None:
+        used, self._used = self._used, {}
+        try:
+            self._table = await self.store.load(self._table, used)
+            self._read_at = started
+            self._hangs = False
+        except StoreUnavailable:
+            self._used = used | self._used
+
+    def _note_use(self, key: ApiKey) -> None:
+        now = self._now()
+        if now - self._recorded.get(key.prefix, -math.inf) >= USED_SECONDS:
+            self._recorded[key.prefix] = now
+            self._used[key.prefix] = self.clock()
+            if self._recording is None:  # perhaps no other request will come
+                self._recording = asyncio.get_running_loop().call_later(CACHE_SECONDS, self._record_uses)
+
+    def _record_uses(self) -> None:
+        self._recording = None
+        if self._used:
+            self._read()

@@ -1,0 +1,158 @@
+"""What those who manage a service do: they create, change, rotate and revoke keys. Each act is recorded and logged.
+
+Nobody gives away what they do not have: a key has no scope, and no tenant, that its creator lacks. The same holds for
+whoever changes or rotates it, since a new secret is as good as the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+import structlog
+
+from service.access.api_key import Act, ApiKey, OldSecret, new_prefix, new_token
+from service.access.authenticator import Authenticator
+from service.access.principal import UNLIMITED, Principal, Quota, Scope
+from service.errors import ApiKeyNotFound, FieldError, Forbidden, InvalidInput, StoreUnavailable
+from service.interfaces import KeyStore
+
+MAX_ATTEMPTS = 10
+"""How often a change is tried where another one came between."""
+
+log = structlog.get_logger(__name__)
+
+
+class Manager:
+    """Acts of principals who have the scope for them. All raise Starting before the keys' store is open."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._clock = authenticator.clock
+
+    @property
+    def _store(self) -> KeyStore:
+        return self._authenticator.store
+
+    async def create(
+        self,
+        by: Principal,
+        *,
+        name: str,
+        scopes: Collection[Scope],
+        tenant: str | None = None,
+        expires_at: float | None = None,
+        quota: Quota = UNLIMITED,
+    ) -> tuple[ApiKey, str]:
+        """Create a key; return it with its token, which nobody can learn later. `tenant`: without it the creator's.
+
+        Raises Forbidden, TooManyApiKeys, StoreUnavailable; and InvalidInput for a key that would close an open service
+        for whoever manages it.
+        """
+        prefix = new_prefix()
+        token, digest = new_token(prefix)
+        tenant = tenant or by.tenant
+        key = ApiKey(prefix, digest, name, tenant, frozenset(scopes), self._clock(), expires_at, quota)
+        if tenant != by.tenant and Scope.ADMIN not in by.scopes:
+            raise Forbidden(f"A key of another tenant takes the scope {Scope.ADMIN}.", [Scope.ADMIN])
+        check_reach(by, key)
+        if by.key is None and Scope.KEYS_MANAGE not in key.scopes:
+            detail = f"must hold {Scope.KEYS_MANAGE}: the first key closes this service, and nobody could make another"
+            raise InvalidInput([FieldError("/scopes", detail)])
+        details: dict[str, object] = {
+            "name": name,
+            "tenant": tenant,
+            "scopes": sorted(scope.value for scope in key.scopes),
+        }
+        await self._replace(by, prefix, None, key, "keys.create", details)
+        return key, token
+
+    async def keys(self, by: Principal) -> list[ApiKey]:
+        """Return the keys of the caller's tenant, or of all tenants for an admin, the oldest first."""
+        table = await self._store.load(None, {})
+        visible = [key for key in table.keys.values() if _sees(by, key)]
+        return sorted(visible, key=lambda key: (key.created_at, key.prefix))
+
+    async def change(
+        self, by: Principal, prefix: str, edit: Callable[[ApiKey], ApiKey], act: str, details: Mapping[str, object]
+    ) -> ApiKey:
+        """Return the key after `edit`. Raises ApiKeyNotFound, Forbidden, StoreUnavailable."""
+        for _ in range(MAX_ATTEMPTS):
+            key = await self._find(by, prefix)
+            edited = edit(key)
+            if edited == key or await self._replace(by, prefix, key, edited, act, details):
+                return edited
+        raise StoreUnavailable("the key is being changed by others")
+
+    async def rotate(self, by: Principal, prefix: str, overlap_seconds: float) -> tuple[ApiKey, str]:
+        """Give a key a new secret, and return it with its token. The old secret is accepted for the overlap; one
+        before it no longer. Raises as `change` does."""
+        token, digest = new_token(prefix)
+        until = self._clock() + overlap_seconds
+
+        def edit(key: ApiKey) -> ApiKey:
+            return replace(key, digest=digest, old_secret=OldSecret(key.digest, until))
+
+        key = await self.change(by, prefix, edit, "keys.rotate", {"overlap_seconds": overlap_seconds})
+        return key, token
+
+    async def revoke(self, by: Principal, prefix: str) -> None:
+        """Remove a key for ever. Raises as `change` does."""
+        for _ in range(MAX_ATTEMPTS):
+            key = await self._find(by, prefix)
+            if await self._replace(by, prefix, key, None, "keys.revoke", {"name": key.name, "tenant": key.tenant}):
+                return
+        raise StoreUnavailable("the key is being changed by others")
+
+    async def record(self, by: Principal, act: str, target: str = "", **details: object) -> None:
+        """Record and log an act that changes no key. Raises StoreUnavailable."""
+        entry = self._act(by, act, target, details)
+        await self._store.record(entry)
+        _log(entry)
+
+    async def acts(self, count: int, before: str = "") -> list[Act]:
+        """Return recorded acts, the newest first, of those before the position `before`."""
+        return await self._store.acts(count, before)
+
+    async def _find(self, by: Principal, prefix: str) -> ApiKey:
+        """Return a key that the caller may change."""
+        key = (await self._store.load(None, {})).keys.get(prefix)
+        if key is None or not _sees(by, key):
+            raise ApiKeyNotFound(prefix)
+        check_reach(by, key)
+        return key
+
+    async def _replace(
+        self,
+        by: Principal,
+        prefix: str,
+        old: ApiKey | None,
+        new: ApiKey | None,
+        act: str,
+        details: Mapping[str, object],
+    ) -> bool:
+        entry = self._act(by, act, prefix, details)
+        if not await self._store.replace(prefix, old, new, entry):
+            return False
+        _log(entry)
+        await self._authenticator.refresh()
+        return True
+
+    def _act(self, by: Principal, name: str, target: str, details: Mapping[str, object]) -> Act:
+        return Act(by.key, by.tenant, name, target, self._clock(), details)
+
+
+def check_reach(by: Principal, key: ApiKey) -> None:
+    """Raise Forbidden where a key has scopes that the caller lacks."""
+    missing = sorted(key.scopes - by.scopes)
+    if missing:
+        detail = f"The key has scopes that yours has not: {', '.join(missing)}. Only who has them can give them."
+        raise Forbidden(detail, missing)
+
+
+def _sees(by: Principal, key: ApiKey) -> bool:
+    return key.tenant == by.tenant or Scope.ADMIN in by.scopes
+
+
+def _log(act: Act) -> None:
+    log.info("audit", act=act.name, by=act.key, tenant=act.tenant, target=act.target, **{"details": dict(act.details)})

@@ -1,0 +1,61 @@
+"""The OpenAPI description of the app, beyond what FastAPI knows: our problems, and who may call what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.routing import BaseRoute
+
+from service.api.access import needed_scopes
+from service.api.problems import documented
+from service.api.schemas.notes import BatchOut, NoteIn
+from service.api.schemas.problem import Problem
+from service.api.strict_route import StrictRoute
+
+SECURITY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "nlm_<prefix>_<secret>",
+    "description": "An API key, where the service has any; see docs/guides/keys.md. Each address names the scopes of "
+    "which the key needs one.",
+}
+
+
+def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Extend the description of the app, which has these routes."""
+    describe_routes = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = describe_routes()
+            _describe_problems(schema["components"]["schemas"])
+            schema["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
+            for route in routes:
+                if isinstance(route, StrictRoute):
+                    _describe_access(schema["paths"][route.path_format], route)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to change the description
+
+
+def _describe_problems(components: dict[str, Any]) -> None:
+    """Describe our Problem wherever FastAPI would describe its own validation error."""
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components.pop(unused, None)
+    for model in (Problem, NoteIn, BatchOut):
+        described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(described.pop("$defs", {}))
+        components[model.__name__] = described
+
+
+def _describe_access(methods: dict[str, Any], route: StrictRoute) -> None:
+    """Describe which scopes open a route. Of several, any one does."""
+    for method in route.methods or ():
+        operation = methods[method.lower()]
+        scopes = sorted(needed_scopes(route.endpoint))
+        operation["security"] = [{"key": [scope]} for scope in scopes]
+        if scopes:
+            operation["responses"] |= {str(status): problem for status, problem in documented(401, 403).items()}

@@ -1,0 +1,92 @@
+"""GET, POST, PATCH and DELETE /keys, POST /keys/{prefix}/rotate, GET /audit: who may do what, and who said so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from service.access.api_key import ApiKey
+from service.access.principal import Scope
+from service.api.access import needs
+from service.api.dependencies import ManagerDep, PrincipalDep
+from service.api.json_route import StrictJsonRoute
+from service.api.problems import documented
+from service.api.schemas.keys import (
+    ActOut,
+    AuditOut,
+    KeyIn,
+    KeyOut,
+    KeyPatch,
+    KeyPrefix,
+    KeysOut,
+    NewKeyOut,
+    RotateIn,
+)
+
+MAX_ACTS = 1000
+"""Bound on the acts of one answer of GET /audit."""
+POSITION = r"^\d{1,20}-\d{1,20}$"
+router = APIRouter(tags=["keys"], route_class=StrictJsonRoute)
+
+
+@router.post("/keys", status_code=201, responses=documented(400, 409, 413, 415, 422, 503))
+@needs(Scope.KEYS_MANAGE)
+async def create_key(body: KeyIn, manager: ManagerDep, principal: PrincipalDep) -> NewKeyOut:
+    """Create a key. Its secret is in this answer and nowhere else. It can have no scope that yours has not."""
+    key, token = await manager.create(
+        principal,
+        name=body.name,
+        scopes=body.scopes,
+        tenant=body.tenant,
+        expires_at=body.expiry,
+        quota=body.quota.as_quota(),
+    )
+    return NewKeyOut.with_token(key, token)
+
+
+@router.get("/keys", responses=documented(503))
+@needs(Scope.KEYS_MANAGE)
+async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> KeysOut:
+    """The keys of your tenant, or with the scope `admin` those of all tenants; the oldest first."""
+    return KeysOut(keys=[KeyOut.of(key) for key in await manager.keys(principal)])
+
+
+@router.patch("/keys/{prefix}", responses=documented(400, 404, 413, 415, 422, 503))
+@needs(Scope.KEYS_MANAGE)
+async def change_key(prefix: KeyPrefix, body: KeyPatch, manager: ManagerDep, principal: PrincipalDep) -> KeyOut:
+    """Change name, expiry or quota."""
+    changes = body.changes()
+
+    def edit(key: ApiKey) -> ApiKey:
+        return replace(key, **changes)
+
+    details = body.model_dump(mode="json", exclude_unset=True)
+    return KeyOut.of(await manager.change(principal, prefix, edit, "keys.change", details))
+
+
+@router.post("/keys/{prefix}/rotate", responses=documented(400, 404, 413, 415, 422, 503))
+@needs(Scope.KEYS_MANAGE)
+async def rotate_key(prefix: KeyPrefix, body: RotateIn, manager: ManagerDep, principal: PrincipalDep) -> NewKeyOut:
+    """Give a key a new secret, which is in this answer and nowhere else. The old one is accepted for the overlap."""
+    key, token = await manager.rotate(principal, prefix, body.overlap_seconds)
+    return NewKeyOut.with_token(key, token)
+
+
+@router.delete("/keys/{prefix}", status_code=204, responses=documented(404, 422, 503))
+@needs(Scope.KEYS_MANAGE)
+async def revoke_key(prefix: KeyPrefix, manager: ManagerDep, principal: PrincipalDep) -> None:
+    """Revoke a key for ever. Every replica refuses it within two seconds."""
+    await manager.revoke(principal, prefix)
+
+
+@router.get("/audit", responses=documented(422, 503))
+@needs(Scope.ADMIN)
+async def audit(
+    manager: ManagerDep,
+    count: Annotated[int, Query(ge=1, le=MAX_ACTS)] = 100,
+    before: Annotated[str, Query(pattern=POSITION, description="`position` of the last act that you have")] = "",
+) -> AuditOut:
+    """What those who manage the service did, the newest first. About 10,000 acts are kept."""
+    return AuditOut(acts=[ActOut.of(act) for act in await manager.acts(count, before)])

@@ -1,0 +1,150 @@
+"""Keys, and the acts of those who manage a service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from service.access.api_key import Act, ApiKey
+from service.access.principal import TENANT, Quota, Scope
+from service.api.schemas.common import Name, Time, Wire
+
+MAX_OVERLAP_SECONDS = 7 * 86_400
+"""Bound on the time for which a replaced secret is accepted."""
+OVERLAP_SECONDS = 3600
+"""What that time is by default."""
+
+KeyPrefix = Annotated[str, StringConstraints(pattern="^[a-z2-7]{10}$"), Field(examples=["abcdefghij"])]
+Tenant = Annotated[
+    str,
+    StringConstraints(pattern=f"^{TENANT.pattern}$"),
+    Field(description="1 to 40 of a-z 0-9 -, not starting with -", examples=["films"]),
+]
+
+
+class QuotaFields(Wire):
+    """What a key may use in a minute; null: without bound."""
+
+    requests_per_minute: int | None = Field(None, ge=1, le=10_000_000)
+    tokens_per_minute: int | None = Field(None, ge=1, le=10_000_000_000, description="that the model reads and writes")
+
+    def as_quota(self) -> Quota:
+        return Quota(self.requests_per_minute, self.tokens_per_minute)
+
+
+class Expiring(Wire):
+    """A body with the time from which on a key opens nothing."""
+
+    expires_at: Time | None = Field(None, description="null: never")
+
+    @property
+    def expiry(self) -> float | None:
+        return None if self.expires_at is None else self.expires_at.timestamp()
+
+
+class KeyIn(Expiring):
+    name: Name = Field(examples=["the website"])
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), examples=[["notes.read", "similar"]])
+    tenant: Tenant | None = Field(None, description="without it that of your own key; another one takes `admin`")
+    quota: QuotaFields = QuotaFields()
+
+
+class KeyPatch(Expiring):
+    """What is left out stays as it is."""
+
+    name: Name = ""
+    quota: QuotaFields = QuotaFields()
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of an ApiKey that change."""
+        changes: dict[str, Any] = {}
+        if "name" in self.model_fields_set:
+            changes["name"] = self.name
+        if "expires_at" in self.model_fields_set:
+            changes["expires_at"] = self.expiry
+        if "quota" in self.model_fields_set:
+            changes["quota"] = self.quota.as_quota()
+        return changes
+
+
+class RotateIn(Wire):
+    overlap_seconds: float = Field(
+        OVERLAP_SECONDS, ge=0, le=MAX_OVERLAP_SECONDS, description="for which the old secret is still accepted"
+    )
+
+
+class KeyOut(BaseModel):
+    """A key without its secret. `last_used_at`: to a minute; null where it never was."""
+
+    prefix: str
+    name: str
+    tenant: str
+    scopes: list[Scope]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    old_secret_until: datetime | None = Field(description="until when the secret before the last rotation is accepted")
+    quota: QuotaFields
+
+    @classmethod
+    def of(cls, key: ApiKey) -> Self:
+        return cls(
+            prefix=key.prefix,
+            name=key.name,
+            tenant=key.tenant,
+            scopes=sorted(key.scopes),
+            created_at=_time(key.created_at),
+            expires_at=_time(key.expires_at),
+            last_used_at=_time(key.last_used_at),
+            old_secret_until=_time(key.old_secret.until) if key.old_secret else None,
+            quota=QuotaFields(
+                requests_per_minute=key.quota.requests_per_minute, tokens_per_minute=key.quota.tokens_per_minute
+            ),
+        )
+
+
+class NewKeyOut(KeyOut):
+    key: str = Field(description="the whole key, shown this once", examples=["nlm_abcdefghij_..."])
+
+    @classmethod
+    def with_token(cls, key: ApiKey, token: str) -> Self:
+        return cls(**KeyOut.of(key).model_dump(), key=token)
+
+
+class KeysOut(BaseModel):
+    keys: list[KeyOut]
+
+
+class ActOut(BaseModel):
+    """`by`: prefix of the key of whoever did it; null where the service was open. `position`: for `before`."""
+
+    position: str
+    at: datetime
+    by: str | None
+    tenant: str
+    act: str = Field(examples=["keys.create"])
+    target: str
+    details: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, act: Act) -> Self:
+        return cls(
+            position=act.position,
+            at=_time(act.at),
+            by=act.key,
+            tenant=act.tenant,
+            act=act.name,
+            target=act.target,
+            details=act.details,
+        )
+
+
+class AuditOut(BaseModel):
+    acts: list[ActOut]
+
+
+def _time(seconds: float | None) -> Any:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,81 @@
+"""`notellm keys`: the API keys of a running service. It needs a key with the scope keys.manage."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column
+
+from service.access.principal import Scope
+from service.cli.client import AsJson, Key, Url, call
+from service.cli.terminal import out, show
+
+app = typer.Typer(no_args_is_help=True, help="API keys of a running service.")
+Prefix = Annotated[str, typer.Argument(help="What stands between nlm_ and the secret.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    *,
+    scope: Annotated[list[Scope], typer.Option(help="What it may do; give it once for each.")],
+    tenant: Annotated[str | None, typer.Option(help="Whose notes; your own key's by default.")] = None,
+    days: Annotated[float | None, typer.Option(help="It expires after so many days.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    url: Url,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key, and write it: this once."""
+    expires_at = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
+    quota = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    body = {"name": name, "scopes": scope, "tenant": tenant, "expires_at": expires_at, "quota": quota}
+    show_new(call(url, "POST", "/keys", key=api_key, body=body, accept=(201,)), as_json)
+
+
+@app.command("list")
+def list_keys(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
+    """List the keys, without their secrets."""
+    answer = call(url, "GET", "/keys", key=api_key)
+    columns = (Column("prefix", no_wrap=True), "name", "tenant", "scopes", "created", "expires", "last used")
+    times = ("created_at", "expires_at", "last_used_at")
+    rows = [
+        (key["prefix"], key["name"], key["tenant"], " ".join(key["scopes"]), *(shown_time(key[time]) for time in times))
+        for key in answer["keys"]
+    ]
+    show(answer, as_json, columns, rows)
+
+
+@app.command()
+def rotate(
+    prefix: Prefix,
+    *,
+    overlap: Annotated[float, typer.Option(min=0, help="Seconds for which the old secret is still accepted.")] = 3600,
+    url: Url,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key a new secret, and write it: this once."""
+    body = {"overlap_seconds": overlap}
+    show_new(call(url, "POST", f"/keys/{prefix}/rotate", key=api_key, body=body), as_json)
+
+
+@app.command()
+def revoke(prefix: Prefix, *, url: Url, api_key: Key = None) -> None:
+    """Revoke a key for ever."""
+    call(url, "DELETE", f"/keys/{prefix}", key=api_key, accept=(204,))
+
+
+def show_new(answer: Any, as_json: bool) -> None:
+    """Write a new secret alone on a line, so that a script can take it."""
+    if as_json:
+        show(answer, as_json, (), ())
+    else:
+        out.print(answer["key"], highlight=False, markup=False, soft_wrap=True)
+
+
+def shown_time(time: str | None) -> str:
+    return "never" if time is None else time[:10]

@@ -1,0 +1,136 @@
+"""KeyStore on Redis.
+
+    {access}:keys     hash    prefix -> what is kept of the key, as JSON
+    {access}:version  string  random, another one with each change of the keys
+    {access}:used     hash    prefix -> when it was last used, in seconds since the epoch
+    {access}:audit    stream  what was done by those who manage the service
+
+All share the hash tag {access}: one slot on Redis Cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from uuid import uuid4
+
+import orjson
+import structlog
+
+from service.access.api_key import MAX_KEYS, Act, ApiKey, KeyTable, OldSecret
+from service.access.principal import Quota, Scope
+from service.errors import TooManyApiKeys
+from service.store.connection import Command, Connection
+
+KEYS = "{access}:keys"
+VERSION = "{access}:version"
+USED = "{access}:used"
+AUDIT = "{access}:audit"
+MAX_ACTS = 10_000
+"""About how many acts are kept."""
+
+log = structlog.get_logger(__name__)
+
+# KEYS keys, version, used, audit; ARGV prefix, old document or "", new document or "", new version, act, bounds on keys
+# and acts.
+REPLACE = """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 'changed' end
+if ARGV[2] == '' and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then return 'full' end
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[7], '*', 'act', ARGV[5])
+if ARGV[3] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[3], ARGV[1])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+end
+redis.call('SET', KEYS[2], ARGV[4])
+return 'done'
+"""
+
+
+class RedisKeyStore:
+    """KeyStore on Redis."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._redis = connection.redis
+        self._call = connection.call
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
+        with self._call("load keys"):
+            if used:
+                await self._redis.hset(USED, mapping=dict(used))
+            if known and (await self._redis.get(VERSION) or b"").decode() == known.version:
+                return known
+            pipeline = self._redis.pipeline(transaction=True)
+            version, documents, times = await pipeline.get(VERSION).hgetall(KEYS).hgetall(USED).execute()
+        keys = (_decode(prefix, document, times.get(prefix)) for prefix, document in documents.items())
+        return KeyTable((version or b"").decode(), {key.prefix: key for key in keys if key})
+
+    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
+        arguments = (prefix, _encode(old), _encode(new), uuid4().hex, _encode_act(act), MAX_KEYS, MAX_ACTS)
+        (answer,) = await self._connection.write([Command(REPLACE, (KEYS, VERSION, USED, AUDIT), arguments)])
+        if answer == b"full":
+            raise TooManyApiKeys(MAX_KEYS)
+        return bool(answer == b"done")
+
+    async def record(self, act: Act) -> None:
+        with self._call("record an act"):
+            await self._redis.xadd(AUDIT, {"act": _encode_act(act)}, maxlen=MAX_ACTS, approximate=True)
+
+    async def acts(self, count: int, before: str = "") -> list[Act]:
+        with self._call("read acts"):
+            entries = await self._redis.xrevrange(AUDIT, f"({before}" if before else "+", count=count)
+        return [_decode_act(position.decode(), fields[b"act"]) for position, fields in entries]
+
+
+def _encode(key: ApiKey | None) -> bytes:
+    """Encode what is kept of a key, always in the same way; b"" for no key. When it was last used is kept apart."""
+    if key is None:
+        return b""
+    document = {
+        "digest": key.digest,
+        "name": key.name,
+        "tenant": key.tenant,
+        "scopes": sorted(key.scopes),
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "requests_per_minute": key.quota.requests_per_minute,
+        "tokens_per_minute": key.quota.tokens_per_minute,
+        "old_digest": key.old_secret.digest if key.old_secret else None,
+        "old_until": key.old_secret.until if key.old_secret else None,
+    }
+    return orjson.dumps(document)
+
+
+def _decode(prefix: bytes, document: bytes, used: bytes | None) -> ApiKey | None:
+    """Decode a key. One that cannot be decoded opens nothing: it is logged and left out."""
+    try:
+        fields = orjson.loads(document)
+        old_digest, old_until = fields["old_digest"], fields["old_until"]
+        return ApiKey(
+            prefix=prefix.decode(),
+            digest=str(fields["digest"]),
+            name=fields["name"],
+            tenant=fields["tenant"],
+            scopes=frozenset(map(Scope, fields["scopes"])),
+            created_at=fields["created_at"],
+            expires_at=fields["expires_at"],
+            quota=Quota(fields["requests_per_minute"], fields["tokens_per_minute"]),
+            old_secret=OldSecret(old_digest, old_until) if old_digest else None,
+            last_used_at=float(used) if used else None,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        log.error("key_unreadable", key=repr(prefix), reason=type(error).__name__, detail="it opens nothing")
+        return None
+
+
+def _encode_act(act: Act) -> bytes:
+    fields = {"key": act.key, "tenant": act.tenant, "name": act.name, "target": act.target, "at": act.at}
+    return orjson.dumps(fields | {"details": dict(act.details)})
+
+
+def _decode_act(position: str, text: bytes) -> Act:
+    return Act(**orjson.loads(text), position=position)

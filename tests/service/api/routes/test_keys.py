@@ -1,0 +1,221 @@
+"""Keys through HTTP: their life, who may manage whose, and the record of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+
+from service.access.principal import Scope
+from tests.service.api.conftest import Serve, eventually_true
+from tests.service.conftest import DebianRedis
+
+BOOTSTRAP_KEY = "the-bootstrap-key-of-these-tests"
+READER = {"name": "reader", "scopes": ["notes.read"]}
+
+
+@pytest.fixture(scope="module")
+def closed_url(serve: Serve) -> Iterator[str]:
+    """A service that needs keys."""
+    with serve(bootstrap_key=BOOTSTRAP_KEY) as address:
+        yield address
+
+
+@pytest.fixture
+def root(closed_url: str) -> Iterator[httpx2.Client]:
+    """A client under the bootstrap key."""
+    with under(closed_url, BOOTSTRAP_KEY) as client:
+        yield client
+
+
+def under(url: str, key: str) -> httpx2.Client:
+    return httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+
+def create(client: httpx2.Client, **fields: object) -> dict[str, Any]:
+    answer = client.post("/keys", json=READER | fields)
+    assert answer.status_code == 201, answer.text
+    created: dict[str, Any] = answer.json()
+    return created
+
+
+def listed(client: httpx2.Client) -> dict[str, dict[str, Any]]:
+    """Keys that the client sees, by prefix."""
+    return {key["prefix"]: key for key in client.get("/keys").json()["keys"]}
+
+
+def status_of(url: str, key: str, path: str = "/notes/nobody") -> int:
+    with under(url, key) as client:
+        return client.get(path).status_code
+
+
+def test_created_key_opens_what_its_scopes_say(root: httpx2.Client, closed_url: str) -> None:
+    created = create(root)
+    assert created["key"].startswith(f"nlm_{created['prefix']}_")
+    assert status_of(closed_url, created["key"]) == 404
+    assert status_of(closed_url, created["key"], "/keys") == 403
+
+
+def test_secret_is_in_no_other_answer(root: httpx2.Client) -> None:
+    created = create(root)
+    secret = created.pop("key").split("_", 2)[2]
+    assert listed(root)[created["prefix"]] == created
+    for path in ("/keys", "/audit", "/metrics"):
+        assert secret not in root.get(path).text
+
+
+def test_secret_is_in_no_file_of_redis(serve: Serve, guarded_redis: DebianRedis, short_folder: Path) -> None:
+    with serve(redis_url=guarded_redis.url, bootstrap_key=BOOTSTRAP_KEY) as url, under(url, BOOTSTRAP_KEY) as client:
+        secret = create(client)["key"].split("_", 2)[2]
+    kept = b"".join(path.read_bytes() for path in short_folder.rglob("*") if path.is_file())
+    assert b"notes.read" in kept
+    assert secret.encode() not in kept
+
+
+def test_revoked_key_is_refused(root: httpx2.Client, closed_url: str) -> None:
+    created = create(root)
+    assert root.delete(f"/keys/{created['prefix']}").status_code == 204
+    assert status_of(closed_url, created["key"]) == 401
+    assert created["prefix"] not in listed(root)
+    assert root.delete(f"/keys/{created['prefix']}").status_code == 404
+
+
+def test_rotated_key_has_two_secrets_for_the_overlap(root: httpx2.Client, closed_url: str) -> None:
+    first = create(root)
+    second = root.post(f"/keys/{first['prefix']}/rotate", json={"overlap_seconds": 3600}).json()
+    assert second["key"] != first["key"]
+    assert second["old_secret_until"] > datetime.now(UTC).isoformat()
+    assert [status_of(closed_url, key["key"]) for key in (first, second)] == [404, 404]
+    third = root.post(f"/keys/{first['prefix']}/rotate", json={"overlap_seconds": 0}).json()
+    assert [status_of(closed_url, key["key"]) for key in (first, second, third)] == [401, 401, 404]
+
+
+def test_expiry_and_name_and_quota_are_changed(root: httpx2.Client, closed_url: str) -> None:
+    created = create(root)
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    path = f"/keys/{created['prefix']}"
+    assert root.patch(path, json={"expires_at": past}).status_code == 200
+    assert status_of(closed_url, created["key"]) == 401
+    changed = root.patch(path, json={"expires_at": None, "name": "another", "quota": {"requests_per_minute": 9}}).json()
+    assert (changed["expires_at"], changed["name"]) == (None, "another")
+    assert changed["quota"] == {"requests_per_minute": 9, "tokens_per_minute": None}
+    assert root.patch(path, json={}).json() == changed
+    assert status_of(closed_url, created["key"]) == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"name": "x", "scopes": []}, "/scopes"),
+        ({"name": "x", "scopes": ["everything"]}, "/scopes/0"),
+        ({"name": " ", "scopes": ["similar"]}, "/name"),
+        ({"name": "x", "scopes": ["similar"], "tenant": "Films"}, "/tenant"),
+        ({"name": "x", "scopes": ["similar"], "tenant": "a\n"}, "/tenant"),
+        ({"name": "x", "scopes": ["similar"], "expires_at": "tomorrow"}, "/expires_at"),
+        ({"name": "x", "scopes": ["similar"], "quota": {"requests_per_minute": 0}}, "/quota/requests_per_minute"),
+        ({"name": "x", "scopes": ["similar"], "secret": "mine"}, "/secret"),
+    ],
+)
+def test_invalid_key_is_422_and_names_the_field(root: httpx2.Client, body: dict[str, Any], pointer: str) -> None:
+    answer = root.post("/keys", json=body)
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+def test_last_use_is_shown(root: httpx2.Client, closed_url: str) -> None:
+    created = create(root)
+    assert created["last_used_at"] is None
+    status_of(closed_url, created["key"])
+    eventually_true(lambda: listed(root)[created["prefix"]]["last_used_at"] is not None)
+
+
+def test_nobody_gives_a_scope_that_they_have_not(root: httpx2.Client, closed_url: str) -> None:
+    strong = create(root, scopes=["notes.read", "admin"])
+    manager = create(root, scopes=["keys.manage", "similar"])
+    with under(closed_url, manager["key"]) as client:
+        refused = client.post("/keys", json=READER)
+        assert refused.status_code == 403
+        assert "notes.read" in refused.json()["detail"]
+        path = f"/keys/{strong['prefix']}"
+        answers = [
+            client.post(f"{path}/rotate", json={}),
+            client.patch(path, json={"name": "mine"}),
+            client.delete(path),
+        ]
+        assert [answer.status_code for answer in answers] == [403, 403, 403]
+        assert create(client, scopes=["similar"])["tenant"] == "default"
+    assert status_of(closed_url, strong["key"]) == 404
+
+
+def test_keys_of_another_tenant_take_the_scope_admin(root: httpx2.Client, closed_url: str) -> None:
+    films = create(root, tenant="films", scopes=["keys.manage", "notes.read"])
+    ours = create(root)
+    with under(closed_url, films["key"]) as client:
+        other = create(client)
+        assert other["tenant"] == "films"
+        assert client.post("/keys", json=READER | {"tenant": "default"}).status_code == 403
+        assert set(listed(client)) == {films["prefix"], other["prefix"]}
+        for answer in (client.delete(f"/keys/{ours['prefix']}"), client.patch(f"/keys/{ours['prefix']}", json={})):
+            assert answer.status_code == 404
+    assert {films["prefix"], ours["prefix"]} <= set(listed(root))
+
+
+def test_first_key_closes_an_open_service(serve: Serve) -> None:
+    with serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
+        assert client.get("/notes/nobody").status_code == 404
+        useless = client.post("/keys", json=READER)
+        assert useless.status_code == 422
+        assert "keys.manage" in useless.json()["errors"][0]["detail"]
+        first = create(client, scopes=list(Scope))
+        assert client.get("/notes/nobody").status_code == 401
+        assert status_of(url, first["key"]) == 404
+        with under(url, first["key"]) as manager:
+            manager.delete(f"/keys/{first['prefix']}")
+        assert client.get("/notes/nobody").status_code == 404
+
+
+def test_replica_learns_of_another_ones_keys(serve: Serve, guarded_redis: DebianRedis) -> None:
+    both = {"redis_url": guarded_redis.url, "bootstrap_key": BOOTSTRAP_KEY}
+    with serve(**both) as first, serve(**both) as second, under(first, BOOTSTRAP_KEY) as client:
+        created = create(client)
+        assert status_of(second, created["key"]) == 404
+        client.delete(f"/keys/{created['prefix']}")
+        eventually_true(lambda: status_of(second, created["key"]) == 401)
+
+
+def test_acts_are_recorded_and_logged_without_secrets(root: httpx2.Client, closed_url: str) -> None:
+    with structlog.testing.capture_logs() as lines:
+        created = create(root, scopes=["keys.manage"])
+        with under(closed_url, created["key"]) as client:
+            rotated = client.post(f"/keys/{created['prefix']}/rotate", json={}).json()
+        root.patch(f"/keys/{created['prefix']}", json={"name": "another"})
+        assert root.post("/verify").status_code == 200
+        root.delete(f"/keys/{created['prefix']}")
+    acts = root.get("/audit", params={"count": 5}).json()["acts"]
+    assert [act["act"] for act in acts] == ["keys.revoke", "verify", "keys.change", "keys.rotate", "keys.create"]
+    assert [act["by"] for act in acts] == ["bootstrap"] * 3 + [created["prefix"], "bootstrap"]
+    assert acts[2]["details"] == {"name": "another"}
+    assert root.get("/audit", params={"before": acts[0]["position"], "count": 1}).json()["acts"] == [acts[1]]
+    audit = [line for line in lines if line["event"] == "audit"]
+    assert [line["act"] for line in audit] == [act["act"] for act in reversed(acts)]
+    for secret in (created["key"], rotated["key"], BOOTSTRAP_KEY):
+        assert secret.split("_")[-1] not in json.dumps(acts) + repr(lines)
+
+
+def test_request_line_has_tenant_and_prefix(root: httpx2.Client, closed_url: str) -> None:
+    films = create(root, tenant="films")
+    with structlog.testing.capture_logs() as lines:
+        status_of(closed_url, films["key"])
+        eventually_true(lambda: any(line["event"] == "request" for line in list(lines)))
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert (line["tenant"], line["key"]) == ("films", films["prefix"])
+
+
+def test_unknown_position_of_the_audit_is_422(root: httpx2.Client) -> None:
+    assert root.get("/audit", params={"before": "yesterday"}).status_code == 422

@@ -1,0 +1,112 @@
+"""RedisKeyStore on each Redis: what is written is read again, and changes that come between are noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from service.access.api_key import Act, ApiKey, OldSecret
+from service.access.principal import Quota, Scope
+from service.errors import StoreUnavailable, TooManyApiKeys
+from service.store.api_keys import RedisKeyStore
+from service.store.connection import Connection
+from tests.service.conftest import Server
+
+pytestmark = pytest.mark.anyio
+KEY = ApiKey(
+    prefix="abcdefghij",
+    digest="0" * 64,
+    name="the website",
+    tenant="films",
+    scopes=frozenset({Scope.SIMILAR, Scope.NOTES_READ}),
+    created_at=1000.5,
+    expires_at=2000.0,
+    quota=Quota(60, None),
+    old_secret=OldSecret("1" * 64, 1500.0),
+)
+ACT = Act("bootstrap", "default", "keys.create", "abcdefghij", 1000.5, {"scopes": ["similar"]})
+
+
+@pytest.fixture
+async def keys(redis_url: str) -> AsyncIterator[RedisKeyStore]:
+    store = RedisKeyStore(Connection(redis_url))
+    yield store
+    await store.close()
+
+
+async def test_created_key_is_loaded_as_it_was(keys: RedisKeyStore) -> None:
+    assert (await keys.load(None, {})).keys == {}
+    assert await keys.replace(KEY.prefix, None, KEY, ACT)
+    table = await keys.load(None, {})
+    assert table.keys == {KEY.prefix: KEY}
+    assert table.keys[KEY.prefix].last_used_at is None
+
+
+async def test_unchanged_keys_are_not_read_again(keys: RedisKeyStore) -> None:
+    empty = await keys.load(None, {})
+    assert await keys.load(empty, {}) is empty
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    table = await keys.load(empty, {})
+    assert table.keys
+    assert await keys.load(table, {}) is table
+
+
+async def test_key_that_was_changed_meanwhile_is_not_replaced(keys: RedisKeyStore) -> None:
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    renamed = dataclasses.replace(KEY, name="another")
+    assert not await keys.replace(KEY.prefix, None, renamed, ACT)
+    assert await keys.replace(KEY.prefix, KEY, renamed, ACT)
+    assert not await keys.replace(KEY.prefix, KEY, None, ACT)
+    assert await keys.replace(KEY.prefix, renamed, None, ACT)
+    assert (await keys.load(None, {})).keys == {}
+    assert len(await keys.acts(10)) == 3
+
+
+async def test_last_use_is_kept_and_goes_with_the_key(keys: RedisKeyStore, admin: redis.Redis) -> None:
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    await keys.load(None, {KEY.prefix: 1234.5})
+    assert (await keys.load(None, {})).keys[KEY.prefix].last_used_at == 1234.5
+    await keys.replace(KEY.prefix, KEY, None, ACT)
+    assert admin.hlen("{access}:used") == 0
+
+
+async def test_acts_are_read_newest_first_and_by_pages(keys: RedisKeyStore) -> None:
+    for number in range(5):
+        await keys.record(dataclasses.replace(ACT, target=str(number)))
+    first = await keys.acts(2)
+    assert [act.target for act in first] == ["4", "3"]
+    assert [act.target for act in await keys.acts(9, first[-1].position)] == ["2", "1", "0"]
+    assert dataclasses.replace(first[0], position="", target=ACT.target) == ACT
+
+
+async def test_acts_are_bounded(keys: RedisKeyStore, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.api_keys.MAX_ACTS", 100)
+    for _ in range(400):
+        await keys.record(ACT)
+    assert 100 <= admin.xlen("{access}:audit") < 400
+
+
+async def test_keys_are_bounded(keys: RedisKeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.api_keys.MAX_KEYS", 1)
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    with pytest.raises(TooManyApiKeys, match="max_keys = 1"):
+        await keys.replace("bbbbbbbbbb", None, dataclasses.replace(KEY, prefix="bbbbbbbbbb"), ACT)
+    assert await keys.replace(KEY.prefix, KEY, dataclasses.replace(KEY, name="still changed"), ACT)
+
+
+@pytest.mark.parametrize("document", ["no json", "{}", '{"scopes": ["everything"]}', "[]"])
+async def test_damaged_key_opens_nothing_and_harms_no_other(
+    keys: RedisKeyStore, admin: redis.Redis, document: str
+) -> None:
+    admin.hset("{access}:keys", "bbbbbbbbbb", document)
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    assert (await keys.load(None, {})).keys == {KEY.prefix: KEY}
+
+
+async def test_store_that_is_away_is_said_so(keys: RedisKeyStore, server: Server) -> None:
+    server.stop()
+    with pytest.raises(StoreUnavailable):
+        await keys.load(None, {})
