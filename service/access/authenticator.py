@@ -116,16 +116,16 @@ class Authenticator:
         return self._table
 
     def _read(self) -> asyncio.Task[None]:
-        """Begin to read the keys, unless that is going on."""
+        """Begin to read the keys, unless that is going on. Raises Starting."""
         if self._reading is None or self._reading.done():
             self._tried_at = self._now()
-            self._reading = asyncio.create_task(self._load(self._tried_at), name="read-keys")
+            self._reading = asyncio.create_task(self._load(self.store, self._tried_at), name="read-keys")
         return self._reading
 
-    async def _load(self, started: float) -> None:
+    async def _load(self, store: KeyStore, started: float) -> None:
         used, self._used = self._used, {}
         try:
-            self._table = await self.store.load(self._table, used)
+            self._table = await store.load(self._table, used)
             self._read_at = started
             self._hangs = False
         except StoreUnavailable:

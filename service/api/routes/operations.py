@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.access.principal import Scope
 from service.api.access import needs, open_to_all
-from service.api.dependencies import LifecycleDep, PrincipalDep, ServiceDep, get_tenants
+from service.api.dependencies import LifecycleDep, ManagerDep, PrincipalDep, ServiceDep, get_tenants
 from service.api.problems import documented
 from service.api.protocol import BoundedProtocol
 from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
