@@ -72,7 +72,7 @@ def test_caller_that_leaves_is_499_in_one_short_line(guarded: Process) -> None:
     lines = [json.loads(line) for line in guarded.log.splitlines() if line.startswith("{")]
     assert [line["event"] for line in lines if line.get("status") == 499] == ["request"] * 5
     assert "request_failed" not in guarded.log
-    assert max(len(line) for line in guarded.log.splitlines() if '"status": 499' in line) < 300
+    assert max(len(line) for line in guarded.log.splitlines() if '"status": 499' in line) < 330
 
 
 def test_log_of_hostile_requests_shows_no_password_and_no_text(guarded: Process, guarded_redis: DebianRedis) -> None:
