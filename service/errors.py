@@ -20,6 +20,7 @@ NoteLLMError
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a temporary state; carries the seconds to wait
     ├── KeyInUse          an earlier request under the same Idempotency-Key has not ended
+    ├── QuotaExceeded     the caller's key has used up its quota of this minute
     ├── QueueFull         the engine's queue is full, or too long for this caller
     ├── VerifyRunning     a comparison of index and store is running already
     ├── DeadlineExceeded  the request's time is over
@@ -199,6 +200,18 @@ class KeyInUse(TryLater):
         super().__init__(
             "An earlier request under this Idempotency-Key has not ended; repeat the request, and you get its answer. "
             f"Where its process has died, the key is free again after {math.ceil(seconds)} s."
+        )
+
+
+class QuotaExceeded(TryLater):
+    """`seconds`: until a request is allowed again. `headers`: what is left of the quota, as HTTP headers."""
+
+    def __init__(self, seconds: float, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self.retry_after = max(1, math.ceil(seconds))
+        self.headers = tuple(headers)
+        super().__init__(
+            f"Your key has used up its quota of requests or model tokens a minute; try again in {self.retry_after} s. "
+            "The headers RateLimit and RateLimit-Policy say what there is."
         )
 
 

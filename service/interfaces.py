@@ -16,6 +16,8 @@ import numpy.typing as npt
 from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Vocabulary
 from model.note import Note
 from service.access.api_key import Act, ApiKey, KeyTable
+from service.access.principal import Quota
+from service.access.quota import Usage
 from service.filters import Filter
 from service.records import (
     ORIGIN,
@@ -203,6 +205,14 @@ class KeyStore(Protocol):
 
     async def acts(self, count: int, before: str = "") -> list[Act]:
         """Return up to `count` acts, the newest first, of those before the position `before`."""
+
+
+class QuotaStore(Protocol):
+    """What keys have used in the last minute, counted for all replicas together."""
+
+    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
+        """Count requests, where the quota leaves room for one more, and tokens in any case; return what the key has
+        used then. Raises StoreUnavailable."""
 
 
 # The index

@@ -128,9 +128,15 @@ class Telemetry:
             registry=registry,
         )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
+        self.uncounted = Counter(
+            "notellm_quota_uncounted",
+            "Requests and uses of tokens that were not counted against a quota: the store was away",
+            registry=registry,
+        )
         self.refused = Counter(
             "notellm_access_refused",
-            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope (403)",
+            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope (403), "
+            "quota (429)",
             ("reason",),
             registry=registry,
         )

@@ -20,7 +20,7 @@ from model.generation import CategoriesTooLong, GenerationRequest
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
-from service.access.authenticator import Authenticator
+from service.access.gate import Gate
 from service.admission import Lane
 from service.api.app import create_app
 from service.batcher import Batcher
@@ -40,6 +40,7 @@ from service.store.api_keys import RedisKeyStore
 from service.store.connection import MAX_CONNECTIONS, Connection, Outage
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.keys import Keys
+from service.store.quotas import RedisQuotaStore
 from service.store.redis_store import RedisNoteStore
 from service.store.tenants import RedisTenants
 from service.telemetry import Telemetry
@@ -53,8 +54,8 @@ FOLLOWING_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
-KEY_CONNECTIONS = 4
-"""Connections of one process to Redis for API keys: one reader, and people who manage keys."""
+ACCESS_CONNECTIONS = 16
+"""Connections of one process to Redis for API keys and quotas."""
 TENANT_CONNECTIONS = 8
 """Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
 
@@ -80,23 +81,23 @@ def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tr
     lifecycle = lifecycle or Lifecycle()
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
-    authenticator = Authenticator(settings.bootstrap, Clock())
+    gate = Gate(settings.bootstrap, Clock(), telemetry)
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Tenants]:
         async with contextlib.AsyncExitStack() as stack:
             if tracer:
                 stack.push_async_callback(asyncio.to_thread, tracer.close)
-            tenants = await stack.enter_async_context(open_service(settings, telemetry, lifecycle, authenticator))
+            tenants = await stack.enter_async_context(open_service(settings, telemetry, lifecycle, gate))
             await load_samples(tenants.default, lifecycle.report)
             yield tenants
 
-    return create_app(settings, open_with_samples, authenticator, lifecycle, telemetry, START_ERRORS, tracer)
+    return create_app(settings, open_with_samples, gate, lifecycle, telemetry, START_ERRORS, tracer)
 
 
 @contextlib.asynccontextmanager
 async def open_service(
-    settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, authenticator: Authenticator
+    settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, gate: Gate
 ) -> AsyncIterator[Tenants]:
     """Start every part in order; on leaving, stop them in the opposite order.
 
@@ -106,18 +107,17 @@ async def open_service(
     async with contextlib.AsyncExitStack() as stack:
         url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle.report))
         outage = Outage()
-        key_store = RedisKeyStore(
-            Connection(
-                url.get_secret_value(),
-                on_error=telemetry.store_errors.inc,
-                max_connections=KEY_CONNECTIONS,
-                outage=outage,
-            )
+        connection = Connection(
+            url.get_secret_value(),
+            on_error=telemetry.store_errors.inc,
+            max_connections=ACCESS_CONNECTIONS,
+            outage=outage,
         )
-        stack.push_async_callback(key_store.close)
-        authenticator.connect(key_store)  # early: /metrics is read during a start
-        stack.push_async_callback(authenticator.close)
-        await authenticator.refresh()  # now, since the store may be away when the first request comes
+        stack.push_async_callback(connection.close)
+        await gate.open(
+            RedisKeyStore(connection), RedisQuotaStore(connection)
+        )  # early: /metrics is read during a start
+        stack.push_async_callback(gate.close)
         lifecycle.report("Loading the model")
         engine = await asyncio.to_thread(_load_engine, settings, lifecycle.report)
         batcher = Batcher(
@@ -132,7 +132,7 @@ async def open_service(
         searchers = search_threads()
         stack.callback(searchers.shutdown)
         gpu = find_gpu() if settings.index_device == "cuda" else None
-        shared = Shared(settings, url, engine, batcher, telemetry, authenticator.clock, searchers, gpu, outage)
+        shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage)
         directory = RedisTenants(
             Connection(
                 url.get_secret_value(),

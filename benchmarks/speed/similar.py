@@ -38,7 +38,7 @@ from benchmarks.harness.statistics import percentile, percentiles_text
 from benchmarks.peers import stored_answer
 from model.data.dataset import read_notes
 from model.inference.engine import Engine
-from service.access.authenticator import Authenticator
+from service.access.gate import Gate
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.records import StoredNote, Write
@@ -224,8 +224,8 @@ async def measure_changes(port: int) -> list[float]:
 
 async def measure_changes_inside(data: Path) -> list[float]:
     """Seconds of the same changes in this process, without HTTP."""
-    settings, seconds = Settings(data_dir=data, sample_notes=0), []
-    async with open_service(settings, Telemetry(), Lifecycle(), Authenticator(None, Clock())) as tenants:
+    settings, seconds, telemetry = Settings(data_dir=data, sample_notes=0), [], Telemetry()
+    async with open_service(settings, telemetry, Lifecycle(), Gate(None, Clock(), telemetry)) as tenants:
         gc.freeze()  # as the service does
         for number in range(CHANGES):
             author = f"changed again {number}"

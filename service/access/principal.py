@@ -33,6 +33,10 @@ class Quota:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
+    def __bool__(self) -> bool:
+        """Whether anything is bounded."""
+        return self.requests_per_minute is not None or self.tokens_per_minute is not None
+
 
 UNLIMITED = Quota()
 

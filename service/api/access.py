@@ -15,10 +15,9 @@ from typing import Any, TypeVar, cast
 
 from fastapi import Request
 
-from service.access.authenticator import Authenticator
+from service.access.gate import Gate
 from service.access.principal import Scope
-from service.errors import Forbidden, Unauthenticated
-from service.telemetry import Telemetry
+from service.errors import QuotaExceeded
 
 F = TypeVar("F", bound=Callable[..., Any])
 _needed: dict[Callable[..., Any], frozenset[Scope]] = {}
@@ -50,29 +49,18 @@ def needed_scopes(handler: Callable[..., Any]) -> frozenset[Scope]:
         raise TypeError(f"{handler.__qualname__} declares no scope; see service/api/access.py") from None
 
 
-class Guard:
-    """Lets the callers of one service in. `authenticator` knows them."""
-
-    def __init__(self, authenticator: Authenticator, telemetry: Telemetry) -> None:
-        self._authenticator = authenticator
-        self._telemetry = telemetry
-
-    async def admit(self, request: Request, scopes: frozenset[Scope]) -> None:
-        """Put the caller's principal at `request.state.principal`. Raises Unauthenticated, or Forbidden for a caller
-        who has none of `scopes`."""
-        try:
-            principal = await self._authenticator.authenticate(request.headers.get("authorization"))
-        except Unauthenticated as error:
-            self._telemetry.refused.labels(error.reason).inc()
-            raise
-        request.state.principal = principal
-        if principal.scopes.isdisjoint(scopes):
-            self._telemetry.refused.labels("scope").inc()
-            names = sorted(scopes)
-            raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which this takes.", names)
-
-
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:
-    """Let the caller of a route in that needs one of `scopes`; everyone where there are none."""
-    if scopes:
-        await cast(Guard, request.app.state.guard).admit(request, scopes)
+    """Let the caller of a route in that needs one of `scopes`, everyone where there are none. Put the principal at
+    `request.state.principal`, and what is left of its quota into the headers of the answer. Raises Unauthenticated,
+    Forbidden, QuotaExceeded."""
+    if not scopes:
+        return
+    gate, state = cast(Gate, request.app.state.gate), request.state
+    principal = state.principal = await gate.authenticate(request.headers.get("authorization"))
+    try:
+        usage = await gate.let_in(principal, scopes)
+    except QuotaExceeded as error:
+        state.answer_headers = error.headers
+        raise
+    if usage:
+        state.answer_headers = usage.headers(principal.quota)

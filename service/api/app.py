@@ -12,10 +12,8 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-from service.access.authenticator import Authenticator
-from service.access.manager import Manager
+from service.access.gate import Gate
 from service.api import problems
-from service.api.access import Guard
 from service.api.connection import CallerLeft
 from service.api.middleware import BodyLimit, RequestContext
 from service.api.openapi import describe
@@ -38,7 +36,7 @@ DESCRIPTION = (
 def create_app(
     settings: Settings,
     open_service: Callable[[], AbstractAsyncContextManager[Tenants]],
-    authenticator: Authenticator,
+    gate: Gate,
     lifecycle: Lifecycle,
     telemetry: Telemetry,
     expected_failures: tuple[type[Exception], ...] = (),
@@ -88,8 +86,7 @@ def create_app(
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
-    app.state.guard = Guard(authenticator, telemetry)
-    app.state.manager = Manager(authenticator)
+    app.state.gate = gate
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)
     problems.install(app)
@@ -97,7 +94,12 @@ def create_app(
         app.add_exception_handler(error, _answer_nobody)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(
-        RequestContext, lifecycle=lifecycle, telemetry=telemetry, tracer=tracer, log_sample=settings.log_sample
+        RequestContext,
+        lifecycle=lifecycle,
+        telemetry=telemetry,
+        meter=gate.meter,
+        tracer=tracer,
+        log_sample=settings.log_sample,
     )
     describe(app, [route for router in ROUTERS for route in router.routes])
     return app

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
 from structlog.contextvars import bind_contextvars
 
+from service.access.gate import Gate
 from service.access.manager import Manager
 from service.access.principal import Principal
 from service.adding import Generate
@@ -66,7 +67,7 @@ async def get_principal(request: Request) -> Principal:
 
 
 async def get_manager(request: Request) -> Manager:
-    return cast(Manager, request.app.state.manager)
+    return cast(Gate, request.app.state.gate).manager
 
 
 async def get_generate(generate: str = "") -> Generate:

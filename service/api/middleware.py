@@ -11,6 +11,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.meter import Meter
 from service.access.principal import Principal
 from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
@@ -34,6 +35,8 @@ class RequestContext:
     """Gives each request an id, the time of its arrival, one log line and one observation, and answers 500 where the
     code failed. Of fast answers below 400 the share `log_sample` is logged.
 
+    What a request has used is charged to its key by the `meter`.
+
     With a `tracer` the lines have the trace's id, and the answer has it and the request's span in `traceresponse`.
 
     While the process drains, each answer ends its connection. A caller who leaves before the answer is complete is
@@ -45,12 +48,14 @@ class RequestContext:
         app: ASGIApp,
         lifecycle: Lifecycle,
         telemetry: Telemetry,
+        meter: Meter,
         tracer: Tracer | None = None,
         log_sample: float = 1.0,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._telemetry = telemetry
+        self._meter = meter
         self._tracer = tracer
         self._log_sample = log_sample
 
@@ -76,7 +81,7 @@ class RequestContext:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *own_headers]
+                message["headers"] = [*message["headers"], *own_headers, *scope["state"].get("answer_headers", ())]
                 if self._lifecycle.draining:  # the next request should go to another process
                     message["headers"].append((b"connection", b"close"))
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -102,6 +107,9 @@ class RequestContext:
     def _observe(self, scope: Scope, status: int, seconds: float, stages: RequestStages) -> None:
         route = getattr(scope.get("route"), "path", "none")
         telemetry = self._telemetry
+        principal: Principal | None = scope["state"].get("principal")  # none where nobody was let in
+        if principal:
+            self._meter.charge(principal, stages.prompt_tokens + stages.generated_tokens)
         telemetry.http_request.labels(_method(scope), route, status).observe(seconds)
         if tenant := scope["state"].get("tenant"):
             telemetry.tenant_requests.labels(tenant).inc()
@@ -112,7 +120,6 @@ class RequestContext:
         line: dict[str, object] = {f"{stage}_ms": _ms(took) for stage, took in stages.seconds.items()}
         tokens = {"prompt_tokens": stages.prompt_tokens, "generated_tokens": stages.generated_tokens}
         line |= {name: count for name, count in tokens.items() if count}
-        principal: Principal | None = scope["state"].get("principal")  # none where nobody was let in
         if principal and principal.key:
             line |= {"tenant": principal.tenant, "key": principal.key}
         log.info("request", method=scope["method"], route=route, status=status, ms=_ms(seconds), **line)

@@ -46,6 +46,7 @@ STATUS: dict[type[Exception], int] = {
     errors.Forbidden: 403,
     errors.ApiKeyNotFound: 404,
     errors.TooManyApiKeys: 409,
+    errors.QuotaExceeded: 429,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,
     errors.StoreUnavailable: 503,

@@ -55,9 +55,6 @@ class RedisKeyStore:
         self._redis = connection.redis
         self._call = connection.call
 
-    async def close(self) -> None:
-        await self._connection.close()
-
     async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
         with self._call("load keys"):
             if used:

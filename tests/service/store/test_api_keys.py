@@ -32,9 +32,9 @@ ACT = Act("bootstrap", "default", "keys.create", "abcdefghij", 1000.5, {"scopes"
 
 @pytest.fixture
 async def keys(redis_url: str) -> AsyncIterator[RedisKeyStore]:
-    store = RedisKeyStore(Connection(redis_url))
-    yield store
-    await store.close()
+    connection = Connection(redis_url)
+    yield RedisKeyStore(connection)
+    await connection.close()
 
 
 async def test_created_key_is_loaded_as_it_was(keys: RedisKeyStore) -> None:

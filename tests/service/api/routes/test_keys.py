@@ -219,3 +219,44 @@ def test_request_line_has_tenant_and_prefix(root: httpx2.Client, closed_url: str
 
 def test_unknown_position_of_the_audit_is_422(root: httpx2.Client) -> None:
     assert root.get("/audit", params={"before": "yesterday"}).status_code == 422
+
+
+def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, quota={"requests_per_minute": 2, "tokens_per_minute": 10_000})
+    with under(closed_url, key["key"]) as client:
+        answers = [client.get("/notes/nobody") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [404, 404, 429]
+    policy = '"requests";q=2;w=60, "tokens";q=10000;w=60'
+    assert {answer.headers["ratelimit-policy"] for answer in answers} == {policy}
+    left = [answer.headers["ratelimit"].partition(";t=")[0] for answer in answers]
+    assert left == ['"requests";r=1', '"requests";r=0', '"requests";r=0']
+    refused = answers[2]
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["type"].endswith("/quota-exceeded")
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+    assert 'notellm_access_refused_total{reason="quota"} 1.0' in root.get("/metrics").text
+
+
+def test_tokens_that_were_used_count_against_the_quota(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, scopes=["generate", "notes.read"], quota={"tokens_per_minute": 5})
+    with under(closed_url, key["key"]) as client:
+        assert client.post("/generate", json={"title": "lemon tart"}).status_code == 200
+        eventually_true(lambda: client.get("/notes/nobody").status_code == 429)
+        assert client.get("/notes/nobody").headers["ratelimit"].startswith('"tokens";r=0;t=')
+    assert root.get("/notes/nobody").status_code == 404
+
+
+def test_key_without_a_quota_gets_no_headers_of_one(root: httpx2.Client, closed_url: str) -> None:
+    with under(closed_url, create(root)["key"]) as client:
+        assert "ratelimit" not in client.get("/notes/nobody").headers
+
+
+def test_quota_is_not_enforced_while_the_store_is_away(serve: Serve, guarded_redis: DebianRedis) -> None:
+    with serve(redis_url=guarded_redis.url, bootstrap_key=BOOTSTRAP_KEY) as url, under(url, BOOTSTRAP_KEY) as client:
+        key = create(client, scopes=["generate"], quota={"requests_per_minute": 1})["key"]
+        with under(url, key) as limited:
+            assert limited.post("/generate", json={"title": "tart"}).status_code == 200
+            assert limited.post("/generate", json={"title": "tart"}).status_code == 429
+            guarded_redis.stop()
+            assert limited.post("/generate", json={"title": "tart"}).status_code == 200
+        assert "notellm_quota_uncounted_total 1.0" in client.get("/metrics").text

@@ -1,0 +1,55 @@
+"""The gate of a process: who may come in, what for, and how often."""
+
+from __future__ import annotations
+
+from service.access.authenticator import Authenticator
+from service.access.manager import Manager
+from service.access.meter import Meter
+from service.access.principal import Principal, Scope
+from service.access.quota import Usage
+from service.errors import Forbidden, QuotaExceeded, Unauthenticated
+from service.interfaces import Clock, KeyStore, QuotaStore
+from service.telemetry import Telemetry
+
+
+class Gate:
+    """Lets callers in, and counts those that it refuses. `bootstrap`: the bootstrap key; None for none."""
+
+    def __init__(self, bootstrap: str | None, clock: Clock, telemetry: Telemetry) -> None:
+        self._authenticator = Authenticator(bootstrap, clock)
+        self._refused = telemetry.refused
+        self.clock = clock
+        self.manager = Manager(self._authenticator)
+        self.meter = Meter(telemetry)
+
+    async def open(self, keys: KeyStore, quotas: QuotaStore) -> None:
+        """Use the keys of a store from now on. They are read now, since it may be away when the first request comes."""
+        self._authenticator.connect(keys)
+        self.meter.connect(quotas)
+        await self._authenticator.refresh()
+
+    async def close(self) -> None:
+        await self._authenticator.close()
+
+    async def authenticate(self, authorization: str | None) -> Principal:
+        """Return who sends this Authorization header. Raises what Authenticator.authenticate raises."""
+        try:
+            return await self._authenticator.authenticate(authorization)
+        except Unauthenticated as error:
+            self._refused.labels(error.reason).inc()
+            raise
+
+    async def let_in(self, principal: Principal, scopes: frozenset[Scope]) -> Usage | None:
+        """Let a caller in who has one of `scopes`; return what its key has used, None for one without a quota. Raises
+        Forbidden, QuotaExceeded."""
+        if principal.scopes.isdisjoint(scopes):
+            self._refused.labels("scope").inc()
+            names = sorted(scopes)
+            raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which this takes.", names)
+        if not principal.quota:
+            return None
+        try:
+            return await self.meter.take(principal)
+        except QuotaExceeded:
+            self._refused.labels("quota").inc()
+            raise

@@ -1,0 +1,72 @@
+"""What a key has used of its quota, and how long it has to wait: a sliding window of one minute.
+
+Usage is counted in whole minutes. Of the minute before the present one, the share counts that still lies within the
+last 60 seconds: a caller cannot use twice its quota around the turn of a minute, and two numbers are kept for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from service.access.principal import Quota
+
+WINDOW_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Use in the minute before, and in the present one, of which `elapsed` seconds are over."""
+
+    before: int
+    present: int
+    elapsed: float
+
+    @property
+    def used(self) -> float:
+        """Use in the last minute, as it is estimated."""
+        return self.before * (1 - self.elapsed / WINDOW_SECONDS) + self.present
+
+    def seconds_until(self, allowed: float) -> float:
+        """Seconds until no more than `allowed` is used, if nothing is used meanwhile; 0 where that is so."""
+        if self.used <= allowed:
+            return 0.0
+        left = WINDOW_SECONDS - self.elapsed
+        if self.present <= allowed:  # so `before` is what is too much
+            return left - WINDOW_SECONDS * (allowed - self.present) / self.before
+        return left + WINDOW_SECONDS * (1 - allowed / self.present)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a key has used, this request included where it is `allowed`."""
+
+    allowed: bool
+    requests: Counted
+    tokens: Counted
+
+    def seconds_to_wait(self, quota: Quota) -> float:
+        """Seconds until another request is allowed, if the key uses nothing meanwhile."""
+        waits = [0.0]
+        if quota.requests_per_minute is not None:
+            waits.append(self.requests.seconds_until(quota.requests_per_minute - 1))
+        if quota.tokens_per_minute is not None:
+            waits.append(self.tokens.seconds_until(quota.tokens_per_minute - 1))
+        return max(waits)
+
+    def headers(self, quota: Quota) -> list[tuple[bytes, bytes]]:
+        """RateLimit-Policy and RateLimit, structured fields of draft-ietf-httpapi-ratelimit-headers-10. `r`: what is
+        left; `t`: seconds until it is all there again."""
+        policies, limits = [], []
+        for name, bound, counted in (
+            ("requests", quota.requests_per_minute, self.requests),
+            ("tokens", quota.tokens_per_minute, self.tokens),
+        ):
+            if bound is not None:
+                left = max(0, bound - math.ceil(counted.used))
+                policies.append(f'"{name}";q={bound};w={WINDOW_SECONDS}')
+                limits.append(f'"{name}";r={left};t={math.ceil(counted.seconds_until(0))}')
+        return [
+            (b"ratelimit-policy", ", ".join(policies).encode()),
+            (b"ratelimit", ", ".join(limits).encode()),
+        ]

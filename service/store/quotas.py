@@ -1,0 +1,64 @@
+"""QuotaStore on Redis: one hash a key, shared by all replicas.
+
+    {access}:quota:<prefix>  hash  minute; requests and tokens of it, and of the minute before it
+
+It is gone two minutes after its last use.
+"""
+
+from __future__ import annotations
+
+from service.access.principal import Quota
+from service.access.quota import WINDOW_SECONDS, Counted, Usage
+from service.store.connection import Connection
+
+QUOTA = "{access}:quota:"
+
+# KEYS quota; ARGV bound on requests or "", bound on tokens or "", requests and tokens to count, seconds of a window.
+# The server's own clock: those of replicas may differ. Tokens are counted when they are used, whatever the bound; a
+# request only where both bounds leave room. Counts are not written to the append-only file, which a server with
+# appendfsync always would sync for each request: after a restart they begin anew.
+COUNT = """
+redis.set_repl(redis.REPL_NONE)
+local time, window = redis.call('TIME'), tonumber(ARGV[5])
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local minute = math.floor(now / window)
+local elapsed = now - minute * window
+local row = redis.call('HMGET', KEYS[1], 'minute', 'requests', 'tokens', 'requests_before', 'tokens_before')
+local requests, tokens = tonumber(row[2]) or 0, tonumber(row[3]) or 0
+local requests_before, tokens_before = tonumber(row[4]) or 0, tonumber(row[5]) or 0
+local at = tonumber(row[1])
+if at ~= minute then
+  if at == minute - 1 then requests_before, tokens_before = requests, tokens
+  else requests_before, tokens_before = 0, 0 end
+  requests, tokens = 0, 0
+end
+local share = 1 - elapsed / window
+local most_requests, most_tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
+local allowed = (not most_requests or requests_before * share + requests + 1 <= most_requests)
+  and (not most_tokens or tokens_before * share + tokens + 1 <= most_tokens)
+if allowed then requests = requests + tonumber(ARGV[3]) end
+tokens = tokens + tonumber(ARGV[4])
+redis.call('HSET', KEYS[1], 'minute', minute, 'requests', requests, 'tokens', tokens,
+  'requests_before', requests_before, 'tokens_before', tokens_before)
+redis.call('EXPIRE', KEYS[1], 2 * window)
+return {allowed and 1 or 0, requests_before, requests, tokens_before, tokens, math.floor(elapsed * 1000)}
+"""
+
+
+class RedisQuotaStore:
+    """QuotaStore on Redis."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
+        bounds = ("" if bound is None else bound for bound in (quota.requests_per_minute, quota.tokens_per_minute))
+        with self._connection.call("count"):
+            answer = await self._connection.redis.eval(COUNT, 1, QUOTA + key, *bounds, requests, tokens, WINDOW_SECONDS)
+        allowed, requests_before, requests_now, tokens_before, tokens_now, milliseconds = answer
+        elapsed = milliseconds / 1000
+        return Usage(
+            bool(allowed),
+            Counted(requests_before, requests_now, elapsed),
+            Counted(tokens_before, tokens_now, elapsed),
+        )

@@ -1,0 +1,139 @@
+"""Quotas: the window that slides, the headers that say what is left, and what happens while the store is away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.access.meter import COUNT_SECONDS, RETRY_SECONDS, Meter
+from service.access.principal import Principal, Quota
+from service.access.quota import Counted, Usage
+from service.errors import QuotaExceeded, StoreUnavailable
+from service.telemetry import Telemetry
+
+pytestmark = pytest.mark.anyio
+BOTH = Quota(100, 5000)
+
+
+@pytest.mark.parametrize(
+    ("counted", "used"),
+    [(Counted(0, 7, 30.0), 7), (Counted(100, 0, 0.0), 100), (Counted(100, 0, 15.0), 75), (Counted(60, 10, 59.0), 11)],
+)
+def test_share_of_the_minute_before_counts(counted: Counted, used: float) -> None:
+    assert counted.used == pytest.approx(used)
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 5, 49, 50, 99, 100])
+@pytest.mark.parametrize(
+    "counted", [Counted(0, 0, 0), Counted(100, 20, 12.5), Counted(10, 100, 30), Counted(0, 100, 59)]
+)
+def test_wait_ends_when_no_more_than_allowed_is_used(counted: Counted, allowed: int) -> None:
+    seconds = counted.seconds_until(allowed)
+    later = counted.elapsed + seconds
+    then = Counted(counted.before, counted.present, later) if later < 60 else Counted(counted.present, 0, later - 60)
+    assert then.used <= allowed + 1e-6
+    assert (seconds == 0) is (counted.used <= allowed)
+    assert 0 <= seconds <= 120
+
+
+def test_headers_are_structured_fields_of_the_draft() -> None:
+    usage = Usage(True, Counted(40, 10, 30.0), Counted(0, 6000, 45.0))
+    assert dict(usage.headers(BOTH)) == {
+        b"ratelimit-policy": b'"requests";q=100;w=60, "tokens";q=5000;w=60',
+        b"ratelimit": b'"requests";r=70;t=90, "tokens";r=0;t=75',
+    }
+    assert dict(usage.headers(Quota(None, 9000)))[b"ratelimit"] == b'"tokens";r=3000;t=75'
+
+
+class Store:
+    """A QuotaStore that answers as the test says. While `gate` is cleared it hangs."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.away = False
+        self.allowed = True
+        self.counted: list[tuple[int, int]] = []
+
+    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
+        await self.gate.wait()
+        if self.away:
+            raise StoreUnavailable("away")
+        self.counted.append((requests, tokens))
+        return Usage(self.allowed, Counted(0, 100, 30.0), Counted(0, 0, 30.0))
+
+
+class Now:
+    """A monotonic clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+PRINCIPAL = Principal("abcdefghij", "films", frozenset(), BOTH)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def now() -> Now:
+    return Now()
+
+
+@pytest.fixture
+def meter(store: Store, now: Now) -> Meter:
+    meter = Meter(Telemetry(), now)
+    meter.connect(store)
+    return meter
+
+
+def uncounted(meter: Meter) -> float:
+    return meter._telemetry.registry.get_sample_value("notellm_quota_uncounted_total") or 0.0
+
+
+async def test_exceeded_quota_says_when_to_come_back(meter: Meter, store: Store) -> None:
+    store.allowed = False
+    with pytest.raises(QuotaExceeded) as refusal:
+        await meter.take(PRINCIPAL)
+    assert refusal.value.retry_after == 31  # the minute's end, and until 99 of 100 are left
+    assert dict(refusal.value.headers)[b"ratelimit"].startswith(b'"requests";r=0;')
+
+
+async def test_request_goes_on_uncounted_while_the_store_is_away(meter: Meter, store: Store, now: Now) -> None:
+    store.away = True
+    assert await meter.take(PRINCIPAL) is None
+    store.away = False
+    assert await meter.take(PRINCIPAL) is None  # the store is not asked for each request
+    assert (uncounted(meter), store.counted) == (2, [])
+    now.seconds += RETRY_SECONDS
+    assert await meter.take(PRINCIPAL) is not None
+
+
+async def test_one_request_waits_for_a_store_that_hangs(meter: Meter, store: Store) -> None:
+    store.gate.clear()
+    assert await meter.take(PRINCIPAL) is None
+    async with asyncio.timeout(COUNT_SECONDS / 2):
+        assert await meter.take(PRINCIPAL) is None
+    store.gate.set()
+    assert uncounted(meter) == 2
+
+
+async def test_nothing_is_counted_before_there_is_a_store() -> None:
+    meter = Meter(Telemetry())
+    assert await meter.take(PRINCIPAL) is None
+    assert uncounted(meter) == 1
+
+
+async def test_tokens_are_counted_where_they_are_bounded(meter: Meter, store: Store) -> None:
+    meter.charge(PRINCIPAL, 0)
+    meter.charge(Principal("abcdefghij", "films", frozenset(), Quota(100)), 7)
+    meter.charge(PRINCIPAL, 12)
+    await asyncio.sleep(0)
+    assert store.counted == [(0, 12)]
