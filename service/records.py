@@ -155,12 +155,14 @@ class Removed:
 @dataclass(frozen=True, slots=True)
 class LogEntry:
     """One change: the note `id` was written or removed at `position`. `id` is empty where the entry does not say it;
-    `by` names the write, for the store that made it."""
+    `by` names the write, for the store that made it. `purges`: no change, but a purge, behind which no index may keep
+    anything of removed notes."""
 
     position: str
     id: str
     removed: bool
     by: str = ""
+    purges: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,12 @@ class Settings(BaseSettings):
     snapshot_seconds: float = Field(
         60.0, ge=0, description="a changed index is written to disk that often, or seldomer where it is large; 0: never"
     )
+    purge_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="what was removed leaves the files of store and snapshots that often, once for all replicas; "
+        "0: only by `notellm purge`",
+    )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
     log_sample: float = Field(
         1.0, ge=0, le=1, description="share of the log lines of fast answers below 400 that are written; all others are"

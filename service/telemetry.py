@@ -127,6 +127,16 @@ class Telemetry:
             "When the index was last written to disk, since the epoch; 0: never",
             registry=registry,
         )
+        self.purge_time = Gauge(
+            "notellm_purge_timestamp_seconds",
+            "When the store was last purged by NOTELLM_PURGE_SECONDS, since the epoch; 0: never",
+            registry=registry,
+        )
+        self.purge_overdue = Gauge(
+            "notellm_purge_overdue_seconds",
+            "How long the purge by NOTELLM_PURGE_SECONDS is overdue; 0: it is not",
+            registry=registry,
+        )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.uncounted = Counter(
             "notellm_quota_uncounted",

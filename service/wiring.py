@@ -25,6 +25,7 @@ from service.admission import Lane
 from service.api.app import create_app
 from service.batcher import Batcher
 from service.container import Service
+from service.erasure.schedule import PurgeSchedule
 from service.index.gpu import Gpu, find_gpu
 from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex, search_threads
@@ -148,6 +149,10 @@ async def open_service(
         await tenants.start(lifecycle)
         batcher.start()
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
+        if settings.purge_seconds:
+            schedule = PurgeSchedule(url, settings.data_dir, settings.purge_seconds, telemetry, shared.clock)
+            purging = asyncio.get_running_loop().create_task(schedule.run(), name="purge-store")
+            stack.callback(purging.cancel)
         _connect_gauges(telemetry, tenants, engine)
         for lane in Lane:
             telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))

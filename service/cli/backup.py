@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from service.cli.store import store_url
 from service.cli.terminal import FAILED, complain, err, read_settings, show
-from service.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="The manifest, for programs.")]
 
@@ -23,7 +23,7 @@ def backup(
     """Back up the store, all tenants of it, as it is at one moment, while services go on."""
     from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
-    with _steps() as progress, _store_url(read_settings()) as url:
+    with _steps() as progress, store_url(read_settings()) as url:
         manifest = make_backup(url, destination, progress)
     _show(manifest.model_dump(mode="json"), as_json)
 
@@ -37,7 +37,7 @@ def restore(
     """Restore a backup into the store, in one step as services see it. Replicas then build their index anew."""
     from service.store.backup.restore import restore_backup
 
-    with _steps() as progress, _store_url(read_settings()) as url:
+    with _steps() as progress, store_url(read_settings()) as url:
         manifest = restore_backup(source, url, progress, replace=replace)
     _show(manifest.model_dump(mode="json"), as_json)
 
@@ -48,22 +48,6 @@ def _show(manifest: dict[str, Any], as_json: bool) -> None:
         for entry in manifest["notes"]
     ]
     show(manifest, as_json, ("notes below", "count", "log position", "spaces"), rows)
-
-
-@contextlib.contextmanager
-def _store_url(settings: Settings) -> Iterator[str]:
-    """Yield the address of the store; the embedded server is started where no service runs it."""
-    if settings.redis_url:
-        yield settings.redis_url.get_secret_value()
-        return
-    from service.store.embedded_redis import EmbeddedRedis
-
-    server = EmbeddedRedis(settings.data_dir, max_memory=settings.store_memory_bytes)
-    try:
-        server.start()
-        yield server.url
-    finally:
-        server.stop()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from model import cli as offline
-from service.cli import backup, keys
+from service.cli import backup, keys, purge
 from service.cli.address import AddressUnavailable, is_loopback, listen
 from service.cli.client import AsJson, Key, Url, call
 from service.cli.ingest import Ingest, IngestFailed
@@ -214,6 +214,7 @@ def openapi() -> None:
 
 app.command()(backup.backup)
 app.command()(backup.restore)
+app.command()(purge.purge)
 offline.add_to(app)
 
 

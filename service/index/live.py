@@ -22,6 +22,7 @@ from service.index.hashtags import LiveHashtags
 from service.index.log_follower import LogFollower
 from service.index.maintenance import Maintainer
 from service.index.native import use_one_faiss_thread
+from service.index.purging import Purger
 from service.index.recall import RecallSampler
 from service.index.snapshots import SnapshotFolder, SnapshotKeeper
 from service.index.state import IndexedNotes, IndexState
@@ -86,8 +87,9 @@ class LiveIndex:
             space=space,
             attributes=attributes,
         )
+        self._purger = Purger(self._state, self._keeper, self._maintainer, self._writer)
         self._follower = LogFollower(
-            store, self._state, make_notes, self._keeper, self._maintainer, self._writer, clock
+            store, self._state, make_notes, self._keeper, self._maintainer, self._purger, self._writer, clock
         )
         self._recall = RecallSampler(self._state, self._searchers)
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,6 +101,7 @@ class LiveIndex:
             asyncio.create_task(self._follower.run(), name="follow-log"),
             asyncio.create_task(self._maintainer.run(), name="maintain-index"),
             asyncio.create_task(self._keeper.run(), name="snapshot-index"),
+            asyncio.create_task(self._purger.run(), name="purge-index"),
         ]
 
     async def stop(self) -> None:

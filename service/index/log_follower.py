@@ -18,6 +18,7 @@ import structlog
 
 from service.errors import StoreUnavailable, TenantRemoved
 from service.index.maintenance import Maintainer
+from service.index.purging import Purger
 from service.index.snapshots import SnapshotKeeper
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.threads import run_in
@@ -66,6 +67,7 @@ class LogFollower:
         make_notes: Callable[[], IndexedNotes],
         keeper: SnapshotKeeper,
         maintainer: Maintainer,
+        purger: Purger,
         writer: ThreadPoolExecutor,
         clock: Clock,
     ) -> None:
@@ -75,6 +77,7 @@ class LogFollower:
         self._make_notes = make_notes
         self._keeper = keeper
         self._maintainer = maintainer
+        self._purger = purger
         self._writer = writer
         self._clock = clock
         self._tried_snapshot = False
@@ -151,6 +154,8 @@ class LogFollower:
                 notes = await self._store.get_logged(entries)
                 await run_in(self._writer, partial(state.notes.update, notes))
                 self._maintainer.notify()
+            if any(entry.purges for entry in entries):
+                self._purger.request()
             await state.move_to(entries[-1].position)
         self.readiness.advance(state.position, bounds.last)
         await self.expire()

@@ -132,7 +132,7 @@ class SnapshotKeeper:
             state, notes = self._state, self._state.notes
             position, repairs = state.position, state.repairs
             unchanged = (position, repairs) == self._saved
-            if self._folder is None or not state.built or state.rebuilding or unchanged:
+            if self._folder is None or not state.built or state.rebuilding or state.purging or unchanged:
                 return
             origin = self._make_origin(state.store_identity)
             unreadable = list(self._store.unreadable)

@@ -10,6 +10,8 @@ from redis.exceptions import ResponseError
 
 from service.records import ORIGIN, LogBounds, LogEntry
 
+PURGE = "purge"
+"""The op of an entry that is no change: see LogEntry."""
 log = structlog.get_logger(__name__)
 
 
@@ -35,6 +37,8 @@ def decode_bounds(info: Any, kept: Any, entry: str) -> LogBounds:
 def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     """Decode a log entry. One without a known op counts as a put, so that the note is read again."""
     note_id, op, by = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"op", b"by"))
+    if op == PURGE:
+        return LogEntry(position.decode(), "", removed=False, purges=True)
     if not note_id or op not in ("put", "delete"):
         log.error("log_entry_malformed", position=position.decode(), id=note_id)
     return LogEntry(position.decode(), note_id, op == "delete", by)

@@ -1,0 +1,65 @@
+"""`notellm purge`: what was removed leaves the files of the store and the snapshots too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.store import store_url
+from service.cli.terminal import FAILED, MISUSED, complain, read_settings, show
+
+WAIT_SECONDS = 600.0
+"""How long running services have to make their snapshots anew: a merge of a million rows takes minutes."""
+
+
+def purge(
+    *,
+    note_id: Annotated[list[str] | None, typer.Option("--id", help="A removed note's id to look for.")] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A file with a removed text to look for.")
+    ] = None,
+    folder: Annotated[
+        list[Path] | None, typer.Option(exists=True, file_okay=False, help="Data folder of a Redis of your own.")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(help="Seconds for running services to make their snapshots anew.")
+    ] = WAIT_SECONDS,
+    as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
+) -> None:
+    """Rewrite the store's files and the snapshots without what was removed, and search all of them for ids and texts.
+
+    Run it on each machine that runs the service or Redis. It ends with 1 where something is left, or could not be
+    searched.
+    """
+    from service.erasure.purge import purge as purge_all
+    from service.store.embedded_redis import EmbeddedRedisError
+    from service.store.purge import PurgeError
+
+    settings = read_settings()
+    server_folders = list(folder or ()) if settings.redis_url else [settings.data_dir, *(folder or ())]
+    try:
+        texts = [(str(path), path.read_text().strip()) for path in text or ()]
+    except (OSError, UnicodeDecodeError) as error:
+        complain(f"a text cannot be read: {error}")
+        raise typer.Exit(MISUSED) from error
+    try:
+        with store_url(settings) as url:
+            report = purge_all(
+                url, settings.data_dir, server_folders, ids=note_id or (), texts=texts, wait_seconds=wait
+            )
+    except (PurgeError, EmbeddedRedisError, OSError) as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from error
+    rows = [("log of", log.prefix, f"begins at {log.position}") for log in report.logs]
+    rows += [("searched", f"{report.search.files} files", f"{report.search.bytes} bytes")]
+    rows += [
+        ("FOUND", finding.needle, f"{finding.file} at byte {finding.offset}") for finding in report.search.findings
+    ]
+    rows += [("LATE", "snapshot not made anew", path) for path in report.late]
+    if not report.store_searched:
+        rows.append(("NOT SEARCHED", "files of Redis", "name its folder with --folder, on its machine"))
+    show(asdict(report) | {"proved": report.proved}, as_json, ("what", "of", "where"), rows)
+    raise typer.Exit(0 if report.proved else FAILED)

@@ -1,0 +1,24 @@
+"""The store of the settings, for commands that need no running service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from service.settings import Settings
+
+
+@contextlib.contextmanager
+def store_url(settings: Settings) -> Iterator[str]:
+    """Yield the address of the store; the embedded server is started where no service runs it."""
+    if settings.redis_url:
+        yield settings.redis_url.get_secret_value()
+        return
+    from service.store.embedded_redis import EmbeddedRedis
+
+    server = EmbeddedRedis(settings.data_dir, max_memory=settings.store_memory_bytes)
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()

@@ -1,0 +1,49 @@
+"""The purge of a store and of this machine's files, and the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.erasure.search import Needle, Search, search_folders
+from service.erasure.snapshots import remove_unused, wait_for_snapshots
+from service.store.purge import PurgedLog, purge_store
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeReport:
+    """`late`: folders of snapshots that their processes have not made anew. `store_searched`: the files of the Redis
+    server were among those that were searched."""
+
+    logs: tuple[PurgedLog, ...]
+    late: tuple[str, ...]
+    store_searched: bool
+    search: Search
+
+    @property
+    def proved(self) -> bool:
+        """Whether nothing that was looked for is left."""
+        return self.store_searched and not self.late and not self.search.findings
+
+
+def purge(
+    url: str,
+    data_dir: Path,
+    server_folders: Sequence[Path],
+    *,
+    ids: Sequence[str],
+    texts: Sequence[tuple[str, str]],
+    wait_seconds: float,
+) -> PurgeReport:
+    """Purge the store, make its snapshots below `data_dir` anew, and search all files. Raises PurgeError.
+
+    `server_folders`: those of the Redis server, as far as they are on this machine. `texts`: name and text.
+    """
+    logs = purge_store(url, ids)
+    remove_unused(data_dir)
+    positions = {log.identity: log.position for log in logs}
+    late = wait_for_snapshots(data_dir, positions, wait_seconds)
+    needles = [*map(Needle.of_id, ids), *(Needle.of_text(name, text) for name, text in texts)]
+    search = search_folders([data_dir, *server_folders], needles)
+    return PurgeReport(tuple(logs), tuple(map(str, late)), bool(server_folders), search)

@@ -1,0 +1,57 @@
+"""PurgeSchedule: purges the store at intervals, once for all replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+from pydantic import SecretStr
+
+from service.erasure.snapshots import remove_unused
+from service.index.threads import run_in_daemon
+from service.interfaces import Clock
+from service.store.purge import PurgeError, purge_store_if_due
+from service.telemetry import Telemetry
+
+MAX_PAUSE_SECONDS = 60.0
+"""Bound on the pause between two looks whether a purge is due."""
+PAUSES = 10
+"""Looks within an interval, at least."""
+log = structlog.get_logger(__name__)
+
+
+class PurgeSchedule:
+    """Purges the store of `url` every `seconds`, whichever replica comes first. Each removes from its own `data_dir`
+    the snapshots that no process uses."""
+
+    def __init__(self, url: SecretStr, data_dir: Path, seconds: float, telemetry: Telemetry, clock: Clock) -> None:
+        self._url = url
+        self._data_dir = data_dir
+        self._seconds = seconds
+        self._telemetry = telemetry
+        self._clock = clock
+        self._last = 0.0
+        """Time of the last purge that this process knows of."""
+        telemetry.purge_overdue.set_function(self._overdue)
+        telemetry.purge_time.set_function(lambda: self._last)
+
+    async def run(self) -> None:
+        """Purge when it is due, until cancelled. A failure is logged, and tried again at the next look."""
+        while True:
+            try:
+                await run_in_daemon(self._look)
+            except PurgeError as error:
+                log.error("purge_failed", detail=str(error))
+            await asyncio.sleep(min(MAX_PAUSE_SECONDS, self._seconds / PAUSES))
+
+    def _look(self) -> None:
+        last, purged = purge_store_if_due(self._url.get_secret_value(), self._seconds, self._clock())
+        if last != self._last:
+            remove_unused(self._data_dir)
+        self._last = last
+        if purged:
+            log.info("store_purged", detail="its files were rewritten without what was removed")
+
+    def _overdue(self) -> float:
+        return max(0.0, self._clock() - self._last - self._seconds) if self._last else 0.0

@@ -1,0 +1,54 @@
+"""Purger: drops from an index all that is known of removed notes, and then makes a snapshot without it."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from service.index.maintenance import Maintainer
+from service.index.snapshots import SnapshotKeeper
+from service.index.state import IndexState
+from service.index.threads import run_in
+
+CHECK_SECONDS = 0.1
+"""Pause between two looks whether the jobs of the index are done."""
+log = structlog.get_logger(__name__)
+
+
+class Purger:
+    """Purges when asked, in the background, while writes and searches go on.
+
+    From the request on no snapshot is made until the purge is done: whoever sees a snapshot at the position of the
+    purge, or behind it, knows that it holds nothing of notes that were removed before. `writer` is the thread that
+    changes the notes.
+    """
+
+    def __init__(
+        self, state: IndexState, keeper: SnapshotKeeper, maintainer: Maintainer, writer: ThreadPoolExecutor
+    ) -> None:
+        self._state = state
+        self._keeper = keeper
+        self._maintainer = maintainer
+        self._writer = writer
+        self._requested = asyncio.Event()
+
+    def request(self) -> None:
+        """Have it purge. Called before the index moves to the position of the purge."""
+        self._state.purging = True
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Purge as requested until cancelled."""
+        while True:
+            await self._requested.wait()
+            self._requested.clear()
+            notes = self._state.notes
+            await run_in(self._writer, notes.drop_tombstones)
+            while notes is self._state.notes and notes.index.dropping:  # a new build has no tombstones
+                self._maintainer.notify()
+                await asyncio.sleep(CHECK_SECONDS)
+            self._state.purging = self._requested.is_set()
+            await self._keeper.save()
+            log.info("index_purged", position=self._state.position)

@@ -1,0 +1,170 @@
+"""Purge of a Redis: what was removed leaves its change logs, its remembered answers and its append-only file.
+
+A removed note is gone from memory at once, and stays in the append-only file until that is rewritten. Its id stays in
+the change log and in the answers that are remembered for repeated requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from redis.exceptions import RedisError, ResponseError
+
+from service.store.change_log import PURGE
+from service.store.clients import client_of
+from service.store.keys import HASH_TAG
+
+PREFIX = re.compile(re.escape(HASH_TAG.encode()) + rb"(?:tenant:[^:]*:)?")
+"""What the keys of one tenant begin with (keys.py)."""
+FOLLOW_SECONDS = 1.0
+"""How long replicas have to read the entry of the purge, which takes them milliseconds. One that has not read it then
+builds its index anew."""
+CHECK_SECONDS = 0.05
+"""Pause between two looks whether the server has rewritten its file."""
+SCAN_COUNT = 1000
+LAST, CLAIM = f"{HASH_TAG}purged", f"{HASH_TAG}purging"
+"""Keys of the time of the last purge on schedule, and of the replica that is at it."""
+CLAIM_SECONDS = 3600
+"""How long a purge is left to a replica that may have died at it."""
+
+# KEYS log, another key; ARGV position. Rewrites the log without what is before the position: XTRIM and XDEL leave the
+# bytes of single entries where they were.
+CUT = """
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+local last, added
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then last = info[i + 1] end
+  if info[i] == 'entries-added' then added = info[i + 1] end
+end
+local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+')
+if #entries == 0 then return 0 end
+redis.call('DEL', KEYS[2])
+for _, entry in ipairs(entries) do redis.call('XADD', KEYS[2], entry[1], unpack(entry[2])) end
+if added then redis.call('XSETID', KEYS[2], last, 'ENTRIESADDED', added) end
+redis.call('UNLINK', KEYS[1])
+redis.call('RENAME', KEYS[2], KEYS[1])
+return #entries
+"""
+
+
+class PurgeError(RuntimeError):
+    """A purge cannot be done; the message says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PurgedLog:
+    """A change log that begins at `position` now, and the identity of its store."""
+
+    prefix: str
+    identity: str
+    position: str
+
+
+def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
+    """Purge all tenants of the Redis at `url`, beside services that use it. `ids`: notes whose remembered answers are
+    forgotten too. Raises PurgeError."""
+    try:
+        with client_of(url) as client:
+            logs = list(_logs(client))
+            _refuse_stored(client, logs, ids)
+            _forget_answers(client, frozenset(ids))
+            begun = [(log, client.xadd(log, {"id": "", "op": PURGE})) for log in logs]
+            time.sleep(FOLLOW_SECONDS if begun else 0)
+            for log, position in begun:
+                client.eval(CUT, 2, log, log + b":new", position)
+            _rewrite_file(client)
+            return [_purged(client, log, position) for log, position in begun]
+    except (RedisError, OSError) as error:
+        raise PurgeError(f"the store was not purged: {error}") from error
+
+
+def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
+    """Purge the store if the last purge was `seconds` ago and no replica is at it. Return the time of the last one,
+    before any that of the first call, and whether it was this one. Raises PurgeError."""
+    try:
+        with client_of(url) as client:
+            client.set(LAST, now, nx=True)
+            last = float(client.get(LAST))
+            if now < last + seconds or not client.set(CLAIM, "1", nx=True, ex=CLAIM_SECONDS):
+                return last, False
+            try:
+                purge_store(url)
+                client.set(LAST, now)
+            finally:
+                client.delete(CLAIM)
+            return now, True
+    except (RedisError, OSError, ValueError) as error:
+        raise PurgeError(f"the store was not purged: {error}") from error
+
+
+def _logs(client: Any) -> Iterator[bytes]:
+    for key in set(client.scan_iter(match=f"{HASH_TAG}*log", count=SCAN_COUNT, _type="stream")):
+        if PREFIX.fullmatch(key.removesuffix(b"log")):
+            yield key
+
+
+def _refuse_stored(client: Any, logs: Collection[bytes], ids: Collection[str]) -> None:
+    for log in logs:
+        for note_id in ids:
+            if client.exists(log.removesuffix(b"log") + b"note:" + note_id.encode()):
+                raise PurgeError(f"the note {note_id!r} is stored; delete it first")
+
+
+def _forget_answers(client: Any, ids: Collection[str]) -> None:
+    """Forget the answers about some notes that are remembered for repeated requests."""
+    if not ids:
+        return
+    for key in client.scan_iter(match=f"{HASH_TAG}*once:*", count=SCAN_COUNT, _type="hash"):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # no answer yet, or that of a removal
+            if orjson.loads(client.hget(key, "answer"))["id"] in ids:
+                client.delete(key)
+
+
+def _purged(client: Any, log: bytes, position: bytes) -> PurgedLog:
+    prefix = log.removesuffix(b"log")
+    return PurgedLog(prefix.decode(), (client.get(prefix + b"identity") or b"").decode(), position.decode())
+
+
+def _rewrite_file(client: Any) -> None:
+    """Have the server write its files anew, and return once it has: the append-only file, and the dump where it makes
+    one. They are not compressed, so that they can be searched."""
+    compression = ""
+    with contextlib.suppress(ResponseError, KeyError):  # a server that forbids CONFIG
+        compression = client.config_get("rdbcompression")["rdbcompression"]
+        client.config_set("rdbcompression", "no")
+    try:
+        _wait(client, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+        if client.info("persistence").get("aof_enabled"):
+            client.bgrewriteaof()
+            status = _wait(client, "aof_rewrite_in_progress", "aof_rewrite_scheduled")["aof_last_bgrewrite_status"]
+            if status != "ok":
+                raise PurgeError("the server could not rewrite its append-only file; see its log")
+        if client.info("persistence").get("rdb_last_save_time") and _dumps(client):
+            client.bgsave()
+            if _wait(client, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
+                raise PurgeError("the server could not write its dump; see its log")
+    finally:
+        if compression and compression not in (b"no", "no"):
+            client.config_set("rdbcompression", compression)
+
+
+def _dumps(client: Any) -> bool:
+    """Whether the server dumps its data now and then."""
+    with contextlib.suppress(ResponseError, KeyError):
+        return bool(client.config_get("save")["save"])
+    return False
+
+
+def _wait(client: Any, *fields: str) -> Any:
+    """Return what the server says of its files once none of these fields is set."""
+    while True:
+        persistence = client.info("persistence")
+        if not any(persistence.get(field) for field in fields):
+            return persistence
+        time.sleep(CHECK_SECONDS)

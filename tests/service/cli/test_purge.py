@@ -1,0 +1,67 @@
+"""`notellm purge` on the store of a service, which runs or is stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.service.process import Process, running
+
+pytestmark = pytest.mark.slow
+
+SECRET = "Under the third stone from the well lies what my grandmother never told anybody about."
+
+
+@pytest.fixture
+def service(tiny_checkpoint: Path) -> Iterator[Process]:
+    with running(tiny_checkpoint) as process:
+        for note in ("removed-01", "kept-01"):
+            body = {
+                "id": note,
+                "title": "Lemon tart",
+                "content": SECRET if note == "removed-01" else "",
+                "author": note,
+            }
+            httpx2.post(f"{process.url}/notes", json=body, timeout=60)
+        (process.folder / "secret.txt").write_text(f"{SECRET}\n")
+        yield process
+
+
+def purge(service: Process) -> tuple[int, dict[str, object]]:
+    ended = service.run("purge", "--id", "removed-01", "--text", "secret.txt", "--wait", "60", "--json")
+    assert ended.stdout, ended.stderr
+    return ended.returncode, json.loads(ended.stdout)
+
+
+def test_purge_beside_a_running_service_proves_that_nothing_is_left(service: Process) -> None:
+    refused = service.run("purge", "--id", "removed-01")
+    assert (refused.returncode, "delete it first" in refused.stderr) == (1, True)
+    httpx2.delete(f"{service.url}/notes/removed-01")
+    status, report = purge(service)
+    assert (status, report["proved"], report["search"]["findings"]) == (0, True, [])  # type: ignore[index]
+    found = httpx2.get(f"{service.url}/notes/kept-01/similar")
+    assert (found.status_code, found.json()["items"]) == (200, [])
+    assert httpx2.post(f"{service.url}/notes", json={"id": "next", "title": "Lemon tart"}).status_code == 201
+    assert json.loads(service.run("verify", "--json").stdout)["well"]
+
+
+def test_text_that_is_still_there_is_reported_with_its_place(service: Process) -> None:
+    (service.folder / "d" / "left.txt").write_text(json.dumps({"text": SECRET}))
+    httpx2.delete(f"{service.url}/notes/removed-01")
+    status, report = purge(service)
+    (finding,) = report["search"]["findings"]  # type: ignore[index]
+    assert (status, finding["needle"], finding["file"][-8:]) == (1, "secret.txt", "left.txt")
+
+
+def test_data_folder_of_a_stopped_service_is_purged(service: Process) -> None:
+    httpx2.delete(f"{service.url}/notes/removed-01")
+    service.end(signal.SIGTERM)
+    assert purge(service)[0] == 0
+    service.start()
+    assert httpx2.get(f"{service.url}/notes/kept-01").status_code == 200
+    assert httpx2.get(f"{service.url}/notes/removed-01").status_code == 404

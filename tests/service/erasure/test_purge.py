@@ -1,0 +1,180 @@
+"""A purge beside running indexes: nothing of removed notes is left in any file, and nothing else is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from service.erasure.purge import PurgeReport, purge
+from service.filters import Filter
+from service.index.snapshots import SnapshotFolder
+from service.interfaces import Clock
+from service.records import Attempt, Remembered, StoredNote, Write
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.keys import LOG, NOTE
+from service.store.purge import PurgeError, purge_store
+from service.store.redis_store import RedisNoteStore
+from tests.service.conftest import DIMENSION, SPACE, DebianRedis, eventually, following, stored_note, word_vector
+
+SECRET = "Under the third stone from the well lies what my grandmother never told anybody about."
+GONE = [f"gone-{n:04}" for n in range(40)]
+KEPT = [f"kept-{n:04}" for n in range(60)]
+REMNANTS = (SECRET, "gone-0001", "by gone-0001")
+pytestmark = pytest.mark.anyio
+
+
+def notes(ids: Sequence[str], content: str) -> list[Write]:
+    return [
+        Write(stored_note(note_id, f"lemon {note_id}", content=content, author=f"by {note_id}", hashtags=("tart",)))
+        for note_id in ids
+    ]
+
+
+async def purged(url: str, folder: Path, ids: Sequence[str] = GONE, wait: float = 20) -> PurgeReport:
+    texts = [("secret", SECRET)]
+    return await asyncio.to_thread(purge, url, folder, [folder], ids=ids, texts=texts, wait_seconds=wait)
+
+
+def content(folder: Path) -> bytes:
+    """All bytes of all files of a folder."""
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def found(report: PurgeReport) -> set[str]:
+    return {Path(finding.file).name.split(".")[0] for finding in report.search.findings}
+
+
+async def test_purge_leaves_no_byte_of_removed_notes(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock
+) -> None:
+    folder = embedded.socket.parent
+    snapshots = SnapshotFolder.claim(folder / "snapshots")
+    async with following(embedded_store, clock, growing_rows=16, snapshots=snapshots) as index:
+        await embedded_store.put(notes([*GONE, *KEPT], SECRET))
+        await index.wait_for((await embedded_store.log_bounds()).last, 10)
+        await index.save()
+        report = await purged(embedded.url, folder, [])
+        assert found(report) == {"appendonly"}  # they are still stored
+        await embedded_store.put(notes(KEPT, "something else"))
+        for note_id in GONE:
+            await embedded_store.delete(note_id)
+        await index.wait_for((await embedded_store.log_bounds()).last, 10)
+        await index.save()
+        assert all(remnant.encode() in content(folder) for remnant in REMNANTS)
+
+        report = await purged(embedded.url, folder)
+        assert (report.proved, report.search.findings, report.late) == (True, (), ())
+        assert not any(remnant.encode() in content(folder) for remnant in REMNANTS)
+        assert sorted(await index.ids()) == KEPT
+        assert index.status().tombstones == 0
+        hits = await index.search(word_vector("lemon", "kept-0007"), 3, Filter(author="by kept-0007"))
+        assert [hit.id for hit in hits] == ["kept-0007"]
+    snapshots.close()
+
+
+async def test_index_goes_on_behind_a_purge_without_a_rebuild(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
+) -> None:
+    async with following(embedded_store, clock) as index:
+        await embedded_store.put(notes(KEPT, "text"))
+        notes_before = index._state.notes
+        (log,) = await asyncio.to_thread(purge_store, embedded.url)
+        assert embedded_admin.xlen(LOG) == 1
+        (written,) = await embedded_store.put(notes(["new"], "text"))
+        assert written is not None
+        await index.wait_for(written.position, 10)
+        assert len(await index.ids()) == len(KEPT) + 1
+        assert index._state.notes is notes_before
+        assert (await embedded_store.log_bounds(log.position)).reach(log.position)
+
+
+async def test_replica_that_missed_the_purge_reads_the_store(
+    embedded: EmbeddedRedis, embedded_store: Any, clock: Clock
+) -> None:
+    async with following(embedded_store, clock) as index:
+        await embedded_store.put(notes([*KEPT, "gone"], "text"))
+        await index.wait_for((await embedded_store.log_bounds()).last, 10)
+        await embedded_store.hold()
+        await embedded_store.delete("gone")
+        await asyncio.to_thread(purge_store, embedded.url)
+        embedded_store.release()
+
+        async def caught_up() -> bool:
+            return sorted(await index.ids()) == KEPT and index.status().ready
+
+        await eventually(caught_up)
+
+
+async def test_snapshots_of_processes_that_ended_are_removed(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock
+) -> None:
+    folder = embedded.socket.parent
+    parent = folder / "tenants" / "acme-1"
+    snapshots = SnapshotFolder.claim(parent)
+    await embedded_store.put(notes(GONE, SECRET))
+    async with following(embedded_store, clock, snapshots=snapshots):
+        pass
+    for note_id in GONE:
+        await embedded_store.delete(note_id)
+    assert list(parent.glob("0/*.npz"))
+    report = await purged(embedded.url, folder, wait=0)
+    assert [Path(path).name for path in report.late] == ["0"]  # its process lives, and makes none any more
+    assert not report.proved
+    snapshots.close()
+    assert (await purged(embedded.url, folder, wait=0)).proved
+    assert not parent.exists()
+
+
+async def test_remembered_answers_about_purged_notes_are_forgotten(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis
+) -> None:
+    for note_id in ("gone-0001", "kept-0001"):
+        (claim,) = await embedded_store.claim([Attempt(f"key of {note_id[:4]}", "f")], 10, 3600)
+        remembered = Remembered(claim, b'{"id": "%s"}' % note_id.encode())
+        await embedded_store.put([Write(stored_note(note_id), remembered=remembered)])
+    await embedded_store.delete("gone-0001")
+    report = await purged(embedded.url, embedded.socket.parent, ["gone-0001"])
+    assert report.proved
+    assert embedded_admin.keys("{notes}:once:*") == ["{notes}:once:key of kept"]
+
+
+async def test_note_that_is_stored_is_not_purged(embedded: EmbeddedRedis, embedded_store: RedisNoteStore) -> None:
+    await embedded_store.put(notes(["kept-0001"], SECRET))
+    with pytest.raises(PurgeError, match="'kept-0001' is stored; delete it first"):
+        purge_store(embedded.url, ["kept-0001"])
+
+
+async def test_compressed_file_of_another_redis_is_written_plain(
+    debian_redis: DebianRedis, clock: Clock, short_folder: Path
+) -> None:
+    store = RedisNoteStore(debian_redis.url, clock=clock, dimensions={SPACE: DIMENSION})
+    repeated = "the same words again and again, " * 20
+    await store.put([Write(stored_note("kept", content=repeated)), Write(stored_note("gone-0001", content=SECRET))])
+    await store.delete("gone-0001")
+    with redis.Redis.from_url(debian_redis.url, decode_responses=True) as client:
+        assert client.config_get("rdbcompression") == {"rdbcompression": "yes"}
+        assert (await purged(debian_redis.url, short_folder)).proved
+        assert client.config_get("rdbcompression") == {"rdbcompression": "yes"}
+    assert repeated.encode() in content(short_folder)  # else the search could miss what is there
+    await store.close()
+
+
+async def test_notes_and_positions_are_as_before_a_purge(
+    store: RedisNoteStore, redis_url: str, admin: redis.Redis
+) -> None:
+    await store.put(notes([*GONE, *KEPT], "text"))
+    for note_id in GONE:
+        await store.delete(note_id)
+    before = {note.note.id: note for page in [await store.get(KEPT)] for note in page if isinstance(note, StoredNote)}
+    bounds = await store.log_bounds()
+    (log,) = await asyncio.to_thread(purge_store, redis_url)
+    assert {note.note.id: note for note in await store.get(KEPT) if isinstance(note, StoredNote)} == before
+    after = await store.log_bounds(bounds.last)
+    assert not after.reach(bounds.last)
+    assert (after.first, after.last) == (log.position, log.position)
+    assert admin.exists(NOTE + "kept-0001")

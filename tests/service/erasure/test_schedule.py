@@ -1,0 +1,78 @@
+"""Purges on schedule: once per interval for all replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from service.erasure.schedule import PurgeSchedule
+from service.interfaces import Clock
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.keys import LOG
+from service.store.purge import CLAIM, PurgeError, purge_store_if_due
+from service.telemetry import Telemetry
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def written(embedded_admin: redis.Redis) -> redis.Redis:
+    """A store whose log has an entry."""
+    embedded_admin.xadd(LOG, {"id": "gone", "op": "delete"})
+    return embedded_admin
+
+
+def purges(client: Any) -> int:
+    """Purges that the server has seen: each rewrites its file."""
+    return int(client.info("persistence")["aof_rewrites"])
+
+
+def value(registry: CollectorRegistry, name: str) -> float | None:
+    return registry.get_sample_value(name)
+
+
+def test_store_is_purged_once_per_interval(embedded: EmbeddedRedis, written: redis.Redis) -> None:
+    before = purges(written)
+    assert purge_store_if_due(embedded.url, DAY, 1000.0) == (1000.0, False)
+    assert purge_store_if_due(embedded.url, DAY, 999.0 + DAY) == (1000.0, False)
+    assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY) == (1000.0 + DAY, True)
+    assert purge_store_if_due(embedded.url, DAY, 1001.0 + DAY) == (1000.0 + DAY, False)
+    assert purges(written) == before + 1
+    assert [fields["op"] for _, fields in written.xrange(LOG)] == ["purge"]
+
+
+def test_purge_that_another_replica_is_at_is_left_to_it(embedded: EmbeddedRedis, written: redis.Redis) -> None:
+    before = purges(written)
+    purge_store_if_due(embedded.url, DAY, 1000.0)
+    written.set(CLAIM, "1", ex=60)
+    assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY) == (1000.0, False)
+    assert purges(written) == before
+    written.delete(CLAIM)
+    assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY)[1]
+
+
+def test_metrics_say_when_a_purge_was_and_that_one_is_overdue(
+    embedded: EmbeddedRedis, written: redis.Redis, tmp_path: Path
+) -> None:
+    telemetry, clock = Telemetry(), Clock()
+    schedule = PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, telemetry, clock)
+    assert value(telemetry.registry, "notellm_purge_timestamp_seconds") == 0
+    schedule._look()
+    first = value(telemetry.registry, "notellm_purge_timestamp_seconds")
+    assert first == pytest.approx(clock(), abs=60)
+    assert value(telemetry.registry, "notellm_purge_overdue_seconds") == 0
+    clock.offset += DAY + 500
+    assert value(telemetry.registry, "notellm_purge_overdue_seconds") == pytest.approx(500, abs=60)
+    schedule._look()
+    assert value(telemetry.registry, "notellm_purge_overdue_seconds") == 0
+    assert value(telemetry.registry, "notellm_purge_timestamp_seconds") == pytest.approx(clock(), abs=60)
+
+
+def test_purge_of_a_store_that_is_away_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PurgeError, match="was not purged"):
+        purge_store_if_due(f"unix://{tmp_path}/none.sock", DAY, 1000.0)

@@ -1,0 +1,41 @@
+"""The search of files for what must not be in them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from service.erasure.search import CHUNK_BYTES, Needle, search_folders
+
+TEXT = 'Rest the dough for an hour; then say "Ü" twice.\nThe lemon waits.'
+
+
+@pytest.mark.parametrize("written", [TEXT, json.dumps(TEXT), json.dumps(TEXT, ensure_ascii=False)])
+@pytest.mark.parametrize("before", [0, 1, CHUNK_BYTES - 20, CHUNK_BYTES - 1, CHUNK_BYTES])
+def test_text_is_found_however_it_is_written_and_wherever(tmp_path: Path, written: str, before: int) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(b"\0" * before + written.encode() + b"\0" * 100)
+    (finding,) = search_folders([tmp_path], [Needle.of_text("text", TEXT)]).findings
+    assert (finding.needle, finding.file) == ("text", str(tmp_path / "deep" / "file"))
+    assert before <= finding.offset <= before + 1
+
+
+@pytest.mark.parametrize("length", [70, 1000, 50_000])
+def test_remnant_of_a_text_is_found_wherever_it_begins(tmp_path: Path, length: int) -> None:
+    rng = random.Random(length)
+    text = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=length))
+    remnant = 2 * max(32, -(-length // 64))
+    for begin in rng.sample(range(length - remnant), min(20, length - remnant)):
+        (tmp_path / "file").write_bytes(b"..." + text[begin : begin + remnant].encode() + b"...")
+        assert search_folders([tmp_path], [Needle.of_text("text", text)]).findings
+
+
+def test_search_counts_what_it_read_and_finds_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * (CHUNK_BYTES + 5))
+    (tmp_path / "b").write_bytes(b"01H9-other-id")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    search = search_folders([tmp_path, tmp_path], [Needle.of_id("01H9-removed"), Needle.of_text("text", TEXT)])
+    assert (search.files, search.bytes, search.findings) == (2, CHUNK_BYTES + 18, ())
