@@ -44,7 +44,7 @@ if [[ $EUID -eq 0 ]]; then
     chmod 755 "$folder"
     "${as_user[@]}" "$folder/venv/bin/python" -c "" || { echo "user 10001 cannot run it: name another PYTHON"; exit 1; }
 fi
-key=$(openssl rand -hex 32)
+key=$("$folder/venv/bin/python" -c 'import secrets; print(secrets.token_hex(32))')
 port=$("$folder/venv/bin/python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 env --ignore-environment PATH="$folder/venv/bin:/usr/bin:/bin" HOME="$folder/home" PYTHONUNBUFFERED=1 \
     NOTELLM_HOST=127.0.0.1 NOTELLM_BOOTSTRAP_KEY="$key" NOTELLM_PORT="$port" NOTELLM_DATA_DIR="$folder/data" NOTELLM_CACHE_DIR="$folder/cache" \

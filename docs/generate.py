@@ -207,7 +207,7 @@ def setting_default(spec: Json) -> str:
 
 SET_BY_CHART = (
     *("host", "port", "data_dir", "cache_dir", "redis_url", "drain_seconds", "shutdown_seconds"),
-    *("bootstrap_key", "bootstrap_key_file", "insecure"),
+    *("bootstrap_key", "bootstrap_key_file", "insecure", "admin_port"),
 )
 """Settings that the chart has values of its own for, or decides."""
 SETTING_KEYWORDS = ("type", "enum", "items", "description", "minimum", "exclusiveMinimum", "maximum")

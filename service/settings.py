@@ -25,6 +25,7 @@ OTHER_VARIABLES = frozenset(
     }
 )
 """Variables of this name that are no settings."""
+ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?")
 BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
 MAX_SHOWN = 100
 """Bound on the characters of a wrong value that an error repeats."""
@@ -38,6 +39,20 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    admin_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="a port for /metrics, /keys, /audit, /tenants and /verify, which are then 404 on the other one; "
+        "without it they are there",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="a file with the certificate and its chain: HTTPS on every port; read again when it changes"
+    )
+    tls_key: Path | None = Field(None, validate_default=True, description="a file with the key of this certificate")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins of web pages that may call the service, as https://example.org, separated by commas"
+    )
     bootstrap_key: SecretStr | None = Field(
         None,
         description="an API key with all scopes, of 32 or more characters, for example of `openssl rand -hex 32`; with "
@@ -130,7 +145,7 @@ class Settings(BaseSettings):
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
 
-    @field_validator("categories", "blocked_hashtags", "filter_attributes", mode="before")
+    @field_validator("categories", "blocked_hashtags", "filter_attributes", "cors_origins", mode="before")
     @classmethod
     def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = names.split(",") if isinstance(names, str) else names
@@ -152,6 +167,20 @@ class Settings(BaseSettings):
                 "redis_url", "must begin with redis://, rediss:// or unix://, its password percent-encoded"
             )
         return url
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(ORIGIN.fullmatch, origins)):
+            raise PydanticCustomError("cors_origins", "must be origins as https://example.org:8443, without a path")
+        return origins
+
+    @field_validator("tls_key")
+    @classmethod
+    def _check_tls(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("tls_certificate") is None):
+            raise PydanticCustomError("tls_key", "and NOTELLM_TLS_CERTIFICATE must be set together")
+        return key
 
     @field_validator("bootstrap_key", mode="before")
     @classmethod

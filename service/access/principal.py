@@ -26,6 +26,10 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+ADMIN_SCOPES = frozenset({Scope.METRICS, Scope.KEYS_MANAGE, Scope.MODELS_MANAGE, Scope.ADMIN})
+"""Scopes of those who run the service. A route that others cannot call is on the admin port, where there is one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quota:
     """What a key may use in a minute; None: without bound. Tokens are those that the model reads and writes."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 
 from service.access.gate import Gate
-from service.access.principal import Scope
+from service.access.principal import ADMIN_SCOPES, Scope
 from service.errors import QuotaExceeded
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,9 +52,12 @@ def needed_scopes(handler: Callable[..., Any]) -> frozenset[Scope]:
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:
     """Let the caller of a route in that needs one of `scopes`, everyone where there are none. Put the principal at
     `request.state.principal`, and what is left of its quota into the headers of the answer. Raises Unauthenticated,
-    Forbidden, QuotaExceeded."""
+    Forbidden, QuotaExceeded; and HTTPException 404 for an admin route on another port than the admin port."""
     if not scopes:
         return
+    admin_port = request.app.state.admin_port
+    if admin_port and scopes <= ADMIN_SCOPES and request.scope["server"][1] != admin_port:
+        raise HTTPException(404)
     gate, state = cast(Gate, request.app.state.gate), request.state
     principal = state.principal = await gate.authenticate(request.headers.get("authorization"))
     try:

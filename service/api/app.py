@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from service.access.gate import Gate
@@ -24,6 +25,17 @@ from service.telemetry import Telemetry
 from service.tenants import Tenants
 from service.tracing import TRACING_OFF, Tracer
 
+CORS_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+CORS_HEADERS = (
+    *("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"),
+    *("X-Request-Id", "X-Request-Timeout", "X-Request-Priority"),
+)
+"""Headers that a web page of another origin may send."""
+EXPOSED_HEADERS = (
+    *("ETag", "Location", "Idempotent-Replayed", "Retry-After", "RateLimit", "RateLimit-Policy"),
+    *("WWW-Authenticate", "X-Request-Id"),
+)
+"""Headers of answers that it may read."""
 ROUTERS = (similar.router, notes.router, generate.router, operations.router, tenants.router, keys.router)
 """Routes are matched in this order: the busiest come first."""
 log = structlog.get_logger(__name__)
@@ -86,13 +98,21 @@ def create_app(
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
-    app.state.gate = gate
+    app.state.gate, app.state.admin_port = gate, settings.admin_port
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)
     problems.install(app)
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
+        )
     app.add_middleware(
         RequestContext,
         lifecycle=lifecycle,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import ssl
 import time
 from http import HTTPStatus
 from typing import Any
@@ -42,10 +43,12 @@ FULL_LINE_SECONDS = 10.0
 log = structlog.get_logger(__name__)
 
 
-def http_config(app: Any, shutdown_seconds: int) -> uvicorn.Config:
-    """Return uvicorn's configuration. There are no websockets: an upgrade is ignored, as HTTP allows."""
+def http_config(app: Any, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+    """Return uvicorn's configuration. `tls`: for HTTPS. There are no websockets: an upgrade is ignored, as HTTP
+    allows."""
     return uvicorn.Config(
         app,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
         http=BoundedProtocol,
         ws="none",
         log_config=None,

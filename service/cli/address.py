@@ -17,17 +17,18 @@ class AddressUnavailable(Exception):
     """Nothing can listen at this address; the message names the settings to change."""
 
 
-def http_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def http_url(host: str, port: int, tls: bool) -> str:
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def local_url(host: str, port: int) -> str:
+def local_url(host: str, port: int, tls: bool) -> str:
     """URL by which this machine reaches a service that listens on `host`."""
-    return http_url(LOOPBACK.get(host, host), port)
+    return http_url(LOOPBACK.get(host, host), port, tls)
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listen where the service will: connections wait from now on. Raises AddressUnavailable.
+def listen(host: str, port: int, setting: str = "NOTELLM_PORT") -> list[socket.socket]:
+    """Listen where the service will: connections wait from now on. Raises AddressUnavailable, which names the port's
+    `setting`.
 
     A host of several addresses has a socket for each, all on one port.
     """
@@ -43,7 +44,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AddressUnavailable(
-                    f"NOTELLM_PORT is {port}, on which another process of {host} listens; it must be a free port, "
+                    f"{setting} is {port}, on which another process of {host} listens; it must be a free port, "
                     "or 0 for any free one"
                 ) from error
             failure = error  # of several, for example ::1 of localhost, one may not exist here
@@ -51,10 +52,15 @@ def listen(host: str, port: int) -> list[socket.socket]:
             port = listeners[0].getsockname()[1]  # where 0 was asked for
     if failure and not listeners:
         raise AddressUnavailable(
-            f"NOTELLM_HOST is {host!r} and NOTELLM_PORT {port}; they must be an address and a port that this "
+            f"NOTELLM_HOST is {host!r} and {setting} {port}; they must be an address and a port that this "
             f"process may listen on: {failure.strerror}"
         ) from failure
     return listeners
+
+
+def close_all(listeners: list[socket.socket]) -> None:
+    for listener in listeners:
+        listener.close()
 
 
 def is_loopback(listener: socket.socket) -> bool:

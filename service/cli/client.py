@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 120.0
 def default_url() -> str:
     """URL of the service that `notellm serve` would start with the same settings."""
     settings = read_settings()
-    return local_url(settings.host, settings.port)
+    return local_url(settings.host, settings.port, tls=settings.tls_certificate is not None)
 
 
 Url = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,13 +14,15 @@ import typer
 
 from model import cli as offline
 from service.cli import backup, keys, purge
-from service.cli.address import AddressUnavailable, is_loopback, listen
+from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
+from service.cli.certificate import Certificate, CertificateUnusable
 from service.cli.client import AsJson, Key, Url, call
 from service.cli.ingest import Ingest, IngestFailed
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
 from service.cli.terminal import FAILED, MISUSED, complain, err, out, read_settings, show
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
+from service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(keys.app, name="keys")
@@ -52,19 +55,11 @@ def serve() -> None:
     """Run the service; settings are the environment variables NOTELLM_*."""
     settings = read_settings()
     try:
-        listeners = listen(settings.host, settings.port)  # before the model is loaded, so that probes are answered
-    except AddressUnavailable as error:
+        certificate = read_certificate(settings)
+        listeners = open_listeners(settings)  # before the model is loaded, so that probes are answered
+    except (AddressUnavailable, CertificateUnusable) as error:
         complain(str(error))
         raise typer.Exit(MISUSED) from error
-    # A host's name tells less than the addresses that it stands for.
-    if settings.bootstrap is None and not settings.insecure and not all(map(is_loopback, listeners)):
-        for listener in listeners:
-            listener.close()
-        complain(
-            f"NOTELLM_HOST is {settings.host!r}, which other machines reach, and NOTELLM_BOOTSTRAP_KEY is not set: "
-            "set it (openssl rand -hex 32), or NOTELLM_INSECURE=1 where a proxy decides who may call"
-        )
-        raise typer.Exit(MISUSED)
     with import_uncollected():
         from service.api.protocol import allow_open_files, http_config
         from service.wiring import build_app
@@ -73,12 +68,38 @@ def serve() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
     allow_open_files()
-    config = http_config(build_app(settings, lifecycle), settings.shutdown_seconds)
-    server = Server(config, lifecycle, settings.drain_seconds, write_lines)
+    tls = certificate.context if certificate else None
+    config = http_config(build_app(settings, lifecycle), settings.shutdown_seconds, tls)
+    server = Server(config, lifecycle, settings.drain_seconds, certificate, write_lines)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(listeners)
     if lifecycle.failure or not server.started:
         raise typer.Exit(START_FAILED)
+
+
+def read_certificate(settings: Settings) -> Certificate | None:
+    """Read the certificate of HTTPS; None for HTTP. Raises CertificateUnusable."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificate(settings.tls_certificate, settings.tls_key)
+
+
+def open_listeners(settings: Settings) -> list[socket.socket]:
+    """Listen on all ports of the service. Raises AddressUnavailable, also for an address that other machines reach
+    where there is no key."""
+    with contextlib.ExitStack() as stack:
+        listeners = listen(settings.host, settings.port)
+        stack.callback(close_all, listeners)
+        if settings.admin_port:
+            listeners += listen(settings.host, settings.admin_port, "NOTELLM_ADMIN_PORT")
+        # A host's name tells less than the addresses that it stands for.
+        if settings.bootstrap is None and not settings.insecure and not all(map(is_loopback, listeners)):
+            raise AddressUnavailable(
+                f"NOTELLM_HOST is {settings.host!r}, which other machines reach, and NOTELLM_BOOTSTRAP_KEY is not set: "
+                "set it (openssl rand -hex 32), or NOTELLM_INSECURE=1 where a proxy decides who may call"
+            )
+        stack.pop_all()
+    return listeners
 
 
 @app.command()

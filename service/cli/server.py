@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from service.cli.address import http_url
+from service.cli.certificate import Certificate
 from service.cli.terminal import err
 from service.lifecycle import Lifecycle
 
@@ -23,6 +24,7 @@ waits that long to get it back from a thread that computes. With Python's defaul
 thread, with this value 7 ms (docs/log/reads.md)."""
 
 
+TICKS_A_SECOND = 10
 GC_THRESHOLDS = (10_000, 10, 100)
 """Python's defaults are (700, 10, 10). A full collection walks through all connections, for 60 ms where there are
 10,000, while nothing else runs. Few objects of a request are in a cycle, so that few need it."""
@@ -49,13 +51,20 @@ class Server(uvicorn.Server):
 
     After SIGTERM requests are served for `drain_seconds` more, while /readyz tells balancers to send no more; a second
     signal, or Ctrl-C, skips that. A start that failed ends the server. `at_end` is called as the last thing: uvicorn
-    then ends the process by the signal that asked for it, so that no other clean-up runs.
+    then ends the process by the signal that asked for it, so that no other clean-up runs. `certificate`: of HTTPS; None
+    for HTTP.
     """
 
     def __init__(
-        self, config: uvicorn.Config, lifecycle: Lifecycle, drain_seconds: float, at_end: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        drain_seconds: float,
+        certificate: Certificate | None,
+        at_end: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._certificate = certificate
         self._lifecycle = lifecycle
         self._drain_seconds = drain_seconds
         self._at_end = at_end
@@ -73,8 +82,11 @@ class Server(uvicorn.Server):
         """Run ten times a second; return whether to close the listener and end."""
         if self._lifecycle.started and not self._said_where:
             self._said_where = True
-            url = http_url(*self.servers[0].sockets[0].getsockname()[:2])
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            url = http_url(host, port, tls=self._certificate is not None)
             err.print(f"NoteLLM serves on {url}  (documentation: /docs, end: Ctrl-C)", highlight=False)
+        if self._certificate and counter % TICKS_A_SECOND == 0:
+            self._certificate.reload_if_changed()
         self.should_exit |= self._lifecycle.failure is not None or time.monotonic() >= self._close_at
         return await super().on_tick(counter)
 

@@ -22,6 +22,7 @@ EVERYTHING: dict[str, Any] = {
     "checkpoint": {"existingClaim": "model"},
     "valkey": {"enabled": True, "password": PASSWORD, "persistence": {"storageClass": "fast"}},
     "persistence": {"accessMode": "ReadWriteMany", "storageClass": "shared"},
+    "adminPort": 9000,
     "podAnnotations": {"team": "notes"},
     "affinity": {"podAntiAffinity": {}},
     "ingress": {

@@ -216,6 +216,7 @@ def test_probes_ask_routes_of_the_service(values: dict[str, Any]):
     pod = chart.api(documents(values))
     (container,) = pod["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports.pop("admin", 0) == int(environment(pod).get("NOTELLM_ADMIN_PORT", "0"))
     assert ports == {"http": int(environment(pod)["NOTELLM_PORT"])}
     for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
         probe = container[kind]["httpGet"]
@@ -343,6 +344,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two-checkpoints": ({"checkpoint": {"existingClaim": "m"}, "settings": {"checkpoint": "/m"}}, "two checkpoints"),
     "idle-gpu": ({"gpu": {"enabled": True}, "settings": {"device": "cpu"}}, "idle"),
     "no-keys": ({"keys": {"existingSecret": ""}}, "bootstrap key"),
+    "admin-port-taken": ({"adminPort": 8000}, "adminPort"),
     "unknown-value": ({"replicaCount": 2}, "replicaCount"),
     "unknown-setting": ({"settings": {"batch_token": 1}}, "batch_token"),
     "setting-out-of-bounds": ({"settings": {"batch_tokens": 0}}, "batch_tokens"),

@@ -24,7 +24,8 @@ class Process:
     def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        scheme = "https" if "NOTELLM_TLS_CERTIFICATE" in environment else "http"
+        self.url = f"{scheme}://127.0.0.1:{port}"
         self.folder = folder
         self.environment = os.environ | {
             "NOTELLM_PORT": str(port),

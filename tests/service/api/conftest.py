@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx2
@@ -26,12 +26,17 @@ Serve = Callable[..., contextlib.AbstractContextManager[str]]
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, wait: bool = True, tracer: Tracer | None = None) -> Iterator[str]:
+def serving(
+    settings: Settings,
+    wait: bool = True,
+    tracer: Tracer | None = None,
+    more_listeners: Sequence[socket.socket] = (),
+) -> Iterator[str]:
     """The address of a service that runs in a thread until the block is left. `wait`: until it has started."""
     lifecycle = Lifecycle()
     with socket.create_server((settings.host, 0)) as listener:
         server = uvicorn.Server(http_config(build_app(settings, lifecycle, tracer), settings.shutdown_seconds))
-        thread = threading.Thread(target=server.run, args=([listener],))
+        thread = threading.Thread(target=server.run, args=([listener, *more_listeners],))
         thread.start()
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -50,12 +55,15 @@ def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
     folder = Path(tempfile.mkdtemp(prefix="nl-"))  # short: a unix socket's path is limited
 
     def start(
-        wait: bool = True, tracer: Tracer | None = None, **settings: object
+        wait: bool = True,
+        tracer: Tracer | None = None,
+        more_listeners: Sequence[socket.socket] = (),
+        **settings: object,
     ) -> contextlib.AbstractContextManager[str]:
         name = f"{len(list(folder.iterdir()))}"
         defaults = {"data_dir": folder / name, "cache_dir": folder, "checkpoint": str(tiny_checkpoint)}
         defaults |= {"sample_notes": 0}
-        return serving(Settings.model_validate(defaults | settings), wait, tracer)
+        return serving(Settings.model_validate(defaults | settings), wait, tracer, more_listeners)
 
     yield start
     shutil.rmtree(folder)

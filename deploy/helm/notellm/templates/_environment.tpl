@@ -8,6 +8,9 @@
 - {name: HF_HOME, value: /cache/huggingface}
 - {name: NOTELLM_DRAIN_SECONDS, value: {{ .Values.drainSeconds | quote }}}
 - {name: NOTELLM_SHUTDOWN_SECONDS, value: {{ .Values.shutdownSeconds | quote }}}
+{{- if .Values.adminPort }}
+- {name: NOTELLM_ADMIN_PORT, value: {{ .Values.adminPort | quote }}}
+{{- end }}
 {{- if .Values.keys.insecure }}
 - {name: NOTELLM_INSECURE, value: "1"}
 {{- else }}
