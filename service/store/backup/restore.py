@@ -30,7 +30,7 @@ DATABASES = 16
 """Databases of a server that does not say how many it has."""
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
-BOOKKEEPING = (b"}:identity", b"}:snapshots", b"}:samples")
+BOOKKEEPING = (b":identity", b":snapshots", b":samples", b":tenants", b":purged", b"}:audit")
 """Ends of the keys that a service makes in an empty store."""
 
 

@@ -12,6 +12,9 @@ import redis
 from fastapi import Request
 
 from service.access.principal import DEFAULT_TENANT, Principal, Scope
+from service.erasure.purge import purge
+from service.store.backup.backup import make_backup
+from service.store.backup.restore import restore_backup
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
 from tests.service.api.conftest import Serve, eventually_true
@@ -150,3 +153,43 @@ def test_default_tenant_and_bad_names_are_not_removed(serve: Serve) -> None:
     with serve() as url, as_tenant(url, "default") as default:
         for name in ("default", "A", "a_b", "*", "a" * 41):
             assert default.delete(f"/tenants/{name}").status_code == 422, name
+
+
+def test_restored_tenants_are_opened_again_beside_a_running_service(
+    serve: Serve, store: EmbeddedRedis, tmp_path: Path
+) -> None:
+    note = {"title": "lemon soup"}
+    with serve(redis_url=store.url) as url, as_tenant(url, "acme") as acme, as_tenant(url, "default") as default:
+        for client in (acme, default):
+            client.put("/notes/a", json=note)
+        make_backup(store.url, str(tmp_path / "b"), lambda *step: None)
+        for client in (acme, default):
+            client.put("/notes/b", json=note)
+            client.delete("/notes/a")
+        restore_backup(str(tmp_path / "b"), store.url, lambda *step: None, replace=True)
+
+        def found(client: httpx2.Client) -> list[str]:
+            answer = client.post("/similar", json=note).json()
+            return [item["id"] for item in answer.get("items", [])]
+
+        eventually_true(lambda: (found(acme), found(default)) == (["a"], ["a"]))
+        eventually_true(lambda: states(default) == {"acme": ("ready", 1), "default": ("ready", 1)})
+        assert acme.put("/notes/c", json=note).status_code == 201
+        assert sorted(found(acme)) == ["a", "c"]
+
+
+def test_purge_leaves_no_byte_of_any_tenants_removed_notes(serve: Serve, store: EmbeddedRedis, tmp_path: Path) -> None:
+    secret = "Under the third stone from the well lies what nobody was ever told."
+    with serve(redis_url=store.url, data_dir=tmp_path) as url:
+        for name in ("acme", "default"):
+            with as_tenant(url, name) as client:
+                client.put(f"/notes/removed-of-{name}", json={"title": "x", "content": secret, "author": name})
+                client.put("/notes/kept", json={"title": "x"})
+                client.delete(f"/notes/removed-of-{name}")
+        ids = ["removed-of-acme", "removed-of-default"]
+        report = purge(store.url, tmp_path, [store.socket.parent], ids=ids, texts=[("x", secret)], wait_seconds=30)
+        assert (report.proved, len(report.logs)) == (True, 2)
+        for name in ("acme", "default"):
+            with as_tenant(url, name) as client:
+                assert client.post("/verify").json()["well"]
+                assert client.get("/notes/kept").status_code == 200
