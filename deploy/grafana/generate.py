@@ -83,6 +83,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "A page at 14.4 over an hour or 6 over six hours.",
         ),
         Panel("Requests refused", "reqps", (total("notellm_rejected_total", "reason"),)),
+        Panel("Callers refused", "reqps", (total("notellm_access_refused_total", "reason"),)),
         Panel("A write until it is found", "s", quantiles("notellm_ingest_to_searchable_seconds")),
     ),
     "Model": (

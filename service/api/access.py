@@ -64,6 +64,7 @@ async def admit(request: Request, scopes: frozenset[Scope]) -> None:
         usage = await gate.let_in(principal, scopes)
     except QuotaExceeded as error:
         state.answer_headers = error.headers
+        state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
         raise
     if usage:
         state.answer_headers = usage.headers(principal.quota)

@@ -114,7 +114,7 @@ class RequestContext:
         if tenant := scope["state"].get("tenant"):
             telemetry.tenant_requests.labels(tenant).inc()
         if status in REJECTIONS:
-            telemetry.rejected.labels(str(status)).inc()
+            telemetry.rejected.labels(scope["state"].get("rejected_for", str(status))).inc()
         if 200 <= status < 400 and seconds < FAST_SECONDS and random.random() >= self._log_sample:
             return
         line: dict[str, object] = {f"{stage}_ms": _ms(took) for stage, took in stages.seconds.items()}

@@ -15,6 +15,7 @@ from tests.service.conftest import PASSWORD, DebianRedis
 from tests.service.process import Process, running, wait_until
 
 pytestmark = pytest.mark.slow
+KEY = "the-bootstrap-key-of-these-tests"
 TEXT = "the secret of the lemon tart"
 LEFT = 'code="499"'
 
@@ -88,6 +89,33 @@ def test_log_of_hostile_requests_shows_no_password_and_no_text(guarded: Process,
     for secret in (PASSWORD, TEXT):
         assert secret not in guarded.log
         assert [answer for answer in answers if secret in answer] == []
+
+
+def test_keys_are_in_no_output_but_the_answer_that_made_them(guarded_redis: DebianRedis, tiny_checkpoint: Path) -> None:
+    with running(tiny_checkpoint, NOTELLM_REDIS_URL=guarded_redis.url, NOTELLM_BOOTSTRAP_KEY=KEY) as process:
+        root = {"Authorization": f"Bearer {KEY}"}
+        created = httpx2.post(f"{process.url}/keys", headers=root, json={"name": "a", "scopes": ["metrics"]}).json()
+        rotated = httpx2.post(f"{process.url}/keys/{created['prefix']}/rotate", headers=root, json={}).json()
+        wrong = f"nlm_{created['prefix']}_{'w' * 43}"
+        answers = []
+        for secret in (KEY, created["key"], rotated["key"], wrong):
+            for header in (f"Bearer {secret}", f"Basic {secret}", secret, f"Bearer {secret}\x1b[31m"):
+                sent = {"Authorization": header}
+                answers += [httpx2.get(process.url + path, headers=sent) for path in ("/metrics", "/keys", "/audit")]
+                answers += [
+                    httpx2.post(f"{process.url}/notes", headers=sent, content=b'{"title": "%s"' % secret.encode())
+                ]
+            path = f"{process.url}/keys/{secret}"
+            answers += [httpx2.get(path), httpx2.delete(path, headers=root), httpx2.get(f"{path}/none")]
+        guarded_redis.stop()
+        answers += [httpx2.get(f"{process.url}/keys", headers=root)]
+        process.end(signal.SIGTERM)
+        log = process.log
+    assert {answer.status_code for answer in answers} >= {200, 400, 401, 403, 404, 422, 503}
+    assert "Traceback" not in log
+    for secret in (KEY, *(key.split("_", 2)[2] for key in (created["key"], rotated["key"], wrong)), PASSWORD):
+        assert secret not in log
+        assert [answer.text for answer in answers if secret in answer.text] == []
 
 
 def test_malformed_redis_url_is_refused_without_its_password(tiny_checkpoint: Path) -> None:

@@ -234,7 +234,10 @@ def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_
     assert refused.headers["content-type"] == "application/problem+json"
     assert refused.json()["type"].endswith("/quota-exceeded")
     assert 1 <= int(refused.headers["retry-after"]) <= 120
-    assert 'notellm_access_refused_total{reason="quota"} 1.0' in root.get("/metrics").text
+    metrics = root.get("/metrics").text
+    assert 'notellm_access_refused_total{reason="quota"} 1.0' in metrics
+    assert 'notellm_rejected_total{reason="quota"} 1.0' in metrics
+    assert 'reason="429"' not in metrics  # this service has enough to do, and not too much
 
 
 def test_tokens_that_were_used_count_against_the_quota(root: httpx2.Client, closed_url: str) -> None:

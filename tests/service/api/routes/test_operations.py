@@ -39,6 +39,8 @@ METRICS = (
     "notellm_index_segments",
     "notellm_quarantined_notes",
     "notellm_rejected_total",
+    "notellm_access_refused",
+    "notellm_quota_uncounted_total",
     "notellm_model_info",
 )
 
