@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ def backup(
     """Back up the store, all tenants of it, as it is at one moment, while services go on."""
     from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
+    os.umask(0o077)  # a backup on this machine's disk is for its owner alone
     with _steps() as progress, store_url(read_settings()) as url:
         manifest = make_backup(url, destination, progress)
     _show(manifest.model_dump(mode="json"), as_json)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,12 +58,14 @@ class BackupFolder:
                 size += len(chunk)
                 writer.write(chunk)
                 on_bytes(len(chunk))
+            _sync(writer)
         return FileEntry(name=name, size=size, sha256=digest.hexdigest())
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest, which makes the backup valid."""
         with self._errors(), self._open(MANIFEST, "wb") as writer:
             writer.write(manifest.encode())
+            _sync(writer)
 
     def read_file(self, entry: FileEntry, target: Path, on_bytes: OnBytes) -> None:
         """Copy a file out of the folder. Raises BackupError where it is not the one that was written."""
@@ -92,6 +95,13 @@ class BackupFolder:
             raise
         except Exception as error:  # each storage has errors of its own
             raise BackupError(f"{self.address}: {str(error) or type(error).__name__}") from error
+
+
+def _sync(file: Any) -> None:
+    """Have what was written on disk, where the storage is one."""
+    with suppress(AttributeError, OSError):  # UnsupportedOperation, of a storage without files, is an OSError
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

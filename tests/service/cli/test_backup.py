@@ -36,6 +36,7 @@ def test_restore_beside_a_running_service_brings_its_answers_back(service: Proce
     backup = service.run("backup", str(tmp_path / "b"), "--json")
     assert backup.returncode == 0, backup.stderr
     assert [entry["notes"] for entry in json.loads(backup.stdout)["notes"]] == [len(NOTES)]
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "b").iterdir()} == {0}
     for note in NOTES:
         httpx2.delete(f"{service.url}/notes/{note['id']}")
     httpx2.post(f"{service.url}/notes", json={"id": "later", "title": "Lemon tart"}, timeout=60)

@@ -19,7 +19,9 @@ from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG, NOTE
 from service.store.purge import PurgeError, purge_store
 from service.store.redis_store import RedisNoteStore
+from service.verify import verify
 from tests.service.conftest import DIMENSION, SPACE, DebianRedis, eventually, following, stored_note, word_vector
+from tests.service.store.backup.test_drill import writing
 
 SECRET = "Under the third stone from the well lies what my grandmother never told anybody about."
 GONE = [f"gone-{n:04}" for n in range(40)]
@@ -178,3 +180,18 @@ async def test_notes_and_positions_are_as_before_a_purge(
     assert not after.reach(bounds.last)
     assert (after.first, after.last) == (log.position, log.position)
     assert admin.exists(NOTE + "kept-0001")
+
+
+async def test_purges_under_load_lose_nothing(embedded: EmbeddedRedis, embedded_store: Any, clock: Clock) -> None:
+    async with following(embedded_store, clock, growing_rows=16) as index:
+        async with writing(embedded_store, 3) as writers:
+            for _ in range(3):
+                before = len(writers.changes)
+                (log,) = await asyncio.to_thread(purge_store, embedded.url)
+                await eventually(lambda before=before: len(writers.changes) > before + 50)
+        bounds = await embedded_store.log_bounds(log.position)
+        assert bounds.reach(log.position)
+        expected = writers.state_at(bounds.last)
+        stored = [note async for page in embedded_store.scan() for note in page]
+        assert {NOTE + note.note.id for note in stored} == {key.decode() for key in expected}
+        assert (await verify(embedded_store, index, SPACE, clock, repair=False)).well

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ class Writers:
         return {key: fields for key, fields in state.items() if fields is not None}
 
 
+@contextlib.asynccontextmanager
+async def writing(store: RedisNoteStore, count: int) -> AsyncIterator[Writers]:
+    """Run `count` writers until the block ends, and wait for their last changes."""
+    writers = Writers(store)
+    tasks = [asyncio.create_task(writers.run(seed)) for seed in range(count)]
+    try:
+        await eventually(lambda: writers.changes)
+        yield writers
+    finally:
+        writers.stop()
+        await asyncio.gather(*tasks)
+
+
 @pytest.fixture
 def restored(other: EmbeddedRedis) -> Iterator[Any]:
     with client_of(other.url) as client:
@@ -74,14 +88,11 @@ def restored(other: EmbeddedRedis) -> Iterator[Any]:
 async def test_backup_under_load_restores_every_note_up_to_its_position(
     store: RedisNoteStore, redis_url: str, other: EmbeddedRedis, restored: Any, tmp_path: Path, clock: Clock
 ) -> None:
-    writers = Writers(store)
-    tasks = [asyncio.create_task(writers.run(seed)) for seed in range(4)]
-    await eventually(lambda: len(writers.changes) > 500)
-    manifest = await asyncio.to_thread(back_up, redis_url, tmp_path / "backup")
-    at_end = len(writers.changes)
-    await eventually(lambda: len(writers.changes) > at_end + 100)
-    writers.stop()
-    await asyncio.gather(*tasks)
+    async with writing(store, 4) as writers:
+        await eventually(lambda: len(writers.changes) > 500)
+        manifest = await asyncio.to_thread(back_up, redis_url, tmp_path / "backup")
+        at_end = len(writers.changes)
+        await eventually(lambda: len(writers.changes) > at_end + 100)
     await asyncio.to_thread(restore, tmp_path / "backup", other.url)
 
     (entry,) = manifest.notes
