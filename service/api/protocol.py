@@ -19,6 +19,8 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.connection_watch import ConnectionWatch
+
 MAX_HEAD_BYTES = 65_536
 """Bound on request line and headers together; and on the trailers of a body."""
 HEAD_SECONDS = 10.0
@@ -35,8 +37,6 @@ MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_FILES = 256
 """Open files that are left for the store, snapshots and logs where the system bounds them."""
-CHECK_SECONDS = 1.0
-"""How often a connection's time is looked at, which may end so much later."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
@@ -89,15 +89,15 @@ class BoundedProtocol(HttpToolsProtocol):
         """Requests that have begun and are not answered completely, in their order."""
         self._unsent = 0
         self._sending_until = 0.0
-        self._timer: asyncio.TimerHandle | None = self.loop.call_later(CHECK_SECONDS, self._check_time)
+        self._open = True
+        self._checked_at = time.monotonic()
+        ConnectionWatch.for_loop(self.loop).add(self)
         if len(self.connections) > self.max_connections:
             self._say_full()
             self._refuse(503, "There are too many connections; try again.", (b"retry-after", b"1"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        self._open = False
         self._leave()  # uvicorn tells it to the last request alone
         super().connection_lost(exc)
 
@@ -171,10 +171,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
-    def _check_time(self) -> None:
-        """End the connection where its caller has used up its time. Runs every CHECK_SECONDS."""
+    def check_time(self) -> bool:
+        """End the connection where its caller has used up its time. Return whether it is still open."""
+        if not self._open:
+            return False
         now = time.monotonic()
-        self._timer = self.loop.call_later(CHECK_SECONDS, self._check_time)
+        passed, self._checked_at = now - self._checked_at, now
         unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent < self._unsent:
             self._sending_until = now + ANSWER_SECONDS
@@ -183,12 +185,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._leave()
             self.transport.abort()
         elif self.flow.read_paused:
-            self._deadline += CHECK_SECONDS  # the service does not read: the caller's time stands still
+            self._deadline += passed  # the service does not read: the caller's time stands still
         elif now >= self._deadline and not self.transport.is_closing():
             if self._in_head and not self._unparsed:
                 self.transport.close()
             else:
                 self._refuse(408, f"The {'head' if self._in_head else 'body'} of the request came too slowly.")
+        return True
 
     def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
         """Close the connection; before that, answer with a problem, unless the answer to an earlier request, or a begun

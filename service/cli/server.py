@@ -25,9 +25,10 @@ thread, with this value 7 ms (docs/log/reads.md)."""
 
 
 TICKS_A_SECOND = 10
-GC_THRESHOLDS = (10_000, 10, 100)
-"""Python's defaults are (700, 10, 10). A full collection walks through all connections, for 60 ms where there are
-10,000, while nothing else runs. Few objects of a request are in a cycle, so that few need it."""
+GC_THRESHOLDS = (700, 5, 3000)
+"""Python's defaults are (700, 10, 10). The loop stands still during a collection: for 50 ms where 10,000 objects of new
+connections are young, so that few at a time are collected. A full collection walks through all connections, for 160 ms
+where there are 10,000; few objects of a request are in a cycle, so that few are needed (docs/log/operations.md)."""
 
 
 @contextlib.contextmanager

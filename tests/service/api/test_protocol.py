@@ -14,7 +14,7 @@ import httpx2
 import pytest
 import structlog
 
-from service.api import protocol
+from service.api import connection_watch, protocol
 from service.api.protocol import MAX_HEAD_BYTES, BoundedProtocol
 from tests.service.api.conftest import eventually_true
 from tests.service.api.requests import NDJSON
@@ -27,7 +27,7 @@ SHORT = 0.3
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each time-out end after SHORT seconds."""
-    monkeypatch.setattr(protocol, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
     for name in ("HEAD_SECONDS", "BODY_SECONDS", "ANSWER_SECONDS"):
         monkeypatch.setattr(protocol, name, SHORT)
 

@@ -1,0 +1,61 @@
+"""ConnectionWatch: looks at the time that callers have used up, for all connections of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import ClassVar, Protocol
+from weakref import WeakKeyDictionary
+
+CHECK_SECONDS = 1.0
+"""How often a connection's time is looked at, which may end so much later."""
+TURNS = 50
+"""Turns of a loop in which all connections are looked at once. A timer for each connection took a quarter of the loop's
+work where there are 10,000, and connections that were made together were looked at, and refused, together
+(docs/log/operations.md)."""
+
+
+class Watched(Protocol):
+    """A connection with a bound on time."""
+
+    def check_time(self) -> bool:
+        """End the connection where its caller has used up its time. Return whether to look again."""
+
+
+class ConnectionWatch:
+    """Looks at each connection once in CHECK_SECONDS, a few at a time."""
+
+    _watches: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ConnectionWatch]] = WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._connections: deque[Watched] = deque()
+        """The one that was looked at longest ago comes first."""
+        self._runs = False
+
+    @classmethod
+    def for_loop(cls, loop: asyncio.AbstractEventLoop) -> ConnectionWatch:
+        """Return the watch of all servers of `loop`."""
+        if loop not in cls._watches:
+            cls._watches[loop] = cls(loop)
+        return cls._watches[loop]
+
+    def add(self, connection: Watched) -> None:
+        """Look at `connection` until its `check_time` returns False."""
+        self._connections.append(connection)
+        if not self._runs:
+            self._runs = True
+            self._wait()
+
+    def _wait(self) -> None:
+        self._loop.call_later(CHECK_SECONDS / TURNS, self._turn)
+
+    def _turn(self) -> None:
+        for _ in range(math.ceil(len(self._connections) / TURNS)):
+            connection = self._connections.popleft()
+            if connection.check_time():
+                self._connections.append(connection)
+        self._runs = bool(self._connections)
+        if self._runs:
+            self._wait()
