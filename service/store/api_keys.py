@@ -19,6 +19,7 @@ import structlog
 from service.access.api_key import MAX_KEYS, Act, ApiKey, KeyTable, OldSecret
 from service.access.principal import Quota, Scope
 from service.errors import TooManyApiKeys
+from service.records import ORIGIN, position_key
 from service.store.connection import Command, Connection
 
 KEYS = "{access}:keys"
@@ -78,6 +79,8 @@ class RedisKeyStore:
             await self._redis.xadd(AUDIT, {"act": _encode_act(act)}, maxlen=MAX_ACTS, approximate=True)
 
     async def acts(self, count: int, before: str = "") -> list[Act]:
+        if before and position_key(before) == position_key(ORIGIN):
+            return []  # Redis refuses to look for what comes before all
         with self._call("read acts"):
             entries = await self._redis.xrevrange(AUDIT, f"({before}" if before else "+", count=count)
         return [_decode_act(position.decode(), fields[b"act"]) for position, fields in entries]

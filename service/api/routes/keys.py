@@ -27,7 +27,7 @@ from service.api.schemas.keys import (
 
 MAX_ACTS = 1000
 """Bound on the acts of one answer of GET /audit."""
-POSITION = r"^\d{1,20}-\d{1,20}$"
+POSITION = r"^\d{1,15}-\d{1,10}$"
 router = APIRouter(tags=["keys"], route_class=StrictJsonRoute)
 
 

@@ -217,8 +217,15 @@ def test_request_line_has_tenant_and_prefix(root: httpx2.Client, closed_url: str
     assert (line["tenant"], line["key"]) == ("films", films["prefix"])
 
 
-def test_unknown_position_of_the_audit_is_422(root: httpx2.Client) -> None:
-    assert root.get("/audit", params={"before": "yesterday"}).status_code == 422
+@pytest.mark.parametrize("before", ["yesterday", "1-", "99999999999999999999-0", "1-1\n"])
+def test_malformed_position_of_the_audit_is_422(root: httpx2.Client, before: str) -> None:
+    assert root.get("/audit", params={"before": before}).status_code == 422
+
+
+@pytest.mark.parametrize("before", ["0-0", "00-0", "0-1", "1-0"])
+def test_nothing_comes_before_the_first_act(root: httpx2.Client, before: str) -> None:
+    answer = root.get("/audit", params={"before": before})
+    assert (answer.status_code, answer.json()) == (200, {"acts": []})
 
 
 def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_url: str) -> None:
@@ -263,3 +270,16 @@ def test_quota_is_not_enforced_while_the_store_is_away(serve: Serve, guarded_red
             guarded_redis.stop()
             assert limited.post("/generate", json={"title": "tart"}).status_code == 200
         assert "notellm_quota_uncounted_total 1.0" in client.get("/metrics").text
+
+
+def test_key_of_a_tenant_sees_its_tenant_alone(root: httpx2.Client, closed_url: str) -> None:
+    scopes = ["notes.read", "notes.write", "similar"]
+    acme, other = (create(root, tenant=name, scopes=scopes)["key"] for name in ("acme", "other"))
+    note = {"title": "lemon soup"}
+    with under(closed_url, acme) as ours, under(closed_url, other) as theirs:
+        assert ours.put("/notes/secret-plan", json=note).status_code == 201
+        assert ours.get("/notes/secret-plan").status_code == 200
+        assert theirs.get("/notes/secret-plan").status_code == 404
+        assert theirs.post("/similar", json=note).json()["items"] == []
+        assert [item["id"] for item in ours.post("/similar", json=note).json()["items"]] == ["secret-plan"]
+    assert root.get("/notes/secret-plan").status_code == 404
