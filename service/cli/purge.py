@@ -59,7 +59,9 @@ def purge(
         ("FOUND", finding.needle, f"{finding.file} at byte {finding.offset}") for finding in report.search.findings
     ]
     rows += [("LATE", "snapshot not made anew", path) for path in report.late]
-    if not report.store_searched:
+    if not report.looked_for:
+        rows.append(("LOOKED FOR", "nothing", "name removed notes by --id, texts by --text"))
+    elif not report.store_searched:
         rows.append(("NOT SEARCHED", "files of Redis", "name its folder with --folder, on its machine"))
     show(asdict(report) | {"proved": report.proved}, as_json, ("what", "of", "where"), rows)
-    raise typer.Exit(0 if report.proved else FAILED)
+    raise typer.Exit(0 if report.done else FAILED)

@@ -13,18 +13,25 @@ from service.store.purge import PurgedLog, purge_store
 
 @dataclass(frozen=True, slots=True)
 class PurgeReport:
-    """`late`: folders of snapshots that their processes have not made anew. `store_searched`: the files of the Redis
-    server were among those that were searched."""
+    """`late`: folders of snapshots that their processes have not made anew. `looked_for`: how many ids and texts.
+    `store_searched`: the files of the Redis server were among those that were searched."""
 
     logs: tuple[PurgedLog, ...]
     late: tuple[str, ...]
+    looked_for: int
     store_searched: bool
     search: Search
 
     @property
     def proved(self) -> bool:
-        """Whether nothing that was looked for is left."""
-        return self.store_searched and not self.late and not self.search.findings
+        """Whether something was looked for everywhere, and nothing of it is left."""
+        return bool(self.looked_for) and self.done
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is known to be left, nor left unsearched."""
+        unsearched = self.looked_for and not self.store_searched
+        return not (unsearched or self.late or self.search.findings)
 
 
 def purge(
@@ -46,4 +53,4 @@ def purge(
     late = wait_for_snapshots(data_dir, positions, wait_seconds)
     needles = [*map(Needle.of_id, ids), *(Needle.of_text(name, text) for name, text in texts)]
     search = search_folders([data_dir, *server_folders], needles)
-    return PurgeReport(tuple(logs), tuple(map(str, late)), bool(server_folders), search)
+    return PurgeReport(tuple(logs), tuple(map(str, late)), len(needles), bool(server_folders), search)

@@ -94,6 +94,8 @@ def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, boo
             if now < last + seconds or not client.set(CLAIM, "1", nx=True, ex=CLAIM_SECONDS):
                 return last, False
             try:
+                if now < (last := float(client.get(LAST))) + seconds:  # another replica has just done it
+                    return last, False
                 purge_store(url)
                 client.set(LAST, now)
             finally:

@@ -61,7 +61,7 @@ async def test_purge_leaves_no_byte_of_removed_notes(
         await index.wait_for((await embedded_store.log_bounds()).last, 10)
         await index.save()
         report = await purged(embedded.url, folder, [])
-        assert found(report) == {"appendonly"}  # they are still stored
+        assert (found(report), report.done) == ({"appendonly"}, False)  # they are still stored
         await embedded_store.put(notes(KEPT, "something else"))
         for note_id in GONE:
             await embedded_store.delete(note_id)
@@ -195,3 +195,13 @@ async def test_purges_under_load_lose_nothing(embedded: EmbeddedRedis, embedded_
         stored = [note async for page in embedded_store.scan() for note in page]
         assert {NOTE + note.note.id for note in stored} == {key.decode() for key in expected}
         assert (await verify(embedded_store, index, SPACE, clock, repair=False)).well
+
+
+async def test_purge_that_looked_for_nothing_or_not_everywhere_proves_nothing(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, tmp_path: Path
+) -> None:
+    await embedded_store.put(notes(KEPT, "text"))
+    nothing = purge(embedded.url, tmp_path, [tmp_path], ids=[], texts=[], wait_seconds=0)
+    assert (nothing.done, nothing.proved) == (True, False)
+    elsewhere = purge(embedded.url, tmp_path, [], ids=["gone-0001"], texts=[], wait_seconds=0)
+    assert (elsewhere.done, elsewhere.proved) == (False, False)
