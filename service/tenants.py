@@ -119,6 +119,11 @@ class Tenants:
                 raise TenantOpening(tenant.detail)
         return tenant.opened.result()
 
+    def find(self, name: str) -> Service | None:
+        """Return the parts of a tenant if it is open."""
+        tenant = self._tenants.get(name)
+        return tenant.service if tenant else None
+
     async def remove(self, name: str) -> None:
         """Remove a tenant and all that belongs to it: durably from the store, and from this process and its disk. Other
         replicas close it within FOLLOW_SECONDS. Raises InvalidInput for the default one, and TenantNotFound."""

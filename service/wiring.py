@@ -134,16 +134,7 @@ async def open_service(
         stack.callback(searchers.shutdown)
         gpu = find_gpu() if settings.index_device == "cuda" else None
         shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage)
-        directory = RedisTenants(
-            Connection(
-                url.get_secret_value(),
-                on_error=telemetry.store_errors.inc,
-                max_connections=TENANT_CONNECTIONS,
-                outage=shared.outage,
-            ),
-            settings.max_tenants,
-        )
-        stack.push_async_callback(directory.close)
+        directory = RedisTenants(connection, settings.max_tenants)
         tenants = Tenants(directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings))
         stack.push_async_callback(tenants.stop)
         await tenants.start(lifecycle)

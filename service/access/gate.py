@@ -7,7 +7,7 @@ from service.access.manager import Manager
 from service.access.meter import Meter
 from service.access.principal import Principal, Scope
 from service.access.quota import Usage
-from service.errors import Forbidden, QuotaExceeded, Unauthenticated
+from service.errors import Forbidden, QuotaExceeded, Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock, KeyStore, QuotaStore
 from service.telemetry import Telemetry
 
@@ -38,6 +38,14 @@ class Gate:
         except Unauthenticated as error:
             self._refused.labels(error.reason).inc()
             raise
+
+    async def recognise(self, authorization: str | None) -> Principal | None:
+        """Return who sends this Authorization header; None for somebody without a valid key, who is not refused here,
+        and where the keys are not known."""
+        try:
+            return await self._authenticator.authenticate(authorization)
+        except (Unauthenticated, StoreUnavailable, Starting):
+            return None
 
     async def let_in(self, principal: Principal, scopes: frozenset[Scope]) -> Usage | None:
         """Let a caller in who has one of `scopes`; return what its key has used, None for one without a quota. Raises

@@ -13,7 +13,6 @@ from uuid import uuid4
 import structlog
 
 from service.errors import TenantNotFound, TenantRemoved, TooManyTenants
-from service.records import Durability
 from service.store.connection import Command, Connection
 from service.store.keys import HASH_TAG, Keys
 
@@ -86,9 +85,3 @@ class RedisTenants:
                 removed += await redis.unlink(*found) if found else 0
         await self._connection.write([Command(END_REMOVAL, [TENANTS], (name, REMOVING))])
         log.info("tenant_removed", tenant=name, keys=removed)
-
-    async def durability(self) -> Durability:
-        return await self._connection.durability()
-
-    async def close(self) -> None:
-        await self._connection.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from service.access.gate import Gate
 from service.access.principal import Scope
 from service.api.access import needs, open_to_all
 from service.api.dependencies import LifecycleDep, ManagerDep, PrincipalDep, ServiceDep, get_tenants
@@ -12,6 +15,7 @@ from service.api.problems import documented
 from service.api.protocol import BoundedProtocol
 from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut, VerifyOut
 from service.api.strict_route import StrictRoute
+from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
 from service.read_time import ReadTime
 from service.tenants import Tenants
@@ -39,9 +43,11 @@ async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
 @open_to_all()
 async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:
     """200 when the process has started and does not drain, the store answers, the index follows it and the engine
-    moves; else 503, and which of them is not so."""
+    moves; else 503, and which of them is not so. Numbers of notes are those of the caller's tenant."""
     if lifecycle.started:
-        answer = await _readiness(await get_tenants(request))
+        tenants, gate = await get_tenants(request), cast(Gate, request.app.state.gate)
+        caller = await gate.recognise(request.headers.get("authorization"))
+        answer = await _readiness(tenants, tenants.find(caller.tenant) if caller else None)
     else:
         answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=lifecycle.progress)})
     if lifecycle.draining:
@@ -51,8 +57,8 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     return answer
 
 
-async def _readiness(tenants: Tenants) -> ReadyOut:
-    """Ask the parts of a running service. What is told of notes is told of those of the default tenant."""
+async def _readiness(tenants: Tenants, own: Service | None) -> ReadyOut:
+    """Ask the parts of a running service. `own`: that of the caller's tenant; None for a caller without one."""
     service = tenants.default
     durable: bool | None = None
     try:
@@ -76,9 +82,9 @@ async def _readiness(tenants: Tenants) -> ReadyOut:
         durable=durable,
         model=service.recommender.engine.name,
         space=service.recommender.engine.space,
-        log_position=status.position,
-        notes=status.vectors,
-        notes_of_another_model=status.other_space,
+        log_position=own.index.status().position if own else None,
+        notes=own.index.status().vectors if own else None,
+        notes_of_another_model=own.index.status().other_space if own else None,
     )
 
 

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from service.access.principal import TENANT, Scope
+from service.access.principal import DEFAULT_TENANT, TENANT, Scope
 from service.api.access import needs
 from service.api.dependencies import ManagerDep, PrincipalDep, TenantsDep
 from service.api.problems import documented
 from service.api.schemas.tenants import TenantOut, TenantsOut
 from service.api.strict_route import StrictRoute
+from service.errors import TenantNotFound
 
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
 TenantName = Annotated[str, Path(pattern=f"^{TENANT.pattern}$")]
@@ -25,11 +26,18 @@ async def list_tenants(tenants: TenantsDep) -> TenantsOut:
     return TenantsOut(tenants=[TenantOut.of(tenant) for tenant in open_tenants])
 
 
-@router.delete("/tenants/{name}", status_code=204, responses=documented(404, 422, 503))
+@router.delete("/tenants/{name}", status_code=204, responses=documented(403, 404, 422, 503))
 @needs(Scope.ADMIN)
 async def remove_tenant(name: TenantName, tenants: TenantsDep, manager: ManagerDep, principal: PrincipalDep) -> None:
     """Remove a tenant with all that it has: notes, log, records of writes and snapshots. After 204 nothing of it is in
-    the store, and no replica answers for it; other replicas remove their snapshots within seconds. Its keys stay: a
-    request with one makes it anew, empty. Safe to repeat; 404 then says that it is done."""
+    the store, and no replica answers for it; other replicas remove their snapshots within seconds. Its keys are
+    revoked first, which takes all of their scopes. Safe to repeat; 404 then says that it is done."""
     await manager.record(principal, "tenants.remove", name)
-    await tenants.remove(name)
+    keys = [key for key in await manager.keys(principal) if key.tenant == name != DEFAULT_TENANT]
+    for key in keys:
+        await manager.revoke(principal, key.prefix)
+    try:
+        await tenants.remove(name)
+    except TenantNotFound:
+        if not keys:
+            raise

@@ -76,7 +76,9 @@ class StartOut(BaseModel):
 class ReadyOut(BaseModel):
     """`checks` has `start` alone before the process has started, and also `drain` after it was asked to end.
 
-    `durable`: whether an acknowledged note survives the death of Redis. It and what follows are null during a start.
+    `durable`: whether an acknowledged note survives the death of Redis. It and what follows are null during a start;
+    log_position and what follows are those of the caller's tenant, and null for a caller without a key where keys are
+    needed.
     """
 
     ready: bool

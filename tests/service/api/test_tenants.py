@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
@@ -13,6 +15,7 @@ from fastapi import Request
 
 from service.access.principal import DEFAULT_TENANT, Principal, Scope
 from service.erasure.purge import purge
+from service.records import StoredNote, Unreadable
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
 from service.store.embedded_redis import EmbeddedRedis
@@ -193,3 +196,64 @@ def test_purge_leaves_no_byte_of_any_tenants_removed_notes(serve: Serve, store: 
             with as_tenant(url, name) as client:
                 assert client.post("/verify").json()["well"]
                 assert client.get("/notes/kept").status_code == 200
+
+
+def test_tenant_that_is_being_opened_holds_up_no_other(
+    serve: Serve, store: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(redis_url=store.url) as url, as_tenant(url, "acme") as acme:
+        for i in range(3):
+            assert acme.put(f"/notes/n{i}", json={"title": f"note {i}"}).status_code == 201
+    with redis.Redis.from_url(store.url) as admin:
+        known = admin.hgetall("{notes}:tenants")
+        admin.delete("{notes}:tenants")  # so that it is not known at the start
+    gate, scan = threading.Event(), RedisNoteStore.scan
+
+    async def scan_behind_gate(own: RedisNoteStore) -> AsyncIterator[list[StoredNote | Unreadable]]:
+        async for notes in scan(own):
+            yield notes
+            if notes:
+                await asyncio.to_thread(gate.wait, 60)
+
+    monkeypatch.setattr(RedisNoteStore, "scan", scan_behind_gate)
+    with serve(redis_url=store.url) as url, as_tenant(url, "acme") as acme, as_tenant(url, "default") as default:
+        try:
+            with redis.Redis.from_url(store.url) as admin:
+                admin.hset("{notes}:tenants", mapping=known)
+            refused = acme.get("/notes/n0")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert refused.json()["type"].endswith("/tenant-opening")
+            assert "3 of about 3 notes read" in refused.json()["detail"]
+            assert default.put("/notes/a", json={"title": "a"}).status_code == 201
+            assert default.get("/readyz").status_code == 200, "it was not there at the start"
+            assert {t["name"]: t["state"] for t in default.get("/tenants").json()["tenants"]} == {
+                "acme": "opening",
+                "default": "ready",
+            }
+        finally:
+            gate.set()
+        eventually_true(lambda: acme.get("/notes/n0").status_code == 200)
+        assert states(default)["acme"] == ("ready", 3)
+
+
+def test_replica_is_not_ready_before_the_tenants_it_knows(
+    serve: Serve, store: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(redis_url=store.url) as url, as_tenant(url, "acme") as acme:
+        assert acme.put("/notes/a", json={"title": "a"}).status_code == 201
+    gate, scan = threading.Event(), RedisNoteStore.scan
+
+    async def scan_behind_gate(own: RedisNoteStore) -> AsyncIterator[list[StoredNote | Unreadable]]:
+        async for notes in scan(own):
+            if notes:
+                await asyncio.to_thread(gate.wait, 60)
+            yield notes
+
+    monkeypatch.setattr(RedisNoteStore, "scan", scan_behind_gate)
+    with serve(wait=False, redis_url=store.url) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        try:
+            eventually_true(lambda: "1 of 2 are ready" in client.get("/startupz").json()["detail"])
+            assert client.get("/readyz").status_code == 503
+        finally:
+            gate.set()
+        eventually_true(lambda: client.get("/readyz").status_code == 200)

@@ -1,0 +1,67 @@
+"""Two tenants of one service, each beside a service of its own: what the tests of isolation compare.
+
+Answers hold what no two services have in common: log positions, ids that the service made up, times. Each is replaced
+by the number of its first appearance, so that answers are equal where they say the same of the same writes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+POSITION = re.compile(r"\d{13,}-\d+")
+ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+SCORE_DIGITS = 4
+"""Digits of scores that are compared: the last bits depend on which notes share a step of the engine."""
+LEFT_OUT = ("instance", "removed_at", "created_at")
+"""Fields of answers that are the request's own, or times."""
+HEADERS = ("etag", "idempotent-replayed", "location", "content-type")
+
+
+@dataclass
+class Caller:
+    """A client that remembers positions and ids in the order of their appearance."""
+
+    clients: list[httpx2.Client]
+    """One for each replica of the same service."""
+    numbers: dict[str, str] = field(default_factory=dict)
+
+    def call(self, replica: int, method: str, path: str, **request: Any) -> Any:
+        """Send a request to a replica, and return what can be compared of its answer."""
+        answer = self.clients[replica % len(self.clients)].request(method, path, **request)
+        headers = {name: self.plain(answer.headers[name]) for name in HEADERS if name in answer.headers}
+        lines = answer.text.splitlines() if "ndjson" in headers.get("content-type", "") else [answer.text]
+        bodies = [httpx2.Response(200, text=line).json() if line else None for line in lines]
+        return answer.status_code, headers, self.plain(bodies)
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+
+    @property
+    def last_position(self) -> str:
+        """The last log position that it was told; "" for none."""
+        positions = [text for text in self.numbers if "-" in text]
+        return max(positions, key=lambda text: tuple(map(int, text.split("-"))), default="")
+
+    def position_of(self, number: str) -> str:
+        """Return the log position that has a number; one that no write has had where there is none."""
+        return next((text for text, name in self.numbers.items() if name == number), "1-1")
+
+    def plain(self, value: Any) -> Any:
+        """Return a value of an answer with numbers for what only this service knows."""
+        if isinstance(value, dict):
+            return {name: self.plain(entry) for name, entry in value.items() if name not in LEFT_OUT}
+        if isinstance(value, list):
+            return [self.plain(entry) for entry in value]
+        if isinstance(value, float):
+            return round(value, SCORE_DIGITS)
+        if isinstance(value, str):
+            return ULID.sub(self._number, POSITION.sub(self._number, value))
+        return value
+
+    def _number(self, match: re.Match[str]) -> str:
+        return self.numbers.setdefault(match[0], f"#{len(self.numbers)}")
