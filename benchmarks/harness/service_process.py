@@ -67,6 +67,11 @@ class ServiceProcess:
         command = [NOTELLM, "ingest", *arguments, "--json"]
         return subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, text=True)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def resident_mib(self, peak: bool = False) -> int:
         """Resident memory of the service's process in MiB, now or at its peak."""
         assert self._process is not None
