@@ -34,6 +34,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "networkPolicy": {"extraEgress": [{"ports": [{"port": 443}]}]},
     "keda": {"enabled": True, "prometheus": "http://prometheus.monitoring:9090"},
+    "tracing": {"endpoint": "http://collector.monitoring:4318", "sampleRatio": 0.01},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "prometheusRule": {"enabled": True},
     "dashboard": {"enabled": True},

@@ -21,7 +21,18 @@ from hypothesis import strategies as st
 from service.settings import Settings
 from service.store.embedded_redis import server_program
 from tests.deploy import chart
-from tests.deploy.chart import CHART, PASSWORD, RELEASE, VALUES, documents, environment, of_kind, pods, render
+from tests.deploy.chart import (
+    CHART,
+    EVERYTHING,
+    PASSWORD,
+    RELEASE,
+    VALUES,
+    documents,
+    environment,
+    of_kind,
+    pods,
+    render,
+)
 from tests.service.process import wait_until
 
 KUBERNETES = ("1.27", "1.34")
@@ -303,6 +314,17 @@ def test_one_replica_has_no_disruption_budget():
 def test_notes_of_the_embedded_store_outlive_the_release():
     (claim,) = of_kind(documents({}), "PersistentVolumeClaim")
     assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_tracing_reaches_its_collector():
+    objects = documents(EVERYTHING)
+    assert {name: value for name, value in environment(chart.api(objects)).items() if name.startswith("OTEL")} == {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.monitoring:4318",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.01",
+    }
+    (policy,) = [policy for policy in of_kind(objects, "NetworkPolicy") if "valkey" not in policy["metadata"]["name"]]
+    assert {"ports": [{"port": 4318}]} in policy["spec"]["egress"]
 
 
 def test_rendering_twice_gives_the_same():

@@ -1,5 +1,5 @@
-{{/* The environment of the service: what the chart decides, the bootstrap key, the store's address, then `settings` and
-`secretSettings`. */}}
+{{/* The environment of the service: what the chart decides, the bootstrap key, tracing, the store's address,
+then `settings` and `secretSettings`. */}}
 {{- define "notellm.environment" -}}
 - {name: NOTELLM_HOST, value: "0.0.0.0"}
 - {name: NOTELLM_PORT, value: "8000"}
@@ -19,6 +19,13 @@
 {{- end }}
 {{- if .Values.checkpoint.existingClaim }}
 - {name: NOTELLM_CHECKPOINT, value: /checkpoint}
+{{- end }}
+{{- with .Values.tracing }}
+{{- if .endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .endpoint | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .sampleRatio | quote }}}
+{{- end }}
 {{- end }}
 {{- $store := include "notellm.store" . }}
 {{- if eq $store "valkey" }}
