@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import httpx2
@@ -21,15 +22,17 @@ POLL_SECONDS = 0.02
 
 class ServiceProcess:
     """A service on a free port. `folder` keeps its data and its log, so that a killed one can start again on them.
+    `cores`: the only ones that it runs on.
 
     `environment` may be changed before `start`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cores: Collection[int] = ()) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
         self.log = folder / "serve.log"
+        self._cores = cores
         self.environment = os.environ | {
             "NOTELLM_PORT": str(self.port),
             "NOTELLM_DATA_DIR": str(folder / "data"),
@@ -43,7 +46,8 @@ class ServiceProcess:
         """Start the service and return the seconds until it is ready. RuntimeError with its log where it ends."""
         started = time.perf_counter()
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
+            command = ["taskset", "--cpu-list", ",".join(map(str, self._cores))] if self._cores else []
+            self._process = subprocess.Popen([*command, NOTELLM, "serve"], env=self.environment, stderr=log)
         with httpx2.Client(base_url=self.url) as client:  # one client: creating one takes longer than a request
             while not self._ready(client):
                 time.sleep(POLL_SECONDS)
@@ -69,13 +73,13 @@ class ServiceProcess:
 
     @property
     def pid(self) -> int:
+        """Process id of the running service."""
         assert self._process is not None
         return self._process.pid
 
     def resident_mib(self, peak: bool = False) -> int:
         """Resident memory of the service's process in MiB, now or at its peak."""
-        assert self._process is not None
-        return resident_mib(self._process.pid, peak)
+        return resident_mib(self.pid, peak)
 
     def redis_pid(self) -> int:
         """Process id of the embedded server, which it reports itself."""

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,12 +52,14 @@ no more than twice its idle time, and how far Retry-After may be from the time t
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """One note: when it was sent, the seconds until its answer, its status (0: its caller left), and Retry-After."""
+    """One note: when it was sent, the seconds until its answer, its status (0: its caller left, or the connection broke
+    off), Retry-After, and its id where it was stored."""
 
     sent: float
     seconds: float
     status: int
     retry_after: int
+    note_id: str = ""
 
     @property
     def stored(self) -> bool:
@@ -66,11 +68,12 @@ class Posted:
 
 @dataclass(slots=True)
 class Callers:
-    """Callers of one service, who keep their connections. `texts`: notes that nobody sent before."""
+    """Callers who keep their connections. `choose_port`: gives the port that the next request goes to. `texts`: notes
+    that nobody sent before."""
 
-    port: int
+    choose_port: Callable[[], int]
     texts: Iterator[str]
-    free: list[Connection] = field(default_factory=list)
+    free: dict[int, list[Connection]] = field(default_factory=lambda: defaultdict(list))
 
     async def post(self) -> Posted:
         request = post_request(next(self.texts))
@@ -78,7 +81,9 @@ class Callers:
         answer = await self._exchange(request)
         seconds = time.perf_counter() - sent
         retry_after = answer.partition(b"retry-after: ")[2].partition(b"\r\n")[0]
-        return Posted(sent, seconds, int(answer[9:12] or 0), int(retry_after or 0))
+        status = int(answer[9:12] or 0)
+        note_id = json.loads(answer.partition(b"\r\n\r\n")[2])["id"] if status == 201 else ""
+        return Posted(sent, seconds, status, int(retry_after or 0), note_id)
 
     async def read(self, note_id: str) -> float:
         """Seconds of one GET of related notes."""
@@ -89,25 +94,29 @@ class Callers:
         return time.perf_counter() - sent
 
     async def _exchange(self, request: bytes) -> bytes:
-        """Return the answer; b"" where it does not come within PATIENCE, and then the connection is closed."""
-        connection = await self._connection()
+        """Return the answer; b"" where it does not come within PATIENCE, and then the connection is closed, or where
+        the service broke it off."""
+        port = self.choose_port()
+        connection = None
         try:
             async with asyncio.timeout(PATIENCE):
+                connection = await self._connection(port)
                 answer = await connection.exchange(request)
         except TimeoutError:
-            connection.close()
+            if connection:
+                connection.close()
             return b""
-        except ConnectionResetError:  # closed for having been idle, as the request was on its way
-            return await self._exchange(request)
-        self.free.append(connection)
+        except OSError:
+            return b""
+        self.free[port].append(connection)
         return answer
 
-    async def _connection(self) -> Connection:
-        while self.free:
-            connection = self.free.pop()
+    async def _connection(self, port: int) -> Connection:
+        while self.free[port]:
+            connection = self.free[port].pop()
             if connection.is_open:
                 return connection
-        return (await connect(self.port, 1))[0]
+        return (await connect(port, 1))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,7 @@ class Figures:
 
 async def measure(port: int, seconds: float) -> Figures:
     """Measure a running service: calm, then overloaded, then recovering."""
-    callers = Callers(port, random_texts())
+    callers = Callers(lambda: port, random_texts())
     ids = await store_notes(callers)
     idle_reads = await reads(callers, ids, CALM_SECONDS)
     idle_note = statistics.median([(await callers.post()).seconds for _ in range(20)])
@@ -156,12 +165,7 @@ def random_texts() -> Iterator[str]:
 
 async def store_notes(callers: Callers) -> list[str]:
     """Store STORED notes, one after the other, and return their ids."""
-    (connection,) = await connect(callers.port, 1)
-    ids: list[str] = []
-    while len(ids) < STORED:
-        answer = await connection.exchange(post_request(next(callers.texts)))
-        ids.append(json.loads(answer.partition(b"\r\n\r\n")[2])["id"])
-    return ids
+    return [(await callers.post()).note_id for _ in range(STORED)]
 
 
 def post_request(text: str) -> bytes:

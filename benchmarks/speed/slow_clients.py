@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import random
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -50,13 +52,13 @@ async def be_slow(port: int) -> None:
             writer.transport.abort()
 
 
-def be_many(port: int, all_there: Event) -> None:
-    """Process of all slow callers."""
+def be_many(ports: Sequence[int], count: int, all_there: Event) -> None:
+    """Process of `count` slow callers of these ports, for ever."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     async def run() -> None:
-        callers = [asyncio.ensure_future(be_slow(port)) for _ in range(CONNECTIONS)]
+        callers = [asyncio.ensure_future(be_slow(port)) for _, port in zip(range(count), itertools.cycle(ports))]
         await asyncio.sleep(2 * SLOW_SECONDS)
         all_there.set()
         await asyncio.gather(*callers)
@@ -65,13 +67,13 @@ def be_many(port: int, all_there: Event) -> None:
 
 
 async def measure(service: ServiceProcess) -> list[Row]:
-    callers = Callers(service.port, random_texts())
+    callers = Callers(lambda: service.port, random_texts())
     ids = await store_notes(callers)
     idle = await reads(callers, ids, SECONDS)
     before = service.resident_mib()
     context = multiprocessing.get_context("spawn")
     all_there = context.Event()
-    slow = context.Process(target=be_many, args=(service.port, all_there), daemon=True)
+    slow = context.Process(target=be_many, args=([service.port], CONNECTIONS, all_there), daemon=True)
     slow.start()
     await asyncio.to_thread(all_there.wait)
     try:

@@ -1,0 +1,296 @@
+"""Ten minutes of everything at once, on two replicas of one Redis behind a balancer.
+
+python -m benchmarks.speed.replicas [SECONDS]
+
+Five times the notes that are possible, from callers who leave after ten seconds, beside reads and slow connections. At
+a quarter and at half of the time the replicas are restarted one after the other, at three quarters Redis is killed and
+started again. Afterwards each note that was acknowledged is looked for in the store and in both indexes, and what the
+processes printed is searched for the password and for the texts of notes. Each replica has a core of its own, which it
+shares with the callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from benchmarks.harness.http_load import connect
+from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.service_process import ServiceProcess, free_port
+from benchmarks.harness.statistics import percentile_ms, percentiles_text
+from benchmarks.speed.overload import (
+    CALM_SECONDS,
+    FACTOR,
+    MIN_GOODPUT,
+    PATIENCE,
+    READS_PER_SECOND,
+    Callers,
+    Posted,
+    arrivals,
+    random_texts,
+    reads,
+    saturate,
+    store_notes,
+)
+from benchmarks.speed.slow_clients import be_many
+from service.store.embedded_redis import server_program
+
+SECONDS = 600.0
+SLOW_CONNECTIONS = 1000
+DRAIN_SECONDS = 2.0
+POLL_SECONDS = 0.1
+"""How often the balancer asks each replica whether it is ready."""
+REDIS_AWAY_SECONDS = 1.0
+"""From the death of Redis until it is started again."""
+CHECKS_AT_ONCE = 16
+MARK = "quetzalcoatlus"
+"""Word of every note, which no process may print."""
+PASSWORD = "not-to-be-printed"
+
+
+class RedisProcess:
+    """A Redis of its own, with a password and an fsync at each write, on a free loopback port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = {"port": str(self._port), "bind": "127.0.0.1", "dir": str(self._folder), "requirepass": PASSWORD}
+        options |= {
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+            "logfile": str(self._folder / "redis.log"),
+        }
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        self._process = subprocess.Popen([str(server_program()), *arguments], stdin=subprocess.DEVNULL)
+
+    def stop(self, how: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait()
+
+
+class Balancer:
+    """Sends each request to a replica that was ready when it was asked last."""
+
+    def __init__(self, replicas: Sequence[ServiceProcess]) -> None:
+        self._replicas = replicas
+        self._ready = [replica.port for replica in replicas]
+        self._rng = random.Random(3)
+
+    def choose_port(self) -> int:
+        return self._rng.choice(self._ready or [replica.port for replica in self._replicas])
+
+    @contextlib.asynccontextmanager
+    async def polling(self) -> AsyncIterator[None]:
+        polls = asyncio.create_task(self._poll())
+        try:
+            yield
+        finally:
+            polls.cancel()
+
+    async def _poll(self) -> None:
+        async with httpx2.AsyncClient(timeout=PATIENCE) as client:
+            while True:
+                answers = [await self._is_ready(client, replica) for replica in self._replicas]
+                self._ready = [replica.port for replica, ready in zip(self._replicas, answers, strict=True) if ready]
+                await asyncio.sleep(POLL_SECONDS)
+
+    @staticmethod
+    async def _is_ready(client: httpx2.AsyncClient, replica: ServiceProcess) -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            return (await client.get(f"{replica.url}/readyz")).status_code == 200
+        return False
+
+
+@dataclass(slots=True)
+class Reads:
+    """Reads of the load: seconds of those that were answered, and how many were not."""
+
+    seconds: list[float]
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Figures of one run. `lost`: acknowledged notes that the store or an index does not have at the end."""
+
+    possible: float
+    idle_reads: list[float]
+    seconds: float
+    posted: list[Posted]
+    reads: Reads
+    lost: int
+    files: tuple[int, int]
+    """Open files of both replicas before the load and after it."""
+    memory: tuple[int, int]
+    """Resident memory of both replicas in MiB, before the load and after it."""
+
+    @property
+    def stored(self) -> int:
+        return sum(posted.stored for posted in self.posted)
+
+
+async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, seconds: float) -> Figures:
+    """Measure two running replicas: calm, then with everything at once; then look for what was acknowledged."""
+    balancer = Balancer(replicas)
+    callers = Callers(balancer.choose_port, marked_texts())
+    async with balancer.polling():
+        ids = await store_notes(callers)
+        idle_reads = await reads(callers, ids, CALM_SECONDS)
+        possible = await saturate(callers, CALM_SECONDS)
+        files, memory = open_files(replicas), resident(replicas)
+        read = Reads([])
+        with slow_callers([replica.port for replica in replicas]):
+            disturbing = asyncio.create_task(disturb(replicas, redis, seconds))
+            reading = asyncio.ensure_future(arrivals(lambda: one_read(callers, ids, read), READS_PER_SECOND, seconds))
+            posting = await arrivals(callers.post, FACTOR * possible, seconds)
+            posted = await asyncio.gather(*posting)
+            await asyncio.gather(*await reading)
+            await disturbing
+        await asyncio.sleep(PATIENCE)  # what the slow callers left behind has timed out
+        lost = await count_lost(replicas, [post.note_id for post in posted if post.stored])
+    print(possible, Counter(post.status for post in posted))
+    ends = open_files(replicas), resident(replicas)
+    return Figures(possible, idle_reads, seconds, posted, read, lost, (files, ends[0]), (memory, ends[1]))
+
+
+def marked_texts() -> Iterator[str]:
+    return (f"{MARK} {text}" for text in random_texts())
+
+
+async def one_read(callers: Callers, ids: Sequence[str], outcome: Reads) -> None:
+    try:
+        outcome.seconds.append(await callers.read(random.choice(ids)))
+    except RuntimeError:
+        outcome.failed += 1
+
+
+async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, seconds: float) -> None:
+    """Restart the replicas one after the other at a quarter and at half of the time; kill Redis at three quarters."""
+    began = time.perf_counter()
+    for quarter in (1, 2):
+        await asyncio.sleep(began + quarter * seconds / 4 - time.perf_counter())
+        for replica in replicas:
+            await asyncio.to_thread(replica.stop)
+            await asyncio.to_thread(replica.start)
+            await asyncio.sleep(2 * POLL_SECONDS)  # the balancer knows it again
+    await asyncio.sleep(began + 3 * seconds / 4 - time.perf_counter())
+    redis.stop(signal.SIGKILL)
+    await asyncio.sleep(REDIS_AWAY_SECONDS)
+    redis.start()
+
+
+@contextlib.contextmanager
+def slow_callers(ports: Sequence[int]) -> Iterator[None]:
+    context = multiprocessing.get_context("spawn")
+    all_there = context.Event()  # for as long as the process lives
+    slow = context.Process(target=be_many, args=(ports, SLOW_CONNECTIONS, all_there), daemon=True)
+    slow.start()
+    try:
+        yield
+    finally:
+        slow.terminate()
+        slow.join()
+
+
+async def count_lost(replicas: Sequence[ServiceProcess], ids: Sequence[str]) -> int:
+    """Count the notes that the store does not have, or that one of the indexes does not find."""
+    missing: set[str] = set()
+
+    async def check(port: int, share: Sequence[str]) -> None:
+        (connection,) = await connect(port, 1)
+        for note_id in share:
+            for path in (f"/notes/{note_id}", f"/notes/{note_id}/similar?k=1"):
+                answer = await connection.exchange(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+                if not answer.startswith(b"HTTP/1.1 200"):
+                    missing.add(note_id)
+
+    ports = [replica.port for replica in replicas]
+    await asyncio.gather(*(check(port, ids[i::CHECKS_AT_ONCE]) for port in ports for i in range(CHECKS_AT_ONCE)))
+    return len(missing)
+
+
+def open_files(replicas: Sequence[ServiceProcess]) -> int:
+    return sum(len(list(Path(f"/proc/{replica.pid}/fd").iterdir())) for replica in replicas)
+
+
+def resident(replicas: Sequence[ServiceProcess]) -> int:
+    return sum(replica.resident_mib() for replica in replicas)
+
+
+def printed_secrets(folder: Path) -> int:
+    """Count the lines of all logs that have the password or a note's text."""
+    lines = (line for path in folder.rglob("*.log") for line in path.read_bytes().splitlines())
+    return sum(MARK.encode() in line or PASSWORD.encode() in line for line in lines)
+
+
+def rows(figures: Figures, secrets: int) -> list[Row]:
+    statuses = Counter(post.status for post in figures.posted)
+    goodput = figures.stored / figures.seconds
+    share = goodput / figures.possible
+    refused = ", ".join(f"{statuses[status]} x {status}" for status in sorted(statuses) if status not in (0, 201))
+    idle, busy = (percentile_ms(seconds, 99) for seconds in (figures.idle_reads, figures.reads.seconds))
+    return [
+        row(
+            f"goodput of two replicas at {FACTOR} times what is possible, everything at once",
+            round(goodput, 1), "notes/s", against=f"{100 * share:.0f}% of the {figures.possible:.1f} possible",
+            spread=f"{figures.seconds:g} s; {figures.stored} stored, {refused}, {statuses[0]} callers left",
+            target=f">= {100 * MIN_GOODPUT:.0f}%", met=share >= MIN_GOODPUT,
+        ),
+        row("acknowledged notes lost", figures.lost, "", against=f"{figures.stored} looked for in store and indexes",
+            target="0", met=figures.lost == 0),
+        row("log lines with the password or a note's text", secrets, "", target="0", met=secrets == 0),
+        row("reads meanwhile, p99", round(busy, 1), "ms", against=f"idle: {idle:.1f} ms",
+            spread=f"p50 / p95 / p99: {percentiles_text(figures.reads.seconds, 1)}; {figures.reads.failed} of "
+            f"{figures.reads.failed + len(figures.reads.seconds)} failed"),
+        row("open files of both replicas afterwards", figures.files[1], "", against=f"before: {figures.files[0]}"),
+        row("memory of both replicas afterwards", figures.memory[1], "MiB", against=f"before: {figures.memory[0]} MiB",
+            spread="resident; restarted twice meanwhile"),
+    ]  # fmt: skip
+
+
+def main(seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="nl-") as name:
+        folder = Path(name)
+        redis = RedisProcess(folder)
+        cores = sorted(os.sched_getaffinity(0))
+        redis.start()
+        replicas = []
+        for number in range(2):
+            (folder / str(number)).mkdir()
+            replica = ServiceProcess(folder / str(number), cores[number::2])
+            replica.environment |= {"NOTELLM_REDIS_URL": redis.url, "NOTELLM_DRAIN_SECONDS": str(DRAIN_SECONDS)}
+            replicas.append(replica)
+        try:
+            for replica in replicas:
+                replica.start()
+            figures = asyncio.run(measure(replicas, redis, seconds))
+        finally:
+            for replica in replicas:
+                replica.stop()
+            redis.stop(signal.SIGTERM)
+        secrets = printed_secrets(folder)
+    write("replicas", rows(figures, secrets))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS)

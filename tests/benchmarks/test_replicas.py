@@ -1,0 +1,21 @@
+"""What the benchmark of two replicas looks for afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.harness.service_process import ServiceProcess
+from benchmarks.speed.replicas import MARK, PASSWORD, Balancer, marked_texts, printed_secrets
+
+
+def test_lines_with_a_secret_are_counted_in_all_logs(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "serve.log").write_text(f"well\n{next(marked_texts())}\nredis://:{PASSWORD}@host\n")
+    (tmp_path / "redis.log").write_text(f"well\n{MARK}\n")
+    assert printed_secrets(tmp_path) == 3
+
+
+def test_balancer_chooses_among_replicas(tmp_path: Path) -> None:
+    replicas = [ServiceProcess(tmp_path), ServiceProcess(tmp_path)]
+    balancer = Balancer(replicas)
+    assert {balancer.choose_port() for _ in range(100)} == {replica.port for replica in replicas}
