@@ -33,6 +33,8 @@ class NoteLLMConfig:
     `adapter`: whether the checkpoint holds a LoRA adapter, which is merged into the backbone when it is loaded.
     `generation_adapter`: whether it holds a second LoRA adapter, which is active after the read-out position alone
     (docs/decisions/0019-activated-adapter.md). It needs a prompt version whose tasks follow the note.
+    `generation_trunk`: digest of the trunk that it was trained on (`CheckpointFiles.trunk_digest`), "" where that was
+    not recorded. Any other trunk is refused: what the adapter wrote for it would be noise.
     `prompt_version`: a key of `prompt.TEMPLATES`.
     `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
     `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
@@ -53,6 +55,7 @@ class NoteLLMConfig:
     dimension: int | None = None
     adapter: bool = False
     generation_adapter: bool = False
+    generation_trunk: str = ""
     prompt_version: str = DEFAULT_PROMPT
     max_title_tokens: int = 32
     max_hashtag_tokens: int = 40
@@ -68,7 +71,7 @@ class NoteLLMConfig:
     def __post_init__(self) -> None:
         bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens, self.max_content_windows)
         names = (*self.categories, *self.trained_categories, *self.scripts)
-        texts = (self.name, self.licence, self.backbone, self.prompt_version, *names)
+        texts = (self.name, self.licence, self.backbone, self.prompt_version, self.generation_trunk, *names)
         if not all(isinstance(text, str) for text in texts):
             raise CheckpointError("name, licence, backbone, prompt_version, categories and scripts must be text")
         if not all(type(flag) is bool for flag in (self.adapter, self.generation_adapter)):

@@ -192,7 +192,7 @@ class NoteLLM(nn.Module):
             head["projection"] = self.projection.weight.detach()
         save_file(head, folder / HEAD_FILE)
         config = self.config if adapter is not None else replace(self.config, backbone=BACKBONE_FOLDER)
-        replace(config, generation_adapter=False).save(folder)
+        replace(config, generation_adapter=False, generation_trunk="").save(folder)
 
     @classmethod
     def load(
@@ -244,12 +244,13 @@ class NoteLLM(nn.Module):
         self.tau.data.copy_(tau)
 
 
-def save_generation_adapter(adapter: PeftModel, checkpoint: Path) -> None:
-    """Write `adapter` into generation/ of a checkpoint, and say so in its configuration. It was added to the loaded
-    model of that checkpoint, by `add_adapter`, and trained on the tokens after the read-out position alone."""
-    config = NoteLLMConfig.load(checkpoint)
-    _save_adapter(adapter, checkpoint / GENERATION_FOLDER, config.backbone)
-    replace(config, generation_adapter=True).save(checkpoint)
+def save_generation_adapter(adapter: PeftModel, checkpoint: Path, cache: Path) -> None:
+    """Write `adapter` into generation/ of a checkpoint, and say so in its configuration, with the digest of its trunk.
+    It was added to the loaded model of that checkpoint, by `add_adapter`, and trained on the tokens after the read-out
+    position alone."""
+    files = CheckpointFiles.of(str(checkpoint), cache)
+    _save_adapter(adapter, checkpoint / GENERATION_FOLDER, files.config.backbone)
+    replace(files.config, generation_adapter=True, generation_trunk=files.trunk_digest()).save(checkpoint)
 
 
 def _save_adapter(adapter: PeftModel, folder: Path, backbone: str, state: dict[str, Tensor] | None = None) -> None:

@@ -81,13 +81,26 @@ class CheckpointFiles:
         return cls(config, weights, adapter, head, generation)
 
     def digest(self) -> str:
-        """Return a digest of all weights that shape a vector, for `space_of`. The generation adapter does not."""
+        """Return a digest of all weights that shape a vector, for `space_of`. The generation adapter does not.
+
+        Raises CheckpointError for a generation adapter that was trained on another trunk.
+        """
+        if self.generation and self.config.generation_trunk not in ("", self.trunk_digest()):
+            raise CheckpointError(
+                f"{self.generation} was trained on another trunk than this checkpoint has; train it again "
+                f"(docs/guides/writing.md), or set generation_adapter to false in {CONFIG_FILE}"
+            )
         digests = [folder_digest(self.weights)]
         if self.adapter:
             digests.append(folder_digest(self.adapter))
         if self.head:
             digests.append(file_digest(self.head))
         return "+".join(digests)
+
+    def trunk_digest(self) -> str:
+        """Return a digest of the weights that make the hidden states of a note: of the adapter alone where there is one,
+        since the packaged backbone is converted on each machine."""
+        return folder_digest(self.adapter or self.weights)
 
 
 def _require(path: Path, part: str) -> None:

@@ -127,6 +127,7 @@ class GenerationTrainer:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.folder = folder
+        self.cache = cache
         self.pause_file = pause_file
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
@@ -250,7 +251,7 @@ class GenerationTrainer:
         names |= set(config.trained_categories)
         replace(config, trained_categories=tuple(sorted(names)), min_hashtag_score=MIN_HASHTAG_SCORE).save(target)
         with self.master_weights.averaged():
-            save_generation_adapter(self.adapter, target)
+            save_generation_adapter(self.adapter, target, self.cache)
         adapter = target / GENERATION_FOLDER / ADAPTER_FILE
         weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(adapter).items()}
         save_file(weights, adapter, metadata={"format": "pt"})

@@ -59,7 +59,7 @@ def add_random_generation_adapter(checkpoint: Path, rank: int = 4) -> None:
     for name, parameter in adapter.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.1)
-    save_generation_adapter(adapter, checkpoint)
+    save_generation_adapter(adapter, checkpoint, cache=checkpoint)
 
 
 def with_random_decoder(engine: Engine) -> Engine:

@@ -148,6 +148,16 @@ def test_generation_adapter_of_another_shape_is_refused(
         load_model(folder)
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_generation_adapter_of_another_trunk_is_refused(
+    runtime: str, activated_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(activated_checkpoint, tmp_path / "copy"))
+    replace(NoteLLMConfig.load(folder), generation_trunk="0" * 64).save(folder)
+    with pytest.raises(CheckpointError, match="was trained on another trunk"):
+        load(str(folder), tmp_path, runtime=runtime)
+
+
 def test_prompt_with_the_task_first_has_no_generation_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(activated_checkpoint, tmp_path / "copy"))
     replace(NoteLLMConfig.load(folder), prompt_version="task-first/1").save(folder)
