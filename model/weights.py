@@ -98,8 +98,8 @@ class CheckpointFiles:
         return "+".join(digests)
 
     def trunk_digest(self) -> str:
-        """Return a digest of the weights that make the hidden states of a note: of the adapter alone where there is one,
-        since the packaged backbone is converted on each machine."""
+        """Return a digest of the weights that make hidden states: of the adapter alone where there is one, since the
+        packaged backbone is converted on each machine."""
         return folder_digest(self.adapter or self.weights)
 
 
