@@ -111,6 +111,8 @@ class Authenticator:
             if self._reading and not self._hangs:
                 await asyncio.wait({self._reading}, timeout=WAIT_SECONDS)
                 self._hangs = not self._reading.done()
+        if self._table is None and self._reading and not self._reading.done():
+            raise Starting("the API keys are being read")
         if self._table is None or (self._table.keys and now - self._read_at > STALE_SECONDS):
             raise StoreUnavailable("the API keys cannot be read")
         return self._table
@@ -118,8 +120,8 @@ class Authenticator:
     def _read(self) -> asyncio.Task[None]:
         """Begin to read the keys, unless that is going on. Raises Starting."""
         if self._reading is None or self._reading.done():
-            self._tried_at = self._now()
-            self._reading = asyncio.create_task(self._load(self.store, self._tried_at), name="read-keys")
+            store, self._tried_at = self.store, self._now()
+            self._reading = asyncio.create_task(self._load(store, self._tried_at), name="read-keys")
         return self._reading
 
     async def _load(self, store: KeyStore, started: float) -> None:
