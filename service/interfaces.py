@@ -198,7 +198,8 @@ class KeyStore(Protocol):
 
     async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
         """Exchange what is kept of a key, and record the act, in one atomic step, durably. None stands for no key.
-        False, and nothing is done, where it is not `old` any more. Raises TooManyApiKeys."""
+        False, and nothing is done, where it is not `old` any more. Raises TooManyApiKeys; and Unauthenticated where
+        the key of whoever acts is no longer there."""
 
     async def record(self, act: Act) -> None:
         """Record an act that changes no key. The oldest acts are forgotten where there are too many."""

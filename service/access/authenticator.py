@@ -13,12 +13,10 @@ from collections.abc import Callable
 from hmac import compare_digest
 
 from service.access.api_key import ApiKey, KeyTable, digest_of, parse_token
-from service.access.principal import ANONYMOUS, DEFAULT_TENANT, Principal, Scope
+from service.access.principal import ANONYMOUS, BOOTSTRAP, Principal
 from service.errors import Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock, KeyStore
 
-BOOTSTRAP = Principal("bootstrap", DEFAULT_TENANT, frozenset(Scope))
-"""Who has the bootstrap key. No other key has a prefix of this length."""
 CACHE_SECONDS = 2.0
 """How long a change of the keys may take to reach a replica."""
 RETRY_SECONDS = 0.1
@@ -90,11 +88,27 @@ class Authenticator:
         prefix, digest = parsed
         key = table.keys.get(prefix) or (await self._current(RETRY_SECONDS)).keys.get(prefix)
         if key is None or not key.accepts(digest, self.clock()):
-            raise Unauthenticated("unknown_key", "There is no such API key, or it was revoked or replaced.")
-        if key.expired(self.clock()):
-            raise Unauthenticated("expired_key", "This API key has expired; whoever manages keys can prolong it.")
+            raise _unknown_key()
+        self._refuse_expired(key)
         self._note_use(key)
         return key.principal
+
+    async def check_again(self, principal: Principal, *, anew: bool = False) -> None:
+        """Raise Unauthenticated where the key of a request that was let in opens nothing any more. `anew`: the keys are
+        read again for it, else they may be CACHE_SECONDS old. A request may take long: its body comes as slowly as the
+        caller likes."""
+        if principal in (ANONYMOUS, BOOTSTRAP):
+            return
+        if anew:
+            await self.refresh()
+        key = (await self._current(CACHE_SECONDS)).keys.get(principal.key or "")
+        if key is None:
+            raise _unknown_key()
+        self._refuse_expired(key)
+
+    def _refuse_expired(self, key: ApiKey) -> None:
+        if key.expired(self.clock()):
+            raise Unauthenticated("expired_key", "This API key has expired; whoever manages keys can prolong it.")
 
     async def refresh(self) -> None:
         """Read the keys anew, after a change. While the store is away they are read later."""
@@ -145,3 +159,7 @@ class Authenticator:
         self._recording = None
         if self._used:
             self._read()
+
+
+def _unknown_key() -> Unauthenticated:
+    return Unauthenticated("unknown_key", "There is no such API key, or it was revoked or replaced.")

@@ -39,6 +39,14 @@ class Gate:
             self._refused.labels(error.reason).inc()
             raise
 
+    async def check_again(self, principal: Principal, *, anew: bool = False) -> None:
+        """Raise what Authenticator.check_again raises."""
+        try:
+            await self._authenticator.check_again(principal, anew=anew)
+        except Unauthenticated as error:
+            self._refused.labels(error.reason).inc()
+            raise
+
     async def recognise(self, authorization: str | None) -> Principal | None:
         """Return who sends this Authorization header; None for somebody without a valid key, who is not refused here,
         and where the keys are not known."""

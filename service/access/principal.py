@@ -55,5 +55,7 @@ class Principal:
     quota: Quota = UNLIMITED
 
 
+BOOTSTRAP = Principal("bootstrap", DEFAULT_TENANT, frozenset(Scope))
+"""Who has the bootstrap key, which is in no store. No other key has a prefix of this length."""
 ANONYMOUS = Principal(None, DEFAULT_TENANT, frozenset(Scope))
 """Every caller of a service that has no keys."""

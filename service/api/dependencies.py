@@ -49,9 +49,13 @@ async def get_tenants(request: Request) -> Tenants:
 
 
 async def get_service(request: Request) -> Service:
-    """Return the running service as the caller's tenant has it. Raises Starting, and what Tenants.get raises."""
-    tenants = await get_tenants(request)
-    service = await tenants.get((await get_principal(request)).tenant)
+    """Return the running service as the caller's tenant has it. Raises Starting, and what Tenants.get raises; and
+    Unauthenticated for a key that was revoked since the request was let in, which must not make a tenant anew that was
+    removed with its keys."""
+    tenants, principal = await get_tenants(request), await get_principal(request)
+    if tenants.find(principal.tenant) is None:
+        await cast(Gate, request.app.state.gate).check_again(principal, anew=True)
+    service = await tenants.get(principal.tenant)
     request.state.tenant = service.tenant
     bind_contextvars(tenant=service.tenant)
     return service

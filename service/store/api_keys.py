@@ -17,8 +17,8 @@ import orjson
 import structlog
 
 from service.access.api_key import MAX_KEYS, Act, ApiKey, KeyTable, OldSecret
-from service.access.principal import Quota, Scope
-from service.errors import TooManyApiKeys
+from service.access.principal import ANONYMOUS, BOOTSTRAP, Quota, Scope
+from service.errors import TooManyApiKeys, Unauthenticated
 from service.records import ORIGIN, position_key
 from service.store.connection import Command, Connection
 
@@ -32,8 +32,9 @@ MAX_ACTS = 10_000
 log = structlog.get_logger(__name__)
 
 # KEYS keys, version, used, audit; ARGV prefix, old document or "", new document or "", new version, act, bounds on keys
-# and acts.
+# and acts, prefix of the actor's key or "".
 REPLACE = """
+if ARGV[8] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[8]) == 0 then return 'revoked' end
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 'changed' end
 if ARGV[2] == '' and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then return 'full' end
 redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[7], '*', 'act', ARGV[5])
@@ -68,10 +69,13 @@ class RedisKeyStore:
         return KeyTable((version or b"").decode(), {key.prefix: key for key in keys if key})
 
     async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
-        arguments = (prefix, _encode(old), _encode(new), uuid4().hex, _encode_act(act), MAX_KEYS, MAX_ACTS)
+        actor = "" if act.key in (ANONYMOUS.key, BOOTSTRAP.key) else act.key
+        arguments = (prefix, _encode(old), _encode(new), uuid4().hex, _encode_act(act), MAX_KEYS, MAX_ACTS, actor)
         (answer,) = await self._connection.write([Command(REPLACE, (KEYS, VERSION, USED, AUDIT), arguments)])
         if answer == b"full":
             raise TooManyApiKeys(MAX_KEYS)
+        if answer == b"revoked":
+            raise Unauthenticated("unknown_key", "Your API key was revoked while this request was under way.")
         return bool(answer == b"done")
 
     async def record(self, act: Act) -> None:

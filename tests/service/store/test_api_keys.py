@@ -10,7 +10,7 @@ import redis
 
 from service.access.api_key import Act, ApiKey, OldSecret
 from service.access.principal import Quota, Scope
-from service.errors import StoreUnavailable, TooManyApiKeys
+from service.errors import StoreUnavailable, TooManyApiKeys, Unauthenticated
 from service.store.api_keys import RedisKeyStore
 from service.store.connection import Connection
 from tests.service.conftest import Server
@@ -63,6 +63,18 @@ async def test_key_that_was_changed_meanwhile_is_not_replaced(keys: RedisKeyStor
     assert await keys.replace(KEY.prefix, renamed, None, ACT)
     assert (await keys.load(None, {})).keys == {}
     assert len(await keys.acts(10)) == 3
+
+
+async def test_revoked_key_changes_no_key(keys: RedisKeyStore) -> None:
+    by_key = dataclasses.replace(ACT, key=KEY.prefix)
+    other = dataclasses.replace(KEY, prefix="zyxwvutsrq")
+    with pytest.raises(Unauthenticated):
+        await keys.replace(other.prefix, None, other, by_key)
+    assert await keys.replace(KEY.prefix, None, KEY, ACT)
+    assert await keys.replace(other.prefix, None, other, by_key)
+    assert await keys.replace(KEY.prefix, KEY, None, by_key), "a key may revoke itself"
+    with pytest.raises(Unauthenticated):
+        await keys.replace(other.prefix, other, None, by_key)
 
 
 async def test_last_use_is_kept_and_goes_with_the_key(keys: RedisKeyStore, admin: redis.Redis) -> None:

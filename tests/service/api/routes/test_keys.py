@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -283,3 +284,35 @@ def test_key_of_a_tenant_sees_its_tenant_alone(root: httpx2.Client, closed_url: 
         assert theirs.post("/similar", json=note).json()["items"] == []
         assert [item["id"] for item in ours.post("/similar", json=note).json()["items"]] == ["secret-plan"]
     assert root.get("/notes/secret-plan").status_code == 404
+
+
+def begin_slowly(url: str, key: str, method: str, path: str, size: int) -> socket.socket:
+    """Send all of a request but its body, once the service has let it in; the answer's line 100 says so."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {size}\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+    return connection
+
+
+def test_revoked_key_makes_no_key_by_a_slow_request(root: httpx2.Client, closed_url: str) -> None:
+    thief = create(root, scopes=["keys.manage"])
+    body = json.dumps({"name": "for later", "scopes": ["keys.manage"]}).encode()
+    with begin_slowly(closed_url, thief["key"], "POST", "/keys", len(body)) as connection:
+        assert root.delete(f"/keys/{thief['prefix']}").status_code == 204
+        connection.sendall(body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+    assert "for later" not in [key["name"] for key in listed(root).values()]
+
+
+def test_removed_tenant_is_not_made_anew_by_a_slow_write(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, tenant="slow", scopes=["notes.write"])["key"]
+    with under(closed_url, key) as writer:
+        assert writer.put("/notes/a", json={"title": "a"}).status_code == 201
+    body = b'{"title": "late"}'
+    with begin_slowly(closed_url, key, "PUT", "/notes/b", len(body)) as connection:
+        assert root.delete("/tenants/slow").status_code == 204
+        connection.sendall(body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+    assert "slow" not in [tenant["name"] for tenant in root.get("/tenants").json()["tenants"]]
