@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from service.settings import Settings, describe_errors, describe_unknown
 
@@ -48,5 +49,11 @@ def show(answer: Any, as_json: bool, columns: Sequence[str | Column], rows: Sequ
         return
     table = Table(*columns)
     for row in rows:
-        table.add_row(*("" if cell is None else cell for cell in row))
+        table.add_row(*("" if cell is None else Text(printable(cell)) for cell in row))
     out.print(table)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped: whoever named a key or wrote a note must not steer the
+    terminal. Markup is no danger: it is not read in a Text."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

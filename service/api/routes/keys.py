@@ -27,7 +27,8 @@ from service.api.schemas.keys import (
 
 MAX_ACTS = 1000
 """Bound on the acts of one answer of GET /audit."""
-POSITION = r"^\d{1,15}-\d{1,10}$"
+POSITION = r"^[0-9]{1,15}-[0-9]{1,10}$"
+"""A position that Redis reads: \\d would take digits of every script."""
 router = APIRouter(tags=["keys"], route_class=StrictJsonRoute)
 
 

@@ -218,7 +218,7 @@ def test_request_line_has_tenant_and_prefix(root: httpx2.Client, closed_url: str
     assert (line["tenant"], line["key"]) == ("films", films["prefix"])
 
 
-@pytest.mark.parametrize("before", ["yesterday", "1-", "99999999999999999999-0", "1-1\n"])
+@pytest.mark.parametrize("before", ["yesterday", "1-", "99999999999999999999-0", "1-1\n", "١-١"])
 def test_malformed_position_of_the_audit_is_422(root: httpx2.Client, before: str) -> None:
     assert root.get("/audit", params={"before": before}).status_code == 422
 
