@@ -91,12 +91,19 @@ def open_tracer() -> Tracer | None:
 @dataclass(slots=True)
 class RequestStages:
     """Time and tokens of one request. `seconds`: time of each stage; stages that run side by side all count.
-    `prompt_tokens` and `generated_tokens`: those of the model."""
+    `prompt_tokens` and `generated_tokens`: those of the model. `taken_tokens`: those that are counted already."""
 
     tracer: Tracer | None
     seconds: dict[Stage, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    taken_tokens: int = 0
+
+    def take_tokens(self) -> int:
+        """Return the tokens that were used since the last call."""
+        used = self.prompt_tokens + self.generated_tokens
+        new, self.taken_tokens = used - self.taken_tokens, used
+        return new
 
 
 _request: ContextVar[RequestStages | None] = ContextVar("request_stages", default=None)
@@ -124,6 +131,12 @@ def add_tokens(prompt: int, generated: int) -> None:
     if request := _request.get():
         request.prompt_tokens += prompt
         request.generated_tokens += generated
+
+
+def take_tokens() -> int:
+    """Return the tokens of the current request that were used since the last call."""
+    request = _request.get()
+    return request.take_tokens() if request else 0
 
 
 class stage:

@@ -47,6 +47,13 @@ class Gate:
             self._refused.labels(error.reason).inc()
             raise
 
+    async def go_on(self, principal: Principal, tokens: int) -> None:
+        """Let a long request go on, which has used so many tokens meanwhile. Raises Unauthenticated where its key opens
+        nothing any more, and QuotaExceeded where that has used up its tokens."""
+        await self.check_again(principal)
+        self.meter.charge(principal, tokens)
+        await self.meter.check_tokens(principal)
+
     async def recognise(self, authorization: str | None) -> Principal | None:
         """Return who sends this Authorization header; None for somebody without a valid key, who is not refused here,
         and where the keys are not known."""

@@ -11,8 +11,9 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from service.access.principal import Principal
+from service.access.principal import Principal, Quota
 from service.access.quota import Usage
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.interfaces import QuotaStore
@@ -42,7 +43,22 @@ class Meter:
     async def take(self, principal: Principal) -> Usage | None:
         """Count a request of a key that has a quota; return what it has used, None where the store is away. Raises
         QuotaExceeded."""
-        counting = self._count(principal, requests=1)
+        usage = await self._usage(self._count(principal, requests=1))
+        if usage and not usage.allowed:
+            raise QuotaExceeded(usage.seconds_to_wait(principal.quota), usage.headers(principal.quota))
+        return usage
+
+    async def check_tokens(self, principal: Principal) -> None:
+        """Raise QuotaExceeded where a key has used up its tokens. No request is counted."""
+        quota = Quota(tokens_per_minute=principal.quota.tokens_per_minute)
+        if not quota:
+            return
+        usage = await self._usage(self._count(replace(principal, quota=quota)))
+        if usage and not usage.allowed:
+            raise QuotaExceeded(usage.seconds_to_wait(quota), usage.headers(quota))
+
+    async def _usage(self, counting: asyncio.Task[Usage] | None) -> Usage | None:
+        """Return what a count says; None where nothing is counted, or the store does not answer in time."""
         if counting is None:
             return None
         await asyncio.wait({counting}, timeout=COUNT_SECONDS)
@@ -50,10 +66,7 @@ class Meter:
             self._away_until = self._now() + RETRY_SECONDS
             self._telemetry.uncounted.inc()
             return None
-        usage = counting.result()
-        if not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(principal.quota), usage.headers(principal.quota))
-        return usage
+        return counting.result()
 
     def charge(self, principal: Principal, tokens: int) -> None:
         """Count tokens that a key has used. Nobody waits for it."""

@@ -18,6 +18,7 @@ from fastapi import HTTPException, Request
 from service.access.gate import Gate
 from service.access.principal import ADMIN_SCOPES, Scope
 from service.errors import QuotaExceeded
+from service.tracing import take_tokens
 
 F = TypeVar("F", bound=Callable[..., Any])
 _needed: dict[Callable[..., Any], frozenset[Scope]] = {}
@@ -68,3 +69,8 @@ async def admit(request: Request, scopes: frozenset[Scope]) -> None:
         raise
     if usage:
         state.answer_headers = usage.headers(principal.quota)
+
+
+async def go_on(request: Request) -> None:
+    """Let a request go on that was let in a while ago. Raises what Gate.go_on raises."""
+    await cast(Gate, request.app.state.gate).go_on(request.state.principal, take_tokens())

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from model.note import Note
 from service.adding import Added, Generate
 from service.admission import Urgency
+from service.api.access import go_on
 from service.api.bodies import NDJSON, Turns, media_type
 from service.api.connection import seconds_left
 from service.api.idempotency import IdempotencyKey
@@ -43,7 +44,8 @@ async def add_stream(
     request: Request, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
 ) -> AsyncIterator[bytes]:
     """Add the notes of a stream; yield one result line for each. A failure of the service ends the stream with a
-    rejected line, as does a line that is not the one of its key. The seconds of `urgency` are those of each batch, from
+    rejected line, as do a line that is not the one of its Idempotency-Key, an API key that was revoked, and one that
+    has used up its tokens. The seconds of `urgency` are those of each batch, from
     when its lines are there."""
     model, turns, place = service.recommender.engine.name, Turns(), 0
     async for lines in _line_batches(request, service.settings):
@@ -51,6 +53,7 @@ async def add_stream(
         attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
         place += len(lines)
         try:
+            await go_on(request)
             batch_urgency = replace(urgency, since=time.monotonic())
             added = await _add_when_admitted(batch.notes, service, generate, batch_urgency, batch.attempts(attempts))
         except NoteLLMError as error:

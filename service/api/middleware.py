@@ -109,7 +109,7 @@ class RequestContext:
         telemetry = self._telemetry
         principal: Principal | None = scope["state"].get("principal")  # none where nobody was let in
         if principal:
-            self._meter.charge(principal, stages.prompt_tokens + stages.generated_tokens)
+            self._meter.charge(principal, stages.take_tokens())
         telemetry.http_request.labels(_method(scope), route, status).observe(seconds)
         if tenant := scope["state"].get("tenant"):
             telemetry.tenant_requests.labels(tenant).inc()

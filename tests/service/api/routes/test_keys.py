@@ -316,3 +316,44 @@ def test_removed_tenant_is_not_made_anew_by_a_slow_write(root: httpx2.Client, cl
         connection.sendall(body)
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
     assert "slow" not in [tenant["name"] for tenant in root.get("/tenants").json()["tenants"]]
+
+
+def open_stream(url: str, key: str) -> socket.socket:
+    """Begin a stream of notes."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = f"POST /notes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/x-ndjson\r\n"
+    connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+    return connection
+
+
+def send_line(connection: socket.socket, title: str) -> dict[str, Any]:
+    """Send a note of a stream, and return its result."""
+    line = json.dumps({"title": title}).encode() + b"\n"
+    connection.sendall(b"%x\r\n%s\r\n" % (len(line), line))
+    received = b""
+    while (begin := received.find(b'{"')) < 0 or not received.endswith(b"\n\r\n"):
+        chunk = connection.recv(10_000)
+        assert chunk, received
+        received += chunk
+    result: dict[str, Any] = json.loads(received[begin:].splitlines()[0])
+    return result
+
+
+def test_stream_ends_when_its_key_is_revoked(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, scopes=["notes.write"])
+    with open_stream(closed_url, key["key"]) as stream:
+        assert send_line(stream, "before")["status"] == "created"
+        assert root.delete(f"/keys/{key['prefix']}").status_code == 204
+        assert send_line(stream, "after")["problem"]["status"] == 401
+
+
+def test_stream_ends_when_its_quota_is_used_up(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, scopes=["notes.write"], quota={"tokens_per_minute": 5})["key"]
+    with open_stream(closed_url, key) as stream:
+        results = [send_line(stream, "one two three four five six seven eight")]
+        while len(results) < 20 and results[-1]["status"] == "created":
+            results.append(send_line(stream, "more words for the model to read"))
+        assert results[-1]["problem"]["status"] == 429
+    with under(closed_url, key) as client:
+        assert client.get("/limits").status_code == 429
