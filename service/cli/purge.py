@@ -41,10 +41,13 @@ def purge(
     settings = read_settings()
     server_folders = list(folder or ()) if settings.redis_url else [settings.data_dir, *(folder or ())]
     try:
-        texts = [(str(path), path.read_text().strip()) for path in text or ()]
+        texts = [(str(path), path.read_bytes().decode().strip()) for path in text or ()]
     except (OSError, UnicodeDecodeError) as error:
         complain(f"a text cannot be read: {error}")
         raise typer.Exit(MISUSED) from error
+    if empty := [name for name, content in texts if not content]:
+        complain(f"{empty[0]} is empty: there is no text to look for")
+        raise typer.Exit(MISUSED)
     try:
         with store_url(settings) as url:
             report = purge_all(

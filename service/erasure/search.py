@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -31,9 +32,11 @@ class Needle:
 
     @classmethod
     def of_text(cls, name: str, text: str) -> Needle:
-        """Return the needle for a text: its pieces, as UTF-8 and as JSON in both ways of writing it."""
+        """Return the needle for a text: its pieces, as UTF-8 and as JSON in both ways of writing it, and with the ends
+        of lines of every system: a file may have others than the note had."""
         forms: dict[bytes, None] = {}
-        for form in _forms(text):
+        lines = text.replace("\r\n", "\n")
+        for form in chain.from_iterable(map(_forms, dict.fromkeys((text, lines, lines.replace("\n", "\r\n"))))):
             size = max(MIN_PIECE, -(-len(form) // MAX_PIECES))
             pieces = [form[begin : begin + size] for begin in range(0, len(form), size)]
             if len(pieces) > 1 and len(pieces[-1]) < MIN_PIECE:

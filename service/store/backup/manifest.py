@@ -70,7 +70,7 @@ class Manifest(_Record):
         """Read a manifest. Raises BackupError where it is damaged, or of a newer format."""
         try:
             document = orjson.loads(content)
-            body, digest = document["body"], document["sha256"]
+            body, digest = dict(document["body"]), document["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise BackupError("the manifest of the backup cannot be read: it was cut or changed") from error
         if digest != _digest_of(body):

@@ -8,6 +8,7 @@ the next one.
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from service.store.backup.backup import Progress
-from service.store.backup.contents import notes_of, pages
+from service.store.backup.backup import DATA_SET, Progress
+from service.store.backup.contents import PREFIX, notes_of, pages
 from service.store.backup.copying import copy_all
 from service.store.backup.folder import BackupFolder
 from service.store.backup.manifest import BackupError, Manifest
@@ -30,8 +31,8 @@ DATABASES = 16
 """Databases of a server that does not say how many it has."""
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
-BOOKKEEPING = (b":identity", b":snapshots", b":samples", b":tenants", b":purged", b"}:audit")
-"""Ends of the keys that a service makes in an empty store."""
+BOOKKEEPING = re.compile(PREFIX + b"(identity|snapshots|samples|tenants|purged|audit)")
+"""Keys that a service makes in an empty store. A note may have any of these words at the end of its id."""
 
 
 def restore_backup(address: str, url: str, progress: Progress, *, replace: bool = False) -> Manifest:
@@ -54,12 +55,14 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
 
 def _refuse_unless_empty(store: Any) -> None:
     for keys in pages(store):
-        if any(not key.endswith(BOOKKEEPING) for key in keys):
+        if any(not BOOKKEEPING.fullmatch(key) for key in keys):
             raise BackupError("the store is not empty; --replace throws away what it holds")
 
 
 def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Progress) -> Path:
     """Copy the backup's file here, and check its digest."""
+    if [file.name for file in manifest.files] != [DATA_SET]:
+        raise BackupError(f"the manifest of the backup names other files than {DATA_SET}: it was changed")
     (entry,) = manifest.files
     done = 0
 
@@ -68,8 +71,8 @@ def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Pro
         done += size
         progress("Reading and checking the backup", done, entry.size)
 
-    folder.read_file(entry, target / "data.rdb", count)
-    return target / "data.rdb"
+    folder.read_file(entry, target / DATA_SET, count)
+    return target / DATA_SET
 
 
 def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from service.store.backup.manifest import BackupError
 from service.store.embedded_redis import EmbeddedRedisError, launch_command, socket_path
 
 STOP_SECONDS = 20.0
+DATABASES = 16
+"""Databases of a server by default; one that was set up with more may have data in any of them."""
 
 
 @contextlib.contextmanager
@@ -29,6 +31,7 @@ def loaded(data_set: Path, database: int) -> Iterator[redis.Redis]:
     try:
         command = [
             *launch_command(socket, folder, log),
+            *("--databases", str(max(DATABASES, database + 1))),
             *("--dbfilename", data_set.name, "--save", "", "--appendonly", "no"),
             *("--rdb-version-check", "relaxed"),  # Redis 7.4 and later number their formats for themselves
         ]
@@ -37,7 +40,10 @@ def loaded(data_set: Path, database: int) -> Iterator[redis.Redis]:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         with redis.Redis(unix_socket_path=str(socket), db=database) as client:
-            _wait_until_loaded(client, process, log)
+            try:
+                _wait_until_loaded(client, process, log)
+            except RedisError as error:
+                raise BackupError(f"the data set cannot be read: {error}") from error
             yield client
     finally:
         process.terminate()
@@ -51,7 +57,7 @@ def loaded(data_set: Path, database: int) -> Iterator[redis.Redis]:
 def _wait_until_loaded(client: redis.Redis, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return once the server has read the file, however long that takes. Raises BackupError where it ends instead."""
     while True:
-        with contextlib.suppress(RedisError):
+        with contextlib.suppress(ConnectionError, TimeoutError):  # it is loading, too
             if client.ping():
                 return
         if process.poll() is not None:

@@ -166,3 +166,10 @@ def test_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
 def test_wrong_bootstrap_key_is_refused_without_being_shown(variables: dict[str, str], line: str) -> None:
     result = run("serve", **variables)
     assert (result.exit_code, result.stderr) == (2, f"{line}\n")
+
+
+def test_purge_proves_nothing_about_an_empty_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTELLM_DATA_DIR", str(tmp_path / "d"))
+    (tmp_path / "removed.txt").write_text(" \n")
+    result = CliRunner().invoke(app, ["purge", "--text", str(tmp_path / "removed.txt")])
+    assert (result.exit_code, (tmp_path / "d").exists()) == (2, False)

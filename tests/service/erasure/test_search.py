@@ -23,6 +23,14 @@ def test_text_is_found_however_it_is_written_and_wherever(tmp_path: Path, writte
     assert before <= finding.offset <= before + 1
 
 
+@pytest.mark.parametrize("stored", ["Rest the dough.\r\nThe lemon waits.", "Rest the dough.\nThe lemon waits."])
+@pytest.mark.parametrize("named", ["Rest the dough.\r\nThe lemon waits.", "Rest the dough.\nThe lemon waits."])
+def test_text_is_found_with_ends_of_lines_of_another_system(tmp_path: Path, stored: str, named: str) -> None:
+    for written in (stored, json.dumps(stored)):
+        (tmp_path / "file").write_bytes(written.encode())
+        assert search_folders([tmp_path], [Needle.of_text("text", named)]).findings
+
+
 @pytest.mark.parametrize("length", [70, 1000, 50_000])
 def test_remnant_of_a_text_is_found_wherever_it_begins(tmp_path: Path, length: int) -> None:
     rng = random.Random(length)

@@ -14,6 +14,7 @@ from service.records import Write
 from service.store.backup.backup import DATA_SET, make_backup
 from service.store.backup.manifest import FORMAT, MANIFEST, BackupError, Manifest
 from service.store.backup.restore import ALIVE, MARK, restore_backup
+from service.store.backup.scratch import loaded
 from service.store.clients import client_of
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
@@ -88,6 +89,44 @@ def test_store_with_notes_is_replaced_only_when_told(
     restore(tmp_path / "b", other.url, replace=True)
     assert contents(target) == contents(source)
     assert target.info("keyspace").keys() == {"db0"}
+
+
+@pytest.mark.parametrize("note_id", ["identity", "a:snapshots", "tenants"])
+def test_store_whose_notes_are_named_as_bookkeeping_is_not_empty(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, note_id: str
+) -> None:
+    back_up(embedded.url, tmp_path / "b")
+    target.hset(f"{{notes}}:note:{note_id}", "document", "{}")
+    with pytest.raises(BackupError, match="not empty; --replace"):
+        restore(tmp_path / "b", other.url)
+
+
+@pytest.mark.parametrize("names", [[], [DATA_SET, DATA_SET], ["../../secret"]])
+def test_forged_manifest_reaches_no_other_file(
+    source: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, names: list[str]
+) -> None:
+    manifest = back_up(embedded.url, tmp_path / "b")
+    files = tuple(manifest.files[0].model_copy(update={"name": name}) for name in names)
+    (tmp_path / "b" / MANIFEST).write_bytes(manifest.model_copy(update={"files": files}).encode())
+    with pytest.raises(BackupError, match="names other files"):
+        restore(tmp_path / "b", other.url)
+
+
+@pytest.mark.parametrize("database", [-1, 40])
+def test_forged_number_of_the_database_is_an_error(
+    source: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, database: int
+) -> None:
+    fill(source)
+    manifest = back_up(embedded.url, tmp_path / "b")
+    (tmp_path / "b" / MANIFEST).write_bytes(manifest.model_copy(update={"database": database}).encode())
+    with pytest.raises(BackupError):
+        restore(tmp_path / "b", other.url)
+
+
+def test_data_of_a_server_with_many_databases_are_loaded(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
+    back_up(embedded.url, tmp_path / "b")
+    with loaded(tmp_path / "b" / DATA_SET, 40) as client:
+        assert client.dbsize() == 0
 
 
 @pytest.mark.parametrize("offset", [0, 100, -1])
