@@ -43,7 +43,10 @@ class Process:
         log = (self.folder / "log").open("ab")
         with log:
             self.process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
-        wait_until(self.ready)
+        try:
+            wait_until(self.ready)
+        except AssertionError as error:
+            raise AssertionError(f"it was not ready in time; its log ends with:\n{self.log[-4000:]}") from error
 
     def ready(self) -> bool:
         assert self.process is not None
