@@ -25,7 +25,7 @@ from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
 from service.interfaces import Engine, TokenizedRequest
 from service.lane_queue import LaneQueue
 from service.telemetry import Telemetry
-from service.tracing import add_stage, add_tokens
+from service.tracing import RequestStages, add_stage, current_request
 
 MAX_BULK_WAIT = 5.0
 """Seconds after which one bulk note has a place in the engine, however many interactive ones wait: an ingest becomes
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 class QueuedNote:
     """A note in the queue or in the engine. `since`: when it was queued. `began`, `prefilled` and `ended`: when the
     engine began with it, had its first token or its end, and ended. `seconds`: its share of the engine's time. A caller
-    that leaves cancels `answer`; then the note is dropped."""
+    that leaves cancels `answer`; then the note is dropped. `stages`: of the request that is charged for its tokens."""
 
     tokenized: TokenizedRequest
     request: GenerationRequest
@@ -47,10 +47,16 @@ class QueuedNote:
     admission: Admission
     answer: asyncio.Future[GenerationOutput]
     since: float
+    stages: RequestStages | None
     began: float = math.inf
     prefilled: float = math.inf
     ended: float = math.inf
     seconds: float = 0.0
+
+    def charge(self, prompt: int, generated: int = 0) -> None:
+        """Add tokens to what the request has used."""
+        if self.stages:
+            self.stages.add_tokens(prompt, generated)
 
 
 class Batcher:
@@ -177,23 +183,18 @@ class Batcher:
         if self._stopping:
             raise Stopping
         queued = [
-            QueuedNote(tokens, request, urgency, admission, loop.create_future(), self._now())
+            QueuedNote(tokens, request, urgency, admission, loop.create_future(), self._now(), current_request())
             for tokens, (_, request) in zip(tokenized, notes, strict=True)
         ]
         self._lanes[urgency.lane].extend(queued)
         self._telemetry.queue_depth.labels(urgency.lane).set(len(self._lanes[urgency.lane]))
         self._arrived.set()
         try:
-            outputs = [await note.answer for note in queued]
+            return [await note.answer for note in queued]
         finally:
             for note in queued:
                 note.answer.cancel()
             _add_stages(queued, self._now())
-        add_tokens(
-            sum(output.usage.prompt_tokens for output in outputs),
-            sum(output.usage.generated_tokens for output in outputs),
-        )
-        return outputs
 
     @contextlib.contextmanager
     def admit(
@@ -284,6 +285,7 @@ class Batcher:
         started = self._step_since = self._now()
         for note in new_notes:
             note.began = started
+            note.charge(note.tokenized.tokens)  # now: a caller that leaves meanwhile has used them too
         try:
             ended, postponed = await asyncio.get_running_loop().run_in_executor(
                 self._engine_thread, self._advance, new_notes
@@ -299,6 +301,7 @@ class Batcher:
         for note in reversed(postponed):
             note.admission.left += 1
             note.began = math.inf
+            note.charge(-note.tokenized.tokens)
             self._lanes[note.urgency.lane].put_back(note)
         self._share_out(seconds, [note for note, _ in ended])
         self._observe([output for _, output in ended], seconds)
@@ -309,6 +312,7 @@ class Batcher:
             self._telemetry.queue_wait.labels(note.urgency.lane).observe(started - note.since)
         for note, output in ended:
             note.ended = started + seconds
+            note.charge(output.usage.prompt_tokens - note.tokenized.tokens, output.usage.generated_tokens)
             first_token = output.first_token_seconds
             note.prefilled = note.ended if first_token is None else note.began + first_token
             if not note.answer.done():

@@ -99,6 +99,11 @@ class RequestStages:
     generated_tokens: int = 0
     taken_tokens: int = 0
 
+    def add_tokens(self, prompt: int, generated: int) -> None:
+        """Add tokens that the model read and wrote for the request."""
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+
     def take_tokens(self) -> int:
         """Return the tokens that were used since the last call."""
         used = self.prompt_tokens + self.generated_tokens
@@ -126,11 +131,9 @@ def add_stage(
             request.tracer.add(f"{stage} {operation}", began, ended, failed, attributes)
 
 
-def add_tokens(prompt: int, generated: int) -> None:
-    """Add tokens that the model read and wrote for the current request."""
-    if request := _request.get():
-        request.prompt_tokens += prompt
-        request.generated_tokens += generated
+def current_request() -> RequestStages | None:
+    """Return what is measured of the current request; None outside of one."""
+    return _request.get()
 
 
 def take_tokens() -> int:

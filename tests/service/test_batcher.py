@@ -14,6 +14,7 @@ from service.admission import PATIENT, Admission, EngineSeconds, Lane, Urgency
 from service.batcher import Batcher
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
+from service.tracing import begin_request
 from tests.service.conftest import WordEngine, batching, eventually, note_vector
 
 pytestmark = pytest.mark.anyio
@@ -216,6 +217,20 @@ async def test_a_caller_that_leaves_a_running_batch_harms_nobody_in_it(engine: W
         await eventually(lambda: len(engine.batches) == 2)
         left.cancel()
         np.testing.assert_array_equal((await stays)[0].vector, note_vector(note("stays")))
+
+
+async def test_tokens_of_a_caller_that_leaves_are_counted(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        stages = begin_request(None)
+        plugged = await plug(engine, batcher)
+        waits = await queue(batcher, note("waits", 7))
+        for task in (plugged, waits):
+            task.cancel()
+            await asyncio.wait({task})
+        assert stages.take_tokens() == 1, "those of the note that had begun"
+        engine.gate.set()
+        await batcher.generate(note("next", 5))
+        assert stages.take_tokens() == 5
 
 
 async def test_engine_failure_answers_every_waiter_and_the_next_works(engine: WordEngine) -> None:
