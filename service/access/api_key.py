@@ -64,10 +64,17 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyTable:
-    """All keys by prefix, as they were at `version`: a name that changes with each change of a key."""
+    """All keys by prefix, as they were at `version`: a name that changes with each change of a key. `unreadable` counts
+    those that this version cannot read."""
 
     version: str
     keys: Mapping[str, ApiKey]
+    unreadable: int = 0
+
+    @property
+    def closes(self) -> bool:
+        """Whether there is any key, so that each request needs one: also one that cannot be read closes a service."""
+        return bool(self.keys or self.unreadable)
 
 
 @dataclass(frozen=True, slots=True)

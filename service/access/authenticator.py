@@ -80,7 +80,7 @@ class Authenticator:
         parsed = parse_token(token)
         table = await self._current(CACHE_SECONDS)
         if parsed is None:
-            if not (self._bootstrap or table.keys):
+            if not (self._bootstrap or table.closes):
                 return ANONYMOUS
             if authorization is None:
                 raise Unauthenticated("no_key", "This service needs an API key.")
@@ -127,7 +127,7 @@ class Authenticator:
                 self._hangs = not self._reading.done()
         if self._table is None and self._reading and not self._reading.done():
             raise Starting("the API keys are being read")
-        if self._table is None or (self._table.keys and now - self._read_at > STALE_SECONDS):
+        if self._table is None or (self._table.closes and now - self._read_at > STALE_SECONDS):
             raise StoreUnavailable("the API keys cannot be read")
         return self._table
 

@@ -59,6 +59,8 @@ class Manager:
         if by.key is None and Scope.KEYS_MANAGE not in key.scopes:
             detail = f"must hold {Scope.KEYS_MANAGE}: the first key closes this service, and nobody could make another"
             raise InvalidInput([FieldError("/scopes", detail)])
+        if by.key is None and key.expired(self._clock()):
+            raise InvalidInput([FieldError("/expires_at", "is over, and the first key closes this service")])
         details: dict[str, object] = {
             "name": name,
             "tenant": tenant,

@@ -65,8 +65,9 @@ class RedisKeyStore:
                 return known
             pipeline = self._redis.pipeline(transaction=True)
             version, documents, times = await pipeline.get(VERSION).hgetall(KEYS).hgetall(USED).execute()
-        keys = (_decode(prefix, document, times.get(prefix)) for prefix, document in documents.items())
-        return KeyTable((version or b"").decode(), {key.prefix: key for key in keys if key})
+        decoded = (_decode(prefix, document, times.get(prefix)) for prefix, document in documents.items())
+        keys = {key.prefix: key for key in decoded if key}
+        return KeyTable((version or b"").decode(), keys, unreadable=len(documents) - len(keys))
 
     async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
         actor = "" if act.key in (ANONYMOUS.key, BOOTSTRAP.key) else act.key
@@ -127,7 +128,12 @@ def _decode(prefix: bytes, document: bytes, used: bytes | None) -> ApiKey | None
             last_used_at=float(used) if used else None,
         )
     except (ValueError, KeyError, TypeError) as error:
-        log.error("key_unreadable", key=repr(prefix), reason=type(error).__name__, detail="it opens nothing")
+        log.error(
+            "key_unreadable",
+            key=repr(prefix),
+            reason=type(error).__name__,
+            detail="it opens nothing, and keeps the service closed",
+        )
         return None
 
 

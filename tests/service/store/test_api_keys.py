@@ -9,8 +9,10 @@ import pytest
 import redis
 
 from service.access.api_key import Act, ApiKey, OldSecret
+from service.access.authenticator import Authenticator
 from service.access.principal import Quota, Scope
 from service.errors import StoreUnavailable, TooManyApiKeys, Unauthenticated
+from service.interfaces import Clock
 from service.store.api_keys import RedisKeyStore
 from service.store.connection import Connection
 from tests.service.conftest import Server
@@ -83,6 +85,18 @@ async def test_last_use_is_kept_and_goes_with_the_key(keys: RedisKeyStore, admin
     assert (await keys.load(None, {})).keys[KEY.prefix].last_used_at == 1234.5
     await keys.replace(KEY.prefix, KEY, None, ACT)
     assert admin.hlen("{access}:used") == 0
+
+
+@pytest.mark.parametrize("document", ["{}", "[]", "not JSON", '{"scopes": ["of a later version"]}'])
+async def test_key_that_cannot_be_read_closes_all_the_same(
+    keys: RedisKeyStore, admin: redis.Redis, clock: Clock, document: str
+) -> None:
+    admin.hset("{access}:keys", KEY.prefix, document)
+    assert (await keys.load(None, {})).keys == {}
+    authenticator = Authenticator(None, clock)
+    authenticator.connect(keys)
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(None)
 
 
 async def test_acts_are_read_newest_first_and_by_pages(keys: RedisKeyStore) -> None:

@@ -173,6 +173,8 @@ def test_first_key_closes_an_open_service(serve: Serve) -> None:
         useless = client.post("/keys", json=READER)
         assert useless.status_code == 422
         assert "keys.manage" in useless.json()["errors"][0]["detail"]
+        over = client.post("/keys", json=READER | {"scopes": ["keys.manage"], "expires_at": "2001-01-01T00:00:00Z"})
+        assert (over.status_code, over.json()["errors"][0]["pointer"]) == (422, "/expires_at")
         first = create(client, scopes=list(Scope))
         assert client.get("/notes/nobody").status_code == 401
         assert status_of(url, first["key"]) == 404
