@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -97,6 +98,7 @@ class Telemetry:
         )
         self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
         self.tenants = Gauge("notellm_tenants", "Tenants that are open", registry=registry)
+        self._open_tenants: set[str] = set()
         self.tenant_vectors = Gauge(
             "notellm_tenant_index_vectors",
             "Rows of a tenant's index that can be found",
@@ -152,8 +154,19 @@ class Telemetry:
         )
         self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
 
+    def add_tenant(self, name: str, vectors: Callable[[], float]) -> None:
+        """Begin the series of a tenant, which has so many rows in its index."""
+        self._open_tenants.add(name)
+        self.tenant_vectors.labels(name).set_function(vectors)
+
+    def count_tenant_request(self, name: str) -> None:
+        """Count a request that came to a tenant, if it is still open: a series that begins anew would stay for ever."""
+        if name in self._open_tenants:
+            self.tenant_requests.labels(name).inc()
+
     def forget_tenant(self, name: str) -> None:
         """Drop the series of a tenant that is no longer open."""
+        self._open_tenants.discard(name)
         for metric in (self.tenant_vectors, self.tenant_requests):
             with suppress(KeyError):
                 metric.remove(name)

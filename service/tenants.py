@@ -172,7 +172,7 @@ class Tenants:
         try:
             async with self._open_tenant(tenant.name, tenant.identity) as service:
                 tenant.service = service
-                self._telemetry.tenant_vectors.labels(tenant.name).set_function(lambda: service.index.status().vectors)
+                self._telemetry.add_tenant(tenant.name, lambda: service.index.status().vectors)
                 try:
                     await service.index.start()
                     tenant.opened.set_result(service)

@@ -97,11 +97,11 @@ class Authenticator:
         """Raise Unauthenticated where the key of a request that was let in opens nothing any more. `anew`: the keys are
         read again for it, else they may be CACHE_SECONDS old. A request may take long: its body comes as slowly as the
         caller likes."""
-        if principal in (ANONYMOUS, BOOTSTRAP):
+        if principal.key is None or principal.key == BOOTSTRAP.key:
             return
         if anew:
             await self.refresh()
-        key = (await self._current(CACHE_SECONDS)).keys.get(principal.key or "")
+        key = (await self._current(CACHE_SECONDS)).keys.get(principal.key)
         if key is None:
             raise _unknown_key()
         self._refuse_expired(key)

@@ -112,7 +112,7 @@ class RequestContext:
             self._meter.charge(principal, stages.take_tokens())
         telemetry.http_request.labels(_method(scope), route, status).observe(seconds)
         if tenant := scope["state"].get("tenant"):
-            telemetry.tenant_requests.labels(tenant).inc()
+            telemetry.count_tenant_request(tenant)
         if status in REJECTIONS:
             telemetry.rejected.labels(scope["state"].get("rejected_for", str(status))).inc()
         if 200 <= status < 400 and seconds < FAST_SECONDS and random.random() >= self._log_sample:
