@@ -181,6 +181,10 @@ class TenantDirectory(Protocol):
         """Return the identity of a tenant's store, durably made where there is none. Raises TooManyTenants, and
         TenantRemoved while the tenant is being removed."""
 
+    async def was_removed(self, name: str) -> bool:
+        """Return whether a tenant that is not known any more was removed in the last day. If not, the store has lost
+        it."""
+
     async def remove(self, name: str) -> None:
         """Remove everything that a tenant's store holds, and go on with a removal that was broken off. From its begin
         on nothing is written to the store. Raises TenantNotFound."""

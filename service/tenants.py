@@ -84,6 +84,8 @@ class Tenants:
         """In the order in which they were opened."""
         self._listed = False
         """Whether the tenants that there were at the start have been seen."""
+        self._lost = ""
+        self._stopped = False
         self._following: asyncio.Task[None] | None = None
 
     async def start(self, lifecycle: Lifecycle) -> None:
@@ -101,8 +103,10 @@ class Tenants:
 
     async def stop(self) -> None:
         """Close all tenants, the last first."""
-        if self._following:
+        self._stopped = True
+        while self._following and not self._following.done():  # the Redis client may swallow a cancellation
             self._following.cancel()
+            await asyncio.wait([self._following], timeout=0.1)
         for tenant in reversed(list(self._tenants.values())):
             await self._close(tenant)
 
@@ -148,6 +152,11 @@ class Tenants:
     def services(self) -> list[Service]:
         """The parts of all tenants, also of those whose index is not built yet."""
         return [tenant.service for tenant in self._tenants.values() if tenant.service]
+
+    @property
+    def lost(self) -> str:
+        """Which acknowledged writes the store has lost, as far as this process can tell; empty for none."""
+        return next((lost for service in self.services if (lost := service.index.status().lost)), self._lost)
 
     @property
     def ready(self) -> bool:
@@ -220,17 +229,31 @@ class Tenants:
 
     async def _follow(self) -> None:
         """Open and close what other replicas made and removed, until cancelled."""
-        while True:
+        while not self._stopped:
             await asyncio.sleep(FOLLOW_SECONDS)
             try:
-                first, open_before = not self._listed, list(self)
-                identities = await self._list()
+                await self._follow_once()
             except StoreUnavailable:
                 continue
-            for tenant in open_before:
-                if tenant.name != DEFAULT_TENANT and identities.get(tenant.name) != tenant.identity:
-                    log.warning("tenant_gone", tenant=tenant.name, detail="it was removed, or the store was emptied")
-                    await self._close(tenant, removed=True)
-            for name, identity in identities.items():
-                if name not in self._tenants:
-                    self._begin(name, identity, known_at_start=first)
+            except Exception:
+                log.exception("tenants_failed", detail="tried again in a second")
+
+    async def _follow_once(self) -> None:
+        first, open_before = not self._listed, list(self)
+        identities = await self._list()
+        for tenant in open_before:
+            if tenant.name != DEFAULT_TENANT and identities.get(tenant.name) != tenant.identity:
+                await self._close_gone(tenant)
+        for name, identity in identities.items():
+            if name not in self._tenants and not self._stopped:
+                self._begin(name, identity, known_at_start=first)
+
+    async def _close_gone(self, tenant: Tenant) -> None:
+        """Close a tenant that the store does not have any more, or has anew."""
+        known = await self._directory.known()
+        if tenant.name not in known and not await self._directory.was_removed(tenant.name):
+            self._lost = "a tenant is gone, and nobody removed it: the store was emptied or exchanged"
+            log.error("store_lost_writes", tenant=tenant.name, detail=self._lost)
+        else:
+            log.info("tenant_gone", tenant=tenant.name, detail="it was removed, or made anew")
+        await self._close(tenant, removed=True)

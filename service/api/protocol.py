@@ -37,6 +37,8 @@ MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_FILES = 256
 """Open files that are left for the store, snapshots and logs where the system bounds them."""
+FILES_OF_TENANT = 2
+"""Open files of a tenant at rest: its connection to the store, and the lock of its snapshots."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
@@ -59,15 +61,15 @@ def http_config(app: Any, shutdown_seconds: int, tls: ssl.SSLContext | None = No
     )
 
 
-def allow_open_files() -> int:
+def allow_open_files(spare: int = SPARE_FILES) -> int:
     """Raise this process's bound on open files as far as it may; return how many connections that leaves room for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = MAX_CONNECTIONS + SPARE_FILES
+    needed = MAX_CONNECTIONS + spare
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
-    room = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - SPARE_FILES)
+    room = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - spare)
     BoundedProtocol.max_connections = max(1, room)
     return BoundedProtocol.max_connections
 

@@ -61,13 +61,13 @@ def serve() -> None:
         complain(str(error))
         raise typer.Exit(MISUSED) from error
     with import_uncollected():
-        from service.api.protocol import allow_open_files, http_config
+        from service.api.protocol import FILES_OF_TENANT, SPARE_FILES, allow_open_files, http_config
         from service.wiring import build_app
 
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
-    allow_open_files()
+    allow_open_files(SPARE_FILES + FILES_OF_TENANT * settings.max_tenants)
     tls = certificate.context if certificate else None
     config = http_config(build_app(settings, lifecycle), settings.shutdown_seconds, tls)
     server = Server(config, lifecycle, settings.drain_seconds, certificate, write_lines)

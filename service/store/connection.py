@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,8 +89,18 @@ class Connection:
         self._waits_for_disk: bool | None = None
         """Whether writes need WAITAOF; None until the server was asked."""
         self._outage = outage or Outage()
+        self._closed = False
+        self._calls = 0
+        """Calls that run."""
+        self._idle = asyncio.Event()
+        """Set where none runs behind `close`."""
 
     async def close(self) -> None:
+        """Refuse further calls, wait for those that run, and close all connections."""
+        self._closed = True
+        if self._calls:  # one that went on behind the close would connect anew
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), self.timeout_seconds)
         self._outage.end(self)
         await self.redis.aclose()
 
@@ -97,6 +108,9 @@ class Connection:
     def call(self, operation: str) -> Iterator[None]:
         """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full. The
         block is a stage of its request."""
+        if self._closed:
+            raise StoreUnavailable("it was closed")
+        self._calls += 1
         try:
             with stage("store", operation):
                 yield
@@ -104,6 +118,10 @@ class Connection:
             self._on_error()
             self._outage.begin(self, str(error) or type(error).__name__)
             raise StoreUnavailable(_reason(error)) from error
+        finally:
+            self._calls -= 1
+            if self._closed and not self._calls:
+                self._idle.set()
         self._outage.end(self)
 
     async def write(self, commands: Sequence[Command]) -> list[Any]:

@@ -1,6 +1,8 @@
 """TenantDirectory on Redis: which tenants there are beside the default one.
 
-    {notes}:tenants  hash  name -> identity of the tenant's store, with REMOVING before it while the tenant is removed
+    {notes}:tenants         hash    name -> identity of the tenant's store, with REMOVING before it while the tenant is
+                                    being removed
+    {notes}:removed:<name>  string  the tenant was removed on purpose; ends by itself
 
 A tenant's identity is also a key of its own (keys.py), made and removed in one step with the entry here: the scripts of
 its writes check it, so that no replica writes to a tenant that was removed, however late it hears of that.
@@ -18,6 +20,9 @@ from service.store.keys import HASH_TAG, Keys
 
 TENANTS = f"{HASH_TAG}tenants"
 REMOVING = "removing:"
+REMOVED = f"{HASH_TAG}removed:"
+REMEMBERED_SECONDS = 86_400
+"""How long it is known that a tenant was removed on purpose: longer than any replica takes to hear of it."""
 SCAN_COUNT = 1000
 """Keys that one SCAN looks at, and so about the most that are removed in one step of the server."""
 FULL = b"full"
@@ -40,8 +45,9 @@ if string.sub(known, 1, #ARGV[2]) ~= ARGV[2] then redis.call('HSET', KEYS[1], AR
 redis.call('DEL', KEYS[2])
 return known
 """
-# KEYS tenants; ARGV name, REMOVING. Not where the tenant was made anew meanwhile.
+# KEYS tenants, removed; ARGV name, REMOVING, seconds. The list keeps a tenant that was made anew meanwhile.
 END_REMOVAL = """
+redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if known and string.sub(known, 1, #ARGV[2]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 return true
@@ -83,5 +89,10 @@ class RedisTenants:
                 redis = self._connection.redis
                 cursor, found = await redis.scan(cursor or 0, match=f"{keys.prefix}*", count=SCAN_COUNT)
                 removed += await redis.unlink(*found) if found else 0
-        await self._connection.write([Command(END_REMOVAL, [TENANTS], (name, REMOVING))])
+        arguments = name, REMOVING, REMEMBERED_SECONDS
+        await self._connection.write([Command(END_REMOVAL, [TENANTS, REMOVED + name], arguments)])
         log.info("tenant_removed", tenant=name, keys=removed)
+
+    async def was_removed(self, name: str) -> bool:
+        with self._connection.call("removed tenant"):
+            return bool(await self._connection.redis.exists(REMOVED + name))

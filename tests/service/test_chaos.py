@@ -32,6 +32,8 @@ from tests.service.process import Process, alive, wait_until
 ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "25"))
 SEED = int(os.environ.get("NOTELLM_CHAOS_SEED", "0"))
 WRITERS, NOTES_EACH = 3, 40
+SCOPES = ["notes.read", "notes.write", "similar", "admin"]
+TENANTS, BOOTSTRAP_KEY = 2, "the-bootstrap-key-of-these-tests"
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn", "bread", "river", "lamp", "winter", "song", "cloud", "garden")
 SERVE = """
 import sys
@@ -85,12 +87,18 @@ class Writer:
     open: dict[str, set[State]] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    key: str = ""
+    """API key of its client; "" for none."""
 
     def work(self, stop: threading.Event) -> None:
-        with httpx2.Client(base_url=self.url, timeout=30) as client:
+        with self.client() as client:
             while not stop.is_set():
                 if not self.step(client):
                     stop.wait(0.05)
+
+    def client(self) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx2.Client(base_url=self.url, timeout=60, headers=headers)
 
     def step(self, client: httpx2.Client) -> bool:
         """Whether it was answered."""
@@ -211,6 +219,44 @@ def test_acknowledged_changes_survive_kills_of_service_and_redis(
     assert done["put"] > ROUNDS
     assert events["snapshot_loaded"] > 0
     assert events["snapshot_refused"] == 0
+
+
+def test_acknowledged_changes_of_each_tenant_survive_kills(tiny_checkpoint: Path) -> None:
+    chance = random.Random(SEED)
+    root = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
+    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:
+        service = Fragile(Path(folder), tiny_checkpoint, bootstrap_key=BOOTSTRAP_KEY)
+        service.start()
+        writers = [Writer("w", service.url, random.Random(SEED + n)) for n in range(TENANTS)]  # all with the same ids
+        try:
+            with httpx2.Client(base_url=service.url, timeout=60, headers=root) as admin:
+                for n, writer in enumerate(writers):
+                    body = {"name": "all", "tenant": f"t{n}", "scopes": SCOPES}
+                    writer.key = admin.post("/keys", json=body).json()["key"]
+                for _ in range(max(3, ROUNDS // 5)):
+                    stop = threading.Event()
+                    threads = [threading.Thread(target=writer.work, args=(stop,)) for writer in writers]
+                    for thread in threads:
+                        thread.start()
+                    time.sleep(chance.uniform(0.1, 1.0))  # the random moment
+                    hurt(service, chance.choice(["service", "redis", "both"]), 0)
+                    wait_until(lambda: all_tenants_ready(admin))
+                    stop.set()
+                    for thread in threads:
+                        thread.join()
+                    for writer in writers:
+                        with writer.client() as client:
+                            assert check(client, [writer], chance) == []
+        finally:
+            service.end(signal.SIGTERM)
+    assert all(writer.done["put"] > 1 for writer in writers)
+
+
+def all_tenants_ready(admin: httpx2.Client) -> bool:
+    with contextlib.suppress(httpx2.TransportError):
+        listed = admin.get("/tenants")
+        return listed.status_code == 200 and all(one["state"] == "ready" for one in listed.json()["tenants"])
+    return False
 
 
 def summary(done: Counter[str], hurts: Counter[str], events: dict[str, int], began: float) -> dict[str, Any]:

@@ -67,8 +67,8 @@ async def _readiness(tenants: Tenants, own: Service | None) -> ReadyOut:
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))
     status = service.index.status()
-    if lost := next((one.index.status().lost for one in tenants.services if one.index.status().lost), ""):
-        durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {lost}")
+    if tenants.lost:
+        durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {tenants.lost}")
     busy = service.batcher.busy_seconds
     engine = Check(
         ok=not service.batcher.is_stuck, detail=f"{service.batcher.waiting} notes wait; at its batch for {busy:.1f} s"

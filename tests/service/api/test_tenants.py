@@ -13,6 +13,7 @@ import pytest
 import redis
 from fastapi import Request
 
+from service.access.gate import Gate
 from service.access.principal import DEFAULT_TENANT, Principal, Scope
 from service.erasure.purge import purge
 from service.records import StoredNote, Unreadable
@@ -33,7 +34,11 @@ def tenant_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
         tenant = request.headers.get("x-tenant", DEFAULT_TENANT)
         request.state.principal = Principal(None, tenant, frozenset(Scope))
 
+    async def check_again(gate: Gate, principal: Principal, *, anew: bool = False) -> None:
+        """Let it go on: it has no key."""
+
     monkeypatch.setattr("service.api.strict_route.admit", admit)
+    monkeypatch.setattr("service.access.gate.Gate.check_again", check_again)
 
 
 @contextlib.contextmanager
@@ -257,3 +262,43 @@ def test_replica_is_not_ready_before_the_tenants_it_knows(
         finally:
             gate.set()
         eventually_true(lambda: client.get("/readyz").status_code == 200)
+
+
+def test_tenant_of_an_emptied_store_is_told_as_lost(serve: Serve, store: EmbeddedRedis, admin: redis.Redis) -> None:
+    with serve(redis_url=store.url) as url, as_tenant(url, "acme") as acme, as_tenant(url, "default") as default:
+        for name in ("acme", "other"):
+            with as_tenant(url, name) as client:
+                assert client.put("/notes/a", json={"title": "lemon"}).status_code == 201
+        assert default.delete("/tenants/other").status_code == 204
+        eventually_true(lambda: len(states(default)) == 2)
+        assert default.get("/readyz").json()["durable"] is True, "a removal loses nothing"
+        admin.flushall()
+        eventually_true(lambda: default.get("/readyz").json()["durable"] is False)
+        assert "a tenant is gone" in default.get("/readyz").json()["checks"]["store"]["detail"]
+        eventually_true(lambda: acme.get("/notes/a").status_code == 404)
+        assert acme.put("/notes/b", json={"title": "anew"}).status_code == 201
+        assert [item["id"] for item in acme.post("/similar", json={"title": "lemon"}).json()["items"]] == ["b"]
+
+
+def test_bulk_load_of_a_tenant_refuses_no_other_one(serve: Serve) -> None:
+    notes = [{"title": f"note {i} of a long list"} for i in range(12)]
+    stop, statuses = threading.Event(), list[int]()
+
+    def load() -> None:
+        with as_tenant(url, "load") as client:
+            while not stop.is_set():
+                statuses.append(client.post("/notes", json=notes).status_code)
+
+    with serve(queue_notes=60, batch_notes=2) as url, as_tenant(url, "other") as other:
+        assert other.put("/notes/first", json={"title": "first"}).status_code == 201
+        threads = [threading.Thread(target=load) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        try:
+            eventually_true(lambda: 429 in statuses)
+            answers = [other.put(f"/notes/n{i}", json={"title": f"note {i}"}).status_code for i in range(30)]
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert answers == [201] * 30
