@@ -133,7 +133,8 @@ class TenantRemoved(NoteLLMError):
     def __init__(self) -> None:
         super().__init__(
             "All that belongs to this key's tenant was removed, or the store was emptied, while this request was under "
-            "way. Nothing of it is stored; repeated, it finds an empty tenant."
+            "way. Nothing of it is stored; repeated, it finds an empty tenant, or its key is "
+            "refused."
         )
 
 

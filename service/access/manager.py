@@ -148,7 +148,10 @@ def check_reach(by: Principal, key: ApiKey) -> None:
     """Raise Forbidden where a key has scopes that the caller lacks."""
     missing = sorted(key.scopes - by.scopes)
     if missing:
-        detail = f"The key has scopes that yours has not: {', '.join(missing)}. Only who has them can give them."
+        detail = (
+            f"The key has scopes that yours lacks: {', '.join(missing)}. Only a key with all scopes of another one can "
+            "make, change or revoke it."
+        )
         raise Forbidden(detail, missing)
 
 
