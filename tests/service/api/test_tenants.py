@@ -13,7 +13,6 @@ import pytest
 import redis
 from fastapi import Request
 
-from service.access.gate import Gate
 from service.access.principal import DEFAULT_TENANT, Principal, Scope
 from service.erasure.purge import purge
 from service.records import StoredNote, Unreadable
@@ -34,11 +33,7 @@ def tenant_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
         tenant = request.headers.get("x-tenant", DEFAULT_TENANT)
         request.state.principal = Principal(None, tenant, frozenset(Scope))
 
-    async def check_again(gate: Gate, principal: Principal, *, anew: bool = False) -> None:
-        """Let it go on: it has no key."""
-
     monkeypatch.setattr("service.api.strict_route.admit", admit)
-    monkeypatch.setattr("service.access.gate.Gate.check_again", check_again)
 
 
 @contextlib.contextmanager
