@@ -6,6 +6,7 @@ whoever changes or rotates it, since a new secret is as good as the key.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -105,6 +106,17 @@ class Manager:
             if await self._replace(by, prefix, key, None, "keys.revoke", {"name": key.name, "tenant": key.tenant}):
                 return
         raise StoreUnavailable("the key is being changed by others")
+
+    async def revoke_all(self, by: Principal, tenant: str) -> int:
+        """Remove all keys of a tenant, or none where the caller lacks a scope of one. Return how many there were.
+        Raises as `change` does."""
+        keys = [key for key in await self.keys(by) if key.tenant == tenant]
+        for key in keys:
+            check_reach(by, key)
+        for key in keys:
+            with contextlib.suppress(ApiKeyNotFound):  # somebody else has just revoked it
+                await self.revoke(by, key.prefix)
+        return len(keys)
 
     async def record(self, by: Principal, act: str, target: str = "", **details: object) -> None:
         """Record and log an act that changes no key. Raises StoreUnavailable."""

@@ -320,6 +320,15 @@ def test_removed_tenant_is_not_made_anew_by_a_slow_write(root: httpx2.Client, cl
     assert "slow" not in [tenant["name"] for tenant in root.get("/tenants").json()["tenants"]]
 
 
+def test_tenant_whose_keys_are_out_of_reach_keeps_all(root: httpx2.Client, closed_url: str) -> None:
+    kept = [create(root, tenant="rich", scopes=[scope])["prefix"] for scope in ("similar", "notes.write")]
+    few = create(root, scopes=["admin", "similar"])["key"]
+    with under(closed_url, few) as admin:
+        refused = admin.delete("/tenants/rich")
+    assert (refused.status_code, "notes.write" in refused.json()["detail"]) == (403, True)
+    assert set(kept) <= set(listed(root))
+
+
 def open_stream(url: str, key: str) -> socket.socket:
     """Begin a stream of notes."""
     host, port = url.removeprefix("http://").split(":")
