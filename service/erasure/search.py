@@ -85,11 +85,14 @@ def _forms(text: str) -> tuple[bytes, ...]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if path.is_file() and not path.is_symlink():
-                yield path
+    """Yield every file below a folder, also through links: the store's files may lie on another disk."""
+    walked: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in walked:
+            folders.clear()
+            continue
+        walked.add(os.path.realpath(parent))
+        yield from (path for path in (Path(parent, name) for name in names) if path.is_file())
 
 
 def _search_file(path: Path, needles: Sequence[Needle]) -> tuple[int, list[Finding]]:

@@ -47,3 +47,14 @@ def test_search_counts_what_it_read_and_finds_nothing_else(tmp_path: Path) -> No
     (tmp_path / "link").symlink_to(tmp_path / "b")
     search = search_folders([tmp_path, tmp_path], [Needle.of_id("01H9-removed"), Needle.of_text("text", TEXT)])
     assert (search.files, search.bytes, search.findings) == (2, CHUNK_BYTES + 18, ())
+
+
+def test_search_follows_links_and_ends_where_they_go_round(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "disk", tmp_path / "data"
+    elsewhere.mkdir()
+    folder.mkdir()
+    (elsewhere / "store.aof").write_text("a secret text")
+    (folder / "appendonlydir").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    search = search_folders([folder], [Needle.of_text("text", "secret")])
+    assert [finding.file for finding in search.findings] == [str(folder / "appendonlydir" / "store.aof")]
