@@ -67,7 +67,8 @@ def search_folders(folders: Iterable[Path], needles: Sequence[Needle]) -> Search
     """Look through every file below the folders."""
     files = size = 0
     findings: list[Finding] = []
-    for path in sorted({path for folder in folders for path in _files(folder)}):
+    distinct = {path.resolve(): path for folder in folders for path in _files(folder)}
+    for path in sorted(distinct.values()):
         try:
             length, found = _search_file(path, needles)
         except FileNotFoundError:  # a file of the server, or a snapshot, that another one has replaced
