@@ -8,6 +8,9 @@ EXTRA ?= cpu
 # `make lock UPGRADE=--upgrade` takes the newest versions; without it versions change only where they must.
 UPGRADE ?=
 
+# Tests that run at a time: a file's tests stay together, since they share services.
+WORKERS ?= 2
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
@@ -21,7 +24,7 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 	@exec $(BIN)/notellm serve
 
 test: .venv/.dev ## all tests; they start their own services
-	@exec $(BIN)/pytest
+	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop (1,500 of 2,600; under two minutes on two idle cores)
 	@exec $(BIN)/pytest -m "not slow"
