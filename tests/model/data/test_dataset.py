@@ -312,6 +312,7 @@ def test_notes_are_read_plain_or_gzipped_with_normalised_tags(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"not packed", "gzip"), (gzip.compress(b'{"id": "1"}' * 1000)[:-9], "gzip"), (gzip.compress(b"\xff"), "UTF-8")],
+    ids=["not-packed", "cut-off", "not-utf-8"],  # packed bytes hold the time
 )
 def test_broken_file_is_named(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "n.jsonl.gz").write_bytes(content)
