@@ -93,3 +93,10 @@ def eventually_true(condition: Callable[[], bool], seconds: float = 30) -> None:
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
     return eventually_true
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Name the operation in the id of each of schemathesis's tests. Their ids are all the same otherwise, and of tests
+    with one id pytest-xdist runs one."""
+    if operation := getattr(item, "operation_label", None):
+        item._id = item.id.parse(f"{item.nodeid}[{operation}]")  # pytest has no public way to name an item
