@@ -205,11 +205,10 @@ class KeyInUse(TryLater):
 
 
 class QuotaExceeded(TryLater):
-    """`seconds`: until a request is allowed again. `headers`: what is left of the quota, as HTTP headers."""
+    """`seconds`: until a request is allowed again."""
 
-    def __init__(self, seconds: float, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(self, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
-        self.headers = tuple(headers)
         super().__init__(
             f"Your key has used up its quota of requests or model tokens a minute; try again in {self.retry_after} s. "
             "The headers RateLimit and RateLimit-Policy say what there is."

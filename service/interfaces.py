@@ -213,7 +213,7 @@ class KeyStore(Protocol):
 
 
 class QuotaStore(Protocol):
-    """What keys have used in the last minute, counted for all replicas together."""
+    """Use of keys in the last minute, counted for all replicas together."""
 
     async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
         """Count requests, where the quota leaves room for one more, and tokens in any case; return what the key has

@@ -30,7 +30,6 @@ from service.errors import (
     NoteNotFound,
     OtherSpace,
     PreconditionFailed,
-    StoredNoteUnreadable,
     StoreUnavailable,
 )
 from service.filters import Filter
@@ -53,6 +52,7 @@ from service.records import (
     position_key,
 )
 from service.replay import REMOVED, decode_added, encode_added, written_status
+from service.stored_notes import check_condition, readable
 from service.telemetry import Telemetry
 
 WAIT_SECONDS = 10.0
@@ -437,18 +437,3 @@ class Recommender:
         self._telemetry.degraded.inc()
         items = [(StoredNote(Note(id=hit.id), self.engine.space), hit.score) for hit in hits]
         return Similar(items, True, position, degraded=True)
-
-
-def check_condition(condition: Condition, note_id: str, known: StoredNote | Unreadable | None) -> None:
-    """Check a condition on what the store gave for an id. Raises PreconditionFailed."""
-    if not condition.holds(known is not None, known.position if isinstance(known, StoredNote) else ""):
-        raise PreconditionFailed(note_id)
-
-
-def readable(note_id: str, known: StoredNote | Unreadable | None) -> StoredNote:
-    """Return the note that the store gave for an id. Raises NoteNotFound, StoredNoteUnreadable."""
-    if known is None:
-        raise NoteNotFound(note_id)
-    if isinstance(known, Unreadable):
-        raise StoredNoteUnreadable(note_id, known.reason)
-    return known

@@ -61,7 +61,7 @@ class Tenant:
 
     @property
     def detail(self) -> str:
-        """How far its index is."""
+        """Progress of its index, as a text."""
         return self.service.index.status().detail if self.service else "not begun yet"
 
 
@@ -155,7 +155,7 @@ class Tenants:
 
     @property
     def lost(self) -> str:
-        """Which acknowledged writes the store has lost, as far as this process can tell; empty for none."""
+        """Acknowledged writes that the store has lost, as far as this process can tell, as a text; empty for none."""
         return next((lost for service in self.services if (lost := service.index.status().lost)), self._lost)
 
     @property

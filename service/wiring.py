@@ -63,7 +63,7 @@ TENANT_CONNECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all tenants of a process share. `url`: that of the store. `searchers`: threads that search."""
+    """Parts that all tenants of a process share. `url`: that of the store. `searchers`: threads that search."""
 
     settings: Settings
     url: SecretStr

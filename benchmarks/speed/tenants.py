@@ -1,4 +1,4 @@
-"""What tenants cost that have no notes: the start, the memory and the idle time of a process, and a read beside them.
+"""Cost of tenants without notes: start, memory and idle time of a process, and a read beside them.
 
 python -m benchmarks.speed.tenants
 

@@ -34,7 +34,7 @@ class OldSecret:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is kept of a key. Times are seconds since the epoch; `expires_at`: None for never."""
+    """A key as it is stored, without its secret. Times are seconds since the epoch; `expires_at`: None for never."""
 
     prefix: str
     digest: str
@@ -79,7 +79,7 @@ class KeyTable:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What somebody did who may manage the service. `details` hold no secret.
+    """An entry of the audit log: one act of somebody who manages the service. `details` hold no secret.
 
     `key`: prefix of the actor's key, None where the service is open. `at`: seconds since the epoch. `position` is given
     by the store, and orders all acts.

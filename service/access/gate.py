@@ -7,7 +7,7 @@ from service.access.manager import Manager
 from service.access.meter import Meter
 from service.access.principal import Principal, Scope
 from service.access.quota import Usage
-from service.errors import Forbidden, QuotaExceeded, Starting, StoreUnavailable, Unauthenticated
+from service.errors import Forbidden, Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock, KeyStore, QuotaStore
 from service.telemetry import Telemetry
 
@@ -63,16 +63,15 @@ class Gate:
             return None
 
     async def let_in(self, principal: Principal, scopes: frozenset[Scope]) -> Usage | None:
-        """Let a caller in who has one of `scopes`; return what its key has used, None for one without a quota. Raises
-        Forbidden, QuotaExceeded."""
+        """Let a caller in who has one of `scopes`. Return the use of its key, which says whether its quota allows the
+        request; None for a key without a quota, or where that is not counted. Raises Forbidden."""
         if principal.scopes.isdisjoint(scopes):
             self._refused.labels("scope").inc()
             names = sorted(scopes)
             raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which this takes.", names)
         if not principal.quota:
             return None
-        try:
-            return await self.meter.take(principal)
-        except QuotaExceeded:
+        usage = await self.meter.take(principal)
+        if usage and not usage.allowed:
             self._refused.labels("quota").inc()
-            raise
+        return usage

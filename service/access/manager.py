@@ -1,4 +1,4 @@
-"""What those who manage a service do: they create, change, rotate and revoke keys. Each act is recorded and logged.
+"""Management of keys: create, change, rotate and revoke. Each act is recorded and logged.
 
 Nobody gives away what they do not have: a key has no scope, and no tenant, that its creator lacks. The same holds for
 whoever changes or rotates it, since a new secret is as good as the key.

@@ -41,12 +41,9 @@ class Meter:
         self._store = store
 
     async def take(self, principal: Principal) -> Usage | None:
-        """Count a request of a key that has a quota; return what it has used, None where the store is away. Raises
-        QuotaExceeded."""
-        usage = await self._usage(self._count(principal, requests=1))
-        if usage and not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(principal.quota), usage.headers(principal.quota))
-        return usage
+        """Count a request of a key that has a quota, if that allows it; return the key's use, None where the store is
+        away."""
+        return await self._usage(self._count(principal, requests=1))
 
     async def check_tokens(self, principal: Principal) -> None:
         """Raise QuotaExceeded where a key has used up its tokens. No request is counted."""
@@ -55,7 +52,7 @@ class Meter:
             return
         usage = await self._usage(self._count(replace(principal, quota=quota)))
         if usage and not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(quota), usage.headers(quota))
+            raise QuotaExceeded(usage.seconds_to_wait(quota))
 
     async def _usage(self, counting: asyncio.Task[Usage] | None) -> Usage | None:
         """Return what a count says; None where nothing is counted, or the store does not answer in time."""

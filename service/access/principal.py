@@ -32,7 +32,7 @@ ADMIN_SCOPES = frozenset({Scope.METRICS, Scope.KEYS_MANAGE, Scope.MODELS_MANAGE,
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a key may use in a minute; None: without bound. Tokens are those that the model reads and writes."""
+    """Bounds on the use of a key in a minute; None: without bound. Tokens are those that the model reads and writes."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -56,6 +56,6 @@ class Principal:
 
 
 BOOTSTRAP = Principal("bootstrap", DEFAULT_TENANT, frozenset(Scope))
-"""Who has the bootstrap key, which is in no store. No other key has a prefix of this length."""
+"""Principal of the bootstrap key, which is in no store. No other key has a prefix of this length."""
 ANONYMOUS = Principal(None, DEFAULT_TENANT, frozenset(Scope))
 """Every caller of a service that has no keys."""

@@ -1,4 +1,4 @@
-"""What a key has used of its quota, and how long it has to wait: a sliding window of one minute.
+"""Use of a quota, and how long its key has to wait: a sliding window of one minute.
 
 Usage is counted in whole minutes. Of the minute before the present one, the share counts that still lies within the
 last 60 seconds: a caller cannot use twice its quota around the turn of a minute, and two numbers are kept for it.
@@ -6,7 +6,6 @@ last 60 seconds: a caller cannot use twice its quota around the turn of a minute
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from service.access.principal import Quota
@@ -39,7 +38,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a key has used, this request included where it is `allowed`."""
+    """Requests and tokens of a key in the last minute, this request included where it is `allowed`."""
 
     allowed: bool
     requests: Counted
@@ -53,20 +52,3 @@ class Usage:
         if quota.tokens_per_minute is not None:
             waits.append(self.tokens.seconds_until(quota.tokens_per_minute - 1))
         return max(waits)
-
-    def headers(self, quota: Quota) -> list[tuple[bytes, bytes]]:
-        """RateLimit-Policy and RateLimit, structured fields of draft-ietf-httpapi-ratelimit-headers-10. `r`: what is
-        left; `t`: seconds until it is all there again."""
-        policies, limits = [], []
-        for name, bound, counted in (
-            ("requests", quota.requests_per_minute, self.requests),
-            ("tokens", quota.tokens_per_minute, self.tokens),
-        ):
-            if bound is not None:
-                left = max(0, bound - math.ceil(counted.used))
-                policies.append(f'"{name}";q={bound};w={WINDOW_SECONDS}')
-                limits.append(f'"{name}";r={left};t={math.ceil(counted.seconds_until(0))}')
-        return [
-            (b"ratelimit-policy", ", ".join(policies).encode()),
-            (b"ratelimit", ", ".join(limits).encode()),
-        ]

@@ -17,6 +17,7 @@ from fastapi import HTTPException, Request
 
 from service.access.gate import Gate
 from service.access.principal import ADMIN_SCOPES, Scope
+from service.api.rate_limit import rate_limit_headers
 from service.errors import QuotaExceeded
 from service.tracing import take_tokens
 
@@ -61,14 +62,12 @@ async def admit(request: Request, scopes: frozenset[Scope]) -> None:
         raise HTTPException(404)
     gate, state = cast(Gate, request.app.state.gate), request.state
     principal = state.principal = await gate.authenticate(request.headers.get("authorization"))
-    try:
-        usage = await gate.let_in(principal, scopes)
-    except QuotaExceeded as error:
-        state.answer_headers = error.headers
-        state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
-        raise
+    usage = await gate.let_in(principal, scopes)
     if usage:
-        state.answer_headers = usage.headers(principal.quota)
+        state.answer_headers = rate_limit_headers(usage, principal.quota)
+        if not usage.allowed:
+            state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
+            raise QuotaExceeded(usage.seconds_to_wait(principal.quota))
 
 
 async def go_on(request: Request) -> None:

@@ -20,7 +20,7 @@ length of a piece is found wherever it begins. Shorter pieces would be found in 
 
 @dataclass(frozen=True, slots=True)
 class Needle:
-    """What is looked for, by its name in the report: any of `forms`."""
+    """A text that is looked for in any of its `forms`; `name` is what the report calls it."""
 
     name: str
     forms: tuple[bytes, ...]

@@ -17,6 +17,8 @@ from __future__ import annotations
 from service.access.principal import DEFAULT_TENANT, TENANT
 
 HASH_TAG = "{notes}:"
+TENANT_PATTERN = rb"(?:tenant:[^:]*:)?"
+"""Pattern of the rest of a prefix, behind the hash tag: empty for the default tenant."""
 
 
 class Keys:
@@ -42,4 +44,4 @@ NOTE, LOG, IDENTITY, SNAPSHOTS, RECORD = (
     DEFAULT_KEYS.snapshots,
     DEFAULT_KEYS.record,
 )
-"""Those of the default tenant, for tests and measurements that look into Redis."""
+"""Keys of the default tenant, for tests and measurements that look into Redis."""

@@ -18,10 +18,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from service.store.change_log import PURGE
 from service.store.clients import client_of
-from service.store.keys import HASH_TAG
+from service.store.keys import HASH_TAG, TENANT_PATTERN
 
-PREFIX = re.compile(re.escape(HASH_TAG.encode()) + rb"(?:tenant:[^:]*:)?")
-"""What the keys of one tenant begin with (keys.py)."""
+PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
+"""Prefix of the keys of one tenant."""
 FOLLOW_SECONDS = 1.0
 """How long replicas have to read the entry of the purge, which takes them milliseconds. One that has not read it then
 builds its index anew."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.admission import Lane
 from service.telemetry import Telemetry
 from tests.deploy.chart import ROOT, VALUES, documents, of_kind
+from tests.optional import require
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 RUNBOOKS = ROOT / "docs" / "operations" / "runbooks.md"
@@ -122,10 +122,7 @@ def test_every_alert_is_seen_firing_in_a_case():
 
 @pytest.mark.parametrize("command", PROMTOOL, ids=" ".join)
 def test_promtool_agrees(command: tuple[str, ...]):
-    if shutil.which("promtool") is None:
-        reason = "promtool is not installed (Debian: promtool)"
-        # Optional on a developer's machine; .ci/run installs it, so there it must not be missing.
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    require(shutil.which("promtool") is not None, "promtool is not installed (Debian: promtool)")
     result = subprocess.run(["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import inspect
 import math
-import os
 import shutil
 import signal
 import socket
@@ -48,6 +47,7 @@ from service.records import Generated, LogBounds, LogEntry, StoredNote, Vector
 from service.store.embedded_redis import EmbeddedRedis, server_program
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
+from tests.optional import require
 
 DIMENSION = 16
 SPACE = "words-1"
@@ -358,20 +358,25 @@ def short_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@contextlib.contextmanager
+def running_embedded(folder: Path) -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture
 def embedded(short_folder: Path) -> Iterator[EmbeddedRedis]:
-    server = EmbeddedRedis(short_folder / "data")
-    server.start()
-    yield server
-    server.stop()
+    with running_embedded(short_folder / "data") as server:
+        yield server
 
 
 @pytest.fixture
 def debian_redis(short_folder: Path) -> Iterator[DebianRedis]:
-    if shutil.which("redis-server") is None:
-        reason = "redis-server is not installed"
-        # Optional on a developer's machine; .ci/run installs it, so there it must not be missing.
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    require(shutil.which("redis-server") is not None, "redis-server is not installed")
     server = DebianRedis(short_folder)
     server.start()
     yield server

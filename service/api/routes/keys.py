@@ -89,5 +89,5 @@ async def audit(
     count: Annotated[int, Query(ge=1, le=MAX_ACTS)] = 100,
     before: Annotated[str, Query(pattern=POSITION, description="`position` of the last act that you have")] = "",
 ) -> AuditOut:
-    """What those who manage the service did, the newest first. About 10,000 acts are kept."""
+    """The audit log: acts of those who manage the service, the newest first. About 10,000 are kept."""
     return AuditOut(acts=[ActOut.of(act) for act in await manager.acts(count, before)])

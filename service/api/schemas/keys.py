@@ -15,7 +15,7 @@ from service.api.schemas.common import Name, Time, Wire
 MAX_OVERLAP_SECONDS = 7 * 86_400
 """Bound on the time for which a replaced secret is accepted."""
 OVERLAP_SECONDS = 3600
-"""What that time is by default."""
+"""Default of that time."""
 
 KeyPrefix = Annotated[str, StringConstraints(pattern="^[a-z2-7]{10}$"), Field(examples=["abcdefghij"])]
 Tenant = Annotated[
@@ -26,7 +26,7 @@ Tenant = Annotated[
 
 
 class QuotaFields(Wire):
-    """What a key may use in a minute; null: without bound."""
+    """Bounds on the use of a key in a minute; null: without bound."""
 
     requests_per_minute: int | None = Field(None, ge=1, le=10_000_000)
     tokens_per_minute: int | None = Field(None, ge=1, le=10_000_000_000, description="that the model reads and writes")
@@ -53,7 +53,7 @@ class KeyIn(Expiring):
 
 
 class KeyPatch(Expiring):
-    """What is left out stays as it is."""
+    """Changes of a key; a field that is left out stays as it is."""
 
     name: Name = ""
     quota: QuotaFields = QuotaFields()

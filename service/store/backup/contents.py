@@ -9,21 +9,22 @@ from typing import Any
 
 from service.records import ORIGIN
 from service.store.backup.manifest import NotesEntry
+from service.store.keys import TENANT_PATTERN
 
-PREFIX = rb"(\{[^}]*\}:(?:tenant:[^:]*:)?)"
-"""What the keys of one tenant begin with (service/store/keys.py)."""
+PREFIX = rb"(\{[^}]*\}:" + TENANT_PATTERN + rb")"
+"""Prefix of the keys of one tenant, with any hash tag: that of another version may be another one."""
 NOTE_KEY = re.compile(PREFIX + b"note:")
 LOG_KEY = re.compile(PREFIX + b"log")
 IDENTITY_KEY = re.compile(PREFIX + b"identity")
 SNAPSHOTS_KEY = re.compile(PREFIX + b"snapshots")
-"""Keys of a note and of a change log, of what names a store, and of what says what replicas have on their disks."""
+"""Keys of a note, of a change log, of the identity of a store, and of the snapshots that replicas have."""
 PAGE_KEYS = 1000
 """Keys that one SCAN looks at."""
 NO_EXPIRY = -1
 
 
 def notes_of(client: Any) -> tuple[NotesEntry, ...]:
-    """Return what a database holds, by prefix."""
+    """Return the notes of a database, counted by prefix."""
     spaces: defaultdict[str, Counter[str]] = defaultdict(Counter)
     expiring: Counter[str] = Counter()
     positions: dict[str, str] = {}

@@ -9,6 +9,7 @@ import pytest
 from service.access.meter import COUNT_SECONDS, RETRY_SECONDS, Meter
 from service.access.principal import Principal, Quota
 from service.access.quota import Counted, Usage
+from service.api.rate_limit import rate_limit_headers
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.telemetry import Telemetry
 
@@ -39,11 +40,11 @@ def test_wait_ends_when_no_more_than_allowed_is_used(counted: Counted, allowed: 
 
 def test_headers_are_structured_fields_of_the_draft() -> None:
     usage = Usage(True, Counted(40, 10, 30.0), Counted(0, 6000, 45.0))
-    assert dict(usage.headers(BOTH)) == {
+    assert dict(rate_limit_headers(usage, BOTH)) == {
         b"ratelimit-policy": b'"requests";q=100;w=60, "tokens";q=5000;w=60',
         b"ratelimit": b'"requests";r=70;t=90, "tokens";r=0;t=75',
     }
-    assert dict(usage.headers(Quota(None, 9000)))[b"ratelimit"] == b'"tokens";r=3000;t=75'
+    assert dict(rate_limit_headers(usage, Quota(None, 9000)))[b"ratelimit"] == b'"tokens";r=3000;t=75'
 
 
 class Store:
@@ -100,10 +101,12 @@ def uncounted(meter: Meter) -> float:
 
 async def test_exceeded_quota_says_when_to_come_back(meter: Meter, store: Store) -> None:
     store.allowed = False
-    with pytest.raises(QuotaExceeded) as refusal:
-        await meter.take(PRINCIPAL)
-    assert refusal.value.retry_after == 31  # the minute's end, and until 99 of 100 are left
-    assert dict(refusal.value.headers)[b"ratelimit"].startswith(b'"requests";r=0;')
+    usage = await meter.take(PRINCIPAL)
+    assert usage is not None
+    assert not usage.allowed
+    refusal = QuotaExceeded(usage.seconds_to_wait(BOTH))
+    assert refusal.retry_after == 31  # the minute's end, and until 99 of 100 are left
+    assert dict(rate_limit_headers(usage, BOTH))[b"ratelimit"].startswith(b'"requests";r=0;')
 
 
 async def test_request_goes_on_uncounted_while_the_store_is_away(meter: Meter, store: Store, now: Now) -> None:

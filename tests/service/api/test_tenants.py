@@ -43,12 +43,9 @@ def as_tenant(url: str, name: str) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture
-def store(short_folder: Path) -> Iterator[EmbeddedRedis]:
+def store(embedded: EmbeddedRedis) -> EmbeddedRedis:
     """A server that outlives the services of a test."""
-    server = EmbeddedRedis(short_folder / "data")
-    server.start()
-    yield server
-    server.stop()
+    return embedded
 
 
 @pytest.fixture

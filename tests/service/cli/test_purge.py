@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -32,7 +33,7 @@ def service(tiny_checkpoint: Path) -> Iterator[Process]:
         yield process
 
 
-def purge(service: Process) -> tuple[int, dict[str, object]]:
+def purge(service: Process) -> tuple[int, dict[str, Any]]:
     ended = service.run("purge", "--id", "removed-01", "--text", "secret.txt", "--wait", "60", "--json")
     assert ended.stdout, ended.stderr
     return ended.returncode, json.loads(ended.stdout)
@@ -43,7 +44,7 @@ def test_purge_beside_a_running_service_proves_that_nothing_is_left(service: Pro
     assert (refused.returncode, "delete it first" in refused.stderr) == (1, True)
     httpx2.delete(f"{service.url}/notes/removed-01")
     status, report = purge(service)
-    assert (status, report["proved"], report["search"]["findings"]) == (0, True, [])  # type: ignore[index]
+    assert (status, report["proved"], report["search"]["findings"]) == (0, True, [])
     found = httpx2.get(f"{service.url}/notes/kept-01/similar")
     assert (found.status_code, found.json()["items"]) == (200, [])
     assert httpx2.post(f"{service.url}/notes", json={"id": "next", "title": "Lemon tart"}).status_code == 201
@@ -54,7 +55,7 @@ def test_text_that_is_still_there_is_reported_with_its_place(service: Process) -
     (service.folder / "d" / "left.txt").write_text(json.dumps({"text": SECRET}))
     httpx2.delete(f"{service.url}/notes/removed-01")
     status, report = purge(service)
-    (finding,) = report["search"]["findings"]  # type: ignore[index]
+    (finding,) = report["search"]["findings"]
     assert (status, finding["needle"], finding["file"][-8:]) == (1, "secret.txt", "left.txt")
 
 

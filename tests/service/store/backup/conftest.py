@@ -14,6 +14,7 @@ from service.store.backup.manifest import Manifest
 from service.store.backup.restore import restore_backup
 from service.store.clients import client_of
 from service.store.embedded_redis import EmbeddedRedis
+from tests.service.conftest import running_embedded
 
 NOTE, LOG, IDENTITY = "{notes}:note:", "{notes}:log", "{notes}:identity"
 
@@ -59,10 +60,8 @@ def source(embedded: EmbeddedRedis) -> Iterator[Any]:
 @pytest.fixture
 def other(short_folder: Path) -> Iterator[EmbeddedRedis]:
     """The server that is restored into."""
-    server = EmbeddedRedis(short_folder / "other")
-    server.start()
-    yield server
-    server.stop()
+    with running_embedded(short_folder / "other") as server:
+        yield server
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from service.store.backup.backup import DATA_SET
 from service.store.backup.manifest import MANIFEST, BackupError
 from service.store.embedded_redis import EmbeddedRedis
+from tests.optional import require
 from tests.service.store.backup.conftest import back_up, contents, fill, restore
 from tests.service.store.backup.s3 import Objects, serving_s3
 
@@ -19,9 +20,7 @@ from tests.service.store.backup.s3 import Objects, serving_s3
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
     """A server of S3 that the environment names."""
-    if importlib.util.find_spec("s3fs") is None:
-        reason = "s3fs is not installed"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    require(importlib.util.find_spec("s3fs") is not None, "s3fs is not installed")
     with serving_s3() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

@@ -1,0 +1,21 @@
+"""Checks of the answer of the store for an id: a note, one that cannot be read, or none."""
+
+from __future__ import annotations
+
+from service.errors import NoteNotFound, PreconditionFailed, StoredNoteUnreadable
+from service.records import Condition, StoredNote, Unreadable
+
+
+def check_condition(condition: Condition, note_id: str, known: StoredNote | Unreadable | None) -> None:
+    """Check a condition on what the store gave for an id. Raises PreconditionFailed."""
+    if not condition.holds(known is not None, known.position if isinstance(known, StoredNote) else ""):
+        raise PreconditionFailed(note_id)
+
+
+def readable(note_id: str, known: StoredNote | Unreadable | None) -> StoredNote:
+    """Return the note that the store gave for an id. Raises NoteNotFound, StoredNoteUnreadable."""
+    if known is None:
+        raise NoteNotFound(note_id)
+    if isinstance(known, Unreadable):
+        raise StoredNoteUnreadable(note_id, known.reason)
+    return known
