@@ -213,17 +213,25 @@ class Batcher:
         if self._stopping:
             raise Stopping
         admission = Admission(urgency.lane, request, notes, places or notes, tenant)
-        reserved = sum(other.reserved for other in self._admissions)
-        own = sum(other.reserved for other in self._admissions if other.tenant == tenant)
-        wait = self.expected_wait(urgency.lane, tenant)
-        full = reserved + admission.reserved > self._max_queue or own + admission.reserved > self.max_places(tenant)
-        if full or wait > self._max_wait(urgency):
-            raise QueueFull(own, wait)
+        if full := self._full(admission.reserved, urgency, tenant):
+            raise full
         self._admissions.add(admission)
         try:
             yield admission
         finally:
             self._admissions.remove(admission)
+
+    def refusal(self, urgency: Urgency, tenant: str) -> QueueFull | None:
+        """Return why one note of a tenant would not be admitted now; None where it would."""
+        return self._full(1, urgency, tenant)
+
+    def _full(self, places: int, urgency: Urgency, tenant: str) -> QueueFull | None:
+        """Return why the queue does not take so many notes more, as `admit` says; None where it does."""
+        reserved = sum(other.reserved for other in self._admissions)
+        own = sum(other.reserved for other in self._admissions if other.tenant == tenant)
+        wait = self.expected_wait(urgency.lane, tenant)
+        full = reserved + places > self._max_queue or own + places > self.max_places(tenant)
+        return QueueFull(own, wait) if full or wait > self._max_wait(urgency) else None
 
     def _max_wait(self, urgency: Urgency) -> float:
         """Seconds for which notes of a caller may wait for the engine."""

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from service.api.bodies import check_containers, check_media_type
 from service.api.bounds import check_note_size
 from service.api.dependencies import get_service
+from service.api.early_refusal import early_refusal, is_declared
 from service.api.strict_route import StrictRoute
 
 
@@ -23,14 +24,17 @@ class StrictJsonRequest(Request):
 
 class StrictJsonRoute(StrictRoute):
     """A StrictRoute that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON,
-    and no larger than a note may be."""
+    and no larger than a note may be. Where the handler needs the engine, and that has no room, it is not called."""
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_body_handler()
         takes_json = self.body_field is not None
+        needs_engine = is_declared(self.endpoint)
 
         async def read_strictly(request: Request) -> Response:
             strict = StrictJsonRequest(request.scope, request.receive)
+            if needs_engine and (refused := await early_refusal(strict)):
+                return refused
             if takes_json:  # checked here, since FastAPI answers 400 to whatever fails while it reads a body
                 check_media_type(strict.headers)
                 body = await strict.body()

@@ -14,6 +14,7 @@ from service.access.principal import Scope
 from service.api.access import needs
 from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, UrgencyDep
+from service.api.early_refusal import needs_engine
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, problem_of
 from service.api.schemas.generate import (
@@ -37,6 +38,7 @@ router = APIRouter(
 
 @router.post("/generate/hashtags")
 @needs(Scope.GENERATE)
+@needs_engine
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> HashtagsOut:
     """Hashtags for a text, best first; an empty list says why."""
     generation = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
@@ -47,6 +49,7 @@ async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urge
 
 @router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
 @needs(Scope.GENERATE)
+@needs_engine
 async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: UrgencyDep) -> AsyncIterator[ServerSentEvent]:
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
     `grounded` at the end; then `done` with the whole
@@ -70,6 +73,7 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: Urgency
 
 @router.post("/generate/category")
 @needs(Scope.GENERATE)
+@needs_engine
 async def category(body: CategoryIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> CategoryPrediction:
     """The category of a text out of a closed set, with the exact probability of each."""
     generation = service.recommender.generation_request(categories=closed_set(body, service))
@@ -80,6 +84,7 @@ async def category(body: CategoryIn, request: Request, service: ServiceDep, urge
 
 @router.post("/generate")
 @needs(Scope.GENERATE)
+@needs_engine
 async def everything(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
     generation = service.recommender.generation_request(

@@ -23,6 +23,7 @@ from service.api.dependencies import (
     ServiceDep,
     UrgencyDep,
 )
+from service.api.early_refusal import needs_engine
 from service.api.idempotency import REPLAYED_HEADER, IdempotencyKeyDep
 from service.api.ingest_list import add_list, parse_note
 from service.api.ingest_stream import NdjsonResponse, add_stream, is_note_stream
@@ -74,6 +75,7 @@ def _content(model: str) -> dict[str, Any]:
     },
 )
 @needs(Scope.NOTES_WRITE)
+@needs_engine
 async def post_notes(
     request: Request,
     service: ServiceDep,

@@ -102,6 +102,31 @@ def test_queue_over_its_seconds_is_429_with_retry_after(serve: Serve, engine: Wo
         assert callers.post({"title": "afterwards"}).status_code == 201
 
 
+@pytest.mark.parametrize(
+    ("path", "body"), [("/notes", "{"), ("/generate", '{"unknown": 1}'), ("/generate/hashtags/stream", "{}")]
+)
+def test_full_queue_refuses_a_note_before_its_body_is_parsed(
+    serve: Serve, engine: WordEngine, path: str, body: str
+) -> None:
+    with held(serve, engine, queue_seconds=QUEUE_SECONDS) as callers:
+        for i in range(WAITING):
+            callers.queue(f"n{i}")
+        json_type = {"content-type": "application/json"}
+        assert callers.client.post(path, content=body, headers=json_type).status_code == 429
+        callers.release()
+        assert callers.client.post(path, content=body, headers=json_type).status_code in (400, 422)
+
+
+def test_full_queue_of_single_notes_takes_a_list(serve: Serve, engine: WordEngine) -> None:
+    with held(serve, engine, queue_seconds=QUEUE_SECONDS) as callers:
+        waiting = [callers.queue(f"n{i}") for i in range(WAITING)]
+        assert callers.post({"title": "too many"}).status_code == 429
+        listed = callers._threads.submit(callers.post, [{"id": "listed", "title": "a"}])
+        eventually_true(lambda: callers.waiting() > WAITING)
+        callers.release()
+        assert [answer.result().status_code for answer in (*waiting, listed)] == [201] * WAITING + [207]
+
+
 def test_deadline_of_the_caller_decides_who_waits(serve: Serve, engine: WordEngine) -> None:
     with held(serve, engine) as callers:
         waiting = [callers.queue(f"n{i}") for i in range(WAITING)]
