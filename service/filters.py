@@ -1,15 +1,173 @@
-"""Filter: which notes a search may find. One rule, applied here to a stored note and in the index to its rows."""
+"""Filter: which notes a search may find. One rule, applied here to a stored note and in the index to its rows.
+
+A Filter has flat conditions, which must all hold. `clause` is a further one, a tree: conditions on one field (Has,
+HasAttribute, AttributeRange, CreatedRange) in groups (AllOf, AnyOf, Not). Each of them `accepts` a stored note or not.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from model.note import Attribute, Note, hashtag_key
 from service.records import StoredNote
 
 MAX_PLAIN_EXCLUSIONS = 16
 """Excluded ids that do not make a search noticeably slower."""
+JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+OrderKey = tuple[bool, float, str]
+"""Key that orders the values of an attribute: all numbers by value, and behind them all texts by code points."""
+Bound = TypeVar("Bound", float, OrderKey)
+
+
+def attribute_text(value: Attribute | None) -> str | None:
+    """Return how a filter writes an attribute's value: a string as it is, another value as JSON; None for no value."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def order_key(text: str) -> OrderKey:
+    """Return the OrderKey of a value that is written as `attribute_text` does. A text that is a JSON number is that
+    number, so that "2" and 2 are the same in ranges as they are in comparisons."""
+    number = float(text) if JSON_NUMBER.fullmatch(text) else math.inf
+    return (False, number, "") if math.isfinite(number) else (True, 0.0, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds(Generic[Bound]):
+    """Lower and upper bounds, exclusive (`gt`, `lt`) and inclusive (`gte`, `lte`); None for no bound."""
+
+    gt: Bound | None = None
+    gte: Bound | None = None
+    lt: Bound | None = None
+    lte: Bound | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is any bound."""
+        return any(bound is not None for bound in (self.gt, self.gte, self.lt, self.lte))
+
+    def contain(self, value: Bound) -> bool:
+        """Return whether a value is within all bounds."""
+        return (
+            (self.gt is None or value > self.gt)
+            and (self.gte is None or value >= self.gte)
+            and (self.lt is None or value < self.lt)
+            and (self.lte is None or value <= self.lte)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Has:
+    """Condition that a note's category, its author or any of its hashtags is one of `values`. Those of hashtags are
+    given by their `hashtag_key`."""
+
+    field: Literal["category", "author", "hashtag"]
+    values: frozenset[str]
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """Return whether a note has one of the values."""
+        if self.field == "hashtag":
+            return not self.values.isdisjoint(map(hashtag_key, stored.hashtags))
+        return (stored.category if self.field == "category" else stored.note.author) in self.values
+
+
+@dataclass(frozen=True, slots=True)
+class HasAttribute:
+    """Condition that a note's attribute has one of `values`, each as `attribute_text` writes it."""
+
+    name: str
+    values: frozenset[str]
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """Return whether a note's attribute has one of the values."""
+        return attribute_text(stored.note.attributes.get(self.name)) in self.values
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeRange:
+    """Condition that a note's attribute lies within bounds, which are all numbers or all texts. A number never lies
+    within bounds that are texts, and the reverse."""
+
+    name: str
+    bounds: Bounds[OrderKey]
+
+    @property
+    def for_texts(self) -> bool:
+        """Whether the bounds are texts."""
+        bounds = self.bounds
+        return any(bound[0] for bound in (bounds.gt, bounds.gte, bounds.lt, bounds.lte) if bound is not None)
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """Return whether a note's attribute lies within the bounds."""
+        text = attribute_text(stored.note.attributes.get(self.name))
+        if text is None:
+            return False
+        key = order_key(text)
+        return key[0] == self.for_texts and self.bounds.contain(key)
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedRange:
+    """Condition that a note was created within bounds, in seconds since the epoch. A note without a time counts as
+    created at 0."""
+
+    bounds: Bounds[float]
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """Return whether a note was created within the bounds."""
+        return self.bounds.contain(stored.note.created_at or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Condition that all parts hold."""
+
+    parts: tuple[Clause, ...]
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """Return whether all parts accept a note."""
+        return all(part.accepts(stored) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """Condition that at least one part holds."""
+
+    parts: tuple[Clause, ...]
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """Return whether any part accepts a note."""
+        return any(part.accepts(stored) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Condition that a part does not hold. A note without the field that the part tests is therefore accepted."""
+
+    part: Clause
+
+    def accepts(self, stored: StoredNote) -> bool:
+        """Return whether the part refuses a note."""
+        return not self.part.accepts(stored)
+
+
+TagClause: TypeAlias = Has | HasAttribute | AttributeRange
+"""Conditions that the index tests by tags."""
+Clause: TypeAlias = TagClause | CreatedRange | AllOf | AnyOf | Not
+
+
+def tag_clauses(clause: Clause) -> Iterator[TagClause]:
+    """Yield the conditions of a tree that the index tests by tags."""
+    if isinstance(clause, AllOf | AnyOf):
+        for part in clause.parts:
+            yield from tag_clauses(part)
+    elif isinstance(clause, Not):
+        yield from tag_clauses(clause.part)
+    elif not isinstance(clause, CreatedRange):
+        yield clause
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +176,8 @@ class Filter:
 
     It has one of `hashtags` and all of `all_hashtags`, compared by `hashtag_key`. It was created after `created_after`
     and before `created_before`, in seconds since the epoch, both exclusive. Each of its `attributes` has the value that
-    `attribute_text` gives. Its id is not in `exclude`. `exact` has every note compared, not only those in the inverted
-    lists that an index searches.
+    `attribute_text` gives. Its id is not in `exclude`. `clause` accepts it. `exact` has every note compared, not only
+    those in the inverted lists that an index searches.
     """
 
     category: str | None = None
@@ -31,13 +189,14 @@ class Filter:
     attributes: tuple[tuple[str, str], ...] = ()
     exclude: frozenset[str] = frozenset()
     exact: bool = False
+    clause: Clause | None = None
 
     @property
     def narrows(self) -> bool:
         """Whether there is a condition beside the excluded ids."""
         times = self.created_after is not None or self.created_before is not None
         texts = self.category is not None or self.author is not None
-        return times or texts or bool(self.hashtags or self.all_hashtags or self.attributes)
+        return times or texts or bool(self.hashtags or self.all_hashtags or self.attributes) or self.clause is not None
 
     @property
     def plain(self) -> bool:
@@ -55,6 +214,7 @@ class Filter:
             and (self.created_before is None or (note.created_at or 0.0) < self.created_before)
             and (not (self.hashtags or self.all_hashtags) or self._accepts_hashtags(stored))
             and (not self.attributes or self._accepts_attributes(note))
+            and (self.clause is None or self.clause.accepts(stored))
         )
 
     def _accepts_hashtags(self, stored: StoredNote) -> bool:
@@ -65,8 +225,3 @@ class Filter:
 
     def _accepts_attributes(self, note: Note) -> bool:
         return all(attribute_text(note.attributes.get(name)) == value for name, value in self.attributes)
-
-
-def attribute_text(value: Attribute | None) -> str | None:
-    """Return how a filter writes an attribute's value: a string as it is, another value as JSON; None for no value."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from service.api.schemas.filter import FilterIn
+from service.api.schemas.problem import json_pointer
 from service.api.schemas.similar import SearchOptions
 from service.errors import FieldError, InvalidInput, LimitExceeded
 from service.settings import Settings
@@ -23,3 +25,19 @@ def check_search_options(options: SearchOptions, pointer: str, settings: Setting
     if unknown := sorted({name for name, _ in options.as_filter().attributes} - set(known)):
         problem = f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {unknown}"
         raise InvalidInput([FieldError(f"{pointer}/attribute", problem)])
+
+
+def check_filter(conditions: FilterIn, settings: Settings) -> None:
+    """Refuse conditions on attributes that the index does not filter by. `conditions`: the field `filter` of a body.
+    Raises InvalidInput."""
+    known = settings.filter_attributes
+    errors = [
+        FieldError(
+            json_pointer(location),
+            f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {name!r}",
+        )
+        for name, location in conditions.attribute_places(("filter",))
+        if name not in known
+    ]
+    if errors:
+        raise InvalidInput(errors)

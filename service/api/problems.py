@@ -17,15 +17,13 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service import errors
-from service.api.schemas.problem import FieldProblem, Problem
+from service.api.schemas.problem import FieldProblem, Problem, json_pointer
 from service.errors import FieldError, NoteLLMError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "https://notellm.invalid/problems/"
 CHALLENGE = 'Bearer realm="notellm"'
 """Value of WWW-Authenticate (RFC 6750)."""
-MAX_POINTER = 256
-"""Bound on the characters of a pointer: an unknown field's name may be as long as a note."""
 STATUS: dict[type[Exception], int] = {
     errors.NoteNotFound: 404,
     errors.InvalidInput: 422,
@@ -100,19 +98,12 @@ def plain_problem(status: int, detail: str) -> Problem:
 
 def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:
     """Convert pydantic's or FastAPI's list of errors. The input is not repeated: it may not be encodable."""
-    return errors.InvalidInput([FieldError(prefix + _pointer(f["loc"]), f["msg"]) for f in failures])
+    return errors.InvalidInput([FieldError(prefix + json_pointer(f["loc"]), f["msg"]) for f in failures])
 
 
 def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
     """Convert pydantic's error about a note. `prefix`: pointer to the note in the body."""
     return invalid_input(error.errors(include_input=False, include_context=False, include_url=False), prefix)
-
-
-def _pointer(location: Sequence[str | int]) -> str:
-    """Convert a location to a JSON pointer (RFC 6901): ("body", "title") -> "/title", ("query", "k") -> "/query/k"."""
-    parts = list(location[1:]) if location and location[0] == "body" else list(location)
-    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
-    return pointer if len(pointer) <= MAX_POINTER else pointer[:MAX_POINTER] + "…"
 
 
 def install(app: FastAPI) -> None:

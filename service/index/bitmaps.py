@@ -29,6 +29,13 @@ def rows_of(bits: Bits) -> RowNumbers:
     return rows
 
 
+def without_rows(bits: Bits, rows: RowNumbers) -> Bits:
+    """Return a copy of the set that does not have some rows."""
+    kept = bits.copy()
+    np.bitwise_and.at(kept, rows >> 3, ~np.left_shift(1, rows & 7).astype(np.uint8))
+    return kept
+
+
 def count_of(bits: Bits) -> int:
     """Return how many rows the set has."""
     return int(np.bitwise_count(bits).sum(dtype=np.int64))

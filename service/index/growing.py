@@ -7,6 +7,7 @@ somebody searches. FAISS is told of a row once all of it is there.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -148,6 +149,12 @@ class GrowingSegment(Segment):
     def _rows_tagged(self, tag: int, rows: int) -> Bits:
         mask = np.zeros(len(self.alive), np.bool_)
         mask[list(self._rows_by_tag.get(tag, ()))] = True
+        return packed_bits(mask[:rows])
+
+    def _rows_tagged_any(self, tags: Sequence[int], rows: int) -> Bits:
+        mask = np.zeros(len(self.alive), np.bool_)
+        for tag in tags:
+            mask[list(self._rows_by_tag.get(tag, ()))] = True
         return packed_bits(mask[:rows])
 
     def _search_rows(self, vector: Vector, k: int, rows: Bits | None, count: int, exact: bool) -> RankedRows:

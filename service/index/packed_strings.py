@@ -7,7 +7,7 @@ every other thread.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -67,6 +67,15 @@ class PackedStrings:
             if self[row := int(self._by_hash[place])] == text:
                 return row
         return None
+
+    def rows(self, texts: Collection[str]) -> list[int]:
+        """Return the rows of some strings, of those that are there, in the order of `texts`."""
+        hashes = np.fromiter(map(_hash, texts), np.int64, len(texts))
+        places = np.searchsorted(self._sorted_hashes, hashes)
+        places[places == len(self)] = 0
+        likely = self._sorted_hashes[places] == hashes if len(self) else np.zeros(len(texts), np.bool_)
+        found = (self.row(text) for text, is_likely in zip(texts, likely.tolist(), strict=True) if is_likely)
+        return [row for row in found if row is not None]
 
     def take(self, rows: Integers) -> PackedStrings:
         """Return the strings of some rows, in their order."""

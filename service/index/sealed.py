@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from uuid import uuid4
 
 import numpy as np
@@ -122,6 +122,9 @@ class SealedSegment(Segment):
         row = self._ids.row(note_id)
         return row if row is not None and self.alive[row] else None
 
+    def rows_of_ids(self, note_ids: Collection[str]) -> list[int]:
+        return [row for row in self._ids.rows(note_ids) if self.alive[row]]
+
     def id(self, row: int) -> str:
         return self._ids[row]
 
@@ -154,6 +157,9 @@ class SealedSegment(Segment):
 
     def _rows_tagged(self, tag: int, rows: int) -> Bits:
         return self._tags.bits(tag)
+
+    def _rows_tagged_any(self, tags: Sequence[int], rows: int) -> Bits:
+        return self._tags.bits_of_any(tags)
 
     def _copy_alive(self) -> tuple[Bits, int]:
         return self._alive_bits.copy(), len(self)

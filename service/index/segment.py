@@ -8,18 +8,21 @@ a search that runs meanwhile sees the row or does not, and never half of it. `is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
 
-from service.index.bitmaps import Bits, Mask, RowNumbers, count_of, has, packed_bits, rows_of
+from service.filters import AllOf, AnyOf, Clause, CreatedRange, Not, TagClause
+from service.index.bitmaps import Bits, Mask, RowNumbers, count_of, has, packed_bits, rows_of, without_rows
 from service.index.gpu import GpuIndex
 from service.index.native import FaissIndex, RankedRows, Vectors
 from service.index.packed_strings import PackedStrings
 from service.index.tags import Columns, CompiledFilter, TagCodes, TagPairs
 from service.records import Vector
 
+MAX_RANKED_EXCLUSIONS = 64
+"""Excluded rows of a segment that a search finds and then drops. More are taken out of the bitmap before it."""
 NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 
@@ -75,6 +78,10 @@ class Segment(ABC):
         """Return which of the first `rows` rows have a tag. The bitmap may be shared: do not write to it."""
 
     @abstractmethod
+    def _rows_tagged_any(self, tags: Sequence[int], rows: int) -> Bits:
+        """Return which of the first `rows` rows have any of some tags. The bitmap may be shared: do not write to it."""
+
+    @abstractmethod
     def _search_rows(self, vector: Vector, k: int, rows: Bits | None, count: int, exact: bool) -> RankedRows:
         """Search the `k` nearest among the `count` rows of a bitmap (None: all living rows); `count` is `k` or more.
         `exact`: compare all of them."""
@@ -82,6 +89,10 @@ class Segment(ABC):
     @abstractmethod
     def _copy_alive(self) -> tuple[Bits, int]:
         """Return a copy of the living rows at this moment, and the number of rows that it covers."""
+
+    def rows_of_ids(self, note_ids: Collection[str]) -> list[int]:
+        """Return the living rows of some notes, of those that have one, in no order."""
+        return [row for row in map(self.row_of, note_ids) if row is not None]
 
     def ids(self) -> list[str]:
         """Return the ids of all living rows."""
@@ -115,12 +126,31 @@ class Segment(ABC):
             selected &= reduce(np.bitwise_or, [self._rows_tagged(tag, rows) for tag in compiled.any_tags])
         for tag in compiled.all_tags:
             selected &= self._rows_tagged(tag, rows)
+        if compiled.clause is not None:
+            selected &= self._passing(compiled.clause, compiled.clause_tags, rows)
         return selected, count_of(selected)
+
+    def _passing(self, clause: Clause, tags: Mapping[TagClause, Sequence[int]], rows: int) -> Bits:
+        """Return which of the first `rows` rows pass a clause, given the tags of its conditions. Bits beyond `rows`
+        have no meaning. The bitmap may be shared: do not write to it."""
+        if isinstance(clause, Not):
+            return ~self._passing(clause.part, tags, rows)
+        if isinstance(clause, CreatedRange):
+            return packed_bits(self.columns[:rows].created_within(clause.bounds))
+        if isinstance(clause, AllOf | AnyOf):
+            combine, none = (np.bitwise_and, 0xFF) if isinstance(clause, AllOf) else (np.bitwise_or, 0)
+            bits = np.full(-(-rows // 8), none, np.uint8)
+            return reduce(combine, (self._passing(part, tags, rows) for part in clause.parts), bits)
+        return self._rows_tagged_any(tags[clause], rows)
 
     def search(self, vector: Vector, k: int, compiled: CompiledFilter, rows: Bits | None, count: int) -> RankedRows:
         """Return scores and rows of the `k` nearest, best first, among the `count` rows that `filter_rows` returned,
         without the excluded ids; fewer than `k` where there are fewer."""
         excluded = self._rows_among(compiled.exclude, rows)
+        if len(excluded) > MAX_RANKED_EXCLUSIONS:
+            rows = without_rows(self._copy_alive()[0] if rows is None else rows, np.array(excluded))
+            count = count_of(rows)
+            excluded = []
         k = min(k, count - len(excluded))
         if k < 1:
             return NO_ROWS
@@ -130,10 +160,10 @@ class Segment(ABC):
             scores, found_rows = scores[kept], found_rows[kept]
         return scores[:k], found_rows[:k]
 
-    def _rows_among(self, note_ids: Iterable[str], rows: Bits | None) -> list[int]:
+    def _rows_among(self, note_ids: Collection[str], rows: Bits | None) -> list[int]:
         """Return the living rows of some notes, as far as `rows` has them: a row that was added after the filter was
         applied is not in `rows`."""
-        own = [row for row in map(self.row_of, note_ids) if row is not None]
+        own = self.rows_of_ids(note_ids)
         return own if rows is None else [row for row in own if has(rows, row)]
 
     def mark_deleted(self, row: int) -> None:

@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from model.note import hashtag_key
-from service.filters import Filter, attribute_text
+from service.filters import Bounds, Clause, Filter, Has, HasAttribute, TagClause, attribute_text, tag_clauses
+from service.index.attribute_values import AttributeValues
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits
 from service.interfaces import Arrays
 from service.records import StoredNote
 
+FIELD_PREFIXES = {"hashtag": "#", "category": "c", "author": "a"}
+"""What the tag of a field's value begins with. An attribute's begins with @."""
 UNKNOWN_TAG = -2
 """Code of a tag that no row has ever had."""
 CACHED_TAG_SHARE, MAX_CACHED_TAGS = 0.005, 128
@@ -36,9 +39,14 @@ class TagDictionary:
     """
 
     def __init__(self, attributes: Sequence[str] = (), codes: Mapping[str, int] | None = None) -> None:
-        self._attributes = attributes
+        self._values = {name: AttributeValues() for name in attributes}
         self._codes = dict(codes or {})
         self._next = max(self._codes.values(), default=-1) + 1
+        for name, values in self._values.items():
+            prefix = _attribute_tag(name, "")
+            for text, code in self._codes.items():
+                if text.startswith(prefix):
+                    values.add(text.removeprefix(prefix), code)
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -55,20 +63,23 @@ class TagDictionary:
             used[codes] = True
         if np.count_nonzero(used) < len(self._codes):
             self._codes = {text: code for text, code in self._codes.items() if used[code]}
+            for values in self._values.values():
+                values.forget_unused(used)
 
     def add_tags_of(self, stored: StoredNote) -> frozenset[int]:
         """Return the codes of a note's tags; a new tag gets the next code."""
         note = stored.note
         texts = [_hashtag_tag(hashtag) for hashtag in stored.hashtags]
-        for name in self._attributes:
-            value = attribute_text(note.attributes.get(name))
-            if value is not None:
-                texts.append(_attribute_tag(name, value))
         if stored.category is not None:
             texts.append(_category_tag(stored.category))
         if note.author is not None:
             texts.append(_author_tag(note.author))
-        return frozenset(map(self._add, texts))
+        tags = set(map(self._add, texts))
+        for name in self._values:
+            value = attribute_text(note.attributes.get(name))
+            if value is not None:
+                tags.add(self._add_attribute(name, value))
+        return frozenset(tags)
 
     def compile(self, where: Filter) -> CompiledFilter:
         """Return the filter with codes in place of texts."""
@@ -86,6 +97,8 @@ class TagDictionary:
             exclude=where.exclude,
             exact=where.exact,
             narrows=where.narrows,
+            clause=where.clause,
+            clause_tags={part: self._find_clause(part) for part in tag_clauses(where.clause)} if where.clause else {},
         )
 
     def _add(self, text: str) -> int:
@@ -95,12 +108,27 @@ class TagDictionary:
             self._next += 1
         return code
 
+    def _add_attribute(self, name: str, value: str) -> int:
+        new = self._next
+        code = self._add(_attribute_tag(name, value))
+        if code == new:
+            self._values[name].add(value, code)
+        return code
+
+    def _find_clause(self, clause: TagClause) -> tuple[int, ...]:
+        """Return the codes of the tags of which a row needs one to pass a condition."""
+        if isinstance(clause, Has):
+            return self._find_all(FIELD_PREFIXES[clause.field] + value for value in clause.values)
+        if isinstance(clause, HasAttribute):
+            return self._find_all(_attribute_tag(clause.name, value) for value in clause.values)
+        return self._values[clause.name].codes_in(clause) if clause.name in self._values else ()
+
     def _find_all(self, texts: Iterable[str]) -> tuple[int, ...]:
         return tuple({self._codes.get(text, UNKNOWN_TAG) for text in texts})
 
 
 def _hashtag_tag(hashtag: str) -> str:
-    return f"#{hashtag_key(hashtag)}"
+    return FIELD_PREFIXES["hashtag"] + hashtag_key(hashtag)
 
 
 def _attribute_tag(name: str, value: str) -> str:
@@ -108,17 +136,18 @@ def _attribute_tag(name: str, value: str) -> str:
 
 
 def _category_tag(category: str) -> str:
-    return f"c{category}"
+    return FIELD_PREFIXES["category"] + category
 
 
 def _author_tag(author: str) -> str:
-    return f"a{author}"
+    return FIELD_PREFIXES["author"] + author
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledFilter:
     """A Filter in tag codes. A row needs one of `any_tags`, unless there are none, and all of `all_tags`; category,
-    author and attributes are among the latter."""
+    author and attributes are among the latter. It also has to pass `clause`; `clause_tags` has, for each condition
+    of it on tags, the codes of which a row needs one."""
 
     created_after: float | None
     created_before: float | None
@@ -127,6 +156,8 @@ class CompiledFilter:
     exclude: frozenset[str]
     exact: bool
     narrows: bool
+    clause: Clause | None
+    clause_tags: Mapping[TagClause, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +205,19 @@ class Columns:
             yield self.created > compiled.created_after
         if compiled.created_before is not None:
             yield self.created < compiled.created_before
+
+    def created_within(self, bounds: Bounds[float]) -> Mask:
+        """Return the rows that were created within bounds."""
+        mask = np.ones(len(self.created), np.bool_)
+        if bounds.gt is not None:
+            mask &= self.created > bounds.gt
+        if bounds.gte is not None:
+            mask &= self.created >= bounds.gte
+        if bounds.lt is not None:
+            mask &= self.created < bounds.lt
+        if bounds.lte is not None:
+            mask &= self.created <= bounds.lte
+        return mask
 
 
 class TagPostings:
@@ -233,6 +277,17 @@ class TagPostings:
             self._cached.clear()
         self._cached[tag] = bits
         return bits  # not read from the cache: another search may have cleared it
+
+    def bits_of_any(self, tags: Sequence[int]) -> Bits:
+        """Return the rows that have any of some tags. The bitmap may be shared: do not write to it."""
+        if len(tags) == 1:
+            return self.bits(tags[0])
+        mask = np.zeros(self._row_count, np.bool_)
+        places = np.flatnonzero(np.isin(self._codes, np.array(tags, np.int32)))
+        counts = self._ends[places + 1] - self._ends[places]
+        shift = np.repeat(self._ends[places] - np.cumsum(counts) + counts, counts)
+        mask[self._rows[shift + np.arange(len(shift))]] = True
+        return packed_bits(mask)
 
     def _rows_with(self, tag: int) -> npt.NDArray[np.int32]:
         place = int(np.searchsorted(self._codes, tag))

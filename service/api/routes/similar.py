@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from service.access.principal import Scope
 from service.api.access import needs
-from service.api.bounds import check_search_options
+from service.api.bounds import check_filter, check_search_options
 from service.api.connection import while_connected
 from service.api.dependencies import ServiceDep, UrgencyDep, get_service, read_timeout
 from service.api.json_route import StrictJsonRoute
@@ -63,6 +63,8 @@ async def wait_for_position(position: str, service: Service, time_left: ReadTime
 async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> SimilarOut:
     """Notes related to a text that is not stored and leaves no trace."""
     check_search_options(body, "", service.settings)
+    if body.filter is not None:
+        check_filter(body.filter, service.settings)
     recommender = service.recommender
     work = recommender.similar_to_text(body.as_note(), body.k, body.as_filter(), body.min_score, urgency)
     related = await while_connected(request, urgency, work)

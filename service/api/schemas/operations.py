@@ -19,6 +19,12 @@ from service.api.protocol import (
     MIN_BODY_RATE,
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
+from service.api.schemas.filter import (
+    MAX_FILTER_CONDITIONS,
+    MAX_FILTER_DEPTH,
+    MAX_FILTER_EXCLUDED,
+    MAX_FILTER_VALUES,
+)
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
 from service.api.schemas.similar import MAX_EXCLUDED
 from service.verify import KINDS, Kind, Report
@@ -40,7 +46,11 @@ class LimitsOut(BaseModel):
     max_categories: int = MAX_CATEGORIES
     max_category_tokens: int = MAX_CATEGORY_TOKENS
     max_blocked_hashtags: int = MAX_BLOCKED
-    max_excluded: int = MAX_EXCLUDED
+    max_excluded: int = Field(MAX_EXCLUDED, description="ids in `exclude` of a query string, and beside `filter`")
+    max_filter_excluded: int = Field(MAX_FILTER_EXCLUDED, description="ids in `exclude` of a `filter`")
+    max_filter_depth: int = Field(MAX_FILTER_DEPTH, description="groups within each other, the outermost included")
+    max_filter_conditions: int = Field(MAX_FILTER_CONDITIONS, description="fields and attributes that all groups test")
+    max_filter_values: int = Field(MAX_FILTER_VALUES, description="values of one condition")
     max_attributes: int = MAX_ATTRIBUTES
     max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
     queue_notes: int

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, Field
+
+MAX_POINTER = 256
+"""Bound on the characters of a pointer: an unknown field's name may be as long as a note."""
 
 
 class FieldProblem(BaseModel):
@@ -19,3 +24,10 @@ class Problem(BaseModel):
     detail: str
     instance: str | None = Field(None, description="the request's id")
     errors: list[FieldProblem] | None = None
+
+
+def json_pointer(location: Sequence[str | int]) -> str:
+    """Convert a location to a JSON pointer (RFC 6901): ("body", "title") -> "/title", ("query", "k") -> "/query/k"."""
+    parts = list(location[1:]) if location and location[0] == "body" else list(location)
+    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return pointer if len(pointer) <= MAX_POINTER else pointer[:MAX_POINTER] + "…"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, TaggedText, Time, Wire
+from service.api.schemas.filter import FilterIn
 from service.filters import Filter
 from service.records import Similar
 
@@ -61,7 +63,16 @@ class SimilarQuery(SearchOptions):
 
 
 class SimilarIn(TaggedText, SearchOptions):
-    """POST /similar."""
+    """POST /similar. A note has to pass `filter` and all other options."""
+
+    filter: FilterIn | None = Field(None, description="conditions in groups, and up to 10,000 ids to leave out")
+
+    def as_filter(self) -> Filter:
+        flat = super().as_filter()
+        if self.filter is None:
+            return flat
+        filter = self.filter.as_filter()
+        return replace(flat, clause=filter.clause, exclude=flat.exclude | filter.exclude)
 
 
 class SimilarItem(BaseModel):

@@ -11,7 +11,21 @@ import pytest
 from hypothesis import strategies as st
 
 from model.generation import CategoryProbability, Hashtag
-from service.filters import Filter, attribute_text
+from model.note import hashtag_key
+from service.filters import (
+    AllOf,
+    AnyOf,
+    AttributeRange,
+    Bounds,
+    Clause,
+    CreatedRange,
+    Filter,
+    Has,
+    HasAttribute,
+    Not,
+    attribute_text,
+    order_key,
+)
 from service.index.segmented import SegmentedIndex
 from service.interfaces import VectorIndex
 from service.records import Generated, Hit, StoredNote, Vector
@@ -124,8 +138,34 @@ ROWS = st.builds(
     created_at=st.none() | TIMES,
     expires_at=st.none() | TIMES,
 )
+TEXT_BOUNDS, NUMBER_BOUNDS = (
+    st.builds(Bounds, *[st.none() | st.sampled_from(values).map(order_key)] * 4)
+    for values in (["en", "f", "true", "zh"], ["-1", "2", "2.5", "3"])
+)
+CONDITIONS = st.one_of(
+    st.builds(Has, st.just("category"), st.frozensets(st.sampled_from(["Food", "Travel", "Pets"]), max_size=2)),
+    st.builds(Has, st.just("author"), st.frozensets(st.sampled_from(["tom", "小明", "ann"]), max_size=2)),
+    st.builds(Has, st.just("hashtag"), TAGS.map(lambda tags: frozenset(map(hashtag_key, tags)))),
+    st.builds(
+        HasAttribute,
+        st.sampled_from(ATTRIBUTE_NAMES),
+        st.frozensets(st.sampled_from(["en", "zh", "2", "true", "2.5", "fr"]), max_size=3),
+    ),
+    st.builds(AttributeRange, st.sampled_from(ATTRIBUTE_NAMES), TEXT_BOUNDS | NUMBER_BOUNDS),
+    st.builds(CreatedRange, st.builds(Bounds, *[st.none() | TIMES] * 4)),
+)
+CLAUSES: st.SearchStrategy[Clause] = st.recursive(
+    CONDITIONS,
+    lambda parts: st.one_of(
+        st.builds(AllOf, st.lists(parts, max_size=3).map(tuple)),
+        st.builds(AnyOf, st.lists(parts, max_size=3).map(tuple)),
+        st.builds(Not, parts),
+    ),
+    max_leaves=6,
+)
 FILTERS = st.builds(
     Filter,
+    clause=st.none() | CLAUSES,
     category=CATEGORY,
     hashtags=TAGS,
     all_hashtags=TAGS.map(lambda tags: tags[:1]) | TAGS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.generation import CategoryProbability, Hashtag
-from service.filters import Filter
+from service.filters import AttributeRange, Bounds, Filter, Not, OrderKey, order_key
 from service.index.segmented import GROWING_ROWS, SegmentedIndex
 from service.interfaces import VectorIndex
 from service.records import Generated, StoredNote, Vector
@@ -194,6 +195,49 @@ def test_filter_times_are_exclusive(index: VectorIndex) -> None:
     assert found_ids(index, Filter(created_after=10.0)) == {"b"}
     assert found_ids(index, Filter(created_before=10.0)) == {"c"}
     assert found_ids(index, Filter(created_after=9.5, created_before=10.5)) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "ids"),
+    [
+        (Bounds(gt=order_key("2")), {"part", "large"}),
+        (Bounds(gte=order_key("2")), {"two", "text", "part", "large"}),
+        (Bounds(gt=order_key("-1"), lt=order_key("2.5")), {"two", "text"}),
+        (Bounds(lte=order_key("2.5")), {"negative", "two", "text", "part"}),
+        (Bounds(gte=order_key("2026-01-02"), lt=order_key("2026-02")), {"date"}),
+        (Bounds(gte=order_key("true")), {"yes"}),
+        (Bounds(gt=order_key("3"), lt=order_key("2")), set()),
+    ],
+)
+def test_filter_range_compares_numbers_with_numbers_and_texts_with_texts(
+    index: VectorIndex, bounds: Bounds[OrderKey], ids: set[str]
+) -> None:
+    values = {"two": 2, "text": "2", "part": 2.5, "large": 1e20, "negative": -7, "date": "2026-01-31", "yes": True}
+    index.upsert([row(note_id, attributes={"seats": value}) for note_id, value in values.items()])
+    index.upsert([row("none"), row("other", attributes={"language": 2})])
+    where = AttributeRange("seats", bounds)
+    assert found_ids(index, Filter(clause=where)) == ids
+    assert found_ids(index, Filter(clause=Not(where))) == {*values, "none", "other"} - ids
+
+
+def test_filter_range_over_thousands_of_values_finds_each(index: VectorIndex) -> None:
+    index.upsert([row(f"n{n}", n, attributes={"seats": n / 8}) for n in range(3000)])
+    index.remove([f"n{n}" for n in range(0, 3000, 3)])
+    where = AttributeRange("seats", Bounds(gte=order_key("100"), lt=order_key("200")))
+    expected = {f"n{n}" for n in range(800, 1600) if n % 3}
+    assert found_ids(index, Filter(clause=where), k=3000) == expected
+
+
+@pytest.mark.parametrize("where", [ANY, Filter(category="Food"), Filter(exact=True)], ids=["any", "food", "exact"])
+def test_filter_thousands_of_excluded_ids_are_left_out(index: VectorIndex, where: Filter) -> None:
+    model = Model()
+    for changed in (index, model):
+        changed.upsert(rows(3000))
+        changed.remove([f"n{n}" for n in range(100)])
+    excluded = frozenset(f"n{n}" for n in range(3500) if n % 4)
+    where = replace(where, exclude=excluded)
+    for seed in range(3):
+        check(index.search(direction(seed), 20, where, 0.0), model.scores(direction(seed), where, 0.0), 20)
 
 
 def test_expired_row_is_hidden_and_expire_removes_it(index: VectorIndex) -> None:

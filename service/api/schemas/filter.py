@@ -1,0 +1,246 @@
+"""FilterIn: which notes a search may find, as a body says it: conditions on fields, in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from model.note import hashtag_key
+from service.api.schemas.common import MAX_ATTRIBUTES, Name, NoteId, Time, Wire
+from service.filters import (
+    AllOf,
+    AnyOf,
+    AttributeRange,
+    Bounds,
+    Clause,
+    CreatedRange,
+    Filter,
+    Has,
+    HasAttribute,
+    Not,
+    OrderKey,
+    attribute_text,
+    order_key,
+)
+
+MAX_FILTER_DEPTH = 8
+"""Bound on the groups that lie within each other, the outermost included; published at GET /limits."""
+MAX_FILTER_CONDITIONS = 50
+"""Bound on the conditions of all groups of a filter together; published at GET /limits."""
+MAX_FILTER_VALUES = 100
+"""Bound on the values of one condition; published at GET /limits."""
+MAX_FILTER_EXCLUDED = 10_000
+"""Bound on the ids that a filter in a body leaves out; published at GET /limits."""
+GROUPS = ("all", "any", "not")
+Location = tuple[str | int, ...]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | int | float) else value
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, str | int | float):
+        return str(attribute_text(value))
+    raise PydanticCustomError("attribute_value", "must be a text, a number, true or false")
+
+
+def _bound_key(value: Any) -> OrderKey:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return order_key(str(attribute_text(value)))
+    raise PydanticCustomError("attribute_bound", "must be a number or a text")
+
+
+def _as_condition(value: Any) -> Any:
+    """Return the long form of a condition on an attribute that is given by a value or by a list of values."""
+    return {"in": value} if isinstance(value, str | int | float | list) else value
+
+
+Names = Annotated[
+    list[Name],
+    Field(min_length=1, max_length=MAX_FILTER_VALUES),
+    BeforeValidator(_as_list, json_schema_input_type=Name | list[Name]),
+]
+Value = Annotated[
+    str,
+    StringConstraints(max_length=1024),
+    BeforeValidator(_value_text, json_schema_input_type=str | bool | int | float),
+]
+Values = Annotated[
+    list[Value],
+    Field(min_length=1, max_length=MAX_FILTER_VALUES),
+    BeforeValidator(_as_list, json_schema_input_type=str | bool | int | float | list[str | bool | int | float]),
+]
+AttributeBound = Annotated[Any, PlainValidator(_bound_key, json_schema_input_type=float | str)]
+
+
+class TimesIn(Wire):
+    """A range of times."""
+
+    gt: Time | None = None
+    gte: Time | None = None
+    lt: Time | None = None
+    lte: Time | None = None
+
+    @model_validator(mode="after")
+    def _check_not_empty(self) -> Self:
+        if not self.bounds:
+            raise PydanticCustomError("no_bound", "must have one of gt, gte, lt, lte")
+        return self
+
+    @property
+    def bounds(self) -> Bounds[float]:
+        gt, gte, lt, lte = (
+            None if time is None else time.timestamp() for time in (self.gt, self.gte, self.lt, self.lte)
+        )
+        return Bounds(gt, gte, lt, lte)
+
+
+class AttributeIn(Wire):
+    """A condition on an attribute: it is one of `in`, and lies within the bounds. Bounds that are numbers pass numbers,
+    bounds that are texts pass other texts, in the order of their code points."""
+
+    in_: Values | None = Field(None, alias="in")
+    gt: AttributeBound | None = None
+    gte: AttributeBound | None = None
+    lt: AttributeBound | None = None
+    lte: AttributeBound | None = None
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        kinds = {key[0] for key in (self.gt, self.gte, self.lt, self.lte) if key is not None}
+        if not kinds and self.in_ is None:
+            raise PydanticCustomError("no_condition", "must have one of in, gt, gte, lt, lte")
+        if len(kinds) > 1:
+            raise PydanticCustomError("bounds_differ", "must have bounds that are all numbers, or all texts")
+        return self
+
+    def clauses(self, name: str) -> Iterator[Clause]:
+        """Yield the conditions on the attribute `name`."""
+        if self.in_ is not None:
+            yield HasAttribute(name, frozenset(self.in_))
+        bounds: Bounds[OrderKey] = Bounds(self.gt, self.gte, self.lt, self.lte)
+        if bounds:
+            yield AttributeRange(name, bounds)
+
+
+AttributeCondition = Annotated[
+    AttributeIn,
+    BeforeValidator(
+        _as_condition, json_schema_input_type=AttributeIn | str | bool | int | float | list[str | bool | int | float]
+    ),
+]
+
+
+class ConditionsIn(Wire):
+    """Conditions that all have to hold. Where a condition on a field has several values, one of them suffices."""
+
+    may_be_empty: ClassVar[bool] = False
+
+    category: Names | None = None
+    author: Names | None = None
+    hashtag: Names | None = Field(None, description="notes that carry any of them")
+    all_hashtag: Names | None = Field(None, description="notes that carry each of them")
+    attribute: dict[Name, AttributeCondition] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ATTRIBUTES,
+        description="by name: a value, a list of which the note has one, or an object with in, gt, gte, lt, lte",
+        examples=[{"language": ["en", "zh"], "seats": {"gte": 2, "lt": 6}}],
+    )
+    created_at: TimesIn | None = None
+    all: list[ConditionsIn] | None = Field(
+        None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups that must all hold"
+    )
+    any: list[ConditionsIn] | None = Field(
+        None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups of which one must hold"
+    )
+    not_: ConditionsIn | None = Field(None, alias="not", description="a group that must not hold")
+
+    @model_validator(mode="after")
+    def _check_not_empty(self) -> Self:
+        if not self.may_be_empty and next(self._clauses(), None) is None:
+            raise PydanticCustomError("no_condition", "must have a condition")
+        return self
+
+    def clause(self) -> Clause | None:
+        """Return the conditions as one; None where there is none."""
+        clauses = tuple(self._clauses())
+        return AllOf(clauses) if len(clauses) > 1 else next(iter(clauses), None)
+
+    def _clauses(self) -> Iterator[Clause]:
+        if self.category is not None:
+            yield Has("category", frozenset(self.category))
+        if self.author is not None:
+            yield Has("author", frozenset(self.author))
+        if self.hashtag is not None:
+            yield Has("hashtag", frozenset(map(hashtag_key, self.hashtag)))
+        for hashtag in self.all_hashtag or ():
+            yield Has("hashtag", frozenset({hashtag_key(hashtag)}))
+        for name, condition in (self.attribute or {}).items():
+            yield from condition.clauses(name)
+        if self.created_at is not None:
+            yield CreatedRange(self.created_at.bounds)
+        yield from filter(None, (group.clause() for group in self.all or ()))
+        if self.any is not None:
+            yield AnyOf(tuple(filter(None, (group.clause() for group in self.any))))
+        if self.not_ is not None and (clause := self.not_.clause()) is not None:
+            yield Not(clause)
+
+    def attribute_places(self, location: Location) -> Iterator[tuple[str, Location]]:
+        """Yield each attribute that a condition tests, with the place of the condition. `location`: of this group."""
+        for name in self.attribute or ():
+            yield name, (*location, "attribute", name)
+        for kind, groups in (("all", self.all), ("any", self.any)):
+            for number, group in enumerate(groups or ()):
+                yield from group.attribute_places((*location, kind, number))
+        if self.not_ is not None:
+            yield from self.not_.attribute_places((*location, "not"))
+
+
+class FilterIn(ConditionsIn):
+    """Which notes may be found: those that meet all conditions, except `exclude`. An empty one passes all."""
+
+    may_be_empty: ClassVar[bool] = True
+
+    exclude: list[NoteId] = Field([], max_length=MAX_FILTER_EXCLUDED, description="ids never to return")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, value: Any) -> Any:
+        """Refuse too many conditions, or groups that lie too deep, before any is validated."""
+        level, depth, conditions = [value], 0, 0
+        while level:
+            depth += 1
+            conditions += sum(_count_conditions(group) for group in level)
+            if depth > MAX_FILTER_DEPTH:
+                message = "must have at most max_filter_depth = {most} groups within each other"
+                raise PydanticCustomError("too_deep", message, {"most": MAX_FILTER_DEPTH})
+            if conditions > MAX_FILTER_CONDITIONS:
+                message = "must have at most max_filter_conditions = {most} conditions in all groups together"
+                raise PydanticCustomError("too_many_conditions", message, {"most": MAX_FILTER_CONDITIONS})
+            level = [inner for group in level for inner in _inner_groups(group)]
+        return value
+
+    def as_filter(self) -> Filter:
+        return Filter(clause=self.clause(), exclude=frozenset(self.exclude))
+
+
+def _inner_groups(group: Any) -> list[Any]:
+    """Return the groups directly within one that is not validated yet."""
+    if not isinstance(group, dict):
+        return []
+    lists = [group[name] for name in ("all", "any") if isinstance(group.get(name), list)]
+    return [inner for inners in lists for inner in inners] + ([group["not"]] if "not" in group else [])
+
+
+def _count_conditions(group: Any) -> int:
+    """Count the fields and attributes that a group tests itself."""
+    if not isinstance(group, dict):
+        return 0
+    attributes = group.get("attribute")
+    fields = group.keys() - {*GROUPS, "attribute", "exclude"}
+    return len(fields) + (len(attributes) if isinstance(attributes, dict) else 0)

@@ -1,0 +1,138 @@
+"""`filter` of POST /similar: conditions in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, timeout=60) as opened:
+        notes = [
+            {
+                "id": f"t{i}",
+                "title": f"a note of the tree {i}",
+                "category": f"T-{('Food', 'Pets', 'Cars')[i % 3]}",
+                "author": f"t-{'abcde'[i % 5]}",
+                "hashtags": ["tree", f"t tag {i % 7}"],
+                "attributes": {"language": "de" if i % 6 else "ja", "seats": i / 2},
+                "created_at": f"2026-03-{i + 1:02}T00:00:00Z",
+            }
+            for i in range(COUNT)
+        ]
+        assert opened.post("/notes", json=notes).status_code == 207
+        yield opened
+
+
+def ask(client: httpx2.Client, filter: Any, **options: Any) -> httpx2.Response:
+    return client.post("/similar", json={"title": "a note of the tree", "k": 50, "filter": filter} | options)
+
+
+def numbers(client: httpx2.Client, filter: dict[str, Any], **options: Any) -> list[int]:
+    """Numbers of the notes that pass, among those that these tests stored."""
+    answer = ask(client, {"all": [filter, {"hashtag": "tree"}]} if filter else filter, hashtag=["tree"], **options)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["complete"]
+    return sorted(int(item["id"][1:]) for item in answer.json()["items"])
+
+
+@pytest.mark.parametrize(
+    ("filter", "passes"),
+    [
+        ({}, lambda i: True),
+        ({"category": "T-Food"}, lambda i: i % 3 == 0),
+        ({"category": ["T-Food", "T-Cars"]}, lambda i: i % 3 in (0, 2)),
+        ({"author": ["t-a", "t-b", "nobody"]}, lambda i: i % 5 < 2),
+        ({"hashtag": ["#TTAG1", "t tag 2"]}, lambda i: i % 7 in (1, 2)),
+        ({"all_hashtag": ["Tree", "t tag 2"]}, lambda i: i % 7 == 2),
+        ({"not": {"category": "T-Food"}}, lambda i: i % 3),
+        ({"not": {"any": [{"author": "t-a"}, {"hashtag": "t tag 0"}]}}, lambda i: i % 5 and i % 7),
+        ({"not": {"author": "t-a", "category": "T-Food"}}, lambda i: i % 15),
+        ({"attribute": {"language": "ja"}}, lambda i: i % 6 == 0),
+        ({"attribute": {"language": ["ja", "fr"], "seats": {"gt": 3}}}, lambda i: i % 6 == 0 and i > 6),
+        ({"attribute": {"seats": {"gte": 1.5, "lt": 4}}}, lambda i: 3 <= i < 8),
+        ({"attribute": {"seats": {"lte": 4, "in": [0.0, 4.0, 14.5]}}}, lambda i: i in (0, 8)),
+        ({"attribute": {"seats": {"gte": "a"}}}, lambda i: False),
+        ({"attribute": {"language": {"gt": "de"}}}, lambda i: i % 6 == 0),
+        ({"not": {"attribute": {"seats": {"gte": 2}}}}, lambda i: i < 4),
+        ({"created_at": {"gte": "2026-03-05T00:00:00Z", "lt": "2026-03-08T00:00:00+00:00"}}, lambda i: 4 <= i < 7),
+        (
+            {"any": [{"category": "T-Food", "author": "t-a"}, {"all": [{"hashtag": "t tag 1"}, {"author": "t-b"}]}]},
+            lambda i: i % 15 == 0 or (i % 7 == 1 and i % 5 == 1),
+        ),
+    ],
+)
+def test_a_filter_passes_exactly_the_notes_that_it_describes(
+    client: httpx2.Client, filter: dict[str, Any], passes: Any
+) -> None:
+    assert numbers(client, filter) == [i for i in range(COUNT) if passes(i)]
+
+
+def test_a_filter_holds_beside_the_flat_options(client: httpx2.Client) -> None:
+    filter = {"not": {"author": "t-a"}}
+    found = numbers(client, filter, category="T-Food", exclude=["t3"], attribute=["language:de"])
+    assert found == [i for i in range(COUNT) if i % 3 == 0 and i % 5 and i % 6 and i != 3]
+
+
+def test_ten_thousand_ids_are_left_out(client: httpx2.Client) -> None:
+    others = [f"other-{n}" for n in range(9_980)]
+    answer = ask(client, {"hashtag": "tree", "exclude": [*others, *(f"t{i}" for i in range(20))]})
+    assert sorted(item["id"] for item in answer.json()["items"]) == sorted(f"t{i}" for i in range(20, COUNT))
+
+
+NESTED_TOO_DEEP: dict[str, Any] = {"category": "T-Food"}
+for _ in range(20):
+    NESTED_TOO_DEEP = {"not": NESTED_TOO_DEEP}
+
+
+@pytest.mark.parametrize(
+    ("filter", "pointer", "says"),
+    [
+        ("T-Food", "/filter", "valid dictionary"),
+        ({"colour": "red"}, "/filter/colour", "not permitted"),
+        ({"category": []}, "/filter/category", "at least 1 item"),
+        ({"category": [1]}, "/filter/category/0", "valid string"),
+        ({"category": ["c"] * 101}, "/filter/category", "at most 100 items"),
+        ({"not": {}}, "/filter/not", "must have a condition"),
+        ({"any": []}, "/filter/any", "at least 1 item"),
+        ({"any": [{"category": "T-Food"}, {}]}, "/filter/any/1", "must have a condition"),
+        ({"all": [{"exclude": ["t0"]}]}, "/filter/all/0/exclude", "not permitted"),
+        ({"attribute": {"colour": "red"}}, "/filter/attribute/colour", "['language', 'seats']"),
+        (
+            {"any": [{"not": {"attribute": {"a/b": 1}}}]},
+            "/filter/any/0/not/attribute/a~1b",
+            "['language', 'seats']",
+        ),
+        ({"attribute": {"seats": {}}}, "/filter/attribute/seats", "must have one of in, gt, gte, lt, lte"),
+        ({"attribute": {"seats": None}}, "/filter/attribute/seats", "valid dictionary"),
+        ({"attribute": {"seats": {"gt": True}}}, "/filter/attribute/seats/gt", "must be a number or a text"),
+        ({"attribute": {"seats": {"gt": 1, "lt": "z"}}}, "/filter/attribute/seats", "all numbers, or all texts"),
+        ({"attribute": {"seats": [[1]]}}, "/filter/attribute/seats/in/0", "must be a text, a number, true or false"),
+        ({"created_at": {}}, "/filter/created_at", "must have one of gt, gte, lt, lte"),
+        ({"created_at": {"gt": "soon"}}, "/filter/created_at/gt", "valid datetime"),
+        ({"created_at": "2026-03-05T00:00:00Z"}, "/filter/created_at", "valid dictionary"),
+        ({"exclude": ["a/b"]}, "/filter/exclude/0", "match pattern"),
+        ({"exclude": ["t0"] * 10_001}, "/filter/exclude", "at most 10000 items"),
+        ({"any": [{"author": "a", "category": "c", "hashtag": "h"}] * 17}, "/filter", "max_filter_conditions = 50"),
+        (NESTED_TOO_DEEP, "/filter", "max_filter_depth = 8"),
+    ],
+    ids=range(23),
+)
+def test_a_bad_filter_is_refused_with_a_pointer(client: httpx2.Client, filter: Any, pointer: str, says: str) -> None:
+    answer = ask(client, filter)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == pointer, error
+    assert says in error["detail"]
+
+
+def test_limits_publish_the_bounds_of_filters(client: httpx2.Client) -> None:
+    limits = client.get("/limits").json()
+    names = ("max_filter_depth", "max_filter_conditions", "max_filter_values", "max_filter_excluded", "max_excluded")
+    assert [limits[name] for name in names] == [8, 50, 100, 10_000, 1000]
