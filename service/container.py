@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from service.access.principal import DEFAULT_TENANT
 from service.batcher import Batcher
+from service.behaviour.live import LiveBehaviour
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
 from service.settings import Settings
@@ -15,14 +16,15 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service as one tenant has it. Its own are `recommender`, `store`, `index` and `verifying`; all tenants of a
-    process share settings, engine, batcher, telemetry and clock."""
+    """The service as one tenant has it. Its own are `recommender`, `store`, `index`, `behaviour` and `verifying`; all
+    tenants of a process share settings, engine, batcher, telemetry and clock."""
 
     settings: Settings
     recommender: Recommender
     batcher: Batcher
     store: NoteStore
     index: NoteIndex
+    behaviour: LiveBehaviour
     telemetry: Telemetry
     clock: Clock
     tenant: str = DEFAULT_TENANT

@@ -25,6 +25,9 @@ from service.records import (
     Claim,
     Condition,
     Durability,
+    Event,
+    EventEntry,
+    EventOutcome,
     Hit,
     IndexStatus,
     LogBounds,
@@ -188,6 +191,30 @@ class TenantDirectory(Protocol):
     async def remove(self, name: str) -> None:
         """Remove everything that a tenant's store holds, and go on with a removal that was broken off. From its begin
         on nothing is written to the store. Raises TenantNotFound."""
+
+
+# Events
+
+
+class EventStore(Protocol):
+    """The stream of events of one tenant. Every method raises StoreUnavailable, and TenantRemoved."""
+
+    async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
+        """Append durably the events whose ids are not known yet and whose notes exist, in one atomic step for each
+        thousand."""
+
+    async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], str]:
+        """Return up to `count` entries after the position `after`, the oldest first, and the identity of the store;
+        wait up to `block_seconds` for a first entry."""
+
+    async def last(self) -> str:
+        """Return the position of the last entry ever written, ORIGIN before the first."""
+
+    async def forget(self, reader: str) -> int:
+        """Remove durably all events of a reader so far; return how many there were."""
+
+    async def trim(self) -> int:
+        """Remove entries that are out of bounds; return the bytes that are left."""
 
 
 # Keys

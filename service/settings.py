@@ -26,6 +26,7 @@ OTHER_VARIABLES = frozenset(
 )
 """Variables of this name that are no settings."""
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?")
+EVENT_TYPE = re.compile(r"(?P<name>[a-z][a-z0-9_]{0,31})=-?\d{1,6}(\.\d{1,6})?")
 BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
 MAX_SHOWN = 100
 """Bound on the characters of a wrong value that an error repeats."""
@@ -137,19 +138,61 @@ class Settings(BaseSettings):
     idempotency_seconds: float = Field(
         3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 700 bytes each"
     )
+    event_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("shown=0", "click=1", "like=1", "share=1", "hide=-1"),
+        description="types of events that are taken, each with its weight, separated by commas: above 0 it is a read "
+        "of the note, below 0 it takes the read back",
+    )
+    event_seconds: float = Field(
+        2_592_000.0, gt=0, description="how long an event is kept and counts; an older one is refused"
+    )
+    event_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="memory of the store for one tenant's events, of which the oldest go first"
+    )
+    event_id_seconds: float = Field(
+        3600.0, gt=0, description="how long an event is known by its event_id, so that it counts once"
+    )
+    event_ids: int = Field(
+        1_000_000, ge=2, description="most ids of events that are known, in about 100 bytes each; half of them for sure"
+    )
+    behaviour_window: int = Field(
+        0, ge=0, description="distinct notes between two reads that relate their notes, at most; 0: any number"
+    )
+    behaviour_lower: float = Field(0.01, ge=0, description="least score of a related note")
+    behaviour_upper: float = Field(30.0, ge=0, description="greatest score of a related note")
+    behaviour_top: int = Field(100, ge=1, description="related notes of one note, at most")
+    behaviour_half_life_seconds: float = Field(
+        0.0, ge=0, description="time after which a read counts half; 0: it always counts whole"
+    )
+    behaviour_reads: int = Field(
+        2_000_000, ge=1000, description="reads of one tenant that are held in memory; those of idle readers go first"
+    )
     max_tenants: int = Field(
         100, ge=1, description="most tenants, the default one included; a key of one more gets 403"
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")
     max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
+    max_batch_events: int = Field(1000, ge=1, description="most events in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
 
-    @field_validator("categories", "blocked_hashtags", "filter_attributes", "cors_origins", mode="before")
+    @field_validator(
+        "event_types", "categories", "blocked_hashtags", "filter_attributes", "cors_origins", mode="before"
+    )
     @classmethod
     def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = names.split(",") if isinstance(names, str) else names
         return tuple(dict.fromkeys(name.strip() for name in parts if name.strip()))
+
+    @field_validator("event_types")
+    @classmethod
+    def _check_event_types(cls, types: tuple[str, ...]) -> tuple[str, ...]:
+        names = [match["name"] for entry in types if (match := EVENT_TYPE.fullmatch(entry))]
+        if len(names) < len(types) or len(set(names)) < len(names) or "shown" not in names:
+            raise PydanticCustomError(
+                "event_types", "must be distinct names with weights, as shown=0,click=1,finished=0.5, with shown"
+            )
+        return types
 
     @field_validator("redis_url")
     @classmethod
@@ -209,6 +252,11 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @property
+    def event_weights(self) -> dict[str, float]:
+        """Weights of the types of events that are taken, by their names."""
+        return {name: float(weight) for name, _, weight in (entry.partition("=") for entry in self.event_types)}
 
     @property
     def bootstrap(self) -> str | None:

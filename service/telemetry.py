@@ -139,6 +139,21 @@ class Telemetry:
             "How long the purge by NOTELLM_PURGE_SECONDS is overdue; 0: it is not",
             registry=registry,
         )
+        self.events = Counter(
+            "notellm_events",
+            "Events that were sent: accepted, duplicate, unknown_note, invalid",
+            ("outcome",),
+            registry=registry,
+        )
+        self.event_stream_bytes = Gauge(
+            "notellm_event_stream_bytes", "Memory of the store that the events take", registry=registry
+        )
+        self.behaviour_reads = Gauge("notellm_behaviour_reads", "Reads of notes that are held", registry=registry)
+        self.behaviour_readers = Gauge("notellm_behaviour_readers", "Readers of these reads", registry=registry)
+        self.behaviour_notes = Gauge("notellm_behaviour_notes", "Notes of these reads", registry=registry)
+        self.behaviour_bytes = Gauge(
+            "notellm_behaviour_bytes", "About how much memory these reads take", registry=registry
+        )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.uncounted = Counter(
             "notellm_quota_uncounted",

@@ -24,6 +24,8 @@ from service.access.gate import Gate
 from service.admission import Lane
 from service.api.app import create_app
 from service.batcher import Batcher
+from service.behaviour.co_occurrence import CoOccurrenceOptions
+from service.behaviour.live import BehaviourStatus, LiveBehaviour
 from service.container import Service
 from service.erasure.schedule import PurgeSchedule
 from service.index.gpu import Gpu, find_gpu
@@ -34,12 +36,13 @@ from service.index.snapshots import SnapshotFolder, remove_unused_snapshots
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.recommender import GenerationDefaults, Recommender
-from service.records import IndexStatus
+from service.records import EventBounds, IndexStatus
 from service.samples import load_samples
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
 from service.store.connection import MAX_CONNECTIONS, Connection, Outage
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.store.events import RedisEventStore
 from service.store.keys import Keys
 from service.store.quotas import RedisQuotaStore
 from service.store.redis_store import RedisNoteStore
@@ -59,6 +62,8 @@ ACCESS_CONNECTIONS = 16
 """Connections of one process to Redis for API keys and quotas."""
 TENANT_CONNECTIONS = 8
 """Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
+EVENT_CONNECTIONS = 4
+"""Connections of one process to Redis for one tenant's events, of which one waits for the next event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +191,40 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         recommender = Recommender(
             engine, shared.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
         )
-        yield Service(settings, recommender, shared.batcher, store, index, shared.telemetry, clock, name)
+        behaviour = _make_behaviour(shared, stack, Keys(name), identity)
+        behaviour.start()
+        yield Service(settings, recommender, shared.batcher, store, index, behaviour, shared.telemetry, clock, name)
+
+
+def _make_behaviour(shared: Shared, stack: contextlib.AsyncExitStack, keys: Keys, identity: str) -> LiveBehaviour:
+    """Make what takes in and follows the events of a tenant; it is stopped with the tenant."""
+    settings = shared.settings
+    connection = Connection(
+        shared.url.get_secret_value(),
+        on_error=shared.telemetry.store_errors.inc,
+        max_connections=EVENT_CONNECTIONS,
+        outage=shared.outage,
+    )
+    stack.push_async_callback(connection.close)
+    bounds = EventBounds(settings.event_seconds, settings.event_bytes, settings.event_id_seconds, settings.event_ids)
+    options = CoOccurrenceOptions(
+        window=settings.behaviour_window or None,
+        lower=settings.behaviour_lower,
+        upper=settings.behaviour_upper,
+        top=settings.behaviour_top,
+        half_life=settings.behaviour_half_life_seconds or None,
+        max_reads=settings.behaviour_reads,
+    )
+    behaviour = LiveBehaviour(
+        RedisEventStore(connection, bounds, keys, identity),
+        options,
+        settings.event_weights,
+        settings.event_seconds,
+        shared.telemetry,
+        shared.clock,
+    )
+    stack.push_async_callback(behaviour.stop)
+    return behaviour
 
 
 def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
@@ -251,6 +289,14 @@ def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine) -> N
     def total(value: Callable[[IndexStatus], float]) -> Callable[[], float]:
         return lambda: sum(value(service.index.status()) for service in tenants.services)
 
+    def behaviour(value: Callable[[BehaviourStatus], float]) -> Callable[[], float]:
+        return lambda: sum(value(service.behaviour.status()) for service in tenants.services)
+
+    telemetry.event_stream_bytes.set_function(behaviour(lambda status: status.stream_bytes))
+    telemetry.behaviour_reads.set_function(behaviour(lambda status: status.reads))
+    telemetry.behaviour_readers.set_function(behaviour(lambda status: status.readers))
+    telemetry.behaviour_notes.set_function(behaviour(lambda status: status.notes))
+    telemetry.behaviour_bytes.set_function(behaviour(lambda status: status.bytes))
     telemetry.index_vectors.labels("live").set_function(total(lambda status: status.vectors))
     telemetry.index_vectors.labels("tombstone").set_function(total(lambda status: status.tombstones))
     telemetry.index_segments.set_function(total(lambda status: status.segments))

@@ -18,7 +18,7 @@ from service.api import problems
 from service.api.connection import CallerLeft
 from service.api.middleware import BodyLimit, RequestContext
 from service.api.openapi import describe
-from service.api.routes import documentation, generate, keys, notes, operations, similar, tenants
+from service.api.routes import documentation, events, generate, keys, notes, operations, similar, tenants
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -36,7 +36,7 @@ EXPOSED_HEADERS = (
     *("WWW-Authenticate", "X-Request-Id"),
 )
 """Headers of answers that it may read."""
-ROUTERS = (similar.router, notes.router, generate.router, operations.router, tenants.router, keys.router)
+ROUTERS = (similar.router, notes.router, events.router, generate.router, operations.router, tenants.router, keys.router)
 """Routes are matched in this order: the busiest come first."""
 log = structlog.get_logger(__name__)
 DESCRIPTION = (

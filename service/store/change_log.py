@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -17,8 +17,14 @@ log = structlog.get_logger(__name__)
 
 def decode_entries(answer: Any) -> list[LogEntry]:
     """Decode the answer to XREAD of one stream: RESP3 gives a mapping, RESP2 a list of pairs."""
+    return [decode_entry(*entry) for entry in stream_entries(answer)]
+
+
+def stream_entries(answer: Any) -> Iterator[Any]:
+    """Yield the position and the fields of each entry in the answer to XREAD of one stream."""
     streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]
-    return [decode_entry(*entry) for stream in streams for entry in _flat(stream)]
+    for stream in streams:
+        yield from _flat(stream)
 
 
 def decode_bounds(info: Any, kept: Any, entry: str) -> LogBounds:

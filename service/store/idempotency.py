@@ -43,23 +43,24 @@ for _, key in ipairs(KEYS) do
   if redis.call('HGET', key, 'token') == ARGV[1] then redis.call('DEL', key) end
 end
 """
-# Beginning of a write's script. KEYS[3] is the store's identity. KEYS[4] is the record, and missing where nothing is
+# Beginning of a write's script. KEYS[3] is the store's identity. KEYS[5] is the record, and missing where nothing is
 # remembered. The last arguments are token, answer, time to keep in ms, and the identity that the store must have, or
 # "". `claim_lost` must come before the first write.
 FUNCTIONS = """
 local token, answer, kept, identity = unpack(ARGV, #ARGV - 3)
 if identity ~= '' and redis.call('GET', KEYS[3]) ~= identity then return 'removed' end
 local function claim_lost()
-  return KEYS[4] and redis.call('HGET', KEYS[4], 'token') ~= token
+  return KEYS[5] and redis.call('HGET', KEYS[5], 'token') ~= token
 end
 local function remember(revision, position)
-  if not KEYS[4] then return end
-  redis.call('HDEL', KEYS[4], 'token')
-  redis.call('HSET', KEYS[4], 'answer', answer, 'revision', revision, 'position', position)
-  redis.call('PEXPIRE', KEYS[4], kept)
+  if not KEYS[5] then return end
+  redis.call('HDEL', KEYS[5], 'token')
+  redis.call('HSET', KEYS[5], 'answer', answer, 'revision', revision, 'position', position)
+  redis.call('PEXPIRE', KEYS[5], kept)
 end
 """
-# KEYS note, log, identity, record; ARGV revision, position, then as FUNCTIONS has it. For a write that changes nothing.
+# KEYS note, log, identity, events, record; ARGV revision, position, then as FUNCTIONS has it. For a write that changes
+# nothing.
 REMEMBER = (
     FUNCTIONS
     + """

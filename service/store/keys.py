@@ -6,6 +6,10 @@
     <prefix>identity    string  random; of the default tenant made when it is first asked for, else with the tenant
     <prefix>snapshots   hash    replica -> log position of its snapshot, and the time it was made
     <prefix>once:<key>  hash    a write that takes place once: see idempotency.py
+    <prefix>events      stream  what readers did with notes: see events.py
+    <prefix>events:ids, <prefix>events:ids:old
+                        set     digests of the ids of events that were accepted; the older one ends by itself
+    <prefix>events:salt string  random; the readers' names are digests under it
 
 The prefix is {notes}: for the default tenant, and {notes}:tenant:<name>: for another one. All keys share the hash tag
 {notes}: one slot on Redis Cluster, so that a script may touch note and log together. tenants.py has what concerns all
@@ -34,6 +38,10 @@ class Keys:
         self.identity = f"{self.prefix}identity"
         self.snapshots = f"{self.prefix}snapshots"
         self.record = f"{self.prefix}once:"
+        self.events = f"{self.prefix}events"
+        self.event_ids = f"{self.prefix}events:ids"
+        self.old_event_ids = f"{self.prefix}events:ids:old"
+        self.event_salt = f"{self.prefix}events:salt"
 
 
 DEFAULT_KEYS = Keys()

@@ -195,7 +195,7 @@ class RedisNoteStore:
         """Run scripts that write, as Connection.write does. Raises TenantRemoved too."""
         commands = []
         for write in writes:
-            keys = [self._keys.note + write.note_id, self._keys.log, self._keys.identity]
+            keys = [self._keys.note + write.note_id, self._keys.log, self._keys.identity, self._keys.events]
             if write.remembered:
                 keys.append(self._keys.record + write.remembered.claim.key)
             arguments = (*write.arguments, *record_arguments(write.remembered), self._identity)

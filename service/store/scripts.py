@@ -26,8 +26,8 @@ local function holds(condition, kind, at)
   return matches ~= negated
 end
 """
-# KEYS note, log, identity, record; ARGV condition or "", id, document, vector, space, expiry in ms or "", log length,
-# by, and those of FUNCTIONS (idempotency.py).
+# KEYS note, log, identity, events, record; ARGV condition or "", id, document, vector, space, expiry in ms or "", log
+# length, by, and those of FUNCTIONS (idempotency.py).
 # Damaged values are overwritten: a malformed revision restarts at 1, a key that is not a hash is removed. XADD comes
 # first: a server out of memory refuses a script's first write, and lets those behind it pass.
 PUT = (
@@ -51,7 +51,8 @@ remember(revision, position)
 return {revision, position}
 """
 )
-# KEYS note, log, identity, record; ARGV condition or "", id, log length, and those of FUNCTIONS.
+# KEYS note, log, identity, events, record; ARGV condition or "", id, log length, and those of FUNCTIONS. The stream of
+# events is told too, in the same step: whoever reads it from its begin must not count what came before the removal.
 DELETE = (
     FUNCTIONS
     + HOLDS
@@ -63,6 +64,9 @@ if kind == 'none' then return false end
 if not holds(ARGV[1], kind, at) then return 'moved' end
 redis.call('DEL', KEYS[1])
 local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  redis.call('XADD', KEYS[4], '*', 'type', '-note', 'note', ARGV[2], 'reader', '', 'at', '0', 'more', '')
+end
 remember(0, position)
 return position
 """

@@ -19,6 +19,7 @@ from service.api.protocol import (
     MIN_BODY_RATE,
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
+from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES
 from service.api.schemas.filter import (
     MAX_FILTER_CONDITIONS,
     MAX_FILTER_DEPTH,
@@ -40,6 +41,13 @@ class LimitsOut(BaseModel):
     max_body_bytes: int
     max_note_bytes: int
     max_batch_notes: int
+    max_batch_events: int
+    max_event_bytes: int = MAX_EVENT_BYTES
+    max_event_ahead_seconds: float = Field(MAX_AHEAD_SECONDS, description="by which the time of an event may be ahead")
+    event_seconds: float = Field(description="how long an event is kept and counts; an older one is refused")
+    event_bytes: int = Field(description="memory for a tenant's events; beyond it the oldest go")
+    event_id_seconds: float = Field(description="how long an event is known by its event_id")
+    event_ids: int = Field(description="ids of events that are known; half of them for sure")
     max_k: int
     max_hashtags: int = MAX_HASHTAGS
     max_generated_hashtags: int = MAX_GENERATED

@@ -1,0 +1,136 @@
+"""Events of a request: each is checked for itself, the valid ones are taken in together, and each gets a result."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from service.api.bodies import Turns, list_items, parse_json
+from service.api.problems import invalid_input, problem_of
+from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, EventIn, EventOut
+from service.container import Service
+from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
+from service.records import Event, EventOutcome
+
+EVENT_WORK = 1024
+"""An event counts as this many bytes of work: checking it takes that long."""
+STREAM_BATCH_SIZE = 1000
+"""Events of NDJSON that are taken in together."""
+MAX_ID = 128
+"""Bound on the characters of a refused event's id that its result repeats."""
+
+
+class EventReader:
+    """Reads the events of one request. `service`: that of the caller's tenant."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._types = frozenset(service.behaviour.types)
+        self._now = service.clock()
+        self._first = self._now - service.settings.event_seconds
+
+    def read(self, raw: bytes, pointer: str = "") -> Event:
+        """Parse and check an event. Raises MalformedBody, InvalidInput at `pointer`, LimitExceeded."""
+        if len(raw) > MAX_EVENT_BYTES:
+            raise LimitExceeded("max_event_bytes", MAX_EVENT_BYTES)
+        value = parse_json(raw, pointer)
+        try:
+            sent = EventIn.model_validate(value)
+        except ValidationError as error:
+            failures = error.errors(include_input=False, include_context=False, include_url=False)
+            raise invalid_input(failures, pointer) from error
+        event = sent.as_event(self._now)
+        if event.type not in self._types:
+            names = ", ".join(self._service.behaviour.types)
+            raise InvalidInput([FieldError(f"{pointer}/type", f"must be one of {names} (NOTELLM_EVENT_TYPES)")])
+        if not self._first <= event.at <= self._now + MAX_AHEAD_SECONDS:
+            seconds = self._service.settings.event_seconds
+            problem = f"must not be older than {seconds:g} s, nor more than {MAX_AHEAD_SECONDS:g} s ahead of now"
+            raise InvalidInput([FieldError(f"{pointer}/at", problem)])
+        return event
+
+    def result(self, raw: bytes, pointer: str = "") -> Event | dict[str, Any]:
+        """Return an event of a list, or else the result that says why it is refused. Raises MalformedBody."""
+        try:
+            return self.read(raw, pointer)
+        except (InvalidInput, LimitExceeded) as error:
+            self._service.telemetry.events.labels("invalid").inc()
+            return refused(error, sent_id(raw) if isinstance(error, InvalidInput) else None)
+
+
+def sent_id(raw: bytes) -> str | None:
+    """Return the id of an event that is refused, where it has one."""
+    value = orjson.loads(raw)
+    event_id = value.get("event_id") if isinstance(value, dict) else None
+    return event_id if isinstance(event_id, str) and len(event_id) <= MAX_ID else None
+
+
+def refused(error: NoteLLMError, event_id: str | None) -> dict[str, Any]:
+    result = EventOut(event_id=event_id, status="refused", problem=problem_of(error))
+    return result.model_dump(mode="json", exclude_none=True)
+
+
+def told(event: Event, outcome: EventOutcome) -> dict[str, Any]:
+    """Return the result of an event that was sent to the store. A dict: a model for each takes longer than storing."""
+    if outcome == "unknown_note":
+        return refused(NoteNotFound(event.note_id), event.id)
+    return {"event_id": event.id, "status": outcome}
+
+
+async def add_event(body: bytes, service: Service) -> EventOut:
+    """Take in one event. Raises MalformedBody, InvalidInput, LimitExceeded, NoteNotFound, StoreUnavailable."""
+    event = EventReader(service).read(body)
+    (outcome,) = await service.behaviour.add([event])
+    if outcome == "unknown_note":
+        raise NoteNotFound(event.note_id)
+    return EventOut(event_id=event.id, status=outcome)
+
+
+async def add_event_list(body: bytes, service: Service) -> bytes:
+    """Take in the events of a JSON list, and return the answer's JSON. Raises MalformedBody if any part of the body is
+    not JSON, LimitExceeded, StoreUnavailable."""
+    reader, turns, max_events = EventReader(service), Turns(), service.settings.max_batch_events
+    read: list[Event | dict[str, Any]] = []
+    async with aclosing(list_items(body, turns)) as items:
+        async for raw in items:
+            if len(read) == max_events:
+                raise LimitExceeded("max_batch_events", max_events)
+            try:
+                read.append(reader.result(raw, f"/{len(read)}"))
+            except MalformedBody as error:
+                raise MalformedBody(f"item {len(read)} of the list: {error.detail}") from error
+            await turns.work(max(len(raw), EVENT_WORK))
+    return orjson.dumps({"results": await _add(read, service)})
+
+
+async def add_event_lines(body: bytes, service: Service) -> AsyncIterator[bytes]:
+    """Take in events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
+    refused alone. A failure of the store ends the lines with a refused one."""
+    reader, turns = EventReader(service), Turns()
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    for begin in range(0, len(lines), STREAM_BATCH_SIZE):
+        read: list[Event | dict[str, Any]] = []
+        for raw in lines[begin : begin + STREAM_BATCH_SIZE]:
+            try:
+                read.append(reader.result(raw))
+            except MalformedBody as error:
+                service.telemetry.events.labels("invalid").inc()
+                read.append(refused(error, None))
+            await turns.work(max(len(raw), EVENT_WORK))
+        try:
+            results = await _add(read, service)
+        except NoteLLMError as error:
+            yield orjson.dumps(refused(error, None)) + b"\n"
+            return
+        yield b"".join(orjson.dumps(result) + b"\n" for result in results)
+
+
+async def _add(read: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:
+    """Take in the events among what was read; return the results of all, in their order."""
+    events = [one for one in read if isinstance(one, Event)]
+    outcomes = iter(zip(events, await service.behaviour.add(events), strict=True))
+    return [told(*next(outcomes)) if isinstance(one, Event) else one for one in read]

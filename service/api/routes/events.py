@@ -1,0 +1,108 @@
+"""POST /events, DELETE /users/{user}/events, DELETE /sessions/{session}/events, GET /reports/recommendations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from service.access.principal import Scope
+from service.api.access import needs
+from service.api.bodies import NDJSON, check_media_type, is_list, media_type
+from service.api.dependencies import ServiceDep
+from service.api.ingest_events import add_event, add_event_lines, add_event_list
+from service.api.ingest_stream import NdjsonResponse
+from service.api.json_route import StrictJsonRoute
+from service.api.problems import documented
+from service.api.schemas.common import Time
+from service.api.schemas.events import ForgottenOut, ReaderId, ReportOut, session_name, user_name
+from service.behaviour.report import DIMENSIONS, Dimension
+from service.errors import FieldError, InvalidInput
+
+router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
+REPORT_SECONDS = 604_800.0
+"""Time that a report covers by default: a week."""
+POST_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "anyOf": [
+                    {"$ref": "#/components/schemas/EventIn"},
+                    {
+                        "type": "array",
+                        "description": "events; one that is not valid gets a problem of its own, at its place",
+                        "items": {"anyOf": [{"$ref": "#/components/schemas/EventIn"}, {}]},
+                    },
+                ]
+            }
+        },
+        NDJSON: {"schema": {"type": "string", "description": "one event a line"}},
+    },
+}
+
+
+@router.post(
+    "/events",
+    response_model=None,
+    openapi_extra={"requestBody": POST_BODY},
+    responses={
+        200: {
+            "description": "Accepted, or accepted before; for NDJSON results, one a line",
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/EventOut"}},
+                NDJSON: {"schema": {"type": "string"}},
+            },
+        },
+        207: {
+            "description": "A list: each event's own result",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventsOut"}}},
+        },
+        **documented(400, 404, 409, 413, 415, 422, 503),
+    },
+)
+@needs(Scope.EVENTS)
+async def post_events(request: Request, service: ServiceDep) -> Response:
+    """Tell what readers did with notes: one event, a list, or NDJSON. What is accepted is durable when it answers, and
+    counts once by its event_id. In a list or in NDJSON one bad event does not fail the rest."""
+    check_media_type(request.headers, NDJSON)
+    body = await request.body()
+    if media_type(request.headers) == NDJSON:
+        return NdjsonResponse(add_event_lines(body, service))
+    if is_list(body):
+        return Response(await add_event_list(body, service), 207, media_type="application/json")
+    answer = await add_event(body, service)
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+@router.delete("/users/{user}/events", responses=documented(409, 422, 503))
+@needs(Scope.EVENTS)
+async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
+    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat."""
+    return ForgottenOut(events=await service.behaviour.forget(user_name(user)))
+
+
+@router.delete("/sessions/{session}/events", responses=documented(409, 422, 503))
+@needs(Scope.EVENTS)
+async def forget_session(session: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
+    """Forget all events of a session so far, as of a user."""
+    return ForgottenOut(events=await service.behaviour.forget(session_name(session)))
+
+
+@router.get("/reports/recommendations", responses=documented(422, 503))
+@needs(Scope.EVENTS)
+async def report_recommendations(
+    service: ServiceDep,
+    by: Annotated[str, Query(description=f"some of {', '.join(DIMENSIONS)}, separated by commas")] = "scenario,variant",
+    since: Annotated[Time | None, Query(description="the first day; a week ago by default")] = None,
+) -> ReportOut:
+    """How many of the notes that recommendations showed were clicked. Days are those of UTC."""
+    names = list(dict.fromkeys(part.strip() for part in by.split(",") if part.strip()))
+    if unknown := sorted(set(names) - set(DIMENSIONS)):
+        raise InvalidInput([FieldError("/query/by", f"knows {', '.join(DIMENSIONS)}, not {unknown}")])
+    dimensions: list[Dimension] = [name for name in DIMENSIONS if name in names]
+    begin = since.timestamp() if since else service.clock() - REPORT_SECONDS
+    behaviour = service.behaviour
+    return ReportOut.make(
+        dimensions, begin, behaviour.status().ready, behaviour.unmatched, behaviour.rates(dimensions, begin)
+    )

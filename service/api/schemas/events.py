@@ -1,0 +1,141 @@
+"""POST /events, DELETE /users/{user}/events, GET /reports/recommendations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from service.api.schemas.common import NoteId, Time, Wire
+from service.api.schemas.problem import Problem
+from service.behaviour.report import Dimension, Rate
+from service.records import Event
+
+MAX_EVENT_BYTES = 4096
+"""Bound on one event as JSON, published at GET /limits."""
+MAX_AHEAD_SECONDS = 300.0
+"""Bound on how far the time of an event may be ahead of this service's clock, published at GET /limits."""
+MAX_POSITION = 100_000
+DETAILS = ("recommendation_id", "position", "scenario", "variant", "source", "value")
+"""Fields that are kept as they were sent."""
+
+EventId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+ReaderId = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^\s/.][^\s/]{0,127}$"),
+    Field(description="1 to 128 characters without white space and /, not starting with .", examples=["u-4711"]),
+]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class EventIn(Wire):
+    """What a reader did with a note. Of `user` and `session` there is exactly one. What a recommendation was made for
+    (`scenario`, `variant`, `position`, `source`) is said by the caller, who knows it; reports tell events apart by
+    it."""
+
+    event_id: EventId = Field(description="tells the event from all others, so that it counts once", examples=["e-1"])
+    type: str = Field(max_length=64, description="a type of NOTELLM_EVENT_TYPES", examples=["click"])
+    note_id: NoteId
+    user: ReaderId | None = None
+    session: ReaderId | None = Field(None, validate_default=True, description="for a reader who is not known")
+    recommendation_id: EventId | None = Field(None, description="of the answer in which the note was recommended")
+    position: int | None = Field(None, ge=0, le=MAX_POSITION, description="of the note in that answer")
+    scenario: Label | None = Field(None, description="the place that the recommendation was for")
+    variant: Label | None = Field(None, description="of an experiment")
+    source: Label | None = Field(None, description="what the note was found by")
+    at: Time | None = Field(None, description="when it happened; now by default")
+    value: float | None = Field(None, allow_inf_nan=False, description="for example seconds, or a share that was read")
+
+    @field_validator("session")
+    @classmethod
+    def _check_one_reader(cls, session: str | None, info: ValidationInfo) -> str | None:
+        if "user" in info.data and (session is None) == (info.data["user"] is None):
+            raise PydanticCustomError("reader", "must be given instead of user, and one of them must be")
+        return session
+
+    def as_event(self, now: float) -> Event:
+        details = {name: value for name in DETAILS if (value := getattr(self, name)) is not None}
+        return Event(
+            id=self.event_id,
+            type=self.type,
+            note_id=self.note_id,
+            reader=user_name(self.user) if self.user is not None else session_name(self.session or ""),
+            at=self.at.timestamp() if self.at else now,
+            details=orjson.dumps(details) if details else b"",
+        )
+
+
+def user_name(user: str) -> str:
+    """Name of a user among all readers."""
+    return f"user:{user}"
+
+
+def session_name(session: str) -> str:
+    """Name of a session among all readers."""
+    return f"session:{session}"
+
+
+class EventOut(BaseModel):
+    """What became of an event: it is durable, or was before, or `problem` says why it was refused."""
+
+    event_id: str | None = None
+    status: Literal["accepted", "duplicate", "refused"]
+    problem: Problem | None = None
+
+
+class EventsOut(BaseModel):
+    """One result for each event of a list, in its order."""
+
+    results: list[EventOut]
+
+
+class ForgottenOut(BaseModel):
+    """`events`: how many were removed. Their weight is out of what is related within moments, at every replica."""
+
+    events: int
+
+
+class RateOut(BaseModel):
+    """Notes that recommendations showed, and how many of them were clicked: each counts once. `low` and `high`: 95%
+    interval of the rate (Wilson). Of the dimensions only those are there that were asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scenario: str | None = None
+    variant: str | None = None
+    position: str | None = None
+    source: str | None = None
+    shown: int
+    clicked: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rate: Rate) -> Self:
+        names = {str(name): value for name, value in rate.names.items()}
+        return cls(**names, shown=rate.shown, clicked=rate.clicked, rate=rate.rate, low=rate.low, high=rate.high)
+
+
+class ReportOut(BaseModel):
+    """`complete`: false while this replica still reads events of before its start. `unmatched`: clicks of notes whose
+    showing was not told."""
+
+    by: list[Dimension]
+    since: datetime
+    complete: bool
+    unmatched: int
+    rates: list[RateOut]
+
+    @classmethod
+    def make(cls, by: list[Dimension], since: float, complete: bool, unmatched: int, rates: list[Rate]) -> Self:
+        return cls(
+            by=by,
+            since=datetime.fromtimestamp(since, UTC),
+            complete=complete,
+            unmatched=unmatched,
+            rates=[RateOut.of(rate) for rate in rates],
+        )

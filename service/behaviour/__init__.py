@@ -1,0 +1,1 @@
+"""Behaviour: events of readers in, notes that are read together out."""

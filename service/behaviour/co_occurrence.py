@@ -1,0 +1,257 @@
+"""CoOccurrence: which notes readers read after which, kept read by read (paper section 3).
+
+s(A->B) is the sum of 1 / N over the readers who read note A and later note B, where N counts the distinct notes that
+the reader read: the score that `notellm pairs` computes from the same reads.
+
+The histories of readers are kept, and no scores: those of a note are summed up when they are asked for, over its
+readers. So one read changes one history, though it changes the 1 / N of every pair of its reader; and where a note or
+a reader is removed, nothing of it is left in any sum.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_HISTORY = 500
+"""Bound on the reads of one reader that are kept, the last ones: a reader's pairs grow with their square."""
+MAX_READERS = 2000
+"""Bound on the readers that the scores of one note are summed over, those who came last: about two milliseconds."""
+SCORE_DIGITS = 9
+"""Digits of a score, so that the order of its sum cannot decide a tie: those of `notellm pairs`."""
+READ_BYTES, READER_BYTES, NOTE_BYTES = 24, 640, 380
+"""About how much memory a read, a reader and a note take (tests/service/behaviour/test_co_occurrence.py)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoOccurrenceOptions:
+    """`window`: distinct notes between two reads that make a pair, at most; None: any. `lower`, `upper`: pairs with a
+    score outside do not count. `top`: related notes of one note, at most. `half_life`: seconds after which a pair
+    counts half; None: it always counts whole. `max_reads`: reads that are kept; beyond it those of the readers go who
+    were idle longest."""
+
+    window: int | None = None
+    lower: float = 0.01
+    upper: float = 30.0
+    top: int = 100
+    half_life: float | None = None
+    max_reads: int = 2_000_000
+
+
+class Related(NamedTuple):
+    """A note that was read after another one. `evidence`: how many readers did so, each halved with its age."""
+
+    id: str
+    score: float
+    evidence: float
+
+
+@dataclass(slots=True)
+class History:
+    """The distinct notes that a reader read, by their numbers, in the order of the first read of each."""
+
+    reader: str
+    number: int
+    notes: array[int] = field(default_factory=lambda: array("I"))
+    times: array[float] = field(default_factory=lambda: array("d"))
+    weights: array[float] = field(default_factory=lambda: array("d"))
+
+    def insert(self, note: int, at: float, weight: float) -> None:
+        """Insert a read by its time, behind those of the same time."""
+        place = bisect_right(self.times, at)
+        self.notes.insert(place, note)
+        self.times.insert(place, at)
+        self.weights.insert(place, weight)
+
+    def remove(self, place: int) -> None:
+        for values in (self.notes, self.times, self.weights):
+            del values[place]
+
+
+class CoOccurrence:
+    """Histories of readers, and the notes that they relate. For one thread."""
+
+    def __init__(self, options: CoOccurrenceOptions = CoOccurrenceOptions()) -> None:
+        self._options = options
+        self._histories: dict[str, History] = {}
+        """By reader; the reader who was active last is the last one."""
+        self._by_number: list[History | None] = []
+        self._free_numbers: list[int] = []
+        self._notes: dict[str, int] = {}
+        """Numbers of the notes, by their ids."""
+        self._ids: list[str] = []
+        """Ids of the notes, by their numbers; "" for a number that is free."""
+        self._free_notes: list[int] = []
+        self._readers_of: list[array[int]] = []
+        """Numbers of the histories that have a note, by the note's number, in the order in which they came to it."""
+        self._swept = 0
+        self.reads = 0
+
+    @property
+    def readers(self) -> int:
+        return len(self._histories)
+
+    @property
+    def notes(self) -> int:
+        return len(self._notes)
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        return READ_BYTES * self.reads + READER_BYTES * len(self._by_number) + NOTE_BYTES * len(self._ids)
+
+    def add(self, reader: str, note_id: str, at: float, weight: float = 1.0) -> None:
+        """Add a read. Of several reads of one note by one reader the first counts, with the greatest of their
+        weights."""
+        history = self._histories.pop(reader, None) or self._open(reader)
+        self._histories[reader] = history
+        note = self._number(note_id)
+        if note in history.notes:
+            place = history.notes.index(note)
+            weight = max(weight, history.weights[place])
+            at = min(at, history.times[place])
+            if at == history.times[place]:
+                history.weights[place] = weight
+                return
+            history.remove(place)
+        else:
+            self._readers_of[note].append(history.number)
+            self.reads += 1
+        history.insert(note, at, weight)
+        if len(history.notes) > MAX_HISTORY:
+            self._drop(history, 0)
+        while self.reads > self._options.max_reads and len(self._histories) > 1:
+            self.forget(next(iter(self._histories)))
+
+    def remove(self, reader: str, note_id: str) -> None:
+        """Remove the read of one note by one reader, where there is one."""
+        history, note = self._histories.get(reader), self._notes.get(note_id)
+        if history and note is not None and note in history.notes:
+            self._drop(history, history.notes.index(note))
+
+    def remove_note(self, note_id: str) -> None:
+        """Remove all reads of a note."""
+        note = self._notes.get(note_id)
+        if note is None:
+            return
+        for number in list(self._readers_of[note]):
+            history = self._by_number[number]
+            assert history is not None
+            self._drop(history, history.notes.index(note))
+
+    def forget(self, reader: str) -> None:
+        """Remove all reads of a reader."""
+        if history := self._histories.get(reader):
+            for place in reversed(range(len(history.notes))):
+                self._drop(history, place)
+
+    def expire(self, before: float, count: int) -> None:
+        """Remove the reads before a time from the next `count` histories; calls go through all of them in turn."""
+        for _ in range(min(count, len(self._by_number))):
+            self._swept = (self._swept + 1) % len(self._by_number)
+            history = self._by_number[self._swept]
+            while history and history.times and history.times[0] < before:
+                self._drop(history, 0)
+
+    def related(self, note_id: str, now: float = 0.0) -> list[Related]:
+        """Return the notes related to one, best first, of equal scores the smaller id."""
+        note = self._notes.get(note_id)
+        if note is None:
+            return []
+        later, values, ages = self._later_reads(note, now)
+        if not later.size:
+            return []
+        numbers, places = np.unique(later, return_inverse=True)
+        scores = np.round(np.bincount(places, values), SCORE_DIGITS)
+        evidence = np.bincount(places, ages)
+        kept = np.flatnonzero((scores >= self._options.lower) & (scores <= self._options.upper))
+        if kept.size > self._options.top:
+            least = np.partition(scores[kept], -self._options.top)[-self._options.top]
+            kept = kept[scores[kept] >= least]
+        related = [Related(self._ids[numbers[i]], float(scores[i]), float(evidence[i])) for i in kept.tolist()]
+        related.sort(key=lambda one: (-one.score, one.id))
+        return related[: self._options.top]
+
+    def candidates(self, note_ids: Collection[str], count: int, now: float = 0.0) -> list[Related]:
+        """Return the notes related to any of some, without these, best first; scores and evidence are summed up."""
+        sums: dict[str, Related] = {}
+        for note_id in dict.fromkeys(note_ids):
+            for one in self.related(note_id, now):
+                if known := sums.get(one.id):
+                    one = Related(one.id, one.score + known.score, one.evidence + known.evidence)
+                sums[one.id] = one
+        for note_id in note_ids:
+            sums.pop(note_id, None)
+        return sorted(sums.values(), key=lambda one: (-one.score, one.id))[:count]
+
+    def _later_reads(
+        self, note: int, now: float
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the reads that came after a note in the histories that have it: numbers of the notes, what each adds
+        to the score, and its decay with age."""
+        window, half_life = self._options.window, self._options.half_life
+        notes, times, weights = array("I"), array("d"), array("d")
+        shares: list[float] = []
+        counts: list[int] = []
+        for number in self._readers_of[note][-MAX_READERS:]:
+            history = self._by_number[number]
+            assert history is not None
+            begin = history.notes.index(note) + 1
+            end = len(history.notes) if window is None else begin + window
+            later = history.notes[begin:end]
+            notes.extend(later)
+            weights.extend(history.weights[begin:end])
+            if half_life:
+                times.extend(history.times[begin:end])
+            shares.append(1 / len(history.notes))
+            counts.append(len(later))
+        ages = np.ones(len(notes))
+        if half_life:
+            ages = 0.5 ** (np.maximum(0.0, now - np.frombuffer(times, np.float64)) / half_life) if times else ages
+        values = np.repeat(shares, counts) * np.array(weights) * ages
+        return np.array(notes, np.uint32), values, ages
+
+    def _open(self, reader: str) -> History:
+        """Return an empty history of a new reader."""
+        if self._free_numbers:
+            history = History(reader, self._free_numbers.pop())
+            self._by_number[history.number] = history
+        else:
+            history = History(reader, len(self._by_number))
+            self._by_number.append(history)
+        return history
+
+    def _number(self, note_id: str) -> int:
+        """Return the number of a note, a new one where it has none."""
+        number = self._notes.get(note_id)
+        if number is None:
+            if self._free_notes:
+                number = self._free_notes.pop()
+                self._ids[number] = note_id
+            else:
+                number = len(self._ids)
+                self._ids.append(note_id)
+                self._readers_of.append(array("I"))
+            self._notes[note_id] = number
+        return number
+
+    def _drop(self, history: History, place: int) -> None:
+        """Remove a read, and the reader and the note where it was their last one."""
+        note = history.notes[place]
+        history.remove(place)
+        self._readers_of[note].remove(history.number)
+        self.reads -= 1
+        if not self._readers_of[note]:
+            del self._notes[self._ids[note]]
+            self._ids[note] = ""
+            self._free_notes.append(note)
+        if not history.notes:
+            del self._histories[history.reader]
+            self._by_number[history.number] = None
+            self._free_numbers.append(history.number)

@@ -1,0 +1,97 @@
+"""LiveBehaviour: the events of one tenant, taken in and followed, and what they say of related notes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Related
+from service.behaviour.follower import EventFollower
+from service.behaviour.report import Dimension, Rate
+from service.interfaces import Clock, EventStore
+from service.records import Event, EventOutcome
+from service.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourStatus:
+    """State of a tenant's behaviour. `ready`: the whole stream was read. `bytes`: memory that it takes, about."""
+
+    ready: bool
+    position: str
+    reads: int
+    readers: int
+    notes: int
+    bytes: int
+    stream_bytes: int
+
+
+class LiveBehaviour:
+    """Events of one tenant. `weights`: declared types of events, and what each counts; see EventFollower. `seconds`:
+    how long an event counts."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        options: CoOccurrenceOptions,
+        weights: Mapping[str, float],
+        seconds: float,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self.types = tuple(weights)
+        self._store = store
+        self._telemetry = telemetry
+        self._clock = clock
+        self._follower = EventFollower(store, lambda: CoOccurrence(options), weights, seconds, clock)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to follow the events, in the background."""
+        self._task = asyncio.get_running_loop().create_task(self._follower.run(), name="follow-events")
+
+    async def stop(self) -> None:
+        self._follower.stop()
+        while self._task and not self._task.done():  # the Redis client may swallow a cancellation
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
+
+    async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
+        """Take events in, and return what became of each; those that are accepted are durable. Raises
+        StoreUnavailable, TenantRemoved."""
+        outcomes = await self._store.add(events)
+        for outcome in set(outcomes):
+            self._telemetry.events.labels(outcome).inc(outcomes.count(outcome))
+        return outcomes
+
+    async def forget(self, reader: str) -> int:
+        """Remove durably all events of a reader so far; return how many there were. Their weight goes out of what is
+        related as soon as each replica reads of it, within milliseconds. Raises StoreUnavailable, TenantRemoved."""
+        return await self._store.forget(reader)
+
+    def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
+        """Return the notes that were read after any of some, without these, best first, ties by id."""
+        return self._follower.co_occurrence.candidates(note_ids, count, self._clock())
+
+    def rates(self, by: Collection[Dimension], since: float) -> list[Rate]:
+        """Return how often recommended notes were shown and clicked, by some dimensions, since a day."""
+        return self._follower.counts.rates(by, since)
+
+    @property
+    def unmatched(self) -> int:
+        """Clicks of recommended notes whose showing was not told."""
+        return self._follower.counts.unmatched
+
+    def status(self) -> BehaviourStatus:
+        follower = self._follower
+        kept = follower.co_occurrence
+        return BehaviourStatus(
+            ready=follower.ready,
+            position=follower.position,
+            reads=kept.reads,
+            readers=kept.readers,
+            notes=kept.notes,
+            bytes=kept.bytes,
+            stream_bytes=follower.stream_bytes,
+        )

@@ -1,0 +1,130 @@
+"""RecommendationCounts: how often recommended notes were shown and clicked, counted event by event.
+
+An event belongs to a recommendation by its `recommendation_id`. A note that a recommendation shows counts once as
+shown, however often that is told, and once as clicked, if anything of positive weight was done with it. So a rate is a
+share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import orjson
+
+Dimension = Literal["scenario", "variant", "position", "source"]
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+"""What counts are told apart by; callers say it in their events."""
+MAX_OPEN = 200_000
+"""Bound on the pairs of a recommendation and a note that a second event is recognised for, the last ones."""
+MAX_GROUPS = 20_000
+"""Bound on the groups that are counted; beyond it an event counts in the group whose names are all OTHER."""
+OTHER = "(other)"
+DAY_SECONDS = 86_400
+CONFIDENCE = 1.959964
+"""Standard deviations of a 95% interval."""
+
+
+class Group(NamedTuple):
+    """A day, in days since the epoch, and the values of the dimensions; None where an event does not say one."""
+
+    day: int
+    scenario: str | None
+    variant: str | None
+    position: str | None
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`names`: values of the dimensions that were asked for. `low`, `high`: 95% interval of the rate (Wilson 1927)."""
+
+    names: Mapping[Dimension, str | None]
+    shown: int
+    clicked: int
+    rate: float
+    low: float
+    high: float
+
+
+class RecommendationCounts:
+    """Counts of shown and clicked notes, by day and by the dimensions."""
+
+    def __init__(self) -> None:
+        self.unmatched = 0
+        """Clicks of notes that, as far as is known, their recommendation has not shown."""
+        self._shown: Counter[Group] = Counter()
+        self._clicked: Counter[Group] = Counter()
+        self._open: dict[tuple[str, str], Group | None] = {}
+        """Group of each note that was shown and not clicked, by recommendation and note; None for one that was clicked
+        and not shown."""
+        self._closed: dict[tuple[str, str], None] = {}
+        """Those that were shown and clicked."""
+
+    def add(self, note_id: str, at: float, details: bytes, *, shown: bool, clicked: bool) -> None:
+        """Count an event of a recommended note. One without details belongs to no recommendation."""
+        if not details or not (shown or clicked):
+            return
+        fields = orjson.loads(details)
+        if (recommendation := fields.get("recommendation_id")) is None:
+            return
+        pair = (recommendation, note_id)
+        if pair in self._closed:
+            return
+        if shown and self._open.get(pair) is None:
+            group = self._group(at, fields)
+            self._shown[group] += 1
+            if pair in self._open:  # it was clicked before
+                self.unmatched -= 1
+                self._close(pair, group)
+            else:
+                self._remember(pair, group)
+        elif clicked and pair in self._open:
+            if (known := self._open[pair]) is not None:
+                self._close(pair, known)
+        elif clicked:
+            self.unmatched += 1
+            self._remember(pair, None)
+
+    def rates(self, by: Collection[Dimension], since: float = 0.0) -> list[Rate]:
+        """Return the rates by some dimensions, of the days from that of `since` on, the most shown first."""
+        shown: Counter[tuple[str | None, ...]] = Counter()
+        clicked: Counter[tuple[str | None, ...]] = Counter()
+        for group, count in self._shown.items():
+            if group.day >= int(since // DAY_SECONDS):
+                names = tuple(getattr(group, name) for name in by)
+                shown[names] += count
+                clicked[names] += self._clicked[group]
+        return [
+            Rate(dict(zip(by, names, strict=True)), count, clicked[names], *wilson(clicked[names], count))
+            for names, count in sorted(shown.items(), key=lambda entry: (-entry[1], str(entry[0])))
+        ]
+
+    def _close(self, pair: tuple[str, str], group: Group) -> None:
+        self._clicked[group] += 1
+        self._open.pop(pair, None)
+        self._closed[pair] = None
+        if len(self._closed) > MAX_OPEN:
+            del self._closed[next(iter(self._closed))]
+
+    def _remember(self, pair: tuple[str, str], group: Group | None) -> None:
+        self._open[pair] = group
+        if len(self._open) > MAX_OPEN:
+            del self._open[next(iter(self._open))]
+
+    def _group(self, at: float, fields: Mapping[str, object]) -> Group:
+        names = [None if (value := fields.get(name)) is None else str(value) for name in DIMENSIONS]
+        group = Group(int(at // DAY_SECONDS), *names)
+        full = len(self._shown) >= MAX_GROUPS and group not in self._shown
+        return Group(group.day, OTHER, OTHER, OTHER, OTHER) if full else group
+
+
+def wilson(clicked: int, shown: int) -> tuple[float, float, float]:
+    """Return a rate and its 95% interval (Wilson 1927). `shown` is above 0."""
+    rate, z2 = clicked / shown, CONFIDENCE**2
+    middle = (rate + z2 / (2 * shown)) / (1 + z2 / shown)
+    half = CONFIDENCE * math.sqrt(rate * (1 - rate) / shown + z2 / (4 * shown**2)) / (1 + z2 / shown)
+    return rate, max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,231 @@
+"""EventStore on Redis: the stream of what readers did with the notes of one tenant.
+
+Each entry has the fields type, note, reader, at (milliseconds) and more (JSON), always in this order, which Redis keeps
+once for many entries. A type that begins with "-" is no event: see CONTROL. `reader` is a pseudonym, a digest under the
+tenant's salt: the names of users are nowhere in the store. keys.py has the names of the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from uuid import uuid4
+
+import structlog
+
+from service.errors import StoreUnavailable, TenantRemoved
+from service.records import ORIGIN, Event, EventBounds, EventEntry, EventOutcome
+from service.store.change_log import stream_entries
+from service.store.connection import Command, Connection
+from service.store.idempotency import REMOVED
+from service.store.keys import DEFAULT_KEYS, Keys
+
+CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
+    b"-note": "note",
+    b"-reader": "reader",
+    b"-purge": "purge",
+}
+"""Types of entries that are no events, and the kinds that they are read as."""
+READER_BYTES = 10
+"""Bytes of a reader's pseudonym: among a billion readers two share one with a probability of one in a million."""
+ID_BYTES = 12
+"""Bytes that are kept of an event's id."""
+BATCH_SIZE = 1000
+"""Events of one script, and entries that one script looks through: a few milliseconds of the server."""
+ADD_ATTEMPTS = 3
+"""Attempts at one script where another process changes the salt meanwhile, which only an emptied store brings about."""
+OTHER_SALT = b"salt"
+OUTCOMES: tuple[EventOutcome, ...] = ("accepted", "duplicate", "unknown_note")
+"""Meanings of the numbers that ADD answers."""
+
+# KEYS salt, identity; ARGV a new salt, the identity that the store must have or "".
+SALT = """
+if ARGV[2] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[2] then return 'removed' end
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
+"""
+# KEYS events; ARGV milliseconds and bytes that it may hold. Cuts whole blocks of about a hundred entries.
+TRIM_FUNCTION = """
+local function trim(key, kept, bytes)
+  local now = redis.call('TIME')
+  redis.call('XTRIM', key, 'MINID', '~', string.format('%.0f', math.max(0, now[1] * 1000 - kept)))
+  local used = redis.call('MEMORY', 'USAGE', key) or 0
+  if used > tonumber(bytes) then
+    redis.call('XTRIM', key, 'MAXLEN', '~', math.floor(redis.call('XLEN', key) * bytes / used))
+  end
+  return redis.call('MEMORY', 'USAGE', key) or 0
+end
+"""
+TRIM = TRIM_FUNCTION + "return trim(KEYS[1], ARGV[1], ARGV[2])"
+# KEYS events, ids, old ids, identity, salt, notes; ARGV identity or "", salt, milliseconds and bytes that the stream
+# may hold, milliseconds that an id is known, ids of one generation; then of each event the digest of its id, the place
+# of its note among the keys, type, note, reader, at, more.
+# An id goes into the younger of two sets, and is looked for in both. The younger becomes the older one when it is full,
+# or as old as ids are known.
+ADD = (
+    TRIM_FUNCTION
+    + """
+if ARGV[1] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[1] then return 'removed' end
+if redis.call('GET', KEYS[5]) ~= ARGV[2] then return 'salt' end
+local events, ids, old, known = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[5])
+local left = redis.call('PTTL', ids)
+if left >= 0 and (left <= known or redis.call('SCARD', ids) >= tonumber(ARGV[6])) then
+  redis.call('RENAME', ids, old)
+  left = -2
+end
+local stored, outcomes = {}, {}
+for i = 6, #KEYS do stored[i] = redis.call('EXISTS', KEYS[i]) == 1 end
+for i = 7, #ARGV, 7 do
+  local id, outcome = ARGV[i], 0
+  if redis.call('SISMEMBER', old, id) == 1 or redis.call('SISMEMBER', ids, id) == 1 then
+    outcome = 1
+  elseif not stored[tonumber(ARGV[i + 1])] then
+    outcome = 2
+  else
+    redis.call('XADD', events, '*', 'type', ARGV[i + 2], 'note', ARGV[i + 3], 'reader', ARGV[i + 4], 'at', ARGV[i + 5],
+      'more', ARGV[i + 6])
+    redis.call('SADD', ids, id)
+  end
+  outcomes[#outcomes + 1] = outcome
+end
+if left < 0 then redis.call('PEXPIRE', ids, 2 * known) end
+trim(events, ARGV[3], ARGV[4])
+return outcomes
+"""
+)
+# KEYS events, identity; ARGV identity or "", reader.
+MARK_FORGOTTEN = """
+if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'removed' end
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+return redis.call('XADD', KEYS[1], '*', 'type', '-reader', 'note', '', 'reader', ARGV[2], 'at', '0', 'more', '')
+"""
+# KEYS events; ARGV reader, first and last position, how many to look through. Answers how many were removed, and the
+# position of the last one that was looked at.
+REMOVE_EVENTS = """
+local entries, removed = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[3], 'COUNT', ARGV[4]), 0
+for _, entry in ipairs(entries) do
+  if entry[2][6] == ARGV[1] and string.sub(entry[2][2], 1, 1) ~= '-' then
+    removed = removed + redis.call('XDEL', KEYS[1], entry[1])
+  end
+end
+return {removed, #entries == tonumber(ARGV[4]) and entries[#entries][1] or false}
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class RedisEventStore:
+    """EventStore on Redis. `identity`: the one that the store must have, as RedisNoteStore has it."""
+
+    def __init__(
+        self, connection: Connection, bounds: EventBounds, keys: Keys = DEFAULT_KEYS, identity: str = ""
+    ) -> None:
+        self._connection = connection
+        self._bounds = bounds
+        self._keys = keys
+        self._identity = identity
+        self._salt = b""
+        """Salt of the readers' pseudonyms; empty before it was read."""
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
+        outcomes: list[EventOutcome] = []
+        for begin in range(0, len(events), BATCH_SIZE):
+            outcomes += await self._add(events[begin : begin + BATCH_SIZE])
+        return outcomes
+
+    async def _add(self, events: Sequence[Event]) -> list[EventOutcome]:
+        for _ in range(ADD_ATTEMPTS):
+            answer = await self._write(self._add_command(events, await self._read_salt()))
+            if answer != OTHER_SALT:
+                return [OUTCOMES[number] for number in answer]
+            self._salt = b""
+        raise StoreUnavailable("it is emptied again and again")
+
+    def _add_command(self, events: Sequence[Event], salt: bytes) -> Command:
+        keys = self._keys
+        fixed = [keys.events, keys.event_ids, keys.old_event_ids, keys.identity, keys.event_salt]
+        places = {note_id: place for place, note_id in enumerate(dict.fromkeys(event.note_id for event in events), 6)}
+        bounds = self._bounds
+        arguments: list[Any] = [
+            *(self._identity, salt, int(bounds.seconds * 1000), bounds.bytes),
+            *(int(bounds.id_seconds * 1000), bounds.ids // 2),
+        ]
+        for event in events:
+            arguments += (
+                hashlib.blake2b(event.id.encode(), digest_size=ID_BYTES).digest(),
+                places[event.note_id],
+                event.type,
+                event.note_id,
+                _pseudonym(event.reader, salt),
+                int(event.at * 1000),
+                event.details,
+            )
+        return Command(ADD, [*fixed, *(keys.note + note_id for note_id in places)], arguments)
+
+    async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], str]:
+        block = max(1, int(min(block_seconds, self._connection.timeout_seconds / 2) * 1000))
+        with self._connection.call("read events"):
+            pipeline = self._connection.redis.pipeline(transaction=False)
+            pipeline.xread({self._keys.events: after}, count=count, block=block)
+            pipeline.get(self._keys.identity)
+            answer, identity = await pipeline.execute()
+        name = str(identity or b"", "ascii")
+        if self._identity not in ("", name):
+            raise TenantRemoved
+        return [decode_entry(*entry) for entry in stream_entries(answer)], name
+
+    async def last(self) -> str:
+        with self._connection.call("last event"):
+            entries = await self._connection.redis.xrevrange(self._keys.events, count=1)
+        return entries[0][0].decode() if entries else ORIGIN
+
+    async def forget(self, reader: str) -> int:
+        pseudonym = _pseudonym(reader, await self._read_salt())
+        keys = (self._keys.events, self._keys.identity)
+        mark = await self._write(Command(MARK_FORGOTTEN, keys, (self._identity, pseudonym)))
+        removed, first = 0, b"-"
+        while mark and first:
+            arguments = (pseudonym, first, mark, BATCH_SIZE)
+            count, last = await self._write(Command(REMOVE_EVENTS, keys[:1], arguments))
+            removed += count
+            first = b"(" + last if last else b""
+        return removed
+
+    async def trim(self) -> int:
+        arguments = (int(self._bounds.seconds * 1000), self._bounds.bytes)
+        return int(await self._write(Command(TRIM, [self._keys.events], arguments)))
+
+    async def _read_salt(self) -> bytes:
+        if not self._salt:
+            keys = (self._keys.event_salt, self._keys.identity)
+            self._salt = await self._write(Command(SALT, keys, (uuid4().hex, self._identity)))
+        return self._salt
+
+    async def _write(self, command: Command) -> Any:
+        """Run a script durably, and return its answer. Raises TenantRemoved."""
+        (answer,) = await self._connection.write([command])
+        if answer == REMOVED:
+            raise TenantRemoved
+        return answer
+
+
+def _pseudonym(reader: str, salt: bytes) -> str:
+    return hashlib.blake2b(reader.encode(), key=salt, digest_size=READER_BYTES).hexdigest()
+
+
+def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> EventEntry:
+    """Decode an entry; one that this class has not written is logged."""
+    try:
+        kind, note, reader, at, more = (fields[name] for name in (b"type", b"note", b"reader", b"at", b"more"))
+        if control := CONTROL.get(kind):
+            return EventEntry(position.decode(), control, note_id=note.decode(), reader=reader.decode())
+        return EventEntry(
+            position.decode(), "event", kind.decode(), note.decode(), reader.decode(), int(at) / 1000, more
+        )
+    except (KeyError, ValueError) as error:
+        log.error("event_unreadable", position=repr(position), reason=type(error).__name__, detail="it is left out")
+        return EventEntry(position.decode(), "unreadable")

@@ -1,0 +1,194 @@
+"""POST /events: what is taken in, once, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.service.api.conftest import Serve
+
+Eventually = Callable[[Callable[[], bool]], None]
+NUMBERS = count()
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+def event(note_id: str = "a", user: str = "u1", type: str = "click", **fields: Any) -> dict[str, Any]:
+    """An event with an id of its own."""
+    return {"event_id": f"e{next(NUMBERS)}", "type": type, "note_id": note_id, "user": user} | fields
+
+
+@pytest.fixture(scope="module")
+def server(serve: Serve) -> Iterator[str]:
+    with serve(max_batch_events=20, event_types=("shown=0", "click=1", "finished=2")) as url:
+        with httpx2.Client(base_url=url, timeout=60) as client:
+            client.post("/notes", json=[{"id": name, "title": name} for name in "abcd"])
+        yield url
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server, timeout=60) as opened:
+        yield opened
+
+
+def statuses(answer: httpx2.Response) -> list[str]:
+    return [result["status"] for result in answer.json()["results"]]
+
+
+def test_an_event_is_accepted_once(client: httpx2.Client) -> None:
+    one = event()
+    first, second = client.post("/events", json=one), client.post("/events", json=one)
+    assert (first.status_code, first.json()) == (200, {"event_id": one["event_id"], "status": "accepted"})
+    assert (second.status_code, second.json()["status"]) == (200, "duplicate")
+
+
+def test_each_event_of_a_list_has_its_own_result(client: httpx2.Client) -> None:
+    known = event()
+    client.post("/events", json=known)
+    events = [event(), known, event("nobody"), event(type="bought"), {"event_id": "x"}, event(user="u 1"), event()]
+    answer = client.post("/events", json=events)
+    assert answer.status_code == 207
+    assert statuses(answer) == ["accepted", "duplicate", *["refused"] * 4, "accepted"]
+    results = answer.json()["results"]
+    assert [result.get("event_id") for result in results] == [one["event_id"] for one in events]
+    assert "nobody" in results[2]["problem"]["detail"]
+    assert results[3]["problem"]["errors"] == [
+        {"pointer": "/3/type", "detail": "must be one of shown, click, finished (NOTELLM_EVENT_TYPES)"}
+    ]
+    assert {error["pointer"] for error in results[4]["problem"]["errors"]} >= {"/4/type", "/4/note_id"}
+    assert results[5]["problem"]["errors"][0]["pointer"] == "/5/user"
+
+
+def test_an_event_twice_in_one_list_counts_once(client: httpx2.Client) -> None:
+    one = event()
+    assert statuses(client.post("/events", json=[one, one])) == ["accepted", "duplicate"]
+
+
+def test_lines_get_a_result_each(client: httpx2.Client) -> None:
+    lines = [json.dumps(event()), "{", "", json.dumps(event("nobody")), json.dumps(event())]
+    answer = client.post("/events", content="\n".join(lines), headers=NDJSON)
+    assert answer.status_code == 200
+    results = [json.loads(line) for line in answer.text.splitlines()]
+    assert [result["status"] for result in results] == ["accepted", "refused", "refused", "accepted"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "pointer"),
+    [
+        pytest.param({"note_id": "nobody"}, 404, None, id="unknown-note"),
+        pytest.param({"type": "bought"}, 422, "/type", id="unknown-type"),
+        pytest.param({"session": "s"}, 422, "/session", id="two-readers"),
+        pytest.param({"user": None}, 422, "/session", id="no-reader"),
+        pytest.param({"user": "a/b"}, 422, "/user", id="user-no-path-holds"),
+        pytest.param({"event_id": ""}, 422, "/event_id", id="empty-id"),
+        pytest.param({"position": -1}, 422, "/position", id="negative-position"),
+        pytest.param({"colour": "red"}, 422, "/colour", id="unknown-field"),
+        pytest.param({"at": "2020-01-01T00:00:00Z"}, 422, "/at", id="too-old"),
+        pytest.param({"at": "yesterday"}, 422, "/at", id="no-time"),
+        pytest.param({"scenario": "x" * 5000}, 413, None, id="too-large"),
+    ],
+)
+def test_an_event_is_refused_with_what_is_wrong(
+    client: httpx2.Client, fields: dict[str, Any], status: int, pointer: str | None
+) -> None:
+    answer = client.post("/events", json=event() | fields)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    if pointer:
+        assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize(("ahead", "status"), [(240, 200), (360, 422)], ids=["within", "beyond"])
+def test_a_time_ahead_of_the_clock_is_bounded(client: httpx2.Client, ahead: int, status: int) -> None:
+    at = (datetime.now(UTC) + timedelta(seconds=ahead)).isoformat()
+    assert client.post("/events", json=event(at=at)).status_code == status
+
+
+def test_an_unknown_note_is_not_created(client: httpx2.Client) -> None:
+    client.post("/events", json=[event("nobody")])
+    assert client.get("/notes/nobody").status_code == 404
+
+
+def test_a_refused_event_is_accepted_once_its_note_is_there(client: httpx2.Client) -> None:
+    one = event("later")
+    assert client.post("/events", json=one).status_code == 404
+    client.post("/notes", json={"id": "later", "title": "later"})
+    assert client.post("/events", json=one).json()["status"] == "accepted"
+
+
+def test_a_list_over_its_bound_is_refused_whole(client: httpx2.Client) -> None:
+    answer = client.post("/events", json=[event() for _ in range(21)])
+    assert (answer.status_code, "max_batch_events = 20" in answer.text) == (413, True)
+
+
+def test_a_list_that_is_not_json_is_refused_whole(client: httpx2.Client) -> None:
+    answer = client.post("/events", content="[{}, {]", headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+
+
+def test_bounds_of_events_are_published(client: httpx2.Client) -> None:
+    limits = client.get("/limits").json()
+    assert limits["max_batch_events"] == 20
+    assert {"max_event_bytes", "event_seconds", "event_bytes", "event_id_seconds", "event_ids"} <= limits.keys()
+
+
+def test_a_key_needs_the_scope_of_events(serve: Serve) -> None:
+    bootstrap = "the-bootstrap-key-of-these-tests"
+    with serve(bootstrap_key=bootstrap) as url, httpx2.Client(base_url=url) as client:
+        root = {"Authorization": f"Bearer {bootstrap}"}
+        body = {"name": "reads", "scopes": ["notes.read", "similar"]}
+        key = client.post("/keys", json=body, headers=root).json()["key"]
+        own = {"Authorization": f"Bearer {key}"}
+        assert client.post("/events", json=event(), headers=own).status_code == 403
+        assert client.delete("/users/u1/events", headers=own).status_code == 403
+        assert client.get("/reports/recommendations", headers=own).status_code == 403
+
+
+def test_accepted_events_are_counted_by_what_became_of_them(client: httpx2.Client) -> None:
+    def counted(outcome: str) -> float:
+        lines = client.get("/metrics").text.splitlines()
+        values = [line.split()[1] for line in lines if line.startswith(f'notellm_events_total{{outcome="{outcome}"}}')]
+        return float(values[0]) if values else 0.0
+
+    before = [counted(outcome) for outcome in ("accepted", "unknown_note", "invalid")]
+    client.post("/events", json=[event(), event("nobody"), event(type="bought")])
+    assert [counted(outcome) for outcome in ("accepted", "unknown_note", "invalid")] == [one + 1 for one in before]
+
+
+def test_reports_tell_shown_and_clicked_apart(client: httpx2.Client, eventually: Eventually) -> None:
+    def told(type: str, note: str, recommendation: str, **fields: Any) -> dict[str, Any]:
+        return event(note, type=type, recommendation_id=recommendation, scenario="feed", **fields)
+
+    client.post(
+        "/events",
+        json=[
+            *(told("shown", note, "r1", position=place) for place, note in enumerate("abcd")),
+            *(told("click", note, "r1") for note in "aab"),
+            told("click", "c", "r2"),
+            event("a", type="shown"),
+        ],
+    )
+
+    def report(**params: Any) -> Any:
+        return client.get("/reports/recommendations", params={"by": "scenario", **params}).json()
+
+    eventually(lambda: report()["unmatched"] == 1)
+    (rate,) = report()["rates"]
+    assert (rate["scenario"], rate["shown"], rate["clicked"], rate["rate"]) == ("feed", 4, 2, 0.5)
+    assert 0.14 < rate["low"] < 0.16 < 0.84 < rate["high"] < 0.86
+    by_position = {rate["position"]: rate["clicked"] for rate in report(by="position")["rates"]}
+    assert by_position == {"0": 1, "1": 1, "2": 0, "3": 0}
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    assert report(since=tomorrow)["rates"] == []
+
+
+def test_a_report_by_an_unknown_dimension_names_those_that_there_are(client: httpx2.Client) -> None:
+    answer = client.get("/reports/recommendations", params={"by": "colour"})
+    assert answer.status_code == 422
+    assert "scenario, variant, position, source" in answer.json()["errors"][0]["detail"]

@@ -1,0 +1,158 @@
+"""CoOccurrence equals `notellm pairs` on the same clicks, whatever their order, and forgets completely."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tracemalloc
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.data.pairs import PairOptions, related_pairs
+from service.behaviour.co_occurrence import MAX_HISTORY, CoOccurrence, CoOccurrenceOptions
+from tests.optional import require
+
+USERS, NOTES = "abcde", [f"n{number}" for number in range(8)]
+Click = tuple[str, str, float]
+"""User, note, time."""
+CLICKS = st.lists(
+    st.tuples(st.sampled_from(USERS), st.sampled_from(NOTES), st.integers(0, 9).map(float)), min_size=1, max_size=40
+)
+Pairs = dict[tuple[str, str], tuple[float, int]]
+
+
+def offline(clicks: Iterable[Click], folder: Path, **options: Any) -> Pairs:
+    """Scores and numbers of users of the pairs that `notellm pairs` makes."""
+    import duckdb
+
+    path = folder / "clicks.jsonl"
+    path.write_bytes(b"".join(orjson.dumps({"user": u, "note": n, "time": t}) + b"\n" for u, n, t in clicks))
+    related_pairs(path, folder / "pairs.parquet", PairOptions(**options))
+    rows = duckdb.sql(f"SELECT note, related, score, users FROM '{folder / 'pairs.parquet'}'").fetchall()
+    return {(note, related): (score, users) for note, related, score, users in rows}
+
+
+def live(clicks: Iterable[Click], **options: Any) -> CoOccurrence:
+    kept = CoOccurrence(CoOccurrenceOptions(**options))
+    for user, note, time in clicks:
+        kept.add(user, note, time)
+    return kept
+
+
+def pairs_of(kept: CoOccurrence, notes: Iterable[str]) -> Pairs:
+    return {
+        (note, one.id): (one.score, round(one.evidence)) for note in dict.fromkeys(notes) for one in kept.related(note)
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"window": 2}, id="window"),
+        pytest.param({"top": 2}, id="top"),
+        pytest.param({"lower": 0.3, "upper": 0.8}, id="bounds"),
+    ],
+)
+def test_pairs_equal_those_of_the_offline_command(options: dict[str, Any], tmp_path: Path) -> None:
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(clicks=CLICKS)
+    def check(clicks: list[Click]) -> None:
+        chosen = {"top": 10, **options}
+        assert pairs_of(live(clicks, **chosen), NOTES) == offline(clicks, tmp_path, **chosen)
+
+    check()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(clicks=CLICKS, note=st.sampled_from(NOTES), user=st.sampled_from(USERS))
+def test_what_was_removed_leaves_nothing_behind(clicks: list[Click], note: str, user: str) -> None:
+    kept = live(clicks)
+    kept.remove_note(note)
+    kept.forget(user)
+    rest = [click for click in clicks if click[1] != note and click[0] != user]
+    assert pairs_of(kept, NOTES) == pairs_of(live(rest), NOTES)
+    assert (kept.reads, kept.readers, kept.notes) == (
+        len({click[:2] for click in rest}),
+        len({click[0] for click in rest}),
+        len({click[1] for click in rest}),
+    )
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(clicks=CLICKS, before=st.integers(0, 9))
+def test_expired_reads_count_no_more(clicks: list[Click], before: int) -> None:
+    kept = live(clicks)
+    for _ in range(3):
+        kept.expire(before, 4)
+    first: dict[tuple[str, str], float] = {}
+    for user, note, time in clicks:
+        first[user, note] = min(time, first.get((user, note), time))
+    assert kept.reads == sum(time >= before for time in first.values())
+
+
+def test_a_pair_counts_half_after_its_half_life() -> None:
+    kept = live([("a", "x", 0.0), ("a", "y", 100.0)], half_life=50.0, lower=0.0)
+    (now,), (later,) = kept.related("x", 100.0), kept.related("x", 150.0)
+    assert (now.score, now.evidence) == (0.5, 1.0)
+    assert (later.score, later.evidence) == (0.25, 0.5)
+
+
+def test_a_read_of_greater_weight_counts_more() -> None:
+    kept = CoOccurrence()
+    kept.add("a", "x", 0.0)
+    kept.add("a", "y", 1.0)
+    kept.add("a", "y", 2.0, weight=3.0)
+    assert kept.related("x")[0].score == 1.5
+
+
+def test_candidates_of_several_notes_add_up_without_these() -> None:
+    kept = live([("a", "x", 0.0), ("a", "y", 1.0), ("a", "z", 2.0), ("b", "y", 0.0), ("b", "z", 1.0)])
+    assert [(one.id, one.evidence) for one in kept.candidates(["x", "y", "nobody"], 5)] == [("z", 3.0)]
+    assert [one.id for one in kept.candidates(["x"], 1)] == ["y"]
+
+
+def test_reads_are_bounded_by_those_of_idle_readers() -> None:
+    kept = CoOccurrence(CoOccurrenceOptions(max_reads=10))
+    for number in range(20):
+        kept.add("old" if number < 8 else f"new{number}", f"n{number}", float(number))
+    assert kept.reads <= 10
+    assert kept.related("n0") == []
+
+
+def test_the_reads_of_one_reader_are_bounded() -> None:
+    kept = live([("a", f"n{number}", float(number)) for number in range(MAX_HISTORY + 10)])
+    assert kept.reads == MAX_HISTORY
+    assert kept.related("n9") == []
+
+
+def test_the_memory_that_it_tells_is_what_it_takes() -> None:
+    tracemalloc.start()
+    kept = CoOccurrence()
+    for reader in range(2000):
+        for step in range(10):
+            kept.add(f"{reader:020x}", f"note-{(reader * 7 + step * 13) % 500}", float(step))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.6 * taken < kept.bytes < 1.6 * taken
+
+
+@pytest.mark.slow
+def test_pairs_of_real_clicks_equal_those_of_the_offline_command(tmp_path: Path) -> None:
+    data = Path(os.environ.get("NOTELLM_DATA", "")) / "microlens50k" / "clicks.jsonl.gz"
+    require("NOTELLM_DATA" in os.environ and data.is_file(), "NOTELLM_DATA has no microlens50k")
+    with gzip.open(data) as lines:
+        read = [json.loads(line) for line in islice(lines, 40_000)]
+    clicks = [(click["user"], click["note"], float(number)) for number, click in enumerate(read)]
+    options = {"window": 5, "top": 10}
+    expected = offline(clicks, tmp_path, **options)
+    assert len(expected) > 10_000
+    assert pairs_of(live(clicks, **options), [note for _, note, _ in clicks]) == expected
