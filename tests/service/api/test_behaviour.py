@@ -1,0 +1,155 @@
+"""What is kept of events: over restarts and kills, behind removed notes and forgotten readers, within bounds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis
+
+from tests.service.api.conftest import Serve
+from tests.service.api.routes.test_events import event, statuses
+from tests.service.process import Process, running, wait_until
+
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+def gauge(client: httpx2.Client, name: str) -> float:
+    values = [line.split()[-1] for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(values[0])
+
+
+def kept(client: httpx2.Client) -> tuple[float, float, float]:
+    """Reads, readers and notes that the service holds."""
+    reads, readers, notes = (gauge(client, f"notellm_behaviour_{name}") for name in ("reads", "readers", "notes"))
+    return reads, readers, notes
+
+
+@pytest.fixture
+def served(serve: Serve, tmp_path: Path) -> Iterator[tuple[httpx2.Client, redis.Redis]]:
+    """A service with three notes, and a client of its store."""
+    with (
+        serve(data_dir=tmp_path) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")) as store,
+    ):
+        client.post("/notes", json=[{"id": name, "title": name} for name in "abc"])
+        yield client, store
+
+
+def test_reads_are_held_as_their_weights_say(served: tuple[httpx2.Client, redis.Redis], eventually: Eventually) -> None:
+    client, _ = served
+    client.post("/events", json=[event("a"), event("b", type="shown"), event("a", user="u2"), event("b", type="like")])
+    eventually(lambda: kept(client) == (3, 2, 2))
+    client.post("/events", json=[event("b", type="hide"), event("c", type="hide")])
+    eventually(lambda: kept(client) == (2, 2, 1))
+
+
+def test_a_removed_note_takes_its_reads_along(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually
+) -> None:
+    client, _ = served
+    client.post("/events", json=[event("a"), event("b"), event("a", user="u2")])
+    eventually(lambda: kept(client) == (3, 2, 2))
+    client.delete("/notes/a")
+    eventually(lambda: kept(client) == (1, 1, 1))
+    client.post("/notes", json={"id": "a", "title": "another"})
+    client.post("/events", json=event("a", user="u3"))
+    eventually(lambda: kept(client) == (2, 2, 2))
+
+
+def test_a_forgotten_user_leaves_nothing(served: tuple[httpx2.Client, redis.Redis], eventually: Eventually) -> None:
+    client, store = served
+    own = {"user": None, "session": "u1"}
+    client.post("/events", json=[event("a"), event("b", type="shown"), event("a", user="u2"), event("a") | own])
+    eventually(lambda: kept(client) == (3, 3, 1))
+    assert client.delete("/users/u1/events").json() == {"events": 2}
+    eventually(lambda: kept(client) == (2, 2, 1))
+    assert client.delete("/users/u1/events").json() == {"events": 0}
+    assert client.delete("/sessions/u1/events").json() == {"events": 1}
+    types = [fields[b"type"] for _, fields in store.xrange("{notes}:events")]
+    assert types == [b"click", *[b"-reader"] * 3]
+
+
+def test_what_is_kept_is_the_same_after_a_restart(serve: Serve, tmp_path: Path, eventually: Eventually) -> None:
+    with serve(data_dir=tmp_path) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        client.post("/notes", json=[{"id": name, "title": name} for name in "abc"])
+        client.post("/events", json=[event(note, user) for note in "abc" for user in ("u1", "u2", "u3")])
+        client.delete("/notes/c")
+        client.delete("/users/u3/events")
+        client.post("/notes", json={"id": "c", "title": "c"})
+        eventually(lambda: kept(client) == (4, 2, 2))
+    with serve(data_dir=tmp_path) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        eventually(lambda: client.get("/reports/recommendations").json()["complete"])
+        assert kept(client) == (4, 2, 2)
+
+
+def test_no_name_of_a_reader_reaches_the_store(served: tuple[httpx2.Client, redis.Redis], tmp_path: Path) -> None:
+    client, store = served
+    assert client.post("/events", json=event(user="somebody@example.org")).json()["status"] == "accepted"
+    client.delete("/users/somebody@example.org/events")
+    assert store.xlen("{notes}:events")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"-reader" in path.read_bytes() for path in files)
+    assert [path for path in files if b"somebody" in path.read_bytes()] == []
+
+
+def test_the_stream_keeps_to_its_bounds(serve: Serve, tmp_path: Path) -> None:
+    with (
+        serve(data_dir=tmp_path, event_bytes=2**20) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")) as store,
+    ):
+        client.post("/notes", json={"id": "a", "title": "a"})
+        for _ in range(12):
+            events = [event(recommendation_id="r" * 120) for _ in range(1000)]
+            assert set(statuses(client.post("/events", json=events))) == {"accepted"}
+            assert store.memory_usage("{notes}:events") < 1.1 * 2**20
+        assert 1000 < store.xlen("{notes}:events") < 12_000
+
+
+def test_ids_are_known_in_two_generations(serve: Serve, tmp_path: Path) -> None:
+    with (
+        serve(data_dir=tmp_path, event_ids=20) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")) as store,
+    ):
+        client.post("/notes", json={"id": "a", "title": "a"})
+        events = [event() for _ in range(40)]
+        for one in events:
+            client.post("/events", json=one)
+        known = statuses(client.post("/events", json=events))
+        assert known[-10:] == ["duplicate"] * 10
+        assert known[:20] == ["accepted"] * 20
+        assert 0 < store.pttl("{notes}:events:ids") <= 7_200_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["service", "store", "both"])
+def test_acknowledged_events_are_counted_after_a_kill(tiny_checkpoint: Path, victim: str) -> None:
+    with running(tiny_checkpoint) as process:
+        accepted = 0
+        with httpx2.Client(base_url=process.url, timeout=60) as client:
+            client.post("/notes", json=[{"id": name, "title": name} for name in "abc"])
+            for user in range(20):
+                events = [event(note, f"u{user}") for note in "abc"]
+                accepted += statuses(client.post("/events", json=events)).count("accepted")
+        assert accepted == 60
+        kill(process, victim)
+        with httpx2.Client(base_url=process.url, timeout=60) as client:
+            wait_until(lambda: kept(client) == (60, 20, 3))
+            assert statuses(client.post("/events", json=events)) == ["duplicate"] * 3
+
+
+def kill(process: Process, victim: str) -> None:
+    """Kill the service, its store or both; return once it is ready again."""
+    if victim in ("store", "both"):
+        os.kill(process.redis_pid(), signal.SIGKILL)
+    if victim in ("service", "both"):
+        process.end(signal.SIGKILL)
+        process.start()
+    wait_until(process.ready)
