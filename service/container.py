@@ -10,17 +10,19 @@ from service.batcher import Batcher
 from service.behaviour.live import LiveBehaviour
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
+from service.search.search import NoteSearch
 from service.settings import Settings
 from service.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service as one tenant has it. Its own are `recommender`, `store`, `index`, `behaviour` and `verifying`; all
-    tenants of a process share settings, engine, batcher, telemetry and clock."""
+    """The service as one tenant has it. Its own are `recommender`, `search`, `store`, `index`, `behaviour` and
+    `verifying`; all tenants of a process share settings, engine, batcher, telemetry and clock."""
 
     settings: Settings
     recommender: Recommender
+    search: NoteSearch
     batcher: Batcher
     store: NoteStore
     index: NoteIndex

@@ -2,6 +2,8 @@
 
 NoteLLMError
 ├── NoteNotFound          no such note, or it was deleted, or it has expired
+├── ExamplesNotFound      a search names notes that there are not; carries pointers to them
+├── ListExpired           the list of a cursor is no longer kept, or never was
 ├── InvalidInput          well-formed, but not acceptable; carries pointers to the fields
 ├── MalformedBody         not JSON, or not UTF-8
 ├── UnsupportedMediaType  a body of a type or an encoding that the address does not take
@@ -74,6 +76,25 @@ class InvalidInput(NoteLLMError):
     def shortened(self, max_errors: int) -> InvalidInput:
         """Return the same error with at most `max_errors` field errors."""
         return InvalidInput(self.errors[:max_errors], self.left_out + len(self.errors[max_errors:]))
+
+
+class ExamplesNotFound(NoteLLMError):
+    """Examples of a search are not there. `errors`: one for each."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(
+            "There are no such notes: they were never added, were deleted, or have expired; see errors. "
+            'With "on_missing": "skip" they are left out.'
+        )
+
+
+class ListExpired(NoteLLMError):
+    def __init__(self) -> None:
+        super().__init__(
+            "The list of this cursor is not kept any more: lists are kept for page_seconds of GET /limits, the newest "
+            'max_lists of them. Begin again with cursor "*".'
+        )
 
 
 class MalformedBody(NoteLLMError):

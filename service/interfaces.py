@@ -32,6 +32,7 @@ from service.records import (
     IndexStatus,
     LogBounds,
     LogEntry,
+    RankedList,
     Remembered,
     StoredNote,
     Unreadable,
@@ -172,6 +173,18 @@ class NoteStore(Protocol):
 
     async def mark_samples_loaded(self) -> None:
         """Record that all sample notes were added."""
+
+
+class ListStore(Protocol):
+    """Ranked lists of one tenant that are kept for a time, so that any replica gives their next pages. Every method
+    raises StoreUnavailable when the store is away."""
+
+    async def hold(self, ranked: RankedList) -> RankedList:
+        """Keep a list under its id, in place of the oldest one where there are too many. Return what is kept of it: a
+        list that is too large is cut. Raises TenantRemoved."""
+
+    async def read(self, list_id: str, start: int, count: int) -> RankedList | None:
+        """Return a list with `count` of its notes, from the place `start` on; None where it is not kept any more."""
 
 
 class TenantDirectory(Protocol):

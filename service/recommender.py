@@ -1,4 +1,7 @@
-"""The use-cases: add, change, remove, similar, generate. Knows the ports of interfaces.py; not HTTP, Redis or FAISS."""
+"""The use-cases: add, change, remove, generate; search/ has related notes.
+
+They know the ports of interfaces.py, and not HTTP, Redis or FAISS.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,9 @@ from service.claims import Claims
 from service.errors import (
     LimitExceeded,
     NoteNotFound,
-    OtherSpace,
     PreconditionFailed,
     StoreUnavailable,
 )
-from service.filters import Filter
 from service.interfaces import Clock, Engine, NoteIndex, NoteStore
 from service.read_time import ReadTime
 from service.records import (
@@ -41,13 +42,10 @@ from service.records import (
     Condition,
     Earlier,
     Generated,
-    Hit,
     Remembered,
     Removed,
-    Similar,
     StoredNote,
     Unreadable,
-    Vector,
     Write,
     position_key,
 )
@@ -300,34 +298,6 @@ class Recommender:
             await self.index.wait_for(position, WAIT_SECONDS)
             return Removed(position, replayed=earlier is not None)
 
-    async def similar(
-        self, note_id: str, k: int, where: Filter, min_score: float | None, time_left: ReadTime | None = None
-    ) -> Similar:
-        """Find notes related to a stored one by its stored vector, without the model. `time_left`: of a read that has
-        begun.
-
-        Raises NoteNotFound, OtherSpace, StoredNoteUnreadable.
-        """
-        time_left = time_left or ReadTime()
-        vector = await self.index.vector(note_id)
-        if vector is None:  # this replica may be behind the store
-            (known,) = await time_left.wait(self._store.get([note_id], with_vectors=True))
-            stored = readable(note_id, known)
-            if stored.vector is None:
-                raise NoteNotFound(note_id)
-            if stored.space != self.engine.space:
-                raise OtherSpace(note_id)
-            vector = stored.vector
-        where = replace(where, exclude=where.exclude | {note_id})
-        return await self._search(vector, k, where, min_score, time_left, source_id=note_id)
-
-    async def similar_to_text(
-        self, note: Note, k: int, where: Filter, min_score: float | None, urgency: Urgency = PATIENT
-    ) -> Similar:
-        """Find notes related to a text that is not stored."""
-        output = await self._batcher.generate(note, urgency=urgency, tenant=self._tenant)
-        return await self._search(output.vector, k, where, min_score, ReadTime())
-
     def generation_request(
         self,
         hashtags: int = 0,
@@ -391,49 +361,3 @@ class Recommender:
             yield await generating
         finally:
             generating.cancel()
-
-    async def _search(
-        self,
-        vector: Vector,
-        k: int,
-        where: Filter,
-        min_score: float | None,
-        time_left: ReadTime,
-        source_id: str | None = None,
-    ) -> Similar:
-        """Search the index and drop candidates that the store no longer has; search for twice as many until k are left.
-
-        While the store is away, the answer is what the index has.
-
-        `source_id`: the note whose vector this is, checked in the same round trip. Raises NoteNotFound,
-        StoredNoteUnreadable.
-        """
-        position = self.index.position
-        depth = k
-        removed_ids: set[str] = set()
-        while True:
-            candidates = await self.index.search(vector, depth, where)
-            hits = [hit for hit in candidates if min_score is None or hit.score >= min_score]
-            ids = [hit.id for hit in hits]
-            try:
-                notes = await time_left.wait(self._store.get(ids if source_id is None else [*ids, source_id]))
-            except StoreUnavailable:
-                return self._degraded([hit for hit in hits if hit.id not in removed_ids][:k], position)
-            if source_id is not None:
-                readable(source_id, notes.pop())
-            items = [
-                (note, hit.score)
-                for note, hit in zip(notes, hits, strict=True)
-                if isinstance(note, StoredNote) and where.accepts(note)
-            ]
-            removed_ids = set(ids) - {stored.note.id for stored, _ in items}
-            exhausted = len(hits) < depth
-            if len(items) >= k or exhausted:
-                return Similar(items[:k], True, position)
-            depth *= 2
-
-    def _degraded(self, hits: Sequence[Hit], position: str) -> Similar:
-        """Answer from the index alone."""
-        self._telemetry.degraded.inc()
-        items = [(StoredNote(Note(id=hit.id), self.engine.space), hit.score) for hit in hits]
-        return Similar(items, True, position, degraded=True)

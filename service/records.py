@@ -5,7 +5,8 @@ A log position is the id of an entry of the change log; positions order all writ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -226,17 +227,72 @@ class IndexStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """What made a note's place: its cosine to each positive and each negative example of the request (None for one that
+    is missing), what each boost added, and the relevance that comes of all of it."""
+
+    positive: tuple[float | None, ...]
+    negative: tuple[float | None, ...]
+    boosts: tuple[float, ...]
+    relevance: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankedNote:
+    """A place in a ranked list. `duplicates`: ids of near-duplicates that the note stands for."""
+
+    id: str
+    score: float
+    duplicates: tuple[str, ...] = ()
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankedList:
+    """A ranked list of `total` notes, of which `notes` are here. `fingerprint` names the request that made it.
+    `complete`: there is no match beyond its last note. `missing` and `removed` are those of Similar."""
+
+    id: str
+    fingerprint: str
+    notes: tuple[RankedNote, ...]
+    total: int
+    complete: bool
+    log_position: str
+    missing: tuple[str, ...] = ()
+    removed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RelatedNote:
+    """A note of an answer. `position`: its place in the ranked list, from 1 on."""
+
+    stored: StoredNote
+    score: float
+    position: int
+    duplicates: tuple[str, ...] = ()
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Similar:
-    """Related notes with their scores, best first.
+    """Related notes with their scores, in the order of the request. `id` names the answer; all pages of one list share
+    it.
 
     `complete`: there are min(k, matches) items. `degraded`: the store did not answer, so only the notes' ids are known,
-    and a note that another replica removed since then may be among them.
+    and a note that another replica removed since then may be among them. `paged`: the request named a cursor; `cursor`
+    is that of the next page, None at the end. `missing`: examples that were left out because there are no such notes.
+    `removed`: candidates that were passed over, by the option that did it.
     """
 
-    items: list[tuple[StoredNote, float]]
+    id: str
+    items: list[RelatedNote]
     complete: bool
     log_position: str
     degraded: bool = False
+    paged: bool = False
+    cursor: str | None = None
+    missing: tuple[str, ...] = ()
+    removed: Mapping[str, int] = field(default_factory=dict)
 
 
 EventOutcome = Literal["accepted", "duplicate", "unknown_note"]

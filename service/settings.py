@@ -175,6 +175,12 @@ class Settings(BaseSettings):
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_batch_events: int = Field(1000, ge=1, description="most events in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
+    page_seconds: float = Field(
+        600.0, gt=0, description="how long a list of related notes is kept for its next pages, in up to 256 KiB"
+    )
+    scenarios: Path | None = Field(
+        None, description="a TOML or JSON file that binds names to defaults of the fields of similar"
+    )
 
     @field_validator(
         "event_types", "categories", "blocked_hashtags", "filter_attributes", "cors_origins", mode="before"

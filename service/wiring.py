@@ -23,6 +23,7 @@ from model.note import Note
 from service.access.gate import Gate
 from service.admission import Lane
 from service.api.app import create_app
+from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
 from service.behaviour.live import BehaviourStatus, LiveBehaviour
@@ -38,6 +39,7 @@ from service.lifecycle import Lifecycle
 from service.recommender import GenerationDefaults, Recommender
 from service.records import EventBounds, IndexStatus
 from service.samples import load_samples
+from service.search.search import NoteSearch
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
 from service.store.connection import MAX_CONNECTIONS, Connection, Outage
@@ -45,6 +47,7 @@ from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.keys import Keys
 from service.store.quotas import RedisQuotaStore
+from service.store.ranked_lists import RedisLists
 from service.store.redis_store import RedisNoteStore
 from service.store.tenants import RedisTenants
 from service.telemetry import Telemetry
@@ -83,7 +86,7 @@ class Shared:
 
 def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tracer | None = None) -> FastAPI:
     """Build the HTTP app of one process. It opens its own service, and has started once the sample notes are loaded.
-    `tracer`: without it the one that the environment configures."""
+    `tracer`: without it the one that the environment configures. Raises ScenariosUnusable."""
     lifecycle = lifecycle or Lifecycle()
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
@@ -98,7 +101,8 @@ def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tr
             await load_samples(tenants.default, lifecycle.report)
             yield tenants
 
-    return create_app(settings, open_with_samples, gate, lifecycle, telemetry, START_ERRORS, tracer)
+    scenarios = read_scenarios(settings)
+    return create_app(settings, open_with_samples, gate, lifecycle, telemetry, START_ERRORS, tracer, scenarios)
 
 
 @contextlib.asynccontextmanager
@@ -193,7 +197,11 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         )
         behaviour = _make_behaviour(shared, stack, Keys(name), identity)
         behaviour.start()
-        yield Service(settings, recommender, shared.batcher, store, index, behaviour, shared.telemetry, clock, name)
+        lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
+        search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name)
+        yield Service(
+            settings, recommender, search, shared.batcher, store, index, behaviour, shared.telemetry, clock, name
+        )
 
 
 def _make_behaviour(shared: Shared, stack: contextlib.AsyncExitStack, keys: Keys, identity: str) -> LiveBehaviour:

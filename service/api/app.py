@@ -19,6 +19,7 @@ from service.api.connection import CallerLeft
 from service.api.middleware import BodyLimit, RequestContext
 from service.api.openapi import describe
 from service.api.routes import documentation, events, generate, keys, notes, operations, similar, tenants
+from service.api.scenarios import Scenarios
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -53,12 +54,14 @@ def create_app(
     telemetry: Telemetry,
     expected_failures: tuple[type[Exception], ...] = (),
     tracer: Tracer | None = None,
+    scenarios: Scenarios | None = None,
 ) -> FastAPI:
     """Build the HTTP app of one process.
 
     `open_service` is entered when the app starts, beside its first requests: probes are answered meanwhile, all else
     with 503. It is left when the app ends. Where it fails, `lifecycle` has the failure; it is logged by its sentence
     where it is one of `expected_failures`, by its traceback where it is not. `tracer`: None for no tracing.
+    `scenarios`: those that searches may name.
     """
 
     async def keep_open(app: FastAPI, ending: asyncio.Event) -> None:
@@ -98,6 +101,7 @@ def create_app(
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
+    app.state.scenarios = scenarios or {}
     app.state.gate, app.state.admin_port = gate, settings.admin_port
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)

@@ -75,20 +75,20 @@ def check_media_type(headers: Headers, *others: str) -> None:
         raise UnsupportedMediaType("Content-Type", body_type, ", ".join((JSON, *others)))
 
 
-def parse_json(raw: bytes, pointer: str = "") -> Any:
+def parse_json(raw: bytes, pointer: str = "", max_containers: int = MAX_CONTAINERS) -> Any:
     """Parse strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody, and InvalidInput at `pointer`."""
-    check_containers(raw, pointer)
+    check_containers(raw, pointer, max_containers)
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise MalformedBody(str(error)) from error
 
 
-def check_containers(raw: bytes, pointer: str = "") -> None:
-    """Refuse JSON of more than MAX_CONTAINERS lists and objects, before it is parsed. Raises InvalidInput."""
+def check_containers(raw: bytes, pointer: str = "", max_containers: int = MAX_CONTAINERS) -> None:
+    """Refuse JSON of more than `max_containers` lists and objects, before it is parsed. Raises InvalidInput."""
     # Brackets within strings do not count. Strings are removed only where the cheap count is too high.
-    if _brackets(raw) > MAX_CONTAINERS and _brackets(STRING.sub(b"", _unescaped(raw))) > MAX_CONTAINERS:
-        raise InvalidInput([FieldError(pointer, f"must not hold more than {MAX_CONTAINERS} lists and objects")])
+    if _brackets(raw) > max_containers and _brackets(STRING.sub(b"", _unescaped(raw))) > max_containers:
+        raise InvalidInput([FieldError(pointer, f"must not hold more than {max_containers} lists and objects")])
 
 
 def _brackets(raw: bytes) -> int:

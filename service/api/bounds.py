@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.problem import json_pointer
-from service.api.schemas.similar import SearchOptions
+from service.api.schemas.search import SearchDefaults
+from service.api.schemas.similar import SearchOptions, name_and_value
 from service.errors import FieldError, InvalidInput, LimitExceeded
 from service.settings import Settings
 
@@ -22,12 +23,14 @@ def check_search_options(options: SearchOptions, pointer: str, settings: Setting
     if options.k > limit:
         raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])
     known = settings.filter_attributes
-    if unknown := sorted({name for name, _ in options.as_filter().attributes} - set(known)):
+    if unknown := sorted({name for name, _ in map(name_and_value, options.attribute)} - set(known)):
         problem = f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {unknown}"
         raise InvalidInput([FieldError(f"{pointer}/attribute", problem)])
+    if isinstance(options, SearchDefaults) and options.filter is not None:
+        _check_filter(options.filter, settings)
 
 
-def check_filter(conditions: FilterIn, settings: Settings) -> None:
+def _check_filter(conditions: FilterIn, settings: Settings) -> None:
     """Refuse conditions on attributes that the index does not filter by. `conditions`: the field `filter` of a body.
     Raises InvalidInput."""
     known = settings.filter_attributes

@@ -8,11 +8,14 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
-from service.api.bodies import check_containers, check_media_type
+from service.api.bodies import MAX_CONTAINERS, check_containers, check_media_type
 from service.api.bounds import check_note_size
 from service.api.dependencies import get_service
 from service.api.early_refusal import early_refusal, is_declared
 from service.api.strict_route import StrictRoute
+
+MAX_SEARCH_CONTAINERS = 600
+"""Bound on the lists and objects of a search: its examples, each with hashtags, boosts, and nested filters."""
 
 
 class StrictJsonRequest(Request):
@@ -25,6 +28,9 @@ class StrictJsonRequest(Request):
 class StrictJsonRoute(StrictRoute):
     """A StrictRoute that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON,
     and no larger than a note may be. Where the handler needs the engine, and that has no room, it is not called."""
+
+    max_containers = MAX_CONTAINERS
+    """Bound on the lists and objects of its body."""
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_body_handler()
@@ -39,7 +45,13 @@ class StrictJsonRoute(StrictRoute):
                 check_media_type(strict.headers)
                 body = await strict.body()
                 check_note_size(len(body), (await get_service(strict)).settings)
-                check_containers(body)
+                check_containers(body, max_containers=self.max_containers)
             return await handle(strict)
 
         return read_strictly
+
+
+class SearchRoute(StrictJsonRoute):
+    """A StrictJsonRoute whose body may hold as many lists and objects as a search does."""
+
+    max_containers = MAX_SEARCH_CONTAINERS

@@ -26,6 +26,8 @@ CHALLENGE = 'Bearer realm="notellm"'
 """Value of WWW-Authenticate (RFC 6750)."""
 STATUS: dict[type[Exception], int] = {
     errors.NoteNotFound: 404,
+    errors.ExamplesNotFound: 404,
+    errors.ListExpired: 410,
     errors.InvalidInput: 422,
     errors.MalformedBody: 400,
     errors.MalformedHeader: 400,
@@ -60,7 +62,7 @@ def problem_of(error: NoteLLMError) -> Problem:
     """Describe one of our own errors to the caller."""
     status = STATUS[type(error)]
     slug = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
-    fields = error.errors if isinstance(error, errors.InvalidInput) else None
+    fields = error.errors if isinstance(error, errors.InvalidInput | errors.ExamplesNotFound) else None
     return Problem(
         type=TYPE_PREFIX + slug,
         title=HTTPStatus(status).phrase,

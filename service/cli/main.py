@@ -62,6 +62,7 @@ def serve() -> None:
         raise typer.Exit(MISUSED) from error
     with import_uncollected():
         from service.api.protocol import FILES_OF_TENANT, SPARE_FILES, allow_open_files, http_config
+        from service.api.scenarios import ScenariosUnusable
         from service.wiring import build_app
 
     write_lines = configure_logging(settings.log_format)
@@ -69,7 +70,12 @@ def serve() -> None:
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
     allow_open_files(SPARE_FILES + FILES_OF_TENANT * settings.max_tenants)
     tls = certificate.context if certificate else None
-    config = http_config(build_app(settings, lifecycle), settings.shutdown_seconds, tls)
+    try:
+        served = build_app(settings, lifecycle)
+    except ScenariosUnusable as error:
+        complain(str(error))
+        raise typer.Exit(MISUSED) from error
+    config = http_config(served, settings.shutdown_seconds, tls)
     server = Server(config, lifecycle, settings.drain_seconds, certificate, write_lines)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(listeners)

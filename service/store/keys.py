@@ -5,6 +5,8 @@
     <prefix>samples     string  "loading" from before the first sample note is added, "1" once all were
     <prefix>identity    string  random; of the default tenant made when it is first asked for, else with the tenant
     <prefix>snapshots   hash    replica -> log position of its snapshot, and the time it was made
+    <prefix>list:<id>   list    a ranked list that is kept for its pages
+    <prefix>lists       zset    key of a list -> when it ends: see ranked_lists.py
     <prefix>once:<key>  hash    a write that takes place once: see idempotency.py
     <prefix>events      stream  what readers did with notes: see events.py
     <prefix>events:ids, <prefix>events:ids:old
@@ -42,6 +44,8 @@ class Keys:
         self.event_ids = f"{self.prefix}events:ids"
         self.old_event_ids = f"{self.prefix}events:ids:old"
         self.event_salt = f"{self.prefix}events:salt"
+        self.list = f"{self.prefix}list:"
+        self.lists = f"{self.prefix}lists"
 
 
 DEFAULT_KEYS = Keys()

@@ -94,9 +94,9 @@ class RedisNoteStore:
         max_connections: int = MAX_CONNECTIONS,
         outage: Outage | None = None,
     ) -> None:
-        self._connection = Connection(url, timeout_seconds, on_error, max_connections, outage)
-        self._redis = self._connection.redis
-        self._call = self._connection.call
+        self.connection = Connection(url, timeout_seconds, on_error, max_connections, outage)
+        self._redis = self.connection.redis
+        self._call = self.connection.call
         self._keys = keys
         self._identity = identity
         self._clock = clock
@@ -109,7 +109,7 @@ class RedisNoteStore:
         """Notes that this process wrote, by the `by` of their log entries."""
 
     async def close(self) -> None:
-        await self._connection.close()
+        await self.connection.close()
 
     async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
         if not ids:
@@ -200,7 +200,7 @@ class RedisNoteStore:
                 keys.append(self._keys.record + write.remembered.claim.key)
             arguments = (*write.arguments, *record_arguments(write.remembered), self._identity)
             commands.append(Command(write.script, keys, arguments))
-        results = await self._connection.write(commands)
+        results = await self.connection.write(commands)
         if REMOVED in results:
             raise TenantRemoved
         return results
@@ -216,7 +216,7 @@ class RedisNoteStore:
         return by
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
-        block = max(1, int(min(block_seconds, self._connection.timeout_seconds / 2) * 1000))
+        block = max(1, int(min(block_seconds, self.connection.timeout_seconds / 2) * 1000))
         with self._call("read log"):
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.xread({self._keys.log: after}, count=count, block=block)
@@ -301,7 +301,7 @@ class RedisNoteStore:
         return size
 
     async def durability(self) -> Durability:
-        return await self._connection.durability()
+        return await self.connection.durability()
 
     async def begin_samples(self) -> bool:
         with self._call("begin samples"):

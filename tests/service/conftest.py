@@ -44,7 +44,10 @@ from service.index.snapshots import SnapshotFolder
 from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Generated, LogBounds, LogEntry, StoredNote, Vector
+from service.search.search import NoteSearch
 from service.store.embedded_redis import EmbeddedRedis, server_program
+from service.store.keys import DEFAULT_KEYS
+from service.store.ranked_lists import RedisLists
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 from tests.optional import require
@@ -454,8 +457,22 @@ def engine() -> Iterator[WordEngine]:
 
 
 @pytest.fixture
-async def recommender(
-    engine: WordEngine, embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
-) -> AsyncIterator[Recommender]:
+async def batcher(engine: WordEngine) -> AsyncIterator[Batcher]:
     async with batching(engine) as batcher:
-        yield Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        yield batcher
+
+
+@pytest.fixture
+async def recommender(
+    engine: WordEngine, batcher: Batcher, embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
+) -> Recommender:
+    return Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+
+
+@pytest.fixture
+async def search(
+    engine: WordEngine, batcher: Batcher, embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
+) -> NoteSearch:
+    """Related notes of the store of `recommender`."""
+    lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
+    return NoteSearch(engine.space, batcher, embedded_store, live_index, lists, Telemetry(), clock)

@@ -1,11 +1,8 @@
-"""The use-cases on a real store and index: what is written, what it costs, and what similar returns."""
+"""The use-cases on a real store and index: what is written, and what it costs."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,50 +12,20 @@ import pytest
 
 from model.generation import GenerationOutput, Hashtag, Usage
 from model.note import Note
-from service.adding import STORE_BATCH_SIZE, Added, Generate, batches_with_unique_ids
-from service.admission import PATIENT
-from service.errors import EngineFailed, NoteNotFound, OtherSpace, PreconditionFailed, StoreUnavailable
+from service.adding import STORE_BATCH_SIZE, Generate, batches_with_unique_ids
+from service.errors import EngineFailed, NoteNotFound, PreconditionFailed
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.recommender import GenerationDefaults, Recommender
-from service.records import Condition, StoredNote, Write
-from service.store.embedded_redis import EmbeddedRedis
-from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
+from service.records import Condition, Write
+from service.search.search import NoteSearch
+from tests.service.conftest import GatedStore, WordEngine, eventually, stored_note
+from tests.service.steps import NOTHING, add, add_one, related, similar_ids, soup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ALL = Generate(hashtags=2, category=True)
-NOTHING = Generate()
-ANY = Filter()
-
-
-async def add(recommender: Recommender, *notes: Note, generate: Generate = NOTHING) -> list[Added]:
-    return await recommender.add(notes, generate, PATIENT)
-
-
-async def add_one(recommender: Recommender, note: Note, generate: Generate = NOTHING) -> Added:
-    return (await add(recommender, note, generate=generate))[0]
-
-
-async def similar_ids(
-    recommender: Recommender, note_id: str, k: int = 10, where: Filter = ANY, min_score: float | None = None
-) -> list[str]:
-    found = await recommender.similar(note_id, k, where, min_score)
-    assert found.complete
-    return [stored.note.id for stored, _ in found.items]
-
-
-def soup(count: int) -> list[Note]:
-    """Notes that share words: n0 is nearest to n1, then to n2, and so on."""
-    words = [f"word{n}" for n in range(count)]
-    return [Note(id=f"n{n}", title=" ".join(words[n:] + ["soup"] * 9)) for n in range(count)]
-
-
-def ranking(notes: Sequence[Note], of: Note) -> list[str]:
-    """The ids by brute force, best first, without the note itself."""
-    scores = {n.id: float(note_vector(n) @ note_vector(of)) for n in notes if n.id != of.id}
-    return sorted(scores, key=lambda i: (-scores[i], i))
 
 
 # add
@@ -85,15 +52,15 @@ async def test_changed_note_is_updated_and_equal_one_costs_nothing(
 
 
 async def test_new_fields_of_the_same_text_are_found_without_tokens(
-    recommender: Recommender, engine: WordEngine, live_index: LiveIndex
+    recommender: Recommender, search: NoteSearch, engine: WordEngine, live_index: LiveIndex
 ) -> None:
     note = Note(id="a", title="soup", author="tom", category="Food")
     await add(recommender, note, Note(id="b", title="soup"))
     batches = len(engine.batches)
     added = await add_one(recommender, replace(note, author="ann", category="Travel", attributes={"x": 1}))
     assert (added.status, added.usage, len(engine.batches)) == ("updated", Usage(), batches)
-    assert await similar_ids(recommender, "b", where=Filter(category="Travel", author="ann")) == ["a"]
-    assert await similar_ids(recommender, "b", where=Filter(author="tom")) == []
+    assert await similar_ids(search, "b", where=Filter(category="Travel", author="ann")) == ["a"]
+    assert await similar_ids(search, "b", where=Filter(author="tom")) == []
     assert live_index.status().tombstones == 0
 
 
@@ -269,9 +236,9 @@ async def test_request_blocks_hashtags_beside_the_deployments(recommender: Recom
     assert [h.text for h in reading.hashtags or ()] == ["hot"]
 
 
-async def test_what_was_generated_is_found_by_filters(recommender: Recommender) -> None:
+async def test_what_was_generated_is_found_by_filters(recommender: Recommender, search: NoteSearch) -> None:
     await add(recommender, Note(id="a", title="Food is hot"), Note(id="b", title="hot"), generate=ALL)
-    assert await similar_ids(recommender, "b", where=Filter(category="Food", hashtags=("IS",))) == ["a"]
+    assert await similar_ids(search, "b", where=Filter(category="Food", hashtags=("IS",))) == ["a"]
 
 
 async def test_what_was_generated_is_kept_and_costs_nothing_again(recommender: Recommender, engine: WordEngine) -> None:
@@ -313,13 +280,13 @@ async def test_hashtags_that_were_not_found_are_not_generated_again(recommender:
 
 
 async def test_a_note_of_another_model_is_read_anew(
-    recommender: Recommender, embedded_store: GatedStore, engine: WordEngine
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore, engine: WordEngine
 ) -> None:
     await embedded_store.put([Write(stored_note("a", "soup", space="another", vector=np.ones(3, np.float32)))])
     await add_one(recommender, Note(id="b", title="soup"))
     added = await add_one(recommender, Note(id="a", title="soup"))
     assert (added.status, added.usage.prompt_tokens, added.stored.space) == ("updated", 1, engine.space)
-    assert await similar_ids(recommender, "b") == ["a"]
+    assert await similar_ids(search, "b") == ["a"]
 
 
 # put, change, remove
@@ -363,201 +330,13 @@ async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommen
     assert stored.revision == 31
 
 
-async def test_a_removed_note_is_gone_everywhere(recommender: Recommender) -> None:
+async def test_a_removed_note_is_gone_everywhere(recommender: Recommender, search: NoteSearch) -> None:
     await add(recommender, *soup(3))
     with pytest.raises(PreconditionFailed):
         await recommender.remove("n1", Condition(("1-0",)))
     await recommender.remove("n1", Condition(((await recommender.get("n1")).position,)))
-    assert await similar_ids(recommender, "n0") == ["n2"]
-    for call in (recommender.get("n1"), recommender.similar("n1", 3, ANY, None), recommender.remove("n1")):
+    assert await similar_ids(search, "n0") == ["n2"]
+    for call in (recommender.get("n1"), related(search, "n1", 3), recommender.remove("n1")):
         with pytest.raises(NoteNotFound):
             await call
     assert (await add_one(recommender, soup(3)[1])).status == "created"
-
-
-# similar
-
-
-async def test_similar_ranks_like_brute_force_without_the_note_itself(recommender: Recommender) -> None:
-    notes = soup(30)
-    await add(recommender, *notes)
-    for note in (notes[0], notes[17]):
-        found = await recommender.similar(note.id, 10, ANY, None)
-        assert [stored.note.id for stored, _ in found.items] == ranking(notes, note)[:10]
-        for stored, score in found.items:
-            assert score == pytest.approx(float(note_vector(note) @ note_vector(stored.note)), abs=1e-5)
-
-
-async def test_similar_calls_no_model(recommender: Recommender, engine: WordEngine) -> None:
-    await add(recommender, *soup(3))
-    batches = len(engine.batches)
-    await recommender.similar("n0", 10, ANY, None)
-    assert len(engine.batches) == batches
-
-
-@pytest.mark.parametrize("k", [1, 5, 11, 12, 200])
-async def test_k_items_come_or_all_there_are(recommender: Recommender, k: int) -> None:
-    await add(recommender, *soup(12))
-    found = await recommender.similar("n0", k, ANY, None)
-    assert len(found.items) == min(k, 11)
-    assert found.complete
-
-
-async def test_filtered_and_excluded_search_still_fills_k(recommender: Recommender) -> None:
-    notes = [replace(note, category=CATEGORIES[n % 3]) for n, note in enumerate(soup(30))]
-    await add(recommender, *notes)
-    where = Filter(category="Food", exclude=frozenset({"n3", "n9"}))
-    wanted = [i for i in ranking(notes, notes[0]) if int(i[1:]) % 3 == 0 and i not in where.exclude]
-    assert await similar_ids(recommender, "n0", 5, where) == wanted[:5]
-
-
-async def test_min_score_cuts_off_what_is_farther(recommender: Recommender) -> None:
-    notes = soup(20)
-    await add(recommender, *notes)
-    best = (await recommender.similar("n0", 20, ANY, None)).items
-    bound = (best[6][1] + best[7][1]) / 2
-    assert await similar_ids(recommender, "n0", 20, min_score=bound) == [s.note.id for s, _ in best[:7]]
-    assert await similar_ids(recommender, "n0", 3, min_score=bound) == [s.note.id for s, _ in best[:3]]
-
-
-async def test_a_note_of_another_space_is_refused_and_never_returned(
-    recommender: Recommender, embedded_store: GatedStore, live_index: LiveIndex
-) -> None:
-    (written,) = await embedded_store.put([Write(stored_note("alien", "soup", space="another"))])
-    assert written is not None
-    await add(recommender, *soup(3))
-    with pytest.raises(OtherSpace):
-        await recommender.similar("alien", 10, ANY, None)
-    assert sorted(await similar_ids(recommender, "n0")) == ["n1", "n2"]
-
-
-async def gone_behind_the_index(
-    recommender: Recommender, store: GatedStore, gone: Sequence[str], how: str, clock: Clock
-) -> None:
-    """The index still has these notes; the store has not, or not for this filter."""
-    await store.hold()
-    notes = [note for note in await store.get(gone, with_vectors=True) if note is not None]
-    if how == "deleted":
-        for note_id in gone:
-            assert await store.delete(note_id)
-    else:
-        other: dict[str, dict[str, Any]] = {
-            "expired": {"expires_at": clock() + 1000},
-            "moved to another category": {"category": "Travel"},
-        }
-        changed: list[StoredNote] = [replace(n, note=replace(n.note, **other[how])) for n in notes]
-        assert all(await store.put([Write(note) for note in changed]))
-        clock.offset = 1001
-
-
-@pytest.mark.parametrize("how", ["deleted", "expired", "moved to another category"])
-async def test_index_that_is_behind_returns_no_note_the_store_lost(
-    recommender: Recommender, embedded_store: GatedStore, clock: Clock, how: str
-) -> None:
-    notes = [replace(note, category="Food") for note in soup(25)]
-    await add(recommender, *notes)
-    gone = ranking(notes, notes[0])[:12]
-    await gone_behind_the_index(recommender, embedded_store, gone, how, clock)
-    for k in (5, 12, 13, 100):
-        assert await similar_ids(recommender, "n0", k, Filter("Food")) == ranking(notes, notes[0])[12:][:k]
-    if how != "moved to another category":
-        with pytest.raises(NoteNotFound):
-            await recommender.similar(gone[0], 5, ANY, None)
-
-
-async def test_index_that_is_behind_answers_for_a_note_it_lacks(
-    recommender: Recommender, embedded_store: GatedStore
-) -> None:
-    await add(recommender, *soup(3))
-    await embedded_store.hold()
-    await embedded_store.put([Write(stored_note("new", "soup"))])
-    assert sorted(await similar_ids(recommender, "new")) == ["n0", "n1", "n2"]
-
-
-async def test_similar_to_a_text_stores_nothing(recommender: Recommender, embedded_store: GatedStore) -> None:
-    notes = soup(5)
-    await add(recommender, *notes)
-    last = (await embedded_store.log_bounds()).last
-    found = await recommender.similar_to_text(Note(title=notes[0].title), 10, ANY, None)
-    assert [stored.note.id for stored, _ in found.items] == ["n0", *ranking(notes, notes[0])]
-    assert found.log_position == last == (await embedded_store.log_bounds()).last
-
-
-async def test_every_answer_names_a_log_position_that_it_has_seen(recommender: Recommender) -> None:
-    *_, last = await add(recommender, *soup(3))
-    assert (await recommender.similar("n0", 1, ANY, None)).log_position == last.stored.position
-
-
-async def test_a_note_is_found_as_soon_as_its_add_returns(recommender: Recommender) -> None:
-    async def write_and_find(task: int) -> None:
-        for n in range(10):
-            note = Note(id=f"{task}-{n}", title=f"soup {task}x{n} of {n}y{task}")
-            await add_one(recommender, note)
-            (best,) = (await recommender.similar_to_text(note, 1, ANY, None)).items
-            assert best[0].note.id == note.id
-            assert note.id not in await similar_ids(recommender, note.id, 5)
-
-    await asyncio.gather(*(write_and_find(task) for task in range(20)))
-    assert recommender.index.status().vectors == 200
-
-
-async def written(store: GatedStore, note_id: str) -> bool:
-    return (await store.get([note_id]))[0] is not None
-
-
-async def test_a_caller_that_leaves_does_not_part_store_and_index(
-    recommender: Recommender, embedded_store: GatedStore, live_index: LiveIndex
-) -> None:
-    await embedded_store.hold()
-    adding = asyncio.create_task(add_one(recommender, Note(id="a", title="soup")))
-    await eventually(lambda: written(embedded_store, "a"))
-    adding.cancel()
-    await asyncio.gather(adding, return_exceptions=True)
-    embedded_store.release()
-    await live_index.wait_for((await recommender.get("a")).position, 10)
-    assert await live_index.vector("a") is not None
-
-
-async def test_similar_is_degraded_while_the_store_hangs(
-    recommender: Recommender, embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.read_time.READ_SECONDS", 0.05)
-    await add(recommender, *soup(6))
-    wanted = await similar_ids(recommender, "n0", 3, Filter(exclude=frozenset({"n2"})))
-    assert embedded.pid is not None
-    os.kill(embedded.pid, signal.SIGSTOP)
-    try:
-        found = await recommender.similar("n0", 3, Filter(exclude=frozenset({"n2"})), None)
-        assert found.degraded
-        assert [stored.note.id for stored, _ in found.items] == wanted
-    finally:
-        os.kill(embedded.pid, signal.SIGCONT)
-
-    async def well() -> bool:
-        return not (await recommender.similar("n0", 3, ANY, None)).degraded
-
-    await eventually(well)
-
-
-async def test_degraded_answer_has_at_most_k_and_no_note_known_lost(
-    recommender: Recommender, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await add(recommender, *soup(9))
-    nearest = ranking(soup(9), soup(9)[0])
-    await embedded_store.hold()
-    for note_id in nearest[:2]:
-        await embedded_store.delete(note_id)
-    whole, asked = embedded_store.get, list[int]()
-
-    async def get(ids: Sequence[str], **options: bool) -> list[StoredNote | None]:
-        asked.append(len(ids))
-        if len(asked) > 1:
-            raise StoreUnavailable("gone in the middle")
-        return await whole(ids, **options)
-
-    monkeypatch.setattr(embedded_store, "get", get)
-    found = await recommender.similar("n0", 3, ANY, None)
-    embedded_store.release()
-    assert len(asked) == 2
-    assert found.degraded
-    assert [stored.note.id for stored, _ in found.items] == nearest[2:5]

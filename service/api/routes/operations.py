@@ -18,6 +18,7 @@ from service.api.strict_route import StrictRoute
 from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
 from service.read_time import ReadTime
+from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
 from service.verify import verify
 
@@ -114,7 +115,7 @@ async def verify_index(
 
 @router.get("/limits", responses=documented(503))
 @needs(*Scope)
-async def limits(service: ServiceDep) -> LimitsOut:
+async def limits(request: Request, service: ServiceDep) -> LimitsOut:
     """Every bound that a request has to keep."""
     settings, read_tokens = service.settings, service.recommender.engine.read_tokens
     return LimitsOut(
@@ -127,6 +128,10 @@ async def limits(service: ServiceDep) -> LimitsOut:
         event_id_seconds=settings.event_id_seconds,
         event_ids=settings.event_ids,
         max_k=settings.max_k,
+        max_list_bytes=MAX_LIST_BYTES,
+        max_lists=MAX_LISTS,
+        page_seconds=settings.page_seconds,
+        scenarios=sorted(request.app.state.scenarios),
         queue_notes=settings.queue_notes,
         queue_seconds=settings.queue_seconds,
         interactive_seconds=settings.interactive_seconds,

@@ -1,23 +1,36 @@
-"""GET /notes/{id}/similar and POST /similar: item-to-item retrieval."""
+"""GET and POST /notes/{id}/similar, POST /similar and POST /similar/batch: related notes."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import cast
+
+from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
+from service.admission import Urgency
 from service.api.access import needs
-from service.api.bounds import check_filter, check_search_options
+from service.api.bounds import check_search_options
 from service.api.connection import while_connected
-from service.api.dependencies import ServiceDep, UrgencyDep, get_service, read_timeout
-from service.api.json_route import StrictJsonRoute
+from service.api.dependencies import (
+    RequestedUrgencyDep,
+    ServiceDep,
+    UrgencyDep,
+    get_service,
+    read_timeout,
+)
+from service.api.json_route import SearchRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
+from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.common import NoteId
-from service.api.schemas.similar import SimilarIn, SimilarOut, SimilarQuery
+from service.api.schemas.search import SearchBody, SearchResults, SimilarIn
+from service.api.schemas.similar import RankingOptions, SimilarOut
+from service.api.search_list import answer_list
+from service.api.waiting import wait_for_position
 from service.container import Service
-from service.errors import FieldError, InvalidInput
 from service.read_time import ReadTime
-from service.records import position_key
+from service.records import Similar
+from service.search.request import Example, SearchRequest
 
 WAIT_HEADER = {
     "name": "x-request-timeout",
@@ -26,46 +39,108 @@ WAIT_HEADER = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
     "description": "seconds to wait for min_log_position; 1 by default",
 }
-router = APIRouter(tags=["similar"], route_class=StrictJsonRoute)
+LIST_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "array",
+                "description": "searches; one that is not valid gets a problem of its own, at its place",
+                "items": {"anyOf": [{"$ref": "#/components/schemas/SimilarIn"}, {}]},
+            }
+        }
+    },
+}
+router = APIRouter(tags=["similar"], route_class=SearchRoute)
 
 
 @router.get(
     "/notes/{note_id}/similar",
-    responses=documented(404, 409, 422, 503),
-    openapi_extra={"parameters": [*query_parameters(SimilarQuery), WAIT_HEADER]},
+    responses=documented(404, 409, 410, 422, 503),
+    response_model_exclude_unset=True,
+    openapi_extra={"parameters": [*query_parameters(RankingOptions), WAIT_HEADER]},
 )
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> SimilarOut:
     """Notes related to a stored one, from its stored vector: no model call."""
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
-    service, query = await get_service(request), read_query(SimilarQuery, request)
-    check_search_options(query, "/query", service.settings)
+    service, query = await get_service(request), read_query(RankingOptions, request)
+    options = with_scenario(query, scenarios_of(request), "/query")
+    check_search_options(options, "/query", service.settings)
     time_left, timeout = ReadTime(), read_timeout(request)
-    if query.min_log_position:
+    if options.min_log_position:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)
-        await wait_for_position(query.min_log_position, service, time_left, seconds)
-    related = await service.recommender.similar(note_id, query.k, query.as_filter(), query.min_score, time_left)
+        await wait_for_position(options.min_log_position, "/query", service, time_left, seconds)
+    related = await service.search.related(options.as_request((Example(note_id),)), time_left=time_left)
     return SimilarOut.of(related, note_id, service.recommender.engine.name)
 
 
-async def wait_for_position(position: str, service: Service, time_left: ReadTime, seconds: float) -> None:
-    """Wait until the index has reached a log position, for at most `seconds`. Raises InvalidInput for one that the
-    store itself has not reached: waiting would not help; and IndexBehind, StoreUnavailable."""
-    if position_key(position) <= position_key(service.index.position):
-        return
-    if position_key(position) > position_key((await time_left.wait(service.store.log_bounds())).last):
-        raise InvalidInput([FieldError("/query/min_log_position", "no write has had this log position yet")])
-    await service.index.wait_for(position, seconds)
-
-
-@router.post("/similar", responses=documented(400, 413, 415, 422, 429, 503, 504))
+@router.post(
+    "/notes/{note_id}/similar",
+    responses=documented(400, 404, 409, 410, 413, 415, 422, 429, 503, 504),
+    response_model_exclude_unset=True,
+)
 @needs(Scope.SIMILAR)
-async def similar_to_text(body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> SimilarOut:
-    """Notes related to a text that is not stored and leaves no trace."""
-    check_search_options(body, "", service.settings)
-    if body.filter is not None:
-        check_filter(body.filter, service.settings)
-    recommender = service.recommender
-    work = recommender.similar_to_text(body.as_note(), body.k, body.as_filter(), body.min_score, urgency)
-    related = await while_connected(request, urgency, work)
-    return SimilarOut.of(related, None, recommender.engine.name)
+async def similar_by_body(
+    note_id: NoteId, body: SearchBody, request: Request, service: ServiceDep, urgency: UrgencyDep
+) -> SimilarOut:
+    """Notes related to a stored one and to further examples. Only texts among them cost a model call."""
+    options = with_scenario(body, scenarios_of(request))
+    check_search_options(options, "", service.settings)
+    search = options.as_request((Example(note_id), *body.positives()), body.negatives())
+    related = await answer_body(search, options.min_log_position, request, service, urgency)
+    return SimilarOut.of(related, note_id, service.recommender.engine.name)
+
+
+@router.post(
+    "/similar",
+    responses=documented(400, 404, 409, 410, 413, 415, 422, 429, 503, 504),
+    response_model_exclude_unset=True,
+)
+@needs(Scope.SIMILAR)
+async def similar_to_examples(
+    body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep
+) -> SimilarOut:
+    """Notes related to a text that is not stored and leaves no trace, or to several stored notes and texts."""
+    options = with_scenario(body, scenarios_of(request))
+    check_search_options(options, "", service.settings)
+    search = options.as_request(body.positives(), body.negatives())
+    related = await answer_body(search, options.min_log_position, request, service, urgency)
+    return SimilarOut.of(related, None, service.recommender.engine.name)
+
+
+@router.post(
+    "/similar/batch",
+    status_code=207,
+    response_model=None,
+    openapi_extra={"requestBody": LIST_BODY},
+    responses={
+        207: {"description": "Each search's own result", "model": SearchResults},
+        **documented(400, 413, 415, 422, 429, 503, 504),
+    },
+)
+@needs(Scope.SIMILAR)
+async def similar_batch(request: Request, service: ServiceDep, requested: RequestedUrgencyDep) -> Response:
+    """Up to `max_searches` searches, each as of POST /similar. All texts are read by the model in one batch."""
+    urgency = requested.for_list(service.settings)
+    answering = answer_list(request, service, scenarios_of(request), urgency)
+    content = await while_connected(request, urgency, answering)
+    return Response(content, 207, media_type="application/json")
+
+
+async def answer_body(
+    search: SearchRequest, position: str | None, request: Request, service: Service, urgency: Urgency
+) -> Similar:
+    """Answer a search that came as a body, while its caller waits."""
+
+    async def answering() -> Similar:
+        if position:
+            seconds = min(urgency.seconds, service.settings.request_seconds)
+            await wait_for_position(position, "", service, ReadTime(), seconds)
+        return await service.search.related(search, urgency)
+
+    return await while_connected(request, urgency, answering())
+
+
+def scenarios_of(request: Request) -> Scenarios:
+    return cast(Scenarios, request.app.state.scenarios)

@@ -27,7 +27,10 @@ from service.api.schemas.filter import (
     MAX_FILTER_VALUES,
 )
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
+from service.api.schemas.search import MAX_BOOSTS, MAX_EXAMPLES, MAX_SEARCHES
 from service.api.schemas.similar import MAX_EXCLUDED
+from service.search.pages import MAX_LIST_NOTES
+from service.search.sources import MAX_DEPTH
 from service.verify import KINDS, Kind, Report
 
 MAX_REPORTED_IDS = 20
@@ -60,6 +63,15 @@ class LimitsOut(BaseModel):
     max_filter_conditions: int = Field(MAX_FILTER_CONDITIONS, description="fields and attributes that all groups test")
     max_filter_values: int = Field(MAX_FILTER_VALUES, description="values of one condition")
     max_attributes: int = MAX_ATTRIBUTES
+    max_examples: int = Field(MAX_EXAMPLES, description="positive, and as many negative ones, of one search")
+    max_boosts: int = MAX_BOOSTS
+    max_searches: int = Field(MAX_SEARCHES, description="of one POST /similar/batch")
+    max_candidates: int = Field(MAX_DEPTH, description="that diversity, caps, collapse and boosts choose among")
+    max_list_notes: int = Field(MAX_LIST_NOTES, description="of a list that is kept for its pages")
+    max_list_bytes: int = Field(description="of such a list as it is kept; a larger one is cut")
+    max_lists: int = Field(description="kept of one tenant; beyond it the oldest one goes")
+    page_seconds: float = Field(description="for which a list is kept")
+    scenarios: list[str] = Field(description="names that `scenario` of a search may have")
     max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
     queue_notes: int
     queue_seconds: float = Field(description="engine's time for the notes that may wait in the interactive lane")

@@ -1,20 +1,20 @@
-"""GET /notes/{id}/similar and POST /similar."""
+"""Options of a search that a query string can hold, and its answer. search.py has the bodies."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, TaggedText, Time, Wire
-from service.api.schemas.filter import FilterIn
+from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, Time, Wire
 from service.filters import Filter
-from service.records import Similar
+from service.records import Explanation, RelatedNote, Similar
+from service.search.request import Example, SearchRequest
 
 MAX_EXCLUDED = 1000
 """Bound on the ids that a search leaves out, published at GET /limits."""
-
+MAX_CAP = 1000
+"""Bound on max_per_author and max_per_category: that of a list's length, beyond which a cap has no effect."""
 
 Attributed = Annotated[
     str,
@@ -22,6 +22,7 @@ Attributed = Annotated[
     Field(description="name:value; a value that is no text as JSON has it", examples=["language:en"]),
 ]
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
+Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
 Score = Annotated[float, Field(ge=-1, le=1, description="least cosine", allow_inf_nan=False)]
 
 
@@ -48,77 +49,136 @@ class SearchOptions(Wire):
             created_after=self.created_after.timestamp() if self.created_after else None,
             created_before=self.created_before.timestamp() if self.created_before else None,
             all_hashtags=tuple(self.all_hashtag),
-            attributes=tuple(_name_and_value(attribute) for attribute in self.attribute),
+            attributes=tuple(name_and_value(attribute) for attribute in self.attribute),
             exclude=frozenset(self.exclude),
             exact=self.exact,
         )
 
 
-class SimilarQuery(SearchOptions):
-    """GET /notes/{id}/similar."""
+class RankingOptions(SearchOptions):
+    """GET /notes/{id}/similar: the options of a search, and those of its order."""
 
     min_log_position: Annotated[str, StringConstraints(pattern=r"^\d{1,15}-\d{1,15}$")] | None = Field(
         None, description="answer only from an index that has reached this log position"
     )
+    diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        0.0, description="share of novelty in the order (maximal marginal relevance); 0: by score alone"
+    )
+    max_per_author: Cap | None = Field(None, description="most notes of one author")
+    max_per_category: Cap | None = Field(None, description="most notes of one category")
+    collapse_above: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="notes whose cosine is this or more are one: the best stays, and names its `duplicates`"
+    )
+    explain: bool = Field(False, description="say of each note what made its place")
+    scenario: Name | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
+    cursor: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description='"*" begins a list that is kept for its pages; the answer has the cursor of the next one'
+    )
+
+    def as_request(self, positive: tuple[Example, ...], negative: tuple[Example, ...] = ()) -> SearchRequest:
+        """Return the request for these examples."""
+        return SearchRequest(
+            positive=positive,
+            negative=negative,
+            k=self.k,
+            cursor=self.cursor,
+            where=self.as_filter(),
+            min_score=self.min_score,
+            diversity=self.diversity,
+            max_per_author=self.max_per_author,
+            max_per_category=self.max_per_category,
+            collapse_above=self.collapse_above,
+            explain=self.explain,
+        )
 
 
-class SimilarIn(TaggedText, SearchOptions):
-    """POST /similar. A note has to pass `filter` and all other options."""
+class ExplanationOut(BaseModel):
+    """`positive` and `negative`: cosines to the examples of the request, in their order; null for a missing one.
+    `boosts`: what each of them added. `relevance`: what comes of all, before diversity."""
 
-    filter: FilterIn | None = Field(None, description="conditions in groups, and up to 10,000 ids to leave out")
+    positive: list[float | None]
+    negative: list[float | None]
+    boosts: list[float]
+    relevance: float
 
-    def as_filter(self) -> Filter:
-        flat = super().as_filter()
-        if self.filter is None:
-            return flat
-        filter = self.filter.as_filter()
-        return replace(flat, clause=filter.clause, exclude=flat.exclude | filter.exclude)
+    @classmethod
+    def of(cls, explanation: Explanation) -> Self:
+        return cls(
+            positive=list(explanation.positive),
+            negative=list(explanation.negative),
+            boosts=list(explanation.boosts),
+            relevance=explanation.relevance,
+        )
 
 
 class SimilarItem(BaseModel):
     id: str
-    score: float = Field(description="cosine; higher is closer")
+    score: float = Field(description="cosine, or that of the strategy; higher is closer")
+    position: int = Field(description="place in the whole list, from 1 on")
     title: str | None = Field(description="null in a degraded answer, as all below")
     hashtags: list[str] | None
     category: str | None
     author: str | None
+    duplicates: list[str] | None = Field(None, description="near-duplicates it stands for; with collapse_above")
+    explanation: ExplanationOut | None = Field(None, description="with explain, where the index has the note")
+
+    @classmethod
+    def of(cls, related: RelatedNote, degraded: bool) -> Self:
+        stored = related.stored
+        item = cls(
+            id=stored.note.id,
+            score=related.score,
+            position=related.position,
+            title=None if degraded else stored.note.title,
+            hashtags=None if degraded else list(stored.hashtags),
+            category=stored.category,
+            author=stored.note.author,
+        )
+        if related.duplicates:
+            item.duplicates = list(related.duplicates)
+        if related.explanation:
+            item.explanation = ExplanationOut.of(related.explanation)
+        return item
 
 
 class SimilarOut(BaseModel):
-    """`complete`: the items are min(k, matches). `note_id`: null for a text. `degraded`: the store is away, so that
-    only ids and scores are known, and were not checked."""
+    """`complete`: the items are min(k, matches). `note_id`: null but for a stored note's address. `degraded`: the store
+    is away, so that only ids and scores are known, and were not checked. The last three are left out where they say
+    nothing."""
 
     note_id: str | None
+    recommendation_id: str = Field(description="names this answer; all pages of a list share it")
     items: list[SimilarItem]
     complete: bool
     degraded: bool
     model: str
     log_position: str
+    cursor: str | None = Field(None, description="of the next page; null at the end of the list")
+    missing: list[str] | None = Field(None, description="examples that were left out: there are no such notes")
+    removed: dict[str, int] | None = Field(None, description="with explain: notes passed over, by the option that did")
 
     @classmethod
     def of(cls, similar: Similar, note_id: str | None, model: str) -> Self:
-        items = [
-            SimilarItem(
-                id=stored.note.id,
-                score=score,
-                title=None if similar.degraded else stored.note.title,
-                hashtags=None if similar.degraded else list(stored.hashtags),
-                category=stored.category,
-                author=stored.note.author,
-            )
-            for stored, score in similar.items
-        ]
+        optional: dict[str, Any] = {}
+        if similar.paged:
+            optional["cursor"] = similar.cursor
+        if similar.missing:
+            optional["missing"] = list(similar.missing)
+        if similar.removed:
+            optional["removed"] = dict(similar.removed)
         return cls(
             note_id=note_id,
-            items=items,
+            recommendation_id=similar.id,
+            items=[SimilarItem.of(related, similar.degraded) for related in similar.items],
             complete=similar.complete,
             degraded=similar.degraded,
             model=model,
             log_position=similar.log_position,
+            **optional,
         )
 
 
-def _name_and_value(attribute: str) -> tuple[str, str]:
+def name_and_value(attribute: str) -> tuple[str, str]:
     """Parse `name:value`; the value may hold further colons."""
     name, _, value = attribute.partition(":")
     return name, value

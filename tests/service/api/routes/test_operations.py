@@ -163,8 +163,9 @@ def test_redis_away_is_503_and_heals_by_itself(
         for similar in (client.get("/notes/a/similar").json(), client.post("/similar", json={"title": "b"}).json()):
             assert similar["degraded"]
             unknown = {"title": None, "hashtags": None, "category": None, "author": None}
+            expected = [note_id for note_id in ("b", "a") if note_id != similar["note_id"]]
             assert [item | {"score": 0} for item in similar["items"]] == [
-                {"id": note_id, "score": 0, **unknown} for note_id in ("b", "a") if note_id != similar["note_id"]
+                {"id": note_id, "score": 0, "position": place, **unknown} for place, note_id in enumerate(expected, 1)
             ]
         debian_redis.start()
         eventually(lambda: client.get("/readyz").status_code == 200)

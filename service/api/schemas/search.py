@@ -1,0 +1,199 @@
+"""POST /similar, POST /notes/{id}/similar, POST /similar/batch, and what a scenario may set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from model.note import Note, normalise_hashtags
+from service.api.schemas.common import Hashtags, Name, NoteId, Time, Wire
+from service.api.schemas.filter import FilterIn
+from service.api.schemas.problem import Problem
+from service.api.schemas.similar import Attributed, RankingOptions, SimilarOut, name_and_value
+from service.errors import FieldError, InvalidInput
+from service.filters import Filter
+from service.ranking.boosts import Boost, Curve, Decay, Match
+from service.ranking.strategies import Strategy
+from service.search.request import Example, SearchRequest, SourceName
+
+MAX_EXAMPLES = 100
+"""Bound on the positive and on the negative examples of a search, published at GET /limits."""
+MAX_BOOSTS = 20
+"""Bound on the boosts of a search, published at GET /limits."""
+MAX_SEARCHES = 100
+"""Bound on the searches of one POST /similar/batch, published at GET /limits."""
+MAX_WEIGHT = 1000.0
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
+
+
+class ExampleIn(Wire):
+    """A stored note by its id, or a text that is not stored; never both."""
+
+    note_id: NoteId | None = None
+    title: str = ""
+    content: str = ""
+    hashtags: Hashtags = Field([])
+    weight: Weight = Field(
+        1.0, description="relative to the other examples; 0 has no say, but is left out of the answer"
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        is_text = bool(self.title.strip() or self.content.strip())
+        if is_text == (self.note_id is not None) or (self.hashtags and not is_text):
+            raise PydanticCustomError("example", "must have either a note_id, or a title or content that is not blank")
+        return self
+
+    def as_example(self, pointer: str) -> Example:
+        if self.note_id is not None:
+            return Example(note_id=self.note_id, weight=self.weight, pointer=pointer)
+        note = Note(title=self.title, content=self.content, hashtags=normalise_hashtags(self.hashtags))
+        return Example(note=note, weight=self.weight, pointer=pointer)
+
+
+class DecayIn(Wire):
+    """Closeness of a number to a target: 1 at the target, `midpoint` at the distance `scale`."""
+
+    curve: Curve
+    attribute: Name | None = Field(None, description="a numeric attribute; without it created_at")
+    target: Time | Finite | None = Field(
+        None, description="a number, or a time for created_at; without it the present time, or 0 for an attribute"
+    )
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(description="seconds for created_at")
+    midpoint: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
+
+    def as_decay(self) -> Decay:
+        target = self.target.timestamp() if isinstance(self.target, datetime) else self.target
+        if target is None and self.attribute is not None:
+            target = 0.0
+        return Decay(self.curve, self.scale, self.attribute, target, self.midpoint)
+
+
+class MatchIn(Wire):
+    """Fields that a note must have, all of those that are given."""
+
+    category: Name | None = None
+    hashtag: Name | None = None
+    author: Name | None = None
+    attribute: Attributed | None = None
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not any((self.category, self.hashtag, self.author, self.attribute)):
+            raise PydanticCustomError("match", "must name a category, hashtag, author or attribute")
+        return self
+
+    def as_match(self) -> Match:
+        attribute = name_and_value(self.attribute) if self.attribute else None
+        return Match(self.category, self.hashtag, self.author, attribute)
+
+
+class BoostIn(Wire):
+    """Adds `weight` times a value from 0 to 1 to a note's relevance: a decay, or a match."""
+
+    weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = Field(
+        description="relative to a cosine; below 0 it demotes"
+    )
+    decay: DecayIn | None = None
+    match: MatchIn | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.decay is None) == (self.match is None):
+            raise PydanticCustomError("boost", "must have either a decay or a match")
+        return self
+
+    def as_boost(self) -> Boost:
+        if self.decay:
+            return Boost(self.weight, self.decay.as_decay())
+        assert self.match is not None
+        return Boost(self.weight, self.match.as_match())
+
+
+class SearchDefaults(RankingOptions):
+    """All that a scenario may bind: everything but examples and cursor. A note has to pass `filter` and all other
+    conditions."""
+
+    strategy: Strategy = Field(
+        "average",
+        description="average: cosine to 2 mean(positive) - mean(negative); best_score: nearest positive against "
+        "nearest negative; sum_scores: sum of cosines to positive less those to negative",
+    )
+    filter: FilterIn | None = Field(None, description="conditions in groups, and up to 10,000 ids to leave out")
+    boost: list[BoostIn] = Field([], max_length=MAX_BOOSTS)
+    sources: dict[SourceName, Weight] | Literal["auto"] = Field("auto", description="where candidates come from")
+    on_missing: Literal["error", "skip"] = Field(
+        "error", description="an example that is no stored note: 404, or left out and named in `missing`"
+    )
+
+    def as_filter(self) -> Filter:
+        flat = super().as_filter()
+        if self.filter is None:
+            return flat
+        tree = self.filter.as_filter()
+        return replace(flat, clause=tree.clause, exclude=flat.exclude | tree.exclude)
+
+    def as_request(self, positive: tuple[Example, ...], negative: tuple[Example, ...] = ()) -> SearchRequest:
+        return replace(
+            super().as_request(positive, negative),
+            strategy=self.strategy,
+            boosts=tuple(boost.as_boost() for boost in self.boost),
+            sources=() if self.sources == "auto" else tuple(sorted(self.sources.items())),
+            on_missing=self.on_missing,
+        )
+
+
+class SearchBody(SearchDefaults):
+    """POST /notes/{id}/similar: further examples beside the note of the address, and all options."""
+
+    positive: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES)
+    negative: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES)
+
+    def positives(self) -> tuple[Example, ...]:
+        return tuple(one.as_example(f"/positive/{i}") for i, one in enumerate(self.positive))
+
+    def negatives(self) -> tuple[Example, ...]:
+        return tuple(one.as_example(f"/negative/{i}") for i, one in enumerate(self.negative))
+
+
+class SimilarIn(SearchBody):
+    """POST /similar: a text (title, content, hashtags), or examples."""
+
+    title: str = Field("", examples=["Three days in Kyoto on a small budget"])
+    content: str = Field("", examples=["Buses all day for 700 yen, temples before eight."])
+    hashtags: Hashtags = Field([], examples=[["kyoto", "budget travel"]])
+
+    @model_validator(mode="after")
+    def _check_one_form(self) -> Self:
+        given = self.model_fields_set
+        has_examples = bool(given & {"positive", "negative"})
+        if has_examples and given & {"title", "content", "hashtags"}:
+            message = "title, content and hashtags cannot stand beside positive and negative: make them one of positive"
+            raise PydanticCustomError("both_forms", message)
+        return self
+
+    def positives(self) -> tuple[Example, ...]:
+        """Raises InvalidInput where there is neither a text nor an example."""
+        if self.model_fields_set & {"positive", "negative"}:
+            return super().positives()
+        if not (self.title.strip() or self.content.strip()):
+            raise InvalidInput([FieldError("/content", "title and content must not both be empty")])
+        note = Note(title=self.title, content=self.content, hashtags=normalise_hashtags(self.hashtags))
+        return (Example(note=note),)
+
+
+class SearchResult(BaseModel):
+    """One search's result, at its place in the request: an answer, or a problem."""
+
+    status: int = Field(description="the status code that the search alone would have got")
+    answer: SimilarOut | None = None
+    problem: Problem | None = None
+
+
+class SearchResults(BaseModel):
+    results: list[SearchResult]

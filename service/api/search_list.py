@@ -1,0 +1,104 @@
+"""A list of searches: each gets its own answer or problem, in order. The model reads all their texts in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from service.admission import Urgency
+from service.api.bodies import Turns, check_media_type, list_items, parse_json
+from service.api.bounds import check_note_size, check_search_options
+from service.api.json_route import MAX_SEARCH_CONTAINERS
+from service.api.problems import invalid_note, problem_of
+from service.api.scenarios import Scenarios, with_scenario
+from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
+from service.api.schemas.similar import SimilarOut
+from service.api.waiting import wait_for_position
+from service.container import Service
+from service.errors import LimitExceeded, MalformedBody, NoteLLMError
+from service.read_time import ReadTime
+from service.records import Vector
+from service.search.examples import check_examples
+from service.search.request import FIRST_PAGE, SearchRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSearch:
+    """A valid search of a list, and the log position that it waits for."""
+
+    request: SearchRequest
+    position: str | None
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the model has to read its texts: not for the next page of a list."""
+        return self.request.cursor in (None, FIRST_PAGE)
+
+
+async def answer_list(request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
+    """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded, and what
+    reading the texts raises."""
+    check_media_type(request.headers)
+    searches = await _read_list(await request.body(), service, scenarios)
+    texts = [
+        note for one in searches if isinstance(one, ListedSearch) and one.reads_texts for note in one.request.texts
+    ]
+    vectors = iter(await service.search.read_texts(texts, urgency) if texts else ())
+    results = []
+    for one in searches:
+        result = one if isinstance(one, SearchResult) else await _answer(one, vectors, service, urgency)
+        unset, none = result.answer is not None, result.answer is None
+        results.append(result.model_dump_json(exclude_unset=unset, exclude_none=none).encode())
+    return b'{"results":[%s]}' % b",".join(results)
+
+
+async def _read_list(body: bytes, service: Service, scenarios: Scenarios) -> list[ListedSearch | SearchResult]:
+    """Return each search, or the result of one that is not valid."""
+    turns, searches = Turns(), list[ListedSearch | SearchResult]()
+    async with aclosing(list_items(body, turns)) as items:
+        async for raw in items:
+            if len(searches) == MAX_SEARCHES:
+                raise LimitExceeded("max_searches", MAX_SEARCHES)
+            pointer = f"/{len(searches)}"
+            try:
+                searches.append(_read_search(raw, pointer, service, scenarios))
+            except MalformedBody as error:
+                raise MalformedBody(f"item {len(searches)} of the list: {error.detail}") from error
+            except NoteLLMError as error:
+                searches.append(_failed(error))
+            await turns.work(len(raw))
+    return searches
+
+
+def _read_search(raw: bytes, pointer: str, service: Service, scenarios: Scenarios) -> ListedSearch:
+    """Parse and validate one search. Raises MalformedBody, InvalidInput, LimitExceeded."""
+    check_note_size(len(raw), service.settings)
+    try:
+        body = SimilarIn.model_validate(parse_json(raw, pointer, MAX_SEARCH_CONTAINERS))
+    except ValidationError as error:
+        raise invalid_note(error) from error
+    options = with_scenario(body, scenarios)
+    check_search_options(options, "", service.settings)
+    request = options.as_request(body.positives(), body.negatives())
+    check_examples(request)
+    return ListedSearch(request, options.min_log_position)
+
+
+async def _answer(one: ListedSearch, vectors: Iterator[Vector], service: Service, urgency: Urgency) -> SearchResult:
+    texts = [next(vectors) for _ in one.request.texts] if one.reads_texts else []
+    try:
+        if one.position:
+            await wait_for_position(one.position, "", service, ReadTime(), urgency.seconds)
+        similar = await service.search.related(one.request, urgency, texts)
+    except NoteLLMError as error:
+        return _failed(error)
+    return SearchResult(status=200, answer=SimilarOut.of(similar, None, service.recommender.engine.name))
+
+
+def _failed(error: NoteLLMError) -> SearchResult:
+    problem = problem_of(error)
+    return SearchResult(status=problem.status, problem=problem)

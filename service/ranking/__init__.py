@@ -1,0 +1,1 @@
+"""Ranking: pure functions from candidates to the order of an answer. No I/O, no HTTP, no store, no index."""

@@ -1,0 +1,211 @@
+"""Selection: which candidates become the answer, in which order: boosts, diversity, caps and near-duplicates.
+
+Candidates come in blocks, the best first. A selection is extended by one block after another, and chooses greedily, one
+note at a time. So the first notes of a long selection are those of a short one, as long as the blocks are the same.
+
+- Diversity d is maximal marginal relevance (Carbonell and Goldstein 1998): the next note has the largest
+  (1 - d) relevance - d max cosine to the notes chosen before; 0 is the order of relevance alone.
+- A cap leaves out a note whose author or category has as many notes in the selection already.
+- Collapse: once a note is chosen, the candidates of its block whose cosine to it is `collapse_above` or more become its
+  duplicates. Those of later blocks are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.ranking.boosts import Boost, boost_values
+from service.ranking.strategies import Numbers, Vectors
+from service.records import Hit, StoredNote
+
+Known = Mapping[str, StoredNote | None]
+"""Notes by id, as far as they have been read; None for one that must not be returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionOptions:
+    """`diversity`: 0 to 1. `max_per_author`, `max_per_category`, `collapse_above`: None for no bound. `relevance_unit`:
+    what a score is multiplied by to be comparable with a cosine. `now`: seconds since the epoch, for boosts."""
+
+    diversity: float = 0.0
+    max_per_author: int | None = None
+    max_per_category: int | None = None
+    collapse_above: float | None = None
+    boosts: tuple[Boost, ...] = ()
+    relevance_unit: float = 1.0
+    now: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the order of the candidates is the answer's."""
+        return not (self.needs_vectors or self.needs_notes)
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether candidates need their vectors."""
+        return self.diversity > 0 or self.collapse_above is not None
+
+    @property
+    def needs_notes(self) -> bool:
+        """Whether a note must have been read to be chosen rightly."""
+        return bool(self.boosts) or self.max_per_author is not None or self.max_per_category is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A note of a selection. `score` is its relevance; `boosts` what each boost adds to it, in their order."""
+
+    id: str
+    score: float
+    duplicates: tuple[str, ...] = ()
+    boosts: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Candidates that were passed over before the selection was complete, by the reason."""
+
+    max_per_author: int = 0
+    max_per_category: int = 0
+    collapse_above: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Notes chosen so far. `vectors`: theirs, (n, D), where the options need vectors."""
+
+    options: SelectionOptions
+    chosen: tuple[Chosen, ...] = ()
+    vectors: Vectors | None = None
+    per_author: Counter[str] = field(default_factory=Counter)
+    per_category: Counter[str] = field(default_factory=Counter)
+    removed: Removed = Removed()
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of all notes that an answer would name, duplicates included."""
+        return [note_id for one in self.chosen for note_id in (one.id, *one.duplicates)]
+
+    def extended(self, block: Sequence[Hit], vectors: Vectors | None, known: Known, count: int) -> Selection:
+        """Return the selection with notes of one more block, up to `count` notes in all. A note that was not read is
+        taken for one that passes every cap and has no boosts. `vectors`: those of the block, (N, D)."""
+        if self.options.plain:
+            living = (hit for hit in block if known.get(hit.id, hit) is not None)
+            chosen = [Chosen(hit.id, hit.score) for hit, _ in zip(living, range(count - len(self)), strict=False)]
+            return Selection(self.options, (*self.chosen, *chosen))
+        return _Greedy(self, block, vectors, known).choose(count)
+
+
+class _Greedy:
+    """The extension of a selection by one block."""
+
+    def __init__(self, selection: Selection, block: Sequence[Hit], vectors: Vectors | None, known: Known) -> None:
+        self._options = selection.options
+        self._block = block
+        self._vectors = vectors
+        self._known = known
+        self._chosen = list(selection.chosen)
+        self._places: list[int] = []
+        """Places in the block of the notes chosen from it."""
+        self._earlier = selection.vectors
+        self._per_author, self._per_category = Counter(selection.per_author), Counter(selection.per_category)
+        self._removed = Counter(
+            max_per_author=selection.removed.max_per_author,
+            max_per_category=selection.removed.max_per_category,
+            collapse_above=selection.removed.collapse_above,
+        )
+        self._open = np.array([known.get(hit.id, hit) is not None for hit in block], np.bool_)
+        """Candidates that may still be chosen."""
+        self._boosts = [self._boosts_of(hit.id) for hit in block]
+        self._relevance: Numbers = np.array(
+            [
+                hit.score * self._options.relevance_unit + sum(boosts)
+                for hit, boosts in zip(block, self._boosts, strict=True)
+            ]
+        )
+        self._nearest: Numbers | None = None
+        """Largest cosine of each candidate to a chosen note; None before there is one."""
+        if vectors is not None and self._earlier is not None and len(self._earlier):
+            self._nearest = np.einsum("nd,md->nm", vectors, self._earlier).max(axis=1).astype(np.float64)
+            self._collapse_into_earlier()
+
+    def _boosts_of(self, note_id: str) -> tuple[float, ...]:
+        stored = self._known.get(note_id) if self._options.boosts else None
+        return boost_values(self._options.boosts, stored, self._options.now) if stored else ()
+
+    def _collapse_into_earlier(self) -> None:
+        if self._options.collapse_above is not None and self._nearest is not None:
+            duplicates = self._open & (self._nearest >= self._options.collapse_above)
+            self._removed["collapse_above"] += int(duplicates.sum())
+            self._open &= ~duplicates
+
+    def choose(self, count: int) -> Selection:
+        while len(self._chosen) < count and self._open.any():
+            place = self._next()
+            self._open[place] = False
+            if not self._exceeds_cap(place):
+                self._take(place)
+        return Selection(
+            self._options,
+            tuple(self._chosen),
+            self._chosen_vectors(),
+            self._per_author,
+            self._per_category,
+            Removed(**self._removed),
+        )
+
+    def _next(self) -> int:
+        """Return the place of the open candidate with the largest marginal relevance, of equal ones the first."""
+        value, diversity = self._relevance, self._options.diversity
+        if diversity:
+            nearest = 0.0 if self._nearest is None else self._nearest
+            value = (1 - diversity) * value - diversity * nearest
+        return int(np.where(self._open, value, -np.inf).argmax())
+
+    def _exceeds_cap(self, place: int) -> bool:
+        """Whether a cap leaves the candidate out; if not, it is counted."""
+        stored = self._known.get(self._block[place].id)
+        if stored is None:
+            return False
+        author, category, options = stored.note.author, stored.category, self._options
+        if _full(self._per_author, author, options.max_per_author):
+            self._removed["max_per_author"] += 1
+            return True
+        if _full(self._per_category, category, options.max_per_category):
+            self._removed["max_per_category"] += 1
+            return True
+        self._per_author.update([author] if author is not None else [])
+        self._per_category.update([category] if category is not None else [])
+        return False
+
+    def _take(self, place: int) -> None:
+        """Choose a candidate, and collapse its duplicates into it."""
+        hit, duplicates = self._block[place], tuple[str, ...]()
+        if self._vectors is not None:
+            cosines: Numbers = np.einsum("nd,d->n", self._vectors, self._vectors[place]).astype(np.float64)
+            self._nearest = cosines if self._nearest is None else np.maximum(self._nearest, cosines)
+            if self._options.collapse_above is not None:
+                collapsed = self._open & (cosines >= self._options.collapse_above)
+                self._open &= ~collapsed
+                duplicates = tuple(self._block[i].id for i in np.flatnonzero(collapsed).tolist())
+                self._removed["collapse_above"] += len(duplicates)
+        self._chosen.append(Chosen(hit.id, hit.score, duplicates, self._boosts[place]))
+        self._places.append(place)
+
+    def _chosen_vectors(self) -> Vectors | None:
+        if self._vectors is None:
+            return self._earlier
+        vectors = self._vectors[self._places]
+        return vectors if self._earlier is None else np.concatenate([self._earlier, vectors])
+
+
+def _full(counts: Counter[str], name: str | None, bound: int | None) -> bool:
+    """Whether there are as many notes of a name as there may be. Notes without one have no bound."""
+    return bound is not None and name is not None and counts[name] >= bound

@@ -1,0 +1,124 @@
+"""Examples of a search -> vectors. A stored note's vector comes from the index, or else the store; a text's from the
+model, which reads all texts of a search in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.errors import ExamplesNotFound, FieldError, InvalidInput, NoteNotFound, OtherSpace
+from service.interfaces import NoteIndex, NoteStore
+from service.ranking.strategies import Query, Weighted
+from service.read_time import ReadTime
+from service.records import Unreadable, Vector
+from service.search.request import Example, SearchRequest
+from service.stored_notes import readable
+
+FEW_IDS = 4
+"""Vectors that are looked up in the event loop: more are looked up in another thread."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Examples of a search that have a vector, (D,), in their order. `missing`: ids of those that were left out."""
+
+    positive: Sequence[tuple[Example, Vector]]
+    negative: Sequence[tuple[Example, Vector]]
+    missing: tuple[str, ...]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the stored notes among them, each once."""
+        pairs = [*self.positive, *self.negative]
+        return list(dict.fromkeys(example.note_id for example, _ in pairs if example.note_id))
+
+
+def check_examples(request: SearchRequest) -> None:
+    """Refuse examples that contradict each other. Raises InvalidInput."""
+    if not request.examples:
+        raise InvalidInput([FieldError("/positive", "must not be empty where negative is empty too")])
+    if request.strategy == "average" and not request.positive:
+        detail = "takes at least one positive example; best_score and sum_scores take negative ones alone"
+        raise InvalidInput([FieldError("/strategy", detail)])
+    for name, examples in (("positive", request.positive), ("negative", request.negative)):
+        if examples and not any(example.weight for example in examples):
+            raise InvalidInput([FieldError(f"/{name}", "must have a weight that is not 0")])
+    positive = {(example.note_id, example.text) for example in request.positive}
+    wrong = [example for example in request.negative if (example.note_id, example.text) in positive]
+    if wrong:
+        detail = "is a positive example too; leave out one of them"
+        raise InvalidInput([FieldError(example.pointer, detail) for example in wrong])
+
+
+async def read_examples(
+    request: SearchRequest,
+    texts: Sequence[Vector],
+    missing: Mapping[str, Unreadable | None],
+    index: NoteIndex,
+    store: NoteStore,
+    space: str,
+    time_left: ReadTime,
+) -> Examples:
+    """Return the vectors of a request's examples. `texts`: those of its texts. `missing`: examples that are known not
+    to be there. Raises ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
+    ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
+    ids = [note_id for note_id in ids if note_id not in missing]
+    vectors = dict(zip(ids, await _vectors(index, ids), strict=True))
+    missing = dict(missing)
+    if unknown := [note_id for note_id, vector in vectors.items() if vector is None]:
+        for note_id, known in zip(unknown, await time_left.wait(store.get(unknown, with_vectors=True)), strict=True):
+            if known is None or isinstance(known, Unreadable):
+                missing[note_id] = known
+            elif known.space != space:
+                raise OtherSpace(note_id)
+            else:
+                vectors[note_id] = known.vector
+    if missing:
+        _refuse(request, missing)
+    read = iter(texts)
+    found = [vectors.get(example.note_id) if example.note_id else next(read) for example in request.examples]
+    pairs = [(example, vector) for example, vector in zip(request.examples, found, strict=True)]
+    positive, negative = _present(pairs[: len(request.positive)]), _present(pairs[len(request.positive) :])
+    needed = positive if request.strategy == "average" else positive + negative
+    if not any(example.weight for example, _ in needed):
+        raise _not_found(request, missing)
+    return Examples(positive, negative, tuple(missing))
+
+
+def _present(pairs: Sequence[tuple[Example, Vector | None]]) -> list[tuple[Example, Vector]]:
+    return [(example, vector) for example, vector in pairs if vector is not None]
+
+
+async def _vectors(index: NoteIndex, ids: Sequence[str]) -> list[Vector | None]:
+    if len(ids) <= FEW_IDS:
+        return [await index.vector(note_id) for note_id in ids]
+    return await index.vectors(ids)
+
+
+def _refuse(request: SearchRequest, missing: Mapping[str, Unreadable | None]) -> None:
+    """Refuse examples that are not there, unless they are to be left out."""
+    if request.on_missing == "error":
+        for note_id, known in missing.items():
+            if isinstance(known, Unreadable):
+                readable(note_id, known)
+        raise _not_found(request, missing)
+
+
+def _not_found(request: SearchRequest, missing: Mapping[str, Unreadable | None]) -> NoteNotFound | ExamplesNotFound:
+    unknown = [example for example in request.examples if example.note_id in missing]
+    if len(unknown) == 1 and not unknown[0].pointer:
+        return NoteNotFound(unknown[0].note_id or "")
+    return ExamplesNotFound([FieldError(one.pointer, f"there is no note {one.note_id!r}") for one in unknown])
+
+
+def query_of(request: SearchRequest, examples: Examples) -> Query:
+    """Return the query of a request; examples of weight 0 have no say in it."""
+    return Query(request.strategy, _weighted(examples.positive), _weighted(examples.negative))
+
+
+def _weighted(pairs: Sequence[tuple[Example, Vector]]) -> Weighted:
+    weighty = [(example.weight, vector) for example, vector in pairs if example.weight]
+    vectors = np.stack([vector for _, vector in weighty]) if weighty else np.zeros((0, 0), np.float32)
+    return Weighted(vectors, np.array([weight for weight, _ in weighty], np.float64))

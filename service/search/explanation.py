@@ -1,0 +1,47 @@
+"""Explanations: what made each note's place in an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.interfaces import NoteIndex
+from service.ranking.selection import Chosen, SelectionOptions
+from service.ranking.strategies import cosines
+from service.records import Explanation, Vector
+from service.search.examples import Examples
+from service.search.request import Example, SearchRequest
+
+
+async def explain(
+    request: SearchRequest, examples: Examples, chosen: Sequence[Chosen], options: SelectionOptions, index: NoteIndex
+) -> dict[str, Explanation]:
+    """Return the explanation of each chosen note by its id, but for those that the index has lost meanwhile."""
+    vectors = await index.vectors([one.id for one in chosen])
+    known = [(one, vector) for one, vector in zip(chosen, vectors, strict=True) if vector is not None]
+    if not known:
+        return {}
+    matrix = np.stack([vector for _, vector in known])
+    positive = _columns(request.positive, examples.positive, matrix)
+    negative = _columns(request.negative, examples.negative, matrix)
+    return {
+        one.id: Explanation(
+            positive[row], negative[row], one.boosts, one.score * options.relevance_unit + sum(one.boosts)
+        )
+        for row, (one, _) in enumerate(known)
+    }
+
+
+def _columns(
+    asked: Sequence[Example], read: Sequence[tuple[Example, Vector]], matrix: Vector
+) -> list[tuple[float | None, ...]]:
+    """Return, for each row of `matrix` (N, D), its cosine to each example that was asked about; None for one that is
+    missing."""
+    if not read:
+        return [(None,) * len(asked)] * len(matrix)
+    values = cosines(matrix, np.stack([vector for _, vector in read])).tolist()
+    place = {example.pointer: column for column, (example, _) in enumerate(read)}
+    return [
+        tuple(row[place[example.pointer]] if example.pointer in place else None for example in asked) for row in values
+    ]

@@ -1,0 +1,90 @@
+"""SearchRequest: everything that a search for related notes may ask, as the edge hands it over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+import orjson
+
+from model.note import Note
+from service.filters import Filter
+from service.ranking.boosts import Boost
+from service.ranking.strategies import Strategy
+
+FIRST_PAGE = "*"
+"""Cursor that begins a list."""
+SourceName = Literal["content"]
+"""Where candidates come from: `content` is the vectors."""
+OnMissing = Literal["error", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A note that results should be like, or unlike: the id of a stored one, or a text. `pointer`: where in the request
+    it is named; "" for the address itself."""
+
+    note_id: str | None = None
+    note: Note | None = None
+    weight: float = 1.0
+    pointer: str = ""
+
+    @property
+    def text(self) -> tuple[str, str, tuple[str, ...]] | None:
+        """What the model reads of it; None for a stored note."""
+        return self.note.prompt_text if self.note else None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """A search for related notes. ranking/strategies.py, boosts.py and selection.py say what its fields do.
+
+    `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said. `sources`:
+    weights by name; empty for the service's own choice. `on_missing`: whether an example that is no stored note fails
+    the request or is left out.
+    """
+
+    positive: tuple[Example, ...] = ()
+    negative: tuple[Example, ...] = ()
+    strategy: Strategy = "average"
+    k: int = 10
+    cursor: str | None = None
+    where: Filter = field(default_factory=Filter)
+    min_score: float | None = None
+    diversity: float = 0.0
+    max_per_author: int | None = None
+    max_per_category: int | None = None
+    collapse_above: float | None = None
+    boosts: tuple[Boost, ...] = ()
+    sources: tuple[tuple[SourceName, float], ...] = ()
+    explain: bool = False
+    on_missing: OnMissing = "error"
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Positive examples, then the negative ones."""
+        return self.positive + self.negative
+
+    @property
+    def texts(self) -> list[Note]:
+        """Examples that the model has to read, in their order."""
+        return [example.note for example in self.examples if example.note]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything but `k` and `cursor`, the same in every process: pages of one list share it."""
+        content = orjson.dumps(_canonical(replace(self, k=0, cursor=None)))
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """Return a value as JSON that is equal for equal values only: objects with their types, sets in a fixed order."""
+    if is_dataclass(value):
+        return [type(value).__name__, *(_canonical(getattr(value, field.name)) for field in fields(value))]
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return list(map(_canonical, value))
+    return dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,153 @@
+"""The use-case of related notes: examples -> candidates -> selection -> an answer that the store was asked about.
+
+A plain request asks the index for k notes. One with diversity, caps, collapse or boosts chooses among blocks of
+candidates whose sizes do not depend on k, so that its first notes are the same however many are asked for. Both go on
+until k notes are left that the store still has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from ulid import ULID
+
+from model.generation import VECTOR_ONLY
+from model.note import Note
+from service.access.principal import DEFAULT_TENANT
+from service.admission import PATIENT, Urgency
+from service.batcher import Batcher
+from service.errors import FieldError, InvalidInput
+from service.interfaces import Clock, ListStore, NoteIndex, NoteStore
+from service.ranking.selection import SelectionOptions
+from service.ranking.strategies import NoDirection
+from service.read_time import ReadTime
+from service.records import RankedList, RankedNote, Similar, Unreadable, Vector
+from service.search.examples import Examples, check_examples, query_of, read_examples
+from service.search.explanation import explain
+from service.search.pages import MAX_LIST_NOTES, Pages, answer
+from service.search.ranker import Ranker, Ranking
+from service.search.request import FIRST_PAGE, SearchRequest
+from service.search.sources import ContentSource, Source
+from service.search.verified import ExamplesMissing, VerifiedNotes
+from service.telemetry import Telemetry
+
+
+class NoteSearch:
+    """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps lists for pages."""
+
+    def __init__(
+        self,
+        space: str,
+        batcher: Batcher,
+        store: NoteStore,
+        index: NoteIndex,
+        lists: ListStore,
+        telemetry: Telemetry,
+        clock: Clock,
+        tenant: str = DEFAULT_TENANT,
+    ) -> None:
+        self._space = space
+        self._batcher = batcher
+        self._store = store
+        self._index = index
+        self._pages = Pages(lists)
+        self._telemetry = telemetry
+        self._clock = clock
+        self._tenant = tenant
+
+    async def read_texts(self, notes: Sequence[Note], urgency: Urgency = PATIENT) -> list[Vector]:
+        """Return the vectors of texts, which the model reads in one batch. Raises QueueFull, DeadlineExceeded,
+        EngineFailed."""
+        requests = [(note, VECTOR_ONLY) for note in notes]
+        outputs = await self._batcher.generate_all(requests, urgency, tenant=self._tenant)
+        return [output.vector for output in outputs]
+
+    async def related(
+        self,
+        request: SearchRequest,
+        urgency: Urgency = PATIENT,
+        texts: Sequence[Vector] | None = None,
+        time_left: ReadTime | None = None,
+    ) -> Similar:
+        """Answer a request. `texts`: the vectors of its texts, where they have been read. `time_left`: of a read that
+        has begun.
+
+        Raises InvalidInput, NoteNotFound, ExamplesNotFound, StoredNoteUnreadable, OtherSpace, ListExpired,
+        StoreUnavailable, IndexBehind, and what read_texts raises.
+        """
+        check_examples(request)
+        similar = await self._related(request, urgency, texts, time_left)
+        if similar.degraded:
+            self._telemetry.degraded.inc()
+        return similar
+
+    async def _related(
+        self, request: SearchRequest, urgency: Urgency, texts: Sequence[Vector] | None, time_left: ReadTime | None
+    ) -> Similar:
+        if request.cursor not in (None, FIRST_PAGE):
+            time_left = time_left or ReadTime()
+            return await self._pages.next(request, VerifiedNotes(self._store, request.where, time_left), time_left)
+        if texts is None:
+            texts = await self.read_texts(request.texts, urgency) if request.texts else ()
+        time_left = time_left or ReadTime()
+        missing: dict[str, Unreadable | None] = {}
+        while True:
+            examples = await read_examples(request, texts, missing, self._index, self._store, self._space, time_left)
+            try:
+                return await self._answer(request, examples, time_left)
+            except ExamplesMissing as error:  # the index still had them
+                missing |= error.examples
+
+    async def _answer(self, request: SearchRequest, examples: Examples, time_left: ReadTime) -> Similar:
+        """Answer with the notes themselves, or with the first page of a list of them. Raises ExamplesMissing."""
+        position, ids = self._index.position, examples.ids
+        where = replace(request.where, exclude=request.where.exclude.union(ids)) if ids else request.where
+        source = self._content(request, examples)
+        options = selection_options(request, source, self._clock())
+        notes = VerifiedNotes(self._store, where, time_left, ids)
+        ranker = Ranker(self._index, {"content": source}, {"content": 1.0}, where, request.min_score, options, notes)
+        if request.cursor is None:
+            ranking = await ranker.rank(request.k, verify=True)
+            ranked = await self._list(request, examples, ranking, options, position)
+            return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
+        ranking = await ranker.rank(MAX_LIST_NOTES, verify=options.needs_notes)
+        ranked = await self._list(request, examples, ranking, options, position)
+        return await self._pages.first(request, ranked, notes, time_left)
+
+    def _content(self, request: SearchRequest, examples: Examples) -> Source:
+        try:
+            return ContentSource(self._index, query_of(request, examples))
+        except NoDirection as error:
+            detail = "and the negative examples cancel out; change the weights, or use the strategy best_score"
+            raise InvalidInput([FieldError("/positive", detail)]) from error
+
+    async def _list(
+        self, request: SearchRequest, examples: Examples, ranking: Ranking, options: SelectionOptions, position: str
+    ) -> RankedList:
+        """Return a ranking as a list, with explanations where they are asked for."""
+        chosen = ranking.selection.chosen
+        explained = await explain(request, examples, chosen, options, self._index) if request.explain else {}
+        return RankedList(
+            id=str(ULID()),
+            fingerprint=request.fingerprint if request.cursor else "",
+            notes=tuple(RankedNote(one.id, one.score, one.duplicates, explained.get(one.id)) for one in chosen),
+            total=len(chosen),
+            complete=ranking.complete,
+            log_position=position,
+            missing=examples.missing,
+            removed=asdict(ranking.selection.removed) if request.explain else {},
+        )
+
+
+def selection_options(request: SearchRequest, source: Source, now: float) -> SelectionOptions:
+    """Return how notes are selected for a request. `now`: seconds since the epoch."""
+    return SelectionOptions(
+        request.diversity,
+        request.max_per_author,
+        request.max_per_category,
+        request.collapse_above,
+        request.boosts,
+        source.unit,
+        now,
+    )

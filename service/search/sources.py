@@ -1,0 +1,100 @@
+"""Sources of candidates, and their fusion into one list.
+
+A source finds notes for a request, with scores of its own, the best first. `content` compares vectors; another source
+is another class with `find`, and a name in request.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from service.filters import Filter
+from service.interfaces import NoteIndex
+from service.ranking.strategies import (
+    Query,
+    best_scores,
+    linear_query,
+    max_weight,
+    scaled_sigmoid,
+    total_weight,
+)
+from service.records import Hit
+
+MAX_DEPTH = 4096
+"""Bound on the candidates of one source, where options make a search go deeper than k."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Candidates of a source, the best first. `exhausted`: there are no others."""
+
+    hits: Sequence[Hit]
+    exhausted: bool
+
+
+class Source(Protocol):
+    """Finds candidates for one request. `unit`: what its scores are multiplied by to be comparable with a cosine."""
+
+    unit: float
+
+    async def find(self, depth: int, where: Filter) -> Found:
+        """Return up to about `depth` candidates. A deeper search has those of a shallower one first, as far as the
+        index finds them."""
+
+
+class ContentSource:
+    """Notes by their vectors. Raises NoDirection where the examples cancel out."""
+
+    def __init__(self, index: NoteIndex, query: Query) -> None:
+        self._index = index
+        self._linear = None if query.strategy == "best_score" else linear_query(query)
+        self._query = query
+        self.unit = 1 / total_weight(query) if query.strategy == "sum_scores" else 1.0
+
+    async def find(self, depth: int, where: Filter) -> Found:
+        if self._linear is None:
+            return await self._find_best_scores(depth, where)
+        hits = await self._index.search(self._linear.direction, depth, where)
+        exhausted = len(hits) < depth
+        if self._linear.scale != 1.0:
+            hits = [Hit(hit.id, hit.score * self._linear.scale) for hit in hits]
+        return Found(hits, exhausted)
+
+    async def _find_best_scores(self, depth: int, where: Filter) -> Found:
+        """Search near each positive example, or far from each negative one where there is none, and keep the candidates
+        that score no less than any note that was not found could (the threshold algorithm of Fagin et al. 2003)."""
+        positive, negative = self._query.positive, self._query.negative
+        examples, sign = (positive, 1.0) if len(positive) else (negative, -1.0)
+        lists = [await self._index.search(sign * vector, depth, where) for vector in examples.vectors]
+        exhausted = any(len(hits) < depth for hits in lists)  # such a list has every match
+        ids = list(dict.fromkeys(hit.id for hits in lists for hit in hits))
+        known = [(note_id, v) for note_id, v in zip(ids, await self._index.vectors(ids), strict=True) if v is not None]
+        if not known:
+            return Found([], exhausted)
+        scores = best_scores(self._query, np.stack([vector for _, vector in known])).tolist()
+        threshold = -np.inf
+        if not exhausted and depth < MAX_DEPTH:
+            weights = examples.weights / max_weight(self._query)
+            # No note that is in none of the lists has a larger weighted cosine to a positive example, or a smaller one
+            # to all negative examples, than this.
+            cosine = max(w * sign * hits[-1].score for w, hits in zip(weights.tolist(), lists, strict=True))
+            threshold = sign * float(scaled_sigmoid(np.array(cosine)))
+        hits = [Hit(note_id, score) for (note_id, _), score in zip(known, scores, strict=True) if score >= threshold]
+        return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
+
+
+def fuse(found: Mapping[str, Found], weights: Mapping[str, float]) -> Found:
+    """Return the candidates of several sources as one list: the weighted sum of their scores, 0 where a source does not
+    have a note. The list of a single source stays as it is."""
+    if len(found) == 1:
+        return next(iter(found.values()))
+    totals: dict[str, float] = {}
+    for name, one in found.items():
+        for hit in one.hits:
+            totals[hit.id] = totals.get(hit.id, 0.0) + weights[name] * hit.score
+    hits = [Hit(note_id, score) for note_id, score in totals.items()]
+    return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), all(one.exhausted for one in found.values()))

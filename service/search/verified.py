@@ -1,0 +1,54 @@
+"""Notes as the store has them while a search is answered: what an answer names was read here first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.errors import StoreUnavailable
+from service.filters import Filter
+from service.interfaces import NoteStore
+from service.read_time import ReadTime
+from service.records import StoredNote, Unreadable
+
+
+class ExamplesMissing(Exception):
+    """Examples of the search that the store does not have, by their ids: None, or as it cannot be decoded."""
+
+    def __init__(self, examples: dict[str, Unreadable | None]) -> None:
+        super().__init__(*examples)
+        self.examples = examples
+
+
+class VerifiedNotes:
+    """Notes of one search by their ids, in `known`; None for one that is gone, unreadable, or does not pass the filter.
+
+    `example_ids` are checked in the first round trip. While the store is away nothing more is read: `degraded`.
+    """
+
+    def __init__(self, store: NoteStore, where: Filter, time_left: ReadTime, example_ids: Sequence[str] = ()) -> None:
+        self.known: dict[str, StoredNote | None] = {}
+        self.degraded = False
+        self._store = store
+        self._where = where
+        self._time_left = time_left
+        self._example_ids = example_ids
+
+    async def read(self, ids: Sequence[str]) -> bool:
+        """Read those notes that are not known. False where there was nothing to read, or the store is away. Raises
+        ExamplesMissing."""
+        unread = [note_id for note_id in ids if note_id not in self.known]
+        if self.degraded or not (unread or self._example_ids):
+            return False
+        try:
+            notes = await self._time_left.wait(self._store.get([*unread, *self._example_ids]))
+        except StoreUnavailable:
+            self.degraded = True
+            return False
+        examples = dict(zip(self._example_ids, notes[len(unread) :], strict=True))
+        self._example_ids = ()
+        missing = {note_id: note for note_id, note in examples.items() if not isinstance(note, StoredNote)}
+        if missing:
+            raise ExamplesMissing(missing)
+        for note_id, note in zip(unread, notes, strict=False):
+            self.known[note_id] = note if isinstance(note, StoredNote) and self._where.accepts(note) else None
+        return True

@@ -1,0 +1,221 @@
+"""The use-case of related notes on a real store and index."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from model.note import Note
+from service.errors import NoteNotFound, OtherSpace, StoreUnavailable
+from service.filters import Filter
+from service.index.live import LiveIndex
+from service.interfaces import Clock
+from service.recommender import Recommender
+from service.records import Similar, StoredNote, Write
+from service.search.request import Example, SearchRequest
+from service.search.search import NoteSearch
+from service.store.embedded_redis import EmbeddedRedis
+from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
+from tests.service.steps import add, add_one, ids, ranking, related, similar_ids, soup
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+async def related_to_text(search: NoteSearch, note: Note, k: int) -> Similar:
+    return await search.related(SearchRequest((Example(note=note),), k=k))
+
+
+async def test_similar_ranks_like_brute_force_without_the_note_itself(
+    recommender: Recommender, search: NoteSearch
+) -> None:
+    notes = soup(30)
+    await add(recommender, *notes)
+    for note in (notes[0], notes[17]):
+        found = await related(search, note.id, 10)
+        assert ids(found) == ranking(notes, note)[:10]
+        for item in found.items:
+            cosine = float(note_vector(note) @ note_vector(item.stored.note))
+            assert item.score == pytest.approx(cosine, abs=1e-5)
+
+
+async def test_similar_calls_no_model(recommender: Recommender, search: NoteSearch, engine: WordEngine) -> None:
+    await add(recommender, *soup(3))
+    batches = len(engine.batches)
+    await related(search, "n0", 10)
+    assert len(engine.batches) == batches
+
+
+@pytest.mark.parametrize("k", [1, 5, 11, 12, 200])
+async def test_k_items_come_or_all_there_are(recommender: Recommender, search: NoteSearch, k: int) -> None:
+    await add(recommender, *soup(12))
+    found = await related(search, "n0", k)
+    assert len(found.items) == min(k, 11)
+    assert found.complete
+
+
+async def test_filtered_and_excluded_search_still_fills_k(recommender: Recommender, search: NoteSearch) -> None:
+    notes = [replace(note, category=CATEGORIES[n % 3]) for n, note in enumerate(soup(30))]
+    await add(recommender, *notes)
+    where = Filter(category="Food", exclude=frozenset({"n3", "n9"}))
+    wanted = [i for i in ranking(notes, notes[0]) if int(i[1:]) % 3 == 0 and i not in where.exclude]
+    assert await similar_ids(search, "n0", 5, where) == wanted[:5]
+
+
+async def test_min_score_cuts_off_what_is_farther(recommender: Recommender, search: NoteSearch) -> None:
+    notes = soup(20)
+    await add(recommender, *notes)
+    best = (await related(search, "n0", 20)).items
+    bound = (best[6].score + best[7].score) / 2
+    assert await similar_ids(search, "n0", 20, min_score=bound) == [item.stored.note.id for item in best[:7]]
+    assert await similar_ids(search, "n0", 3, min_score=bound) == [item.stored.note.id for item in best[:3]]
+
+
+async def test_a_note_of_another_space_is_refused_and_never_returned(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    (written,) = await embedded_store.put([Write(stored_note("alien", "soup", space="another"))])
+    assert written is not None
+    await add(recommender, *soup(3))
+    with pytest.raises(OtherSpace):
+        await related(search, "alien", 10)
+    assert sorted(await similar_ids(search, "n0")) == ["n1", "n2"]
+
+
+async def gone_behind_the_index(
+    recommender: Recommender, store: GatedStore, gone: Sequence[str], how: str, clock: Clock
+) -> None:
+    """The index still has these notes; the store has not, or not for this filter."""
+    await store.hold()
+    notes = [note for note in await store.get(gone, with_vectors=True) if note is not None]
+    if how == "deleted":
+        for note_id in gone:
+            assert await store.delete(note_id)
+    else:
+        other: dict[str, dict[str, Any]] = {
+            "expired": {"expires_at": clock() + 1000},
+            "moved to another category": {"category": "Travel"},
+        }
+        changed: list[StoredNote] = [replace(n, note=replace(n.note, **other[how])) for n in notes]
+        assert all(await store.put([Write(note) for note in changed]))
+        clock.offset = 1001
+
+
+@pytest.mark.parametrize("how", ["deleted", "expired", "moved to another category"])
+async def test_index_that_is_behind_returns_no_note_the_store_lost(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore, clock: Clock, how: str
+) -> None:
+    notes = [replace(note, category="Food") for note in soup(25)]
+    await add(recommender, *notes)
+    gone = ranking(notes, notes[0])[:12]
+    await gone_behind_the_index(recommender, embedded_store, gone, how, clock)
+    for k in (5, 12, 13, 100):
+        assert await similar_ids(search, "n0", k, Filter("Food")) == ranking(notes, notes[0])[12:][:k]
+    if how != "moved to another category":
+        with pytest.raises(NoteNotFound):
+            await related(search, gone[0], 5)
+
+
+async def test_index_that_is_behind_answers_for_a_note_it_lacks(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore
+) -> None:
+    await add(recommender, *soup(3))
+    await embedded_store.hold()
+    await embedded_store.put([Write(stored_note("new", "soup"))])
+    assert sorted(await similar_ids(search, "new")) == ["n0", "n1", "n2"]
+
+
+async def test_similar_to_a_text_stores_nothing(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore
+) -> None:
+    notes = soup(5)
+    await add(recommender, *notes)
+    last = (await embedded_store.log_bounds()).last
+    found = await related_to_text(search, Note(title=notes[0].title), 10)
+    assert ids(found) == ["n0", *ranking(notes, notes[0])]
+    assert found.log_position == last == (await embedded_store.log_bounds()).last
+
+
+async def test_every_answer_names_a_log_position_that_it_has_seen(recommender: Recommender, search: NoteSearch) -> None:
+    *_, last = await add(recommender, *soup(3))
+    assert (await related(search, "n0", 1)).log_position == last.stored.position
+
+
+async def test_a_note_is_found_as_soon_as_its_add_returns(recommender: Recommender, search: NoteSearch) -> None:
+    async def write_and_find(task: int) -> None:
+        for n in range(10):
+            note = Note(id=f"{task}-{n}", title=f"soup {task}x{n} of {n}y{task}")
+            await add_one(recommender, note)
+            (best,) = (await related_to_text(search, note, 1)).items
+            assert best.stored.note.id == note.id
+            assert note.id not in await similar_ids(search, note.id, 5)
+
+    await asyncio.gather(*(write_and_find(task) for task in range(20)))
+    assert recommender.index.status().vectors == 200
+
+
+async def written(store: GatedStore, note_id: str) -> bool:
+    return (await store.get([note_id]))[0] is not None
+
+
+async def test_a_caller_that_leaves_does_not_part_store_and_index(
+    recommender: Recommender, embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    await embedded_store.hold()
+    adding = asyncio.create_task(add_one(recommender, Note(id="a", title="soup")))
+    await eventually(lambda: written(embedded_store, "a"))
+    adding.cancel()
+    await asyncio.gather(adding, return_exceptions=True)
+    embedded_store.release()
+    await live_index.wait_for((await recommender.get("a")).position, 10)
+    assert await live_index.vector("a") is not None
+
+
+async def test_similar_is_degraded_while_the_store_hangs(
+    recommender: Recommender, search: NoteSearch, embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.read_time.READ_SECONDS", 0.05)
+    await add(recommender, *soup(6))
+    wanted = await similar_ids(search, "n0", 3, Filter(exclude=frozenset({"n2"})))
+    assert embedded.pid is not None
+    os.kill(embedded.pid, signal.SIGSTOP)
+    try:
+        found = await related(search, "n0", 3, Filter(exclude=frozenset({"n2"})))
+        assert found.degraded
+        assert ids(found) == wanted
+    finally:
+        os.kill(embedded.pid, signal.SIGCONT)
+
+    async def well() -> bool:
+        return not (await related(search, "n0", 3)).degraded
+
+    await eventually(well)
+
+
+async def test_degraded_answer_has_at_most_k_and_no_note_known_lost(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(recommender, *soup(9))
+    nearest = ranking(soup(9), soup(9)[0])
+    await embedded_store.hold()
+    for note_id in nearest[:2]:
+        await embedded_store.delete(note_id)
+    whole, asked = embedded_store.get, list[int]()
+
+    async def get(ids: Sequence[str], **options: bool) -> list[StoredNote | None]:
+        asked.append(len(ids))
+        if len(asked) > 1:
+            raise StoreUnavailable("gone in the middle")
+        return await whole(ids, **options)
+
+    monkeypatch.setattr(embedded_store, "get", get)
+    found = await related(search, "n0", 3)
+    embedded_store.release()
+    assert len(asked) == 2
+    assert found.degraded
+    assert ids(found) == nearest[2:5]
