@@ -1,0 +1,126 @@
+"""Events that a service takes in: lists of a thousand, durable when answered, from one client and from two.
+
+python -m benchmarks.speed.events [LISTS]
+
+The client only sends bodies that were made before, and shares the machine with the service and its store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx2
+import orjson
+import redis
+
+from benchmarks.harness.http_load import Connection, connect
+from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.service_process import ServiceProcess
+from benchmarks.speed.tenants import processor_seconds
+
+LISTS = 60
+"""Lists that are sent for each row."""
+LIST_EVENTS = 1000
+NOTES, USERS = 500, 5000
+TARGET = 20_000
+"""Events a second that are to be accepted."""
+
+
+def user_of(number: int) -> int:
+    """User of an event: each has seven in a row."""
+    return number // 7 % USERS
+
+
+def note_of(number: int) -> int:
+    return number * 7919 % NOTES
+
+
+def bodies(name: str, count: int) -> list[bytes]:
+    """Make the requests of `count` lists of events that nobody sent before."""
+    requests = []
+    for number in range(count):
+        first = number * LIST_EVENTS
+        events = [
+            {
+                "event_id": f"{name}-{first + i}",
+                "type": "click",
+                "note_id": f"n{note_of(first + i)}",
+                "user": f"u{user_of(first + i)}",
+                "recommendation_id": f"r{(first + i) // 10}",
+                "position": i % 10,
+            }
+            for i in range(LIST_EVENTS)
+        ]
+        body = orjson.dumps(events)
+        head = "POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        requests.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return requests
+
+
+async def send_all(port: int, requests: list[bytes], clients: int) -> tuple[float, int]:
+    """Send lists from some clients at once; return the seconds, and how many events were accepted."""
+    waiting, accepted = list(reversed(requests)), 0
+
+    async def run_client(connection: Connection) -> None:
+        nonlocal accepted
+        while waiting:
+            answer = await connection.exchange(waiting.pop())
+            accepted += answer.count(b'"accepted"')
+
+    connections = await connect(port, clients)
+    started = time.perf_counter()
+    await asyncio.gather(*map(run_client, connections))
+    return time.perf_counter() - started, accepted
+
+
+def metric(url: str, name: str) -> float:
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def measure(folder: Path, lists: int) -> list[Row]:
+    service = ServiceProcess(folder)
+    service.start()
+    rows = []
+    try:
+        notes = [{"id": f"n{number}", "title": f"note {number}"} for number in range(NOTES)]
+        httpx2.post(f"{service.url}/notes", json=notes, timeout=600).raise_for_status()
+        asyncio.run(send_all(service.port, bodies("warm", 2), 1))
+        sent = 2
+        computed = processor_seconds(service.pid)
+        for clients in (1, 2):
+            seconds, accepted = asyncio.run(send_all(service.port, bodies(f"c{clients}", lists), clients))
+            assert accepted == lists * LIST_EVENTS
+            sent += lists
+            name = f"lists of {LIST_EVENTS:,} events from {clients} client{'s' * (clients > 1)}"
+            rate = round(accepted / seconds)
+            rows.append(row(name, rate, "events/s", target=f">= {TARGET:,}", met=rate >= TARGET))
+        started, numbers = time.perf_counter(), range(max(2, lists) * LIST_EVENTS)
+        reads = len({(user_of(number), note_of(number)) for number in numbers})
+        while metric(service.url, "notellm_behaviour_reads") < reads:
+            time.sleep(0.02)
+        seconds = round(time.perf_counter() - started, 2)
+        rows.append(row("until all are related, after the last answer", seconds, "s"))
+        computed = processor_seconds(service.pid) - computed
+        cost = round(1e6 * computed / ((sent - 2) * LIST_EVENTS), 1)
+        rows.append(row("computing of the service for an event, with what it relates", cost, "us"))
+        with redis.Redis(unix_socket_path=str(folder / "data" / "redis.sock")) as store:
+            stream = store.memory_usage("{notes}:events")
+        rows.append(row("memory of the service with them", service.resident_mib(), "MiB"))
+        rows.append(row("memory of the store for an event", round(stream / (sent * LIST_EVENTS), 1), "bytes"))
+    finally:
+        service.stop()
+    return rows
+
+
+def main(lists: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
+        write("events", measure(Path(folder), lists))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else LISTS)
