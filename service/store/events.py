@@ -27,6 +27,8 @@ CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
     b"-purge": "purge",
 }
 """Types of entries that are no events, and the kinds that they are read as."""
+NEW_STREAM = b":new"
+"""End of the name of a stream that a purge writes (event_purge.py)."""
 READER_BYTES = 10
 """Bytes of a reader's pseudonym: among a billion readers two share one with a probability of one in a million."""
 ID_BYTES = 12
@@ -100,13 +102,14 @@ if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'removed'
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 return redis.call('XADD', KEYS[1], '*', 'type', '-reader', 'note', '', 'reader', ARGV[2], 'at', '0', 'more', '')
 """
-# KEYS events; ARGV reader, first and last position, how many to look through. Answers how many were removed, and the
+# KEYS events, new events; ARGV reader, first and last position, how many to look through. Answers how many were removed, and the
 # position of the last one that was looked at.
 REMOVE_EVENTS = """
 local entries, removed = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[3], 'COUNT', ARGV[4]), 0
 for _, entry in ipairs(entries) do
   if entry[2][6] == ARGV[1] and string.sub(entry[2][2], 1, 1) ~= '-' then
     removed = removed + redis.call('XDEL', KEYS[1], entry[1])
+    redis.call('XDEL', KEYS[2], entry[1])
   end
 end
 return {removed, #entries == tonumber(ARGV[4]) and entries[#entries][1] or false}
@@ -190,7 +193,8 @@ class RedisEventStore:
         removed, first = 0, b"-"
         while mark and first:
             arguments = (pseudonym, first, mark, BATCH_SIZE)
-            count, last = await self._write(Command(REMOVE_EVENTS, keys[:1], arguments))
+            streams = (self._keys.events, self._keys.events + NEW_STREAM.decode())
+            count, last = await self._write(Command(REMOVE_EVENTS, streams, arguments))
             removed += count
             first = b"(" + last if last else b""
         return removed

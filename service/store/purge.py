@@ -1,4 +1,4 @@
-"""Purge of a Redis: what was removed leaves its change logs, its remembered answers and its append-only file.
+"""Purge of a Redis: what was removed leaves its change logs, events, remembered answers and append-only file.
 
 A removed note is gone from memory at once, and stays in the append-only file until that is rewritten. Its id stays in
 the change log and in the answers that are remembered for repeated requests.
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from service.store.change_log import PURGE
 from service.store.clients import client_of
+from service.store.event_purge import purge_events
 from service.store.keys import HASH_TAG, TENANT_PATTERN
 
 PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
@@ -78,6 +79,7 @@ def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
             time.sleep(FOLLOW_SECONDS if begun else 0)
             for log, position in begun:
                 client.eval(CUT, 2, log, log + b":new", position)
+                purge_events(client, log.removesuffix(b"log"))
             _rewrite_file(client)
             return [_purged(client, log, position) for log, position in begun]
     except (RedisError, OSError) as error:

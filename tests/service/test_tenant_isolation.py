@@ -108,7 +108,7 @@ class Pair:
         self.create_keys()
 
     def _create_key(self, url: str) -> str:
-        scopes = ["notes.read", "notes.write", "similar", "generate", "admin"]
+        scopes = ["notes.read", "notes.write", "similar", "generate", "events", "admin"]
         with root(url) as client:
             created = client.post("/keys", json={"name": "all", "tenant": self.name, "scopes": scopes})
         assert created.status_code == 201, created.text
@@ -222,6 +222,20 @@ class TwoTenants(RuleBasedStateMachine):
     def search(self, tenant: int, replica: int, title: str, hashtags: list[str]) -> None:
         body = {"title": title, "k": 50, "hashtag": hashtags}
         self.pairs[tenant].call(replica, "POST", "/similar", json=body)
+
+    events = st.lists(st.tuples(st.integers(0, 5), IDS, st.sampled_from("uv")), min_size=1, max_size=4)
+
+    @rule(tenant=tenant, replica=replica, events=events)
+    def tell(self, tenant: int, replica: int, events: list[tuple[int, str, str]]) -> None:
+        told = [
+            {"event_id": f"e{number}", "type": "click", "note_id": note_id, "user": user}
+            for number, note_id, user in events
+        ]
+        self.pairs[tenant].call(replica, "POST", "/events", json=told)
+
+    @rule(tenant=tenant, replica=replica, user=st.sampled_from("uv"))
+    def forget(self, tenant: int, replica: int, user: str) -> None:
+        self.pairs[tenant].call(replica, "DELETE", f"/users/{user}/events")
 
     @rule(replica=replica, title=TEXTS)
     def look(self, replica: int, title: str) -> None:

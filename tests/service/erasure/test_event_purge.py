@@ -1,0 +1,111 @@
+"""A purge of the stream of events, beside a service that follows it: what removed notes and forgotten readers left is
+in no file any more, and what else is related stays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.behaviour.co_occurrence import CoOccurrenceOptions
+from service.behaviour.live import LiveBehaviour
+from service.interfaces import Clock
+from service.records import Event, EventBounds, Write
+from service.store.connection import Connection
+from service.store.embedded_redis import EmbeddedRedis
+from service.store.events import RedisEventStore
+from service.store.purge import purge_store
+from service.store.redis_store import RedisNoteStore
+from service.telemetry import Telemetry
+from tests.service.conftest import eventually, stored_note
+
+pytestmark = pytest.mark.anyio
+BOUNDS = EventBounds(seconds=86_400.0, bytes=2**24, id_seconds=3600.0, ids=1000)
+EVENTS = "{notes}:events"
+
+
+@contextlib.asynccontextmanager
+async def behaving(url: str, clock: Clock) -> AsyncIterator[LiveBehaviour]:
+    connection = Connection(url)
+    store = RedisEventStore(connection, BOUNDS)
+    behaviour = LiveBehaviour(store, CoOccurrenceOptions(), {"click": 1.0}, BOUNDS.seconds, Telemetry(), clock)
+    behaviour.start()
+    yield behaviour
+    await behaviour.stop()
+    await connection.close()
+
+
+def clicks(clock: Clock, notes: Iterable[str], *readers: str) -> list[Event]:
+    return [
+        Event(f"{note}-{reader}-{clock():f}", "click", note, reader, clock()) for reader in readers for note in notes
+    ]
+
+
+def files(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
+) -> None:
+    folder = embedded.socket.parent
+    notes = ["kept-1", "kept-2", "gone-1", "again-1"]
+    await embedded_store.put([Write(stored_note(note)) for note in notes])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add([event for note in notes for event in clicks(clock, [note], "u1", "u2", "u3")])
+        await eventually(lambda: behaviour.status().reads == 12)
+        forgotten = next(fields["reader"] for _, fields in embedded_admin.xrange(EVENTS) if fields["note"] == "kept-1")
+        assert await behaviour.forget("u1") == 4
+        await embedded_store.delete("gone-1")
+        await embedded_store.delete("again-1")
+        await embedded_store.put([Write(stored_note("again-1"))])
+        await eventually(lambda: behaviour.status().reads == 4)
+        assert forgotten.encode() in files(folder)
+
+        await asyncio.to_thread(purge_store, embedded.url)
+        left = files(folder)
+        assert b"gone-1" not in left
+        assert forgotten.encode() not in left
+        assert [(fields["type"], fields["note"]) for _, fields in embedded_admin.xrange(EVENTS)] == [
+            *[("click", "kept-1")] * 2,
+            *[("click", "kept-2")] * 2,
+            ("-purge", ""),
+        ]
+        await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
+        assert [one.id for one in behaviour.candidates(["kept-1"], 5)] == ["kept-2"]
+        await behaviour.add(clicks(clock, ["again-1"], "u2"))
+        await eventually(lambda: behaviour.status().reads == 5)
+
+
+async def test_events_that_come_during_a_purge_are_kept(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
+) -> None:
+    await embedded_store.put([Write(stored_note("a"))])
+    async with behaving(embedded.url, clock) as behaviour:
+        purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
+        sent = 0
+        while not purging.done():
+            assert await behaviour.add([Event(f"e{sent}", "click", "a", f"u{sent}", clock())]) == ["accepted"]
+            sent += 1
+        await purging
+        await eventually(lambda: behaviour.status().reads == sent)
+        assert sum(fields["type"] == "click" for _, fields in embedded_admin.xrange(EVENTS)) == sent
+
+
+async def test_a_store_that_was_emptied_is_followed_anew(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
+) -> None:
+    await embedded_store.identity()
+    async with behaving(embedded.url, clock) as behaviour:
+        await embedded_store.put([Write(stored_note(note)) for note in "ab"])
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await eventually(lambda: behaviour.status().reads == 4)
+        embedded_admin.flushall()
+        await embedded_store.identity()
+        await embedded_store.put([Write(stored_note("a"))])
+        await behaviour.add(clicks(clock, "a", "u1"))
+        await eventually(lambda: behaviour.status().reads == 1)
