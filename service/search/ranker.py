@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from service.interfaces import NoteIndex
 from service.ranking.selection import Selection, SelectionOptions
 from service.ranking.strategies import Vectors
 from service.records import Hit
+from service.search.request import SourceName
 from service.search.sources import MAX_DEPTH, Found, Source, fuse
 from service.search.verified import VerifiedNotes
 
@@ -37,8 +38,8 @@ class Ranker:
     def __init__(
         self,
         index: NoteIndex,
-        sources: dict[str, Source],
-        weights: dict[str, float],
+        sources: Mapping[SourceName, Source],
+        weights: Mapping[SourceName, float],
         where: Filter,
         min_score: float | None,
         options: SelectionOptions,

@@ -7,7 +7,7 @@ until k notes are left that the store still has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from ulid import ULID
@@ -27,10 +27,13 @@ from service.search.examples import Examples, check_examples, query_of, read_exa
 from service.search.explanation import explain
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
 from service.search.ranker import Ranker, Ranking
-from service.search.request import FIRST_PAGE, SearchRequest
+from service.search.request import FIRST_PAGE, SearchRequest, SourceName
 from service.search.sources import ContentSource, Source
 from service.search.verified import ExamplesMissing, VerifiedNotes
 from service.telemetry import Telemetry
+
+AUTO: Mapping[SourceName, float] = {"content": 1.0}
+"""Weights of the sources where a request leaves them to the service."""
 
 
 class NoteSearch:
@@ -106,7 +109,8 @@ class NoteSearch:
         source = self._content(request, examples)
         options = selection_options(request, source, self._clock())
         notes = VerifiedNotes(self._store, where, time_left, ids)
-        ranker = Ranker(self._index, {"content": source}, {"content": 1.0}, where, request.min_score, options, notes)
+        weights = dict(request.sources) or AUTO
+        ranker = Ranker(self._index, {"content": source}, weights, where, request.min_score, options, notes)
         if request.cursor is None:
             ranking = await ranker.rank(request.k, verify=True)
             ranked = await self._list(request, examples, ranking, options, position)

@@ -23,6 +23,7 @@ from service.ranking.strategies import (
     total_weight,
 )
 from service.records import Hit
+from service.search.request import SourceName
 
 MAX_DEPTH = 4096
 """Bound on the candidates of one source, where options make a search go deeper than k."""
@@ -87,7 +88,7 @@ class ContentSource:
         return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
 
 
-def fuse(found: Mapping[str, Found], weights: Mapping[str, float]) -> Found:
+def fuse(found: Mapping[SourceName, Found], weights: Mapping[SourceName, float]) -> Found:
     """Return the candidates of several sources as one list: the weighted sum of their scores, 0 where a source does not
     have a note. The list of a single source stays as it is."""
     if len(found) == 1:

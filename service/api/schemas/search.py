@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from model.note import Note, normalise_hashtags
@@ -27,7 +28,20 @@ MAX_BOOSTS = 20
 MAX_SEARCHES = 100
 """Bound on the searches of one POST /similar/batch, published at GET /limits."""
 MAX_WEIGHT = 1000.0
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+TIME: TypeAdapter[datetime] = TypeAdapter(Time)
+
+
+def _read_target(value: Any) -> float:
+    """Return a number, or a time in seconds since the epoch."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    try:
+        return TIME.validate_python(value if isinstance(value, str) else None).timestamp()
+    except ValidationError as error:
+        raise PydanticCustomError("target", "must be a finite number, or a time with its zone") from error
+
+
+Target = Annotated[float, PlainValidator(_read_target, json_schema_input_type=float | Time)]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 
 
@@ -61,14 +75,14 @@ class DecayIn(Wire):
 
     curve: Curve
     attribute: Name | None = Field(None, description="a numeric attribute; without it created_at")
-    target: Time | Finite | None = Field(
+    target: Target | None = Field(
         None, description="a number, or a time for created_at; without it the present time, or 0 for an attribute"
     )
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(description="seconds for created_at")
     midpoint: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
 
     def as_decay(self) -> Decay:
-        target = self.target.timestamp() if isinstance(self.target, datetime) else self.target
+        target = self.target
         if target is None and self.attribute is not None:
             target = 0.0
         return Decay(self.curve, self.scale, self.attribute, target, self.midpoint)
@@ -115,6 +129,32 @@ class BoostIn(Wire):
         return Boost(self.weight, self.match.as_match())
 
 
+class SourcesIn(Wire):
+    """Weights of the sources of candidates. `content`: vectors."""
+
+    content: Weight = 0.0
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not self.content:
+            raise PydanticCustomError("sources", "must have a weight that is not 0")
+        return self
+
+    @property
+    def weights(self) -> tuple[tuple[SourceName, float], ...]:
+        """Those that are not 0, by name."""
+        return (("content", self.content),)
+
+
+def _read_sources(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+Sources = Annotated[
+    SourcesIn | None, BeforeValidator(_read_sources, json_schema_input_type=SourcesIn | Literal["auto"] | None)
+]
+
+
 class SearchDefaults(RankingOptions):
     """All that a scenario may bind: everything but examples and cursor. A note has to pass `filter` and all other
     conditions."""
@@ -126,7 +166,7 @@ class SearchDefaults(RankingOptions):
     )
     filter: FilterIn | None = Field(None, description="conditions in groups, and up to 10,000 ids to leave out")
     boost: list[BoostIn] = Field([], max_length=MAX_BOOSTS)
-    sources: dict[SourceName, Weight] | Literal["auto"] = Field("auto", description="where candidates come from")
+    sources: Sources = Field(None, description="where candidates come from; auto, the default: the service chooses")
     on_missing: Literal["error", "skip"] = Field(
         "error", description="an example that is no stored note: 404, or left out and named in `missing`"
     )
@@ -143,7 +183,7 @@ class SearchDefaults(RankingOptions):
             super().as_request(positive, negative),
             strategy=self.strategy,
             boosts=tuple(boost.as_boost() for boost in self.boost),
-            sources=() if self.sources == "auto" else tuple(sorted(self.sources.items())),
+            sources=self.sources.weights if self.sources else (),
             on_missing=self.on_missing,
         )
 

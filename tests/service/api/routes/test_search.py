@@ -1,0 +1,288 @@
+"""Searches of several examples and with options: POST /similar, POST and GET /notes/{id}/similar."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+AUTHORS = ("ann", "bob", "cat")
+COUNT = 45
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, timeout=60) as opened:
+        notes = [
+            {
+                "id": f"s{i}",
+                "title": f"searched note {i} about {'soup' if i % 2 else 'trains'} {i * i}",
+                "category": f"S-{i % 4}",
+                "author": f"s-{AUTHORS[i % 3]}",
+                "hashtags": [f"s tag {i % 5}"],
+                "attributes": {"seats": i, "language": "sx"},
+                "created_at": f"2026-01-{i % 28 + 1:02}T00:00:00Z",
+            }
+            for i in range(COUNT)
+        ]
+        notes += [{"id": f"twin{i}", "title": "the very same text", "author": f"s-t{i}"} for i in range(3)]
+        assert opened.post("/notes", json=notes).status_code == 207
+        yield opened
+
+
+def post(client: httpx2.Client, path: str = "/similar", **body: Any) -> Any:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(client: httpx2.Client, status: int = 422, path: str = "/similar", **body: Any) -> list[str]:
+    """Pointers of the problem that a body gets."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    return [error["pointer"] for error in answer.json()["errors"]]
+
+
+def ids(answer: Any) -> list[str]:
+    return [item["id"] for item in answer["items"]]
+
+
+def examples(*names: str) -> list[dict[str, Any]]:
+    return [{"note_id": name} for name in names]
+
+
+def test_one_positive_answers_as_the_note_itself(client: httpx2.Client) -> None:
+    by_query = client.get("/notes/s1/similar", params={"k": 7}).json()
+    by_example = post(client, positive=examples("s1"), k=7)
+    by_body = post(client, "/notes/s1/similar", k=7)
+    assert by_query["items"] == by_example["items"] == by_body["items"]
+    assert (by_query["note_id"], by_example["note_id"], by_body["note_id"]) == ("s1", None, "s1")
+
+
+def test_every_answer_has_an_id_of_its_own_and_positions(client: httpx2.Client) -> None:
+    first, second = (client.get("/notes/s1/similar", params={"k": 5}).json() for _ in range(2))
+    assert first["recommendation_id"] != second["recommendation_id"]
+    assert [item["position"] for item in first["items"]] == [1, 2, 3, 4, 5]
+
+
+def test_fields_that_say_nothing_are_left_out(client: httpx2.Client) -> None:
+    answer = client.get("/notes/s1/similar", params={"k": 1}).json()
+    assert list(answer) == [
+        *("note_id", "recommendation_id", "items", "complete", "degraded", "model", "log_position"),
+    ]
+    assert list(answer["items"][0]) == ["id", "score", "position", "title", "hashtags", "category", "author"]
+
+
+def test_examples_are_never_in_the_answer(client: httpx2.Client) -> None:
+    answer = post(client, positive=examples("s1", "s2"), negative=examples("s3"), k=50)
+    assert {"s1", "s2", "s3"}.isdisjoint(ids(answer))
+
+
+def test_texts_and_ids_stand_beside_each_other(client: httpx2.Client) -> None:
+    twice = post(client, positive=[{"title": "the very same text"}, {"note_id": "twin0"}], k=3)
+    assert set(ids(twice)[:2]) == {"twin1", "twin2"}
+    assert twice["items"][0]["score"] == pytest.approx(1, abs=1e-4)
+
+
+def test_weight_zero_has_no_say(client: httpx2.Client) -> None:
+    weighted = post(client, positive=[{"note_id": "s1"}, {"note_id": "s2", "weight": 0}], k=50)
+    alone = post(client, positive=examples("s1"), exclude=["s2"], k=50)
+    assert weighted["items"] == alone["items"]
+
+
+def cosines_to(client: httpx2.Client, note_id: str) -> dict[str, float]:
+    answer = client.get(f"/notes/{note_id}/similar", params={"k": 50, "attribute": "language:sx"})
+    return {item["id"]: item["score"] for item in answer.json()["items"]}
+
+
+def test_sum_scores_adds_cosines(client: httpx2.Client) -> None:
+    options = {"k": 50, "strategy": "sum_scores", "attribute": ["language:sx"]}
+    body = post(client, positive=examples("s1", "s2"), negative=[{"note_id": "s3", "weight": 0.5}], **options)
+    one, two, three = (cosines_to(client, name) for name in ("s1", "s2", "s3"))
+    assert len(body["items"]) == COUNT - 3
+    for item in body["items"]:
+        expected = one[item["id"]] + two[item["id"]] - 0.5 * three[item["id"]]
+        assert item["score"] == pytest.approx(expected, abs=1e-4)
+
+
+def sigmoid(value: float) -> float:
+    return 0.5 * (1 + value / (1 + abs(value)))
+
+
+@pytest.mark.parametrize(("positive", "negative"), [(("s1", "s2"), ("s3",)), ((), ("s4", "s9")), (("s5",), ())])
+def test_best_score_compares_nearest_positive_with_nearest_negative(
+    client: httpx2.Client, positive: tuple[str, ...], negative: tuple[str, ...]
+) -> None:
+    options = {"k": 50, "strategy": "best_score", "attribute": ["language:sx"]}
+    body = post(client, positive=examples(*positive), negative=examples(*negative), **options)
+    near = [cosines_to(client, name) for name in positive]
+    far = [cosines_to(client, name) for name in negative]
+    scores = [item["score"] for item in body["items"]]
+    assert len(scores) == COUNT - len(positive) - len(negative)
+    assert scores == sorted(scores, reverse=True)
+    for item in body["items"]:
+        best = max((c[item["id"]] for c in near), default=-math.inf)
+        worst = max((c[item["id"]] for c in far), default=-math.inf)
+        expected = sigmoid(best) if best > worst else -sigmoid(worst)
+        assert item["score"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        ({"positive": [], "negative": []}, ["/positive"]),
+        ({}, ["/content"]),
+        ({"title": " "}, ["/content"]),
+        ({"title": "x", "positive": [{"note_id": "s1"}]}, [""]),
+        ({"negative": [{"note_id": "s1"}]}, ["/strategy"]),
+        ({"positive": [{"note_id": "s1"}], "negative": [{"title": "x"}, {"note_id": "s1"}]}, ["/negative/1"]),
+        ({"positive": [{"title": "x"}], "negative": [{"title": "x"}]}, ["/negative/0"]),
+        ({"positive": [{"note_id": "s1", "weight": 0}]}, ["/positive"]),
+        ({"positive": [{"note_id": "s1", "weight": -1}]}, ["/positive/0/weight"]),
+        ({"positive": [{"note_id": "s1", "title": "x"}]}, ["/positive/0"]),
+        ({"positive": [{"weight": 1}]}, ["/positive/0"]),
+        ({"positive": [{"note_id": "s1"}] * 101}, ["/positive"]),
+        (
+            {"positive": [{"note_id": "twin0"}], "negative": [{"note_id": "twin1"}], "strategy": "sum_scores"},
+            ["/positive"],
+        ),
+        ({"title": "x", "diversity": 1.5}, ["/diversity"]),
+        ({"title": "x", "max_per_author": 0}, ["/max_per_author"]),
+        ({"title": "x", "collapse_above": 2}, ["/collapse_above"]),
+        ({"title": "x", "scenario": "nobody bound this"}, ["/scenario"]),
+        ({"title": "x", "cursor": "next"}, ["/cursor"]),
+        ({"title": "x", "boost": [{"weight": 1}]}, ["/boost/0"]),
+        ({"title": "x", "boost": [{"weight": 1, "match": {}}]}, ["/boost/0/match"]),
+        ({"title": "x", "boost": [{"weight": 1, "decay": {"curve": "exp", "scale": 0}}]}, ["/boost/0/decay/scale"]),
+        ({"title": "x", "boost": [{"weight": 1, "match": {"category": "a"}}] * 21}, ["/boost"]),
+        ({"title": "x", "sources": {"words": 1}}, ["/sources/words"]),
+        ({"title": "x", "sources": {"content": 0}}, ["/sources"]),
+        ({"title": "x", "sources": "all"}, ["/sources"]),
+        (
+            {"title": "x", "boost": [{"weight": 1, "decay": {"curve": "exp", "scale": 1, "target": "soon"}}]},
+            ["/boost/0/decay/target"],
+        ),
+        ({"title": "x", "filter": {"attribute": {"kind": "a"}}}, ["/filter/attribute/kind"]),
+        ({"title": "x", "min_log_position": "464106481412082-0"}, ["/min_log_position"]),
+        ({"title": "x", "k": 51}, ["/k"]),
+        ({"title": "x", "strategy": "worst"}, ["/strategy"]),
+    ],
+)
+def test_bad_search_is_refused_with_a_pointer(client: httpx2.Client, body: dict[str, Any], pointers: list[str]) -> None:
+    assert refused(client, **body) == pointers
+
+
+@pytest.mark.parametrize("weight", [b"NaN", b"Infinity", b"1e400"])
+def test_weight_that_is_not_finite_is_refused(client: httpx2.Client, weight: bytes) -> None:
+    body = b'{"positive": [{"note_id": "s1", "weight": %s}]}' % weight
+    answer = client.post("/similar", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+
+
+def test_unknown_examples_are_all_named(client: httpx2.Client) -> None:
+    body = {"positive": examples("nobody", "s1"), "negative": examples("none")}
+    assert refused(client, 404, **body) == ["/positive/0", "/negative/0"]
+    assert refused(client, 404, "/notes/s1/similar", positive=examples("nobody")) == ["/positive/0"]
+    assert client.post("/notes/nobody/similar", json={}).status_code == 404
+
+
+def test_unknown_examples_are_skipped_and_named(client: httpx2.Client) -> None:
+    skipped = post(client, positive=examples("nobody", "s1"), negative=examples("none"), on_missing="skip", k=5)
+    assert skipped["missing"] == ["nobody", "none"]
+    assert skipped["items"] == post(client, positive=examples("s1"), k=5)["items"]
+    assert refused(client, 404, positive=examples("nobody"), on_missing="skip") == ["/positive/0"]
+
+
+def test_address_that_is_a_negative_too_is_refused(client: httpx2.Client) -> None:
+    assert refused(client, path="/notes/s1/similar", negative=examples("s1")) == ["/negative/0"]
+
+
+@pytest.mark.parametrize("option", [{"max_per_author": 2}, {"max_per_category": 1}])
+def test_cap_holds_and_the_best_come(client: httpx2.Client, option: dict[str, int]) -> None:
+    ((name, cap),) = option.items()
+    field = name.removeprefix("max_per_")
+    everything = client.get("/notes/s1/similar", params={"k": 50, "attribute": "language:sx"}).json()["items"]
+    answer = client.get("/notes/s1/similar", params={"k": 50, "attribute": "language:sx", **option}).json()
+    counts: Counter[str] = Counter()
+    expected = []
+    for item in everything:
+        counts[item[field]] += 1
+        if counts[item[field]] <= cap:
+            expected.append(item["id"])
+    assert ids(answer) == expected
+    assert answer["complete"]
+
+
+def test_twins_collapse_into_the_best(client: httpx2.Client) -> None:
+    answer = post(client, title="the very same text", collapse_above=0.99, k=3, explain=True)
+    first = answer["items"][0]
+    assert {first["id"], *first["duplicates"]} == {"twin0", "twin1", "twin2"}
+    assert answer["removed"]["collapse_above"] >= 2
+    assert "duplicates" not in post(client, title="the very same text", k=3)["items"][0]
+
+
+def test_diversity_changes_the_order_and_not_the_scores(client: httpx2.Client) -> None:
+    plain = {item["id"]: item["score"] for item in post(client, title="the very same text", k=50)["items"]}
+    diverse = post(client, title="the very same text", diversity=0.7, k=10)["items"]
+    assert diverse[0]["id"].startswith("twin")
+    assert not diverse[1]["id"].startswith("twin")
+    assert all(item["score"] == pytest.approx(plain.get(item["id"], item["score"]), abs=1e-5) for item in diverse)
+    assert [item["score"] for item in diverse] != sorted((item["score"] for item in diverse), reverse=True)
+
+
+def test_diversity_one_still_begins_with_the_nearest(client: httpx2.Client) -> None:
+    nearest = client.get("/notes/s1/similar", params={"k": 1}).json()["items"][0]
+    assert client.get("/notes/s1/similar", params={"diversity": 1}).json()["items"][0] == nearest
+
+
+def test_boosts_reorder_and_are_explained(client: httpx2.Client) -> None:
+    near = {"curve": "linear", "attribute": "seats", "target": 30, "scale": 5}
+    boosts = [{"weight": 5, "match": {"author": "s-bob"}}, {"weight": 3, "decay": near}]
+    answer = post(client, "/notes/s1/similar", boost=boosts, k=20, explain=True)
+    best = answer["items"][0]
+    assert best["id"] == "s31"
+    assert best["explanation"]["boosts"] == [5, pytest.approx(3 * 0.9)]
+    assert best["explanation"]["positive"] == [pytest.approx(best["score"], abs=1e-5)]
+    assert best["explanation"]["relevance"] == pytest.approx(best["score"] + 7.7, abs=1e-5)
+    relevances = [item["explanation"]["relevance"] for item in answer["items"]]
+    assert relevances == sorted(relevances, reverse=True)
+
+
+def test_time_decay_prefers_what_is_near_its_target(client: httpx2.Client) -> None:
+    decay = {"curve": "gauss", "target": "2026-01-10T00:00:00Z", "scale": 86400}
+    answer = post(client, positive=examples("s1"), boost=[{"weight": 9, "decay": decay}], k=2)
+    assert set(ids(answer)) == {"s9", "s37"}
+
+
+def test_explanation_has_a_cosine_for_each_example(client: httpx2.Client) -> None:
+    body = {"positive": examples("s1", "nobody"), "negative": examples("s2"), "on_missing": "skip", "explain": True}
+    answer = post(client, **body, attribute=["language:sx"], k=50)
+    one, two = cosines_to(client, "s1"), cosines_to(client, "s2")
+    for item in answer["items"]:
+        explanation = item["explanation"]
+        assert explanation["positive"] == [pytest.approx(one[item["id"]], abs=1e-4), None]
+        assert explanation["negative"] == [pytest.approx(two[item["id"]], abs=1e-4)]
+
+
+def test_min_score_holds_beside_options(client: httpx2.Client) -> None:
+    scores = [item["score"] for item in post(client, positive=examples("s1"), k=20)["items"]]
+    bound = (scores[6] + scores[7]) / 2
+    answer = post(client, positive=examples("s1"), k=20, min_score=bound, diversity=0.5)
+    assert sorted((item["score"] for item in answer["items"]), reverse=True) == pytest.approx(scores[:7], abs=1e-5)
+    assert answer["complete"]
+
+
+def test_a_hundred_examples_are_taken(client: httpx2.Client) -> None:
+    many = [{"note_id": f"s{i % COUNT}", "hashtags": []} for i in range(100)]
+    assert len(post(client, positive=many, k=3)["items"]) == 3
+
+
+def test_min_log_position_is_waited_for(client: httpx2.Client) -> None:
+    position = client.post("/notes", json={"id": "s-pos", "title": "position"}).json()["log_position"]
+    assert post(client, positive=examples("s1"), min_log_position=position)["log_position"] >= position
+    assert client.delete("/notes/s-pos").status_code == 200

@@ -1,0 +1,96 @@
+"""POST /similar/batch: several searches in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, timeout=60) as opened:
+        notes = [{"id": f"b{i}", "title": f"batch note {i}", "author": "batch"} for i in range(9)]
+        assert opened.post("/notes", json=notes).status_code == 207
+        yield opened
+
+
+def search_all(client: httpx2.Client, *searches: Any) -> list[Any]:
+    answer = client.post("/similar/batch", json=list(searches))
+    assert answer.status_code == 207, answer.text
+    results: list[Any] = answer.json()["results"]
+    assert len(results) == len(searches)
+    return results
+
+
+def comparable(answer: Any) -> Any:
+    """An answer without its id, and with its scores as near as vectors of one text are in batches of two sizes."""
+    items = [item | {"score": pytest.approx(item["score"], abs=1e-5)} for item in answer["items"]]
+    return {name: value for name, value in answer.items() if name != "recommendation_id"} | {"items": items}
+
+
+def test_each_search_answers_as_it_does_alone(client: httpx2.Client) -> None:
+    searches: list[dict[str, Any]] = [
+        {"title": "batch note 3", "k": 3},
+        {"positive": [{"note_id": "b1"}, {"title": "batch note 2"}], "negative": [{"title": "another"}], "k": 2},
+        {"positive": [{"note_id": "b1"}], "author": "batch", "diversity": 0.3, "k": 4},
+    ]
+    results = search_all(client, *searches)
+    assert [result["status"] for result in results] == [200, 200, 200]
+    for search, result in zip(searches, results, strict=True):
+        alone = client.post("/similar", json=search).json()
+        answer = {name: value for name, value in result["answer"].items() if name != "recommendation_id"}
+        assert answer == comparable(alone)
+    assert len({result["answer"]["recommendation_id"] for result in results}) == 3
+
+
+def test_bad_searches_get_problems_of_their_own(client: httpx2.Client) -> None:
+    results = search_all(
+        client,
+        {"positive": [{"note_id": "nobody"}]},
+        {"title": "fine", "k": 1},
+        {"title": "k", "k": 0},
+        7,
+        {},
+        {"positive": [{"note_id": "b1"}], "cursor": "01KAZ00000000000000000000Z.5"},
+        {"positive": [{"note_id": "b1"}], "min_log_position": "464106481412082-0"},
+    )
+    assert [result["status"] for result in results] == [404, 200, 422, 422, 422, 410, 422]
+    pointers = [[e["pointer"] for e in r["problem"].get("errors", [])] for r in results if "problem" in r]
+    assert pointers == [["/positive/0"], ["/k"], [""], ["/content"], [], ["/min_log_position"]]
+
+
+def test_all_texts_are_read_in_one_batch(client: httpx2.Client) -> None:
+    def batches() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("notellm_batch_tokens_count")))
+
+    before = batches()
+    search_all(client, *({"title": f"text {i}", "k": 1} for i in range(12)))
+    assert batches() == before + 1
+
+
+def test_pages_go_on_in_a_batch(client: httpx2.Client) -> None:
+    body = {"title": "batch note 1", "k": 2}
+    (first,) = search_all(client, {**body, "cursor": "*"})
+    (second,) = search_all(client, {**body, "cursor": first["answer"]["cursor"]})
+    positions = [item["position"] for page in (first, second) for item in page["answer"]["items"]]
+    assert positions == [1, 2, 3, 4]
+
+
+def test_empty_list_has_no_results(client: httpx2.Client) -> None:
+    assert search_all(client) == []
+
+
+def test_too_many_searches_are_refused(client: httpx2.Client) -> None:
+    answer = client.post("/similar/batch", json=[{"positive": [{"note_id": "b1"}]}] * 101)
+    assert answer.status_code == 413
+    assert "max_searches = 100" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[", b'[{"title": "a"},', b'[{"title": bad}]', b"[] []"])
+def test_body_that_is_no_list_is_refused(client: httpx2.Client, body: bytes) -> None:
+    answer = client.post("/similar/batch", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
