@@ -28,6 +28,7 @@ NoteLLMError
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index has not reached a log position in time
+    ├── BehaviourBehind   the events of before the start are still being read
     ├── EngineFailed      the model failed on this batch
     ├── TenantOpening     the caller's tenant is being opened
     ├── Starting          the service is not ready for requests yet
@@ -271,6 +272,13 @@ class IndexBehind(TryLater):
             f"The index is at log position {reached}, not yet at {position}. What was stored stays stored; "
             "repeat the request with an id or an Idempotency-Key."
         )
+
+
+class BehaviourBehind(TryLater):
+    """`reads`: how many were taken in so far."""
+
+    def __init__(self, reads: int) -> None:
+        super().__init__(f"This replica still reads the events of before its start ({reads} reads so far); try again.")
 
 
 class EngineFailed(TryLater):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from service.api.bodies import Turns, list_items, parse_json
 from service.api.problems import invalid_input, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, EventIn, EventOut
+from service.behaviour.co_occurrence import Read
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
 from service.records import Event, EventOutcome
@@ -127,6 +128,17 @@ async def add_event_lines(body: bytes, service: Service) -> AsyncIterator[bytes]
             yield orjson.dumps(refused(error, None)) + b"\n"
             return
         yield b"".join(orjson.dumps(result) + b"\n" for result in results)
+
+
+async def read_lines(reads: Iterable[Sequence[Read]], turns: Turns) -> AsyncIterator[bytes]:
+    """Yield reads as lines of a file of clicks, those of one reader at a time."""
+    for history in reads:
+        lines = [
+            orjson.dumps({"user": read.reader, "note": read.note_id, "time": read.at, "rating": read.weight})
+            for read in history
+        ]
+        yield b"".join(line + b"\n" for line in lines)
+        await turns.work(EVENT_WORK * len(lines))
 
 
 async def _add(read: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:

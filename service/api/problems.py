@@ -51,6 +51,7 @@ STATUS: dict[type[Exception], int] = {
     errors.DeadlineExceeded: 504,
     errors.StoreUnavailable: 503,
     errors.IndexBehind: 503,
+    errors.BehaviourBehind: 503,
     errors.EngineFailed: 503,
     errors.TenantOpening: 503,
     errors.Starting: 503,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,6 +42,15 @@ class CoOccurrenceOptions:
     top: int = 100
     half_life: float | None = None
     max_reads: int = 2_000_000
+
+
+class Read(NamedTuple):
+    """The first read of a note by a reader."""
+
+    reader: str
+    note_id: str
+    at: float
+    weight: float
 
 
 class Related(NamedTuple):
@@ -158,6 +167,12 @@ class CoOccurrence:
             history = self._by_number[self._swept]
             while history and history.times and history.times[0] < before:
                 self._drop(history, 0)
+
+    def all_reads(self) -> Iterator[list[Read]]:
+        """Yield the reads of one reader after the other, in their order. Reads may be added and removed meanwhile."""
+        for history in list(self._histories.values()):
+            rows = zip(history.notes, history.times, history.weights, strict=True)
+            yield [Read(history.reader, self._ids[note], at, weight) for note, at, weight in rows]
 
     def related(self, note_id: str, now: float = 0.0) -> list[Related]:
         """Return the notes related to one, best first, of equal scores the smaller id."""

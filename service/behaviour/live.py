@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Related
+from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Read, Related
 from service.behaviour.follower import EventFollower
 from service.behaviour.report import Dimension, Rate
+from service.errors import BehaviourBehind
 from service.interfaces import Clock, EventStore
 from service.records import Event, EventOutcome
 from service.telemetry import Telemetry
@@ -69,6 +70,12 @@ class LiveBehaviour:
         """Remove durably all events of a reader so far; return how many there were. Their weight goes out of what is
         related as soon as each replica reads of it, within milliseconds. Raises StoreUnavailable, TenantRemoved."""
         return await self._store.forget(reader)
+
+    def all_reads(self) -> Iterator[list[Read]]:
+        """Yield the reads that are held, reader by reader. Raises BehaviourBehind before the whole stream was read."""
+        if not self._follower.ready:
+            raise BehaviourBehind(self._follower.co_occurrence.reads)
+        return self._follower.co_occurrence.all_reads()
 
     def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
         """Return the notes that were read after any of some, without these, best first, ties by id."""

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from model import cli as offline
-from service.cli import backup, keys, purge
+from service.cli import backup, events, keys, purge
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import Certificate, CertificateUnusable
 from service.cli.client import AsJson, Key, Url, call
@@ -242,6 +242,8 @@ def openapi() -> None:
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(purge.purge)
+app.command()(events.export_events)
+app.command()(events.report)
 offline.add_to(app)
 
 

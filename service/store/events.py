@@ -102,8 +102,8 @@ if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'removed'
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 return redis.call('XADD', KEYS[1], '*', 'type', '-reader', 'note', '', 'reader', ARGV[2], 'at', '0', 'more', '')
 """
-# KEYS events, new events; ARGV reader, first and last position, how many to look through. Answers how many were removed, and the
-# position of the last one that was looked at.
+# KEYS events, new events; ARGV reader, first and last position, how many to look through. Answers how many were
+# removed, and the position of the last one that was looked at, where more may follow.
 REMOVE_EVENTS = """
 local entries, removed = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[3], 'COUNT', ARGV[4]), 0
 for _, entry in ipairs(entries) do

@@ -1,4 +1,5 @@
-"""POST /events, DELETE /users/{user}/events, DELETE /sessions/{session}/events, GET /reports/recommendations."""
+"""POST /events, GET /events/reads, DELETE /users/{user}/events, DELETE /sessions/{session}/events,
+GET /reports/recommendations."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
-from service.api.bodies import NDJSON, check_media_type, is_list, media_type
+from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type
 from service.api.dependencies import ServiceDep
-from service.api.ingest_events import add_event, add_event_lines, add_event_list
+from service.api.ingest_events import add_event, add_event_lines, add_event_list, read_lines
 from service.api.ingest_stream import NdjsonResponse
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented
@@ -73,6 +74,18 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
         return Response(await add_event_list(body, service), 207, media_type="application/json")
     answer = await add_event(body, service)
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+@router.get(
+    "/events/reads",
+    response_class=Response,
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(503)},
+)
+@needs(Scope.EVENTS)
+async def export_reads(service: ServiceDep) -> Response:
+    """The reads that count at present, one a line, in the form that `notellm pairs` and training take: user (a
+    pseudonym), note, time in seconds since the epoch, rating (the weight)."""
+    return NdjsonResponse(read_lines(service.behaviour.all_reads(), Turns()))
 
 
 @router.delete("/users/{user}/events", responses=documented(409, 422, 503))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import httpx2
 import pytest
 import redis
 
+from model.data.pairs import read_pairs, related_pairs
 from tests.service.api.conftest import Serve
 from tests.service.api.routes.test_events import event, statuses
 from tests.service.process import Process, running, wait_until
@@ -126,6 +129,55 @@ def test_ids_are_known_in_two_generations(serve: Serve, tmp_path: Path) -> None:
         assert known[-10:] == ["duplicate"] * 10
         assert known[:20] == ["accepted"] * 20
         assert 0 < store.pttl("{notes}:events:ids") <= 7_200_000
+
+
+def test_exported_reads_are_the_clicks_that_training_takes(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, tmp_path: Path
+) -> None:
+    client, _ = served
+    client.post("/events", json=[event(note, user) for user in ("u1", "u2", "u3") for note in "abc"])
+    client.post("/events", json=[event("a", "u1", type="shown"), event("c", "u3", type="hide")])
+    eventually(lambda: kept(client) == (8, 3, 3))
+    command = [str(Path(sys.executable).with_name("notellm")), "export-events", "clicks.jsonl.gz"]
+    environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "8 clicks in clicks.jsonl.gz")
+    made = related_pairs(tmp_path / "clicks.jsonl.gz", tmp_path / "pairs.parquet")
+    assert (made.users, made.clicks, made.notes) == (3, 8, 3)
+    pairs = {(pair.note, pair.related): pair.score for pair in read_pairs(tmp_path / "pairs.parquet")}
+    assert pairs == pytest.approx({("a", "b"): 7 / 6, ("a", "c"): 2 / 3, ("b", "c"): 2 / 3})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["export-events", "clicks.csv"], "must end in .jsonl", id="file-of-another-form"),
+        pytest.param(["export-events", "nowhere/clicks.jsonl"], "not exported", id="no-folder"),
+        pytest.param(["report", "--by", "colour"], "knows scenario", id="unknown-dimension"),
+    ],
+)
+def test_a_command_about_events_says_what_is_wrong(
+    served: tuple[httpx2.Client, redis.Redis], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    client, _ = served
+    command = [str(Path(sys.executable).with_name("notellm")), *arguments]
+    environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_the_report_command_shows_rates(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, tmp_path: Path
+) -> None:
+    client, _ = served
+    place = {"recommendation_id": "r1", "scenario": "feed", "position": 0}
+    client.post("/events", json=[event("a", type="shown", **place), event("a", **place)])
+    eventually(lambda: kept(client) == (1, 1, 1))
+    command = [str(Path(sys.executable).with_name("notellm")), "report", "--by", "scenario"]
+    environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert all(text in done.stdout for text in ("feed", "100.00%", "20.65 to 100.00%"))
 
 
 @pytest.mark.slow

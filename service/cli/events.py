@@ -1,0 +1,79 @@
+"""`notellm export-events` and `notellm report`: what readers did, as a file for training, and as rates."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+from typing import Annotated
+
+import httpx2
+import typer
+
+from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call
+from service.cli.terminal import FAILED, MISUSED, complain, err, show
+
+
+def export_events(
+    file: Annotated[Path, typer.Argument(help="The file to write: .jsonl or .jsonl.gz.")],
+    *,
+    url: Url,
+    api_key: Key = None,
+) -> None:
+    """Write the reads that a running service counts as a file of clicks, for `notellm pairs` and for training."""
+    if not file.name.endswith((".jsonl", ".jsonl.gz")):
+        complain(f"{file} must end in .jsonl or .jsonl.gz")
+        raise typer.Exit(MISUSED)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        clicks = _download(f"{url}/events/reads", api_key, part, packed=file.suffix == ".gz")
+        os.replace(part, file)
+    except (httpx2.HTTPError, OSError) as error:
+        complain(f"the events were not exported: {error}")
+        raise typer.Exit(FAILED) from error
+    finally:
+        part.unlink(missing_ok=True)
+    err.print(f"{clicks} clicks in {file}", highlight=False, markup=False)
+
+
+def _download(address: str, api_key: str | None, part: Path, *, packed: bool) -> int:
+    """Write the lines of an answer to a file; return how many there are. A problem ends the command."""
+    clicks = 0
+    with httpx2.stream("GET", address, headers=bearer(api_key), timeout=TIMEOUT_SECONDS) as response:
+        if response.status_code != 200:
+            response.read()
+            complain(str(response.json().get("detail", response.text)))
+            raise typer.Exit(FAILED)
+        with gzip.open(part, "wb") if packed else part.open("wb") as out:
+            for chunk in response.iter_bytes():
+                clicks += chunk.count(b"\n")
+                out.write(chunk)
+    return clicks
+
+
+def report(
+    *,
+    by: Annotated[
+        str, typer.Option(help="Some of scenario, variant, position and source, separated by commas.")
+    ] = "scenario,variant",
+    since: Annotated[str | None, typer.Option(help="The first day, with its zone; a week ago by default.")] = None,
+    url: Url,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """How many of the notes that recommendations showed were clicked, with 95% intervals."""
+    params = {"by": by} | ({"since": since} if since else {})
+    answer = call(url, "GET", "/reports/recommendations", key=api_key, params=params)
+    rows = [
+        (
+            *(rate[name] for name in answer["by"]),
+            str(rate["shown"]),
+            str(rate["clicked"]),
+            f"{100 * rate['rate']:.2f}%",
+            f"{100 * rate['low']:.2f} to {100 * rate['high']:.2f}%",
+        )
+        for rate in answer["rates"]
+    ]
+    show(answer, as_json, (*answer["by"], "shown", "clicked", "rate", "95% interval"), rows)
+    if not answer["complete"]:
+        complain("this replica still reads the events of before its start: the counts will grow")
