@@ -293,6 +293,10 @@ class NoteIndex(Protocol):
         """Return notes with author hashtags: `count` by `vector` and `count` by the words of `note`, never the note of
         its own id. Blocks: for the thread of the engine, not for the event loop."""
 
+    async def search_words(self, note: Note, count: int, ids: Collection[str] = ()) -> list[Hit]:
+        """Return the notes that share the most words with `note`, at least `count` where so many share any, and those
+        of `ids` that share any, best first; never the note of its own id. Scores are between 0 and 1."""
+
     async def vector(self, note_id: str) -> Vector | None:
         """Return the vector of a note, None where the index does not have it."""
 
@@ -419,9 +423,10 @@ class LexicalIndex(Protocol):
     def remove(self, note_id: str) -> None:
         """Remove a note; an unknown id is ignored."""
 
-    def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
-        """Return ids and scores of the `count` notes that share the most words with `note`, best first, ties by id,
-        never the note of its own id. A score is above 0, and 1 where the words are the same."""
+    def scores(self, note: Note, count: int, ids: Collection[str] = ()) -> dict[str, float]:
+        """Return by id the scores of the notes that share the most words with `note`, at least `count` where so many
+        share any, and of those of `ids` that share any; never of the note of its own id. A score is above 0, and 1
+        where the words are the same."""
 
     def drop_tombstones(self) -> None:
         """Drop all that is known of removed notes. Searches wait meanwhile."""

@@ -30,10 +30,10 @@ from service.behaviour.live import BehaviourStatus, LiveBehaviour
 from service.container import Service
 from service.erasure.schedule import PurgeSchedule
 from service.index.gpu import Gpu, find_gpu
-from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
 from service.index.snapshots import SnapshotFolder, remove_unused_snapshots
+from service.index.texts import LiveTexts
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.recommender import GenerationDefaults, Recommender
@@ -182,7 +182,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         index = LiveIndex(
             store,
             make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=shared.gpu),
-            make_hashtags=lambda: LiveHashtags(engine.vocabulary(), InvertedLexicalIndex()),
+            make_texts=lambda: LiveTexts(engine.vocabulary(), InvertedLexicalIndex()),
             space=engine.space,
             clock=clock,
             attributes=settings.filter_attributes,

@@ -49,10 +49,10 @@ from model.inference.engine import Engine
 from model.note import Note
 from service.filters import Filter
 from service.index.building import LISTS_PER_ROOT
-from service.index.hashtags import LiveHashtags
 from service.index.native import trim_heap
 from service.index.segmented import MergeJob, SegmentedIndex
 from service.index.snapshots import SnapshotFolder, SnapshotSource, restore, snapshot_parts
+from service.index.texts import LiveTexts
 from service.records import Hit, StoredNote
 from service.settings import Settings
 
@@ -263,7 +263,7 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
     """Write the index, with as many real notes' words and hashtags, as a snapshot, and start from it."""
     real = list(read_notes(notes).values())
     engine = Engine.load(cache=Settings().cache_dir)
-    hashtags, empty = (LiveHashtags(engine.vocabulary(), InvertedLexicalIndex()) for _ in range(2))
+    hashtags, empty = (LiveTexts(engine.vocabulary(), InvertedLexicalIndex()) for _ in range(2))
     for number in range(count):
         hashtags.upsert([StoredNote(replace(real[number % len(real)], id=f"n{number}"), "space")])
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
@@ -280,13 +280,11 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
     return SnapshotFigures(freeze, first, second, mib, read, start)
 
 
-def load_snapshot(
-    folder: SnapshotFolder, origin: SnapshotSource, index: SegmentedIndex, hashtags: LiveHashtags
-) -> None:
+def load_snapshot(folder: SnapshotFolder, origin: SnapshotSource, index: SegmentedIndex, texts: LiveTexts) -> None:
     """Fill an empty index and an empty word index from the newest snapshot."""
     snapshot = folder.load(origin)
     assert snapshot is not None
-    restore(snapshot.read, index, hashtags)
+    restore(snapshot.read, index, texts)
 
 
 def drop_from_page_cache(files: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ import re
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from threading import Lock
 from typing import Any
@@ -57,6 +57,8 @@ class InvertedLexicalIndex:
         """Number of words of each row; 0 where the note was removed."""
         self._texts = array("Q")
         """Hash of each row's text, 64 bits: a note whose text did not change keeps its row."""
+        self._sums = np.zeros(0)
+        """Sums of idf^2 by row, for the time of a search; 0 between searches."""
         self._postings: dict[int, array[int]] = {}
         """Rows of each word, in ascending order; those of removed notes too, until the next rewrite."""
 
@@ -88,7 +90,12 @@ class InvertedLexicalIndex:
             self._remove(note_id)
 
     def nearest(self, note: Note, count: int) -> list[tuple[str, float]]:
-        """Return ids and scores of the `count` notes that share the most with `note`, best first, ties by id.
+        """Return ids and scores of the `count` notes that share the most with `note`, best first, ties by id."""
+        return sorted(self.scores(note, count).items(), key=lambda hit: (-hit[1], hit[0]))[:count]
+
+    def scores(self, note: Note, count: int, ids: Collection[str] = ()) -> dict[str, float]:
+        """Return the scores of the notes that share the most with `note`, at least `count` where so many share a word,
+        and of those of `ids` that do. The note of its own id is left out.
 
             score = s / sqrt(m n max(m n', s)),    s = sum of idf(w)^2 over shared words w,
             idf(w) = log(1 + notes / notes with w)
@@ -100,11 +107,14 @@ class InvertedLexicalIndex:
         words = word_hashes(note)
         with self._lock:
             rows, sums, mean = self._shared_idf(words, self._row_of.get(note.id))
-            counts = np.array(self._counts, np.float64)[rows]
+            counts = _view(self._counts)[rows].astype(np.float64)
             scores = sums / np.sqrt(mean * len(words) * np.maximum(mean * counts, sums))
-            lowest = np.partition(scores, -count)[-count] if count < len(scores) else 0.0
-            hits = [(self._ids[rows[best]], float(scores[best])) for best in np.flatnonzero(scores >= lowest)]
-        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:count]
+            lowest = np.partition(scores, -count)[-count] if 0 < count < len(scores) else 0.0
+            chosen = np.flatnonzero(scores >= lowest) if count else np.zeros(0, np.int64)
+            if ids:
+                wanted = [row for note_id in ids if (row := self._row_of.get(note_id)) is not None]
+                chosen = np.union1d(chosen, np.flatnonzero(np.isin(rows, wanted)))
+            return {self._ids[rows[place]]: float(scores[place]) for place in chosen.tolist()}
 
     def drop_tombstones(self) -> None:
         with self._lock:
@@ -142,25 +152,30 @@ class InvertedLexicalIndex:
         `own_row` is left out. The mean is over `words`: one that no note has is the rarest, and one that is too common,
         or beyond MAX_ROWS, counts as 0.
         """
-        alive = np.array(self._counts, np.uint32) > 0
-        postings: list[npt.NDArray[np.int64]] = []
-        idf_squares: list[float] = []
-        rows_left = MAX_ROWS
+        counts = _view(self._counts)
+        if len(self._sums) < len(counts):
+            self._sums = np.zeros(2 * len(counts))
+        sums = self._sums
+        sharing: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        total, rows_left = 0.0, MAX_ROWS
         for posting in sorted((self._postings.get(word, NO_ROWS) for word in words), key=len):
             rows_left -= len(posting)
             if rows_left < 0:
                 break
-            rows = np.array(posting, np.int64)
-            rows = rows[alive[rows]]
+            rows = _view(posting).astype(np.int64)
+            rows = rows[counts[rows] > 0]
             if len(rows) <= max(COMMON_NOTES, COMMON_SHARE * len(self)):
-                postings.append(rows)
-                idf_squares.append(math.log1p(len(self) / max(1, len(rows))) ** 2)
-        all_rows = np.concatenate([np.zeros(0, np.int64), *postings])
-        sums = np.bincount(all_rows, np.repeat(idf_squares, [len(rows) for rows in postings]), len(alive))
+                idf_square = math.log1p(len(self) / max(1, len(rows))) ** 2
+                total += idf_square
+                sharing.append(rows[sums[rows] == 0])
+                sums[rows] += idf_square  # no row comes twice in a posting
+        all_rows = np.concatenate(sharing)
+        found = sums[all_rows]
+        sums[all_rows] = 0
         if own_row is not None:
-            sums[own_row] = 0
-        sharing: npt.NDArray[np.int64] = np.flatnonzero(sums).astype(np.int64)
-        return sharing, sums[sharing].astype(np.float64), sum(idf_squares) / max(1, len(words))
+            other = all_rows != own_row
+            all_rows, found = all_rows[other], found[other]
+        return all_rows, found, total / max(1, len(words))
 
     def _remove(self, note_id: str) -> None:
         row = self._row_of.pop(note_id, None)
@@ -187,6 +202,11 @@ class InvertedLexicalIndex:
         self._row_of = {note_id: row for row, note_id in enumerate(self._ids)}
         self._counts = array("I", counts[kept].tobytes())
         self._texts = array("Q", np.frombuffer(self._texts, np.uint64)[kept].tobytes())
+
+
+def _view(numbers: array[int]) -> npt.NDArray[np.uint32]:
+    """Return the numbers as an array that shares their memory. `numbers` cannot grow while it lives."""
+    return np.frombuffer(numbers, np.uint32) if numbers else np.zeros(0, np.uint32)
 
 
 def word_hashes(note: Note) -> frozenset[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,6 @@ from model.generation import Neighbour, Neighbours, Vocabulary
 from model.note import Note
 from service.errors import IndexBehind
 from service.filters import Filter
-from service.index.hashtags import LiveHashtags
 from service.index.log_follower import LogFollower
 from service.index.maintenance import Maintainer
 from service.index.native import use_one_faiss_thread
@@ -26,6 +25,7 @@ from service.index.purging import Purger
 from service.index.recall import RecallSampler
 from service.index.snapshots import SnapshotFolder, SnapshotKeeper
 from service.index.state import IndexedNotes, IndexState
+from service.index.texts import LiveTexts
 from service.index.threads import run_in
 from service.interfaces import Clock, IndexBackend, NoteStore
 from service.records import Hit, IndexStatus, Vector
@@ -49,7 +49,7 @@ def search_threads() -> ThreadPoolExecutor:
 class LiveIndex:
     """NoteIndex over a backend that `make_index` makes.
 
-    `make_index` and `make_hashtags` return empty objects. Notes of another vector space than `space` are left out.
+    `make_index` and `make_texts` return empty objects. Notes of another vector space than `space` are left out.
     `attributes` names those that filters may test. `snapshots` is the folder for snapshots, None for none; one is saved
     every `snapshot_seconds` if anything was written. `searchers`: threads of search_threads(), where several indexes
     share them; whoever made them ends them.
@@ -59,7 +59,7 @@ class LiveIndex:
         self,
         store: NoteStore,
         make_index: Callable[[], IndexBackend],
-        make_hashtags: Callable[[], LiveHashtags],
+        make_texts: Callable[[], LiveTexts],
         *,
         space: str,
         clock: Clock,
@@ -69,7 +69,7 @@ class LiveIndex:
         searchers: ThreadPoolExecutor | None = None,
     ) -> None:
         def make_notes() -> IndexedNotes:
-            return IndexedNotes(make_index(), make_hashtags(), space)
+            return IndexedNotes(make_index(), make_texts(), space)
 
         self._clock = clock
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
@@ -132,7 +132,7 @@ class LiveIndex:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return self._state.notes.hashtags.vocabulary
+        return self._state.notes.texts.vocabulary
 
     def status(self) -> IndexStatus:
         readiness = self._follower.readiness
@@ -175,10 +175,28 @@ class LiveIndex:
         by_vector: list[Neighbour] = []
         for factor in NEIGHBOUR_FACTORS:
             hits = notes.index.search(vector, factor * count, where, now)
-            by_vector = notes.hashtags.with_hashtags((hit.id, hit.score) for hit in hits)
+            by_vector = notes.texts.with_hashtags((hit.id, hit.score) for hit in hits)
             if len(by_vector) >= count or len(hits) < factor * count:
                 break
-        return Neighbours(by_vector[:count], notes.hashtags.by_words(note, count, now))
+        return Neighbours(by_vector[:count], self._by_words(note, count, now))
+
+    def _by_words(self, note: Note, count: int, now: float) -> list[Neighbour]:
+        """Return the notes with hashtags that share the most words with `note`, as many as `count`."""
+        texts = self._state.notes.texts
+        by_words: list[Neighbour] = []
+        for factor in NEIGHBOUR_FACTORS:
+            hits = texts.by_words(note, factor * count, now)
+            by_words = texts.with_hashtags(hits)
+            if len(by_words) >= count or len(hits) < factor * count:
+                break
+        return by_words[:count]
+
+    async def search_words(self, note: Note, count: int, ids: Collection[str] = ()) -> list[Hit]:
+        with stage("index", "words"):
+            hits = await run_in(
+                self._searchers, partial(self._state.notes.texts.by_words, note, count, self._clock(), ids)
+            )
+        return [Hit(note_id, score) for note_id, score in hits]
 
     async def vector(self, note_id: str) -> Vector | None:
         return self._index.vector(note_id)  # in the event loop: a thread would take longer to get to it

@@ -35,14 +35,14 @@ import orjson
 import structlog
 
 from service.errors import SnapshotRefused, StoreUnavailable
-from service.index.hashtags import LiveHashtags
 from service.index.packed_strings import packed, unpacked
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
+from service.index.texts import LiveTexts
 from service.index.threads import run_in, run_in_daemon
 from service.interfaces import Arrays, Clock, NoteStore, Part, ReadPart, Snapshottable
 from service.records import ORIGIN
 
-VERSION = 5
+VERSION = 6
 """Version of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MAX_PROCESSES = 64
@@ -136,7 +136,7 @@ class SnapshotKeeper:
                 return
             origin = self._make_origin(state.store_identity)
             unreadable = list(self._store.unreadable)
-            take_parts = partial(snapshot_parts, notes.index, notes.hashtags, notes.other_space, unreadable)
+            take_parts = partial(snapshot_parts, notes.index, notes.texts, notes.other_space, unreadable)
             try:
                 parts = await run_in(self._writer, take_parts)
                 await run_in_daemon(partial(self._folder.save, origin, position, parts))
@@ -168,7 +168,7 @@ class SnapshotKeeper:
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
             notes.other_space, unreadable = await run_in(
-                self._writer, partial(restore, snapshot.read, notes.index, notes.hashtags)
+                self._writer, partial(restore, snapshot.read, notes.index, notes.texts)
             )
             await self._read_again(unreadable, notes)
         except StoreUnavailable:
@@ -190,16 +190,16 @@ class SnapshotKeeper:
 
 
 def snapshot_parts(
-    index: Snapshottable, hashtags: LiveHashtags, other_space: Iterable[str], unreadable: Iterable[str]
+    index: Snapshottable, texts: LiveTexts, other_space: Iterable[str], unreadable: Iterable[str]
 ) -> list[Part]:
     """Return all parts of a snapshot. Called by the thread that changes the notes."""
     others, undecoded = packed(OTHER_SPACE, other_space), packed(UNREADABLE, unreadable)
     lists = [Part(OTHER_SPACE, lambda: others), Part(UNREADABLE, lambda: undecoded)]
-    return [*index.snapshot_parts(), *hashtags.snapshot_parts(), *lists]
+    return [*index.snapshot_parts(), *texts.snapshot_parts(), *lists]
 
 
-def restore(read: ReadPart, index: Snapshottable, hashtags: LiveHashtags) -> tuple[set[str], list[str]]:
-    """Fill an empty index and empty hashtags from a snapshot; return the ids of the notes of another space, and of
+def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[set[str], list[str]]:
+    """Fill an empty index and empty texts from a snapshot; return the ids of the notes of another space, and of
     those that could not be decoded.
 
     The garbage collector rests meanwhile: it would look through a million new objects, none of which is garbage.
@@ -208,7 +208,7 @@ def restore(read: ReadPart, index: Snapshottable, hashtags: LiveHashtags) -> tup
     gc.disable()
     try:
         index.restore(read)
-        hashtags.restore(read)
+        texts.restore(read)
     finally:
         if collecting:
             gc.enable()

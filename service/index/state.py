@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from service.errors import IndexBehind
-from service.index.hashtags import LiveHashtags
+from service.index.texts import LiveTexts
 from service.interfaces import IndexBackend
 from service.records import ORIGIN, LogBounds, StoredNote, Unreadable, position_key
 
@@ -20,14 +20,14 @@ log = structlog.get_logger(__name__)
 
 
 class IndexedNotes:
-    """The rows of one vector space, the author hashtags of their notes, and the ids of notes in other spaces.
+    """The rows of one vector space, the texts of their notes, and the ids of notes in other spaces.
 
     Changed by one thread, the writer; read by any.
     """
 
-    def __init__(self, index: IndexBackend, hashtags: LiveHashtags, space: str) -> None:
+    def __init__(self, index: IndexBackend, texts: LiveTexts, space: str) -> None:
         self.index = index
-        self.hashtags = hashtags
+        self.texts = texts
         self.other_space: set[str] = set()
         self._space = space
 
@@ -52,20 +52,20 @@ class IndexedNotes:
         gone = {*removed, *broken}
         self.index.upsert(ours)
         self.index.remove([*gone, *others])
-        self.hashtags.upsert(ours)
-        self.hashtags.remove([*gone, *others])
+        self.texts.upsert(ours)
+        self.texts.remove([*gone, *others])
         self.other_space = (self.other_space | others) - {note.note.id for note in ours} - gone
 
     def expire(self, now: float) -> bool:
         """Remove the notes that have expired at `now`; return whether there were any."""
         expired = self.index.expire(now)
-        self.hashtags.remove(expired)
+        self.texts.remove(expired)
         return bool(expired)
 
     def drop_tombstones(self) -> None:
         """Have all that is known of removed notes dropped: of the index by its next jobs."""
         self.index.drop_tombstones()
-        self.hashtags.drop_tombstones()
+        self.texts.drop_tombstones()
 
 
 class IndexState:

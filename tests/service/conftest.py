@@ -37,10 +37,10 @@ from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.hashtags.vocabulary import HashtagTrie
 from model.note import Note, hashtag_key
 from service.batcher import Batcher
-from service.index.hashtags import LiveHashtags
 from service.index.live import LiveIndex
 from service.index.segmented import GROWING_ROWS, SegmentedIndex
 from service.index.snapshots import SnapshotFolder
+from service.index.texts import LiveTexts
 from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Generated, LogBounds, LogEntry, StoredNote, Vector
@@ -304,7 +304,7 @@ async def following(
     index = LiveIndex(
         store,
         partial(SegmentedIndex, DIMENSION, growing_rows),
-        lambda: LiveHashtags(letters(), InvertedLexicalIndex()),
+        lambda: LiveTexts(letters(), InvertedLexicalIndex()),
         space=space,
         clock=clock,
         snapshots=snapshots,

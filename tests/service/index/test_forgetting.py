@@ -6,8 +6,8 @@ import numpy as np
 
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from service.filters import Filter
-from service.index.hashtags import LiveHashtags
 from service.index.segmented import CODES, SegmentedIndex
+from service.index.texts import LiveTexts
 from service.interfaces import Arrays
 from service.records import StoredNote
 from tests.service.conftest import letters
@@ -115,7 +115,7 @@ def test_dropping_ends_though_notes_are_removed_all_the_time() -> None:
 
 def test_words_of_removed_notes_are_dropped_when_told() -> None:
     words = InvertedLexicalIndex()
-    hashtags = LiveHashtags(letters(), words)
+    hashtags = LiveTexts(letters(), words)
     hashtags.upsert([row(f"n{n}", n, title=f"word{n}", hashtags=("tag",)) for n in range(10)])
     hashtags.remove(["n3"])
     before = words.snapshot_parts()

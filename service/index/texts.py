@@ -1,10 +1,10 @@
-"""LiveHashtags: the hashtags that authors gave the notes of an index, by note and as a vocabulary, and those notes by
-their words."""
+"""LiveTexts: what the texts of the notes in an index say: the hashtags that authors gave them, by note and as a
+vocabulary, and all notes by their words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,8 +20,8 @@ HASHTAGS, WORDS = "hashtags", "words"
 """Names of the parts of a snapshot."""
 
 
-class LiveHashtags:
-    """Author hashtags of the notes in an index. One thread writes, any read. Snapshottable.
+class LiveTexts:
+    """Author hashtags and words of the notes in an index. One thread writes, any read. Snapshottable.
 
     Generated hashtags are left out: else a hashtag that the model once made up would stay in the vocabulary for ever.
     `vocabulary` and `lexical_index` are empty at first.
@@ -31,23 +31,23 @@ class LiveHashtags:
         self.vocabulary = vocabulary
         self._lexical_index = lexical_index
         self._by_note: dict[str, tuple[str, ...]] = {}
+        """Hashtags of the notes that have some."""
         self._expires: dict[str, float] = {}
         """Time of expiry of the notes that have one."""
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
-        """Add or replace notes; one without hashtags of its author is removed."""
+        """Add or replace notes."""
         for stored in notes:
             note = stored.note
             if note.hashtags != self.of(note.id):
-                self.remove([note.id])
+                self.vocabulary.remove(self._by_note.pop(note.id, ()))
                 self.vocabulary.add(note.hashtags)
-            if not note.hashtags:
-                continue
+                if note.hashtags:
+                    self._by_note[note.id] = note.hashtags
             self._expires.pop(note.id, None)
             if note.expires_at is not None:
                 self._expires[note.id] = note.expires_at
             self._lexical_index.add(note)
-            self._by_note[note.id] = note.hashtags
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove notes; unknown ids are ignored."""
@@ -68,20 +68,20 @@ class LiveHashtags:
         """Return those of some scored notes that have hashtags, in the same order."""
         return [Neighbour(note_id, score, tags) for note_id, score in scored_ids if (tags := self.of(note_id))]
 
-    def by_words(self, note: Note, count: int, now: float) -> list[Neighbour]:
-        """Return the notes with hashtags among the `count` that share the most words with `note`, without those that
-        have expired at `now`; scores are LexicalIndex.nearest's."""
-        nearest = self._lexical_index.nearest(note, count)
-        return self.with_hashtags(
-            (note_id, score) for note_id, score in nearest if self._expires.get(note_id, math.inf) > now
-        )
+    def by_words(self, note: Note, count: int, now: float, ids: Collection[str] = ()) -> list[tuple[str, float]]:
+        """Return ids and scores of the `count` notes that share the most words with `note`, and of those of `ids` that
+        share any, best first, ties by id; without those that have expired at `now`."""
+        scores = self._lexical_index.scores(note, count, ids)
+        living = [hit for hit in scores.items() if self._expires.get(hit[0], math.inf) > now]
+        return sorted(living, key=lambda hit: (-hit[1], hit[0]))
 
     def snapshot_parts(self) -> list[Part]:
         hashtags, expires = dict(self._by_note), dict(self._expires)
         ids, words = self._lexical_index.snapshot_parts()
+        known = list(dict.fromkeys([*hashtags, *expires, *(note_id for note_id in ids if note_id)]))
         return [
-            Part(HASHTAGS, lambda: _packed_hashtags(hashtags, expires)),
-            Part(WORDS, lambda: {**words, "places": _places_in(hashtags, ids)}),
+            Part(HASHTAGS, lambda: _packed_hashtags(known, hashtags, expires)),
+            Part(WORDS, lambda: {**words, "places": _places_in(known, ids)}),
         ]
 
     def restore(self, read: ReadPart) -> None:
@@ -90,7 +90,7 @@ class LiveHashtags:
         hashtags = tuple(map(distinct.__getitem__, codes.tolist()))
         ends = np.cumsum([0, *arrays["counts"].tolist()]).tolist()
         spans = zip(ids, pairwise(ends), strict=True)
-        self._by_note = {note_id: hashtags[begin:end] for note_id, (begin, end) in spans}
+        self._by_note = {note_id: hashtags[begin:end] for note_id, (begin, end) in spans if end > begin}
         expires = arrays["expires"]
         self._expires = {ids[place]: float(expires[place]) for place in np.flatnonzero(expires < np.inf).tolist()}
         uses = np.bincount(codes, minlength=len(distinct)).tolist()
@@ -99,21 +99,24 @@ class LiveHashtags:
         self._lexical_index.restore(worded_ids, words)
 
 
-def _packed_hashtags(hashtags: Mapping[str, tuple[str, ...]], expires: Mapping[str, float]) -> Arrays:
+def _packed_hashtags(
+    ids: Sequence[str], hashtags: Mapping[str, tuple[str, ...]], expires: Mapping[str, float]
+) -> Arrays:
     """Return the notes' ids, the distinct hashtags, and for each note how many it has, which ones by their numbers, one
     note after the other, and when it expires."""
     numbers: dict[str, int] = {}
-    codes = [numbers.setdefault(hashtag, len(numbers)) for tags in hashtags.values() for hashtag in tags]
+    tags = [hashtags.get(note_id, ()) for note_id in ids]
+    codes = [numbers.setdefault(hashtag, len(numbers)) for tags_of_note in tags for hashtag in tags_of_note]
     return {
-        **packed("ids", hashtags),
+        **packed("ids", ids),
         **packed("tags", numbers),
         "codes": np.array(codes, np.int32),
-        "counts": np.fromiter(map(len, hashtags.values()), np.int64, len(hashtags)),
-        "expires": np.array([expires.get(note_id, math.inf) for note_id in hashtags], np.float64),
+        "counts": np.fromiter(map(len, tags), np.int64, len(ids)),
+        "expires": np.array([expires.get(note_id, math.inf) for note_id in ids], np.float64),
     }
 
 
-def _places_in(hashtags: Iterable[str], ids: Iterable[str]) -> npt.NDArray[np.int32]:
-    """Return the place of each id among the notes of `hashtags`, -1 for that of a note that is gone."""
-    places = {note_id: place for place, note_id in enumerate(hashtags)}
+def _places_in(known: Sequence[str], ids: Iterable[str]) -> npt.NDArray[np.int32]:
+    """Return the place of each id among the `known` ones, -1 for that of a note that is gone."""
+    places = {note_id: place for place, note_id in enumerate(known)}
     return np.array([places.get(note_id, -1) for note_id in ids], np.int32)
