@@ -293,9 +293,12 @@ class NoteIndex(Protocol):
         """Return notes with author hashtags: `count` by `vector` and `count` by the words of `note`, never the note of
         its own id. Blocks: for the thread of the engine, not for the event loop."""
 
-    async def search_words(self, note: Note, count: int, ids: Collection[str] = ()) -> list[Hit]:
-        """Return the notes that share the most words with `note`, at least `count` where so many share any, and those
-        of `ids` that share any, best first; never the note of its own id. Scores are between 0 and 1."""
+    async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> list[Hit]:
+        """Return up to `count` notes that pass a filter and share the most words with `note`, and those of `ids` that
+        share any, best first; never the note of its own id. Scores are between 0 and 1."""
+
+    async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
+        """Return the rarest words that each of `others` shares with `note`, the rarest first."""
 
     async def vector(self, note_id: str) -> Vector | None:
         """Return the vector of a note, None where the index does not have it."""
@@ -328,6 +331,9 @@ class VectorIndex(Protocol):
     def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
         """Return the `k` rows nearest to `vector` among those that pass the filter and have not expired at `now`, best
         first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest."""
+
+    def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
+        """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order."""
 
     def vector(self, note_id: str) -> Vector | None:
         """Return a row's vector, bit for bit as it was written."""
@@ -427,6 +433,10 @@ class LexicalIndex(Protocol):
         """Return by id the scores of the notes that share the most words with `note`, at least `count` where so many
         share any, and of those of `ids` that share any; never of the note of its own id. A score is above 0, and 1
         where the words are the same."""
+
+    def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
+        """Return up to `count` words that two notes share, the rarest first, without those that are too common to be
+        searched."""
 
     def drop_tombstones(self) -> None:
         """Drop all that is known of removed notes. Searches wait meanwhile."""

@@ -229,12 +229,15 @@ class IndexStatus:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """What made a note's place: its cosine to each positive and each negative example of the request (None for one that
-    is missing), what each boost added, and the relevance that comes of all of it."""
+    is missing), what each boost added, and the relevance that comes of all of it. `words`: what its words added, None
+    where words have no say; `shared_words`: the rarest that it shares with the positive examples."""
 
     positive: tuple[float | None, ...]
     negative: tuple[float | None, ...]
     boosts: tuple[float, ...]
     relevance: float
+    words: float | None = None
+    shared_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

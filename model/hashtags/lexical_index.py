@@ -116,6 +116,15 @@ class InvertedLexicalIndex:
                 chosen = np.union1d(chosen, np.flatnonzero(np.isin(rows, wanted)))
             return {self._ids[rows[place]]: float(scores[place]) for place in chosen.tolist()}
 
+    def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
+        """Return up to `count` words that two notes share, the rarest first, ties by the word; without those that are
+        too common to be searched."""
+        shared = words_of(note) & words_of(other)
+        with self._lock:
+            sizes = {word: len(self._postings.get(_word_hash(word), NO_ROWS)) for word in shared}
+            most = max(COMMON_NOTES, COMMON_SHARE * len(self))
+        return tuple(sorted((w for w, size in sizes.items() if size <= most), key=lambda w: (sizes[w], w))[:count])
+
     def drop_tombstones(self) -> None:
         with self._lock:
             if len(self) < len(self._ids):
@@ -209,8 +218,8 @@ def _view(numbers: array[int]) -> npt.NDArray[np.uint32]:
     return np.frombuffer(numbers, np.uint32) if numbers else np.zeros(0, np.uint32)
 
 
-def word_hashes(note: Note) -> frozenset[int]:
-    """Return 32-bit hashes of the words of title, content and hashtags.
+def words_of(note: Note) -> frozenset[str]:
+    """Return the words of title, content and hashtags.
 
     A word is a case-folded run of letters and digits without combining marks, such as the vowel signs of Indic
     scripts; in UNSPACED scripts, each pair of neighbouring characters.
@@ -219,8 +228,16 @@ def word_hashes(note: Note) -> frozenset[int]:
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
-    words = {word for run, unspaced in RUN.findall(text) for word in ([run] if run else _pairs(unspaced))}
-    return frozenset(zlib.crc32(word.encode()) for word in words)
+    return frozenset(word for run, unspaced in RUN.findall(text) for word in ([run] if run else _pairs(unspaced)))
+
+
+def word_hashes(note: Note) -> frozenset[int]:
+    """Return 32-bit hashes of the words of a note."""
+    return frozenset(map(_word_hash, words_of(note)))
+
+
+def _word_hash(word: str) -> int:
+    return zlib.crc32(word.encode())
 
 
 def _pairs(run: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -39,6 +39,10 @@ of a million rows are found in half a millisecond; a detour through another thre
 NEIGHBOUR_FACTORS = (2, 20)
 """Hits that are searched for per neighbour with hashtags: the second number where the first gives too few neighbours.
 It bounds the cost of a lookup where few notes have hashtags."""
+
+FILTERED_WORDS_FACTOR = 16
+"""Notes with the same words that are looked at for each that a search with a filter takes: the filter is applied to
+them afterwards."""
 
 
 def search_threads() -> ThreadPoolExecutor:
@@ -191,12 +195,22 @@ class LiveIndex:
                 break
         return by_words[:count]
 
-    async def search_words(self, note: Note, count: int, ids: Collection[str] = ()) -> list[Hit]:
+    async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> list[Hit]:
+        def search() -> list[Hit]:
+            now, notes, known = self._clock(), self._state.notes, set(ids)
+            factor = FILTERED_WORDS_FACTOR if where.narrows else 1
+            depth = factor * count + len(where.exclude) if count else 0
+            hits = notes.texts.by_words(note, depth, now, ids)
+            others = notes.index.passing([note_id for note_id, _ in hits if note_id not in known], where, now)[:count]
+            chosen = known.union(others)
+            return [Hit(note_id, score) for note_id, score in hits if note_id in chosen]
+
         with stage("index", "words"):
-            hits = await run_in(
-                self._searchers, partial(self._state.notes.texts.by_words, note, count, self._clock(), ids)
-            )
-        return [Hit(note_id, score) for note_id, score in hits]
+            return await run_in(self._searchers, search)
+
+    async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
+        texts = self._state.notes.texts
+        return await run_in(self._searchers, lambda: [texts.shared_words(note, other) for other in others])
 
     async def vector(self, note_id: str) -> Vector | None:
         return self._index.vector(note_id)  # in the event loop: a thread would take longer to get to it

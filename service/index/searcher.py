@@ -81,6 +81,19 @@ class SegmentSearcher:
             return _best(hits, k)
         return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
 
+    def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
+        """Do what VectorIndex.passing does. A note that is replaced meanwhile may be left out."""
+        visible = self._alive_at(now)
+        if where.narrows:
+            compiled = self._tag_dictionary.compile(where)
+            visible = _in_bitmaps([bits for bits, _ in self._filtered(compiled, now)])
+
+        def passes(note_id: str) -> bool:
+            rows = ((place, segment.row_of(note_id)) for place, segment in enumerate(self.segments))
+            return any(row is not None and visible(place, row) for place, row in rows)
+
+        return [note_id for note_id in ids if note_id not in where.exclude and passes(note_id)]
+
     def _filtered(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
         """Yield the rows of each segment that pass. A segment is filtered only when it is asked for."""
         return (segment.filter_rows(compiled, now) for segment in self.segments)

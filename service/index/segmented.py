@@ -181,6 +181,9 @@ class SegmentedIndex:
             if searcher is self._searcher and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
                 return hits
 
+    def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
+        return self._searcher.passing(ids, where, now)
+
     def drop_tombstones(self) -> None:
         growing = self._growing
         if growing.dead:

@@ -18,6 +18,8 @@ from service.records import StoredNote
 
 HASHTAGS, WORDS = "hashtags", "words"
 """Names of the parts of a snapshot."""
+SHARED_WORDS = 5
+"""Words that an explanation names."""
 
 
 class LiveTexts:
@@ -74,6 +76,10 @@ class LiveTexts:
         scores = self._lexical_index.scores(note, count, ids)
         living = [hit for hit in scores.items() if self._expires.get(hit[0], math.inf) > now]
         return sorted(living, key=lambda hit: (-hit[1], hit[0]))
+
+    def shared_words(self, note: Note, other: Note) -> tuple[str, ...]:
+        """Return the rarest words that two notes share, the rarest first."""
+        return self._lexical_index.shared_words(note, other, SHARED_WORDS)
 
     def snapshot_parts(self) -> list[Part]:
         hashtags, expires = dict(self._by_note), dict(self._expires)

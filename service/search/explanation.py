@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from service.ranking.strategies import cosines
 from service.records import Explanation, Vector
 from service.search.examples import Examples
 from service.search.request import Example, SearchRequest
+from service.search.verified import VerifiedNotes
+from service.search.words import WordEvidence
 
 
 async def explain(
@@ -30,6 +33,20 @@ async def explain(
             positive[row], negative[row], one.boosts, one.score * options.relevance_unit + sum(one.boosts)
         )
         for row, (one, _) in enumerate(known)
+    }
+
+
+async def explain_words(
+    explained: Mapping[str, Explanation], words: WordEvidence, notes: VerifiedNotes
+) -> dict[str, Explanation]:
+    """Return the explanations with what words say of each note."""
+    ids = list(explained)
+    added = (words.factor * await words.scores(ids)).tolist()
+    known = {note_id: stored.note for note_id in ids if (stored := notes.known.get(note_id))}
+    shared = dict(zip(known, await words.shared(list(known.values())), strict=True))
+    return {
+        note_id: replace(explained[note_id], words=value, shared_words=shared.get(note_id, ()))
+        for note_id, value in zip(ids, added, strict=True)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,7 @@ from service.interfaces import NoteIndex
 from service.ranking.selection import Selection, SelectionOptions
 from service.ranking.strategies import Vectors
 from service.records import Hit
-from service.search.request import SourceName
-from service.search.sources import MAX_DEPTH, Found, Source, fuse
+from service.search.sources import MAX_DEPTH, Found, Source
 from service.search.verified import VerifiedNotes
 
 BLOCK_SIZE = 256
@@ -32,22 +31,19 @@ class Ranking:
 
 
 class Ranker:
-    """Selects notes for one request. `sources` and their `weights` by name; `min_score`: None for no bound. `notes`
-    reads from the store."""
+    """Selects notes for one request. `min_score`: None for no bound. `notes` reads from the store."""
 
     def __init__(
         self,
         index: NoteIndex,
-        sources: Mapping[SourceName, Source],
-        weights: Mapping[SourceName, float],
+        source: Source,
         where: Filter,
         min_score: float | None,
         options: SelectionOptions,
         notes: VerifiedNotes,
     ) -> None:
         self._index = index
-        self._sources = sources
-        self._weights = weights
+        self._source = source
         self._where = where
         self._min_score = min_score
         self._options = options
@@ -104,8 +100,8 @@ class Ranker:
                 return extended
 
     async def _find(self, depth: int) -> Found:
-        """Return the candidates of all sources that score no less than the bound."""
-        found = fuse({name: await one.find(depth, self._where) for name, one in self._sources.items()}, self._weights)
+        """Return the candidates that score no less than the bound."""
+        found = await self._source.find(depth, self._where)
         if self._min_score is None:
             return found
         hits = [hit for hit in found.hits if hit.score >= self._min_score]

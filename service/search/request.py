@@ -16,8 +16,13 @@ from service.ranking.strategies import Strategy
 
 FIRST_PAGE = "*"
 """Cursor that begins a list."""
-SourceName = Literal["content"]
-"""Where candidates come from: `content` is the vectors."""
+SourceName = Literal["content", "words"]
+"""Where candidates come from: `content` is the vectors, `words` what notes share of their texts."""
+Sources = tuple[tuple[SourceName, float], ...]
+"""Sources with their weights."""
+CONTENT: Sources = (("content", 1.0),)
+AUTO: Sources = (("content", 1.0), ("words", 0.7))
+"""Sources of a request that leaves them to the service. Words of weight 0.3 to 1 find as much (docs/log/words.md)."""
 OnMissing = Literal["error", "skip"]
 
 
@@ -42,7 +47,7 @@ class SearchRequest:
     """A search for related notes. ranking/strategies.py, boosts.py and selection.py say what its fields do.
 
     `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said. `sources`:
-    weights by name; empty for the service's own choice. `on_missing`: whether an example that is no stored note fails
+    with content among them. `on_missing`: whether an example that is no stored note fails
     the request or is left out.
     """
 
@@ -58,7 +63,7 @@ class SearchRequest:
     max_per_category: int | None = None
     collapse_above: float | None = None
     boosts: tuple[Boost, ...] = ()
-    sources: tuple[tuple[SourceName, float], ...] = ()
+    sources: Sources = CONTENT
     explain: bool = False
     on_missing: OnMissing = "error"
 

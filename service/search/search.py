@@ -7,7 +7,7 @@ until k notes are left that the store still has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from ulid import ULID
@@ -24,16 +24,15 @@ from service.ranking.strategies import NoDirection
 from service.read_time import ReadTime
 from service.records import RankedList, RankedNote, Similar, Unreadable, Vector
 from service.search.examples import Examples, check_examples, query_of, read_examples
-from service.search.explanation import explain
+from service.search.explanation import explain, explain_words
+from service.search.fusion import FusedSource
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
 from service.search.ranker import Ranker, Ranking
-from service.search.request import FIRST_PAGE, SearchRequest, SourceName
+from service.search.request import FIRST_PAGE, SearchRequest
 from service.search.sources import ContentSource, Source
 from service.search.verified import ExamplesMissing, VerifiedNotes
+from service.search.words import WordEvidence, query_note
 from service.telemetry import Telemetry
-
-AUTO: Mapping[SourceName, float] = {"content": 1.0}
-"""Weights of the sources where a request leaves them to the service."""
 
 
 class NoteSearch:
@@ -106,20 +105,35 @@ class NoteSearch:
         """Answer with the notes themselves, or with the first page of a list of them. Raises ExamplesMissing."""
         position, ids = self._index.position, examples.ids
         where = replace(request.where, exclude=request.where.exclude.union(ids)) if ids else request.where
-        source = self._content(request, examples)
-        options = selection_options(request, source, self._clock())
         notes = VerifiedNotes(self._store, where, time_left, ids)
-        weights = dict(request.sources) or AUTO
-        ranker = Ranker(self._index, {"content": source}, weights, where, request.min_score, options, notes)
+        content = self._content(request, examples)
+        words = await self._words(request, examples, notes)
+        source = FusedSource(self._index, content, [words]) if words else content
+        options = selection_options(request, source, self._clock())
+        ranker = Ranker(self._index, source, where, request.min_score, options, notes)
         if request.cursor is None:
             ranking = await ranker.rank(request.k, verify=True)
-            ranked = await self._list(request, examples, ranking, options, position)
+            ranked = await self._list(request, examples, ranking, options, position, notes, words)
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
         ranking = await ranker.rank(MAX_LIST_NOTES, verify=options.needs_notes)
-        ranked = await self._list(request, examples, ranking, options, position)
+        ranked = await self._list(request, examples, ranking, options, position, notes, words)
         return await self._pages.first(request, ranked, notes, time_left)
 
-    def _content(self, request: SearchRequest, examples: Examples) -> Source:
+    async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
+        """Return the evidence of the positive examples' words; None where it has no weight, there are no such examples,
+        or the store is away, which has the texts. Raises ExamplesMissing."""
+        weights = dict(request.sources)
+        weight = weights.get("words", 0.0) / weights["content"]
+        positive = [example for example, _ in examples.positive if example.weight]
+        if not weight or not positive:
+            return None
+        if any(example.note_id for example in positive):
+            await notes.read([])
+        texts = [example.note or notes.example(example.note_id) for example in positive]
+        known = [text for text in texts if text]
+        return WordEvidence(self._index, query_note(known), weight) if known else None
+
+    def _content(self, request: SearchRequest, examples: Examples) -> ContentSource:
         try:
             return ContentSource(self._index, query_of(request, examples))
         except NoDirection as error:
@@ -127,11 +141,22 @@ class NoteSearch:
             raise InvalidInput([FieldError("/positive", detail)]) from error
 
     async def _list(
-        self, request: SearchRequest, examples: Examples, ranking: Ranking, options: SelectionOptions, position: str
+        self,
+        request: SearchRequest,
+        examples: Examples,
+        ranking: Ranking,
+        options: SelectionOptions,
+        position: str,
+        notes: VerifiedNotes,
+        words: WordEvidence | None,
     ) -> RankedList:
         """Return a ranking as a list, with explanations where they are asked for."""
         chosen = ranking.selection.chosen
-        explained = await explain(request, examples, chosen, options, self._index) if request.explain else {}
+        explained = {}
+        if request.explain:
+            explained = await explain(request, examples, chosen, options, self._index)
+            if words:
+                explained = await explain_words(explained, words, notes)
         return RankedList(
             id=str(ULID()),
             fingerprint=request.fingerprint if request.cursor else "",

@@ -1,12 +1,9 @@
-"""Sources of candidates, and their fusion into one list.
-
-A source finds notes for a request, with scores of its own, the best first. `content` compares vectors; another source
-is another class with `find`, and a name in request.py.
-"""
+"""Sources of candidates: what finds notes for a request, with scores, the best first. ContentSource compares vectors;
+fusion.py adds other evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,15 +12,17 @@ import numpy as np
 from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import (
+    Numbers,
     Query,
+    Vectors,
     best_scores,
+    cosines,
     linear_query,
     max_weight,
     scaled_sigmoid,
     total_weight,
 )
 from service.records import Hit
-from service.search.request import SourceName
 
 MAX_DEPTH = 4096
 """Bound on the candidates of one source, where options make a search go deeper than k."""
@@ -65,6 +64,12 @@ class ContentSource:
             hits = [Hit(hit.id, hit.score * self._linear.scale) for hit in hits]
         return Found(hits, exhausted)
 
+    def scores(self, vectors: Vectors) -> Numbers:
+        """Return the scores of vectors (N, D), shape (N,)."""
+        if self._linear is None:
+            return best_scores(self._query, vectors)
+        return self._linear.scale * cosines(vectors, self._linear.direction[None])[:, 0]
+
     async def _find_best_scores(self, depth: int, where: Filter) -> Found:
         """Search near each positive example, or far from each negative one where there is none, and keep the candidates
         that score no less than any note that was not found could (the threshold algorithm of Fagin et al. 2003)."""
@@ -86,16 +91,3 @@ class ContentSource:
             threshold = sign * float(scaled_sigmoid(np.array(cosine)))
         hits = [Hit(note_id, score) for (note_id, _), score in zip(known, scores, strict=True) if score >= threshold]
         return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
-
-
-def fuse(found: Mapping[SourceName, Found], weights: Mapping[SourceName, float]) -> Found:
-    """Return the candidates of several sources as one list: the weighted sum of their scores, 0 where a source does not
-    have a note. The list of a single source stays as it is."""
-    if len(found) == 1:
-        return next(iter(found.values()))
-    totals: dict[str, float] = {}
-    for name, one in found.items():
-        for hit in one.hits:
-            totals[hit.id] = totals.get(hit.id, 0.0) + weights[name] * hit.score
-    hits = [Hit(note_id, score) for note_id, score in totals.items()]
-    return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), all(one.exhausted for one in found.values()))

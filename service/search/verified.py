@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from model.note import Note
 from service.errors import StoreUnavailable
 from service.filters import Filter
 from service.interfaces import NoteStore
@@ -22,11 +23,12 @@ class ExamplesMissing(Exception):
 class VerifiedNotes:
     """Notes of one search by their ids, in `known`; None for one that is gone, unreadable, or does not pass the filter.
 
-    `example_ids` are checked in the first round trip. While the store is away nothing more is read: `degraded`.
+    `example_ids` are read in the first round trip. While the store is away nothing more is read: `degraded`.
     """
 
     def __init__(self, store: NoteStore, where: Filter, time_left: ReadTime, example_ids: Sequence[str] = ()) -> None:
         self.known: dict[str, StoredNote | None] = {}
+        self._examples: dict[str, StoredNote] = {}
         self.degraded = False
         self._store = store
         self._where = where
@@ -49,6 +51,12 @@ class VerifiedNotes:
         missing = {note_id: note for note_id, note in examples.items() if not isinstance(note, StoredNote)}
         if missing:
             raise ExamplesMissing(missing)
+        self._examples |= {note_id: note for note_id, note in examples.items() if isinstance(note, StoredNote)}
         for note_id, note in zip(unread, notes, strict=False):
             self.known[note_id] = note if isinstance(note, StoredNote) and self._where.accepts(note) else None
         return True
+
+    def example(self, note_id: str | None) -> Note | None:
+        """Return an example that was read; None for one that was not."""
+        stored = self._examples.get(note_id or "")
+        return stored.note if stored else None

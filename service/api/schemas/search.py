@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -14,12 +14,19 @@ from model.note import Note, normalise_hashtags
 from service.api.schemas.common import Hashtags, Name, NoteId, Time, Wire
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.problem import Problem
-from service.api.schemas.similar import Attributed, RankingOptions, SimilarOut, name_and_value
+from service.api.schemas.similar import (
+    Attributed,
+    RankingOptions,
+    SimilarOut,
+    SourcesName,
+    name_and_value,
+    named_sources,
+)
 from service.errors import FieldError, InvalidInput
 from service.filters import Filter
 from service.ranking.boosts import Boost, Curve, Decay, Match
 from service.ranking.strategies import Strategy
-from service.search.request import Example, SearchRequest, SourceName
+from service.search.request import CONTENT, Example, SearchRequest, Sources
 
 MAX_EXAMPLES = 100
 """Bound on the positive and on the negative examples of a search, published at GET /limits."""
@@ -130,29 +137,21 @@ class BoostIn(Wire):
 
 
 class SourcesIn(Wire):
-    """Weights of the sources of candidates. `content`: vectors."""
+    """Weights of the sources of candidates. `content`: vectors. `words`: what notes share of their texts."""
 
-    content: Weight = 0.0
+    content: Annotated[float, Field(gt=0, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
+    words: Weight = 0.0
 
-    @model_validator(mode="after")
-    def _check_any(self) -> Self:
-        if not self.content:
-            raise PydanticCustomError("sources", "must have a weight that is not 0")
-        return self
-
-    @property
-    def weights(self) -> tuple[tuple[SourceName, float], ...]:
-        """Those that are not 0, by name."""
-        return (("content", self.content),)
+    def as_sources(self) -> Sources:
+        return (("content", self.content), ("words", self.words)) if self.words else CONTENT
 
 
-def _read_sources(value: Any) -> Any:
-    return None if value == "auto" else value
+def _weights_of_name(value: Any) -> Any:
+    """Return the weights that a name stands for; any other value as it is."""
+    return dict(named_sources(value)) if value in get_args(SourcesName) else value
 
 
-Sources = Annotated[
-    SourcesIn | None, BeforeValidator(_read_sources, json_schema_input_type=SourcesIn | Literal["auto"] | None)
-]
+SourcesOrName = Annotated[SourcesIn, BeforeValidator(_weights_of_name, json_schema_input_type=SourcesIn | SourcesName)]
 
 
 class SearchDefaults(RankingOptions):
@@ -166,7 +165,9 @@ class SearchDefaults(RankingOptions):
     )
     filter: FilterIn | None = Field(None, description="conditions in groups, and up to 10,000 ids to leave out")
     boost: list[BoostIn] = Field([], max_length=MAX_BOOSTS)
-    sources: Sources = Field(None, description="where candidates come from; auto, the default: the service chooses")
+    sources: SourcesOrName = Field(  # type: ignore[assignment]  # a query string takes names alone
+        SourcesIn(), description="where candidates come from: a name, or weights"
+    )
     on_missing: Literal["error", "skip"] = Field(
         "error", description="an example that is no stored note: 404, or left out and named in `missing`"
     )
@@ -183,7 +184,7 @@ class SearchDefaults(RankingOptions):
             super().as_request(positive, negative),
             strategy=self.strategy,
             boosts=tuple(boost.as_boost() for boost in self.boost),
-            sources=self.sources.weights if self.sources else (),
+            sources=self.sources.as_sources(),
             on_missing=self.on_missing,
         )
 

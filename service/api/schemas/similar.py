@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, Time, Wire
 from service.filters import Filter
 from service.records import Explanation, RelatedNote, Similar
-from service.search.request import Example, SearchRequest
+from service.search.request import AUTO, CONTENT, Example, SearchRequest, Sources
 
 MAX_EXCLUDED = 1000
 """Bound on the ids that a search leaves out, published at GET /limits."""
@@ -23,6 +23,7 @@ Attributed = Annotated[
 ]
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
+SourcesName = Literal["content", "auto"]
 Score = Annotated[float, Field(ge=-1, le=1, description="least cosine", allow_inf_nan=False)]
 
 
@@ -69,6 +70,9 @@ class RankingOptions(SearchOptions):
     collapse_above: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = Field(
         None, description="notes whose cosine is this or more are one: the best stays, and names its `duplicates`"
     )
+    sources: SourcesName = Field(
+        "content", description="where candidates come from: content, the vectors; auto: also words that notes share"
+    )
     explain: bool = Field(False, description="say of each note what made its place")
     scenario: Name | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
     cursor: Annotated[str, StringConstraints(max_length=64)] | None = Field(
@@ -89,17 +93,21 @@ class RankingOptions(SearchOptions):
             max_per_category=self.max_per_category,
             collapse_above=self.collapse_above,
             explain=self.explain,
+            sources=named_sources(self.sources),
         )
 
 
 class ExplanationOut(BaseModel):
     """`positive` and `negative`: cosines to the examples of the request, in their order; null for a missing one.
-    `boosts`: what each of them added. `relevance`: what comes of all, before diversity."""
+    `boosts`: what each of them added. `words`: what the words that it shares with the positive examples added, of which
+    `shared_words` are the rarest. `relevance`: what comes of all, before diversity."""
 
     positive: list[float | None]
     negative: list[float | None]
     boosts: list[float]
     relevance: float
+    words: float | None = Field(None, description="null where words are no source")
+    shared_words: list[str] | None = None
 
     @classmethod
     def of(cls, explanation: Explanation) -> Self:
@@ -108,6 +116,8 @@ class ExplanationOut(BaseModel):
             negative=list(explanation.negative),
             boosts=list(explanation.boosts),
             relevance=explanation.relevance,
+            words=explanation.words,
+            shared_words=None if explanation.words is None else list(explanation.shared_words),
         )
 
 
@@ -176,6 +186,11 @@ class SimilarOut(BaseModel):
             log_position=similar.log_position,
             **optional,
         )
+
+
+def named_sources(name: SourcesName) -> Sources:
+    """Return the sources that a name stands for."""
+    return AUTO if name == "auto" else CONTENT
 
 
 def name_and_value(attribute: str) -> tuple[str, str]:

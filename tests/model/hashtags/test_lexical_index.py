@@ -74,6 +74,20 @@ def test_equal_text_scores_1_and_the_note_itself_is_left_out() -> None:
     assert hits[0][1] == pytest.approx(1.0)
 
 
+def test_scores_include_the_ids_that_are_named() -> None:
+    index = index_of(*(Note(id=f"{i}", title="soup with bread" + " more" * (i > 0)) for i in range(9)))
+    scores = index.scores(Note(title="soup with bread"), 1, ids=("3", "nobody"))
+    assert set(scores) == {"0", "3"}
+    assert scores["3"] == dict(index.nearest(Note(title="soup with bread"), 9))["3"]
+
+
+def test_shared_words_are_the_rarest_first() -> None:
+    index = index_of(*(Note(id=f"{i}", title="soup with bread") for i in range(3)), Note(id="rare", title="saffron soup"))
+    shared = index.shared_words(Note(title="Saffron, soup"), Note(content="a soup of SAFFRON and onions"), 5)
+    assert shared == ("saffron", "soup")
+    assert index.shared_words(Note(title="saffron"), Note(title="soup"), 5) == ()
+
+
 def test_rarer_word_weighs_more() -> None:
     others = [Note(id=f"{i}", title="soup with bread") for i in range(9)]
     index = index_of(*others, Note(id="rare", title="saffron with bread"))

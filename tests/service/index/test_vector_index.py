@@ -114,7 +114,9 @@ def test_search_after_any_history_equals_brute_force(
         getattr(index, step)(argument)
         getattr(model, step)(argument)
     for where, seed, now, k in searches:
-        check(index.search(direction(seed), k, where, now), model.scores(direction(seed), where, now), k)
+        scores = model.scores(direction(seed), where, now)
+        check(index.search(direction(seed), k, where, now), scores, k)
+        assert index.passing("abcdefgh", where, now) == sorted(scores)
     assert len(index) == len(model.notes)
     for note_id in "abcdefgh":
         expected = model.notes.get(note_id)

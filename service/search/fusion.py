@@ -1,0 +1,78 @@
+"""Fusion: one list of candidates from the vectors and from other evidence of which notes are related."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from service.filters import Filter
+from service.interfaces import NoteIndex
+from service.ranking.strategies import Numbers
+from service.records import Hit
+from service.search.sources import ContentSource, Found
+
+POOL_SIZE = 256
+"""Candidates that the vectors, and each other evidence, put forward. A fixed number: what a candidate scores must not
+depend on how many notes are asked for."""
+
+
+class Evidence(Protocol):
+    """What else than the vectors says that notes are related to the examples of one request."""
+
+    async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
+        """Return ids of up to `count` notes that pass a filter, the most related first. `known`: candidates that there
+        are already, which it may return again."""
+
+    async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
+        """Return the scores of candidates, (N,), with what the evidence says of them."""
+
+
+class FusedSource:
+    """Source of candidates of the vectors and of other evidence.
+
+    The pool, which is the best of each, is ordered by the content's scores as all evidence adjusts them. Behind it come
+    further notes by their vectors alone.
+    """
+
+    def __init__(self, index: NoteIndex, content: ContentSource, evidence: Sequence[Evidence]) -> None:
+        self._index = index
+        self._content = content
+        self._evidence = evidence
+        self._pool: Found | None = None
+        self.unit = content.unit
+
+    async def find(self, depth: int, where: Filter) -> Found:
+        if self._pool is None:
+            self._pool = await self._make_pool(where)
+        pool = self._pool
+        if pool.exhausted or depth <= len(pool.hits):
+            return Found(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
+        found = await self._content.find(depth, where)
+        ids, last = {hit.id for hit in pool.hits}, pool.hits[-1].score
+        further = [Hit(hit.id, min(hit.score, last)) for hit in found.hits if hit.id not in ids]
+        return Found([*pool.hits, *further], found.exhausted)
+
+    async def _make_pool(self, where: Filter) -> Found:
+        found = await self._content.find(POOL_SIZE, where)
+        scores = {hit.id: hit.score for hit in found.hits[:POOL_SIZE]}
+        exhausted = found.exhausted and len(found.hits) <= POOL_SIZE
+        for evidence in self._evidence:
+            proposed = await evidence.candidates(POOL_SIZE, where, list(scores))
+            scores |= await self._content_scores([note_id for note_id in proposed if note_id not in scores])
+        ids = list(scores)
+        adjusted = np.fromiter(scores.values(), np.float64, len(ids))
+        for evidence in self._evidence:
+            adjusted = await evidence.adjust(ids, adjusted)
+        hits = [Hit(note_id, score) for note_id, score in zip(ids, adjusted.tolist(), strict=True)]
+        return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
+
+    async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:
+        """Return the scores by their vectors of those notes that the index has."""
+        vectors = await self._index.vectors(ids) if ids else []
+        known = [(note_id, vector) for note_id, vector in zip(ids, vectors, strict=True) if vector is not None]
+        if not known:
+            return {}
+        scores = self._content.scores(np.stack([vector for _, vector in known])).tolist()
+        return dict(zip((note_id for note_id, _ in known), scores, strict=True))

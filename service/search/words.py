@@ -1,0 +1,61 @@
+"""Words of notes as evidence that they are related: what shares rare words with the examples comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.note import Note
+from service.filters import Filter
+from service.interfaces import NoteIndex
+from service.ranking.strategies import Numbers
+
+
+def query_note(notes: Sequence[Note]) -> Note:
+    """Return one note with the texts of all positive examples."""
+    return Note(
+        title="\n".join(note.title for note in notes),
+        content="\n".join(note.content for note in notes),
+        hashtags=tuple(dict.fromkeys(hashtag for note in notes for hashtag in note.hashtags)),
+    )
+
+
+class WordEvidence:
+    """Evidence by the words that notes share with `note`.
+
+        score = content + weight std(content) / std(words) words
+
+    over the candidates of a request. The two deviations bring both scores to one scale, whatever the model's vector
+    space is like, and where words tell candidates apart but little, they count little.
+    """
+
+    def __init__(self, index: NoteIndex, note: Note, weight: float) -> None:
+        self._index = index
+        self._note = note
+        self._weight = weight
+        self._scores: dict[str, float] = {}
+        self.factor = 0.0
+        """What a word score is multiplied by; known once scores were adjusted."""
+
+    async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
+        hits = await self._index.search_words(self._note, count, where, known)
+        self._scores = dict.fromkeys(known, 0.0) | {hit.id: hit.score for hit in hits}
+        return [hit.id for hit in hits]
+
+    async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
+        words = await self.scores(ids)
+        deviation = float(words.std()) if len(words) else 0.0
+        self.factor = self._weight * float(scores.std()) / deviation if deviation else 0.0
+        return scores + self.factor * words
+
+    async def scores(self, ids: Sequence[str]) -> Numbers:
+        """Return the word scores of notes, (N,), from 0 to 1."""
+        if unknown := [note_id for note_id in ids if note_id not in self._scores]:
+            hits = await self._index.search_words(self._note, 0, Filter(), unknown)
+            self._scores |= dict.fromkeys(unknown, 0.0) | {hit.id: hit.score for hit in hits}
+        return np.array([self._scores[note_id] for note_id in ids], np.float64)
+
+    async def shared(self, notes: Sequence[Note]) -> list[tuple[str, ...]]:
+        """Return the rarest words that each of some notes shares with the examples, the rarest first."""
+        return await self._index.shared_words(self._note, notes)
