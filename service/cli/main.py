@@ -13,13 +13,13 @@ from typing import Annotated
 import typer
 
 from model import cli as offline
-from service.cli import backup, events, keys, purge
+from service.cli import backup, events, keys, purge, similar
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import Certificate, CertificateUnusable
 from service.cli.client import AsJson, Key, Url, call
 from service.cli.ingest import Ingest, IngestFailed
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
-from service.cli.terminal import FAILED, MISUSED, complain, err, out, read_settings, show
+from service.cli.terminal import FAILED, complain, err, misused_where, out, read_settings, show
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
 from service.settings import Settings
@@ -54,12 +54,9 @@ def notellm(
 def serve() -> None:
     """Run the service; settings are the environment variables NOTELLM_*."""
     settings = read_settings()
-    try:
+    with misused_where(AddressUnavailable, CertificateUnusable):
         certificate = read_certificate(settings)
         listeners = open_listeners(settings)  # before the model is loaded, so that probes are answered
-    except (AddressUnavailable, CertificateUnusable) as error:
-        complain(str(error))
-        raise typer.Exit(MISUSED) from error
     with import_uncollected():
         from service.api.protocol import FILES_OF_TENANT, SPARE_FILES, allow_open_files, http_config
         from service.api.scenarios import ScenariosUnusable
@@ -70,12 +67,8 @@ def serve() -> None:
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
     allow_open_files(SPARE_FILES + FILES_OF_TENANT * settings.max_tenants)
     tls = certificate.context if certificate else None
-    try:
-        served = build_app(settings, lifecycle)
-    except ScenariosUnusable as error:
-        complain(str(error))
-        raise typer.Exit(MISUSED) from error
-    config = http_config(served, settings.shutdown_seconds, tls)
+    with misused_where(ScenariosUnusable):
+        config = http_config(build_app(settings, lifecycle), settings.shutdown_seconds, tls)
     server = Server(config, lifecycle, settings.drain_seconds, certificate, write_lines)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(listeners)
@@ -132,36 +125,6 @@ def ingest(
     else:
         out.print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.items()), highlight=False)
     raise typer.Exit(REJECTED if report["rejected"] else 0)
-
-
-@app.command()
-def similar(
-    note_id: Annotated[str | None, typer.Argument(help="A stored note.")] = None,
-    *,
-    title: Annotated[str, typer.Option(help="Instead of a note: a text's title.")] = "",
-    content: Annotated[str, typer.Option(help="Instead of a note: a text's content.")] = "",
-    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
-    category: str | None = None,
-    hashtag: Annotated[list[str] | None, typer.Option(help="Notes with any of these.")] = None,
-    author: str | None = None,
-    min_score: float | None = None,
-    url: Url,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Notes related to a stored one, or to a text."""
-    options = {"k": k, "category": category, "hashtag": hashtag, "author": author, "min_score": min_score}
-    options = {name: value for name, value in options.items() if value is not None}
-    if note_id:
-        answer = call(url, "GET", f"/notes/{note_id}/similar", key=api_key, params=options)
-    else:
-        answer = call(url, "POST", "/similar", key=api_key, body={"title": title, "content": content, **options})
-    columns = ("score", "id", "title", "category", "hashtags")
-    rows = [
-        (f"{item['score']:.4f}", item["id"], item["title"], item["category"], ", ".join(item["hashtags"] or []))
-        for item in answer["items"]
-    ]
-    show(answer, as_json, columns, rows)
 
 
 @app.command()
@@ -234,11 +197,15 @@ def verify(
 @app.command()
 def openapi() -> None:
     """The API's description, as docs/openapi.json has it."""
+    from service.api.scenarios import ScenariosUnusable
     from service.wiring import build_app
 
-    typer.echo(json.dumps(build_app(read_settings()).openapi(), indent=2, ensure_ascii=False))
+    with misused_where(ScenariosUnusable):
+        description = build_app(read_settings()).openapi()
+    typer.echo(json.dumps(description, indent=2, ensure_ascii=False))
 
 
+app.command()(similar.similar)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(purge.purge)

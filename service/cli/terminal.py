@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
@@ -27,6 +28,16 @@ def complain(*lines: str) -> None:
     """Write error messages to stderr, each on a line of its own however long it is."""
     for line in lines:
         err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def misused_where(*errors: type[Exception]) -> Iterator[None]:
+    """End the command with the message of one of these errors: its options or settings are at fault."""
+    try:
+        yield
+    except errors as error:
+        complain(str(error))
+        raise typer.Exit(MISUSED) from error
 
 
 def read_settings() -> Settings:

@@ -1,0 +1,110 @@
+"""`notellm similar`: related notes of a running service, over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from service.cli.client import AsJson, Key, Url, call
+from service.cli.terminal import MISUSED, complain, out, printable, show
+
+COLUMNS = ("no.", "score", "id", "title", "category", "author", "hashtags")
+
+
+def similar(
+    note_id: Annotated[str | None, typer.Argument(help="A stored note.")] = None,
+    *,
+    title: Annotated[str, typer.Option(help="A text's title, instead of a note or beside it.")] = "",
+    content: Annotated[str, typer.Option(help="A text's content.")] = "",
+    positive: Annotated[list[str] | None, typer.Option(help="A stored note to be like; several times.")] = None,
+    negative: Annotated[list[str] | None, typer.Option(help="A stored note to be unlike; several times.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="average, best_score or sum_scores.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="How many; 10, or what the scenario says.")] = None,
+    category: str | None = None,
+    hashtag: Annotated[list[str] | None, typer.Option(help="Notes with any of these.")] = None,
+    author: str | None = None,
+    min_score: float | None = None,
+    diversity: Annotated[float | None, typer.Option(help="0 to 1: how much novelty decides the order.")] = None,
+    max_per_author: int | None = None,
+    max_per_category: int | None = None,
+    collapse_above: Annotated[float | None, typer.Option(help="The cosine from which two notes are one.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="Defaults that the service binds to this name.")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out examples that are not there.")
+    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what made each note's place.")] = False,
+    url: Url,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Notes related to a stored one, to a text, or to several examples."""
+    fields = {
+        "k": k,
+        "category": category,
+        "hashtag": hashtag,
+        "author": author,
+        "min_score": min_score,
+        "diversity": diversity,
+        "max_per_author": max_per_author,
+        "max_per_category": max_per_category,
+        "collapse_above": collapse_above,
+        "scenario": scenario,
+        "explain": explain or None,
+        "strategy": strategy,
+        "on_missing": "skip" if skip_missing else None,
+    }
+    body: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    text = {name: value for name, value in (("title", title), ("content", content)) if value}
+    examples = [{"note_id": one} for one in positive or []]
+    if not (note_id or text or examples or negative):
+        complain("Name a note, a --title or --content, or a --positive or --negative example.")
+        raise typer.Exit(MISUSED)
+    if text and not (note_id or examples or negative):
+        answer = call(url, "POST", "/similar", key=api_key, body=body | text)
+    else:
+        body["positive"] = [*examples, *([text] if text else [])]
+        body["negative"] = [{"note_id": one} for one in negative or []]
+        path = f"/notes/{note_id}/similar" if note_id else "/similar"
+        answer = call(url, "POST", path, key=api_key, body=body)
+    show(answer, as_json, COLUMNS, [_row(item) for item in answer["items"]])
+    if not as_json:
+        _show_rest(answer)
+
+
+def _row(item: dict[str, Any]) -> tuple[Any, ...]:
+    tags = ", ".join(item["hashtags"] or [])
+    return (
+        str(item["position"]),
+        f"{item['score']:.4f}",
+        item["id"],
+        item["title"],
+        item["category"],
+        item["author"],
+        tags,
+    )
+
+
+def _show_rest(answer: dict[str, Any]) -> None:
+    """Write what has no column: explanations, duplicates, what is missing, and what the answer lacks."""
+    lines = []
+    for item in answer["items"]:
+        if explanation := item.get("explanation"):
+            parts = [f"{name} {_numbers(explanation[name])}" for name in ("positive", "negative", "boosts")]
+            lines.append(f"{item['position']}. relevance {explanation['relevance']:.4f}: {'; '.join(parts)}")
+        if duplicates := item.get("duplicates"):
+            lines.append(f"{item['position']}. stands for {', '.join(duplicates)} too")
+    if missing := answer.get("missing"):
+        lines.append(f"left out, since there are no such notes: {', '.join(missing)}")
+    if removed := answer.get("removed"):
+        lines.append("passed over: " + ", ".join(f"{name} {count}" for name, count in removed.items()))
+    if answer["degraded"]:
+        lines.append("degraded: the store is away, so that the notes were not checked")
+    if not answer["complete"]:
+        lines.append("not complete: there may be more notes")
+    for line in lines:
+        out.print(printable(line), markup=False, highlight=False)
+
+
+def _numbers(values: list[float | None]) -> str:
+    return " ".join("-" if value is None else f"{value:.4f}" for value in values) or "-"
