@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from service.access.principal import DEFAULT_TENANT
 from service.batcher import Batcher
 from service.behaviour.live import LiveBehaviour
+from service.collection.change_feed import ChangeFeed
+from service.collection.importing import Importer
+from service.collection.places import Places
+from service.collection.removal import Remover
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
 from service.search.search import NoteSearch
@@ -17,12 +21,16 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service as one tenant has it. Its own are `recommender`, `search`, `store`, `index`, `behaviour` and
-    `verifying`; all tenants of a process share settings, engine, batcher, telemetry and clock."""
+    """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
+    the rest is its own. `exports`: places for those that run."""
 
     settings: Settings
     recommender: Recommender
     search: NoteSearch
+    remover: Remover
+    importer: Importer
+    changes: ChangeFeed
+    exports: Places
     batcher: Batcher
     store: NoteStore
     index: NoteIndex

@@ -19,11 +19,13 @@ NoteLLMError
 ├── Forbidden             the caller's key does not have the scope, or the tenant, that this takes
 ├── ApiKeyNotFound        no such key, or none of the caller's tenant
 ├── TooManyApiKeys        there are as many keys as there may be
+├── LogCut                the change log does not reach back to a position
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a temporary state; carries the seconds to wait
     ├── KeyInUse          an earlier request under the same Idempotency-Key has not ended
     ├── QuotaExceeded     the caller's key has used up its quota of this minute
     ├── QueueFull         the engine's queue is full, or too long for this caller
+    ├── TooManyWaiting    as many requests of a kind run or wait as may
     ├── VerifyRunning     a comparison of index and store is running already
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
@@ -176,6 +178,16 @@ class OtherSpace(NoteLLMError):
         )
 
 
+class LogCut(NoteLLMError):
+    """`first`: the first position that the log still has."""
+
+    def __init__(self, position: str, first: str) -> None:
+        super().__init__(
+            f"The change log begins at {first} and does not reach back to {position}, so that changes behind it cannot "
+            "be told one by one: read all notes again (GET /notes/export), and go on from the position where that ends."
+        )
+
+
 class StoredNoteUnreadable(NoteLLMError):
     def __init__(self, note_id: str, reason: str) -> None:
         super().__init__(
@@ -247,6 +259,13 @@ class QueueFull(TryLater):
             "too much of your time (X-Request-Timeout), or more than may wait (GET /limits); try again in "
             f"{self.retry_after} s."
         )
+
+
+class TooManyWaiting(TryLater):
+    """`bound`: its name on GET /limits."""
+
+    def __init__(self, bound: str, limit: int) -> None:
+        super().__init__(f"As many such requests run as may, {bound} = {limit} of GET /limits; try again.")
 
 
 class VerifyRunning(TryLater):

@@ -15,9 +15,6 @@ import numpy.typing as npt
 
 from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Vocabulary
 from model.note import Note
-from service.access.api_key import Act, ApiKey, KeyTable
-from service.access.principal import Quota
-from service.access.quota import Usage
 from service.filters import Filter
 from service.records import (
     ORIGIN,
@@ -32,6 +29,7 @@ from service.records import (
     IndexStatus,
     LogBounds,
     LogEntry,
+    PositionKey,
     RankedList,
     Remembered,
     StoredNote,
@@ -39,6 +37,7 @@ from service.records import (
     Vector,
     Write,
     Written,
+    WrittenRows,
 )
 
 
@@ -127,12 +126,18 @@ class NoteStore(Protocol):
         Raises PreconditionFailed when `condition` does not hold, and KeyInUse.
         """
 
+    async def delete_all(self, removals: Sequence[tuple[str, Condition | None]]) -> list[str | None]:
+        """Remove notes durably, each in one atomic step. Return the log positions, None for what was not removed."""
+
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
         """Claim writes, all or none, for `lease_seconds`; those that were made earlier say so. A write that is made
         under its claim is remembered for `seconds`. Raises KeyInUse, KeyReused."""
 
     async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
         """Remember, durably, writes that left these notes as they were. Raises KeyInUse."""
+
+    async def remember_end(self, remembered: Remembered, position: str) -> None:
+        """Remember, durably, the end of several writes, and the position of the last one. Raises KeyInUse."""
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Give up claims of one call of `claim`; those of writes that were made meanwhile have no effect."""
@@ -230,36 +235,6 @@ class EventStore(Protocol):
         """Remove entries that are out of bounds; return the bytes that are left."""
 
 
-# Keys
-
-
-class KeyStore(Protocol):
-    """API keys and the acts of those who manage them. Every method raises StoreUnavailable when the store is away."""
-
-    async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
-        """Return all keys, or `known` where they have not changed since, but for their last use. Before that, record
-        when keys were last `used`, by their prefixes."""
-
-    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
-        """Exchange what is kept of a key, and record the act, in one atomic step, durably. None stands for no key.
-        False, and nothing is done, where it is not `old` any more. Raises TooManyApiKeys; and Unauthenticated where
-        the key of whoever acts is no longer there."""
-
-    async def record(self, act: Act) -> None:
-        """Record an act that changes no key. The oldest acts are forgotten where there are too many."""
-
-    async def acts(self, count: int, before: str = "") -> list[Act]:
-        """Return up to `count` acts, the newest first, of those before the position `before`."""
-
-
-class QuotaStore(Protocol):
-    """Use of keys in the last minute, counted for all replicas together."""
-
-    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
-        """Count requests, where the quota leaves room for one more, and tokens in any case; return what the key has
-        used then. Raises StoreUnavailable."""
-
-
 # The index
 
 
@@ -306,6 +281,9 @@ class NoteIndex(Protocol):
     async def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
         """Return the vectors of some notes, in their order."""
 
+    async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
+        """Return the first `count` notes behind `after` that pass the filter but `exclude`, or are of other spaces."""
+
     async def ids(self) -> list[str]:
         """Return the ids of all rows; of a healthy index none twice."""
 
@@ -334,6 +312,12 @@ class VectorIndex(Protocol):
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order."""
+
+    def written(
+        self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
+    ) -> dict[str, PositionKey]:
+        """Return by id, in order, the first `count` positions behind `after`, up to `until`, of rows that pass the
+        filter but for `exclude` and have not expired; of one that is replaced meanwhile, any or none."""
 
     def vector(self, note_id: str) -> Vector | None:
         """Return a row's vector, bit for bit as it was written."""

@@ -176,8 +176,8 @@ class Recommender:
     def _plan(self, note: Note, known: StoredNote | Unreadable | None, generate: Generate, now: float) -> Plan:
         """Decide what of the stored note can be kept and what the model must generate."""
         old = known if isinstance(known, StoredNote) else None
-        if note.created_at is None:
-            note = replace(note, created_at=old.note.created_at if old else now)
+        if note.created_at is None:  # to the microsecond, as answers have it: a PATCH gives it back
+            note = replace(note, created_at=old.note.created_at if old else round(now, 6))
         same_text = old is not None and old.space == self.engine.space and old.note.prompt_text == note.prompt_text
         reused = old.generated if old and same_text else Generated()
         hashtags = generate.hashtags if not note.hashtags and reused.hashtags is None else 0

@@ -21,8 +21,12 @@ ORIGIN = "0-0"
 """Log position before every write."""
 
 
-def position_key(position: str) -> tuple[int, int]:
-    """Return a key that sorts log positions: milliseconds and sequence number."""
+PositionKey = tuple[int, int]
+"""Milliseconds since the epoch and sequence number of a log position: a key that sorts positions."""
+
+
+def position_key(position: str) -> PositionKey:
+    """Return the key of a log position."""
     milliseconds, _, sequence = position.partition("-")
     return int(milliseconds), int(sequence or 0)
 
@@ -187,6 +191,10 @@ class LogBounds:
         has_entry = not self.cut if key == (0, 0) else self.entry == position
         return last == key or (last > key and has_entry)
 
+    def has_all_after(self, position: str) -> bool:
+        """Return whether the log still has every entry behind a position, which need not be that of an entry."""
+        return not self.cut or position_key(position) >= position_key(self.first or self.last)
+
 
 @dataclass(frozen=True, slots=True)
 class Durability:
@@ -194,6 +202,23 @@ class Durability:
 
     durable: bool
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRow:
+    """A note that the index has, and the log position of its last write."""
+
+    id: str
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRows:
+    """Notes of the index in the order of their last writes, which were at `until` at the latest: the position up to
+    which the index had every write."""
+
+    rows: list[WrittenRow]
+    until: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,12 @@ class Settings(BaseSettings):
     )
     shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")
 
+    log_seconds: float = Field(
+        86_400.0,
+        ge=0,
+        description="how long the change log is kept, up to about a million changes: so long may a reader of /changes, "
+        "or between two exports of changes, be away",
+    )
     idempotency_seconds: float = Field(
         3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 700 bytes each"
     )

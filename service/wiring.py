@@ -27,6 +27,12 @@ from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
 from service.behaviour.live import BehaviourStatus, LiveBehaviour
+from service.claims import Claims
+from service.collection.change_feed import MAX_CHANGE_WAITERS, ChangeFeed
+from service.collection.export import MAX_EXPORTS
+from service.collection.importing import Importer
+from service.collection.places import Places
+from service.collection.removal import Remover
 from service.container import Service
 from service.erasure.schedule import PurgeSchedule
 from service.index.gpu import Gpu, find_gpu
@@ -177,6 +183,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
             identity=identity,
             max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
             outage=shared.outage,
+            log_seconds=settings.log_seconds,
         )
         stack.push_async_callback(store.close)
         index = LiveIndex(
@@ -200,7 +207,20 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
         search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name)
         yield Service(
-            settings, recommender, search, shared.batcher, store, index, behaviour, shared.telemetry, clock, name
+            settings=settings,
+            recommender=recommender,
+            search=search,
+            remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
+            importer=Importer(recommender, store),
+            exports=Places("max_exports", MAX_EXPORTS),
+            changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
+            batcher=shared.batcher,
+            store=store,
+            index=index,
+            behaviour=behaviour,
+            telemetry=shared.telemetry,
+            clock=clock,
+            tenant=name,
         )
 
 

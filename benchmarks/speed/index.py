@@ -268,9 +268,9 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
         hashtags.upsert([StoredNote(replace(real[number % len(real)], id=f"n{number}"), "space")])
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
         origin = SnapshotSource("store", "space")
-        parts, freeze = timed(partial(snapshot_parts, index, hashtags, (), ()))
+        parts, freeze = timed(partial(snapshot_parts, index, hashtags, {}, ()))
         _, first = timed(partial(folder.save, origin, "1-0", parts))
-        _, second = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, (), ())))
+        _, second = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, {}, ())))
         files = list(Path(name).glob("*.npz"))
         mib = sum(path.stat().st_size for path in files) / 2**20
         drop_from_page_cache(files)

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from hmac import compare_digest
 
 from service.access.api_key import ApiKey, KeyTable, digest_of, parse_token
+from service.access.ports import KeyStore
 from service.access.principal import ANONYMOUS, BOOTSTRAP, Principal
 from service.errors import Starting, StoreUnavailable, Unauthenticated
-from service.interfaces import Clock, KeyStore
+from service.interfaces import Clock
 
 CACHE_SECONDS = 2.0
 """How long a change of the keys may take to reach a replica."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from service.access.authenticator import Authenticator
 from service.access.manager import Manager
 from service.access.meter import Meter
+from service.access.ports import KeyStore, QuotaStore
 from service.access.principal import Principal, Scope
 from service.access.quota import Usage
 from service.errors import Forbidden, Starting, StoreUnavailable, Unauthenticated
-from service.interfaces import Clock, KeyStore, QuotaStore
+from service.interfaces import Clock
 from service.telemetry import Telemetry
 
 

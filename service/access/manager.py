@@ -14,9 +14,9 @@ import structlog
 
 from service.access.api_key import Act, ApiKey, OldSecret, new_prefix, new_token
 from service.access.authenticator import Authenticator
+from service.access.ports import KeyStore
 from service.access.principal import UNLIMITED, Principal, Quota, Scope
 from service.errors import ApiKeyNotFound, FieldError, Forbidden, InvalidInput, StoreUnavailable
-from service.interfaces import KeyStore
 
 MAX_ATTEMPTS = 10
 """How often a change is tried where another one came between."""

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from service.access.ports import QuotaStore
 from service.access.principal import Principal, Quota
 from service.access.quota import Usage
 from service.errors import QuotaExceeded, StoreUnavailable
-from service.interfaces import QuotaStore
 from service.telemetry import Telemetry
 
 COUNT_SECONDS = 0.25

@@ -18,7 +18,18 @@ from service.api import problems
 from service.api.connection import CallerLeft
 from service.api.middleware import BodyLimit, RequestContext
 from service.api.openapi import describe
-from service.api.routes import documentation, events, generate, keys, notes, operations, similar, tenants
+from service.api.routes import (
+    collection,
+    documentation,
+    events,
+    export,
+    generate,
+    keys,
+    notes,
+    operations,
+    similar,
+    tenants,
+)
 from service.api.scenarios import Scenarios
 from service.lifecycle import Lifecycle
 from service.settings import Settings
@@ -37,8 +48,18 @@ EXPOSED_HEADERS = (
     *("WWW-Authenticate", "X-Request-Id"),
 )
 """Headers of answers that it may read."""
-ROUTERS = (similar.router, notes.router, events.router, generate.router, operations.router, tenants.router, keys.router)
-"""Routes are matched in this order: the busiest come first."""
+ROUTERS = (
+    similar.router,
+    collection.router,
+    export.router,
+    notes.router,
+    events.router,
+    generate.router,
+    operations.router,
+    tenants.router,
+    keys.router,
+)
+"""Routes are matched in this order: the busiest come first, and addresses below /notes before /notes/{id}."""
 log = structlog.get_logger(__name__)
 DESCRIPTION = (
     "Related notes, hashtags and categories from one language model. One prefill gives vector, hashtags and category; "

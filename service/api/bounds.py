@@ -27,10 +27,10 @@ def check_search_options(options: SearchOptions, pointer: str, settings: Setting
         problem = f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {unknown}"
         raise InvalidInput([FieldError(f"{pointer}/attribute", problem)])
     if isinstance(options, SearchDefaults) and options.filter is not None:
-        _check_filter(options.filter, settings)
+        check_filter(options.filter, settings)
 
 
-def _check_filter(conditions: FilterIn, settings: Settings) -> None:
+def check_filter(conditions: FilterIn, settings: Settings) -> None:
     """Refuse conditions on attributes that the index does not filter by. `conditions`: the field `filter` of a body.
     Raises InvalidInput."""
     known = settings.filter_attributes

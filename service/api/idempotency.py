@@ -56,6 +56,11 @@ async def get_idempotency_key(
     return IdempotencyKey(idempotency_key, _digest(*(part.encode() for part in (*parts, *conditions))))
 
 
+def replay_headers(replayed: bool) -> dict[str, str]:
+    """Headers that say that the answer is that of an earlier request."""
+    return {REPLAYED_HEADER: "true"} if replayed else {}
+
+
 def _digest(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:

@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import orjson
-from fastapi import Request, Response
+from fastapi import Request
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from model.note import Note
 from service.adding import Added, Generate
@@ -111,19 +108,3 @@ async def _add_when_admitted(
 
 def _result_line(item: BatchItem, model: str) -> bytes:
     return orjson.dumps({**item.model_dump(mode="json", exclude_none=True), "model": model}) + b"\n"
-
-
-class NdjsonResponse(Response):
-    """Sends each line at once, while the request is still being read. Ends quietly when the caller leaves."""
-
-    def __init__(self, lines: AsyncIterator[bytes]) -> None:
-        self._lines = lines
-        super().__init__(None, 200, media_type=NDJSON)
-        del self.headers["content-length"]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        with suppress(ClientDisconnect):
-            async for line in self._lines:
-                await send({"type": "http.response.body", "body": line, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

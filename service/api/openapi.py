@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute
 from service.api.access import needed_scopes
 from service.api.problems import documented
 from service.api.schemas.events import EventIn, EventOut, EventsOut
+from service.api.schemas.export import ImportIn
 from service.api.schemas.notes import BatchOut, NoteIn
 from service.api.schemas.problem import Problem
 from service.api.strict_route import StrictRoute
@@ -46,7 +47,7 @@ def _describe_problems(components: dict[str, Any]) -> None:
     """Describe our Problem wherever FastAPI would describe its own validation error."""
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
-    for model in (Problem, NoteIn, BatchOut, EventIn, EventOut, EventsOut):
+    for model in (Problem, NoteIn, BatchOut, EventIn, EventOut, EventsOut, ImportIn):
         described = model.model_json_schema(ref_template="#/components/schemas/{model}")
         components.update(described.pop("$defs", {}))
         components[model.__name__] = described

@@ -28,7 +28,7 @@ from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
 from service.interfaces import Clock, IndexBackend, NoteStore
-from service.records import Hit, IndexStatus, Vector
+from service.records import Hit, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
 
 SEARCH_THREADS = os.cpu_count() or 1
@@ -217,6 +217,15 @@ class LiveIndex:
 
     async def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
         return await run_in(self._searchers, lambda: [self._index.vector(note_id) for note_id in note_ids])
+
+    async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
+        state = self._state
+        if not state.built:
+            raise IndexBehind("of the store", state.position)
+        # Together: each row that was written at `until` at the latest is among these notes, whatever follows.
+        until, notes = state.position, state.notes
+        rows = await run_in(self._searchers, partial(notes.written, after, until, count, where, self._clock()))
+        return WrittenRows(rows, until)
 
     async def ids(self) -> list[str]:
         return await run_in(self._searchers, self._index.ids)

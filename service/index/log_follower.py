@@ -173,9 +173,8 @@ class LogFollower:
         snapshot = await self._keeper.load(notes)
         if snapshot is None:
             return False
-        self._state.notes, self._state.store_identity, self._state.built = notes, snapshot.store_identity, True
         self.readiness.target = snapshot.log_end
-        await self._state.move_to(snapshot.position)
+        await self._state.show(notes, snapshot.store_identity, snapshot.position)
         self.readiness.advance(snapshot.position, snapshot.log_end)
         log.info("snapshot_loaded", vectors=len(notes.index), position=snapshot.position)
         return True
@@ -198,12 +197,11 @@ class LogFollower:
                 while await self._maintainer.run_job(notes.index):
                     pass
             self._store.forget_written()
-            state.notes, state.store_identity, state.built = notes, identity, True
+            await state.show(notes, identity, position)
         finally:
             state.rebuilding = False
             self._maintainer.notify()
         self.readiness.ready, self.readiness.target = False, None
-        await state.move_to(position)
         self.readiness.advance(position, (await self._store.log_bounds()).last)
         log.info(
             "index_built",

@@ -19,7 +19,7 @@ from service.index.gpu import GpuIndex
 from service.index.native import FaissIndex, RankedRows, Vectors
 from service.index.packed_strings import PackedStrings
 from service.index.tags import Columns, CompiledFilter, TagCodes, TagPairs
-from service.records import Vector
+from service.records import PositionKey, Vector
 
 MAX_RANKED_EXCLUSIONS = 64
 """Excluded rows of a segment that a search finds and then drops. More are taken out of the bitmap before it."""
@@ -165,6 +165,22 @@ class Segment(ABC):
         applied is not in `rows`."""
         own = self.rows_of_ids(note_ids)
         return own if rows is None else [row for row in own if has(rows, row)]
+
+    def written(
+        self, compiled: CompiledFilter, after: PositionKey, until: PositionKey, count: int, now: float
+    ) -> dict[str, PositionKey]:
+        """Return the ids of the `count` rows that were written first behind `after`, and their positions, among those
+        that `filter_rows` returns and that were written at `until` at the latest."""
+        selected, _ = self.filter_rows(compiled, now)
+        bits = self._copy_alive()[0] if selected is None else selected
+        rows = rows_of(bits & packed_bits(self.columns.written_between(after, until))[: len(bits)])
+        ms = self.columns.written_ms[rows]
+        if len(rows) > count:  # sorting a million rows would take longer than all else
+            rows = rows[ms <= np.partition(ms, count - 1)[count - 1]]
+        columns = self.columns[rows]
+        first = np.lexsort((columns.written_sequence, columns.written_ms))[:count]
+        positions = zip(columns.written_ms[first].tolist(), columns.written_sequence[first].tolist(), strict=True)
+        return dict(zip(map(self.id, rows[first].tolist()), positions, strict=True))
 
     def mark_deleted(self, row: int) -> None:
         """Make a living row a tombstone."""

@@ -26,7 +26,7 @@ from service.index.searcher import SegmentSearcher
 from service.index.segment import Segment
 from service.index.tags import TagDictionary
 from service.interfaces import Part, ReadPart
-from service.records import Hit, StoredNote, Vector
+from service.records import Hit, PositionKey, StoredNote, Vector
 
 GROWING_ROWS = 1024
 """Capacity of a growing segment. Each search compares all of its rows."""
@@ -183,6 +183,15 @@ class SegmentedIndex:
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         return self._searcher.passing(ids, where, now)
+
+    def written(
+        self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
+    ) -> dict[str, PositionKey]:
+        compiled = self._tag_dictionary.compile(where)
+        found: dict[str, PositionKey] = {}
+        for segment in self.all_segments:  # the newest row of a note is in the last segment that has it
+            found |= segment.written(compiled, after, until, count, now)
+        return dict(sorted(found.items(), key=lambda row: row[1])[:count])
 
     def drop_tombstones(self) -> None:
         growing = self._growing

@@ -42,7 +42,7 @@ from service.index.threads import run_in, run_in_daemon
 from service.interfaces import Arrays, Clock, NoteStore, Part, ReadPart, Snapshottable
 from service.records import ORIGIN
 
-VERSION = 6
+VERSION = 7
 """Version of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MAX_PROCESSES = 64
@@ -50,7 +50,8 @@ MAX_PROCESSES = 64
 MIN_PAUSE_FACTOR = 20
 """Least pause between two snapshots, as a multiple of the time that one took: at most 5% of the time goes into them."""
 OTHER_SPACE, UNREADABLE = "other_space", "unreadable"
-"""Parts of a snapshot: ids of the notes of another space, and of those that the store could not decode."""
+"""Parts of a snapshot: positions and ids of the notes of another space, and ids of those that the store could not
+decode."""
 log = structlog.get_logger(__name__)
 
 
@@ -190,17 +191,18 @@ class SnapshotKeeper:
 
 
 def snapshot_parts(
-    index: Snapshottable, texts: LiveTexts, other_space: Iterable[str], unreadable: Iterable[str]
+    index: Snapshottable, texts: LiveTexts, other_space: Mapping[str, str], unreadable: Iterable[str]
 ) -> list[Part]:
     """Return all parts of a snapshot. Called by the thread that changes the notes."""
-    others, undecoded = packed(OTHER_SPACE, other_space), packed(UNREADABLE, unreadable)
+    others = packed(OTHER_SPACE, [f"{position} {note_id}" for note_id, position in other_space.items()])
+    undecoded = packed(UNREADABLE, unreadable)
     lists = [Part(OTHER_SPACE, lambda: others), Part(UNREADABLE, lambda: undecoded)]
     return [*index.snapshot_parts(), *texts.snapshot_parts(), *lists]
 
 
-def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[set[str], list[str]]:
-    """Fill an empty index and empty texts from a snapshot; return the ids of the notes of another space, and of
-    those that could not be decoded.
+def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[dict[str, str], list[str]]:
+    """Fill an empty index and empty texts from a snapshot; return the notes of another space as IndexedNotes has
+    them, and the ids of those that could not be decoded.
 
     The garbage collector rests meanwhile: it would look through a million new objects, none of which is garbage.
     """
@@ -212,7 +214,8 @@ def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[set
     finally:
         if collecting:
             gc.enable()
-    return set(unpacked(OTHER_SPACE, read(OTHER_SPACE))), unpacked(UNREADABLE, read(UNREADABLE))
+    others = (entry.split(" ", 1) for entry in unpacked(OTHER_SPACE, read(OTHER_SPACE)))
+    return {note_id: position for position, note_id in others}, unpacked(UNREADABLE, read(UNREADABLE))
 
 
 class SnapshotFolder:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from heapq import nsmallest
 
 import numpy as np
 import structlog
 
 from service.errors import IndexBehind
+from service.filters import Filter
 from service.index.texts import LiveTexts
 from service.interfaces import IndexBackend
-from service.records import ORIGIN, LogBounds, StoredNote, Unreadable, position_key
+from service.records import ORIGIN, LogBounds, StoredNote, Unreadable, WrittenRow, position_key
 
 READ_BATCH_SIZE = 512
 """Notes or log entries that are read from the store at a time."""
@@ -28,7 +30,8 @@ class IndexedNotes:
     def __init__(self, index: IndexBackend, texts: LiveTexts, space: str) -> None:
         self.index = index
         self.texts = texts
-        self.other_space: set[str] = set()
+        self.other_space: dict[str, str] = {}
+        """Log positions of the last writes of notes in other spaces, by id. It is replaced, never changed."""
         self._space = space
 
     def update(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
@@ -48,13 +51,26 @@ class IndexedNotes:
         if broken:
             log.error("vectors_not_finite", ids=sorted(broken)[:10], detail="these notes cannot be found")
         ours = [note for note in notes if note.space == self._space and note.note.id not in broken]
-        others = {note.note.id for note in notes if note.space != self._space}
+        others = {note.note.id: note.position for note in notes if note.space != self._space}
         gone = {*removed, *broken}
         self.index.upsert(ours)
         self.index.remove([*gone, *others])
         self.texts.upsert(ours)
         self.texts.remove([*gone, *others])
-        self.other_space = (self.other_space | others) - {note.note.id for note in ours} - gone
+        no_others = {note.note.id for note in ours} | gone
+        if others or not no_others.isdisjoint(self.other_space):
+            known = self.other_space | others
+            self.other_space = {note_id: known[note_id] for note_id in known.keys() - no_others}
+
+    def written(self, after: str, until: str, count: int, where: Filter, now: float) -> list[WrittenRow]:
+        """Return the `count` notes that were written first behind `after`, and at `until` at the latest: of those that
+        pass the filter, and of other spaces."""
+        first, last = position_key(after), position_key(until)
+        rows = self.index.written(first, last, count, where, now)
+        others = {note_id: position_key(position) for note_id, position in self.other_space.items()}
+        rows |= {note_id: key for note_id, key in others.items() if first < key <= last}
+        ordered = nsmallest(count, rows.items(), key=lambda row: row[1])
+        return [WrittenRow(note_id, f"{key[0]}-{key[1]}") for note_id, key in ordered]
 
     def expire(self, now: float) -> bool:
         """Remove the notes that have expired at `now`; return whether there were any."""
@@ -99,6 +115,13 @@ class IndexState:
         if position_key(position) > position_key(bounds.last):
             self.lost = f"the log ends at {bounds.last}, and had reached {position}: acknowledged writes are lost"
             log.error("store_lost_writes", detail=self.lost)
+
+    async def show(self, notes: IndexedNotes, store_identity: str, position: str) -> None:
+        """Have other notes searched: those that the store had at `position`, and perhaps later ones."""
+        async with self._moved:
+            self.notes, self.store_identity, self.built = notes, store_identity, True
+            self._position = position
+            self._moved.notify_all()
 
     async def move_to(self, position: str) -> None:
         """Set the position, and wake those who wait for it."""

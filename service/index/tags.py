@@ -1,4 +1,4 @@
-"""Fields of a segment's rows that filters test: times as columns, and everything else as tags.
+"""Fields of a segment's rows that filters test: times and log positions as columns, and everything else as tags.
 
 Hashtags, category, author and declared attributes are tags. A tag has a code, the same in all segments of an index.
 """
@@ -18,7 +18,7 @@ from service.filters import Bounds, Clause, Filter, Has, HasAttribute, TagClause
 from service.index.attribute_values import AttributeValues
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits
 from service.interfaces import Arrays
-from service.records import StoredNote
+from service.records import PositionKey, StoredNote, position_key
 
 FIELD_PREFIXES = {"hashtag": "#", "category": "c", "author": "a"}
 """What the tag of a field's value begins with. An attribute's begins with @."""
@@ -26,6 +26,8 @@ UNKNOWN_TAG = -2
 """Code of a tag that no row has ever had."""
 CACHED_TAG_SHARE, MAX_CACHED_TAGS = 0.005, 128
 """The bitmaps of tags that more than this share of a segment's rows have are kept, at most so many a segment."""
+MAX_INT = 2**63 - 1
+"""Largest number of a column of integers: that of a damaged position may be larger."""
 TagCodes = npt.NDArray[np.int32]
 TagPairs = tuple[TagCodes, RowNumbers]
 """Tag codes (P,) and rows (P,): row `rows[i]` has tag `codes[i]`."""
@@ -163,15 +165,17 @@ class CompiledFilter:
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Times of each row in seconds since the epoch, shape (rows,). `created` is 0 where a note has no time, `expires`
-    is infinite where it does not expire."""
+    is infinite where it does not expire. `written_ms` and `written_sequence` are the log position of its last write."""
 
     created: npt.NDArray[np.float64]
     expires: npt.NDArray[np.float64]
+    written_ms: npt.NDArray[np.int64]
+    written_sequence: npt.NDArray[np.int64]
 
     @classmethod
     def empty(cls, rows: int) -> Columns:
         """Return columns of zeros."""
-        return cls(*np.zeros((2, rows), np.float64))
+        return cls(*np.zeros((2, rows), np.float64), *np.zeros((2, rows), np.int64))
 
     @classmethod
     def joined(cls, parts: Iterable[Columns]) -> Columns:
@@ -189,15 +193,17 @@ class Columns:
 
     @property
     def all(self) -> tuple[npt.NDArray[Any], ...]:
-        return self.created, self.expires
+        return self.created, self.expires, self.written_ms, self.written_sequence
 
     def __getitem__(self, rows: slice | RowNumbers) -> Columns:
         return Columns(*(column[rows] for column in self.all))
 
     def write(self, row: int, stored: StoredNote) -> None:
-        """Set the times of a row to those of a note."""
+        """Set the times and the position of a row to those of a note."""
         self.created[row] = stored.note.created_at or 0.0
         self.expires[row] = np.inf if stored.note.expires_at is None else stored.note.expires_at
+        milliseconds, sequence = position_key(stored.position)
+        self.written_ms[row], self.written_sequence[row] = min(milliseconds, MAX_INT), min(sequence, MAX_INT)
 
     def matching(self, compiled: CompiledFilter) -> Iterator[Mask]:
         """Yield, for each bound that the filter sets on the time of creation, the rows within it."""
@@ -217,6 +223,13 @@ class Columns:
             mask &= self.created < bounds.lt
         if bounds.lte is not None:
             mask &= self.created <= bounds.lte
+        return mask
+
+    def written_between(self, after: PositionKey, until: PositionKey) -> Mask:
+        """Return which rows were last written behind the position `after` and at `until` at the latest."""
+        ms, sequence = self.written_ms, self.written_sequence
+        later = (ms > after[0]) | ((ms == after[0]) & (sequence > after[1]))
+        mask: Mask = later & ((ms < until[0]) | ((ms == until[0]) & (sequence <= until[1])))
         return mask
 
 

@@ -120,13 +120,14 @@ def _refuse_stored(client: Any, logs: Collection[bytes], ids: Collection[str]) -
                 raise PurgeError(f"the note {note_id!r} is stored; delete it first")
 
 
-def _forget_answers(client: Any, ids: Collection[str]) -> None:
+def _forget_answers(client: Any, ids: frozenset[str]) -> None:
     """Forget the answers about some notes that are remembered for repeated requests."""
     if not ids:
         return
     for key in client.scan_iter(match=f"{HASH_TAG}*once:*", count=SCAN_COUNT, _type="hash"):
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # no answer yet, or that of a removal
-            if orjson.loads(client.hget(key, "answer"))["id"] in ids:
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # no answer yet, or that of one removal
+            answer = orjson.loads(client.hget(key, "answer"))
+            if not ids.isdisjoint([answer.get("id"), *(answer.get("ids") or ())]):
                 client.delete(key)
 
 

@@ -46,6 +46,8 @@ from service.store.keys import DEFAULT_KEYS, Keys
 from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, PUT
 
 LOADING, LOADED = "loading", "1"
+MOVED = b"moved"
+"""Answer of DELETE where its condition does not hold."""
 LOG_ENTRIES = 1_000_000
 """About how many entries the log keeps: a replica that was away for more of them rebuilds from the notes."""
 REPLICA_SECONDS = 86_400.0
@@ -77,6 +79,7 @@ class RedisNoteStore:
 
     `url`: redis://, rediss:// or unix://. `dimensions`: dimension of the vectors of a space, by its name; a note whose
     vector has another one is unreadable. `on_error` is called with each call that fails. `keys`: those of the tenant.
+    `log_seconds`: how long entries of the log are kept at least, as far as LOG_ENTRIES allows.
     `identity`: the one that the store must have, else every write and `identity` raise TenantRemoved; without it the
     store has any, and makes one up. `outage`: shared by the stores of one server.
     """
@@ -93,7 +96,9 @@ class RedisNoteStore:
         identity: str = "",
         max_connections: int = MAX_CONNECTIONS,
         outage: Outage | None = None,
+        log_seconds: float = 0.0,
     ) -> None:
+        self._log_seconds = log_seconds
         self.connection = Connection(url, timeout_seconds, on_error, max_connections, outage)
         self._redis = self.connection.redis
         self._call = self.connection.call
@@ -163,10 +168,21 @@ class RedisNoteStore:
         (position,) = await self._write([_ScriptedWrite(DELETE, note_id, arguments, remembered)])
         if position == LOST:
             raise KeyInUse(0)
-        if position == b"moved":
+        if position == MOVED:
             raise PreconditionFailed(note_id)
         self._unreadable.pop(note_id, None)
         return position.decode() if position else None
+
+    async def delete_all(self, removals: Sequence[tuple[str, Condition | None]]) -> list[str | None]:
+        commands = [
+            _ScriptedWrite(DELETE, note_id, (_condition(condition), note_id, LOG_ENTRIES))
+            for note_id, condition in removals
+        ]
+        positions = await self._write(commands)
+        for (note_id, _), position in zip(removals, positions, strict=True):
+            if position and position != MOVED:
+                self._unreadable.pop(note_id, None)
+        return [position.decode() if position and position != MOVED else None for position in positions]
 
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
         keys, token = [attempt.key for attempt in attempts], uuid4().hex
@@ -183,6 +199,10 @@ class RedisNoteStore:
             for stored, remembered in written
         ]
         if LOST in await self._write(commands):
+            raise KeyInUse(0)
+
+    async def remember_end(self, remembered: Remembered, position: str) -> None:
+        if LOST in await self._write([_ScriptedWrite(REMEMBER, "", (0, position), remembered)]):
             raise KeyInUse(0)
 
     async def release(self, claims: Sequence[Claim]) -> None:
@@ -249,7 +269,7 @@ class RedisNoteStore:
                 to_read.append(note_id)
                 continue
             self._unreadable.pop(note_id, None)
-            notes[note_id] = None if own is None or own.expired(now) else own
+            notes[note_id] = None if own is None or own.expired(now) else replace(own, position=entry.position)
         return notes | dict(zip(to_read, await self.get(to_read, with_vectors=True), strict=True))
 
     def forget_written(self) -> None:
@@ -287,6 +307,8 @@ class RedisNoteStore:
             if old := [name for name, (_, time) in snapshots.items() if float(time) < now - REPLICA_SECONDS]:
                 await self._redis.hdel(keys[0], *old)
             positions = [entry[0].decode() for name, entry in snapshots.items() if name not in old]
+            if self._log_seconds:
+                positions.append(f"{max(0, int(1000 * (now - self._log_seconds)))}-0")
             # The entry of the oldest snapshot itself is kept: finding it shows that the log reaches back far enough.
             await self._redis.xtrim(self._keys.log, minid=min(positions, key=position_key))
 

@@ -16,7 +16,7 @@ POSITION = re.compile(r"\d{13,}-\d+")
 ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 SCORE_DIGITS = 4
 """Digits of scores that are compared: the last bits depend on which notes share a step of the engine."""
-LEFT_OUT = ("instance", "removed_at", "created_at")
+LEFT_OUT = ("instance", "removed_at", "created_at", "at", "next_cursor")
 """Fields of answers that are the request's own, or times."""
 HEADERS = ("etag", "idempotent-replayed", "location", "content-type")
 

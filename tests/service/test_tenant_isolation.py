@@ -157,6 +157,11 @@ class Pair:
             self.call(replica, "GET", f"/notes/{note_id}")
             self.call(replica, "GET", f"/notes/{note_id}/similar", params={"k": 50})
         self.call(replica, "POST", "/similar", json={"title": title, "k": 50})
+        self.call(replica, "POST", "/notes/get", json={"ids": list("abcd")})
+        self.call(replica, "GET", "/notes", params={"limit": 3})
+        self.call(replica, "GET", "/notes", params={"author": "author 0"})
+        self.call(replica, "GET", "/notes/export")
+        self.call(replica, "GET", "/changes", params={"after": "0-0", "limit": 1000})
         for policy in ("known", "grounded"):
             body = {"title": title, "policy": policy, "count": 4}
             self.call(replica, "POST", "/generate/hashtags", json=body)
@@ -217,6 +222,13 @@ class TwoTenants(RuleBasedStateMachine):
     def delete(self, tenant: int, replica: int, note_id: str, key: str | None) -> None:
         headers = {} if key is None else {"Idempotency-Key": key}
         self.pairs[tenant].call(replica, "DELETE", f"/notes/{note_id}", headers=headers)
+
+    @rule(tenant=tenant, replica=replica, of=st.sampled_from(TENANTS), key=KEYS)
+    def delete_of_author(self, tenant: int, replica: int, of: int, key: str | None) -> None:
+        """Remove all notes of an author, whom only the other tenant may have."""
+        headers = {} if key is None else {"Idempotency-Key": key}
+        body = {"filter": {"author": f"author {of}"}}
+        self.pairs[tenant].call(replica, "POST", "/notes/delete", json=body, headers=headers)
 
     @rule(tenant=tenant, replica=replica, title=TEXTS, hashtags=HASHTAGS)
     def search(self, tenant: int, replica: int, title: str, hashtags: list[str]) -> None:

@@ -12,8 +12,8 @@ from service.api.access import needs
 from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type
 from service.api.dependencies import ServiceDep
 from service.api.ingest_events import add_event, add_event_lines, add_event_list, read_lines
-from service.api.ingest_stream import NdjsonResponse
 from service.api.json_route import StrictJsonRoute
+from service.api.ndjson import NdjsonResponse
 from service.api.problems import documented
 from service.api.schemas.common import Time
 from service.api.schemas.events import ForgottenOut, ReaderId, ReportOut, session_name, user_name

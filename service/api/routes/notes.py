@@ -24,10 +24,11 @@ from service.api.dependencies import (
     UrgencyDep,
 )
 from service.api.early_refusal import needs_engine
-from service.api.idempotency import REPLAYED_HEADER, IdempotencyKeyDep
+from service.api.idempotency import IdempotencyKeyDep, replay_headers
 from service.api.ingest_list import add_list, parse_note
-from service.api.ingest_stream import NdjsonResponse, add_stream, is_note_stream
+from service.api.ingest_stream import add_stream, is_note_stream
 from service.api.json_route import StrictJsonRoute
+from service.api.ndjson import NdjsonResponse
 from service.api.problems import documented, invalid_note
 from service.api.schemas.common import NoteId
 from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch, RemovedOut
@@ -130,10 +131,6 @@ def refuse_condition(condition: Condition | None, what: str) -> None:
 def answer_headers(added: Added) -> dict[str, str]:
     """Headers of the answer to a write of one note."""
     return {"ETag": f'"{added.stored.position}"'} | replay_headers(added.replayed)
-
-
-def replay_headers(replayed: bool) -> dict[str, str]:
-    return {REPLAYED_HEADER: "true"} if replayed else {}
 
 
 @router.get(

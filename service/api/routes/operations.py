@@ -132,6 +132,7 @@ async def limits(request: Request, service: ServiceDep) -> LimitsOut:
         max_lists=MAX_LISTS,
         page_seconds=settings.page_seconds,
         scenarios=sorted(request.app.state.scenarios),
+        log_seconds=settings.log_seconds,
         queue_notes=settings.queue_notes,
         queue_seconds=settings.queue_seconds,
         interactive_seconds=settings.interactive_seconds,

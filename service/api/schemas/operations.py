@@ -29,6 +29,9 @@ from service.api.schemas.filter import (
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
 from service.api.schemas.search import MAX_BOOSTS, MAX_EXAMPLES, MAX_SEARCHES
 from service.api.schemas.similar import MAX_EXCLUDED
+from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
+from service.collection.export import MAX_EXPORTS
+from service.collection.listing import MAX_IDS, MAX_PAGE
 from service.search.pages import MAX_LIST_NOTES
 from service.search.sources import MAX_DEPTH
 from service.verify import KINDS, Kind, Report
@@ -73,6 +76,15 @@ class LimitsOut(BaseModel):
     page_seconds: float = Field(description="for which a list is kept")
     scenarios: list[str] = Field(description="names that `scenario` of a search may have")
     max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
+    max_ids: int = Field(MAX_IDS, description="ids of one request to read or remove notes")
+    max_page: int = Field(MAX_PAGE, description="notes of a page of GET /notes")
+    max_changes: int = Field(MAX_CHANGES, description="changes of one answer of GET /changes")
+    max_change_seconds: float = Field(MAX_CHANGE_SECONDS, description="for which GET /changes waits")
+    max_change_waiters: int = Field(
+        MAX_CHANGE_WAITERS, description="requests of a tenant that wait for changes at one process; 429 beyond"
+    )
+    max_exports: int = Field(MAX_EXPORTS, description="exports of a tenant that run at one process; 429 beyond")
+    log_seconds: float = Field(description="how long GET /changes reaches back, up to about a million changes")
     queue_notes: int
     queue_seconds: float = Field(description="engine's time for the notes that may wait in the interactive lane")
     interactive_seconds: float = Field(description="deadline without X-Request-Timeout; that of lists is the next")

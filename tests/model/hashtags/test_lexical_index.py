@@ -82,7 +82,9 @@ def test_scores_include_the_ids_that_are_named() -> None:
 
 
 def test_shared_words_are_the_rarest_first() -> None:
-    index = index_of(*(Note(id=f"{i}", title="soup with bread") for i in range(3)), Note(id="rare", title="saffron soup"))
+    index = index_of(
+        *(Note(id=f"{i}", title="soup with bread") for i in range(3)), Note(id="rare", title="saffron soup")
+    )
     shared = index.shared_words(Note(title="Saffron, soup"), Note(content="a soup of SAFFRON and onions"), 5)
     assert shared == ("saffron", "soup")
     assert index.shared_words(Note(title="saffron"), Note(title="soup"), 5) == ()

@@ -1,0 +1,37 @@
+"""Ports: how the access to the service sees what keeps keys, and what counts their use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from service.access.api_key import Act, ApiKey, KeyTable
+from service.access.principal import Quota
+from service.access.quota import Usage
+
+
+class KeyStore(Protocol):
+    """API keys and the acts of those who manage them. Every method raises StoreUnavailable when the store is away."""
+
+    async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
+        """Return all keys, or `known` where they have not changed since, but for their last use. Before that, record
+        when keys were last `used`, by their prefixes."""
+
+    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
+        """Exchange what is kept of a key, and record the act, in one atomic step, durably. None stands for no key.
+        False, and nothing is done, where it is not `old` any more. Raises TooManyApiKeys; and Unauthenticated where
+        the key of whoever acts is no longer there."""
+
+    async def record(self, act: Act) -> None:
+        """Record an act that changes no key. The oldest acts are forgotten where there are too many."""
+
+    async def acts(self, count: int, before: str = "") -> list[Act]:
+        """Return up to `count` acts, the newest first, of those before the position `before`."""
+
+
+class QuotaStore(Protocol):
+    """Use of keys in the last minute, counted for all replicas together."""
+
+    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
+        """Count requests, where the quota leaves room for one more, and tokens in any case; return what the key has
+        used then. Raises StoreUnavailable."""

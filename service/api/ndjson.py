@@ -1,0 +1,53 @@
+"""Answers that are a stream of lines (NDJSON), sent as they come, and compressed where the caller takes that."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from fastapi import Response
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from service.api.bodies import NDJSON
+
+GZIP_WINDOW = 31
+"""zlib's number for the largest window, in the format of gzip."""
+GZIP_LEVEL = 1
+"""Fastest: base64 of vectors does not become much smaller at any level."""
+
+
+class NdjsonResponse(Response):
+    """Sends each line, or some lines at a time, at once, while the request may still be being read. Ends quietly when
+    the caller leaves."""
+
+    def __init__(self, lines: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> None:
+        self._lines = lines
+        super().__init__(None, 200, headers, media_type=NDJSON)
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with suppress(ClientDisconnect):
+            async for line in self._lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def takes_gzip(headers: Headers) -> bool:
+    """Return whether a caller takes answers that are compressed by gzip."""
+    for coding in headers.get("accept-encoding", "").lower().split(","):
+        name, _, weight = (part.strip() for part in coding.partition(";"))
+        if name in ("gzip", "*"):
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+async def gzipped(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Compress a stream; each piece can be decompressed once it has arrived."""
+    compressor = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW)
+    async for piece in lines:
+        yield compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    yield compressor.flush()

@@ -1,0 +1,96 @@
+"""GET /notes, POST /notes/get, POST /notes/delete and GET /changes: many notes at once."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from service.access.principal import Scope
+from service.api.access import needs
+from service.api.bounds import check_filter
+from service.api.connection import while_connected
+from service.api.dependencies import LifecycleDep, RequestedUrgencyDep, ServiceDep
+from service.api.idempotency import IdempotencyKeyDep, replay_headers
+from service.api.json_route import StrictJsonRoute
+from service.api.problems import documented
+from service.api.query import query_parameters, read_query
+from service.api.schemas.collection import (
+    ChangesOut,
+    ChangesQuery,
+    GetIn,
+    GetOut,
+    ListOut,
+    ListQuery,
+    ReceiptOut,
+    RemoveIn,
+)
+from service.collection.listing import get_notes, list_notes
+
+router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
+
+
+@router.get("/notes", responses=documented(422, 503), openapi_extra={"parameters": query_parameters(ListQuery)})
+@needs(Scope.NOTES_READ)
+async def get_list(request: Request, service: ServiceDep) -> ListOut:
+    """Notes page by page, in the order of their last writes.
+
+    A note that is not written while you read is in exactly one page. One that is written again may come again, in a
+    later page; one that was removed does not come any more.
+    """
+    query = read_query(ListQuery, request)
+    return ListOut.of(
+        await list_notes(service.store, service.index, query.as_filter(), query.after, query.limit, query.cursor)
+    )
+
+
+@router.post("/notes/get", responses=documented(400, 413, 415, 422, 503))
+@needs(Scope.NOTES_READ)
+async def get_many(body: GetIn, service: ServiceDep) -> GetOut:
+    """Some notes by their ids, with their vectors where you ask for them."""
+    found = await get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
+    return GetOut.of(found, body.vectors)
+
+
+@router.post("/notes/delete", responses=documented(400, 409, 413, 415, 422, 503, 504))
+@needs(Scope.NOTES_WRITE)
+async def remove_many(
+    body: RemoveIn,
+    request: Request,
+    response: Response,
+    service: ServiceDep,
+    key: IdempotencyKeyDep,
+    requested: RequestedUrgencyDep,
+) -> ReceiptOut:
+    """Remove notes by their ids, or all that pass a filter; `{"filter": {"author": "tom"}}` removes all of an author.
+
+    After 200 no answer of any replica contains them. The answer is a receipt. What was removed before a deadline or a
+    failure stays removed: repeat the request, and it goes on.
+    """
+    if body.filter is not None:
+        check_filter(body.filter, service.settings)
+    what = body.ids if body.filter is None else body.filter.as_filter()
+    assert what is not None
+    urgency = requested.for_list(service.settings)
+    if body.dry_run:
+        return ReceiptOut.of(await while_connected(request, urgency, service.remover.try_out(what)))
+    attempts = key.attempts(await request.body())
+    receipt, replayed = await while_connected(request, urgency, service.remover.remove(what, urgency, attempts))
+    response.headers.update(replay_headers(replayed))
+    return ReceiptOut.of(receipt)
+
+
+@router.get(
+    "/changes",
+    responses=documented(410, 422, 429, 503, 504),
+    openapi_extra={"parameters": query_parameters(ChangesQuery)},
+)
+@needs(Scope.NOTES_READ)
+async def get_changes(
+    request: Request, service: ServiceDep, lifecycle: LifecycleDep, requested: RequestedUrgencyDep
+) -> ChangesOut:
+    """What was written and removed behind a log position, for other systems; `wait` has the answer wait for a change.
+
+    410 where the log does not reach back so far: read all notes again with GET /notes/export.
+    """
+    query = read_query(ChangesQuery, request)
+    reading = service.changes.read(query.after, query.limit, query.wait, lambda: lifecycle.draining)
+    return ChangesOut.of(await while_connected(request, requested.for_list(service.settings), reading))

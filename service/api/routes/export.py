@@ -1,0 +1,157 @@
+"""GET /notes/export and POST /notes/import: all notes of a tenant out of the service, and back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from service.access.principal import Scope
+from service.api.access import go_on, needs
+from service.api.bodies import NDJSON, Turns, check_media_type, list_items, parse_json
+from service.api.connection import while_connected
+from service.api.dependencies import RequestedUrgencyDep, ServiceDep
+from service.api.json_route import StrictJsonRoute
+from service.api.ndjson import NdjsonResponse, gzipped, takes_gzip
+from service.api.problems import documented, invalid_note, problem_of
+from service.api.query import query_parameters, read_query
+from service.api.schemas.collection import VectorForm
+from service.api.schemas.export import (
+    ExportQuery,
+    ImportIn,
+    ImportItem,
+    ImportOut,
+    change_line,
+    first_line,
+    last_line,
+    problem_line,
+)
+from service.collection.export import Export
+from service.collection.importing import NoteToImport
+from service.container import Service
+from service.errors import FieldError, InvalidInput, LimitExceeded, NoteLLMError
+
+router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
+MIN_ITEM_BYTES = 2048
+"""A shorter note counts as this many bytes of work."""
+
+
+@router.get(
+    "/notes/export",
+    response_class=Response,
+    responses={
+        200: {"description": "one change a line", "content": {NDJSON: {"schema": {"type": "string"}}}},
+        **documented(410, 422, 429, 503),
+    },
+    openapi_extra={"parameters": query_parameters(ExportQuery)},
+)
+@needs(Scope.NOTES_READ)
+async def export_notes(request: Request, service: ServiceDep) -> Response:
+    """All notes, or what changed behind a log position: a stream of lines, gzip where `Accept-Encoding` allows.
+
+    The first line names the position `begin`, the last one `end`. In between are notes and removals in the order of
+    their log positions. Applied in this order, they give the notes that the store has at `end`. A stream without a
+    last line was broken off: go on with `after`, the position of the last line that came, and `begun`, the first
+    line's `begin`.
+    """
+    query = read_query(ExportQuery, request)
+    if query.begun and query.after is None:
+        raise InvalidInput([FieldError("/query/begun", "needs `after`, the position of the last line that came")])
+    export = await Export.open(
+        service.store, service.index, query.after, query.begun, with_vectors=query.vectors is not None
+    )
+    lines = _lines(request, service, export, query.vectors)
+    first = await anext(lines)  # what fails up to here is answered with a problem
+    headers = {"Vary": "Accept-Encoding"}
+    stream = _chain(first, lines)
+    if takes_gzip(request.headers):
+        return NdjsonResponse(gzipped(stream), headers | {"Content-Encoding": "gzip"})
+    return NdjsonResponse(stream, headers)
+
+
+async def _lines(request: Request, service: Service, export: Export, form: VectorForm | None) -> AsyncIterator[bytes]:
+    """Yield the lines of an export, some at a time. A failure, and a key that was revoked, end it with a problem."""
+    with service.exports.take():
+        status, engine = service.index.status(), service.recommender.engine
+        yield first_line(export, engine.space, engine.dimension, status.vectors + status.other_space)
+        try:
+            async with aclosing(export.changes()) as batches:
+                async for changes in batches:
+                    if await request.is_disconnected():
+                        return
+                    await go_on(request)
+                    yield b"".join(change_line(change, form) for change in changes)
+        except NoteLLMError as error:
+            yield problem_line(problem_of(error))
+            return
+        yield last_line(export, len(service.store.unreadable))
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+@router.post(
+    "/notes/import",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"type": "array", "items": {"anyOf": [{"$ref": "#/components/schemas/ImportIn"}, {}]}}
+                }
+            },
+        }
+    },
+    status_code=207,
+    responses=documented(400, 413, 415, 422, 429, 503, 504),
+)
+@needs(Scope.ADMIN)
+async def import_notes(
+    request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: bool = False
+) -> ImportOut:
+    """Add notes of an export, up to `max_batch_notes`, with their vectors where these are of the model that serves.
+
+    A note of an id that there is stays as it is, unless you say `replace`.
+    """
+    check_media_type(request.headers)
+    items = await _read_list(await request.body(), service)
+    notes = [item for item in items if isinstance(item, NoteToImport)]
+    if len({note.note.id for note in notes}) < len(notes):
+        raise InvalidInput([FieldError("", "names an id twice")])
+    urgency = requested.for_list(service.settings)
+    outcomes: Iterator[ImportItem] = map(
+        ImportItem.of, await while_connected(request, urgency, service.importer.add(notes, replace, urgency))
+    )
+    return ImportOut(results=[next(outcomes) if isinstance(item, NoteToImport) else item for item in items])
+
+
+async def _read_list(body: bytes, service: Service) -> list[NoteToImport | ImportItem]:
+    """Return the notes of a list; for one that is not valid, its result. Raises MalformedBody, LimitExceeded."""
+    turns, items = Turns(), list[NoteToImport | ImportItem]()
+    async with aclosing(list_items(body, turns)) as raw_items:
+        async for raw in raw_items:
+            if len(items) == service.settings.max_batch_notes:
+                raise LimitExceeded("max_batch_notes", service.settings.max_batch_notes)
+            items.append(_read_item(raw, service, f"/{len(items)}"))
+            await turns.work(max(len(raw), MIN_ITEM_BYTES))
+    return items
+
+
+def _read_item(raw: bytes, service: Service, pointer: str) -> NoteToImport | ImportItem:
+    value = parse_json(raw, pointer)
+    try:
+        try:
+            note = ImportIn.model_validate(value).as_import()
+        except ValidationError as error:
+            raise invalid_note(error) from error
+        service.importer.check(note)
+        return note
+    except InvalidInput as error:
+        note_id = value.get("id") if isinstance(value, dict) else None
+        name = note_id[:128] if isinstance(note_id, str) else None
+        return ImportItem(id=name, status="rejected", problem=problem_of(error))

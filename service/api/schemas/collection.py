@@ -1,0 +1,203 @@
+"""GET /notes, POST /notes/get, POST /notes/delete and GET /changes."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.api.schemas.common import MAX_HASHTAGS, Name, NoteId, Time, Wire
+from service.api.schemas.filter import FilterIn
+from service.api.schemas.notes import NoteOut
+from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Changes
+from service.collection.listing import MAX_IDS, MAX_PAGE, Found, Page
+from service.collection.removal import Receipt
+from service.filters import Filter
+from service.records import LogEntry, StoredNote, Vector, position_key
+
+VectorForm = Literal["float", "base64"]
+"""How answers write a vector: as numbers, or as base64 of 32-bit floats, the lowest byte first."""
+Position = Annotated[
+    str,
+    StringConstraints(pattern=r"^\d{1,15}-\d{1,15}$"),
+    Field(examples=["1795704909866-0"], description="log position"),
+]
+
+
+class ListQuery(Wire):
+    """GET /notes. Several conditions all have to hold."""
+
+    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="`next_cursor` of the page before; with the same filters"
+    )
+    limit: int = Field(100, ge=1, le=MAX_PAGE)
+    category: Name | None = None
+    author: Name | None = None
+    hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
+    created_after: Time | None = Field(None, description="exclusive")
+    updated_after: Time | None = Field(None, description="of the last write, by the store's clock; exclusive")
+
+    def as_filter(self) -> Filter:
+        return Filter(
+            category=self.category,
+            author=self.author,
+            hashtags=tuple(self.hashtag),
+            created_after=self.created_after.timestamp() if self.created_after else None,
+        )
+
+    @property
+    def after(self) -> str:
+        """Log position behind which the list begins."""
+        milliseconds = int(self.updated_after.timestamp() * 1000) if self.updated_after else 0
+        return f"{milliseconds}-{2**63 - 1 if milliseconds else 0}"
+
+
+class ListOut(BaseModel):
+    """A page. It may be shorter than `limit`, also empty, and not the last one: that one has no `next_cursor`."""
+
+    notes: list[NoteOut]
+    next_cursor: str | None
+    log_position: str = Field(description="this page and those before have every write up to here")
+
+    @classmethod
+    def of(cls, page: Page) -> Self:
+        return cls(
+            notes=[NoteOut.of(stored) for stored in page.notes], next_cursor=page.cursor, log_position=page.position
+        )
+
+
+class GetIn(Wire):
+    ids: list[NoteId] = Field(min_length=1, max_length=MAX_IDS)
+    vectors: VectorForm | None = Field(
+        None, description="add `space` and `vector` to each note: as numbers, or as base64 of little-endian floats"
+    )
+
+
+class NoteWithVector(NoteOut):
+    """`space` names the model's vector space; vectors of two spaces cannot be compared."""
+
+    space: str | None = None
+    vector: list[float] | str | None = None
+
+    @classmethod
+    def with_vector(cls, stored: StoredNote, form: VectorForm | None) -> Self:
+        note = cls.of(stored)
+        if form is not None and stored.vector is not None:
+            note.space, note.vector = stored.space, encode_vector(stored.vector, form)
+        return note
+
+
+class GetOut(BaseModel):
+    """Notes in the order of the ids. `missing`: ids without a note. `unreadable`: ids of notes that the store has in a
+    form that cannot be read; a write or a removal heals them."""
+
+    notes: list[NoteWithVector]
+    missing: list[str]
+    unreadable: list[str]
+
+    @classmethod
+    def of(cls, found: Found, form: VectorForm | None) -> Self:
+        return cls(
+            notes=[NoteWithVector.with_vector(stored, form) for stored in found.notes],
+            missing=found.missing,
+            unreadable=found.unreadable,
+        )
+
+
+class RemoveIn(Wire):
+    """Either `ids` or `filter`."""
+
+    ids: list[NoteId] | None = Field(None, min_length=1, max_length=MAX_IDS)
+    filter: FilterIn | None = Field(None, description="notes to remove, by one condition or more")
+    dry_run: bool = Field(False, description="only say what would be removed")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.ids is None) == (self.filter is None):
+            raise PydanticCustomError("one_of", "give either ids or filter")
+        if self.filter is not None and not self.filter.as_filter().narrows:
+            raise PydanticCustomError("no_condition", "the filter has no condition; name one")
+        return self
+
+
+class ReceiptOut(BaseModel):
+    """Receipt of a removal, which is durable; of a dry run, what it would be.
+
+    A replica that has come to `log_position` has none of the notes; no answer of any replica contains them.
+    """
+
+    dry_run: bool
+    count: int
+    ids: list[str] | None = Field(description="in the order of their removal; null where there are more than `max_ids`")
+    ids_sha256: str = Field(description="SHA-256 of all ids in this order, each followed by a line feed")
+    log_position: str | None = Field(description="of the last removal; null where nothing was removed")
+    matched_position: str | None = Field(description="of a filter: the log position at which no note passed any more")
+    missing: list[str] = Field(description="ids without a note")
+    unreadable: int = Field(
+        description="notes that are known to be stored and cannot be read, so that no filter finds them"
+    )
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> Self:
+        return cls(
+            dry_run=receipt.dry_run,
+            count=receipt.count,
+            ids=receipt.ids,
+            ids_sha256=receipt.ids_sha256,
+            log_position=receipt.position,
+            matched_position=receipt.matched_position,
+            missing=receipt.missing,
+            unreadable=receipt.unreadable,
+        )
+
+
+class ChangesQuery(Wire):
+    """GET /changes."""
+
+    after: Position | None = Field(None, description="changes behind it; by default those that come from now on")
+    limit: int = Field(100, ge=1, le=MAX_CHANGES)
+    wait: float = Field(
+        0.0, ge=0, le=MAX_CHANGE_SECONDS, description="seconds to wait for a change", allow_inf_nan=False
+    )
+
+
+class ChangeOut(BaseModel):
+    """The note `id` was written (`put`) or removed (`delete`). `at`: the store's time of it."""
+
+    id: str
+    op: Literal["put", "delete"]
+    log_position: str
+    at: datetime
+
+    @classmethod
+    def of(cls, entry: LogEntry) -> Self:
+        at = datetime.fromtimestamp(position_key(entry.position)[0] / 1000, UTC)
+        return cls(id=entry.id, op="delete" if entry.removed else "put", log_position=entry.position, at=at)
+
+
+class ChangesOut(BaseModel):
+    """Changes in their order. `log_position`: pass it as `after` of the next request. `more`: there are later ones."""
+
+    changes: list[ChangeOut]
+    log_position: str
+    more: bool
+
+    @classmethod
+    def of(cls, changes: Changes) -> Self:
+        return cls(
+            changes=[ChangeOut.of(entry) for entry in changes.entries],
+            log_position=changes.position,
+            more=changes.more,
+        )
+
+
+def encode_vector(vector: Vector, form: VectorForm) -> list[float] | str:
+    """Write a vector in a form of VectorForm."""
+    if form == "float":
+        numbers: list[float] = vector.tolist()
+        return numbers
+    return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()

@@ -1,0 +1,159 @@
+"""Lines of GET /notes/export, and the notes among them as POST /notes/import takes them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, Field, StringConstraints
+
+from model.generation import CategoryProbability, Hashtag
+from service.api.schemas.collection import Position, VectorForm, encode_vector
+from service.api.schemas.common import MAX_HASHTAGS, Name, NoteId, Wire
+from service.api.schemas.notes import NoteIn, note_fields
+from service.api.schemas.problem import Problem
+from service.collection.export import Change, Export
+from service.collection.importing import NoteToImport, Outcome
+from service.errors import FieldError, InvalidInput
+from service.records import Generated, StoredNote, Vector
+
+VERSION = 1
+"""Version of the lines. Raise it when older readers would misread them."""
+MAX_VECTOR = 16_384
+"""Bound on the numbers of a vector that is imported."""
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class ExportQuery(Wire):
+    """GET /notes/export."""
+
+    after: Position | None = Field(None, description="only what changed behind it; by default all notes")
+    begun: Position | None = Field(
+        None, description="`begin` of an export that was broken off; with `after`: the position of its last line"
+    )
+    vectors: VectorForm | None = Field(None, description="add `vector` to each note")
+
+
+def first_line(export: Export, space: str, dimension: int, about: int) -> bytes:
+    """The line that begins an export. `about`: how many notes the tenant has, about."""
+    head = {"export": VERSION, "after": export.after, "begin": export.begin}
+    return _line(head | {"space": space, "dimension": dimension, "notes_about": about})
+
+
+def change_line(change: Change, form: VectorForm | None) -> bytes:
+    """The line of a note that was written or removed."""
+    if not isinstance(change, StoredNote):
+        return _line({"removed": change.id, "log_position": change.position})
+    line = note_fields(change.note) | {
+        "revision": change.revision,
+        "log_position": change.position,
+        "generated": _generated(change.generated),
+        "space": change.space,
+    }
+    if form is not None and change.vector is not None:
+        line["vector"] = encode_vector(change.vector, form)
+    return _line(line)
+
+
+def last_line(export: Export, unreadable: int) -> bytes:
+    """The line that ends an export; without it the export was broken off."""
+    counts = {"notes": export.notes, "removed": export.removals, "unreadable": unreadable}
+    return _line({"end": export.end} | counts)
+
+
+def problem_line(problem: Problem) -> bytes:
+    """The line that ends an export that failed."""
+    return _line({"problem": problem.model_dump(exclude_none=True)})
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return orjson.dumps(fields, option=orjson.OPT_UTC_Z) + b"\n"
+
+
+def _generated(generated: Generated) -> dict[str, Any] | None:
+    if generated.hashtags is None and generated.category is None:
+        return None
+    hashtags = generated.hashtags
+    return {
+        "hashtags": None if hashtags is None else [{"text": h.text, "score": h.score} for h in hashtags],
+        "category": generated.category
+        and {
+            "name": generated.category.name,
+            "probability": generated.category.probability,
+        },
+    }
+
+
+class ImportedHashtag(Wire):
+    text: Name
+    score: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ImportedCategory(Wire):
+    name: Name
+    probability: Probability
+
+
+class ImportedGenerated(Wire):
+    hashtags: list[ImportedHashtag] | None = Field(None, max_length=MAX_HASHTAGS)
+    category: ImportedCategory | None = None
+
+
+class ImportIn(NoteIn):
+    """A note as GET /notes/export writes it. Its vector is kept where `space` is that of the model that serves; else
+    the model reads the note. `revision` and `log_position` are ignored: the note gets others."""
+
+    id: NoteId
+    revision: int | None = None
+    log_position: Position | None = None
+    generated: ImportedGenerated | None = None
+    space: Annotated[str, StringConstraints(max_length=200)] | None = None
+    vector: (
+        Annotated[list[float], Field(max_length=MAX_VECTOR)]
+        | Annotated[str, StringConstraints(max_length=8 * MAX_VECTOR)]
+        | None
+    ) = Field(None, description="as numbers, or as base64 of little-endian floats")
+
+    def as_import(self) -> NoteToImport:
+        """Raises InvalidInput."""
+        generated = Generated()
+        if self.generated is not None:
+            hashtags, category = self.generated.hashtags, self.generated.category
+            generated = Generated(
+                None if hashtags is None else tuple(Hashtag(h.text, h.score) for h in hashtags),
+                None if category is None else CategoryProbability(category.name, category.probability),
+            )
+        return NoteToImport(self.as_note(), generated, self.space or "", _vector(self.vector))
+
+
+class ImportItem(BaseModel):
+    """One note's result, at its place in the request. `exists`: there is a note of this id, which was left as it is.
+    `vector`: whether it was kept, or the model read the note."""
+
+    id: str | None
+    status: Literal["created", "updated", "unchanged", "exists", "rejected"]
+    vector: Literal["kept", "read"] | None = None
+    problem: Problem | None = None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        vector = None if outcome.read is None else "read" if outcome.read else "kept"
+        return cls.model_validate({"id": outcome.id, "status": outcome.status, "vector": vector})
+
+
+class ImportOut(BaseModel):
+    results: list[ImportItem]
+
+
+def _vector(value: list[float] | str | None) -> Vector | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return np.array(value, np.float32)
+    try:
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput([FieldError("/vector", "is no base64 of 32-bit floats")]) from error

@@ -1,0 +1,342 @@
+"""`notellm export-notes` and `notellm import-notes`: all notes of a tenant to a file, and back, over HTTP."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import httpx2
+import orjson
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from service.cli.client import AsJson, Key, Url, bearer
+from service.cli.terminal import FAILED, complain, err, out
+
+VERSION = 1
+"""Version of the lines that are understood."""
+TIMEOUT_SECONDS = 300.0
+"""Bound on the wait for the next lines, or for the answer to a batch."""
+BATCH_SIZE = 100
+"""Notes of one request of an import."""
+RETRY_SECONDS = 0.5
+"""Pause before a request is sent again, where the service names none."""
+
+
+class ExportFailed(Exception):
+    """An export or an import cannot go on; the message says why, and what to do."""
+
+
+def export_notes(
+    file: Annotated[Path, typer.Argument(help="A new file; packed where its name ends with .gz.")],
+    *,
+    vectors: Annotated[bool, typer.Option(help="With the vectors, so that an import need not call the model.")] = True,
+    after: Annotated[str | None, typer.Option(help="Only what changed behind this log position.")] = None,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
+    url: Url,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write all notes to a file. Broken off, the same command goes on where it was."""
+    os.umask(0o077)  # the file is for its owner alone
+    _end(lambda: Download(file, url, api_key, vectors, after, patience).run(), as_json)
+
+
+def import_notes(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file of `notellm export-notes`.")],
+    *,
+    replace: Annotated[bool, typer.Option("--replace", help="Also notes of ids that there are already.")] = False,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
+    url: Url,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add the notes of an export. Vectors are kept where they are of the model that serves; else it reads the notes.
+    Broken off, the same command goes on. It needs a key with the scope admin."""
+    _end(lambda: Upload(file, url, api_key, replace, patience).run(), as_json)
+
+
+def _end(run: Any, as_json: bool) -> None:
+    """Run a job, and show its report."""
+    try:
+        report = run()
+    except (ExportFailed, OSError) as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from error
+    if as_json:
+        out.print_json(json.dumps(report))
+    else:
+        out.print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.items()), highlight=False)
+    if report.get("rejected"):
+        raise typer.Exit(FAILED)
+
+
+class Patience:
+    """Bounds how long a service may not answer. `seconds` begin with the first failure, and anew after a success."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline: float | None = None
+
+    def reset(self) -> None:
+        self._deadline = None
+
+    def pause(self, reason: str, seconds: float = RETRY_SECONDS) -> None:
+        """Wait before the next attempt. Raises ExportFailed when the time is over."""
+        self._deadline = self._deadline or time.monotonic() + self._seconds
+        if time.monotonic() + seconds > self._deadline:
+            raise ExportFailed(f"{reason} Run the same command again to go on.")
+        time.sleep(seconds)
+
+
+@dataclass(slots=True)
+class Download:
+    """One run of `notellm export-notes`. Lines go to FILE.part, which has the name FILE once the last one is there."""
+
+    file: Path
+    url: str
+    api_key: str | None
+    vectors: bool
+    after: str | None
+    patience: float
+
+    def run(self) -> dict[str, Any]:
+        """Raises ExportFailed, OSError."""
+        if self.file.exists():
+            raise ExportFailed(f"{self.file} is there already: name a new file")
+        started, patience = time.monotonic(), Patience(self.patience)
+        headers = bearer(self.api_key) | {"Accept-Encoding": "gzip"}
+        with httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client, _progress() as bars:
+            task = bars.add_task("exporting", total=None)
+            while (end := self._fetch(client, bars, task, patience)) is None:
+                pass
+        self._finish()
+        return {**end, "seconds": round(time.monotonic() - started, 1)}
+
+    @property
+    def _part(self) -> Path:
+        return self.file.with_name(f"{self.file.name}.part")
+
+    def _fetch(self, client: httpx2.Client, bars: Progress, task: Any, patience: Patience) -> dict[str, Any] | None:
+        """Fetch as much as comes. Return the last line, or None where the stream was broken off."""
+        head, last, done = self._resume()
+        query = {"vectors": "base64"} if self.vectors else {}
+        if head is not None:
+            query |= {"after": last or head["after"] or "0-0", "begun": head["begin"]}
+            bars.update(task, total=head["notes_about"] or None, completed=done)
+        elif self.after:
+            query["after"] = self.after
+        try:
+            with (
+                client.stream("GET", "/notes/export", params=query) as response,
+                self._part.open("ab") as part,
+            ):
+                if response.status_code != 200:
+                    _refused(response.status_code, response.read(), response.headers, patience)
+                    return None
+                return self._copy(response, part, bars, task, head is not None, patience)
+        except httpx2.TransportError as error:
+            patience.pause(f"{self.url} does not answer: {error}.")
+            return None
+
+    def _copy(
+        self, response: httpx2.Response, part: IO[bytes], bars: Progress, task: Any, resumed: bool, patience: Patience
+    ) -> dict[str, Any] | None:
+        """Append the lines of an answer. Return the last line, which counts all lines of the file."""
+        for text in response.iter_lines():
+            line = orjson.loads(text)
+            if "problem" in line:
+                patience.pause(f"the service broke the export off: {line['problem']['detail']}")
+                return None
+            if "export" in line:
+                if line["export"] != VERSION:
+                    raise ExportFailed(f"the service writes exports of version {line['export']}, not {VERSION}")
+                bars.update(task, total=line["notes_about"] or None)
+                if resumed:
+                    continue
+            patience.reset()
+            if "end" in line:
+                part.flush()
+                return self._append_end(part, line)
+            part.write(text.encode() + b"\n")
+            if "id" in line:
+                bars.advance(task)
+        patience.pause("the service broke the export off.")
+        return None
+
+    def _append_end(self, part: IO[bytes], line: dict[str, Any]) -> dict[str, Any]:
+        """Append the last line, with counts of the whole file."""
+        counts = _counts(self._part)
+        end = line | {"notes": counts["notes"], "removed": counts["removed"]}
+        part.write(orjson.dumps(end) + b"\n")
+        return end
+
+    def _resume(self) -> tuple[dict[str, Any] | None, str | None, int]:
+        """Return the first line of FILE.part, the position of its last one, and its notes; None where there is none.
+        A last line that was cut off is removed."""
+        if not self._part.exists():
+            return None, None, 0
+        head, last, notes, size = None, None, 0, 0
+        with self._part.open("rb") as part:
+            for text in part:
+                try:
+                    line = orjson.loads(text)
+                except orjson.JSONDecodeError:
+                    break
+                if not text.endswith(b"\n"):
+                    break
+                size += len(text)
+                head = head or line
+                last = line.get("log_position", last)
+                notes += "id" in line
+                if "end" in line:
+                    size -= len(text)  # it is told again
+        os.truncate(self._part, size)
+        if head is None:
+            return None, None, 0
+        if head["after"] != self.after:
+            raise ExportFailed(
+                f"{self._part} is of another export, after {head['after']}: remove it, or go on with that"
+            )
+        return head, last, notes
+
+    def _finish(self) -> None:
+        """Give the file its name, packed where that says so."""
+        with self._part.open("rb") as part:
+            os.fsync(part.fileno())
+            if self.file.suffix == ".gz":
+                packed = self.file.with_name(f"{self.file.name}.new")
+                with gzip.open(packed, "wb", compresslevel=6) as target:
+                    shutil.copyfileobj(part, target)
+                packed.replace(self.file)
+        if self.file.suffix == ".gz":
+            self._part.unlink()
+        else:
+            self._part.replace(self.file)
+
+
+@dataclass(slots=True)
+class Upload:
+    """One run of `notellm import-notes`."""
+
+    file: Path
+    url: str
+    api_key: str | None
+    replace: bool
+    patience: float
+
+    def run(self) -> dict[str, Any]:
+        """Raises ExportFailed, OSError."""
+        started, last_lines = time.monotonic(), self._check()
+        counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, rejected=0)
+        vectors: Counter[str] = Counter(kept=0, read=0)
+        patience = Patience(self.patience)
+        headers = bearer(self.api_key) | {"Content-Type": "application/json"}
+        with httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client, _progress() as bars:
+            task = bars.add_task("importing", total=len(last_lines))
+            notes = (text for number, text in self._lines() if number in last_lines)
+            while batch := list(islice(notes, BATCH_SIZE)):
+                for item in self._post(client, batch, patience):
+                    counts[item["status"]] += 1
+                    vectors[item["vector"] or "none"] += 1
+                    if item["problem"]:
+                        complain(f"{item['id']}: {item['problem']['detail']} {item['problem'].get('errors', '')}")
+                bars.advance(task, len(batch))
+        if vectors["read"]:
+            err.print(
+                f"{vectors['read']} notes were read by the model: their vectors are of another one, or not in the file"
+            )
+        report = {**counts, "vectors_kept": vectors["kept"], "vectors_read": vectors["read"]}
+        return {**report, "seconds": round(time.monotonic() - started, 1)}
+
+    def _check(self) -> set[int]:
+        """Read the file once; return the numbers of the lines that are to be added: of each note the last one. Raises
+        ExportFailed for a file that is no whole export."""
+        last: dict[str, int] = {}
+        counted: Counter[str] = Counter()
+        head = end = None
+        for number, text in self._lines():
+            try:
+                line = orjson.loads(text)
+                head = head or line
+                if "removed" in line and "end" not in line:
+                    counted["removed"] += 1
+                    last.pop(line["removed"], None)
+                elif "id" in line:
+                    counted["notes"] += 1
+                    last[line["id"]] = number
+                end = line if "end" in line else None
+            except (orjson.JSONDecodeError, TypeError) as error:
+                raise ExportFailed(f"line {number} of {self.file} is none of an export: {error}") from error
+        if head is None or head.get("export") != VERSION:
+            raise ExportFailed(f"{self.file} is no export of version {VERSION}")
+        if head["after"] is not None:
+            raise ExportFailed(
+                f"{self.file} has only what changed after {head['after']}; import an export of all notes"
+            )
+        if end is None or (end["notes"], end["removed"]) != (counted["notes"], counted["removed"]):
+            raise ExportFailed(f"{self.file} is not whole: the export was broken off, or lines are missing")
+        return set(last.values())
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines of the file with their numbers."""
+        with gzip.open(self.file) if self.file.suffix == ".gz" else self.file.open("rb") as file:
+            yield from enumerate(file, 1)
+
+    def _post(self, client: httpx2.Client, batch: list[bytes], patience: Patience) -> list[Any]:
+        """Return the results of one batch."""
+        body = b"[" + b",".join(batch) + b"]"
+        while True:
+            try:
+                response = client.post("/notes/import", content=body, params={"replace": self.replace})
+                if response.status_code == 207:
+                    patience.reset()
+                    results: list[Any] = response.json()["results"]
+                    return results
+                _refused(response.status_code, response.content, response.headers, patience)
+            except httpx2.TransportError as error:
+                patience.pause(f"{self.url} does not answer: {error}.")
+
+
+def _refused(status: int, body: bytes, headers: httpx2.Headers, patience: Patience) -> None:
+    """Wait where the service says that it can be tried again. Raises ExportFailed."""
+    try:
+        reason = str(orjson.loads(body)["detail"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        reason = f"an answer of status {status}"
+    if status not in (409, 429, 503, 504):
+        raise ExportFailed(f"the service refused: {reason}")
+    patience.pause(reason, float(headers.get("retry-after", RETRY_SECONDS)))
+
+
+def _counts(path: Path) -> Counter[str]:
+    """Count the notes and removals of a file."""
+    counts: Counter[str] = Counter()
+    with path.open("rb") as file:
+        for text in file:
+            line = orjson.loads(text)
+            counts["notes"] += "id" in line
+            counts["removed"] += "removed" in line
+    return counts
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed} notes"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )

@@ -1,0 +1,74 @@
+"""The change feed: what was written and removed behind a log position, for other systems."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service.collection.log_reach import check_reaches
+from service.collection.places import Places
+from service.errors import IndexBehind
+from service.interfaces import NoteIndex, NoteStore
+from service.read_time import ReadTime
+from service.records import LogEntry, position_key
+
+MAX_CHANGES = 1000
+"""Bound on the changes of one answer, published at GET /limits."""
+MAX_CHANGE_SECONDS = 30.0
+"""Bound on the wait for a change, published at GET /limits."""
+MAX_CHANGE_WAITERS = 1000
+"""Bound on the requests of one tenant at one process that wait for a change, published at GET /limits."""
+STEP_SECONDS = 1.0
+"""How often a request that waits looks whether the process ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Changes in the order of the log. `position`: behind which the next ones are; `more`: whether there are any."""
+
+    entries: Sequence[LogEntry]
+    position: str
+    more: bool
+
+
+class ChangeFeed:
+    """The change feed of one tenant. `waiters`: places for requests that wait."""
+
+    def __init__(self, store: NoteStore, index: NoteIndex, waiters: Places) -> None:
+        self._store = store
+        self._index = index
+        self._waiters = waiters
+
+    async def read(
+        self, after: str | None, limit: int, seconds: float = 0.0, is_ending: Callable[[], bool] = lambda: False
+    ) -> Changes:
+        """Return up to `limit` changes behind the position `after`, by default the end of the log. Where there are
+        none, wait for one for `seconds`, or until the process `is_ending`. Raises LogCut, InvalidInput,
+        TooManyWaiting, StoreUnavailable."""
+        if after is None:
+            after = (await ReadTime().wait(self._store.log_bounds())).last
+        changes = await self._read(after, limit)
+        if changes.entries or not seconds:
+            return changes
+        with self._waiters.take():
+            await self._wait_beyond(changes.position, seconds, is_ending)
+        return await self._read(changes.position, limit)
+
+    async def _read(self, after: str, limit: int) -> Changes:
+        entries, bounds = await ReadTime().wait(self._store.read_log(after, limit, 0.0))
+        check_reaches(bounds, after)
+        position = entries[-1].position if entries else after
+        changes = [entry for entry in entries if entry.id]
+        return Changes(changes, position, position_key(position) < position_key(bounds.last))
+
+    async def _wait_beyond(self, position: str, seconds: float, is_ending: Callable[[], bool]) -> None:
+        """Return once the index, which follows the log, has come beyond a position: no waiter asks the store."""
+        milliseconds, sequence = position_key(position)
+        until = asyncio.get_running_loop().time() + seconds
+        while not is_ending() and (left := until - asyncio.get_running_loop().time()) > 0:
+            try:
+                await self._index.wait_for(f"{milliseconds}-{sequence + 1}", min(left, STEP_SECONDS))
+                return
+            except IndexBehind:
+                continue

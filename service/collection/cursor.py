@@ -1,0 +1,43 @@
+"""Cursors of lists: where the next page begins, bound to the filters of the first one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import fields
+
+from service.errors import FieldError, InvalidInput
+from service.filters import Filter
+
+CURSOR = re.compile(r"(\d{1,20}-\d{1,20}) ([0-9a-f]{16})")
+
+
+def encode_cursor(position: str, where: Filter, begin: str) -> str:
+    """Return the cursor of the page behind a log position, of a list that began behind `begin`. Nothing in it is
+    secret, and it is not signed: one that was made up is another position."""
+    return base64.urlsafe_b64encode(f"{position} {_digest(where, begin)}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, where: Filter, begin: str) -> str:
+    """Return the position of a cursor. Raises InvalidInput for one that is none, or of a list with other filters."""
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
+    except ValueError:
+        text = ""
+    match = CURSOR.fullmatch(text)
+    if match is None:
+        raise InvalidInput([FieldError("/query/cursor", "is none; take `next_cursor` of the page before")])
+    if match[2] != _digest(where, begin):
+        raise InvalidInput([FieldError("/query/cursor", "is of a list with other filters; begin without a cursor")])
+    return match[1]
+
+
+def _digest(where: Filter, begin: str) -> str:
+    values = [("begin", begin), *((field.name, _sorted(getattr(where, field.name))) for field in fields(where))]
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def _sorted(value: object) -> object:
+    """Return a set in an order that is the same in every process."""
+    return sorted(value) if isinstance(value, frozenset) else value

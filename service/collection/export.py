@@ -1,0 +1,84 @@
+"""Export: all notes of a tenant, or what changed behind a log position, as a stream of changes in the log's order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from service.collection.log_order import LogOrderReader
+from service.collection.log_reach import check_reaches
+from service.filters import Filter
+from service.interfaces import NoteIndex, NoteStore
+from service.read_time import ReadTime
+from service.records import ORIGIN, LogEntry, StoredNote, position_key
+
+BATCH_SIZE = 500
+"""Notes that are read from the store at a time."""
+LOG_BATCH_SIZE = 1000
+"""Log entries that are read at a time."""
+MAX_EXPORTS = 4
+"""Bound on the exports of one tenant that run at one process, published at GET /limits."""
+Change = StoredNote | LogEntry
+"""A note that was written, or the entry of a removal."""
+
+
+class Export:
+    """An export. Its changes, applied in their order to nothing, or to what the store had at the position `after`, give
+    what the store has at the position `end`: each note that was put replaces the one of its id.
+
+    `begin`: removals behind this position are among the changes. A note that has expired leaves by itself.
+    """
+
+    def __init__(self, store: NoteStore, reader: LogOrderReader, after: str | None, begin: str) -> None:
+        self.after = after
+        self.begin = begin
+        self.notes = self.removals = 0
+        """Changes that were returned so far, by their kind."""
+        self._store = store
+        self._reader = reader
+        self._log_cursor = max(begin, after or ORIGIN, key=position_key)
+        """Removals up to here were returned."""
+
+    @classmethod
+    async def open(
+        cls,
+        store: NoteStore,
+        index: NoteIndex,
+        after: str | None = None,
+        begun: str | None = None,
+        *,
+        with_vectors: bool = False,
+    ) -> Export:
+        """Begin an export of all notes, or of what changed behind `after`. `begun`: `begin` of an export that was
+        broken off at `after`, and is gone on with. Raises InvalidInput, LogCut, StoreUnavailable."""
+        bounds = await ReadTime().wait(store.log_bounds())
+        if after is not None:
+            check_reaches(bounds, max(after, begun or ORIGIN, key=position_key))
+        begin = begun or after or bounds.last
+        reader = LogOrderReader(store, index, Filter(), after or ORIGIN, with_vectors=with_vectors)
+        return cls(store, reader, after, begin)
+
+    @property
+    def end(self) -> str:
+        """The position at which the store has what the changes give, once all were returned."""
+        return self._reader.cursor
+
+    async def changes(self) -> AsyncGenerator[list[Change]]:
+        """Yield the changes in the order of their positions, some at a time. Raises StoreUnavailable, IndexBehind,
+        LogCut."""
+        while not self._reader.ended:
+            notes = await self._reader.read(BATCH_SIZE)
+            removals = await self._read_removals(self._reader.cursor)
+            self.notes += len(notes)
+            self.removals += len(removals)
+            yield sorted([*notes, *removals], key=lambda change: position_key(change.position))
+
+    async def _read_removals(self, until: str) -> list[LogEntry]:
+        """Return the removals that were not returned yet, up to a position."""
+        removals: list[LogEntry] = []
+        while position_key(self._log_cursor) < position_key(until):
+            entries, bounds = await ReadTime().wait(self._store.read_log(self._log_cursor, LOG_BATCH_SIZE, 0.0))
+            check_reaches(bounds, self._log_cursor)
+            within = [entry for entry in entries if position_key(entry.position) <= position_key(until)]
+            removals += [entry for entry in within if entry.removed]
+            self._log_cursor = within[-1].position if within and within == entries else until
+        return removals

@@ -1,0 +1,128 @@
+"""Import of notes that were exported, with their vectors where these are of the model that serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from model.note import Note
+from service.adding import Generate
+from service.admission import Urgency
+from service.errors import FieldError, InvalidInput, PreconditionFailed
+from service.interfaces import NoteStore
+from service.recommender import WAIT_SECONDS, Recommender
+from service.records import Condition, Generated, StoredNote, Vector, Write, position_key
+from service.replay import written_status
+
+UNIT_TOLERANCE = 1e-3
+"""How far the length of a vector may be from 1."""
+GENERATED_HASHTAGS = 5
+"""Hashtags that are generated anew for a note that had some and is read again."""
+NEW = Condition(negated=True)
+"""That there is no note of the id."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteToImport:
+    """A note with an id, what a model made of it, and the space of that model; `vector` None where it is not known."""
+
+    note: Note
+    generated: Generated
+    space: str
+    vector: Vector | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a note. `status`: created, updated, unchanged, or exists. `read`: whether the model read it; None
+    where nothing was to be done."""
+
+    id: str
+    status: str
+    read: bool | None = None
+
+
+class Importer:
+    """Adds exported notes to one tenant."""
+
+    def __init__(self, recommender: Recommender, store: NoteStore) -> None:
+        self._recommender = recommender
+        self._store = store
+
+    def check(self, note: NoteToImport) -> None:
+        """Check a vector that would be kept. Raises InvalidInput."""
+        if not self._keeps_vector(note):
+            return
+        vector, dimension = note.vector, self._recommender.engine.dimension
+        if vector is None or vector.shape != (dimension,):
+            raise InvalidInput([FieldError("/vector", f"must have {dimension} numbers, as its space has")])
+        if not np.isfinite(vector).all() or abs(float(np.linalg.norm(vector)) - 1) > UNIT_TOLERANCE:
+            raise InvalidInput([FieldError("/vector", "must have the length 1")])
+
+    async def add(self, notes: Sequence[NoteToImport], replaces: bool, urgency: Urgency) -> list[Outcome]:
+        """Add notes of distinct ids, which were checked. On return they are durable and searchable here. `replaces`:
+        also those that there are already. Raises QueueFull, EngineFailed, StoreUnavailable, IndexBehind."""
+        known = await self._store.get([note.note.id for note in notes], with_vectors=True)
+        outcomes: dict[str, Outcome] = {}
+        to_write: list[StoredNote] = []
+        to_read: list[NoteToImport] = []
+        for note, old in zip(notes, known, strict=True):
+            if old is not None and not replaces:
+                outcomes[note.note.id] = Outcome(note.note.id, "exists")
+            elif not self._keeps_vector(note):
+                to_read.append(note)
+            elif isinstance(old, StoredNote) and _is_same(note, old):
+                outcomes[note.note.id] = Outcome(note.note.id, "unchanged", read=False)
+            else:
+                to_write.append(StoredNote(note.note, note.space, note.vector, note.generated))
+        condition = None if replaces else NEW
+        results = await asyncio.gather(
+            self._write(to_write, condition), *(self._read(note, condition, urgency) for note in to_read)
+        )
+        outcomes |= {outcome.id: outcome for group in results for outcome in group}
+        return [outcomes[note.note.id] for note in notes]
+
+    def _keeps_vector(self, note: NoteToImport) -> bool:
+        return note.vector is not None and note.space == self._recommender.engine.space
+
+    async def _write(self, notes: Sequence[StoredNote], condition: Condition | None) -> list[Outcome]:
+        """Write notes with the vectors that they have."""
+        written = await self._store.put([Write(note, condition) for note in notes])
+        if positions := [write.position for write in written if write]:
+            await self._recommender.index.wait_for(max(positions, key=position_key), WAIT_SECONDS)
+        return [
+            Outcome(note.note.id, written_status(write.revision), read=False)
+            if write
+            else Outcome(note.note.id, "exists")
+            for note, write in zip(notes, written, strict=True)
+        ]
+
+    async def _read(self, note: NoteToImport, condition: Condition | None, urgency: Urgency) -> list[Outcome]:
+        """Have the model read a note, and generate what it had generated."""
+        generated = note.generated
+        generate = Generate(GENERATED_HASHTAGS if generated.hashtags else 0, generated.category is not None)
+        try:
+            added = await self._recommender.put(note.note, generate, condition, urgency)
+        except PreconditionFailed:
+            return [Outcome(note.note.id, "exists")]
+        return [Outcome(note.note.id, added.status, read=True)]
+
+
+def _is_same(note: NoteToImport, old: StoredNote) -> bool:
+    """Return whether a note is stored as it would be imported."""
+    new = (_rounded(note.note), note.space, note.generated)
+    same = new == (_rounded(old.note), old.space, old.generated)
+    return same and old.vector is not None and note.vector is not None and np.array_equal(old.vector, note.vector)
+
+
+def _rounded(note: Note) -> Note:
+    """Return a note with its times in microseconds, as an export writes them."""
+    created, expires = note.created_at, note.expires_at
+    return replace(
+        note,
+        created_at=None if created is None else round(created, 6),
+        expires_at=None if expires is None else round(expires, 6),
+    )

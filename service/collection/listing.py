@@ -1,0 +1,68 @@
+"""Reading notes: some by their ids, and all of them page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.collection.cursor import decode_cursor, encode_cursor
+from service.collection.log_order import LogOrderReader
+from service.filters import Filter
+from service.interfaces import NoteIndex, NoteStore
+from service.read_time import ReadTime
+from service.records import StoredNote, Unreadable
+
+MAX_IDS = 1000
+"""Bound on the ids of one request, published at GET /limits."""
+MAX_PAGE = 1000
+"""Bound on the notes of a page, published at GET /limits."""
+MAX_READS = 20
+"""Bound on the reads for one page. After a change of the model each read may have no note that passes the filter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Notes in the order of the ids that were asked for; ids without a note, and of notes that cannot be read."""
+
+    notes: list[StoredNote]
+    missing: list[str]
+    unreadable: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a list. `cursor`: of the next page, None behind the last one. `position`: every write up to it is in
+    this page, or in those before."""
+
+    notes: list[StoredNote]
+    cursor: str | None
+    position: str
+
+
+async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool = False) -> Found:
+    """Return the notes of some ids. Raises StoreUnavailable."""
+    known = await ReadTime().wait(store.get(ids, with_vectors=with_vectors))
+    return Found(
+        notes=[note for note in known if isinstance(note, StoredNote)],
+        missing=[note_id for note_id, note in zip(ids, known, strict=True) if note is None],
+        unreadable=[note.id for note in known if isinstance(note, Unreadable)],
+    )
+
+
+async def list_notes(
+    store: NoteStore, index: NoteIndex, where: Filter, after: str, limit: int, cursor: str | None = None
+) -> Page:
+    """Return a page of the notes that pass a filter, in the order of their last writes, of those behind the position
+    `after` and behind the page of `cursor`. Raises InvalidInput, StoreUnavailable, IndexBehind.
+
+    A note that is not written meanwhile is in exactly one page. One that is written again may be in another page too,
+    and one that was removed before a page was asked for is not in it.
+    """
+    begin = after if cursor is None else decode_cursor(cursor, where, after)
+    reader = LogOrderReader(store, index, where, begin)
+    notes: list[StoredNote] = []
+    for _ in range(MAX_READS):
+        notes += await reader.read(limit - len(notes))
+        if reader.ended or len(notes) == limit:
+            break
+    return Page(notes, None if reader.ended else encode_cursor(reader.cursor, where, after), reader.cursor)

@@ -1,0 +1,64 @@
+"""LogOrderReader: reads notes in the order of their last writes, while others write."""
+
+from __future__ import annotations
+
+from service.filters import Filter
+from service.interfaces import NoteIndex, NoteStore
+from service.read_time import READ_SECONDS, ReadTime
+from service.records import ORIGIN, StoredNote, Unreadable, WrittenRow, position_key
+
+
+class LogOrderReader:
+    """Reads the notes that pass `where` and were last written behind the position `after`.
+
+    `cursor`: every such note that was written at this position at the latest, and not again, has been read. `ended`:
+    the notes that were read are all that there were at `cursor`, which is then the end that the log had; what was
+    written since then can still be read. The index names the notes, the store is asked for each.
+    """
+
+    def __init__(
+        self,
+        store: NoteStore,
+        index: NoteIndex,
+        where: Filter,
+        after: str = ORIGIN,
+        *,
+        with_vectors: bool = False,
+    ) -> None:
+        self.cursor = after
+        self.ended = False
+        self._store = store
+        self._index = index
+        self._where = where
+        self._with_vectors = with_vectors
+        self._needed = ORIGIN
+        """Position that the end must have reached: notes that were met before it have changed there."""
+
+    async def read(self, count: int) -> list[StoredNote]:
+        """Return the next notes, `count` or fewer, also none. A note that has changed since the index saw it is read
+        later, at its new position. Raises StoreUnavailable, IndexBehind."""
+        time_left = ReadTime()
+        log_end = (await time_left.wait(self._store.log_bounds())).last
+        await self._index.wait_for(log_end, READ_SECONDS)
+        written = await self._index.written(self.cursor, count, self._where)
+        ids = [row.id for row in written.rows]
+        notes = await time_left.wait(self._store.get(ids, with_vectors=self._with_vectors))
+        current = [note for row, note in zip(written.rows, notes, strict=True) if _is_current(row, note)]
+        if len(current) < len(notes):
+            self.read_beyond((await time_left.wait(self._store.log_bounds())).last)
+        if len(written.rows) < count:
+            self.cursor = written.until
+            self.ended = position_key(self.cursor) >= position_key(self._needed)
+        else:
+            self.cursor = written.rows[-1].position
+        return [note for note in current if isinstance(note, StoredNote) and self._where.accepts(note)]
+
+    def read_beyond(self, position: str) -> None:
+        """Have the end lie at `position` or later."""
+        self._needed = max(self._needed, position, key=position_key)
+        self.ended = False
+
+
+def _is_current(row: WrittenRow, note: StoredNote | Unreadable | None) -> bool:
+    """Return whether the store has the note as it was last written when the index saw it."""
+    return isinstance(note, StoredNote) and note.position == row.position

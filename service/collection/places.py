@@ -1,0 +1,28 @@
+"""Places: a bound on requests of a kind that run at one time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from service.errors import TooManyWaiting
+
+
+class Places:
+    """`limit` places, published at GET /limits as `bound`."""
+
+    def __init__(self, bound: str, limit: int) -> None:
+        self._bound = bound
+        self._limit = limit
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[None]:
+        """Hold a place for the block. Raises TooManyWaiting where none is free."""
+        if self._taken >= self._limit:
+            raise TooManyWaiting(self._bound, self._limit)
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1

@@ -1,0 +1,154 @@
+"""Removing many notes: by their ids, or all that pass a filter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+from pydantic import TypeAdapter
+
+from service.admission import Urgency
+from service.claims import Claims
+from service.collection.log_order import LogOrderReader
+from service.filters import Filter
+from service.interfaces import NoteIndex, NoteStore
+from service.records import ORIGIN, Attempt, Condition, Remembered
+
+BATCH_SIZE = 500
+"""Notes that are removed in one round trip to the store."""
+MAX_LISTED = 1000
+"""Bound on the ids that a receipt lists, published at GET /limits; where there are more it has their digest alone."""
+WAIT_SECONDS = 10.0
+"""Bound on the wait for the index to show the removals; normally it is milliseconds behind the log."""
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Receipt of a removal of many notes; of a dry run, what it would be.
+
+    `ids`: of the removed notes in the order of their removal; None where there are more than MAX_LISTED.
+    `ids_sha256`: SHA-256 of all of them in this order, each followed by a line feed. `position`: of the last removal,
+    None where nothing was removed. `matched_position`: of a filter, the position at which no note passed it any more.
+    `missing`: ids without a note. `unreadable`: how many notes are known that cannot be read, so that no filter can be
+    tested on them.
+    """
+
+    dry_run: bool
+    count: int
+    ids: list[str] | None
+    ids_sha256: str
+    position: str | None = None
+    matched_position: str | None = None
+    missing: list[str] = field(default_factory=list)
+    unreadable: int = 0
+
+
+RECEIPT = TypeAdapter(Receipt)
+
+
+class _Tally:
+    """Counts removed notes for a receipt."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self._count = 0
+        self._ids: list[str] = []
+        self._digest: Any = hashlib.sha256()
+        self._position: str | None = None
+
+    def add(self, note_id: str, position: str | None) -> None:
+        self._count += 1
+        if self._count <= MAX_LISTED:
+            self._ids.append(note_id)
+        self._digest.update(note_id.encode() + b"\n")
+        self._position = position
+
+    def receipt(self, dry_run: bool) -> Receipt:
+        ids = self._ids if self._count <= MAX_LISTED else None
+        return Receipt(dry_run, self._count, ids, self._digest.hexdigest(), self._position, missing=self.missing)
+
+
+class Remover:
+    """Removes notes of one tenant: on return a removal is durable, and no search of this replica finds the notes. What
+    was removed before a failure or a deadline stays removed; repeated, the request goes on with the rest."""
+
+    def __init__(self, store: NoteStore, index: NoteIndex, claims: Claims) -> None:
+        self._store = store
+        self._index = index
+        self._claims = claims
+
+    async def remove(
+        self, what: Sequence[str] | Filter, urgency: Urgency, attempts: Sequence[Attempt] = ()
+    ) -> tuple[Receipt, bool]:
+        """Remove the notes of these ids, or those that pass a filter. Return the receipt, and whether it is that of an
+        earlier attempt. Raises StoreUnavailable, IndexBehind, KeyInUse, KeyReused."""
+        async with self._claims.hold(attempts, urgency) as claims:
+            if claims and (earlier := claims[0].earlier):
+                receipt = RECEIPT.validate_json(earlier.answer)
+            else:
+                receipt = await (self._remove_matching(what) if isinstance(what, Filter) else self._remove_ids(what))
+                if claims:
+                    answer = RECEIPT.dump_json(receipt)
+                    await self._store.remember_end(Remembered(claims[0], answer), receipt.position or ORIGIN)
+                log.info("notes_removed", count=receipt.count, position=receipt.position)
+            if receipt.position:
+                await self._index.wait_for(receipt.position, WAIT_SECONDS)
+            return receipt, bool(claims and claims[0].earlier)
+
+    async def try_out(self, what: Sequence[str] | Filter) -> Receipt:
+        """Return the receipt that a removal would have now, and remove nothing."""
+        tally = _Tally()
+        if not isinstance(what, Filter):
+            for batch in _batches(what):
+                for note_id, note in zip(batch, await self._store.get(batch), strict=True):
+                    if note is None:
+                        tally.missing.append(note_id)
+                    else:
+                        tally.add(note_id, None)
+            return tally.receipt(dry_run=True)
+        reader = LogOrderReader(self._store, self._index, what)
+        while not reader.ended:
+            for stored in await reader.read(BATCH_SIZE):
+                tally.add(stored.note.id, None)
+        return self._with_match(tally.receipt(dry_run=True), reader)
+
+    async def _remove_ids(self, ids: Collection[str]) -> Receipt:
+        tally = _Tally()
+        for batch in _batches(ids):
+            positions = await self._store.delete_all([(note_id, None) for note_id in batch])
+            for note_id, position in zip(batch, positions, strict=True):
+                if position is None:
+                    tally.missing.append(note_id)
+                else:
+                    tally.add(note_id, position)
+        return tally.receipt(dry_run=False)
+
+    async def _remove_matching(self, where: Filter) -> Receipt:
+        """Remove what passes the filter until nothing does. A note is removed only as it was when it was tested: one
+        that is rewritten in between is read again, and stays where it does not pass any more."""
+        tally = _Tally()
+        reader = LogOrderReader(self._store, self._index, where)
+        while not reader.ended:
+            notes = await reader.read(BATCH_SIZE)
+            conditions = [(stored.note.id, Condition((stored.position,))) for stored in notes]
+            positions = await self._store.delete_all(conditions)
+            for stored, position in zip(notes, positions, strict=True):
+                if position is not None:
+                    tally.add(stored.note.id, position)
+            if None in positions:
+                reader.read_beyond((await self._store.log_bounds()).last)
+        return self._with_match(tally.receipt(dry_run=False), reader)
+
+    def _with_match(self, receipt: Receipt, reader: LogOrderReader) -> Receipt:
+        return replace(receipt, matched_position=reader.cursor, unreadable=len(self._store.unreadable))
+
+
+def _batches(ids: Collection[str]) -> Iterator[list[str]]:
+    """Yield the ids in their order, each once, BATCH_SIZE at a time."""
+    distinct = list(dict.fromkeys(ids))
+    for begin in range(0, len(distinct), BATCH_SIZE):
+        yield distinct[begin : begin + BATCH_SIZE]

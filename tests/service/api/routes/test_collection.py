@@ -1,0 +1,370 @@
+"""GET /notes, POST /notes/get, POST /notes/delete and GET /changes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.service.api.conftest import Serve, eventually_true
+
+
+@pytest.fixture(scope="module")
+def own_url(serve: Serve) -> Iterator[str]:
+    with serve() as address:
+        yield address
+
+
+@pytest.fixture
+def notes(own_url: str) -> Iterator[httpx2.Client]:
+    """A client of a service that has no notes at the beginning of each test."""
+    with httpx2.Client(base_url=own_url, timeout=60) as client:
+        for note in list_all(client):
+            client.delete(f"/notes/{note['id']}")
+        yield client
+
+
+def add(client: httpx2.Client, *ids: str, **fields: Any) -> list[str]:
+    """Add notes, and return their log positions."""
+    answer = client.post("/notes", json=[{"id": note_id, "title": note_id} | fields for note_id in ids])
+    assert answer.status_code == 207, answer.text
+    return [result["log_position"] for result in answer.json()["results"]]
+
+
+def list_all(client: httpx2.Client, **query: Any) -> list[dict[str, Any]]:
+    """Return the notes of all pages."""
+    found: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        answer = client.get("/notes", params=query | cursor)
+        assert answer.status_code == 200, answer.text
+        found += answer.json()["notes"]
+        if answer.json()["next_cursor"] is None:
+            return found
+        cursor = {"cursor": answer.json()["next_cursor"]}
+
+
+def ids_of(notes: list[dict[str, Any]]) -> list[str]:
+    return [note["id"] for note in notes]
+
+
+# POST /notes/get
+
+
+def test_notes_by_ids_come_in_the_order_of_the_ids(notes: httpx2.Client) -> None:
+    add(notes, "a", "b", "c")
+    answer = notes.post("/notes/get", json={"ids": ["c", "nobody", "a", "c"]}).json()
+    assert (ids_of(answer["notes"]), answer["missing"], answer["unreadable"]) == (["c", "a", "c"], ["nobody"], [])
+    assert answer["notes"][1] == notes.get("/notes/a").json() | {"space": None, "vector": None}
+
+
+def test_vectors_of_notes_are_the_same_in_both_forms(notes: httpx2.Client) -> None:
+    add(notes, "a")
+    (numbers,) = notes.post("/notes/get", json={"ids": ["a"], "vectors": "float"}).json()["notes"]
+    (text,) = notes.post("/notes/get", json={"ids": ["a"], "vectors": "base64"}).json()["notes"]
+    vector = np.frombuffer(base64.b64decode(text["vector"]), "<f4")
+    assert numbers["vector"] == vector.tolist()
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    assert numbers["space"] == text["space"] == notes.get("/readyz").json()["space"]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"ids": []}, "/ids"),
+        ({"ids": ["a"] * 1001}, "/ids"),
+        ({"ids": ["a b"]}, "/ids/0"),
+        ({"ids": ["a"], "vectors": "int8"}, "/vectors"),
+        ({"ids": ["a"], "vector": "float"}, "/vector"),
+    ],
+)
+def test_get_that_is_not_valid_is_refused(notes: httpx2.Client, body: dict[str, Any], pointer: str) -> None:
+    answer = notes.post("/notes/get", json=body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+# GET /notes
+
+
+def test_list_is_in_the_order_of_the_last_writes(notes: httpx2.Client) -> None:
+    add(notes, "a", "b", "c", "d")
+    notes.patch("/notes/b", json={"author": "tom"})
+    notes.delete("/notes/c")
+    listed = list_all(notes, limit=1)
+    assert ids_of(listed) == ["a", "d", "b"]
+    assert listed == [notes.get(f"/notes/{note_id}").json() for note_id in ("a", "d", "b")]
+
+
+def test_list_has_the_notes_that_pass_its_filters(notes: httpx2.Client) -> None:
+    add(notes, "a", author="tom", category="Food", hashtags=["Soup"], created_at="2026-01-01T00:00:00Z")
+    add(notes, "b", author="tom", category="Travel", created_at="2026-02-01T00:00:00Z")
+    add(notes, "c", author="ann", category="Food", created_at="2026-03-01T00:00:00Z")
+    assert ids_of(list_all(notes, author="tom", limit=1)) == ["a", "b"]
+    assert ids_of(list_all(notes, category="Food")) == ["a", "c"]
+    assert ids_of(list_all(notes, hashtag="soup")) == ["a"]
+    assert ids_of(list_all(notes, created_after="2026-01-15T00:00:00Z", category="Food")) == ["c"]
+    assert list_all(notes, author="nobody") == []
+
+
+def test_list_updated_after_a_time_begins_there(notes: httpx2.Client) -> None:
+    (first,) = add(notes, "a")
+    after = int(first.partition("-")[0]) / 1000
+    eventually_true(lambda: time.time() > after + 0.01)
+    add(notes, "b")
+    stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(int(after)))}.{int(after * 1000) % 1000:03}Z"
+    assert ids_of(list_all(notes, updated_after=stamp)) == ["b"]
+
+
+def test_cursor_of_other_filters_is_refused(notes: httpx2.Client) -> None:
+    add(notes, "a", "b", author="tom")
+    cursor = notes.get("/notes", params={"author": "tom", "limit": 1}).json()["next_cursor"]
+    for query in ({"author": "ann"}, {}, {"author": "tom", "updated_after": "2026-01-01T00:00:00Z"}):
+        answer = notes.get("/notes", params=query | {"cursor": cursor})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/cursor")
+    assert notes.get("/notes", params={"author": "tom", "limit": 5, "cursor": cursor}).status_code == 200
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "%00", "é", "MTIz", "A" * 300])
+def test_cursor_that_is_none_is_refused(notes: httpx2.Client, cursor: str) -> None:
+    answer = notes.get("/notes", params={"cursor": cursor})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/cursor")
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 1001}, {"authors": "tom"}, {"updated_after": "yesterday"}])
+def test_list_that_is_not_valid_is_refused(notes: httpx2.Client, query: dict[str, Any]) -> None:
+    assert notes.get("/notes", params=query).status_code == 422
+
+
+def test_note_that_rests_is_in_exactly_one_page_while_others_are_written(notes: httpx2.Client) -> None:
+    resting = [f"r{n}" for n in range(40)]
+    moving = [f"m{n}" for n in range(20)]
+    gone = [f"g{n}" for n in range(20)]
+    for ids in zip(itertools.cycle(resting), moving + gone, strict=False):
+        add(notes, *ids)
+    with racing(notes, moving) as rounds:
+        for note_id in gone[:10]:
+            notes.delete(f"/notes/{note_id}")
+        listed = ids_of(list_all(notes, limit=7))
+    assert sorted(note_id for note_id in listed if note_id in resting) == sorted(resting)
+    assert not set(listed) & set(gone[:10])
+    assert set(gone[10:]) <= set(listed)
+    assert len(rounds) > 5
+
+
+@contextlib.contextmanager
+def racing(client: httpx2.Client, ids: list[str]) -> Iterator[list[int]]:
+    """Rewrite and remove these notes in another thread while the block lasts; its value grows with each write."""
+    ending, rounds = threading.Event(), list[int]()
+
+    def write() -> None:
+        with httpx2.Client(base_url=client.base_url, timeout=60) as writer:
+            for number in itertools.count():
+                if ending.is_set():
+                    return
+                note_id = ids[number % len(ids)]
+                if number % 7 == 0:
+                    writer.delete(f"/notes/{note_id}")
+                else:
+                    writer.put(f"/notes/{note_id}", json={"title": note_id, "author": f"a{number}"})
+                rounds.append(number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        eventually_true(lambda: bool(rounds))
+        yield rounds
+    finally:
+        ending.set()
+        thread.join()
+
+
+# POST /notes/delete
+
+
+def digest(ids: list[str]) -> str:
+    return hashlib.sha256("".join(f"{note_id}\n" for note_id in ids).encode()).hexdigest()
+
+
+def test_removal_by_ids_has_a_receipt(notes: httpx2.Client) -> None:
+    add(notes, "a", "b", "c")
+    answer = notes.post("/notes/delete", json={"ids": ["b", "nobody", "a", "b"]})
+    receipt = answer.json()
+    assert (answer.status_code, receipt["count"], receipt["ids"], receipt["missing"]) == (
+        200,
+        2,
+        ["b", "a"],
+        ["nobody"],
+    )
+    assert receipt["ids_sha256"] == digest(["b", "a"])
+    assert receipt["log_position"] == notes.get("/readyz").json()["log_position"]
+    assert ids_of(list_all(notes)) == ["c"]
+    assert notes.post("/similar", json={"title": "a b c"}).json()["items"][0]["id"] == "c"
+    changes = notes.get("/changes", params={"after": "0-0", "limit": 1000}).json()["changes"]
+    assert [(change["id"], change["op"]) for change in changes[-2:]] == [("b", "delete"), ("a", "delete")]
+    assert changes[-1]["log_position"] == receipt["log_position"]
+
+
+def test_removal_of_an_author_removes_all_that_is_theirs_and_nothing_else(notes: httpx2.Client) -> None:
+    theirs = [f"t{n}" for n in range(30)]
+    add(notes, *theirs, author="tom")
+    add(notes, "other", author="ann")
+    receipt = notes.post("/notes/delete", json={"filter": {"author": "tom"}}).json()
+    assert (receipt["count"], receipt["ids"]) == (30, theirs)
+    assert ids_of(list_all(notes)) == ["other"]
+    again = notes.post("/notes/delete", json={"filter": {"author": "tom"}}).json()
+    assert (again["count"], again["ids"], again["log_position"]) == (0, [], None)
+
+
+@pytest.mark.parametrize("body", [{"ids": ["a", "nobody"]}, {"filter": {"author": "tom"}}])
+def test_dry_run_removes_nothing(notes: httpx2.Client, body: dict[str, Any]) -> None:
+    add(notes, "a", author="tom")
+    add(notes, "b", author="ann")
+    tried = notes.post("/notes/delete", json=body | {"dry_run": True}).json()
+    assert ids_of(list_all(notes)) == ["a", "b"]
+    done = notes.post("/notes/delete", json=body).json()
+    same = ("count", "ids", "ids_sha256", "missing", "unreadable")
+    assert [tried[name] for name in same] == [done[name] for name in same]
+    assert (tried["dry_run"], tried["log_position"], done["dry_run"]) == (True, None, False)
+
+
+@pytest.mark.parametrize("body", [{"ids": ["a", "b"]}, {"filter": {"author": "tom"}}])
+def test_removal_repeated_under_its_key_has_the_same_receipt(notes: httpx2.Client, body: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": f"removal {body}".replace(" ", "")}
+    add(notes, "a", author="tom")
+    first = notes.post("/notes/delete", json=body, headers=headers)
+    add(notes, "a", author="tom")
+    again = notes.post("/notes/delete", json=body, headers=headers)
+    assert first.json() == again.json()
+    assert ("Idempotent-Replayed" in first.headers, again.headers["Idempotent-Replayed"]) == (False, "true")
+    assert notes.get("/notes/a").status_code == 200
+    other = notes.post("/notes/delete", json={"ids": ["a"]}, headers=headers)
+    assert other.status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ids": []},
+        {"ids": ["a"], "filter": {"author": "tom"}},
+        {"filter": {}},
+        {"filter": {"author": ""}},
+        {"filter": {"authors": "tom"}},
+        {"filter": {"exclude": ["b"]}},
+        {"filter": {"attribute": {"undeclared": "en"}}},
+        {"ids": ["a"], "dry": True},
+        {"ids": ["a"] * 1001},
+    ],
+)
+def test_removal_that_is_not_valid_is_refused_and_removes_nothing(notes: httpx2.Client, body: dict[str, Any]) -> None:
+    add(notes, "a", author="tom")
+    assert notes.post("/notes/delete", json=body).status_code == 422
+    assert ids_of(list_all(notes)) == ["a"]
+
+
+def test_removal_by_filter_spares_a_note_that_was_rewritten_so_that_it_does_not_pass(notes: httpx2.Client) -> None:
+    ids = [f"n{n}" for n in range(200)]
+    add(notes, *ids, author="tom")
+    spared: list[str] = []
+
+    def rewrite() -> None:
+        with httpx2.Client(base_url=notes.base_url, timeout=60) as writer:
+            for note_id in reversed(ids):
+                body = {"title": note_id, "author": "ann"}
+                if writer.put(f"/notes/{note_id}", json=body, headers={"If-Match": "*"}).status_code == 200:
+                    spared.append(note_id)
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    eventually_true(lambda: bool(spared))
+    receipt = notes.post("/notes/delete", json={"filter": {"author": "tom"}}).json()
+    thread.join()
+    assert sorted(ids_of(list_all(notes, author="ann"))) == sorted(spared)
+    assert sorted(receipt["ids"] + spared) == sorted(ids)
+    assert list_all(notes, author="tom") == []
+
+
+# GET /changes
+
+
+def test_changes_are_in_the_order_of_the_log(notes: httpx2.Client) -> None:
+    start = notes.get("/changes").json()
+    assert (start["changes"], start["more"]) == ([], False)
+    positions = add(notes, "a", "b")
+    notes.delete("/notes/a")
+    first = notes.get("/changes", params={"after": start["log_position"], "limit": 2}).json()
+    assert [(change["id"], change["op"]) for change in first["changes"]] == [("a", "put"), ("b", "put")]
+    assert [change["log_position"] for change in first["changes"]] == positions
+    assert (first["log_position"], first["more"]) == (positions[-1], True)
+    second = notes.get("/changes", params={"after": first["log_position"]}).json()
+    assert [(change["id"], change["op"]) for change in second["changes"]] == [("a", "delete")]
+    assert second["more"] is False
+
+
+def test_request_that_waits_gets_the_next_change(notes: httpx2.Client) -> None:
+    after = notes.get("/changes").json()["log_position"]
+    answers: list[dict[str, Any]] = []
+
+    def wait() -> None:
+        with httpx2.Client(base_url=notes.base_url, timeout=60) as waiter:
+            answers.append(waiter.get("/changes", params={"after": after, "wait": 30}).json())
+
+    threads = [threading.Thread(target=wait) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    add(notes, "a")
+    for thread in threads:
+        thread.join(20)
+    assert [[change["id"] for change in answer["changes"]] for answer in answers] == [["a"]] * 5
+
+
+def test_request_that_waits_in_vain_is_answered_without_changes(notes: httpx2.Client) -> None:
+    answer = notes.get("/changes", params={"wait": 0.05})
+    assert (answer.status_code, answer.json()["changes"], answer.json()["more"]) == (200, [], False)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"after": "now"}, {"after": "9" * 15 + "-0"}, {"limit": 0}, {"limit": 1001}, {"wait": 31}, {"wait": "nan"}],
+)
+def test_request_for_changes_that_is_not_valid_is_refused(notes: httpx2.Client, query: dict[str, Any]) -> None:
+    assert notes.get("/changes", params=query).status_code == 422
+
+
+def test_changes_that_the_log_has_no_more_are_410(serve: Serve) -> None:
+    with serve(log_seconds=0, snapshot_seconds=0.05) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        (first,) = add(client, "a")
+
+        def is_cut() -> bool:
+            client.patch("/notes/a", json={"author": f"{time.monotonic()}"})
+            return client.get("/changes", params={"after": "0-0"}).status_code == 410
+
+        eventually_true(is_cut)
+        problem = client.get("/changes", params={"after": first})
+        assert (problem.status_code, problem.json()["type"].rpartition("/")[2]) == (410, "log-cut")
+        assert "/notes/export" in problem.json()["detail"]
+
+
+def test_changes_are_kept_as_long_as_the_setting_says(serve: Serve) -> None:
+    with serve(log_seconds=3600, snapshot_seconds=0.05) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        (first,) = add(client, "a")
+        for number in range(3):  # each snapshot lets the log be cut
+            last = snapshot_time(client)
+            client.patch("/notes/a", json={"author": f"{number}"})
+            eventually_true(lambda last=last: snapshot_time(client) > last)
+        changes = client.get("/changes", params={"after": "0-0"})
+        assert (changes.status_code, changes.json()["changes"][0]["log_position"]) == (200, first)
+
+
+def snapshot_time(client: httpx2.Client) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("notellm_snapshot_timestamp_seconds "))

@@ -1,0 +1,109 @@
+"""LogOrderReader: what it reads while the store changes between the index's answer and the store's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import redis
+
+from service.collection.log_order import LogOrderReader
+from service.filters import Filter
+from service.index.live import LiveIndex
+from service.records import StoredNote, Unreadable, Write
+from tests.service.conftest import GatedStore, stored_note
+
+pytestmark = pytest.mark.anyio
+ANY = Filter()
+
+
+class BusyStore(GatedStore):
+    """A store in which a note is rewritten, or removed, between the look at the index and the read of the notes."""
+
+    rewritten = ""
+    removed = ""
+
+    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
+        if self.rewritten in ids:
+            note_id, self.rewritten = self.rewritten, ""
+            await self.put([Write(stored_note(note_id, author="ann"))])
+        if self.removed in ids:
+            note_id, self.removed = self.removed, ""
+            await self.delete(note_id)
+        return await super().get(ids, with_vectors=with_vectors)
+
+
+@pytest.fixture
+async def embedded_store(embedded, clock):  # type: ignore[no-untyped-def]  # as the fixture that it replaces
+    store = BusyStore(embedded.url, clock=clock)
+    yield store
+    await store.close()
+
+
+async def read_all(reader: LogOrderReader, count: int = 2) -> list[str]:
+    ids: list[str] = []
+    while not reader.ended:
+        ids += [stored.note.id for stored in await reader.read(count)]
+    return ids
+
+
+async def add(store: GatedStore, *ids: str, **fields: str) -> None:
+    for note_id in ids:
+        await store.put([Write(stored_note(note_id, **fields))])
+
+
+async def test_note_that_is_rewritten_in_between_is_read_at_its_new_position(
+    embedded_store: BusyStore, live_index: LiveIndex
+) -> None:
+    await add(embedded_store, "a", "b", "c", "d")
+    embedded_store.rewritten = "b"
+    assert await read_all(LogOrderReader(embedded_store, live_index, ANY)) == ["a", "c", "d", "b"]
+
+
+async def test_note_that_is_rewritten_so_that_it_does_not_pass_is_left_out(
+    embedded_store: BusyStore, live_index: LiveIndex
+) -> None:
+    await add(embedded_store, "a", "b", "c", author="tom")
+    embedded_store.rewritten = "b"
+    assert await read_all(LogOrderReader(embedded_store, live_index, Filter(author="tom"))) == ["a", "c"]
+
+
+async def test_end_lies_behind_a_removal_that_was_met(embedded_store: BusyStore, live_index: LiveIndex) -> None:
+    await add(embedded_store, "a", "b")
+    embedded_store.removed = "b"
+    reader = LogOrderReader(embedded_store, live_index, ANY)
+    assert await read_all(reader, count=10) == ["a"]
+    assert reader.cursor == (await embedded_store.log_bounds()).last
+
+
+async def test_notes_of_another_space_are_read_in_their_order_and_tested_by_the_filter(
+    embedded_store: BusyStore, live_index: LiveIndex
+) -> None:
+    await add(embedded_store, "a", author="tom")
+    await add(embedded_store, "b", "c", author="tom", space="another")
+    await add(embedded_store, "d", author="ann", space="another")
+    await add(embedded_store, "e", author="tom")
+    reader = LogOrderReader(embedded_store, live_index, Filter(author="tom"))
+    assert await read_all(reader) == ["a", "b", "c", "e"]
+    await add(embedded_store, "b", author="tom")
+    assert await read_all(LogOrderReader(embedded_store, live_index, Filter(author="tom"))) == ["a", "c", "e", "b"]
+
+
+async def test_excluded_and_unreadable_notes_are_left_out(
+    embedded_store: BusyStore, live_index: LiveIndex, embedded_admin: redis.Redis
+) -> None:
+    await add(embedded_store, "a", "b", "c")
+    await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
+    embedded_admin.hset("{notes}:note:b", "document", "not JSON")
+    reader = LogOrderReader(embedded_store, live_index, Filter(exclude=frozenset({"a"})))
+    assert await read_all(reader) == ["c"]
+
+
+async def test_reader_goes_on_with_what_was_written_since_its_end(
+    embedded_store: BusyStore, live_index: LiveIndex
+) -> None:
+    await add(embedded_store, "a", "b")
+    reader = LogOrderReader(embedded_store, live_index, ANY)
+    assert await read_all(reader) == ["a", "b"]
+    await add(embedded_store, "a")
+    assert [stored.note.id for stored in await reader.read(5)] == ["a"]
