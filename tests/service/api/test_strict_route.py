@@ -16,7 +16,7 @@ BODIES: dict[str, Any] = {"/notes": {"title": "x"}, "/notes/{note_id}": {"title"
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_unknown_parameter_is_named_and_refused(client: httpx2.Client, method: str, path: str) -> None:
-    address = path.format(note_id="sample-en-001", prefix="abcdefghij", name="films")
+    address = path.format(note_id="sample-en-001", prefix="abcdefghij", name="films", user="u", session="s")
     body = None if method in ("GET", "DELETE") else BODIES.get(path, {"title": "x"})
     answer = client.request(method, address, json=body, params={"colour": "red"})
     assert answer.status_code == 422, answer.text
