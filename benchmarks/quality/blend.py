@@ -1,0 +1,224 @@
+"""Fits kappa, and shows content, behaviour and their blend from cold notes to warm ones.
+
+python -m benchmarks.quality.blend DATA [--queries N] [--plot FILE]
+
+DATA is a folder with notes.jsonl.gz and clicks.jsonl.gz. The clicks are replayed through CoOccurrence, each user's in
+their own order; where they have no times, users are spread over the replay at random. Before a click is taken in, it is
+looked for among all notes, from the user's click before it: the query. Recall@100 is told by how many clicks the query
+had by then.
+
+- content: cosine of TF-IDF vectors.
+- behaviour: s(A->B); a note that nobody read after the query is not found.
+- blend: cosine + n / (n + kappa), with n the readers who read the note after the query: what the sources `content` and
+  `behaviour` of a search, each of weight 1, add up to.
+
+Queries are notes of the validation split. Kappa is fitted on those of one half of the users, and the figures are of the
+other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness.report import Row, row, write
+from model.baselines.lexical import TfIdf
+from model.data.dataset import read_notes
+from model.data.pairs import split_of
+from model.evaluation.protocol import CLICKS_FILE, NOTES_FILE
+from model.evaluation.ranking import Scorer
+from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Related
+
+K = 100
+"""Recall is at this rank."""
+KAPPAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+BUCKETS = (0, 1, 3, 6, 11, 21, 51)
+"""Least clicks of the queries of each row."""
+QUERIES = 1500
+"""Queries of each row and half, at most."""
+NICENESS = 19
+SEED = 1
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class NextClick:
+    """A click on `target` by a user whose click before it was on `query`, which had so many clicks then."""
+
+    user: str
+    query: str
+    target: str
+    clicks: int
+
+
+@dataclass(slots=True)
+class Hits:
+    """Of each system, whether it has the target of each query among its first K notes. Blends are named by kappa."""
+
+    content: list[bool] = field(default_factory=list)
+    behaviour: list[bool] = field(default_factory=list)
+    blends: dict[float, list[bool]] = field(default_factory=lambda: {kappa: [] for kappa in KAPPAS})
+
+
+def in_time_order(clicks: Sequence[Mapping[str, object]]) -> list[tuple[str, str, float]]:
+    """Return (user, note, time) in the order of time. Without times, a user's clicks are put at random times between 0
+    and 1, in the user's order."""
+    by_user: dict[str, list[Mapping[str, object]]] = defaultdict(list)
+    for click in clicks:
+        by_user[str(click["user"])].append(click)
+    chance = random.Random(SEED)
+    timed = []
+    for user, own in by_user.items():
+        drawn = sorted(chance.random() for _ in own)
+        for click, time in zip(own, drawn, strict=True):
+            given = click.get("time")
+            timed.append((user, str(click["note"]), time if given is None else float(str(given))))
+    return sorted(timed, key=lambda click: click[2])
+
+
+def replay(
+    clicks: Sequence[tuple[str, str, float]], known: Mapping[str, int]
+) -> Iterator[tuple[NextClick, CoOccurrence]]:
+    """Take clicks in one by one; yield each next click from a validation note before it is taken in."""
+    kept = CoOccurrence(CoOccurrenceOptions(lower=0.0, upper=float("inf"), top=len(known), max_reads=len(clicks)))
+    last: dict[str, str] = {}
+    counts: dict[str, int] = defaultdict(int)
+    for user, note, time in clicks:
+        query = last.get(user)
+        if query is not None and query != note and query in known and note in known and split_of(query) == "validation":
+            yield NextClick(user, query, note, counts[query] - 1), kept  # the user's own click on it says nothing
+        kept.add(user, note, time)
+        counts[note] += 1
+        last[user] = note
+
+
+def measure(
+    score: Scorer, ids: Sequence[str], clicks: Sequence[tuple[str, str, float]], queries: int
+) -> dict[tuple[bool, int], Hits]:
+    """Return the hits of a sample of next clicks, by half of the users (True: the one that kappa is fitted on) and
+    bucket."""
+    place = {note_id: row for row, note_id in enumerate(ids)}
+    sample = choose(clicks, place, queries)
+    hits: dict[tuple[bool, int], Hits] = defaultdict(Hits)
+    for number, (click, kept) in enumerate(replay(clicks, place)):
+        if number in sample:
+            content = score(np.array([place[click.query]]))[0].astype(np.float64)
+            look(hits[group_of(click)], content, kept.related(click.query), click, place)
+    return hits
+
+
+def choose(clicks: Sequence[tuple[str, str, float]], place: Mapping[str, int], queries: int) -> set[int]:
+    """Choose up to `queries` next clicks of each half and bucket at random; return their numbers in the replay."""
+    groups: dict[tuple[bool, int], list[int]] = defaultdict(list)
+    for number, (click, _) in enumerate(replay(clicks, place)):
+        groups[group_of(click)].append(number)
+    chance = random.Random(SEED)
+    return {n for numbers in groups.values() for n in chance.sample(numbers, min(queries, len(numbers)))}
+
+
+def group_of(click: NextClick) -> tuple[bool, int]:
+    fitted = hashlib.sha1(click.user.encode()).digest()[0] % 2 == 0
+    return fitted, max(bucket for bucket in BUCKETS if bucket <= click.clicks)
+
+
+def look(hits: Hits, content: Floats, related: Sequence[Related], click: NextClick, place: Mapping[str, int]) -> None:
+    """Rank the target of a next click by each system."""
+    query, target = place[click.query], place[click.target]
+    places = np.array([place[one.id] for one in related], np.int64)
+    evidence = np.array([one.evidence for one in related])
+    hits.content.append(is_hit(content, query, target))
+    hits.behaviour.append(click.target in {one.id for one in related[:K]})
+    for kappa in KAPPAS:
+        blend = content.copy()
+        if places.size:
+            blend[places] += evidence / (evidence + kappa)
+        hits.blends[kappa].append(is_hit(blend, query, target))
+
+
+def is_hit(scores: Floats, query: int, target: int) -> bool:
+    """Whether the target is among the first K without the query; of equal scores the first row is first."""
+    better = scores > scores[target]
+    better[:target] |= scores[:target] == scores[target]
+    better[query] = False
+    return int(better.sum()) < K
+
+
+def fit(hits: Mapping[tuple[bool, int], Hits]) -> float:
+    """Return the kappa with the largest recall, each bucket counting the same, on the half that is for it."""
+
+    def recall(kappa: float) -> float:
+        return float(np.mean([np.mean(one.blends[kappa]) for (fitted, _), one in hits.items() if fitted]))
+
+    return max(KAPPAS, key=recall)
+
+
+def rows(hits: Mapping[tuple[bool, int], Hits], kappa: float) -> list[Row]:
+    made = [row("kappa", kappa)]
+    for (_, bucket), one in sorted((key, one) for key, one in hits.items() if not key[0]):
+        content, behaviour, blend = (
+            100 * float(np.mean(values)) for values in (one.content, one.behaviour, one.blends[kappa])
+        )
+        made.append(
+            row(
+                f"queries with {bucket} clicks or more, below the next row: blend",
+                round(blend, 1),
+                f"% of {len(one.content)}",
+                against=f"content {content:.1f}, behaviour {behaviour:.1f}",
+                target=">= both",
+                met=round(blend, 1) >= round(max(content, behaviour), 1),
+            )
+        )
+    return made
+
+
+def draw(hits: Mapping[tuple[bool, int], Hits], kappa: float, path: Path) -> None:
+    """Draw Recall@100 against the clicks of the query as a PNG file."""
+    from matplotlib.figure import Figure
+
+    told = sorted((key[1], one) for key, one in hits.items() if not key[0])
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, values in (
+        ("content", [one.content for _, one in told]),
+        ("behaviour", [one.behaviour for _, one in told]),
+        ("blend", [one.blends[kappa] for _, one in told]),
+    ):
+        axes.plot([max(bucket, 0.5) for bucket, _ in told], [100 * np.mean(one) for one in values], "o-", label=name)
+    axes.set(
+        xscale="log", xlabel="clicks of the note so far (first point: none)", ylabel="Recall@100 of next clicks, %"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    os.nice(NICENESS)
+    notes = read_notes(arguments.data / NOTES_FILE)
+    with gzip.open(arguments.data / CLICKS_FILE) as lines:
+        clicks = in_time_order([json.loads(line) for line in lines])
+    hits = measure(TfIdf().related(list(notes.values())), list(notes), clicks, arguments.queries)
+    kappa = fit(hits)
+    write("blend", rows(hits, kappa))
+    if arguments.plot:
+        draw(hits, kappa, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
