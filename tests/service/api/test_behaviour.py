@@ -14,8 +14,11 @@ import pytest
 import redis
 
 from model.data.pairs import read_pairs, related_pairs
+from service.store.backup.backup import make_backup
+from service.store.backup.restore import restore_backup
 from tests.service.api.conftest import Serve
 from tests.service.api.routes.test_events import event, statuses
+from tests.service.conftest import running_embedded
 from tests.service.process import Process, running, wait_until
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -205,3 +208,61 @@ def kill(process: Process, victim: str) -> None:
         process.end(signal.SIGKILL)
         process.start()
     wait_until(process.ready)
+
+
+def test_events_of_one_replica_count_at_the_other(serve: Serve, tmp_path: Path, eventually: Eventually) -> None:
+    with (
+        serve(data_dir=tmp_path) as one,
+        serve(data_dir=tmp_path) as other,
+        httpx2.Client(base_url=one, timeout=60) as first,
+        httpx2.Client(base_url=other, timeout=60) as second,
+    ):
+        first.post("/notes", json=[{"id": name, "title": name} for name in "ab"])
+        events = [event(note, user) for user in ("u1", "u2") for note in "ab"]
+        first.post("/events", json=events)
+        assert statuses(second.post("/events", json=events)) == ["duplicate"] * 4
+        for client in (first, second):
+            eventually(lambda client=client: kept(client) == (4, 2, 2))
+        second.delete("/users/u1/events")
+        second.delete("/notes/b")
+        for client in (first, second):
+            eventually(lambda client=client: kept(client) == (1, 1, 1))
+
+
+def test_a_restored_backup_brings_its_events_back(
+    serve: Serve, short_folder: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    with (
+        running_embedded(short_folder / "d") as server,
+        serve(redis_url=server.url) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+    ):
+        client.post("/notes", json=[{"id": name, "title": name} for name in "ab"])
+        client.post("/events", json=[event(note, user) for user in ("u1", "u2") for note in "ab"])
+        make_backup(server.url, str(tmp_path / "b"), lambda *step: None)
+        client.delete("/users/u1/events")
+        client.post("/events", json=[event("a", user) for user in ("u3", "u4", "u5")])
+        eventually(lambda: kept(client) == (5, 4, 2))
+        restore_backup(str(tmp_path / "b"), server.url, lambda *step: None, replace=True)
+        eventually(lambda: kept(client) == (4, 2, 2))
+        client.post("/events", json=[event("a", "u1"), event("a", "u6")])
+        eventually(lambda: kept(client) == (5, 3, 2))
+
+
+def test_a_removed_tenant_leaves_no_events(serve: Serve, tmp_path: Path, eventually: Eventually) -> None:
+    bootstrap = "the-bootstrap-key-of-these-tests"
+    with (
+        serve(data_dir=tmp_path, bootstrap_key=bootstrap) as url,
+        httpx2.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {bootstrap}"}) as root,
+        redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")) as store,
+    ):
+        body = {"name": "all", "tenant": "acme", "scopes": ["notes.write", "events"]}
+        own = {"Authorization": f"Bearer {root.post('/keys', json=body).json()['key']}"}
+        note = {"id": "a", "title": "a"}
+        eventually(lambda: root.post("/notes", json=note, headers=own).status_code == 201)  # 503 while it is opened
+        assert root.post("/events", json=event(), headers=own).json()["status"] == "accepted"
+        assert root.post("/events", json=event()).status_code == 404  # the note is not one of this tenant
+        events = {key for key in store.scan_iter() if b"acme:events" in key}
+        assert len(events) == 3
+        assert root.delete("/tenants/acme").status_code == 204
+        assert [key for key in store.scan_iter() if b"acme" in key and not key.endswith(b"removed:acme")] == []
