@@ -255,7 +255,8 @@ class IndexStatus:
 class Explanation:
     """What made a note's place: its cosine to each positive and each negative example of the request (None for one that
     is missing), what each boost added, and the relevance that comes of all of it. `words`: what its words added, None
-    where words have no say; `shared_words`: the rarest that it shares with the positive examples."""
+    where words have no say; `shared_words`: the rarest that it shares with the positive examples. `behaviour`: what
+    readers added, None where they have no say; `co_readers`: how many read it after a positive example."""
 
     positive: tuple[float | None, ...]
     negative: tuple[float | None, ...]
@@ -263,6 +264,8 @@ class Explanation:
     relevance: float
     words: float | None = None
     shared_words: tuple[str, ...] = ()
+    behaviour: float | None = None
+    co_readers: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,11 @@ class Settings(BaseSettings):
     behaviour_half_life_seconds: float = Field(
         0.0, ge=0, description="time after which a read counts half; 0: it always counts whole"
     )
+    behaviour_kappa: float = Field(
+        4.0,
+        gt=0,
+        description="readers who read one note after another for whom the source `behaviour` of a search counts half",
+    )
     behaviour_reads: int = Field(
         2_000_000, ge=1000, description="reads of one tenant that are held in memory; those of idle readers go first"
     )

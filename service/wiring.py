@@ -205,7 +205,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         behaviour = _make_behaviour(shared, stack, Keys(name), identity)
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
-        search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name)
+        search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name, behaviour)
         yield Service(
             settings=settings,
             recommender=recommender,
@@ -250,6 +250,7 @@ def _make_behaviour(shared: Shared, stack: contextlib.AsyncExitStack, keys: Keys
         settings.event_seconds,
         shared.telemetry,
         shared.clock,
+        settings.behaviour_kappa,
     )
     stack.push_async_callback(behaviour.stop)
     return behaviour

@@ -30,7 +30,8 @@ class BehaviourStatus:
 
 class LiveBehaviour:
     """Events of one tenant. `weights`: declared types of events, and what each counts; see EventFollower. `seconds`:
-    how long an event counts."""
+    how long an event counts. `kappa`: readers who read one note after another for whom that counts half as much as if
+    there were any number."""
 
     def __init__(
         self,
@@ -40,8 +41,10 @@ class LiveBehaviour:
         seconds: float,
         telemetry: Telemetry,
         clock: Clock,
+        kappa: float = 4.0,
     ) -> None:
         self.types = tuple(weights)
+        self.kappa = kappa
         self._store = store
         self._telemetry = telemetry
         self._clock = clock

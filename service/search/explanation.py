@@ -12,6 +12,7 @@ from service.ranking.selection import Chosen, SelectionOptions
 from service.ranking.strategies import cosines
 from service.records import Explanation, Vector
 from service.search.examples import Examples
+from service.search.read_after import BehaviourEvidence
 from service.search.request import Example, SearchRequest
 from service.search.verified import VerifiedNotes
 from service.search.words import WordEvidence
@@ -47,6 +48,14 @@ async def explain_words(
     return {
         note_id: replace(explained[note_id], words=value, shared_words=shared.get(note_id, ()))
         for note_id, value in zip(ids, added, strict=True)
+    }
+
+
+def explain_behaviour(explained: Mapping[str, Explanation], behaviour: BehaviourEvidence) -> dict[str, Explanation]:
+    """Return the explanations with what readers say of each note."""
+    return {
+        note_id: replace(one, behaviour=behaviour.added(note_id), co_readers=behaviour.readers(note_id))
+        for note_id, one in explained.items()
     }
 
 

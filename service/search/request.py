@@ -16,8 +16,9 @@ from service.ranking.strategies import Strategy
 
 FIRST_PAGE = "*"
 """Cursor that begins a list."""
-SourceName = Literal["content", "words"]
-"""Where candidates come from: `content` is the vectors, `words` what notes share of their texts."""
+SourceName = Literal["content", "words", "behaviour"]
+"""Where candidates come from: `content` is the vectors, `words` what notes share of their texts, `behaviour` what
+readers read after the examples."""
 Sources = tuple[tuple[SourceName, float], ...]
 """Sources with their weights."""
 CONTENT: Sources = (("content", 1.0),)

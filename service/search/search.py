@@ -17,6 +17,7 @@ from model.note import Note
 from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, Urgency
 from service.batcher import Batcher
+from service.behaviour.live import LiveBehaviour
 from service.errors import FieldError, InvalidInput
 from service.interfaces import Clock, ListStore, NoteIndex, NoteStore
 from service.ranking.selection import SelectionOptions
@@ -24,19 +25,24 @@ from service.ranking.strategies import NoDirection
 from service.read_time import ReadTime
 from service.records import RankedList, RankedNote, Similar, Unreadable, Vector
 from service.search.examples import Examples, check_examples, query_of, read_examples
-from service.search.explanation import explain, explain_words
-from service.search.fusion import FusedSource
+from service.search.explanation import explain, explain_behaviour, explain_words
+from service.search.fusion import Evidence, FusedSource
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
 from service.search.ranker import Ranker, Ranking
+from service.search.read_after import BehaviourEvidence
 from service.search.request import FIRST_PAGE, SearchRequest
 from service.search.sources import ContentSource, Source
 from service.search.verified import ExamplesMissing, VerifiedNotes
 from service.search.words import WordEvidence, query_note
 from service.telemetry import Telemetry
 
+MAX_RELATED = 1000
+"""Bound on the notes that were read after the examples of one search."""
+
 
 class NoteSearch:
-    """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps lists for pages."""
+    """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps lists for pages.
+    `behaviour`: None where nothing is known of readers."""
 
     def __init__(
         self,
@@ -48,7 +54,9 @@ class NoteSearch:
         telemetry: Telemetry,
         clock: Clock,
         tenant: str = DEFAULT_TENANT,
+        behaviour: LiveBehaviour | None = None,
     ) -> None:
+        self._behaviour = behaviour
         self._space = space
         self._batcher = batcher
         self._store = store
@@ -108,15 +116,17 @@ class NoteSearch:
         notes = VerifiedNotes(self._store, where, time_left, ids)
         content = self._content(request, examples)
         words = await self._words(request, examples, notes)
-        source = FusedSource(self._index, content, [words]) if words else content
+        behaviour = self._read_after(request, examples, notes, content.unit)
+        evidence: list[Evidence] = [one for one in (words, behaviour) if one]
+        source = FusedSource(self._index, content, evidence) if evidence else content
         options = selection_options(request, source, self._clock())
         ranker = Ranker(self._index, source, where, request.min_score, options, notes)
         if request.cursor is None:
             ranking = await ranker.rank(request.k, verify=True)
-            ranked = await self._list(request, examples, ranking, options, position, notes, words)
+            ranked = await self._list(request, examples, ranking, options, position, notes, words, behaviour)
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
         ranking = await ranker.rank(MAX_LIST_NOTES, verify=options.needs_notes)
-        ranked = await self._list(request, examples, ranking, options, position, notes, words)
+        ranked = await self._list(request, examples, ranking, options, position, notes, words, behaviour)
         return await self._pages.first(request, ranked, notes, time_left)
 
     async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
@@ -132,6 +142,19 @@ class NoteSearch:
         texts = [example.note or notes.example(example.note_id) for example in positive]
         known = [text for text in texts if text]
         return WordEvidence(self._index, query_note(known), weight) if known else None
+
+    def _read_after(
+        self, request: SearchRequest, examples: Examples, notes: VerifiedNotes, unit: float
+    ) -> BehaviourEvidence | None:
+        """Return the evidence of the readers of the positive examples; None where it has no weight, or no such example
+        is a stored note."""
+        weights = dict(request.sources)
+        weight = weights.get("behaviour", 0.0) / weights["content"]
+        ids = [example.note_id for example, _ in examples.positive if example.weight and example.note_id]
+        if self._behaviour is None or not weight or not ids:
+            return None
+        related = self._behaviour.candidates(ids, MAX_RELATED)
+        return BehaviourEvidence(related, notes, weight, self._behaviour.kappa, unit)
 
     def _content(self, request: SearchRequest, examples: Examples) -> ContentSource:
         try:
@@ -149,6 +172,7 @@ class NoteSearch:
         position: str,
         notes: VerifiedNotes,
         words: WordEvidence | None,
+        behaviour: BehaviourEvidence | None,
     ) -> RankedList:
         """Return a ranking as a list, with explanations where they are asked for."""
         chosen = ranking.selection.chosen
@@ -157,6 +181,8 @@ class NoteSearch:
             explained = await explain(request, examples, chosen, options, self._index)
             if words:
                 explained = await explain_words(explained, words, notes)
+            if behaviour:
+                explained = explain_behaviour(explained, behaviour)
         return RankedList(
             id=str(ULID()),
             fingerprint=request.fingerprint if request.cursor else "",

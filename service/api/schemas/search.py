@@ -26,7 +26,7 @@ from service.errors import FieldError, InvalidInput
 from service.filters import Filter
 from service.ranking.boosts import Boost, Curve, Decay, Match
 from service.ranking.strategies import Strategy
-from service.search.request import CONTENT, Example, SearchRequest, Sources
+from service.search.request import Example, SearchRequest, SourceName, Sources
 
 MAX_EXAMPLES = 100
 """Bound on the positive and on the negative examples of a search, published at GET /limits."""
@@ -137,13 +137,17 @@ class BoostIn(Wire):
 
 
 class SourcesIn(Wire):
-    """Weights of the sources of candidates. `content`: vectors. `words`: what notes share of their texts."""
+    """Weights of the sources of candidates. `content`: vectors. `words`: what notes share of their texts. `behaviour`:
+    what readers read after the positive examples that are stored notes."""
 
     content: Annotated[float, Field(gt=0, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
     words: Weight = 0.0
+    behaviour: Weight = 0.0
 
     def as_sources(self) -> Sources:
-        return (("content", self.content), ("words", self.words)) if self.words else CONTENT
+        """Return the sources that have a weight."""
+        names: tuple[SourceName, ...] = get_args(SourceName)
+        return tuple((name, weight) for name in names if (weight := getattr(self, name)))
 
 
 def _weights_of_name(value: Any) -> Any:

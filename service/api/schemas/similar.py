@@ -100,7 +100,8 @@ class RankingOptions(SearchOptions):
 class ExplanationOut(BaseModel):
     """`positive` and `negative`: cosines to the examples of the request, in their order; null for a missing one.
     `boosts`: what each of them added. `words`: what the words that it shares with the positive examples added, of which
-    `shared_words` are the rarest. `relevance`: what comes of all, before diversity."""
+    `shared_words` are the rarest. `behaviour`: what the readers who read it after a positive example added, and
+    `co_readers` how many there are, each halved with its age. `relevance`: what comes of all, before diversity."""
 
     positive: list[float | None]
     negative: list[float | None]
@@ -108,6 +109,8 @@ class ExplanationOut(BaseModel):
     relevance: float
     words: float | None = Field(None, description="null where words are no source")
     shared_words: list[str] | None = None
+    behaviour: float | None = Field(None, description="null where behaviour is no source")
+    co_readers: float | None = None
 
     @classmethod
     def of(cls, explanation: Explanation) -> Self:
@@ -118,6 +121,8 @@ class ExplanationOut(BaseModel):
             relevance=explanation.relevance,
             words=explanation.words,
             shared_words=None if explanation.words is None else list(explanation.shared_words),
+            behaviour=explanation.behaviour,
+            co_readers=explanation.co_readers,
         )
 
 

@@ -1,0 +1,50 @@
+"""Behaviour as evidence that notes are related: what readers of the examples read after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.behaviour.co_occurrence import Related
+from service.filters import Filter
+from service.ranking.strategies import Numbers
+from service.search.verified import VerifiedNotes
+
+
+class BehaviourEvidence:
+    """Evidence by the readers of the examples.
+
+        score = content + weight n / (n + kappa)
+
+    with n the readers who read the note after an example, over all examples. A note that nobody read keeps the score of
+    its content; the more readers there are, the more they count. `related`: the best first. `unit`: what a score is
+    multiplied by to be comparable with a cosine.
+    """
+
+    def __init__(
+        self, related: Sequence[Related], notes: VerifiedNotes, weight: float, kappa: float, unit: float
+    ) -> None:
+        self._readers = {one.id: one.evidence for one in related}
+        self._notes = notes
+        self._factor = weight / unit
+        self._kappa = kappa
+
+    async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
+        ids = [note_id for note_id in self._readers if note_id not in where.exclude][:count]
+        if where.plain:
+            return ids
+        await self._notes.read(ids)  # who reads knows no fields of notes
+        return [note_id for note_id in ids if self._notes.known.get(note_id) is not None]
+
+    async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
+        return scores + np.array([self.added(note_id) for note_id in ids], np.float64)
+
+    def added(self, note_id: str) -> float:
+        """Return what behaviour adds to the score of a note."""
+        readers = self.readers(note_id)
+        return self._factor * readers / (readers + self._kappa)
+
+    def readers(self, note_id: str) -> float:
+        """Return how many readers read a note after an example, each halved with its age."""
+        return self._readers.get(note_id, 0.0)
