@@ -152,9 +152,11 @@ class GrowingSegment(Segment):
         return packed_bits(mask[:rows])
 
     def _rows_tagged_any(self, tags: Sequence[int], rows: int) -> Bits:
-        mask = np.zeros(len(self.alive), np.bool_)
+        tagged: list[int] = []
         for tag in tags:
-            mask[list(self._rows_by_tag.get(tag, ()))] = True
+            tagged += self._rows_by_tag.get(tag, ())
+        mask = np.zeros(len(self.alive), np.bool_)
+        mask[tagged] = True
         return packed_bits(mask[:rows])
 
     def _search_rows(self, vector: Vector, k: int, rows: Bits | None, count: int, exact: bool) -> RankedRows:

@@ -71,11 +71,18 @@ class PackedStrings:
     def rows(self, texts: Collection[str]) -> list[int]:
         """Return the rows of some strings, of those that are there, in the order of `texts`."""
         hashes = np.fromiter(map(_hash, texts), np.int64, len(texts))
+        if not len(self):
+            return []
         places = np.searchsorted(self._sorted_hashes, hashes)
         places[places == len(self)] = 0
-        likely = self._sorted_hashes[places] == hashes if len(self) else np.zeros(len(texts), np.bool_)
-        found = (self.row(text) for text, is_likely in zip(texts, likely.tolist(), strict=True) if is_likely)
-        return [row for row in found if row is not None]
+        likely = self._sorted_hashes[places] == hashes
+        candidates = self._by_hash[places].tolist()
+        rows: list[int] = []
+        for text, row, is_likely in zip(texts, candidates, likely.tolist(), strict=True):
+            found = (row if self[row] == text else self.row(text)) if is_likely else None
+            if found is not None:
+                rows.append(found)
+        return rows
 
     def take(self, rows: Integers) -> PackedStrings:
         """Return the strings of some rows, in their order."""

@@ -163,7 +163,7 @@ class Segment(ABC):
     def _rows_among(self, note_ids: Collection[str], rows: Bits | None) -> list[int]:
         """Return the living rows of some notes, as far as `rows` has them: a row that was added after the filter was
         applied is not in `rows`."""
-        own = self.rows_of_ids(note_ids)
+        own = self.rows_of_ids(note_ids) if note_ids else []
         return own if rows is None else [row for row in own if has(rows, row)]
 
     def written(

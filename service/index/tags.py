@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import starmap
 from typing import Any
 
@@ -28,6 +29,8 @@ CACHED_TAG_SHARE, MAX_CACHED_TAGS = 0.005, 128
 """The bitmaps of tags that more than this share of a segment's rows have are kept, at most so many a segment."""
 MAX_INT = 2**63 - 1
 """Largest number of a column of integers: that of a damaged position may be larger."""
+FEW_TAGS = 8
+"""Tags whose bitmaps, which may be kept, are joined. The rows of more are put into one new bitmap."""
 TagCodes = npt.NDArray[np.int32]
 TagPairs = tuple[TagCodes, RowNumbers]
 """Tag codes (P,) and rows (P,): row `rows[i]` has tag `codes[i]`."""
@@ -293,10 +296,12 @@ class TagPostings:
 
     def bits_of_any(self, tags: Sequence[int]) -> Bits:
         """Return the rows that have any of some tags. The bitmap may be shared: do not write to it."""
-        if len(tags) == 1:
-            return self.bits(tags[0])
+        if 0 < len(tags) <= FEW_TAGS:
+            return reduce(np.bitwise_or, map(self.bits, tags))
         mask = np.zeros(self._row_count, np.bool_)
-        places = np.flatnonzero(np.isin(self._codes, np.array(tags, np.int32)))
+        codes = np.array(tags, np.int32)
+        places = np.searchsorted(self._codes, codes)
+        places = places[np.take(self._codes, places, mode="clip") == codes] if len(self._codes) else places[:0]
         counts = self._ends[places + 1] - self._ends[places]
         shift = np.repeat(self._ends[places] - np.cumsum(counts) + counts, counts)
         mask[self._rows[shift + np.arange(len(shift))]] = True
