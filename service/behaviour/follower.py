@@ -24,10 +24,13 @@ BLOCK_SECONDS = 2.0
 """How long a read waits for a first entry."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after the store was away."""
+GATHER_SECONDS = 0.02
+"""Pause behind a read that found some entries: single events that come one by one are read together."""
 TRIM_SECONDS = 60.0
 """Time between two cuts of a stream to its bounds; each write cuts it too."""
-EXPIRE_COUNT = 2000
-"""Histories that are looked at for reads which are too old, after each read of the stream."""
+EXPIRE_SECONDS, EXPIRE_COUNT = 1.0, 2000
+"""Time between two looks at histories for reads that are too old, and how many are looked at: less than a millisecond.
+"""
 SHOWN = "shown"
 """Type of the event that a note was shown to a reader."""
 log = structlog.get_logger(__name__)
@@ -61,6 +64,7 @@ class EventFollower:
         self._identity = ""
         self._target = ORIGIN
         self._stopped = False
+        self._trim_at = self._expire_at = 0.0
 
     def stop(self) -> None:
         """End `run` after the read that is under way, even if the Redis client swallows a cancellation."""
@@ -68,15 +72,12 @@ class EventFollower:
 
     async def run(self) -> None:
         """Follow the stream until stopped, or the store is removed. After a failure it tries again."""
-        pause, trim_at = RETRY_SECONDS[0], 0.0
-        loop = asyncio.get_running_loop()
+        pause = RETRY_SECONDS[0]
         self._begin_anew()
         while not self._stopped:
             try:
                 await self._read()
-                if loop.time() >= trim_at:
-                    self.stream_bytes = await self._store.trim()
-                    trim_at = loop.time() + TRIM_SECONDS
+                await self._keep_to_bounds(asyncio.get_running_loop().time())
                 pause = RETRY_SECONDS[0]
             except TenantRemoved:
                 return
@@ -87,6 +88,15 @@ class EventFollower:
                 log.exception("behaviour_failed", detail="building it anew from the stream of events")
                 await asyncio.sleep(RETRY_SECONDS[1])
                 self._begin_anew()
+
+    async def _keep_to_bounds(self, now: float) -> None:
+        """Cut the stream, and drop reads that are too old, now and then."""
+        if now >= self._trim_at:
+            self.stream_bytes = await self._store.trim()
+            self._trim_at = now + TRIM_SECONDS
+        if now >= self._expire_at:
+            self.co_occurrence.expire(self._clock() - self._seconds, EXPIRE_COUNT)
+            self._expire_at = now + EXPIRE_SECONDS
 
     def _begin_anew(self) -> None:
         """Forget everything, so that the stream is read from its begin."""
@@ -112,7 +122,8 @@ class EventFollower:
             self.ready = True
             kept = self.co_occurrence
             log.info("behaviour_built", reads=kept.reads, readers=kept.readers, notes=kept.notes)
-        self.co_occurrence.expire(self._clock() - self._seconds, EXPIRE_COUNT)
+        if self.ready and entries:
+            await asyncio.sleep(GATHER_SECONDS)
 
     def _apply(self, entry: EventEntry) -> None:
         kept = self.co_occurrence

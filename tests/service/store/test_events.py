@@ -1,0 +1,124 @@
+"""RedisEventStore on each Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import redis
+
+from service.errors import TenantRemoved
+from service.records import ORIGIN, Event, EventBounds, Write
+from service.store.connection import Connection
+from service.store.events import RedisEventStore
+from service.store.keys import Keys
+from service.store.redis_store import RedisNoteStore
+from tests.service.conftest import stored_note
+
+pytestmark = pytest.mark.anyio
+BOUNDS = EventBounds(seconds=86_400.0, bytes=2**24, id_seconds=3600.0, ids=1000)
+EVENTS = "{notes}:events"
+
+
+@pytest.fixture
+async def events(redis_url: str, store: RedisNoteStore) -> AsyncIterator[RedisEventStore]:
+    """The events of a store with the notes a and b."""
+    await store.put([Write(stored_note(name)) for name in "ab"])
+    opened = RedisEventStore(Connection(redis_url), BOUNDS)
+    yield opened
+    await opened.close()
+
+
+def click(number: int, note_id: str = "a", reader: str = "u1") -> Event:
+    return Event(f"e{number}", "click", note_id, reader, 1_700_000_000.5, b'{"position":1}')
+
+
+async def test_events_are_read_as_they_were_added(events: RedisEventStore) -> None:
+    assert await events.add([click(1), click(2, "b", "u2"), click(3, "a", "u2")]) == ["accepted"] * 3
+    first, second, third = (await events.read(ORIGIN, 10, 0.01))[0]
+    assert (first.kind, first.type, first.note_id, first.at, first.details) == (
+        *("event", "click", "a", 1_700_000_000.5),
+        b'{"position":1}',
+    )
+    assert first.reader != second.reader == third.reader
+    assert (await events.read(second.position, 10, 0.01))[0] == [third]
+    assert await events.last() == third.position
+
+
+async def test_an_id_is_taken_once_and_a_note_must_be_there(events: RedisEventStore, store: RedisNoteStore) -> None:
+    assert await events.add([click(1), click(1), click(2, "nobody")]) == ["accepted", "duplicate", "unknown_note"]
+    await store.delete("a")
+    assert await events.add([click(1), click(2, "b"), click(3)]) == ["duplicate", "accepted", "unknown_note"]
+
+
+async def test_a_removed_note_is_told_in_the_stream(events: RedisEventStore, store: RedisNoteStore) -> None:
+    await store.delete("b")
+    assert await events.last() == ORIGIN  # nobody uses events
+    await events.add([click(1)])
+    await store.delete("a")
+    entries, _ = await events.read(ORIGIN, 10, 0.01)
+    assert [(entry.kind, entry.note_id) for entry in entries] == [("event", "a"), ("note", "a")]
+
+
+async def test_all_events_of_a_reader_are_forgotten_and_no_others(
+    events: RedisEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.events.BATCH_SIZE", 3)
+    await events.add([click(number, reader=f"u{number % 3}") for number in range(20)])
+    assert await events.forget("u1") == 7
+    assert await events.forget("u1") == 0
+    assert await events.forget("nobody") == 0
+    entries, _ = await events.read(ORIGIN, 100, 0.01)
+    assert len({entry.reader for entry in entries if entry.kind == "event"}) == 2
+    assert sum(entry.kind == "event" for entry in entries) == 13
+
+
+async def test_forgetting_makes_no_stream(events: RedisEventStore, admin: redis.Redis) -> None:
+    assert await events.forget("u1") == 0
+    assert not admin.exists(EVENTS)
+
+
+async def test_old_events_leave_the_stream(events: RedisEventStore, admin: redis.Redis) -> None:
+    for number in range(300):
+        admin.xadd(EVENTS, {"type": "click", "note": "a", "reader": "r", "at": 0, "more": ""}, id=f"{number + 1}-0")
+    assert await events.trim() > 0
+    assert admin.xlen(EVENTS) < 150  # whole blocks are cut
+
+
+async def test_events_after_a_store_was_emptied_have_another_salt(
+    events: RedisEventStore, store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    await events.add([click(1)])
+    ((before, *_), _) = await events.read(ORIGIN, 1, 0.01)
+    admin.flushall()
+    await store.put([Write(stored_note("a"))])
+    assert await events.add([click(1)]) == ["accepted"]
+    ((after, *_), _) = await events.read(ORIGIN, 1, 0.01)
+    assert before.reader != after.reader
+
+
+async def test_nothing_is_written_to_a_removed_tenant(redis_url: str, admin: redis.Redis) -> None:
+    gone = RedisEventStore(Connection(redis_url), BOUNDS, Keys("acme"), identity="that-was")
+    for call in (gone.add([click(1)]), gone.forget("u1"), gone.read(ORIGIN, 1, 0.01)):
+        with pytest.raises(TenantRemoved):
+            await call
+    assert [key for key in admin.scan_iter() if "acme" in key] == []
+    await gone.close()
+
+
+async def test_an_entry_that_nobody_here_wrote_is_left_out(events: RedisEventStore, admin: redis.Redis) -> None:
+    admin.xadd(EVENTS, {"colour": "red"})
+    await events.add([click(1)])
+    entries, _ = await events.read(ORIGIN, 10, 0.01)
+    assert [entry.kind for entry in entries] == ["unreadable", "event"]
+
+
+async def test_ids_are_bounded_by_their_number(redis_url: str, store: RedisNoteStore, admin: redis.Redis) -> None:
+    await store.put([Write(stored_note("a"))])
+    few = RedisEventStore(Connection(redis_url), replace(BOUNDS, ids=10))
+    for number in range(30):
+        await few.add([click(number)])
+    assert admin.scard(f"{EVENTS}:ids") + admin.scard(f"{EVENTS}:ids:old") <= 10
+    assert await few.add([click(number) for number in range(25, 30)]) == ["duplicate"] * 5
+    await few.close()
