@@ -322,6 +322,9 @@ class VectorIndex(Protocol):
     def vector(self, note_id: str) -> Vector | None:
         """Return a row's vector, bit for bit as it was written."""
 
+    def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
+        """Return the vectors of some rows, as `vector` does: many take a fraction of the time of as many calls."""
+
     def ids(self) -> list[str]:
         """Return the ids of all rows, in no order."""
 

@@ -216,7 +216,7 @@ class LiveIndex:
         return self._index.vector(note_id)  # in the event loop: a thread would take longer to get to it
 
     async def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
-        return await run_in(self._searchers, lambda: [self._index.vector(note_id) for note_id in note_ids])
+        return await run_in(self._searchers, partial(self._index.vectors, note_ids))
 
     async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
         state = self._state

@@ -163,6 +163,14 @@ class SegmentedIndex:
             if segments is self.all_segments:
                 return None
 
+    def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
+        found: dict[str, Vector] = {}
+        for segment in self.all_segments:
+            if rows := segment.rows_of_ids(note_ids):
+                found |= zip(map(segment.id, rows), segment.vectors(np.array(rows, np.int64)), strict=True)
+        # One that was not found may have moved to another segment meanwhile.
+        return [found[note_id] if note_id in found else self.vector(note_id) for note_id in note_ids]
+
     def ids(self) -> list[str]:
         return [note_id for segment in self.all_segments for note_id in segment.ids()]
 

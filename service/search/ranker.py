@@ -16,7 +16,7 @@ from service.records import Hit
 from service.search.sources import MAX_DEPTH, Found, Source
 from service.search.verified import VerifiedNotes
 
-BLOCK_SIZE = 256
+BLOCK_SIZE = 128
 """Candidates among which options choose first. The next blocks double the depth of the search, up to MAX_DEPTH."""
 MAX_CHOSEN_IN_LOOP = 32
 """Bound on a selection that is made in the event loop, in which each note compares a block: ten take 0.3 ms."""

@@ -121,6 +121,8 @@ def test_search_after_any_history_equals_brute_force(
     for note_id in "abcdefgh":
         expected = model.notes.get(note_id)
         np.testing.assert_array_equal(index.vector(note_id), expected and expected.vector)
+    for vector, note_id in zip(index.vectors("abcdefgh"), "abcdefgh", strict=True):
+        np.testing.assert_array_equal(vector, index.vector(note_id))
 
 
 def test_search_of_empty_index_returns_nothing(index: VectorIndex) -> None:
