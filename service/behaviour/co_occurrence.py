@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -83,6 +83,18 @@ class History:
             del values[place]
 
 
+def summed(lists: Iterable[Sequence[Related]], without: Collection[str], count: int) -> list[Related]:
+    """Return the notes of several lists but some, the best `count` first, ties by id: scores and evidence add up."""
+    sums: dict[str, Related] = {}
+    for related in lists:
+        for one in related:
+            known = sums.get(one.id)
+            sums[one.id] = Related(one.id, one.score + known.score, one.evidence + known.evidence) if known else one
+    for note_id in without:
+        sums.pop(note_id, None)
+    return sorted(sums.values(), key=lambda one: (-one.score, one.id))[:count]
+
+
 class CoOccurrence:
     """Histories of readers, and the notes that they relate. For one thread."""
 
@@ -149,10 +161,14 @@ class CoOccurrence:
         note = self._notes.get(note_id)
         if note is None:
             return
-        for number in list(self._readers_of[note]):
+        numbers, self._readers_of[note] = self._readers_of[note], array("I")  # at once: a note may have many readers
+        for number in numbers:
             history = self._by_number[number]
             assert history is not None
-            self._drop(history, history.notes.index(note))
+            history.remove(history.notes.index(note))
+            self._close_if_empty(history)
+        self.reads -= len(numbers)
+        self._free_note(note)
 
     def forget(self, reader: str) -> None:
         """Remove all reads of a reader."""
@@ -192,18 +208,6 @@ class CoOccurrence:
         related = [Related(self._ids[numbers[i]], float(scores[i]), float(evidence[i])) for i in kept.tolist()]
         related.sort(key=lambda one: (-one.score, one.id))
         return related[: self._options.top]
-
-    def candidates(self, note_ids: Collection[str], count: int, now: float = 0.0) -> list[Related]:
-        """Return the notes related to any of some, without these, best first; scores and evidence are summed up."""
-        sums: dict[str, Related] = {}
-        for note_id in dict.fromkeys(note_ids):
-            for one in self.related(note_id, now):
-                if known := sums.get(one.id):
-                    one = Related(one.id, one.score + known.score, one.evidence + known.evidence)
-                sums[one.id] = one
-        for note_id in note_ids:
-            sums.pop(note_id, None)
-        return sorted(sums.values(), key=lambda one: (-one.score, one.id))[:count]
 
     def _later_reads(
         self, note: int, now: float
@@ -263,9 +267,17 @@ class CoOccurrence:
         self._readers_of[note].remove(history.number)
         self.reads -= 1
         if not self._readers_of[note]:
-            del self._notes[self._ids[note]]
-            self._ids[note] = ""
-            self._free_notes.append(note)
+            self._free_note(note)
+        self._close_if_empty(history)
+
+    def _free_note(self, note: int) -> None:
+        """Give up the number of a note without reads."""
+        del self._notes[self._ids[note]]
+        self._ids[note] = ""
+        self._free_notes.append(note)
+
+    def _close_if_empty(self, history: History) -> None:
+        """Give up the history of a reader without reads."""
         if not history.notes:
             del self._histories[history.reader]
             self._by_number[history.number] = None

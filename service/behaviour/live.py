@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Read, Related
+from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Read, Related, summed
 from service.behaviour.follower import EventFollower
 from service.behaviour.report import Dimension, Rate
 from service.errors import BehaviourBehind
@@ -80,9 +80,13 @@ class LiveBehaviour:
             raise BehaviourBehind(self._follower.co_occurrence.reads)
         return self._follower.co_occurrence.all_reads()
 
-    def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
+    async def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
         """Return the notes that were read after any of some, without these, best first, ties by id."""
-        return self._follower.co_occurrence.candidates(note_ids, count, self._clock())
+        now, lists = self._clock(), []
+        for note_id in dict.fromkeys(note_ids):
+            lists.append(self._follower.co_occurrence.related(note_id, now))
+            await asyncio.sleep(0)  # a note of many readers takes a millisecond
+        return summed(lists, note_ids, count)
 
     def rates(self, by: Collection[Dimension], since: float) -> list[Rate]:
         """Return how often recommended notes were shown and clicked, by some dimensions, since a day."""

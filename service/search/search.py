@@ -116,7 +116,7 @@ class NoteSearch:
         notes = VerifiedNotes(self._store, where, time_left, ids)
         content = self._content(request, examples)
         words = await self._words(request, examples, notes)
-        behaviour = self._read_after(request, examples, notes, content.unit)
+        behaviour = await self._read_after(request, examples, notes, content.unit)
         evidence: list[Evidence] = [one for one in (words, behaviour) if one]
         source = FusedSource(self._index, content, evidence) if evidence else content
         options = selection_options(request, source, self._clock())
@@ -143,7 +143,7 @@ class NoteSearch:
         known = [text for text in texts if text]
         return WordEvidence(self._index, query_note(known), weight) if known else None
 
-    def _read_after(
+    async def _read_after(
         self, request: SearchRequest, examples: Examples, notes: VerifiedNotes, unit: float
     ) -> BehaviourEvidence | None:
         """Return the evidence of the readers of the positive examples; None where it has no weight, or no such example
@@ -153,7 +153,7 @@ class NoteSearch:
         ids = [example.note_id for example, _ in examples.positive if example.weight and example.note_id]
         if self._behaviour is None or not weight or not ids:
             return None
-        related = self._behaviour.candidates(ids, MAX_RELATED)
+        related = await self._behaviour.candidates(ids, MAX_RELATED)
         return BehaviourEvidence(related, notes, weight, self._behaviour.kappa, unit)
 
     def _content(self, request: SearchRequest, examples: Examples) -> ContentSource:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.data.pairs import PairOptions, related_pairs
-from service.behaviour.co_occurrence import MAX_HISTORY, CoOccurrence, CoOccurrenceOptions
+from service.behaviour.co_occurrence import MAX_HISTORY, CoOccurrence, CoOccurrenceOptions, summed
 from tests.optional import require
 
 USERS, NOTES = "abcde", [f"n{number}" for number in range(8)]
@@ -114,10 +114,11 @@ def test_a_read_of_greater_weight_counts_more() -> None:
     assert kept.related("x")[0].score == 1.5
 
 
-def test_candidates_of_several_notes_add_up_without_these() -> None:
+def test_what_is_related_to_several_notes_adds_up_without_these() -> None:
     kept = live([("a", "x", 0.0), ("a", "y", 1.0), ("a", "z", 2.0), ("b", "y", 0.0), ("b", "z", 1.0)])
-    assert [(one.id, one.evidence) for one in kept.candidates(["x", "y", "nobody"], 5)] == [("z", 3.0)]
-    assert [one.id for one in kept.candidates(["x"], 1)] == ["y"]
+    lists = [kept.related(note) for note in ("x", "y", "nobody")]
+    assert [(one.id, one.evidence) for one in summed(lists, ["x", "y"], 5)] == [("z", 3.0)]
+    assert [one.id for one in summed(lists[:1], ["x"], 1)] == ["y"]
 
 
 def test_reads_are_bounded_by_those_of_idle_readers() -> None:

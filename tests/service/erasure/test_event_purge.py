@@ -76,7 +76,7 @@ async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
             ("-purge", ""),
         ]
         await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
-        assert [one.id for one in behaviour.candidates(["kept-1"], 5)] == ["kept-2"]
+        assert [one.id for one in await behaviour.candidates(["kept-1"], 5)] == ["kept-2"]
         await behaviour.add(clicks(clock, ["again-1"], "u2"))
         await eventually(lambda: behaviour.status().reads == 5)
 
