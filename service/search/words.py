@@ -10,6 +10,7 @@ from model.note import Note
 from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
+from service.ranking.words import word_factor
 
 
 def query_note(notes: Sequence[Note]) -> Note:
@@ -22,13 +23,8 @@ def query_note(notes: Sequence[Note]) -> Note:
 
 
 class WordEvidence:
-    """Evidence by the words that notes share with `note`.
-
-        score = content + weight std(content) / std(words) words
-
-    over the candidates of a request. The two deviations bring both scores to one scale, whatever the model's vector
-    space is like, and where words tell candidates apart but little, they count little.
-    """
+    """Evidence by the words that notes share with `note`: a candidate's score is its content's and `factor` times its
+    word score (ranking/words.py)."""
 
     def __init__(self, index: NoteIndex, note: Note, weight: float) -> None:
         self._index = index
@@ -45,8 +41,7 @@ class WordEvidence:
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         words = await self.scores(ids)
-        deviation = float(words.std()) if len(words) else 0.0
-        self.factor = self._weight * float(scores.std()) / deviation if deviation else 0.0
+        self.factor = word_factor(scores, words, self._weight)
         return scores + self.factor * words
 
     async def scores(self, ids: Sequence[str]) -> Numbers:

@@ -1,0 +1,179 @@
+"""Related notes by vectors, by words, and by both, in the ways to put them together.
+
+python -m benchmarks.quality.hybrid DATA [SPLIT]
+
+DATA is the folder of the data sets, SPLIT validation (where the service's way was chosen) or test. Queries are whole
+notes and, as texts that somebody types, their titles alone. The systems are the shipped checkpoint and, as it comes,
+all-MiniLM-L6-v2; words are searched as the service does it. Each way orders the POOL_SIZE best of both, as the service
+does; other notes come behind them by their vectors. Vectors are kept in runs/hybrid/ and used again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import ROOT
+from benchmarks.harness.report import Row, row, write
+from benchmarks.quality.records import MICROLENS, MOVIELENS
+from model.baselines.loading import load_embedder
+from model.data.pairs import Split, split_of
+from model.evaluation.evaluate import EvaluationData
+from model.evaluation.protocol import COLD_COLD
+from model.evaluation.ranking import rank_pairs
+from model.hashtags.lexical_index import InvertedLexicalIndex
+from model.note import Note
+from model.weights import SHIPPED_CHECKPOINT
+from service.ranking.words import word_factor
+from service.search.fusion import POOL_SIZE
+from service.search.request import AUTO
+from service.settings import Settings
+
+SYSTEMS = {"notellm-generalist": str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
+CACHE = ROOT / "runs" / "hybrid"
+WEIGHT = dict(AUTO)["words"]
+Scores = npt.NDArray[np.float64]
+"""(Q, N): scores of all notes of the pool for each query."""
+Combine = Callable[[Scores, Scores], Scores]
+"""Content scores and word scores of the candidates of one query, each (C,) -> what orders them."""
+
+
+def reciprocal_ranks(k: int) -> Combine:
+    """Reciprocal rank fusion (Cormack et al. 2009): sum of 1 / (k + rank)."""
+
+    def combine(content: Scores, words: Scores) -> Scores:
+        ranks = [np.argsort(np.argsort(-scores, kind="stable"), kind="stable") + 1 for scores in (content, words)]
+        return sum((1.0 / (k + rank) for rank in ranks), np.zeros(len(content)))
+
+    return combine
+
+
+def by_deviations(weight: float) -> Combine:
+    return lambda content, words: content + word_factor(content, words, weight) * words
+
+
+def by_sum(weight: float) -> Combine:
+    return lambda content, words: content + weight * words
+
+
+WAYS: Mapping[str, Combine] = {
+    f"words by deviations, weight {WEIGHT} (auto)": by_deviations(WEIGHT),
+    **{f"words by deviations, weight {weight}": by_deviations(weight) for weight in (0.3, 0.7, 1.0)},
+    **{f"sum of the raw scores, weight {weight}": by_sum(weight) for weight in (0.3, 0.6, 1.0)},
+    **{f"reciprocal ranks, k {k}": reciprocal_ranks(k) for k in (2, 20, 60)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Notes of a split in the order of ids, and the pairs of rows that count."""
+
+    notes: Sequence[Note]
+    pairs: Sequence[tuple[str, str]]
+
+    @classmethod
+    def read(cls, folder: Path, split: Split) -> Pool:
+        data = EvaluationData.read(folder, split, [COLD_COLD])
+        notes = [note for note_id, note in sorted(data.notes.items()) if split_of(note_id) == split]
+        ids = {note.id for note in notes}
+        counted = {(pair.note, pair.related) for pair in data.pairs[COLD_COLD]}
+        return cls(notes, sorted(pair for pair in counted if ids.issuperset(pair)))
+
+    @property
+    def query_rows(self) -> list[int]:
+        queries = {query for query, _ in self.pairs}
+        return [row for row, note in enumerate(self.notes) if note.id in queries]
+
+    def recall(self, scores: Scores) -> tuple[float, float]:
+        """Recall@10 and @100 in percent of scores (Q, N), whose rows are `query_rows`."""
+        place = {row: i for i, row in enumerate(self.query_rows)}
+        ids = [note.id for note in self.notes]
+        ranks = rank_pairs(lambda rows: scores[[place[row] for row in rows.tolist()]], ids, self.pairs)
+        return 100 * float(np.mean(ranks <= 10)), 100 * float(np.mean(ranks <= 100))
+
+
+def title_of(note: Note) -> Note:
+    return replace(note, content="", hashtags=())
+
+
+def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
+    index = InvertedLexicalIndex()
+    for note in pool.notes:
+        index.add(note)
+    row_of = {note.id: row for row, note in enumerate(pool.notes)}
+    scores = np.zeros((len(queries), len(pool.notes)))
+    for place, query in enumerate(queries):
+        for note_id, score in index.scores(query, len(pool.notes)).items():
+            scores[place, row_of[note_id]] = score
+    return scores
+
+
+def vectors(system: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+    """Vectors of notes, read from the cache where it has them."""
+    path = CACHE / f"{system}-{name}.npy"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        np.save(path, load_embedder(SYSTEMS[system], Settings().cache_dir, print).embed(notes))
+    return np.load(path)  # type: ignore[no-any-return]  # an .npy file holds an array of any type
+
+
+def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: Combine) -> Scores:
+    """Order the pool of each query by `combine`, and the other notes behind it by their content."""
+    scores = content - 1000.0
+    for place, own in enumerate(own_rows):
+        near, sharing = content[place].copy(), words[place].copy()
+        near[own], sharing[own] = -np.inf, -np.inf
+        best = np.union1d(np.argsort(-near)[:POOL_SIZE], np.argsort(-sharing)[:POOL_SIZE])
+        scores[place, best] = combine(content[place, best], words[place, best])
+    return scores
+
+
+def measure(data: str, kind: str, split: Split, pool: Pool) -> list[Row]:
+    own_rows = pool.query_rows
+    queries = [pool.notes[own] if kind == "note" else title_of(pool.notes[own]) for own in own_rows]
+    words = word_scores(pool, queries)
+    rows = [_row(f"{data}, {kind}: words alone", pool.recall(words))]
+    for system in SYSTEMS:
+        of_notes = vectors(system, f"{data}-{split}-note", pool.notes)
+        of_queries = of_notes[own_rows]
+        if kind == "title":
+            of_queries = vectors(system, f"{data}-{split}-title", queries)
+        content = (of_queries @ of_notes.T).astype(np.float64)
+        alone = pool.recall(content)
+        rows.append(_row(f"{data}, {kind}: {system}, vectors alone", alone))
+        ways = WAYS if split == "validation" else dict(list(WAYS.items())[:1])
+        rows += [
+            _row(f"{data}, {kind}: {system}, {way}", pool.recall(combined(content, words, own_rows, combine)), alone)
+            for way, combine in ways.items()
+        ]
+    return rows
+
+
+def _row(what: str, recall: tuple[float, float], alone: tuple[float, float] | None = None) -> Row:
+    at_10, at_100 = (round(value, 1) for value in recall)
+    change = f"{at_100 - round(alone[1], 1):+.1f} points" if alone else ""
+    automatic = alone is not None and "(auto)" in what
+    return row(
+        what, at_100, "% Recall@100", spread=f"Recall@10 {at_10}%", against=change and f"vectors alone: {change}",
+        target=">= -0.3 points" if automatic else "",
+        met=recall[1] >= alone[1] - 0.3 if automatic and alone else None,
+    )  # fmt: skip
+
+
+def main() -> None:
+    split: Split = "test" if sys.argv[2:] == ["test"] else "validation"
+    rows: list[Row] = []
+    for data in (MICROLENS, MOVIELENS):
+        pool = Pool.read(Path(sys.argv[1]) / data, split)
+        for kind in ("note", "title"):
+            rows += measure(data, kind, split, pool)
+    write("hybrid" if split == "validation" else "hybrid_test", rows)
+
+
+if __name__ == "__main__":
+    main()
