@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,29 +16,44 @@ from service.api.problems import invalid_note
 from service.api.schemas.common import Name
 from service.api.schemas.search import SearchDefaults
 from service.api.schemas.similar import RankingOptions
+from service.api.variants import Variant, choose_variant
 from service.errors import FieldError, InvalidInput
 from service.settings import Settings
 
-Scenarios = Mapping[str, SearchDefaults]
-"""Defaults by the name of the scenario; those that it binds are in `model_fields_set`."""
-NOT_BOUND = ("scenario", "cursor", "min_log_position")
+NOT_BOUND = ("scenario", "cursor", "min_log_position", "user")
 """Fields that belong to one request alone."""
+VARIANTS, SHARE = "variants", "share"
+"""Fields of a scenario, and of one of its variants."""
+SHARE_TOLERANCE = 1e-9
+"""By which the sum of shares may be above 1: they are decimal fractions."""
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 Options = TypeVar("Options", bound=RankingOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`defaults`: those that it binds are in `model_fields_set`."""
+
+    defaults: SearchDefaults
+    variants: tuple[Variant, ...] = ()
+
+
+Scenarios = Mapping[str, Scenario]
+"""Scenarios by their names."""
 
 
 class ScenariosUnusable(ValueError):
     """The file of NOTELLM_SCENARIOS cannot be used; the message says why, in one line."""
 
 
-def read_scenarios(settings: Settings) -> dict[str, SearchDefaults]:
+def read_scenarios(settings: Settings) -> dict[str, Scenario]:
     """Read and check the scenarios; none where there is no file. Raises ScenariosUnusable."""
     path = settings.scenarios
     if path is None:
         return {}
     try:
         content = _parse(path)
-        return {_checked_name(name): _checked(name, fields, settings) for name, fields in content.items()}
+        return {_checked_name(name): _scenario(name, fields, settings) for name, fields in content.items()}
     except ValueError as error:
         raise ScenariosUnusable(f"NOTELLM_SCENARIOS: {path}: {error}") from error
     except OSError as error:
@@ -59,6 +75,26 @@ def _checked_name(name: str) -> str:
         raise ValueError(f"the name {name[:40]!r}: {error.errors()[0]['msg']}") from error
 
 
+def _scenario(name: str, fields: Any, settings: Settings) -> Scenario:
+    """Validate one scenario with its variants. Raises ValueError, which names the scenario and the field."""
+    if not isinstance(fields, dict):
+        return Scenario(_checked(name, fields, settings))
+    own = {key: value for key, value in fields.items() if key != VARIANTS}
+    defaults, variants, listed = _checked(name, own, settings), [], fields.get(VARIANTS, {})
+    if not isinstance(listed, dict):
+        raise ValueError(f"scenario {name!r}: /variants: must be an object of variants by their names")
+    for variant, changes in listed.items():
+        place = f"{name}.{VARIANTS}.{_checked_name(variant)}"
+        share = changes.get(SHARE) if isinstance(changes, dict) else None
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+            raise ValueError(f"scenario {place!r}: /share: must be a number above 0, and at most 1")
+        whole = own | {key: value for key, value in changes.items() if key != SHARE}
+        variants.append(Variant(variant, share, _checked(place, whole, settings)))
+    if sum(variant.share for variant in variants) > 1 + SHARE_TOLERANCE:
+        raise ValueError(f"scenario {name!r}: /variants: the shares must not add up to more than 1")
+    return Scenario(defaults, tuple(variants))
+
+
 def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
     """Validate one scenario. Raises ValueError, which names the scenario and the field."""
     try:
@@ -76,15 +112,23 @@ def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
 
 
 def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> Options | SearchDefaults:
-    """Return the options with the defaults that their scenario binds: a field that the caller gave wins. Raises
-    InvalidInput at `pointer`."""
+    """Return the options with the defaults that their scenario binds, or the variant of it that their user gets: a
+    field that the caller gave wins. Raises InvalidInput at `pointer`."""
     if options.scenario is None:
+        if options.user is not None:
+            raise InvalidInput(
+                [FieldError(f"{pointer}/user", "chooses a variant of a scenario; name the scenario too")]
+            )
         return options
-    defaults = scenarios.get(options.scenario)
-    if defaults is None:
+    scenario = scenarios.get(options.scenario)
+    if scenario is None:
         detail = f"known scenarios are {sorted(scenarios)} (NOTELLM_SCENARIOS)"
         raise InvalidInput([FieldError(f"{pointer}/scenario", detail)])
+    variant = choose_variant(options.scenario, scenario.variants, options.user) if options.user is not None else None
+    defaults = variant.defaults if variant else scenario.defaults
     bound = {name: getattr(defaults, name) for name in defaults.model_fields_set}
     given = {name: getattr(options, name) for name in options.model_fields_set}
     merged = type(options) if isinstance(options, SearchDefaults) else SearchDefaults
-    return merged.model_construct(**(bound | given))
+    chosen = merged.model_construct(**(bound | given))
+    chosen.set_variant(variant.name if variant else None)
+    return chosen

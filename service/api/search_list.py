@@ -28,10 +28,11 @@ from service.search.request import FIRST_PAGE, SearchRequest
 
 @dataclass(frozen=True, slots=True)
 class ListedSearch:
-    """A valid search of a list, and the log position that it waits for."""
+    """A valid search of a list, the log position that it waits for, and the variant of its scenario."""
 
     request: SearchRequest
     position: str | None
+    variant: str | None
 
     @property
     def reads_texts(self) -> bool:
@@ -85,7 +86,7 @@ def _read_search(raw: bytes, pointer: str, service: Service, scenarios: Scenario
     check_search_options(options, "", service.settings)
     request = options.as_request(body.positives(), body.negatives())
     check_examples(request)
-    return ListedSearch(request, options.min_log_position)
+    return ListedSearch(request, options.min_log_position, options.variant)
 
 
 async def _answer(one: ListedSearch, vectors: Iterator[Vector], service: Service, urgency: Urgency) -> SearchResult:
@@ -96,7 +97,7 @@ async def _answer(one: ListedSearch, vectors: Iterator[Vector], service: Service
         similar = await service.search.related(one.request, urgency, texts)
     except NoteLLMError as error:
         return _failed(error)
-    return SearchResult(status=200, answer=SimilarOut.of(similar, None, service.recommender.engine.name))
+    return SearchResult(status=200, answer=SimilarOut.of(similar, None, service.recommender.engine.name, one.variant))
 
 
 def _failed(error: NoteLLMError) -> SearchResult:

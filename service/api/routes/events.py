@@ -15,8 +15,8 @@ from service.api.ingest_events import add_event, add_event_lines, add_event_list
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse
 from service.api.problems import documented
-from service.api.schemas.common import Time
-from service.api.schemas.events import ForgottenOut, ReaderId, ReportOut, session_name, user_name
+from service.api.schemas.common import ReaderId, Time
+from service.api.schemas.events import ForgottenOut, ReportOut, session_name, user_name
 from service.behaviour.report import DIMENSIONS, Dimension
 from service.errors import FieldError, InvalidInput
 

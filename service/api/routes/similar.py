@@ -72,7 +72,7 @@ async def similar(note_id: NoteId, request: Request) -> SimilarOut:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)
         await wait_for_position(options.min_log_position, "/query", service, time_left, seconds)
     related = await service.search.related(options.as_request((Example(note_id),)), time_left=time_left)
-    return SimilarOut.of(related, note_id, service.recommender.engine.name)
+    return SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
 
 
 @router.post(
@@ -89,7 +89,7 @@ async def similar_by_body(
     check_search_options(options, "", service.settings)
     search = options.as_request((Example(note_id), *body.positives()), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, urgency)
-    return SimilarOut.of(related, note_id, service.recommender.engine.name)
+    return SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
 
 
 @router.post(
@@ -106,7 +106,7 @@ async def similar_to_examples(
     check_search_options(options, "", service.settings)
     search = options.as_request(body.positives(), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, urgency)
-    return SimilarOut.of(related, None, service.recommender.engine.name)
+    return SimilarOut.of(related, None, service.recommender.engine.name, options.variant)
 
 
 @router.post(

@@ -41,6 +41,11 @@ NoteId = Annotated[
     StringConstraints(pattern=r"^[A-Za-z0-9_~][A-Za-z0-9_.:~-]{0,127}$"),
     Field(description="1 to 128 of A-Z a-z 0-9 _ . : ~ -, not starting with . : -", examples=["sample-en-001"]),
 ]
+ReaderId = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^\s/.][^\s/]{0,127}$"),
+    Field(description="1 to 128 characters without white space and /, not starting with .", examples=["u-4711"]),
+]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Time = Annotated[AwareDatetime, AfterValidator(_check_range)]
 Hashtags = Annotated[

@@ -9,7 +9,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas.common import NoteId, Time, Wire
+from service.api.schemas.common import NoteId, ReaderId, Time, Wire
 from service.api.schemas.problem import Problem
 from service.behaviour.report import Dimension, Rate
 from service.records import Event
@@ -23,11 +23,6 @@ DETAILS = ("recommendation_id", "position", "scenario", "variant", "source", "va
 """Fields that are kept as they were sent."""
 
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-ReaderId = Annotated[
-    str,
-    StringConstraints(pattern=r"^[^\s/.][^\s/]{0,127}$"),
-    Field(description="1 to 128 characters without white space and /, not starting with .", examples=["u-4711"]),
-]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, PrivateAttr, StringConstraints
 
-from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, Time, Wire
+from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, ReaderId, Time, Wire
 from service.filters import Filter
 from service.records import Explanation, RelatedNote, Similar
 from service.search.request import AUTO, CONTENT, Example, SearchRequest, Sources
@@ -75,9 +75,22 @@ class RankingOptions(SearchOptions):
     )
     explain: bool = Field(False, description="say of each note what made its place")
     scenario: Name | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
+    user: ReaderId | None = Field(
+        None, description="whom the answer is for: chooses the variant of the scenario, and is not stored"
+    )
     cursor: Annotated[str, StringConstraints(max_length=64)] | None = Field(
         None, description='"*" begins a list that is kept for its pages; the answer has the cursor of the next one'
     )
+
+    _variant: str | None = PrivateAttr(None)
+
+    @property
+    def variant(self) -> str | None:
+        """Name of the variant of the scenario that was chosen; None for none."""
+        return self._variant
+
+    def set_variant(self, name: str | None) -> None:
+        self._variant = name
 
     def as_request(self, positive: tuple[Example, ...], negative: tuple[Example, ...] = ()) -> SearchRequest:
         """Return the request for these examples."""
@@ -158,7 +171,7 @@ class SimilarItem(BaseModel):
 
 class SimilarOut(BaseModel):
     """`complete`: the items are min(k, matches). `note_id`: null but for a stored note's address. `degraded`: the store
-    is away, so that only ids and scores are known, and were not checked. The last three are left out where they say
+    is away, so that only ids and scores are known, and were not checked. The last four are left out where they say
     nothing."""
 
     note_id: str | None
@@ -168,13 +181,14 @@ class SimilarOut(BaseModel):
     degraded: bool
     model: str
     log_position: str
+    variant: str | None = Field(None, description="of the scenario, where the user has one; say it in events")
     cursor: str | None = Field(None, description="of the next page; null at the end of the list")
     missing: list[str] | None = Field(None, description="examples that were left out: there are no such notes")
     removed: dict[str, int] | None = Field(None, description="with explain: notes passed over, by the option that did")
 
     @classmethod
-    def of(cls, similar: Similar, note_id: str | None, model: str) -> Self:
-        optional: dict[str, Any] = {}
+    def of(cls, similar: Similar, note_id: str | None, model: str, variant: str | None = None) -> Self:
+        optional: dict[str, Any] = {} if variant is None else {"variant": variant}
         if similar.paged:
             optional["cursor"] = similar.cursor
         if similar.missing:

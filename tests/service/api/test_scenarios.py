@@ -90,7 +90,7 @@ def test_page_of_a_scenario_goes_on(client: httpx2.Client) -> None:
 def test_json_file_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "scenarios.json"
     path.write_text(json.dumps({"home": {"k": 3}}))
-    assert read_scenarios(Settings(scenarios=path))["home"].k == 3
+    assert read_scenarios(Settings(scenarios=path))["home"].defaults.k == 3
 
 
 @pytest.mark.parametrize(
