@@ -86,6 +86,7 @@ class GenerationRequest:
     `categories`: the closed set to score; empty for none.
     `blocked`: keys (`hashtag_key`) of hashtags that are never returned.
     `vocabulary`: holds the only hashtags that may be returned (policy "known").
+    `min_hashtag_score`: hashtags with a lower score are not returned, so that there may be fewer than asked for.
     `find_neighbours`: looks up the notes whose hashtags compete with the generated ones (policy "grounded").
     `on_hashtag`: is called with each hashtag, the best first, as soon as no later one can be better.
 
@@ -95,6 +96,7 @@ class GenerationRequest:
     hashtags: int = 0
     categories: tuple[str, ...] = ()
     blocked: frozenset[str] = frozenset()
+    min_hashtag_score: float = 0.0
     vocabulary: Vocabulary | None = None
     find_neighbours: FindNeighbours | None = None
     on_hashtag: Callable[[Hashtag], None] | None = None

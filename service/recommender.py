@@ -16,6 +16,7 @@ from ulid import ULID
 
 from model.generation import (
     MAX_CATEGORY_TOKENS,
+    VECTOR_ONLY,
     CategoriesTooLong,
     GenerationOutput,
     GenerationRequest,
@@ -304,9 +305,10 @@ class Recommender:
         categories: tuple[str, ...] = (),
         policy: HashtagPolicy | None = None,
         blocked: Sequence[str] = (),
+        min_score: float = 0.0,
     ) -> GenerationRequest:
         """Make the model's request from the deployment's defaults and what a caller asks for. `blocked`: hashtags that
-        are blocked beside the deployment's own."""
+        are blocked beside the deployment's own. `min_score`: hashtags with a lower score are left out."""
         if not hashtags:
             return GenerationRequest(categories=categories)
         policy = policy or self.defaults.hashtag_policy
@@ -314,6 +316,7 @@ class Recommender:
             hashtags,
             categories,
             frozenset(map(hashtag_key, (*self.defaults.blocked_hashtags, *blocked))),
+            min_score,
             self.index.vocabulary if policy == "known" else None,
             self.index.find_neighbours if policy == "grounded" else None,
         )
@@ -325,6 +328,17 @@ class Recommender:
         except CategoriesTooLong as error:
             raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
         return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags))
+
+    async def embed(self, notes: Sequence[Note], urgency: Urgency) -> list[GenerationOutput]:
+        """Return outputs with the vectors of texts that are not stored, in order. All of them are admitted to the
+        queue, or none. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
+        size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
+        outputs: list[GenerationOutput] = []
+        with self._batcher.admit(len(notes), VECTOR_ONLY, urgency, size, self._tenant) as admission:
+            for begin in range(0, len(notes), size):
+                batch = [(note, VECTOR_ONLY) for note in notes[begin : begin + size]]
+                outputs += await self._batcher.generate_all(batch, urgency, admission)
+        return outputs
 
     async def _drop_missing_notes(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
         """Return the hashtags without the notes that the store does not have or cannot decode; without any while it is

@@ -60,21 +60,24 @@ def dedup_key(text: str) -> str:
 class HashtagFilter:
     """Decides which hashtags may be returned for a note.
 
-    `blocked`: keys (`hashtag_key`) that may not. `scripts`: those of the note; a hashtag may have no other, except
+    `blocked`: keys (`hashtag_key`) that may not. `own`: keys (`dedup_key`) of the hashtags that the note has already,
+    which are not repeated. `scripts`: those of the note; a hashtag may have no other, except
     Latin, which every language uses. None allows all scripts.
     """
 
     blocked: frozenset[str] = frozenset()
     scripts: frozenset[str] | None = None
+    own: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, note: Note, blocked: frozenset[str]) -> HashtagFilter:
         """Return the filter for `note`; one without letters allows all scripts."""
-        return cls(blocked, scripts(" ".join((note.title, note.content, *note.hashtags))) or None)
+        note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags)))
+        return cls(blocked, note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
 
     def __call__(self, text: str) -> bool:
         """Return whether the hashtag `text` may be returned."""
-        if hashtag_key(text) in self.blocked:
+        if hashtag_key(text) in self.blocked or dedup_key(text) in self.own:
             return False
         return self.scripts is None or scripts(text) <= self.scripts | {"LATIN"}
 

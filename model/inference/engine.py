@@ -10,7 +10,7 @@ storage.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.category_head import CategoryHead
-from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Usage, Vocabulary
+from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Hashtag, Usage, Vocabulary
 from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from, rerank
 from model.hashtags.vocabulary import HashtagTrie
 from model.inference.beam_search import HashtagBeamSearch, max_beam_blocks
@@ -36,6 +36,7 @@ from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
+BELOW_MIN_SCORE = "no hashtag has a score of min_score or more"
 UNSUPPORTED_LANGUAGE = "the model does not read the script of this note"
 
 
@@ -243,7 +244,7 @@ class Engine:
                 output = replace(output, first_token_seconds=time.perf_counter() - started)
                 scored = yield from self._score_candidates(tokenized, hashtag_table, prefill.vector)
                 # Grounding changes scores and order, so hashtags to be grounded are not announced by the search.
-                on_hashtag = None if scored.candidates else request.on_hashtag
+                on_hashtag = None if scored.candidates else announcer(request)
                 yield from search.run(hashtag_table, prefill.first_hashtag_token, on_hashtag)
 
                 output = self._ground(output, request, search, scored)
@@ -302,13 +303,15 @@ class Engine:
         if scored.candidates:
             min_score = self.prompt.config.min_hashtag_score
             hashtags = rerank(hashtags, scored.candidates, scored.probabilities, request.hashtags, min_score)
-            if request.on_hashtag is not None:
+            if announce := announcer(request):
                 for hashtag in hashtags:
-                    request.on_hashtag(hashtag)
+                    announce(hashtag)
+        kept = tuple(hashtag for hashtag in hashtags if hashtag.score >= request.min_hashtag_score)
+        reason = BELOW_MIN_SCORE if hashtags else search.reason_for_none
         return replace(
             output,
-            hashtags=hashtags,
-            hashtags_reason=None if hashtags else search.reason_for_none,
+            hashtags=kept,
+            hashtags_reason=None if kept else reason,
             usage=Usage(output.usage.prompt_tokens + scored.tokens, search.generated_tokens),
         )
 
@@ -336,6 +339,19 @@ def pooled(vectors: Sequence[npt.NDArray[np.float32]], weights: Sequence[int]) -
     mean = np.average(vectors, axis=0, weights=weights)
     unit: npt.NDArray[np.float32] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
     return unit
+
+
+def announcer(request: GenerationRequest) -> Callable[[Hashtag], None] | None:
+    """Return the `on_hashtag` of a request, called only for hashtags that have its `min_hashtag_score`."""
+    on_hashtag = request.on_hashtag
+    if on_hashtag is None:
+        return None
+
+    def announce(hashtag: Hashtag) -> None:
+        if hashtag.score >= request.min_hashtag_score:
+            on_hashtag(hashtag)
+
+    return announce
 
 
 def without_generations(output: GenerationOutput, request: GenerationRequest) -> GenerationOutput:

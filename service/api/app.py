@@ -21,6 +21,7 @@ from service.api.openapi import describe
 from service.api.routes import (
     collection,
     documentation,
+    embeddings,
     events,
     export,
     generate,
@@ -55,6 +56,7 @@ ROUTERS = (
     notes.router,
     events.router,
     generate.router,
+    embeddings.router,
     operations.router,
     tenants.router,
     keys.router,

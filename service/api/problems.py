@@ -96,6 +96,14 @@ def error_response(error: NoteLLMError) -> JSONResponse:
     return problem_response(problem_of(error), headers)
 
 
+def validation_response(error: RequestValidationError) -> JSONResponse:
+    """Response to FastAPI's errors about a request."""
+    failures = error.errors()
+    if any(failure["type"] == "json_invalid" for failure in failures):
+        return error_response(errors.MalformedBody(failures[0].get("ctx", {}).get("error", failures[0]["msg"])))
+    return error_response(invalid_input(failures))
+
+
 def plain_problem(status: int, detail: str) -> Problem:
     """Problem that is no error of ours, so that its status says all."""
     return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, instance=None)
@@ -118,10 +126,7 @@ def install(app: FastAPI) -> None:
         return error_response(cast(NoteLLMError, error))
 
     async def invalid_request(request: Request, error: Exception) -> JSONResponse:
-        failures = cast(RequestValidationError, error).errors()
-        if any(failure["type"] == "json_invalid" for failure in failures):
-            return error_response(errors.MalformedBody(failures[0].get("ctx", {}).get("error", failures[0]["msg"])))
-        return error_response(invalid_input(failures))
+        return validation_response(cast(RequestValidationError, error))
 
     async def framework_error(request: Request, error: Exception) -> JSONResponse:
         http_error = cast(HTTPException, error)

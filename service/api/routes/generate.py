@@ -9,7 +9,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from model.generation import Hashtag
+from model.generation import GenerationRequest, Hashtag
 from service.access.principal import Scope
 from service.api.access import needs
 from service.api.connection import seconds_left, while_connected
@@ -41,7 +41,7 @@ router = APIRouter(
 @needs_engine
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> HashtagsOut:
     """Hashtags for a text, best first; an empty list says why."""
-    generation = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
+    generation = requested_hashtags(body, service)
     work = service.recommender.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
     return HashtagsOut.of(output, service.recommender.engine.name)
@@ -54,7 +54,7 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: Urgency
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
     `grounded` at the end; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
-    generation = service.recommender.generation_request(body.count, policy=body.policy, blocked=body.blocked)
+    generation = requested_hashtags(body, service)
     try:
         async with (
             asyncio.timeout(seconds_left(urgency)),
@@ -88,11 +88,17 @@ async def category(body: CategoryIn, request: Request, service: ServiceDep, urge
 async def everything(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
     generation = service.recommender.generation_request(
-        GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked
+        GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked, body.min_score
     )
     work = service.recommender.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
     return GenerateOut.of(output, body.chosen(output), service.recommender.engine.name)
+
+
+def requested_hashtags(body: HashtagsIn, service: Service) -> GenerationRequest:
+    return service.recommender.generation_request(
+        body.count, policy=body.policy, blocked=body.blocked, min_score=body.min_score
+    )
 
 
 def closed_set(body: CategoryIn, service: Service) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field
 
 from model.generation import CategoryProbability, GenerationOutput, Hashtag, HashtagPolicy, Usage
-from service.api.schemas.common import Name, TaggedText, Text, Wire
+from service.api.schemas.common import Name, TaggedText, Wire
 
 MAX_GENERATED = 10
 """Bound on the hashtags that one request generates."""
@@ -67,9 +67,14 @@ class HashtagRules(Wire):
         "the best of what it writes and of what near notes carry, by vectors and by words; empty: the service's own",
     )
     blocked: list[Name] = Field([], max_length=MAX_BLOCKED, description="never told, whatever their case and spacing")
+    min_score: float = Field(
+        0.0, ge=0, le=1, description="hashtags with a lower score are left out: fewer rather than worse ones"
+    )
 
 
-class HashtagsIn(Text, HashtagRules):
+class HashtagsIn(TaggedText, HashtagRules):
+    """A text, and the hashtags that it has already: these are read with it, and not told again."""
+
     count: int = Field(5, ge=1, le=MAX_GENERATED)
 
 

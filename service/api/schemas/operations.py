@@ -19,6 +19,7 @@ from service.api.protocol import (
     MIN_BODY_RATE,
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
+from service.api.schemas.embeddings import MAX_EMBEDDED
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES
 from service.api.schemas.filter import (
     MAX_FILTER_CONDITIONS,
@@ -60,6 +61,7 @@ class LimitsOut(BaseModel):
     max_categories: int = MAX_CATEGORIES
     max_category_tokens: int = MAX_CATEGORY_TOKENS
     max_blocked_hashtags: int = MAX_BLOCKED
+    max_embedded: int = Field(MAX_EMBEDDED, description="texts of one POST /v1/embeddings")
     max_excluded: int = Field(MAX_EXCLUDED, description="ids in `exclude` of a query string, and beside `filter`")
     max_filter_excluded: int = Field(MAX_FILTER_EXCLUDED, description="ids in `exclude` of a `filter`")
     max_filter_depth: int = Field(MAX_FILTER_DEPTH, description="groups within each other, the outermost included")

@@ -53,6 +53,15 @@ def test_hashtag_in_a_foreign_script_is_not_allowed_unless_latin() -> None:
     assert HashtagFilter.of(Note(title="🍜"), frozenset())("面条")
 
 
+@pytest.mark.parametrize("text", ["road trip", "RoadTrips", "# road  trip", "ＲＯＡＤ trip"])
+def test_hashtag_of_the_note_is_not_repeated_however_it_is_spelled(text: str) -> None:
+    allowed = HashtagFilter.of(Note(title="a", hashtags=("Road Trip", "van life")), frozenset())
+    assert not allowed(text)
+    assert allowed("road")
+    near = Neighbours([Neighbour("n", 0.9, (text, "camping"))])
+    assert list(candidates_from(near, allowed)) == ["camping"]
+
+
 def test_blocked_hashtag_is_not_allowed_however_it_is_spelled() -> None:
     allowed = HashtagFilter.of(Note(title="a"), frozenset({"traveltips"}))
     assert [allowed(text) for text in ("Travel  Tips", "travel")] == [False, True]

@@ -29,6 +29,9 @@ from tests.model.inference.outputs import assert_same_hashtags, close_to, genera
 from tests.model.inference.reference import all_hashtags, assert_hashtags_match_reference, hashtag_probability
 from tests.model.inference.samples import FEW_NOTES, HASHTAGS, NOTES
 
+UNTAGGED = [replace(note, hashtags=()) for note in FEW_NOTES]
+"""Notes without hashtags of their own, which would not be told again."""
+
 pytestmark = pytest.mark.slow
 
 ENDED = {" #": 1.0}
@@ -59,7 +62,7 @@ def test_search_with_enough_beams_finds_the_best_of_all(
     monkeypatch.setattr("model.inference.beam_search.BEAMS_PER_HASHTAG", -(-(len(words) ** 3) // count))
     engine = random_engine(LlamaConfig(**COMMON), tokenizer)
     engine = writes_only(engine, [*words, *ENDS], random_rows(len(words) + len(ENDS)))
-    notes = FEW_NOTES[:3]
+    notes = UNTAGGED[:3]
     for note, output in zip(notes, generate(engine, notes, GenerationRequest(count)), strict=True):
         by_key = all_hashtags(engine, note, count, words, 3)
         best = sorted(by_key.items(), key=lambda item: -item[1])[:count]
@@ -74,14 +77,14 @@ def test_score_is_the_probability_of_hashtag_and_any_end(tokenizer: PreTrainedTo
         " river": {" #": 0.3, "\n": 0.1, " cat": 0.6},
         " cat": {"<|im_end|>": 1.0},
     }
-    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(3)):
+    for output in generate(bigram_engine(tokenizer, bigrams), UNTAGGED, GenerationRequest(3)):
         assert texts(output.hashtags) == ["coffee", "river cat", "river"]
         assert scores(output.hashtags) == close_to([0.6, 0.24, 0.16])
 
 
 def test_improbable_hashtag_has_a_score_that_says_so(tokenizer: PreTrainedTokenizerBase) -> None:
     bigrams = {"": {"<|im_end|>": 1 - 1e-6, " coffee": 1e-6}, " coffee": {"<|im_end|>": 1.0}}
-    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(2)):
+    for output in generate(bigram_engine(tokenizer, bigrams), UNTAGGED, GenerationRequest(2)):
         assert texts(output.hashtags) == ["coffee"]
         assert scores(output.hashtags) == close_to([1e-6])
 
@@ -90,19 +93,19 @@ def test_hashtag_below_the_checkpoints_score_is_not_told(tokenizer: PreTrainedTo
     firsts = {" coffee": 0.6, " river": 0.3, "cat": 0.1}
     engine = bigram_engine(tokenizer, {"": firsts} | dict.fromkeys(firsts, ENDED))
     engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.2)
-    (output,) = generate(engine, FEW_NOTES[:1], GenerationRequest(3))
+    (output,) = generate(engine, UNTAGGED[:1], GenerationRequest(3))
     assert texts(output.hashtags) == ["coffee", "river"]
     request = GenerationRequest(3, vocabulary=vocabulary_of(engine, ("cat",)))
-    (output,) = generate(engine, FEW_NOTES[:1], request)
+    (output,) = generate(engine, UNTAGGED[:1], request)
     assert texts(output.hashtags) == ["cat"], "a known hashtag needs a share of the score"
     engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.7)
-    (output,) = generate(engine, FEW_NOTES[:1], GenerationRequest(3))
+    (output,) = generate(engine, UNTAGGED[:1], GenerationRequest(3))
     assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is likely enough")
 
 
 def test_word_that_goes_on_in_capitals_is_not_told(tokenizer: PreTrainedTokenizerBase) -> None:
     bigrams = {"": {" river": 0.6, " iOS": 0.4}, " river": {"HETATM": 0.6, " #": 0.4}, "HETATM": ENDED, " iOS": ENDED}
-    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(3)):
+    for output in generate(bigram_engine(tokenizer, bigrams), UNTAGGED, GenerationRequest(3)):
         assert texts(output.hashtags) == ["iOS", "river"]
 
 
@@ -119,8 +122,8 @@ def test_hashtags_differ_and_are_ordered_by_score(engine: str, request: pytest.F
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])
 def test_hashtags_are_bounded_in_count_and_tokens(engine: str, request: pytest.FixtureRequest) -> None:
-    requests = [GenerationRequest(1 + i % 3) for i in range(len(FEW_NOTES))]
-    outputs = generate(request.getfixturevalue(engine), FEW_NOTES, requests)
+    requests = [GenerationRequest(1 + i % 3) for i in range(len(UNTAGGED))]
+    outputs = generate(request.getfixturevalue(engine), UNTAGGED, requests)
     for note_request, output in zip(requests, outputs, strict=True):
         assert len(output.hashtags or ()) <= note_request.hashtags
         assert output.usage.generated_tokens <= note_request.hashtags * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
@@ -135,8 +138,8 @@ def test_hashtags_do_not_depend_on_requests_before(writer: Engine) -> None:
         GenerationRequest(3, FOODS),
         GenerationRequest(1),
     ]
-    for order in itertools.islice(itertools.permutations(range(len(FEW_NOTES))), 0, None, 29):
-        notes = [FEW_NOTES[i] for i in order]
+    for order in itertools.islice(itertools.permutations(range(len(UNTAGGED))), 0, None, 29):
+        notes = [UNTAGGED[i] for i in order]
         outputs = generate(writer, notes, [requests[i] for i in order])
         alone = generate_alone(writer, notes, [GenerationRequest(requests[i].hashtags) for i in order])
         assert_same_hashtags(outputs, alone)
@@ -148,7 +151,7 @@ def test_hashtags_of_mixed_policies_do_not_depend_on_batch(writer: Engine) -> No
         GenerationRequest(3, vocabulary=vocabulary_of(writer, HASHTAGS)),
         GenerationRequest(2, find_neighbours=lambda *_: Neighbours([Neighbour("n", 1.0, HASHTAGS)])),
     ]
-    notes, requests = FEW_NOTES * 3, [policy for policy in policies for _ in FEW_NOTES]
+    notes, requests = UNTAGGED * 3, [policy for policy in policies for _ in UNTAGGED]
     alone = generate_alone(writer, notes, requests)
     assert_same_hashtags(generate(writer, notes, requests), alone)
     assert writer.runtime.pool.free == writer.runtime.pool.count
@@ -157,7 +160,7 @@ def test_hashtags_of_mixed_policies_do_not_depend_on_batch(writer: Engine) -> No
 def test_known_hashtags_have_their_exact_probability(writer: Engine) -> None:
     count = len(HASHTAGS) - 1
     request = GenerationRequest(count, vocabulary=vocabulary_of(writer, HASHTAGS))
-    for note, output in zip(FEW_NOTES, generate(writer, FEW_NOTES, request), strict=True):
+    for note, output in zip(UNTAGGED, generate(writer, UNTAGGED, request), strict=True):
         by_probability = [(hashtag_probability(writer, note, count, text), text) for text in HASHTAGS]
         expected = sorted(by_probability, reverse=True)[:count]
         assert texts(output.hashtags) == [text for _, text in expected]
@@ -165,14 +168,14 @@ def test_known_hashtags_have_their_exact_probability(writer: Engine) -> None:
 
 
 def test_empty_vocabulary_gives_no_hashtag_and_the_reason(writer: Engine) -> None:
-    (output,) = generate(writer, FEW_NOTES[:1], GenerationRequest(2, vocabulary=writer.vocabulary()))
+    (output,) = generate(writer, UNTAGGED[:1], GenerationRequest(2, vocabulary=writer.vocabulary()))
     assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is known yet")
 
 
 def test_hashtag_removed_during_the_search_is_not_returned(writer: Engine) -> None:
     engine = fresh_engine(writer)
     vocabulary = vocabulary_of(engine, HASHTAGS)
-    engine.add_request(engine.tokenize(FEW_NOTES[0], GenerationRequest(len(HASHTAGS), vocabulary=vocabulary)))
+    engine.add_request(engine.tokenize(UNTAGGED[0], GenerationRequest(len(HASHTAGS), vocabulary=vocabulary)))
     assert engine.step() == []
     vocabulary.remove(HASHTAGS[1:])
     while not (finished := engine.step()):
@@ -183,7 +186,7 @@ def test_hashtag_removed_during_the_search_is_not_returned(writer: Engine) -> No
 @pytest.mark.parametrize("grounded", [False, True])
 def test_on_hashtag_is_called_once_each_in_answer_order(writer: Engine, grounded: bool) -> None:
     neighbours = (lambda *_: Neighbours([Neighbour("n", 1.0, HASHTAGS)])) if grounded else None
-    for note in FEW_NOTES:
+    for note in UNTAGGED:
         announced: list[Hashtag] = []
         request = GenerationRequest(4, find_neighbours=neighbours, on_hashtag=announced.append)
         (output,) = generate(writer, [note], request)
@@ -191,7 +194,7 @@ def test_on_hashtag_is_called_once_each_in_answer_order(writer: Engine, grounded
         for hashtag, score in zip(announced, scores(output.hashtags), strict=True):
             assert hashtag.score <= score + 1e-9  # later spellings add to it
     engine, announced = fresh_engine(writer), []
-    engine.add_request(engine.tokenize(FEW_NOTES[0], GenerationRequest(4, on_hashtag=announced.append)))
+    engine.add_request(engine.tokenize(UNTAGGED[0], GenerationRequest(4, on_hashtag=announced.append)))
     before_the_end = 0
     while not engine.step():
         before_the_end = max(before_the_end, len(announced))
@@ -201,14 +204,32 @@ def test_on_hashtag_is_called_once_each_in_answer_order(writer: Engine, grounded
 def test_blocked_hashtag_gives_its_rank_to_the_next(tokenizer: PreTrainedTokenizerBase) -> None:
     words = {" coffee": 0.5, " river": 0.3, " cat": 0.2}
     engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
-    for output in generate(engine, FEW_NOTES, GenerationRequest(2, blocked=frozenset({"coffee"}))):
+    for output in generate(engine, UNTAGGED, GenerationRequest(2, blocked=frozenset({"coffee"}))):
         assert texts(output.hashtags) == ["river", "cat"]
+
+
+def test_hashtag_that_the_note_has_gives_its_rank_to_the_next(tokenizer: PreTrainedTokenizerBase) -> None:
+    words = {" coffee": 0.6, " river": 0.3, " cat": 0.1}
+    engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
+    (output,) = generate(engine, [replace(UNTAGGED[0], hashtags=("#COFFEE",))], GenerationRequest(2))
+    assert texts(output.hashtags) == ["river", "cat"]
+
+
+def test_hashtag_below_min_score_is_left_out_and_not_announced(tokenizer: PreTrainedTokenizerBase) -> None:
+    words = {" coffee": 0.6, " river": 0.3, " cat": 0.1}
+    engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
+    announced: list[Hashtag] = []
+    request = GenerationRequest(3, on_hashtag=announced.append, min_hashtag_score=0.2)
+    (output,) = generate(engine, UNTAGGED[:1], request)
+    assert texts(output.hashtags) == texts(announced) == ["coffee", "river"]
+    (output,) = generate(engine, UNTAGGED[:1], replace(request, min_hashtag_score=0.9, on_hashtag=None))
+    assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag has a score of min_score or more")
 
 
 def test_spellings_of_a_hashtag_add_up(tokenizer: PreTrainedTokenizerBase) -> None:
     words = {" Coffee": 0.25, " coffee": 0.35, " river": 0.4}
     engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
-    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+    for output in generate(engine, UNTAGGED, GenerationRequest(2)):
         assert texts(output.hashtags) == ["coffee", "river"]  # in the more probable spelling
         assert scores(output.hashtags) == close_to([0.6, 0.4])
 
@@ -223,7 +244,7 @@ def test_search_goes_on_until_it_has_enough_hashtags(
         " New": {" York": 1.0},
         " York": ENDED,
     }
-    for output in generate(bigram_engine(tokenizer, bigrams), FEW_NOTES, GenerationRequest(2)):
+    for output in generate(bigram_engine(tokenizer, bigrams), UNTAGGED, GenerationRequest(2)):
         assert {hashtag.text: hashtag.score for hashtag in output.hashtags or ()}.get("New York") == close_to(0.29)
 
 
@@ -233,14 +254,14 @@ def test_hashtag_up_to_the_token_bound_is_found(tokenizer: PreTrainedTokenizerBa
     letters = (ascii_lowercase + digits)[: TOKENS_PER_HASHTAG + beyond]
     bigrams = {last: {letter: 1.0} for last, letter in zip(["", *letters], letters, strict=False)}
     engine = bigram_engine(tokenizer, bigrams | {letters[-1]: ENDED})
-    for output in generate(engine, FEW_NOTES, GenerationRequest(1)):
+    for output in generate(engine, UNTAGGED, GenerationRequest(1)):
         assert texts(output.hashtags) == ([] if beyond else [letters])
         assert bool(output.hashtags_reason) == bool(beyond)
 
 
 def test_endless_hashtag_stops_at_the_token_bound(tokenizer: PreTrainedTokenizerBase) -> None:
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), [" coffee", " river"], opposite_rows())
-    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+    for output in generate(engine, UNTAGGED, GenerationRequest(2)):
         assert output.hashtags == ()
         assert output.hashtags_reason
         assert output.usage.generated_tokens == 2 * BEAMS_PER_HASHTAG * TOKENS_PER_HASHTAG
@@ -249,13 +270,13 @@ def test_endless_hashtag_stops_at_the_token_bound(tokenizer: PreTrainedTokenizer
 def test_text_that_is_no_hashtag_gives_none_and_the_reason(tokenizer: PreTrainedTokenizerBase) -> None:
     writable = ["!", "?", *ENDS]
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), writable, random_rows(len(writable)))
-    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+    for output in generate(engine, UNTAGGED, GenerationRequest(2)):
         assert output.hashtags == ()
         assert output.hashtags_reason
 
 
 def test_immediate_end_gives_no_hashtag_and_the_reason(tokenizer: PreTrainedTokenizerBase) -> None:
     engine = writes_only(random_engine(LlamaConfig(**COMMON), tokenizer), ["<|im_end|>", "\n"], opposite_rows())
-    for output in generate(engine, FEW_NOTES, GenerationRequest(2)):
+    for output in generate(engine, UNTAGGED, GenerationRequest(2)):
         assert output.hashtags == ()
         assert output.hashtags_reason

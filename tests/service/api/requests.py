@@ -15,6 +15,7 @@ WITH_BODY = [
     ("POST", "/generate/hashtags"),
     ("POST", "/generate/hashtags/stream"),
     ("POST", "/generate/category"),
+    ("POST", "/v1/embeddings"),
 ]
 DEPTHS = (250, 300, 1000)
 

@@ -8,6 +8,7 @@ import math
 import httpx2
 import pytest
 
+from model.note import hashtag_key
 from tests.service.api.conftest import Serve
 
 TEXT = {"title": "Sourdough for beginners", "content": "Flour, water, salt and two days."}
@@ -41,6 +42,37 @@ def test_hashtags_keep_to_the_policy_of_the_request(client: httpx2.Client) -> No
     assert client.delete("/notes/tagged").status_code == 200
     assert used not in told(policy="known")
     assert client.post("/generate/hashtags", json=TEXT | {"policy": "loud"}).status_code == 422
+
+
+@pytest.mark.parametrize("policy", ["open", "known", "grounded"])
+@pytest.mark.parametrize("path", ["/generate/hashtags", "/generate"])
+def test_hashtags_of_the_text_are_continued_and_not_repeated(client: httpx2.Client, policy: str, path: str) -> None:
+    def told(hashtags: list[str]) -> list[str]:
+        answer = client.post(path, json=TEXT | {"policy": policy, "hashtags": hashtags})
+        assert answer.status_code == 200
+        return [hashtag_key(hashtag["text"]) for hashtag in answer.json()["hashtags"]]
+
+    for hashtags in (["bread"], ["Bread", "#baking"]):
+        first = told(hashtags)
+        assert first
+        own = [*hashtags, f" #{first[0].upper()}"]
+        again = told(own)
+        assert {hashtag_key(hashtag) for hashtag in own}.isdisjoint(again)
+
+
+def test_hashtags_below_min_score_are_left_out(client: httpx2.Client) -> None:
+    body = TEXT | {"count": 10, "policy": "open"}
+    scores = [hashtag["score"] for hashtag in client.post("/generate/hashtags", json=body).json()["hashtags"]]
+    assert len(scores) > 1
+    few = client.post("/generate/hashtags", json=body | {"min_score": scores[1]}).json()
+    assert [hashtag["score"] for hashtag in few["hashtags"]] == [score for score in scores if score >= scores[1]]
+    none = client.post("/generate/hashtags", json=body | {"min_score": 1}).json()
+    assert (none["hashtags"], none["reason"]) == ([], "no hashtag has a score of min_score or more")
+    stream = client.post("/generate/hashtags/stream", json=body | {"min_score": 1}).text
+    assert [line for line in stream.splitlines() if line.startswith("event")] == ["event: done"]
+    assert client.post("/generate", json=TEXT | {"policy": "open", "min_score": 1}).json()["hashtags"] == []
+    for wrong in (-0.1, 1.1, "high"):
+        assert client.post("/generate/hashtags", json=body | {"min_score": wrong}).status_code == 422
 
 
 def test_a_stream_tells_each_hashtag_and_then_the_whole_answer(client: httpx2.Client) -> None:

@@ -1,0 +1,47 @@
+"""POST /v1/embeddings: the model's vectors, for clients of OpenAI's API."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service.access.principal import Scope
+from service.admission import Urgency
+from service.api.access import needs
+from service.api.connection import while_connected
+from service.api.dependencies import RequestedUrgencyDep, ServiceDep
+from service.api.openai_route import OpenAIRoute
+from service.api.problems import documented
+from service.api.schemas.embeddings import EmbeddingsIn, EmbeddingsOut
+from service.errors import FieldError, InvalidInput
+from service.interfaces import Engine
+
+router = APIRouter(tags=["generate"], route_class=OpenAIRoute)
+
+
+@router.post("/v1/embeddings", responses=documented(400, 413, 415, 422, 429, 503, 504))
+@needs(Scope.GENERATE)
+async def embeddings(
+    body: EmbeddingsIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
+) -> EmbeddingsOut:
+    """Vectors of texts that are not stored, in the form of OpenAI's API. They can be compared with those of stored
+    notes."""
+    recommender = service.recommender
+    check_model(body, recommender.engine)
+    urgency: Urgency = (
+        requested.for_note(service.settings) if len(body.input) == 1 else requested.for_list(service.settings)
+    )
+    outputs = await while_connected(request, urgency, recommender.embed(body.as_notes(), urgency))
+    return EmbeddingsOut.of(outputs, recommender.engine.name, body.encoding_format)
+
+
+def check_model(body: EmbeddingsIn, engine: Engine) -> None:
+    """Refuse another model than the one that serves, and vectors of another length than its own. Raises
+    InvalidInput."""
+    errors = []
+    if body.model != engine.name:
+        errors.append(FieldError("/model", f"must be {engine.name!r}, the model that serves"))
+    if body.dimensions not in (None, engine.dimension):
+        problem = f"must be {engine.dimension} or left out: vectors that are shortened compare with no stored one"
+        errors.append(FieldError("/dimensions", problem))
+    if errors:
+        raise InvalidInput(errors)

@@ -1,0 +1,96 @@
+"""POST /v1/embeddings: vectors of texts, in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+from model.generation import GenerationOutput
+from model.note import Note
+from service.api.schemas.common import Wire
+
+MAX_EMBEDDED = 256
+"""Bound on the texts of one request, published at GET /limits."""
+EncodingFormat = Literal["float", "base64"]
+
+
+def _as_texts(value: Any) -> Any:
+    """Return a text as a list of one. Refuse tokens, as other services take them."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, int | float | list):
+        raise PydanticCustomError("tokens", "must be a text or a list of texts: this service takes no tokens")
+    return [value] if isinstance(value, str) else value
+
+
+def _check_not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty", "must not be empty")
+    return text
+
+
+InputText = Annotated[str, AfterValidator(_check_not_blank)]
+
+
+class EmbeddingsIn(Wire):
+    """Texts to embed. Each is read as the content of a note without a title."""
+
+    input: Annotated[
+        list[InputText],
+        Field(min_length=1, max_length=MAX_EMBEDDED, examples=["Three days in Kyoto on a small budget"]),
+        BeforeValidator(_as_texts, json_schema_input_type=str | list[str]),
+    ]
+    model: Annotated[str, StringConstraints(max_length=256)] = Field(description="the name of the model that serves")
+    encoding_format: EncodingFormat = Field(
+        "float", description="base64: of the little-endian 32-bit floats, a quarter of the bytes"
+    )
+    dimensions: int | None = Field(
+        None, ge=1, description="must be the length of the model's vectors: they are not shortened"
+    )
+    user: Annotated[str, StringConstraints(max_length=256)] | None = Field(None, description="accepted, and not used")
+
+    def as_notes(self) -> list[Note]:
+        return [Note(content=text) for text in self.input]
+
+
+class EmbeddingOut(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="unit length")
+    truncated: bool = Field(
+        False,
+        description="told where the text is longer than the model reads",
+        exclude_if=lambda truncated: not truncated,
+    )
+
+
+class EmbeddingsUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsOut(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[EmbeddingOut]
+    model: str
+    usage: EmbeddingsUsage
+
+    @classmethod
+    def of(cls, outputs: Sequence[GenerationOutput], model: str, encoding_format: EncodingFormat) -> Self:
+        data = [
+            EmbeddingOut(index=index, embedding=_encoded(output, encoding_format), truncated=output.truncated)
+            for index, output in enumerate(outputs)
+        ]
+        tokens = sum(output.usage.prompt_tokens for output in outputs)
+        return cls(data=data, model=model, usage=EmbeddingsUsage(prompt_tokens=tokens, total_tokens=tokens))
+
+
+def _encoded(output: GenerationOutput, encoding_format: EncodingFormat) -> list[float] | str:
+    if encoding_format == "base64":
+        return base64.b64encode(output.vector.astype(np.dtype("<f4")).tobytes()).decode()
+    numbers: list[float] = output.vector.tolist()
+    return numbers
