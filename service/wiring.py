@@ -71,8 +71,6 @@ ACCESS_CONNECTIONS = 16
 """Connections of one process to Redis for API keys and quotas."""
 TENANT_CONNECTIONS = 8
 """Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
-EVENT_CONNECTIONS = 4
-"""Connections of one process to Redis for one tenant's events, of which one waits for the next event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +200,8 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         recommender = Recommender(
             engine, shared.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
         )
-        behaviour = _make_behaviour(shared, stack, Keys(name), identity)
+        behaviour = _make_behaviour(shared, store.connection, Keys(name), identity)
+        stack.push_async_callback(behaviour.stop)
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
         search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name, behaviour)
@@ -224,16 +223,9 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         )
 
 
-def _make_behaviour(shared: Shared, stack: contextlib.AsyncExitStack, keys: Keys, identity: str) -> LiveBehaviour:
-    """Make what takes in and follows the events of a tenant; it is stopped with the tenant."""
+def _make_behaviour(shared: Shared, connection: Connection, keys: Keys, identity: str) -> LiveBehaviour:
+    """Make what takes in and follows the events of a tenant."""
     settings = shared.settings
-    connection = Connection(
-        shared.url.get_secret_value(),
-        on_error=shared.telemetry.store_errors.inc,
-        max_connections=EVENT_CONNECTIONS,
-        outage=shared.outage,
-    )
-    stack.push_async_callback(connection.close)
     bounds = EventBounds(settings.event_seconds, settings.event_bytes, settings.event_id_seconds, settings.event_ids)
     options = CoOccurrenceOptions(
         window=settings.behaviour_window or None,
@@ -243,7 +235,7 @@ def _make_behaviour(shared: Shared, stack: contextlib.AsyncExitStack, keys: Keys
         half_life=settings.behaviour_half_life_seconds or None,
         max_reads=settings.behaviour_reads,
     )
-    behaviour = LiveBehaviour(
+    return LiveBehaviour(
         RedisEventStore(connection, bounds, keys, identity),
         options,
         settings.event_weights,
@@ -252,8 +244,6 @@ def _make_behaviour(shared: Shared, stack: contextlib.AsyncExitStack, keys: Keys
         shared.clock,
         settings.behaviour_kappa,
     )
-    stack.push_async_callback(behaviour.stop)
-    return behaviour
 
 
 def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:

@@ -37,8 +37,9 @@ MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_FILES = 256
 """Open files that are left for the store, snapshots and logs where the system bounds them."""
-FILES_OF_TENANT = 2
-"""Open files of a tenant at rest: its connection to the store, and the lock of its snapshots."""
+FILES_OF_TENANT = 3
+"""Open files of a tenant at rest: the connections that wait for changes and for events, and the lock of its snapshots.
+"""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 

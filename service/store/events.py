@@ -131,9 +131,6 @@ class RedisEventStore:
         self._salt = b""
         """Salt of the readers' pseudonyms; empty before it was read."""
 
-    async def close(self) -> None:
-        await self._connection.close()
-
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
         outcomes: list[EventOutcome] = []
         for begin in range(0, len(events), BATCH_SIZE):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -22,12 +21,10 @@ EVENTS = "{notes}:events"
 
 
 @pytest.fixture
-async def events(redis_url: str, store: RedisNoteStore) -> AsyncIterator[RedisEventStore]:
+async def events(store: RedisNoteStore) -> RedisEventStore:
     """The events of a store with the notes a and b."""
     await store.put([Write(stored_note(name)) for name in "ab"])
-    opened = RedisEventStore(Connection(redis_url), BOUNDS)
-    yield opened
-    await opened.close()
+    return RedisEventStore(store.connection, BOUNDS)
 
 
 def click(number: int, note_id: str = "a", reader: str = "u1") -> Event:
@@ -99,12 +96,13 @@ async def test_events_after_a_store_was_emptied_have_another_salt(
 
 
 async def test_nothing_is_written_to_a_removed_tenant(redis_url: str, admin: redis.Redis) -> None:
-    gone = RedisEventStore(Connection(redis_url), BOUNDS, Keys("acme"), identity="that-was")
+    connection = Connection(redis_url)
+    gone = RedisEventStore(connection, BOUNDS, Keys("acme"), identity="that-was")
     for call in (gone.add([click(1)]), gone.forget("u1"), gone.read(ORIGIN, 1, 0.01)):
         with pytest.raises(TenantRemoved):
             await call
     assert [key for key in admin.scan_iter() if "acme" in key] == []
-    await gone.close()
+    await connection.close()
 
 
 async def test_an_entry_that_nobody_here_wrote_is_left_out(events: RedisEventStore, admin: redis.Redis) -> None:
@@ -114,11 +112,10 @@ async def test_an_entry_that_nobody_here_wrote_is_left_out(events: RedisEventSto
     assert [entry.kind for entry in entries] == ["unreadable", "event"]
 
 
-async def test_ids_are_bounded_by_their_number(redis_url: str, store: RedisNoteStore, admin: redis.Redis) -> None:
+async def test_ids_are_bounded_by_their_number(store: RedisNoteStore, admin: redis.Redis) -> None:
     await store.put([Write(stored_note("a"))])
-    few = RedisEventStore(Connection(redis_url), replace(BOUNDS, ids=10))
+    few = RedisEventStore(store.connection, replace(BOUNDS, ids=10))
     for number in range(30):
         await few.add([click(number)])
     assert admin.scard(f"{EVENTS}:ids") + admin.scard(f"{EVENTS}:ids:old") <= 10
     assert await few.add([click(number) for number in range(25, 30)]) == ["duplicate"] * 5
-    await few.close()
