@@ -9,7 +9,7 @@ from pathlib import Path
 from model.generation import ReadTokens
 
 CONFIG_FILE = "notellm.json"
-LIST_FIELDS = ("categories", "trained_categories", "scripts")
+LIST_FIELDS = ("categories", "trained_categories", "scripts", "languages")
 """Fields that notellm.json holds as lists and NoteLLMConfig as tuples."""
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
 DEFAULT_PROMPT = "note-first/1"
@@ -39,6 +39,7 @@ class NoteLLMConfig:
     `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
     `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
     `scripts`: Unicode scripts that the model reads, as in `model.scripts`; () for all.
+    `languages`: ISO 639 codes of the languages that the model writes hashtags in; () where nobody has said it.
     `categories`: the closed set that is scored unless a request names another.
     `min_hashtag_score`: probability of being written first, below which a hashtag is not told, unless the notes nearby
     speak for it (`hashtags.grounding.rerank`). 0 tells all.
@@ -62,6 +63,7 @@ class NoteLLMConfig:
     max_content_tokens: int = 96
     max_content_windows: int = 1
     scripts: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
     min_hashtag_score: float = 0.0
     category_temperature: float = 1.0
@@ -70,10 +72,12 @@ class NoteLLMConfig:
 
     def __post_init__(self) -> None:
         bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens, self.max_content_windows)
-        names = (*self.categories, *self.trained_categories, *self.scripts)
+        names = (*self.categories, *self.trained_categories, *self.scripts, *self.languages)
         texts = (self.name, self.licence, self.backbone, self.prompt_version, self.generation_trunk, *names)
         if not all(isinstance(text, str) for text in texts):
-            raise CheckpointError("name, licence, backbone, prompt_version, categories and scripts must be text")
+            raise CheckpointError(
+                "name, licence, backbone, prompt_version, categories, scripts and languages must be text"
+            )
         if not all(type(flag) is bool for flag in (self.adapter, self.generation_adapter)):
             raise CheckpointError("adapter and generation_adapter must be true or false")
         if not all(type(bound) is int for bound in bounds) or type(self.dimension) not in (int, type(None)):

@@ -66,7 +66,8 @@ class Engine(Protocol):
     """One model. `tokenize` may be called in any thread, everything else in one.
 
     `space` names the model's vector space, `dimension` its size; `categories` are those that the model was trained on.
-    `read_tokens`: how much of a note it reads.
+    `read_tokens`: how much of a note it reads. `languages`: ISO 639 codes of those that it writes hashtags in; () where
+    nobody has said it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Engine(Protocol):
     dimension: int
     categories: tuple[str, ...]
     read_tokens: ReadTokens
+    languages: tuple[str, ...]
 
     def tokenize(self, note: Note, request: GenerationRequest) -> TokenizedRequest:
         """Tokenise a request. Raises CategoriesTooLong."""

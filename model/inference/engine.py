@@ -104,6 +104,7 @@ class Engine:
         self.space = runtime.space
         self.dimension = runtime.dimension
         self.read_tokens = runtime.config.read_tokens
+        self.languages = runtime.config.languages
         self.categories = runtime.config.categories
         self.temperature = runtime.config.category_temperature if temperature is None else temperature
         self._category_scorer = CategoryScorer(runtime, category_head, self.temperature)

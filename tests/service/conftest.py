@@ -131,6 +131,7 @@ class WordEngine:
         self.space = space
         self.dimension = DIMENSION
         self.read_tokens = ReadTokens(1000, 1000, 1000)
+        self.languages: tuple[str, ...] = ()
         self.categories = CATEGORIES
         self.batches: list[list[Note]] = []
         self.threads: set[int] = set()

@@ -23,11 +23,12 @@ from service.api.schemas.generate import (
     GenerateIn,
     GenerateOut,
     HashtagOut,
+    HashtagRules,
     HashtagsIn,
     HashtagsOut,
 )
 from service.container import Service
-from service.errors import DeadlineExceeded, NoteLLMError
+from service.errors import DeadlineExceeded, FieldError, InvalidInput, NoteLLMError
 
 router = APIRouter(
     tags=["generate"],
@@ -54,8 +55,8 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: Urgency
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
     `grounded` at the end; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
-    generation = requested_hashtags(body, service)
     try:
+        generation = requested_hashtags(body, service)
         async with (
             asyncio.timeout(seconds_left(urgency)),
             aclosing(service.recommender.stream_hashtags(body.as_note(), generation, urgency)) as answers,
@@ -87,6 +88,7 @@ async def category(body: CategoryIn, request: Request, service: ServiceDep, urge
 @needs_engine
 async def everything(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
+    check_language(body, service)
     generation = service.recommender.generation_request(
         GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked, body.min_score
     )
@@ -95,7 +97,16 @@ async def everything(body: GenerateIn, request: Request, service: ServiceDep, ur
     return GenerateOut.of(output, body.chosen(output), service.recommender.engine.name)
 
 
+def check_language(rules: HashtagRules, service: Service) -> None:
+    """Refuse a language that the model does not write. Raises InvalidInput."""
+    languages = service.recommender.engine.languages
+    if rules.language is not None and rules.language not in languages:
+        written = f"in {', '.join(languages)}" if languages else "in languages that its checkpoint does not declare"
+        raise InvalidInput([FieldError("/language", f"the model that serves writes hashtags {written}; leave it out")])
+
+
 def requested_hashtags(body: HashtagsIn, service: Service) -> GenerationRequest:
+    check_language(body, service)
     return service.recommender.generation_request(
         body.count, policy=body.policy, blocked=body.blocked, min_score=body.min_score
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 from model.generation import CategoryProbability, GenerationOutput, Hashtag, HashtagPolicy, Usage
 from service.api.schemas.common import Name, TaggedText, Wire
@@ -69,6 +69,12 @@ class HashtagRules(Wire):
     blocked: list[Name] = Field([], max_length=MAX_BLOCKED, description="never told, whatever their case and spacing")
     min_score: float = Field(
         0.0, ge=0, le=1, description="hashtags with a lower score are left out: fewer rather than worse ones"
+    )
+    language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")] | None = Field(
+        None,
+        description="ISO 639 code of the language that hashtags are to be in: refused where the model does not write "
+        "it, and no instruction to the model",
+        examples=["en"],
     )
 
 

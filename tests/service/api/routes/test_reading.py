@@ -24,6 +24,7 @@ def reader(serve: Serve, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("reader") / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
     config = replace(NoteLLMConfig.load(folder), max_content_tokens=50, max_content_windows=4, scripts=("LATIN",))
+    config = replace(config, languages=("en", "de"))
     config.save(folder)
     with serve(checkpoint=str(folder)) as url, httpx2.Client(base_url=url, timeout=60) as client:
         yield client
@@ -68,3 +69,18 @@ def test_note_in_an_unread_script_is_stored_and_found(reader: httpx2.Client) -> 
     assert (created.json()["hashtags"], created.json()["category"]) == ([], None)
     found = reader.post("/similar", json=CHINESE).json()
     assert "kyoto" in [item["id"] for item in found["items"]]
+
+
+@pytest.mark.parametrize("route", ["/generate", "/generate/hashtags", "/generate/hashtags/stream"])
+def test_language_that_the_model_does_not_write_is_refused(
+    reader: httpx2.Client, client: httpx2.Client, route: str
+) -> None:
+    for language in ("en", "de"):
+        answer = reader.post(route, json=SHORT | {"language": language})
+        assert answer.status_code == 200
+        assert "problem" not in answer.text
+    refused = reader.post(route, json=SHORT | {"language": "zh"})
+    assert refused.status_code == (200 if "stream" in route else 422)
+    assert "the model that serves writes hashtags in en, de; leave it out" in refused.text
+    assert "does not declare" in client.post(route, json=SHORT | {"language": "en"}).text
+    assert reader.post(route, json=SHORT | {"language": "English"}).status_code == 422
