@@ -57,11 +57,11 @@ router = APIRouter(tags=["similar"], route_class=SearchRoute)
 @router.get(
     "/notes/{note_id}/similar",
     responses=documented(404, 409, 410, 422, 503),
-    response_model_exclude_unset=True,
+    response_model=SimilarOut,
     openapi_extra={"parameters": [*query_parameters(RankingOptions), WAIT_HEADER]},
 )
 @needs(Scope.SIMILAR)
-async def similar(note_id: NoteId, request: Request) -> SimilarOut:
+async def similar(note_id: NoteId, request: Request) -> Response:
     """Notes related to a stored one, from its stored vector: no model call."""
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(RankingOptions, request)
@@ -72,41 +72,39 @@ async def similar(note_id: NoteId, request: Request) -> SimilarOut:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)
         await wait_for_position(options.min_log_position, "/query", service, time_left, seconds)
     related = await service.search.related(options.as_request((Example(note_id),)), time_left=time_left)
-    return SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
+    return answer_response(related, note_id, service, options.variant)
 
 
 @router.post(
     "/notes/{note_id}/similar",
     responses=documented(400, 404, 409, 410, 413, 415, 422, 429, 503, 504),
-    response_model_exclude_unset=True,
+    response_model=SimilarOut,
 )
 @needs(Scope.SIMILAR)
 async def similar_by_body(
     note_id: NoteId, body: SearchBody, request: Request, service: ServiceDep, urgency: UrgencyDep
-) -> SimilarOut:
+) -> Response:
     """Notes related to a stored one and to further examples. Only texts among them cost a model call."""
     options = with_scenario(body, scenarios_of(request))
     check_search_options(options, "", service.settings)
     search = options.as_request((Example(note_id), *body.positives()), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, urgency)
-    return SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
+    return answer_response(related, note_id, service, options.variant)
 
 
 @router.post(
     "/similar",
     responses=documented(400, 404, 409, 410, 413, 415, 422, 429, 503, 504),
-    response_model_exclude_unset=True,
+    response_model=SimilarOut,
 )
 @needs(Scope.SIMILAR)
-async def similar_to_examples(
-    body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep
-) -> SimilarOut:
+async def similar_to_examples(body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> Response:
     """Notes related to a text that is not stored and leaves no trace, or to several stored notes and texts."""
     options = with_scenario(body, scenarios_of(request))
     check_search_options(options, "", service.settings)
     search = options.as_request(body.positives(), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, urgency)
-    return SimilarOut.of(related, None, service.recommender.engine.name, options.variant)
+    return answer_response(related, None, service, options.variant)
 
 
 @router.post(
@@ -140,6 +138,13 @@ async def answer_body(
         return await service.search.related(search, urgency)
 
     return await while_connected(request, urgency, answering())
+
+
+def answer_response(related: Similar, note_id: str | None, service: Service, variant: str | None) -> Response:
+    """Return the answer without the fields that say nothing. FastAPI would take as long to serialise it as the search
+    takes."""
+    answer = SimilarOut.of(related, note_id, service.recommender.engine.name, variant)
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 def scenarios_of(request: Request) -> Scenarios:
