@@ -1,0 +1,35 @@
+"""The walk-through of docs/guides/feed.md runs as it is printed, against a live service."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service.process import running
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "feed.md"
+MAX_LINES = 60
+
+
+def block() -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return str(code)
+
+
+def test_feed_has_sixty_lines_at_most() -> None:
+    assert len(block().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.slow
+def test_feed_runs_against_a_live_service(tiny_checkpoint: Path) -> None:
+    with running(tiny_checkpoint) as service:
+        command = [sys.executable, "-c", block()]
+        result = subprocess.run(command, env=service.environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    *items, last = result.stdout.splitlines()
+    assert [line.split()[0] for line in items] == ["1", "2", "3", "4"]
+    assert re.fullmatch(r"recommendation [0-9A-Z]{26}: 4 notes", last)
