@@ -91,7 +91,8 @@ def measure(folder: Path, lists: int) -> list[Row]:
         httpx2.post(f"{service.url}/notes", json=notes, timeout=600).raise_for_status()
         asyncio.run(send_all(service.port, bodies("warm", 2), 1))
         sent = 2
-        computed = processor_seconds(service.pid)
+        pids = {"service": service.pid, "store": service.redis_pid()}
+        computed = {name: processor_seconds(pid) for name, pid in pids.items()}
         for clients in (1, 2):
             seconds, accepted = asyncio.run(send_all(service.port, bodies(f"c{clients}", lists), clients))
             assert accepted == lists * LIST_EVENTS
@@ -105,9 +106,9 @@ def measure(folder: Path, lists: int) -> list[Row]:
             time.sleep(0.02)
         seconds = round(time.perf_counter() - started, 2)
         rows.append(row("until all are related, after the last answer", seconds, "s"))
-        computed = processor_seconds(service.pid) - computed
-        cost = round(1e6 * computed / ((sent - 2) * LIST_EVENTS), 1)
-        rows.append(row("computing of the service for an event, with what it relates", cost, "us"))
+        for name, pid in pids.items():
+            cost = 1e6 * (processor_seconds(pid) - computed[name]) / ((sent - 2) * LIST_EVENTS)
+            rows.append(row(f"computing of the {name} for an event", round(cost, 1), "us"))
         with redis.Redis(unix_socket_path=str(folder / "data" / "redis.sock")) as store:
             stream = store.memory_usage("{notes}:events")
         rows.append(row("memory of the service with them", service.resident_mib(), "MiB"))
