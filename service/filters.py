@@ -1,7 +1,7 @@
 """Filter: which notes a search may find. One rule, applied here to a stored note and in the index to its rows.
 
 A Filter has flat conditions, which must all hold. `clause` is a further one, a tree: conditions on one field (Has,
-HasAttribute, AttributeRange, CreatedRange) in groups (AllOf, AnyOf, Not). Each of them `accepts` a stored note or not.
+HasAttribute, AttributeRange, TimeRange) in groups (AllOf, AnyOf, Not). Each of them `accepts` a stored note or not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 from model.note import Attribute, Note, hashtag_key
-from service.records import StoredNote
+from service.records import StoredNote, position_key
 
 MAX_PLAIN_EXCLUSIONS = 16
 """Excluded ids that do not make a search noticeably slower."""
@@ -110,15 +110,18 @@ class AttributeRange:
 
 
 @dataclass(frozen=True, slots=True)
-class CreatedRange:
-    """Condition that a note was created within bounds, in seconds since the epoch. A note without a time counts as
-    created at 0."""
+class TimeRange:
+    """Condition that a note was created, or was last written, within bounds, in seconds since the epoch. A note without
+    a time counts as created at 0. The time of the last write is that of its log position, by the store's clock."""
 
+    field: Literal["created", "updated"]
     bounds: Bounds[float]
 
     def accepts(self, stored: StoredNote) -> bool:
-        """Return whether a note was created within the bounds."""
-        return self.bounds.contain(stored.note.created_at or 0.0)
+        """Return whether the time of a note is within the bounds."""
+        if self.field == "created":
+            return self.bounds.contain(stored.note.created_at or 0.0)
+        return self.bounds.contain(position_key(stored.position)[0] / 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class Not:
 
 TagClause: TypeAlias = Has | HasAttribute | AttributeRange
 """Conditions that the index tests by tags."""
-Clause: TypeAlias = TagClause | CreatedRange | AllOf | AnyOf | Not
+Clause: TypeAlias = TagClause | TimeRange | AllOf | AnyOf | Not
 
 
 def tag_clauses(clause: Clause) -> Iterator[TagClause]:
@@ -166,7 +169,7 @@ def tag_clauses(clause: Clause) -> Iterator[TagClause]:
             yield from tag_clauses(part)
     elif isinstance(clause, Not):
         yield from tag_clauses(clause.part)
-    elif not isinstance(clause, CreatedRange):
+    elif not isinstance(clause, TimeRange):
         yield clause
 
 

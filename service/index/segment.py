@@ -13,7 +13,7 @@ from functools import reduce
 
 import numpy as np
 
-from service.filters import AllOf, AnyOf, Clause, CreatedRange, Not, TagClause
+from service.filters import AllOf, AnyOf, Clause, Not, TagClause, TimeRange
 from service.index.bitmaps import Bits, Mask, RowNumbers, count_of, has, packed_bits, rows_of, without_rows
 from service.index.gpu import GpuIndex
 from service.index.native import FaissIndex, RankedRows, Vectors
@@ -135,8 +135,8 @@ class Segment(ABC):
         have no meaning. The bitmap may be shared: do not write to it."""
         if isinstance(clause, Not):
             return ~self._passing(clause.part, tags, rows)
-        if isinstance(clause, CreatedRange):
-            return packed_bits(self.columns[:rows].created_within(clause.bounds))
+        if isinstance(clause, TimeRange):
+            return packed_bits(self.columns[:rows].within(clause))
         if isinstance(clause, AllOf | AnyOf):
             combine, none = (np.bitwise_and, 0xFF) if isinstance(clause, AllOf) else (np.bitwise_or, 0)
             bits = np.full(-(-rows // 8), none, np.uint8)

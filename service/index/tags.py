@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.note import hashtag_key
-from service.filters import Bounds, Clause, Filter, Has, HasAttribute, TagClause, attribute_text, tag_clauses
+from service.filters import Clause, Filter, Has, HasAttribute, TagClause, TimeRange, attribute_text, tag_clauses
 from service.index.attribute_values import AttributeValues
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits
 from service.interfaces import Arrays
@@ -215,17 +215,19 @@ class Columns:
         if compiled.created_before is not None:
             yield self.created < compiled.created_before
 
-    def created_within(self, bounds: Bounds[float]) -> Mask:
-        """Return the rows that were created within bounds."""
-        mask = np.ones(len(self.created), np.bool_)
+    def within(self, condition: TimeRange) -> Mask:
+        """Return the rows whose time is within the bounds of a condition."""
+        bounds = condition.bounds
+        times = self.created if condition.field == "created" else self.written_ms / 1000
+        mask = np.ones(len(times), np.bool_)
         if bounds.gt is not None:
-            mask &= self.created > bounds.gt
+            mask &= times > bounds.gt
         if bounds.gte is not None:
-            mask &= self.created >= bounds.gte
+            mask &= times >= bounds.gte
         if bounds.lt is not None:
-            mask &= self.created < bounds.lt
+            mask &= times < bounds.lt
         if bounds.lte is not None:
-            mask &= self.created <= bounds.lte
+            mask &= times <= bounds.lte
         return mask
 
     def written_between(self, after: PositionKey, until: PositionKey) -> Mask:

@@ -16,12 +16,12 @@ from service.filters import (
     AttributeRange,
     Bounds,
     Clause,
-    CreatedRange,
     Filter,
     Has,
     HasAttribute,
     Not,
     OrderKey,
+    TimeRange,
     attribute_text,
     order_key,
 )
@@ -152,6 +152,7 @@ class ConditionsIn(Wire):
         examples=[{"language": ["en", "zh"], "seats": {"gte": 2, "lt": 6}}],
     )
     created_at: TimesIn | None = None
+    updated_at: TimesIn | None = Field(None, description="time of the last write, by the store's clock")
     all: list[ConditionsIn] | None = Field(
         None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups that must all hold"
     )
@@ -183,7 +184,9 @@ class ConditionsIn(Wire):
         for name, condition in (self.attribute or {}).items():
             yield from condition.clauses(name)
         if self.created_at is not None:
-            yield CreatedRange(self.created_at.bounds)
+            yield TimeRange("created", self.created_at.bounds)
+        if self.updated_at is not None:
+            yield TimeRange("updated", self.updated_at.bounds)
         yield from filter(None, (group.clause() for group in self.all or ()))
         if self.any is not None:
             yield AnyOf(tuple(filter(None, (group.clause() for group in self.any))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,17 @@ from service.filters import (
     AttributeRange,
     Bounds,
     Clause,
-    CreatedRange,
     Filter,
     Has,
     HasAttribute,
     Not,
+    TimeRange,
     attribute_text,
     order_key,
 )
 from service.index.segmented import SegmentedIndex
 from service.interfaces import VectorIndex
-from service.records import Generated, Hit, StoredNote, Vector
+from service.records import ORIGIN, Generated, Hit, StoredNote, Vector
 from tests.service.conftest import stored_note
 
 DIMENSION = 8
@@ -55,8 +55,8 @@ def direction(seed: int) -> Vector:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-def row(note_id: str, seed: int = 0, **fields: Any) -> StoredNote:
-    return stored_note(note_id, vector=direction(seed), **fields)
+def row(note_id: str, seed: int = 0, position: str = ORIGIN, **fields: Any) -> StoredNote:
+    return replace(stored_note(note_id, vector=direction(seed), **fields), position=position)
 
 
 def rows(count: int, first: int = 0) -> list[StoredNote]:
@@ -135,6 +135,7 @@ ROWS = st.builds(
     category=CATEGORY,
     author=AUTHOR,
     attributes=ATTRIBUTES,
+    position=st.sampled_from(["0-0", "10000-0", "10000-7", "20000-1"]),
     created_at=st.none() | TIMES,
     expires_at=st.none() | TIMES,
 )
@@ -152,7 +153,7 @@ CONDITIONS = st.one_of(
         st.frozensets(st.sampled_from(["en", "zh", "2", "true", "2.5", "fr"]), max_size=3),
     ),
     st.builds(AttributeRange, st.sampled_from(ATTRIBUTE_NAMES), TEXT_BOUNDS | NUMBER_BOUNDS),
-    st.builds(CreatedRange, st.builds(Bounds, *[st.none() | TIMES] * 4)),
+    st.builds(TimeRange, st.sampled_from(["created", "updated"]), st.builds(Bounds, *[st.none() | TIMES] * 4)),
 )
 CLAUSES: st.SearchStrategy[Clause] = st.recursive(
     CONDITIONS,

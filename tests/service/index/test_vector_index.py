@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.generation import CategoryProbability, Hashtag
-from service.filters import AttributeRange, Bounds, Filter, Not, OrderKey, order_key
+from service.filters import AttributeRange, Bounds, Filter, Not, OrderKey, TimeRange, order_key
 from service.index.segmented import GROWING_ROWS, SegmentedIndex
 from service.interfaces import VectorIndex
 from service.records import Generated, StoredNote, Vector
@@ -222,6 +222,14 @@ def test_filter_range_compares_numbers_with_numbers_and_texts_with_texts(
     where = AttributeRange("seats", bounds)
     assert found_ids(index, Filter(clause=where)) == ids
     assert found_ids(index, Filter(clause=Not(where))) == {*values, "none", "other"} - ids
+
+
+def test_filter_time_of_the_last_write_is_that_of_its_position(index: VectorIndex) -> None:
+    index.upsert([row("a", position="1500-9"), row("b", 1, position="2000-0"), row("c")])
+    where = Filter(clause=TimeRange("updated", Bounds(gte=1.5, lt=2.0)))
+    assert found_ids(index, where) == {"a"}
+    index.upsert([row("a", position="2500-0"), row("b", 2, position="1999-0")])
+    assert found_ids(index, where) == {"b"}
 
 
 def test_filter_range_over_thousands_of_values_finds_each(index: VectorIndex) -> None:

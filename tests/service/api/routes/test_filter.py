@@ -61,6 +61,9 @@ def numbers(client: httpx2.Client, filter: dict[str, Any], **options: Any) -> li
         ({"attribute": {"seats": {"gte": "a"}}}, lambda i: False),
         ({"attribute": {"language": {"gt": "de"}}}, lambda i: i % 6 == 0),
         ({"not": {"attribute": {"seats": {"gte": 2}}}}, lambda i: i < 4),
+        ({"updated_at": {"gt": "2026-03-05T00:00:00Z", "lt": "2199-01-01T00:00:00Z"}}, lambda i: True),
+        ({"not": {"updated_at": {"gt": "2199-01-01T00:00:00Z"}}}, lambda i: True),
+        ({"updated_at": {"lt": "2026-03-05T00:00:00Z"}}, lambda i: False),
         ({"created_at": {"gte": "2026-03-05T00:00:00Z", "lt": "2026-03-08T00:00:00+00:00"}}, lambda i: 4 <= i < 7),
         (
             {"any": [{"category": "T-Food", "author": "t-a"}, {"all": [{"hashtag": "t tag 1"}, {"author": "t-b"}]}]},
