@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.table import Column
 
 from service.cli.client import AsJson, Key, Url, call
 from service.cli.terminal import MISUSED, complain, out, printable, show
 
-COLUMNS = ("no.", "score", "id", "title", "category", "author", "hashtags")
+COLUMNS = ("no.", "score", Column("id", no_wrap=True), "title", "category", "author", "hashtags")
 
 
 def similar(

@@ -1,7 +1,7 @@
 """Purge of a Redis: what was removed leaves its change logs, events, remembered answers and append-only file.
 
 A removed note is gone from memory at once, and stays in the append-only file until that is rewritten. Its id stays in
-the change log and in the answers that are remembered for repeated requests.
+the change log, in the answers that are remembered for repeated requests, and in ranked lists that are kept for pages.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
             logs = list(_logs(client))
             _refuse_stored(client, logs, ids)
             _forget_answers(client, frozenset(ids))
+            _forget_lists(client)
             begun = [(log, client.xadd(log, {"id": "", "op": PURGE})) for log in logs]
             time.sleep(FOLLOW_SECONDS if begun else 0)
             for log, position in begun:
@@ -129,6 +130,12 @@ def _forget_answers(client: Any, ids: frozenset[str]) -> None:
             answer = orjson.loads(client.hget(key, "answer"))
             if not ids.isdisjoint([answer.get("id"), *(answer.get("ids") or ())]):
                 client.delete(key)
+
+
+def _forget_lists(client: Any) -> None:
+    """Remove the lists that are kept for their pages: they name notes that may have been removed since."""
+    for key in client.scan_iter(match=f"{HASH_TAG}*list:*", count=SCAN_COUNT, _type="list"):
+        client.delete(key)
 
 
 def _purged(client: Any, log: bytes, position: bytes) -> PurgedLog:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.store.embedded_redis import EmbeddedRedis
+from service.store.purge import purge_store
 from service.store.ranked_lists import MAX_LISTS
 from tests.service.api.conftest import Serve
 
@@ -216,3 +217,16 @@ def test_ordinary_search_keeps_no_list(serve: Serve, embedded: EmbeddedRedis) ->
         assert client.post("/notes", json={"id": "n0", "title": "note"}).status_code == 201
         client.get("/notes/n0/similar", params={"diversity": 0.5, "max_per_author": 1})
         assert admin.keys("{notes}:list*") == []
+
+
+def test_purge_removes_lists(serve: Serve, embedded: EmbeddedRedis) -> None:
+    with (
+        serve(redis_url=embedded.url) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis.from_url(embedded.url, decode_responses=True) as admin,
+    ):
+        assert client.post("/notes", json=[{"id": f"n{i}", "title": f"note {i}"} for i in range(3)]).status_code == 207
+        first = post(client, title="note", k=1, cursor="*")
+        purge_store(embedded.url)
+        assert admin.keys("{notes}:list:*") == []
+        problem(client, 410, title="note", k=1, cursor=first["cursor"])
