@@ -152,7 +152,9 @@ class Telemetry:
         self.behaviour_readers = Gauge("notellm_behaviour_readers", "Readers of these reads", registry=registry)
         self.behaviour_notes = Gauge("notellm_behaviour_notes", "Notes of these reads", registry=registry)
         self.behaviour_bytes = Gauge(
-            "notellm_behaviour_bytes", "About how much memory these reads take", registry=registry
+            "notellm_behaviour_bytes",
+            "About how much memory these reads and the counts of reports take",
+            registry=registry,
         )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.uncounted = Counter(

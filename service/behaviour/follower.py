@@ -93,6 +93,7 @@ class EventFollower:
         """Cut the stream, and drop reads that are too old, now and then."""
         if now >= self._trim_at:
             self.stream_bytes = await self._store.trim()
+            self.counts.expire(self._clock() - self._seconds)
             self._trim_at = now + TRIM_SECONDS
         if now >= self._expire_at:
             self.co_occurrence.expire(self._clock() - self._seconds, EXPIRE_COUNT)

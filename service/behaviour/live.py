@@ -106,6 +106,6 @@ class LiveBehaviour:
             reads=kept.reads,
             readers=kept.readers,
             notes=kept.notes,
-            bytes=kept.bytes,
+            bytes=kept.bytes + follower.counts.bytes,
             stream_bytes=follower.stream_bytes,
         )

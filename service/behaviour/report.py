@@ -18,8 +18,10 @@ import orjson
 Dimension = Literal["scenario", "variant", "position", "source"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 """What counts are told apart by; callers say it in their events."""
-MAX_OPEN = 200_000
+MAX_OPEN = 50_000
 """Bound on the pairs of a recommendation and a note that a second event is recognised for, the last ones."""
+PAIR_BYTES, GROUP_BYTES = 250, 700
+"""About how much memory such a pair and a group take."""
 MAX_GROUPS = 20_000
 """Bound on the groups that are counted; beyond it an event counts in the group whose names are all OTHER."""
 OTHER = "(other)"
@@ -58,10 +60,10 @@ class RecommendationCounts:
         """Clicks of notes that, as far as is known, their recommendation has not shown."""
         self._shown: Counter[Group] = Counter()
         self._clicked: Counter[Group] = Counter()
-        self._open: dict[tuple[str, str], Group | None] = {}
-        """Group of each note that was shown and not clicked, by recommendation and note; None for one that was clicked
-        and not shown."""
-        self._closed: dict[tuple[str, str], None] = {}
+        self._open: dict[int, Group | None] = {}
+        """Group of each note that was shown and not clicked, by the hash of recommendation and note; None for one that
+        was clicked and not shown."""
+        self._closed: dict[int, None] = {}
         """Those that were shown and clicked."""
 
     def add(self, note_id: str, at: float, details: bytes, *, shown: bool, clicked: bool) -> None:
@@ -71,7 +73,7 @@ class RecommendationCounts:
         fields = orjson.loads(details)
         if (recommendation := fields.get("recommendation_id")) is None:
             return
-        pair = (recommendation, note_id)
+        pair = hash((recommendation, note_id))
         if pair in self._closed:
             return
         if shown and self._open.get(pair) is None:
@@ -103,14 +105,26 @@ class RecommendationCounts:
             for names, count in sorted(shown.items(), key=lambda entry: (-entry[1], str(entry[0])))
         ]
 
-    def _close(self, pair: tuple[str, str], group: Group) -> None:
+    def expire(self, before: float) -> None:
+        """Drop the counts of days before that of a time."""
+        day = int(before // DAY_SECONDS)
+        for counts in (self._shown, self._clicked):
+            for group in [group for group in counts if group.day < day]:
+                del counts[group]
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        return PAIR_BYTES * (len(self._open) + len(self._closed)) + GROUP_BYTES * len(self._shown)
+
+    def _close(self, pair: int, group: Group) -> None:
         self._clicked[group] += 1
         self._open.pop(pair, None)
         self._closed[pair] = None
         if len(self._closed) > MAX_OPEN:
             del self._closed[next(iter(self._closed))]
 
-    def _remember(self, pair: tuple[str, str], group: Group | None) -> None:
+    def _remember(self, pair: int, group: Group | None) -> None:
         self._open[pair] = group
         if len(self._open) > MAX_OPEN:
             del self._open[next(iter(self._open))]

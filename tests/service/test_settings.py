@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, describe_errors
 
 NAMES = list(Settings.model_fields)
 
@@ -115,3 +115,18 @@ def test_bootstrap_key_comes_from_the_environment_or_a_file(tmp_path: Path, monk
     assert "b" * 32 not in repr(Settings())
     monkeypatch.setenv("NOTELLM_BOOTSTRAP_KEY", "")  # what Compose makes of a variable that is not set
     assert Settings().bootstrap is None
+
+
+@pytest.mark.parametrize(
+    "types", ["click=1", "shown=0,click", "shown=0,click=x", "shown=0,click=1,click=2", "shown=0,Click=1", ""]
+)
+def test_event_types_that_cannot_be_are_refused(types: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTELLM_EVENT_TYPES", types)
+    with pytest.raises(ValidationError) as refused:
+        Settings.from_environment()
+    assert "NOTELLM_EVENT_TYPES must be distinct names" in describe_errors(refused.value)[0]
+
+
+def test_event_types_have_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTELLM_EVENT_TYPES", "shown=0, click=1, finished=2.5, hide=-1")
+    assert Settings.from_environment().event_weights == {"shown": 0.0, "click": 1.0, "finished": 2.5, "hide": -1.0}

@@ -1,0 +1,87 @@
+"""RecommendationCounts: each note of a recommendation counts once, in whatever order it is told."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+
+import orjson
+import pytest
+
+from service.behaviour.report import DAY_SECONDS, MAX_OPEN, OTHER, RecommendationCounts, wilson
+
+DAY = 20_000 * DAY_SECONDS
+
+
+def tell(counts: RecommendationCounts, what: str, note: str = "a", recommendation: str = "r", **fields: object) -> None:
+    at = float(str(fields.pop("at", DAY)))
+    details = orjson.dumps({"recommendation_id": recommendation, **fields})
+    counts.add(note, at, details, shown=what == "shown", clicked=what == "click")
+
+
+def totals(counts: RecommendationCounts) -> tuple[int, int]:
+    (rate,) = counts.rates(())
+    return rate.shown, rate.clicked
+
+
+@pytest.mark.parametrize("told", sorted(set(itertools.permutations(["shown", "shown", "click", "click"]))))
+def test_a_note_counts_once_whatever_the_order(told: tuple[str, ...]) -> None:
+    counts = RecommendationCounts()
+    for what in told:
+        tell(counts, what)
+    assert (totals(counts), counts.unmatched) == ((1, 1), 0)
+
+
+def test_a_click_without_a_showing_is_unmatched() -> None:
+    counts = RecommendationCounts()
+    tell(counts, "shown", "a")
+    tell(counts, "click", "b")
+    tell(counts, "click", "a", "another")
+    assert (totals(counts), counts.unmatched) == ((1, 0), 2)
+
+
+def test_events_of_no_recommendation_do_not_count() -> None:
+    counts = RecommendationCounts()
+    counts.add("a", DAY, b"", shown=True, clicked=False)
+    counts.add("a", DAY, b'{"position":1}', shown=True, clicked=False)
+    tell(counts, "other")
+    assert counts.rates(()) == []
+
+
+def test_rates_are_by_the_dimensions_that_are_asked_for_and_since_a_day() -> None:
+    counts = RecommendationCounts()
+    for number, (scenario, variant) in enumerate([("feed", "x"), ("feed", None), ("home", None)]):
+        tell(counts, "shown", recommendation=f"r{number}", scenario=scenario, variant=variant)
+    tell(counts, "shown", recommendation="later", scenario="feed", at=DAY + DAY_SECONDS)
+    by_scenario = {rate.names["scenario"]: rate.shown for rate in counts.rates(("scenario",))}
+    assert by_scenario == {"feed": 3, "home": 1}
+    assert [rate.shown for rate in counts.rates(("scenario", "variant"), since=DAY + DAY_SECONDS)] == [1]
+    counts.expire(DAY + DAY_SECONDS)
+    assert totals(counts) == (1, 0)
+
+
+def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.behaviour.report.MAX_GROUPS", 3)
+    counts = RecommendationCounts()
+    for number in range(6):
+        tell(counts, "shown", recommendation=f"r{number}", scenario=f"s{number}")
+    by_scenario = {rate.names["scenario"]: rate.shown for rate in counts.rates(("scenario",))}
+    assert by_scenario == {"s0": 1, "s1": 1, "s2": 1, OTHER: 3}
+
+
+def test_the_memory_that_it_tells_is_what_it_takes() -> None:
+    tracemalloc.start()
+    counts = RecommendationCounts()
+    for number in range(MAX_OPEN + 1000):
+        tell(counts, "shown", recommendation=f"r{number}", scenario=f"s{number % 500}", position=number % 7)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.5 * taken < counts.bytes < 2 * taken
+
+
+@pytest.mark.parametrize(
+    ("clicked", "shown", "low", "high"),
+    [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (10, 10, 0.72247, 1.0), (90, 1000, 0.07383, 0.10930)],
+)
+def test_the_interval_is_wilsons(clicked: int, shown: int, low: float, high: float) -> None:
+    assert wilson(clicked, shown) == pytest.approx((clicked / shown, low, high), abs=5e-5)
