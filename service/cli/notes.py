@@ -144,7 +144,7 @@ class Download:
                     _refused(response.status_code, response.read(), response.headers, patience)
                     return None
                 return self._copy(response, part, bars, task, head is not None, patience)
-        except httpx2.TransportError as error:
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
             patience.pause(f"{self.url} does not answer: {error}.")
             return None
 

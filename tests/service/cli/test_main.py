@@ -22,6 +22,8 @@ CLIENT_COMMANDS = [
     ("category", "a title"),
     ("status",),
     ("verify",),
+    ("export-notes", "nothing.jsonl"),
+    ("import-notes", __file__),
     ("keys", "list"),
     ("keys", "create", "a name", "--scope", "similar"),
     ("keys", "rotate", "abcdefghij"),

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import redis
 
+from service.admission import PATIENT
+from service.claims import Claims
+from service.collection.removal import Remover
 from service.erasure.purge import PurgeReport, purge
 from service.filters import Filter
 from service.index.snapshots import SnapshotFolder
@@ -140,6 +143,19 @@ async def test_remembered_answers_about_purged_notes_are_forgotten(
         remembered = Remembered(claim, b'{"id": "%s"}' % note_id.encode())
         await embedded_store.put([Write(stored_note(note_id), remembered=remembered)])
     await embedded_store.delete("gone-0001")
+    report = await purged(embedded.url, embedded.socket.parent, ["gone-0001"])
+    assert report.proved
+    assert embedded_admin.keys("{notes}:once:*") == ["{notes}:once:key of kept"]
+
+
+async def test_remembered_receipts_that_name_purged_notes_are_forgotten(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis, clock: Clock
+) -> None:
+    async with following(embedded_store, clock) as index:
+        remover = Remover(embedded_store, index, Claims(embedded_store, 3600))
+        for name in ("gone", "kept"):
+            await embedded_store.put([Write(stored_note(f"{name}-{n:04}")) for n in (1, 2)])
+            await remover.remove([f"{name}-0001", f"{name}-0002"], PATIENT, [Attempt(f"key of {name}", "f")])
     report = await purged(embedded.url, embedded.socket.parent, ["gone-0001"])
     assert report.proved
     assert embedded_admin.keys("{notes}:once:*") == ["{notes}:once:key of kept"]

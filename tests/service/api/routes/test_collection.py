@@ -9,6 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -368,3 +369,18 @@ def test_changes_are_kept_as_long_as_the_setting_says(serve: Serve) -> None:
 def snapshot_time(client: httpx2.Client) -> float:
     lines = client.get("/metrics").text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("notellm_snapshot_timestamp_seconds "))
+
+
+def test_page_of_any_replica_has_all_that_was_acknowledged_before(serve: Serve, short_folder: Path) -> None:
+    with (
+        serve(data_dir=short_folder / "data") as first,
+        serve(data_dir=short_folder / "data") as second,
+        httpx2.Client(base_url=first, timeout=60) as writer,
+        httpx2.Client(base_url=second, timeout=60) as reader,
+    ):
+        for number in range(20):
+            add(writer, f"n{number}", author="tom")
+            assert ids_of(list_all(reader, author="tom"))[-1] == f"n{number}"
+        receipt = reader.post("/notes/delete", json={"filter": {"author": "tom"}}).json()
+        assert receipt["count"] == 20
+        assert list_all(writer) == []

@@ -1,0 +1,171 @@
+"""`notellm export-notes` and `notellm import-notes`, against a running service."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from service.settings import Settings
+from tests.service.api.conftest import serving
+
+NOTELLM = str(Path(sys.executable).with_name("notellm"))
+Start = Callable[[str], contextlib.AbstractContextManager[str]]
+
+
+@pytest.fixture
+def start(short_folder: Path, tiny_checkpoint: Path) -> Start:
+    """Start a service with the notes of a name."""
+
+    def open_service(name: str) -> contextlib.AbstractContextManager[str]:
+        settings = {"data_dir": short_folder / name, "cache_dir": short_folder, "sample_notes": 0}
+        return serving(Settings.model_validate(settings | {"checkpoint": str(tiny_checkpoint)}))
+
+    return open_service
+
+
+@pytest.fixture
+def url(start: Start) -> Iterator[str]:
+    with start("a") as address:
+        notes = [{"id": f"n{n}", "title": f"soup {n}", "author": f"a{n % 3}"} for n in range(20)]
+        assert httpx2.post(f"{address}/notes", json=notes, timeout=60).status_code == 207
+        yield address
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own: the service's log lines are on this one's output."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NOTELLM_")}
+    return subprocess.run([NOTELLM, *arguments], env=clean, capture_output=True, text=True, check=False)
+
+
+def report_of(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def contents(url: str) -> dict[str, Any]:
+    """Return what is stored, by id, but for what each store counts itself."""
+    lines = map(json.loads, httpx2.get(f"{url}/notes/export", params={"vectors": "base64"}).text.splitlines())
+    own = ("revision", "log_position")
+    return {line["id"]: {n: v for n, v in line.items() if n not in own} for line in lines if "id" in line}
+
+
+@pytest.mark.parametrize("name", ["notes.jsonl", "notes.jsonl.gz"])
+def test_exported_notes_are_imported_with_their_vectors(url: str, start: Start, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    assert report_of("export-notes", str(file), "--url", url)["notes"] == 20
+    assert os.listdir(tmp_path) == [name]
+    assert file.stat().st_mode & 0o077 == 0
+    assert len((gzip.decompress(file.read_bytes()) if name.endswith("gz") else file.read_bytes()).splitlines()) == 22
+    with start("b") as other:
+        report = report_of("import-notes", str(file), "--url", other)
+        assert (report["created"], report["vectors_kept"], report["vectors_read"]) == (20, 20, 0)
+        assert contents(other) == contents(url)
+        again = report_of("import-notes", str(file), "--url", other)
+        assert (again["created"], again["exists"]) == (0, 20)
+
+
+def test_notes_without_vectors_are_read_by_the_model_and_that_is_said(url: str, start: Start, tmp_path: Path) -> None:
+    file = str(tmp_path / "notes.jsonl")
+    report_of("export-notes", file, "--no-vectors", "--url", url)
+    with start("b") as other:
+        result = run("import-notes", file, "--url", other)
+        assert result.returncode == 0, result.stderr
+        assert "20 notes were read by the model" in result.stderr
+        assert contents(other).keys() == contents(url).keys()
+
+
+def test_export_that_was_killed_goes_on_where_it_was(url: str, tmp_path: Path) -> None:
+    lines = httpx2.get(f"{url}/notes/export", params={"vectors": "base64"}).text.splitlines()
+    part = tmp_path / "notes.jsonl.part"
+    part.write_text("\n".join(lines[:8]) + "\n" + lines[8][:30])
+    httpx2.delete(f"{url}/notes/n1")
+    httpx2.patch(f"{url}/notes/n2", json={"author": "tom"})
+    report = report_of("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)
+    assert (report["notes"], report["removed"]) == (21, 1)
+    written = (tmp_path / "notes.jsonl").read_text().splitlines()
+    assert written[:8] == lines[:8]
+    state: dict[str, str] = {}
+    for line in map(json.loads, written):
+        state |= {line["id"]: line["log_position"]} if "id" in line else {}
+        state.pop(line.get("removed", "") if "end" not in line else "", None)
+    now = httpx2.post(f"{url}/notes/get", json={"ids": [f"n{n}" for n in range(20)]}).json()["notes"]
+    assert state == {note["id"]: note["log_position"] for note in now}
+
+
+@contextlib.contextmanager
+def cutting(url: str, sizes: list[int]) -> Iterator[str]:
+    """A way to a service on which each of the first connections ends after so many bytes of the answer."""
+    port = int(url.rpartition(":")[2])
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(client: socket.socket, size: int | None) -> None:
+        with client, socket.create_connection(("127.0.0.1", port)) as service, contextlib.suppress(OSError):
+            service.sendall(client.recv(65536))
+            while (size is None or size > 0) and (data := service.recv(min(65536, size or 65536))):
+                client.sendall(data)
+                size = None if size is None else size - len(data)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                serve(client, sizes.pop(0) if sizes else None)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def test_export_goes_on_where_its_connection_was_cut(url: str, tmp_path: Path) -> None:
+    whole = httpx2.get(f"{url}/notes/export", params={"vectors": "base64"}).text.splitlines()
+    with cutting(url, [0, 700, 1500, 2500]) as way:
+        report_of("export-notes", str(tmp_path / "notes.jsonl"), "--url", way)
+    assert (tmp_path / "notes.jsonl").read_text().splitlines() == whole
+
+
+def test_file_that_is_there_is_not_overwritten(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "notes.jsonl"
+    file.write_text("mine")
+    result = run("export-notes", str(file), "--url", url)
+    assert (result.returncode, file.read_text()) == (1, "mine")
+    assert "is there already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda lines: lines[:-1], "is not whole"),
+        (lambda lines: lines[:3] + lines[4:], "is not whole"),
+        (lambda lines: lines[1:], "is no export"),
+        (lambda lines: [*lines[:3], "{", *lines[3:]], "line 4 of"),
+        (lambda lines: [json.dumps(json.loads(lines[0]) | {"after": "1-0"}), *lines[1:]], "only what changed"),
+        (lambda lines: [], "is no export"),
+    ],
+)
+def test_file_that_is_no_whole_export_is_refused(
+    url: str, tmp_path: Path, damage: Callable[[list[str]], list[str]], reason: str
+) -> None:
+    lines = httpx2.get(f"{url}/notes/export").text.splitlines()
+    file = tmp_path / "notes.jsonl"
+    file.write_text("".join(f"{line}\n" for line in damage(lines)))
+    result = run("import-notes", str(file), "--url", url)
+    assert (result.returncode, reason in result.stderr) == (1, True), result.stderr
