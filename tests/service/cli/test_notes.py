@@ -114,7 +114,7 @@ def cutting(url: str, sizes: list[int]) -> Iterator[str]:
 
     def serve(client: socket.socket, size: int | None) -> None:
         with client, socket.create_connection(("127.0.0.1", port)) as service, contextlib.suppress(OSError):
-            service.sendall(client.recv(65536))
+            service.sendall(client.recv(65536).replace(b"keep-alive", b"close"))
             while (size is None or size > 0) and (data := service.recv(min(65536, size or 65536))):
                 client.sendall(data)
                 size = None if size is None else size - len(data)

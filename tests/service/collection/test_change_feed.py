@@ -24,17 +24,15 @@ def feed_of(store: GatedStore, index: LiveIndex, places: int) -> ChangeFeed:
 async def test_request_beyond_the_bound_is_refused_and_its_place_is_free_again(
     embedded_store: GatedStore, live_index: LiveIndex
 ) -> None:
-    feed = feed_of(embedded_store, live_index, places=1)
-    waiting = asyncio.create_task(feed.read(None, 10, 20.0))
-    refused = False
-    while not refused:  # until the first one waits
-        try:
-            await feed.read(None, 10, 0.001)
-        except TooManyWaiting as error:
-            refused = "max_change_waiters = 1" in str(error)
+    places = Places("max_change_waiters", 1)
+    feed = ChangeFeed(embedded_store, live_index, places)
+    with places.take(), pytest.raises(TooManyWaiting, match="max_change_waiters = 1"):
+        await feed.read(None, 10, 0.001)
+    assert (await feed.read(None, 10, 0.001)).entries == []
+    after = (await embedded_store.log_bounds()).last
+    waiting = asyncio.create_task(feed.read(after, 10, 20.0))
     await embedded_store.put([Write(stored_note("a"))])
     assert [entry.id for entry in (await waiting).entries] == ["a"]
-    assert (await feed.read(None, 10, 0.001)).entries == []
 
 
 async def test_request_that_waits_is_answered_when_the_process_ends(
