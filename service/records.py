@@ -309,10 +309,11 @@ class Similar:
     """Related notes with their scores, in the order of the request. `id` names the answer; all pages of one list share
     it.
 
-    `complete`: there are min(k, matches) items. `degraded`: the store did not answer, so only the notes' ids are known,
-    and a note that another replica removed since then may be among them. `paged`: the request named a cursor; `cursor`
-    is that of the next page, None at the end. `missing`: examples that were left out because there are no such notes.
-    `removed`: candidates that were passed over, by the option that did it.
+    `complete`: there are min(k, matches) items, and no match behind the last page of a list. `degraded`: the store did
+    not answer, so only the notes' ids are known, and a note that another replica removed since then may be among them.
+    `paged`: the request named a cursor; `cursor` is that of the next page, None at the end. `missing`: examples that
+    were left out because there are no such notes. `removed`: candidates that were passed over, by the option that did
+    it.
     """
 
     id: str

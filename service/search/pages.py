@@ -84,7 +84,7 @@ class Pages:
             place += len(part)
         ended = place >= ranked.total or notes.degraded
         cursor = None if ended else str(Cursor(ranked.id, place))
-        complete = len(kept) >= request.k or (ranked.complete and not notes.degraded)
+        complete = not ended or (ranked.complete and not notes.degraded)
         return answer(ranked, kept, complete, notes, paged=True, cursor=cursor)
 
 

@@ -219,3 +219,76 @@ async def test_degraded_answer_has_at_most_k_and_no_note_known_lost(
     assert len(asked) == 2
     assert found.degraded
     assert ids(found) == nearest[2:5]
+
+
+async def test_first_page_is_the_only_one_while_the_store_hangs(
+    recommender: Recommender, search: NoteSearch, embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.read_time.READ_SECONDS", 0.05)
+    await add(recommender, *soup(6))
+    assert embedded.pid is not None
+    os.kill(embedded.pid, signal.SIGSTOP)
+    try:
+        found = await search.related(SearchRequest((Example("n0"),), k=3, cursor="*", max_per_author=1))
+        assert (found.degraded, found.paged, found.cursor, found.complete) == (True, True, None, False)
+        assert ids(found) == ranking(soup(6), soup(6)[0])[:3]
+        with pytest.raises(StoreUnavailable):
+            await search.related(SearchRequest((Example("n0"),), k=3, cursor="01KAZ00000000000000000000Z.3"))
+    finally:
+        os.kill(embedded.pid, signal.SIGCONT)
+
+
+async def test_list_that_is_too_large_is_cut_and_says_so(
+    recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.ranked_lists.MAX_LIST_BYTES", 250)
+    await add(recommender, *soup(20))
+    request = SearchRequest((Example("n0"),), k=4, cursor="*")
+    first = await search.related(request)
+    assert len(first.items) == 4
+    assert first.complete
+    shown, page = ids(first), first
+    while page.cursor:
+        page = await search.related(replace(request, cursor=page.cursor))
+        shown += ids(page)
+    assert shown == ranking(soup(20), soup(20)[0])[: len(shown)]
+    assert not page.complete
+    assert 4 <= len(shown) < 19
+
+
+async def test_caps_go_deeper_than_the_first_block(
+    recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.search.ranker.BLOCK_SIZE", 4)
+    notes = [replace(note, author="ann" if n < 25 else f"a{n}") for n, note in enumerate(soup(30))]
+    await add(recommender, *notes)
+    found = await search.related(SearchRequest((Example("n0"),), k=4, max_per_author=1))
+    order = ranking(notes, notes[0])
+    others = [note_id for note_id in order if int(note_id[1:]) >= 25]
+    assert ids(found) == [order[0], *others[:3]]
+    assert found.complete
+
+
+async def test_search_that_would_go_too_deep_is_not_complete(
+    recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.search.ranker.BLOCK_SIZE", 4)
+    monkeypatch.setattr("service.search.ranker.MAX_DEPTH", 8)
+    await add(recommender, *(replace(note, author="ann") for note in soup(30)))
+    found = await search.related(SearchRequest((Example("n0"),), k=4, max_per_author=1))
+    assert (len(found.items), found.complete) == (1, False)
+
+
+async def test_note_that_the_store_lost_frees_its_author(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore
+) -> None:
+    notes = [replace(note, author=f"a{n % 2}") for n, note in enumerate(soup(9))]
+    await add(recommender, *notes)
+    order = ranking(notes, notes[0])
+    await embedded_store.hold()
+    await embedded_store.delete(order[0])
+    found = await search.related(SearchRequest((Example("n0"),), k=5, max_per_author=1))
+    first, *_ = [note_id for note_id in order[1:] if int(note_id[1:]) % 2 == int(order[0][1:]) % 2]
+    assert first in ids(found)
+    assert len(found.items) == 2
+    embedded_store.release()
