@@ -43,6 +43,8 @@ from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, R
 K = 100
 """Recall is at this rank."""
 KAPPAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+TOLERANCE = 0.2
+"""Points of Recall@100 that a larger kappa may cost."""
 BUCKETS = (0, 1, 3, 6, 11, 21, 51)
 """Least clicks of the queries of each row."""
 QUERIES = 1500
@@ -154,17 +156,23 @@ def is_hit(scores: Floats, query: int, target: int) -> bool:
     return int(better.sum()) < K
 
 
-def fit(hits: Mapping[tuple[bool, int], Hits]) -> float:
-    """Return the kappa with the largest recall, each bucket counting the same, on the half that is for it."""
+def fitted_recalls(hits: Mapping[tuple[bool, int], Hits]) -> dict[float, float]:
+    """Return Recall@100 in percent by kappa, each bucket counting the same, on the half that kappa is fitted on."""
+    return {
+        kappa: 100 * float(np.mean([np.mean(one.blends[kappa]) for (fitted, _), one in hits.items() if fitted]))
+        for kappa in KAPPAS
+    }
 
-    def recall(kappa: float) -> float:
-        return float(np.mean([np.mean(one.blends[kappa]) for (fitted, _), one in hits.items() if fitted]))
 
-    return max(KAPPAS, key=recall)
+def fit(recalls: Mapping[float, float]) -> float:
+    """Return the largest kappa that finds as much as the best one, but for TOLERANCE: the fewer readers decide, the
+    easier one of them can push a note."""
+    return max(kappa for kappa, recall in recalls.items() if recall >= max(recalls.values()) - TOLERANCE)
 
 
-def rows(hits: Mapping[tuple[bool, int], Hits], kappa: float) -> list[Row]:
-    made = [row("kappa", kappa)]
+def rows(hits: Mapping[tuple[bool, int], Hits], recalls: Mapping[float, float], kappa: float) -> list[Row]:
+    tried = ", ".join(f"{tried:g}: {recall:.1f}" for tried, recall in recalls.items())
+    made = [row("kappa", kappa, spread=f"Recall@100 where it is fitted: {tried}")]
     for (_, bucket), one in sorted((key, one) for key, one in hits.items() if not key[0]):
         content, behaviour, blend = (
             100 * float(np.mean(values)) for values in (one.content, one.behaviour, one.blends[kappa])
@@ -214,8 +222,9 @@ def main() -> None:
     with gzip.open(arguments.data / CLICKS_FILE) as lines:
         clicks = in_time_order([json.loads(line) for line in lines])
     hits = measure(TfIdf().related(list(notes.values())), list(notes), clicks, arguments.queries)
-    kappa = fit(hits)
-    write("blend", rows(hits, kappa))
+    recalls = fitted_recalls(hits)
+    kappa = fit(recalls)
+    write("blend", rows(hits, recalls, kappa))
     if arguments.plot:
         draw(hits, kappa, arguments.plot)
 

@@ -22,8 +22,8 @@ readers read after the examples."""
 Sources = tuple[tuple[SourceName, float], ...]
 """Sources with their weights."""
 CONTENT: Sources = (("content", 1.0),)
-AUTO: Sources = (("content", 1.0), ("words", 0.5))
-"""Sources of a request that leaves them to the service (docs/log/words.md)."""
+AUTO: Sources = (("content", 1.0), ("words", 0.5), ("behaviour", 1.0))
+"""Sources of a request that leaves them to the service: docs/log/words.md, docs/guides/behaviour.md."""
 OnMissing = Literal["error", "skip"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.quality.blend import BUCKETS, KAPPAS, fit, in_time_order, is_hit, measure, replay, rows
+from benchmarks.quality.blend import BUCKETS, KAPPAS, fit, fitted_recalls, in_time_order, is_hit, measure, replay, rows
 from model.data.pairs import split_of
 
 NOTES = [f"n{number}" for number in range(400)]
@@ -57,9 +57,10 @@ def test_behaviour_counts_once_there_is_some_and_content_before() -> None:
     ]
     hits = measure(content, NOTES, clicks, 50)
     assert {bucket for _, bucket in hits} <= set(BUCKETS)
-    kappa = fit(hits)
+    recalls = fitted_recalls(hits)
+    kappa = fit(recalls)
     assert kappa in KAPPAS
-    table = {one["what"].split()[2]: one for one in rows(hits, kappa)[1:]}
+    table = {one["what"].split()[2]: one for one in rows(hits, recalls, min(KAPPAS))[1:]}
     assert table["51"]["value"] == 100.0
     assert table["51"]["against"] == "content 0.0, behaviour 100.0"
     assert all(one["met"] for one in table.values())

@@ -71,7 +71,7 @@ class RankingOptions(SearchOptions):
         None, description="notes whose cosine is this or more are one: the best stays, and names its `duplicates`"
     )
     sources: SourcesName = Field(
-        "content", description="where candidates come from: content, the vectors; auto: also words that notes share"
+        "content", description="where candidates come from: content, the vectors; auto: also shared words and readers"
     )
     explain: bool = Field(False, description="say of each note what made its place")
     scenario: Name | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
