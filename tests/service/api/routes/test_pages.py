@@ -40,7 +40,8 @@ def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         notes = [
             {
                 "id": f"p{i}",
-                "title": f"{words[i % 4]} {words[i // 7 % 4]} {i // 5}",  # some are near-duplicates
+                # Near-duplicates, and no two the same: of equal scores FAISS gives any where it cuts.
+                "title": f"{words[i % 4]} {words[i // 7 % 4]} {i}",
                 "category": f"c{i % 5}",
                 "author": f"a{i % 7}" if i % 9 else None,
                 "attributes": {"seats": i},
