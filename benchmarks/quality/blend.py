@@ -138,13 +138,13 @@ def look(hits: Hits, content: Floats, related: Sequence[Related], click: NextCli
     """Rank the target of a next click by each system."""
     query, target = place[click.query], place[click.target]
     places = np.array([place[one.id] for one in related], np.int64)
-    evidence = np.array([one.evidence for one in related])
+    readers = np.array([one.readers for one in related])
     hits.content.append(is_hit(content, query, target))
     hits.behaviour.append(click.target in {one.id for one in related[:K]})
     for kappa in KAPPAS:
         blend = content.copy()
         if places.size:
-            blend[places] += evidence / (evidence + kappa)
+            blend[places] += readers / (readers + kappa)
         hits.blends[kappa].append(is_hit(blend, query, target))
 
 

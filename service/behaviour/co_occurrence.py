@@ -1,4 +1,4 @@
-"""CoOccurrence: which notes readers read after which, kept read by read (paper section 3).
+"""CoOccurrence: which notes readers read after which notes, kept read by read (paper, section 3).
 
 s(A->B) is the sum of 1 / N over the readers who read note A and later note B, where N counts the distinct notes that
 the reader read: the score that `notellm pairs` computes from the same reads.
@@ -24,9 +24,9 @@ MAX_HISTORY = 500
 MAX_READERS = 2000
 """Bound on the readers that the scores of one note are summed over, those who came last: about two milliseconds."""
 SCORE_DIGITS = 9
-"""Digits of a score, so that the order of its sum cannot decide a tie: those of `notellm pairs`."""
+"""Digits that scores are rounded to, as `notellm pairs` does: the order of a sum must not decide a tie."""
 READ_BYTES, READER_BYTES, NOTE_BYTES = 24, 640, 380
-"""About how much memory a read, a reader and a note take (tests/service/behaviour/test_co_occurrence.py)."""
+"""Memory that a read, a reader and a note take, about (tests/service/behaviour/test_co_occurrence.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +54,11 @@ class Read(NamedTuple):
 
 
 class Related(NamedTuple):
-    """A note that was read after another one. `evidence`: how many readers did so, each halved with its age."""
+    """A note that was read after another one. `readers`: how many readers did so, each halved with its age."""
 
     id: str
     score: float
-    evidence: float
+    readers: float
 
 
 @dataclass(slots=True)
@@ -84,12 +84,12 @@ class History:
 
 
 def summed(lists: Iterable[Sequence[Related]], without: Collection[str], count: int) -> list[Related]:
-    """Return the notes of several lists but some, the best `count` first, ties by id: scores and evidence add up."""
+    """Return the notes of several lists but some, the best `count` first, ties by id: scores and readers add up."""
     sums: dict[str, Related] = {}
     for related in lists:
         for one in related:
             known = sums.get(one.id)
-            sums[one.id] = Related(one.id, one.score + known.score, one.evidence + known.evidence) if known else one
+            sums[one.id] = Related(one.id, one.score + known.score, one.readers + known.readers) if known else one
     for note_id in without:
         sums.pop(note_id, None)
     return sorted(sums.values(), key=lambda one: (-one.score, one.id))[:count]
@@ -116,15 +116,17 @@ class CoOccurrence:
 
     @property
     def readers(self) -> int:
+        """How many readers have a history."""
         return len(self._histories)
 
     @property
     def notes(self) -> int:
+        """How many notes are in a history."""
         return len(self._notes)
 
     @property
     def bytes(self) -> int:
-        """About how much memory it takes."""
+        """Memory that histories and numbers take, about."""
         return READ_BYTES * self.reads + READER_BYTES * len(self._by_number) + NOTE_BYTES * len(self._ids)
 
     def add(self, reader: str, note_id: str, at: float, weight: float = 1.0) -> None:
@@ -200,12 +202,12 @@ class CoOccurrence:
             return []
         numbers, places = np.unique(later, return_inverse=True)
         scores = np.round(np.bincount(places, values), SCORE_DIGITS)
-        evidence = np.bincount(places, ages)
+        readers = np.bincount(places, ages)
         kept = np.flatnonzero((scores >= self._options.lower) & (scores <= self._options.upper))
         if kept.size > self._options.top:
             least = np.partition(scores[kept], -self._options.top)[-self._options.top]
             kept = kept[scores[kept] >= least]
-        related = [Related(self._ids[numbers[i]], float(scores[i]), float(evidence[i])) for i in kept.tolist()]
+        related = [Related(self._ids[numbers[i]], float(scores[i]), float(readers[i])) for i in kept.tolist()]
         related.sort(key=lambda one: (-one.score, one.id))
         return related[: self._options.top]
 

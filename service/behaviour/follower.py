@@ -1,8 +1,8 @@
-"""EventFollower: reads the stream of events of a tenant, and keeps what is derived from it.
+"""EventFollower: reads the stream of events of a tenant into the co-occurrence of notes and the counts of reports.
 
-All of it is derived from the stream alone, and built anew at each start by reading the stream from its beginning: there
+Both are derived from the stream alone, and built anew at each start by reading the stream from its beginning: there
 is no snapshot that could be wrong, and the stream is bounded. A removed note and a forgotten reader are entries of the
-stream too, written in the step that removes them, so that every replica comes to the same.
+stream too, written in the step that removes them, so that every replica comes to the same state.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class EventFollower:
         self.position = ORIGIN
         """Position of the last entry that was taken in."""
         self.ready = False
-        """Whether it has come to the end that the stream had when it began to read."""
+        """Whether the follower has come to the end that the stream had when it began to read."""
         self.stream_bytes = 0
         """Bytes of the stream, when they were last asked for."""
         self._store = store
@@ -100,7 +100,7 @@ class EventFollower:
             self._expire_at = now + EXPIRE_SECONDS
 
     def _begin_anew(self) -> None:
-        """Forget everything, so that the stream is read from its begin."""
+        """Forget everything, so that the stream is read from its beginning."""
         self.co_occurrence, self.counts, self.position, self.ready = self._make(), RecommendationCounts(), ORIGIN, False
         self._identity = self._target = ""
 

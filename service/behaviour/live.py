@@ -17,7 +17,7 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class BehaviourStatus:
-    """State of a tenant's behaviour. `ready`: the whole stream was read. `bytes`: memory that it takes, about."""
+    """State of a tenant's behaviour. `ready`: the whole stream was read. `bytes`: memory that it takes here, about."""
 
     ready: bool
     position: str
@@ -30,8 +30,8 @@ class BehaviourStatus:
 
 class LiveBehaviour:
     """Events of one tenant. `weights`: declared types of events, and what each counts; see EventFollower. `seconds`:
-    how long an event counts. `kappa`: readers who read one note after another for whom that counts half as much as if
-    there were any number."""
+    how long an event counts. `kappa`: number of readers at which what behaviour adds to a score is half of its
+    weight."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class LiveBehaviour:
         return self._follower.co_occurrence.all_reads()
 
     async def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
-        """Return the notes that were read after any of some, without these, best first, ties by id."""
+        """Return the notes that were read after any of `note_ids`, without these, best first, ties by id."""
         now, lists = self._clock(), []
         for note_id in dict.fromkeys(note_ids):
             lists.append(self._follower.co_occurrence.related(note_id, now))
@@ -94,7 +94,7 @@ class LiveBehaviour:
 
     @property
     def unmatched(self) -> int:
-        """Clicks of recommended notes whose showing was not told."""
+        """Clicks of recommended notes for which no event says that they were shown."""
         return self._follower.counts.unmatched
 
     def status(self) -> BehaviourStatus:

@@ -1,7 +1,7 @@
 """RecommendationCounts: how often recommended notes were shown and clicked, counted event by event.
 
 An event belongs to a recommendation by its `recommendation_id`. A note that a recommendation shows counts once as
-shown, however often that is told, and once as clicked, if anything of positive weight was done with it. So a rate is a
+shown, however many events say so, and once as clicked, if anything of positive weight was done with it. So a rate is a
 share.
 """
 
@@ -21,10 +21,11 @@ DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 MAX_OPEN = 50_000
 """Bound on the pairs of a recommendation and a note that a second event is recognised for, the last ones."""
 PAIR_BYTES, GROUP_BYTES = 250, 700
-"""About how much memory such a pair and a group take."""
+"""Memory that a pair of a recommendation and a note, and a group, take, about."""
 MAX_GROUPS = 20_000
 """Bound on the groups that are counted; beyond it an event counts in the group whose names are all OTHER."""
 OTHER = "(other)"
+"""Name of every dimension of the events beyond MAX_GROUPS."""
 DAY_SECONDS = 86_400
 CONFIDENCE = 1.959964
 """Standard deviations of a 95% interval."""
@@ -42,7 +43,8 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`names`: values of the dimensions that were asked for. `low`, `high`: 95% interval of the rate (Wilson 1927)."""
+    """Share of shown notes that were clicked. `names`: values of the dimensions that were asked for. `low`, `high`: 95%
+    interval of the rate (Wilson 1927)."""
 
     names: Mapping[Dimension, str | None]
     shown: int
@@ -57,14 +59,14 @@ class RecommendationCounts:
 
     def __init__(self) -> None:
         self.unmatched = 0
-        """Clicks of notes that, as far as is known, their recommendation has not shown."""
+        """Clicks of notes for which no event says that their recommendation showed them."""
         self._shown: Counter[Group] = Counter()
         self._clicked: Counter[Group] = Counter()
         self._open: dict[int, Group | None] = {}
         """Group of each note that was shown and not clicked, by the hash of recommendation and note; None for one that
         was clicked and not shown."""
         self._closed: dict[int, None] = {}
-        """Those that were shown and clicked."""
+        """Hashes of the recommendations and notes that were shown and clicked; a dict, since it keeps their order."""
 
     def add(self, note_id: str, at: float, details: bytes, *, shown: bool, clicked: bool) -> None:
         """Count an event of a recommended note. One without details belongs to no recommendation."""
@@ -114,7 +116,7 @@ class RecommendationCounts:
 
     @property
     def bytes(self) -> int:
-        """About how much memory it takes."""
+        """Memory that the counts take, about."""
         return PAIR_BYTES * (len(self._open) + len(self._closed)) + GROUP_BYTES * len(self._shown)
 
     def _close(self, pair: int, group: Group) -> None:

@@ -20,12 +20,13 @@ MAX_CHANGE_SECONDS = 30.0
 MAX_CHANGE_WAITERS = 1000
 """Bound on the requests of one tenant at one process that wait for a change, published at GET /limits."""
 STEP_SECONDS = 1.0
-"""How often a request that waits looks whether the process ends."""
+"""Time between two looks of a waiting request at whether the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Changes in the order of the log. `position`: behind which the next ones are; `more`: whether there are any."""
+    """Changes in the order of the log. `position`: the log position behind which the next changes are. `more`: whether
+    there are any yet."""
 
     entries: Sequence[LogEntry]
     position: str

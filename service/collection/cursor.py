@@ -20,7 +20,8 @@ def encode_cursor(position: str, where: Filter, begin: str) -> str:
 
 
 def decode_cursor(cursor: str, where: Filter, begin: str) -> str:
-    """Return the position of a cursor. Raises InvalidInput for one that is none, or of a list with other filters."""
+    """Return the position of a cursor. Raises InvalidInput for a text that is no cursor, or is the cursor of a list with
+    other filters."""
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
     except ValueError:

@@ -18,11 +18,11 @@ from service.records import Condition, Generated, StoredNote, Vector, Write, pos
 from service.replay import written_status
 
 UNIT_TOLERANCE = 1e-3
-"""How far the length of a vector may be from 1."""
+"""Bound on the difference between a vector's length and 1: vectors are rounded to 32 bits."""
 GENERATED_HASHTAGS = 5
 """Hashtags that are generated anew for a note that had some and is read again."""
 NEW = Condition(negated=True)
-"""That there is no note of the id."""
+"""Condition that there is no note of the id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class NoteToImport:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a note. `status`: created, updated, unchanged, or exists. `read`: whether the model read it; None
-    where nothing was to be done."""
+    """Result of the import of a note. `status`: created, updated, unchanged, or exists. `read`: whether the model read
+    the note; None where nothing was to be done."""
 
     id: str
     status: str

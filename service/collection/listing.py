@@ -13,7 +13,7 @@ from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
 
 MAX_IDS = 1000
-"""Bound on the ids of one request, published at GET /limits."""
+"""Bound on the ids of a request, and on those that the receipt of a removal lists; published at GET /limits."""
 MAX_PAGE = 1000
 """Bound on the notes of a page, published at GET /limits."""
 MAX_READS = 20
@@ -21,8 +21,9 @@ MAX_READS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Notes in the order of the ids that were asked for; ids without a note, and of notes that cannot be read."""
+class NotesByIds:
+    """Notes in the order of the ids that were asked for. `missing`: ids without a note. `unreadable`: ids of notes that
+    the store has in a form that cannot be read."""
 
     notes: list[StoredNote]
     missing: list[str]
@@ -39,10 +40,10 @@ class Page:
     position: str
 
 
-async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool = False) -> Found:
+async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool = False) -> NotesByIds:
     """Return the notes of some ids. Raises StoreUnavailable."""
     known = await ReadTime().wait(store.get(ids, with_vectors=with_vectors))
-    return Found(
+    return NotesByIds(
         notes=[note for note in known if isinstance(note, StoredNote)],
         missing=[note_id for note_id, note in zip(ids, known, strict=True) if note is None],
         unreadable=[note.id for note in known if isinstance(note, Unreadable)],

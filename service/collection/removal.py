@@ -12,17 +12,15 @@ from pydantic import TypeAdapter
 
 from service.admission import Urgency
 from service.claims import Claims
+from service.collection.listing import MAX_IDS
 from service.collection.log_order import LogOrderReader
 from service.filters import Filter
 from service.interfaces import NoteIndex, NoteStore
+from service.recommender import WAIT_SECONDS
 from service.records import ORIGIN, Attempt, Condition, Remembered
 
 BATCH_SIZE = 500
 """Notes that are removed in one round trip to the store."""
-MAX_LISTED = 1000
-"""Bound on the ids that a receipt lists, published at GET /limits; where there are more it has their digest alone."""
-WAIT_SECONDS = 10.0
-"""Bound on the wait for the index to show the removals; normally it is milliseconds behind the log."""
 log = structlog.get_logger(__name__)
 
 
@@ -30,7 +28,7 @@ log = structlog.get_logger(__name__)
 class Receipt:
     """Receipt of a removal of many notes; of a dry run, what it would be.
 
-    `ids`: of the removed notes in the order of their removal; None where there are more than MAX_LISTED.
+    `ids`: of the removed notes in the order of their removal; None where there are more than MAX_IDS.
     `ids_sha256`: SHA-256 of all of them in this order, each followed by a line feed. `position`: of the last removal,
     None where nothing was removed. `matched_position`: of a filter, the position at which no note passed it any more.
     `missing`: ids without a note. `unreadable`: how many notes are known that cannot be read, so that no filter can be
@@ -62,13 +60,13 @@ class _Tally:
 
     def add(self, note_id: str, position: str | None) -> None:
         self._count += 1
-        if self._count <= MAX_LISTED:
+        if self._count <= MAX_IDS:
             self._ids.append(note_id)
         self._digest.update(note_id.encode() + b"\n")
         self._position = position
 
     def receipt(self, dry_run: bool) -> Receipt:
-        ids = self._ids if self._count <= MAX_LISTED else None
+        ids = self._ids if self._count <= MAX_IDS else None
         return Receipt(dry_run, self._count, ids, self._digest.hexdigest(), self._position, missing=self.missing)
 
 

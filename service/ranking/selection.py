@@ -28,8 +28,9 @@ Known = Mapping[str, StoredNote | None]
 
 @dataclass(frozen=True, slots=True)
 class SelectionOptions:
-    """`diversity`: 0 to 1. `max_per_author`, `max_per_category`, `collapse_above`: None for no bound. `relevance_unit`:
-    what a score is multiplied by to be comparable with a cosine. `now`: seconds since the epoch, for boosts."""
+    """Options of a selection. `diversity`: 0 to 1. `max_per_author`, `max_per_category`, `collapse_above`: None for no
+    bound. `relevance_unit`: what a score is multiplied by to be comparable with a cosine. `now`: seconds since the
+    epoch, for boosts."""
 
     diversity: float = 0.0
     max_per_author: int | None = None
@@ -66,7 +67,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
+class PassedOver:
     """Candidates that were passed over before the selection was complete, by the reason."""
 
     max_per_author: int = 0
@@ -83,7 +84,7 @@ class Selection:
     vectors: Vectors | None = None
     per_author: Counter[str] = field(default_factory=Counter)
     per_category: Counter[str] = field(default_factory=Counter)
-    removed: Removed = Removed()
+    passed_over: PassedOver = PassedOver()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -116,10 +117,10 @@ class _Greedy:
         """Places in the block of the notes chosen from it."""
         self._earlier = selection.vectors
         self._per_author, self._per_category = Counter(selection.per_author), Counter(selection.per_category)
-        self._removed = Counter(
-            max_per_author=selection.removed.max_per_author,
-            max_per_category=selection.removed.max_per_category,
-            collapse_above=selection.removed.collapse_above,
+        self._passed_over = Counter(
+            max_per_author=selection.passed_over.max_per_author,
+            max_per_category=selection.passed_over.max_per_category,
+            collapse_above=selection.passed_over.collapse_above,
         )
         self._open = np.array([known.get(hit.id, hit) is not None for hit in block], np.bool_)
         """Candidates that may still be chosen."""
@@ -143,7 +144,7 @@ class _Greedy:
     def _collapse_into_earlier(self) -> None:
         if self._options.collapse_above is not None and self._nearest is not None:
             duplicates = self._open & (self._nearest >= self._options.collapse_above)
-            self._removed["collapse_above"] += int(duplicates.sum())
+            self._passed_over["collapse_above"] += int(duplicates.sum())
             self._open &= ~duplicates
 
     def choose(self, count: int) -> Selection:
@@ -158,7 +159,7 @@ class _Greedy:
             self._chosen_vectors(),
             self._per_author,
             self._per_category,
-            Removed(**self._removed),
+            PassedOver(**self._passed_over),
         )
 
     def _next(self) -> int:
@@ -176,10 +177,10 @@ class _Greedy:
             return False
         author, category, options = stored.note.author, stored.category, self._options
         if _full(self._per_author, author, options.max_per_author):
-            self._removed["max_per_author"] += 1
+            self._passed_over["max_per_author"] += 1
             return True
         if _full(self._per_category, category, options.max_per_category):
-            self._removed["max_per_category"] += 1
+            self._passed_over["max_per_category"] += 1
             return True
         self._per_author.update([author] if author is not None else [])
         self._per_category.update([category] if category is not None else [])
@@ -195,7 +196,7 @@ class _Greedy:
                 collapsed = self._open & (cosines >= self._options.collapse_above)
                 self._open &= ~collapsed
                 duplicates = tuple(self._block[i].id for i in np.flatnonzero(collapsed).tolist())
-                self._removed["collapse_above"] += len(duplicates)
+                self._passed_over["collapse_above"] += len(duplicates)
         self._chosen.append(Chosen(hit.id, hit.score, duplicates, self._boosts[place]))
         self._places.append(place)
 

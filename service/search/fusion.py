@@ -11,7 +11,7 @@ from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.records import Hit
-from service.search.sources import ContentSource, Found
+from service.search.sources import Candidates, ContentSource
 
 POOL_SIZE = 256
 """Candidates that the vectors, and each other evidence, put forward. A fixed number: what a candidate scores must not
@@ -40,24 +40,24 @@ class FusedSource:
         self._index = index
         self._content = content
         self._evidence = evidence
-        self._pool: Found | None = None
+        self._pool: Candidates | None = None
         self.unit = content.unit
 
-    async def find(self, depth: int, where: Filter) -> Found:
+    async def find(self, depth: int, where: Filter) -> Candidates:
         if self._pool is None:
             self._pool = await self._make_pool(where)
         pool = self._pool
         if pool.exhausted or depth <= len(pool.hits):
-            return Found(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
-        found = await self._content.find(depth, where)
+            return Candidates(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
+        nearest = await self._content.find(depth, where)
         ids, last = {hit.id for hit in pool.hits}, pool.hits[-1].score
-        further = [Hit(hit.id, min(hit.score, last)) for hit in found.hits if hit.id not in ids]
-        return Found([*pool.hits, *further], found.exhausted)
+        further = [Hit(hit.id, min(hit.score, last)) for hit in nearest.hits if hit.id not in ids]
+        return Candidates([*pool.hits, *further], nearest.exhausted)
 
-    async def _make_pool(self, where: Filter) -> Found:
-        found = await self._content.find(POOL_SIZE, where)
-        scores = {hit.id: hit.score for hit in found.hits[:POOL_SIZE]}
-        exhausted = found.exhausted and len(found.hits) <= POOL_SIZE
+    async def _make_pool(self, where: Filter) -> Candidates:
+        nearest = await self._content.find(POOL_SIZE, where)
+        scores = {hit.id: hit.score for hit in nearest.hits[:POOL_SIZE]}
+        exhausted = nearest.exhausted and len(nearest.hits) <= POOL_SIZE
         for evidence in self._evidence:
             proposed = await evidence.candidates(POOL_SIZE, where, list(scores))
             scores |= await self._content_scores([note_id for note_id in proposed if note_id not in scores])
@@ -66,7 +66,7 @@ class FusedSource:
         for evidence in self._evidence:
             adjusted = await evidence.adjust(ids, adjusted)
         hits = [Hit(note_id, score) for note_id, score in zip(ids, adjusted.tolist(), strict=True)]
-        return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
+        return Candidates(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
 
     async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:
         """Return the scores by their vectors of those notes that the index has."""

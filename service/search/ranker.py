@@ -13,7 +13,7 @@ from service.interfaces import NoteIndex
 from service.ranking.selection import Selection, SelectionOptions
 from service.ranking.strategies import Vectors
 from service.records import Hit
-from service.search.sources import MAX_DEPTH, Found, Source
+from service.search.sources import MAX_DEPTH, Candidates, Source
 from service.search.verified import VerifiedNotes
 
 BLOCK_SIZE = 128
@@ -58,11 +58,11 @@ class Ranker:
         """Take the nearest notes; search for twice as many while too few are left."""
         depth = count
         while True:
-            found = await self._find(depth)
+            candidates = await self._find(depth)
             if verify:
-                await self._notes.read([hit.id for hit in found.hits])
-            selection = Selection(self._options).extended(found.hits, None, self._notes.known, count)
-            if len(selection) >= count or found.exhausted or self._notes.degraded:
+                await self._notes.read([hit.id for hit in candidates.hits])
+            selection = Selection(self._options).extended(candidates.hits, None, self._notes.known, count)
+            if len(selection) >= count or candidates.exhausted or self._notes.degraded:
                 return Ranking(selection, complete=True)
             depth *= 2
 
@@ -72,11 +72,11 @@ class Ranker:
         selection, seen = Selection(self._options), set[str]()
         depth = BLOCK_SIZE
         while True:
-            found = await self._find(depth)
-            block = [hit for hit in found.hits if hit.id not in seen]
+            candidates = await self._find(depth)
+            block = [hit for hit in candidates.hits if hit.id not in seen]
             seen |= {hit.id for hit in block}
             selection = await self._extend(selection, block, count, verify)
-            if len(selection) >= count or found.exhausted or self._notes.degraded:
+            if len(selection) >= count or candidates.exhausted or self._notes.degraded:
                 return Ranking(selection, complete=True)
             if depth >= MAX_DEPTH:
                 return Ranking(selection, complete=False)
@@ -99,13 +99,13 @@ class Ranker:
             if not verify or not await self._notes.read(extended.ids):
                 return extended
 
-    async def _find(self, depth: int) -> Found:
+    async def _find(self, depth: int) -> Candidates:
         """Return the candidates that score no less than the bound."""
-        found = await self._source.find(depth, self._where)
+        candidates = await self._source.find(depth, self._where)
         if self._min_score is None:
-            return found
-        hits = [hit for hit in found.hits if hit.score >= self._min_score]
-        return Found(hits, found.exhausted or len(hits) < len(found.hits))
+            return candidates
+        hits = [hit for hit in candidates.hits if hit.score >= self._min_score]
+        return Candidates(hits, candidates.exhausted or len(hits) < len(candidates.hits))
 
     async def _with_vectors(self, block: Sequence[Hit]) -> tuple[list[Hit], Vectors | None]:
         """Return the candidates whose vector the index has, and their vectors, (N, D)."""

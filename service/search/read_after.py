@@ -25,7 +25,7 @@ class BehaviourEvidence:
     def __init__(
         self, related: Sequence[Related], notes: VerifiedNotes, weight: float, kappa: float, unit: float
     ) -> None:
-        self._readers = {one.id: one.evidence for one in related}
+        self._readers = {one.id: one.readers for one in related}
         self._notes = notes
         self._factor = weight / unit
         self._kappa = kappa

@@ -191,7 +191,7 @@ class NoteSearch:
             complete=ranking.complete,
             log_position=position,
             missing=examples.missing,
-            removed=asdict(ranking.selection.removed) if request.explain else {},
+            removed=asdict(ranking.selection.passed_over) if request.explain else {},
         )
 
 

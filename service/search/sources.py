@@ -29,7 +29,7 @@ MAX_DEPTH = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Candidates:
     """Candidates of a source, the best first. `exhausted`: there are no others."""
 
     hits: Sequence[Hit]
@@ -41,7 +41,7 @@ class Source(Protocol):
 
     unit: float
 
-    async def find(self, depth: int, where: Filter) -> Found:
+    async def find(self, depth: int, where: Filter) -> Candidates:
         """Return up to about `depth` candidates. A deeper search has those of a shallower one first, as far as the
         index finds them."""
 
@@ -55,14 +55,14 @@ class ContentSource:
         self._query = query
         self.unit = 1 / total_weight(query) if query.strategy == "sum_scores" else 1.0
 
-    async def find(self, depth: int, where: Filter) -> Found:
+    async def find(self, depth: int, where: Filter) -> Candidates:
         if self._linear is None:
             return await self._find_best_scores(depth, where)
         hits = await self._index.search(self._linear.direction, depth, where)
         exhausted = len(hits) < depth
         if self._linear.scale != 1.0:
             hits = [Hit(hit.id, hit.score * self._linear.scale) for hit in hits]
-        return Found(hits, exhausted)
+        return Candidates(hits, exhausted)
 
     def scores(self, vectors: Vectors) -> Numbers:
         """Return the scores of vectors (N, D), shape (N,)."""
@@ -70,7 +70,7 @@ class ContentSource:
             return best_scores(self._query, vectors)
         return self._linear.scale * cosines(vectors, self._linear.direction[None])[:, 0]
 
-    async def _find_best_scores(self, depth: int, where: Filter) -> Found:
+    async def _find_best_scores(self, depth: int, where: Filter) -> Candidates:
         """Search near each positive example, or far from each negative one where there is none, and keep the candidates
         that score no less than any note that was not found could (the threshold algorithm of Fagin et al. 2003)."""
         positive, negative = self._query.positive, self._query.negative
@@ -80,7 +80,7 @@ class ContentSource:
         ids = list(dict.fromkeys(hit.id for hits in lists for hit in hits))
         known = [(note_id, v) for note_id, v in zip(ids, await self._index.vectors(ids), strict=True) if v is not None]
         if not known:
-            return Found([], exhausted)
+            return Candidates([], exhausted)
         scores = best_scores(self._query, np.stack([vector for _, vector in known])).tolist()
         threshold = -np.inf
         if not exhausted and depth < MAX_DEPTH:
@@ -90,4 +90,4 @@ class ContentSource:
             cosine = max(w * sign * hits[-1].score for w, hits in zip(weights.tolist(), lists, strict=True))
             threshold = sign * float(scaled_sigmoid(np.array(cosine)))
         hits = [Hit(note_id, score) for (note_id, _), score in zip(known, scores, strict=True) if score >= threshold]
-        return Found(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
+        return Candidates(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)

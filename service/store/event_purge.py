@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.records import PositionKey, position_key
 from service.store.events import CONTROL, NEW_STREAM
 
 PAGE_SIZE = 1000
@@ -42,19 +43,19 @@ def purge_events(client: Any, prefix: bytes) -> None:
     client.eval(EXCHANGE, 2, events, new, first)
 
 
-def _removals(client: Any, events: bytes) -> dict[bytes, tuple[int, int]]:
+def _removals(client: Any, events: bytes) -> dict[bytes, PositionKey]:
     """Return the position of the last removal of each note that was removed."""
-    removals: dict[bytes, tuple[int, int]] = {}
+    removals: dict[bytes, PositionKey] = {}
     first = b"-"
     while entries := client.xrange(events, first, count=PAGE_SIZE):
         for position, fields in entries:
             if CONTROL.get(fields[b"type"]) == "note":
-                removals[fields[b"note"]] = _key(position)
+                removals[fields[b"note"]] = position_key(position.decode())
         first = b"(" + entries[-1][0]
     return removals
 
 
-def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: dict[bytes, tuple[int, int]]) -> None:
+def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: dict[bytes, PositionKey]) -> None:
     """Copy the events among some entries whose notes are there and were not removed since."""
     events = [entry for entry in entries if entry[1][b"type"] not in CONTROL]
     notes = list(dict.fromkeys(fields[b"note"] for _, fields in events))
@@ -63,11 +64,6 @@ def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: 
         pipeline.exists(prefix + b"note:" + note)
     stored = dict(zip(notes, pipeline.execute(), strict=True))
     for position, fields in events:
-        if stored[fields[b"note"]] and _key(position) > removals.get(fields[b"note"], (0, 0)):
+        if stored[fields[b"note"]] and position_key(position.decode()) > removals.get(fields[b"note"], (0, 0)):
             pipeline.xadd(new, fields, id=position)
     pipeline.execute()
-
-
-def _key(position: bytes) -> tuple[int, int]:
-    milliseconds, _, number = position.partition(b"-")
-    return int(milliseconds), int(number)

@@ -3,13 +3,14 @@
     <prefix>list:<id>  list    the header as JSON, then each note as JSON
     <prefix>lists      zset    key of each list -> when it ends, in seconds since the epoch
 
-They are not written to the append-only file, which a server with appendfsync always would sync for each: after a
+They are not written to the append-only file, which a server with `appendfsync always` would sync for each list: after a
 restart of the server a caller begins again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -43,8 +44,7 @@ return true
 
 
 class RedisLists:
-    """ListStore on Redis. `connection` and `identity`: those of the tenant's notes. `seconds`: for which a list is
-    kept."""
+    """ListStore on Redis. `connection` and `identity`: as of the tenant's notes. `seconds`: how long a list is kept."""
 
     def __init__(self, connection: Connection, keys: Keys, seconds: float, identity: str = "") -> None:
         self._connection = connection
@@ -86,10 +86,7 @@ def _fitting(ranked: RankedList) -> Iterator[bytes]:
 
 def _cut(ranked: RankedList, count: int) -> RankedList:
     """Return the first notes of a list. It is no longer complete."""
-    notes = ranked.notes[:count]
-    return RankedList(
-        ranked.id, ranked.fingerprint, notes, count, False, ranked.log_position, ranked.missing, ranked.removed
-    )
+    return replace(ranked, notes=ranked.notes[:count], total=count, complete=False)
 
 
 def _encode_header(ranked: RankedList) -> bytes:

@@ -14,7 +14,7 @@ from service.api.schemas.common import MAX_HASHTAGS, Name, NoteId, Time, Wire
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.notes import NoteOut
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Changes
-from service.collection.listing import MAX_IDS, MAX_PAGE, Found, Page
+from service.collection.listing import MAX_IDS, MAX_PAGE, NotesByIds, Page
 from service.collection.removal import Receipt
 from service.filters import Filter
 from service.records import LogEntry, StoredNote, Vector, position_key
@@ -100,7 +100,7 @@ class GetOut(BaseModel):
     unreadable: list[str]
 
     @classmethod
-    def of(cls, found: Found, form: VectorForm | None) -> Self:
+    def of(cls, found: NotesByIds, form: VectorForm | None) -> Self:
         return cls(
             notes=[NoteWithVector.with_vector(stored, form) for stored in found.notes],
             missing=found.missing,

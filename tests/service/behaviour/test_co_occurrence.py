@@ -49,7 +49,7 @@ def live(clicks: Iterable[Click], **options: Any) -> CoOccurrence:
 
 def pairs_of(kept: CoOccurrence, notes: Iterable[str]) -> Pairs:
     return {
-        (note, one.id): (one.score, round(one.evidence)) for note in dict.fromkeys(notes) for one in kept.related(note)
+        (note, one.id): (one.score, round(one.readers)) for note in dict.fromkeys(notes) for one in kept.related(note)
     }
 
 
@@ -102,8 +102,8 @@ def test_expired_reads_count_no_more(clicks: list[Click], before: int) -> None:
 def test_a_pair_counts_half_after_its_half_life() -> None:
     kept = live([("a", "x", 0.0), ("a", "y", 100.0)], half_life=50.0, lower=0.0)
     (now,), (later,) = kept.related("x", 100.0), kept.related("x", 150.0)
-    assert (now.score, now.evidence) == (0.5, 1.0)
-    assert (later.score, later.evidence) == (0.25, 0.5)
+    assert (now.score, now.readers) == (0.5, 1.0)
+    assert (later.score, later.readers) == (0.25, 0.5)
 
 
 def test_a_read_of_greater_weight_counts_more() -> None:
@@ -117,7 +117,7 @@ def test_a_read_of_greater_weight_counts_more() -> None:
 def test_what_is_related_to_several_notes_adds_up_without_these() -> None:
     kept = live([("a", "x", 0.0), ("a", "y", 1.0), ("a", "z", 2.0), ("b", "y", 0.0), ("b", "z", 1.0)])
     lists = [kept.related(note) for note in ("x", "y", "nobody")]
-    assert [(one.id, one.evidence) for one in summed(lists, ["x", "y"], 5)] == [("z", 3.0)]
+    assert [(one.id, one.readers) for one in summed(lists, ["x", "y"], 5)] == [("z", 3.0)]
     assert [one.id for one in summed(lists[:1], ["x"], 1)] == ["y"]
 
 

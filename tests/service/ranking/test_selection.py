@@ -7,7 +7,7 @@ import pytest
 
 from model.note import Note
 from service.ranking.boosts import Boost, Match
-from service.ranking.selection import Removed, Selection, SelectionOptions
+from service.ranking.selection import PassedOver, Selection, SelectionOptions
 from service.records import Hit, StoredNote
 
 COUNT, DIMENSION = 40, 6
@@ -75,7 +75,7 @@ def test_no_two_chosen_notes_are_near_duplicates_over_all_blocks() -> None:
     chosen = [one.id for one in selection.chosen]
     for place, note_id in enumerate(chosen):
         assert all(by_id[note_id] @ by_id[other] < 0.6 for other in chosen[:place])
-    assert selection.removed.collapse_above == COUNT - len(chosen)
+    assert selection.passed_over.collapse_above == COUNT - len(chosen)
 
 
 def test_note_that_is_gone_gives_its_place_and_its_duplicates_back() -> None:
@@ -93,7 +93,7 @@ def test_note_without_an_author_has_no_cap() -> None:
     notes = {hit.id: StoredNote(Note(id=hit.id, author="ann" if i < 2 else None), "s") for i, hit in enumerate(hits)}
     selection = Selection(SelectionOptions(max_per_author=1)).extended(hits, None, notes, 4)
     assert [one.id for one in selection.chosen] == ["n0", "n2", "n3"]
-    assert selection.removed == Removed(max_per_author=1)
+    assert selection.passed_over == PassedOver(max_per_author=1)
 
 
 def test_boost_changes_the_order_and_not_the_score() -> None:
