@@ -76,6 +76,11 @@ class InvalidInput(NoteLLMError):
         more = f" {self.left_out} more are left out." if self.left_out else ""
         super().__init__(f"The request is well-formed, but some of its fields are not valid; see errors.{more}")
 
+    def under(self, prefix: str) -> InvalidInput:
+        """Return the same error with pointers below `prefix`."""
+        errors = [FieldError(prefix + error.pointer, error.detail) for error in self.errors]
+        return InvalidInput(errors, self.left_out)
+
     def shortened(self, max_errors: int) -> InvalidInput:
         """Return the same error with at most `max_errors` field errors."""
         return InvalidInput(self.errors[:max_errors], self.left_out + len(self.errors[max_errors:]))

@@ -311,9 +311,9 @@ class Similar:
 
     `complete`: there are min(k, matches) items, and no match behind the last page of a list. `degraded`: the store did
     not answer, so only the notes' ids are known, and a note that another replica removed since then may be among them.
-    `paged`: the request named a cursor; `cursor` is that of the next page, None at the end. `missing`: examples that
-    were left out because there are no such notes. `removed`: candidates that were passed over, by the option that did
-    it.
+    `paged`: the request named a cursor; `next_cursor` is None at the end of the list. `missing`: examples that
+    were left out because there are no such notes. `removed`: candidates that a cap or collapse passed over, by option;
+    those that the filter leaves out are never candidates.
     """
 
     id: str
@@ -322,7 +322,7 @@ class Similar:
     log_position: str
     degraded: bool = False
     paged: bool = False
-    cursor: str | None = None
+    next_cursor: str | None = None
     missing: tuple[str, ...] = ()
     removed: Mapping[str, int] = field(default_factory=dict)
 

@@ -86,7 +86,7 @@ async def measure_requests(port: int, count: int) -> list[list[float]]:
             await timed(kind, make())
         path, body = f"/notes/n{number % count}/similar", {"k": 10, "cursor": "*"}
         first = orjson.loads(await connection.send(post(path, body)))
-        await timed(PAGE, post(path, body | {"cursor": first["cursor"]}))
+        await timed(PAGE, post(path, body | {"cursor": first["next_cursor"]}))
     warm = REQUESTS // 10
     return [kind[warm:] for kind in seconds]
 

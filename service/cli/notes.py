@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,7 +65,7 @@ def import_notes(
     _end(lambda: Upload(file, url, api_key, replace, patience).run(), as_json)
 
 
-def _end(run: Any, as_json: bool) -> None:
+def _end(run: Callable[[], dict[str, Any]], as_json: bool) -> None:
     """Run a job, and show its report."""
     try:
         report = run()
@@ -131,7 +131,7 @@ class Download:
         head, last, done = self._resume()
         query = {"vectors": "base64"} if self.vectors else {}
         if head is not None:
-            query |= {"after": last or head["after"] or "0-0", "begun": head["begin"]}
+            query |= {"after": last or head["after"] or "0-0", "begin": head["begin"]}
             bars.update(task, total=head["notes_about"] or None, completed=done)
         elif self.after:
             query["after"] = self.after

@@ -20,17 +20,19 @@ def encode_cursor(position: str, where: Filter, begin: str) -> str:
 
 
 def decode_cursor(cursor: str, where: Filter, begin: str) -> str:
-    """Return the position of a cursor. Raises InvalidInput for a text that is no cursor, or is the cursor of a list with
-    other filters."""
+    """Return the position of a cursor. Raises InvalidInput for a text that is no cursor, and for the cursor of a list
+    with other filters."""
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
     except ValueError:
         text = ""
     match = CURSOR.fullmatch(text)
     if match is None:
-        raise InvalidInput([FieldError("/query/cursor", "is none; take `next_cursor` of the page before")])
+        raise InvalidInput([FieldError("/query/cursor", "must be `next_cursor` of the page before")])
     if match[2] != _digest(where, begin):
-        raise InvalidInput([FieldError("/query/cursor", "is of a list with other filters; begin without a cursor")])
+        raise InvalidInput(
+            [FieldError("/query/cursor", "is the cursor of a list with other filters; begin without a cursor")]
+        )
     return match[1]
 
 

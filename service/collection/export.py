@@ -44,18 +44,17 @@ class Export:
         store: NoteStore,
         index: NoteIndex,
         after: str | None = None,
-        begun: str | None = None,
+        begin: str | None = None,
         *,
         with_vectors: bool = False,
     ) -> Export:
-        """Begin an export of all notes, or of what changed behind `after`. `begun`: `begin` of an export that was
-        broken off at `after`, and is gone on with. Raises InvalidInput, LogCut, StoreUnavailable."""
+        """Begin an export of all notes, or of what changed behind `after`. `begin`: that of an export which
+        was broken off at `after`, to go on with it. Raises InvalidInput, LogCut, StoreUnavailable."""
         bounds = await ReadTime().wait(store.log_bounds())
         if after is not None:
-            check_reaches(bounds, max(after, begun or ORIGIN, key=position_key))
-        begin = begun or after or bounds.last
+            check_reaches(bounds, max(after, begin or ORIGIN, key=position_key))
         reader = LogOrderReader(store, index, Filter(), after or ORIGIN, with_vectors=with_vectors)
-        return cls(store, reader, after, begin)
+        return cls(store, reader, after, begin or after or bounds.last)
 
     @property
     def end(self) -> str:

@@ -33,10 +33,10 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Raises InvalidInput."""
+        """Parse a cursor. Raises InvalidInput."""
         if match := CURSOR.fullmatch(text):
             return cls(match[1], int(match[2]))
-        raise InvalidInput([FieldError("/cursor", 'is none that an answer gave; begin with "*"')])
+        raise InvalidInput([FieldError("/cursor", 'must be "*", or `next_cursor` of an answer')])
 
 
 class Pages:
@@ -62,14 +62,14 @@ class Pages:
         if ranked is None:
             raise ListExpired
         if ranked.fingerprint != request.fingerprint:
-            detail = 'is that of another request; repeat that one with it, or begin with "*"'
+            detail = 'is the cursor of another request; repeat that request with it, or begin with "*"'
             raise InvalidInput([FieldError("/cursor", detail)])
         return await self._page(request, ranked, cursor.start, notes, time_left)
 
     async def _page(
         self, request: SearchRequest, ranked: RankedList, start: int, notes: VerifiedNotes, time_left: ReadTime
     ) -> Similar:
-        """Answer with up to k notes of a list that are still there, from `start` on, where `ranked` begins."""
+        """Answer with up to k notes of a list that the store still has, from `start` on, where `ranked` begins."""
         kept: list[tuple[int, RankedNote]] = []
         place, rest = start, ranked.notes
         while len(kept) < request.k and place < ranked.total:
@@ -83,9 +83,9 @@ class Pages:
             kept += [(place + i, one) for i, one in enumerate(part) if notes.known.get(one.id, one) is not None]
             place += len(part)
         ended = place >= ranked.total or notes.degraded
-        cursor = None if ended else str(Cursor(ranked.id, place))
+        next_cursor = None if ended else str(Cursor(ranked.id, place))
         complete = not ended or (ranked.complete and not notes.degraded)
-        return answer(ranked, kept, complete, notes, paged=True, cursor=cursor)
+        return answer(ranked, kept, complete, notes, paged=True, next_cursor=next_cursor)
 
 
 def answer(
@@ -95,7 +95,7 @@ def answer(
     notes: VerifiedNotes,
     *,
     paged: bool = False,
-    cursor: str | None = None,
+    next_cursor: str | None = None,
 ) -> Similar:
     """Return the answer of some notes of a list, with their places in it. Where the store was away only their ids are
     known."""
@@ -117,7 +117,7 @@ def answer(
         ranked.log_position,
         notes.degraded,
         paged,
-        cursor,
+        next_cursor,
         ranked.missing,
         ranked.removed,
     )

@@ -53,14 +53,14 @@ async def export_notes(request: Request, service: ServiceDep) -> Response:
 
     The first line names the position `begin`, the last one `end`. In between are notes and removals in the order of
     their log positions. Applied in this order, they give the notes that the store has at `end`. A stream without a
-    last line was broken off: go on with `after`, the position of the last line that came, and `begun`, the first
-    line's `begin`.
+    last line was broken off: go on with `after`, the position of the last line that came, and `begin`, that of
+    the first line.
     """
     query = read_query(ExportQuery, request)
-    if query.begun and query.after is None:
-        raise InvalidInput([FieldError("/query/begun", "needs `after`, the position of the last line that came")])
+    if query.begin and query.after is None:
+        raise InvalidInput([FieldError("/query/begin", "needs `after`, the position of the last line that came")])
     export = await Export.open(
-        service.store, service.index, query.after, query.begun, with_vectors=query.vectors is not None
+        service.store, service.index, query.after, query.begin, with_vectors=query.vectors is not None
     )
     lines = _lines(request, service, export, query.vectors)
     first = await anext(lines)  # what fails up to here is answered with a problem

@@ -28,6 +28,7 @@ from service.api.schemas.similar import RankingOptions, SimilarOut
 from service.api.search_list import answer_list
 from service.api.waiting import wait_for_position
 from service.container import Service
+from service.errors import InvalidInput
 from service.read_time import ReadTime
 from service.records import Similar
 from service.search.request import Example, SearchRequest
@@ -71,7 +72,10 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     if options.min_log_position:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)
         await wait_for_position(options.min_log_position, "/query", service, time_left, seconds)
-    related = await service.search.related(options.as_request((Example(note_id),)), time_left=time_left)
+    try:
+        related = await service.search.related(options.as_request((Example(note_id),)), time_left=time_left)
+    except InvalidInput as error:  # about the cursor
+        raise error.under("/query") from error
     return answer_response(related, note_id, service, options.variant)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas.common import MAX_HASHTAGS, Name, NoteId, Time, Wire
+from service.api.schemas.common import MAX_HASHTAGS, LogPosition, Name, NoteId, Time, Wire
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.notes import NoteOut
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Changes
@@ -21,11 +21,6 @@ from service.records import LogEntry, StoredNote, Vector, position_key
 
 VectorForm = Literal["float", "base64"]
 """How answers write a vector: as numbers, or as base64 of 32-bit floats, the lowest byte first."""
-Position = Annotated[
-    str,
-    StringConstraints(pattern=r"^\d{1,15}-\d{1,15}$"),
-    Field(examples=["1795704909866-0"], description="log position"),
-]
 
 
 class ListQuery(Wire):
@@ -39,7 +34,7 @@ class ListQuery(Wire):
     author: Name | None = None
     hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
     created_after: Time | None = Field(None, description="exclusive")
-    updated_after: Time | None = Field(None, description="of the last write, by the store's clock; exclusive")
+    updated_after: Time | None = Field(None, description="time of the last write, by the store's clock; exclusive")
 
     def as_filter(self) -> Filter:
         return Filter(
@@ -57,11 +52,11 @@ class ListQuery(Wire):
 
 
 class ListOut(BaseModel):
-    """A page. It may be shorter than `limit`, also empty, and not the last one: that one has no `next_cursor`."""
+    """A page of a list. It may be shorter than `limit`, also empty. The last page has null as `next_cursor`."""
 
     notes: list[NoteOut]
     next_cursor: str | None
-    log_position: str = Field(description="this page and those before have every write up to here")
+    log_position: str = Field(description="this page and those before it have every write up to this position")
 
     @classmethod
     def of(cls, page: Page) -> Self:
@@ -158,7 +153,7 @@ class ReceiptOut(BaseModel):
 class ChangesQuery(Wire):
     """GET /changes."""
 
-    after: Position | None = Field(None, description="changes behind it; by default those that come from now on")
+    after: LogPosition | None = Field(None, description="changes behind it; by default those that come from now on")
     limit: int = Field(100, ge=1, le=MAX_CHANGES)
     wait: float = Field(
         0.0, ge=0, le=MAX_CHANGE_SECONDS, description="seconds to wait for a change", allow_inf_nan=False

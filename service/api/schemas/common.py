@@ -46,6 +46,11 @@ ReaderId = Annotated[
     StringConstraints(pattern=r"^[^\s/.][^\s/]{0,127}$"),
     Field(description="1 to 128 characters without white space and /, not starting with .", examples=["u-4711"]),
 ]
+LogPosition = Annotated[
+    str,
+    StringConstraints(pattern=r"^\d{1,15}-\d{1,15}$"),
+    Field(examples=["1795704909866-0"], description="log position"),
+]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Time = Annotated[AwareDatetime, AfterValidator(_check_range)]
 Hashtags = Annotated[

@@ -19,6 +19,7 @@ MAX_EVENT_BYTES = 4096
 MAX_AHEAD_SECONDS = 300.0
 """Bound on how far the time of an event may be ahead of this service's clock, published at GET /limits."""
 MAX_POSITION = 100_000
+"""Bound on the place of a note in an answer, published at GET /limits."""
 DETAILS = ("recommendation_id", "position", "scenario", "variant", "source", "value")
 """Fields that are kept as they were sent."""
 
@@ -31,13 +32,13 @@ class EventIn(Wire):
     (`scenario`, `variant`, `position`, `source`) is said by the caller, who knows it; reports tell events apart by
     it."""
 
-    event_id: EventId = Field(description="tells the event from all others, so that it counts once", examples=["e-1"])
+    event_id: EventId = Field(description="identifies the event, so that it counts once", examples=["e-1"])
     type: str = Field(max_length=64, description="a type of NOTELLM_EVENT_TYPES", examples=["click"])
     note_id: NoteId
     user: ReaderId | None = None
     session: ReaderId | None = Field(None, validate_default=True, description="for a reader who is not known")
     recommendation_id: EventId | None = Field(None, description="of the answer in which the note was recommended")
-    position: int | None = Field(None, ge=0, le=MAX_POSITION, description="of the note in that answer")
+    position: int | None = Field(None, ge=1, le=MAX_POSITION, description="`position` of the note in that answer")
     scenario: Label | None = Field(None, description="the place that the recommendation was for")
     variant: Label | None = Field(None, description="of an experiment")
     source: Label | None = Field(None, description="what the note was found by")
@@ -64,12 +65,12 @@ class EventIn(Wire):
 
 
 def user_name(user: str) -> str:
-    """Name of a user among all readers."""
+    """Return the name of a user among all readers."""
     return f"user:{user}"
 
 
 def session_name(session: str) -> str:
-    """Name of a session among all readers."""
+    """Return the name of a session among all readers."""
     return f"session:{session}"
 
 
@@ -88,7 +89,7 @@ class EventsOut(BaseModel):
 
 
 class ForgottenOut(BaseModel):
-    """`events`: how many were removed. Their weight is out of what is related within moments, at every replica."""
+    """Receipt of a removal. `events`: how many were removed. Within moments no replica counts them any more."""
 
     events: int
 
@@ -116,8 +117,8 @@ class RateOut(BaseModel):
 
 
 class ReportOut(BaseModel):
-    """`complete`: false while this replica still reads events of before its start. `unmatched`: clicks of notes whose
-    showing was not told."""
+    """Rates of clicks. `complete`: false while this replica still reads events of before its start. `unmatched`: clicks
+    of notes for which no event says that they were shown."""
 
     by: list[Dimension]
     since: datetime

@@ -11,8 +11,8 @@ import orjson
 from pydantic import BaseModel, Field, StringConstraints
 
 from model.generation import CategoryProbability, Hashtag
-from service.api.schemas.collection import Position, VectorForm, encode_vector
-from service.api.schemas.common import MAX_HASHTAGS, Name, NoteId, Wire
+from service.api.schemas.collection import VectorForm, encode_vector
+from service.api.schemas.common import MAX_HASHTAGS, LogPosition, Name, NoteId, Wire
 from service.api.schemas.notes import NoteIn, note_fields
 from service.api.schemas.problem import Problem
 from service.collection.export import Change, Export
@@ -30,21 +30,22 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class ExportQuery(Wire):
     """GET /notes/export."""
 
-    after: Position | None = Field(None, description="only what changed behind it; by default all notes")
-    begun: Position | None = Field(
-        None, description="`begin` of an export that was broken off; with `after`: the position of its last line"
+    after: LogPosition | None = Field(None, description="only what changed behind it; by default all notes")
+    begin: LogPosition | None = Field(
+        None,
+        description="to go on with a broken-off export: its `begin`; with `after`, the position of its last line",
     )
     vectors: VectorForm | None = Field(None, description="add `vector` to each note")
 
 
 def first_line(export: Export, space: str, dimension: int, about: int) -> bytes:
-    """The line that begins an export. `about`: how many notes the tenant has, about."""
+    """Return the line that begins an export. `about`: how many notes the tenant has, about."""
     head = {"export": VERSION, "after": export.after, "begin": export.begin}
     return _line(head | {"space": space, "dimension": dimension, "notes_about": about})
 
 
 def change_line(change: Change, form: VectorForm | None) -> bytes:
-    """The line of a note that was written or removed."""
+    """Return the line of a note that was written or removed."""
     if not isinstance(change, StoredNote):
         return _line({"removed": change.id, "log_position": change.position})
     line = note_fields(change.note) | {
@@ -59,13 +60,13 @@ def change_line(change: Change, form: VectorForm | None) -> bytes:
 
 
 def last_line(export: Export, unreadable: int) -> bytes:
-    """The line that ends an export; without it the export was broken off."""
+    """Return the line that ends an export. An export without it was broken off."""
     counts = {"notes": export.notes, "removed": export.removals, "unreadable": unreadable}
     return _line({"end": export.end} | counts)
 
 
 def problem_line(problem: Problem) -> bytes:
-    """The line that ends an export that failed."""
+    """Return the line that ends an export that failed."""
     return _line({"problem": problem.model_dump(exclude_none=True)})
 
 
@@ -108,7 +109,7 @@ class ImportIn(NoteIn):
 
     id: NoteId
     revision: int | None = None
-    log_position: Position | None = None
+    log_position: LogPosition | None = None
     generated: ImportedGenerated | None = None
     space: Annotated[str, StringConstraints(max_length=200)] | None = None
     vector: (
@@ -118,7 +119,7 @@ class ImportIn(NoteIn):
     ) = Field(None, description="as numbers, or as base64 of little-endian floats")
 
     def as_import(self) -> NoteToImport:
-        """Raises InvalidInput."""
+        """Return the note for the importer. Raises InvalidInput."""
         generated = Generated()
         if self.generated is not None:
             hashtags, category = self.generated.hashtags, self.generated.category

@@ -20,7 +20,7 @@ from service.api.protocol import (
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
 from service.api.schemas.embeddings import MAX_EMBEDDED
-from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES
+from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_POSITION
 from service.api.schemas.filter import (
     MAX_FILTER_CONDITIONS,
     MAX_FILTER_DEPTH,
@@ -28,8 +28,8 @@ from service.api.schemas.filter import (
     MAX_FILTER_VALUES,
 )
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
-from service.api.schemas.search import MAX_BOOSTS, MAX_EXAMPLES, MAX_SEARCHES
-from service.api.schemas.similar import MAX_EXCLUDED
+from service.api.schemas.search import MAX_BOOSTS, MAX_EXAMPLES, MAX_SEARCHES, MAX_WEIGHT
+from service.api.schemas.similar import MAX_CAP, MAX_EXCLUDED
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
 from service.collection.listing import MAX_IDS, MAX_PAGE
@@ -51,6 +51,7 @@ class LimitsOut(BaseModel):
     max_batch_events: int
     max_event_bytes: int = MAX_EVENT_BYTES
     max_event_ahead_seconds: float = Field(MAX_AHEAD_SECONDS, description="by which the time of an event may be ahead")
+    max_event_position: int = Field(MAX_POSITION, description="`position` of an event")
     event_seconds: float = Field(description="how long an event is kept and counts; an older one is refused")
     event_bytes: int = Field(description="memory for a tenant's events; beyond it the oldest go")
     event_id_seconds: float = Field(description="how long an event is known by its event_id")
@@ -70,6 +71,8 @@ class LimitsOut(BaseModel):
     max_attributes: int = MAX_ATTRIBUTES
     max_examples: int = Field(MAX_EXAMPLES, description="positive, and as many negative ones, of one search")
     max_boosts: int = MAX_BOOSTS
+    max_weight: float = Field(MAX_WEIGHT, description="of an example, a boost or a source")
+    max_cap: int = Field(MAX_CAP, description="max_per_author and max_per_category")
     max_searches: int = Field(MAX_SEARCHES, description="of one POST /similar/batch")
     max_candidates: int = Field(MAX_DEPTH, description="that diversity, caps, collapse and boosts choose among")
     max_list_notes: int = Field(MAX_LIST_NOTES, description="of a list that is kept for its pages")
@@ -78,7 +81,7 @@ class LimitsOut(BaseModel):
     page_seconds: float = Field(description="for which a list is kept")
     scenarios: list[str] = Field(description="names that `scenario` of a search may have")
     max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
-    max_ids: int = Field(MAX_IDS, description="ids of one request to read or remove notes")
+    max_ids: int = Field(MAX_IDS, description="ids of one request to read or remove notes, and of a receipt")
     max_page: int = Field(MAX_PAGE, description="notes of a page of GET /notes")
     max_changes: int = Field(MAX_CHANGES, description="changes of one answer of GET /changes")
     max_change_seconds: float = Field(MAX_CHANGE_SECONDS, description="for which GET /changes waits")

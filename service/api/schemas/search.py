@@ -35,6 +35,7 @@ MAX_BOOSTS = 20
 MAX_SEARCHES = 100
 """Bound on the searches of one POST /similar/batch, published at GET /limits."""
 MAX_WEIGHT = 1000.0
+"""Bound on the weight of an example, a boost or a source, published at GET /limits."""
 TIME: TypeAdapter[datetime] = TypeAdapter(Time)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, StringConstraints
 
-from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Name, NoteId, ReaderId, Time, Wire
+from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, LogPosition, Name, NoteId, ReaderId, Time, Wire
 from service.filters import Filter
 from service.records import Explanation, RelatedNote, Similar
 from service.search.request import AUTO, CONTENT, Example, SearchRequest, Sources
@@ -14,7 +14,7 @@ from service.search.request import AUTO, CONTENT, Example, SearchRequest, Source
 MAX_EXCLUDED = 1000
 """Bound on the ids that a search leaves out, published at GET /limits."""
 MAX_CAP = 1000
-"""Bound on max_per_author and max_per_category: that of a list's length, beyond which a cap has no effect."""
+"""Bound on max_per_author and max_per_category, published at GET /limits: a longer list than this is never kept."""
 
 Attributed = Annotated[
     str,
@@ -28,7 +28,7 @@ Score = Annotated[float, Field(ge=-1, le=1, description="least cosine", allow_in
 
 
 class SearchOptions(Wire):
-    """Options of a search, of which most narrow what may be returned; for query strings and bodies alike."""
+    """Options that a search takes in a query string and in a body: how many notes, and which may be returned."""
 
     k: K = 10
     category: Name | None = None
@@ -59,7 +59,7 @@ class SearchOptions(Wire):
 class RankingOptions(SearchOptions):
     """GET /notes/{id}/similar: the options of a search, and those of its order."""
 
-    min_log_position: Annotated[str, StringConstraints(pattern=r"^\d{1,15}-\d{1,15}$")] | None = Field(
+    min_log_position: LogPosition | None = Field(
         None, description="answer only from an index that has reached this log position"
     )
     diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
@@ -79,7 +79,7 @@ class RankingOptions(SearchOptions):
         None, description="whom the answer is for: chooses the variant of the scenario, and is not stored"
     )
     cursor: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        None, description='"*" begins a list that is kept for its pages; the answer has the cursor of the next one'
+        None, description='"*" begins a list that is kept for its pages; then `next_cursor` of the page before'
     )
 
     _variant: str | None = PrivateAttr(None)
@@ -170,9 +170,9 @@ class SimilarItem(BaseModel):
 
 
 class SimilarOut(BaseModel):
-    """`complete`: the items are min(k, matches). `note_id`: null but for a stored note's address. `degraded`: the store
-    is away, so that only ids and scores are known, and were not checked. The last four are left out where they say
-    nothing."""
+    """Related notes. `complete`: the items are min(k, matches). `note_id`: the note of the address, else null.
+    `degraded`: the store is away, so that only ids and scores are known, and were not checked. `variant` and what
+    follows are left out where they do not apply."""
 
     note_id: str | None
     recommendation_id: str = Field(description="names this answer; all pages of a list share it")
@@ -182,15 +182,18 @@ class SimilarOut(BaseModel):
     model: str
     log_position: str
     variant: str | None = Field(None, description="of the scenario, where the user has one; say it in events")
-    cursor: str | None = Field(None, description="of the next page; null at the end of the list")
+    next_cursor: str | None = Field(None, description="`cursor` of the next page; null at the end of the list")
     missing: list[str] | None = Field(None, description="examples that were left out: there are no such notes")
-    removed: dict[str, int] | None = Field(None, description="with explain: notes passed over, by the option that did")
+    removed: dict[str, int] | None = Field(
+        None,
+        description="with explain: notes that caps and collapse passed over, by option; the filter is not counted",
+    )
 
     @classmethod
     def of(cls, similar: Similar, note_id: str | None, model: str, variant: str | None = None) -> Self:
         optional: dict[str, Any] = {} if variant is None else {"variant": variant}
         if similar.paged:
-            optional["cursor"] = similar.cursor
+            optional["next_cursor"] = similar.next_cursor
         if similar.missing:
             optional["missing"] = list(similar.missing)
         if similar.removed:

@@ -174,7 +174,7 @@ def test_the_report_command_shows_rates(
     served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, tmp_path: Path
 ) -> None:
     client, _ = served
-    place = {"recommendation_id": "r1", "scenario": "feed", "position": 0}
+    place = {"recommendation_id": "r1", "scenario": "feed", "position": 1}
     client.post("/events", json=[event("a", type="shown", **place), event("a", **place)])
     eventually(lambda: kept(client) == (1, 1, 1))
     command = [str(Path(sys.executable).with_name("notellm")), "report", "--by", "scenario"]

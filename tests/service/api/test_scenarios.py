@@ -82,9 +82,9 @@ def test_unknown_scenario_is_refused_and_known_ones_are_named(client: httpx2.Cli
 
 def test_page_of_a_scenario_goes_on(client: httpx2.Client) -> None:
     first = similar(client, scenario="home", k=2, cursor="*")
-    second = similar(client, scenario="home", k=2, cursor=first["cursor"])
+    second = similar(client, scenario="home", k=2, cursor=first["next_cursor"])
     assert len(first["items"]) + len(second["items"]) == 3
-    assert second["cursor"] is None
+    assert second["next_cursor"] is None
 
 
 def test_json_file_is_read_too(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ async def test_first_page_is_the_only_one_while_the_store_hangs(
     os.kill(embedded.pid, signal.SIGSTOP)
     try:
         found = await search.related(SearchRequest((Example("n0"),), k=3, cursor="*", max_per_author=1))
-        assert (found.degraded, found.paged, found.cursor, found.complete) == (True, True, None, False)
+        assert (found.degraded, found.paged, found.next_cursor, found.complete) == (True, True, None, False)
         assert ids(found) == ranking(soup(6), soup(6)[0])[:3]
         with pytest.raises(StoreUnavailable):
             await search.related(SearchRequest((Example("n0"),), k=3, cursor="01KAZ00000000000000000000Z.3"))
@@ -248,8 +248,8 @@ async def test_list_that_is_too_large_is_cut_and_says_so(
     assert len(first.items) == 4
     assert first.complete
     shown, page = ids(first), first
-    while page.cursor:
-        page = await search.related(replace(request, cursor=page.cursor))
+    while page.next_cursor:
+        page = await search.related(replace(request, cursor=page.next_cursor))
         shown += ids(page)
     assert shown == ranking(soup(20), soup(20)[0])[: len(shown)]
     assert not page.complete

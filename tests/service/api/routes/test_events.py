@@ -87,7 +87,7 @@ def test_lines_get_a_result_each(client: httpx2.Client) -> None:
         pytest.param({"user": None}, 422, "/session", id="no-reader"),
         pytest.param({"user": "a/b"}, 422, "/user", id="user-no-path-holds"),
         pytest.param({"event_id": ""}, 422, "/event_id", id="empty-id"),
-        pytest.param({"position": -1}, 422, "/position", id="negative-position"),
+        pytest.param({"position": 0}, 422, "/position", id="position-0"),
         pytest.param({"colour": "red"}, 422, "/colour", id="unknown-field"),
         pytest.param({"at": "2020-01-01T00:00:00Z"}, 422, "/at", id="too-old"),
         pytest.param({"at": "yesterday"}, 422, "/at", id="no-time"),
@@ -168,7 +168,7 @@ def test_reports_tell_shown_and_clicked_apart(client: httpx2.Client, eventually:
     client.post(
         "/events",
         json=[
-            *(told("shown", note, "r1", position=place) for place, note in enumerate("abcd")),
+            *(told("shown", note, "r1", position=place) for place, note in enumerate("abcd", 1)),
             *(told("click", note, "r1") for note in "aab"),
             told("click", "c", "r2"),
             event("a", type="shown"),
@@ -183,7 +183,7 @@ def test_reports_tell_shown_and_clicked_apart(client: httpx2.Client, eventually:
     assert (rate["scenario"], rate["shown"], rate["clicked"], rate["rate"]) == ("feed", 4, 2, 0.5)
     assert 0.14 < rate["low"] < 0.16 < 0.84 < rate["high"] < 0.86
     by_position = {rate["position"]: rate["clicked"] for rate in report(by="position")["rates"]}
-    assert by_position == {"0": 1, "1": 1, "2": 0, "3": 0}
+    assert by_position == {"1": 1, "2": 1, "3": 0, "4": 0}
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     assert report(since=tomorrow)["rates"] == []
 

@@ -101,7 +101,7 @@ def test_export_is_packed_where_the_caller_takes_it(client: httpx2.Client, accep
 
 @pytest.mark.parametrize(
     "query",
-    [{"after": "x"}, {"after": "9" * 15 + "-0"}, {"begun": "1-0"}, {"vectors": "int8"}, {"since": "1-0"}],
+    [{"after": "x"}, {"after": "9" * 15 + "-0"}, {"begin": "1-0"}, {"vectors": "int8"}, {"since": "1-0"}],
 )
 def test_export_that_is_not_valid_is_refused(client: httpx2.Client, query: dict[str, str]) -> None:
     add(client, "a")
@@ -125,11 +125,11 @@ def test_changes_behind_an_export_are_what_a_later_one_exports(client: httpx2.Cl
 def test_export_that_was_broken_off_is_gone_on_with(client: httpx2.Client) -> None:
     add(client, *[f"n{n}" for n in range(10)])
     full = export(client)
-    begun, seen = full[0]["begin"], full[:6]  # the first line and five notes
+    begin, seen = full[0]["begin"], full[:6]  # the first line and five notes
     client.delete("/notes/n1")  # seen already
     client.patch("/notes/n2", json={"author": "tom"})
     client.delete("/notes/n9")
-    rest = export(client, after=seen[-1]["log_position"], begun=begun)
+    rest = export(client, after=seen[-1]["log_position"], begin=begin)
     notes = applied([*seen, *rest[1:]])
     ids = [f"n{n}" for n in range(10)]
     assert {note_id: line["log_position"] for note_id, line in notes.items()} == stored(client, ids)
@@ -148,7 +148,7 @@ def test_export_of_changes_that_the_log_has_no_more_is_410_and_one_of_all_notes_
         assert client.get("/notes/export", params={"after": first}).json()["type"].endswith("/log-cut")
         full = export(client)
         assert set(applied(full)) == {"a", "b"}
-        rest = export(client, after=first, begun=full[0]["begin"])
+        rest = export(client, after=first, begin=full[0]["begin"])
         assert set(applied([*full[:2], *rest[1:]])) == {"a", "b"}
 
 

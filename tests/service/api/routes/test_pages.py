@@ -70,7 +70,7 @@ def pages(clients: list[httpx2.Client], k: int, **body: Any) -> list[Any]:
     while cursor is not None:
         client = clients[len(answers) % len(clients)]
         answers.append(post(client, **body, k=k, cursor=cursor))
-        cursor = answers[-1]["cursor"]
+        cursor = answers[-1]["next_cursor"]
     return answers
 
 
@@ -137,9 +137,9 @@ def test_pages_go_through_a_query_string_too(replicas: list[httpx2.Client]) -> N
     client = replicas[0]
     whole = client.get("/notes/p0/similar", params={"k": 20}).json()
     first = client.get("/notes/p0/similar", params={"k": 10, "cursor": "*"}).json()
-    second = replicas[1].get("/notes/p0/similar", params={"k": 10, "cursor": first["cursor"]}).json()
+    second = replicas[1].get("/notes/p0/similar", params={"k": 10, "cursor": first["next_cursor"]}).json()
     assert first["items"] + second["items"] == whole["items"]
-    assert "cursor" not in whole
+    assert "next_cursor" not in whole
 
 
 def test_list_survives_writes_and_leaves_out_deleted_notes(replicas: list[httpx2.Client]) -> None:
@@ -154,7 +154,7 @@ def test_list_survives_writes_and_leaves_out_deleted_notes(replicas: list[httpx2
     assert client.delete(f"/notes/{rest[0]}").status_code == 200
     assert client.post("/notes", json={"id": "newcomer", "title": "soup soup 0"}).status_code == 201
     body = {"title": "soup soup 0", "filter": {"not": {"category": [f"c{i}" for i in range(5)]}}}
-    second = post(client, **body, k=3, cursor=first["cursor"])
+    second = post(client, **body, k=3, cursor=first["next_cursor"])
     assert [item["id"] for item in second["items"]] == rest[1:]
     assert second["complete"]
     for one in [*twins, {"id": "newcomer"}]:
@@ -171,10 +171,16 @@ def problem(client: httpx2.Client, status: int, **body: Any) -> Any:
 @pytest.mark.parametrize("change", [{"diversity": 0.5}, {"positive": [{"note_id": "p2"}]}, {"exact": True}])
 def test_cursor_of_another_request_is_refused(replicas: list[httpx2.Client], change: dict[str, Any]) -> None:
     body: dict[str, Any] = {"positive": [{"note_id": "p1"}]}
-    cursor = post(replicas[0], **body, k=2, cursor="*")["cursor"]
+    cursor = post(replicas[0], **body, k=2, cursor="*")["next_cursor"]
     refused = problem(replicas[0], 422, **(body | change), k=2, cursor=cursor)
     assert [error["pointer"] for error in refused["errors"]] == ["/cursor"]
     assert len(post(replicas[0], **body, k=7, cursor=cursor)["items"]) == 7  # another k is the same request
+
+
+def test_cursor_of_no_answer_is_refused_at_the_query_parameter(replicas: list[httpx2.Client]) -> None:
+    refused = replicas[0].get("/notes/p0/similar", params={"cursor": "next"})
+    assert refused.status_code == 422
+    assert [error["pointer"] for error in refused.json()["errors"]] == ["/query/cursor"]
 
 
 def test_unknown_list_is_410_and_says_to_begin_again(replicas: list[httpx2.Client]) -> None:
@@ -189,7 +195,7 @@ def test_next_page_costs_no_model_call(replicas: list[httpx2.Client]) -> None:
 
     first = post(replicas[0], title="soup trains", k=3, cursor="*")
     before = tokens()
-    post(replicas[0], title="soup trains", k=3, cursor=first["cursor"])
+    post(replicas[0], title="soup trains", k=3, cursor=first["next_cursor"])
     assert tokens() == before
 
 
@@ -206,7 +212,7 @@ def test_lists_end_and_are_bounded_in_number(serve: Serve, embedded: EmbeddedRed
         for _ in range(MAX_LISTS):
             post(client, positive=[{"note_id": "n0"}], k=1, cursor="*")
         assert len(admin.keys("{notes}:list:*")) == MAX_LISTS
-        problem(client, 410, positive=[{"note_id": "n0"}], k=1, cursor=first["cursor"])
+        problem(client, 410, positive=[{"note_id": "n0"}], k=1, cursor=first["next_cursor"])
 
 
 def test_ordinary_search_keeps_no_list(serve: Serve, embedded: EmbeddedRedis) -> None:
@@ -230,4 +236,4 @@ def test_purge_removes_lists(serve: Serve, embedded: EmbeddedRedis) -> None:
         first = post(client, title="note", k=1, cursor="*")
         purge_store(embedded.url)
         assert admin.keys("{notes}:list:*") == []
-        problem(client, 410, title="note", k=1, cursor=first["cursor"])
+        problem(client, 410, title="note", k=1, cursor=first["next_cursor"])

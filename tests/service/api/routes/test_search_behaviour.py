@@ -92,7 +92,7 @@ def test_pages_with_behaviour_are_the_one_long_list(client: httpx2.Client) -> No
     while body["cursor"]:
         page = client.post("/similar", json=body).json()
         paged += ids(page["items"])
-        body["cursor"] = page.get("cursor")
+        body["cursor"] = page.get("next_cursor")
     assert paged == whole
 
 

@@ -75,7 +75,7 @@ def test_all_texts_are_read_in_one_batch(client: httpx2.Client) -> None:
 def test_pages_go_on_in_a_batch(client: httpx2.Client) -> None:
     body = {"title": "batch note 1", "k": 2}
     (first,) = search_all(client, {**body, "cursor": "*"})
-    (second,) = search_all(client, {**body, "cursor": first["answer"]["cursor"]})
+    (second,) = search_all(client, {**body, "cursor": first["answer"]["next_cursor"]})
     positions = [item["position"] for page in (first, second) for item in page["answer"]["items"]]
     assert positions == [1, 2, 3, 4]
 
