@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     behaviour_kappa: float = Field(
         4.0,
         gt=0,
-        description="number of readers of one note after another at which the source `behaviour` adds half of its weight",
+        description="readers of one note after another at whom the source `behaviour` adds half of its weight",
     )
     behaviour_reads: int = Field(
         2_000_000, ge=1000, description="reads of one tenant that are held in memory; those of idle readers go first"

@@ -18,9 +18,9 @@ from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBod
 from service.records import Event, EventOutcome
 
 EVENT_WORK = 1024
-"""An event counts as this many bytes of work: checking it takes that long."""
+"""Bytes of work that an event counts as, at the least: checking it takes as long as reading so many bytes."""
 STREAM_BATCH_SIZE = 1000
-"""Events of NDJSON that are taken in together."""
+"""Events of NDJSON that are sent to the store together."""
 MAX_ID = 128
 """Bound on the characters of a refused event's id that its result repeats."""
 
@@ -60,7 +60,7 @@ class EventReader:
             return self.read(raw, pointer)
         except (InvalidInput, LimitExceeded) as error:
             self._service.telemetry.events.labels("invalid").inc()
-            return refused(error, sent_id(raw) if isinstance(error, InvalidInput) else None)
+            return refused_result(error, sent_id(raw) if isinstance(error, InvalidInput) else None)
 
 
 def sent_id(raw: bytes) -> str | None:
@@ -70,15 +70,17 @@ def sent_id(raw: bytes) -> str | None:
     return event_id if isinstance(event_id, str) and len(event_id) <= MAX_ID else None
 
 
-def refused(error: NoteLLMError, event_id: str | None) -> dict[str, Any]:
+def refused_result(error: NoteLLMError, event_id: str | None) -> dict[str, Any]:
+    """Return the result of an event that is refused. `event_id`: None where it has none to repeat."""
     result = EventOut(event_id=event_id, status="refused", problem=problem_of(error))
     return result.model_dump(mode="json", exclude_none=True)
 
 
-def told(event: Event, outcome: EventOutcome) -> dict[str, Any]:
-    """Return the result of an event that was sent to the store. A dict: a model for each takes longer than storing."""
+def stored_result(event: Event, outcome: EventOutcome) -> dict[str, Any]:
+    """Return the result of an event that was sent to the store. A dict, since a model takes longer than
+    storing the event."""
     if outcome == "unknown_note":
-        return refused(NoteNotFound(event.note_id), event.id)
+        return refused_result(NoteNotFound(event.note_id), event.id)
     return {"event_id": event.id, "status": outcome}
 
 
@@ -120,12 +122,12 @@ async def add_event_lines(body: bytes, service: Service) -> AsyncIterator[bytes]
                 read.append(reader.result(raw))
             except MalformedBody as error:
                 service.telemetry.events.labels("invalid").inc()
-                read.append(refused(error, None))
+                read.append(refused_result(error, None))
             await turns.work(max(len(raw), EVENT_WORK))
         try:
             results = await _add(read, service)
         except NoteLLMError as error:
-            yield orjson.dumps(refused(error, None)) + b"\n"
+            yield orjson.dumps(refused_result(error, None)) + b"\n"
             return
         yield b"".join(orjson.dumps(result) + b"\n" for result in results)
 
@@ -145,4 +147,4 @@ async def _add(read: Sequence[Event | dict[str, Any]], service: Service) -> list
     """Take in the events among what was read; return the results of all, in their order."""
     events = [one for one in read if isinstance(one, Event)]
     outcomes = iter(zip(events, await service.behaviour.add(events), strict=True))
-    return [told(*next(outcomes)) if isinstance(one, Event) else one for one in read]
+    return [stored_result(*next(outcomes)) if isinstance(one, Event) else one for one in read]

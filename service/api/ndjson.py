@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from service.api.bodies import NDJSON
 
 GZIP_WINDOW = 31
-"""zlib's number for the largest window, in the format of gzip."""
+"""Number by which zlib means the largest window, in the format of gzip."""
 GZIP_LEVEL = 1
-"""Fastest: base64 of vectors does not become much smaller at any level."""
+"""The fastest level: base64 of vectors does not become much smaller at any other."""
 
 
 class NdjsonResponse(Response):

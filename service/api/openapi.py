@@ -24,6 +24,10 @@ SECURITY_SCHEME = {
     "which the key needs one.",
 }
 
+REFUSALS = (400, 401, 403, 422, 429)
+"""Statuses of the problems with which StrictRoute refuses a request to any address that needs a key: a condition that
+cannot be honoured, no key, no scope, an unknown query parameter, a used-up quota."""
+
 
 def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Extend the description of the app, which has these routes."""
@@ -60,4 +64,5 @@ def _describe_access(methods: dict[str, Any], route: StrictRoute) -> None:
         scopes = sorted(needed_scopes(route.endpoint))
         operation["security"] = [{"key": [scope]} for scope in scopes]
         if scopes:
-            operation["responses"] |= {str(status): problem for status, problem in documented(401, 403).items()}
+            refusals = {str(status): problem for status, problem in documented(*REFUSALS).items()}
+            operation["responses"] = dict(sorted((refusals | operation["responses"]).items()))

@@ -23,16 +23,16 @@ from service.settings import Settings
 NOT_BOUND = ("scenario", "cursor", "min_log_position", "user")
 """Fields that belong to one request alone."""
 VARIANTS, SHARE = "variants", "share"
-"""Fields of a scenario, and of one of its variants."""
+"""Names of the field of a scenario that has its variants, and of the field of a variant that has its share."""
 SHARE_TOLERANCE = 1e-9
-"""By which the sum of shares may be above 1: they are decimal fractions."""
+"""Bound on how much the sum of shares may exceed 1: decimal fractions are rounded."""
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 Options = TypeVar("Options", bound=RankingOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`defaults`: those that it binds are in `model_fields_set`."""
+    """A scenario. The fields that it binds are those in `model_fields_set` of `defaults`."""
 
     defaults: SearchDefaults
     variants: tuple[Variant, ...] = ()

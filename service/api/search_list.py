@@ -36,7 +36,7 @@ class ListedSearch:
 
     @property
     def reads_texts(self) -> bool:
-        """Whether the model has to read its texts: not for the next page of a list."""
+        """Whether the model has to read the texts of the search. It has not for the next page of a list."""
         return self.request.cursor in (None, FIRST_PAGE)
 
 

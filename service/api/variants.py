@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from service.api.schemas.search import SearchDefaults
 
 HASH_BYTES = 8
+"""Bytes of the hash that places a user: enough for shares as small as one in a billion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`share`: of the users, from 0 to 1. `defaults`: those of the scenario with the variant's own fields."""
+    """A variant of a scenario. `share`: share of the users that get it, from 0 to 1. `defaults`: those of the scenario
+    with the variant's own fields."""
 
     name: str
     share: float

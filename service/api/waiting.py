@@ -9,8 +9,8 @@ from service.records import position_key
 
 
 async def wait_for_position(position: str, pointer: str, service: Service, time_left: ReadTime, seconds: float) -> None:
-    """Wait until the index has reached a log position, for at most `seconds`. Raises InvalidInput at `pointer` for one
-    that the store itself has not reached: waiting would not help; and IndexBehind, StoreUnavailable."""
+    """Wait until the index has reached a log position, for at most `seconds`. Raises InvalidInput at `pointer` for a
+    position that the store itself has not reached, since waiting would not help; and IndexBehind, StoreUnavailable."""
     if position_key(position) <= position_key(service.index.position):
         return
     if position_key(position) > position_key((await time_left.wait(service.store.log_bounds())).last):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
-from dataclasses import fields
 
 from service.errors import FieldError, InvalidInput
 from service.filters import Filter
+from service.fingerprint import fingerprint
 
+DIGEST_BYTES = 8
 CURSOR = re.compile(r"(\d{1,20}-\d{1,20}) ([0-9a-f]{16})")
 
 
@@ -37,10 +37,4 @@ def decode_cursor(cursor: str, where: Filter, begin: str) -> str:
 
 
 def _digest(where: Filter, begin: str) -> str:
-    values = [("begin", begin), *((field.name, _sorted(getattr(where, field.name))) for field in fields(where))]
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
-
-
-def _sorted(value: object) -> object:
-    """Return a set in an order that is the same in every process."""
-    return sorted(value) if isinstance(value, frozenset) else value
+    return fingerprint((where, begin), DIGEST_BYTES)

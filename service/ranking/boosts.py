@@ -46,7 +46,7 @@ class Decay:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Whether a note has all of the given fields. `attribute`: name and value, as a filter writes it."""
+    """Match of a note that has all of the given fields. `attribute`: name and value, as a filter writes it."""
 
     category: str | None = None
     hashtag: str | None = None

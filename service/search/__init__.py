@@ -1,1 +1,1 @@
-"""Search: from one request for related notes to its answer, whatever the way in."""
+"""Search: from a request for related notes to its answer."""

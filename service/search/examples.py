@@ -1,5 +1,5 @@
-"""Examples of a search -> vectors. A stored note's vector comes from the index, or else the store; a text's from the
-model, which reads all texts of a search in one batch."""
+"""Vectors of the examples of a search. That of a stored note comes from the index, or else the store; that of
+a text from the model, which reads all texts of a search in one batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.search.request import Example, SearchRequest
 from service.stored_notes import readable
 
 FEW_IDS = 4
-"""Vectors that are looked up in the event loop: more are looked up in another thread."""
+"""Bound on the vectors that are looked up in the event loop; more are looked up in another thread."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class Examples:
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the stored notes among them, each once."""
+        """Ids of the examples that are stored notes, each once."""
         pairs = [*self.positive, *self.negative]
         return list(dict.fromkeys(example.note_id for example, _ in pairs if example.note_id))
 
@@ -61,8 +61,9 @@ async def read_examples(
     space: str,
     time_left: ReadTime,
 ) -> Examples:
-    """Return the vectors of a request's examples. `texts`: those of its texts. `missing`: examples that are known not
-    to be there. Raises ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
+    """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: ids of examples that
+    the store is known not to have. Raises ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace,
+    StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
     vectors = dict(zip(ids, await _vectors(index, ids), strict=True))
@@ -98,7 +99,7 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> list[Vector | None]:
 
 
 def _refuse(request: SearchRequest, missing: Mapping[str, Unreadable | None]) -> None:
-    """Refuse examples that are not there, unless they are to be left out."""
+    """Refuse examples that the store does not have, unless the request has them left out."""
     if request.on_missing == "error":
         for note_id, known in missing.items():
             if isinstance(known, Unreadable):

@@ -1,4 +1,4 @@
-"""Explanations: what made each note's place in an answer."""
+"""Explanations of the places that notes have in an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.search.words import WordEvidence
 async def explain(
     request: SearchRequest, examples: Examples, chosen: Sequence[Chosen], options: SelectionOptions, index: NoteIndex
 ) -> dict[str, Explanation]:
-    """Return the explanation of each chosen note by its id, but for those that the index has lost meanwhile."""
+    """Return the explanation of each chosen note by its id. Notes that left the index meanwhile have none."""
     vectors = await index.vectors([one.id for one in chosen])
     known = [(one, vector) for one, vector in zip(chosen, vectors, strict=True) if vector is not None]
     if not known:
@@ -40,7 +40,7 @@ async def explain(
 async def explain_words(
     explained: Mapping[str, Explanation], words: WordEvidence, notes: VerifiedNotes
 ) -> dict[str, Explanation]:
-    """Return the explanations with what words say of each note."""
+    """Return the explanations, with what words added to each score."""
     ids = list(explained)
     added = (words.factor * await words.scores(ids)).tolist()
     known = {note_id: stored.note for note_id in ids if (stored := notes.known.get(note_id))}
@@ -52,7 +52,7 @@ async def explain_words(
 
 
 def explain_behaviour(explained: Mapping[str, Explanation], behaviour: BehaviourEvidence) -> dict[str, Explanation]:
-    """Return the explanations with what readers say of each note."""
+    """Return the explanations, with what behaviour added to each score."""
     return {
         note_id: replace(one, behaviour=behaviour.added(note_id), co_readers=behaviour.readers(note_id))
         for note_id, one in explained.items()
@@ -60,14 +60,15 @@ def explain_behaviour(explained: Mapping[str, Explanation], behaviour: Behaviour
 
 
 def _columns(
-    asked: Sequence[Example], read: Sequence[tuple[Example, Vector]], matrix: Vector
+    examples: Sequence[Example], read: Sequence[tuple[Example, Vector]], matrix: Vector
 ) -> list[tuple[float | None, ...]]:
-    """Return, for each row of `matrix` (N, D), its cosine to each example that was asked about; None for one that is
+    """Return, for each row of `matrix` (N, D), its cosine to each example of the request; None for an example that is
     missing."""
     if not read:
-        return [(None,) * len(asked)] * len(matrix)
+        return [(None,) * len(examples)] * len(matrix)
     values = cosines(matrix, np.stack([vector for _, vector in read])).tolist()
     place = {example.pointer: column for column, (example, _) in enumerate(read)}
     return [
-        tuple(row[place[example.pointer]] if example.pointer in place else None for example in asked) for row in values
+        tuple(row[place[example.pointer]] if example.pointer in place else None for example in examples)
+        for row in values
     ]

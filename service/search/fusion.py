@@ -1,4 +1,4 @@
-"""Fusion: one list of candidates from the vectors and from other evidence of which notes are related."""
+"""Fusion of sources: one list of candidates from the vectors and from other evidence that notes are related."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from service.records import Hit
 from service.search.sources import Candidates, ContentSource
 
 POOL_SIZE = 256
-"""Candidates that the vectors, and each other evidence, put forward. A fixed number: what a candidate scores must not
-depend on how many notes are asked for."""
+"""Candidates that the vectors, and each kind of evidence, put forward. A fixed number, since the score of a candidate
+must not depend on how many notes are asked for."""
 
 
 class Evidence(Protocol):
-    """What else than the vectors says that notes are related to the examples of one request."""
+    """Evidence, beside the vectors, that notes are related to the examples of one request."""
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
-        """Return ids of up to `count` notes that pass a filter, the most related first. `known`: candidates that there
-        are already, which it may return again."""
+        """Return ids of up to `count` notes that pass a filter, the most related first. `known`: ids of the
+        candidates so far, which it may return again."""
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
-        """Return the scores of candidates, (N,), with what the evidence says of them."""
+        """Return the scores of candidates, (N,), with what the evidence adds to them."""
 
 
 class FusedSource:
@@ -69,7 +69,7 @@ class FusedSource:
         return Candidates(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
 
     async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:
-        """Return the scores by their vectors of those notes that the index has."""
+        """Return the content scores of notes by their ids. Notes that the index does not have are left out."""
         vectors = await self._index.vectors(ids) if ids else []
         known = [(note_id, vector) for note_id, vector in zip(ids, vectors, strict=True) if vector is not None]
         if not known:

@@ -1,4 +1,4 @@
-"""From candidates to a selection: goes as deep as it must until enough notes are left that the store still has."""
+"""Ranker: makes a selection of candidates, and searches deeper until enough notes are left that the store still has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.search.sources import MAX_DEPTH, Candidates, Source
 from service.search.verified import VerifiedNotes
 
 BLOCK_SIZE = 128
-"""Candidates among which options choose first. The next blocks double the depth of the search, up to MAX_DEPTH."""
+"""Candidates of the first block that options choose among. Each further block doubles the depth, up to MAX_DEPTH."""
 MAX_CHOSEN_IN_LOOP = 32
 """Bound on a selection that is made in the event loop, in which each note compares a block: ten take 0.3 ms."""
 
@@ -31,7 +31,7 @@ class Ranking:
 
 
 class Ranker:
-    """Selects notes for one request. `min_score`: None for no bound. `notes` reads from the store."""
+    """Selects notes for one request. `min_score`: None for no bound. `notes`: those that were read from the store."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Ranker:
         self._notes = notes
 
     async def rank(self, count: int, *, verify: bool) -> Ranking:
-        """Select `count` notes, fewer where there are fewer. `verify`: check now that the store has each. Raises
+        """Select `count` notes, fewer where there are fewer. `verify`: check that the store has each. Raises
         ExamplesMissing, IndexBehind."""
         return await (self._rank_plainly if self._options.plain else self._rank_by_blocks)(count, verify)
 
@@ -83,8 +83,8 @@ class Ranker:
             depth *= 2
 
     async def _extend(self, selection: Selection, block: list[Hit], count: int, verify: bool) -> Selection:
-        """Extend the selection by a block. A note is chosen for good once it has been read: until then it is taken for
-        one that passes, and where it does not, the choice is made again."""
+        """Extend the selection by a block. A note that was not read yet is taken for one that passes the filter and the
+        caps; where it does not, once it is read, the choice is made again."""
         vectors: Vectors | None = None
         if self._options.needs_vectors:
             block, vectors = await self._with_vectors(block)

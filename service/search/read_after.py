@@ -34,7 +34,7 @@ class BehaviourEvidence:
         ids = [note_id for note_id in self._readers if note_id not in where.exclude][:count]
         if where.plain:
             return ids
-        await self._notes.read(ids)  # who reads knows no fields of notes
+        await self._notes.read(ids)  # behaviour knows ids of notes, not the fields that a filter tests
         return [note_id for note_id in ids if self._notes.known.get(note_id) is not None]
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:

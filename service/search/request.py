@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
-
-import orjson
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from model.note import Note
 from service.filters import Filter
+from service.fingerprint import fingerprint
 from service.ranking.boosts import Boost
 from service.ranking.strategies import Strategy
 
 FIRST_PAGE = "*"
-"""Cursor that begins a list."""
+"""Cursor of the first page of a list, which it makes."""
 SourceName = Literal["content", "words", "behaviour"]
-"""Where candidates come from: `content` is the vectors, `words` what notes share of their texts, `behaviour` what
-readers read after the examples."""
+"""Names of sources of candidates. `content`: the vectors. `words`: the words that notes share with the examples.
+`behaviour`: what readers read after the examples."""
 Sources = tuple[tuple[SourceName, float], ...]
 """Sources with their weights."""
 CONTENT: Sources = (("content", 1.0),)
 AUTO: Sources = (("content", 1.0), ("words", 0.5), ("behaviour", 1.0))
 """Sources of a request that leaves them to the service: docs/log/words.md, docs/guides/behaviour.md."""
 OnMissing = Literal["error", "skip"]
+"""Whether an example that is no stored note fails the request, or is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A note that results should be like, or unlike: the id of a stored one, or a text. `pointer`: where in the request
-    it is named; "" for the address itself."""
+    """A note that results should be like, or unlike: the id of a stored one, or a text. `pointer`: its
+    place in the body; "" for an example that the address names."""
 
     note_id: str | None = None
     note: Note | None = None
@@ -39,7 +37,7 @@ class Example:
 
     @property
     def text(self) -> tuple[str, str, tuple[str, ...]] | None:
-        """What the model reads of it; None for a stored note."""
+        """Text that the model reads; None for a stored note."""
         return self.note.prompt_text if self.note else None
 
 
@@ -47,9 +45,8 @@ class Example:
 class SearchRequest:
     """A search for related notes. ranking/strategies.py, boosts.py and selection.py say what its fields do.
 
-    `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said. `sources`:
-    with content among them. `on_missing`: whether an example that is no stored note fails
-    the request or is left out.
+    `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said. `sources`
+    always have `content`. `on_missing`: whether an example that is no stored note fails the request or is left out.
     """
 
     positive: tuple[Example, ...] = ()
@@ -81,16 +78,4 @@ class SearchRequest:
     @property
     def fingerprint(self) -> str:
         """Digest of everything but `k` and `cursor`, the same in every process: pages of one list share it."""
-        content = orjson.dumps(_canonical(replace(self, k=0, cursor=None)))
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _canonical(value: Any) -> Any:
-    """Return a value as JSON that is equal for equal values only: objects with their types, sets in a fixed order."""
-    if is_dataclass(value):
-        return [type(value).__name__, *(_canonical(getattr(value, field.name)) for field in fields(value))]
-    if isinstance(value, frozenset):
-        return sorted(value)
-    if isinstance(value, tuple):
-        return list(map(_canonical, value))
-    return dict(value) if isinstance(value, Mapping) else value
+        return fingerprint(replace(self, k=0, cursor=None))

@@ -1,4 +1,4 @@
-"""The use-case of related notes: examples -> candidates -> selection -> an answer that the store was asked about.
+"""The use-case of related notes: examples -> candidates -> selection -> notes that were read from the store.
 
 A plain request asks the index for k notes. One with diversity, caps, collapse or boosts chooses among blocks of
 candidates whose sizes do not depend on k, so that its first notes are the same however many are asked for. Both go on
@@ -41,8 +41,8 @@ MAX_RELATED = 1000
 
 
 class NoteSearch:
-    """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps lists for pages.
-    `behaviour`: None where nothing is known of readers."""
+    """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps ranked lists for
+    their pages. `behaviour`: None for a search without that source."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class NoteSearch:
         texts: Sequence[Vector] | None = None,
         time_left: ReadTime | None = None,
     ) -> Similar:
-        """Answer a request. `texts`: the vectors of its texts, where they have been read. `time_left`: of a read that
-        has begun.
+        """Answer a request. `texts`: the vectors of its texts, where they have been read. `time_left`: that of a read
+        which has begun already; None for a new one.
 
         Raises InvalidInput, NoteNotFound, ExamplesNotFound, StoredNoteUnreadable, OtherSpace, ListExpired,
         StoreUnavailable, IndexBehind, and what read_texts raises.
@@ -196,7 +196,7 @@ class NoteSearch:
 
 
 def selection_options(request: SearchRequest, source: Source, now: float) -> SelectionOptions:
-    """Return how notes are selected for a request. `now`: seconds since the epoch."""
+    """Return the options of the selection for a request. `now`: seconds since the epoch."""
     return SelectionOptions(
         request.diversity,
         request.max_per_author,

@@ -1,5 +1,5 @@
-"""Sources of candidates: what finds notes for a request, with scores, the best first. ContentSource compares vectors;
-fusion.py adds other evidence."""
+"""Sources of candidates for a request, with scores, the best first. ContentSource compares vectors; fusion.py adds
+other evidence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from service.ranking.strategies import (
 from service.records import Hit
 
 MAX_DEPTH = 4096
-"""Bound on the candidates of one source, where options make a search go deeper than k."""
+"""Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Source(Protocol):
 
 
 class ContentSource:
-    """Notes by their vectors. Raises NoDirection where the examples cancel out."""
+    """Source of candidates by their vectors. Raises NoDirection where the examples cancel out."""
 
     def __init__(self, index: NoteIndex, query: Query) -> None:
         self._index = index

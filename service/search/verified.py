@@ -1,4 +1,4 @@
-"""Notes as the store has them while a search is answered: what an answer names was read here first."""
+"""VerifiedNotes: notes as the store has them while a search is answered. An answer names no note that was not read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.records import StoredNote, Unreadable
 
 
 class ExamplesMissing(Exception):
-    """Examples of the search that the store does not have, by their ids: None, or as it cannot be decoded."""
+    """The store lacks examples of the search. `examples`: by id, None, or the note that cannot be decoded."""
 
     def __init__(self, examples: dict[str, Unreadable | None]) -> None:
         super().__init__(*examples)
@@ -36,8 +36,8 @@ class VerifiedNotes:
         self._example_ids = example_ids
 
     async def read(self, ids: Sequence[str]) -> bool:
-        """Read those notes that are not known. False where there was nothing to read, or the store is away. Raises
-        ExamplesMissing."""
+        """Read those notes that are not known yet. Return False where there was nothing to read, or the store is away.
+        Raises ExamplesMissing."""
         unread = [note_id for note_id in ids if note_id not in self.known]
         if self.degraded or not (unread or self._example_ids):
             return False

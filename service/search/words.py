@@ -1,4 +1,4 @@
-"""Words of notes as evidence that they are related: what shares rare words with the examples comes first."""
+"""Words as evidence that notes are related: those that share rare words with the examples come first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WordEvidence:
         self._weight = weight
         self._scores: dict[str, float] = {}
         self.factor = 0.0
-        """What a word score is multiplied by; known once scores were adjusted."""
+        """Factor of word scores in the sum; 0 until scores were adjusted."""
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
         hits = await self._index.search_words(self._note, count, where, known)

@@ -108,7 +108,7 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         }
     },
     status_code=207,
-    responses=documented(400, 413, 415, 422, 429, 503, 504),
+    responses=documented(400, 409, 413, 415, 422, 429, 503, 504),
 )
 @needs(Scope.ADMIN)
 async def import_notes(

@@ -38,3 +38,14 @@ def test_every_asset_of_the_documentation_is_served(client: httpx2.Client) -> No
 def test_unknown_documentation_path_is_404(client: httpx2.Client, path: str) -> None:
     answer = client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+def test_each_address_that_needs_a_key_documents_how_it_refuses(client: httpx2.Client) -> None:
+    operations = [
+        (f"{method} {path}", operation)
+        for path, methods in client.get("/openapi.json").json()["paths"].items()
+        for method, operation in methods.items()
+    ]
+    guarded = [(name, operation["responses"]) for name, operation in operations if operation["security"]]
+    assert guarded
+    assert [name for name, responses in guarded if not {"400", "401", "403", "422", "429"} <= responses.keys()] == []
