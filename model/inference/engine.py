@@ -120,6 +120,7 @@ class Engine:
         dtype: str = "auto",
         runtime: str = "auto",
         fitted: bool = True,
+        isolated_export: bool = False,
         progress: Progress = silent,
     ) -> Engine:
         """Load a checkpoint folder or a bare backbone; None: the shipped checkpoint. Raises CheckpointError.
@@ -129,9 +130,19 @@ class Engine:
         `dtype`: "float32", "bfloat16", "int8" (OpenVINO alone), or "auto": bfloat16 where that is faster, except in
         PyTorch on a CPU, where it makes a vector depend on its batch (docs/decisions/0003-precision.md). `fitted`: use
         the temperature and the category head that were fitted to the checkpoint. False: neither, to fit others.
+        `isolated_export`: where the checkpoint has to be exported to OpenVINO, do it in a process of its own, whose
+        memory is given back.
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
-        loaded = load_runtime(checkpoint, cache=cache, device=device, dtype=dtype, runtime=runtime, progress=progress)
+        loaded = load_runtime(
+            checkpoint,
+            cache=cache,
+            device=device,
+            dtype=dtype,
+            runtime=runtime,
+            progress=progress,
+            isolated_export=isolated_export,
+        )
         if loaded.config.licence:
             progress(f"{loaded.config.name}: {loaded.config.licence}")
         if not fitted:

@@ -16,7 +16,14 @@ EXPORT = "pip install 'notellm[torch]', or name a folder that `notellm export` h
 
 
 def load_runtime(
-    checkpoint: str, *, cache: Path, device: str, dtype: str, runtime: str, progress: Progress = silent
+    checkpoint: str,
+    *,
+    cache: Path,
+    device: str,
+    dtype: str,
+    runtime: str,
+    progress: Progress = silent,
+    isolated_export: bool = False,
 ) -> Runtime:
     """Load a checkpoint into the runtime that fits this machine; the arguments are those of Engine.load.
 
@@ -29,7 +36,9 @@ def load_runtime(
         try:
             from model.inference.openvino import load as openvino_load
 
-            return openvino_load.load(checkpoint, dtype, cache=cache, progress=progress)
+            return openvino_load.load(
+                checkpoint, dtype, cache=cache, progress=progress, isolated_export=isolated_export
+            )
         except (ImportError, CheckpointError) as error:
             if runtime == "openvino" or not torch_installed():
                 raise CheckpointError(f"OpenVINO cannot run this: {reason_of(error)}") from error

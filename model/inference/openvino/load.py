@@ -7,11 +7,13 @@ and 250 MB.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import openvino as ov
 
 from model.inference.kv_cache import DEFAULT_BLOCKS
+from model.inference.openvino.export_process import export_in_process
 from model.inference.openvino.runtime import OpenVinoRuntime
 from model.inference.openvino.served import VERSION, is_served, load_served
 from model.precision import bfloat16_pays
@@ -28,13 +30,19 @@ def settings_digest(files: CheckpointFiles) -> str:
 
 
 def load(
-    checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent, blocks: int = DEFAULT_BLOCKS
+    checkpoint: str,
+    precision: str,
+    *,
+    cache: Path,
+    progress: Progress = silent,
+    blocks: int = DEFAULT_BLOCKS,
+    isolated_export: bool = False,
 ) -> OpenVinoRuntime:
     """Load a served checkpoint, or one in any form that `NoteLLM.load` takes. The latter is exported into `cache` the
     first time.
 
     `precision`: one of PRECISIONS, or "auto": bfloat16 where that is faster, else float32. `blocks`: size of the KV
-    cache. Raises CheckpointError.
+    cache. `isolated_export`: export in a process of its own. Raises CheckpointError.
     """
     if is_served(checkpoint):
         return load_served(checkpoint, precision, blocks, progress)
@@ -46,8 +54,10 @@ def load(
     name = hashlib.sha256(f"{weights} {settings_digest(files)} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
     folder = cache / f"openvino-{precision}-{name}"
     if not folder.is_dir():
-        from model.inference.openvino.export import export  # imports PyTorch
-
+        if isolated_export and importlib.util.find_spec("torch"):
+            export = export_in_process
+        else:
+            from model.inference.openvino.export import export  # imports PyTorch
         export(checkpoint, folder, cache=cache, precision=precision, progress=progress)
     progress(f"Loading {files.config.name} in OpenVINO as {precision}")
     with loading_errors(folder):

@@ -17,6 +17,7 @@ from model.config import CheckpointError, NoteLLMConfig
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine, TokenizedRequest
 from model.inference.openvino import export as openvino_export
+from model.inference.openvino import load as openvino_load
 from model.inference.openvino.runtime import forget_files
 from model.note import Note
 from model.notellm import NoteLLM
@@ -116,6 +117,23 @@ def test_exported_checkpoint_loads_without_pytorch(backbone_folder: Path, tmp_pa
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert process.stdout.split() == ["False"]
+
+
+def test_export_in_a_process_of_its_own_serves_the_same_vectors(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    messages: list[str] = []
+    isolated = openvino_load.load(
+        str(tiny_checkpoint), "float32", cache=tmp_path / "isolated", progress=messages.append, isolated_export=True
+    )
+    own = load(str(tiny_checkpoint), tmp_path / "own")
+    np.testing.assert_array_equal(Engine(isolated, temperature=1.0).embed(NOTES), own.embed(NOTES))
+    assert any(message.startswith("Exporting") for message in messages)
+
+
+def test_refused_export_in_a_process_of_its_own_says_why(backbone_folder: Path, tmp_path: Path) -> None:
+    checkpoint = save_random(FAMILIES["gemma2"], backbone_folder, tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="no paged attention like that of Gemma2Attention"):
+        openvino_load.load(checkpoint, "float32", cache=tmp_path / "cache", isolated_export=True)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_each_checkpoint_is_exported_once(
