@@ -7,6 +7,7 @@ replica honours a revocation within CACHE_SECONDS. While the store is away, the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from service.interfaces import Clock
 CACHE_SECONDS = 2.0
 """How long a change of the keys may take to reach a replica."""
 RETRY_SECONDS = 0.1
-"""How soon the keys are read again for one that is not among them: another replica may have made it just now."""
+"""How soon after a reading the keys are read again for one that is not among them: another replica may have made it
+just now."""
 WAIT_SECONDS = 0.5
 """How long a request waits for the keys to be read, at the beginning of an outage."""
 STALE_SECONDS = 600.0
@@ -79,6 +81,7 @@ class Authenticator:
         if self._bootstrap and compare_digest(digest_of(token), self._bootstrap):
             return BOOTSTRAP
         parsed = parse_token(token)
+        arrived = self._now()
         table = await self._current(CACHE_SECONDS)
         if parsed is None:
             if not (self._bootstrap or table.closes):
@@ -87,7 +90,7 @@ class Authenticator:
                 raise Unauthenticated("no_key", "This service needs an API key.")
             raise Unauthenticated("malformed_key", "This is no API key of this service.")
         prefix, digest = parsed
-        key = table.keys.get(prefix) or (await self._current(RETRY_SECONDS)).keys.get(prefix)
+        key = table.keys.get(prefix) or (await self._read_after(arrived)).keys.get(prefix)
         if key is None or not key.accepts(digest, self.clock()):
             raise _unknown_key()
         self._refuse_expired(key)
@@ -131,6 +134,22 @@ class Authenticator:
         if self._table is None or (self._table.closes and now - self._read_at > STALE_SECONDS):
             raise StoreUnavailable("the API keys cannot be read")
         return self._table
+
+    async def _read_after(self, moment: float) -> KeyTable:
+        """Return the keys as the store has them after a moment, so that a key works as soon as its creation was
+        answered. One reading in RETRY_SECONDS serves all who wait. Where the store does not answer, the keys at hand
+        are returned."""
+
+        async def read() -> None:
+            while self._read_at < moment:
+                if self._reading is None or self._reading.done():
+                    await asyncio.sleep(self._tried_at + RETRY_SECONDS - self._now())
+                await asyncio.wait({self._read()})
+
+        if not self._hangs:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(read(), WAIT_SECONDS)
+        return await self._current(CACHE_SECONDS)
 
     def _read(self) -> asyncio.Task[None]:
         """Begin to read the keys, unless that is going on. Raises Starting."""
