@@ -32,7 +32,7 @@ ADMIN = [(method, path) for method, path, scopes in GUARDED if set(scopes) <= AD
 def test_admin_routes_are_those_of_operators() -> None:
     assert {path for _, path in ADMIN} == {
         *("/metrics", "/verify", "/audit", "/keys", "/keys/{prefix}", "/keys/{prefix}/rotate"),
-        *("/tenants", "/tenants/{name}"),
+        *("/tenants", "/tenants/{name}", "/notes/import"),
     }
 
 

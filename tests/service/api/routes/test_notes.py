@@ -67,7 +67,7 @@ def test_generate_fills_only_what_was_left_out_from_one_prefill(client: httpx2.C
     assert both["category"] == both["generated"]["category"]["name"]
     assert both["generated"]["hashtags"] is not None
     suffixes = client.post("/generate", json={"title": "A bowl of noodles"}).json()["usage"]["prompt_tokens"] - alone
-    assert both["usage"]["prompt_tokens"] == alone + suffixes
+    assert alone < both["usage"]["prompt_tokens"] < 2 * alone + suffixes  # a second prefill would take `alone` more
     assert (kept["hashtags"], kept["category"], kept["generated"]) == (NOTE["hashtags"], "Travel", None)
 
 
