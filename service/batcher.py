@@ -21,7 +21,6 @@ from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
 from model.note import Note
 from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
-from service.engine_thread import engine_thread
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
 from service.interfaces import Engine, TokenizedRequest
 from service.lane_queue import LaneQueue
@@ -66,7 +65,6 @@ class Batcher:
     `max_tokens`: prompt tokens that begin with one step. `max_notes`: notes in the engine at a time. `max_queue`: notes
     that may wait, and `max_seconds`: the engine's time for those of the interactive lane; more raise QueueFull.
     `count_tenants`: tenants that share the queue. `now`: the clock of Urgency.
-    `thread`: the one that the engine was loaded in; it is ended with the batcher.
     """
 
     def __init__(
@@ -80,7 +78,6 @@ class Batcher:
         max_seconds: float = math.inf,
         count_tenants: Callable[[], int] = lambda: 1,
         now: Callable[[], float] = time.monotonic,
-        thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._engine = engine
         self._telemetry = telemetry
@@ -92,7 +89,7 @@ class Batcher:
         self._now = now
         self._lanes = {lane: LaneQueue[QueuedNote](lambda note: note.admission.tenant) for lane in Lane}
         self._arrived = asyncio.Event()
-        self._engine_thread = thread or engine_thread()
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._task: asyncio.Task[None] | None = None
         self._admissions: set[Admission] = set()

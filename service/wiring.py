@@ -34,7 +34,6 @@ from service.collection.importing import Importer
 from service.collection.places import Places
 from service.collection.removal import Remover
 from service.container import Service
-from service.engine_thread import engine_thread
 from service.erasure.schedule import PurgeSchedule
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
@@ -134,11 +133,7 @@ async def open_service(
         )  # early: /metrics is read during a start
         stack.push_async_callback(gate.close)
         lifecycle.report("Loading the model")
-        thread = engine_thread()
-        stack.callback(thread.shutdown, wait=False)
-        engine = await asyncio.get_running_loop().run_in_executor(
-            thread, partial(_load_engine, settings, lifecycle.report)
-        )
+        engine = await asyncio.to_thread(_load_engine, settings, lifecycle.report)
         batcher = Batcher(
             engine,
             telemetry,
@@ -147,7 +142,6 @@ async def open_service(
             max_queue=settings.queue_notes,
             max_seconds=settings.queue_seconds,
             count_tenants=lambda: len(tenants),
-            thread=thread,
         )
         searchers = search_threads()
         stack.callback(searchers.shutdown)
