@@ -201,8 +201,10 @@ class LiveIndex:
             factor = FILTERED_WORDS_FACTOR if where.narrows else 1
             depth = factor * count + len(where.exclude) if count else 0
             hits = notes.texts.by_words(note, depth, now, ids)
-            others = notes.index.passing([note_id for note_id, _ in hits if note_id not in known], where, now)[:count]
-            chosen = known.union(others)
+            others = [note_id for note_id, _ in hits if note_id not in known and note_id not in where.exclude]
+            if where.narrows:
+                others = notes.index.passing(others, where, now)
+            chosen = known.union(others[:count])
             return [Hit(note_id, score) for note_id, score in hits if note_id in chosen]
 
         with stage("index", "words"):

@@ -88,11 +88,14 @@ class SegmentSearcher:
             compiled = self._tag_dictionary.compile(where)
             visible = _in_bitmaps([bits for bits, _ in self._filtered(compiled, now)])
 
-        def passes(note_id: str) -> bool:
-            rows = ((place, segment.row_of(note_id)) for place, segment in enumerate(self.segments))
-            return any(row is not None and visible(place, row) for place, row in rows)
-
-        return [note_id for note_id in ids if note_id not in where.exclude and passes(note_id)]
+        candidates = [note_id for note_id in ids if note_id not in where.exclude]
+        passing = {
+            segment.id(row)
+            for place, segment in enumerate(self.segments)
+            for row in segment.rows_of_ids(candidates)
+            if visible(place, row)
+        }
+        return [note_id for note_id in candidates if note_id in passing]
 
     def _filtered(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
         """Yield the rows of each segment that pass. A segment is filtered only when it is asked for."""
