@@ -51,7 +51,7 @@ def bodies(name: str, count: int) -> list[bytes]:
                 "note_id": f"n{note_of(first + i)}",
                 "user": f"u{user_of(first + i)}",
                 "recommendation_id": f"r{(first + i) // 10}",
-                "position": i % 10,
+                "position": i % 10 + 1,
             }
             for i in range(LIST_EVENTS)
         ]
