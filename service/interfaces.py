@@ -274,6 +274,9 @@ class NoteIndex(Protocol):
         """Return up to `count` notes that pass a filter and share the most words with `note`, and those of `ids` that
         share any, best first; never the note of its own id. Scores are between 0 and 1."""
 
+    async def count_filtered(self, where: Filter) -> int:
+        """Return how many notes a filter leaves out."""
+
     async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
         """Return the rarest words that each of `others` shares with `note`, the rarest first."""
 
@@ -320,6 +323,9 @@ class VectorIndex(Protocol):
     ) -> dict[str, PositionKey]:
         """Return by id, in order, the first `count` positions behind `after`, up to `until`, of rows that pass the
         filter but for `exclude` and have not expired; of one that is replaced meanwhile, any or none."""
+
+    def count(self, where: Filter, now: float) -> int:
+        """Return how many rows pass the filter and have not expired at `now`."""
 
     def vector(self, note_id: str) -> Vector | None:
         """Return a row's vector, bit for bit as it was written."""

@@ -210,6 +210,10 @@ class LiveIndex:
         with stage("index", "words"):
             return await run_in(self._searchers, search)
 
+    async def count_filtered(self, where: Filter) -> int:
+        now, index = self._clock(), self._index
+        return await run_in(self._searchers, lambda: index.count(Filter(), now) - index.count(where, now))
+
     async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
         texts = self._state.notes.texts
         return await run_in(self._searchers, lambda: [texts.shared_words(note, other) for other in others])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from math import ceil, sqrt
 
@@ -96,6 +97,11 @@ class SegmentSearcher:
             if visible(place, row)
         }
         return [note_id for note_id in candidates if note_id in passing]
+
+    def count(self, where: Filter, now: float) -> int:
+        """Do what VectorIndex.count does."""
+        selected = sum(count for _, count in self._filtered(self._tag_dictionary.compile(where), now))
+        return selected - len(self.passing(list(where.exclude), replace(where, exclude=frozenset()), now))
 
     def _filtered(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
         """Yield the rows of each segment that pass. A segment is filtered only when it is asked for."""

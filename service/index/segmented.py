@@ -192,6 +192,9 @@ class SegmentedIndex:
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         return self._searcher.passing(ids, where, now)
 
+    def count(self, where: Filter, now: float) -> int:
+        return self._searcher.count(where, now)
+
     def written(
         self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
     ) -> dict[str, PositionKey]:

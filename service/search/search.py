@@ -191,8 +191,12 @@ class NoteSearch:
             complete=ranking.complete,
             log_position=position,
             missing=examples.missing,
-            removed=asdict(ranking.selection.passed_over) if request.explain else {},
+            removed=await self._count_removed(request, ranking) if request.explain else {},
         )
+
+    async def _count_removed(self, request: SearchRequest, ranking: Ranking) -> dict[str, int]:
+        """Return how many notes the filter, caps and collapse left out, by name."""
+        return {"filter": await self._index.count_filtered(request.where), **asdict(ranking.selection.passed_over)}
 
 
 def selection_options(request: SearchRequest, source: Source, now: float) -> SelectionOptions:

@@ -186,7 +186,7 @@ class SimilarOut(BaseModel):
     missing: list[str] | None = Field(None, description="examples that were left out: there are no such notes")
     removed: dict[str, int] | None = Field(
         None,
-        description="with explain: notes that caps and collapse passed over, by option; the filter is not counted",
+        description="with explain: notes that the filter left out, and those that caps and collapse passed over",
     )
 
     @classmethod

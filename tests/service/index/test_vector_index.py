@@ -117,6 +117,7 @@ def test_search_after_any_history_equals_brute_force(
         scores = model.scores(direction(seed), where, now)
         check(index.search(direction(seed), k, where, now), scores, k)
         assert index.passing("abcdefgh", where, now) == sorted(scores)
+        assert index.count(where, now) == len(scores)
     assert len(index) == len(model.notes)
     for note_id in "abcdefgh":
         expected = model.notes.get(note_id)

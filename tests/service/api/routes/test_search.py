@@ -64,6 +64,17 @@ def test_one_positive_answers_as_the_note_itself(client: httpx2.Client) -> None:
     assert (by_query["note_id"], by_example["note_id"], by_body["note_id"]) == ("s1", None, "s1")
 
 
+def test_explanation_counts_what_the_filter_left_out(client: httpx2.Client) -> None:
+    def left_out(**options: Any) -> int:
+        return post(client, positive=examples("s1"), explain=True, **options)["removed"]["filter"]
+
+    everything = left_out(author="nobody at all")
+    assert left_out() == 0
+    assert left_out(author="s-ann") == everything - COUNT // 3
+    assert left_out(filter={"category": ["S-0", "S-1"]}, author="s-ann", exclude=["s0", "nobody"]) == everything - 6
+    assert left_out(exclude=["s0", "s1", "nobody"]) == 2
+
+
 def test_every_answer_has_an_id_of_its_own_and_positions(client: httpx2.Client) -> None:
     first, second = (client.get("/notes/s1/similar", params={"k": 5}).json() for _ in range(2))
     assert first["recommendation_id"] != second["recommendation_id"]
