@@ -125,6 +125,8 @@ class Pair:
         self.close()
         for caller, host, token in zip(self._callers, self._hosts, self._tokens, strict=True):
             caller.clients = [under(url, token) for url in host.urls]
+            for client in caller.clients:  # 503 while a replica opens the tenant
+                eventually_true(lambda client=client: client.get("/notes/nobody").status_code == 404)
 
     def close(self) -> None:
         for caller in self._callers:

@@ -195,7 +195,7 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
     assert answer["missing"] == ["e-none"]
     authors = [item["author"] for item in answer["items"] if item["author"]]
     assert len(set(authors)) == len(authors) > 1
-    for words in ("relevance", "left out, since there are no such notes: e-none", "passed over: max_per_author"):
+    for words in ("relevance", "left out, since there are no such notes: e-none", "passed over: ", "max_per_author"):
         assert words in people.stdout
     beside = shared.run("similar", "e0", "--title", "example 1", "--strategy", "best_score", "-k", "1", "--json")
     assert len(json.loads(beside.stdout)["items"]) == 1
