@@ -328,13 +328,13 @@ class Similar:
 
 
 EventOutcome = Literal["accepted", "duplicate", "unknown_note"]
-"""What became of an event: it is in the stream; it was there before; or there is no such note."""
+"""Result of storing an event: it is in the stream; it was there before; or its note does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a reader did with a note. `id` tells it from all others; `reader` names a user or a session; `at` is in
-    seconds since the epoch. `details`: a JSON object of what else the caller said of it; empty for nothing."""
+    """Event: an act of a reader on a note. `id` tells it from all others; `reader` names a user or a session; `at` is
+    in seconds since the epoch. `details`: a JSON object of what else the caller said of it; empty for nothing."""
 
     id: str
     type: str

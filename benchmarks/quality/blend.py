@@ -66,7 +66,8 @@ class NextClick:
 
 @dataclass(slots=True)
 class Hits:
-    """Of each system, whether it has the target of each query among its first K notes. Blends are named by kappa."""
+    """Hits by system: for each query, whether the target is among the first K notes. `blends` has a system for each
+    kappa."""
 
     content: list[bool] = field(default_factory=list)
     behaviour: list[bool] = field(default_factory=list)

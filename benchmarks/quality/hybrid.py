@@ -69,7 +69,7 @@ OTHER_WAYS: Mapping[str, Combine] = {
     "raw sum, weight 0.6": by_sum(0.6),
     **{f"reciprocal ranks, k {k}": reciprocal_ranks(k) for k in (2, 20, 60)},
 }
-"""What was tried beside the service's way."""
+"""Ways of combination that were tried and not kept, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,8 @@ def vectors(system: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.flo
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         np.save(path, load_embedder(SYSTEMS[system], Settings().cache_dir, print).embed(notes))
-    return np.load(path)  # type: ignore[no-any-return]  # an .npy file holds an array of any type
+    array: npt.NDArray[np.float32] = np.load(path)
+    return array
 
 
 def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: Combine) -> Scores:

@@ -25,7 +25,7 @@ from benchmarks.speed.similar import DEFAULT_ROWS, fill, run
 from service.store.embedded_redis import EmbeddedRedis
 
 REQUESTS = 1000
-"""Of each kind, one after the other on one connection: kinds take turns, so that the machine's mood hits all alike."""
+"""Requests of each kind, sent on one connection. Kinds take turns, so that other work slows all alike."""
 POSITIVES = 20
 MAX_MANY_RATIO = 4.0
 """Target: p99 of a search of POSITIVES to that of one note."""

@@ -54,6 +54,21 @@ class Turns:
         await asyncio.sleep(0)
 
 
+def one_list_or_stream(schema: str, noun: str) -> dict[str, Any]:
+    """Return the OpenAPI of a body that is one object of a schema, a JSON list of them, or NDJSON. `noun`: what such an
+    object is called."""
+    one = {"$ref": f"#/components/schemas/{schema}"}
+    description = f"{noun}s; one that is not valid gets a problem of its own, at its place"
+    many = {"type": "array", "description": description, "items": {"anyOf": [one, {}]}}
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"anyOf": [one, many]}},
+            NDJSON: {"schema": {"type": "string", "description": f"one {noun} a line"}},
+        },
+    }
+
+
 def media_type(headers: Headers) -> str:
     """Return the body's media type without parameters, in lower case; "" where the header is missing."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -17,7 +17,7 @@ import orjson
 
 Dimension = Literal["scenario", "variant", "position", "source"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
-"""What counts are told apart by; callers say it in their events."""
+"""Fields of events by which a report groups its counts."""
 MAX_OPEN = 50_000
 """Bound on the pairs of a recommendation and a note that a second event is recognised for, the last ones."""
 PAIR_BYTES, GROUP_BYTES = 250, 700

@@ -87,7 +87,8 @@ async def remove_many(
 async def get_changes(
     request: Request, service: ServiceDep, lifecycle: LifecycleDep, requested: RequestedUrgencyDep
 ) -> ChangesOut:
-    """What was written and removed behind a log position, for other systems; `wait` has the answer wait for a change.
+    """List the notes that were written or removed after a log position, for other systems. With `wait` the answer waits
+    for a change.
 
     410 where the log does not reach back so far: read all notes again with GET /notes/export.
     """

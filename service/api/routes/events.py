@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
-from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type
+from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type, one_list_or_stream
 from service.api.dependencies import ServiceDep
 from service.api.ingest_events import add_event, add_event_lines, add_event_list, read_lines
 from service.api.json_route import StrictJsonRoute
@@ -23,24 +23,7 @@ from service.errors import FieldError, InvalidInput
 router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
 REPORT_SECONDS = 604_800.0
 """Time that a report covers by default: a week."""
-POST_BODY = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "anyOf": [
-                    {"$ref": "#/components/schemas/EventIn"},
-                    {
-                        "type": "array",
-                        "description": "events; one that is not valid gets a problem of its own, at its place",
-                        "items": {"anyOf": [{"$ref": "#/components/schemas/EventIn"}, {}]},
-                    },
-                ]
-            }
-        },
-        NDJSON: {"schema": {"type": "string", "description": "one event a line"}},
-    },
-}
+POST_BODY = one_list_or_stream("EventIn", "event")
 
 
 @router.post(

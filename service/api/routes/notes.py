@@ -12,7 +12,7 @@ from model.note import Note
 from service.access.principal import Scope
 from service.adding import Added
 from service.api.access import needs
-from service.api.bodies import NDJSON, check_media_type, is_list, parse_json
+from service.api.bodies import NDJSON, check_media_type, is_list, one_list_or_stream, parse_json
 from service.api.bounds import check_note_size
 from service.api.connection import while_connected
 from service.api.dependencies import (
@@ -37,24 +37,7 @@ from service.records import Condition
 
 router = APIRouter(tags=["notes"], route_class=StrictJsonRoute)
 
-POST_BODY = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "anyOf": [
-                    {"$ref": "#/components/schemas/NoteIn"},
-                    {
-                        "type": "array",
-                        "description": "notes; one that is not valid gets a problem of its own, at its place",
-                        "items": {"anyOf": [{"$ref": "#/components/schemas/NoteIn"}, {}]},
-                    },
-                ]
-            }
-        },
-        NDJSON: {"schema": {"type": "string", "description": "one note a line"}},
-    },
-}
+POST_BODY = one_list_or_stream("NoteIn", "note")
 
 
 def _content(model: str) -> dict[str, Any]:

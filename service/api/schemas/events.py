@@ -28,9 +28,8 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class EventIn(Wire):
-    """What a reader did with a note. Of `user` and `session` there is exactly one. What a recommendation was made for
-    (`scenario`, `variant`, `position`, `source`) is said by the caller, who knows it; reports tell events apart by
-    it."""
+    """Event: an act of a reader on a note. It names either a `user` or a `session`. `scenario`, `variant`, `position`
+    and `source` describe the recommendation that led to it; the caller knows them, and reports group events by them."""
 
     event_id: EventId = Field(description="identifies the event, so that it counts once", examples=["e-1"])
     type: str = Field(max_length=64, description="a type of NOTELLM_EVENT_TYPES", examples=["click"])
@@ -75,7 +74,7 @@ def session_name(session: str) -> str:
 
 
 class EventOut(BaseModel):
-    """What became of an event: it is durable, or was before, or `problem` says why it was refused."""
+    """Result of one event: it is durable now (accepted), was before (duplicate), or was refused for `problem`."""
 
     event_id: str | None = None
     status: Literal["accepted", "duplicate", "refused"]

@@ -205,7 +205,8 @@ class ConditionsIn(Wire):
 
 
 class FilterIn(ConditionsIn):
-    """Which notes may be found: those that meet all conditions, except `exclude`. An empty one passes all."""
+    """Filter of a search: a note may be found that meets all conditions and is not in `exclude`. An empty filter lets
+    all notes pass."""
 
     may_be_empty: ClassVar[bool] = True
 

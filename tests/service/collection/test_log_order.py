@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import redis
@@ -10,7 +10,9 @@ import redis
 from service.collection.log_order import LogOrderReader
 from service.filters import Filter
 from service.index.live import LiveIndex
+from service.interfaces import Clock
 from service.records import StoredNote, Unreadable, Write
+from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import GatedStore, stored_note
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +36,7 @@ class BusyStore(GatedStore):
 
 
 @pytest.fixture
-async def embedded_store(embedded, clock):  # type: ignore[no-untyped-def]  # as the fixture that it replaces
+async def embedded_store(embedded: EmbeddedRedis, clock: Clock) -> AsyncIterator[BusyStore]:
     store = BusyStore(embedded.url, clock=clock)
     yield store
     await store.close()
