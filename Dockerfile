@@ -1,12 +1,11 @@
 # Two targets: cpu (the default), which serves exported graphs and holds no PyTorch, and gpu. Dependencies come before the
 # code, so that a change of code builds in seconds. Versions are pinned: packages by locks/ with hashes, PyTorch by
-# TORCH_VERSION, the base by its full tag. Its digest could not be looked up where this was written: to pin it, write
-# `docker buildx imagetools inspect` of the tag behind an @.
+# TORCH_VERSION, the base by its full tag and digest (docs/operations/containers.md says where digests come from).
 # TORCH_ARGS: options for installing PyTorch alone, see the Makefile. It is a list of words, hence unquoted (SC2086), and
 # DL3013 takes it for a package.
 
 # What all stages share; CMD, HEALTHCHECK and the like are inherited.
-FROM python:3.11.14-slim-trixie AS base
+FROM python:3.11.15-slim-trixie@sha256:db3ff2e1800a8581e2c48a27c3995339d47bdf046da21c7627accd3d51053a93 AS base
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \

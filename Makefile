@@ -99,9 +99,10 @@ tables: .venv/.dev ## the tables of README and docs, from benchmarks/results, th
 sbom: .venv/.dev ## what the image holds, as CycloneDX, in sbom.json
 	$(BIN)/cyclonedx-py requirements locks/serve.txt --pyproject pyproject.toml --mc-type application --of JSON -o sbom.json
 
-audit: .venv/lock/bin/uv ## known vulnerabilities of what the image holds; asks a service on the internet
+audit: .venv/lock/bin/uv ## known vulnerabilities of what the images hold; asks a service on the internet
 	.venv/lock/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.9'
-	.venv/lock/bin/pip-audit --require-hashes --disable-pip -r locks/serve.txt
+	@# --strict: without it a package that could not be looked up counts as one without vulnerabilities.
+	.venv/lock/bin/pip-audit --strict --require-hashes --disable-pip -r locks/serve.txt -r locks/gpu.txt
 
 smoke: .venv/.dev ## what the image does, without a container engine: its packages, environment and command (three minutes)
 	deploy/smoke.sh

@@ -51,7 +51,6 @@ def test_image_runs_as_a_user_without_rights(target: str):
 
 
 def test_versions_of_the_image_are_full():
-    assert re.findall(r"^FROM (\S+:\S+) ", DOCKERFILE, re.MULTILINE) == ["python:3.11.14-slim-trixie"]
     assert set(re.findall(r"TORCH_VERSION=(\S+)", DOCKERFILE)) == {"2.13.0"}
     assert re.findall(r"setuptools==(\S+)", DOCKERFILE) == re.findall(r"^setuptools==(\S+)", LOCKS["cpu"], re.MULTILINE)
     assert "pip install notellm" not in DOCKERFILE
