@@ -55,6 +55,7 @@ bench: .venv/.dev ## measure the main job, crash recovery and pairs: make bench 
 
 bench-engine: .venv/.dev ## measure the engine against this machine's limit and other engines (twelve minutes, idle)
 	$(BIN)/python -m benchmarks.speed.engine
+	@test -z "$(DATA)" || $(BIN)/python -m benchmarks.speed.hashtags $(DATA)/microlens50k/notes.jsonl.gz
 	$(BIN)/python -m benchmarks.speed.clients
 	$(BIN)/python -m benchmarks.speed.overload
 	@$(MAKE) tables

@@ -152,8 +152,20 @@ def rerank(
     scored = []
     for key, text in texts.items():
         candidate = candidates.get(key, Candidate(text))
-        score = (candidate.weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * p[key] ** WRITTEN_WEIGHT
-        if p[key] >= min_score or score >= CARRIED_FACTOR * min_score:
+        score = grounded_score(candidate.weight, p[key])
+        if is_likely_enough(score, p[key], min_score):
             scored.append(Hashtag(text, min(1.0, score), tuple(candidate.notes[:NEIGHBOURS_NAMED])))
     best = sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))
     return tuple(hashtag for hashtag in best[:count] if hashtag.score > 0)
+
+
+def grounded_score(weight: float, probability: float) -> float:
+    """Return the score of a hashtag, which grows with both: the weight of its candidate and the probability that the
+    model writes it (`rerank` has the formula)."""
+    written: float = probability**WRITTEN_WEIGHT
+    return (weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * written
+
+
+def is_likely_enough(score: float, probability: float, min_score: float) -> bool:
+    """Return whether a hashtag may be answered where a checkpoint has `min_score`. It grows with both numbers."""
+    return probability >= min_score or score >= CARRIED_FACTOR * min_score

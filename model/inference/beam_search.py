@@ -89,17 +89,29 @@ class HashtagBeamSearch:
             return "the model wrote nothing that can be read as a hashtag"
         return "no known hashtag is likely enough" if len(self._vocabulary) else "no hashtag is known yet"
 
+    @property
+    def max_probability(self) -> float:
+        """Most that the probability of any hashtag of the final answer can be: that of the best one until now, and all
+        that unfinished ones may add to it or to another."""
+        best = self.hashtags[0].score if self.hashtags else self._min_probability
+        return min(1.0, best + sum(math.exp(beam.log_prob) for beam in self._beams))
+
     def run(
-        self, table: BlockTable, first_token: TokenLogProbs, on_hashtag: Callable[[Hashtag], None] | None
+        self,
+        table: BlockTable,
+        first_token: TokenLogProbs,
+        on_hashtag: Callable[[Hashtag], None] | None = None,
+        is_settled: Callable[[float], bool] = lambda max_probability: False,
     ) -> SpanSteps[None]:
         """Search to the end. `table` holds the prompt and the task, `first_token` answers `first_query`.
 
-        `on_hashtag` is called with each hashtag as soon as no better one can come.
+        `on_hashtag` is called with each hashtag as soon as no better one can come. `is_settled` is called with
+        `max_probability` before each step, and ends the search where it returns True.
         """
         tables = [table.fork()]
         answers = [first_token]
         try:
-            while parents := self._extend(answers, on_hashtag):
+            while (parents := self._extend(answers, on_hashtag)) and not is_settled(self.max_probability):
                 tables = continue_tables(tables, parents)
                 self.generated_tokens += len(tables)
                 outputs = yield [

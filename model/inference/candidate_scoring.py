@@ -1,79 +1,97 @@
-"""Probabilities of the hashtags that neighbours of a note carry, in one forward over their trie.
+"""Exact probabilities of the hashtags that neighbours of a note carry, as far as they can be among the best.
 
-They are combined and ranked in model/hashtags/grounding.py.
+The heaviest ones are scored beside the hashtag task, as a trie behind it. Of the others the probability of the first
+token bounds that of the whole; those that may still be among the best share one more forward. GroundedRanking decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
-from model.hashtags.grounding import Candidate
+from model.hashtags.grounded_ranking import GroundedRanking
 from model.inference.kv_cache import BlockPool, BlockTable
-from model.inference.runtime import LogitQuery
+from model.inference.runtime import TokenLogProbs
 from model.inference.spans import SpanSteps, append_span
 from model.inference.trie import ROOT, Trie, node_log_probs
 from model.prompt import Prompt
 
 CANDIDATE_TOKENS = 320
-"""Bound on the tokens of the neighbours' hashtags that are scored for one note, common prefixes counted once; the
+"""Bound on the tokens of the neighbours' hashtags that may be scored for one note, common prefixes counted once; the
 candidates with the largest weights come first."""
+FIRST_CANDIDATE_TOKENS = 24
+"""Tokens of the heaviest candidates that are scored beside the hashtag task: most often they are the answer."""
 
 
 def max_candidate_blocks(pool: BlockPool) -> int:
-    """Most cache blocks that `score_candidates` takes: a copy of the prompt's last block, and those of the trie."""
+    """Most cache blocks that `score_open` takes: a copy of the prompt's last block, and those of the trie."""
     return 1 + pool.blocks_for(CANDIDATE_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredCandidates:
-    """Hashtags of a note's neighbours by their key, the probability that the model writes each of them first, as far as
-    they were scored, and the number of tokens that the scoring took."""
+class CandidateBatch:
+    """Candidates that are scored in one forward: their keys, and the trie of their tokens."""
 
-    candidates: Mapping[str, Candidate]
-    probabilities: Mapping[str, float]
-    tokens: int
+    keys: tuple[str, ...]
+    trie: Trie
 
 
-NO_CANDIDATES = ScoredCandidates({}, {}, 0)
+class CandidateScorer:
+    """Scores the candidates of a `ranking`. `tokens`: number of tokens that this took until now."""
+
+    def __init__(self, prompt: Prompt, ranking: GroundedRanking) -> None:
+        self._ranking = ranking
+        texts = [candidate.text for candidate in ranking.candidates.values()]
+        token_ids = dict(zip(ranking.candidates, prompt.hashtag_tokens(texts), strict=True))
+        self._token_ids = _within_budget(token_ids, CANDIDATE_TOKENS)
+        ranking.leave_to_search(token_ids.keys() - self._token_ids.keys())
+        self._first_log_probs: dict[int, float] = {}
+        """Log probability of each of `first_tokens` after the hashtag task."""
+        self.first_tokens = tuple(dict.fromkeys(ids[0] for ids in self._token_ids.values()))
+        self.first_batch = self._batch(_within_budget(self._token_ids, FIRST_CANDIDATE_TOKENS))
+        self.tokens = 0
+
+    def read_first(self, first_log_probs: Sequence[float], answers: Sequence[TokenLogProbs]) -> None:
+        """Take the log probabilities of `first_tokens`, and the answers to the queries of `first_batch`."""
+        self._first_log_probs = dict(zip(self.first_tokens, first_log_probs, strict=True))
+        self._ranking.bound({key: math.exp(self._first_log_probs[ids[0]]) for key, ids in self._token_ids.items()})
+        self._read(self.first_batch, answers)
+
+    def score_open(self, table: BlockTable) -> SpanSteps[None]:
+        """Score all candidates that may still be among the best. `table` holds the prompt and the hashtag task."""
+        batch = self._batch(self._ranking.open_candidates())
+        if not batch.keys:
+            return
+        with closing(table.fork()) as fork:
+            trie = batch.trie
+            (output,) = yield [append_span(fork, trie.tokens, trie.parents, queries=trie.queries(0))]
+        self._read(batch, output.token_log_probs)
+
+    def _batch(self, keys: Iterable[str]) -> CandidateBatch:
+        chosen = tuple(keys)
+        return CandidateBatch(chosen, Trie.build([self._token_ids[key] for key in chosen]))
+
+    def _read(self, batch: CandidateBatch, answers: Sequence[TokenLogProbs]) -> None:
+        trie = batch.trie
+        log_probs = node_log_probs(trie, range(len(trie.tokens)), answers)
+        for node in trie.children.get(ROOT, ()):
+            log_probs[node] = self._first_log_probs[trie.tokens[node]]
+        totals = [log_probs[list(path)].sum() + answers[path[-1]].end_log_prob for path in trie.paths]
+        self._ranking.score(dict(zip(batch.keys, np.exp(totals).tolist(), strict=True)))
+        self.tokens += len(trie.tokens)
 
 
-def score_candidates(
-    prompt: Prompt, table: BlockTable, last_task_token: int, candidates: Mapping[str, Candidate]
-) -> SpanSteps[ScoredCandidates]:
-    """Score `candidates`, at least one, after the hashtag task.
-
-    `table` holds the prompt and the hashtag task, which ends with `last_task_token`. That token is computed once more,
-    as the root of the trie. Candidates beyond CANDIDATE_TOKENS are left out.
-    """
-    chosen = _within_budget(prompt, candidates)
-    trie = Trie.build(list(chosen.values()))
-    nodes = range(ROOT, len(trie.tokens))
-    # In the span the root has index 0 and each node the next index.
-    ids = [last_task_token, *trie.tokens]
-    parents = [-1, *(parent + 1 for parent in trie.parents)]
-    queries = [LogitQuery(node + 1, tokens=trie.child_tokens(node)) for node in nodes]
-    with closing(table.fork()) as fork:
-        fork.cut(table.length - 1)
-        (output,) = yield [append_span(fork, ids, parents, queries=queries)]
-    answers = output.token_log_probs
-    log_probs = node_log_probs(trie, nodes, answers)
-    totals = [log_probs[list(path)].sum() + answers[path[-1] + 1].end_log_prob for path in trie.paths]
-    probabilities = dict(zip(chosen, np.exp(totals).tolist(), strict=True))
-    return ScoredCandidates(candidates, probabilities, len(ids))
-
-
-def _within_budget(prompt: Prompt, candidates: Mapping[str, Candidate]) -> dict[str, list[int]]:
-    """Token ids by key of the candidates, in order, whose distinct prefixes are at most CANDIDATE_TOKENS."""
-    token_ids = prompt.hashtag_tokens([candidate.text for candidate in candidates.values()])
-    chosen: dict[str, list[int]] = {}
+def _within_budget(token_ids: Mapping[str, Sequence[int]], budget: int) -> dict[str, Sequence[int]]:
+    """Return the sequences, in order, whose distinct prefixes are at most `budget`."""
+    chosen: dict[str, Sequence[int]] = {}
     prefixes: set[tuple[int, ...]] = set()
-    for key, ids in zip(candidates, token_ids, strict=True):
+    for key, ids in token_ids.items():
         extended = prefixes | {tuple(ids[:end]) for end in range(1, len(ids) + 1)}
-        if len(extended) <= CANDIDATE_TOKENS:
+        if len(extended) <= budget:
             chosen[key] = ids
             prefixes = extended
     return chosen

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from model.category_head import CategoryHead
 from model.generation import MAX_CATEGORY_TOKENS, CategoriesTooLong, CategoryProbability
 from model.inference.kv_cache import BlockTable
-from model.inference.runtime import LogitQuery, Runtime, Span, SpanOutput, TokenLogProbs
-from model.inference.spans import SpanSteps, note_span
+from model.inference.runtime import Runtime, SpanOutput, TokenLogProbs
+from model.inference.spans import NO_TASKS, SpanSteps, Tasks, task_span
 from model.inference.trie import Trie, path_log_probs
 from model.note import Note
 
@@ -63,32 +63,16 @@ class CategoryScorer:
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
         self._priors_in_progress: set[tuple[str, ...]] = set()
 
-    def max_tokens(self, categories: tuple[str, ...]) -> int:
-        """Tokens that a closed set adds to a note's prefill."""
-        return len(self._prompt.category_task()) + len(self.trie(categories).inner)
-
-    def note_span(
-        self,
-        table: BlockTable,
-        note: Sequence[int],
-        categories: tuple[str, ...],
-        hashtag_task: Sequence[int] = (),
-        hashtag_query: LogitQuery | None = None,
-    ) -> Span:
-        """Return a note's prefill, with the trie of `categories` where there are any. The last queries are those that
-        `log_probs` takes the answers to."""
-        return note_span(
-            table,
-            note,
-            hashtag_task=hashtag_task,
-            hashtag_query=hashtag_query,
-            category_task=self._prompt.category_task() if categories else (),
-            categories=self.trie(categories) if categories else None,
-        )
+    def tasks(self, categories: tuple[str, ...]) -> Tasks:
+        """Return the category task with the trie of `categories`, where there are any. Its queries are the last of a
+        `task_span`; `log_probs` takes the answers to them."""
+        if not categories:
+            return NO_TASKS
+        return Tasks(category_task=tuple(self._prompt.category_task()), categories=self.trie(categories))
 
     def log_probs(self, categories: tuple[str, ...], answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
         """Return the log probability of each category's tokens and end token, shape (C,), from the answers to the
-        queries of a `note_span`."""
+        queries of a span."""
         trie = self.trie(categories)
         return path_log_probs(trie, answers[-len(trie.children) :])
 
@@ -172,7 +156,10 @@ class CategoryScorer:
         """Return the output of each note's prefill with `categories`, in one forward."""
         with ExitStack() as stack:
             tables = [stack.enter_context(closing(BlockTable(self._runtime.pool))) for _ in notes]
-            return (yield [self.note_span(table, ids, categories) for table, ids in zip(tables, notes, strict=True)])
+            tasks = self.tasks(categories)
+            return (
+                yield [task_span(table, ids, tasks, len(ids) - 1) for table, ids in zip(tables, notes, strict=True)]
+            )
 
     def _build_trie(self, categories: tuple[str, ...]) -> Trie:
         trie = Trie.build(self._prompt.category_outputs(categories))

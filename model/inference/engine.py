@@ -10,7 +10,7 @@ storage.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,24 +19,24 @@ import numpy as np
 import numpy.typing as npt
 
 from model.category_head import CategoryHead
-from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Hashtag, Usage, Vocabulary
-from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from, rerank
+from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Usage, Vocabulary
+from model.hashtags.grounding import HashtagFilter
 from model.hashtags.vocabulary import HashtagTrie
-from model.inference.beam_search import HashtagBeamSearch, max_beam_blocks
-from model.inference.candidate_scoring import NO_CANDIDATES, ScoredCandidates, max_candidate_blocks, score_candidates
+from model.inference.beam_search import max_beam_blocks
+from model.inference.candidate_scoring import FIRST_CANDIDATE_TOKENS, max_candidate_blocks
 from model.inference.category_scoring import CategoryScorer
+from model.inference.hashtag_generation import HashtagGeneration
 from model.inference.kv_cache import BlockTable
 from model.inference.loading import load_runtime
-from model.inference.runtime import LogitQuery, Runtime, TokenLogProbs
+from model.inference.runtime import LogitQuery, Runtime, Span, TokenLogProbs
 from model.inference.scheduler import RunningRequest, Scheduler
-from model.inference.spans import SpanSteps, append_span
+from model.inference.spans import NO_TASKS, SpanSteps, Tasks, append_span, task_span
 from model.note import Note
 from model.prompt import NotePrompt
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_CATEGORY = 16
 """Bound on a category that is written freely."""
-BELOW_MIN_SCORE = "no hashtag has a score of min_score or more"
 UNSUPPORTED_LANGUAGE = "the model does not read the script of this note"
 
 
@@ -75,16 +75,16 @@ class TokenizedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Output of a request's prefill.
+    """Output of a request's prompts and tasks.
 
-    `vector` has shape (D,); it is pooled over the windows of the note. `answers` are those to all queries of the note's
-    span. `first_hashtag_token` answers the query after the hashtag task; None where no hashtags are requested.
+    `vector` has shape (D,); it is pooled over the windows of the note. `hashtag_answers` begin with those to the
+    queries of the hashtag task, `category_answers` end with those of the closed set; empty where none is requested.
     `tokens`: number of tokens in all spans.
     """
 
     vector: npt.NDArray[np.float32]
-    answers: list[TokenLogProbs]
-    first_hashtag_token: TokenLogProbs | None
+    hashtag_answers: list[TokenLogProbs]
+    category_answers: list[TokenLogProbs]
     tokens: int
 
 
@@ -214,118 +214,114 @@ class Engine:
         """Most cache blocks that a request may come to need: for its prompts and closed set, and then for either its
         beams or the candidates of its neighbours, which are scored before the beam search begins."""
         request, pool = tokenized.generated, self.runtime.pool
-        task_tokens = len(self._hashtag_task(request))
-        note_tokens, closed_set_tokens = len(tokenized.ids), 0
-        if request.categories:
-            closed_set_tokens = self._category_scorer.max_tokens(request.categories)
-            if self._category_scorer.needs_prior(request.categories):  # names are read first, in the note's blocks
-                note_tokens = max(note_tokens, self.prompt.max_note_tokens())
+        task_tokens = len(self.prompt.hashtag_task(request.hashtags)) if request.hashtags else 0
+        if request.find_neighbours:
+            task_tokens += FIRST_CANDIDATE_TOKENS
+        note_tokens = len(tokenized.ids)
+        if self._category_scorer.needs_prior(request.categories):  # names are read first, in the note's blocks
+            note_tokens = max(note_tokens, self.prompt.max_note_tokens())
+        closed_set_tokens = self._category_scorer.tasks(request.categories).tokens
         prompt_blocks = pool.blocks_for(note_tokens + task_tokens + closed_set_tokens)
         if tokenized.hashtag_prompt:
             prompt_blocks += pool.blocks_for(len(tokenized.hashtag_prompt) + task_tokens)
-        beam_blocks = max_beam_blocks(request.hashtags, pool)
-        candidate_blocks = max_candidate_blocks(pool) if request.find_neighbours else 0
+        hashtag_blocks = max_beam_blocks(request.hashtags, pool)
+        if request.find_neighbours:
+            hashtag_blocks += max_candidate_blocks(pool)
         window_blocks = sum(pool.blocks_for(len(window)) for window in tokenized.prompt.windows[1:])
-        return prompt_blocks + max(beam_blocks, candidate_blocks, window_blocks)
-
-    def _hashtag_task(self, request: GenerationRequest) -> tuple[int, ...]:
-        return tuple(self.prompt.hashtag_task(request.hashtags)) if request.hashtags else ()
+        return prompt_blocks + max(hashtag_blocks, window_blocks)
 
     def _generate(self, tokenized: TokenizedRequest) -> SpanSteps[GenerationOutput]:
-        """Run one request in four phases: prefill, score categories, search hashtags, ground them."""
+        """Run one request in three phases: prompts and tasks, categories, hashtags."""
         started = time.perf_counter()
         request, pool = tokenized.generated, self.runtime.pool
         label_prior = yield from self._category_scorer.prior(request.categories)
         with closing(BlockTable(pool)) as note_table, closing(BlockTable(pool)) as second_table:
             hashtag_table = second_table if tokenized.hashtag_prompt else note_table
-            search = HashtagBeamSearch(self.prompt, request, tokenized.allowed)
+            generation = HashtagGeneration(self.prompt, request, tokenized.allowed)
 
-            prefill = yield from self._prefill(tokenized, note_table, hashtag_table, search.first_query)
+            prefill = yield from self._prefill(tokenized, note_table, hashtag_table, generation)
             output = GenerationOutput(prefill.vector, Usage(prefill.tokens), truncated=tokenized.prompt.truncated)
             if not tokenized.supported:
                 return without_generations(output, tokenized.request)
 
             if request.categories:
-                log_probs = self._category_scorer.log_probs(request.categories, prefill.answers)
+                log_probs = self._category_scorer.log_probs(request.categories, prefill.category_answers)
                 categories = self._category_scorer.probabilities(
                     request.categories, log_probs, label_prior, prefill.vector
                 )
                 output = replace(output, categories=categories)
 
-            if prefill.first_hashtag_token is not None:
+            if request.hashtags:
                 output = replace(output, first_token_seconds=time.perf_counter() - started)
-                scored = yield from self._score_candidates(tokenized, hashtag_table, prefill.vector)
-                # Grounding changes scores and order, so hashtags to be grounded are not announced by the search.
-                on_hashtag = None if scored.candidates else announcer(request)
-                yield from search.run(hashtag_table, prefill.first_hashtag_token, on_hashtag)
-
-                output = self._ground(output, request, search, scored)
+                yield from generation.run(hashtag_table, prefill.hashtag_answers)
+                hashtags = generation.hashtags
+                output = replace(
+                    output,
+                    hashtags=hashtags,
+                    hashtags_reason=None if hashtags else generation.reason_for_none,
+                    usage=Usage(prefill.tokens + generation.candidate_tokens, generation.generated_tokens),
+                )
             return output
 
     def _prefill(
-        self, tokenized: TokenizedRequest, note_table: BlockTable, hashtag_table: BlockTable, hashtag_query: LogitQuery
+        self,
+        tokenized: TokenizedRequest,
+        note_table: BlockTable,
+        hashtag_table: BlockTable,
+        generation: HashtagGeneration,
     ) -> SpanSteps[Prefill]:
-        """Run the prefill of a request. The runtime computes the vector, at the `read_out` of the note's span.
+        """Run the prompts and tasks of a request in one forward. Where hashtags are grounded, it takes two: the note,
+        whose vector finds neighbours, then the tasks. The runtime computes the vector, at the `read_out` of the note.
 
         Afterwards `note_table` holds the note. Where hashtags are requested, `hashtag_table`, which may be the same
         table, ends with the hashtag task.
         """
-        request = tokenized.generated
-        hashtag_task = self._hashtag_task(request)
-        stem_task = hashtag_task if hashtag_table is note_table else ()
-        spans = [
-            self._category_scorer.note_span(note_table, tokenized.ids, request.categories, stem_task, hashtag_query)
-        ]
-        if hashtag_task and hashtag_table is not note_table:
-            ids = (*tokenized.hashtag_prompt, *hashtag_task)
-            spans.append(append_span(hashtag_table, ids, queries=[replace(hashtag_query, index=len(ids) - 1)]))
+        note, read_out = tokenized.ids, len(tokenized.ids) - 1
         with ExitStack() as window_tables:
             windows = []
             for ids in tokenized.prompt.windows[1:]:
                 table = window_tables.enter_context(closing(BlockTable(self.runtime.pool)))
                 windows.append(append_span(table, ids, read_out=len(ids) - 1))
+            if generation.needs_vector:
+                spans = [task_span(note_table, note, NO_TASKS, read_out)]
+            else:
+                spans = self._task_spans(tokenized, note, note_table, hashtag_table, generation.tasks())
             outputs = yield [*spans, *windows]
-        note_table.cut(len(tokenized.ids) + len(stem_task))  # drops the branch of the closed set
-
-        first_hashtag_token = outputs[len(spans) - 1].token_log_probs[0] if hashtag_task else None
+        tokens = sum(len(span.ids) for span in (*spans, *windows))
         vectors = [output.vector for output in (outputs[0], *outputs[len(spans) :]) if output.vector is not None]
         vector = pooled(vectors, tokenized.prompt.content_tokens)
-        tokens = sum(len(span.ids) for span in (*spans, *windows))
-        return Prefill(vector, outputs[0].token_log_probs, first_hashtag_token, tokens)
 
-    def _score_candidates(
-        self, tokenized: TokenizedRequest, table: BlockTable, vector: npt.NDArray[np.float32]
-    ) -> SpanSteps[ScoredCandidates]:
-        """Find the hashtags that the note's neighbours carry, and their probabilities after the task in `table`."""
-        request = tokenized.request
-        if request.find_neighbours is None:
-            return NO_CANDIDATES
-        neighbours = request.find_neighbours(tokenized.note, vector, NEIGHBOURS)
-        candidates = candidates_from(neighbours, tokenized.allowed)
-        if not candidates:
-            return NO_CANDIDATES
-        last_task_token = self._hashtag_task(request)[-1]
-        return (yield from score_candidates(self.prompt, table, last_task_token, candidates))
+        outputs = outputs[: len(spans)]
+        tasks = generation.tasks()
+        if generation.needs_vector:
+            generation.find_candidates(tokenized.note, vector)
+            tasks = generation.tasks()
+            spans = self._task_spans(tokenized, (), note_table, hashtag_table, tasks)
+            tokens += sum(len(span.ids) for span in spans)
+            outputs = yield spans
+        # Drop the branches of candidates and of the closed set.
+        note_table.cut(len(note) + (len(tasks.hashtag_task) if hashtag_table is note_table else 0))
+        hashtag_table.cut(len(tokenized.hashtag_prompt or note) + len(tasks.hashtag_task))
+        return Prefill(vector, outputs[-1].token_log_probs, outputs[0].token_log_probs, tokens)
 
-    def _ground(
-        self, output: GenerationOutput, request: GenerationRequest, search: HashtagBeamSearch, scored: ScoredCandidates
-    ) -> GenerationOutput:
-        """Add the hashtags of a search to `output`, re-ranked with those of the neighbours where there are any."""
-        hashtags = search.hashtags
-        if scored.candidates:
-            min_score = self.prompt.config.min_hashtag_score
-            hashtags = rerank(hashtags, scored.candidates, scored.probabilities, request.hashtags, min_score)
-            if announce := announcer(request):
-                for hashtag in hashtags:
-                    announce(hashtag)
-        kept = tuple(hashtag for hashtag in hashtags if hashtag.score >= request.min_hashtag_score)
-        reason = BELOW_MIN_SCORE if hashtags else search.reason_for_none
-        return replace(
-            output,
-            hashtags=kept,
-            hashtags_reason=None if kept else reason,
-            usage=Usage(output.usage.prompt_tokens + scored.tokens, search.generated_tokens),
-        )
+    def _task_spans(
+        self,
+        tokenized: TokenizedRequest,
+        note: Sequence[int],
+        note_table: BlockTable,
+        hashtag_table: BlockTable,
+        hashtag_tasks: Tasks,
+    ) -> list[Span]:
+        """Return the spans of the ids `note`, which may be cached already, and of all tasks: one, or two where hashtags
+        have a prompt of their own."""
+        category_tasks = self._category_scorer.tasks(tokenized.generated.categories)
+        read_out = len(note) - 1 if note else None
+        if hashtag_table is note_table:
+            return [task_span(note_table, note, hashtag_tasks.with_categories(category_tasks), read_out)]
+        spans = [task_span(hashtag_table, tokenized.hashtag_prompt, hashtag_tasks)]
+        if note or category_tasks is not NO_TASKS:
+            spans.insert(0, task_span(note_table, note, category_tasks, read_out))
+        return spans
 
     def _write_category(self, note: Sequence[int], task: Sequence[int]) -> SpanSteps[str]:
         """Decode greedily after the ids of a note and the category task, until the end token, a line's end, which is
@@ -351,19 +347,6 @@ def pooled(vectors: Sequence[npt.NDArray[np.float32]], weights: Sequence[int]) -
     mean = np.average(vectors, axis=0, weights=weights)
     unit: npt.NDArray[np.float32] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
     return unit
-
-
-def announcer(request: GenerationRequest) -> Callable[[Hashtag], None] | None:
-    """Return the `on_hashtag` of a request, called only for hashtags that have its `min_hashtag_score`."""
-    on_hashtag = request.on_hashtag
-    if on_hashtag is None:
-        return None
-
-    def announce(hashtag: Hashtag) -> None:
-        if hashtag.score >= request.min_hashtag_score:
-            on_hashtag(hashtag)
-
-    return announce
 
 
 def without_generations(output: GenerationOutput, request: GenerationRequest) -> GenerationOutput:

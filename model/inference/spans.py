@@ -1,10 +1,12 @@
-"""Spans for block tables: appended tokens, a note's prefill, and the next tokens of beams."""
+"""Spans for block tables: appended tokens, a note with its tasks, and the next tokens of beams."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, TypeVar
 
 from model.inference.kv_cache import BlockTable
 from model.inference.runtime import LogitQuery, Span, SpanOutput
@@ -28,40 +30,77 @@ def append_span(
     return Span(table, tuple(ids), None if parents is None else tuple(parents), read_out, tuple(queries))
 
 
-def note_span(
-    table: BlockTable,
-    note: Sequence[int],
-    *,
-    hashtag_task: Sequence[int] = (),
-    hashtag_query: LogitQuery | None = None,
-    category_task: Sequence[int] = (),
-    categories: Trie | None = None,
-) -> Span:
-    """Return the one prefill of a note, whose last token is the read-out position.
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """Tokens after a note that ask for something, and what is read there.
 
-    The stem is the note and `hashtag_task`; `hashtag_query` asks for the token after the stem. Beside it, a branch
-    that attends to the note alone has `category_task` and the inner nodes of the trie of the closed set. The queries
-    are that of the hashtags, where there is a task, and then those of the trie in the order of `categories.children`.
+    `hashtag_query` asks for the token after `hashtag_task`; `candidates` are hashtags behind that task. `categories`:
+    the trie of the closed set behind `category_task`. A note without a task has no queries.
     """
-    read_out = len(note) - 1
-    stem = [*note, *hashtag_task]
-    queries = []
-    if hashtag_task and hashtag_query is not None:
-        queries.append(replace(hashtag_query, index=len(stem) - 1))
-    if categories is None:
-        return append_span(table, stem, read_out=read_out, queries=queries)
 
-    root = len(stem) + len(category_task) - 1
-    index = {ROOT: root} | {node: root + 1 + i for i, node in enumerate(categories.inner)}
-    ids = [*stem, *category_task, *(categories.tokens[node] for node in categories.inner)]
-    parents = [
-        *range(-1, len(stem) - 1),
-        read_out,
-        *range(len(stem), root),
-        *(index[categories.parents[node]] for node in categories.inner),
-    ]
-    queries += [LogitQuery(index[node], tokens=categories.child_tokens(node)) for node in categories.children]
-    return append_span(table, ids, parents, read_out=read_out, queries=queries)
+    hashtag_task: tuple[int, ...] = ()
+    hashtag_query: LogitQuery | None = None
+    candidates: Trie | None = None
+    category_task: tuple[int, ...] = ()
+    categories: Trie | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of their tokens, without those of candidates."""
+        return len(self.hashtag_task) + len(self.category_task) + (len(self.categories.inner) if self.categories else 0)
+
+    def with_categories(self, other: Tasks) -> Tasks:
+        """Return these tasks and the closed set of `other`."""
+        return replace(self, category_task=other.category_task, categories=other.categories)
+
+
+NO_TASKS = Tasks()
+
+
+def task_span(table: BlockTable, before: Sequence[int], tasks: Tasks, read_out: int | None = None) -> Span:
+    """Return the span of the ids `before` and of `tasks`. Without `before` the tasks follow what `table` holds.
+
+    The stem is `before` and the hashtag task. Behind it is the trie of candidates; beside it, a branch that attends to
+    what is before the tasks alone has the category task and the inner nodes of the trie of the closed set. The queries
+    are that of the hashtags, those of the candidates, and those of the closed set in the order of its `children`.
+    """
+    last = len(before) - 1
+    ids = [*before, *tasks.hashtag_task]
+    parents = list(range(-1, len(ids) - 1))
+    queries = []
+    if tasks.hashtag_query is not None:
+        queries.append(replace(tasks.hashtag_query, index=len(ids) - 1))
+    if tasks.candidates is not None:
+        root, trie = len(ids) - 1, tasks.candidates
+        parents += [root if parent == ROOT else root + 1 + parent for parent in trie.parents]
+        queries += trie.queries(root + 1)
+        ids += trie.tokens
+    if tasks.categories is not None:
+        begin, trie = len(ids), tasks.categories
+        root = begin + len(tasks.category_task) - 1
+        index = {ROOT: root} | {node: root + 1 + i for i, node in enumerate(trie.inner)}
+        parents += [last, *range(begin, root), *(index[trie.parents[node]] for node in trie.inner)]
+        queries += [LogitQuery(index[node], tokens=trie.child_tokens(node)) for node in trie.children]
+        ids += [*tasks.category_task, *(trie.tokens[node] for node in trie.inner)]
+    is_tree = tasks.candidates is not None or tasks.categories is not None
+    return append_span(table, ids, parents if is_tree else None, read_out=read_out, queries=queries)
+
+
+def side_by_side(*computations: SpanSteps[None]) -> SpanSteps[None]:
+    """Run computations in the same forwards until all have ended. At each step they are resumed in their order."""
+    with ExitStack() as stack:
+        for steps in computations:
+            stack.enter_context(closing(steps))
+        received: dict[SpanSteps[None], Any] = dict.fromkeys(computations)
+        while True:
+            spans: dict[SpanSteps[None], list[Span]] = {}
+            for steps, outputs in received.items():
+                with suppress(StopIteration):
+                    spans[steps] = steps.send(outputs)
+            if not spans:
+                return
+            rest = iter((yield [span for part in spans.values() for span in part]))
+            received = {steps: list(islice(rest, len(part))) for steps, part in spans.items()}
 
 
 def continue_tables(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from model.inference.runtime import TokenLogProbs
+from model.inference.runtime import LogitQuery, TokenLogProbs
 
 ROOT = -1
 """Parent of the first token of every sequence."""
@@ -63,6 +63,10 @@ class Trie:
     def child_tokens(self, node: int) -> tuple[int, ...]:
         """Tokens of the children of `node`, which may be ROOT; () where it has none."""
         return tuple(self.tokens[child] for child in self.children.get(node, ()))
+
+    def queries(self, begin: int) -> list[LogitQuery]:
+        """Queries for what follows each node, where all nodes are in a span, the first at index `begin`."""
+        return [LogitQuery(begin + node, tokens=self.child_tokens(node)) for node in range(len(self.tokens))]
 
 
 def node_log_probs(trie: Trie, nodes: Iterable[int], answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:

@@ -52,8 +52,7 @@ async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urge
 @needs(Scope.GENERATE)
 @needs_engine
 async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: UrgencyDep) -> AsyncIterator[ServerSentEvent]:
-    """The same as server-sent events: `hashtag`, each as soon as nothing better can come, with
-    `grounded` at the end; then `done` with the whole
+    """The same as server-sent events: `hashtag`, each as soon as nothing better can come; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
     try:
         generation = requested_hashtags(body, service)

@@ -1,16 +1,20 @@
-"""Hashtag scoring: exact probabilities of the hashtags that a note's neighbours carry."""
+"""Hashtags of a note's neighbours: exact probabilities, of as few of them as the answer needs."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from model.generation import GenerationRequest, Neighbour, Neighbours
-from model.hashtags.grounding import WRITTEN_WEIGHT
+from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
+from model.hashtags.grounding import WRITTEN_WEIGHT, HashtagFilter, candidates_from, rerank
 from model.inference.engine import Engine
+from model.note import Note
 from tests.conftest import FOODS
 from tests.model.inference.outputs import (
     assert_same_categories,
     close_to,
+    decode_steps,
     generate,
     prefills,
     record_forwards,
@@ -18,20 +22,53 @@ from tests.model.inference.outputs import (
     texts,
 )
 from tests.model.inference.reference import hashtag_probability
-from tests.model.inference.samples import FEW_NOTES, HASHTAGS
+from tests.model.inference.samples import FEW_NOTES, HASHTAGS, WORDS
+
+CARRIED = Neighbours([Neighbour("n", 1.0, HASHTAGS)])
 
 
-def test_candidates_take_one_forward_and_exact_probabilities(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def random_neighbours(seed: int) -> Neighbours:
+    """Neighbours with random weights, whose hashtags have one to three words and often begin alike."""
+    rng = random.Random(seed)
+    found = []
+    for i in range(8):
+        hashtags = tuple({" ".join(rng.choices(WORDS[:6], k=rng.randint(1, 3))) for _ in range(rng.randint(0, 3))})
+        found.append(Neighbour(f"n{i}", rng.random(), hashtags))
+    return Neighbours(found[:5], found[3:])
+
+
+def reference_hashtags(engine: Engine, note: Note, count: int, neighbours: Neighbours) -> tuple[Hashtag, ...]:
+    """Answer of a search to its end and of all candidates, each scored with a forward of its own."""
+    (plain,) = generate(engine, [note], GenerationRequest(count))
+    candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
+    exact = {key: hashtag_probability(engine, note, count, candidate.text) for key, candidate in candidates.items()}
+    return rerank(plain.hashtags or (), candidates, exact, count)
+
+
+@pytest.mark.parametrize(("seed", "first_tokens"), [(0, 1), (1, 4), (2, 24)])
+def test_grounded_hashtags_equal_those_of_all_candidates_and_the_whole_search(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, seed: int, first_tokens: int
+) -> None:
+    monkeypatch.setattr("model.inference.candidate_scoring.FIRST_CANDIDATE_TOKENS", first_tokens)
+    neighbours = random_neighbours(seed)
+    request = GenerationRequest(3, FOODS, find_neighbours=lambda *_: neighbours)
+    for note, output in zip(FEW_NOTES, generate(writer, FEW_NOTES, request), strict=True):
+        expected = reference_hashtags(writer, note, 3, neighbours)
+        assert texts(output.hashtags) == [hashtag.text for hashtag in expected]
+        assert scores(output.hashtags) == close_to([hashtag.score for hashtag in expected])
+        assert [hashtag.notes for hashtag in output.hashtags or ()] == [hashtag.notes for hashtag in expected]
+
+
+def test_candidates_that_nothing_written_can_pass_take_no_search(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)  # so that only candidates are returned
-    neighbours = Neighbours([Neighbour("n", 1.0, HASHTAGS)])
     with record_forwards(writer) as forwards:
-        outputs = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS, find_neighbours=lambda *_: neighbours))
-    with record_forwards(writer) as forwards_without:
-        plain = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS))
-    assert len(forwards) == len(forwards_without) + 1
-    (more,) = [forwards[1]] if len(prefills(forwards_without)) < len(prefills(forwards)) else [forwards[0]]
-    prompt_tokens, plain_prompt_tokens = (sum(o.usage.prompt_tokens for o in batch) for batch in (outputs, plain))
-    assert prompt_tokens == plain_prompt_tokens + sum(map(len, more))
+        outputs = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS, find_neighbours=lambda *_: CARRIED))
+    plain = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS))
+    assert len(forwards) == 2  # the notes, and all tasks with the candidates
+    assert decode_steps(forwards) == 0
+    assert sum(output.usage.prompt_tokens for output in outputs) == sum(map(len, prefills(forwards)))
     assert_same_categories(outputs, plain)
     for note, output in zip(FEW_NOTES, outputs, strict=True):
         by_probability = sorted(((hashtag_probability(writer, note, 3, text), text) for text in HASHTAGS), reverse=True)
@@ -39,6 +76,59 @@ def test_candidates_take_one_forward_and_exact_probabilities(writer: Engine, mon
         assert texts(output.hashtags) == [text for _, text in expected]
         assert scores(output.hashtags) == close_to([p**WRITTEN_WEIGHT for p, _ in expected])
         assert {hashtag.notes for hashtag in output.hashtags or ()} == {("n",)}
+
+
+def test_candidates_without_a_chance_are_not_scored(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)
+    monkeypatch.setattr("model.inference.candidate_scoring.FIRST_CANDIDATE_TOKENS", 1)
+    heavy, light = Neighbour("a", 1.0, ("river",)), Neighbour("b", -9.0, ("stone bread", "cat lamp"))
+    with record_forwards(writer) as forwards:
+        request = GenerationRequest(1, find_neighbours=lambda *_: Neighbours([heavy, light]))
+        (output,) = generate(writer, FEW_NOTES[:1], request)
+    assert texts(output.hashtags) == ["river"]
+    assert len(forwards) == 2
+
+
+def test_open_candidates_share_the_forward_of_the_first_beams(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.inference.candidate_scoring.FIRST_CANDIDATE_TOKENS", 1)
+    with record_forwards(writer) as forwards_without:
+        generate(writer, FEW_NOTES[:1], GenerationRequest(9))
+    with record_forwards(writer) as forwards:
+        (output,) = generate(writer, FEW_NOTES[:1], GenerationRequest(9, find_neighbours=lambda *_: CARRIED))
+    assert len(forwards) == len(forwards_without) + 1
+    assert {len(ids) == 1 for ids in forwards[2]} == {True, False}
+    assert output.usage.prompt_tokens == sum(map(len, prefills(forwards)))
+    assert output.usage.generated_tokens == decode_steps(forwards)
+
+
+def test_best_hashtag_is_announced_before_the_search_ends(writer: Engine) -> None:
+    forwards_before: list[int] = []
+    heavy = Neighbours([Neighbour("n", 1.0, ("stone",))])
+    with record_forwards(writer) as forwards:
+        request = GenerationRequest(
+            3, find_neighbours=lambda *_: heavy, on_hashtag=lambda _: forwards_before.append(len(forwards))
+        )
+        (output,) = generate(writer, FEW_NOTES[1:2], request)
+    assert (texts(output.hashtags) or [])[0] == "stone"
+    assert forwards_before[0] == 2 < len(forwards)
+    assert len(forwards_before) == len(output.hashtags or ())
+
+
+@pytest.mark.parametrize("budget", [0, 1, 4])
+def test_candidates_beyond_the_budget_are_left_to_the_search(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    monkeypatch.setattr("model.inference.candidate_scoring.CANDIDATE_TOKENS", budget)
+    note, carried = FEW_NOTES[1], ("stone", "bread", "salt", "river")
+    assert [len(ids) for ids in writer.prompt.hashtag_tokens(carried)] == [1] * 4
+    neighbours = Neighbours([Neighbour(text, 1 - i / 100, (text,)) for i, text in enumerate(carried)])
+    (plain,) = generate(writer, [note], GenerationRequest(3))
+    candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
+    exact = {text: hashtag_probability(writer, note, 3, text) for text in carried[:budget]}
+    expected = rerank(plain.hashtags or (), candidates, exact, 3)
+    (output,) = generate(writer, [note], GenerationRequest(3, find_neighbours=lambda *_: neighbours))
+    assert texts(output.hashtags) == [hashtag.text for hashtag in expected]
+    assert scores(output.hashtags) == close_to([hashtag.score for hashtag in expected])
 
 
 def test_candidate_longer_than_written_hashtags_is_returned(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,86 @@
+"""GroundedRanking: the best hashtags of one note, exact although most candidates are never scored.
+
+The score of a hashtag grows with the probability that the model writes it, so a bound on that probability bounds the
+score. What cannot be among the best by its bound need not be computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from model.generation import Hashtag
+from model.hashtags.grounding import Candidate, grounded_score, is_likely_enough, rerank
+
+
+class GroundedRanking:
+    """Ranks the `candidates` of one note by their key, of which probabilities become known step by step, and what the
+    model writes. `count` hashtags are answered; `min_score` is that of `rerank`."""
+
+    def __init__(self, candidates: Mapping[str, Candidate], count: int, min_score: float) -> None:
+        self.candidates = candidates
+        self._count = count
+        self._min_score = min_score
+        self._bounds = dict.fromkeys(candidates, 1.0)
+        """Most that the probability of each candidate without an exact one can be."""
+        self._probabilities: dict[str, float] = {}
+        self._max_unscored_weight = 0.0
+        """Largest weight of a candidate that is never scored: its probability is the one that the search finds."""
+
+    def leave_to_search(self, keys: Iterable[str]) -> None:
+        """Say which candidates are never scored, so that only the beam search can find them."""
+        for key in keys:
+            del self._bounds[key]
+            self._max_unscored_weight = max(self._max_unscored_weight, self.candidates[key].weight)
+
+    def bound(self, probabilities: Mapping[str, float]) -> None:
+        """Take bounds on the probabilities of candidates."""
+        self._bounds |= {key: bound for key, bound in probabilities.items() if key in self._bounds}
+
+    def score(self, probabilities: Mapping[str, float]) -> None:
+        """Take the exact probabilities of candidates."""
+        for key, probability in probabilities.items():
+            self._probabilities[key] = probability
+            del self._bounds[key]
+
+    def open_candidates(self) -> list[str]:
+        """Return the candidates without an exact probability that may be among the best, the heaviest first."""
+        last_score = self._last_score()
+        return [
+            key
+            for key, bound in self._bounds.items()
+            if (score := self._score_bound(key)) >= last_score and is_likely_enough(score, bound, self._min_score)
+        ]
+
+    def is_complete_without(self, max_written: float) -> bool:
+        """Return whether candidates alone are the answer: none that the model writes with a probability of
+        `max_written` or less, and that is no scored candidate, can be among the best."""
+        return self._written_bound(max_written) < self._last_score()
+
+    def settled(self, max_written: float) -> tuple[Hashtag, ...]:
+        """Return the best hashtags as far as no other one can come before or between them; `max_written` as for
+        `is_complete_without`."""
+        rivals = [self._score_bound(key) for key in self.open_candidates()]
+        bound = max([self._written_bound(max_written), *rivals])
+        return tuple(hashtag for hashtag in self._best() if hashtag.score > bound)
+
+    def ranked(self, written: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
+        """Return the answer, once the search is over and no candidate is open."""
+        none_of_the_best = dict.fromkeys(self._bounds, 0.0)
+        probabilities = none_of_the_best | self._probabilities
+        return rerank(written, self.candidates, probabilities, self._count, self._min_score)
+
+    def _best(self) -> tuple[Hashtag, ...]:
+        """The best of the candidates with an exact probability."""
+        scored = {key: self.candidates[key] for key in self._probabilities}
+        return rerank((), scored, self._probabilities, self._count, self._min_score)
+
+    def _last_score(self) -> float:
+        """Score that the last one of the answer has at the least."""
+        best = self._best()
+        return best[-1].score if len(best) == self._count else 0.0
+
+    def _score_bound(self, key: str) -> float:
+        return grounded_score(self.candidates[key].weight, self._bounds[key])
+
+    def _written_bound(self, max_written: float) -> float:
+        return grounded_score(self._max_unscored_weight, max_written)

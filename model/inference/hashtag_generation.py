@@ -1,0 +1,130 @@
+"""HashtagGeneration: the hashtags of one note, by a beam search and, under "grounded", from its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from model.generation import GenerationRequest, Hashtag
+from model.hashtags.grounded_ranking import GroundedRanking
+from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from
+from model.inference.beam_search import HashtagBeamSearch
+from model.inference.candidate_scoring import CandidateScorer
+from model.inference.kv_cache import BlockTable
+from model.inference.runtime import TokenLogProbs
+from model.inference.spans import NO_TASKS, SpanSteps, Tasks, side_by_side
+from model.note import Note
+from model.prompt import Prompt
+
+BELOW_MIN_SCORE = "no hashtag has a score of min_score or more"
+
+
+class HashtagGeneration:
+    """Generates the hashtags of one note. `allowed` drops those that may not be returned.
+
+    Where the request asks for neighbours, `find_candidates` is called as soon as the vector is known, before `tasks`.
+    """
+
+    def __init__(self, prompt: Prompt, request: GenerationRequest, allowed: HashtagFilter) -> None:
+        self._prompt = prompt
+        self._request = request
+        self._allowed = allowed
+        self._search = HashtagBeamSearch(prompt, request, allowed)
+        self._ranking: GroundedRanking | None = None
+        self._scorer: CandidateScorer | None = None
+        self._announced = 0
+        """Number of grounded hashtags that `on_hashtag` was called with."""
+
+    @property
+    def needs_vector(self) -> bool:
+        """Whether neighbours are looked up before the hashtag task is read."""
+        return bool(self._request.hashtags) and self._request.find_neighbours is not None
+
+    def find_candidates(self, note: Note, vector: npt.NDArray[np.float32]) -> None:
+        """Look up what neighbours of `note` carry; `vector` (D,) is its embedding."""
+        assert self._request.find_neighbours is not None
+        candidates = candidates_from(self._request.find_neighbours(note, vector, NEIGHBOURS), self._allowed)
+        if candidates:
+            self._ranking = GroundedRanking(candidates, self._request.hashtags, self._prompt.config.min_hashtag_score)
+            self._scorer = CandidateScorer(self._prompt, self._ranking)
+
+    def tasks(self) -> Tasks:
+        """Return the hashtag task, with the heaviest candidates behind it; nothing where no hashtags are requested."""
+        if not self._request.hashtags:
+            return NO_TASKS
+        task = tuple(self._prompt.hashtag_task(self._request.hashtags))
+        query = self._search.first_query
+        if self._scorer is None:
+            return Tasks(task, query)
+        query = replace(query, tokens=(*query.tokens, *self._scorer.first_tokens))
+        return Tasks(task, query, self._scorer.first_batch.trie)
+
+    def run(self, table: BlockTable, answers: Sequence[TokenLogProbs]) -> SpanSteps[None]:
+        """Generate to the end. `table` holds the prompt and the hashtag task, `answers` begin with those to the queries
+        of `tasks`."""
+        if self._scorer is None:
+            yield from self._search.run(table, answers[0], announcer(self._request))
+            return
+        searched = len(self._search.first_query.tokens)
+        first, candidate_log_probs = answers[0], answers[0].log_probs[searched:]
+        nodes = len(self._scorer.first_batch.trie.tokens)
+        self._scorer.read_first(candidate_log_probs, answers[1 : 1 + nodes])
+        yield from side_by_side(
+            self._scorer.score_open(table),
+            self._search.run(
+                table, replace(first, log_probs=first.log_probs[:searched]), is_settled=self._are_candidates_enough
+            ),
+        )
+        self._announce(self._ranked())
+
+    @property
+    def hashtags(self) -> tuple[Hashtag, ...]:
+        """The answer, at most as many as requested, the best first."""
+        return tuple(hashtag for hashtag in self._ranked() if hashtag.score >= self._request.min_hashtag_score)
+
+    @property
+    def reason_for_none(self) -> str:
+        """Reason for an answer without hashtags."""
+        return BELOW_MIN_SCORE if self._ranked() else self._search.reason_for_none
+
+    @property
+    def candidate_tokens(self) -> int:
+        """Tokens of candidates that were scored after the tasks."""
+        return self._scorer.tokens - len(self._scorer.first_batch.trie.tokens) if self._scorer else 0
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that all beams took."""
+        return self._search.generated_tokens
+
+    def _ranked(self) -> tuple[Hashtag, ...]:
+        return self._ranking.ranked(self._search.hashtags) if self._ranking else self._search.hashtags
+
+    def _are_candidates_enough(self, max_written: float) -> bool:
+        """Announce what is settled, and say whether nothing that the search may still find matters."""
+        assert self._ranking is not None
+        self._announce(self._ranking.settled(max_written))
+        return self._ranking.is_complete_without(max_written)
+
+    def _announce(self, best: Sequence[Hashtag]) -> None:
+        """Call `on_hashtag` with those of the `best` hashtags that it was not called with before."""
+        if announce := announcer(self._request):
+            for hashtag in best[self._announced :]:
+                announce(hashtag)
+                self._announced += 1
+
+
+def announcer(request: GenerationRequest) -> Callable[[Hashtag], None] | None:
+    """Return the `on_hashtag` of a request, called only for hashtags that have its `min_hashtag_score`."""
+    on_hashtag = request.on_hashtag
+    if on_hashtag is None:
+        return None
+
+    def announce(hashtag: Hashtag) -> None:
+        if hashtag.score >= request.min_hashtag_score:
+            on_hashtag(hashtag)
+
+    return announce

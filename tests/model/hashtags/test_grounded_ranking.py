@@ -1,0 +1,87 @@
+"""GroundedRanking: what bounds settle, and that they never change the answer."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from model.generation import Hashtag
+from model.hashtags.grounded_ranking import GroundedRanking
+from model.hashtags.grounding import MIN_NEIGHBOUR_SHARE, Candidate, grounded_score, rerank
+
+SOUP, HOT, COLD = (Candidate("soup", 0.6), Candidate("hot", 0.3), Candidate("cold", 0.001))
+CANDIDATES = {candidate.text: candidate for candidate in (SOUP, HOT, COLD)}
+
+
+def test_all_candidates_are_open_until_something_is_known() -> None:
+    ranking = GroundedRanking(CANDIDATES, 2, 0.0)
+    assert ranking.open_candidates() == ["soup", "hot", "cold"]
+    assert ranking.settled(0.0) == ()
+    assert not ranking.is_complete_without(0.0)
+
+
+def test_candidate_whose_bound_is_below_the_last_score_is_closed() -> None:
+    ranking = GroundedRanking(CANDIDATES, 2, 0.0)
+    ranking.score({"soup": 0.5, "hot": 1e-3})
+    assert ranking.open_candidates() == []
+    assert [hashtag.text for hashtag in ranking.ranked([])] == ["soup", "hot"]
+
+
+def test_bound_on_the_probability_closes_a_candidate() -> None:
+    ranking = GroundedRanking(CANDIDATES, 1, 0.0)
+    ranking.score({"hot": 0.9})
+    assert ranking.open_candidates() == ["soup"]
+    ranking.bound({"soup": 1e-6, "hot": 1e-9})  # the bound of a scored one is of no use
+    assert ranking.open_candidates() == []
+
+
+def test_improbable_candidate_below_the_floor_is_closed() -> None:
+    ranking = GroundedRanking(CANDIDATES, 5, 0.02)
+    ranking.bound({"soup": 1e-3, "hot": 1e-3, "cold": 1e-3})
+    assert ranking.open_candidates() == ["soup", "hot"]
+
+
+def test_hashtag_is_settled_once_no_rival_can_pass_it() -> None:
+    ranking = GroundedRanking(CANDIDATES, 3, 0.0)
+    ranking.score({"soup": 0.5})
+    assert [hashtag.text for hashtag in ranking.settled(1.0)] == ["soup"]
+    ranking.score({"hot": 0.5})
+    assert [hashtag.text for hashtag in ranking.settled(1.0)] == ["soup", "hot"]
+    ranking.score({"cold": 1.0})
+    written = MIN_NEIGHBOUR_SHARE / (1 + MIN_NEIGHBOUR_SHARE)
+    assert [hashtag.text for hashtag in ranking.settled(1.0)] == ["soup", "hot", "cold"]
+    assert ranking.is_complete_without(1.0) == (grounded_score(COLD.weight, 1.0) > written)
+
+
+def test_candidate_left_to_the_search_bounds_what_is_written() -> None:
+    ranking = GroundedRanking(CANDIDATES, 1, 0.0)
+    ranking.leave_to_search(["soup"])
+    ranking.score({"hot": 0.5})
+    assert ranking.open_candidates() == []
+    assert not ranking.is_complete_without(1.0)
+    assert ranking.is_complete_without(1e-6)
+    assert [hashtag.text for hashtag in ranking.ranked([Hashtag("Soup", 0.9)])] == ["soup"]
+
+
+@pytest.mark.parametrize("min_score", [0.0, 0.015])
+@pytest.mark.parametrize("seed", range(20))
+def test_answer_equals_that_of_all_probabilities(seed: int, min_score: float) -> None:
+    rng = random.Random(seed)
+    weights = sorted((rng.random() ** 6 for _ in range(30)), reverse=True)
+    candidates = {f"tag {i}": Candidate(f"tag {i}", weight / sum(weights)) for i, weight in enumerate(weights)}
+    exact = {key: 10 ** -rng.uniform(0, 12) for key in candidates}
+    written = [Hashtag(f"new {i}", 10 ** -rng.uniform(0, 4)) for i in range(5)]
+    ranking = GroundedRanking(candidates, 5, min_score)
+    ranking.score({key: exact[key] for key in list(candidates)[:6]})
+    ranking.bound({key: min(1.0, 10 * p) for key, p in exact.items()})
+    max_written = max(hashtag.score for hashtag in written)
+    expected = rerank(written, candidates, exact, 5, min_score)
+
+    opened = ranking.open_candidates()
+    settled = ranking.settled(max_written)
+    assert settled == expected[: len(settled)]
+    ranking.score({key: exact[key] for key in opened})
+    assert ranking.ranked(written) == expected
+    if ranking.is_complete_without(max_written):
+        assert ranking.ranked([]) == expected
