@@ -14,6 +14,7 @@ from service.collection.places import Places
 from service.collection.removal import Remover
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
+from service.search.nearest import NearestNotes
 from service.search.search import NoteSearch
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -27,6 +28,7 @@ class Service:
     settings: Settings
     recommender: Recommender
     search: NoteSearch
+    nearest: NearestNotes
     remover: Remover
     importer: Importer
     changes: ChangeFeed

@@ -28,6 +28,7 @@ from service.records import (
     Hit,
     IndexStatus,
     LogBounds,
+    LogEnd,
     LogEntry,
     PositionKey,
     RankedList,
@@ -168,6 +169,9 @@ class NoteStore(Protocol):
     def forget_written(self) -> None:
         """Have the next `get_logged` read all notes from the store, not from this process's memory of its writes."""
 
+    async def log_end(self) -> LogEnd:
+        """Return where the log ends."""
+
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         """Return the bounds of the log, and whether it has the entry at a position."""
 
@@ -259,6 +263,9 @@ class NoteIndex(Protocol):
 
     async def discard(self) -> None:
         """Remove the snapshots, and make no more of them: the store was removed."""
+
+    def on_change(self, forget: Callable[[Collection[str] | None], None]) -> None:
+        """Have `forget` called with the ids of notes that changed, None for any, before `position` says so."""
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once every write up to `position` can be found. Raises IndexBehind after `seconds`."""

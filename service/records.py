@@ -172,6 +172,15 @@ class LogEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Position of the last entry ever written to the log, ORIGIN for none, and the time of the store's clock then, in
+    seconds since the epoch."""
+
+    position: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class LogBounds:
     """The first entry that the log still has (None: no entry), the last one ever written (ORIGIN: no entry), and
     whether older entries were cut off. `entry` is the position that was asked about, None where the log does not have

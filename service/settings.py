@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         description="memory of the embedded server, which refuses writes beyond; without it half of the machine's or "
         "container's",
     )
+    item_cache_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="memory for what answers say of notes, which is kept until they change; 0: none is kept",
+    )
     checkpoint: str | None = Field(
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
     )

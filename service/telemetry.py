@@ -139,6 +139,15 @@ class Telemetry:
             "How long the purge by NOTELLM_PURGE_SECONDS is overdue; 0: it is not",
             registry=registry,
         )
+        self.items = Counter(
+            "notellm_items",
+            "Notes of answers about the nearest notes, by where they came from: memory, store",
+            ("source",),
+            registry=registry,
+        )
+        self.item_bytes = Gauge(
+            "notellm_item_bytes", "Memory that notes of answers take, which are kept for the next", registry=registry
+        )
         self.events = Counter(
             "notellm_events",
             "Events that were sent: accepted, duplicate, unknown_note, invalid",

@@ -23,6 +23,7 @@ from model.note import Note
 from service.access.gate import Gate
 from service.admission import Lane
 from service.api.app import create_app
+from service.api.rendered import render_item
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
@@ -45,6 +46,9 @@ from service.lifecycle import Lifecycle
 from service.recommender import GenerationDefaults, Recommender
 from service.records import EventBounds, IndexStatus
 from service.samples import load_samples
+from service.search.freshness import Freshness
+from service.search.item_cache import Budget, ItemCache
+from service.search.nearest import NearestNotes
 from service.search.search import NoteSearch
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
@@ -75,7 +79,8 @@ TENANT_CONNECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Parts that all tenants of a process share. `url`: that of the store. `searchers`: threads that search."""
+    """Parts that all tenants of a process share. `url`: that of the store. `searchers`: threads that search. `items`:
+    memory for what answers say of notes."""
 
     settings: Settings
     url: SecretStr
@@ -86,6 +91,7 @@ class Shared:
     searchers: ThreadPoolExecutor
     gpu: Gpu | None
     outage: Outage
+    items: Budget
 
 
 def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tracer | None = None) -> FastAPI:
@@ -146,7 +152,9 @@ async def open_service(
         searchers = search_threads()
         stack.callback(searchers.shutdown)
         gpu = find_gpu() if settings.index_device == "cuda" else None
-        shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage)
+        items = Budget(settings.item_cache_bytes)
+        telemetry.item_bytes.set_function(lambda: items.used)
+        shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage, items)
         directory = RedisTenants(connection, settings.max_tenants)
         tenants = Tenants(directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings))
         stack.push_async_callback(tenants.stop)
@@ -204,11 +212,15 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         stack.push_async_callback(behaviour.stop)
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
+        items = ItemCache(store, render_item, shared.items, shared.telemetry)
+        index.on_change(items.forget)
+        stack.callback(items.forget, None)
         search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name, behaviour)
         yield Service(
             settings=settings,
             recommender=recommender,
             search=search,
+            nearest=NearestNotes(index, Freshness(store, index), items, clock),
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
             importer=Importer(recommender, store),
             exports=Places("max_exports", MAX_EXPORTS),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -152,6 +152,9 @@ class LiveIndex:
             lost=self._state.lost,
             recall_sampled=self._recall.mean,
         )
+
+    def on_change(self, forget: Callable[[Collection[str] | None], None]) -> None:
+        self._state.on_change(forget)
 
     async def wait_for(self, position: str, seconds: float) -> None:
         with stage("index", "wait"):

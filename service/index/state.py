@@ -4,7 +4,7 @@ reached."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from heapq import nsmallest
 
 import numpy as np
@@ -103,11 +103,21 @@ class IndexState:
         self.lost = ""
         self._position = ORIGIN
         self._moved = asyncio.Condition()
+        self._forgetting: list[Callable[[Collection[str] | None], None]] = []
 
     @property
     def position(self) -> str:
         """Log position up to which every write is in the notes."""
         return self._position
+
+    def on_change(self, forget: Callable[[Collection[str] | None], None]) -> None:
+        """Do what NoteIndex.on_change does."""
+        self._forgetting.append(forget)
+
+    def tell_changed(self, ids: Collection[str] | None) -> None:
+        """Call all that on_change was given."""
+        for forget in self._forgetting:
+            forget(ids)
 
     def check_log_end(self, position: str, bounds: LogBounds) -> None:
         """Take note that the store has lost writes, if its log ends before `position`, which it had reached: its files
@@ -119,13 +129,15 @@ class IndexState:
     async def show(self, notes: IndexedNotes, store_identity: str, position: str) -> None:
         """Have other notes searched: those that the store had at `position`, and perhaps later ones."""
         async with self._moved:
+            self.tell_changed(None)
             self.notes, self.store_identity, self.built = notes, store_identity, True
             self._position = position
             self._moved.notify_all()
 
-    async def move_to(self, position: str) -> None:
-        """Set the position, and wake those who wait for it."""
+    async def move_to(self, position: str, changed: Collection[str]) -> None:
+        """Set the position, and wake those who wait for it. `changed`: ids of the notes that changed since the last."""
         async with self._moved:
+            self.tell_changed(changed)
             self._position = position
             self._moved.notify_all()
 

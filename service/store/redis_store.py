@@ -22,6 +22,7 @@ from service.records import (
     Condition,
     Durability,
     LogBounds,
+    LogEnd,
     LogEntry,
     Remembered,
     StoredNote,
@@ -43,7 +44,7 @@ from service.store.idempotency import (
     record_arguments,
 )
 from service.store.keys import DEFAULT_KEYS, Keys
-from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, PUT
+from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_END, PUT
 
 LOADING, LOADED = "loading", "1"
 MOVED = b"moved"
@@ -244,6 +245,11 @@ class RedisNoteStore:
             if isinstance(answer, Exception):
                 raise answer
             return decode_entries(answer), decode_bounds(info, kept, after)
+
+    async def log_end(self) -> LogEnd:
+        with self._call("log end"):
+            position, seconds, micros = await self._redis.eval(LOG_END, 1, self._keys.log)
+        return LogEnd(position.decode(), int(seconds) + int(micros) / 1e6)
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         with self._call("log bounds"):

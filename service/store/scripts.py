@@ -15,6 +15,14 @@ for i, note in ipairs(KEYS) do
 end
 return rows
 """
+# KEYS log; ARGV none.
+LOG_END = """
+local log = redis.pcall('XINFO', 'STREAM', KEYS[1])
+local last = '0-0'
+for i = 1, #log, 2 do if log[i] == 'last-generated-id' then last = log[i + 1] end end
+local time = redis.call('TIME')
+return {last, time[1], time[2]}
+"""
 # Whether a condition (_condition) holds for the note in KEYS[1], of the type `kind`, at the position `at`.
 HOLDS = """
 local function holds(condition, kind, at)

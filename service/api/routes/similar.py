@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import cast
 
 from fastapi import APIRouter, Request, Response
@@ -21,6 +22,7 @@ from service.api.dependencies import (
 from service.api.json_route import SearchRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
+from service.api.rendered import render_nearest
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.common import NoteId
 from service.api.schemas.search import SearchBody, SearchResults, SimilarIn
@@ -28,7 +30,7 @@ from service.api.schemas.similar import RankingOptions, SimilarOut
 from service.api.search_list import answer_list
 from service.api.waiting import wait_for_position
 from service.container import Service
-from service.errors import InvalidInput
+from service.errors import InvalidInput, StoreUnavailable
 from service.read_time import ReadTime
 from service.records import Similar
 from service.search.request import Example, SearchRequest
@@ -72,6 +74,11 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     if options.min_log_position:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)
         await wait_for_position(options.min_log_position, "/query", service, time_left, seconds)
+    if options.plain:
+        with suppress(StoreUnavailable):  # the whole search then gives a degraded answer
+            if nearest := await service.nearest.find(note_id, *options.as_plain(), time_left):
+                content = render_nearest(nearest, note_id, service.recommender.engine.name)
+                return Response(content, media_type="application/json")
     try:
         related = await service.search.related(options.as_request((Example(note_id),)), time_left=time_left)
     except InvalidInput as error:  # about the cursor

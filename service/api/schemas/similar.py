@@ -56,6 +56,10 @@ class SearchOptions(Wire):
         )
 
 
+PLAIN_OPTIONS = SearchOptions.model_fields.keys() | {"min_log_position"}
+"""Options of a request that the short path answers (service/search/nearest.py)."""
+
+
 class RankingOptions(SearchOptions):
     """GET /notes/{id}/similar: the options of a search, and those of its order."""
 
@@ -91,6 +95,15 @@ class RankingOptions(SearchOptions):
 
     def set_variant(self, name: str | None) -> None:
         self._variant = name
+
+    @property
+    def plain(self) -> bool:
+        """Whether the request says no more than how many notes, which, and in which log position of the index."""
+        return self.model_fields_set <= PLAIN_OPTIONS
+
+    def as_plain(self) -> tuple[int, Filter, float | None]:
+        """Return `k`, the filter and the least score."""
+        return self.k, self.as_filter(), self.min_score
 
     def as_request(self, positive: tuple[Example, ...], negative: tuple[Example, ...] = ()) -> SearchRequest:
         """Return the request for these examples."""

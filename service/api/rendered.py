@@ -1,0 +1,53 @@
+"""Answers of GET /notes/{id}/similar, put together from JSON that was rendered once for each note.
+
+To render ten items takes longer than to find them (docs/log/reads.md). The bytes are those of SimilarOut: each part is
+cut out of what pydantic makes of it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pydantic_core import to_json
+from ulid import ULID
+
+from service.api.schemas.similar import SimilarItem, SimilarOut
+from service.records import RelatedNote, Similar, StoredNote
+from service.search.item_cache import RenderedItem
+from service.search.nearest import Nearest
+
+PLACE = b',"score":0.0,"position":1,'
+"""Part of an item that differs from one answer to the next. No string of JSON holds it: quotes are escaped there."""
+ITEMS, EMPTY = b'"items":[]', b'""'
+KEPT_AROUND = 16
+"""Log positions for which the rest of the answer is kept: while nothing is written it is the same."""
+
+
+def render_item(stored: StoredNote) -> RenderedItem:
+    """Render a note as an item of SimilarOut."""
+    item = SimilarItem.of(RelatedNote(stored, 0.0, 1), degraded=False)
+    before, after = item.model_dump_json(exclude_unset=True).encode().split(PLACE, 1)
+    return RenderedItem(before, after, stored.note.expires_at)
+
+
+def render_nearest(nearest: Nearest, note_id: str, model: str) -> bytes:
+    """Render the answer about the notes nearest to `note_id` as SimilarOut."""
+    head, middle, before, after = _around_items(model, nearest.log_position)
+    items = [
+        b'%b,"score":%b,"position":%d,%b' % (item.before, to_json(score), position, item.after)
+        for position, (item, score) in enumerate(nearest.hits, 1)
+    ]
+    return b'%b%b%b"%b"%b"items":[%b]%b' % (
+        *(head, to_json(note_id), middle, str(ULID()).encode()),
+        *(before, b",".join(items), after),
+    )
+
+
+@lru_cache(KEPT_AROUND)
+def _around_items(model: str, log_position: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the JSON of SimilarOut before `note_id`, between it and `recommendation_id`, and before and behind the
+    items."""
+    answer = SimilarOut.of(Similar("", [], True, log_position), "", model).model_dump_json(exclude_unset=True)
+    head, middle, rest = answer.encode().split(EMPTY, 2)
+    before, after = rest.split(ITEMS, 1)
+    return head, middle, before, after

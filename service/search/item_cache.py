@@ -1,0 +1,90 @@
+"""ItemCache: what answers say of notes, rendered once and kept in memory until the log names the note."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from service.interfaces import NoteStore
+from service.read_time import ReadTime
+from service.records import StoredNote
+from service.telemetry import Telemetry
+
+ITEM_OVERHEAD_BYTES = 400
+"""About what Python's objects around a kept item take."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedItem:
+    """What an answer says of a note as the edge renders it: the bytes before and behind its place in the answer.
+    `expires_at`: of the note, in seconds since the epoch; None for one that stays."""
+
+    before: bytes
+    after: bytes
+    expires_at: float | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        return len(self.before) + len(self.after) + ITEM_OVERHEAD_BYTES
+
+
+class Budget:
+    """Bytes that the caches of all tenants may take together, and those that they take: `used`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used = 0
+
+
+class ItemCache:
+    """Items of one tenant's notes, made by `render`. Where the budget is spent, the oldest of them go first.
+
+    `forget` must be told of every change before a read may trust the cache (Freshness).
+    """
+
+    def __init__(
+        self, store: NoteStore, render: Callable[[StoredNote], RenderedItem], budget: Budget, telemetry: Telemetry
+    ) -> None:
+        self._store = store
+        self._render = render
+        self._budget = budget
+        self._items: dict[str, RenderedItem] = {}
+        self._changes = 0
+        """Number of calls of `forget`: a note that was read before one is not kept after it."""
+        self._from_memory = telemetry.items.labels("memory")
+        self._from_store = telemetry.items.labels("store")
+
+    async def get(self, ids: Sequence[str], time_left: ReadTime) -> list[RenderedItem | None]:
+        """Return the items of some notes; None for one that does not exist, has expired or cannot be read. Raises
+        StoreUnavailable."""
+        items = [self._items.get(note_id) for note_id in ids]
+        unread = [note_id for note_id, item in zip(ids, items, strict=True) if item is None]
+        self._from_memory.inc(len(ids) - len(unread))
+        if not unread:
+            return items
+        self._from_store.inc(len(unread))
+        changes = self._changes
+        notes = await time_left.wait(self._store.get(unread))
+        read = {note.note.id: self._render(note) for note in notes if isinstance(note, StoredNote)}
+        if changes == self._changes:
+            for note_id, item in read.items():
+                self._keep(note_id, item)
+        return [item or read.get(note_id) for note_id, item in zip(ids, items, strict=True)]
+
+    def forget(self, ids: Collection[str] | None) -> None:
+        """Drop the items of notes that changed; None: of all notes."""
+        self._changes += 1
+        for note_id in list(self._items) if ids is None else ids:
+            self._drop(note_id)
+
+    def _keep(self, note_id: str, item: RenderedItem) -> None:
+        self._drop(note_id)
+        self._items[note_id] = item
+        self._budget.used += item.size
+        while self._budget.used > self._budget.max_bytes and self._items:
+            self._drop(next(iter(self._items)))
+
+    def _drop(self, note_id: str) -> None:
+        if item := self._items.pop(note_id, None):
+            self._budget.used -= item.size

@@ -1,0 +1,64 @@
+"""The short path of related notes: those of one stored note in the order of their cosines, from memory.
+
+It answers a request without further examples, options of the order, pages or other sources, which is what a community
+asks most. Where it has no answer, the whole search (search.py) gives one, which asks the store about each note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from service.filters import Filter
+from service.interfaces import Clock, NoteIndex
+from service.read_time import ReadTime
+from service.records import Hit
+from service.search.freshness import Freshness
+from service.search.item_cache import ItemCache, RenderedItem
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The nearest notes with their cosines, best first: min(k, matches) of them. `log_position`: that of the index."""
+
+    hits: Sequence[tuple[RenderedItem, float]]
+    log_position: str
+
+
+class NearestNotes:
+    """Finds the nearest notes of one tenant."""
+
+    def __init__(self, index: NoteIndex, freshness: Freshness, items: ItemCache, clock: Clock) -> None:
+        self._index = index
+        self._freshness = freshness
+        self._items = items
+        self._clock = clock
+
+    async def find(
+        self, note_id: str, k: int, where: Filter, min_score: float | None, time_left: ReadTime
+    ) -> Nearest | None:
+        """Return the notes nearest to a stored one; None where only the whole search has an answer.
+
+        An index that has every acknowledged change has the notes that pass the filter, so that the store need not be
+        asked about each. Raises StoreUnavailable, IndexBehind.
+        """
+        store_time = await self._freshness.wait(time_left)
+        vector = await self._index.vector(note_id)
+        if store_time is None or vector is None:
+            return None
+        position = self._index.position
+        hits = await self._index.search(vector, k, replace(where, exclude=where.exclude | {note_id}))
+        if min_score is not None:
+            hits = [hit for hit in hits if hit.score >= min_score]
+        items = await self._read(note_id, hits, max(store_time, self._clock()), time_left)
+        if items is None:
+            return None
+        return Nearest([(item, hit.score) for item, hit in zip(items, hits, strict=True)], position)
+
+    async def _read(
+        self, note_id: str, hits: Sequence[Hit], now: float, time_left: ReadTime
+    ) -> Sequence[RenderedItem] | None:
+        """Return the items of the hits; None where one of these notes, or the stored one, is gone."""
+        items = await self._items.get([note_id, *(hit.id for hit in hits)], time_left)
+        present = [item for item in items if item and (item.expires_at is None or item.expires_at > now)]
+        return present[1:] if len(present) == len(items) else None

@@ -1,0 +1,176 @@
+"""The short path of GET /notes/{id}/similar: answers from memory that are as new as the store, on three replicas."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx2
+import pytest
+
+from service.store.embedded_redis import EmbeddedRedis
+from tests.service.api.conftest import Serve
+
+ROUNDS = int(os.environ.get("NOTELLM_RACE_ROUNDS", "100"))
+"""Changes of each writer while readers ask; `make race` does 100,000 in all."""
+REPLICAS = 3
+NOTES = [
+    {"id": "plain", "title": "soup with noodles"},
+    {"id": "quoted", "title": 'a "title", \\ back', "hashtags": ["soup", "ünïcode 汤"], "author": 'a","score":0.0'},
+    {"id": "lines", "title": "two\nlines", "content": "soup", "category": "Food \u2028 x"},
+    {"id": "emoji", "title": "🍜", "attributes": {"language": "zh"}},
+    *({"id": f"more{i}", "title": f"soup number {i}", "author": f"a{i % 3}", "category": "Food"} for i in range(20)),
+]
+
+
+@pytest.fixture(scope="module")
+def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx2.Client]]:
+    """Three replicas on one store."""
+    server = EmbeddedRedis(tmp_path_factory.mktemp("n") / "data")
+    server.start()
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        urls = [
+            stack.enter_context(serve(redis_url=server.url, filter_attributes=("language",))) for _ in range(REPLICAS)
+        ]
+        clients = [stack.enter_context(httpx2.Client(base_url=url, timeout=60)) for url in urls]
+        assert clients[0].post("/notes", json=NOTES).status_code == 207
+        yield clients
+
+
+def read(client: httpx2.Client, note_id: str = "plain", **params: Any) -> httpx2.Response:
+    answer = client.get(f"/notes/{note_id}/similar", params=params)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def from_store(client: httpx2.Client) -> int:
+    """Notes of answers that were read from the store."""
+    lines = client.get("/metrics").text.splitlines()
+    return int(float(next(line for line in lines if line.startswith('notellm_items_total{source="store"}')).split()[1]))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"k": 1},
+        {"k": 30},
+        {"k": 5, "category": "Food"},
+        {"k": 5, "author": "a1", "exclude": ["more1", "more4"]},
+        {"k": 30, "min_score": 0.2},
+        {"k": 5, "attribute": "language:zh"},
+        {"k": 5, "exact": True},
+        {"k": 5, "category": "of no note"},
+    ],
+    ids=["one", "all", "category", "exclude", "min-score", "attribute", "exact", "none"],
+)
+@pytest.mark.parametrize("note_id", ["plain", "quoted", "emoji"], ids=["plain", "quoted", "emoji"])
+def test_answer_has_the_bytes_of_the_whole_search(
+    replicas: list[httpx2.Client], note_id: str, params: dict[str, Any]
+) -> None:
+    for _ in range(2):  # the first answer puts its notes into memory
+        short = read(replicas[0], note_id, **params)
+    whole = read(replicas[0], note_id, **params, diversity=0)  # says an option of the order, so asks the whole search
+    one, other = (answer.json()["recommendation_id"].encode() for answer in (short, whole))
+    assert one != other
+    assert short.content.replace(one, other) == whole.content
+    assert short.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_repeated_request_reads_no_note_from_the_store(replicas: list[httpx2.Client]) -> None:
+    read(replicas[0])
+    before = from_store(replicas[0])
+    read(replicas[0])
+    assert from_store(replicas[0]) == before
+
+
+def test_whole_search_reads_notes_from_the_store_and_keeps_none(replicas: list[httpx2.Client]) -> None:
+    before = from_store(replicas[0])
+    read(replicas[0], diversity=0.5)
+    assert from_store(replicas[0]) == before
+
+
+def test_unknown_note_is_404(replicas: list[httpx2.Client]) -> None:
+    assert replicas[0].get("/notes/nobody/similar").status_code == 404
+
+
+def test_note_changed_at_one_replica_is_new_at_every_other(replicas: list[httpx2.Client]) -> None:
+    for n in range(60):
+        title = f"soup of the day {n}"
+        assert replicas[n % 3].put("/notes/more0", json={"title": title}).status_code == 200
+        for client in replicas:
+            items = {item["id"]: item["title"] for item in read(client, k=30).json()["items"]}
+            assert items["more0"] == title
+
+
+def test_example_removed_at_one_replica_is_404_at_every_other(replicas: list[httpx2.Client]) -> None:
+    for n in range(20):
+        assert replicas[n % 3].put("/notes/example", json={"title": "soup"}).status_code == 201
+        for client in replicas:
+            read(client, "example")
+        assert replicas[n % 3].delete("/notes/example").status_code in (200, 204)
+        for client in replicas:
+            assert client.get("/notes/example/similar").status_code == 404
+
+
+@pytest.mark.slow
+def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas: list[httpx2.Client]) -> None:
+    """Each writer puts and removes a note of its own, and asks every replica after each answer; readers keep the
+    notes in every replica's memory meanwhile."""
+    leaked: list[str] = []
+    ended = threading.Event()
+
+    def write(number: int) -> None:
+        chance, note_id = random.Random(number), f"raced{number}"
+        with ExitStack() as stack:
+            clients = [stack.enter_context(httpx2.Client(base_url=one.base_url, timeout=60)) for one in replicas]
+            for n in range(ROUNDS):
+                title = f"soup {number} {n}"
+                clients[chance.randrange(3)].put(f"/notes/{note_id}", json={"title": title}).raise_for_status()
+                items = read(chance.choice(clients), k=40).json()["items"]
+                # A replica that is far behind may not have found it yet, but never says of it what was before.
+                leaked.extend(one["title"] for one in items if one["id"] == note_id and one["title"] != title)
+                clients[chance.randrange(3)].delete(f"/notes/{note_id}").raise_for_status()
+                if note_id in {item["id"] for item in read(chance.choice(clients), k=40).json()["items"]}:
+                    leaked.append(f"{title} came back")
+
+    def ask(client: httpx2.Client) -> None:
+        with httpx2.Client(base_url=client.base_url, timeout=60) as own:
+            while not ended.is_set():
+                read(own, k=40)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(REPLICAS)]
+    readers = [threading.Thread(target=ask, args=(client,)) for client in replicas]
+    for thread in (*writers, *readers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    ended.set()
+    for thread in readers:
+        thread.join()
+    assert leaked == []
+
+
+def test_store_that_was_emptied_is_believed(serve: Serve, guarded_redis: Any) -> None:
+    with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        client.post("/notes", json=NOTES)
+        assert len(read(client).json()["items"]) == 10
+        import redis
+
+        with redis.Redis.from_url(guarded_redis.url) as admin:
+            admin.flushall()
+        assert client.get("/notes/plain/similar").status_code == 404
+
+
+def test_memory_of_answers_has_a_bound_for_all_tenants_together(serve: Serve) -> None:
+    with serve(item_cache_bytes=2000) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        client.post("/notes", json=NOTES)
+        for _ in range(2):
+            assert len(read(client, k=20).json()["items"]) == 20
+        lines = client.get("/metrics").text.splitlines()
+        kept = float(next(line for line in lines if line.startswith("notellm_item_bytes ")).split()[1])
+        assert 0 < kept <= 2000
