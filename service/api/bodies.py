@@ -106,6 +106,19 @@ def check_containers(raw: bytes, pointer: str = "", max_containers: int = MAX_CO
         raise InvalidInput([FieldError(pointer, f"must not hold more than {max_containers} lists and objects")])
 
 
+async def body_lines(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
+    """Yield the lines of a body that are not blank."""
+    begin = 0
+    while begin < len(body):
+        end = body.find(b"\n", begin + SLICE_BYTES - 1)
+        end = len(body) if end < 0 else end
+        for line in body[begin:end].split(b"\n"):
+            if line.strip():
+                yield line
+        await turns.work(end + 1 - begin)
+        begin = end + 1
+
+
 def _brackets(raw: bytes) -> int:
     return raw.count(b"[") + raw.count(b"{")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import orjson
+from fastapi import Request
 from pydantic import ValidationError
 
-from service.api.bodies import Turns, list_items, parse_json
+from service.api.bodies import Turns, body_lines, list_items, parse_json
 from service.api.problems import invalid_input, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, EventIn, EventOut
 from service.behaviour.co_occurrence import Read
@@ -110,26 +111,38 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
     return orjson.dumps({"results": await _add(read, service)})
 
 
-async def add_event_lines(body: bytes, service: Service) -> AsyncIterator[bytes]:
+async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncIterator[bytes]:
     """Take in events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
-    refused alone. A failure of the store ends the lines with a refused one."""
+    refused alone. A failure of the store ends the lines with a refused one; they end too when the caller has left."""
+    async with aclosing(_read_batches(body, service)) as batches:
+        async for read in batches:
+            if await request.is_disconnected():
+                return
+            try:
+                results = await _add(read, service)
+            except NoteLLMError as error:
+                yield orjson.dumps(refused_result(error, None)) + b"\n"
+                return
+            yield b"".join(orjson.dumps(result) + b"\n" for result in results)
+
+
+async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Event | dict[str, Any]]]:
+    """Yield what is read of up to STREAM_BATCH_SIZE lines at a time: an event, or the result that refuses it."""
     reader, turns = EventReader(service), Turns()
-    lines = [line for line in body.split(b"\n") if line.strip()]
-    for begin in range(0, len(lines), STREAM_BATCH_SIZE):
-        read: list[Event | dict[str, Any]] = []
-        for raw in lines[begin : begin + STREAM_BATCH_SIZE]:
+    read: list[Event | dict[str, Any]] = []
+    async with aclosing(body_lines(body, turns)) as lines:
+        async for raw in lines:
             try:
                 read.append(reader.result(raw))
             except MalformedBody as error:
                 service.telemetry.events.labels("invalid").inc()
                 read.append(refused_result(error, None))
             await turns.work(max(len(raw), EVENT_WORK))
-        try:
-            results = await _add(read, service)
-        except NoteLLMError as error:
-            yield orjson.dumps(refused_result(error, None)) + b"\n"
-            return
-        yield b"".join(orjson.dumps(result) + b"\n" for result in results)
+            if len(read) == STREAM_BATCH_SIZE:
+                yield read
+                read = []
+    if read:
+        yield read
 
 
 async def read_lines(reads: Iterable[Sequence[Read]], turns: Turns) -> AsyncIterator[bytes]:

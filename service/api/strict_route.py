@@ -1,5 +1,5 @@
 """Routes that let in whom their handler is declared for, and refuse what they would otherwise ignore: unknown query
-parameters, and conditions."""
+parameters, conditions, and an Idempotency-Key of a write."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from service.access.principal import Scope
 from service.api.access import admit, needed_scopes
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
 CONDITIONS = ("if-match", "if-none-match", "if-unmodified-since")
 """Headers that make a request conditional, so that ignoring them would do what the caller did not want."""
+IDEMPOTENCY_KEY = "idempotency-key"
+"""Header that makes a write safe to repeat. Of a read it says nothing: that is safe to repeat anyway."""
+READ_SCOPES = frozenset({Scope.NOTES_READ, Scope.SIMILAR, Scope.GENERATE, Scope.METRICS})
+"""Scopes of routes that change nothing."""
 MAX_SHOWN = 64
 """Bound on the characters of an unknown name that an error repeats."""
 
 
 class StrictRoute(APIRoute):
-    """A route for callers with a scope that its handler declares (access.py). It takes the query parameters and the
-    conditions that it declares, and answers any other with an error that names it."""
+    """A route for callers with a scope that its handler declares (access.py). It takes the query parameters, the
+    conditions and the Idempotency-Key that it declares, and answers any other with an error that names it."""
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of a request that was let in, which reads its body."""
@@ -36,7 +41,9 @@ class StrictRoute(APIRoute):
         names = [field.alias for part in parts for field in part.query_params]
         names += [parameter["name"] for parameter in described]
         headers = {field.alias for part in parts for field in part.header_params}
-        unheeded = [header for header in CONDITIONS if header not in headers]
+        writes = bool(scopes) and scopes.isdisjoint(READ_SCOPES) and self.methods != {"GET"}
+        heeded = (*CONDITIONS, IDEMPOTENCY_KEY) if writes else CONDITIONS
+        unheeded = [header for header in heeded if header not in headers]
 
         async def handle_strictly(request: Request) -> Response:
             await admit(request, scopes)

@@ -52,7 +52,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
     check_media_type(request.headers, NDJSON)
     body = await request.body()
     if media_type(request.headers) == NDJSON:
-        return NdjsonResponse(add_event_lines(body, service))
+        return NdjsonResponse(add_event_lines(request, body, service))
     if is_list(body):
         return Response(await add_event_list(body, service), 207, media_type="application/json")
     answer = await add_event(body, service)

@@ -14,7 +14,7 @@ from service.api.schemas.common import MAX_HASHTAGS, LogPosition, Name, NoteId, 
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.notes import NoteOut
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Changes
-from service.collection.listing import MAX_IDS, MAX_PAGE, NotesByIds, Page
+from service.collection.listing import MAX_IDS, MAX_PAGE, Page
 from service.collection.removal import Receipt
 from service.filters import Filter
 from service.records import LogEntry, StoredNote, Vector, position_key
@@ -93,14 +93,6 @@ class GetOut(BaseModel):
     notes: list[NoteWithVector]
     missing: list[str]
     unreadable: list[str]
-
-    @classmethod
-    def of(cls, found: NotesByIds, form: VectorForm | None) -> Self:
-        return cls(
-            notes=[NoteWithVector.with_vector(stored, form) for stored in found.notes],
-            missing=found.missing,
-            unreadable=found.unreadable,
-        )
 
 
 class RemoveIn(Wire):

@@ -163,7 +163,7 @@ class ConditionsIn(Wire):
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
-        if not self.may_be_empty and next(self._clauses(), None) is None:
+        if not self.may_be_empty and all(value is None for _, value in self):  # each group in it has a condition
             raise PydanticCustomError("no_condition", "must have a condition")
         return self
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api import bodies
-from service.api.bodies import MAX_CONTAINERS, SLICE_BYTES, Turns, list_items, parse_json
+from service.api.bodies import MAX_CONTAINERS, SLICE_BYTES, Turns, body_lines, list_items, parse_json
 from service.errors import InvalidInput, MalformedBody
 
 pytestmark = pytest.mark.anyio
@@ -76,6 +76,24 @@ async def test_list_scan_yields_after_each_slice(filler: bytes) -> None:
         pass
     assert turns.taken >= len(body) // SLICE_BYTES // 2
     assert turns.most <= 2 * SLICE_BYTES
+
+
+@pytest.mark.parametrize("filler", [b"\n", b" \n", b"1\n", b"x" * 90_000 + b"\n"])
+async def test_reading_lines_yields_after_each_slice(filler: bytes) -> None:
+    body = filler * (20 * SLICE_BYTES // len(filler))
+    turns = Counting()
+    async for _ in body_lines(body, turns):
+        pass
+    assert turns.taken >= len(body) // SLICE_BYTES // 2
+    assert turns.most <= SLICE_BYTES + len(filler)
+
+
+@given(st.lists(st.sampled_from([b"", b" ", b"1", b'{"a": 2}', b"x" * SLICE_BYTES]), max_size=8))
+def test_lines_are_those_that_are_not_blank(lines: list[bytes]) -> None:
+    async def read() -> list[bytes]:
+        return [line async for line in body_lines(b"\n".join(lines), Turns())]
+
+    assert asyncio.run(read()) == [line for line in lines if line.strip()]
 
 
 class Counting(Turns):

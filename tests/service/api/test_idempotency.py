@@ -87,6 +87,26 @@ def test_malformed_key_is_400(client: httpx2.Client, value: str) -> None:
     assert "Idempotency-Key" in answer.json()["detail"]
 
 
+def test_key_of_a_write_that_cannot_honour_it_is_400(client: httpx2.Client) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    event = {"event_id": "e1", "type": "click", "note_id": "none", "user": "u"}
+    answers = (
+        client.post("/events", json=event, headers=headers),
+        client.post("/notes/import", json=[], headers=headers),
+        client.post("/keys", json={"name": "a", "scopes": ["admin", "keys.manage"]}, headers=headers),
+        client.delete("/users/u/events", headers=headers),
+        client.post("/verify", headers=headers),
+    )
+    assert [answer.status_code for answer in answers] == [400] * 5
+    assert all("Idempotency-Key" in answer.json()["detail"] for answer in answers)
+
+
+def test_key_of_a_read_changes_nothing(client: httpx2.Client) -> None:
+    answer = client.post("/similar", json=NOTE, headers={"Idempotency-Key": "k1"})
+    assert answer.status_code == 200
+    assert "Idempotent-Replayed" not in answer.headers
+
+
 def test_repeated_change_does_not_undo_a_later_one(client: httpx2.Client) -> None:
     note_id = client.post("/notes", json=NOTE).json()["id"]
     address, put, patch = f"/notes/{note_id}", fresh_key(), fresh_key()
