@@ -61,11 +61,7 @@ class CheckpointFiles:
 
         Raises CheckpointError when a part is missing.
         """
-        folder = Path(checkpoint).expanduser()
-        if (folder / CONFIG_FILE).is_file():
-            config = NoteLLMConfig.load(folder)
-        else:
-            config = NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), backbone=checkpoint)
+        folder, config = Path(checkpoint).expanduser(), configuration_of(checkpoint)
         inside = config.backbone == BACKBONE_FOLDER
         weights = folder / BACKBONE_FOLDER if inside else resolve(config.backbone, cache, progress)
         adapter = folder / ADAPTER_FOLDER if config.adapter else None
@@ -101,6 +97,20 @@ class CheckpointFiles:
         """Return a digest of the weights that make hidden states: of the adapter alone where there is one, since the
         packaged backbone is converted on each machine."""
         return folder_digest(self.adapter or self.weights)
+
+
+def configuration_of(checkpoint: str) -> NoteLLMConfig:
+    """Return the configuration of a checkpoint folder, or the default one of a bare backbone."""
+    folder = Path(checkpoint).expanduser()
+    if (folder / CONFIG_FILE).is_file():
+        return NoteLLMConfig.load(folder)
+    return NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), backbone=checkpoint)
+
+
+def needs_conversion(checkpoint: str, cache: Path) -> bool:
+    """Whether `CheckpointFiles.of` would convert the packaged GGUF, for which it imports PyTorch."""
+    packaged = configuration_of(checkpoint).backbone == PACKAGED_BACKBONE
+    return packaged and not converted_folder(packaged_gguf(), cache).is_dir()
 
 
 def _require(path: Path, part: str) -> None:
@@ -162,13 +172,18 @@ def packaged_gguf() -> Path:
     return files[0]
 
 
+def converted_folder(gguf: Path, cache: Path) -> Path:
+    """Return where `convert_gguf` writes; the folder is there once it has."""
+    return cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
+
+
 def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     """Return a folder in `cache` with the GGUF's weights as bfloat16 safetensors, converted at most once.
 
     The folder's name contains the file's digest. It is written under another name and renamed, so a killed conversion
     leaves nothing that looks whole. Raises CheckpointError for a broken file.
     """
-    target = cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
+    target = converted_folder(gguf, cache)
     if target.is_dir():
         return target
     import torch

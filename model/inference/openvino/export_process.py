@@ -1,7 +1,7 @@
-"""Export to OpenVINO in a process of its own.
+"""Conversion and export to OpenVINO in a process of its own.
 
-The export needs PyTorch and the weights in float32, two gigabytes in all. A service that exported in its own process
-would hold most of that for as long as it runs.
+They need PyTorch and the weights in float32, two gigabytes in all. A service that did either in its own process would
+hold most of that for as long as it runs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from model.config import CheckpointError
 from model.weights import Progress, silent
 
 
-def export_in_process(
-    checkpoint: str, folder: Path, *, cache: Path, precision: str, progress: Progress = silent
-) -> None:
-    """Do what export.export does, in a new process. Raises CheckpointError, also where that process ends early."""
-    arguments = json.dumps([checkpoint, str(folder), str(cache), precision])
+def export_in_process(checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent) -> None:
+    """Do what load.export_to_cache does, in a new process. Raises CheckpointError, also where that process ends
+    early."""
+    arguments = json.dumps([checkpoint, precision, str(cache)])
     refused = ""
     with subprocess.Popen([sys.executable, "-m", __name__, arguments], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -44,17 +43,11 @@ def main() -> None:
     def write(kind: str, text: str) -> None:
         messages.write(json.dumps([kind, text]) + "\n")
 
-    from model.inference.openvino.export import export
+    from model.inference.openvino.load import export_to_cache
 
-    checkpoint, folder, cache, precision = json.loads(sys.argv[1])
+    checkpoint, precision, cache = json.loads(sys.argv[1])
     try:
-        export(
-            checkpoint,
-            Path(folder),
-            cache=Path(cache),
-            precision=precision,
-            progress=lambda text: write("progress", text),
-        )
+        export_to_cache(checkpoint, precision, cache=Path(cache), progress=lambda text: write("progress", text))
     except CheckpointError as error:
         write("refused", str(error))
 

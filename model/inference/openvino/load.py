@@ -18,7 +18,16 @@ from model.inference.openvino.runtime import OpenVinoRuntime
 from model.inference.openvino.served import VERSION, is_served, load_served
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
-from model.weights import CheckpointFiles, Progress, file_digest, folder_digest, load_tokenizer, loading_errors, silent
+from model.weights import (
+    CheckpointFiles,
+    Progress,
+    file_digest,
+    folder_digest,
+    load_tokenizer,
+    loading_errors,
+    needs_conversion,
+    silent,
+)
 
 
 def settings_digest(files: CheckpointFiles) -> str:
@@ -42,24 +51,44 @@ def load(
     first time.
 
     `precision`: one of PRECISIONS, or "auto": bfloat16 where that is faster, else float32. `blocks`: size of the KV
-    cache. `isolated_export`: export in a process of its own. Raises CheckpointError.
+    cache. `isolated_export`: convert and export in a process of its own. Raises CheckpointError.
     """
     if is_served(checkpoint):
         return load_served(checkpoint, precision, blocks, progress)
     if precision == "auto":
         precision = "bfloat16" if bfloat16_pays("cpu") else "float32"
-    files = CheckpointFiles.of(checkpoint, cache, progress)
-    digest = files.digest()
-    weights = f"{digest}+{folder_digest(files.generation)}" if files.generation else digest
-    name = hashlib.sha256(f"{weights} {settings_digest(files)} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
-    folder = cache / f"openvino-{precision}-{name}"
+    isolated = isolated_export and importlib.util.find_spec("torch") is not None
+    if isolated and needs_conversion(checkpoint, cache):
+        export_in_process(checkpoint, precision, cache=cache, progress=progress)
+    files, digest, folder = find_graphs(checkpoint, precision, cache, progress)
     if not folder.is_dir():
-        if isolated_export and importlib.util.find_spec("torch"):
-            export = export_in_process
+        if isolated:
+            export_in_process(checkpoint, precision, cache=cache, progress=progress)
         else:
-            from model.inference.openvino.export import export  # imports PyTorch
-        export(checkpoint, folder, cache=cache, precision=precision, progress=progress)
+            export_to_cache(checkpoint, precision, cache=cache, progress=progress)
     progress(f"Loading {files.config.name} in OpenVINO as {precision}")
     with loading_errors(folder):
         prompt = Prompt(load_tokenizer(files.weights), files.config)
         return OpenVinoRuntime(files.config, prompt, digest, folder, precision, blocks)
+
+
+def export_to_cache(checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent) -> None:
+    """Convert and export a checkpoint, as far as `cache` does not have it yet. Imports PyTorch. Raises
+    CheckpointError."""
+    from model.inference.openvino.export import export
+
+    _, _, folder = find_graphs(checkpoint, precision, cache, progress)
+    if not folder.is_dir():
+        export(checkpoint, folder, cache=cache, precision=precision, progress=progress)
+
+
+def find_graphs(
+    checkpoint: str, precision: str, cache: Path, progress: Progress = silent
+) -> tuple[CheckpointFiles, str, Path]:
+    """Return the files of a checkpoint, the digest of its weights, and the folder in `cache` of its graphs, which is
+    there once they are exported."""
+    files = CheckpointFiles.of(checkpoint, cache, progress)
+    digest = files.digest()
+    weights = f"{digest}+{folder_digest(files.generation)}" if files.generation else digest
+    name = hashlib.sha256(f"{weights} {settings_digest(files)} {VERSION} {ov.__version__}".encode()).hexdigest()[:16]
+    return files, digest, cache / f"openvino-{precision}-{name}"

