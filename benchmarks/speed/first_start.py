@@ -1,0 +1,92 @@
+"""The first start on a machine, and the memory of the service after 10,000 requests.
+
+python -m benchmarks.speed.first_start
+
+The cache is empty, so the start converts the packaged weights, exports them and loads the sample notes. Then 32 clients
+embed and ask for related notes, and then also generate hashtags. Four minutes on an idle machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.harness.inputs import notes_of_one_length
+from benchmarks.harness.report import Row, row, write
+from benchmarks.harness.scenario import Load, Scenario
+from benchmarks.harness.service_process import ServiceProcess
+from model.data.dataset import read_notes
+from model.inference.engine import Engine
+from service.samples import SAMPLES
+from service.settings import Settings
+
+LOADS = (("embed", "similar"), ("embed", "similar", "generate"))
+"""Kinds of requests of each part of the load, after which memory is read."""
+REQUESTS_PER_LOAD = 5000
+TEXTS = 256
+MILLION_WEIGHTS = 134.5 + 106.2
+"""Weights of the packaged model, and once more those of its layers, with the generation adapter."""
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
+MAX_SECONDS, MAX_MEMORY_RATIO = 60, 2.5
+"""Targets: the seconds of the start, and memory in weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Seconds until the service was ready, its memory in MiB then and after each part of the load, its peak, the number
+    of requests until each of these, and the MiB of its weights."""
+
+    seconds: float
+    mib: Sequence[int]
+    peak_mib: int
+    requests: Sequence[int]
+    weights_mib: float
+
+
+def measure() -> Figures:
+    """Start a service on an empty cache and load it."""
+    engine = Engine.load(cache=Settings().cache_dir)
+    texts = [note.content for note in notes_of_one_length(engine, TEXTS)]
+    weights_mib = MILLION_WEIGHTS * 1e6 * BYTES_PER_WEIGHT[engine.runtime.precision.split()[-1]] / 2**20
+    del engine
+    return asyncio.run(measure_service(texts, list(read_notes(SAMPLES)), weights_mib))
+
+
+async def measure_service(texts: Sequence[str], stored: Sequence[str], weights_mib: float) -> Figures:
+    scenario = Scenario.load("mixed")
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
+        service = ServiceProcess(Path(folder))
+        del service.environment["NOTELLM_SAMPLE_NOTES"]
+        service.environment["NOTELLM_CACHE_DIR"] = f"{folder}/cache"
+        seconds = service.start()
+        mib, requests = [service.resident_mib()], [0]
+        for kinds in LOADS:
+            rounds = -(-REQUESTS_PER_LOAD // (scenario.clients * len(kinds)))
+            load = Load(service.url, replace(scenario, rounds=rounds), texts, stored)
+            await load.run(kinds)
+            requests.append(requests[-1] + sum(map(len, load.seconds.values())))
+            mib.append(service.resident_mib())
+        peak_mib = service.resident_mib(peak=True)
+        service.stop()
+    return Figures(seconds, mib, peak_mib, requests, weights_mib)
+
+
+def rows(figures: Figures) -> list[Row]:
+    """Return the rows of the result."""
+    ratio = figures.mib[-1] / figures.weights_mib
+    sent = " / ".join(f"{requests:,}" for requests in figures.requests)
+    return [
+        row("first start on an empty cache, until ready", round(figures.seconds), "s",
+            target=f"{MAX_SECONDS} s or less", met=figures.seconds <= MAX_SECONDS),
+        row(f"memory of the service after {sent} requests", " / ".join(map(str, figures.mib)), "MiB",
+            spread=f"peak {figures.peak_mib} MiB",
+            against=f"weights of trunk, decoder and output: {figures.weights_mib:.0f} MiB, so {ratio:.1f}x",
+            target=f"{MAX_MEMORY_RATIO}x or less", met=ratio <= MAX_MEMORY_RATIO),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    write("first_start", rows(measure()))
