@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.first_start
 
-The cache is empty, so the start converts the packaged weights, exports them and loads the sample notes. Then 32 clients
+The cache is empty, so the start converts the packaged weights, exports them and loads the sample notes. Then 16 clients
 embed and ask for related notes, and then also generate hashtags. Four minutes on an idle machine.
 """
 
@@ -26,6 +26,7 @@ from service.settings import Settings
 LOADS = (("embed", "similar"), ("embed", "similar", "generate"))
 """Kinds of requests of each part of the load, after which memory is read."""
 REQUESTS_PER_LOAD = 5000
+CLIENTS = 16
 TEXTS = 256
 MILLION_WEIGHTS = 134.5 + 106.2
 """Weights of the packaged model, and once more those of its layers, with the generation adapter."""
@@ -64,8 +65,8 @@ async def measure_service(texts: Sequence[str], stored: Sequence[str], weights_m
         seconds = service.start()
         mib, requests = [service.resident_mib()], [0]
         for kinds in LOADS:
-            rounds = -(-REQUESTS_PER_LOAD // (scenario.clients * len(kinds)))
-            load = Load(service.url, replace(scenario, rounds=rounds), texts, stored)
+            rounds = -(-REQUESTS_PER_LOAD // (CLIENTS * len(kinds)))
+            load = Load(service.url, replace(scenario, clients=CLIENTS, rounds=rounds), texts, stored)
             await load.run(kinds)
             requests.append(requests[-1] + sum(map(len, load.seconds.values())))
             mib.append(service.resident_mib())
