@@ -32,6 +32,9 @@ test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
 	NOTELLM_CHAOS_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/pytest -s tests/service/test_chaos.py
 
+race: .venv/.dev ## 10,000 removals on three replicas beside readers, each followed by a search that must not find it (ROUNDS=3333)
+	NOTELLM_RACE_ROUNDS=$(or $(ROUNDS),3333) $(BIN)/pytest -s tests/service/api/routes/test_nearest.py -k removed_note
+
 fuzz: .venv/.dev ## 100,000 raw HTTP requests, most of them wrong: make fuzz SEED=1 (four minutes)
 	NOTELLM_FUZZ_REQUESTS=$(or $(REQUESTS),100000) NOTELLM_FUZZ_SEED=$(or $(SEED),0) \
 		$(BIN)/pytest -s tests/service/test_raw_requests.py

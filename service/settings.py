@@ -21,6 +21,7 @@ OTHER_VARIABLES = frozenset(
         *("NOTELLM_URL", "NOTELLM_API_KEY"),  # of the commands that talk to a running service
         *("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"),  # of the training recipes and the tests
         *("NOTELLM_CHAOS_ROUNDS", "NOTELLM_CHAOS_SEED", "NOTELLM_FUZZ_REQUESTS", "NOTELLM_FUZZ_SEED"),
+        "NOTELLM_RACE_ROUNDS",
         "NOTELLM_TEST_CACHE",
     }
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import socket
 import subprocess
@@ -58,17 +59,21 @@ QUERIED_NOTES = 10_000
 CHANGES = 500
 PROBE = "{notes}:probe"
 """Key of the bare writes; no service follows it."""
-MIN_RATE_RATIO, MAX_P99_TO_P50, MAX_CHANGE_RATIO = 0.4, 10, 3
-"""Targets: the share of the stored answer's rate, p99 to p50, and a change to one fsynced write."""
+WRITE_RATE = 200
+"""Changes a second beside reads."""
+MIN_RATE_RATIO, MAX_P99_MS, MAX_P99_TO_P50, MAX_BESIDE_WRITES, MAX_CHANGE_RATIO = 0.4, 5, 10, 2, 3
+"""Targets: the share of the stored answer's rate, p99 in ms, p99 to p50, p99 beside writes to p99 without, and a change
+to one fsynced write."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarFigures:
     """Requests a second in a closed loop, and seconds of requests at random times; of `similar` and of the endpoint
-    that returns a stored answer of `answer_bytes`."""
+    that returns a stored answer of `answer_bytes`. `beside_writes`: of `similar` while notes are changed."""
 
     rate: float
     seconds: Sequence[float]
+    beside_writes: Sequence[float]
     stored_rate: float
     stored_seconds: Sequence[float]
     answer_bytes: int
@@ -161,10 +166,21 @@ def measure_similar(port: int, count: int) -> SimilarFigures:
     run(http_load.closed_loop(port, similar))  # warms up
     rate = run(http_load.closed_loop(port, similar))
     seconds = run(http_load.open_loop(port, similar, rate / 2))
+    beside_writes = run(measure_beside_writes(port, similar, rate / 2))
     with stored_answer_server(answer) as stored_port:
         stored_rate = run(http_load.closed_loop(stored_port, stored))
         stored_seconds = run(http_load.open_loop(stored_port, stored, rate / 2))
-    return SimilarFigures(rate, seconds, stored_rate, stored_seconds, len(answer))
+    return SimilarFigures(rate, seconds, beside_writes, stored_rate, stored_seconds, len(answer))
+
+
+async def measure_beside_writes(port: int, similar: http_load.NextRequest, rate: float) -> list[float]:
+    """Seconds of requests at random times while WRITE_RATE notes a second are changed."""
+    numbers = itertools.cycle(range(CHANGES))
+    reads, _ = await asyncio.gather(
+        http_load.open_loop(port, similar, rate),
+        http_load.open_loop(port, lambda: change_request(next(numbers), "changed beside reads"), WRITE_RATE),
+    )
+    return reads
 
 
 @contextmanager
@@ -214,12 +230,18 @@ async def measure_changes(port: int) -> list[float]:
     (connection,) = await http_load.connect(port, 1)
     seconds = []
     for number in range(CHANGES):
-        body = orjson.dumps({"author": f"changed {number}"})
-        head = f"PATCH /notes/n{number} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        request = change_request(number, f"changed {number}")
         started = time.perf_counter()
-        await connection.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await connection.send(request)
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+def change_request(number: int, author: str) -> bytes:
+    """Return a request that changes the author of a note, which needs no model."""
+    body = orjson.dumps({"author": f"{author} {time.monotonic_ns()}"})
+    head = f"PATCH /notes/n{number} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 async def measure_changes_inside(data: Path) -> list[float]:
@@ -262,6 +284,7 @@ def rows(figures: Figures) -> list[Row]:
 
 def similar_rows(similar: SimilarFigures) -> list[Row]:
     p50, p99 = (percentile(similar.seconds, q) for q in (50, 99))
+    beside = percentile(similar.beside_writes, 99)
     rate, stored_rate = similar.rate, similar.stored_rate
     stored_ms = percentiles_text(similar.stored_seconds, 1)
     return [
@@ -270,7 +293,11 @@ def similar_rows(similar: SimilarFigures) -> list[Row]:
             target=f"{MIN_RATE_RATIO}x or more", met=rate >= MIN_RATE_RATIO * stored_rate),
         row(f"similar at random times, {rate / 2:.0f} a second, p50 / p95 / p99", percentiles_text(similar.seconds, 1),
             "ms", against=f"the stored answer at this rate: {stored_ms} ms; p99 is {p99 / p50:.1f}x p50",
-            target=f"{MAX_P99_TO_P50}x or less", met=p99 <= MAX_P99_TO_P50 * p50),
+            target=f"{MAX_P99_MS} ms, and {MAX_P99_TO_P50}x or less",
+            met=p99 <= MAX_P99_TO_P50 * p50 and 1000 * p99 <= MAX_P99_MS),
+        row(f"the same beside {WRITE_RATE} changes a second", percentiles_text(similar.beside_writes, 1), "ms",
+            against=f"without them: p99 is {beside / p99:.1f}x", target=f"{MAX_BESIDE_WRITES}x or less",
+            met=beside <= MAX_BESIDE_WRITES * p99),
     ]  # fmt: skip
 
 

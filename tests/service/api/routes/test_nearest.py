@@ -16,7 +16,7 @@ from service.store.embedded_redis import EmbeddedRedis
 from tests.service.api.conftest import Serve
 
 ROUNDS = int(os.environ.get("NOTELLM_RACE_ROUNDS", "100"))
-"""Changes of each writer while readers ask; `make race` does 100,000 in all."""
+"""Notes that each of three writers puts and removes while readers ask; `make race` does more of them."""
 REPLICAS = 3
 NOTES = [
     {"id": "plain", "title": "soup with noodles"},
