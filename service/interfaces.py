@@ -28,8 +28,8 @@ from service.records import (
     Hit,
     IndexStatus,
     LogBounds,
-    LogEnd,
     LogEntry,
+    LogTail,
     PositionKey,
     RankedList,
     Remembered,
@@ -169,8 +169,9 @@ class NoteStore(Protocol):
     def forget_written(self) -> None:
         """Have the next `get_logged` read all notes from the store, not from this process's memory of its writes."""
 
-    async def log_end(self) -> LogEnd:
-        """Return where the log ends."""
+    async def log_tail(self, after: str, count: int) -> LogTail | None:
+        """Return the log behind the position `after`; None where the log has more than `count` entries there, or does
+        not have the one at `after` itself, so that others behind it may be missing too."""
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         """Return the bounds of the log, and whether it has the entry at a position."""

@@ -172,11 +172,11 @@ class LogEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class LogEnd:
-    """Position of the last entry ever written to the log, ORIGIN for none, and the time of the store's clock then, in
-    seconds since the epoch."""
+class LogTail:
+    """The end of the log: ids of the notes that its entries name, and the time of the store's clock when it was read,
+    in seconds since the epoch."""
 
-    position: str
+    ids: frozenset[str]
     time: float
 
 

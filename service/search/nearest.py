@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from service.filters import Filter
 from service.interfaces import Clock, NoteIndex
 from service.read_time import ReadTime
-from service.records import Hit
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
 
@@ -39,26 +38,23 @@ class NearestNotes:
     ) -> Nearest | None:
         """Return the notes nearest to a stored one; None where only the whole search has an answer.
 
-        An index that has every acknowledged change has the notes that pass the filter, so that the store need not be
+        Of notes that did not change lately the index knows whether they pass the filter, so that the store need not be
         asked about each. Raises StoreUnavailable, IndexBehind.
         """
-        store_time = await self._freshness.wait(time_left)
+        changes = await self._freshness.changes(time_left)
         vector = await self._index.vector(note_id)
-        if store_time is None or vector is None:
+        if changes is None or vector is None:
             return None
         position = self._index.position
         hits = await self._index.search(vector, k, replace(where, exclude=where.exclude | {note_id}))
         if min_score is not None:
             hits = [hit for hit in hits if hit.score >= min_score]
-        items = await self._read(note_id, hits, max(store_time, self._clock()), time_left)
-        if items is None:
+        ids = [note_id, *(hit.id for hit in hits)]
+        if not changes.ids.isdisjoint(ids):
             return None
-        return Nearest([(item, hit.score) for item, hit in zip(items, hits, strict=True)], position)
-
-    async def _read(
-        self, note_id: str, hits: Sequence[Hit], now: float, time_left: ReadTime
-    ) -> Sequence[RenderedItem] | None:
-        """Return the items of the hits; None where one of these notes, or the stored one, is gone."""
-        items = await self._items.get([note_id, *(hit.id for hit in hits)], time_left)
+        items = await self._items.get(ids, time_left)
+        now = max(changes.time, self._clock())
         present = [item for item in items if item and (item.expires_at is None or item.expires_at > now)]
-        return present[1:] if len(present) == len(items) else None
+        if len(present) < len(items):
+            return None
+        return Nearest([(item, hit.score) for item, hit in zip(present[1:], hits, strict=True)], position)

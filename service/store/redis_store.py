@@ -22,8 +22,8 @@ from service.records import (
     Condition,
     Durability,
     LogBounds,
-    LogEnd,
     LogEntry,
+    LogTail,
     Remembered,
     StoredNote,
     Unreadable,
@@ -31,7 +31,7 @@ from service.records import (
     Written,
     position_key,
 )
-from service.store.change_log import decode_bounds, decode_entries
+from service.store.change_log import decode_bounds, decode_entries, decode_entry
 from service.store.connection import MAX_CONNECTIONS, Command, Connection, Outage
 from service.store.document import UndecodableNote, decode, encode
 from service.store.idempotency import (
@@ -44,7 +44,7 @@ from service.store.idempotency import (
     record_arguments,
 )
 from service.store.keys import DEFAULT_KEYS, Keys
-from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_END, PUT
+from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_TAIL, PUT
 
 LOADING, LOADED = "loading", "1"
 MOVED = b"moved"
@@ -246,10 +246,20 @@ class RedisNoteStore:
                 raise answer
             return decode_entries(answer), decode_bounds(info, kept, after)
 
-    async def log_end(self) -> LogEnd:
-        with self._call("log end"):
-            position, seconds, micros = await self._redis.eval(LOG_END, 1, self._keys.log)
-        return LogEnd(position.decode(), int(seconds) + int(micros) / 1e6)
+    async def log_tail(self, after: str, count: int) -> LogTail | None:
+        with self._call("log tail"):
+            last, seconds, micros, entries = await self._redis.eval(LOG_TAIL, 1, self._keys.log, after, count + 1)
+        time = int(seconds) + int(micros) / 1e6
+        if last.decode() == after:
+            return LogTail(frozenset(), time)
+        if not entries or entries[0][0].decode() != after or entries[-1][0] != last:
+            return None
+        changes = [
+            decode_entry(position, dict(zip(fields[::2], fields[1::2], strict=True)))
+            for position, fields in entries[1:]
+        ]
+        known = all(entry.id or entry.purges for entry in changes)
+        return LogTail(frozenset(entry.id for entry in changes if entry.id), time) if known else None
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         with self._call("log bounds"):

@@ -15,13 +15,16 @@ for i, note in ipairs(KEYS) do
 end
 return rows
 """
-# KEYS log; ARGV none.
-LOG_END = """
-local log = redis.pcall('XINFO', 'STREAM', KEYS[1])
-local last = '0-0'
-for i = 1, #log, 2 do if log[i] == 'last-generated-id' then last = log[i + 1] end end
-local time = redis.call('TIME')
-return {last, time[1], time[2]}
+# KEYS log; ARGV position, count. The last position ever written, the time, and up to `count` entries from the position
+# on; none where it is the last.
+LOG_TAIL = """
+local info, last = redis.pcall('XINFO', 'STREAM', KEYS[1]), '0-0'
+for i = 1, #info, 2 do if info[i] == 'last-generated-id' then last = info[i + 1] end end
+local time, entries = redis.call('TIME'), {}
+if last ~= ARGV[1] and last ~= '0-0' then
+  entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
+end
+return {last, time[1], time[2], entries}
 """
 # Whether a condition (_condition) holds for the note in KEYS[1], of the type `kind`, at the position `at`.
 HOLDS = """

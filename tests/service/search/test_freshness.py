@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import pytest
 import redis
 
 from service.index.live import LiveIndex
 from service.read_time import ReadTime
-from service.records import LogEnd, StoredNote, Unreadable, Write
+from service.records import LogTail, StoredNote, Unreadable, Write
 from service.search.freshness import Freshness
 from service.search.item_cache import Budget, ItemCache, RenderedItem
+from service.store.keys import LOG
 from service.telemetry import Telemetry
 from tests.service.conftest import GatedStore, eventually, stored_note
 
@@ -27,6 +28,12 @@ def a_note(note_id: str, title: str = "soup") -> StoredNote:
     return stored_note(note_id, title)
 
 
+async def changed(freshness: Freshness) -> Set[str] | None:
+    """Ids of the notes whose changes the index misses; None where the log does not tell."""
+    tail = await freshness.changes(ReadTime())
+    return tail and tail.ids
+
+
 @pytest.fixture
 def cache(embedded_store: GatedStore, live_index: LiveIndex) -> ItemCache:
     made = ItemCache(embedded_store, item, Budget(10_000), Telemetry())
@@ -34,41 +41,59 @@ def cache(embedded_store: GatedStore, live_index: LiveIndex) -> ItemCache:
     return made
 
 
-async def test_index_that_follows_is_fresh_and_has_what_was_written(
-    embedded_store: GatedStore, live_index: LiveIndex
-) -> None:
+async def test_index_at_the_end_of_the_log_misses_no_change(embedded_store: GatedStore, live_index: LiveIndex) -> None:
     freshness = Freshness(embedded_store, live_index)
-    for n in range(20):
-        (written,) = await embedded_store.put([Write(a_note(f"n{n}"))])
-        assert written
-        assert await freshness.wait(ReadTime()) is not None
-        assert live_index.position == written.position
-
-
-async def test_index_that_stays_behind_is_not_fresh(
-    embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.search.freshness.FOLLOW_SECONDS", 0.01)
-    await embedded_store.hold()
-    await embedded_store.put([Write(a_note("n"))])
-    assert await Freshness(embedded_store, live_index).wait(ReadTime()) is None
-    embedded_store.release()
-
-
-async def test_index_ahead_of_the_log_is_not_fresh(
-    embedded_store: GatedStore, live_index: LiveIndex, embedded_admin: redis.Redis
-) -> None:
+    assert await changed(freshness) == set()  # of an empty log
     (written,) = await embedded_store.put([Write(a_note("n"))])
     assert written
     await live_index.wait_for(written.position, 5)
-    await embedded_store.hold()  # else the index may have noticed
-    embedded_admin.flushall()
-    assert await Freshness(embedded_store, live_index).wait(ReadTime()) is None
+    assert await changed(freshness) == set()
+
+
+async def test_changes_that_the_index_misses_are_named(embedded_store: GatedStore, live_index: LiveIndex) -> None:
+    (written,) = await embedded_store.put([Write(a_note("old"))])
+    assert written
+    await live_index.wait_for(written.position, 5)
+    await embedded_store.hold()
+    await embedded_store.put([Write(a_note("new"))])
+    await embedded_store.delete("old")
+    assert await changed(Freshness(embedded_store, live_index)) == {"old", "new"}
     embedded_store.release()
 
 
-async def test_empty_log_is_fresh_for_an_empty_index(embedded_store: GatedStore, live_index: LiveIndex) -> None:
-    assert await Freshness(embedded_store, live_index).wait(ReadTime()) is not None
+@pytest.mark.parametrize("behind", [0, 1, 2, 3])
+async def test_log_does_not_tell_of_more_changes_than_the_bound(
+    embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch, behind: int
+) -> None:
+    monkeypatch.setattr("service.search.freshness.MAX_BEHIND", 2)
+    (written,) = await embedded_store.put([Write(a_note("old"))])
+    assert written
+    await live_index.wait_for(written.position, 5)
+    await embedded_store.hold()
+    for n in range(behind):
+        await embedded_store.put([Write(a_note(f"n{n}"))])
+    told = {f"n{n}" for n in range(behind)} if behind <= 2 else None
+    assert await changed(Freshness(embedded_store, live_index)) == told
+    embedded_store.release()
+
+
+@pytest.mark.parametrize("damage", ["emptied", "trimmed", "malformed"])
+async def test_log_that_may_lack_changes_does_not_tell(
+    embedded_store: GatedStore, live_index: LiveIndex, embedded_admin: redis.Redis, damage: str
+) -> None:
+    (written,) = await embedded_store.put([Write(a_note("old"))])
+    assert written
+    await live_index.wait_for(written.position, 5)
+    await embedded_store.hold()  # else the index may have noticed
+    await embedded_store.put([Write(a_note("new"))])
+    if damage == "emptied":
+        embedded_admin.flushall()
+    elif damage == "trimmed":
+        embedded_admin.xtrim(LOG, maxlen=1, approximate=False)
+    else:
+        embedded_admin.xadd(LOG, {"op": "put"})
+    assert await changed(Freshness(embedded_store, live_index)) is None
+    embedded_store.release()
 
 
 class CountedStore(GatedStore):
@@ -76,11 +101,11 @@ class CountedStore(GatedStore):
 
     questions = 0
 
-    async def log_end(self) -> LogEnd:
+    async def log_tail(self, after: str, count: int) -> LogTail | None:
         self.questions += 1
-        end = await super().log_end()
+        tail = await super().log_tail(after, count)
         await self._gate.wait()
-        return end
+        return tail
 
 
 async def test_reads_that_arrive_before_a_question_is_sent_share_it(
@@ -89,7 +114,7 @@ async def test_reads_that_arrive_before_a_question_is_sent_share_it(
     embedded_store.__class__ = CountedStore
     assert isinstance(embedded_store, CountedStore)
     freshness = Freshness(embedded_store, live_index)
-    await asyncio.gather(*(freshness.wait(ReadTime()) for _ in range(50)))
+    await asyncio.gather(*(freshness.changes(ReadTime()) for _ in range(50)))
     assert embedded_store.questions == 1
 
 
@@ -100,9 +125,9 @@ async def test_read_that_arrives_behind_a_question_gets_one_of_its_own(
     assert isinstance(embedded_store, CountedStore)
     freshness = Freshness(embedded_store, live_index)
     embedded_store.shut()
-    first = asyncio.create_task(freshness.wait(ReadTime()))
+    first = asyncio.create_task(freshness.changes(ReadTime()))
     await eventually(lambda: embedded_store.questions == 1)
-    later = [asyncio.create_task(freshness.wait(ReadTime())) for _ in range(10)]
+    later = [asyncio.create_task(freshness.changes(ReadTime())) for _ in range(10)]
     await asyncio.sleep(0)
     assert embedded_store.questions == 1
     embedded_store.release()
@@ -119,8 +144,9 @@ async def test_note_is_read_once_until_it_changes(
         await live_index.wait_for(written.position, 5)
         for _ in range(2):
             assert await cache.get(["n", "nobody"], ReadTime()) == [RenderedItem(b"n", title.encode(), None), None]
-    await embedded_store.delete("n")
-    await live_index.wait_for((await embedded_store.log_end()).position, 5)
+    removed = await embedded_store.delete("n")
+    assert removed
+    await live_index.wait_for(removed, 5)
     assert await cache.get(["n"], ReadTime()) == [None]
 
 
