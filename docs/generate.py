@@ -297,7 +297,7 @@ FIGURES = (
 )  # fmt: skip
 SPEED_NOTE = (
     "Speed was measured with the checkpoint before this one: 128 numbers a vector instead of 384, and one graph "
-    "instead of two. Since then the options of searches have cost plain `similar` a quarter of its requests a second."
+    "instead of two. Since then plain `similar` has become half as fast again."
 )
 """To be removed with the next run of all benchmarks."""
 MET = {True: "yes", False: "**no**", None: ""}
