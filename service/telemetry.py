@@ -157,6 +157,11 @@ class Telemetry:
         self.event_stream_bytes = Gauge(
             "notellm_event_stream_bytes", "Memory of the store that the events take", registry=registry
         )
+        self.event_stream_filled = Gauge(
+            "notellm_event_stream_filled_ratio",
+            "Share of NOTELLM_EVENT_BYTES that the events of a tenant take; of the tenant with most",
+            registry=registry,
+        )
         self.behaviour_reads = Gauge("notellm_behaviour_reads", "Reads of notes that are held", registry=registry)
         self.behaviour_readers = Gauge("notellm_behaviour_readers", "Readers of these reads", registry=registry)
         self.behaviour_notes = Gauge("notellm_behaviour_notes", "Notes of these reads", registry=registry)

@@ -165,7 +165,7 @@ async def open_service(
             schedule = PurgeSchedule(url, settings.data_dir, settings.purge_seconds, telemetry, shared.clock)
             purging = asyncio.get_running_loop().create_task(schedule.run(), name="purge-store")
             stack.callback(purging.cancel)
-        _connect_gauges(telemetry, tenants, engine)
+        _connect_gauges(telemetry, tenants, engine, settings.event_bytes)
         for lane in Lane:
             telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
         telemetry.ready.set_function(
@@ -315,8 +315,9 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, paren
     return snapshots
 
 
-def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine) -> None:
-    """Have the gauges read their values when metrics are collected: sums over all tenants."""
+def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine, event_bytes: int) -> None:
+    """Have the gauges read their values when metrics are collected: sums over all tenants. `event_bytes`: bound on the
+    memory of a tenant's events."""
 
     def total(value: Callable[[IndexStatus], float]) -> Callable[[], float]:
         return lambda: sum(value(service.index.status()) for service in tenants.services)
@@ -325,6 +326,9 @@ def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine) -> N
         return lambda: sum(value(service.behaviour.status()) for service in tenants.services)
 
     telemetry.event_stream_bytes.set_function(behaviour(lambda status: status.stream_bytes))
+    telemetry.event_stream_filled.set_function(
+        lambda: max((one.behaviour.status().stream_bytes for one in tenants.services), default=0) / event_bytes
+    )
     telemetry.behaviour_reads.set_function(behaviour(lambda status: status.reads))
     telemetry.behaviour_readers.set_function(behaviour(lambda status: status.readers))
     telemetry.behaviour_notes.set_function(behaviour(lambda status: status.notes))

@@ -1,6 +1,6 @@
 """The Grafana board notellm.json, from the list of panels below: `python deploy/grafana/generate.py`.
 
-tests/deploy/test_dashboard.py fails while the board is behind, and where it asks for a metric that no service has.
+tests/deploy/test_monitoring.py fails while the board is behind, and where it asks for a metric that no service has.
 """
 
 from __future__ import annotations
@@ -140,6 +140,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (each_replica('time() - (notellm_snapshot_timestamp_seconds{job="$job"} > 0)'),),
             "An index that does not change is not written again.",
         ),
+        Panel("Notes of answers, by where they came from", "short", (total("notellm_items_total", "source"),)),
+        Panel("Memory of notes of answers", "bytes", (each_replica('notellm_item_bytes{job="$job"}'),)),
         Panel("Notes that cannot be read", "short", (each_replica('notellm_quarantined_notes{job="$job"}'),)),
         Panel(
             "Models that serve",
@@ -147,7 +149,77 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (('count by (model, digest) (notellm_model_info{job="$job"})', "{{model}} {{digest}}"),),
         ),
     ),
+    "Store": (
+        Panel(
+            "Calls that failed",
+            "short",
+            (total("notellm_store_errors_total"),),
+            "Away, late, or out of room.",
+        ),
+        Panel(
+            "What the store's absence cost",
+            "short",
+            (
+                (total("notellm_degraded_answers_total")[0], "searches answered from the index alone"),
+                (total("notellm_quota_uncounted_total")[0], "uses that no quota counted"),
+            ),
+        ),
+        Panel(
+            "Starts of the embedded store after it had died",
+            "short",
+            (total("notellm_store_restarts_total", "instance"),),
+        ),
+        Panel(
+            "Purge: overdue, and since the last one",
+            "s",
+            (
+                ('min(notellm_purge_overdue_seconds{job="$job"})', "overdue"),
+                ('time() - (max(notellm_purge_timestamp_seconds{job="$job"}) > 0)', "since the last one"),
+            ),
+            "NOTELLM_PURGE_SECONDS is how often it should be.",
+        ),
+        Panel(
+            "Notes of another model, which are not found",
+            "short",
+            (each_replica('notellm_notes_of_another_model{job="$job"}'),),
+        ),
+    ),
+    "Tenants and behaviour": (
+        Panel("Tenants that are open", "short", (each_replica('notellm_tenants{job="$job"}'),)),
+        Panel("Requests a second by tenant", "reqps", (total("notellm_tenant_requests_total", "tenant"),)),
+        Panel(
+            "Notes by tenant",
+            "short",
+            (('max by (tenant) (notellm_tenant_index_vectors{job="$job"})', "{{tenant}}"),),
+        ),
+        Panel("Events a second", "short", (total("notellm_events_total", "outcome"),)),
+        Panel(
+            "Reads that relate notes",
+            "short",
+            (
+                ('max(notellm_behaviour_reads{job="$job"})', "reads"),
+                ('max(notellm_behaviour_readers{job="$job"})', "readers"),
+                ('max(notellm_behaviour_notes{job="$job"})', "notes"),
+            ),
+        ),
+        Panel(
+            "Memory of events",
+            "bytes",
+            (
+                ('max(notellm_event_stream_bytes{job="$job"})', "in the store"),
+                ('max(notellm_behaviour_bytes{job="$job"})', "in each replica, about"),
+            ),
+        ),
+        Panel(
+            "Share of NOTELLM_EVENT_BYTES that is in use",
+            "percentunit",
+            (('max(notellm_event_stream_filled_ratio{job="$job"})', "the tenant with most events"),),
+            "Near 1 the oldest events are dropped before their time.",
+        ),
+    ),
     "Process": (
+        Panel("Ready", "short", (each_replica('notellm_ready{job="$job"}'),)),
+        Panel("The event loop is late by", "s", quantiles("notellm_loop_lag_seconds")),
         Panel("Resident memory", "bytes", (each_replica('process_resident_memory_bytes{job="$job"}'),)),
         Panel(
             "Cores in use", "short", (each_replica('rate(process_cpu_seconds_total{job="$job"}[$__rate_interval])'),)

@@ -88,6 +88,15 @@ def test_query_asks_for_metrics_of_a_service(place: str, expression: str):
         assert set(MATCHER.findall(matchers)) <= known[name] | SCRAPED
 
 
+def test_every_metric_of_the_service_is_asked_for_and_explained():
+    asked = {name for _, expression in queries() for name, _ in SELECTOR.findall(expression)}
+    series = {name for name in exported() if name.startswith("notellm_") and not name.endswith("_created")}
+    metrics = {re.sub("_(bucket|count|sum)$", "", name) for name in series}
+    assert {name for name in metrics if not any(one.startswith(name) for one in asked)} == set()
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    assert {name for name in metrics if not re.search(rf"{name}\b", page)} == set()
+
+
 def test_buckets_that_rules_name_exist():
     buckets = {
         sample.labels["le"] for m in Telemetry().registry.collect() for sample in m.samples if "le" in sample.labels

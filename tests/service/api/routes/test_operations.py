@@ -40,6 +40,7 @@ METRICS = (
     "notellm_quarantined_notes",
     "notellm_events_total",
     "notellm_event_stream_bytes",
+    "notellm_event_stream_filled_ratio",
     "notellm_behaviour_reads",
     "notellm_behaviour_readers",
     "notellm_behaviour_notes",
