@@ -110,8 +110,9 @@ def test_shipped_checkpoint_terms_are_said_where_it_is_named():
     assert [name(page) for page in pages if "commercial use" not in page.read_text("utf-8")] == []
 
 
-def test_tests_that_consistency_names_exist():
-    named = set(TEST_FILE.findall((ROOT / "docs" / "consistency.md").read_text("utf-8")))
+@pytest.mark.parametrize("page", ["consistency.md", "security.md"])
+def test_tests_that_a_page_names_exist(page: str):
+    named = set(TEST_FILE.findall((ROOT / "docs" / page).read_text("utf-8")))
     assert named
     assert [test for test in sorted(named) if not (ROOT / "tests" / "service" / test).is_file()] == []
 
