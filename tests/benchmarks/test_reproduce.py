@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import reproduce
+from model.config import NoteLLMConfig
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER
 
 DATA = Path("/data")
@@ -95,3 +97,13 @@ def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[
     reproduce.reproduce(DATA, "notellm-related-microlens50k-seed0")
     assert [command[0] for command in commands] == ["evaluate"]
     assert str(finished) in commands[0]
+
+
+def test_fitted_checkpoint_is_a_copy_of_the_shipped_one_made_once(commands: list[list[str]], tmp_path: Path):
+    for name in ("fitted-categories-movielens_tmdb", "fitted-categories-kuairec"):
+        reproduce.reproduce(DATA, name)
+    assert [command[0] for command in commands] == ["fit-categories", "evaluate", "evaluate"]
+    folder = tmp_path / "finished" / reproduce.FITTED
+    assert all(str(folder) in command for command in commands)
+    config, shipped = NoteLLMConfig.load(folder), NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
+    assert config == replace(shipped, name=reproduce.FITTED, scripts=())
