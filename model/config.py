@@ -12,6 +12,9 @@ CONFIG_FILE = "notellm.json"
 LIST_FIELDS = ("categories", "trained_categories", "scripts", "languages")
 """Fields that notellm.json holds as lists and NoteLLMConfig as tuples."""
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
+GEMMA_BACKBONE = "packaged:gemma-3-270m"
+"""A second backbone, which reads Chinese: fetched by `model.gemma` alone, under Google's terms, and no default."""
+GEMMA_LICENCE = "Gemma Terms of Use, https://ai.google.dev/gemma/terms: restrictions on use, to be passed on"
 DEFAULT_PROMPT = "note-first/1"
 DEFAULT_CATEGORIES = (
     "Travel", "Food", "Fashion", "Beauty", "Fitness", "Home", "Pets", "Parenting", "Study", "Tech",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -152,7 +152,7 @@ class Prompt:
             )
         self.end_id: int = tokenizer.eos_token_id
         self._bos = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]
-        self._added_token = _added_token_pattern(tokenizer)
+        self._added_tokens = AddedTokens(tokenizer)
         self._before_title = self._encode(self.template.before_title)
         self._before_hashtags = self._encode(self.template.before_hashtags)
         self._after_hashtags = self._encode(self.template.after_hashtags)
@@ -304,7 +304,7 @@ class Prompt:
     def _escape(self, text: str) -> str:
         """Return `text` as the inside of a JSON string that spells no added token of the tokenizer."""
         escaped = json.dumps(replace_lone_surrogates(text), ensure_ascii=False)[1:-1]
-        starts = {match.start() for match in self._added_token.finditer(escaped)}
+        starts = set(self._added_tokens.starts(escaped))
         if not starts:
             return escaped
         units: list[str] = []
@@ -316,7 +316,8 @@ class Prompt:
 
     def _break_added_tokens(self, text: str) -> str:
         """Return `text`; where it spells an added token, that token's first character becomes a JSON escape."""
-        return self._added_token.sub(lambda match: json_escape(match[1]), text)
+        starts = set(self._added_tokens.starts(text))
+        return "".join(json_escape(char) if i in starts else char for i, char in enumerate(text)) if starts else text
 
     def _field(self, text: str, limit: int) -> tuple[list[int], int]:
         """Return at most `limit` ids of `text`, cut between characters and never inside a JSON escape, and how many
@@ -351,7 +352,19 @@ class Prompt:
         return ids, True
 
 
-def _added_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Return a pattern for the first character of each added token's spelling; tokens may overlap each other."""
-    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-    return re.compile(f"(?={'|'.join(map(re.escape, added))})(.)" if added else r"(?!)", re.DOTALL)
+class AddedTokens:
+    """The spellings of a tokenizer's added tokens. Some tokenizers have thousands, so texts are compared with a set of
+    them, by length, and only where a first character of theirs stands."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._texts = {token.content for token in tokenizer.added_tokens_decoder.values()}
+        self._lengths = sorted({len(text) for text in self._texts})
+        first_chars = "".join(re.escape(char) for char in sorted({text[0] for text in self._texts}))
+        self._first_char = re.compile(f"[{first_chars}]" if first_chars else r"(?!)")
+
+    def starts(self, text: str) -> Iterator[int]:
+        """Yield where a spelling begins in `text`; spellings may overlap each other."""
+        for match in self._first_char.finditer(text):
+            begin = match.start()
+            if any(text[begin : begin + length] in self._texts for length in self._lengths):
+                yield begin

@@ -19,13 +19,23 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from model.config import CONFIG_FILE, PACKAGED_BACKBONE, CheckpointError, NoteLLMConfig
+from model.config import (
+    CONFIG_FILE,
+    GEMMA_BACKBONE,
+    GEMMA_LICENCE,
+    PACKAGED_BACKBONE,
+    CheckpointError,
+    NoteLLMConfig,
+)
 
 Progress = Callable[[str], None]
 """Receives one line for each slow step of loading."""
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-generalist"
 """Checkpoint that is served unless another is named: an adapter to the packaged backbone. Its README.md says what it
 was trained on."""
+GEMMA_GGUF = "gemma-3-270m-q4_k_m"
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+"""Digest of the GGUF file that GEMMA_BACKBONE is converted from."""
 BACKBONE_FOLDER = "backbone"
 ADAPTER_FOLDER = "adapter"
 GENERATION_FOLDER = "generation"
@@ -104,7 +114,8 @@ def configuration_of(checkpoint: str) -> NoteLLMConfig:
     folder = Path(checkpoint).expanduser()
     if (folder / CONFIG_FILE).is_file():
         return NoteLLMConfig.load(folder)
-    return NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), backbone=checkpoint)
+    licence = GEMMA_LICENCE if checkpoint == GEMMA_BACKBONE else ""
+    return NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), licence=licence, backbone=checkpoint)
 
 
 def needs_conversion(checkpoint: str, cache: Path) -> bool:
@@ -133,11 +144,14 @@ def space_of(config: NoteLLMConfig, digest: str, dimension: int) -> str:
 def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
     """Return a folder with config.json, safetensors and tokenizer files for `backbone`.
 
-    `backbone`: PACKAGED_BACKBONE (converted once into `cache`), an existing folder, or a hub name (downloaded into the
-    hub's own cache). Raises CheckpointError when it does not exist or has no safetensors.
+    `backbone`: PACKAGED_BACKBONE (converted once into `cache`), GEMMA_BACKBONE (put there by `model.gemma`), an
+    existing folder, or a hub name (downloaded into the hub's own cache). Raises CheckpointError when it does not exist
+    or has no safetensors.
     """
     if backbone == PACKAGED_BACKBONE:
         return convert_gguf(packaged_gguf(), cache, progress)
+    if backbone == GEMMA_BACKBONE:
+        return fetched_gemma(cache)
     folder = Path(backbone).expanduser()
     if not folder.is_dir():
         folder = download(backbone, progress)
@@ -177,6 +191,19 @@ def converted_folder(gguf: Path, cache: Path) -> Path:
     return cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
 
 
+def gemma_folder(cache: Path) -> Path:
+    """Return where `model.gemma` puts GEMMA_BACKBONE; the folder is there once it has."""
+    return cache / f"{GEMMA_GGUF}-{GEMMA_SHA256[:16]}"
+
+
+def fetched_gemma(cache: Path) -> Path:
+    """Return the folder of GEMMA_BACKBONE. Raises CheckpointError where it was not fetched."""
+    folder = gemma_folder(cache)
+    if not folder.is_dir():
+        raise CheckpointError(f"{GEMMA_BACKBONE} is not there: `python -m model.gemma` names its terms and fetches it")
+    return folder
+
+
 def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     """Return a folder in `cache` with the GGUF's weights as bfloat16 safetensors, converted at most once.
 
@@ -190,7 +217,7 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     cache.mkdir(parents=True, exist_ok=True)
-    progress(f"Converting {gguf.name} to safetensors (once, about 15 s)")
+    progress(f"Converting {gguf.name} to safetensors (once, 15 s or more)")
     unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=cache))
     try:
         backbone = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)

@@ -18,6 +18,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -44,6 +45,7 @@ COMMON: dict[str, Any] = {
 MIXED_LAYERS = ["sliding_attention", "full_attention"]
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**COMMON),
+    "qwen2": Qwen2Config(**{name: size for name, size in COMMON.items() if name != "head_dim"}),
     "qwen3": Qwen3Config(**COMMON),
     "gemma3": Gemma3TextConfig(**COMMON, layer_types=MIXED_LAYERS, final_logit_softcapping=30.0),
     "mistral": MistralConfig(**COMMON),

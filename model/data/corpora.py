@@ -22,7 +22,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from model.data.dataset import read_notes
+from model.data.pairs import split_of
 from model.data.wordnet import wordnet_notes
+from model.hashtags.lexical_index import words_in
 from model.note import Note, normalise_hashtags
 
 TECHNICAL_PACKAGE = re.compile(
@@ -38,9 +40,11 @@ LENGTHS = ((14, 0.3), (26, 0.45), (50, 0.2), (110, 0.05))
 MAX_TITLE_WORDS = 14
 """Words of a title that are kept even in the shortest texts."""
 MIN_WORDS = 2
-"""Texts with fewer words of four letters are dropped."""
+"""Texts with fewer long words are dropped."""
+MIN_LETTERS = 4
+"""Letters of a long word in ASCII; any other counts as one, so also each pair of Chinese characters."""
 KEY_WORDS = 12
-"""Texts whose first words of four letters are the same set, this many at most, count as duplicates."""
+"""Texts whose first long words are the same set, this many at most, count as duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,13 @@ def unlabelled_notes(path: Path, id_prefix: str = "") -> Iterator[Note]:
             yield replace(note, id="", category=None)
 
 
+def training_captions(path: Path) -> Iterator[Note]:
+    """Yield the notes of the training split of a notes file, without id and category: the others are measured on."""
+    for note in read_notes(path).values():
+        if split_of(note.id) == "train":
+            yield replace(note, id="", category=None)
+
+
 SOURCES: Mapping[str, Source] = {
     source.name: source
     for source in (
@@ -164,6 +175,12 @@ SOURCES: Mapping[str, Source] = {
             name="captions",
             terms="captions of KuaiRec, in Chinese, CC BY-SA 4.0",
             path="notes file of the data set kuairec",
+            read=training_captions,
+        ),
+        Source(
+            name="chinese",
+            terms="written for this project, Apache-2.0",
+            path="file that model.data.chinese_notes has written",
             read=unlabelled_notes,
         ),
     )
@@ -194,7 +211,7 @@ def without_duplicates(notes: Iterable[Note]) -> Iterator[Note]:
     """Drop notes with too few words, and near-duplicates but for the first (MIN_WORDS, KEY_WORDS)."""
     seen: set[frozenset[str]] = set()
     for note in notes:
-        words = re.findall(r"\w{4,}", f"{note.title} {note.content}".lower())
+        words = [w for w in words_in(f"{note.title} {note.content}") if len(w) >= MIN_LETTERS or not w.isascii()]
         key = frozenset(words[:KEY_WORDS])
         if len(words) >= MIN_WORDS and key not in seen:
             seen.add(key)

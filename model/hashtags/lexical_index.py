@@ -224,11 +224,15 @@ def words_of(note: Note) -> frozenset[str]:
     A word is a case-folded run of letters and digits without combining marks, such as the vowel signs of Indic
     scripts; in UNSPACED scripts, each pair of neighbouring characters.
     """
-    text = " ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))
+    return frozenset(words_in(" ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))))
+
+
+def words_in(text: str) -> list[str]:
+    """Return the words of a text, in its order; see `words_of`."""
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
-    return frozenset(word for run, unspaced in RUN.findall(text) for word in ([run] if run else _pairs(unspaced)))
+    return [word for run, unspaced in RUN.findall(text) for word in ([run] if run else _pairs(unspaced))]
 
 
 def word_hashes(note: Note) -> frozenset[int]:

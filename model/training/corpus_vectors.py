@@ -6,6 +6,8 @@ file's order; the last shard is shorter.
 
 from __future__ import annotations
 
+import argparse
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -20,6 +22,8 @@ SHARD_SIZE = 4096
 """Notes of one file: a minute or two of work, which is what a break costs."""
 
 Float16 = npt.NDArray[np.float16]
+Embed = Callable[[Sequence[Note]], npt.NDArray[np.float32]]
+"""From notes to unit vectors (n, K)."""
 
 
 def notes_path(folder: Path, source: str) -> Path:
@@ -33,14 +37,14 @@ def shard_path(folder: Path, source: str, shard: int) -> Path:
 
 
 def write_corpus_vectors(
-    embed: Callable[[Sequence[Note]], npt.NDArray[np.float32]],
+    embed: Embed,
     folder: Path,
     source: str,
     max_notes: int | None = None,
 ) -> int:
     """Write the missing shards of a source's first `max_notes` notes; returns how many notes were embedded.
 
-    `embed`: notes to unit vectors (n, K). A shard's file appears when it is complete.
+    A shard's file appears when it is complete.
     """
     notes = list(read_notes(notes_path(folder, source)).values())[:max_notes]
     embedded = 0
@@ -67,3 +71,22 @@ def read_corpus_vectors(folder: Path, source: str) -> tuple[list[Note], Float16]
         shards.append(np.load(path))
     vectors = np.concatenate(shards) if shards else np.zeros((0, 0), np.float16)
     return list(read_notes(notes_path(folder, source)).values())[: len(vectors)], vectors
+
+
+def write_vectors_command(load: Callable[[int], Embed], what: str, arguments: Sequence[str] | None) -> None:
+    """Run the command of a teacher, which writes the missing vectors of a corpus.
+
+    `load`: from a number of threads to the loaded teacher. `what`: the command's description.
+    """
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--source", action="append", help="may be repeated; all sources by default")
+    parser.add_argument("--max-notes", type=int, help="first notes of each source that are read; all by default")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    embed = load(options.threads)
+    all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
+    for source in options.source or all_sources:
+        started = time.perf_counter()
+        count = write_corpus_vectors(embed, options.folder, source, options.max_notes)
+        print(f"{source}: {count:,} notes in {time.perf_counter() - started:.0f} s", flush=True)

@@ -1,6 +1,7 @@
 """Distillation without labels: the backbone learns to give any text the vector that a teacher gives it.
 
     python -m model.training.distil --corpus FOLDER --out FOLDER --share SOURCE=SHARE ... [--data FOLDER] [--minutes N]
+    python -m model.training.distil --corpus FOLDER --out FOLDER --recipe FILE ...
 
 The loss of a note is 1 - cosine to the teacher's vector, plus the divergence between how student and teacher rank other
 texts (`structure_loss`). Measured and exported is a running average of the weights, so a run may be ended at any time.
@@ -17,6 +18,7 @@ import argparse
 import json
 import signal
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -262,7 +264,8 @@ def option_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Distil a generalist from texts without labels.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of the texts and the teachers' vectors")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--share", action="append", required=True, metavar="SOURCE=SHARE")
+    parser.add_argument("--recipe", type=Path, help="TOML file with fields of the recipe; options replace them")
+    parser.add_argument("--share", action="append", metavar="SOURCE=SHARE")
     parser.add_argument("--data", type=Path, help="folder with the data sets of the held-out domains, to measure on")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="training time; without end by default")
     parser.add_argument("--measure-first", action="store_true", help="measure before the first step, too")
@@ -278,13 +281,30 @@ def option_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def recipe_of(options: argparse.Namespace) -> Distillation:
+    """Make the recipe of a file, where one is named, and of the options beside it.
+
+    Raises OSError, ValueError and TypeError for a file that cannot be read, is not TOML, or has unknown fields, and
+    ValueError where no source has a share.
+    """
+    table: dict[str, Any] = tomllib.loads(options.recipe.read_text("utf-8")) if options.recipe else {}
+    table |= {name: value for name, value in vars(options).items() if name in Distillation.__dataclass_fields__}
+    if options.share:
+        table["shares"] = {name: float(share) for name, _, share in (text.partition("=") for text in options.share)}
+    recipe = Distillation(**table)
+    if not recipe.shares:
+        raise ValueError("no source has a share")
+    return recipe
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    options = option_parser().parse_args(arguments)
-    names = Distillation.__dataclass_fields__
-    changes = {name: value for name, value in vars(options).items() if name in names}
-    shares = {name: float(share) for name, _, share in (text.partition("=") for text in options.share)}
-    recipe = Distillation(shares=shares, **changes)
+    parser = option_parser()
+    options = parser.parse_args(arguments)
+    try:
+        recipe = recipe_of(options)
+    except (OSError, ValueError, TypeError) as error:
+        parser.error(f"the recipe: {error}")
     distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file)
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, distiller.stop)

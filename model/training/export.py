@@ -64,6 +64,7 @@ def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any
     config = NoteLLMConfig(
         name="distilled",
         backbone=recipe.backbone,
+        licence=loaded.config.licence,
         dimension=len(head),
         adapter=True,
         prompt_version=recipe.prompt_version,
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--name", default="distilled")
-    parser.add_argument("--licence", default="", help="a line on the terms of the weights, which a start shows")
+    parser.add_argument("--licence", help="a line on the terms of the weights, which a start shows; the backbone's")
     parser.add_argument("--windows", type=int, default=1, help="windows in which long content is read")
     parser.add_argument("--script", action="append", default=[], help="Unicode script that is read; all without one")
     parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.config = replace(
         model.config,
         name=options.name,
-        licence=options.licence,
+        licence=model.config.licence if options.licence is None else options.licence,
         max_content_windows=options.windows,
         scripts=tuple(options.script),
     )

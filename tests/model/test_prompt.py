@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from model.config import DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note, hashtag_key, normalise_hashtag, replace_lone_surrogates
-from model.prompt import CHARS_PER_TOKEN, MAX_HASHTAG_WORDS, TEMPLATES, Prompt
+from model.prompt import CHARS_PER_TOKEN, MAX_HASHTAG_WORDS, TEMPLATES, AddedTokens, Prompt
 
 TIGHT = NoteLLMConfig(max_title_tokens=5, max_hashtag_tokens=9, max_content_tokens=7)
 
@@ -491,3 +492,14 @@ def test_character_cut_in_the_middle_is_not_read(prompt: Prompt) -> None:
     whole = len(prompt.tokenizer("food #", add_special_tokens=False).input_ids)
     assert len(ids) > whole + 1, "the emoji is one token: choose another"
     assert [text for text, _ in prompt.parse_hashtags(ids[:-1])] == ["food"]
+
+
+def test_added_tokens_are_found_among_thousands() -> None:
+    """Gemma's tokenizer has 6,400 of them, and a text is compared with all."""
+    names = ["\n\n", "[x]", *(f"<unused{n}>" for n in range(6000))]
+    tokenizer: Any = SimpleNamespace(added_tokens_decoder=dict(enumerate(SimpleNamespace(content=t) for t in names)))
+    added = AddedTokens(tokenizer)
+    assert list(added.starts("a <unused7> b [x]\n\n\n <unused6000>")) == [2, 14, 17, 18]
+    assert list(added.starts("no token, < nor [")) == []
+    tokenizer.added_tokens_decoder = {}
+    assert list(AddedTokens(tokenizer).starts("a <unused7>")) == []

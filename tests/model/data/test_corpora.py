@@ -11,6 +11,7 @@ import pytest
 from model.data import corpora
 from model.data.corpora import SOURCES, Source, shorten, without_duplicates
 from model.data.dataset import read_notes
+from model.data.pairs import split_of
 from model.note import Note
 
 STANZA = "Package: {}\nSection: games\nTag: game::strategy, use::gameplaying\nDescription-en: {}\n It has maps.\n .\n"
@@ -95,3 +96,22 @@ def test_command_writes_each_source_under_new_ids(
     assert all(note.hashtags == ("x",) for note in notes.values())
     assert "three: 2 notes; our own" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["three.jsonl.gz"]
+
+
+def test_chinese_texts_have_words_without_spaces() -> None:
+    notes = [
+        Note(title="今天天气很好"),
+        Note(title="今天天气很好。", hashtags=("天气",)),
+        Note(title="红烧肉的做法"),
+        Note(title="好"),
+    ]
+    assert [note.title for note in without_duplicates(notes)] == ["今天天气很好", "红烧肉的做法"]
+
+
+def test_captions_are_those_of_the_training_split(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    notes = [Note(title=f"caption {n}", category="美食") for n in range(60)]
+    path.write_text("".join(corpora.note_line(str(n), note) for n, note in enumerate(notes)))
+    titles = [note.title for note in SOURCES["captions"].read(path)]
+    assert titles == [f"caption {n}" for n in range(60) if split_of(str(n)) == "train"]
+    assert 0 < len(titles) < 60

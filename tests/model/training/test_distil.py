@@ -23,6 +23,7 @@ from model.weights import BACKBONE_FOLDER
 
 pytestmark = pytest.mark.slow
 
+RECIPES = Path(distil.__file__).parent / "recipes" / "distillation"
 NOTES = tuple(Note(id=str(n), title=f"{word} {n}") for n in range(5) for word in ("soup", "hike"))
 
 
@@ -126,6 +127,35 @@ def test_command_runs_a_distillation(
     options += ["--backbone", str(tiny_checkpoint), "--words", "0", "--batch", "8", "--starting-notes", "20"]
     distil.main(options)
     assert lines(tmp_path / LOG)
+
+
+def test_recipe_file_gives_fields_that_options_replace(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('backbone = "own"\nbatch = 8\nlearning_rate = 1e-3\n[shares]\nlong = 1.0\n')
+    needed = ["--corpus", "c", "--out", "o", "--recipe", str(file)]
+    options = distil.option_parser().parse_args([*needed, "--batch", "9", "--share", "lists=2"])
+    expected = Distillation(backbone="own", batch=9, learning_rate=1e-3, shares={"lists": 2.0})
+    assert distil.recipe_of(options) == expected
+    assert distil.recipe_of(distil.option_parser().parse_args(needed)).shares == {"long": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("bach = 1", "bach"), ("batch =", "Invalid"), ("batch = 1", "no source has a share")]
+)
+def test_recipe_that_cannot_be_used_ends_the_command(
+    text: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    with pytest.raises(SystemExit):
+        distil.main(["--corpus", "c", "--out", "o", "--recipe", str(file)])
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
+def test_our_recipes_are_read(file: Path) -> None:
+    options = ["--corpus", "c", "--out", "o", "--recipe", str(file)]
+    assert distil.recipe_of(distil.option_parser().parse_args(options)).shares
 
 
 def test_structure_loss_of_the_teachers_ranking_is_zero() -> None:

