@@ -43,6 +43,7 @@ def build_model(
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=device, dtype=torch.float32, progress=progress)
     config = NoteLLMConfig(
         name=recipe.name,
+        licence=loaded.config.licence,
         backbone=recipe.backbone if recipe.lora_rank else BACKBONE_FOLDER,
         dimension=recipe.dimension,
         prompt_version=recipe.prompt_version,
