@@ -26,6 +26,7 @@ from service.records import (
     EventEntry,
     EventOutcome,
     Hit,
+    IndexRows,
     IndexStatus,
     LogBounds,
     LogEntry,
@@ -271,7 +272,7 @@ class NoteIndex(Protocol):
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once every write up to `position` can be found. Raises IndexBehind after `seconds`."""
 
-    async def search(self, vector: Vector, k: int, where: Filter) -> list[Hit]:
+    async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
         """Do what VectorIndex.search does, now. Raises IndexBehind before the index was built for the first time."""
 
     def find_neighbours(self, note: Note, vector: Vector, count: int) -> Neighbours:
@@ -291,8 +292,8 @@ class NoteIndex(Protocol):
     async def vector(self, note_id: str) -> Vector | None:
         """Return the vector of a note, None where the index does not have it."""
 
-    async def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
-        """Return the vectors of some notes, in their order."""
+    async def rows(self, note_ids: Sequence[str]) -> IndexRows:
+        """Return those of some notes that the index has, in their order."""
 
     async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
         """Return the first `count` notes behind `after` that pass the filter but `exclude`, or are of other spaces."""
@@ -319,9 +320,10 @@ class VectorIndex(Protocol):
     def expire(self, now: float) -> list[str]:
         """Remove the rows that have expired at `now`, and return their ids."""
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
+    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
         """Return the `k` rows nearest to `vector` among those that pass the filter and have not expired at `now`, best
-        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest."""
+        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest; with
+        `recall_k` it finds only so many as surely as a search for no more does, and misses more of the others."""
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order."""
@@ -338,8 +340,8 @@ class VectorIndex(Protocol):
     def vector(self, note_id: str) -> Vector | None:
         """Return a row's vector, bit for bit as it was written."""
 
-    def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
-        """Return the vectors of some rows, as `vector` does: many take a fraction of the time of as many calls."""
+    def rows(self, note_ids: Sequence[str]) -> IndexRows:
+        """Return those of some notes that the index has, in their order."""
 
     def ids(self) -> list[str]:
         """Return the ids of all rows, in no order."""

@@ -17,6 +17,8 @@ from model.note import Note
 
 Vector = npt.NDArray[np.float32]
 """(D,), unit length."""
+Vectors = npt.NDArray[np.float32]
+"""(N, D)"""
 ORIGIN = "0-0"
 """Log position before every write."""
 
@@ -236,6 +238,31 @@ class Hit:
 
     id: str
     score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IndexRows:
+    """Notes of the index: their ids, vectors (N, D), and the codes (N,) of their categories and authors. `name_of` has
+    the names by their codes: only few of them are ever needed."""
+
+    ids: list[str]
+    vectors: Vectors
+    category_codes: npt.NDArray[np.int32]
+    author_codes: npt.NDArray[np.int32]
+    name_of: Mapping[int, str]
+
+    def category(self, place: int) -> str | None:
+        """Return the category of the note at a place; None where it has none."""
+        return self.name_of.get(self.category_codes.item(place))
+
+    def author(self, place: int) -> str | None:
+        """Return the author of the note at a place; None where it has none."""
+        return self.name_of.get(self.author_codes.item(place))
+
+    @property
+    def vector_by_id(self) -> dict[str, Vector]:
+        """Vectors by the notes' ids."""
+        return dict(zip(self.ids, self.vectors, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,11 +97,11 @@ async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *
 
 async def _differing_vectors(index: NoteIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
     """Ids of notes whose vector in the index is not the stored one."""
-    vectors = await index.vectors([stored.note.id for stored in notes])
+    vectors = (await index.rows([stored.note.id for stored in notes])).vector_by_id
     return {
         stored.note.id
-        for stored, vector in zip(notes, vectors, strict=True)
-        if not stored.expired(now) and (vector is None or not _identical(vector, stored.vector))
+        for stored in notes
+        if not stored.expired(now) and not _identical(vectors.get(stored.note.id), stored.vector)
     }
 
 
@@ -114,8 +114,9 @@ async def _inspect(
     for begin in range(0, len(ids), BATCH_SIZE):
         batch = ids[begin : begin + BATCH_SIZE]
         stored_notes = await store.get(batch, with_vectors=True)
-        for note_id, note, vector in zip(batch, stored_notes, await index.vectors(batch), strict=True):
-            if kind := _kind(note, vector, space):
+        vectors = (await index.rows(batch)).vector_by_id
+        for note_id, note in zip(batch, stored_notes, strict=True):
+            if kind := _kind(note, vectors.get(note_id), space):
                 differing[kind].append(note_id)
             if rows[note_id] > 1:
                 differing["duplicate"].append(note_id)
@@ -135,6 +136,6 @@ def _kind(stored: StoredNote | Unreadable | None, vector: Vector | None, space: 
     return None if _identical(vector, stored.vector) else "different"
 
 
-def _identical(one: Vector, other: Vector | None) -> bool:
-    """Whether two vectors are the same bit for bit."""
-    return other is not None and one.tobytes() == np.asarray(other, np.float32).tobytes()
+def _identical(one: Vector | None, other: Vector | None) -> bool:
+    """Whether there are two vectors, the same bit for bit."""
+    return one is not None and other is not None and one.tobytes() == np.asarray(other, np.float32).tobytes()

@@ -29,7 +29,7 @@ from model.evaluation.ranking import rank_pairs
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
 from model.weights import SHIPPED_CHECKPOINT
-from service.ranking.words import word_factor
+from service.ranking.words import share_of_weight, word_factor
 from service.search.fusion import POOL_SIZE
 from service.search.request import AUTO
 from service.settings import Settings
@@ -63,9 +63,13 @@ def by_sum(weight: float) -> Combine:
     return lambda content, words: content + weight * words
 
 
-AUTO_WAY = by_deviations(WEIGHT)
+def automatic(content: Scores, words: Scores) -> Scores:
+    """The service's way for `sources=auto`."""
+    return by_deviations(share_of_weight(words) * WEIGHT)(content, words)
+
+
 OTHER_WAYS: Mapping[str, Combine] = {
-    **{f"deviations, weight {weight}": by_deviations(weight) for weight in (0.3, 1.0)},
+    **{f"deviations, weight {weight}": by_deviations(weight) for weight in (0.3, 0.5, 1.0)},
     "raw sum, weight 0.6": by_sum(0.6),
     **{f"reciprocal ranks, k {k}": reciprocal_ranks(k) for k in (2, 20, 60)},
 }
@@ -149,7 +153,7 @@ def measure(data: str, kind: str, split: Split, pool: Pool) -> list[Row]:
             of_queries = vectors(system, f"{data}-{split}-title", queries)
         content = (of_queries @ of_notes.T).astype(np.float64)
         alone, by_words = pool.recall(content), pool.recall(words)
-        both = pool.recall(combined(content, words, own_rows, AUTO_WAY))
+        both = pool.recall(combined(content, words, own_rows, automatic))
         others = []
         if split == "validation":
             for name, combine in OTHER_WAYS.items():

@@ -7,7 +7,7 @@ somebody searches. FAISS is told of a row once all of it is there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -79,6 +79,10 @@ class GrowingSegment(Segment):
     def row_of(self, note_id: str) -> int | None:
         return self._row_of.get(note_id)
 
+    def rows_of_ids(self, note_ids: Collection[str]) -> dict[str, int]:
+        row_of = self._row_of
+        return {note_id: row for note_id in note_ids if (row := row_of.get(note_id)) is not None}
+
     def id(self, row: int) -> str:
         return self._ids[row]
 
@@ -113,9 +117,9 @@ class GrowingSegment(Segment):
 
     def set_fields(self, row: int, stored: StoredNote) -> None:
         """Write a row's times and tags: what filters test."""
-        self.columns.write(row, stored)
-        self._first_expiry = min(self._first_expiry, float(self.columns.expires[row]))
         old_tags, tags = self._tags[row], self._tag_dictionary.add_tags_of(stored)
+        self.columns.write(row, stored, *self._tag_dictionary.category_and_author(stored))
+        self._first_expiry = min(self._first_expiry, float(self.columns.expires[row]))
         for tag in tags:
             self._rows_by_tag[tag].add(row)
         for tag in old_tags - tags:

@@ -28,14 +28,14 @@ from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
 from service.interfaces import Clock, IndexBackend, NoteStore
-from service.records import Hit, IndexStatus, Vector, WrittenRows
+from service.records import Hit, IndexRows, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
 
 SEARCH_THREADS = os.cpu_count() or 1
 MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
 """Bounds on a search that runs in the event loop: one without a filter, among so many rows, for so many neighbours. Ten
 of a million rows are found in half a millisecond; a detour through another thread takes a good part of that again
-(docs/log/reads.md)."""
+(docs/log/reads.md). The second one holds for the look-up of rows by their ids, too."""
 NEIGHBOUR_FACTORS = (2, 20)
 """Hits that are searched for per neighbour with hashtags: the second number where the first gives too few neighbours.
 It bounds the cost of a lookup where few notes have hashtags."""
@@ -160,19 +160,20 @@ class LiveIndex:
         with stage("index", "wait"):
             await self._state.wait_for(position, seconds)
 
-    async def search(self, vector: Vector, k: int, where: Filter) -> list[Hit]:
+    async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
         position = self._state.position
         if not self._state.built:
             raise IndexBehind("of the store", position)
-        search = partial(self._index.search, vector, k, now=self._clock())
+        search = partial(self._index.search, vector, now=self._clock())
         small = k <= MAX_K_IN_LOOP and len(self._index) <= MAX_ROWS_IN_LOOP
         with stage("index", "search", k=k):
             if where.plain and small and not self._index.shared:
-                hits = search(where)
+                hits = search(k, where, recall_k=recall_k)
             else:
-                hits = await run_in(self._searchers, partial(search, where))
+                hits = await run_in(self._searchers, partial(search, k, where, recall_k=recall_k))
         if not where.exact:
-            self._recall.offer(hits, position, partial(search, replace(where, exact=True)))
+            sure = min(k, recall_k or k)
+            self._recall.offer(hits[:sure], position, partial(search, sure, replace(where, exact=True)))
         return hits
 
     def find_neighbours(self, note: Note, vector: Vector, count: int) -> Neighbours:
@@ -224,8 +225,10 @@ class LiveIndex:
     async def vector(self, note_id: str) -> Vector | None:
         return self._index.vector(note_id)  # in the event loop: a thread would take longer to get to it
 
-    async def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
-        return await run_in(self._searchers, partial(self._index.vectors, note_ids))
+    async def rows(self, note_ids: Sequence[str]) -> IndexRows:
+        if len(note_ids) <= MAX_K_IN_LOOP:
+            return self._index.rows(note_ids)
+        return await run_in(self._searchers, partial(self._index.rows, note_ids))
 
     async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
         state = self._state

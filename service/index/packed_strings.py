@@ -68,20 +68,23 @@ class PackedStrings:
                 return row
         return None
 
-    def rows(self, texts: Collection[str]) -> list[int]:
-        """Return the rows of some strings, of those that are there, in the order of `texts`."""
-        hashes = np.fromiter(map(_hash, texts), np.int64, len(texts))
+    def rows(self, texts: Collection[str]) -> dict[str, int]:
+        """Return the rows of some strings by the string, of those that are there, in the order of `texts`."""
         if not len(self):
-            return []
+            return {}
+        texts = list(texts)
+        hashes = np.fromiter(map(_hash, texts), np.int64, len(texts))
         places = np.searchsorted(self._sorted_hashes, hashes)
         places[places == len(self)] = 0
-        likely = self._sorted_hashes[places] == hashes
-        candidates = self._by_hash[places].tolist()
-        rows: list[int] = []
-        for text, row, is_likely in zip(texts, candidates, likely.tolist(), strict=True):
-            found = (row if self[row] == text else self.row(text)) if is_likely else None
+        likely = np.flatnonzero(self._sorted_hashes[places] == hashes)
+        candidates = self._by_hash[places[likely]]
+        begins, ends = self._ends[candidates].tolist(), self._ends[candidates + 1].tolist()
+        rows: dict[str, int] = {}
+        for place, row, begin, end in zip(likely.tolist(), candidates.tolist(), begins, ends, strict=True):
+            text = texts[place]
+            found = row if str(self._memory[begin:end], "utf-8") == text else self.row(text)
             if found is not None:
-                rows.append(found)
+                rows[text] = found
         return rows
 
     def take(self, rows: Integers) -> PackedStrings:

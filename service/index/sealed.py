@@ -122,8 +122,8 @@ class SealedSegment(Segment):
         row = self._ids.row(note_id)
         return row if row is not None and self.alive[row] else None
 
-    def rows_of_ids(self, note_ids: Collection[str]) -> list[int]:
-        return [row for row in self._ids.rows(note_ids) if self.alive[row]]
+    def rows_of_ids(self, note_ids: Collection[str]) -> dict[str, int]:
+        return {note_id: row for note_id, row in self._ids.rows(note_ids).items() if self.alive.item(row)}
 
     def id(self, row: int) -> str:
         return self._ids[row]

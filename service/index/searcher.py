@@ -29,6 +29,9 @@ DEVIATIONS = 3.0
 CALL_SIZES = (10, 20, 40, 80, 160, 320, 640, 1000)
 """Sizes of a FAISS call, in neighbours. An index over all segments is prepared for each. A search that needs a larger
 one goes segment by segment."""
+FURTHER_NEIGHBOURS = (1, 64, 1024)
+"""Neighbours beyond `k` that searches one after the other look at, while all of them have the score of the last one of
+the answer. Of more notes with one score any may be cut off."""
 IsVisible = Callable[[int, int], bool]
 """Whether a row may be found, given the place of its segment in `segments` and its number in that segment."""
 FilteredRows = tuple[Bits | None, int]
@@ -60,11 +63,21 @@ class SegmentSearcher:
         ]
         """Index over all segments, by call size."""
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
+    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
         """Do what VectorIndex.search does. The result has the new row, the old row, or both rows of a note that is
-        replaced meanwhile."""
-        if k < 1:
-            return []
+        replaced meanwhile.
+
+        FAISS cuts off any of equal scores. So neighbours beyond `k` are searched for as well, and more of them where
+        the first have the score of the last one of the answer.
+        """
+        hits: list[Hit] = []
+        for further in FURTHER_NEIGHBOURS if k > 0 else ():
+            hits = self._search(vector, k + further, where, now, min(k, recall_k or k))
+            if len(hits) < k + further or hits[-1].score < hits[k - 1].score:
+                break
+        return hits[:k]
+
+    def _search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int) -> list[Hit]:
         compiled = self._tag_dictionary.compile(where)
         if where.exact:
             return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
@@ -72,10 +85,10 @@ class SegmentSearcher:
             filtered = list(self._filtered(compiled, now))
             matches = sum(count for _, count in filtered)
             visible = _in_bitmaps([bits for bits, _ in filtered])
-            hits, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible)
+            hits, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
             return _best(hits, k) if len(hits) == k else self._search_one_by_one(vector, k, compiled, filtered)
         replaced_before, living = self.replaced, sum(segment.living for segment in self.segments)
-        hits, met_hidden = self._search_in_one_call(vector, k, where.exclude, living, self._alive_at(now))
+        hits, met_hidden = self._search_in_one_call(vector, k, where.exclude, living, self._alive_at(now), recall_k)
         # A hidden row may be the old row of a note whose new row came too late for this call.
         may_miss_a_note = met_hidden and self.replaced != replaced_before
         if len(hits) == k and not may_miss_a_note:
@@ -91,9 +104,9 @@ class SegmentSearcher:
 
         candidates = [note_id for note_id in ids if note_id not in where.exclude]
         passing = {
-            segment.id(row)
+            note_id
             for place, segment in enumerate(self.segments)
-            for row in segment.rows_of_ids(candidates)
+            for note_id, row in segment.rows_of_ids(candidates).items()
             if visible(place, row)
         }
         return [note_id for note_id in candidates if note_id in passing]
@@ -117,7 +130,7 @@ class SegmentSearcher:
         return _best(hits, k)
 
     def _search_in_one_call(
-        self, vector: Vector, k: int, exclude: frozenset[str], matches: int, is_visible: IsVisible
+        self, vector: Vector, k: int, exclude: frozenset[str], matches: int, is_visible: IsVisible, recall_k: int
     ) -> tuple[list[Hit], bool]:
         """Return the best `k` of the visible rows, of which there are `matches`, and whether the call found rows that
         are not visible.
@@ -126,21 +139,21 @@ class SegmentSearcher:
         or a segment had more of the neighbours than expected, so that too few of its lists were searched.
         """
         rows = self._first_rows[-1] + len(self.segments[-1])
-        size = needed(k, min(1.0, matches / max(1, rows))) + len(exclude)
-        if matches < k or size > CALL_SIZES[-1]:
+        size, recalled_size = (needed(n, min(1.0, matches / max(1, rows))) + len(exclude) for n in (k, recall_k))
+        if matches < k or recalled_size > CALL_SIZES[-1]:
             return [], False
         # Lists were measured with rows as queries, which find k neighbours beside themselves: so k serves k + 1.
-        at = bisect_left(CALL_SIZES, size - 1)
+        at = bisect_left(CALL_SIZES, recalled_size - 1)
         query = np.ascontiguousarray(vector, np.float32)[None]
         scores, labels = self._indexes[at].search(query, size)
         hits: list[Hit] = []
         met_hidden = False
         rows_of_each = [0] * len(self.segments)
-        for score, label in zip(scores[0].tolist(), labels[0].tolist(), strict=True):
+        for number, (score, label) in enumerate(zip(scores[0].tolist(), labels[0].tolist(), strict=True)):
             if label < 0 or len(hits) == k:
                 break
             place = bisect_right(self._first_rows, label) - 1
-            rows_of_each[place] += 1
+            rows_of_each[place] += number < recalled_size
             segment, row = self.segments[place], label - self._first_rows[place]
             if not is_visible(place, row):
                 met_hidden = True

@@ -90,9 +90,9 @@ class Segment(ABC):
     def _copy_alive(self) -> tuple[Bits, int]:
         """Return a copy of the living rows at this moment, and the number of rows that it covers."""
 
-    def rows_of_ids(self, note_ids: Collection[str]) -> list[int]:
-        """Return the living rows of some notes, of those that have one, in no order."""
-        return [row for row in map(self.row_of, note_ids) if row is not None]
+    def rows_of_ids(self, note_ids: Collection[str]) -> dict[str, int]:
+        """Return the living rows of some notes by the note's id, of those that have one."""
+        return {note_id: row for note_id in note_ids if (row := self.row_of(note_id)) is not None}
 
     def ids(self) -> list[str]:
         """Return the ids of all living rows."""
@@ -163,7 +163,7 @@ class Segment(ABC):
     def _rows_among(self, note_ids: Collection[str], rows: Bits | None) -> list[int]:
         """Return the living rows of some notes, as far as `rows` has them: a row that was added after the filter was
         applied is not in `rows`."""
-        own = self.rows_of_ids(note_ids) if note_ids else []
+        own = list(self.rows_of_ids(note_ids).values()) if note_ids else []
         return own if rows is None else [row for row in own if has(rows, row)]
 
     def written(

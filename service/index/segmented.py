@@ -26,7 +26,7 @@ from service.index.searcher import SegmentSearcher
 from service.index.segment import Segment
 from service.index.tags import TagDictionary
 from service.interfaces import Part, ReadPart
-from service.records import Hit, PositionKey, StoredNote, Vector
+from service.records import Hit, IndexRows, PositionKey, StoredNote, Vector
 
 GROWING_ROWS = 1024
 """Capacity of a growing segment. Each search compares all of its rows."""
@@ -163,18 +163,35 @@ class SegmentedIndex:
             if segments is self.all_segments:
                 return None
 
-    def vectors(self, note_ids: Sequence[str]) -> list[Vector | None]:
-        found: dict[str, Vector] = {}
-        for segment in self.all_segments:
-            if rows := segment.rows_of_ids(note_ids):
-                found |= zip(map(segment.id, rows), segment.vectors(np.array(rows, np.int64)), strict=True)
-        # One that was not found may have moved to another segment meanwhile.
-        return [found[note_id] if note_id in found else self.vector(note_id) for note_id in note_ids]
+    def rows(self, note_ids: Sequence[str]) -> IndexRows:
+        while True:
+            segments = self.all_segments
+            rows = self._rows_in(segments, note_ids)
+            if segments is self.all_segments or len(rows.ids) == len(note_ids):
+                return rows  # else one that was not found may have moved to another segment meanwhile
+
+    def _rows_in(self, segments: Sequence[Segment], note_ids: Sequence[str]) -> IndexRows:
+        """Return those of some notes that have a row in some segments; of two rows, that in the last segment."""
+        name_of = self._tag_dictionary.name_of  # before the codes: it keeps the names of those that are forgotten
+        vectors = np.empty((len(note_ids), self._dimension), np.float32)
+        codes = np.empty((2, len(note_ids)), np.int32)
+        place_of = {note_id: place for place, note_id in enumerate(note_ids)}
+        found = np.zeros(len(note_ids), np.bool_)
+        for segment in segments:
+            if rows_by_id := segment.rows_of_ids(place_of):
+                places, rows = [place_of[note_id] for note_id in rows_by_id], np.array(list(rows_by_id.values()))
+                vectors[places] = segment.vectors(rows)
+                codes[0, places], codes[1, places] = segment.columns.category[rows], segment.columns.author[rows]
+                found[places] = True
+        if found.all():
+            return IndexRows(list(note_ids), vectors, codes[0], codes[1], name_of)
+        ids = [note_ids[place] for place in np.flatnonzero(found).tolist()]
+        return IndexRows(ids, vectors[found], codes[0, found], codes[1, found], name_of)
 
     def ids(self) -> list[str]:
         return [note_id for segment in self.all_segments for note_id in segment.ids()]
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float) -> list[Hit]:
+    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
         """Search all segments; ValueError where `vector` has another dimension.
 
         The search is repeated if a write beside it shows in its result (both rows of a replaced note, or an excluded
@@ -184,7 +201,7 @@ class SegmentedIndex:
             raise ValueError(f"a vector of {vector.shape} cannot be compared with rows of {self._dimension}")
         while True:
             searcher = self._searcher
-            hits = searcher.search(vector, k, where, now)
+            hits = searcher.search(vector, k, where, now, recall_k)
             ids = {hit.id for hit in hits}
             if searcher is self._searcher and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
                 return hits

@@ -42,7 +42,7 @@ from service.index.threads import run_in, run_in_daemon
 from service.interfaces import Arrays, Clock, NoteStore, Part, ReadPart, Snapshottable
 from service.records import ORIGIN
 
-VERSION = 7
+VERSION = 8
 """Version of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MAX_PROCESSES = 64

@@ -23,8 +23,10 @@ from service.records import PositionKey, StoredNote, position_key
 
 FIELD_PREFIXES = {"hashtag": "#", "category": "c", "author": "a"}
 """What the tag of a field's value begins with. An attribute's begins with @."""
-UNKNOWN_TAG = -2
-"""Code of a tag that no row has ever had."""
+NAME_PREFIXES = FIELD_PREFIXES["category"], FIELD_PREFIXES["author"]
+"""What the tags begin with whose names are kept by their codes, for caps."""
+NO_TAG, UNKNOWN_TAG = -1, -2
+"""Codes of the category or author that a note does not have, and of a tag that no row has ever had."""
 CACHED_TAG_SHARE, MAX_CACHED_TAGS = 0.005, 128
 """The bitmaps of tags that more than this share of a segment's rows have are kept, at most so many a segment."""
 MAX_INT = 2**63 - 1
@@ -46,6 +48,8 @@ class TagDictionary:
     def __init__(self, attributes: Sequence[str] = (), codes: Mapping[str, int] | None = None) -> None:
         self._values = {name: AttributeValues() for name in attributes}
         self._codes = dict(codes or {})
+        self.name_of = self._names()
+        """Categories and authors by their codes. It is replaced when tags are forgotten."""
         self._next = max(self._codes.values(), default=-1) + 1
         for name, values in self._values.items():
             prefix = _attribute_tag(name, "")
@@ -68,6 +72,7 @@ class TagDictionary:
             used[codes] = True
         if np.count_nonzero(used) < len(self._codes):
             self._codes = {text: code for text, code in self._codes.items() if used[code]}
+            self.name_of = self._names()
             for values in self._values.values():
                 values.forget_unused(used)
 
@@ -85,6 +90,17 @@ class TagDictionary:
             if value is not None:
                 tags.add(self._add_attribute(name, value))
         return frozenset(tags)
+
+    def category_and_author(self, stored: StoredNote) -> tuple[int, int]:
+        """Return the codes of a note's category and author, which have been added; NO_TAG for one that it lacks."""
+        category, author = stored.category, stored.note.author
+        return (
+            NO_TAG if category is None else self._codes[_category_tag(category)],
+            NO_TAG if author is None else self._codes[_author_tag(author)],
+        )
+
+    def _names(self) -> dict[int, str]:
+        return {code: text[1:] for text, code in self._codes.items() if text.startswith(NAME_PREFIXES)}
 
     def compile(self, where: Filter) -> CompiledFilter:
         """Return the filter with codes in place of texts."""
@@ -110,6 +126,8 @@ class TagDictionary:
         code = self._codes.get(text)
         if code is None:
             code = self._codes[text] = self._next
+            if text.startswith(NAME_PREFIXES):
+                self.name_of[code] = text[1:]
             self._next += 1
         return code
 
@@ -167,18 +185,22 @@ class CompiledFilter:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Times of each row in seconds since the epoch, shape (rows,). `created` is 0 where a note has no time, `expires`
-    is infinite where it does not expire. `written_ms` and `written_sequence` are the log position of its last write."""
+    """Fields of each row, shape (rows,). Times are in seconds since the epoch: `created` is 0 where a note has none,
+    `expires` is infinite where it does not expire. `written_ms` and `written_sequence` are the log position of its last
+    write. `category` and `author` are the codes of these tags, NO_TAG for none."""
 
     created: npt.NDArray[np.float64]
     expires: npt.NDArray[np.float64]
     written_ms: npt.NDArray[np.int64]
     written_sequence: npt.NDArray[np.int64]
+    category: TagCodes
+    author: TagCodes
 
     @classmethod
     def empty(cls, rows: int) -> Columns:
         """Return columns of zeros."""
-        return cls(*np.zeros((2, rows), np.float64), *np.zeros((2, rows), np.int64))
+        times, positions, tags = np.zeros((2, rows)), np.zeros((2, rows), np.int64), np.zeros((2, rows), np.int32)
+        return cls(*times, *positions, *tags)
 
     @classmethod
     def joined(cls, parts: Iterable[Columns]) -> Columns:
@@ -196,13 +218,14 @@ class Columns:
 
     @property
     def all(self) -> tuple[npt.NDArray[Any], ...]:
-        return self.created, self.expires, self.written_ms, self.written_sequence
+        return self.created, self.expires, self.written_ms, self.written_sequence, self.category, self.author
 
     def __getitem__(self, rows: slice | RowNumbers) -> Columns:
         return Columns(*(column[rows] for column in self.all))
 
-    def write(self, row: int, stored: StoredNote) -> None:
-        """Set the times and the position of a row to those of a note."""
+    def write(self, row: int, stored: StoredNote, category: int, author: int) -> None:
+        """Set the fields of a row to those of a note. `category`, `author`: the codes of its tags."""
+        self.category[row], self.author[row] = category, author
         self.created[row] = stored.note.created_at or 0.0
         self.expires[row] = np.inf if stored.note.expires_at is None else stored.note.expires_at
         milliseconds, sequence = position_key(stored.position)

@@ -20,7 +20,7 @@ import numpy as np
 
 from service.ranking.boosts import Boost, boost_values
 from service.ranking.strategies import Numbers, Vectors
-from service.records import Hit, StoredNote
+from service.records import Hit, IndexRows, StoredNote
 
 Known = Mapping[str, StoredNote | None]
 """Notes by id, as far as they have been read; None for one that must not be returned."""
@@ -43,17 +43,13 @@ class SelectionOptions:
     @property
     def plain(self) -> bool:
         """Whether the order of the candidates is the answer's."""
-        return not (self.needs_vectors or self.needs_notes)
+        caps = self.max_per_author is not None or self.max_per_category is not None
+        return not (caps or self.boosts or self.needs_vectors)
 
     @property
     def needs_vectors(self) -> bool:
         """Whether candidates need their vectors."""
         return self.diversity > 0 or self.collapse_above is not None
-
-    @property
-    def needs_notes(self) -> bool:
-        """Whether a note must have been read to be chosen rightly."""
-        return bool(self.boosts) or self.max_per_author is not None or self.max_per_category is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +90,25 @@ class Selection:
         """Ids of all notes that an answer would name, duplicates included."""
         return [note_id for one in self.chosen for note_id in (one.id, *one.duplicates)]
 
-    def extended(self, block: Sequence[Hit], vectors: Vectors | None, known: Known, count: int) -> Selection:
-        """Return the selection with notes of one more block, up to `count` notes in all. A note that was not read is
-        taken for one that passes every cap and has no boosts. `vectors`: those of the block, (N, D)."""
-        if self.options.plain:
+    def extended(self, block: Sequence[Hit], rows: IndexRows | None, known: Known, count: int) -> Selection:
+        """Return the selection with notes of one more block, up to `count` notes in all. `rows`: those of the block;
+        None where the options are plain. A note that was not read counts for caps as its row says, and has no
+        boosts."""
+        if self.options.plain or rows is None:
             living = (hit for hit in block if known.get(hit.id, hit) is not None)
             chosen = [Chosen(hit.id, hit.score) for hit, _ in zip(living, range(count - len(self)), strict=False)]
             return Selection(self.options, (*self.chosen, *chosen))
-        return _Greedy(self, block, vectors, known).choose(count)
+        return _Greedy(self, block, rows, known).choose(count)
 
 
 class _Greedy:
     """The extension of a selection by one block."""
 
-    def __init__(self, selection: Selection, block: Sequence[Hit], vectors: Vectors | None, known: Known) -> None:
+    def __init__(self, selection: Selection, block: Sequence[Hit], rows: IndexRows, known: Known) -> None:
         self._options = selection.options
         self._block = block
-        self._vectors = vectors
+        self._rows = rows
+        vectors = self._vectors = rows.vectors if self._options.needs_vectors else None
         self._known = known
         self._chosen = list(selection.chosen)
         self._places: list[int] = []
@@ -124,13 +122,13 @@ class _Greedy:
         )
         self._open = np.array([known.get(hit.id, hit) is not None for hit in block], np.bool_)
         """Candidates that may still be chosen."""
-        self._boosts = [self._boosts_of(hit.id) for hit in block]
-        self._relevance: Numbers = np.array(
-            [
-                hit.score * self._options.relevance_unit + sum(boosts)
-                for hit, boosts in zip(block, self._boosts, strict=True)
-            ]
-        )
+        relevance: Numbers = self._options.relevance_unit * np.array([hit.score for hit in block], np.float64)
+        self._boosts: list[tuple[float, ...]] = [()] * len(block)
+        if self._options.boosts:
+            self._boosts = [self._boosts_of(hit.id) for hit in block]
+            relevance += [sum(boosts) for boosts in self._boosts]
+        self._value = (1 - self._options.diversity) * relevance
+        """Part of each candidate's marginal relevance that does not depend on the notes chosen before."""
         self._nearest: Numbers | None = None
         """Largest cosine of each candidate to a chosen note; None before there is one."""
         if vectors is not None and self._earlier is not None and len(self._earlier):
@@ -138,7 +136,7 @@ class _Greedy:
             self._collapse_into_earlier()
 
     def _boosts_of(self, note_id: str) -> tuple[float, ...]:
-        stored = self._known.get(note_id) if self._options.boosts else None
+        stored = self._known.get(note_id)
         return boost_values(self._options.boosts, stored, self._options.now) if stored else ()
 
     def _collapse_into_earlier(self) -> None:
@@ -164,18 +162,20 @@ class _Greedy:
 
     def _next(self) -> int:
         """Return the place of the open candidate with the largest marginal relevance, of equal ones the first."""
-        value, diversity = self._relevance, self._options.diversity
-        if diversity:
-            nearest = 0.0 if self._nearest is None else self._nearest
-            value = (1 - diversity) * value - diversity * nearest
+        value = self._value
+        if self._options.diversity and self._nearest is not None:
+            value = value - self._options.diversity * self._nearest
         return int(np.where(self._open, value, -np.inf).argmax())
 
     def _exceeds_cap(self, place: int) -> bool:
         """Whether a cap leaves the candidate out; if not, it is counted."""
-        stored = self._known.get(self._block[place].id)
-        if stored is None:
+        options = self._options
+        if options.max_per_author is None and options.max_per_category is None:
             return False
-        author, category, options = stored.note.author, stored.category, self._options
+        if stored := self._known.get(self._block[place].id):
+            category, author = stored.category, stored.note.author
+        else:
+            category, author = self._rows.category(place), self._rows.author(place)
         if _full(self._per_author, author, options.max_per_author):
             self._passed_over["max_per_author"] += 1
             return True

@@ -17,7 +17,7 @@ from service.search.request import Example, SearchRequest
 from service.stored_notes import readable
 
 FEW_IDS = 4
-"""Bound on the vectors that are looked up in the event loop; more are looked up in another thread."""
+"""Bound on the vectors that are looked up one by one; more are faster together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,15 +66,15 @@ async def read_examples(
     StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
-    vectors = dict(zip(ids, await _vectors(index, ids), strict=True))
+    vectors = await _vectors(index, ids)
     missing = dict(missing)
-    if unknown := [note_id for note_id, vector in vectors.items() if vector is None]:
+    if unknown := [note_id for note_id in ids if note_id not in vectors]:
         for note_id, known in zip(unknown, await time_left.wait(store.get(unknown, with_vectors=True)), strict=True):
             if known is None or isinstance(known, Unreadable):
                 missing[note_id] = known
             elif known.space != space:
                 raise OtherSpace(note_id)
-            else:
+            elif known.vector is not None:
                 vectors[note_id] = known.vector
     if missing:
         _refuse(request, missing)
@@ -92,10 +92,12 @@ def _present(pairs: Sequence[tuple[Example, Vector | None]]) -> list[tuple[Examp
     return [(example, vector) for example, vector in pairs if vector is not None]
 
 
-async def _vectors(index: NoteIndex, ids: Sequence[str]) -> list[Vector | None]:
-    if len(ids) <= FEW_IDS:
-        return [await index.vector(note_id) for note_id in ids]
-    return await index.vectors(ids)
+async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
+    """Return the vectors of those of some notes that the index has, by id."""
+    if len(ids) > FEW_IDS:
+        return (await index.rows(ids)).vector_by_id
+    vectors = {note_id: await index.vector(note_id) for note_id in ids}
+    return {note_id: vector for note_id, vector in vectors.items() if vector is not None}
 
 
 def _refuse(request: SearchRequest, missing: Mapping[str, Unreadable | None]) -> None:

@@ -22,18 +22,15 @@ async def explain(
     request: SearchRequest, examples: Examples, chosen: Sequence[Chosen], options: SelectionOptions, index: NoteIndex
 ) -> dict[str, Explanation]:
     """Return the explanation of each chosen note by its id. Notes that left the index meanwhile have none."""
-    vectors = await index.vectors([one.id for one in chosen])
-    known = [(one, vector) for one, vector in zip(chosen, vectors, strict=True) if vector is not None]
-    if not known:
-        return {}
-    matrix = np.stack([vector for _, vector in known])
-    positive = _columns(request.positive, examples.positive, matrix)
-    negative = _columns(request.negative, examples.negative, matrix)
+    chosen_by_id = {one.id: one for one in chosen}
+    rows = await index.rows(list(chosen_by_id))
+    positive = _columns(request.positive, examples.positive, rows.vectors)
+    negative = _columns(request.negative, examples.negative, rows.vectors)
     return {
-        one.id: Explanation(
-            positive[row], negative[row], one.boosts, one.score * options.relevance_unit + sum(one.boosts)
+        one.id: Explanation(to_positive, to_negative, one.boosts, one.score * options.relevance_unit + sum(one.boosts))
+        for one, to_positive, to_negative in zip(
+            map(chosen_by_id.__getitem__, rows.ids), positive, negative, strict=True
         )
-        for row, (one, _) in enumerate(known)
     }
 
 

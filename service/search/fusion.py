@@ -11,7 +11,7 @@ from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.records import Hit
-from service.search.sources import Candidates, ContentSource
+from service.search.sources import POOL_PER_RECALLED, Candidates, ContentSource
 
 POOL_SIZE = 256
 """Candidates that the vectors, and each kind of evidence, put forward. A fixed number, since the score of a candidate
@@ -43,19 +43,19 @@ class FusedSource:
         self._pool: Candidates | None = None
         self.unit = content.unit
 
-    async def find(self, depth: int, where: Filter) -> Candidates:
+    async def find(self, depth: int, where: Filter, recall_k: int | None = None) -> Candidates:
         if self._pool is None:
             self._pool = await self._make_pool(where)
         pool = self._pool
         if pool.exhausted or depth <= len(pool.hits):
             return Candidates(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
-        nearest = await self._content.find(depth, where)
+        nearest = await self._content.find(depth, where, recall_k)
         ids, last = {hit.id for hit in pool.hits}, pool.hits[-1].score
         further = [Hit(hit.id, min(hit.score, last)) for hit in nearest.hits if hit.id not in ids]
         return Candidates([*pool.hits, *further], nearest.exhausted)
 
     async def _make_pool(self, where: Filter) -> Candidates:
-        nearest = await self._content.find(POOL_SIZE, where)
+        nearest = await self._content.find(POOL_SIZE, where, POOL_SIZE // POOL_PER_RECALLED)
         scores = {hit.id: hit.score for hit in nearest.hits[:POOL_SIZE]}
         exhausted = nearest.exhausted and len(nearest.hits) <= POOL_SIZE
         for evidence in self._evidence:
@@ -70,9 +70,5 @@ class FusedSource:
 
     async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:
         """Return the content scores of notes by their ids. Notes that the index does not have are left out."""
-        vectors = await self._index.vectors(ids) if ids else []
-        known = [(note_id, vector) for note_id, vector in zip(ids, vectors, strict=True) if vector is not None]
-        if not known:
-            return {}
-        scores = self._content.scores(np.stack([vector for _, vector in known])).tolist()
-        return dict(zip((note_id for note_id, _ in known), scores, strict=True))
+        rows = await self._index.rows(ids)
+        return dict(zip(rows.ids, self._content.scores(rows.vectors).tolist(), strict=True))

@@ -6,14 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.selection import Selection, SelectionOptions
-from service.ranking.strategies import Vectors
-from service.records import Hit
-from service.search.sources import MAX_DEPTH, Candidates, Source
+from service.records import Hit, IndexRows
+from service.search.sources import MAX_DEPTH, POOL_PER_RECALLED, Candidates, Source
 from service.search.verified import VerifiedNotes
 
 BLOCK_SIZE = 128
@@ -72,7 +69,7 @@ class Ranker:
         selection, seen = Selection(self._options), set[str]()
         depth = BLOCK_SIZE
         while True:
-            candidates = await self._find(depth)
+            candidates = await self._find(depth, depth // POOL_PER_RECALLED)
             block = [hit for hit in candidates.hits if hit.id not in seen]
             seen |= {hit.id for hit in block}
             selection = await self._extend(selection, block, count, verify)
@@ -83,32 +80,41 @@ class Ranker:
             depth *= 2
 
     async def _extend(self, selection: Selection, block: list[Hit], count: int, verify: bool) -> Selection:
-        """Extend the selection by a block. A note that was not read yet is taken for one that passes the filter and the
-        caps; where it does not, once it is read, the choice is made again."""
-        vectors: Vectors | None = None
-        if self._options.needs_vectors:
-            block, vectors = await self._with_vectors(block)
+        """Extend the selection by a block. A note that was not read yet is taken to be as the index has it; where the
+        store has it otherwise, the choice is made again."""
+        rows = await self._index.rows([hit.id for hit in block])
+        if len(rows.ids) < len(block):
+            present = set(rows.ids)
+            block = [hit for hit in block if hit.id in present]
         if self._options.boosts:
             await self._notes.read([hit.id for hit in block])
         in_loop = count <= MAX_CHOSEN_IN_LOOP
         while True:
-            arguments = block, vectors, self._notes.known, count
+            arguments = block, rows, self._notes.known, count
             extended = (
                 selection.extended(*arguments) if in_loop else await asyncio.to_thread(selection.extended, *arguments)
             )
-            if not verify or not await self._notes.read(extended.ids):
+            if not verify or not await self._notes.read(extended.ids) or self._are_as_indexed(extended.ids, rows):
                 return extended
 
-    async def _find(self, depth: int) -> Candidates:
+    def _are_as_indexed(self, ids: Sequence[str], rows: IndexRows) -> bool:
+        """Whether the store has some chosen notes, those of the block with the category and author that `rows` have."""
+        place_of = {note_id: place for place, note_id in enumerate(rows.ids)}
+        for note_id in ids:
+            stored, place = self._notes.known.get(note_id), place_of.get(note_id)
+            if stored is None:
+                return False
+            if place is not None and (stored.category, stored.note.author) != (
+                rows.category(place),
+                rows.author(place),
+            ):
+                return False
+        return True
+
+    async def _find(self, depth: int, recall_k: int | None = None) -> Candidates:
         """Return the candidates that score no less than the bound."""
-        candidates = await self._source.find(depth, self._where)
+        candidates = await self._source.find(depth, self._where, recall_k)
         if self._min_score is None:
             return candidates
         hits = [hit for hit in candidates.hits if hit.score >= self._min_score]
         return Candidates(hits, candidates.exhausted or len(hits) < len(candidates.hits))
-
-    async def _with_vectors(self, block: Sequence[Hit]) -> tuple[list[Hit], Vectors | None]:
-        """Return the candidates whose vector the index has, and their vectors, (N, D)."""
-        vectors = await self._index.vectors([hit.id for hit in block])
-        pairs = [(hit, vector) for hit, vector in zip(block, vectors, strict=True) if vector is not None]
-        return [hit for hit, _ in pairs], np.stack([vector for _, vector in pairs]) if pairs else None

@@ -20,7 +20,8 @@ Sources = tuple[tuple[SourceName, float], ...]
 """Sources with their weights."""
 CONTENT: Sources = (("content", 1.0),)
 AUTO: Sources = (("content", 1.0), ("words", 0.5), ("behaviour", 1.0))
-"""Sources of a request that leaves them to the service: docs/log/words.md, docs/guides/behaviour.md."""
+"""Sources of a request that leaves them to the service. Words then have only that share of their weight that the word
+scores of the query speak for: docs/log/words.md, docs/guides/behaviour.md."""
 OnMissing = Literal["error", "skip"]
 """Whether an example that is no stored note fails the request, or is left out."""
 

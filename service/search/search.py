@@ -30,7 +30,7 @@ from service.search.fusion import Evidence, FusedSource
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
 from service.search.ranker import Ranker, Ranking
 from service.search.read_after import BehaviourEvidence
-from service.search.request import FIRST_PAGE, SearchRequest
+from service.search.request import AUTO, FIRST_PAGE, SearchRequest
 from service.search.sources import ContentSource, Source
 from service.search.verified import ExamplesMissing, VerifiedNotes
 from service.search.words import WordEvidence, query_note
@@ -125,7 +125,7 @@ class NoteSearch:
             ranking = await ranker.rank(request.k, verify=True)
             ranked = await self._list(request, examples, ranking, options, position, notes, words, behaviour)
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
-        ranking = await ranker.rank(MAX_LIST_NOTES, verify=options.needs_notes)
+        ranking = await ranker.rank(MAX_LIST_NOTES, verify=bool(options.boosts))
         ranked = await self._list(request, examples, ranking, options, position, notes, words, behaviour)
         return await self._pages.first(request, ranked, notes, time_left)
 
@@ -141,7 +141,7 @@ class NoteSearch:
             await notes.read([])
         texts = [example.note or notes.example(example.note_id) for example in positive]
         known = [text for text in texts if text]
-        return WordEvidence(self._index, query_note(known), weight) if known else None
+        return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
 
     async def _read_after(
         self, request: SearchRequest, examples: Examples, notes: VerifiedNotes, unit: float

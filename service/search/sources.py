@@ -24,6 +24,9 @@ from service.ranking.strategies import (
 )
 from service.records import Hit
 
+POOL_PER_RECALLED = 8
+"""Candidates of a pool for each that is found as surely as in a plain search: the others are there to be chosen among.
+At 20,000 notes the nearest 128 then have a recall of 98.5%, for less than half the time of 99.8%."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
 
@@ -41,9 +44,10 @@ class Source(Protocol):
 
     unit: float
 
-    async def find(self, depth: int, where: Filter) -> Candidates:
-        """Return up to about `depth` candidates. A deeper search has those of a shallower one first, as far as the
-        index finds them."""
+    async def find(self, depth: int, where: Filter, recall_k: int | None = None) -> Candidates:
+        """Return up to about `depth` candidates, of which the nearest `recall_k` are found as surely as those of a
+        search for so many (None: all). A deeper search has those of a shallower one first, as far as the index finds
+        them."""
 
 
 class ContentSource:
@@ -55,10 +59,10 @@ class ContentSource:
         self._query = query
         self.unit = 1 / total_weight(query) if query.strategy == "sum_scores" else 1.0
 
-    async def find(self, depth: int, where: Filter) -> Candidates:
+    async def find(self, depth: int, where: Filter, recall_k: int | None = None) -> Candidates:
         if self._linear is None:
             return await self._find_best_scores(depth, where)
-        hits = await self._index.search(self._linear.direction, depth, where)
+        hits = await self._index.search(self._linear.direction, depth, where, recall_k)
         exhausted = len(hits) < depth
         if self._linear.scale != 1.0:
             hits = [Hit(hit.id, hit.score * self._linear.scale) for hit in hits]
@@ -77,11 +81,10 @@ class ContentSource:
         examples, sign = (positive, 1.0) if len(positive) else (negative, -1.0)
         lists = [await self._index.search(sign * vector, depth, where) for vector in examples.vectors]
         exhausted = any(len(hits) < depth for hits in lists)  # such a list has every match
-        ids = list(dict.fromkeys(hit.id for hits in lists for hit in hits))
-        known = [(note_id, v) for note_id, v in zip(ids, await self._index.vectors(ids), strict=True) if v is not None]
-        if not known:
+        rows = await self._index.rows(list(dict.fromkeys(hit.id for hits in lists for hit in hits)))
+        if not rows.ids:
             return Candidates([], exhausted)
-        scores = best_scores(self._query, np.stack([vector for _, vector in known])).tolist()
+        scores = best_scores(self._query, rows.vectors).tolist()
         threshold = -np.inf
         if not exhausted and depth < MAX_DEPTH:
             weights = examples.weights / max_weight(self._query)
@@ -89,5 +92,5 @@ class ContentSource:
             # to all negative examples, than this.
             cosine = max(w * sign * hits[-1].score for w, hits in zip(weights.tolist(), lists, strict=True))
             threshold = sign * float(scaled_sigmoid(np.array(cosine)))
-        hits = [Hit(note_id, score) for (note_id, _), score in zip(known, scores, strict=True) if score >= threshold]
+        hits = [Hit(note_id, score) for note_id, score in zip(rows.ids, scores, strict=True) if score >= threshold]
         return Candidates(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)

@@ -10,7 +10,7 @@ from model.note import Note
 from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
-from service.ranking.words import word_factor
+from service.ranking.words import share_of_weight, word_factor
 
 
 def query_note(notes: Sequence[Note]) -> Note:
@@ -24,12 +24,13 @@ def query_note(notes: Sequence[Note]) -> Note:
 
 class WordEvidence:
     """Evidence by the words that notes share with `note`: a candidate's score is its content's and `factor` times its
-    word score (ranking/words.py)."""
+    word score (ranking/words.py). `adaptive`: words have only that share of `weight` that their scores speak for."""
 
-    def __init__(self, index: NoteIndex, note: Note, weight: float) -> None:
+    def __init__(self, index: NoteIndex, note: Note, weight: float, adaptive: bool) -> None:
         self._index = index
         self._note = note
         self._weight = weight
+        self._adaptive = adaptive
         self._scores: dict[str, float] = {}
         self.factor = 0.0
         """Factor of word scores in the sum; 0 until scores were adjusted."""
@@ -41,7 +42,8 @@ class WordEvidence:
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         words = await self.scores(ids)
-        self.factor = word_factor(scores, words, self._weight)
+        weight = share_of_weight(words) * self._weight if self._adaptive else self._weight
+        self.factor = word_factor(scores, words, weight)
         return scores + self.factor * words
 
     async def scores(self, ids: Sequence[str]) -> Numbers:

@@ -158,3 +158,33 @@ def test_search_neighbours_in_smallest_segment_keeps_recall(k: int) -> None:
     do_jobs(index)
     assert sum(segment.has_lists for segment in index.all_segments) > 1
     assert recall_of(index, new, k) >= RECALL - 0.015
+
+
+@pytest.mark.usefixtures("lists_of_few_rows")
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("tags", [(), ("half",)])
+def test_search_cuts_equal_scores_by_id(tags: tuple[str, ...], exact: bool) -> None:
+    """Copies of one note lie in all segments, in the order of no id."""
+    twins = [row(f"t{n:02}", hashtags=tags if n % 2 else ()) for n in range(60)]
+    others = [row(f"n{n}", n, hashtags=tags) for n in range(1, 3001)]
+    order = np.random.default_rng(0).permutation(len(twins) + len(others)).tolist()
+    index = SegmentedIndex(DIMENSION, growing_rows=300)
+    for begin in range(0, len(order), 100):
+        index.upsert([(twins + others)[place] for place in order[begin : begin + 100]])
+        do_jobs(index)
+    expected = [twin.note.id for twin in twins if set(tags) <= set(twin.note.hashtags)]
+    for k in (1, 2, 7, 30):
+        found = index.search(direction(0), k, Filter(hashtags=tags, exact=exact), 0.0)
+        assert [hit.id for hit in found] == expected[:k]
+
+
+@pytest.mark.usefixtures("lists_of_few_rows")
+def test_search_for_candidates_finds_the_nearest_as_surely_as_a_short_one() -> None:
+    notes = [spread(n) for n in range(8001)]
+    index = SegmentedIndex(16, growing_rows=2000)
+    index.upsert(notes)
+    do_jobs(index)
+    for note in notes[::400]:
+        short, long = (index.search(vector_of(note), k, ANY, 0.0, recall_k=10) for k in (10, 80))
+        assert [hit.id for hit in long[:10]] == [hit.id for hit in short]
+        assert len(long) == 80

@@ -122,8 +122,12 @@ def test_search_after_any_history_equals_brute_force(
     for note_id in "abcdefgh":
         expected = model.notes.get(note_id)
         np.testing.assert_array_equal(index.vector(note_id), expected and expected.vector)
-    for vector, note_id in zip(index.vectors("abcdefgh"), "abcdefgh", strict=True):
-        np.testing.assert_array_equal(vector, index.vector(note_id))
+    found = index.rows("abcdefgh")
+    assert found.ids == sorted(model.notes)
+    for place, note_id in enumerate(found.ids):
+        stored = model.notes[note_id]
+        np.testing.assert_array_equal(found.vectors[place], index.vector(note_id))
+        assert (found.category(place), found.author(place)) == (stored.category, stored.note.author)
 
 
 def test_search_of_empty_index_returns_nothing(index: VectorIndex) -> None:

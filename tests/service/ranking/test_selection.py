@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from model.note import Note
 from service.ranking.boosts import Boost, Match
 from service.ranking.selection import PassedOver, Selection, SelectionOptions
-from service.records import Hit, StoredNote
+from service.records import Hit, IndexRows, StoredNote
 
 COUNT, DIMENSION = 40, 6
+
+
+def rows_of(hits: Sequence[Hit], vectors: np.ndarray | None = None) -> IndexRows:
+    """The rows of candidates, in the category "all", by authors who are named by the last character of the id."""
+    ids = [hit.id for hit in hits]
+    vectors = np.zeros((len(ids), DIMENSION), np.float32) if vectors is None else vectors
+    names = ["all", *(note_id[-1] for note_id in ids)]
+    return IndexRows(
+        ids, vectors, np.zeros(len(ids), np.int32), np.arange(1, len(names), dtype=np.int32), dict(enumerate(names))
+    )
 
 
 def candidates(seed: int) -> tuple[list[Hit], np.ndarray]:
@@ -42,7 +54,7 @@ def maximal_marginal_relevance(hits: list[Hit], vectors: np.ndarray, diversity: 
 def test_diversity_is_maximal_marginal_relevance(seed: int, diversity: float) -> None:
     hits, vectors = candidates(seed)
     options = SelectionOptions(diversity=diversity, collapse_above=2)
-    selection = Selection(options).extended(hits, vectors, {}, 12)
+    selection = Selection(options).extended(hits, rows_of(hits, vectors), {}, 12)
     assert [one.id for one in selection.chosen] == maximal_marginal_relevance(hits, vectors, diversity, 12)
 
 
@@ -57,7 +69,7 @@ def test_short_selection_is_the_beginning_of_a_long_one(block: int) -> None:
         for begin in range(0, COUNT, block):
             if len(selection) < count:
                 part = slice(begin, begin + block)
-                selection = selection.extended(hits[part], vectors[part], notes, count)
+                selection = selection.extended(hits[part], rows_of(hits[part], vectors[part]), notes, count)
         return selection
 
     whole = select(COUNT)
@@ -70,7 +82,8 @@ def test_no_two_chosen_notes_are_near_duplicates_over_all_blocks() -> None:
     hits, vectors = candidates(5)
     selection = Selection(SelectionOptions(collapse_above=0.6))
     for begin in range(0, COUNT, 10):
-        selection = selection.extended(hits[begin : begin + 10], vectors[begin : begin + 10], {}, COUNT)
+        part = slice(begin, begin + 10)
+        selection = selection.extended(hits[part], rows_of(hits[part], vectors[part]), {}, COUNT)
     by_id = {hit.id: vector for hit, vector in zip(hits, vectors, strict=True)}
     chosen = [one.id for one in selection.chosen]
     for place, note_id in enumerate(chosen):
@@ -82,23 +95,34 @@ def test_note_that_is_gone_gives_its_place_and_its_duplicates_back() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     hits = [Hit("a", 0.9), Hit("b", 0.9), Hit("c", 0.1)]
     options = SelectionOptions(collapse_above=0.9)
-    first = Selection(options).extended(hits, vectors, {}, 3)
+    first = Selection(options).extended(hits, rows_of(hits, vectors), {}, 3)
     assert [(one.id, one.duplicates) for one in first.chosen] == [("a", ("b",)), ("c", ())]
-    second = Selection(options).extended(hits, vectors, {"a": None}, 3)
+    second = Selection(options).extended(hits, rows_of(hits, vectors), {"a": None}, 3)
     assert [(one.id, one.duplicates) for one in second.chosen] == [("b", ()), ("c", ())]
 
 
 def test_note_without_an_author_has_no_cap() -> None:
     hits = [Hit(f"n{i}", 1 - i / 10) for i in range(4)]
     notes = {hit.id: StoredNote(Note(id=hit.id, author="ann" if i < 2 else None), "s") for i, hit in enumerate(hits)}
-    selection = Selection(SelectionOptions(max_per_author=1)).extended(hits, None, notes, 4)
+    selection = Selection(SelectionOptions(max_per_author=1)).extended(hits, rows_of(hits), notes, 4)
     assert [one.id for one in selection.chosen] == ["n0", "n2", "n3"]
     assert selection.passed_over == PassedOver(max_per_author=1)
+
+
+def test_note_that_was_not_read_counts_for_caps_as_its_row_says() -> None:
+    hits = [Hit(note_id, 0.9) for note_id in ("n1", "m1", "n2", "n3")]
+    changed = {"n2": StoredNote(Note(id="n2", author="1"), "s")}
+    options = SelectionOptions(max_per_author=1)
+    assert [one.id for one in Selection(options).extended(hits, rows_of(hits), {}, 4).chosen] == ["n1", "n2", "n3"]
+    assert [one.id for one in Selection(options).extended(hits, rows_of(hits), changed, 4).chosen] == ["n1", "n3"]
+    per_category = Selection(SelectionOptions(max_per_category=2)).extended(hits, rows_of(hits), {}, 4)
+    assert [one.id for one in per_category.chosen] == ["n1", "m1"]
+    assert per_category.passed_over == PassedOver(max_per_category=2)
 
 
 def test_boost_changes_the_order_and_not_the_score() -> None:
     hits = [Hit("a", 0.9), Hit("b", 0.5)]
     notes = {"a": StoredNote(Note(id="a"), "s"), "b": StoredNote(Note(id="b", author="ann"), "s")}
     options = SelectionOptions(boosts=(Boost(0.5, Match(author="ann")),))
-    selection = Selection(options).extended(hits, None, notes, 2)
+    selection = Selection(options).extended(hits, rows_of(hits), notes, 2)
     assert [(one.id, one.score, one.boosts) for one in selection.chosen] == [("b", 0.5, (0.5,)), ("a", 0.9, (0.0,))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,42 +19,42 @@ from tests.service.api.conftest import Serve
 
 pytestmark = pytest.mark.slow
 COUNT = 60
+REPLICAS = 3
 MAX_K = 100
 
 
 @pytest.fixture(scope="module")
 def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx2.Client]]:
-    """Two replicas on one store, which choose among blocks of a few candidates: a list has several."""
+    """Three replicas on one store, which choose among blocks of a few candidates: a list has several."""
     patch = pytest.MonkeyPatch()
     patch.setattr("service.search.ranker.BLOCK_SIZE", 8)
     folder = tmp_path_factory.mktemp("p")
     server = EmbeddedRedis(folder / "data")
     server.start()
     options = {"redis_url": server.url, "filter_attributes": ("seats",), "max_k": MAX_K}
-    with (
-        serve(**options) as one,
-        serve(**options) as two,
-        httpx2.Client(base_url=one, timeout=60) as first,
-        httpx2.Client(base_url=two, timeout=60) as second,
-    ):
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(serve(**options)) for _ in range(REPLICAS)]
+        clients = [stack.enter_context(httpx2.Client(base_url=url, timeout=60)) for url in urls]
         words = ("soup", "trains", "hills", "chess")
         notes = [
             {
                 "id": f"p{i}",
-                # Near-duplicates, and no two the same: of equal scores FAISS gives any where it cuts.
-                "title": f"{words[i % 4]} {words[i // 7 % 4]} {i}",
+                # Sixteen texts, so that many notes have equal scores.
+                "title": f"{words[i % 4]} {words[i // 7 % 4]}",
                 "category": f"c{i % 5}",
                 "author": f"a{i % 7}" if i % 9 else None,
                 "attributes": {"seats": i},
             }
             for i in range(COUNT)
         ]
-        answer = first.post("/notes", json=notes)
+        answer = clients[0].post("/notes", json=notes)
         assert answer.status_code == 207
         position = max((result["log_position"] for result in answer.json()["results"]), key=len)
         params = {"min_log_position": position}
-        assert second.get("/notes/p0/similar", params=params, headers={"x-request-timeout": "30"}).status_code == 200
-        yield [first, second]
+        for client in clients:
+            answer = client.get("/notes/p0/similar", params=params, headers={"x-request-timeout": "30"})
+            assert answer.status_code == 200
+        yield clients
     server.stop()
     patch.undo()
 

@@ -45,10 +45,16 @@ def test_stored_note_with_a_rare_word_finds_the_other_one(client: httpx2.Client)
 
 
 def test_auto_by_query_and_by_body_are_the_same(client: httpx2.Client) -> None:
-    by_query = client.get("/notes/w-first/similar", params={"sources": "auto", "k": 20}).json()
-    by_body = client.post("/notes/w-first/similar", json={"sources": "auto", "k": 20}).json()
+    by_query = client.get("/notes/w1/similar", params={"sources": "auto", "k": 20}).json()
+    by_body = client.post("/notes/w1/similar", json={"sources": "auto", "k": 20}).json()
     assert by_query["items"] == by_body["items"]
-    assert by_query["items"] != client.get("/notes/w-first/similar", params={"k": 20}).json()["items"]
+    assert by_query["items"] != client.get("/notes/w1/similar", params={"k": 20}).json()["items"]
+
+
+def test_auto_leaves_words_out_that_no_note_shares_many_of(client: httpx2.Client) -> None:
+    body = {"positive": [{"note_id": "w-first"}], "k": 20}  # shares one word of eleven with one note
+    assert similar(client, **body, sources="auto")["items"] == similar(client, **body)["items"]
+    assert similar(client, **body, sources={"words": 0.5})["items"] != similar(client, **body)["items"]
 
 
 def test_content_alone_is_the_default(client: httpx2.Client) -> None:
