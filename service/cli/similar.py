@@ -30,6 +30,7 @@ def similar(
     max_per_author: int | None = None,
     max_per_category: int | None = None,
     collapse_above: Annotated[float | None, typer.Option(help="The cosine from which two notes are one.")] = None,
+    sources: Annotated[str | None, typer.Option(help="content (default), or auto: words and behaviour too.")] = None,
     scenario: Annotated[str | None, typer.Option(help="Defaults that the service binds to this name.")] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out examples that are not there.")
@@ -50,6 +51,7 @@ def similar(
         "max_per_author": max_per_author,
         "max_per_category": max_per_category,
         "collapse_above": collapse_above,
+        "sources": sources,
         "scenario": scenario,
         "explain": explain or None,
         "strategy": strategy,
@@ -92,6 +94,7 @@ def _show_rest(answer: dict[str, Any]) -> None:
     for item in answer["items"]:
         if explanation := item.get("explanation"):
             parts = [f"{name} {_numbers(explanation[name])}" for name in ("positive", "negative", "boosts")]
+            parts += _evidence(explanation)
             lines.append(f"{item['position']}. relevance {explanation['relevance']:.4f}: {'; '.join(parts)}")
         if duplicates := item.get("duplicates"):
             lines.append(f"{item['position']}. stands for {', '.join(duplicates)} too")
@@ -105,6 +108,17 @@ def _show_rest(answer: dict[str, Any]) -> None:
         lines.append("not complete: there may be more notes")
     for line in lines:
         out.print(printable(line), markup=False, highlight=False)
+
+
+def _evidence(explanation: dict[str, Any]) -> list[str]:
+    """Say what words and behaviour added to a score, of those that were asked for."""
+    parts = []
+    if explanation.get("words") is not None:
+        shared = ", ".join(explanation["shared_words"]) or "-"
+        parts.append(f"words {explanation['words']:.4f} ({shared})")
+    if explanation.get("behaviour") is not None:
+        parts.append(f"behaviour {explanation['behaviour']:.4f} ({explanation['co_readers']:g} readers)")
+    return parts
 
 
 def _numbers(values: list[float | None]) -> str:

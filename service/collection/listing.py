@@ -13,7 +13,7 @@ from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
 
 MAX_IDS = 1000
-"""Bound on the ids of a request, and on those that the receipt of a removal lists; published at GET /limits."""
+"""Bound on the ids of a request to read notes, and on those that a receipt lists; published at GET /limits."""
 MAX_PAGE = 1000
 """Bound on the notes of a page, published at GET /limits."""
 MAX_READS = 20

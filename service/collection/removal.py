@@ -19,6 +19,8 @@ from service.interfaces import NoteIndex, NoteStore
 from service.recommender import WAIT_SECONDS
 from service.records import ORIGIN, Attempt, Condition, Remembered
 
+MAX_REMOVED_IDS = 10_000
+"""Bound on the ids of one removal, published at GET /limits: as many as a filter may exclude."""
 BATCH_SIZE = 500
 """Notes that are removed in one round trip to the store."""
 log = structlog.get_logger(__name__)

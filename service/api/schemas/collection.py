@@ -15,7 +15,7 @@ from service.api.schemas.filter import FilterIn
 from service.api.schemas.notes import NoteOut
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Changes
 from service.collection.listing import MAX_IDS, MAX_PAGE, Page
-from service.collection.removal import Receipt
+from service.collection.removal import MAX_REMOVED_IDS, Receipt
 from service.filters import Filter
 from service.records import LogEntry, StoredNote, Vector, position_key
 
@@ -98,7 +98,7 @@ class GetOut(BaseModel):
 class RemoveIn(Wire):
     """Either `ids` or `filter`."""
 
-    ids: list[NoteId] | None = Field(None, min_length=1, max_length=MAX_IDS)
+    ids: list[NoteId] | None = Field(None, min_length=1, max_length=MAX_REMOVED_IDS)
     filter: FilterIn | None = Field(None, description="notes to remove, by one condition or more")
     dry_run: bool = Field(False, description="only say what would be removed")
 

@@ -188,14 +188,15 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
         note = {"id": f"e{i}", "title": f"example {i // 2}", "author": f"e-{i % 3}"}
         httpx2.post(f"{shared.url}/notes", json=note)
     options = ("--positive", "e0", "--positive", "e-none", "--negative", "e5", "--skip-missing", "--diversity", "0.3")
-    options += ("--max-per-author", "1", "--collapse-above", "0.99", "--explain", "-k", "5")
+    options += ("--max-per-author", "1", "--collapse-above", "0.99", "--explain", "-k", "5", "--sources", "auto")
     people, programs = shared.run("similar", *options), shared.run("similar", *options, "--json")
     assert people.returncode == programs.returncode == 0, people.stderr
     answer = json.loads(programs.stdout)
     assert answer["missing"] == ["e-none"]
     authors = [item["author"] for item in answer["items"] if item["author"]]
     assert len(set(authors)) == len(authors) > 1
-    for words in ("relevance", "left out, since there are no such notes: e-none", "passed over: ", "max_per_author"):
+    missing = "left out, since there are no such notes: e-none"
+    for words in ("relevance", "words 0", "behaviour 0", missing, "passed over: ", "max_per_author"):
         assert words in people.stdout
     beside = shared.run("similar", "e0", "--title", "example 1", "--strategy", "best_score", "-k", "1", "--json")
     assert len(json.loads(beside.stdout)["items"]) == 1

@@ -214,6 +214,14 @@ def test_removal_by_ids_has_a_receipt(notes: httpx2.Client) -> None:
     assert changes[-1]["log_position"] == receipt["log_position"]
 
 
+def test_removal_takes_as_many_ids_as_the_limits_say(notes: httpx2.Client) -> None:
+    add(notes, "a", "b")
+    most = notes.get("/limits").json()["max_removed_ids"]
+    ids = ["a", *(f"gone{number}" for number in range(most - 2)), "b"]
+    receipt = notes.post("/notes/delete", json={"ids": ids}).json()
+    assert (receipt["count"], receipt["ids"], len(receipt["missing"])) == (2, ["a", "b"], most - 2)
+
+
 def test_removal_of_an_author_removes_all_that_is_theirs_and_nothing_else(notes: httpx2.Client) -> None:
     theirs = [f"t{n}" for n in range(30)]
     add(notes, *theirs, author="tom")
@@ -263,7 +271,7 @@ def test_removal_repeated_under_its_key_has_the_same_receipt(notes: httpx2.Clien
         {"filter": {"exclude": ["b"]}},
         {"filter": {"attribute": {"undeclared": "en"}}},
         {"ids": ["a"], "dry": True},
-        {"ids": ["a"] * 1001},
+        {"ids": ["a"] * 10_001},
     ],
 )
 def test_removal_that_is_not_valid_is_refused_and_removes_nothing(notes: httpx2.Client, body: dict[str, Any]) -> None:
