@@ -60,6 +60,7 @@ bench-engine: .venv/.dev ## measure the engine against this machine's limit and 
 	$(BIN)/python -m benchmarks.speed.engine
 	@test -z "$(DATA)" || $(BIN)/python -m benchmarks.speed.hashtags $(DATA)/microlens50k/notes.jsonl.gz
 	$(BIN)/python -m benchmarks.speed.clients
+	$(BIN)/python -m benchmarks.speed.first_start
 	$(BIN)/python -m benchmarks.speed.overload
 	@$(MAKE) tables
 

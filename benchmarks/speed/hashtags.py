@@ -8,6 +8,7 @@ neighbours too and notes after them as texts. Two minutes on an idle machine.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import sys
@@ -55,14 +56,15 @@ def measure(path: Path) -> dict[str, Figures]:
     with tempfile.TemporaryDirectory(prefix="nl-") as folder:
         service = ServiceProcess(Path(folder))
         del service.environment["NOTELLM_SAMPLE_NOTES"]
-        service.start()
-        with httpx2.Client(base_url=service.url, timeout=60) as client:
+        with contextlib.ExitStack() as stack:
+            stack.callback(service.stop)
+            service.start()
+            client = stack.enter_context(httpx2.Client(base_url=service.url, timeout=60))
             figures = {f"prompts of {PROMPT_TOKENS} tokens among 254 sample notes": figures_of(client, texts)}
             known = Path(folder) / "known.jsonl"
             known.write_text("".join(notes[:KNOWN_NOTES]))
             service.ingest(str(known)).communicate()
             figures[f"notes of microlens50k among {KNOWN_NOTES:,} others"] = figures_of(client, new)
-        service.stop()
     return figures
 
 

@@ -45,8 +45,8 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
     """Write the graphs of a checkpoint into `folder`, completely or not at all.
 
     `precision`: the one that the graphs will run in. For bfloat16 the weights are stored as half floats, which have as
-    many bits and more digits; for int8 the weights of matrix products are stored in 8 bits. Raises CheckpointError,
-    also where the backbone's family cannot be exported.
+    many bits and more digits; for int8 the weights of matrix products are stored in 8 bits, and for bfloat16 those of
+    the decoder, which makes no vectors. Raises CheckpointError, also where the backbone's family cannot be exported.
     """
     model = NoteLLM.load(checkpoint, cache=cache, device=torch.device("cpu"), dtype=torch.float32, progress=progress)
     progress(f"Exporting {model.config.name} to OpenVINO (once, about 20 s)")
@@ -61,7 +61,7 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
         if model.decoder is not None:
             graphs[DECODER], _ = _layers(model, decode=True)
         for path, graph in graphs.items():
-            if precision == "int8":
+            if precision == "int8" or (precision == "bfloat16" and path == DECODER):
                 _quantise(graph)
             ov.save_model(graph, unfinished / path, compress_to_fp16=precision == "bfloat16")
         (unfinished / SHAPES).write_text(json.dumps(shapes))
