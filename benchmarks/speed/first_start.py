@@ -23,7 +23,7 @@ from model.inference.engine import Engine
 from service.samples import SAMPLES
 from service.settings import Settings
 
-LOADS = ((8500, ("embed", "similar")), (1500, ("embed", "similar", "generate")))
+LOADS = ((8500, ("embed", "similar", "similar", "similar")), (1500, ("embed", "similar", "generate")))
 """Parts of the load, after which memory is read: requests, and their kinds."""
 CLIENTS = 16
 TEXTS = 256
