@@ -118,6 +118,7 @@ def test_example_removed_at_one_replica_is_404_at_every_other(replicas: list[htt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120 + ROUNDS)
 def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas: list[httpx2.Client]) -> None:
     """Each writer puts and removes a note of its own, and asks every replica after each answer; readers keep the
     notes in every replica's memory meanwhile."""
