@@ -8,7 +8,7 @@ until k notes are left that the store still has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from ulid import ULID
 
@@ -38,6 +38,20 @@ from service.telemetry import Telemetry
 
 MAX_RELATED = 1000
 """Bound on the notes that were read after the examples of one search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A search whose candidates are about to be ranked. `position`: log position that the index had before. `notes`:
+    those that are read from the store for it. `words`, `behaviour`: None where they have no say."""
+
+    request: SearchRequest
+    examples: Examples
+    position: str
+    notes: VerifiedNotes
+    options: SelectionOptions
+    words: WordEvidence | None
+    behaviour: BehaviourEvidence | None
 
 
 class NoteSearch:
@@ -121,12 +135,11 @@ class NoteSearch:
         source = FusedSource(self._index, content, evidence) if evidence else content
         options = selection_options(request, source, self._clock())
         ranker = Ranker(self._index, source, where, request.min_score, options, notes)
+        search = Prepared(request, examples, position, notes, options, words, behaviour)
         if request.cursor is None:
-            ranking = await ranker.rank(request.k, verify=True)
-            ranked = await self._list(request, examples, ranking, options, position, notes, words, behaviour)
+            ranked = await self._list(search, await ranker.rank(request.k, verify=True))
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
-        ranking = await ranker.rank(MAX_LIST_NOTES, verify=bool(options.boosts))
-        ranked = await self._list(request, examples, ranking, options, position, notes, words, behaviour)
+        ranked = await self._list(search, await ranker.rank(MAX_LIST_NOTES, verify=bool(options.boosts)))
         return await self._pages.first(request, ranked, notes, time_left)
 
     async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
@@ -163,34 +176,24 @@ class NoteSearch:
             detail = "and the negative examples cancel out; change the weights, or use the strategy best_score"
             raise InvalidInput([FieldError("/positive", detail)]) from error
 
-    async def _list(
-        self,
-        request: SearchRequest,
-        examples: Examples,
-        ranking: Ranking,
-        options: SelectionOptions,
-        position: str,
-        notes: VerifiedNotes,
-        words: WordEvidence | None,
-        behaviour: BehaviourEvidence | None,
-    ) -> RankedList:
+    async def _list(self, search: Prepared, ranking: Ranking) -> RankedList:
         """Return a ranking as a list, with explanations where they are asked for."""
-        chosen = ranking.selection.chosen
+        request, chosen = search.request, ranking.selection.chosen
         explained = {}
         if request.explain:
-            explained = await explain(request, examples, chosen, options, self._index)
-            if words:
-                explained = await explain_words(explained, words, notes)
-            if behaviour:
-                explained = explain_behaviour(explained, behaviour)
+            explained = await explain(request, search.examples, chosen, search.options, self._index)
+            if search.words:
+                explained = await explain_words(explained, search.words, search.notes)
+            if search.behaviour:
+                explained = explain_behaviour(explained, search.behaviour)
         return RankedList(
             id=str(ULID()),
             fingerprint=request.fingerprint if request.cursor else "",
             notes=tuple(RankedNote(one.id, one.score, one.duplicates, explained.get(one.id)) for one in chosen),
             total=len(chosen),
             complete=ranking.complete,
-            log_position=position,
-            missing=examples.missing,
+            log_position=search.position,
+            missing=search.examples.missing,
             removed=await self._count_removed(request, ranking) if request.explain else {},
         )
 
