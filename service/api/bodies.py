@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 from starlette.datastructures import Headers
 
-from service.errors import FieldError, InvalidInput, MalformedBody, UnsupportedMediaType
+from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, UnsupportedMediaType
 
+T = TypeVar("T")
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MAX_CONTAINERS = 64
@@ -132,6 +134,28 @@ def _unescaped(raw: bytes) -> bytes:
 def is_list(body: bytes) -> bool:
     """Whether a body begins as a JSON list does."""
     return LIST_START.match(body) is not None
+
+
+async def read_list(
+    body: bytes, turns: Turns, limit: tuple[str, int], read: Callable[[bytes, str], T], min_work: int = 0
+) -> list[T]:
+    """Return what `read` makes of each item of a JSON list, given its bytes and its JSON pointer.
+
+    `limit`: name and number of the bound on items. `min_work`: bytes of work that an item counts as, at the least.
+    Raises LimitExceeded, and MalformedBody if any part of the body is not JSON.
+    """
+    name, max_items = limit
+    results: list[T] = []
+    async with aclosing(list_items(body, turns)) as items:
+        async for raw in items:
+            if len(results) == max_items:
+                raise LimitExceeded(name, max_items)
+            try:
+                results.append(read(raw, f"/{len(results)}"))
+            except MalformedBody as error:
+                raise MalformedBody(f"item {len(results)} of the list: {error.detail}") from error
+            await turns.work(max(len(raw), min_work))
+    return results
 
 
 async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:

@@ -10,7 +10,7 @@ import orjson
 from fastapi import Request
 from pydantic import ValidationError
 
-from service.api.bodies import Turns, body_lines, list_items, parse_json
+from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.problems import invalid_input, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, EventIn, EventOut
 from service.behaviour.co_occurrence import Read
@@ -97,17 +97,8 @@ async def add_event(body: bytes, service: Service) -> EventOut:
 async def add_event_list(body: bytes, service: Service) -> bytes:
     """Take in the events of a JSON list, and return the answer's JSON. Raises MalformedBody if any part of the body is
     not JSON, LimitExceeded, StoreUnavailable."""
-    reader, turns, max_events = EventReader(service), Turns(), service.settings.max_batch_events
-    read: list[Event | dict[str, Any]] = []
-    async with aclosing(list_items(body, turns)) as items:
-        async for raw in items:
-            if len(read) == max_events:
-                raise LimitExceeded("max_batch_events", max_events)
-            try:
-                read.append(reader.result(raw, f"/{len(read)}"))
-            except MalformedBody as error:
-                raise MalformedBody(f"item {len(read)} of the list: {error.detail}") from error
-            await turns.work(max(len(raw), EVENT_WORK))
+    limit = ("max_batch_events", service.settings.max_batch_events)
+    read = await read_list(body, Turns(), limit, EventReader(service).result, EVENT_WORK)
     return orjson.dumps({"results": await _add(read, service)})
 
 

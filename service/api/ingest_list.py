@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,13 +12,13 @@ from pydantic import ValidationError
 from model.note import Note
 from service.adding import Added, Generate
 from service.admission import Urgency
-from service.api.bodies import Turns, list_items, parse_json
+from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
 from service.api.problems import invalid_note, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
-from service.errors import MAX_ERRORS, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
+from service.errors import MAX_ERRORS, InvalidInput, LimitExceeded, NoteLLMError
 from service.records import Attempt
 from service.settings import Settings
 
@@ -31,12 +30,18 @@ MAX_ID = 128
 """Bound on the characters of a rejected note's id that its result repeats: that of a valid id."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Notes of one request by their places in it, and the results of those that are rejected."""
 
-    valid: dict[int, Note] = field(default_factory=dict)
-    rejected: dict[int, BatchItem] = field(default_factory=dict)
+    valid: dict[int, Note]
+    rejected: dict[int, BatchItem]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Note | BatchItem]) -> Batch:
+        """Return the notes of a request, given each note or the result that rejects it."""
+        valid = {place: one for place, one in enumerate(outcomes) if isinstance(one, Note)}
+        return cls(valid, {place: one for place, one in enumerate(outcomes) if isinstance(one, BatchItem)})
 
     def __len__(self) -> int:
         return len(self.valid) + len(self.rejected)
@@ -49,13 +54,6 @@ class Batch:
     def attempts(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         """Return the attempts of the valid notes. `attempts`: one for each note of the request, or none."""
         return [attempts[place] for place in self.valid] if attempts else []
-
-    def append(self, outcome: Note | BatchItem) -> None:
-        """Append the next note of the request, or the result that rejects it."""
-        if isinstance(outcome, Note):
-            self.valid[len(self)] = outcome
-        else:
-            self.rejected[len(self)] = outcome
 
     def results(self, added: Sequence[Added]) -> Iterator[BatchItem]:
         """Yield each note's result, in the order of the request. `added`: results of the valid notes, in order."""
@@ -83,22 +81,17 @@ async def add_list(
 
 
 async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
-    max_notes = settings.max_batch_notes
-    batch, errors_left = Batch(), MAX_ANSWER_ERRORS
-    async with aclosing(list_items(body, turns)) as items:
-        async for raw in items:
-            i = len(batch)
-            if i == max_notes:
-                raise LimitExceeded("max_batch_notes", max_notes)
-            try:
-                outcome = read_note(raw, settings, f"/{i}", max(1, errors_left))
-            except MalformedBody as error:
-                raise MalformedBody(f"item {i} of the list: {error.detail}") from error
-            if isinstance(outcome, BatchItem) and outcome.problem:
-                errors_left -= len(outcome.problem.errors or ())
-            batch.append(outcome)
-            await turns.work(max(len(raw), MIN_NOTE_BYTES))
-    return batch
+    errors_left = MAX_ANSWER_ERRORS
+
+    def read(raw: bytes, pointer: str) -> Note | BatchItem:
+        nonlocal errors_left
+        outcome = read_note(raw, settings, pointer, max(1, errors_left))
+        if isinstance(outcome, BatchItem) and outcome.problem:
+            errors_left -= len(outcome.problem.errors or ())
+        return outcome
+
+    limit = ("max_batch_notes", settings.max_batch_notes)
+    return Batch.of(await read_list(body, turns, limit, read, MIN_NOTE_BYTES))
 
 
 def read_note(raw: bytes, settings: Settings, pointer: str = "", max_errors: int = MAX_ERRORS) -> Note | BatchItem:

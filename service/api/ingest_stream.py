@@ -78,14 +78,14 @@ async def _line_batches(request: Request, settings: Settings) -> AsyncIterator[l
 
 async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) -> Batch:
     """Parse lines; one that is not JSON is rejected alone."""
-    batch = Batch()
+    outcomes: list[Note | BatchItem] = []
     for raw in lines:
         try:
-            batch.append(read_note(raw, settings))
+            outcomes.append(read_note(raw, settings))
         except MalformedBody as error:
-            batch.append(rejected(error))
+            outcomes.append(rejected(error))
         await turns.work(max(len(raw), MIN_NOTE_BYTES))
-    return batch
+    return Batch.of(outcomes)
 
 
 async def _add_when_admitted(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from fastapi import Request
 from pydantic import ValidationError
 
 from service.admission import Urgency
-from service.api.bodies import Turns, check_media_type, list_items, parse_json
+from service.api.bodies import Turns, check_media_type, parse_json, read_list
 from service.api.bounds import check_note_size, check_search_options
 from service.api.json_route import MAX_SEARCH_CONTAINERS
 from service.api.problems import invalid_note, problem_of
@@ -19,7 +18,7 @@ from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
 from service.api.schemas.similar import SimilarOut
 from service.api.waiting import wait_for_position
 from service.container import Service
-from service.errors import LimitExceeded, MalformedBody, NoteLLMError
+from service.errors import MalformedBody, NoteLLMError
 from service.read_time import ReadTime
 from service.records import Vector
 from service.search.examples import check_examples
@@ -44,7 +43,16 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
     """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded, and what
     reading the texts raises."""
     check_media_type(request.headers)
-    searches = await _read_list(await request.body(), service, scenarios)
+
+    def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:
+        try:
+            return _read_search(raw, pointer, service, scenarios)
+        except MalformedBody:
+            raise
+        except NoteLLMError as error:
+            return _failed(error)
+
+    searches = await read_list(await request.body(), Turns(), ("max_searches", MAX_SEARCHES), read)
     texts = [
         note for one in searches if isinstance(one, ListedSearch) and one.reads_texts for note in one.request.texts
     ]
@@ -55,24 +63,6 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
         unset, none = result.answer is not None, result.answer is None
         results.append(result.model_dump_json(exclude_unset=unset, exclude_none=none).encode())
     return b'{"results":[%s]}' % b",".join(results)
-
-
-async def _read_list(body: bytes, service: Service, scenarios: Scenarios) -> list[ListedSearch | SearchResult]:
-    """Return each search, or the result of one that is not valid."""
-    turns, searches = Turns(), list[ListedSearch | SearchResult]()
-    async with aclosing(list_items(body, turns)) as items:
-        async for raw in items:
-            if len(searches) == MAX_SEARCHES:
-                raise LimitExceeded("max_searches", MAX_SEARCHES)
-            pointer = f"/{len(searches)}"
-            try:
-                searches.append(_read_search(raw, pointer, service, scenarios))
-            except MalformedBody as error:
-                raise MalformedBody(f"item {len(searches)} of the list: {error.detail}") from error
-            except NoteLLMError as error:
-                searches.append(_failed(error))
-            await turns.work(len(raw))
-    return searches
 
 
 def _read_search(raw: bytes, pointer: str, service: Service, scenarios: Scenarios) -> ListedSearch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from service.access.principal import Scope
 from service.api.access import go_on, needs
-from service.api.bodies import NDJSON, Turns, check_media_type, list_items, parse_json
+from service.api.bodies import NDJSON, Turns, check_media_type, parse_json, read_list
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.json_route import StrictJsonRoute
@@ -31,7 +32,7 @@ from service.api.schemas.export import (
 from service.collection.export import Export
 from service.collection.importing import NoteToImport
 from service.container import Service
-from service.errors import FieldError, InvalidInput, LimitExceeded, NoteLLMError
+from service.errors import FieldError, InvalidInput, NoteLLMError
 
 router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 MIN_ITEM_BYTES = 2048
@@ -119,7 +120,9 @@ async def import_notes(
     A note of an id that there is stays as it is, unless you say `replace`.
     """
     check_media_type(request.headers)
-    items = await _read_list(await request.body(), service)
+    limit = ("max_batch_notes", service.settings.max_batch_notes)
+    read = partial(_read_item, service)
+    items = await read_list(await request.body(), Turns(), limit, read, MIN_ITEM_BYTES)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     if len({note.note.id for note in notes}) < len(notes):
         raise InvalidInput([FieldError("", "names an id twice")])
@@ -130,21 +133,11 @@ async def import_notes(
     return ImportOut(results=[next(outcomes) if isinstance(item, NoteToImport) else item for item in items])
 
 
-async def _read_list(body: bytes, service: Service) -> list[NoteToImport | ImportItem]:
-    """Return the notes of a list; for one that is not valid, its result. Raises MalformedBody, LimitExceeded."""
-    turns, items = Turns(), list[NoteToImport | ImportItem]()
-    async with aclosing(list_items(body, turns)) as raw_items:
-        async for raw in raw_items:
-            if len(items) == service.settings.max_batch_notes:
-                raise LimitExceeded("max_batch_notes", service.settings.max_batch_notes)
-            items.append(_read_item(raw, service, f"/{len(items)}"))
-            await turns.work(max(len(raw), MIN_ITEM_BYTES))
-    return items
-
-
-def _read_item(raw: bytes, service: Service, pointer: str) -> NoteToImport | ImportItem:
-    value = parse_json(raw, pointer)
+def _read_item(service: Service, raw: bytes, pointer: str) -> NoteToImport | ImportItem:
+    """Return the note of an item, or its result where it is not valid. Raises MalformedBody."""
+    value = None
     try:
+        value = parse_json(raw, pointer)
         try:
             note = ImportIn.model_validate(value).as_import()
         except ValidationError as error:
