@@ -9,7 +9,10 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
-router = APIRouter(include_in_schema=False)
+from service.api.access import open_to_all
+from service.api.strict_route import StrictRoute
+
+router = APIRouter(include_in_schema=False, route_class=StrictRoute)
 STATIC = Path(str(files("fastapi_standalone_docs"))) / "static"
 ASSETS = {
     "swagger-ui-bundle.js": (STATIC / "swagger" / "swagger-ui-bundle.js", "text/javascript"),
@@ -19,12 +22,14 @@ ASSETS = {
 
 
 @router.get("/")
+@open_to_all()
 async def root() -> RedirectResponse:
     """Leads people to the documentation."""
     return RedirectResponse("/docs", 307)
 
 
 @router.get("/docs")
+@open_to_all()
 async def docs(request: Request) -> HTMLResponse:
     """The page. Addresses are relative to it, so that it also works behind a prefix."""
     return get_swagger_ui_html(
@@ -38,6 +43,7 @@ async def docs(request: Request) -> HTMLResponse:
 
 
 @router.get("/docs/{asset}")
+@open_to_all()
 async def docs_asset(asset: str) -> FileResponse:
     """A file of the page."""
     if asset not in ASSETS:

@@ -49,3 +49,9 @@ def test_each_address_that_needs_a_key_documents_how_it_refuses(client: httpx2.C
     guarded = [(name, operation["responses"]) for name, operation in operations if operation["security"]]
     assert guarded
     assert [name for name, responses in guarded if not {"400", "401", "403", "422", "429"} <= responses.keys()] == []
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/docs/favicon.png"], ids=["root", "page", "asset"])
+def test_documentation_refuses_a_query_parameter(client: httpx2.Client, path: str) -> None:
+    answer = client.get(path, params={"theme": "dark"}, follow_redirects=False)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/theme")
