@@ -36,6 +36,8 @@ MAX_SEARCHES = 100
 """Bound on the searches of one POST /similar/batch, published at GET /limits."""
 MAX_WEIGHT = 1000.0
 """Bound on the weight of an example, a boost or a source, published at GET /limits."""
+MIN_CONTENT_WEIGHT = 0.001
+"""Least weight of the source `content`, which those of the others are divided by."""
 TIME: TypeAdapter[datetime] = TypeAdapter(Time)
 
 
@@ -141,7 +143,7 @@ class SourcesIn(Wire):
     """Weights of the sources of candidates. `content`: vectors. `words`: what notes share of their texts. `behaviour`:
     what readers read after the positive examples that are stored notes."""
 
-    content: Annotated[float, Field(gt=0, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
+    content: Annotated[float, Field(ge=MIN_CONTENT_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
     words: Weight = 0.0
     behaviour: Weight = 0.0
 

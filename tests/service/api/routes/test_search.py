@@ -173,6 +173,7 @@ def test_best_score_compares_nearest_positive_with_nearest_negative(
         ({"title": "x", "boost": [{"weight": 1, "match": {"category": "a"}}] * 21}, ["/boost"]),
         ({"title": "x", "sources": {"clicks": 1}}, ["/sources/clicks"]),
         ({"title": "x", "sources": {"content": 0}}, ["/sources/content"]),
+        ({"title": "x", "sources": {"content": 5e-324, "behaviour": 1}}, ["/sources/content"]),
         ({"title": "x", "sources": "all"}, ["/sources"]),
         (
             {"title": "x", "boost": [{"weight": 1, "decay": {"curve": "exp", "scale": 1, "target": "soon"}}]},
