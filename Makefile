@@ -14,7 +14,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: checkpoint chinese-checkpoint help serve test test-fast fuzz lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
+.PHONY: checkpoint chinese-checkpoint help serve test test-fast race fuzz lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list

@@ -1,4 +1,5 @@
-"""Ports: how the use-cases see the engine, the store and the index, and how the index sees its backend.
+"""Ports: how the use-cases see the engine, the store and the index. What the index is made of has its own ports
+(index/backend.py).
 
 Scores are cosines: all vectors have unit length; 1 is the same direction, higher is closer. Vectors of two spaces are
 never compared. A log position is the id of an entry of the change log; positions order all writes.
@@ -10,8 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import numpy.typing as npt
 
 from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Vocabulary
 from model.note import Note
@@ -31,7 +30,6 @@ from service.records import (
     LogBounds,
     LogEntry,
     LogTail,
-    PositionKey,
     RankedList,
     Remembered,
     StoredNote,
@@ -273,7 +271,7 @@ class NoteIndex(Protocol):
         """Return once every write up to `position` can be found. Raises IndexBehind after `seconds`."""
 
     async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
-        """Do what VectorIndex.search does, now. Raises IndexBehind before the index was built for the first time."""
+        """Do what VectorIndex.search (index/backend.py) does. Raises IndexBehind before the index was first built."""
 
     def find_neighbours(self, note: Note, vector: Vector, count: int) -> Neighbours:
         """Return notes with author hashtags: `count` by `vector` and `count` by the words of `note`, never the note of
@@ -306,148 +304,3 @@ class NoteIndex(Protocol):
 
     async def resync(self, note_ids: Sequence[str]) -> None:
         """Replace notes in the index by what the store has. Raises StoreUnavailable."""
-
-
-class VectorIndex(Protocol):
-    """Rows of one space, searched by inner product. One thread writes; any number search meanwhile."""
-
-    def upsert(self, notes: Sequence[StoredNote]) -> None:
-        """Add or replace rows; every note has a vector of the index's dimension."""
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Remove rows; unknown ids are ignored."""
-
-    def expire(self, now: float) -> list[str]:
-        """Remove the rows that have expired at `now`, and return their ids."""
-
-    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
-        """Return the `k` rows nearest to `vector` among those that pass the filter and have not expired at `now`, best
-        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest; with
-        `recall_k` it finds only so many as surely as a search for no more does, and misses more of the others."""
-
-    def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
-        """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order."""
-
-    def written(
-        self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
-    ) -> dict[str, PositionKey]:
-        """Return by id, in order, the first `count` positions behind `after`, up to `until`, of rows that pass the
-        filter but for `exclude` and have not expired; of one that is replaced meanwhile, any or none."""
-
-    def count(self, where: Filter, now: float) -> int:
-        """Return how many rows pass the filter and have not expired at `now`."""
-
-    def vector(self, note_id: str) -> Vector | None:
-        """Return a row's vector, bit for bit as it was written."""
-
-    def rows(self, note_ids: Sequence[str]) -> IndexRows:
-        """Return those of some notes that the index has, in their order."""
-
-    def ids(self) -> list[str]:
-        """Return the ids of all rows, in no order."""
-
-    def __len__(self) -> int:
-        """Rows that can be found."""
-
-    @property
-    def tombstones(self) -> int:
-        """Rows that take memory and can never be found."""
-
-    @property
-    def segments(self) -> int:
-        """Parts that a search goes through."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether a search may have to wait for another, so that it must not run in the event loop."""
-
-
-class MaintenanceJob(Protocol):
-    """Work that makes an index smaller or faster."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that the job moves."""
-
-    def run(self) -> None:
-        """Do the work, in any thread, while others write and search."""
-
-
-class Maintainable(Protocol):
-    """An index that is maintained in the background, one job at a time. The thread that writes plans and finishes."""
-
-    def plan(self) -> MaintenanceJob | None:
-        """Return the next job, None when there is nothing to do."""
-
-    def finish(self, job: Any) -> None:
-        """Take in the result of a job that ran."""
-
-    def give_up(self, job: Any) -> None:
-        """Put a job that failed behind all others."""
-
-    def drop_tombstones(self) -> None:
-        """Have the next jobs drop every row that can no longer be found, however few there are, and all that is known
-        of their notes."""
-
-    @property
-    def dropping(self) -> bool:
-        """Whether some of these jobs are left."""
-
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a snapshot. `make` returns its arrays as they were when the snapshot was taken; it may be called in
-    any thread. An immutable part has the same content whenever it has this name."""
-
-    name: str
-    make: Callable[[], Arrays]
-    immutable: bool = False
-
-
-ReadPart = Callable[[str], Arrays]
-"""Returns the arrays of a part by its name."""
-
-
-class Snapshottable(Protocol):
-    """State that a snapshot can be made of while others write and search."""
-
-    def snapshot_parts(self) -> list[Part]:
-        """Return the state at this moment, in parts. Called by the thread that writes."""
-
-    def restore(self, read: ReadPart) -> None:
-        """Take on the state of a snapshot. The object is new and empty."""
-
-
-class IndexBackend(VectorIndex, Maintainable, Snapshottable, Protocol):
-    """A vector index that is kept up to date, maintained, saved and restored: what LiveIndex needs."""
-
-
-class LexicalIndex(Protocol):
-    """Notes found by the words that they share. Thread-safe."""
-
-    def add(self, note: Note) -> None:
-        """Add or replace a note."""
-
-    def remove(self, note_id: str) -> None:
-        """Remove a note; an unknown id is ignored."""
-
-    def scores(self, note: Note, count: int, ids: Collection[str] = ()) -> dict[str, float]:
-        """Return by id the scores of the notes that share the most words with `note`, at least `count` where so many
-        share any, and of those of `ids` that share any; never of the note of its own id. A score is above 0, and 1
-        where the words are the same."""
-
-    def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
-        """Return up to `count` words that two notes share, the rarest first, without those that are too common to be
-        searched."""
-
-    def drop_tombstones(self) -> None:
-        """Drop all that is known of removed notes. Searches wait meanwhile."""
-
-    def snapshot_parts(self) -> tuple[list[str], Mapping[str, Any]]:
-        """Return the state at this moment: ids, and arrays by name."""
-
-    def restore(self, ids: Sequence[str], arrays: Mapping[str, Any]) -> None:
-        """Take on the state that `snapshot_parts` returned. The object is new and empty."""

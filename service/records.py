@@ -242,8 +242,8 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexRows:
-    """Notes of the index: their ids, vectors (N, D), and the codes (N,) of their categories and authors. `name_of` has
-    the names by their codes: only few of them are ever needed."""
+    """Notes as the index has them: ids, vectors (N, D), and codes (N,) of their categories and authors. `name_of`:
+    names of categories and authors by their codes."""
 
     ids: list[str]
     vectors: Vectors

@@ -64,7 +64,7 @@ def by_sum(weight: float) -> Combine:
 
 
 def automatic(content: Scores, words: Scores) -> Scores:
-    """The service's way for `sources=auto`."""
+    """Combine the scores as the service does for `sources=auto`."""
     return by_deviations(share_of_weight(words) * WEIGHT)(content, words)
 
 

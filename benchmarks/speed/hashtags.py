@@ -45,7 +45,7 @@ class Figures:
 
 
 def measure(path: Path) -> dict[str, Figures]:
-    """Figures by what is measured."""
+    """Measure the texts of our sample notes, and those of a notes file; return the figures by the name of the texts."""
     engine = Engine.load(cache=Settings().cache_dir)
     texts: list[Body] = [{"content": note.content} for note in notes_of_one_length(engine, REQUESTS + WARM_UP)]
     del engine

@@ -20,8 +20,8 @@ from model.note import Note, normalise_hashtags
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """What notes of one category are about. `things`: subjects, each also a hashtag. `tags`: hashtags of the category.
-    `sentences`: text with the slots {thing}, {place}, {number} and {time}."""
+    """Parts that the notes of one category are put together from. `things`: subjects, each also a hashtag. `tags`:
+    hashtags of the category. `sentences`: text with the slots {thing}, {place}, {number} and {time}."""
 
     things: Sequence[str]
     tags: Sequence[str]

@@ -23,7 +23,7 @@ SHARD_SIZE = 4096
 
 Float16 = npt.NDArray[np.float16]
 Embed = Callable[[Sequence[Note]], npt.NDArray[np.float32]]
-"""From notes to unit vectors (n, K)."""
+"""Function that returns the unit vectors of notes, (n, K)."""
 
 
 def notes_path(folder: Path, source: str) -> Path:

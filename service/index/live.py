@@ -18,6 +18,7 @@ from model.generation import Neighbour, Neighbours, Vocabulary
 from model.note import Note
 from service.errors import IndexBehind
 from service.filters import Filter
+from service.index.backend import IndexBackend
 from service.index.log_follower import LogFollower
 from service.index.maintenance import Maintainer
 from service.index.native import use_one_faiss_thread
@@ -27,7 +28,7 @@ from service.index.snapshots import SnapshotFolder, SnapshotKeeper
 from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
-from service.interfaces import Clock, IndexBackend, NoteStore
+from service.interfaces import Clock, NoteStore
 from service.records import Hit, IndexRows, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
 

@@ -8,10 +8,10 @@ from functools import partial
 
 import structlog
 
+from service.index.backend import Maintainable
 from service.index.native import trim_heap
 from service.index.state import IndexState
 from service.index.threads import run_in, run_in_daemon
-from service.interfaces import Maintainable
 
 TRIM_HEAP_ROWS = 50_000
 """A job of so many rows frees enough memory to be worth the time of returning it to the system."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from service.interfaces import Arrays
+from service.index.backend import Arrays
 
 COPY_BATCH_SIZE = 65_536
 """Strings that are copied at a time: bounds the memory for their byte positions."""

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from service.index.backend import Arrays
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits, rows_of
 from service.index.building import Source, build_index
 from service.index.gpu import Gpu, GpuIndex
@@ -31,7 +32,6 @@ from service.index.native import (
 from service.index.packed_strings import PackedStrings
 from service.index.segment import Segment
 from service.index.tags import Columns, TagCodes, TagPairs, TagPostings
-from service.interfaces import Arrays
 from service.records import Vector
 
 GPU_K = 1000

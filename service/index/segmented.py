@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from service.filters import Filter
+from service.index.backend import Part, ReadPart
 from service.index.bitmaps import RowNumbers
 from service.index.building import Source
 from service.index.gpu import Gpu
@@ -25,7 +26,6 @@ from service.index.sealed import SealedSegment
 from service.index.searcher import SegmentSearcher
 from service.index.segment import Segment
 from service.index.tags import TagDictionary
-from service.interfaces import Part, ReadPart
 from service.records import Hit, IndexRows, PositionKey, StoredNote, Vector
 
 GROWING_ROWS = 1024

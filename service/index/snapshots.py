@@ -35,11 +35,12 @@ import orjson
 import structlog
 
 from service.errors import SnapshotRefused, StoreUnavailable
+from service.index.backend import Arrays, Part, ReadPart, Snapshottable
 from service.index.packed_strings import packed, unpacked
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import run_in, run_in_daemon
-from service.interfaces import Arrays, Clock, NoteStore, Part, ReadPart, Snapshottable
+from service.interfaces import Clock, NoteStore
 from service.records import ORIGIN
 
 VERSION = 8

@@ -12,8 +12,8 @@ import structlog
 
 from service.errors import IndexBehind
 from service.filters import Filter
+from service.index.backend import IndexBackend
 from service.index.texts import LiveTexts
-from service.interfaces import IndexBackend
 from service.records import ORIGIN, LogBounds, StoredNote, Unreadable, WrittenRow, position_key
 
 READ_BATCH_SIZE = 512

@@ -17,14 +17,15 @@ import numpy.typing as npt
 from model.note import hashtag_key
 from service.filters import Clause, Filter, Has, HasAttribute, TagClause, TimeRange, attribute_text, tag_clauses
 from service.index.attribute_values import AttributeValues
+from service.index.backend import Arrays
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits
-from service.interfaces import Arrays
 from service.records import PositionKey, StoredNote, position_key
 
 FIELD_PREFIXES = {"hashtag": "#", "category": "c", "author": "a"}
 """What the tag of a field's value begins with. An attribute's begins with @."""
 NAME_PREFIXES = FIELD_PREFIXES["category"], FIELD_PREFIXES["author"]
-"""What the tags begin with whose names are kept by their codes, for caps."""
+"""Prefixes of the tags of categories and authors. Their names can be looked up by their codes, since caps count by
+them."""
 NO_TAG, UNKNOWN_TAG = -1, -2
 """Codes of the category or author that a note does not have, and of a tag that no row has ever had."""
 CACHED_TAG_SHARE, MAX_CACHED_TAGS = 0.005, 128

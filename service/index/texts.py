@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from model.generation import Neighbour, Vocabulary
 from model.note import Note
+from service.index.backend import Arrays, LexicalIndex, Part, ReadPart
 from service.index.packed_strings import packed, unpacked
-from service.interfaces import Arrays, LexicalIndex, Part, ReadPart
 from service.records import StoredNote
 
 HASHTAGS, WORDS = "hashtags", "words"

@@ -1,4 +1,4 @@
-"""ItemCache: what answers say of notes, rendered once and kept in memory until the log names the note."""
+"""ItemCache: notes as items of answers, each rendered once and kept in memory until the log says that it changed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ITEM_OVERHEAD_BYTES = 400
 
 @dataclass(frozen=True, slots=True)
 class RenderedItem:
-    """What an answer says of a note as the edge renders it: the bytes before and behind its place in the answer.
-    `expires_at`: of the note, in seconds since the epoch; None for one that stays."""
+    """A note as an item of an answer, rendered by the edge: the bytes before and behind its score and position, which
+    differ from answer to answer. `expires_at`: when the note expires, in seconds since the epoch; None for never."""
 
     before: bytes
     after: bytes

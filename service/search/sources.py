@@ -25,8 +25,9 @@ from service.ranking.strategies import (
 from service.records import Hit
 
 POOL_PER_RECALLED = 8
-"""Candidates of a pool for each that is found as surely as in a plain search: the others are there to be chosen among.
-At 20,000 notes the nearest 128 then have a recall of 98.5%, for less than half the time of 99.8%."""
+"""Share of a pool that is searched with the full recall of a plain search: one candidate in so many, the nearest ones.
+The others are there to be chosen among. At 20,000 notes the nearest 128 then have a recall of 98.5%, for less than half
+the time of 99.8%."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
 

@@ -1,4 +1,4 @@
-"""VerifiedNotes: notes as the store has them while a search is answered. An answer names no note that was not read."""
+"""VerifiedNotes: notes as the store has them while the whole search answers: it names no note that was not read."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class SearchOptions(Wire):
 
 
 PLAIN_OPTIONS = SearchOptions.model_fields.keys() | {"min_log_position"}
-"""Options of a request that the short path answers (service/search/nearest.py)."""
+"""Options of a request that the short path takes: how many notes, which of them, and the log position to wait for."""
 
 
 class RankingOptions(SearchOptions):
@@ -98,7 +98,7 @@ class RankingOptions(SearchOptions):
 
     @property
     def plain(self) -> bool:
-        """Whether the request says no more than how many notes, which, and in which log position of the index."""
+        """Whether the request has no options but those of the short path (service/search/nearest.py)."""
         return self.model_fields_set <= PLAIN_OPTIONS
 
     def as_plain(self) -> tuple[int, Filter, float | None]:

@@ -26,8 +26,8 @@ from service.filters import (
     attribute_text,
     order_key,
 )
+from service.index.backend import VectorIndex
 from service.index.segmented import SegmentedIndex
-from service.interfaces import VectorIndex
 from service.records import ORIGIN, Generated, Hit, StoredNote, Vector
 from tests.service.conftest import stored_note
 

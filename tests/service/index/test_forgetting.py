@@ -6,9 +6,9 @@ import numpy as np
 
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from service.filters import Filter
+from service.index.backend import Arrays
 from service.index.segmented import CODES, SegmentedIndex
 from service.index.texts import LiveTexts
-from service.interfaces import Arrays
 from service.records import StoredNote
 from tests.service.conftest import letters
 from tests.service.index.reference import DIMENSION, direction, do_jobs, found_ids, row

@@ -16,9 +16,10 @@ import redis
 from structlog.testing import capture_logs
 
 from model.note import Note
+from service.index.backend import Part
 from service.index.live import LiveIndex
 from service.index.snapshots import MANIFEST, SnapshotFolder, SnapshotSource
-from service.interfaces import Clock, Part
+from service.interfaces import Clock
 from service.store.keys import IDENTITY, LOG, NOTE, SNAPSHOTS
 from service.store.redis_store import REPLICA_SECONDS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note

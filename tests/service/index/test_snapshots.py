@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import SnapshotRefused
+from service.index.backend import Arrays, Part
 from service.index.snapshots import LOCK, MANIFEST, VERSION, SnapshotFolder, SnapshotSource
-from service.interfaces import Arrays, Part
 
 ORIGIN = SnapshotSource("store-1", "space-1")
 FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty": {"c": np.zeros(0, np.uint8)}}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from model.generation import CategoryProbability, Hashtag
 from service.filters import AttributeRange, Bounds, Filter, Not, OrderKey, TimeRange, order_key
+from service.index.backend import VectorIndex
 from service.index.segmented import GROWING_ROWS, SegmentedIndex
-from service.interfaces import VectorIndex
 from service.records import Generated, StoredNote, Vector
 from tests.service.index.reference import (
     ANY,
