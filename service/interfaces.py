@@ -168,6 +168,10 @@ class NoteStore(Protocol):
     def forget_written(self) -> None:
         """Have the next `get_logged` read all notes from the store, not from this process's memory of its writes."""
 
+    def is_newest(self, position: str) -> bool:
+        """Return whether this process knows, without asking the store, that nobody was told of a change behind
+        `position`. False where it does not know."""
+
     async def log_tail(self, after: str, count: int) -> LogTail | None:
         """Return the log behind the position `after`; None where the log has more than `count` entries there, or does
         not have the one at `after` itself, so that others behind it may be missing too."""

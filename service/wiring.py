@@ -56,6 +56,7 @@ from service.store.connection import MAX_CONNECTIONS, Connection, Outage
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.keys import Keys
+from service.store.known_position import KnownPosition, KnownPositions
 from service.store.quotas import RedisQuotaStore
 from service.store.ranked_lists import RedisLists
 from service.store.redis_store import RedisNoteStore
@@ -80,7 +81,8 @@ TENANT_CONNECTIONS = 8
 @dataclass(frozen=True, slots=True)
 class Shared:
     """Parts that all tenants of a process share. `url`: that of the store. `searchers`: threads that search. `items`:
-    memory for what answers say of notes."""
+    memory for what answers say of notes. `known`: what the processes of this data folder know of the logs, where only
+    they use the store."""
 
     settings: Settings
     url: SecretStr
@@ -92,6 +94,7 @@ class Shared:
     gpu: Gpu | None
     outage: Outage
     items: Budget
+    known: KnownPositions | None
 
 
 def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tracer | None = None) -> FastAPI:
@@ -153,10 +156,14 @@ async def open_service(
         stack.callback(searchers.shutdown)
         gpu = find_gpu() if settings.index_device == "cuda" else None
         items = Budget(settings.item_cache_bytes)
+        # Of a store at an address, others may be told of changes on other machines.
+        known = None if settings.redis_url else KnownPositions(settings.data_dir)
         telemetry.item_bytes.set_function(lambda: items.used)
-        shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage, items)
-        directory = RedisTenants(connection, settings.max_tenants)
-        tenants = Tenants(directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings))
+        shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage, items, known)
+        directory = RedisTenants(connection, settings.max_tenants, known.end if known else None)
+        tenants = Tenants(
+            directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings, known)
+        )
         stack.push_async_callback(tenants.stop)
         await tenants.start(lifecycle)
         batcher.start()
@@ -190,6 +197,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
             max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
             outage=shared.outage,
             log_seconds=settings.log_seconds,
+            known=_open_known_position(shared.known, stack, name, identity),
         )
         stack.push_async_callback(store.close)
         index = LiveIndex(
@@ -263,8 +271,10 @@ def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
     return settings.data_dir / "tenants" / f"{name}-{identity}" if identity else settings.data_dir / "snapshots"
 
 
-def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
-    """Remove the snapshots of tenants that are no more: they were removed while no process of this machine ran."""
+def _forget_tenants(settings: Settings, known: KnownPositions | None, identities: Mapping[str, str]) -> None:
+    """Remove the files of tenants that are no more: they were removed while no process of this machine ran."""
+    if known:
+        known.forget_others(identities)
     folders = {snapshot_folder(settings, name, identity) for name, identity in identities.items()}
     for folder in (settings.data_dir / "tenants").glob("*"):
         if folder not in folders:
@@ -313,6 +323,17 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, paren
         return None
     stack.callback(snapshots.close)
     return snapshots
+
+
+def _open_known_position(
+    known: KnownPositions | None, stack: contextlib.AsyncExitStack, name: str, identity: str
+) -> KnownPosition | None:
+    """Open the known position of a tenant. None where the folder cannot be written: then each read asks the store."""
+    try:
+        return stack.enter_context(known.open(name, identity)) if known else None
+    except OSError as error:
+        log.warning("no_known_position", detail=str(error))
+        return None
 
 
 def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine, event_bytes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -38,9 +39,12 @@ def restore(
 ) -> None:
     """Restore a backup into the store, in one step as services see it. Replicas then build their index anew."""
     from service.store.backup.restore import restore_backup
+    from service.store.known_position import KnownPositions
 
-    with _steps() as progress, store_url(read_settings()) as url:
+    settings = read_settings()
+    with _steps() as progress, store_url(settings) as url:
         manifest = restore_backup(source, url, progress, replace=replace)
+        KnownPositions(settings.data_dir).doubt_all(time.time())
     _show(manifest.model_dump(mode="json"), as_json)
 
 

@@ -17,8 +17,13 @@ MAX_BEHIND = 64
 """Log entries by which an index may be behind; of one that is farther the store is asked about each note."""
 
 
+NO_CHANGES = LogTail(frozenset(), 0.0)
+
+
 class Freshness:
-    """Compares the index of a tenant with the log. Reads that arrive before a question is sent share it."""
+    """Compares the index of a tenant with the log. Where the processes on this machine are the only ones that use the
+    store, what they know is mostly enough; else the store is asked. Reads that arrive before a question is sent share
+    it."""
 
     def __init__(self, store: NoteStore, index: NoteIndex) -> None:
         self._store = store
@@ -29,6 +34,8 @@ class Freshness:
     async def changes(self, time_left: ReadTime) -> LogTail | None:
         """Return the changes that were acknowledged before this call and may be missing in the index; None where the
         log does not tell: the index is far behind, or ahead of a log that has lost entries. Raises StoreUnavailable."""
+        if self._store.is_newest(self._index.position):
+            return NO_CHANGES
         return await time_left.wait(asyncio.shield(self._ask()))
 
     def _ask(self) -> asyncio.Task[LogTail | None]:

@@ -44,6 +44,7 @@ from service.store.idempotency import (
     record_arguments,
 )
 from service.store.keys import DEFAULT_KEYS, Keys
+from service.store.known_position import KnownPosition
 from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_TAIL, PUT
 
 LOADING, LOADED = "loading", "1"
@@ -82,7 +83,8 @@ class RedisNoteStore:
     vector has another one is unreadable. `on_error` is called with each call that fails. `keys`: those of the tenant.
     `log_seconds`: how long entries of the log are kept at least, as far as LOG_ENTRIES allows.
     `identity`: the one that the store must have, else every write and `identity` raise TenantRemoved; without it the
-    store has any, and makes one up. `outage`: shared by the stores of one server.
+    store has any, and makes one up. `outage`: shared by the stores of one server. `known`: the newest position that the
+    processes of one machine know, where only they use the store.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class RedisNoteStore:
         max_connections: int = MAX_CONNECTIONS,
         outage: Outage | None = None,
         log_seconds: float = 0.0,
+        known: KnownPosition | None = None,
     ) -> None:
         self._log_seconds = log_seconds
+        self._known = known
         self.connection = Connection(url, timeout_seconds, on_error, max_connections, outage)
         self._redis = self.connection.redis
         self._call = self.connection.call
@@ -121,9 +125,10 @@ class RedisNoteStore:
         if not ids:
             return []
         with self._call("get"):
-            keys = [self._keys.note + note_id for note_id in ids]
+            keys = [self._keys.log, *(self._keys.note + note_id for note_id in ids)]
             mode = "vectors" if with_vectors else "lengths"
-            rows = await self._redis.eval(GET, len(keys), *keys, mode)
+            end, *rows = await self._redis.eval(GET, len(keys), *keys, mode)
+        self._hear_of(end)
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
         for note_id, row in zip(ids, rows, strict=True):
             try:
@@ -156,6 +161,7 @@ class RedisNoteStore:
         for write, by, result in zip(writes, names, results, strict=True):
             if result and result != LOST:
                 self._unreadable.pop(write.stored.note.id, None)
+                self._hear_of(result[1])
             else:
                 self._own.pop(by, None)
         if LOST in results:
@@ -172,6 +178,8 @@ class RedisNoteStore:
         if position == MOVED:
             raise PreconditionFailed(note_id)
         self._unreadable.pop(note_id, None)
+        if position:
+            self._hear_of(position)
         return position.decode() if position else None
 
     async def delete_all(self, removals: Sequence[tuple[str, Condition | None]]) -> list[str | None]:
@@ -183,6 +191,7 @@ class RedisNoteStore:
         for (note_id, _), position in zip(removals, positions, strict=True):
             if position and position != MOVED:
                 self._unreadable.pop(note_id, None)
+                self._hear_of(position)
         return [position.decode() if position and position != MOVED else None for position in positions]
 
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
@@ -192,7 +201,11 @@ class RedisNoteStore:
             records = [self._keys.record + key for key in keys]
             lease = max(1, int(lease_seconds * 1000))
             answer = await self._redis.eval(CLAIM, len(keys), *records, token, lease, *fingerprints)
-        return decode_claims(answer, keys, token, seconds)
+        claims = decode_claims(answer, keys, token, seconds)
+        for claim in claims:
+            if claim.earlier:
+                self._hear_of(claim.earlier.position.encode())
+        return claims
 
     async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
         commands = [
@@ -224,7 +237,17 @@ class RedisNoteStore:
         results = await self.connection.write(commands)
         if REMOVED in results:
             raise TenantRemoved
+        if self._known and (MOVED in results or None in results):  # the reason is a change that others may not know of
+            await self.log_bounds()
         return results
+
+    def _hear_of(self, position: bytes) -> None:
+        """Take note of a log position that the store told, before a caller hears of it."""
+        if self._known:
+            self._known.raise_to(position.decode())
+
+    def is_newest(self, position: str) -> bool:
+        return self._known is not None and self._known.reached_by(position)
 
     def _remember(self, stored: StoredNote) -> str:
         """Keep a note that is about to be written; return the `by` of its log entry."""
@@ -244,11 +267,12 @@ class RedisNoteStore:
             answer, info, kept = await self._execute_with_bounds(pipeline, after)
             if isinstance(answer, Exception):
                 raise answer
-            return decode_entries(answer), decode_bounds(info, kept, after)
+            return decode_entries(answer), self._decode_bounds(info, kept, after)
 
     async def log_tail(self, after: str, count: int) -> LogTail | None:
         with self._call("log tail"):
             last, seconds, micros, entries = await self._redis.eval(LOG_TAIL, 1, self._keys.log, after, count + 1)
+        self._hear_of(last)
         time = int(seconds) + int(micros) / 1e6
         if last.decode() == after:
             return LogTail(frozenset(), time)
@@ -264,7 +288,12 @@ class RedisNoteStore:
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         with self._call("log bounds"):
             info, kept = await self._execute_with_bounds(self._redis.pipeline(transaction=False), entry)
-            return decode_bounds(info, kept, entry)
+            return self._decode_bounds(info, kept, entry)
+
+    def _decode_bounds(self, info: Any, kept: Any, entry: str) -> LogBounds:
+        bounds = decode_bounds(info, kept, entry)
+        self._hear_of(bounds.last.encode())
+        return bounds
 
     async def _execute_with_bounds(self, pipeline: Any, entry: str) -> list[Any]:
         """Run the pipeline; return its answers or errors, followed by the two answers that `decode_bounds` takes."""

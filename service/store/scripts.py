@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from service.store.idempotency import FUNCTIONS
 
-# KEYS notes; ARGV "vectors" or "lengths". One command and one answer: a pipeline of one command a note takes the client
-# three times as long. A key that is not a hash gives an empty row; an error would fail the whole call.
-GET = """
-local rows, lengths = {}, ARGV[1] == 'lengths'
-for i, note in ipairs(KEYS) do
-  local row = redis.pcall('HMGET', note, 'document', 'space', 'revision', 'position', 'vector')
+# The last position ever written to the log in KEYS[1].
+LOG_END = """
+local info, last = redis.pcall('XINFO', 'STREAM', KEYS[1]), '0-0'
+for i = 1, #info, 2 do if info[i] == 'last-generated-id' then last = info[i + 1] end end
+"""
+# KEYS log, notes; ARGV "vectors" or "lengths". The end of the log, then a row for each note. One command and one
+# answer: a pipeline of one command a note takes the client three times as long. A key that is not a hash gives an empty
+# row; an error would fail the whole call.
+GET = (
+    LOG_END
+    + """
+local rows, lengths = {last}, ARGV[1] == 'lengths'
+for i = 2, #KEYS do
+  local row = redis.pcall('HMGET', KEYS[i], 'document', 'space', 'revision', 'position', 'vector')
   if row.err then row = {} elseif lengths and row[5] then row[5] = #row[5] end
   rows[i] = row
 end
 return rows
 """
+)
 # KEYS log; ARGV position, count. The last position ever written, the time, and up to `count` entries from the position
 # on; none where it is the last.
-LOG_TAIL = """
-local info, last = redis.pcall('XINFO', 'STREAM', KEYS[1]), '0-0'
-for i = 1, #info, 2 do if info[i] == 'last-generated-id' then last = info[i + 1] end end
+LOG_TAIL = (
+    LOG_END
+    + """
 local time, entries = redis.call('TIME'), {}
 if last ~= ARGV[1] and last ~= '0-0' then
   entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
 end
 return {last, time[1], time[2], entries}
 """
+)
 # Whether a condition (_condition) holds for the note in KEYS[1], of the type `kind`, at the position `at`.
 HOLDS = """
 local function holds(condition, kind, at)

@@ -10,6 +10,7 @@ its writes check it, so that no replica writes to a tenant that was removed, how
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import structlog
@@ -56,11 +57,18 @@ log = structlog.get_logger(__name__)
 
 
 class RedisTenants:
-    """TenantDirectory on Redis. `max_tenants` counts the default tenant."""
+    """TenantDirectory on Redis. `max_tenants` counts the default tenant. `on_removal` is called with the name and the
+    identity of a tenant that is being removed, once nothing can be written to it."""
 
-    def __init__(self, connection: Connection, max_tenants: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        max_tenants: int,
+        on_removal: Callable[[str, str], object] | None = None,
+    ) -> None:
         self._connection = connection
         self._max_tenants = max_tenants
+        self._on_removal = on_removal
 
     async def known(self) -> dict[str, str | None]:
         with self._connection.call("tenants"):
@@ -83,6 +91,8 @@ class RedisTenants:
         (known,) = await self._connection.write([Command(BEGIN_REMOVAL, [TENANTS, keys.identity], (name, REMOVING))])
         if known is None:
             raise TenantNotFound(name)
+        if self._on_removal:
+            self._on_removal(name, known.decode().removeprefix(REMOVING))
         removed, cursor = 0, None
         while cursor != 0:
             with self._connection.call("remove tenant"):

@@ -149,6 +149,22 @@ def test_removed_tenant_leaves_nothing_on_any_replica(
         assert default.post("/verify").json()["notes"] == 1
 
 
+def test_removed_tenant_is_in_no_answer_from_memory_on_one_data_folder(
+    serve: Serve, store: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tenants.FOLLOW_SECONDS", 3600.0)  # the other process does not hear of the removal
+    folder = store.socket.parent
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(serve(data_dir=folder)) for _ in range(2)]
+        acme, there = (stack.enter_context(as_tenant(url, "acme")) for url in urls)
+        default = stack.enter_context(as_tenant(urls[0], "default"))
+        for note_id in ("a", "b"):
+            assert acme.put(f"/notes/{note_id}", json={"title": "lemon"}).status_code == 201
+        assert len(there.get("/notes/a/similar").json()["items"]) == 1
+        assert default.delete("/tenants/acme").status_code == 204
+        assert there.get("/notes/a/similar").status_code == 404
+
+
 def test_default_tenant_and_bad_names_are_not_removed(serve: Serve) -> None:
     with serve() as url, as_tenant(url, "default") as default:
         for name in ("default", "A", "a_b", "*", "a" * 41):

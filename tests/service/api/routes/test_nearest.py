@@ -27,16 +27,18 @@ NOTES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx2.Client]]:
-    """Three replicas on one store."""
-    server = EmbeddedRedis(tmp_path_factory.mktemp("n") / "data")
+@pytest.fixture(scope="module", params=["one-redis", "one-data-folder"])
+def replicas(
+    request: pytest.FixtureRequest, serve: Serve, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[httpx2.Client]]:
+    """Three replicas on one store: by its address, or by its data folder, where they share what they know of it."""
+    folder = tmp_path_factory.mktemp("n") / "data"
+    server = EmbeddedRedis(folder)
     server.start()
     with ExitStack() as stack:
         stack.callback(server.stop)
-        urls = [
-            stack.enter_context(serve(redis_url=server.url, filter_attributes=("language",))) for _ in range(REPLICAS)
-        ]
+        place: dict[str, Any] = {"redis_url": server.url} if request.param == "one-redis" else {"data_dir": folder}
+        urls = [stack.enter_context(serve(**place, filter_attributes=("language",))) for _ in range(REPLICAS)]
         clients = [stack.enter_context(httpx2.Client(base_url=url, timeout=60)) for url in urls]
         assert clients[0].post("/notes", json=NOTES).status_code == 207
         yield clients

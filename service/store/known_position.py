@@ -1,0 +1,117 @@
+"""KnownPosition: the newest log position of a tenant that any process of a data folder has heard of.
+
+All processes that use an embedded store are on its machine, and share this number in memory. Each raises the position
+to what an answer of the store tells before a caller hears of that answer, so no caller can know of a change behind it. A
+reader whose index has come as far need not ask the store what it lacks (docs/decisions/0031-reads.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from service.access.principal import DEFAULT_TENANT
+from service.records import position_key
+
+FOLDER = "positions"
+SIZE = 8
+SEQUENCE_BITS = 22
+"""Bits of a position's sequence number; the other 42 bits hold its milliseconds, until the year 2109."""
+SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
+"""The largest sequence number. It stands for all beyond it too, so a position that has it tells nothing."""
+NEVER = (1 << 64) - 1
+"""A position behind every other one, which no index reaches."""
+
+
+class KnownPosition:
+    """The newest known log position of one tenant, in a file of SIZE bytes, which is made where it is missing.
+
+    The file may name a position of a log that is no more; then the store is asked, as without the file. Raises OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._locked():
+            if os.fstat(self._file).st_size < SIZE:
+                os.pwrite(self._file, bytes(SIZE), 0)  # on a full disk an error here, not a signal at a later write
+        self._map = mmap.mmap(self._file, SIZE)
+        # One aligned number of eight bytes, which processors read and write as a whole.
+        self._value = memoryview(self._map).cast("Q")
+
+    def close(self) -> None:
+        self._value.release()
+        self._map.close()
+        os.close(self._file)
+
+    def raise_to(self, position: str) -> None:
+        """Take note of a position that the store told."""
+        self._raise(_encode(position))
+
+    def end(self) -> None:
+        """Have no index reach the position any more."""
+        self._raise(NEVER)
+
+    def reached_by(self, position: str) -> bool:
+        """Return whether no position behind this one is known."""
+        value: int = self._value[0]
+        return _encode(position) >= value and value & SEQUENCE_MASK != SEQUENCE_MASK
+
+    def _raise(self, value: int) -> None:
+        if value <= self._value[0]:
+            return
+        with self._locked():  # another process may raise it to less at the same time
+            self._value[0] = max(value, self._value[0])
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+class KnownPositions:
+    """The known positions of all tenants of a data folder. A tenant's `identity` is "" for the default one."""
+
+    def __init__(self, data_folder: Path) -> None:
+        self._folder = data_folder / FOLDER
+
+    def open(self, tenant: str, identity: str) -> AbstractContextManager[KnownPosition]:
+        """Open that of a tenant. Raises OSError."""
+        return contextlib.closing(KnownPosition(self._path(tenant, identity)))
+
+    def end(self, tenant: str, identity: str) -> None:
+        """Have all processes ask the store about a tenant that is being removed."""
+        if self._path(tenant, identity).exists():
+            with self.open(tenant, identity) as known:
+                known.end()
+
+    def doubt_all(self, time: float) -> None:
+        """Have all processes ask the store about each tenant, until it has a change later than `time`, in seconds since
+        the epoch: the logs were exchanged."""
+        for path in self._folder.glob("*"):
+            with contextlib.closing(KnownPosition(path)) as known:
+                known.raise_to(f"{int(1000 * time)}-0")
+
+    def forget_others(self, identities: Mapping[str, str]) -> None:
+        """Remove the files of all tenants but these, given by their names, and the default one."""
+        kept = {self._path(*tenant) for tenant in [(DEFAULT_TENANT, ""), *identities.items()]}
+        for path in self._folder.glob("*"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def _path(self, tenant: str, identity: str) -> Path:
+        return self._folder / (f"{tenant}-{identity}" if identity else tenant)
+
+
+def _encode(position: str) -> int:
+    """Return a number that grows with positions."""
+    milliseconds, sequence = position_key(position)
+    return milliseconds << SEQUENCE_BITS | min(sequence, SEQUENCE_MASK)
