@@ -1,8 +1,8 @@
 """KnownPosition: the newest log position of a tenant that any process of a data folder has heard of.
 
 All processes that use an embedded store are on its machine, and share this number in memory. Each raises the position
-to what an answer of the store tells before a caller hears of that answer, so no caller can know of a change behind it. A
-reader whose index has come as far need not ask the store what it lacks (docs/decisions/0031-reads.md).
+to what an answer of the store tells before a caller hears of that answer, so no caller can know of a change behind it.
+A reader whose index has come as far need not ask the store what it lacks (docs/decisions/0031-reads.md).
 """
 
 from __future__ import annotations

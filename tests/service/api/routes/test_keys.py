@@ -208,7 +208,7 @@ def test_acts_are_recorded_and_logged_without_secrets(root: httpx2.Client, close
     audit = [line for line in lines if line["event"] == "audit"]
     assert [line["act"] for line in audit] == [act["act"] for act in reversed(acts)]
     for secret in (created["key"], rotated["key"], BOOTSTRAP_KEY):
-        assert secret.split("_")[-1] not in json.dumps(acts) + repr(lines)
+        assert secret.split("_", 2)[-1] not in json.dumps(acts) + repr(lines)  # a secret may have an underscore
 
 
 def test_request_line_has_tenant_and_prefix(root: httpx2.Client, closed_url: str) -> None:
