@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.harness.report import Row, row
 from benchmarks.quality.records import (
+    COMMUNITY,
     CSFT_ALONE,
     GENERALIST,
     JOINT,
@@ -217,6 +218,18 @@ UNSEEN_DOMAINS: Sequence[Contest] = tuple(
     for data in (MICROLENS, MOVIELENS)
     for rival, target in (("minilm", MinRatio(1.05)), ("bm25", MinRatio(1)), ("tf-idf", None), (ZERO_SHOT, None))
 )
+TRAINED_ON_IT: Sequence[Contest] = tuple(
+    Contest(
+        f"the shipped checkpoint trained on it, Recall@100, {protocol}",
+        MICROLENS,
+        partial(hits, protocol),
+        rival,
+        target,
+        system=COMMUNITY,
+    )
+    for rival, target in ((TRAINED_RIVAL, MinRatio(1.05, p=0.05)), (DISTILLED_RIVAL, MinRatio(1)), (GENERALIST, None))
+    for protocol in PROTOCOLS
+)
 WITHOUT_HASHTAGS: Sequence[Contest] = tuple(
     Contest(
         f"related notes without hashtags, Recall@100, {protocol}",
@@ -289,6 +302,7 @@ CATEGORIES: Sequence[Contest | Limit] = tuple(
 )
 CLAIMS: Sequence[Contest | Limit] = (
     *UNSEEN_DOMAINS,
+    *TRAINED_ON_IT,
     *RELATED,
     *WITHOUT_HASHTAGS,
     *TRAINING_TASKS,

@@ -1,10 +1,11 @@
 """Related notes by vectors, by words, and by both, in the ways to put them together.
 
-python -m benchmarks.quality.hybrid DATA [SPLIT]
+python -m benchmarks.quality.hybrid DATA [SPLIT] [trained]
 
 DATA is the folder of the data sets, SPLIT validation (where the service's way was chosen) or test. Queries are whole
 notes and, as texts that somebody types, their titles alone. The systems are the shipped checkpoint and, as it comes,
-all-MiniLM-L6-v2; words are searched as the service does it. Each way orders the POOL_SIZE best of both, as the service
+all-MiniLM-L6-v2; or, with "trained", both after they have learnt from microlens50k, on its notes (reproduce.py trains
+them if need be). Words are searched as the service does it. Each way orders the POOL_SIZE best of both, as the service
 does; other notes come behind them by their vectors. Vectors are kept in runs/hybrid/ and used again.
 """
 
@@ -20,7 +21,8 @@ import numpy.typing as npt
 
 from benchmarks import ROOT
 from benchmarks.harness.report import Row, row, write
-from benchmarks.quality.records import MICROLENS, MOVIELENS
+from benchmarks.quality.records import COMMUNITY, GENERALIST, MICROLENS, MOVIELENS
+from benchmarks.quality.reproduce import train
 from model.baselines.loading import load_embedder
 from model.data.pairs import Split, split_of
 from model.evaluation.evaluate import EvaluationData
@@ -28,13 +30,16 @@ from model.evaluation.protocol import COLD_COLD
 from model.evaluation.ranking import rank_pairs
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
+from model.training.trainer import BEST
 from model.weights import SHIPPED_CHECKPOINT
 from service.ranking.words import share_of_weight, word_factor
 from service.search.fusion import POOL_SIZE
 from service.search.request import AUTO
 from service.settings import Settings
 
-SYSTEMS = {"notellm-generalist": str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
+SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
+TRAINED = (COMMUNITY, "minilm-distilled-microlens50k")
+"""Recipes of the systems that have learnt from microlens50k."""
 CACHE = ROOT / "runs" / "hybrid"
 WEIGHT = dict(AUTO)["words"]
 MAX_LOSS = 0.3
@@ -120,12 +125,12 @@ def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
     return scores
 
 
-def vectors(system: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
     """Vectors of notes, read from the cache where it has them."""
     path = CACHE / f"{system}-{name}.npy"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        np.save(path, load_embedder(SYSTEMS[system], Settings().cache_dir, print).embed(notes))
+        np.save(path, load_embedder(checkpoint, Settings().cache_dir, print).embed(notes))
     array: npt.NDArray[np.float32] = np.load(path)
     return array
 
@@ -141,16 +146,16 @@ def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: C
     return scores
 
 
-def measure(data: str, kind: str, split: Split, pool: Pool) -> list[Row]:
+def measure(systems: Mapping[str, str], data: str, kind: str, split: Split, pool: Pool) -> list[Row]:
     own_rows = pool.query_rows
     queries = [pool.notes[own] if kind == "note" else title_of(pool.notes[own]) for own in own_rows]
     words = word_scores(pool, queries)
     rows = []
-    for system in SYSTEMS:
-        of_notes = vectors(system, f"{data}-{split}-note", pool.notes)
+    for system, checkpoint in systems.items():
+        of_notes = vectors(system, checkpoint, f"{data}-{split}-note", pool.notes)
         of_queries = of_notes[own_rows]
         if kind == "title":
-            of_queries = vectors(system, f"{data}-{split}-title", queries)
+            of_queries = vectors(system, checkpoint, f"{data}-{split}-title", queries)
         content = (of_queries @ of_notes.T).astype(np.float64)
         alone, by_words = pool.recall(content), pool.recall(words)
         both = pool.recall(combined(content, words, own_rows, automatic))
@@ -169,15 +174,16 @@ def measure(data: str, kind: str, split: Split, pool: Pool) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    split: Split = "test" if sys.argv[2:] == ["test"] else "validation"
+def main(folder: Path, split: Split, trained: bool) -> None:
+    systems = {recipe: str(train(folder, recipe) / BEST) for recipe in TRAINED} if trained else SYSTEMS
     rows: list[Row] = []
-    for data in (MICROLENS, MOVIELENS):
-        pool = Pool.read(Path(sys.argv[1]) / data, split)
+    for data in (MICROLENS,) if trained else (MICROLENS, MOVIELENS):
+        pool = Pool.read(folder / data, split)
         for kind in ("note", "title"):
-            rows += measure(data, kind, split, pool)
-    write("hybrid" if split == "validation" else "hybrid_test", rows)
+            rows += measure(systems, data, kind, split, pool)
+    write("_".join(["hybrid", *(["trained"] if trained else []), *(["test"] if split == "test" else [])]), rows)
 
 
 if __name__ == "__main__":
-    main()
+    options = sys.argv[2:]
+    main(Path(sys.argv[1]).resolve(), "test" if "test" in options else "validation", "trained" in options)

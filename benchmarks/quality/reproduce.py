@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import ROOT
 from benchmarks.harness.service_process import NOTELLM
-from benchmarks.quality.records import FITTED, KUAIREC, MICROLENS, MOVIELENS, RECORDS
+from benchmarks.quality.records import COMMUNITY, FITTED, KUAIREC, MICROLENS, MOVIELENS, RECORDS
 from model.config import PACKAGED_BACKBONE, NoteLLMConfig
 from model.training.trainer import BEST
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
@@ -145,6 +145,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         f"fitted-categories-{data}": Experiment(data, FITTED, options=(*TEST, "--part", "categories"))
         for data in (MOVIELENS, KUAIREC)
     },
+    "community-related-microlens50k": Experiment(MICROLENS, recipe=COMMUNITY, options=(*TEST, "--part", "related")),
     **{
         f"notellm-{part}-{data}-seed0": Experiment(data, RESEARCH, options=(*TEST, "--part", part))
         for part, sets in PARTS.items()
