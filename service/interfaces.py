@@ -277,6 +277,11 @@ class NoteIndex(Protocol):
     async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
         """Do what VectorIndex.search (index/backend.py) does. Raises IndexBehind before the index was first built."""
 
+    async def search_rows(
+        self, vector: Vector, k: int, where: Filter, recall_k: int | None = None
+    ) -> tuple[list[Hit], IndexRows]:
+        """Do what `search` does, and return the rows of these notes in the same order as well."""
+
     def find_neighbours(self, note: Note, vector: Vector, count: int) -> Neighbours:
         """Return notes with author hashtags: `count` by `vector` and `count` by the words of `note`, never the note of
         its own id. Blocks: for the thread of the engine, not for the event loop."""

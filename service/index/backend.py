@@ -33,6 +33,11 @@ class VectorIndex(Protocol):
         first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest; with
         `recall_k` it finds only so many as surely as a search for no more does, and misses more of the others."""
 
+    def search_rows(
+        self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None
+    ) -> tuple[list[Hit], IndexRows]:
+        """Return what `search` does, and the rows of these notes in the same order."""
+
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from model.generation import Neighbour, Neighbours, Vocabulary
 from model.note import Note
@@ -32,6 +33,7 @@ from service.interfaces import Clock, NoteStore
 from service.records import Hit, IndexRows, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
 
+T = TypeVar("T")
 SEARCH_THREADS = os.cpu_count() or 1
 MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
 """Bounds on a search that runs in the event loop: one without a filter, among so many rows, for so many neighbours. Ten
@@ -162,20 +164,43 @@ class LiveIndex:
             await self._state.wait_for(position, seconds)
 
     async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
-        position = self._state.position
+        position, now, index = self._state.position, self._clock(), self._index
+        hits = await self._run(partial(index.search, vector, k, where, now, recall_k), k, where)
+        self._sample_recall(hits, position, index, vector, min(k, recall_k or k), where, now)
+        return hits
+
+    async def search_rows(
+        self, vector: Vector, k: int, where: Filter, recall_k: int | None = None
+    ) -> tuple[list[Hit], IndexRows]:
+        position, now, index = self._state.position, self._clock(), self._index
+        hits, rows = await self._run(partial(index.search_rows, vector, k, where, now, recall_k), k, where)
+        self._sample_recall(hits, position, index, vector, min(k, recall_k or k), where, now)
+        return hits, rows
+
+    async def _run(self, search: Callable[[], T], k: int, where: Filter) -> T:
+        """Run a search in the event loop or in a thread. Raises IndexBehind before the index was first built."""
         if not self._state.built:
-            raise IndexBehind("of the store", position)
-        search = partial(self._index.search, vector, now=self._clock())
+            raise IndexBehind("of the store", self._state.position)
         small = k <= MAX_K_IN_LOOP and len(self._index) <= MAX_ROWS_IN_LOOP
         with stage("index", "search", k=k):
             if where.plain and small and not self._index.shared:
-                hits = search(k, where, recall_k=recall_k)
-            else:
-                hits = await run_in(self._searchers, partial(search, k, where, recall_k=recall_k))
+                return search()
+            return await run_in(self._searchers, search)
+
+    def _sample_recall(
+        self,
+        hits: Sequence[Hit],
+        position: str,
+        index: IndexBackend,
+        vector: Vector,
+        count: int,
+        where: Filter,
+        now: float,
+    ) -> None:
+        """Offer the first `count` hits, of which the search was sure, for a comparison with an exact search."""
         if not where.exact:
-            sure = min(k, recall_k or k)
-            self._recall.offer(hits[:sure], position, partial(search, sure, replace(where, exact=True)))
-        return hits
+            exactly = partial(index.search, vector, count, replace(where, exact=True), now)
+            self._recall.offer(hits[:count], position, exactly)
 
     def find_neighbours(self, note: Note, vector: Vector, count: int) -> Neighbours:
         now = self._clock()

@@ -19,10 +19,10 @@ from service.filters import Filter
 from service.index.bitmaps import Bits, has
 from service.index.building import MEASURED_K
 from service.index.gpu import Gpu
-from service.index.native import RankedRows, concatenated
+from service.index.native import concatenated
 from service.index.segment import Segment
 from service.index.tags import CompiledFilter, TagDictionary
-from service.records import Hit, Vector
+from service.records import IndexRows, Vector
 
 DEVIATIONS = 3.0
 """Margin that is added to an expected count, in standard deviations."""
@@ -36,6 +36,9 @@ IsVisible = Callable[[int, int], bool]
 """Whether a row may be found, given the place of its segment in `segments` and its number in that segment."""
 FilteredRows = tuple[Bits | None, int]
 """The rows of a segment that pass a filter, as `Segment.filter_rows` returns them."""
+Found = tuple[float, str, int]
+"""A row that a search found: its score times -1, the id of its note, and its number among the rows of all segments. So
+the best one is the smallest, and of equal scores the one with the smallest id."""
 
 
 class SegmentSearcher:
@@ -45,12 +48,15 @@ class SegmentSearcher:
     of the old one.
     """
 
-    def __init__(self, segments: tuple[Segment, ...], tag_dictionary: TagDictionary, gpu: Gpu | None) -> None:
+    def __init__(
+        self, segments: tuple[Segment, ...], dimension: int, tag_dictionary: TagDictionary, gpu: Gpu | None
+    ) -> None:
         self.segments = segments
         self.replaced = 0
+        self._dimension = dimension
         self._tag_dictionary = tag_dictionary
         self._first_rows = list(accumulate(map(len, segments[:-1]), initial=0))
-        """Number of each segment's first row in the index over all segments."""
+        """Number of each segment's first row among the rows of all segments."""
         rows = max(1, sum(map(len, segments)))
         shares = [len(segment) / rows if segment.has_lists else 1.0 for segment in segments]
         self._expected_rows = [[max(MEASURED_K[0], expected(k, share)) for share in shares] for k in CALL_SIZES]
@@ -63,21 +69,21 @@ class SegmentSearcher:
         ]
         """Index over all segments, by call size."""
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
-        """Do what VectorIndex.search does. The result has the new row, the old row, or both rows of a note that is
+    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Found]:
+        """Find what VectorIndex.search returns. The result has the new row, the old row, or both rows of a note that is
         replaced meanwhile.
 
         FAISS cuts off any of equal scores. So neighbours beyond `k` are searched for as well, and more of them where
         the first have the score of the last one of the answer.
         """
-        hits: list[Hit] = []
+        found: list[Found] = []
         for further in FURTHER_NEIGHBOURS if k > 0 else ():
-            hits = self._search(vector, k + further, where, now, min(k, recall_k or k))
-            if len(hits) < k + further or hits[-1].score < hits[k - 1].score:
+            found = self._search(vector, k + further, where, now, min(k, recall_k or k))
+            if len(found) < k + further or found[-1][0] > found[k - 1][0]:
                 break
-        return hits[:k]
+        return found[:k]
 
-    def _search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int) -> list[Hit]:
+    def _search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int) -> list[Found]:
         compiled = self._tag_dictionary.compile(where)
         if where.exact:
             return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
@@ -85,15 +91,28 @@ class SegmentSearcher:
             filtered = list(self._filtered(compiled, now))
             matches = sum(count for _, count in filtered)
             visible = _in_bitmaps([bits for bits, _ in filtered])
-            hits, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
-            return _best(hits, k) if len(hits) == k else self._search_one_by_one(vector, k, compiled, filtered)
+            found, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
+            return sorted(found) if len(found) == k else self._search_one_by_one(vector, k, compiled, filtered)
         replaced_before, living = self.replaced, sum(segment.living for segment in self.segments)
-        hits, met_hidden = self._search_in_one_call(vector, k, where.exclude, living, self._alive_at(now), recall_k)
+        found, met_hidden = self._search_in_one_call(vector, k, where.exclude, living, self._alive_at(now), recall_k)
         # A hidden row may be the old row of a note whose new row came too late for this call.
         may_miss_a_note = met_hidden and self.replaced != replaced_before
-        if len(hits) == k and not may_miss_a_note:
-            return _best(hits, k)
+        if len(found) == k and not may_miss_a_note:
+            return sorted(found)
         return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
+
+    def rows(self, found: Sequence[Found]) -> IndexRows:
+        """Return the rows that a search found, as they are now."""
+        name_of = self._tag_dictionary.name_of  # before the codes: it keeps the names of those that are forgotten
+        numbers = np.array([number for _, _, number in found], np.int64)
+        places = np.searchsorted(self._first_rows, numbers, "right") - 1
+        vectors, codes = np.empty((len(found), self._dimension), np.float32), np.empty((2, len(found)), np.int32)
+        for place in np.flatnonzero(np.bincount(places)).tolist():
+            segment, at = self.segments[place], np.flatnonzero(places == place)
+            rows = numbers[at] - self._first_rows[place]
+            vectors[at] = segment.vectors(rows)
+            codes[0, at], codes[1, at] = segment.columns.category[rows], segment.columns.author[rows]
+        return IndexRows([note_id for _, note_id, _ in found], vectors, codes[0], codes[1], name_of)
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         """Do what VectorIndex.passing does. A note that is replaced meanwhile may be left out."""
@@ -122,20 +141,22 @@ class SegmentSearcher:
 
     def _search_one_by_one(
         self, vector: Vector, k: int, compiled: CompiledFilter, filtered: Iterable[FilteredRows]
-    ) -> list[Hit]:
+    ) -> list[Found]:
         """Search the older segments first: a row that is replaced in one of them meanwhile is found in a later one."""
-        hits: list[Hit] = []
-        for segment, (rows, count) in zip(self.segments, filtered, strict=True):
-            hits += _hits(segment, segment.search(vector, k, compiled, rows, count))
-        return _best(hits, k)
+        found: list[Found] = []
+        for segment, first, (bits, count) in zip(self.segments, self._first_rows, filtered, strict=True):
+            scores, rows = segment.search(vector, k, compiled, bits, count)
+            for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
+                found.append((-score, segment.id(row), first + row))
+        return sorted(found)[:k]
 
     def _search_in_one_call(
         self, vector: Vector, k: int, exclude: frozenset[str], matches: int, is_visible: IsVisible, recall_k: int
-    ) -> tuple[list[Hit], bool]:
+    ) -> tuple[list[Found], bool]:
         """Return the best `k` of the visible rows, of which there are `matches`, and whether the call found rows that
         are not visible.
 
-        There are fewer hits where too few of the nearest rows are visible. There are none where one call cannot answer,
+        There are fewer where too few of the nearest rows are visible. There are none where one call cannot answer,
         or a segment had more of the neighbours than expected, so that too few of its lists were searched.
         """
         rows = self._first_rows[-1] + len(self.segments[-1])
@@ -146,11 +167,11 @@ class SegmentSearcher:
         at = bisect_left(CALL_SIZES, recalled_size - 1)
         query = np.ascontiguousarray(vector, np.float32)[None]
         scores, labels = self._indexes[at].search(query, size)
-        hits: list[Hit] = []
+        found: list[Found] = []
         met_hidden = False
         rows_of_each = [0] * len(self.segments)
         for number, (score, label) in enumerate(zip(scores[0].tolist(), labels[0].tolist(), strict=True)):
-            if label < 0 or len(hits) == k:
+            if label < 0 or len(found) == k:
                 break
             place = bisect_right(self._first_rows, label) - 1
             rows_of_each[place] += number < recalled_size
@@ -158,10 +179,10 @@ class SegmentSearcher:
             if not is_visible(place, row):
                 met_hidden = True
             elif (note_id := segment.id(row)) not in exclude:
-                hits.append(Hit(note_id, score))
+                found.append((-score, note_id, label))
         counts = zip(rows_of_each, self._expected_rows[at], strict=True)
         as_expected = all(count <= expected_count + 1 for count, expected_count in counts)
-        return hits if as_expected else [], met_hidden
+        return found if as_expected else [], met_hidden
 
     def _alive_at(self, now: float) -> IsVisible:
         segments = self.segments
@@ -186,13 +207,3 @@ def needed(k: int, share: float) -> int:
     """Return how many random rows to take so that `k` lie in a part that has `share` of all rows (negative binomial
     distribution), with the margin of DEVIATIONS; 0 where the part is empty."""
     return ceil((k + DEVIATIONS * sqrt(k * (1 - share))) / share) if share else 0
-
-
-def _hits(segment: Segment, ranked: RankedRows) -> list[Hit]:
-    scores, rows = ranked
-    return [Hit(segment.id(row), score) for score, row in zip(scores.tolist(), rows.tolist(), strict=True)]
-
-
-def _best(hits: Sequence[Hit], k: int) -> list[Hit]:
-    """Return the `k` best hits, ties by id."""
-    return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]

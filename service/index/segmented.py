@@ -23,7 +23,7 @@ from service.index.growing import GrowingSegment
 from service.index.native import use_one_faiss_thread
 from service.index.packed_strings import packed, unpacked
 from service.index.sealed import SealedSegment
-from service.index.searcher import SegmentSearcher
+from service.index.searcher import Found, SegmentSearcher
 from service.index.segment import Segment
 from service.index.tags import TagDictionary
 from service.records import Hit, IndexRows, PositionKey, StoredNote, Vector
@@ -86,7 +86,7 @@ class SegmentedIndex:
         self._attributes = attributes
         self._gpu = gpu
         self._tag_dictionary = TagDictionary(attributes)
-        self._searcher = SegmentSearcher((self._new_growing(),), self._tag_dictionary, gpu)
+        self._searcher = SegmentSearcher((self._new_growing(),), dimension, self._tag_dictionary, gpu)
         self._given_up: list[Segment] = []
         """Segments whose merge failed: they are planned again once nothing else is left to do."""
         self._to_rewrite: list[Segment] = []
@@ -192,7 +192,19 @@ class SegmentedIndex:
         return [note_id for segment in self.all_segments for note_id in segment.ids()]
 
     def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
-        """Search all segments; ValueError where `vector` has another dimension.
+        """Search all segments; ValueError where `vector` has another dimension."""
+        return _hits(self._search(vector, k, where, now, recall_k)[1])
+
+    def search_rows(
+        self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None
+    ) -> tuple[list[Hit], IndexRows]:
+        searcher, found = self._search(vector, k, where, now, recall_k)
+        return _hits(found), searcher.rows(found)
+
+    def _search(
+        self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None
+    ) -> tuple[SegmentSearcher, list[Found]]:
+        """Return what a search found, and the searcher that found it.
 
         The search is repeated if a write beside it shows in its result (both rows of a replaced note, or an excluded
         note), or if the segments were replaced.
@@ -201,10 +213,10 @@ class SegmentedIndex:
             raise ValueError(f"a vector of {vector.shape} cannot be compared with rows of {self._dimension}")
         while True:
             searcher = self._searcher
-            hits = searcher.search(vector, k, where, now, recall_k)
-            ids = {hit.id for hit in hits}
-            if searcher is self._searcher and len(ids) == len(hits) and ids.isdisjoint(where.exclude):
-                return hits
+            found = searcher.search(vector, k, where, now, recall_k)
+            ids = {note_id for _, note_id, _ in found}
+            if searcher is self._searcher and len(ids) == len(found) and ids.isdisjoint(where.exclude):
+                return searcher, found
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         return self._searcher.passing(ids, where, now)
@@ -331,7 +343,11 @@ class SegmentedIndex:
 
     def _show(self, *segments: Segment) -> None:
         """Have these segments searched from now on."""
-        self._searcher = SegmentSearcher(segments, self._tag_dictionary, self._gpu)
+        self._searcher = SegmentSearcher(segments, self._dimension, self._tag_dictionary, self._gpu)
+
+
+def _hits(found: Sequence[Found]) -> list[Hit]:
+    return [Hit(note_id, -negated) for negated, note_id, _ in found]
 
 
 def _groups_of_one_size(sealed: Sequence[SealedSegment], smallest: int) -> list[list[SealedSegment]]:

@@ -25,6 +25,9 @@ from service.records import Hit, IndexRows, StoredNote
 Known = Mapping[str, StoredNote | None]
 """Notes by id, as far as they have been read; None for one that must not be returned."""
 
+CLOSED = -np.inf
+"""Marginal relevance of a candidate that may not be chosen any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class SelectionOptions:
@@ -94,6 +97,8 @@ class Selection:
         """Return the selection with notes of one more block, up to `count` notes in all. `rows`: those of the block;
         None where the options are plain. A note that was not read counts for caps as its row says, and has no
         boosts."""
+        if not block:
+            return self
         if self.options.plain or rows is None:
             living = (hit for hit in block if known.get(hit.id, hit) is not None)
             chosen = [Chosen(hit.id, hit.score) for hit, _ in zip(living, range(count - len(self)), strict=False)]
@@ -120,35 +125,40 @@ class _Greedy:
             max_per_category=selection.passed_over.max_per_category,
             collapse_above=selection.passed_over.collapse_above,
         )
-        self._open = np.array([known.get(hit.id, hit) is not None for hit in block], np.bool_)
-        """Candidates that may still be chosen."""
         relevance: Numbers = self._options.relevance_unit * np.array([hit.score for hit in block], np.float64)
         self._boosts: list[tuple[float, ...]] = [()] * len(block)
         if self._options.boosts:
             self._boosts = [self._boosts_of(hit.id) for hit in block]
             relevance += [sum(boosts) for boosts in self._boosts]
-        self._value = (1 - self._options.diversity) * relevance
-        """Part of each candidate's marginal relevance that does not depend on the notes chosen before."""
+        self._value: Numbers = (1 - self._options.diversity) * relevance
+        """Part of each candidate's marginal relevance that does not depend on the notes chosen before; CLOSED for one
+        that may not be chosen any more."""
+        gone = {note_id for note_id, note in known.items() if note is None}
+        if gone:
+            self._value[[hit.id in gone for hit in block]] = CLOSED
         self._nearest: Numbers | None = None
         """Largest cosine of each candidate to a chosen note; None before there is one."""
         if vectors is not None and self._earlier is not None and len(self._earlier):
             self._nearest = np.einsum("nd,md->nm", vectors, self._earlier).max(axis=1).astype(np.float64)
-            self._collapse_into_earlier()
+            self._close_duplicates(self._nearest)
 
     def _boosts_of(self, note_id: str) -> tuple[float, ...]:
         stored = self._known.get(note_id)
         return boost_values(self._options.boosts, stored, self._options.now) if stored else ()
 
-    def _collapse_into_earlier(self) -> None:
-        if self._options.collapse_above is not None and self._nearest is not None:
-            duplicates = self._open & (self._nearest >= self._options.collapse_above)
-            self._passed_over["collapse_above"] += int(duplicates.sum())
-            self._open &= ~duplicates
+    def _close_duplicates(self, cosines: Numbers) -> list[int]:
+        """Close the candidates whose cosine is `collapse_above` or more, and return their places; none without it."""
+        if self._options.collapse_above is None:
+            return []
+        duplicates = (self._value > CLOSED) & (cosines >= self._options.collapse_above)
+        places: list[int] = np.flatnonzero(duplicates).tolist()
+        self._value[places] = CLOSED
+        self._passed_over["collapse_above"] += len(places)
+        return places
 
     def choose(self, count: int) -> Selection:
-        while len(self._chosen) < count and self._open.any():
-            place = self._next()
-            self._open[place] = False
+        while len(self._chosen) < count and (place := self._next()) is not None:
+            self._value[place] = CLOSED
             if not self._exceeds_cap(place):
                 self._take(place)
         return Selection(
@@ -160,12 +170,14 @@ class _Greedy:
             PassedOver(**self._passed_over),
         )
 
-    def _next(self) -> int:
-        """Return the place of the open candidate with the largest marginal relevance, of equal ones the first."""
+    def _next(self) -> int | None:
+        """Return the place of the candidate with the largest marginal relevance, of equal ones the first; None where
+        all are closed."""
         value = self._value
         if self._options.diversity and self._nearest is not None:
             value = value - self._options.diversity * self._nearest
-        return int(np.where(self._open, value, -np.inf).argmax())
+        place = int(value.argmax())
+        return place if value.item(place) > CLOSED else None
 
     def _exceeds_cap(self, place: int) -> bool:
         """Whether a cap leaves the candidate out; if not, it is counted."""
@@ -182,8 +194,10 @@ class _Greedy:
         if _full(self._per_category, category, options.max_per_category):
             self._passed_over["max_per_category"] += 1
             return True
-        self._per_author.update([author] if author is not None else [])
-        self._per_category.update([category] if category is not None else [])
+        if author is not None:
+            self._per_author[author] += 1
+        if category is not None:
+            self._per_category[category] += 1
         return False
 
     def _take(self, place: int) -> None:
@@ -192,11 +206,7 @@ class _Greedy:
         if self._vectors is not None:
             cosines: Numbers = np.einsum("nd,d->n", self._vectors, self._vectors[place]).astype(np.float64)
             self._nearest = cosines if self._nearest is None else np.maximum(self._nearest, cosines)
-            if self._options.collapse_above is not None:
-                collapsed = self._open & (cosines >= self._options.collapse_above)
-                self._open &= ~collapsed
-                duplicates = tuple(self._block[i].id for i in np.flatnonzero(collapsed).tolist())
-                self._passed_over["collapse_above"] += len(duplicates)
+            duplicates = tuple(self._block[i].id for i in self._close_duplicates(cosines))
         self._chosen.append(Chosen(hit.id, hit.score, duplicates, self._boosts[place]))
         self._places.append(place)
 

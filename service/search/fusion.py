@@ -43,7 +43,9 @@ class FusedSource:
         self._pool: Candidates | None = None
         self.unit = content.unit
 
-    async def find(self, depth: int, where: Filter, recall_k: int | None = None) -> Candidates:
+    async def find(
+        self, depth: int, where: Filter, recall_k: int | None = None, *, with_rows: bool = False
+    ) -> Candidates:
         if self._pool is None:
             self._pool = await self._make_pool(where)
         pool = self._pool

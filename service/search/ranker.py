@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from service.filters import Filter
@@ -69,23 +69,35 @@ class Ranker:
         selection, seen = Selection(self._options), set[str]()
         depth = BLOCK_SIZE
         while True:
-            candidates = await self._find(depth, depth // POOL_PER_RECALLED)
-            block = [hit for hit in candidates.hits if hit.id not in seen]
-            seen |= {hit.id for hit in block}
-            selection = await self._extend(selection, block, count, verify)
+            candidates = await self._find(depth, depth // POOL_PER_RECALLED, with_rows=True)
+            block, rows = await self._unseen(candidates, seen)
+            seen.update(hit.id for hit in candidates.hits)
+            selection = await self._extend(selection, block, rows, count, verify)
             if len(selection) >= count or candidates.exhausted or self._notes.degraded:
                 return Ranking(selection, complete=True)
             if depth >= MAX_DEPTH:
                 return Ranking(selection, complete=False)
             depth *= 2
 
-    async def _extend(self, selection: Selection, block: list[Hit], count: int, verify: bool) -> Selection:
+    async def _unseen(self, candidates: Candidates, seen: Collection[str]) -> tuple[Sequence[Hit], IndexRows]:
+        """Return the candidates of a block, those that the blocks before did not have, and their rows; without those
+        that have left the index meanwhile."""
+        hits, rows = candidates.hits, candidates.rows
+        if seen:
+            places = [place for place, hit in enumerate(hits) if hit.id not in seen]
+            hits, rows = [hits[place] for place in places], rows and rows.take(places)
+        if rows is None:
+            rows = await self._index.rows([hit.id for hit in hits])
+            if len(rows.ids) < len(hits):
+                present = set(rows.ids)
+                hits = [hit for hit in hits if hit.id in present]
+        return hits, rows
+
+    async def _extend(
+        self, selection: Selection, block: Sequence[Hit], rows: IndexRows, count: int, verify: bool
+    ) -> Selection:
         """Extend the selection by a block. A note that was not read yet is taken to be as the index has it; where the
         store has it otherwise, the choice is made again."""
-        rows = await self._index.rows([hit.id for hit in block])
-        if len(rows.ids) < len(block):
-            present = set(rows.ids)
-            block = [hit for hit in block if hit.id in present]
         if self._options.boosts:
             await self._notes.read([hit.id for hit in block])
         in_loop = count <= MAX_CHOSEN_IN_LOOP
@@ -111,10 +123,11 @@ class Ranker:
                 return False
         return True
 
-    async def _find(self, depth: int, recall_k: int | None = None) -> Candidates:
+    async def _find(self, depth: int, recall_k: int | None = None, *, with_rows: bool = False) -> Candidates:
         """Return the candidates that score no less than the bound."""
-        candidates = await self._source.find(depth, self._where, recall_k)
+        candidates = await self._source.find(depth, self._where, recall_k, with_rows=with_rows)
         if self._min_score is None:
             return candidates
         hits = [hit for hit in candidates.hits if hit.score >= self._min_score]
-        return Candidates(hits, candidates.exhausted or len(hits) < len(candidates.hits))
+        rows = candidates.rows and candidates.rows.take(range(len(hits)))
+        return Candidates(hits, candidates.exhausted or len(hits) < len(candidates.hits), rows)

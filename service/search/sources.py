@@ -22,7 +22,7 @@ from service.ranking.strategies import (
     scaled_sigmoid,
     total_weight,
 )
-from service.records import Hit
+from service.records import Hit, IndexRows
 
 POOL_PER_RECALLED = 8
 """Share of a pool that is searched with the full recall of a plain search: one candidate in so many, the nearest ones.
@@ -34,10 +34,12 @@ MAX_DEPTH = 4096
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Candidates of a source, the best first. `exhausted`: there are no others."""
+    """Candidates of a source, the best first. `exhausted`: there are no others. `rows`: theirs, in this order; None
+    where they have not been read from the index."""
 
     hits: Sequence[Hit]
     exhausted: bool
+    rows: IndexRows | None = None
 
 
 class Source(Protocol):
@@ -45,10 +47,12 @@ class Source(Protocol):
 
     unit: float
 
-    async def find(self, depth: int, where: Filter, recall_k: int | None = None) -> Candidates:
+    async def find(
+        self, depth: int, where: Filter, recall_k: int | None = None, *, with_rows: bool = False
+    ) -> Candidates:
         """Return up to about `depth` candidates, of which the nearest `recall_k` are found as surely as those of a
         search for so many (None: all). A deeper search has those of a shallower one first, as far as the index finds
-        them."""
+        them. `with_rows`: with their rows, where the source has these at hand."""
 
 
 class ContentSource:
@@ -60,14 +64,20 @@ class ContentSource:
         self._query = query
         self.unit = 1 / total_weight(query) if query.strategy == "sum_scores" else 1.0
 
-    async def find(self, depth: int, where: Filter, recall_k: int | None = None) -> Candidates:
+    async def find(
+        self, depth: int, where: Filter, recall_k: int | None = None, *, with_rows: bool = False
+    ) -> Candidates:
         if self._linear is None:
             return await self._find_best_scores(depth, where)
-        hits = await self._index.search(self._linear.direction, depth, where, recall_k)
+        arguments, rows = (self._linear.direction, depth, where, recall_k), None
+        if with_rows:
+            hits, rows = await self._index.search_rows(*arguments)
+        else:
+            hits = await self._index.search(*arguments)
         exhausted = len(hits) < depth
         if self._linear.scale != 1.0:
             hits = [Hit(hit.id, hit.score * self._linear.scale) for hit in hits]
-        return Candidates(hits, exhausted)
+        return Candidates(hits, exhausted, rows)
 
     def scores(self, vectors: Vectors) -> Numbers:
         """Return the scores of vectors (N, D), shape (N,)."""

@@ -17,6 +17,7 @@ from tests.service.conftest import stored_note
 from tests.service.index.reference import (
     ANY,
     DIMENSION,
+    TOLERANCE,
     direction,
     do_jobs,
     row,
@@ -70,7 +71,10 @@ def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
 
     def search(thread: int) -> None:
         before = set(gone)
-        found = [hit.id for hit in index.search(direction(thread), 10_000, where, 0.0)]
+        hits, of_hits = index.search_rows(direction(thread), 10_000, where, 0.0)
+        found, scores = [hit.id for hit in hits], [hit.score for hit in hits]
+        if not np.allclose(of_hits.vectors @ direction(thread), scores, atol=TOLERANCE):
+            faults.append("a row has another vector than the one that was found")
         faults.extend(f"{hit} should be excluded" for hit in where.exclude.intersection(found))
         if index.vector("stay7") is None:
             faults.append("a vector is missing")

@@ -15,7 +15,7 @@ from model.generation import CategoryProbability, Hashtag
 from service.filters import AttributeRange, Bounds, Filter, Not, OrderKey, TimeRange, order_key
 from service.index.backend import VectorIndex
 from service.index.segmented import GROWING_ROWS, SegmentedIndex
-from service.records import Generated, StoredNote, Vector
+from service.records import Generated, Hit, IndexRows, StoredNote, Vector
 from tests.service.index.reference import (
     ANY,
     ATTRIBUTE_NAMES,
@@ -115,7 +115,9 @@ def test_search_after_any_history_equals_brute_force(
         getattr(model, step)(argument)
     for where, seed, now, k in searches:
         scores = model.scores(direction(seed), where, now)
-        check(index.search(direction(seed), k, where, now), scores, k)
+        hits = index.search(direction(seed), k, where, now)
+        check(hits, scores, k)
+        check_rows(index.search_rows(direction(seed), k, where, now), hits, model)
         assert index.passing("abcdefgh", where, now) == sorted(scores)
         assert index.count(where, now) == len(scores)
     assert len(index) == len(model.notes)
@@ -124,10 +126,26 @@ def test_search_after_any_history_equals_brute_force(
         np.testing.assert_array_equal(index.vector(note_id), expected and expected.vector)
     found = index.rows("abcdefgh")
     assert found.ids == sorted(model.notes)
-    for place, note_id in enumerate(found.ids):
+    check_fields(found, model)
+
+
+def check_rows(found: tuple[list[Hit], IndexRows], hits: list[Hit], model: Model) -> None:
+    """A search with rows finds what the search found, and its rows are those that the index has of these notes, also
+    after some of them were taken."""
+    assert found[0] == hits
+    assert found[1].ids == [hit.id for hit in hits]
+    check_fields(found[1], model)
+    places = list(range(0, len(hits), 2))
+    assert found[1].take(places).ids == [hit.id for hit in hits[::2]]
+    check_fields(found[1].take(places), model)
+
+
+def check_fields(rows: IndexRows, model: Model) -> None:
+    """Rows have the fields that the notes were written with."""
+    for place, note_id in enumerate(rows.ids):
         stored = model.notes[note_id]
-        np.testing.assert_array_equal(found.vectors[place], index.vector(note_id))
-        assert (found.category(place), found.author(place)) == (stored.category, stored.note.author)
+        np.testing.assert_array_equal(rows.vectors[place], stored.vector)
+        assert (rows.category(place), rows.author(place)) == (stored.category, stored.note.author)
 
 
 def test_search_of_empty_index_returns_nothing(index: VectorIndex) -> None:
