@@ -111,9 +111,12 @@ class NoteStore(Protocol):
     def unreadable(self) -> Collection[str]:
         """Ids of notes that were returned as Unreadable and, as far as this process knows, still would be."""
 
-    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
+    async def get(
+        self, ids: Sequence[str], *, with_vectors: bool = False, max_bytes: int | None = None
+    ) -> list[StoredNote | Unreadable | None]:
         """Return notes in the order of `ids`; None for one that does not exist or has expired. Whether a note is
-        Unreadable does not depend on `with_vectors`."""
+        Unreadable does not depend on `with_vectors`. With `max_bytes` only the first notes are returned, one at the
+        least, as many as have no more bytes together in the store."""
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
         """Write each note with its vector, its log entry and what is `remembered` of it in one atomic step, durably.

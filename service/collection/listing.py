@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.collection.cursor import decode_cursor, encode_cursor
-from service.collection.log_order import LogOrderReader
+from service.collection.log_order import MAX_READ_BYTES, LogOrderReader
 from service.filters import Filter
 from service.interfaces import NoteIndex, NoteStore
 from service.read_time import ReadTime
@@ -17,17 +17,18 @@ MAX_IDS = 1000
 MAX_PAGE = 1000
 """Bound on the notes of a page, published at GET /limits."""
 MAX_READS = 20
-"""Bound on the reads for one page. After a change of the model each read may have no note that passes the filter."""
+"""Bound on the reads for one page without a note. After a change of the model no note of a read may pass the filter."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotesByIds:
     """Notes in the order of the ids that were asked for. `missing`: ids without a note. `unreadable`: ids of notes that
-    the store has in a form that cannot be read."""
+    the store has in a form that cannot be read. `unread`: the last ids, of notes beyond MAX_READ_BYTES."""
 
     notes: list[StoredNote]
     missing: list[str]
     unreadable: list[str]
+    unread: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,14 @@ class Page:
 
 
 async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool = False) -> NotesByIds:
-    """Return the notes of some ids. Raises StoreUnavailable."""
-    known = await ReadTime().wait(store.get(ids, with_vectors=with_vectors))
+    """Return the notes of some ids, of the first ones alone where all have more than MAX_READ_BYTES. Raises
+    StoreUnavailable."""
+    known = await ReadTime().wait(store.get(ids, with_vectors=with_vectors, max_bytes=MAX_READ_BYTES))
     return NotesByIds(
         notes=[note for note in known if isinstance(note, StoredNote)],
-        missing=[note_id for note_id, note in zip(ids, known, strict=True) if note is None],
+        missing=[note_id for note_id, note in zip(ids, known, strict=False) if note is None],
         unreadable=[note.id for note in known if isinstance(note, Unreadable)],
+        unread=list(ids[len(known) :]),
     )
 
 
@@ -63,7 +66,7 @@ async def list_notes(
     reader = LogOrderReader(store, index, where, begin)
     notes: list[StoredNote] = []
     for _ in range(MAX_READS):
-        notes += await reader.read(limit - len(notes))
-        if reader.ended or len(notes) == limit:
-            break
+        notes = await reader.read(limit)
+        if reader.ended or notes:
+            break  # one read has up to MAX_READ_BYTES
     return Page(notes, None if reader.ended else encode_cursor(reader.cursor, where, after), reader.cursor)

@@ -7,6 +7,10 @@ from service.interfaces import NoteIndex, NoteStore
 from service.read_time import READ_SECONDS, ReadTime
 from service.records import ORIGIN, StoredNote, Unreadable, WrittenRow, position_key
 
+MAX_READ_BYTES = 8 * 2**20
+"""Bound on the bytes of the notes that are read from the store at a time, but for a single one; published at GET
+/limits."""
+
 
 class LogOrderReader:
     """Reads the notes that pass `where` and were last written behind the position `after`.
@@ -35,22 +39,24 @@ class LogOrderReader:
         """Position that the end must have reached: notes that were met before it have changed there."""
 
     async def read(self, count: int) -> list[StoredNote]:
-        """Return the next notes, `count` or fewer, also none. A note that has changed since the index saw it is read
-        later, at its new position. Raises StoreUnavailable, IndexBehind."""
+        """Return the next notes, `count` or fewer, also none, as many as MAX_READ_BYTES hold. A note that has changed
+        since the index saw it is read later, at its new position. Raises StoreUnavailable, IndexBehind."""
         time_left = ReadTime()
         log_end = (await time_left.wait(self._store.log_bounds())).last
         await self._index.wait_for(log_end, READ_SECONDS)
         written = await self._index.written(self.cursor, count, self._where)
         ids = [row.id for row in written.rows]
-        notes = await time_left.wait(self._store.get(ids, with_vectors=self._with_vectors))
-        current = [note for row, note in zip(written.rows, notes, strict=True) if _is_current(row, note)]
+        reading = self._store.get(ids, with_vectors=self._with_vectors, max_bytes=MAX_READ_BYTES)
+        notes = await time_left.wait(reading)
+        rows = written.rows[: len(notes)]
+        current = [note for row, note in zip(rows, notes, strict=True) if _is_current(row, note)]
         if len(current) < len(notes):
             self.read_beyond((await time_left.wait(self._store.log_bounds())).last)
-        if len(written.rows) < count:
+        if len(rows) == len(written.rows) < count:
             self.cursor = written.until
             self.ended = position_key(self.cursor) >= position_key(self._needed)
         else:
-            self.cursor = written.rows[-1].position
+            self.cursor = rows[-1].position
         return [note for note in current if isinstance(note, StoredNote) and self._where.accepts(note)]
 
     def read_beyond(self, position: str) -> None:

@@ -121,16 +121,19 @@ class RedisNoteStore:
     async def close(self) -> None:
         await self.connection.close()
 
-    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
+    async def get(
+        self, ids: Sequence[str], *, with_vectors: bool = False, max_bytes: int | None = None
+    ) -> list[StoredNote | Unreadable | None]:
         if not ids:
             return []
         with self._call("get"):
             keys = [self._keys.log, *(self._keys.note + note_id for note_id in ids)]
             mode = "vectors" if with_vectors else "lengths"
-            end, *rows = await self._redis.eval(GET, len(keys), *keys, mode)
+            max_row_bytes = "" if max_bytes is None else max_bytes
+            end, *rows = await self._redis.eval(GET, len(keys), *keys, mode, max_row_bytes)
         self._hear_of(end)
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
-        for note_id, row in zip(ids, rows, strict=True):
+        for note_id, row in zip(ids[: len(rows)], rows, strict=True):
             try:
                 note = decode(note_id, row, self._dimensions)
             except UndecodableNote as error:

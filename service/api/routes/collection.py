@@ -48,13 +48,17 @@ async def get_list(request: Request, service: ServiceDep) -> ListOut:
 @router.post("/notes/get", responses=documented(400, 413, 415, 422, 503), response_model=GetOut)
 @needs(Scope.NOTES_READ)
 async def get_many(body: GetIn, service: ServiceDep) -> Response:
-    """Some notes by their ids, with their vectors where you ask for them."""
+    """Some notes by their ids, with their vectors where you ask for them.
+
+    Long notes, of more than `max_read_bytes` in all, do not fit into one answer: `unread` has the ids that are left, to
+    ask for next.
+    """
     found = await get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
     turns, notes = Turns(), list[bytes]()
     for stored in found.notes:  # not a GetOut: a thousand vectors would hold the event loop for a tenth of a second
         notes.append(NoteWithVector.with_vector(stored, body.vectors).model_dump_json().encode())
         await turns.work(len(notes[-1]))
-    others = orjson.dumps({"missing": found.missing, "unreadable": found.unreadable})
+    others = orjson.dumps({"missing": found.missing, "unreadable": found.unreadable, "unread": found.unread})
     return Response(b'{"notes":[%s],%s' % (b",".join(notes), others[1:]), media_type="application/json")
 
 

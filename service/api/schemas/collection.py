@@ -52,7 +52,8 @@ class ListQuery(Wire):
 
 
 class ListOut(BaseModel):
-    """A page of a list. It may be shorter than `limit`, also empty. The last page has null as `next_cursor`."""
+    """A page of a list. It may be shorter than `limit`, also empty: long notes end it at `max_read_bytes`. The last
+    page has null as `next_cursor`."""
 
     notes: list[NoteOut]
     next_cursor: str | None
@@ -93,6 +94,7 @@ class GetOut(BaseModel):
     notes: list[NoteWithVector]
     missing: list[str]
     unreadable: list[str]
+    unread: list[str] = Field(description="the last ids, where the notes have more than `max_read_bytes`: ask again")
 
 
 class RemoveIn(Wire):

@@ -33,6 +33,7 @@ from service.api.schemas.similar import MAX_CAP, MAX_EXCLUDED
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
 from service.collection.listing import MAX_IDS, MAX_PAGE
+from service.collection.log_order import MAX_READ_BYTES
 from service.collection.removal import MAX_REMOVED_IDS
 from service.search.pages import MAX_LIST_NOTES
 from service.search.sources import MAX_DEPTH
@@ -85,6 +86,11 @@ class LimitsOut(BaseModel):
     max_ids: int = Field(MAX_IDS, description="ids of one request to read notes, and of a receipt")
     max_removed_ids: int = Field(MAX_REMOVED_IDS, description="ids of one request to remove notes")
     max_page: int = Field(MAX_PAGE, description="notes of a page of GET /notes")
+    max_read_bytes: int = Field(
+        MAX_READ_BYTES,
+        description="of the notes of a page of GET /notes, and of an answer of POST /notes/get, as they are stored; "
+        "one note alone may have more",
+    )
     max_changes: int = Field(MAX_CHANGES, description="changes of one answer of GET /changes")
     max_change_seconds: float = Field(MAX_CHANGE_SECONDS, description="for which GET /changes waits")
     max_change_waiters: int = Field(

@@ -25,14 +25,16 @@ class BusyStore(GatedStore):
     rewritten = ""
     removed = ""
 
-    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
+    async def get(
+        self, ids: Sequence[str], *, with_vectors: bool = False, max_bytes: int | None = None
+    ) -> list[StoredNote | Unreadable | None]:
         if self.rewritten in ids:
             note_id, self.rewritten = self.rewritten, ""
             await self.put([Write(stored_note(note_id, author="ann"))])
         if self.removed in ids:
             note_id, self.removed = self.removed, ""
             await self.delete(note_id)
-        return await super().get(ids, with_vectors=with_vectors)
+        return await super().get(ids, with_vectors=with_vectors, max_bytes=max_bytes)
 
 
 @pytest.fixture

@@ -120,6 +120,15 @@ async def test_notes_come_in_the_order_asked_for(store: RedisNoteStore) -> None:
     assert await store.get([]) == []
 
 
+@pytest.mark.parametrize(("max_bytes", "count"), [(0, 1), (1500, 1), (2500, 3), (100_000, 5)])
+async def test_reading_ends_where_the_bytes_do(store: RedisNoteStore, max_bytes: int, count: int) -> None:
+    await store.put([Write(stored_note(note_id, content="x" * 700)) for note_id in ("a", "b", "c")])
+    ids = ["a", "b", "unknown", "c", "a"]
+    for with_vectors in (False, True):
+        notes = await store.get(ids, with_vectors=with_vectors, max_bytes=max_bytes)
+        assert [note and note.note.id for note in notes] == ["a", "b", None, "c", "a"][:count]
+
+
 async def test_revisions_count_from_one(store: RedisNoteStore) -> None:
     assert [(await put(store, stored_note(title=t))).revision for t in ("x", "y", "y")] == [1, 2, 3]
 

@@ -93,6 +93,56 @@ def test_get_that_is_not_valid_is_refused(notes: httpx2.Client, body: dict[str, 
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
 
 
+# Long notes
+
+BYTES, LONG, COUNT = 20_000, 4000, 12
+
+
+@pytest.fixture
+def long_notes(notes: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of COUNT notes, of which four are read from the store at a time."""
+    for module in ("log_order", "listing"):
+        monkeypatch.setattr(f"service.collection.{module}.MAX_READ_BYTES", BYTES)
+    ids = [f"l{n:02}" for n in range(COUNT)]
+    add(notes, *ids, content="x" * LONG, author="tom")
+    return ids
+
+
+def test_long_notes_end_a_page_early_and_none_is_lost(notes: httpx2.Client, long_notes: list[str]) -> None:
+    pages, cursor = list[list[str]](), dict[str, str]()
+    while cursor or not pages:
+        page = notes.get("/notes", params={"limit": 10, "author": "tom"} | cursor).json()
+        pages.append(ids_of(page["notes"]))
+        cursor = {"cursor": page["next_cursor"]} if page["next_cursor"] else {}
+    assert [note_id for page in pages for note_id in page] == long_notes
+    assert max(map(len, pages)) == BYTES // LONG - 1
+
+
+def test_note_beyond_the_bound_comes_alone(notes: httpx2.Client, long_notes: list[str]) -> None:
+    add(notes, "longest", content="x" * 2 * BYTES)
+    assert ids_of(list_all(notes)) == [*long_notes, "longest"]
+    answer = notes.post("/notes/get", json={"ids": ["longest", "l00"]}).json()
+    assert (ids_of(answer["notes"]), answer["unread"]) == (["longest"], ["l00"])
+
+
+def test_ids_that_did_not_fit_into_an_answer_are_named(notes: httpx2.Client, long_notes: list[str]) -> None:
+    ids = ["nobody", *long_notes, "gone"]
+    found, missing, unread = list[str](), list[str](), ids
+    while unread:
+        answer = notes.post("/notes/get", json={"ids": unread, "vectors": "base64"}).json()
+        assert len(answer["notes"]) < BYTES / LONG
+        found += ids_of(answer["notes"])
+        missing += answer["missing"]
+        assert unread[len(answer["notes"]) + len(answer["missing"]) :] == answer["unread"]
+        unread = answer["unread"]
+    assert (found, missing) == (long_notes, ["nobody", "gone"])
+
+
+def test_removal_by_a_filter_reads_long_notes_in_parts(notes: httpx2.Client, long_notes: list[str]) -> None:
+    receipt = notes.post("/notes/delete", json={"filter": {"author": "tom"}}).json()
+    assert (receipt["ids"], list_all(notes)) == (long_notes, [])
+
+
 # GET /notes
 
 

@@ -78,6 +78,16 @@ def test_export_of_nothing_has_two_lines(client: httpx2.Client) -> None:
     assert (head["begin"], end["end"], end["notes"]) == ("0-0", "0-0", 0)
 
 
+def test_export_of_long_notes_is_read_in_parts(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.collection.log_order.MAX_READ_BYTES", 20_000)
+    ids = [f"n{n}" for n in range(12)]
+    add(client, *ids, content="x" * 4000)
+    client.delete("/notes/n3")
+    lines = export(client, vectors="base64")
+    assert sorted(applied(lines)) == sorted(set(ids) - {"n3"})
+    assert lines[-1]["notes"] == 11
+
+
 def test_vectors_are_exported_in_the_form_that_is_named(client: httpx2.Client) -> None:
     add(client, "a")
     for form in ("float", "base64"):
