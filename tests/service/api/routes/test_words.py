@@ -57,6 +57,21 @@ def test_auto_leaves_words_out_that_no_note_shares_many_of(client: httpx2.Client
     assert similar(client, **body, sources={"words": 0.5})["items"] != similar(client, **body)["items"]
 
 
+@pytest.mark.parametrize("sources", ["auto", {"words": 0.5}])
+def test_text_query_puts_the_note_first_that_has_its_words(client: httpx2.Client, sources: Any) -> None:
+    titles = {
+        "w-intestines": "Half a pound of chili for dry fried duck intestines, very hot and great fun",
+        "w-pond": "A duck and her ducklings on the pond behind our house",
+        "w-balcony": "How I grow chili on a balcony that faces north",
+        "w-noodles": "Chili oil, and three bowls of noodles to put it on",
+    }
+    assert client.post("/notes", json=[{"id": name, "title": title} for name, title in titles.items()]).json()
+    answer = similar(client, title="duck intestines chili", sources=sources, explain=True, k=5)
+    assert ids(answer)[0] == "w-intestines"
+    assert set(answer["items"][0]["explanation"]["shared_words"]) == {"duck", "intestines", "chili"}
+    client.post("/notes/delete", json={"ids": list(titles)})
+
+
 def test_content_alone_is_the_default(client: httpx2.Client) -> None:
     default = similar(client, title=RARE, k=20)["items"]
     assert default == similar(client, title=RARE, sources="content", k=20)["items"]
