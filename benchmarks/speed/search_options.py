@@ -1,17 +1,20 @@
-"""Related notes with several examples, diversity, caps, words and pages, against the plain request, over HTTP.
+"""Related notes with several examples, diversity, caps, a filter, words and pages, against the plain request.
 
-python -m benchmarks.speed.search_options DATA/microlens50k/notes.jsonl.gz [ROWS]
+python -m benchmarks.speed.search_options DATA/microlens50k/notes.jsonl.gz [--rows ROWS] [--folder FOLDER [--fill]]
 
-The same notes as in benchmarks.speed.similar, a million ROWS unless said; 20,000 take two minutes.
+Over HTTP, one connection, to the same notes as in benchmarks.speed.similar: a million unless said; 20,000 take two
+minutes. FOLDER is kept: with `--fill` the notes that it lacks are written into it, and a snapshot of the index;
+without, they are measured as they are.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from benchmarks.harness import http_load
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile, percentiles_text
-from benchmarks.speed.similar import DEFAULT_ROWS, fill, run
+from benchmarks.speed.similar import AUTHORS, DEFAULT_ROWS, author, fill, run
 from service.store.embedded_redis import EmbeddedRedis
 
 REQUESTS = 1000
@@ -35,13 +38,18 @@ OPTIONS = {"diversity": 0.3, "max_per_author": 1, "max_per_category": 5}
 MAX_WORDS_RATIO = 3.0
 """Target: p99 of a search by vectors and words to that by vectors."""
 WORDS_TOO = {"content": 1, "words": 0.5}
-PLAIN, BODY, MANY, BEST, RANKED, WORDS, PAGE = range(7)
+FILTERED_AUTHORS = 10
+"""Authors that the filter lets pass, one in a hundred: the notes are those of AUTHORS authors in turn."""
+MAX_FILTERED_RATIO = 3.0
+"""Target: p99 of a search behind that filter to that of one without."""
+PLAIN, BODY, MANY, BEST, RANKED, FILTERED, WORDS, PAGE = range(8)
 NAMES = (
     "one note, GET",
     "one note, POST",
     f"{POSITIVES} positive notes",
     f"{POSITIVES} positive notes, best_score",
     "one note, diversity and caps",
+    f"one note, a filter that {FILTERED_AUTHORS / AUTHORS:.0%} of the notes pass",
     "one note, vectors and words",
     "one note, the second page of a list",
 )
@@ -60,6 +68,9 @@ def request_makers(count: int) -> list[Callable[[], bytes]]:
     def one() -> str:
         return f"n{rng.randrange(count)}"
 
+    def some_authors() -> list[str]:
+        return [author(number) for number in rng.sample(range(AUTHORS), FILTERED_AUTHORS)]
+
     def many(**options: Any) -> bytes:
         positive = [{"note_id": one()} for _ in range(POSITIVES)]
         return post("/similar", {"positive": positive, "k": 10, **options})
@@ -70,6 +81,7 @@ def request_makers(count: int) -> list[Callable[[], bytes]]:
         many,
         lambda: many(strategy="best_score"),
         lambda: post(f"/notes/{one()}/similar", {"k": 10, **OPTIONS}),
+        lambda: post(f"/notes/{one()}/similar", {"k": 10, "filter": {"author": some_authors()}}),
         lambda: post(f"/notes/{one()}/similar", {"k": 10, "sources": WORDS_TOO}),
     ]
 
@@ -96,20 +108,27 @@ async def measure_requests(port: int, count: int) -> list[list[float]]:
     return [kind[warm:] for kind in seconds]
 
 
-def measure(notes: Path, count: int) -> list[list[float]]:
-    """Fill a store with `count` notes, start a service on it and measure that."""
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        service = ServiceProcess(Path(folder))
-        service.environment["NOTELLM_LOG_SAMPLE"] = "0"
-        store = EmbeddedRedis(Path(folder) / "data")
-        try:
-            store.start()
+@contextmanager
+def served(folder: Path, notes: Path | None, count: int) -> Iterator[int]:
+    """Run a service on the store in a folder; gives its port. `notes`: the file from which `count` notes are written to
+    the store before; None where it has them."""
+    service, store = ServiceProcess(folder), EmbeddedRedis(folder / "data")
+    service.environment["NOTELLM_LOG_SAMPLE"] = "0"
+    try:
+        store.start()
+        if notes is not None:
             run(fill(store.url, notes, count))
-            service.start()
-            return run(measure_requests(service.port, count))
-        finally:
-            service.stop()
-            store.stop()
+        service.start()
+        yield service.port
+    finally:
+        service.stop()
+        store.stop()
+
+
+def measure(folder: Path, notes: Path | None, count: int) -> list[list[float]]:
+    """Measure a service on the store in a folder, with the arguments of `served`."""
+    with served(folder, notes, count) as port:
+        return run(measure_requests(port, count))
 
 
 def rows(seconds: Sequence[Sequence[float]]) -> list[Row]:
@@ -117,7 +136,7 @@ def rows(seconds: Sequence[Sequence[float]]) -> list[Row]:
     p99 = [percentile(kind, 99) for kind in seconds]
     p50 = [percentile(kind, 50) for kind in seconds]
     ratio, added = p99[MANY] / p99[BODY], 1000 * (p50[RANKED] - p50[BODY])
-    with_words = p99[WORDS] / p99[BODY]
+    with_words, filtered = p99[WORDS] / p99[BODY], p99[FILTERED] / p99[BODY]
     results = []
     for kind, name in enumerate(NAMES):
         against, target, met = "", "", None
@@ -127,6 +146,9 @@ def rows(seconds: Sequence[Sequence[float]]) -> list[Row]:
         elif kind == RANKED:
             against, target = f"one note by POST: {added:.2f} ms more at p50", f"{MAX_OPTION_MS:g} ms more or less"
             met = added <= MAX_OPTION_MS
+        elif kind == FILTERED:
+            against, target = f"one note by POST: p99 is {filtered:.1f}x", f"{MAX_FILTERED_RATIO:g}x or less"
+            met = filtered <= MAX_FILTERED_RATIO
         elif kind == WORDS:
             against, target = f"one note by POST: p99 is {with_words:.1f}x", f"{MAX_WORDS_RATIO:g}x or less"
             met = with_words <= MAX_WORDS_RATIO
@@ -135,6 +157,26 @@ def rows(seconds: Sequence[Sequence[float]]) -> list[Row]:
     return results
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notes", type=Path)
+    parser.add_argument("--rows", type=int, default=DEFAULT_ROWS)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--fill", action="store_true")
+    arguments = parser.parse_args()
+    notes, count, folder = arguments.notes, arguments.rows, arguments.folder
+    if arguments.fill and folder is None:
+        parser.error("--fill needs a --folder")
+    if arguments.fill:
+        with served(folder, notes, count):
+            return  # the service saves its snapshot where it ends
+    if folder is not None:
+        seconds = measure(folder, None, count)
+    else:
+        with tempfile.TemporaryDirectory(prefix="nl-") as made:
+            seconds = measure(Path(made), notes, count)
+    write(f"search_options_{count}", rows(seconds))
+
+
 if __name__ == "__main__":
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_ROWS
-    write(f"search_options_{count}", rows(measure(Path(sys.argv[1]), count)))
+    main()

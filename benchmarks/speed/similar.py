@@ -54,6 +54,8 @@ from service.wiring import open_service
 T = TypeVar("T")
 DEFAULT_ROWS = 1_000_000
 WRITE_BATCH_SIZE = 512
+AUTHORS = 1000
+"""Authors of the notes, who have as many notes each."""
 QUERIED_NOTES = 10_000
 """Notes, spread evenly over all, whose neighbours are asked for."""
 CHANGES = 500
@@ -124,28 +126,35 @@ def measure(notes: Path, count: int) -> Figures:
     )
 
 
+def author(number: int) -> str:
+    """Return the author of a note by the note's number."""
+    return f"a{number % AUTHORS}"
+
+
 async def fill(url: str, notes: Path, count: int) -> float:
-    """Notes a second that a store takes."""
+    """Notes a second that a store takes. Of `count` notes those are written that it does not have yet."""
     store, seconds = RedisNoteStore(url, clock=Clock()), 0.0
-    for batch in synthetic_notes(notes, count):
+    begin = await store.size()
+    for batch in synthetic_notes(notes, begin, count):
         started = time.perf_counter()
         await store.put([Write(stored) for stored in batch])
         seconds += time.perf_counter() - started
     await store.close()
-    return count / seconds
+    return (count - begin) / seconds
 
 
-def synthetic_notes(path: Path, count: int) -> Iterator[list[StoredNote]]:
-    """Yield batches of real notes, repeated under other ids, with vectors made from theirs."""
+def synthetic_notes(path: Path, begin: int, end: int) -> Iterator[list[StoredNote]]:
+    """Yield batches of real notes, repeated under other ids, with vectors made from theirs: the notes `begin` to `end`
+    of an endless row."""
     engine = Engine.load(cache=Settings().cache_dir)
     real = [note for note in read_notes(path).values() if note.title]
     bases = base_vectors(path)
     assert bases.shape[1] == engine.dimension
-    for begin in range(0, count, WRITE_BATCH_SIZE):
-        numbers = range(begin, min(begin + WRITE_BATCH_SIZE, count))
-        vectors = noisy_copies(bases, len(numbers), begin)
+    for first in range(begin, end, WRITE_BATCH_SIZE):
+        numbers = range(first, min(first + WRITE_BATCH_SIZE, end))
+        vectors = noisy_copies(bases, len(numbers), first)
         yield [
-            StoredNote(replace(real[n % len(real)], id=f"n{n}", author=f"a{n % 1000}"), engine.space, vector)
+            StoredNote(replace(real[n % len(real)], id=f"n{n}", author=author(n)), engine.space, vector)
             for n, vector in zip(numbers, vectors, strict=True)
         ]
 
