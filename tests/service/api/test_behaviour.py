@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from service.store.backup.restore import restore_backup
 from tests.service.api.conftest import Serve
 from tests.service.api.routes.test_events import event, statuses
 from tests.service.conftest import running_embedded
-from tests.service.process import Process, running, wait_until
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -181,33 +179,6 @@ def test_the_report_command_shows_rates(
     environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert all(text in done.stdout for text in ("feed", "100.00%", "20.65 to 100.00%"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["service", "store", "both"])
-def test_acknowledged_events_are_counted_after_a_kill(tiny_checkpoint: Path, victim: str) -> None:
-    with running(tiny_checkpoint) as process:
-        accepted = 0
-        with httpx2.Client(base_url=process.url, timeout=60) as client:
-            client.post("/notes", json=[{"id": name, "title": name} for name in "abc"])
-            for user in range(20):
-                events = [event(note, f"u{user}") for note in "abc"]
-                accepted += statuses(client.post("/events", json=events)).count("accepted")
-        assert accepted == 60
-        kill(process, victim)
-        with httpx2.Client(base_url=process.url, timeout=60) as client:
-            wait_until(lambda: kept(client) == (60, 20, 3))
-            assert statuses(client.post("/events", json=events)) == ["duplicate"] * 3
-
-
-def kill(process: Process, victim: str) -> None:
-    """Kill the service, its store or both; return once it is ready again."""
-    if victim in ("store", "both"):
-        os.kill(process.redis_pid(), signal.SIGKILL)
-    if victim in ("service", "both"):
-        process.end(signal.SIGKILL)
-        process.start()
-    wait_until(process.ready)
 
 
 def test_events_of_one_replica_count_at_the_other(serve: Serve, tmp_path: Path, eventually: Eventually) -> None:

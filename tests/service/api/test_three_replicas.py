@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,9 +86,24 @@ def test_answers_and_behaviour_are_the_same_on_each_replica(
     eventually(lambda: [reads(client) for client in replicas] == [left] * REPLICAS)
 
 
+def test_each_replica_goes_on_with_the_cursors_of_the_others(replicas: list[httpx2.Client], written: str) -> None:
+    lists = {"/notes": {"limit": 7}, "/notes/n0/similar": {"k": 7, "sources": "auto", "cursor": "*"}}
+    for path, query in lists.items():
+        ids, cursor = list[str](), {"min_log_position": written} if "similar" in path else {}
+        for number in itertools.count():
+            answer = replicas[number % REPLICAS].get(path, params=query | cursor).json()
+            ids += [item["id"] for item in answer.get("notes") or answer["items"]]
+            if answer["next_cursor"] is None:
+                break
+            cursor = {"cursor": answer["next_cursor"]}
+        expected = {f"n{number}" for number in range(COUNT)} - ({"n0"} if "similar" in path else set())
+        assert (set(ids), len(ids)) == (expected, len(expected)), path
+
+
 def test_no_replica_has_a_removed_note_from_the_receipt_on(replicas: list[httpx2.Client], written: str) -> None:
     before = replicas[0].post("/notes/delete", json={"filter": {"author": "a1"}, "dry_run": True}).json()
-    receipt = replicas[1].post("/notes/delete", json={"filter": {"author": "a1"}}).json()
+    key = {"Idempotency-Key": "removal-of-a1"}
+    receipt = replicas[1].post("/notes/delete", json={"filter": {"author": "a1"}}, headers=key).json()
     assert (receipt["count"], sorted(receipt["ids"])) == (COUNT // 4, sorted(before["ids"]))
     for client in replicas:
         body = {"title": "soup", "k": COUNT, "min_log_position": receipt["log_position"]}
@@ -97,5 +113,7 @@ def test_no_replica_has_a_removed_note_from_the_receipt_on(replicas: list[httpx2
         assert {item["author"] for item in answer["items"]} == {"a0", "a2", "a3"}
         assert client.get("/notes", params={"author": "a1"}).json()["notes"] == []
         assert client.post("/notes/get", json={"ids": receipt["ids"]}).json()["missing"] == receipt["ids"]
+        repeated = client.post("/notes/delete", json={"filter": {"author": "a1"}}, headers=key)
+        assert (repeated.json(), repeated.headers["idempotent-replayed"]) == (receipt, "true")
         again = client.post("/notes/delete", json={"filter": {"author": "a1"}}).json()
         assert (again["count"], again["log_position"]) == (0, None)
