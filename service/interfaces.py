@@ -18,6 +18,7 @@ from service.filters import Filter
 from service.records import (
     ORIGIN,
     Attempt,
+    ChangedNotes,
     Claim,
     Condition,
     Durability,
@@ -271,8 +272,8 @@ class NoteIndex(Protocol):
     async def discard(self) -> None:
         """Remove the snapshots, and make no more of them: the store was removed."""
 
-    def on_change(self, forget: Callable[[Collection[str] | None], None]) -> None:
-        """Have `forget` called with the ids of notes that changed, None for any, before `position` says so."""
+    def on_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+        """Have `apply` called with the notes that changed, None for any, before `position` says so."""
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once every write up to `position` can be found. Raises IndexBehind after `seconds`."""

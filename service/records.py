@@ -207,6 +207,10 @@ class LogBounds:
         return not self.cut or position_key(position) >= position_key(self.first or self.last)
 
 
+ChangedNotes = Mapping[str, StoredNote | Unreadable | None]
+"""Notes by id as they are after a change; None for one that does not exist any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Durability:
     """Whether an acknowledged write survives the death of the store, and how that is known."""

@@ -221,8 +221,8 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
         items = ItemCache(store, render_item, shared.items, shared.telemetry)
-        index.on_change(items.forget)
-        stack.callback(items.forget, None)
+        index.on_change(items.apply)
+        stack.callback(items.apply, None)
         search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name, behaviour)
         yield Service(
             settings=settings,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
 from service.interfaces import Clock, NoteStore
-from service.records import Hit, IndexRows, IndexStatus, Vector, WrittenRows
+from service.records import ChangedNotes, Hit, IndexRows, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
 
 T = TypeVar("T")
@@ -156,8 +156,8 @@ class LiveIndex:
             recall_sampled=self._recall.mean,
         )
 
-    def on_change(self, forget: Callable[[Collection[str] | None], None]) -> None:
-        self._state.on_change(forget)
+    def on_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+        self._state.on_change(apply)
 
     async def wait_for(self, position: str, seconds: float) -> None:
         with stage("index", "wait"):

@@ -134,7 +134,7 @@ class LogFollower:
                 self._store.forget_written()
                 notes = dict(zip(batch, stored, strict=True))
                 await run_in(self._writer, partial(self._state.notes.replace, notes))
-                self._state.tell_changed(batch)
+                self._state.tell_changed(notes)
         self._state.repairs += 1
         self._maintainer.notify()
 
@@ -157,7 +157,7 @@ class LogFollower:
                 self._maintainer.notify()
             if any(entry.purges for entry in entries):
                 self._purger.request()
-            await state.move_to(entries[-1].position, notes.keys())
+            await state.move_to(entries[-1].position, notes)
         self.readiness.advance(state.position, bounds.last)
         await self.expire()
 

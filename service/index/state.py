@@ -14,7 +14,7 @@ from service.errors import IndexBehind
 from service.filters import Filter
 from service.index.backend import IndexBackend
 from service.index.texts import LiveTexts
-from service.records import ORIGIN, LogBounds, StoredNote, Unreadable, WrittenRow, position_key
+from service.records import ORIGIN, ChangedNotes, LogBounds, StoredNote, Unreadable, WrittenRow, position_key
 
 READ_BATCH_SIZE = 512
 """Notes or log entries that are read from the store at a time."""
@@ -103,21 +103,21 @@ class IndexState:
         self.lost = ""
         self._position = ORIGIN
         self._moved = asyncio.Condition()
-        self._forgetting: list[Callable[[Collection[str] | None], None]] = []
+        self._listeners: list[Callable[[ChangedNotes | None], None]] = []
 
     @property
     def position(self) -> str:
         """Log position up to which every write is in the notes."""
         return self._position
 
-    def on_change(self, forget: Callable[[Collection[str] | None], None]) -> None:
+    def on_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
         """Do what NoteIndex.on_change does."""
-        self._forgetting.append(forget)
+        self._listeners.append(apply)
 
-    def tell_changed(self, ids: Collection[str] | None) -> None:
+    def tell_changed(self, notes: ChangedNotes | None) -> None:
         """Call all that on_change was given."""
-        for forget in self._forgetting:
-            forget(ids)
+        for apply in self._listeners:
+            apply(notes)
 
     def check_log_end(self, position: str, bounds: LogBounds) -> None:
         """Take note that the store has lost writes, if its log ends before `position`, which it had reached: its files
@@ -134,8 +134,8 @@ class IndexState:
             self._position = position
             self._moved.notify_all()
 
-    async def move_to(self, position: str, changed: Collection[str]) -> None:
-        """Set the position, and wake those who wait for it. `changed`: ids of the notes that changed since the last."""
+    async def move_to(self, position: str, changed: ChangedNotes) -> None:
+        """Set the position, and wake those who wait for it. `changed`: the notes that changed since the last."""
         async with self._moved:
             self.tell_changed(changed)
             self._position = position

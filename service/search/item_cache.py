@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.interfaces import NoteStore
 from service.read_time import ReadTime
-from service.records import StoredNote
+from service.records import ChangedNotes, StoredNote
 from service.telemetry import Telemetry
 
+MAX_TAKEN = 64
+"""Notes that are rendered when they change at the same time. Rendering one takes 4 microseconds (docs/log/reads.md)."""
 ITEM_OVERHEAD_BYTES = 400
 """About what Python's objects around a kept item take."""
 
@@ -40,7 +42,7 @@ class Budget:
 class ItemCache:
     """Items of one tenant's notes, made by `render`. Where the budget is spent, the oldest of them go first.
 
-    `forget` must be told of every change before a read may trust the cache (Freshness).
+    `apply` must be told of every change before a read may trust the cache (Freshness).
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class ItemCache:
         self._budget = budget
         self._items: dict[str, RenderedItem] = {}
         self._changes = 0
-        """Number of calls of `forget`: a note that was read before one is not kept after it."""
+        """Number of calls of `apply`: a note that was read before one is not kept after it."""
         self._from_memory = telemetry.items.labels("memory")
         self._from_store = telemetry.items.labels("store")
 
@@ -72,11 +74,16 @@ class ItemCache:
                 self._keep(note_id, item)
         return [item or read.get(note_id) for note_id, item in zip(ids, items, strict=True)]
 
-    def forget(self, ids: Collection[str] | None) -> None:
-        """Drop the items of notes that changed; None: of all notes."""
+    def apply(self, notes: ChangedNotes | None) -> None:
+        """Replace the items of notes that changed; None: drop all items. Of more than MAX_TAKEN notes at a time, as in
+        a bulk load, the items are dropped: most would not be read before others take their place."""
         self._changes += 1
-        for note_id in list(self._items) if ids is None else ids:
+        for note_id in list(self._items) if notes is None else notes:
             self._drop(note_id)
+        if notes and len(notes) <= MAX_TAKEN:
+            for note_id, note in notes.items():
+                if isinstance(note, StoredNote):
+                    self._keep(note_id, self._render(note))
 
     def _keep(self, note_id: str, item: RenderedItem) -> None:
         self._drop(note_id)

@@ -37,7 +37,7 @@ async def changed(freshness: Freshness) -> Set[str] | None:
 @pytest.fixture
 def cache(embedded_store: GatedStore, live_index: LiveIndex) -> ItemCache:
     made = ItemCache(embedded_store, item, Budget(10_000), Telemetry())
-    live_index.on_change(made.forget)
+    live_index.on_change(made.apply)
     return made
 
 
@@ -154,7 +154,7 @@ async def test_note_that_changes_while_it_is_read_is_not_kept(embedded_store: Ga
     class Slow(GatedStore):
         async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
             notes = await super().get(ids, with_vectors=with_vectors)
-            cache.forget(["n"])  # as the log does meanwhile
+            cache.apply({"n": None})  # as the log does meanwhile
             return notes
 
     await embedded_store.put([Write(a_note("n"))])
@@ -166,6 +166,31 @@ async def test_note_that_changes_while_it_is_read_is_not_kept(embedded_store: Ga
     assert budget.used == 0
 
 
+async def test_note_that_changed_is_in_memory_at_once_but_for_a_bulk_load(
+    cache: ItemCache, embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def put(*notes: StoredNote) -> None:
+        await embedded_store.hold()  # so that the index hears of all of them at the same time
+        written = await embedded_store.put([Write(note) for note in notes])
+        embedded_store.release()
+        assert written[-1]
+        await live_index.wait_for(written[-1].position, 5)
+
+    monkeypatch.setattr("service.search.item_cache.MAX_TAKEN", 2)
+    await put(a_note("n", "soup"))
+    await put(a_note("n", "tea"))
+    await put(*(a_note(f"bulk{i}") for i in range(3)))
+    read: list[str] = []
+
+    async def get(ids: Sequence[str]) -> list[StoredNote | None]:
+        read.extend(ids)
+        return [None for _ in ids]
+
+    monkeypatch.setattr(embedded_store, "get", get)
+    assert await cache.get(["n", "bulk0"], ReadTime()) == [RenderedItem(b"n", b"tea", None), None]
+    assert read == ["bulk0"]
+
+
 async def test_oldest_items_go_where_the_budget_is_spent(embedded_store: GatedStore) -> None:
     await embedded_store.put([Write(a_note(f"n{n}")) for n in range(10)])
     size = item(a_note("n0")).size
@@ -175,5 +200,5 @@ async def test_oldest_items_go_where_the_budget_is_spent(embedded_store: GatedSt
     assert budget.used == 3 * size
     await other.get(["n0"], ReadTime())
     assert budget.used == 3 * size
-    one.forget(None)
+    one.apply(None)
     assert budget.used == 0

@@ -30,7 +30,7 @@ def item(stored: StoredNote) -> RenderedItem:
 async def nearest(embedded_store: GatedStore, live_index: LiveIndex, clock: Clock) -> NearestNotes:
     """The nearest notes of NAMES, of which "soup bread" expires in a minute."""
     items = ItemCache(embedded_store, item, Budget(10_000), Telemetry())
-    live_index.on_change(items.forget)
+    live_index.on_change(items.apply)
     expiring = stored_note("soup bread", expires_at=time.time() + 60)
     notes = [expiring if name == expiring.note.id else stored_note(name) for name in NAMES]
     written = await embedded_store.put([Write(note) for note in notes])
