@@ -56,7 +56,7 @@ from service.store.connection import MAX_CONNECTIONS, Connection, Outage
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.keys import Keys
-from service.store.known_position import KnownPosition, KnownPositions
+from service.store.known_position import KnownPositions
 from service.store.quotas import RedisQuotaStore
 from service.store.ranked_lists import RedisLists
 from service.store.redis_store import RedisNoteStore
@@ -158,6 +158,8 @@ async def open_service(
         items = Budget(settings.item_cache_bytes)
         # Of a store at an address, others may be told of changes on other machines.
         known = None if settings.redis_url else KnownPositions(settings.data_dir)
+        if known:
+            stack.callback(known.close)
         telemetry.item_bytes.set_function(lambda: items.used)
         shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage, items, known)
         directory = RedisTenants(connection, settings.max_tenants, known.end if known else None)
@@ -197,7 +199,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
             max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
             outage=shared.outage,
             log_seconds=settings.log_seconds,
-            known=_open_known_position(shared.known, stack, name, identity),
+            known=stack.enter_context(shared.known.open(name, identity)) if shared.known else None,
         )
         stack.push_async_callback(store.close)
         index = LiveIndex(
@@ -323,17 +325,6 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, paren
         return None
     stack.callback(snapshots.close)
     return snapshots
-
-
-def _open_known_position(
-    known: KnownPositions | None, stack: contextlib.AsyncExitStack, name: str, identity: str
-) -> KnownPosition | None:
-    """Open the known position of a tenant. None where the folder cannot be written: then each read asks the store."""
-    try:
-        return stack.enter_context(known.open(name, identity)) if known else None
-    except OSError as error:
-        log.warning("no_known_position", detail=str(error))
-        return None
 
 
 def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine, event_bytes: int) -> None:

@@ -44,7 +44,9 @@ def restore(
     settings = read_settings()
     with _steps() as progress, store_url(settings) as url:
         manifest = restore_backup(source, url, progress, replace=replace)
-        KnownPositions(settings.data_dir).doubt_all(time.time())
+        if not settings.redis_url:
+            with contextlib.closing(KnownPositions(settings.data_dir)) as known:
+                known.doubt_all(time.time())
     _show(manifest.model_dump(mode="json"), as_json)
 
 

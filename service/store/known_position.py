@@ -1,8 +1,10 @@
 """KnownPosition: the newest log position of a tenant that any process of a data folder has heard of.
 
-All processes that use an embedded store are on its machine, and share this number in memory. Each raises the position
-to what an answer of the store tells before a caller hears of that answer, so no caller can know of a change behind it.
-A reader whose index has come as far need not ask the store what it lacks (docs/decisions/0031-reads.md).
+All processes that use an embedded store are on its machine, and share this number in memory. It is no file of the data
+folder: to write to one that is mapped waits while the file system commits, as it does at each fsync of the store. Each
+process raises the position to what an answer of the store tells before a caller hears of that answer, so no caller can
+know of a change behind it. A reader whose index has come as far need not ask the store what it lacks
+(docs/decisions/0031-reads.md).
 """
 
 from __future__ import annotations
@@ -11,19 +13,25 @@ import contextlib
 import fcntl
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from service.access.principal import DEFAULT_TENANT
 from service.records import position_key
+from service.store.embedded_redis import EmbeddedRedisError
 
-FOLDER = "positions"
+PLACE = "positions"
+"""File of the data folder that names the folder in memory. Who uses that folder holds a shared lock on this file."""
+MEMORY = Path("/dev/shm")
+"""Where Linux keeps files in memory; other systems take the data folder."""
 SIZE = 8
 SEQUENCE_BITS = 22
 """Bits of a position's sequence number; the other 42 bits hold its milliseconds, until the year 2109."""
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 """The largest sequence number. It stands for all beyond it too, so a position that has it tells nothing."""
+MAX_PATH = 4096
 NEVER = (1 << 64) - 1
 """A position behind every other one, which no index reaches."""
 
@@ -35,7 +43,6 @@ class KnownPosition:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with self._locked():
             if os.fstat(self._file).st_size < SIZE:
@@ -78,10 +85,45 @@ class KnownPosition:
 
 
 class KnownPositions:
-    """The known positions of all tenants of a data folder. A tenant's `identity` is "" for the default one."""
+    """The known positions of all tenants of a data folder. A tenant's `identity` is "" for the default one.
+
+    Raises EmbeddedRedisError where another process uses the data folder and shares no memory with this one.
+    """
 
     def __init__(self, data_folder: Path) -> None:
-        self._folder = data_folder / FOLDER
+        data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._place = os.open(data_folder / PLACE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._folder = self._find_folder(data_folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give up the lock. The folder stays: the next process of the data folder uses it."""
+        os.close(self._place)
+
+    def _find_folder(self, data_folder: Path) -> Path:
+        """Return the folder that the other processes use, or a new one where there are none and it is gone: memory ends
+        with the machine. Holds the shared lock from then on."""
+        try:
+            fcntl.flock(self._place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+            fcntl.flock(self._place, fcntl.LOCK_SH)  # one that makes the folder has made it then
+        named = os.pread(self._place, MAX_PATH, 0).decode()
+        if not named or not Path(named).is_dir():
+            if not alone:
+                raise EmbeddedRedisError(
+                    f"another process uses {data_folder} and shares no memory with this one, perhaps in another "
+                    "container; give each a NOTELLM_DATA_DIR of its own, and a Redis to share by NOTELLM_REDIS_URL"
+                )
+            named = tempfile.mkdtemp(prefix="notellm-", dir=MEMORY if os.access(MEMORY, os.W_OK) else data_folder)
+            os.ftruncate(self._place, 0)
+            os.pwrite(self._place, named.encode(), 0)
+        fcntl.flock(self._place, fcntl.LOCK_SH)
+        return Path(named)
 
     def open(self, tenant: str, identity: str) -> AbstractContextManager[KnownPosition]:
         """Open that of a tenant. Raises OSError."""

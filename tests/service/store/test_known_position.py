@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from multiprocessing import get_context
@@ -12,8 +13,8 @@ import pytest
 from service.errors import PreconditionFailed
 from service.interfaces import Clock
 from service.records import ORIGIN, Attempt, Condition, Remembered, StoredNote, Write
-from service.store.embedded_redis import EmbeddedRedis
-from service.store.known_position import NEVER, SEQUENCE_MASK, KnownPosition, KnownPositions
+from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.store.known_position import MEMORY, NEVER, PLACE, SEQUENCE_MASK, KnownPosition, KnownPositions
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import DIMENSION, SPACE, stored_note
 
@@ -23,7 +24,7 @@ RAISED = 2000
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "positions" / "default"
+    return tmp_path / "default"
 
 
 @pytest.fixture
@@ -98,8 +99,18 @@ def test_two_processes_that_raise_it_never_lower_it(known: KnownPosition, path: 
     assert not known.reached_by(f"{2 * RAISED - 2}-0")
 
 
-def test_positions_of_tenants_are_apart_and_end_one_by_one(tmp_path: Path) -> None:
-    positions = KnownPositions(tmp_path)
+@pytest.fixture
+def positions(tmp_path: Path) -> Iterator[KnownPositions]:
+    with closing(KnownPositions(tmp_path)) as positions:
+        yield positions
+        shutil.rmtree(place_of(tmp_path))
+
+
+def place_of(data_folder: Path) -> Path:
+    return Path((data_folder / PLACE).read_text())
+
+
+def test_positions_of_tenants_are_apart_and_end_one_by_one(positions: KnownPositions) -> None:
     with positions.open("acme", "1") as acme, positions.open("acme", "2") as anew, positions.open("default", "") as own:
         acme.raise_to("7-0")
         positions.end("acme", "1")
@@ -112,13 +123,49 @@ def test_positions_of_tenants_are_apart_and_end_one_by_one(tmp_path: Path) -> No
         assert [one.reached_by("9-0") for one in (anew, own)] == [True, True]
 
 
-def test_files_of_tenants_that_are_no_more_are_forgotten(tmp_path: Path) -> None:
-    positions = KnownPositions(tmp_path)
+def test_files_of_tenants_that_are_no_more_are_forgotten(positions: KnownPositions, tmp_path: Path) -> None:
     for tenant in (("acme", "1"), ("acme", "2"), ("default", "")):
         with positions.open(*tenant):
             pass
     positions.forget_others({"acme": "2"})
-    assert sorted(path.name for path in (tmp_path / "positions").iterdir()) == ["acme-2", "default"]
+    assert sorted(path.name for path in place_of(tmp_path).iterdir()) == ["acme-2", "default"]
+
+
+def test_processes_of_a_data_folder_share_its_place_in_memory(positions: KnownPositions, tmp_path: Path) -> None:
+    with (
+        closing(KnownPositions(tmp_path)) as other,
+        positions.open("default", "") as known,
+        other.open("default", "") as there,
+    ):
+        known.raise_to("7-1")
+        assert not there.reached_by("7-0")
+    assert place_of(tmp_path).parent == MEMORY
+
+
+def test_place_that_is_gone_is_made_anew_by_a_process_that_is_alone(tmp_path: Path) -> None:
+    with closing(KnownPositions(tmp_path)):
+        first = place_of(tmp_path)
+    shutil.rmtree(first)  # as when the machine is started again
+    with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
+        assert known.reached_by(ORIGIN)
+        assert place_of(tmp_path) != first
+        shutil.rmtree(place_of(tmp_path))
+
+
+def test_process_that_does_not_see_the_place_of_another_is_refused(positions: KnownPositions, tmp_path: Path) -> None:
+    seen = place_of(tmp_path)
+    hidden = seen.rename(seen.with_name(f"{seen.name}-hidden"))  # as in another container
+    with pytest.raises(EmbeddedRedisError, match="NOTELLM_REDIS_URL"):
+        KnownPositions(tmp_path)
+    hidden.rename(seen)
+    KnownPositions(tmp_path).close()
+
+
+def test_without_files_in_memory_the_data_folder_is_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.known_position.MEMORY", tmp_path / "nowhere")
+    with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
+        assert known.reached_by(ORIGIN)
+        assert place_of(tmp_path).parent == tmp_path
 
 
 @pytest.fixture
