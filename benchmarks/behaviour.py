@@ -65,9 +65,7 @@ def notes() -> Iterator[dict[str, Any]]:
 def record(target: Path) -> None:
     """Run a fresh service, ask it everything, and write the answers to `target` as JSON."""
     recording: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="nl-") as name:
-        folder = Path(name)
-        service = ServiceProcess(folder)
+    with tempfile.TemporaryDirectory(prefix="nl-") as name, ServiceProcess(Path(name)) as service:
         service.environment |= {"PYTHONHASHSEED": "0", "NOTELLM_FILTER_ATTRIBUTES": "number"}
         service.start()
         with httpx2.Client(base_url=service.url, timeout=120) as client:
@@ -76,12 +74,11 @@ def record(target: Path) -> None:
             ]
             recording |= _reads(client)
         service.stop()
-        recording["snapshot"] = _snapshot(folder / "data" / "snapshots" / "0")
+        recording["snapshot"] = _snapshot(service.folder / "data" / "snapshots" / "0")
         service.start()
         with httpx2.Client(base_url=service.url, timeout=120) as client:
             recording["similar_after_restart"] = _similar(client)
             recording["verify"] = _answer(client.post("/verify"))
-        service.stop()
     target.write_text(json.dumps(recording, indent=1, ensure_ascii=True, sort_keys=True) + "\n")
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Self
 
 import httpx2
 
@@ -21,8 +22,8 @@ POLL_SECONDS = 0.02
 
 
 class ServiceProcess:
-    """A service on a free port. `folder` keeps its data and its log, so that a killed one can start again on them.
-    `cores`: the only ones that it runs on.
+    """A service on a free port, which ends with the block of a `with`. `folder` keeps its data and its log, so that a
+    killed one can start again on them. `cores`: the only ones that it runs on.
 
     `environment` may be changed before `start`.
     """
@@ -41,6 +42,12 @@ class ServiceProcess:
             "NOTELLM_URL": self.url,
         }
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
 
     def start(self) -> float:
         """Start the service and return the seconds until it is ready. RuntimeError with its log where it ends."""

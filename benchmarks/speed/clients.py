@@ -80,8 +80,7 @@ def measure_engine(engine: Engine, notes: Sequence[Note]) -> float:
 
 async def measure_service(notes: Sequence[Note], stored: Sequence[str]) -> ServiceFigures:
     """Run two loads without generation and two with it; of each pair the first warms up."""
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        service = ServiceProcess(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         del service.environment["NOTELLM_SAMPLE_NOTES"]
         service.start()
         mib = [service.resident_mib()]
@@ -94,7 +93,6 @@ async def measure_service(notes: Sequence[Note], stored: Sequence[str]) -> Servi
             seconds = await load.run(KINDS)
             mib.append(service.resident_mib())
         rate = (len(load.seconds[EMBED]) + len(load.seconds[GENERATE])) / seconds
-        service.stop()
     return ServiceFigures(rate, load.seconds, embed_alone, mib)
 
 

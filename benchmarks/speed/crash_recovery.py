@@ -52,13 +52,12 @@ class Figures:
 
 def measure(source: Path, lines: int | None) -> Figures:
     """Ingest the first `lines` of a file (None: all), with a SIGKILL at one third and at two thirds of them."""
-    with tempfile.TemporaryDirectory(prefix="nl-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="nl-") as name, ServiceProcess(Path(name)) as service:
+        folder = service.folder
         notes = folder / "notes.jsonl"
         with gzip.open(source) as packed:
             notes.write_bytes(b"".join(islice(packed, lines)))
         ids = [json.loads(line)["id"] for line in notes.open()]
-        service = ServiceProcess(folder)
         service.start()
 
         ingest = service.ingest(str(notes), "--patience", "0")
@@ -78,7 +77,6 @@ def measure(source: Path, lines: int | None) -> Figures:
         next_batch = time.perf_counter() - killed
         report = json.loads(ingest.communicate()[0])
         server_killed = check(service, folder, ids)
-        service.stop()
     return Figures(len(ids), service_killed, restart, server_killed, next_batch, report["unchanged"])
 
 

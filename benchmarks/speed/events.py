@@ -82,45 +82,42 @@ def metric(url: str, name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def measure(folder: Path, lists: int) -> list[Row]:
-    service = ServiceProcess(folder)
-    service.start()
+def measure(service: ServiceProcess, lists: int) -> list[Row]:
+    """Measure a running service."""
     rows = []
-    try:
-        notes = [{"id": f"n{number}", "title": f"note {number}"} for number in range(NOTES)]
-        httpx2.post(f"{service.url}/notes", json=notes, timeout=600).raise_for_status()
-        asyncio.run(send_all(service.port, bodies("warm", 2), 1))
-        sent = 2
-        pids = {"service": service.pid, "store": service.redis_pid()}
-        computed = {name: processor_seconds(pid) for name, pid in pids.items()}
-        for clients in (1, 2):
-            seconds, accepted = asyncio.run(send_all(service.port, bodies(f"c{clients}", lists), clients))
-            assert accepted == lists * LIST_EVENTS
-            sent += lists
-            name = f"lists of {LIST_EVENTS:,} events from {clients} client{'s' * (clients > 1)}"
-            rate = round(accepted / seconds)
-            rows.append(row(name, rate, "events/s", target=f">= {TARGET:,}", met=rate >= TARGET))
-        started, numbers = time.perf_counter(), range(max(2, lists) * LIST_EVENTS)
-        reads = len({(user_of(number), note_of(number)) for number in numbers})
-        while metric(service.url, "notellm_behaviour_reads") < reads:
-            time.sleep(0.02)
-        seconds = round(time.perf_counter() - started, 2)
-        rows.append(row("until all are related, after the last answer", seconds, "s"))
-        for name, pid in pids.items():
-            cost = 1e6 * (processor_seconds(pid) - computed[name]) / ((sent - 2) * LIST_EVENTS)
-            rows.append(row(f"computing of the {name} for an event", round(cost, 1), "us"))
-        with redis.Redis(unix_socket_path=str(folder / "data" / "redis.sock")) as store:
-            stream = store.memory_usage("{notes}:events")
-        rows.append(row("memory of the service with them", service.resident_mib(), "MiB"))
-        rows.append(row("memory of the store for an event", round(stream / (sent * LIST_EVENTS), 1), "bytes"))
-    finally:
-        service.stop()
+    notes = [{"id": f"n{number}", "title": f"note {number}"} for number in range(NOTES)]
+    httpx2.post(f"{service.url}/notes", json=notes, timeout=600).raise_for_status()
+    asyncio.run(send_all(service.port, bodies("warm", 2), 1))
+    sent = 2
+    pids = {"service": service.pid, "store": service.redis_pid()}
+    computed = {name: processor_seconds(pid) for name, pid in pids.items()}
+    for clients in (1, 2):
+        seconds, accepted = asyncio.run(send_all(service.port, bodies(f"c{clients}", lists), clients))
+        assert accepted == lists * LIST_EVENTS
+        sent += lists
+        name = f"lists of {LIST_EVENTS:,} events from {clients} client{'s' * (clients > 1)}"
+        rate = round(accepted / seconds)
+        rows.append(row(name, rate, "events/s", target=f">= {TARGET:,}", met=rate >= TARGET))
+    started, numbers = time.perf_counter(), range(max(2, lists) * LIST_EVENTS)
+    reads = len({(user_of(number), note_of(number)) for number in numbers})
+    while metric(service.url, "notellm_behaviour_reads") < reads:
+        time.sleep(0.02)
+    seconds = round(time.perf_counter() - started, 2)
+    rows.append(row("until all are related, after the last answer", seconds, "s"))
+    for name, pid in pids.items():
+        cost = 1e6 * (processor_seconds(pid) - computed[name]) / ((sent - 2) * LIST_EVENTS)
+        rows.append(row(f"computing of the {name} for an event", round(cost, 1), "us"))
+    with redis.Redis(unix_socket_path=str(service.folder / "data" / "redis.sock")) as store:
+        stream = store.memory_usage("{notes}:events")
+    rows.append(row("memory of the service with them", service.resident_mib(), "MiB"))
+    rows.append(row("memory of the store for an event", round(stream / (sent * LIST_EVENTS), 1), "bytes"))
     return rows
 
 
 def main(lists: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        write("events", measure(Path(folder), lists))
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
+        service.start()
+        write("events", measure(service, lists))
 
 
 if __name__ == "__main__":

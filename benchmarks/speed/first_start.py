@@ -65,22 +65,18 @@ async def measure_service(
     texts: Sequence[str], stored: Sequence[str], backbone_mib: float, decoder_mib: float
 ) -> Figures:
     scenario = Scenario.load("mixed")
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        service = ServiceProcess(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         del service.environment["NOTELLM_SAMPLE_NOTES"]
         service.environment["NOTELLM_CACHE_DIR"] = f"{folder}/cache"
-        try:
-            seconds = service.start()
-            mib, requests = [service.resident_mib()], [0]
-            for count, kinds in LOADS:
-                rounds = -(-count // (CLIENTS * len(kinds)))
-                load = Load(service.url, replace(scenario, clients=CLIENTS, rounds=rounds), texts, stored)
-                await load.run(kinds)
-                requests.append(requests[-1] + sum(map(len, load.seconds.values())))
-                mib.append(service.resident_mib())
-            peak_mib = service.resident_mib(peak=True)
-        finally:
-            service.stop()
+        seconds = service.start()
+        mib, requests = [service.resident_mib()], [0]
+        for count, kinds in LOADS:
+            rounds = -(-count // (CLIENTS * len(kinds)))
+            load = Load(service.url, replace(scenario, clients=CLIENTS, rounds=rounds), texts, stored)
+            await load.run(kinds)
+            requests.append(requests[-1] + sum(map(len, load.seconds.values())))
+            mib.append(service.resident_mib())
+        peak_mib = service.resident_mib(peak=True)
     return Figures(seconds, mib, peak_mib, requests, backbone_mib, decoder_mib)
 
 

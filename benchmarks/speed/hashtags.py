@@ -8,7 +8,6 @@ neighbours too and notes after them as texts. Two minutes on an idle machine.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import sys
@@ -53,13 +52,10 @@ def measure(path: Path) -> dict[str, Figures]:
         with_text = (line for line in lines if text_of(line)["title"])
         notes = list(islice(with_text, KNOWN_NOTES + REQUESTS + WARM_UP))
     new = [text_of(line) for line in notes[KNOWN_NOTES:]]
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        service = ServiceProcess(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         del service.environment["NOTELLM_SAMPLE_NOTES"]
-        with contextlib.ExitStack() as stack:
-            stack.callback(service.stop)
-            service.start()
-            client = stack.enter_context(httpx2.Client(base_url=service.url, timeout=60))
+        service.start()
+        with httpx2.Client(base_url=service.url, timeout=60) as client:
             figures = {f"prompts of {PROMPT_TOKENS} tokens among 254 sample notes": figures_of(client, texts)}
             known = Path(folder) / "known.jsonl"
             known.write_text("".join(notes[:KNOWN_NOTES]))

@@ -45,8 +45,7 @@ class Figures:
 
 def measure(notes: Path) -> Figures:
     """Ingest the file into a fresh service, query it, and start it again."""
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        service = ServiceProcess(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.start()
         empty_mib = service.resident_mib()
         ingest = service.ingest(str(notes.resolve()))
@@ -60,7 +59,6 @@ def measure(notes: Path) -> Figures:
         full_mib = service.resident_mib()
         service.stop()
         second_start = service.start()
-        service.stop()
     return Figures(report, tokens, batches, similar, livez, empty_mib, full_mib, peak_mib, second_start)
 
 

@@ -26,9 +26,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
+import uvloop
 
-from benchmarks.harness.http_load import connect
+from benchmarks.harness.http_load import Connection, connect
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess, free_port
 from benchmarks.harness.statistics import percentile_ms, percentiles_text
@@ -45,6 +45,7 @@ from benchmarks.speed.overload import (
     reads,
     saturate,
     store_notes,
+    stored_by,
 )
 from benchmarks.speed.slow_clients import be_many
 from service.store.embedded_redis import server_program
@@ -52,8 +53,9 @@ from service.store.embedded_redis import server_program
 SECONDS = 600.0
 SLOW_CONNECTIONS = 1000
 DRAIN_SECONDS = 2.0
-POLL_SECONDS = 0.1
-"""How often the balancer asks each replica whether it is ready."""
+POLL_SECONDS = 0.5
+"""How often the balancer asks each replica whether it is ready, and how long it waits for the answer."""
+READYZ = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 REDIS_AWAY_SECONDS = 1.0
 """From the death of Redis until it is started again."""
 CHECKS_AT_ONCE = 16
@@ -92,33 +94,35 @@ class Balancer:
     """Sends each request to a replica that was ready when it was asked last."""
 
     def __init__(self, replicas: Sequence[ServiceProcess]) -> None:
-        self._replicas = replicas
-        self._ready = [replica.port for replica in replicas]
+        self._ports = [replica.port for replica in replicas]
+        self._ready = set(self._ports)
         self._rng = random.Random(3)
 
     def choose_port(self) -> int:
-        return self._rng.choice(self._ready or [replica.port for replica in self._replicas])
+        return self._rng.choice([port for port in self._ports if port in self._ready] or self._ports)
 
     @contextlib.asynccontextmanager
     async def polling(self) -> AsyncIterator[None]:
-        polls = asyncio.create_task(self._poll())
+        polls = [asyncio.create_task(self._poll(port)) for port in self._ports]
         try:
             yield
         finally:
-            polls.cancel()
+            for poll in polls:
+                poll.cancel()
 
-    async def _poll(self) -> None:
-        async with httpx2.AsyncClient(timeout=PATIENCE) as client:
-            while True:
-                answers = [await self._is_ready(client, replica) for replica in self._replicas]
-                self._ready = [replica.port for replica, ready in zip(self._replicas, answers, strict=True) if ready]
-                await asyncio.sleep(POLL_SECONDS)
-
-    @staticmethod
-    async def _is_ready(client: httpx2.AsyncClient, replica: ServiceProcess) -> bool:
-        with contextlib.suppress(httpx2.TransportError):
-            return (await client.get(f"{replica.url}/readyz")).status_code == 200
-        return False
+    async def _poll(self, port: int) -> None:
+        connection: Connection | None = None
+        while True:
+            ready = False
+            try:
+                async with asyncio.timeout(POLL_SECONDS):
+                    if connection is None or not connection.is_open:
+                        (connection,) = await connect(port, 1)
+                    ready = (await connection.exchange(READYZ)).startswith(b"HTTP/1.1 200")
+            except (OSError, TimeoutError):
+                connection = None
+            (self._ready.add if ready else self._ready.discard)(port)
+            await asyncio.sleep(POLL_SECONDS)
 
 
 @dataclass(slots=True)
@@ -136,6 +140,7 @@ class Figures:
     possible: float
     idle_reads: list[float]
     seconds: float
+    ended: float
     posted: list[Posted]
     reads: Reads
     lost: int
@@ -163,6 +168,7 @@ async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
             disturbing = asyncio.create_task(disturb(replicas, redis, seconds))
             reading = asyncio.ensure_future(arrivals(lambda: one_read(callers, ids, read), READS_PER_SECOND, seconds))
             posting = await arrivals(callers.post, FACTOR * possible, seconds)
+            ended = time.perf_counter()
             posted = await asyncio.gather(*posting)
             await asyncio.gather(*await reading)
             await disturbing
@@ -170,7 +176,7 @@ async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
         lost = await count_lost(replicas, [post.note_id for post in posted if post.stored])
     print(possible, Counter(post.status for post in posted))
     ends = open_files(replicas), resident(replicas)
-    return Figures(possible, idle_reads, seconds, posted, read, lost, (files, ends[0]), (memory, ends[1]))
+    return Figures(possible, idle_reads, seconds, ended, posted, read, lost, (files, ends[0]), (memory, ends[1]))
 
 
 def marked_texts() -> Iterator[str]:
@@ -245,7 +251,7 @@ def printed_secrets(folder: Path) -> int:
 
 def rows(figures: Figures, secrets: int) -> list[Row]:
     statuses = Counter(post.status for post in figures.posted)
-    goodput = figures.stored / figures.seconds
+    goodput = stored_by(figures.ended, figures.posted) / figures.seconds
     share = goodput / figures.possible
     refused = ", ".join(f"{statuses[status]} x {status}" for status in sorted(statuses) if status not in (0, 201))
     idle, busy = (percentile_ms(seconds, 99) for seconds in (figures.idle_reads, figures.reads.seconds))
@@ -271,23 +277,19 @@ def rows(figures: Figures, secrets: int) -> list[Row]:
 def main(seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="nl-") as name:
         folder = Path(name)
-        redis = RedisProcess(folder)
         cores = sorted(os.sched_getaffinity(0))
-        redis.start()
-        replicas = []
-        for number in range(2):
-            (folder / str(number)).mkdir()
-            replica = ServiceProcess(folder / str(number), cores[number::2])
-            replica.environment |= {"NOTELLM_REDIS_URL": redis.url, "NOTELLM_DRAIN_SECONDS": str(DRAIN_SECONDS)}
-            replicas.append(replica)
-        try:
-            for replica in replicas:
+        with contextlib.ExitStack() as stack:
+            redis = RedisProcess(folder)
+            redis.start()
+            stack.callback(redis.stop, signal.SIGTERM)
+            replicas = []
+            for number in range(2):
+                (folder / str(number)).mkdir()
+                replica = stack.enter_context(ServiceProcess(folder / str(number), cores[number::2]))
+                replica.environment |= {"NOTELLM_REDIS_URL": redis.url, "NOTELLM_DRAIN_SECONDS": str(DRAIN_SECONDS)}
                 replica.start()
-            figures = asyncio.run(measure(replicas, redis, seconds))
-        finally:
-            for replica in replicas:
-                replica.stop()
-            redis.stop(signal.SIGTERM)
+                replicas.append(replica)
+            figures = uvloop.run(measure(replicas, redis, seconds))
         secrets = printed_secrets(folder)
     write("replicas", rows(figures, secrets))
 

@@ -100,8 +100,7 @@ class Figures:
 
 def measure(notes: Path, count: int) -> Figures:
     """Fill a store with `count` notes, start a service on it and measure that."""
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:
-        service = ServiceProcess(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.environment["NOTELLM_LOG_FORMAT"] = "json"
         store = EmbeddedRedis(Path(folder) / "data")
         try:
@@ -119,7 +118,7 @@ def measure(notes: Path, count: int) -> Figures:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 changes_inside = runner.run(measure_changes_inside(Path(folder) / "data"))
         finally:
-            service.stop()
+            service.stop()  # before its store
             store.stop()
     return Figures(
         count, fill_rate, build_rate, first_start, second_start, mib, similar, writes, changes, changes_inside

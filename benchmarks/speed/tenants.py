@@ -113,9 +113,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         hosts = []
         for count in COUNTS:
-            service = ServiceProcess(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nl-"))))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nl-"))
+            service = stack.enter_context(ServiceProcess(Path(folder)))
             service.environment["NOTELLM_BOOTSTRAP_KEY"] = BOOTSTRAP_KEY
-            stack.callback(service.stop)
             hosts.append(Host(service, count))
             hosts[-1].fill()
         measure(hosts)
