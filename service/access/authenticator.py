@@ -76,9 +76,8 @@ class Authenticator:
 
         A service without keys takes no notice of a header that was meant for a proxy before it.
         """
-        scheme, _, token = (authorization or "").partition(" ")
-        token = token.strip() if scheme.lower() == "bearer" else ""
-        if self._bootstrap and compare_digest(digest_of(token), self._bootstrap):
+        token = _bearer_token(authorization)
+        if self._is_bootstrap(token):
             return BOOTSTRAP
         parsed = parse_token(token)
         arrived = self._now()
@@ -97,6 +96,24 @@ class Authenticator:
         self._note_use(key)
         return key.principal
 
+    def at_hand(self, authorization: str | None) -> Principal | None:
+        """Return who sends this Authorization header, without waiting. None where `authenticate` would refuse it or
+        would read the keys for it."""
+        token, table = _bearer_token(authorization), self._table
+        if self._is_bootstrap(token):
+            return BOOTSTRAP
+        if table is None or self._now() - self._read_at >= CACHE_SECONDS:
+            return None
+        parsed = parse_token(token)
+        if parsed is None:
+            return None if self._bootstrap or table.closes else ANONYMOUS
+        prefix, digest = parsed
+        key = table.keys.get(prefix)
+        if key is None or not key.accepts(digest, self.clock()) or key.expired(self.clock()):
+            return None
+        self._note_use(key)
+        return key.principal
+
     async def check_again(self, principal: Principal, *, anew: bool = False) -> None:
         """Raise Unauthenticated where the key of a request that was let in opens nothing any more. `anew`: the keys are
         read again for it, else they may be CACHE_SECONDS old. A request may take long: its body comes as slowly as the
@@ -109,6 +126,9 @@ class Authenticator:
         if key is None:
             raise _unknown_key()
         self._refuse_expired(key)
+
+    def _is_bootstrap(self, token: str) -> bool:
+        return self._bootstrap is not None and compare_digest(digest_of(token), self._bootstrap)
 
     def _refuse_expired(self, key: ApiKey) -> None:
         if key.expired(self.clock()):
@@ -179,6 +199,12 @@ class Authenticator:
         self._recording = None
         if self._used:
             self._read()
+
+
+def _bearer_token(authorization: str | None) -> str:
+    """Return the token of an Authorization header; "" where it has none."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _unknown_key() -> Unauthenticated:

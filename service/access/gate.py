@@ -55,6 +55,10 @@ class Gate:
         self.meter.charge(principal, tokens)
         await self.meter.check_tokens(principal)
 
+    def at_hand(self, authorization: str | None) -> Principal | None:
+        """Return who sends this Authorization header where Authenticator.at_hand does."""
+        return self._authenticator.at_hand(authorization)
+
     async def recognise(self, authorization: str | None) -> Principal | None:
         """Return who sends this Authorization header; None for somebody without a valid key, who is not refused here,
         and where the keys are not known."""

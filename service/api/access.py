@@ -23,6 +23,7 @@ from service.tracing import take_tokens
 
 F = TypeVar("F", bound=Callable[..., Any])
 _needed: dict[Callable[..., Any], frozenset[Scope]] = {}
+_need_engine: set[Callable[..., Any]] = set()
 
 
 def needs(*scopes: Scope) -> Callable[[F], F]:
@@ -49,6 +50,17 @@ def needed_scopes(handler: Callable[..., Any]) -> frozenset[Scope]:
         return _needed[handler]
     except KeyError:
         raise TypeError(f"{handler.__qualname__} declares no scope; see service/api/access.py") from None
+
+
+def needs_engine(handler: F) -> F:
+    """Declare that a handler has one note or text read by the engine, unless its body is a list or a stream."""
+    _need_engine.add(handler)
+    return handler
+
+
+def may_need_engine(handler: Callable[..., Any]) -> bool:
+    """Return whether `handler` is declared by needs_engine."""
+    return handler in _need_engine
 
 
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:

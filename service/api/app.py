@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from service.access.gate import Gate
 from service.api import problems
 from service.api.connection import CallerLeft
+from service.api.early_refusal import EarlyRefusal
 from service.api.middleware import BodyLimit, RequestContext
 from service.api.openapi import describe
 from service.api.routes import (
@@ -148,7 +149,9 @@ def create_app(
         tracer=tracer,
         log_sample=settings.log_sample,
     )
-    describe(app, [route for router in ROUTERS for route in router.routes])
+    routes = [route for router in ROUTERS for route in router.routes]
+    describe(app, routes)
+    app.state.early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
     return app
 
 

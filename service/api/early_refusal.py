@@ -1,49 +1,150 @@
-"""Early refusal: 429 for one note that the queue has no room for, before its body is parsed and validated.
+"""Early refusal: 429 as soon as the head of a request is there, where the engine has no room for its note.
 
-A service that gets five times the notes that it can take refuses four of five. Each refusal by the use-case takes the
-event loop a millisecond and more, which the engine lacks on the same cores (docs/log/operations.md).
+A service that gets five times the notes that it can take refuses four of five, on the cores that the engine computes
+on. So a refusal runs none of the app: the connection (protocol.py) asks here, and sends what it gets
+(docs/log/operations.md). A request that is not refused here goes on to its route, where Batcher.admit decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
 
-from fastapi import Request, Response
+import orjson
+import structlog
+from pydantic import ValidationError
+from starlette.routing import BaseRoute
 
+from service.access.gate import Gate
+from service.access.principal import Principal, Scope
 from service.admission import Lane
-from service.api.bodies import JSON, is_list, media_type
-from service.api.dependencies import RequestedUrgency, get_service, read_timeout
-from service.api.problems import error_response
+from service.api.access import may_need_engine, needed_scopes
+from service.api.bodies import JSON
+from service.api.dependencies import TIMEOUT, RequestedUrgency
+from service.api.problems import MEDIA_TYPE, problem_of
+from service.api.protocol import Refusal
+from service.api.request_id import request_id_of
+from service.container import Service
+from service.errors import QueueFull
+from service.lifecycle import Lifecycle
+from service.telemetry import Telemetry
+from service.tenants import Tenants
 
-F = TypeVar("F", bound=Callable[..., Any])
-_handlers: set[Callable[..., Any]] = set()
-UNSURE_HEADERS = ("idempotency-key", "if-match", "if-none-match")
-"""Headers of requests whose answer may need no model."""
+UNDECIDED_HEADERS = frozenset(
+    {
+        *(b"idempotency-key", b"if-match", b"if-none-match"),  # the answer may need no model
+        *(b"if-unmodified-since", b"content-encoding"),  # refused for good
+        *(b"origin", b"expect", b"transfer-encoding"),  # the app, or uvicorn, knows more of them
+    }
+)
+"""Headers of requests that are not refused here."""
+REFUSED_LINE_SECONDS = 10.0
+"""How often a log line counts the refusals: a line for each would be most of the log, and a tenth of their cost."""
+log = structlog.get_logger(__name__)
 
 
-def needs_engine(handler: F) -> F:
-    """Declare that a handler has one note or text read by the engine, unless its body is a list or a stream."""
-    _handlers.add(handler)
-    return handler
+class EarlyRefusal:
+    """Decides about requests of the handlers among `routes` that are declared by access.needs_engine."""
+
+    def __init__(
+        self,
+        routes: Iterable[BaseRoute],
+        gate: Gate,
+        lifecycle: Lifecycle,
+        telemetry: Telemetry,
+        get_tenants: Callable[[], Tenants],
+    ) -> None:
+        self._scopes = {
+            path.encode(): needed_scopes(endpoint)
+            for path, endpoint in map(_address, routes)
+            if endpoint is not None and may_need_engine(endpoint)
+        }
+        """Scopes of which a request needs one, by the path; all of these are POST."""
+        self._gate = gate
+        self._lifecycle = lifecycle
+        self._telemetry = telemetry
+        self._get_tenants = get_tenants
+        self._unlogged = 0
+        self._logging: asyncio.TimerHandle | None = None
+
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        """Return the answer to a request that Batcher.admit would refuse if its body were one note. Return None for one
+        that it would admit, and where that cannot be told from these arguments. `headers`: with names in lower case."""
+        path = target.partition(b"?")[0]
+        scopes = self._scopes.get(path) if method == b"POST" else None
+        if scopes is None or self._lifecycle.draining or not self._lifecycle.started:
+            return None
+        given = dict(reversed(headers))  # of a header that is there twice the first counts
+        if not UNDECIDED_HEADERS.isdisjoint(given):
+            return None
+        caller = self._caller(given.get(b"authorization"), scopes)
+        urgency = _urgency(given)
+        if caller is None or urgency is None:
+            return None
+        principal, service = caller
+        if not _is_small_json(given, service.settings.max_note_bytes):
+            return None
+        refusal = service.batcher.refusal(urgency.for_note(service.settings), principal.tenant)
+        return None if refusal is None else self._answer(path.decode(), service.tenant, given, refusal)
+
+    def _caller(self, authorization: bytes | None, scopes: frozenset[Scope]) -> tuple[Principal, Service] | None:
+        """Return who sends a request and the parts of its tenant, where both are at hand and the request is allowed."""
+        principal = self._gate.at_hand(None if authorization is None else authorization.decode("latin-1"))
+        if principal is None or principal.scopes.isdisjoint(scopes):
+            return None
+        service = self._get_tenants().find(principal.tenant)
+        return None if service is None else (principal, service)
+
+    def _answer(self, path: str, tenant: str, given: dict[bytes, bytes], refusal: QueueFull) -> Refusal:
+        request_id = request_id_of(given.get(b"x-request-id"))
+        problem = problem_of(refusal).model_dump(exclude_none=True) | {"instance": request_id}
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"retry-after", b"%d" % refusal.retry_after),
+            (b"x-request-id", request_id.encode()),
+        ]
+        began = time.monotonic()
+        return Refusal(headers, orjson.dumps(problem), lambda: self._count(path, tenant, time.monotonic() - began))
+
+    def _count(self, path: str, tenant: str, seconds: float) -> None:
+        telemetry, status = self._telemetry, HTTPStatus.TOO_MANY_REQUESTS.value
+        telemetry.http_request.labels("POST", path, status).observe(seconds)
+        telemetry.rejected.labels(str(status)).inc()
+        telemetry.count_tenant_request(tenant)
+        self._unlogged += 1
+        if self._logging is None:
+            self._log()
+
+    def _log(self) -> None:
+        """Log how many requests were refused since the last such line, and look again as long as there are some."""
+        self._logging = None
+        if self._unlogged:
+            log.warning("requests_refused", requests=self._unlogged, status=429)
+            self._unlogged = 0
+            self._logging = asyncio.get_running_loop().call_later(REFUSED_LINE_SECONDS, self._log)
 
 
-def is_declared(handler: Callable[..., Any]) -> bool:
-    """Return whether `handler` is declared by needs_engine."""
-    return handler in _handlers
+def _address(route: BaseRoute) -> tuple[str, Callable[..., Any] | None]:
+    return getattr(route, "path", ""), getattr(route, "endpoint", None)
 
 
-async def early_refusal(request: Request) -> Response | None:
-    """Return 429 where Batcher.admit would refuse one note. Return None where it would not, and for a request that may
-    not need the engine at once. Raises RequestValidationError for an X-Request-Timeout that is no number."""
-    headers = request.headers
-    if media_type(headers) != JSON or any(header in headers for header in UNSURE_HEADERS):
+def _is_small_json(given: dict[bytes, bytes], max_bytes: int) -> bool:
+    """Whether a body is announced as JSON that may be one note."""
+    media_type = given.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    length = given.get(b"content-length", b"")
+    return media_type == JSON.encode() and length.isdigit() and int(length) <= max_bytes
+
+
+def _urgency(given: dict[bytes, bytes]) -> RequestedUrgency | None:
+    """Urgency of a request in the interactive lane; None for another lane, and for headers that are not valid."""
+    if given.get(b"x-request-priority", Lane.INTERACTIVE.encode()) != Lane.INTERACTIVE.encode():
         return None
-    if headers.get("x-request-priority", Lane.INTERACTIVE) != Lane.INTERACTIVE:
+    timeout = given.get(b"x-request-timeout")
+    try:
+        seconds = None if timeout is None else TIMEOUT.validate_python(timeout.decode("latin-1"))
+    except ValidationError:
         return None
-    service = await get_service(request)
-    urgency = RequestedUrgency(request.state.arrived, read_timeout(request), None).for_note(service.settings)
-    refusal = service.batcher.refusal(urgency, service.tenant)
-    if refusal is None or is_list(await request.body()):
-        return None
-    return error_response(refusal)
+    return RequestedUrgency(time.monotonic(), seconds, None)

@@ -11,7 +11,6 @@ from fastapi import Request, Response
 from service.api.bodies import MAX_CONTAINERS, check_containers, check_media_type
 from service.api.bounds import check_note_size
 from service.api.dependencies import get_service
-from service.api.early_refusal import early_refusal, is_declared
 from service.api.strict_route import StrictRoute
 
 MAX_SEARCH_CONTAINERS = 600
@@ -27,7 +26,7 @@ class StrictJsonRequest(Request):
 
 class StrictJsonRoute(StrictRoute):
     """A StrictRoute that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON,
-    and no larger than a note may be. Where the handler needs the engine, and that has no room, it is not called."""
+    and no larger than a note may be."""
 
     max_containers = MAX_CONTAINERS
     """Bound on the lists and objects of its body."""
@@ -35,12 +34,9 @@ class StrictJsonRoute(StrictRoute):
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_body_handler()
         takes_json = self.body_field is not None
-        needs_engine = is_declared(self.endpoint)
 
         async def read_strictly(request: Request) -> Response:
             strict = StrictJsonRequest(request.scope, request.receive)
-            if needs_engine and (refused := await early_refusal(strict)):
-                return refused
             if takes_json:  # checked here, since FastAPI answers 400 to whatever fails while it reads a body
                 check_media_type(strict.headers)
                 body = await strict.body()

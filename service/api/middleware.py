@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
 import time
-from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers
@@ -15,14 +13,13 @@ from service.access.meter import Meter
 from service.access.principal import Principal
 from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
+from service.api.request_id import request_id_of
 from service.errors import LimitExceeded
 from service.lifecycle import Lifecycle
 from service.telemetry import Telemetry
 from service.tracing import RequestStages, Tracer, begin_request
 
 log = structlog.get_logger(__name__)
-REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-"""X-Request-Id that is kept as the caller sent it; any other is replaced."""
 REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
 """Status codes that count as notellm_rejected."""
 FAST_SECONDS = 1.0
@@ -63,7 +60,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id"))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         own_headers = [(b"x-request-id", request_id.encode())]
@@ -132,12 +129,6 @@ def _ms(seconds: float) -> float:
 def _method(scope: Scope) -> str:
     """The request's method; "other" for one that HTTP does not know, so that callers cannot make series up."""
     return scope["method"] if scope["method"] in METHODS else "other"
-
-
-def _request_id(scope: Scope) -> str:
-    """The caller's X-Request-Id where it is fit for a header and a log, else a new one."""
-    value = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return value if REQUEST_ID.match(value) else uuid4().hex
 
 
 class BodyLimit:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import resource
 import ssl
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Protocol
 
 import httptools
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.connection_watch import ConnectionWatch
@@ -46,10 +50,32 @@ FULL_LINE_SECONDS = 10.0
 log = structlog.get_logger(__name__)
 
 
-def http_config(app: Any, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Answer 429 to a request that the app does not get. `on_sent`: called when it is sent."""
+
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    on_sent: Callable[[], None]
+
+
+class RefuseEarly(Protocol):
+    """Decides which requests are refused before their bodies are there (early_refusal.py)."""
+
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        """Return the answer to a request that is refused if its body is no list; None for one that the app gets."""
+
+
+class HttpConfig(uvicorn.Config):
+    """uvicorn's configuration, and what refuses requests before the app has them."""
+
+    early_refusal: RefuseEarly
+
+
+def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> HttpConfig:
     """Return uvicorn's configuration. `tls`: for HTTPS. There are no websockets: an upgrade is ignored, as HTTP
     allows."""
-    return uvicorn.Config(
+    config = HttpConfig(
         app,
         ssl_context_factory=None if tls is None else lambda *_: tls,
         http=BoundedProtocol,
@@ -60,6 +86,8 @@ def http_config(app: Any, shutdown_seconds: int, tls: ssl.SSLContext | None = No
         timeout_keep_alive=int(IDLE_SECONDS),
         timeout_graceful_shutdown=shutdown_seconds,
     )
+    config.early_refusal = app.state.early_refusal
+    return config
 
 
 def allow_open_files(spare: int = SPARE_FILES) -> int:
@@ -75,11 +103,42 @@ def allow_open_files(spare: int = SPARE_FILES) -> int:
     return BoundedProtocol.max_connections
 
 
+class HeadWithBody(asyncio.Transport):
+    """Transport of one answer. uvicorn writes its head and its body apart, each of which would be a system call, and
+    wake the caller; here the head waits for the body, for no longer than the present turn of the event loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head is None:
+            self._head = bytes(data)
+            self._loop.call_soon(self._send_head)
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data if head else data)
+
+    def _send_head(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._send_head()
+        self._transport.close()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. What is refused here, before there is a request, is answered with a problem and closed."""
 
     max_connections = MAX_CONNECTIONS
     said_full_at = 0.0
+    config: HttpConfig
 
     # asyncio.Protocol has a wider argument; uvicorn's own class, which is overridden here, narrows it in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -88,6 +147,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         """Bytes that the parser took since it last told of a part of a request."""
         self._deadline = time.monotonic() + HEAD_SECONDS
+        self._refusal: Refusal | None = None
+        """Answer to the present request, which is refused unless its body turns out to be a list."""
         self._unanswered: list[RequestResponseCycle] = []
         """Requests that have begun and are not answered completely, in their order."""
         self._unsent = 0
@@ -109,7 +170,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         now = time.monotonic()
-        if self._in_head and not self._unparsed and self.cycle is not None:
+        if math.isinf(self._deadline):
             self._deadline = now + HEAD_SECONDS  # a later request begins
         elif not self._in_head:
             self._deadline = min(self._deadline + len(data) / MIN_BODY_RATE, now + BODY_SECONDS)
@@ -156,20 +217,60 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._unparsed = 0
         self._deadline = time.monotonic() + BODY_SECONDS
+        self._body_begun = False
+        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        if not self._unanswered:
+            self._refusal = self.config.early_refusal.decide(self.parser.get_method(), self.url, self.headers)
+        if self._refusal is None:
+            self._call_app()
+
+    def _call_app(self) -> None:
+        """Hand the present request to the app."""
+        self._refusal = None
         super().on_headers_complete()
-        self._unanswered = [*(cycle for cycle in self._unanswered if not cycle.response_complete), self.cycle]
+        self.cycle.transport = HeadWithBody(self.transport, self.loop)
+        self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
-        super().on_body(body)
+        if self._refusal is not None and not self._body_begun:
+            begin = body.lstrip()[:1]
+            self._body_begun = begin != b""
+            if begin == b"[":
+                self._call_app()
+        if self._refusal is None:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
         self._in_head = True
         self._unparsed = 0
-        self._deadline = float("inf")  # until a later request begins
-        super().on_message_complete()
+        self._deadline = math.inf  # until a later request begins
+        if self._refusal is None:
+            super().on_message_complete()
+        else:
+            self._send_refusal(self._refusal)
+
+    def _send_refusal(self, refusal: Refusal) -> None:
+        self._refusal = None
+        keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        self._write_answer(HTTPStatus.TOO_MANY_REQUESTS, refusal.headers, refusal.body, keep)
+        refusal.on_sent()
+        if not keep:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _write_answer(
+        self, status: HTTPStatus, headers: Sequence[tuple[bytes, bytes]], body: bytes, keep: bool
+    ) -> None:
+        """Write a whole answer. `keep`: whether the connection is kept for another request."""
+        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+        lines += [name + b": " + value for name, value in (*self.server_state.default_headers, *headers)]
+        lines.append(b"content-length: %d" % len(body))
+        if not keep:
+            lines.append(b"connection: close")
+        self.transport.write(b"\r\n".join((*lines, b"", body)))
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
@@ -203,14 +304,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not any(cycle.response_started for cycle in unanswered) and len(unanswered) <= (not self._in_head):
             title = HTTPStatus(status).phrase
             body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail}).encode()
-            lines = [b"HTTP/1.1 %d %s" % (status, title.encode())]
-            lines += [name + b": " + value for name, value in (*self.server_state.default_headers, *headers)]
-            lines += [
-                b"content-type: application/problem+json",
-                b"content-length: %d" % len(body),
-                b"connection: close",
-            ]
-            self.transport.write(b"\r\n".join((*lines, b"", body)))
+            problem_type = (b"content-type", b"application/problem+json")
+            self._write_answer(HTTPStatus(status), (problem_type, *headers), body, keep=False)
         self._leave()
         self.transport.close()
 

@@ -11,10 +11,9 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from model.generation import GenerationRequest, Hashtag
 from service.access.principal import Scope
-from service.api.access import needs
+from service.api.access import needs, needs_engine
 from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, UrgencyDep
-from service.api.early_refusal import needs_engine
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, problem_of
 from service.api.schemas.generate import (

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from model.note import Note
 from service.access.principal import Scope
 from service.adding import Added
-from service.api.access import needs
+from service.api.access import needs, needs_engine
 from service.api.bodies import NDJSON, check_media_type, is_list, one_list_or_stream, parse_json
 from service.api.bounds import check_note_size
 from service.api.connection import while_connected
@@ -23,7 +23,6 @@ from service.api.dependencies import (
     ServiceDep,
     UrgencyDep,
 )
-from service.api.early_refusal import needs_engine
 from service.api.idempotency import IdempotencyKeyDep, replay_headers
 from service.api.ingest_list import add_list, parse_note
 from service.api.ingest_stream import add_stream, is_note_stream

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 
 from service.admission import FIRST_ESTIMATE
 from tests.service.api.conftest import Serve, eventually_true
@@ -33,8 +34,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[WordEngine]:
 class Callers:
     """Callers of a service whose engine is at a note that does not end before `release`."""
 
-    def __init__(self, url: str, engine: WordEngine, threads: ThreadPoolExecutor) -> None:
-        self.client = httpx2.Client(base_url=url, timeout=60)
+    def __init__(
+        self, url: str, engine: WordEngine, threads: ThreadPoolExecutor, headers: dict[str, str] | None = None
+    ) -> None:
+        self.client = httpx2.Client(base_url=url, timeout=60, headers=headers)
         self.engine = engine
         self._threads = threads
         engine.gate.clear()
@@ -79,13 +82,14 @@ class Callers:
 
 
 @contextmanager
-def held(serve: Serve, engine: WordEngine, **settings: Any) -> Iterator[Callers]:
+def held(serve: Serve, engine: WordEngine, headers: dict[str, str] | None = None, **settings: Any) -> Iterator[Callers]:
     with serve(**settings) as url, ThreadPoolExecutor(64) as threads:
-        callers = Callers(url, engine, threads)
+        callers = Callers(url, engine, threads, headers)
         try:
             yield callers
         finally:
             engine.gate.set()
+            threads.shutdown()  # the callers get their answers before their client is closed
             callers.client.close()
 
 
@@ -115,6 +119,121 @@ def test_full_queue_refuses_a_note_before_its_body_is_parsed(
         assert callers.client.post(path, content=body, headers=json_type).status_code == 429
         callers.release()
         assert callers.client.post(path, content=body, headers=json_type).status_code in (400, 422)
+
+
+@contextmanager
+def full(serve: Serve, engine: WordEngine, headers: dict[str, str] | None = None, **settings: Any) -> Iterator[Callers]:
+    """Callers of a service whose queue has no room for another note."""
+    with held(serve, engine, headers, queue_seconds=QUEUE_SECONDS, **settings) as callers:
+        for i in range(WAITING):
+            callers.queue(f"n{i}")
+        yield callers
+
+
+def exchange(callers: Callers, *requests: bytes) -> bytes:
+    """Send raw requests on one connection, one at a time; return what comes until the service closes it, or until each
+    has an answer."""
+    received = b""
+    address = (callers.client.base_url.host, callers.client.base_url.port or 80)
+    with socket.create_connection(address, timeout=30) as connection:
+        for count, request in enumerate(requests, 1):
+            connection.sendall(request)
+            while received.count(b"HTTP/1.1 ") < count or not received.endswith(b"}"):
+                part = connection.recv(65536)
+                received += part
+                if not part:
+                    return received
+        return received
+
+
+def note_request(version: str = "1.1", body: bytes = b'{"title": "a"}', **headers: str) -> bytes:
+    lines = [f"POST /notes HTTP/{version}", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
+def test_refusal_has_the_request_s_id_and_counts(serve: Serve, engine: WordEngine) -> None:
+    with full(serve, engine) as callers:
+        headers = {"x-request-id": "mine", "content-type": "application/json"}
+        refused = callers.client.post("/notes", content=b"{", headers=headers)
+        assert (refused.headers["x-request-id"], refused.json()["instance"]) == ("mine", "mine")
+        metrics = callers.client.get("/metrics").text
+    assert 'request_duration_seconds_count{code="429",method="POST",route="/notes"} 1.0' in metrics
+    assert 'notellm_rejected_total{reason="429"} 1.0' in metrics
+
+
+def test_refusals_are_logged_once_and_counted_at_intervals(
+    serve: Serve, engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.early_refusal.REFUSED_LINE_SECONDS", 0.2)
+    with structlog.testing.capture_logs() as lines, full(serve, engine) as callers:
+        for _ in range(20):
+            assert callers.post({"title": "a"}).status_code == 429
+
+        def counts() -> list[int]:
+            return [line["requests"] for line in list(lines) if line["event"] == "requests_refused"]
+
+        eventually_true(lambda: sum(counts()) == 20)
+        assert counts()[0] == 1
+        assert not [line for line in lines if line["event"] == "request" and line["status"] == 429]
+
+
+def test_refused_connection_is_kept(serve: Serve, engine: WordEngine) -> None:
+    with full(serve, engine) as callers:
+        answers = exchange(callers, note_request(), note_request(), b"GET /limits HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"429", b"429", b"200"]
+
+
+def test_refused_connection_is_closed_where_the_caller_wants_that(serve: Serve, engine: WordEngine) -> None:
+    with full(serve, engine) as callers:
+        answers = [
+            exchange(callers, request, b"") for request in (note_request("1.0"), note_request(connection="close"))
+        ]
+    assert [answer[:12] for answer in answers] == [b"HTTP/1.1 429"] * 2
+    assert all(b"\r\nconnection: close\r\n" in answer for answer in answers)
+
+
+def test_head_behind_a_refusal_has_its_bound_in_time(
+    serve: Serve, engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with full(serve, engine) as callers:
+        monkeypatch.setattr("service.api.protocol.HEAD_SECONDS", 0.2)
+        monkeypatch.setattr("service.api.connection_watch.CHECK_SECONDS", 0.02)
+        answers = exchange(callers, note_request(), b"GET /livez HTTP/1.1\r\n")
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"429", b"408"]
+
+
+def test_request_that_is_wrong_anyway_is_told_so_by_a_full_queue(serve: Serve, engine: WordEngine) -> None:
+    with full(serve, engine) as callers:
+        for header, value, status in (
+            ("x-request-timeout", "soon", 422),
+            ("x-request-priority", "high", 422),
+            ("if-match", "no-etag", 400),
+            ("content-type", "text/plain", 415),
+            ("content-encoding", "gzip", 415),
+        ):
+            headers = {"content-type": "application/json", header: value}
+            answer = callers.client.post("/notes", content=b'{"title": "a"}', headers=headers)
+            assert (header, answer.status_code) == (header, status)
+
+
+def test_note_over_its_bound_is_413_by_a_full_queue(serve: Serve, engine: WordEngine) -> None:
+    with full(serve, engine, max_note_bytes=2**12) as callers:
+        assert callers.post({"title": "a" * 2**13}).status_code == 413
+
+
+def test_full_queue_tells_nothing_to_a_caller_without_a_key(serve: Serve, engine: WordEngine) -> None:
+    bootstrap = {"authorization": "Bearer " + "k" * 32}
+    with full(serve, engine, bootstrap, bootstrap_key="k" * 32) as callers:
+        keys = [
+            callers.client.post("/keys", json={"name": "one", "scopes": [scope]}).json()["key"]
+            for scope in ("notes.read", "notes.write")
+        ]
+        refused = [
+            callers.client.post("/notes", json={"title": "a"}, headers={"authorization": f"Bearer {key}"})
+            for key in ("x" * 32, *keys, "k" * 32)
+        ]
+    assert [answer.status_code for answer in refused] == [401, 403, 429, 429]
 
 
 def test_full_queue_of_single_notes_takes_a_list(serve: Serve, engine: WordEngine) -> None:

@@ -74,6 +74,15 @@ def problem_in(connection: socket.socket, status: int) -> str:
     return str(problem["detail"])
 
 
+def test_head_and_body_of_an_answer_come_together(url: str) -> None:
+    with connected(url) as connection:
+        for _ in range(3):
+            connection.sendall(GET)
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
+            assert body
+
+
 @pytest.mark.usefixtures("impatient")
 def test_connection_without_a_request_is_closed(url: str) -> None:
     with connected(url) as connection:
