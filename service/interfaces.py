@@ -172,9 +172,10 @@ class NoteStore(Protocol):
     def forget_written(self) -> None:
         """Have the next `get_logged` read all notes from the store, not from this process's memory of its writes."""
 
-    def is_newest(self, position: str) -> bool:
-        """Return whether this process knows, without asking the store, that nobody was told of a change behind
-        `position`. False where it does not know."""
+    @property
+    def known_position(self) -> str | None:
+        """The log position behind which nobody was told of a change, as known without asking the store; None where it
+        is not known."""
 
     async def log_tail(self, after: str, count: int) -> LogTail | None:
         """Return the log behind the position `after`; None where the log has more than `count` entries there, or does

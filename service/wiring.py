@@ -163,9 +163,7 @@ async def open_service(
         telemetry.item_bytes.set_function(lambda: items.used)
         shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage, items, known)
         directory = RedisTenants(connection, settings.max_tenants, known.end if known else None)
-        tenants = Tenants(
-            directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings, known)
-        )
+        tenants = Tenants(directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings))
         stack.push_async_callback(tenants.stop)
         await tenants.start(lifecycle)
         batcher.start()
@@ -273,10 +271,8 @@ def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
     return settings.data_dir / "tenants" / f"{name}-{identity}" if identity else settings.data_dir / "snapshots"
 
 
-def _forget_tenants(settings: Settings, known: KnownPositions | None, identities: Mapping[str, str]) -> None:
-    """Remove the files of tenants that are no more: they were removed while no process of this machine ran."""
-    if known:
-        known.forget_others(identities)
+def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
+    """Remove the snapshots of tenants that are no more: they were removed while no process of this machine ran."""
     folders = {snapshot_folder(settings, name, identity) for name, identity in identities.items()}
     for folder in (settings.data_dir / "tenants").glob("*"):
         if folder not in folders:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 
+from service.errors import IndexBehind
 from service.interfaces import NoteIndex, NoteStore
 from service.read_time import ReadTime
-from service.records import LogTail
+from service.records import LogTail, position_key
 
 MAX_BEHIND = 64
 """Log entries by which an index may be behind; of one that is farther the store is asked about each note."""
 
 
+CATCH_UP_SECONDS = 0.02
+"""How long a read waits for the index where it knows the position: a change that was acknowledged is on its way to the
+index already, while the store may stand still for longer as it writes the next one to the disk."""
 NO_CHANGES = LogTail(frozenset(), 0.0)
 
 
@@ -34,9 +38,19 @@ class Freshness:
     async def changes(self, time_left: ReadTime) -> LogTail | None:
         """Return the changes that were acknowledged before this call and may be missing in the index; None where the
         log does not tell: the index is far behind, or ahead of a log that has lost entries. Raises StoreUnavailable."""
-        if self._store.is_newest(self._index.position):
+        if (known := self._store.known_position) and await self._reaches(known):
             return NO_CHANGES
         return await time_left.wait(asyncio.shield(self._ask()))
+
+    async def _reaches(self, position: str) -> bool:
+        """Return whether the index has come to a position, or does so at once."""
+        if position_key(self._index.position) >= position_key(position):
+            return True
+        try:
+            await self._index.wait_for(position, CATCH_UP_SECONDS)
+        except IndexBehind:
+            return False
+        return True
 
     def _ask(self) -> asyncio.Task[LogTail | None]:
         """Return the task of a question that was not sent yet. It is sent once the one before it was answered: under

@@ -13,12 +13,12 @@ import contextlib
 import fcntl
 import mmap
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from service.access.principal import DEFAULT_TENANT
 from service.records import position_key
 from service.store.embedded_redis import EmbeddedRedisError
 
@@ -30,10 +30,11 @@ SIZE = 8
 SEQUENCE_BITS = 22
 """Bits of a position's sequence number; the other 42 bits hold its milliseconds, until the year 2109."""
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
-"""The largest sequence number. It stands for all beyond it too, so a position that has it tells nothing."""
+"""The largest sequence number. It stands for all beyond it too, so a position that has it is not known."""
 MAX_PATH = 4096
+PREFIX = "notellm-"
 NEVER = (1 << 64) - 1
-"""A position behind every other one, which no index reaches."""
+"""Stands for a position that is not known, and is behind every other one."""
 
 
 class KnownPosition:
@@ -61,13 +62,13 @@ class KnownPosition:
         self._raise(_encode(position))
 
     def end(self) -> None:
-        """Have no index reach the position any more."""
+        """Have the position not be known any more."""
         self._raise(NEVER)
 
-    def reached_by(self, position: str) -> bool:
-        """Return whether no position behind this one is known."""
-        value: int = self._value[0]
-        return _encode(position) >= value and value & SEQUENCE_MASK != SEQUENCE_MASK
+    def read(self) -> str | None:
+        """Return the position; None where it is not known."""
+        milliseconds, sequence = divmod(self._value[0], SEQUENCE_MASK + 1)
+        return None if sequence == SEQUENCE_MASK else f"{milliseconds}-{sequence}"
 
     def _raise(self, value: int) -> None:
         if value <= self._value[0]:
@@ -100,30 +101,33 @@ class KnownPositions:
             raise
 
     def close(self) -> None:
-        """Give up the lock. The folder stays: the next process of the data folder uses it."""
+        """Give up the lock. The folder stays for the other processes; one that is alone makes another."""
         os.close(self._place)
 
     def _find_folder(self, data_folder: Path) -> Path:
-        """Return the folder that the other processes use, or a new one where there are none and it is gone: memory ends
-        with the machine. Holds the shared lock from then on."""
+        """Return the folder that the other processes use, or a new one where there are none. Holds the shared lock from
+        then on."""
         try:
             fcntl.flock(self._place, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = True
         except BlockingIOError:
             alone = False
             fcntl.flock(self._place, fcntl.LOCK_SH)  # one that makes the folder has made it then
-        named = os.pread(self._place, MAX_PATH, 0).decode()
-        if not named or not Path(named).is_dir():
-            if not alone:
-                raise EmbeddedRedisError(
-                    f"another process uses {data_folder} and shares no memory with this one, perhaps in another "
-                    "container; give each a NOTELLM_DATA_DIR of its own, and a Redis to share by NOTELLM_REDIS_URL"
-                )
-            named = tempfile.mkdtemp(prefix="notellm-", dir=MEMORY if os.access(MEMORY, os.W_OK) else data_folder)
+        named = Path(os.pread(self._place, MAX_PATH, 0).decode())
+        if alone:
+            if named.name.startswith(PREFIX):
+                shutil.rmtree(named, ignore_errors=True)
+            memory = MEMORY if os.access(MEMORY, os.W_OK) else data_folder
+            named = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory))
             os.ftruncate(self._place, 0)
-            os.pwrite(self._place, named.encode(), 0)
+            os.pwrite(self._place, bytes(named), 0)
+        elif not named.name or not named.is_dir():
+            raise EmbeddedRedisError(
+                f"another process uses {data_folder} and shares no memory with this one, perhaps in another container; "
+                "give each a NOTELLM_DATA_DIR of its own, and a Redis to share by NOTELLM_REDIS_URL"
+            )
         fcntl.flock(self._place, fcntl.LOCK_SH)
-        return Path(named)
+        return named
 
     def open(self, tenant: str, identity: str) -> AbstractContextManager[KnownPosition]:
         """Open that of a tenant. Raises OSError."""
@@ -136,18 +140,11 @@ class KnownPositions:
                 known.end()
 
     def doubt_all(self, time: float) -> None:
-        """Have all processes ask the store about each tenant, until it has a change later than `time`, in seconds since
-        the epoch: the logs were exchanged."""
+        """Have no position be known until there is a change later than `time`, in seconds since the epoch: the logs
+        were exchanged."""
         for path in self._folder.glob("*"):
             with contextlib.closing(KnownPosition(path)) as known:
-                known.raise_to(f"{int(1000 * time)}-0")
-
-    def forget_others(self, identities: Mapping[str, str]) -> None:
-        """Remove the files of all tenants but these, given by their names, and the default one."""
-        kept = {self._path(*tenant) for tenant in [(DEFAULT_TENANT, ""), *identities.items()]}
-        for path in self._folder.glob("*"):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+                known.raise_to(f"{int(1000 * time)}-{SEQUENCE_MASK}")
 
     def _path(self, tenant: str, identity: str) -> Path:
         return self._folder / (f"{tenant}-{identity}" if identity else tenant)

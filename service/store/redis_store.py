@@ -249,8 +249,9 @@ class RedisNoteStore:
         if self._known:
             self._known.raise_to(position.decode())
 
-    def is_newest(self, position: str) -> bool:
-        return self._known is not None and self._known.reached_by(position)
+    @property
+    def known_position(self) -> str | None:
+        return self._known.read() if self._known else None
 
     def _remember(self, stored: StoredNote) -> str:
         """Keep a note that is about to be written; return the `by` of its log entry."""

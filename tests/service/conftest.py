@@ -47,6 +47,7 @@ from service.records import Generated, LogBounds, LogEntry, StoredNote, Vector
 from service.search.search import NoteSearch
 from service.store.embedded_redis import EmbeddedRedis, server_program
 from service.store.keys import DEFAULT_KEYS
+from service.store.known_position import KnownPosition
 from service.store.ranked_lists import RedisLists
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
@@ -267,8 +268,8 @@ class DebianRedis:
 class GatedStore(RedisNoteStore):
     """A store whose log can be withheld from the index, so that it falls behind."""
 
-    def __init__(self, url: str, *, clock: Clock) -> None:
-        super().__init__(url, clock=clock, dimensions={SPACE: DIMENSION})
+    def __init__(self, url: str, *, clock: Clock, known: KnownPosition | None = None) -> None:
+        super().__init__(url, clock=clock, dimensions={SPACE: DIMENSION}, known=known)
         self._gate = asyncio.Event()
         self._gate.set()
         self._parked = False

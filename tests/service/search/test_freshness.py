@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence, Set
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import redis
 
 from service.index.live import LiveIndex
+from service.interfaces import Clock
 from service.read_time import ReadTime
 from service.records import LogTail, StoredNote, Unreadable, Write
 from service.search.freshness import Freshness
 from service.search.item_cache import Budget, ItemCache, RenderedItem
+from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
+from service.store.known_position import KnownPosition
 from service.telemetry import Telemetry
-from tests.service.conftest import GatedStore, eventually, stored_note
+from tests.service.conftest import GatedStore, eventually, following, stored_note
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +80,34 @@ async def test_log_does_not_tell_of_more_changes_than_the_bound(
     told = {f"n{n}" for n in range(behind)} if behind <= 2 else None
     assert await changed(Freshness(embedded_store, live_index)) == told
     embedded_store.release()
+
+
+async def test_store_is_asked_only_where_the_index_does_not_come_to_the_known_position(
+    embedded: EmbeddedRedis, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.search.freshness.CATCH_UP_SECONDS", 0.1)
+    asked: list[str] = []
+
+    class AskedStore(GatedStore):
+        async def log_tail(self, after: str, count: int) -> LogTail | None:
+            asked.append(after)
+            return await super().log_tail(after, count)
+
+    with closing(KnownPosition(tmp_path / "known")) as known:
+        store = AskedStore(embedded.url, clock=clock, known=known)
+        async with following(store, clock) as index:
+            freshness = Freshness(store, index)
+            for n in range(20):  # the index is mostly not there yet when the write returns
+                await store.put([Write(a_note(f"n{n}"))])
+                assert await changed(freshness) == set()
+                assert await index.vector(f"n{n}") is not None
+            assert not asked
+            await store.hold()
+            await store.put([Write(a_note("late"))])
+            assert await changed(freshness) == {"late"}
+            assert len(asked) == 1
+            store.release()
+        await store.close()
 
 
 @pytest.mark.parametrize("damage", ["emptied", "trimmed", "malformed"])

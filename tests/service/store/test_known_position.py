@@ -12,9 +12,9 @@ import pytest
 
 from service.errors import PreconditionFailed
 from service.interfaces import Clock
-from service.records import ORIGIN, Attempt, Condition, Remembered, StoredNote, Write
+from service.records import ORIGIN, Attempt, Condition, Remembered, StoredNote, Write, position_key
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
-from service.store.known_position import MEMORY, NEVER, PLACE, SEQUENCE_MASK, KnownPosition, KnownPositions
+from service.store.known_position import MEMORY, PLACE, SEQUENCE_MASK, KnownPosition, KnownPositions
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import DIMENSION, SPACE, stored_note
 
@@ -33,58 +33,46 @@ def known(path: Path) -> Iterator[KnownPosition]:
         yield known
 
 
-def test_new_file_is_reached_by_every_position(known: KnownPosition) -> None:
-    assert known.reached_by(ORIGIN)
-    assert known.reached_by("1700000000000-0")
+def test_new_file_has_the_position_before_every_change(known: KnownPosition) -> None:
+    assert known.read() == ORIGIN
 
 
-@pytest.mark.parametrize(
-    ("position", "reached"),
-    [
-        ("1700000000000-4", False),
-        ("1699999999999-9", False),
-        (ORIGIN, False),
-        ("1700000000000-5", True),
-        ("1700000000000-6", True),
-        ("1700000000001-0", True),
-    ],
-)
-def test_position_is_reached_by_itself_and_later_ones(known: KnownPosition, position: str, reached: bool) -> None:
-    known.raise_to("1700000000000-5")
-    known.raise_to("1700000000000-3")  # never goes back
-    assert known.reached_by(position) == reached
+def test_position_is_the_latest_it_was_raised_to(known: KnownPosition) -> None:
+    for raised, position in (("17-5", "17-5"), ("17-3", "17-5"), ("16-9", "17-5"), ("17-6", "17-6"), ("18-0", "18-0")):
+        known.raise_to(raised)
+        assert known.read() == position
 
 
 def test_another_process_sees_what_one_has_raised(known: KnownPosition, path: Path) -> None:
     with closing(KnownPosition(path)) as other:
         known.raise_to("7-1")
-        assert not other.reached_by("7-0")
-        other.raise_to("7-2")
-        assert not known.reached_by("7-1")
+        assert other.read() == "7-1"
+        other.raise_to("1700000000000-2")
+    assert known.read() == "1700000000000-2"
     with closing(KnownPosition(path)) as later:
-        assert not later.reached_by("7-1")
-        assert later.reached_by("7-2")
+        assert later.read() == "1700000000000-2"
 
 
-def test_sequence_number_beyond_the_bits_tells_nothing(known: KnownPosition) -> None:
+def test_position_whose_sequence_number_needs_more_bits_is_not_known(known: KnownPosition) -> None:
     known.raise_to(f"7-{SEQUENCE_MASK - 1}")
-    assert known.reached_by(f"7-{SEQUENCE_MASK - 1}")
+    assert known.read() == f"7-{SEQUENCE_MASK - 1}"
     known.raise_to(f"7-{SEQUENCE_MASK + 5}")
-    assert not known.reached_by(f"7-{SEQUENCE_MASK + 9}")
+    assert known.read() is None
     known.raise_to("8-0")
-    assert known.reached_by("8-0")
+    assert known.read() == "8-0"
 
 
-def test_ended_position_is_reached_by_none(known: KnownPosition) -> None:
+def test_ended_position_is_never_known_again(known: KnownPosition) -> None:
     known.end()
-    assert not known.reached_by(f"{NEVER}-{NEVER}")
+    known.raise_to("1700000000000-0")
+    assert known.read() is None
 
 
 def raise_odd_or_even(path: Path, first: int) -> None:
     with closing(KnownPosition(path)) as known:
         for n in range(first, 2 * RAISED, 2):
             known.raise_to(f"{n}-0")
-            assert not known.reached_by(f"{n - 1}-0")
+            assert position_key(known.read() or "") >= (n, 0)
 
 
 def test_two_processes_that_raise_it_never_lower_it(known: KnownPosition, path: Path) -> None:
@@ -95,8 +83,7 @@ def test_two_processes_that_raise_it_never_lower_it(known: KnownPosition, path: 
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert known.reached_by(f"{2 * RAISED - 1}-0")
-    assert not known.reached_by(f"{2 * RAISED - 2}-0")
+    assert known.read() == f"{2 * RAISED - 1}-0"
 
 
 @pytest.fixture
@@ -115,20 +102,17 @@ def test_positions_of_tenants_are_apart_and_end_one_by_one(positions: KnownPosit
         acme.raise_to("7-0")
         positions.end("acme", "1")
         positions.end("acme", "3")  # which nobody has opened
-        assert [one.reached_by("8-0") for one in (acme, anew, own)] == [False, True, True]
-        positions.doubt_all(0.0085)
-        assert [one.reached_by("8-9") for one in (acme, anew, own)] == [False, True, True]
+        assert [one.read() for one in (acme, anew, own)] == [None, ORIGIN, ORIGIN]
+
+
+def test_doubted_position_is_known_again_after_a_later_change(positions: KnownPositions) -> None:
+    with positions.open("default", "") as known:
+        known.raise_to("8-3")
         positions.doubt_all(0.009)
-        assert [one.reached_by("8-9") for one in (anew, own)] == [False, False]
-        assert [one.reached_by("9-0") for one in (anew, own)] == [True, True]
-
-
-def test_files_of_tenants_that_are_no_more_are_forgotten(positions: KnownPositions, tmp_path: Path) -> None:
-    for tenant in (("acme", "1"), ("acme", "2"), ("default", "")):
-        with positions.open(*tenant):
-            pass
-    positions.forget_others({"acme": "2"})
-    assert sorted(path.name for path in place_of(tmp_path).iterdir()) == ["acme-2", "default"]
+        known.raise_to("9-2")
+        assert known.read() is None
+        known.raise_to("10-0")
+        assert known.read() == "10-0"
 
 
 def test_processes_of_a_data_folder_share_its_place_in_memory(positions: KnownPositions, tmp_path: Path) -> None:
@@ -138,18 +122,21 @@ def test_processes_of_a_data_folder_share_its_place_in_memory(positions: KnownPo
         other.open("default", "") as there,
     ):
         known.raise_to("7-1")
-        assert not there.reached_by("7-0")
+        assert there.read() == "7-1"
     assert place_of(tmp_path).parent == MEMORY
 
 
-def test_place_that_is_gone_is_made_anew_by_a_process_that_is_alone(tmp_path: Path) -> None:
-    with closing(KnownPositions(tmp_path)):
-        first = place_of(tmp_path)
-    shutil.rmtree(first)  # as when the machine is started again
+@pytest.mark.parametrize("machine", ["goes-on", "was-restarted"])
+def test_process_that_is_alone_begins_anew(tmp_path: Path, machine: str) -> None:
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
-        assert known.reached_by(ORIGIN)
-        assert place_of(tmp_path) != first
-        shutil.rmtree(place_of(tmp_path))
+        known.raise_to("7-1")
+    first = place_of(tmp_path)
+    if machine == "was-restarted":
+        shutil.rmtree(first)
+    with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
+        assert known.read() == ORIGIN
+        assert not first.exists()
+    shutil.rmtree(place_of(tmp_path))
 
 
 def test_process_that_does_not_see_the_place_of_another_is_refused(positions: KnownPositions, tmp_path: Path) -> None:
@@ -164,7 +151,7 @@ def test_process_that_does_not_see_the_place_of_another_is_refused(positions: Kn
 def test_without_files_in_memory_the_data_folder_is_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.store.known_position.MEMORY", tmp_path / "nowhere")
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
-        assert known.reached_by(ORIGIN)
+        assert known.read() == ORIGIN
         assert place_of(tmp_path).parent == tmp_path
 
 
@@ -189,15 +176,15 @@ async def put(store: RedisNoteStore, note: StoredNote, remembered: Remembered | 
 @pytest.mark.anyio
 async def test_position_of_a_write_is_known(stores: list[RedisNoteStore]) -> None:
     store = stores[1]
-    first = await put(store, stored_note("a", "soup"))
-    second = await put(store, stored_note("b", "soup"))
-    assert (store.is_newest(first), store.is_newest(second)) == (False, True)
+    for note_id in ("a", "b"):
+        position = await put(store, stored_note(note_id, "soup"))
+        assert store.known_position == position
     removal = await store.delete("a")
     assert removal
-    assert (store.is_newest(second), store.is_newest(removal)) == (False, True)
+    assert store.known_position == removal
     (bulk,) = await store.delete_all([("b", None)])
     assert bulk
-    assert (store.is_newest(removal), store.is_newest(bulk)) == (False, True)
+    assert store.known_position == bulk
 
 
 @pytest.mark.anyio
@@ -213,7 +200,7 @@ async def test_position_is_known_to_who_hears_of_a_change_by_another_answer(
     attempt = Attempt("key", "fingerprint")
     (claim,) = await dying.claim([attempt], 60, 60)
     after = await put(dying, stored_note("b", "soup"), Remembered(claim, b"answer"))
-    assert store.is_newest(before)  # nobody was told of the other's write
+    assert store.known_position == before  # nobody was told of the other's write
     match answer:
         case "note":
             await store.get(["b"])
@@ -237,10 +224,10 @@ async def test_position_is_known_to_who_hears_of_a_change_by_another_answer(
         case "claim":
             (known,) = await store.claim([attempt], 60, 60)
             assert known.earlier
-    assert (store.is_newest(before), store.is_newest(after)) == (False, True)
+    assert store.known_position == after
 
 
 @pytest.mark.anyio
-async def test_store_that_others_write_to_is_never_known_to_be_the_newest(stores: list[RedisNoteStore]) -> None:
-    position = await put(stores[0], stored_note("a", "soup"))
-    assert not stores[0].is_newest(position)
+async def test_store_that_others_write_to_has_no_known_position(stores: list[RedisNoteStore]) -> None:
+    await put(stores[0], stored_note("a", "soup"))
+    assert stores[0].known_position is None
