@@ -46,7 +46,8 @@ class Connection(asyncio.Protocol):
         size = int(self._received[begin : self._received.find(b"\r\n", begin)])
         if len(self._received) >= head + 4 + size and self._answer is not None:
             answer, self._received = bytes(self._received), bytearray()
-            self._answer.set_result(answer)
+            if not self._answer.done():  # its caller has not left
+                self._answer.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False

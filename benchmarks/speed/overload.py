@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import statistics
 import sys
@@ -273,6 +274,7 @@ def rows(figures: Figures) -> list[Row]:
 
 
 def main(seconds: float) -> None:
+    os.sync()  # an fsync would wait for what others wrote before
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.start()
         figures = uvloop.run(measure(service.port, seconds))

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import uvloop
@@ -54,7 +55,9 @@ SECONDS = 600.0
 SLOW_CONNECTIONS = 1000
 DRAIN_SECONDS = 2.0
 POLL_SECONDS = 0.5
-"""How often the balancer asks each replica whether it is ready, and how long it waits for the answer."""
+"""How often the balancer asks each replica whether it is ready."""
+POLL_PATIENCE = 2.0
+"""How long it waits for the answer, behind which it sends that replica nothing."""
 READYZ = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 REDIS_AWAY_SECONDS = 1.0
 """From the death of Redis until it is started again."""
@@ -115,11 +118,13 @@ class Balancer:
         while True:
             ready = False
             try:
-                async with asyncio.timeout(POLL_SECONDS):
+                async with asyncio.timeout(POLL_PATIENCE):
                     if connection is None or not connection.is_open:
                         (connection,) = await connect(port, 1)
                     ready = (await connection.exchange(READYZ)).startswith(b"HTTP/1.1 200")
             except (OSError, TimeoutError):
+                if connection is not None:
+                    connection.close()
                 connection = None
             (self._ready.add if ready else self._ready.discard)(port)
             await asyncio.sleep(POLL_SECONDS)
@@ -164,7 +169,8 @@ async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
         possible = await saturate(callers, CALM_SECONDS)
         files, memory = open_files(replicas), resident(replicas)
         read = Reads([])
-        with slow_callers([replica.port for replica in replicas]):
+        with slow_callers([replica.port for replica in replicas]) as all_there:
+            await asyncio.to_thread(all_there.wait)
             disturbing = asyncio.create_task(disturb(replicas, redis, seconds))
             reading = asyncio.ensure_future(arrivals(lambda: one_read(callers, ids, read), READS_PER_SECOND, seconds))
             posting = await arrivals(callers.post, FACTOR * possible, seconds)
@@ -206,13 +212,14 @@ async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
 
 
 @contextlib.contextmanager
-def slow_callers(ports: Sequence[int]) -> Iterator[None]:
+def slow_callers(ports: Sequence[int]) -> Iterator[Event]:
+    """Run the process of the slow callers; give the event that they are all there."""
     context = multiprocessing.get_context("spawn")
-    all_there = context.Event()  # for as long as the process lives
+    all_there = context.Event()
     slow = context.Process(target=be_many, args=(ports, SLOW_CONNECTIONS, all_there), daemon=True)
     slow.start()
     try:
-        yield
+        yield all_there
     finally:
         slow.terminate()
         slow.join()
@@ -275,6 +282,7 @@ def rows(figures: Figures, secrets: int) -> list[Row]:
 
 
 def main(seconds: float) -> None:
+    os.sync()  # an fsync would wait for what others wrote before
     with tempfile.TemporaryDirectory(prefix="nl-") as name:
         folder = Path(name)
         cores = sorted(os.sched_getaffinity(0))
