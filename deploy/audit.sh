@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Looks for known vulnerabilities of what the images hold: make audit.
+#
+# Exit status: 0: there are none. 1: there are some, or a package could not be looked up. 3: no vulnerability service
+# answers, so that nothing is known. It is asked about a package with known vulnerabilities first: one that finds none
+# there, such as a mirror of the package index alone, would find none anywhere.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PIP_AUDIT=${PIP_AUDIT:-pip-audit}
+KNOWN='jinja2==2.4.1'
+COULD_NOT_ASK=3
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+echo "$KNOWN" >"$folder/known.txt"
+"$PIP_AUDIT" --disable-pip --no-deps --timeout 5 -r "$folder/known.txt" >"$folder/answer" 2>&1 || true
+if ! grep -qE '(CVE|GHSA|PYSEC)-[0-9a-z]' "$folder/answer"; then
+    {
+        tail -n 3 "$folder/answer"
+        echo '######################################################################'
+        echo '## NOT AUDITED: no vulnerability service answers from this machine. ##'
+        echo '## Run `make audit` where one can be reached.                        ##'
+        echo '######################################################################'
+    } >&2
+    exit $COULD_NOT_ASK
+fi
+# --strict: without it a package that could not be looked up counts as one without vulnerabilities.
+"$PIP_AUDIT" --strict --require-hashes --disable-pip -r locks/serve.txt -r locks/gpu.txt || exit 1

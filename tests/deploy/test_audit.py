@@ -1,0 +1,39 @@
+"""What `make audit` makes of the answers of a vulnerability service. A script stands for pip-audit: no such service can
+be reached from where these tests run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.test_image import ROOT
+
+FINDING = 'echo "jinja2 2.4.1 CVE-2016-10745 2.8.1"; exit 1'
+NO_FINDING = "echo No known vulnerabilities found"
+NO_SERVICE = 'echo "Dependency not found on PyPI and could not be audited" >&2; exit 1'
+
+
+@pytest.mark.parametrize(
+    ("known", "locks", "status"),
+    [
+        (FINDING, NO_FINDING, 0),
+        (FINDING, FINDING, 1),
+        (FINDING, NO_SERVICE, 1),
+        (NO_FINDING, NO_FINDING, 3),
+        (NO_SERVICE, NO_FINDING, 3),
+    ],
+    ids=["none", "some", "not looked up", "knows none", "no service"],
+)
+def test_audit_fails_on_findings_and_says_where_it_could_not_ask(
+    tmp_path: Path, known: str, locks: str, status: int
+) -> None:
+    pip_audit = tmp_path / "pip-audit"
+    pip_audit.write_text(f'#!/bin/sh\ncase "$*" in *locks/serve.txt*) {locks} ;; *) {known} ;; esac\n')
+    pip_audit.chmod(0o755)
+    environment = os.environ | {"PIP_AUDIT": str(pip_audit)}
+    ended = subprocess.run([ROOT / "deploy" / "audit.sh"], env=environment, capture_output=True, text=True)
+    assert ended.returncode == status
+    assert ("NOT AUDITED" in ended.stderr) == (status == 3)
