@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.problems import invalid_input, problem_of
-from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, EventIn, EventOut
+from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.behaviour.co_occurrence import Read
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
@@ -100,6 +100,12 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
     limit = ("max_batch_events", service.settings.max_batch_events)
     read = await read_list(body, Turns(), limit, EventReader(service).result, EVENT_WORK)
     return orjson.dumps({"results": await _add(read, service)})
+
+
+def check_event_lines(body: bytes) -> None:
+    """Refuse NDJSON of more lines than a request may have, before any is taken in. Raises LimitExceeded."""
+    if body.rstrip(b"\n").count(b"\n") >= MAX_EVENT_LINES:
+        raise LimitExceeded("max_event_lines", MAX_EVENT_LINES)
 
 
 async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncIterator[bytes]:

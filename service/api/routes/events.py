@@ -11,7 +11,7 @@ from service.access.principal import Scope
 from service.api.access import needs
 from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type, one_list_or_stream
 from service.api.dependencies import ServiceDep
-from service.api.ingest_events import add_event, add_event_lines, add_event_list, read_lines
+from service.api.ingest_events import add_event, add_event_lines, add_event_list, check_event_lines, read_lines
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse
 from service.api.problems import documented
@@ -52,6 +52,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
     check_media_type(request.headers, NDJSON)
     body = await request.body()
     if media_type(request.headers) == NDJSON:
+        check_event_lines(body)
         return NdjsonResponse(add_event_lines(request, body, service))
     if is_list(body):
         return Response(await add_event_list(body, service), 207, media_type="application/json")

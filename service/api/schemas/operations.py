@@ -20,7 +20,7 @@ from service.api.protocol import (
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
 from service.api.schemas.embeddings import MAX_EMBEDDED
-from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_POSITION
+from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, MAX_POSITION
 from service.api.schemas.filter import (
     MAX_FILTER_CONDITIONS,
     MAX_FILTER_DEPTH,
@@ -52,6 +52,7 @@ class LimitsOut(BaseModel):
     max_batch_notes: int
     max_batch_events: int
     max_event_bytes: int = MAX_EVENT_BYTES
+    max_event_lines: int = Field(MAX_EVENT_LINES, description="lines of events in one body of NDJSON")
     max_event_ahead_seconds: float = Field(MAX_AHEAD_SECONDS, description="by which the time of an event may be ahead")
     max_event_position: int = Field(MAX_POSITION, description="`position` of an event")
     event_seconds: float = Field(description="how long an event is kept and counts; an older one is refused")

@@ -78,6 +78,16 @@ def test_lines_get_a_result_each(client: httpx2.Client) -> None:
     assert [result["status"] for result in results] == ["accepted", "refused", "refused", "accepted"]
 
 
+def test_lines_over_their_bound_are_refused_and_none_counts(client: httpx2.Client) -> None:
+    limit = client.get("/limits").json()["max_event_lines"]
+    one = event()
+    lines = [json.dumps(one), *["{"] * limit]
+    answer = client.post("/events", content="\n".join(lines), headers=NDJSON)
+    assert answer.status_code == 413
+    assert f"max_event_lines = {limit}" in answer.json()["detail"]
+    assert client.post("/events", json=one).json()["status"] == "accepted"
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "pointer"),
     [
