@@ -188,7 +188,10 @@ def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
     folder = RUNS / (",".join(changes).replace("/", "-") or "as-it-is") / recipe
     if (folder / DONE).exists():
         return folder
-    for entry in tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))["data"]:
+    config = tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))
+    if (before := Path(config.get("start", ""))).is_relative_to("runs"):
+        train(data, before.parent.name)
+    for entry in config["data"]:
         if "pairs" in entry:
             make_pairs(data, Path(entry["pairs"]).stem)
         if "teacher" in entry:
