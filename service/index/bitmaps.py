@@ -44,3 +44,9 @@ def count_of(bits: Bits) -> int:
 def has(bits: Bits, row: int) -> bool:
     """Return whether `row` is in the set; a row beyond the bitmap's end is not."""
     return row >> 3 < len(bits) and bool(bits[row >> 3] >> (row & 7) & 1)
+
+
+def mask_of(bits: Bits, rows: RowNumbers) -> Mask:
+    """Return which of some rows are in the set, (n,); those beyond the bitmap's end are not."""
+    mask: Mask = (np.take(bits, rows >> 3, mode="clip") >> (rows & 7) & 1).astype(np.bool_) if len(bits) else rows < 0
+    return mask & (rows >> 3 < len(bits))

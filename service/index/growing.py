@@ -86,6 +86,9 @@ class GrowingSegment(Segment):
     def id(self, row: int) -> str:
         return self._ids[row]
 
+    def ids_at(self, rows: RowNumbers) -> list[str]:
+        return [self._ids[row] for row in rows.tolist()]
+
     def packed_ids(self, rows: RowNumbers) -> PackedStrings:
         return PackedStrings.of([self._ids[row] for row in rows.tolist()])
 

@@ -58,6 +58,11 @@ class PackedStrings:
     def __getitem__(self, row: int) -> str:
         return str(self._memory[self._ends.item(row) : self._ends.item(row + 1)], "utf-8")
 
+    def at(self, rows: Integers) -> list[str]:
+        """Return the strings of some rows, in their order."""
+        begins, ends = self._ends[rows].tolist(), self._ends[rows + 1].tolist()
+        return [str(self._memory[begin:end], "utf-8") for begin, end in zip(begins, ends, strict=True)]
+
     def row(self, text: str) -> int | None:
         """Return the row of a string, None where it is not there."""
         text_hash = _hash(text)

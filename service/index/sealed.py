@@ -128,6 +128,9 @@ class SealedSegment(Segment):
     def id(self, row: int) -> str:
         return self._ids[row]
 
+    def ids_at(self, rows: RowNumbers) -> list[str]:
+        return self._ids.at(rows)
+
     def packed_ids(self, rows: RowNumbers) -> PackedStrings:
         return self._ids.take(rows)
 

@@ -8,18 +8,19 @@ few rows are left are the segments searched one by one, each with a bitmap (docs
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import ceil, sqrt
+from typing import Protocol
 
 import numpy as np
 
 from service.filters import Filter
-from service.index.bitmaps import Bits, has
+from service.index.bitmaps import Bits, Mask, RowNumbers, has, mask_of
 from service.index.building import MEASURED_K
 from service.index.gpu import Gpu
-from service.index.native import concatenated
+from service.index.native import RankedRows, concatenated, without_padding
 from service.index.segment import Segment
 from service.index.tags import CompiledFilter, TagDictionary
 from service.records import IndexRows, Vector
@@ -32,8 +33,8 @@ one goes segment by segment."""
 FURTHER_NEIGHBOURS = (1, 64, 1024)
 """Neighbours beyond `k` that searches one after the other look at, while all of them have the score of the last one of
 the answer. Of more notes with one score any may be cut off."""
-IsVisible = Callable[[int, int], bool]
-"""Whether a row may be found, given the place of its segment in `segments` and its number in that segment."""
+MAX_LOOPED = 32
+"""Neighbours of a call that are looked at one by one; from about here on it is faster segment by segment."""
 FilteredRows = tuple[Bits | None, int]
 """The rows of a segment that pass a filter, as `Segment.filter_rows` returns them."""
 Found = tuple[float, str, int]
@@ -90,11 +91,13 @@ class SegmentSearcher:
         if where.narrows:
             filtered = list(self._filtered(compiled, now))
             matches = sum(count for _, count in filtered)
-            visible = _in_bitmaps([bits for bits, _ in filtered])
+            visible = _InBitmaps([bits for bits, _ in filtered])
             found, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
             return sorted(found) if len(found) == k else self._search_one_by_one(vector, k, compiled, filtered)
         replaced_before, living = self.replaced, sum(segment.living for segment in self.segments)
-        found, met_hidden = self._search_in_one_call(vector, k, where.exclude, living, self._alive_at(now), recall_k)
+        found, met_hidden = self._search_in_one_call(
+            vector, k, where.exclude, living, _Alive(self.segments, now), recall_k
+        )
         # A hidden row may be the old row of a note whose new row came too late for this call.
         may_miss_a_note = met_hidden and self.replaced != replaced_before
         if len(found) == k and not may_miss_a_note:
@@ -116,17 +119,17 @@ class SegmentSearcher:
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         """Do what VectorIndex.passing does. A note that is replaced meanwhile may be left out."""
-        visible = self._alive_at(now)
+        visible: Visible = _Alive(self.segments, now)
         if where.narrows:
             compiled = self._tag_dictionary.compile(where)
-            visible = _in_bitmaps([bits for bits, _ in self._filtered(compiled, now)])
+            visible = _InBitmaps([bits for bits, _ in self._filtered(compiled, now)])
 
         candidates = [note_id for note_id in ids if note_id not in where.exclude]
         passing = {
             note_id
             for place, segment in enumerate(self.segments)
             for note_id, row in segment.rows_of_ids(candidates).items()
-            if visible(place, row)
+            if visible.has(place, row)
         }
         return [note_id for note_id in candidates if note_id in passing]
 
@@ -151,7 +154,7 @@ class SegmentSearcher:
         return sorted(found)[:k]
 
     def _search_in_one_call(
-        self, vector: Vector, k: int, exclude: frozenset[str], matches: int, is_visible: IsVisible, recall_k: int
+        self, vector: Vector, k: int, exclude: frozenset[str], matches: int, visible: Visible, recall_k: int
     ) -> tuple[list[Found], bool]:
         """Return the best `k` of the visible rows, of which there are `matches`, and whether the call found rows that
         are not visible.
@@ -167,34 +170,92 @@ class SegmentSearcher:
         at = bisect_left(CALL_SIZES, recalled_size - 1)
         query = np.ascontiguousarray(vector, np.float32)[None]
         scores, labels = self._indexes[at].search(query, size)
-        found: list[Found] = []
-        met_hidden = False
-        rows_of_each = [0] * len(self.segments)
-        for number, (score, label) in enumerate(zip(scores[0].tolist(), labels[0].tolist(), strict=True)):
-            if label < 0 or len(found) == k:
-                break
-            place = bisect_right(self._first_rows, label) - 1
-            rows_of_each[place] += number < recalled_size
-            segment, row = self.segments[place], label - self._first_rows[place]
-            if not is_visible(place, row):
-                met_hidden = True
-            elif (note_id := segment.id(row)) not in exclude:
-                found.append((-score, note_id, label))
+        keep = self._keep_in_loop if size <= MAX_LOOPED else self._keep_by_segment
+        ranked = without_padding(scores[0], labels[0])
+        found, rows_of_each, met_hidden = keep(ranked, k, exclude, visible, recalled_size)
         counts = zip(rows_of_each, self._expected_rows[at], strict=True)
         as_expected = all(count <= expected_count + 1 for count, expected_count in counts)
         return found if as_expected else [], met_hidden
 
-    def _alive_at(self, now: float) -> IsVisible:
-        segments = self.segments
-        return lambda place, row: segments[place].is_visible(row, now)
+    def _keep_in_loop(
+        self, ranked: RankedRows, k: int, exclude: frozenset[str], visible: Visible, recalled_size: int
+    ) -> tuple[list[Found], list[int], bool]:
+        """Return the first `k` rows that may be found, of the rows looked at for them, how many of the first
+        `recalled_size` are in each segment, and whether one may not be found."""
+        found: list[Found] = []
+        met_hidden = False
+        rows_of_each = [0] * len(self.segments)
+        for number, (score, label) in enumerate(zip(ranked[0].tolist(), ranked[1].tolist(), strict=True)):
+            if len(found) == k:
+                break
+            place = bisect_right(self._first_rows, label) - 1
+            rows_of_each[place] += number < recalled_size
+            segment, row = self.segments[place], label - self._first_rows[place]
+            if not visible.has(place, row):
+                met_hidden = True
+            elif (note_id := segment.id(row)) not in exclude:
+                found.append((-score, note_id, label))
+        return found, rows_of_each, met_hidden
+
+    def _keep_by_segment(
+        self, ranked: RankedRows, k: int, exclude: frozenset[str], visible: Visible, recalled_size: int
+    ) -> tuple[list[Found], list[int], bool]:
+        """Return what `_keep_in_loop` does; the rows of each segment are looked up together."""
+        scores, labels = ranked
+        ids, is_visible = [""] * len(labels), np.empty(len(labels), np.bool_)
+        places = np.searchsorted(self._first_rows, labels, "right") - 1
+        for place in np.flatnonzero(np.bincount(places)).tolist():
+            at = np.flatnonzero(places == place)
+            rows = labels[at] - self._first_rows[place]
+            is_visible[at] = visible.mask(place, rows)
+            for number, note_id in zip(at.tolist(), self.segments[place].ids_at(rows), strict=True):
+                ids[number] = note_id
+        kept = [number for number in np.flatnonzero(is_visible).tolist() if ids[number] not in exclude][:k]
+        looked_at = kept[-1] + 1 if len(kept) == k else len(labels)
+        found = list(
+            zip((-scores[kept]).tolist(), [ids[number] for number in kept], labels[kept].tolist(), strict=True)
+        )
+        rows_of_each = np.bincount(places[: min(looked_at, recalled_size)], minlength=len(self.segments)).tolist()
+        return found, rows_of_each, not is_visible[:looked_at].all()
 
 
-def _in_bitmaps(bitmaps: Sequence[Bits | None]) -> IsVisible:
-    def is_visible(place: int, row: int) -> bool:
-        bits = bitmaps[place]
+class Visible(Protocol):
+    """The rows that a search may find. `place`: that of a segment among all segments."""
+
+    def has(self, place: int, row: int) -> bool:
+        """Return whether a row of a segment may be found."""
+
+    def mask(self, place: int, rows: RowNumbers) -> Mask:
+        """Return which of some rows of a segment may be found."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Alive:
+    """The rows that are no tombstones and have not expired at `now`."""
+
+    segments: tuple[Segment, ...]
+    now: float
+
+    def has(self, place: int, row: int) -> bool:
+        return self.segments[place].is_visible(row, self.now)
+
+    def mask(self, place: int, rows: RowNumbers) -> Mask:
+        return self.segments[place].are_visible(rows, self.now)
+
+
+@dataclass(frozen=True, slots=True)
+class _InBitmaps:
+    """The rows of a bitmap for each segment, None for no row."""
+
+    bitmaps: Sequence[Bits | None]
+
+    def has(self, place: int, row: int) -> bool:
+        bits = self.bitmaps[place]
         return bits is not None and has(bits, row)
 
-    return is_visible
+    def mask(self, place: int, rows: RowNumbers) -> Mask:
+        bits = self.bitmaps[place]
+        return np.zeros(len(rows), np.bool_) if bits is None else mask_of(bits, rows)
 
 
 def expected(k: int, share: float) -> int:

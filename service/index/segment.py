@@ -54,6 +54,10 @@ class Segment(ABC):
         """Return the id of a row's note."""
 
     @abstractmethod
+    def ids_at(self, rows: RowNumbers) -> list[str]:
+        """Return the ids of the notes of some rows, in their order."""
+
+    @abstractmethod
     def packed_ids(self, rows: RowNumbers) -> PackedStrings:
         """Return the ids of some rows, in their order."""
 
@@ -109,6 +113,11 @@ class Segment(ABC):
     def is_visible(self, row: int, now: float) -> bool:
         """Return whether searches at `now` may return the row."""
         return bool(self.alive[row]) and (now < self._first_expiry or bool(self.columns.expires[row] > now))
+
+    def are_visible(self, rows: RowNumbers, now: float) -> Mask:
+        """Return which of some rows searches at `now` may return."""
+        alive = self.alive[rows]
+        return alive if now < self._first_expiry else alive & (self.columns.expires[rows] > now)
 
     def filter_rows(self, compiled: CompiledFilter, now: float) -> tuple[Bits | None, int]:
         """Return the living rows that pass a filter and have not expired at `now`, and their number. The ids that it

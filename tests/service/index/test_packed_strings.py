@@ -13,7 +13,7 @@ TEXTS = st.lists(st.text(max_size=12), max_size=20, unique=True)
 
 
 def check(ids: PackedStrings, texts: list[str]) -> None:
-    assert [ids[row] for row in range(len(ids))] == texts
+    assert [ids[row] for row in range(len(ids))] == ids.at(np.arange(len(ids))) == texts
     assert [ids.row(text) for text in texts] == list(range(len(texts)))
     assert ids.row("none of them, since it is longer") is None
     assert ids.rows(["none of them, since it is longer", *texts]) == {text: row for row, text in enumerate(texts)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,3 +193,21 @@ def test_search_for_candidates_finds_the_nearest_as_surely_as_a_short_one() -> N
         short, long = (index.search(vector_of(note), k, ANY, 0.0, recall_k=10) for k in (10, 80))
         assert [hit.id for hit in long[:10]] == [hit.id for hit in short]
         assert len(long) == 80
+
+
+@pytest.mark.usefixtures("lists_of_few_rows")
+@pytest.mark.parametrize("where", [ANY, Filter(author="a1"), Filter(exclude=frozenset({"s7", "s8"}))])
+def test_rows_looked_up_one_by_one_and_by_segment_are_the_same(monkeypatch: pytest.MonkeyPatch, where: Filter) -> None:
+    notes = [spread(n) for n in range(4000)]
+    index = SegmentedIndex(16, growing_rows=300)
+    for begin in range(0, len(notes), 300):
+        part = [replace(note, note=replace(note.note, author=f"a{n % 3}")) for n, note in enumerate(notes)]
+        index.upsert(part[begin : begin + 300])
+        do_jobs(index)
+    index.upsert(notes[:20])
+    index.remove([f"s{n}" for n in range(0, 4000, 9)])
+    found = []
+    for bound in (0, 1000):
+        monkeypatch.setattr("service.index.searcher.MAX_LOOPED", bound)
+        found.append([index.search(vector_of(note), k, where, 0.0) for note in notes[::100] for k in (1, 10, 100)])
+    assert found[0] == found[1]
