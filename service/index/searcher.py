@@ -27,7 +27,7 @@ from service.records import IndexRows, Vector
 
 DEVIATIONS = 3.0
 """Margin that is added to an expected count, in standard deviations."""
-CALL_SIZES = (10, 20, 40, 80, 160, 320, 640, 1000)
+CALL_SIZES = (10, 16, 20, 40, 80, 160, 320, 640, 1000)
 """Sizes of a FAISS call, in neighbours. An index over all segments is prepared for each. A search that needs a larger
 one goes segment by segment."""
 FURTHER_NEIGHBOURS = (1, 64, 1024)
