@@ -25,6 +25,7 @@ from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile, percentiles_text
 from benchmarks.speed.similar import AUTHORS, DEFAULT_ROWS, author, fill, run
+from benchmarks.speed.tenants import processor_seconds
 from service.store.embedded_redis import EmbeddedRedis
 
 REQUESTS = 1000
@@ -43,6 +44,8 @@ FILTERED_AUTHORS = 10
 """Authors that the filter lets pass, one in a hundred: the notes are those of AUTHORS authors in turn."""
 MAX_FILTERED_RATIO = 3.0
 """Target: p99 of a search behind that filter to that of one without."""
+IDLE_SECONDS, MAX_IDLE_SHARE = 3.0, 0.1
+"""A service that takes less than this share of a core for so long is idle."""
 PLAIN, BODY, MANY, BEST, RANKED, FILTERED, WORDS, PAGE = range(8)
 NAMES = (
     "one note, GET",
@@ -111,6 +114,16 @@ async def measure_requests(port: int, count: int) -> list[list[float]]:
     return [kind[warm:] for kind in seconds]
 
 
+def wait_until_idle(service: ServiceProcess) -> None:
+    """Return once a service has nothing left to do: after many writes it merges segments of the index for a minute."""
+    used = processor_seconds(service.pid)
+    while True:
+        time.sleep(IDLE_SECONDS)
+        before, used = used, processor_seconds(service.pid)
+        if used - before < MAX_IDLE_SHARE * IDLE_SECONDS:
+            return
+
+
 @contextmanager
 def served(folder: Path, notes: Path | None, count: int) -> Iterator[int]:
     """Run a service on the store in a folder; gives its port. `notes`: the file from which `count` notes are written to
@@ -122,6 +135,7 @@ def served(folder: Path, notes: Path | None, count: int) -> Iterator[int]:
         if notes is not None:
             run(fill(store.url, notes, count))
         service.start()
+        wait_until_idle(service)
         yield service.port
     finally:
         service.stop()
