@@ -21,6 +21,7 @@ from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
 from model.note import Note
 from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
+from service.engine_threads import engine_thread
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
 from service.interfaces import Engine, TokenizedRequest
 from service.lane_queue import LaneQueue
@@ -89,7 +90,7 @@ class Batcher:
         self._now = now
         self._lanes = {lane: LaneQueue[QueuedNote](lambda note: note.admission.tenant) for lane in Lane}
         self._arrived = asyncio.Event()
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._engine_thread = engine_thread("engine")
         self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._task: asyncio.Task[None] | None = None
         self._admissions: set[Admission] = set()

@@ -35,12 +35,14 @@ from service.collection.importing import Importer
 from service.collection.places import Places
 from service.collection.removal import Remover
 from service.container import Service
+from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
 from service.index.snapshots import SnapshotFolder, remove_unused_snapshots
 from service.index.texts import LiveTexts
+from service.index.threads import run_in
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.recommender import GenerationDefaults, Recommender
@@ -142,7 +144,9 @@ async def open_service(
         )  # early: /metrics is read during a start
         stack.push_async_callback(gate.close)
         lifecycle.report("Loading the model")
-        engine = await asyncio.to_thread(_load_engine, settings, lifecycle.report)
+        loading = engine_thread("load-engine")
+        engine = await run_in(loading, partial(_load_engine, settings, lifecycle.report))
+        loading.shutdown(wait=False)
         batcher = Batcher(
             engine,
             telemetry,
