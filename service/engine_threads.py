@@ -1,7 +1,7 @@
 """Threads of the engine: they give way to those that answer requests.
 
-The engine keeps all cores busy. Where a read needs a core for a millisecond it gets one at once, at the engine's cost,
-which is not measurable (docs/log/operations.md).
+The engine keeps all cores busy. Where a read needs a core for a millisecond it gets one at once, which goodput does not
+show (docs/log/operations.md).
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 NICENESS = 10
 """By how much less the scheduler favours a thread of the engine."""
@@ -23,4 +27,7 @@ def engine_thread(name: str) -> ThreadPoolExecutor:
 def _give_way() -> None:
     if sys.platform == "linux":  # elsewhere niceness is the whole process's
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+        try:
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+        except OSError as error:  # a sandbox may forbid it
+            log.warning("engine_not_nice", detail=str(error))

@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,8 @@ async def open_service(
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle.report))
+        # Of a store at an address, others may be told of changes on other machines.
+        known = None if settings.redis_url else stack.enter_context(closing(KnownPositions(settings.data_dir)))
         outage = Outage()
         connection = Connection(
             url.get_secret_value(),
@@ -145,8 +148,10 @@ async def open_service(
         stack.push_async_callback(gate.close)
         lifecycle.report("Loading the model")
         loading = engine_thread("load-engine")
-        engine = await run_in(loading, partial(_load_engine, settings, lifecycle.report))
-        loading.shutdown(wait=False)
+        try:
+            engine = await run_in(loading, partial(_load_engine, settings, lifecycle.report))
+        finally:
+            loading.shutdown(wait=False)
         batcher = Batcher(
             engine,
             telemetry,
@@ -160,10 +165,6 @@ async def open_service(
         stack.callback(searchers.shutdown)
         gpu = find_gpu() if settings.index_device == "cuda" else None
         items = Budget(settings.item_cache_bytes)
-        # Of a store at an address, others may be told of changes on other machines.
-        known = None if settings.redis_url else KnownPositions(settings.data_dir)
-        if known:
-            stack.callback(known.close)
         telemetry.item_bytes.set_function(lambda: items.used)
         shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage, items, known)
         directory = RedisTenants(connection, settings.max_tenants, known.end if known else None)

@@ -139,7 +139,7 @@ async def fill(url: str, notes: Path, count: int) -> float:
         await store.put([Write(stored) for stored in batch])
         seconds += time.perf_counter() - started
     await store.close()
-    return (count - begin) / seconds
+    return (count - begin) / seconds if seconds else 0.0
 
 
 def synthetic_notes(path: Path, begin: int, end: int) -> Iterator[list[StoredNote]]:

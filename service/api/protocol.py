@@ -41,9 +41,9 @@ MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_FILES = 256
 """Open files that are left for the store, snapshots and logs where the system bounds them."""
-FILES_OF_TENANT = 3
-"""Open files of a tenant at rest: the connections that wait for changes and for events, and the lock of its snapshots.
-"""
+FILES_OF_TENANT = 5
+"""Open files of a tenant at rest: the connections that wait for changes and for events, the lock of its snapshots, and
+twice the file of its known position, of which the mapping keeps a duplicate."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
@@ -227,6 +227,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _call_app(self) -> None:
         """Hand the present request to the app."""
         self._refusal = None
+        self._unset_keepalive_if_required()  # a refusal before this request, in the same segment, has set it
         super().on_headers_complete()
         self.cycle.transport = HeadWithBody(self.transport, self.loop)
         self._unanswered.append(self.cycle)

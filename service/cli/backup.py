@@ -42,11 +42,11 @@ def restore(
     from service.store.known_position import KnownPositions
 
     settings = read_settings()
-    with _steps() as progress, store_url(settings) as url:
-        manifest = restore_backup(source, url, progress, replace=replace)
+    with _steps() as progress, store_url(settings) as url, contextlib.ExitStack() as stack:
         if not settings.redis_url:
-            with contextlib.closing(KnownPositions(settings.data_dir)) as known:
-                known.doubt_all(time.time())
+            known = stack.enter_context(contextlib.closing(KnownPositions(settings.data_dir)))
+            stack.callback(lambda: known.doubt_all(time.time()))  # also where it is not known what was restored
+        manifest = restore_backup(source, url, progress, replace=replace)
     _show(manifest.model_dump(mode="json"), as_json)
 
 

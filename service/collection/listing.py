@@ -42,7 +42,7 @@ class Page:
 
 
 async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool = False) -> NotesByIds:
-    """Return the notes of some ids, of the first ones alone where all have more than MAX_READ_BYTES. Raises
+    """Return the notes of some ids; only the first ones where they have more than MAX_READ_BYTES together. Raises
     StoreUnavailable."""
     known = await ReadTime().wait(store.get(ids, with_vectors=with_vectors, max_bytes=MAX_READ_BYTES))
     return NotesByIds(

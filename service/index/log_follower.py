@@ -155,9 +155,10 @@ class LogFollower:
                 notes = await self._store.get_logged(entries)
                 await run_in(self._writer, partial(state.notes.update, notes))
                 self._maintainer.notify()
-            if any(entry.purges for entry in entries):
-                self._purger.request()
-            await state.move_to(entries[-1].position, notes)
+                if any(entry.purges for entry in entries):
+                    self._purger.request()
+                # Within the lock: what is told to have changed must not be older than what `resync` told.
+                await state.move_to(entries[-1].position, notes)
         self.readiness.advance(state.position, bounds.last)
         await self.expire()
 

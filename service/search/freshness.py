@@ -22,6 +22,7 @@ CATCH_UP_SECONDS = 0.02
 """How long a read waits for the index where it knows the position: a change that was acknowledged is on its way to the
 index already, while the store may stand still for longer as it writes the next one to the disk."""
 NO_CHANGES = LogTail(frozenset(), 0.0)
+"""Answer where the index has every change. Its time is 0, since the store's clock is that of this machine."""
 
 
 class Freshness:

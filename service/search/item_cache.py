@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from service.interfaces import NoteStore
 from service.read_time import ReadTime
 from service.records import ChangedNotes, StoredNote
 from service.telemetry import Telemetry
 
-MAX_TAKEN = 64
-"""Notes that are rendered when they change at the same time. Rendering one takes 4 microseconds (docs/log/reads.md)."""
+MAX_RENDERED = 64
+"""Bound on the notes that are rendered when they change together; of a larger change the items are dropped."""
 ITEM_OVERHEAD_BYTES = 400
 """About what Python's objects around a kept item take."""
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +78,21 @@ class ItemCache:
         return [item or read.get(note_id) for note_id, item in zip(ids, items, strict=True)]
 
     def apply(self, notes: ChangedNotes | None) -> None:
-        """Replace the items of notes that changed; None: drop all items. Of more than MAX_TAKEN notes at a time, as in
-        a bulk load, the items are dropped: most would not be read before others take their place."""
+        """Replace the items of notes that changed; None: drop all items. Of more than MAX_RENDERED notes at a time, as
+        in a bulk load, the items are dropped: most would not be read before others take their place."""
         self._changes += 1
         for note_id in list(self._items) if notes is None else notes:
             self._drop(note_id)
-        if notes and len(notes) <= MAX_TAKEN:
+        if notes and len(notes) <= MAX_RENDERED:
             for note_id, note in notes.items():
                 if isinstance(note, StoredNote):
-                    self._keep(note_id, self._render(note))
+                    self._keep_rendered(note_id, note)
+
+    def _keep_rendered(self, note_id: str, note: StoredNote) -> None:
+        try:
+            self._keep(note_id, self._render(note))
+        except ValueError as error:  # it fails again where it is asked for; the index must go on
+            log.error("item_not_rendered", id=note_id, reason=type(error).__name__)
 
     def _keep(self, note_id: str, item: RenderedItem) -> None:
         self._drop(note_id)

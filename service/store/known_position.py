@@ -15,6 +15,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,24 +24,29 @@ from service.records import position_key
 from service.store.embedded_redis import EmbeddedRedisError
 
 PLACE = "positions"
-"""File of the data folder that names the folder in memory. Who uses that folder holds a shared lock on this file."""
+"""File of the data folder that names the folder in memory. Each process that uses the folder holds a shared lock on the
+file."""
+MAX_PATH = 4096
+"""Bytes that are read of PLACE."""
 MEMORY = Path("/dev/shm")
 """Where Linux keeps files in memory; other systems take the data folder."""
 SIZE = 8
+"""Bytes of the file of a position."""
 SEQUENCE_BITS = 22
 """Bits of a position's sequence number; the other 42 bits hold its milliseconds, until the year 2109."""
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 """The largest sequence number. It stands for all beyond it too, so a position that has it is not known."""
-MAX_PATH = 4096
-PREFIX = "notellm-"
 NEVER = (1 << 64) - 1
 """Stands for a position that is not known, and is behind every other one."""
+RETRY_SECONDS = 0.01
+"""Pause of a process that finds another one removing the folder."""
 
 
 class KnownPosition:
     """The newest known log position of one tenant, in a file of SIZE bytes, which is made where it is missing.
 
-    The file may name a position of a log that is no more; then the store is asked, as without the file. Raises OSError.
+    The file may name a position of a log that was replaced; then the store is asked, as without the file. Raises
+    OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,8 +57,11 @@ class KnownPosition:
         self._map = mmap.mmap(self._file, SIZE)
         # One aligned number of eight bytes, which processors read and write as a whole.
         self._value = memoryview(self._map).cast("Q")
+        self._closed = False
 
     def close(self) -> None:
+        """Close the file. Requests of a tenant that is being removed may go on: to them the position is not known."""
+        self._closed = True
         self._value.release()
         self._map.close()
         os.close(self._file)
@@ -67,11 +76,13 @@ class KnownPosition:
 
     def read(self) -> str | None:
         """Return the position; None where it is not known."""
+        if self._closed:
+            return None
         milliseconds, sequence = divmod(self._value[0], SEQUENCE_MASK + 1)
         return None if sequence == SEQUENCE_MASK else f"{milliseconds}-{sequence}"
 
     def _raise(self, value: int) -> None:
-        if value <= self._value[0]:
+        if self._closed or value <= self._value[0]:
             return
         with self._locked():  # another process may raise it to less at the same time
             self._value[0] = max(value, self._value[0])
@@ -94,57 +105,79 @@ class KnownPositions:
     def __init__(self, data_folder: Path) -> None:
         data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._place = os.open(data_folder / PLACE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        place = os.fstat(self._place)
+        self._prefix = f"notellm-{place.st_dev}-{place.st_ino}-"  # a copy of the data folder has a folder of its own
         try:
-            self._folder = self._find_folder(data_folder)
+            while (folder := self._find_folder(data_folder)) is None:
+                time.sleep(RETRY_SECONDS)
         except BaseException:
-            self.close()
+            os.close(self._place)
             raise
+        self._folder = folder
 
     def close(self) -> None:
-        """Give up the lock. The folder stays for the other processes; one that is alone makes another."""
+        """Give up the folder, and remove it where no other process uses it."""
+        if self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            os.ftruncate(self._place, 0)
+            shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._place)
 
-    def _find_folder(self, data_folder: Path) -> Path:
-        """Return the folder that the other processes use, or a new one where there are none. Holds the shared lock from
-        then on."""
-        try:
-            fcntl.flock(self._place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            alone = False
-            fcntl.flock(self._place, fcntl.LOCK_SH)  # one that makes the folder has made it then
-        named = Path(os.pread(self._place, MAX_PATH, 0).decode())
-        if alone:
-            if named.name.startswith(PREFIX):
-                shutil.rmtree(named, ignore_errors=True)
-            memory = MEMORY if os.access(MEMORY, os.W_OK) else data_folder
-            named = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory))
-            os.ftruncate(self._place, 0)
-            os.pwrite(self._place, bytes(named), 0)
-        elif not named.name or not named.is_dir():
-            raise EmbeddedRedisError(
-                f"another process uses {data_folder} and shares no memory with this one, perhaps in another container; "
-                "give each a NOTELLM_DATA_DIR of its own, and a Redis to share by NOTELLM_REDIS_URL"
-            )
-        fcntl.flock(self._place, fcntl.LOCK_SH)
-        return named
-
     def open(self, tenant: str, identity: str) -> AbstractContextManager[KnownPosition]:
-        """Open that of a tenant. Raises OSError."""
+        """Open the known position of a tenant. Raises OSError."""
         return contextlib.closing(KnownPosition(self._path(tenant, identity)))
 
     def end(self, tenant: str, identity: str) -> None:
         """Have all processes ask the store about a tenant that is being removed."""
-        if self._path(tenant, identity).exists():
+        path = self._path(tenant, identity)
+        if path.exists():
             with self.open(tenant, identity) as known:
                 known.end()
+            path.unlink(missing_ok=True)
 
-    def doubt_all(self, time: float) -> None:
-        """Have no position be known until there is a change later than `time`, in seconds since the epoch: the logs
+    def doubt_all(self, now: float) -> None:
+        """Have no position be known until there is a change later than `now`, in seconds since the epoch: the logs
         were exchanged."""
         for path in self._folder.glob("*"):
             with contextlib.closing(KnownPosition(path)) as known:
-                known.raise_to(f"{int(1000 * time)}-{SEQUENCE_MASK}")
+                known.raise_to(f"{int(1000 * now)}-{SEQUENCE_MASK}")
+
+    def _find_folder(self, data_folder: Path) -> Path | None:
+        """Return the folder that the other processes use, or a new one where there are none, with the shared lock held.
+        None where another process has just removed it."""
+        if self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            self._make_folder(data_folder)
+        self._lock(fcntl.LOCK_SH)  # not in one step: another process may have come in between
+        folder = self._named()
+        if not folder.name:
+            self._lock(fcntl.LOCK_UN)
+            return None
+        if not folder.is_dir():
+            raise EmbeddedRedisError(
+                f"another process uses {data_folder} and shares no memory with this one, perhaps in another container; "
+                "give each a NOTELLM_DATA_DIR of its own, and a Redis to share by NOTELLM_REDIS_URL"
+            )
+        return folder
+
+    def _make_folder(self, data_folder: Path) -> None:
+        """Make a new folder in place of the one that the last process left, if it could not remove it."""
+        if (left := self._named()).name.startswith(self._prefix):
+            shutil.rmtree(left, ignore_errors=True)
+        memory = MEMORY if os.access(MEMORY, os.W_OK) else data_folder
+        made = tempfile.mkdtemp(prefix=self._prefix, dir=memory)
+        os.ftruncate(self._place, 0)
+        os.pwrite(self._place, made.encode(), 0)
+
+    def _named(self) -> Path:
+        """Return the folder that PLACE names; one without a name where it names none."""
+        return Path(os.pread(self._place, MAX_PATH, 0).decode())
+
+    def _lock(self, how: int) -> bool:
+        """Lock PLACE; return False where another process keeps it from that, and it was not to be waited for."""
+        try:
+            fcntl.flock(self._place, how)
+        except BlockingIOError:
+            return False
+        return True
 
     def _path(self, tenant: str, identity: str) -> Path:
         return self._folder / (f"{tenant}-{identity}" if identity else tenant)
@@ -153,4 +186,4 @@ class KnownPositions:
 def _encode(position: str) -> int:
     """Return a number that grows with positions."""
     milliseconds, sequence = position_key(position)
-    return milliseconds << SEQUENCE_BITS | min(sequence, SEQUENCE_MASK)
+    return min(milliseconds << SEQUENCE_BITS | min(sequence, SEQUENCE_MASK), NEVER)

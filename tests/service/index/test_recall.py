@@ -28,8 +28,8 @@ async def test_recall_damaged_search_lowers_the_mean(
         await eventually(lambda: index.status().recall_sampled == 1.0)
         undamaged = SegmentedIndex.search
 
-        def damaged(index: SegmentedIndex, vector: Vector, k: int, where: Filter, **options: Any) -> list[Hit]:
-            hits = undamaged(index, vector, k, where, **options)
+        def damaged(index: SegmentedIndex, vector: Vector, k: int, where: Filter, *options: Any) -> list[Hit]:
+            hits = undamaged(index, vector, k, where, *options)
             return hits if where.exact else hits[1:]
 
         monkeypatch.setattr(SegmentedIndex, "search", damaged)

@@ -85,7 +85,7 @@ async def test_log_does_not_tell_of_more_changes_than_the_bound(
 async def test_store_is_asked_only_where_the_index_does_not_come_to_the_known_position(
     embedded: EmbeddedRedis, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.search.freshness.CATCH_UP_SECONDS", 0.1)
+    monkeypatch.setattr("service.search.freshness.CATCH_UP_SECONDS", 30.0)
     asked: list[str] = []
 
     class AskedStore(GatedStore):
@@ -102,6 +102,7 @@ async def test_store_is_asked_only_where_the_index_does_not_come_to_the_known_po
                 assert await changed(freshness) == set()
                 assert await index.vector(f"n{n}") is not None
             assert not asked
+            monkeypatch.setattr("service.search.freshness.CATCH_UP_SECONDS", 0.01)
             await store.hold()
             await store.put([Write(a_note("late"))])
             assert await changed(freshness) == {"late"}
@@ -185,8 +186,10 @@ async def test_note_is_read_once_until_it_changes(
 
 async def test_note_that_changes_while_it_is_read_is_not_kept(embedded_store: GatedStore) -> None:
     class Slow(GatedStore):
-        async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[StoredNote | Unreadable | None]:
-            notes = await super().get(ids, with_vectors=with_vectors)
+        async def get(
+            self, ids: Sequence[str], *, with_vectors: bool = False, max_bytes: int | None = None
+        ) -> list[StoredNote | Unreadable | None]:
+            notes = await super().get(ids, with_vectors=with_vectors, max_bytes=max_bytes)
             cache.apply({"n": None})  # as the log does meanwhile
             return notes
 
@@ -209,7 +212,7 @@ async def test_note_that_changed_is_in_memory_at_once_but_for_a_bulk_load(
         assert written[-1]
         await live_index.wait_for(written[-1].position, 5)
 
-    monkeypatch.setattr("service.search.item_cache.MAX_TAKEN", 2)
+    monkeypatch.setattr("service.search.item_cache.MAX_RENDERED", 2)
     await put(a_note("n", "soup"))
     await put(a_note("n", "tea"))
     await put(*(a_note(f"bulk{i}") for i in range(3)))

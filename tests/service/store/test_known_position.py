@@ -60,6 +60,8 @@ def test_position_whose_sequence_number_needs_more_bits_is_not_known(known: Know
     assert known.read() is None
     known.raise_to("8-0")
     assert known.read() == "8-0"
+    known.raise_to(f"{1 << 43}-0")
+    assert known.read() is None
 
 
 def test_ended_position_is_never_known_again(known: KnownPosition) -> None:
@@ -90,7 +92,6 @@ def test_two_processes_that_raise_it_never_lower_it(known: KnownPosition, path: 
 def positions(tmp_path: Path) -> Iterator[KnownPositions]:
     with closing(KnownPositions(tmp_path)) as positions:
         yield positions
-        shutil.rmtree(place_of(tmp_path))
 
 
 def place_of(data_folder: Path) -> Path:
@@ -126,17 +127,50 @@ def test_processes_of_a_data_folder_share_its_place_in_memory(positions: KnownPo
     assert place_of(tmp_path).parent == MEMORY
 
 
-@pytest.mark.parametrize("machine", ["goes-on", "was-restarted"])
-def test_process_that_is_alone_begins_anew(tmp_path: Path, machine: str) -> None:
+@pytest.mark.parametrize("left", ["folder", "name", "nothing"])
+def test_process_that_is_alone_begins_anew(tmp_path: Path, left: str) -> None:
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
         known.raise_to("7-1")
-    first = place_of(tmp_path)
-    if machine == "was-restarted":
-        shutil.rmtree(first)
+        first = place_of(tmp_path)
+        if left != "nothing":  # the process is killed
+            place, kept = tmp_path / PLACE, tmp_path / "kept"
+            shutil.copytree(first, kept)
+    assert not first.exists()
+    if left != "nothing":
+        place.write_text(str(first))
+    if left == "folder":
+        shutil.copytree(kept, first)
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
         assert known.read() == ORIGIN
         assert not first.exists()
-    shutil.rmtree(place_of(tmp_path))
+
+
+def test_copy_of_a_data_folder_leaves_the_running_service_alone(
+    positions: KnownPositions, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    copy = tmp_path_factory.mktemp("copy") / "data"
+    with positions.open("default", "") as known:
+        shutil.copytree(tmp_path, copy)
+        with closing(KnownPositions(copy)) as other, other.open("default", "") as there:
+            there.raise_to("9-0")
+            assert known.read() == ORIGIN
+    assert place_of(tmp_path).is_dir()
+    assert not place_of(copy).name
+
+
+def test_folder_goes_with_the_last_process(tmp_path: Path) -> None:
+    with closing(KnownPositions(tmp_path)):
+        with closing(KnownPositions(tmp_path)):
+            folder = place_of(tmp_path)
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_closed_position_is_not_known(path: Path) -> None:
+    known = KnownPosition(path)
+    known.close()
+    known.raise_to("7-1")
+    assert known.read() is None
 
 
 def test_process_that_does_not_see_the_place_of_another_is_refused(positions: KnownPositions, tmp_path: Path) -> None:

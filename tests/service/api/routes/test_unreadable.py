@@ -39,8 +39,9 @@ def admin(store: EmbeddedRedis) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="module")
 def client(store: EmbeddedRedis, serve: Serve) -> Iterator[httpx2.Client]:
-    """Client of one service for all damages, with two good notes."""
-    with serve(redis_url=store.url) as url, httpx2.Client(base_url=url, timeout=30) as opened:
+    """Client of one service for all damages, with two good notes. It keeps no items in memory: damage without an entry
+    of the log would not change them (docs/decisions/0031-reads.md)."""
+    with serve(redis_url=store.url, item_cache_bytes=0) as url, httpx2.Client(base_url=url, timeout=30) as opened:
         for note_id in ("good", "better"):
             assert post(opened, note_id).status_code == 201
         yield opened
