@@ -186,4 +186,6 @@ def main(folder: Path, split: Split, trained: bool) -> None:
 
 if __name__ == "__main__":
     options = sys.argv[2:]
+    if unknown := set(options) - {"validation", "test", "trained"}:
+        sys.exit(f"neither a split nor trained: {', '.join(sorted(unknown))}")
     main(Path(sys.argv[1]).resolve(), "test" if "test" in options else "validation", "trained" in options)

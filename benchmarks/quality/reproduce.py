@@ -183,7 +183,8 @@ def reproduce(data: Path, name: str) -> None:
 
 
 def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
-    """Train a recipe, with the pairs and the teachers that it needs, and return the folder of the finished run."""
+    """Train a recipe, with the pairs and the teachers that it needs and the recipe that it starts from, and return the
+    folder of the finished run."""
     # Records name an encoder by this folder.
     folder = RUNS / (",".join(changes).replace("/", "-") or "as-it-is") / recipe
     if (folder / DONE).exists():

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -41,7 +42,8 @@ class SlowCaller(asyncio.Protocol):
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None
+        """An asyncio.Transport; None while there is no connection."""
         self._sent = 0
         self._connecting: asyncio.Task[None] | None = None
 
@@ -56,8 +58,7 @@ class SlowCaller(asyncio.Protocol):
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
 
-    # asyncio.Protocol has a wider argument; a connection's transport is always this one.
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self._sent = transport, 0
 
     def data_received(self, data: bytes) -> None:

@@ -112,6 +112,7 @@ def create_app(
             keeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await keeping
+        app.state.early_refusal.close()
 
     app = FastAPI(
         title="NoteLLM service",

@@ -118,13 +118,24 @@ class EarlyRefusal:
         if self._logging is None:
             self._log()
 
+    def close(self) -> None:
+        """Log the refusals that no line has counted yet."""
+        if self._logging:
+            self._logging.cancel()
+        self._log_unlogged()
+
     def _log(self) -> None:
         """Log how many requests were refused since the last such line, and look again as long as there are some."""
         self._logging = None
-        if self._unlogged:
-            log.warning("requests_refused", requests=self._unlogged, status=429)
-            self._unlogged = 0
+        if self._log_unlogged():
             self._logging = asyncio.get_running_loop().call_later(REFUSED_LINE_SECONDS, self._log)
+
+    def _log_unlogged(self) -> bool:
+        """Log how many requests were refused since the last such line; return whether there were any."""
+        count, self._unlogged = self._unlogged, 0
+        if count:
+            log.warning("requests_refused", requests=count, status=429)
+        return count > 0
 
 
 def _address(route: BaseRoute) -> tuple[str, Callable[..., Any] | None]:

@@ -1,5 +1,5 @@
-"""What `make audit` makes of the answers of a vulnerability service. A script stands for pip-audit: no such service can
-be reached from where these tests run."""
+"""deploy/audit.sh passes, fails or says NOT AUDITED, by what pip-audit answers. A script takes the place of pip-audit,
+since these tests reach no vulnerability service."""
 
 from __future__ import annotations
 

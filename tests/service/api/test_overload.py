@@ -162,6 +162,15 @@ def test_refusal_has_the_request_s_id_and_counts(serve: Serve, engine: WordEngin
     assert 'notellm_rejected_total{reason="429"} 1.0' in metrics
 
 
+def test_refusals_that_no_line_has_counted_are_logged_at_the_end(serve: Serve, engine: WordEngine) -> None:
+    with structlog.testing.capture_logs() as lines:
+        with full(serve, engine) as callers:
+            for _ in range(5):
+                assert callers.post({"title": "a"}).status_code == 429
+        counts = [line["requests"] for line in lines if line["event"] == "requests_refused"]
+    assert counts == [1, 4]
+
+
 def test_refusals_are_logged_once_and_counted_at_intervals(
     serve: Serve, engine: WordEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
