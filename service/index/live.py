@@ -58,8 +58,8 @@ class LiveIndex:
 
     `make_index` and `make_texts` return empty objects. Notes of another vector space than `space` are left out.
     `attributes` names those that filters may test. `snapshots` is the folder for snapshots, None for none; one is saved
-    every `snapshot_seconds` if anything was written. `searchers`: threads of search_threads(), where several indexes
-    share them; whoever made them ends them.
+    every `snapshot_seconds` if anything was written or merged. `searchers`: threads of search_threads(), where several
+    indexes share them; whoever made them ends them.
     """
 
     def __init__(

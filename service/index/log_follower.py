@@ -135,7 +135,7 @@ class LogFollower:
                 notes = dict(zip(batch, stored, strict=True))
                 await run_in(self._writer, partial(self._state.notes.replace, notes))
                 self._state.tell_changed(notes)
-        self._state.repairs += 1
+        self._state.unlogged_changes += 1
         self._maintainer.notify()
 
     async def _read_log(self) -> None:

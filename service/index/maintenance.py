@@ -45,6 +45,7 @@ class Maintainer:
         try:
             await run_in_daemon(job.run)
             await run_in(self._writer, partial(index.finish, job))
+            self._state.unlogged_changes += 1  # so that a snapshot is made of what was merged
         except Exception:
             log.exception("index_job_failed", detail="tried again after the next write")
             await run_in(self._writer, partial(index.give_up, job))

@@ -107,7 +107,7 @@ class SnapshotKeeper:
         self._make_origin = partial(SnapshotSource, space=space, attributes=attributes)
         self._replica = folder.replica if folder else uuid4().hex
         self._saved = ORIGIN, 0
-        """Position and repairs of the last snapshot."""
+        """Position and unlogged changes of the last snapshot."""
         self._saving = asyncio.Lock()
 
     async def run(self) -> None:
@@ -132,8 +132,8 @@ class SnapshotKeeper:
         failure is logged: it makes the next start slower, and no request fails because of it."""
         async with self._saving:
             state, notes = self._state, self._state.notes
-            position, repairs = state.position, state.repairs
-            unchanged = (position, repairs) == self._saved
+            position, unlogged = state.position, state.unlogged_changes
+            unchanged = (position, unlogged) == self._saved
             if self._folder is None or not state.built or state.rebuilding or state.purging or unchanged:
                 return
             origin = self._make_origin(state.store_identity)
@@ -142,7 +142,7 @@ class SnapshotKeeper:
             try:
                 parts = await run_in(self._writer, take_parts)
                 await run_in_daemon(partial(self._folder.save, origin, position, parts))
-                self._saved, self.saved_at = (position, repairs), self._clock()
+                self._saved, self.saved_at = (position, unlogged), self._clock()
             except Exception as error:
                 log.warning("snapshot_failed", detail=repr(error))
             else:
@@ -179,7 +179,7 @@ class SnapshotKeeper:
             reason = str(error) if isinstance(error, SnapshotRefused) else f"its parts do not fit together: {error!r}"
             log.warning("snapshot_refused", reason=reason, detail="building from the store")
             return None
-        self._saved = snapshot.position, self._state.repairs
+        self._saved = snapshot.position, self._state.unlogged_changes
         return RestoredSnapshot(snapshot.position, identity, bounds.last)
 
     async def _read_again(self, unreadable: Sequence[str], notes: IndexedNotes) -> None:

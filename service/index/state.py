@@ -87,16 +87,17 @@ class IndexedNotes:
 class IndexState:
     """The notes that searches see. Changed in the event loop alone.
 
-    `store_identity` names the store that they were read from. `repairs` counts the changes that no log position stands
-    for. `purging`: what is known of removed notes is being dropped, so that no snapshot is made. `built` tells whether
-    the notes are those of the store at `position`; `rebuilding`, whether others are being read that will take their
-    place. `lost` says which acknowledged writes the store has lost, as far as this process can tell; empty for none.
+    `store_identity` names the store that they were read from. `unlogged_changes` counts the changes that no log
+    position stands for: repairs, and merges of segments. `purging`: what is known of removed notes is being
+    dropped, so that no snapshot is made. `built` tells whether the notes are those of the store at `position`;
+    `rebuilding`, whether others are being read that will take their place. `lost` says which acknowledged writes the
+    store has lost, as far as this process can tell; empty for none.
     """
 
     def __init__(self, notes: IndexedNotes) -> None:
         self.notes = notes
         self.store_identity = ""
-        self.repairs = 0
+        self.unlogged_changes = 0
         self.purging = False
         self.built = False
         self.rebuilding = False

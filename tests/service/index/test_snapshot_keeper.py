@@ -16,8 +16,9 @@ import redis
 from structlog.testing import capture_logs
 
 from model.note import Note
-from service.index.backend import Part
+from service.index.backend import Maintainable, Part
 from service.index.live import LiveIndex
+from service.index.maintenance import Maintainer
 from service.index.snapshots import MANIFEST, SnapshotFolder, SnapshotSource
 from service.interfaces import Clock
 from service.store.keys import IDENTITY, LOG, NOTE, SNAPSHOTS
@@ -180,6 +181,29 @@ async def test_log_while_replica_builds_is_kept_for_it(
                 await first.wait_for(await put(embedded_store, *notes(150, 10 + 150 * n)), WAIT)
                 await first.save()
             assert (await embedded_store.log_bounds(at)).reach(at), "what it began with is kept for it"
+
+
+async def test_merges_without_a_write_are_in_the_next_snapshot(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_job(maintainer: Maintainer, index: Maintainable) -> bool:
+        return False
+
+    async def first_segments() -> int:
+        async with started(embedded_store, clock, folder) as index:
+            return index.status().segments
+
+    monkeypatch.setattr(Maintainer, "run_job", no_job)
+    async with started(embedded_store, clock, folder) as index:
+        await index.wait_for(await put(embedded_store, *notes(40)), WAIT)
+    unmerged = await first_segments()
+    monkeypatch.undo()
+    async with started(embedded_store, clock, folder) as index:
+        await eventually(lambda: index.status().segments < unmerged / 4)
+        await index.save()
+        monkeypatch.setattr(index, "save", no_more_saves)
+    monkeypatch.setattr(Maintainer, "run_job", no_job)
+    assert await first_segments() < unmerged / 4
 
 
 async def test_repair_is_in_the_next_snapshot(embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder) -> None:
