@@ -24,6 +24,8 @@ from service.tracing import stage
 
 MAX_CONNECTIONS = 32
 """Connections of one pool to Redis; a call beyond them waits for one."""
+CLOSED = "the handler is closed"
+"""What uvloop says, as a RuntimeError, to who writes to a connection that has been reset since it was looked at."""
 log = structlog.get_logger(__name__)
 
 
@@ -114,7 +116,9 @@ class Connection:
         try:
             with stage("store", operation):
                 yield
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and CLOSED not in str(error):
+                raise
             self._on_error()
             self._outage.begin(self, str(error) or type(error).__name__)
             raise StoreUnavailable(_reason(error)) from error
@@ -134,14 +138,15 @@ class Connection:
             return []
         if self._waits_for_disk is None:
             await self.durability()
+        waits = self._waits_for_disk  # another task may ask the server anew meanwhile
         with self.call("write"):
             pipeline = self.redis.pipeline(transaction=False)
             for command in commands:
                 pipeline.eval(command.script, len(command.keys), *command.keys, *command.arguments)
-            if self._waits_for_disk:
+            if waits:
                 pipeline.execute_command("WAITAOF", 1, 0, int(self.timeout_seconds * 1000))
             results: list[Any] = await pipeline.execute()
-        if self._waits_for_disk and results.pop()[0] < 1:
+        if waits and results.pop()[0] < 1:
             raise StoreUnavailable("the write was not on disk in time")
         return results
 
@@ -157,6 +162,6 @@ def _reason(error: Exception) -> str:
     """Return the cause of an error for callers: Redis's own words, or else a text without the server's address."""
     if isinstance(error, TimeoutError | RedisTimeoutError):
         return "no answer in time"
-    if isinstance(error, OSError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
+    if isinstance(error, OSError | RuntimeError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
         return "there is no connection to it"
     return str(error) or type(error).__name__

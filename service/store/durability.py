@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
 
 from service.records import Durability
 
@@ -22,11 +22,14 @@ class WritePolicy:
 
 
 async def probe_write_policy(redis: Any) -> WritePolicy:
-    """Ask the server how it persists. Raises redis.exceptions.RedisError.
+    """Ask the server how it persists. Raises redis.exceptions.RedisError, also where it still loads its file: until it
+    has, it says that it writes none.
 
     A server that forbids CONFIG is asked through INFO alone, which does not say when it fsyncs.
     """
     server = await redis.info()
+    if server.get("loading"):
+        raise BusyLoadingError("it is loading its data")
     try:
         appendfsync = (await redis.config_get("appendfsync")).get("appendfsync", "unknown")
     except ResponseError:

@@ -234,10 +234,8 @@ class DebianRedis:
         return f"redis://{f':{self._password}@' if self._password else ''}127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        command = [self._program, "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
-        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--logfile", "redis.log"]
-        command += ["--requirepass", self._password] if self._password else []
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self.launch()
+        assert self._process is not None
         deadline = time.monotonic() + WAIT_SECONDS
         with redis.Redis.from_url(self.url) as client:
             while True:
@@ -247,6 +245,13 @@ class DebianRedis:
                 assert self._process.poll() is None, (self._folder / "redis.log").read_text()
                 assert time.monotonic() < deadline, "redis-server did not answer"
                 time.sleep(0.01)
+
+    def launch(self, *options: str) -> None:
+        """Start the server with further options, without waiting until it answers."""
+        command = [self._program, "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--logfile", "redis.log"]
+        command += ["--requirepass", self._password] if self._password else []
+        self._process = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL)
 
     def stop(self) -> None:
         if self._process:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import redis
 
-from service.records import Write
+from service.errors import StoreUnavailable
+from service.records import Durability, Write
+from service.store.connection import Connection
 from service.store.redis_store import RedisNoteStore
-from tests.service.conftest import stored_note
+from tests.service.conftest import DebianRedis, eventually, stored_note
 
+COMMANDS = 5000
+"""Commands in the file of a server that loads for long: it answers others after each 1024 of them."""
+SLOW_LOAD = ("--appendfsync", "everysec", "--key-load-delay", "200")
+"""Options of a server that waits so many microseconds after each command that it loads."""
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
@@ -39,3 +49,51 @@ async def test_write_to_a_server_that_fsyncs_late_waits_for_its_disk(store: Redi
     admin.config_set("appendfsync", "everysec")
     await store.put([Write(stored_note())])
     assert admin.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
+
+
+@pytest.fixture
+def loading(tmp_path: Path) -> Iterator[DebianRedis]:
+    """A server that reads its file, for about a second."""
+    server = DebianRedis(tmp_path)
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        pipeline = client.pipeline(transaction=False)
+        for number in range(COMMANDS):
+            pipeline.set("key", number)
+        pipeline.execute()
+    server.stop()
+    server.launch(*SLOW_LOAD)
+    yield server
+    server.stop()
+
+
+async def test_server_that_loads_its_file_is_not_taken_for_one_without_a_file(loading: DebianRedis) -> None:
+    connection = Connection(loading.url)
+    answers: set[Durability | str] = set()
+
+    async def durable() -> bool:
+        try:
+            durability = await connection.durability()
+        except StoreUnavailable as error:
+            answers.add(str(error))
+            return False
+        answers.add(durability)
+        return durability.durable
+
+    await eventually(durable)
+    assert any("loading" in str(answer) for answer in answers)
+    assert not any(isinstance(answer, Durability) and not answer.durable for answer in answers)
+    await connection.close()
+
+
+async def test_write_under_way_is_answered_where_the_server_turns_out_to_fsync_late(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    await store.durability()
+    admin.client_pause(60_000, all=False)
+    removing = asyncio.create_task(store.delete("b"))
+    await asyncio.sleep(0)  # it begins, and waits for the server
+    admin.config_set("appendfsync", "everysec")
+    assert "WAITAOF" in (await store.durability()).detail
+    admin.client_unpause()
+    assert await removing is None

@@ -1,0 +1,55 @@
+"""Connection: what the client raises when Redis goes away, in our words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import uvloop
+
+from service.errors import StoreUnavailable
+from service.store.connection import Connection
+from service.store.embedded_redis import EmbeddedRedis
+
+
+async def ping(connection: Connection) -> None:
+    with connection.call("ping"):
+        await connection.redis.ping()
+
+
+async def ping_over_connection_that_is_reset(url: str) -> None:
+    """Have a pooled connection be reset after the pool has looked at it, before the command is sent on it."""
+    connection = Connection(url)
+    await ping(connection)
+    (pooled,) = connection.redis.connection_pool._available_connections
+    send = pooled.send_command
+
+    async def send_after_reset(*arguments: Any, **options: Any) -> None:
+        pooled._writer.transport.abort()
+        await pooled._writer.wait_closed()
+        await send(*arguments, **options)
+
+    pooled.send_command = send_after_reset
+    with pytest.raises(StoreUnavailable, match="there is no connection to it"):
+        await ping(connection)
+    pooled.send_command = send
+    await ping(connection)
+    await connection.close()
+
+
+def test_connection_that_is_reset_before_it_is_written_to_is_an_outage(embedded: EmbeddedRedis) -> None:
+    uvloop.run(ping_over_connection_that_is_reset(embedded.url))  # asyncio's own loop reports it otherwise
+
+
+async def fail_within_call(url: str) -> None:
+    connection = Connection(url)
+    try:
+        with connection.call("ping"):
+            raise RuntimeError("a mistake of ours")
+    finally:
+        await connection.close()
+
+
+def test_mistake_of_ours_is_no_outage(embedded: EmbeddedRedis) -> None:
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        uvloop.run(fail_within_call(embedded.url))
