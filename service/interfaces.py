@@ -291,9 +291,9 @@ class NoteIndex(Protocol):
         """Return notes with author hashtags: `count` by `vector` and `count` by the words of `note`, never the note of
         its own id. Blocks: for the thread of the engine, not for the event loop."""
 
-    async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> list[Hit]:
-        """Return up to `count` notes that pass a filter and share the most words with `note`, and those of `ids` that
-        share any, best first; never the note of its own id. Scores are between 0 and 1."""
+    async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> dict[str, float]:
+        """Return by id the word scores, above 0 and up to 1, of up to `count` notes that pass a filter and share the
+        most words with `note`, and of those of `ids` that share any; never of the note of its own id."""
 
     async def count_filtered(self, where: Filter) -> int:
         """Return how many notes a filter leaves out."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -236,9 +236,9 @@ class WrittenRows:
     until: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A note that a search found, and its cosine to the query."""
+class Hit(NamedTuple):
+    """A note that a search found, and its cosine to the query. A named tuple, since a search makes hundreds, each in a
+    third of the time that a dataclass takes."""
 
     id: str
     score: float

@@ -225,17 +225,18 @@ class LiveIndex:
                 break
         return by_words[:count]
 
-    async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> list[Hit]:
-        def search() -> list[Hit]:
+    async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> dict[str, float]:
+        def search() -> dict[str, float]:
             now, notes, known = self._clock(), self._state.notes, set(ids)
             factor = FILTERED_WORDS_FACTOR if where.narrows else 1
             depth = factor * count + len(where.exclude) if count else 0
-            hits = notes.texts.by_words(note, depth, now, ids)
-            others = [note_id for note_id, _ in hits if note_id not in known and note_id not in where.exclude]
+            scores = notes.texts.word_scores(note, depth, now, ids)
+            skipped = known.union(where.exclude)
+            others = sorted((-score, note_id) for note_id, score in scores.items() if note_id not in skipped)
+            best = [note_id for _, note_id in others]
             if where.narrows:
-                others = notes.index.passing(others, where, now)
-            chosen = known.union(others[:count])
-            return [Hit(note_id, score) for note_id, score in hits if note_id in chosen]
+                best = notes.index.passing(best, where, now)
+            return {note_id: scores[note_id] for note_id in (*(known & scores.keys()), *best[:count])}
 
         with stage("index", "words"):
             return await run_in(self._searchers, search)

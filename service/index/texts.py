@@ -70,12 +70,18 @@ class LiveTexts:
         """Return those of some scored notes that have hashtags, in the same order."""
         return [Neighbour(note_id, score, tags) for note_id, score in scored_ids if (tags := self.of(note_id))]
 
-    def by_words(self, note: Note, count: int, now: float, ids: Collection[str] = ()) -> list[tuple[str, float]]:
-        """Return ids and scores of the `count` notes that share the most words with `note`, and of those of `ids` that
-        share any, best first, ties by id; without those that have expired at `now`."""
+    def by_words(self, note: Note, count: int, now: float) -> list[tuple[str, float]]:
+        """Return ids and scores of the `count` notes that share the most words with `note`, best first, ties by id;
+        without those that have expired at `now`."""
+        return sorted(self.word_scores(note, count, now).items(), key=lambda hit: (-hit[1], hit[0]))
+
+    def word_scores(self, note: Note, count: int, now: float, ids: Collection[str] = ()) -> dict[str, float]:
+        """Return by id the scores of the notes that share the most words with `note`, at least `count` where so many
+        share any, and of those of `ids` that share any; without those that have expired at `now`."""
         scores = self._lexical_index.scores(note, count, ids)
-        living = [hit for hit in scores.items() if self._expires.get(hit[0], math.inf) > now]
-        return sorted(living, key=lambda hit: (-hit[1], hit[0]))
+        if not self._expires:
+            return scores
+        return {note_id: score for note_id, score in scores.items() if self._expires.get(note_id, math.inf) > now}
 
     def shared_words(self, note: Note, other: Note) -> tuple[str, ...]:
         """Return the rarest words that two notes share, the rarest first."""

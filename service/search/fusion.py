@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -22,11 +23,20 @@ class Evidence(Protocol):
     """Evidence, beside the vectors, that notes are related to the examples of one request."""
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
-        """Return ids of up to `count` notes that pass a filter, the most related first. `known`: ids of the
-        candidates so far, which it may return again."""
+        """Return ids of the `count` most related notes that pass a filter, in no order. `known`: ids of the candidates
+        so far, which it may return again."""
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         """Return the scores of candidates, (N,), with what the evidence adds to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Candidates of all sources: their scores times -1 and their ids, the best first. `exhausted`: there are no
+    others."""
+
+    ranked: Sequence[tuple[float, str]]
+    exhausted: bool
 
 
 class FusedSource:
@@ -40,7 +50,7 @@ class FusedSource:
         self._index = index
         self._content = content
         self._evidence = evidence
-        self._pool: Candidates | None = None
+        self._pool: Pool | None = None
         self.unit = content.unit
 
     async def find(
@@ -49,14 +59,15 @@ class FusedSource:
         if self._pool is None:
             self._pool = await self._make_pool(where)
         pool = self._pool
-        if pool.exhausted or depth <= len(pool.hits):
-            return Candidates(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
+        hits = [Hit(note_id, -negated) for negated, note_id in pool.ranked[:depth]]
+        if pool.exhausted or depth <= len(pool.ranked):
+            return Candidates(hits, pool.exhausted and depth >= len(pool.ranked))
         nearest = await self._content.find(depth, where, recall_k)
-        ids, last = {hit.id for hit in pool.hits}, pool.hits[-1].score
+        ids, last = {hit.id for hit in hits}, hits[-1].score
         further = [Hit(hit.id, min(hit.score, last)) for hit in nearest.hits if hit.id not in ids]
-        return Candidates([*pool.hits, *further], nearest.exhausted)
+        return Candidates([*hits, *further], nearest.exhausted)
 
-    async def _make_pool(self, where: Filter) -> Candidates:
+    async def _make_pool(self, where: Filter) -> Pool:
         nearest = await self._content.find(POOL_SIZE, where, POOL_SIZE // POOL_PER_RECALLED)
         scores = {hit.id: hit.score for hit in nearest.hits[:POOL_SIZE]}
         exhausted = nearest.exhausted and len(nearest.hits) <= POOL_SIZE
@@ -67,8 +78,7 @@ class FusedSource:
         adjusted = np.fromiter(scores.values(), np.float64, len(ids))
         for evidence in self._evidence:
             adjusted = await evidence.adjust(ids, adjusted)
-        hits = [Hit(note_id, score) for note_id, score in zip(ids, adjusted.tolist(), strict=True)]
-        return Candidates(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
+        return Pool(sorted(zip((-adjusted).tolist(), ids, strict=True)), exhausted)
 
     async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:
         """Return the content scores of notes by their ids. Notes that the index does not have are left out."""

@@ -36,9 +36,9 @@ class WordEvidence:
         """Factor of word scores in the sum; 0 until scores were adjusted."""
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
-        hits = await self._index.search_words(self._note, count, where, known)
-        self._scores = dict.fromkeys(known, 0.0) | {hit.id: hit.score for hit in hits}
-        return [hit.id for hit in hits]
+        found = await self._index.search_words(self._note, count, where, known)
+        self._scores = dict.fromkeys(known, 0.0) | found
+        return list(found)
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         words = await self.scores(ids)
@@ -49,8 +49,8 @@ class WordEvidence:
     async def scores(self, ids: Sequence[str]) -> Numbers:
         """Return the word scores of notes, (N,), from 0 to 1."""
         if unknown := [note_id for note_id in ids if note_id not in self._scores]:
-            hits = await self._index.search_words(self._note, 0, Filter(), unknown)
-            self._scores |= dict.fromkeys(unknown, 0.0) | {hit.id: hit.score for hit in hits}
+            found = await self._index.search_words(self._note, 0, Filter(), unknown)
+            self._scores |= dict.fromkeys(unknown, 0.0) | found
         return np.array([self._scores[note_id] for note_id in ids], np.float64)
 
     async def shared(self, notes: Sequence[Note]) -> list[tuple[str, ...]]:

@@ -81,6 +81,14 @@ def test_scores_include_the_ids_that_are_named() -> None:
     assert scores["3"] == dict(index.nearest(Note(title="soup with bread"), 9))["3"]
 
 
+def test_scores_of_named_ids_leave_out_the_note_itself_and_those_that_share_nothing() -> None:
+    index = index_of(*(Note(id=name, title=f"soup {name}") for name in "abc"), Note(id="other", title="chess"))
+    index.remove("b")
+    assert set(index.scores(Note(id="a", title="soup"), 0, ids=("a", "b", "c", "other"))) == {"c"}
+    assert index.scores(Note(title="yarn"), 9, ids=("a",)) == {}
+    assert index.scores(Note(title="!?"), 9, ids=("a",)) == {}
+
+
 def test_shared_words_are_the_rarest_first() -> None:
     index = index_of(
         *(Note(id=f"{i}", title="soup with bread") for i in range(3)), Note(id="rare", title="saffron soup")
