@@ -96,6 +96,10 @@ class ExamplesNotFound(NoteLLMError):
             'With "on_missing": "skip" they are left out.'
         )
 
+    def under(self, prefix: str) -> ExamplesNotFound:
+        """Return the same error with pointers below `prefix`."""
+        return ExamplesNotFound([FieldError(prefix + error.pointer, error.detail) for error in self.errors])
+
 
 class ListExpired(NoteLLMError):
     def __init__(self) -> None:

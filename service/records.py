@@ -300,14 +300,16 @@ class IndexStatus:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """What made a note's place: its cosine to each positive and each negative example of the request (None for one that
-    is missing), what each boost added, and the relevance that comes of all of it. `words`: what its words added, None
-    where words have no say; `shared_words`: the rarest that it shares with the positive examples. `behaviour`: what
-    readers added, None where they have no say; `co_readers`: how many read it after a positive example."""
+    is missing), what each boost added, and the relevance that comes of all of it. `shared_hashtags`: those of its
+    hashtags that a positive example has too. `words`: what its words added, None where words have no say;
+    `shared_words`: the rarest that it shares with the positive examples. `behaviour`: what readers added, None where
+    they have no say; `co_readers`: how many read it after a positive example."""
 
     positive: tuple[float | None, ...]
     negative: tuple[float | None, ...]
     boosts: tuple[float, ...]
     relevance: float
+    shared_hashtags: tuple[str, ...] = ()
     words: float | None = None
     shared_words: tuple[str, ...] = ()
     behaviour: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.problem import json_pointer
 from service.api.schemas.search import SearchDefaults
-from service.api.schemas.similar import SearchOptions, name_and_value
+from service.api.schemas.similar import RankingOptions, name_and_value
 from service.errors import FieldError, InvalidInput, LimitExceeded
 from service.settings import Settings
 
@@ -17,11 +17,15 @@ def check_note_size(size: int, settings: Settings) -> None:
         raise LimitExceeded("max_note_bytes", limit)
 
 
-def check_search_options(options: SearchOptions, pointer: str, settings: Settings) -> None:
-    """Refuse a `k` over max_k, and attributes that the index does not filter by. Raises InvalidInput at `pointer`."""
+def check_search_options(options: RankingOptions, pointer: str, settings: Settings) -> None:
+    """Refuse a `k` over max_k, a `min_score` that no score has, and attributes that the index does not filter by.
+    Raises InvalidInput at `pointer`."""
     limit = settings.max_k
     if options.k > limit:
         raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])
+    if options.min_score is not None and abs(options.min_score) > 1 and options.scores_like_cosines:
+        problem = "must be from -1 to 1, as a cosine is; scores of sum_scores and with other sources may lie beyond"
+        raise InvalidInput([FieldError(f"{pointer}/min_score", problem)])
     known = settings.filter_attributes
     if unknown := sorted({name for name, _ in map(name_and_value, options.attribute)} - set(known)):
         problem = f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {unknown}"

@@ -111,8 +111,8 @@ def _show_rest(answer: dict[str, Any]) -> None:
 
 
 def _evidence(explanation: dict[str, Any]) -> list[str]:
-    """Say what words and behaviour added to a score, of those that were asked for."""
-    parts = []
+    """Say which hashtags a note shares, and what words and behaviour added to a score, of those that were asked for."""
+    parts = [f"hashtags {', '.join(tags)}"] if (tags := explanation["shared_hashtags"]) else []
     if explanation.get("words") is not None:
         shared = ", ".join(explanation["shared_words"]) or "-"
         parts.append(f"words {explanation['words']:.4f} ({shared})")

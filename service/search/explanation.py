@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from model.note import hashtag_key
 from service.interfaces import NoteIndex
 from service.ranking.selection import Chosen, SelectionOptions
 from service.ranking.strategies import cosines
-from service.records import Explanation, Vector
+from service.records import Explanation, StoredNote, Vector
 from service.search.examples import Examples
 from service.search.read_after import BehaviourEvidence
 from service.search.request import Example, SearchRequest
@@ -19,15 +20,28 @@ from service.search.words import WordEvidence
 
 
 async def explain(
-    request: SearchRequest, examples: Examples, chosen: Sequence[Chosen], options: SelectionOptions, index: NoteIndex
+    request: SearchRequest,
+    examples: Examples,
+    chosen: Sequence[Chosen],
+    options: SelectionOptions,
+    index: NoteIndex,
+    notes: VerifiedNotes,
 ) -> dict[str, Explanation]:
-    """Return the explanation of each chosen note by its id. Notes that left the index meanwhile have none."""
+    """Return the explanation of each chosen note by its id. Notes that left the index meanwhile have none; those that
+    were not read share no hashtags."""
     chosen_by_id = {one.id: one for one in chosen}
     rows = await index.rows(list(chosen_by_id))
     positive = _columns(request.positive, examples.positive, rows.vectors)
     negative = _columns(request.negative, examples.negative, rows.vectors)
+    keys = _hashtag_keys(examples, notes)
     return {
-        one.id: Explanation(to_positive, to_negative, one.boosts, one.score * options.relevance_unit + sum(one.boosts))
+        one.id: Explanation(
+            to_positive,
+            to_negative,
+            one.boosts,
+            one.score * options.relevance_unit + sum(one.boosts),
+            _shared_hashtags(notes.known.get(one.id), keys),
+        )
         for one, to_positive, to_negative in zip(
             map(chosen_by_id.__getitem__, rows.ids), positive, negative, strict=True
         )
@@ -54,6 +68,22 @@ def explain_behaviour(explained: Mapping[str, Explanation], behaviour: Behaviour
         note_id: replace(one, behaviour=behaviour.added(note_id), co_readers=behaviour.readers(note_id))
         for note_id, one in explained.items()
     }
+
+
+def _hashtag_keys(examples: Examples, notes: VerifiedNotes) -> frozenset[str]:
+    """Return the keys of the hashtags of the positive examples that have a weight."""
+    keys = set[str]()
+    for example, _ in examples.positive:
+        stored = notes.example(example.note_id)
+        hashtags = example.note.hashtags if example.note else stored.hashtags if stored else ()
+        if example.weight:
+            keys.update(map(hashtag_key, hashtags))
+    return frozenset(keys)
+
+
+def _shared_hashtags(stored: StoredNote | None, keys: Collection[str]) -> tuple[str, ...]:
+    """Return the hashtags of a note that have one of the keys."""
+    return tuple(tag for tag in stored.hashtags if hashtag_key(tag) in keys) if stored else ()
 
 
 def _columns(

@@ -139,7 +139,8 @@ class NoteSearch:
         if request.cursor is None:
             ranked = await self._list(search, await ranker.rank(request.k, verify=True))
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
-        ranked = await self._list(search, await ranker.rank(MAX_LIST_NOTES, verify=bool(options.boosts)))
+        reads_all = bool(options.boosts) or request.explain  # pages say what a long answer says
+        ranked = await self._list(search, await ranker.rank(MAX_LIST_NOTES, verify=reads_all))
         return await self._pages.first(request, ranked, notes, time_left)
 
     async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
@@ -152,7 +153,8 @@ class NoteSearch:
             return None
         if any(example.note_id for example in positive):
             await notes.read([])
-        texts = [example.note or notes.example(example.note_id) for example in positive]
+        stored = [notes.example(example.note_id) for example in positive]
+        texts = [example.note or (one and one.note) for example, one in zip(positive, stored, strict=True)]
         known = [text for text in texts if text]
         return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
 
@@ -181,7 +183,7 @@ class NoteSearch:
         request, chosen = search.request, ranking.selection.chosen
         explained = {}
         if request.explain:
-            explained = await explain(request, search.examples, chosen, search.options, self._index)
+            explained = await explain(request, search.examples, chosen, search.options, self._index, search.notes)
             if search.words:
                 explained = await explain_words(explained, search.words, search.notes)
             if search.behaviour:

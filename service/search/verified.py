@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model.note import Note
 from service.errors import StoreUnavailable
 from service.filters import Filter
 from service.interfaces import NoteStore
@@ -56,7 +55,6 @@ class VerifiedNotes:
             self.known[note_id] = note if isinstance(note, StoredNote) and self._where.accepts(note) else None
         return True
 
-    def example(self, note_id: str | None) -> Note | None:
+    def example(self, note_id: str | None) -> StoredNote | None:
         """Return an example that was read; None for one that was not."""
-        stored = self._examples.get(note_id or "")
-        return stored.note if stored else None
+        return self._examples.get(note_id or "")

@@ -26,11 +26,11 @@ from service.api.rendered import render_nearest
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.common import NoteId
 from service.api.schemas.search import SearchBody, SearchResults, SimilarIn
-from service.api.schemas.similar import RankingOptions, SimilarOut
+from service.api.schemas.similar import SimilarOut, SimilarQuery
 from service.api.search_list import answer_list
 from service.api.waiting import wait_for_position
 from service.container import Service
-from service.errors import InvalidInput, StoreUnavailable
+from service.errors import ExamplesNotFound, InvalidInput, StoreUnavailable
 from service.read_time import ReadTime
 from service.records import Similar
 from service.search.request import Example, SearchRequest
@@ -61,13 +61,13 @@ router = APIRouter(tags=["similar"], route_class=SearchRoute)
     "/notes/{note_id}/similar",
     responses=documented(404, 409, 410, 422, 503),
     response_model=SimilarOut,
-    openapi_extra={"parameters": [*query_parameters(RankingOptions), WAIT_HEADER]},
+    openapi_extra={"parameters": [*query_parameters(SimilarQuery), WAIT_HEADER]},
 )
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> Response:
     """Notes related to a stored one, from its stored vector: no model call."""
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
-    service, query = await get_service(request), read_query(RankingOptions, request)
+    service, query = await get_service(request), read_query(SimilarQuery, request)
     options = with_scenario(query, scenarios_of(request), "/query")
     check_search_options(options, "/query", service.settings)
     time_left, timeout = ReadTime(), read_timeout(request)
@@ -80,8 +80,8 @@ async def similar(note_id: NoteId, request: Request) -> Response:
                 content = render_nearest(nearest, note_id, service.recommender.engine.name)
                 return Response(content, media_type="application/json")
     try:
-        related = await service.search.related(options.as_request((Example(note_id),)), time_left=time_left)
-    except InvalidInput as error:  # about the cursor
+        related = await service.search.related(options.as_request(*query.examples(note_id)), time_left=time_left)
+    except (InvalidInput, ExamplesNotFound) as error:  # about the cursor or the examples
         raise error.under("/query") from error
     return answer_response(related, note_id, service, options.variant)
 

@@ -28,8 +28,8 @@ from service.api.schemas.filter import (
     MAX_FILTER_VALUES,
 )
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
-from service.api.schemas.search import MAX_BOOSTS, MAX_EXAMPLES, MAX_SEARCHES, MAX_WEIGHT
-from service.api.schemas.similar import MAX_CAP, MAX_EXCLUDED
+from service.api.schemas.search import MAX_BOOSTS, MAX_SEARCHES, MAX_WEIGHT
+from service.api.schemas.similar import MAX_CAP, MAX_EXAMPLES, MAX_EXCLUDED
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
 from service.collection.listing import MAX_IDS, MAX_PAGE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,7 @@ from service.api.schemas.common import Hashtags, Name, NoteId, Time, Wire
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.problem import Problem
 from service.api.schemas.similar import (
+    MAX_EXAMPLES,
     Attributed,
     RankingOptions,
     SimilarOut,
@@ -25,11 +26,8 @@ from service.api.schemas.similar import (
 from service.errors import FieldError, InvalidInput
 from service.filters import Filter
 from service.ranking.boosts import Boost, Curve, Decay, Match
-from service.ranking.strategies import Strategy
-from service.search.request import Example, SearchRequest, SourceName, Sources
+from service.search.request import CONTENT, Example, SearchRequest, SourceName, Sources
 
-MAX_EXAMPLES = 100
-"""Bound on the positive and on the negative examples of a search, published at GET /limits."""
 MAX_BOOSTS = 20
 """Bound on the boosts of a search, published at GET /limits."""
 MAX_SEARCHES = 100
@@ -165,19 +163,15 @@ class SearchDefaults(RankingOptions):
     """All that a scenario may bind: everything but examples and cursor. A note has to pass `filter` and all other
     conditions."""
 
-    strategy: Strategy = Field(
-        "average",
-        description="average: cosine to 2 mean(positive) - mean(negative); best_score: nearest positive against "
-        "nearest negative; sum_scores: sum of cosines to positive less those to negative",
-    )
     filter: FilterIn | None = Field(None, description="conditions in groups, and up to 10,000 ids to leave out")
     boost: list[BoostIn] = Field([], max_length=MAX_BOOSTS)
     sources: SourcesOrName = Field(  # type: ignore[assignment]  # a query string takes names alone
         SourcesIn(), description="where candidates come from: a name, or weights"
     )
-    on_missing: Literal["error", "skip"] = Field(
-        "error", description="an example that is no stored note: 404, or left out and named in `missing`"
-    )
+
+    @property
+    def scores_like_cosines(self) -> bool:
+        return self.strategy != "sum_scores" and self.sources.as_sources() == CONTENT
 
     def as_filter(self) -> Filter:
         flat = super().as_filter()
@@ -189,10 +183,8 @@ class SearchDefaults(RankingOptions):
     def as_request(self, positive: tuple[Example, ...], negative: tuple[Example, ...] = ()) -> SearchRequest:
         return replace(
             super().as_request(positive, negative),
-            strategy=self.strategy,
             boosts=tuple(boost.as_boost() for boost in self.boost),
             sources=self.sources.as_sources(),
-            on_missing=self.on_missing,
         )
 
 

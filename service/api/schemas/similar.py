@@ -8,9 +8,12 @@ from pydantic import BaseModel, Field, PrivateAttr, StringConstraints
 
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, LogPosition, Name, NoteId, ReaderId, Time, Wire
 from service.filters import Filter
+from service.ranking.strategies import Strategy
 from service.records import Explanation, RelatedNote, Similar
-from service.search.request import AUTO, CONTENT, Example, SearchRequest, Sources
+from service.search.request import AUTO, CONTENT, Example, OnMissing, SearchRequest, Sources
 
+MAX_EXAMPLES = 100
+"""Bound on the positive and on the negative examples of a search, published at GET /limits."""
 MAX_EXCLUDED = 1000
 """Bound on the ids that a search leaves out, published at GET /limits."""
 MAX_CAP = 1000
@@ -24,7 +27,13 @@ Attributed = Annotated[
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
 SourcesName = Literal["content", "auto"]
-Score = Annotated[float, Field(ge=-1, le=1, description="least cosine", allow_inf_nan=False)]
+Score = Annotated[
+    float,
+    Field(
+        allow_inf_nan=False,
+        description="least score; from -1 to 1, but for the strategy sum_scores and beside other sources than content",
+    ),
+]
 
 
 class SearchOptions(Wire):
@@ -61,7 +70,7 @@ PLAIN_OPTIONS = SearchOptions.model_fields.keys() | {"min_log_position"}
 
 
 class RankingOptions(SearchOptions):
-    """GET /notes/{id}/similar: the options of a search, and those of its order."""
+    """The options of a search, and those of its order."""
 
     min_log_position: LogPosition | None = Field(
         None, description="answer only from an index that has reached this log position"
@@ -76,6 +85,14 @@ class RankingOptions(SearchOptions):
     )
     sources: SourcesName = Field(
         "content", description="where candidates come from: content, the vectors; auto: also shared words and readers"
+    )
+    strategy: Strategy = Field(
+        "average",
+        description="average: cosine to 2 mean(positive) - mean(negative); best_score: nearest positive against "
+        "nearest negative; sum_scores: sum of cosines to positive less those to negative",
+    )
+    on_missing: OnMissing = Field(
+        "error", description="an example that is no stored note: 404, or left out and named in `missing`"
     )
     explain: bool = Field(False, description="say of each note what made its place")
     scenario: Name | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
@@ -101,6 +118,11 @@ class RankingOptions(SearchOptions):
         """Whether the request has no options but those of the short path (service/search/nearest.py)."""
         return self.model_fields_set <= PLAIN_OPTIONS
 
+    @property
+    def scores_like_cosines(self) -> bool:
+        """Whether all scores lie between -1 and 1."""
+        return self.strategy != "sum_scores" and self.sources == "content"
+
     def as_plain(self) -> tuple[int, Filter, float | None]:
         """Return `k`, the filter and the least score."""
         return self.k, self.as_filter(), self.min_score
@@ -110,6 +132,7 @@ class RankingOptions(SearchOptions):
         return SearchRequest(
             positive=positive,
             negative=negative,
+            strategy=self.strategy,
             k=self.k,
             cursor=self.cursor,
             where=self.as_filter(),
@@ -120,19 +143,35 @@ class RankingOptions(SearchOptions):
             collapse_above=self.collapse_above,
             explain=self.explain,
             sources=named_sources(self.sources),
+            on_missing=self.on_missing,
         )
+
+
+class SimilarQuery(RankingOptions):
+    """GET /notes/{id}/similar: all that a query string can hold."""
+
+    positive: list[NoteId] = Field([], max_length=MAX_EXAMPLES, description="further stored notes to be like")
+    negative: list[NoteId] = Field([], max_length=MAX_EXAMPLES, description="stored notes to be unlike")
+
+    def examples(self, note_id: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """Return the positive examples, of which the note of the address is the first, and the negative ones."""
+        positive = (Example(one, pointer=f"/positive/{i}") for i, one in enumerate(self.positive))
+        negative = (Example(one, pointer=f"/negative/{i}") for i, one in enumerate(self.negative))
+        return (Example(note_id), *positive), tuple(negative)
 
 
 class ExplanationOut(BaseModel):
     """`positive` and `negative`: cosines to the examples of the request, in their order; null for a missing one.
-    `boosts`: what each of them added. `words`: what the words that it shares with the positive examples added, of which
-    `shared_words` are the rarest. `behaviour`: what the readers who read it after a positive example added, and
-    `co_readers` how many there are, each halved with its age. `relevance`: what comes of all, before diversity."""
+    `boosts`: what each of them added. `shared_hashtags`: its hashtags that a positive example has too. `words`: what
+    the words that it shares with the positive examples added, of which `shared_words` are the rarest. `behaviour`: what
+    the readers who read it after a positive example added, and `co_readers` how many there are, each halved with its
+    age. `relevance`: what comes of all, before diversity."""
 
     positive: list[float | None]
     negative: list[float | None]
     boosts: list[float]
     relevance: float
+    shared_hashtags: list[str]
     words: float | None = Field(None, description="null where words are no source")
     shared_words: list[str] | None = None
     behaviour: float | None = Field(None, description="null where behaviour is no source")
@@ -145,6 +184,7 @@ class ExplanationOut(BaseModel):
             negative=list(explanation.negative),
             boosts=list(explanation.boosts),
             relevance=explanation.relevance,
+            shared_hashtags=list(explanation.shared_hashtags),
             words=explanation.words,
             shared_words=None if explanation.words is None else list(explanation.shared_words),
             behaviour=explanation.behaviour,

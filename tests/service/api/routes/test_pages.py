@@ -44,6 +44,7 @@ def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 "title": f"{words[i % 4]} {words[i // 7 % 4]}",
                 "category": f"c{i % 5}",
                 "author": f"a{i % 7}" if i % 9 else None,
+                "hashtags": [words[i % 3]],
                 "attributes": {"seats": i},
             }
             for i in range(COUNT)
@@ -109,6 +110,7 @@ options = st.fixed_dictionaries(
         "min_score": st.floats(-1, 0.9),
         "explain": st.booleans(),
         "filter": st.sampled_from([{"not": {"category": "c1"}}, {"attribute": {"seats": {"gte": 20}}}]),
+        "sources": st.sampled_from(["content", "auto", {"words": 1}]),
         "exclude": st.lists(st.integers(0, COUNT - 1).map(lambda i: f"p{i}"), max_size=5),
     },
 )
@@ -133,6 +135,15 @@ def test_pages_put_together_are_the_long_list_and_a_short_one_its_beginning(
     assert len({page["recommendation_id"] for page in answers}) == 1
     assert all(page["complete"] for page in answers)
     assert post(replicas[1], **body, k=short)["items"] == whole["items"][:short]
+
+
+def test_pages_explain_what_the_long_list_explains(replicas: list[httpx2.Client]) -> None:
+    body = {"positive": [{"note_id": "p1"}], "sources": {"words": 1}, "explain": True}
+    whole = post(replicas[0], **body, k=12)["items"]
+    assert [item for page in pages(replicas, 6, **body)[:2] for item in page["items"]] == whole
+    explained = [item["explanation"] for item in whole]
+    assert any(one["shared_words"] for one in explained)
+    assert any(one["shared_hashtags"] for one in explained)
 
 
 def test_pages_go_through_a_query_string_too(replicas: list[httpx2.Client]) -> None:

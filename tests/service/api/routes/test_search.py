@@ -75,6 +75,28 @@ def test_explanation_counts_what_the_filter_left_out(client: httpx2.Client) -> N
     assert left_out(exclude=["s0", "s1", "nobody"]) == 2
 
 
+def test_query_string_takes_examples_and_their_strategy_as_a_body_does(client: httpx2.Client) -> None:
+    for strategy in ("average", "best_score", "sum_scores"):
+        query = {"positive": ["s2", "s3"], "negative": "s4", "strategy": strategy, "k": 9}
+        body = {"positive": examples("s1", "s2", "s3"), "negative": examples("s4"), "strategy": strategy, "k": 9}
+        answer = client.get("/notes/s1/similar", params=query)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["items"] == post(client, **body)["items"]
+
+
+def test_bad_examples_of_a_query_string_are_refused_with_a_pointer(client: httpx2.Client) -> None:
+    def answer(**query: Any) -> tuple[int, list[str]]:
+        response = client.get("/notes/s1/similar", params=query)
+        return response.status_code, [error["pointer"] for error in response.json()["errors"]]
+
+    assert answer(positive=["s2", "nobody"]) == (404, ["/query/positive/1"])
+    assert answer(negative=["s2", "s1"]) == (422, ["/query/negative/1"])
+    assert answer(positive=["n"] * 101) == (422, ["/query/positive"])
+    assert answer(strategy="worst") == (422, ["/query/strategy"])
+    skipped = client.get("/notes/s1/similar", params={"positive": "nobody", "on_missing": "skip"}).json()
+    assert skipped["missing"] == ["nobody"]
+
+
 def test_every_answer_has_an_id_of_its_own_and_positions(client: httpx2.Client) -> None:
     first, second = (client.get("/notes/s1/similar", params={"k": 5}).json() for _ in range(2))
     assert first["recommendation_id"] != second["recommendation_id"]
@@ -281,12 +303,43 @@ def test_explanation_has_a_cosine_for_each_example(client: httpx2.Client) -> Non
         assert explanation["negative"] == [pytest.approx(two[item["id"]], abs=1e-4)]
 
 
+def test_explanation_names_the_hashtags_that_a_note_shares_with_positive_examples(client: httpx2.Client) -> None:
+    notes = [
+        {"id": "h1", "title": "a market", "author": "hal", "hashtags": ["Street Food", "night"]},
+        {"id": "h2", "title": "the market", "author": "hal", "hashtags": ["streetfood", "day"]},
+    ]
+    assert client.post("/notes", json=notes).status_code == 207
+
+    def shared(**body: Any) -> dict[str, list[str]]:
+        items = post(client, author="hal", explain=True, **body)["items"]
+        return {item["id"]: item["explanation"]["shared_hashtags"] for item in items}
+
+    assert shared(positive=examples("h1"), negative=examples("s2")) == {"h2": ["streetfood"]}
+    text = {"title": "a market", "hashtags": ["day", "NIGHT"]}
+    assert shared(positive=[text]) == {"h1": ["night"], "h2": ["day"]}
+    assert shared(positive=[text | {"weight": 0}, {"title": "hills"}]) == {"h1": [], "h2": []}
+
+
 def test_min_score_holds_beside_options(client: httpx2.Client) -> None:
     scores = [item["score"] for item in post(client, positive=examples("s1"), k=20)["items"]]
     bound = (scores[6] + scores[7]) / 2
     answer = post(client, positive=examples("s1"), k=20, min_score=bound, diversity=0.5)
     assert sorted((item["score"] for item in answer["items"]), reverse=True) == pytest.approx(scores[:7], abs=1e-5)
     assert answer["complete"]
+
+
+def test_min_score_may_lie_beyond_a_cosine_where_scores_do(client: httpx2.Client) -> None:
+    body = {"positive": examples("s1", "s3", "s5"), "strategy": "sum_scores", "k": 40}
+    scores = [item["score"] for item in post(client, **body)["items"]]
+    assert scores[0] > 1
+    bound = max(1.01, (scores[2] + scores[3]) / 2)
+    found = [item["score"] for item in post(client, **body, min_score=bound)["items"]]
+    assert found == [score for score in scores if score >= bound]
+    assert post(client, **body, min_score=3.01)["items"] == []
+    assert post(client, positive=examples("s1"), sources="auto", min_score=1.5, k=5)["complete"]
+    assert refused(client, positive=examples("s1"), min_score=1.5) == ["/min_score"]
+    answer = client.get("/notes/s1/similar", params={"min_score": -1.01})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/min_score")
 
 
 def test_a_hundred_examples_are_taken(client: httpx2.Client) -> None:
