@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -22,9 +23,15 @@ def similar(
     negative: Annotated[list[str] | None, typer.Option(help="A stored note to be unlike; several times.")] = None,
     strategy: Annotated[str | None, typer.Option(help="average, best_score or sum_scores.")] = None,
     k: Annotated[int | None, typer.Option("-k", help="How many; 10, or what the scenario says.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="* for the first page of a list; then what it says.")] = None,
     category: str | None = None,
     hashtag: Annotated[list[str] | None, typer.Option(help="Notes with any of these.")] = None,
+    all_hashtag: Annotated[list[str] | None, typer.Option(help="Notes with each of these.")] = None,
     author: str | None = None,
+    attribute: Annotated[list[str] | None, typer.Option(help="name:value; several times.")] = None,
+    created_after: Annotated[str | None, typer.Option(help="A time with its zone.")] = None,
+    created_before: str | None = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="A note that must not come; several times.")] = None,
     min_score: float | None = None,
     diversity: Annotated[float | None, typer.Option(help="0 to 1: how much novelty decides the order.")] = None,
     max_per_author: int | None = None,
@@ -32,20 +39,33 @@ def similar(
     collapse_above: Annotated[float | None, typer.Option(help="The cosine from which two notes are one.")] = None,
     sources: Annotated[str | None, typer.Option(help="content (default), or auto: words and behaviour too.")] = None,
     scenario: Annotated[str | None, typer.Option(help="Defaults that the service binds to this name.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whom it is for: chooses the variant of the scenario.")] = None,
+    min_log_position: Annotated[str | None, typer.Option(help="That of a write which must be seen.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with every note.")] = False,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out examples that are not there.")
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what made each note's place.")] = False,
+    body: Annotated[
+        str, typer.Option(help="Further fields of POST /similar as JSON: filter, boost, examples with weights.")
+    ] = "{}",
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Notes related to a stored one, to a text, or to several examples."""
-    fields = {
+    options = {
+        "strategy": strategy,
         "k": k,
+        "cursor": cursor,
         "category": category,
         "hashtag": hashtag,
+        "all_hashtag": all_hashtag,
         "author": author,
+        "attribute": attribute,
+        "created_after": created_after,
+        "created_before": created_before,
+        "exclude": exclude,
         "min_score": min_score,
         "diversity": diversity,
         "max_per_author": max_per_author,
@@ -53,26 +73,44 @@ def similar(
         "collapse_above": collapse_above,
         "sources": sources,
         "scenario": scenario,
-        "explain": explain or None,
-        "strategy": strategy,
+        "user": user,
+        "min_log_position": min_log_position,
+        "exact": exact or None,
         "on_missing": "skip" if skip_missing else None,
+        "explain": explain or None,
     }
-    body: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    fields = _object(body) | {name: value for name, value in options.items() if value is not None}
     text = {name: value for name, value in (("title", title), ("content", content)) if value}
-    examples = [{"note_id": one} for one in positive or []]
-    if not (note_id or text or examples or negative):
+    examples: dict[str, list[Any]] = {
+        name: [*fields.pop(name, []), *({"note_id": one} for one in ids or [])]
+        for name, ids in (("positive", positive), ("negative", negative))
+    }
+    if not (note_id or text or any(examples.values()) or fields.keys() & {"title", "content"}):
         complain("Name a note, a --title or --content, or a --positive or --negative example.")
         raise typer.Exit(MISUSED)
-    if text and not (note_id or examples or negative):
-        answer = call(url, "POST", "/similar", key=api_key, body=body | text)
+    if note_id or any(examples.values()):
+        examples["positive"] += [text] if text else []
+        fields |= examples
     else:
-        body["positive"] = [*examples, *([text] if text else [])]
-        body["negative"] = [{"note_id": one} for one in negative or []]
-        path = f"/notes/{note_id}/similar" if note_id else "/similar"
-        answer = call(url, "POST", path, key=api_key, body=body)
+        fields |= text
+    answer = call(url, "POST", f"/notes/{note_id}/similar" if note_id else "/similar", key=api_key, body=fields)
     show(answer, as_json, COLUMNS, [_row(item) for item in answer["items"]])
     if not as_json:
         _show_rest(answer)
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Parse a JSON object whose examples are lists; anything else ends the command."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or not all(
+        isinstance(fields.get(name, []), list) for name in ("positive", "negative")
+    ):
+        complain("--body must be a JSON object; its positive and negative, where it has them, are lists.")
+        raise typer.Exit(MISUSED)
+    return fields
 
 
 def _row(item: dict[str, Any]) -> tuple[Any, ...]:
@@ -104,6 +142,8 @@ def _show_rest(answer: dict[str, Any]) -> None:
         lines.append("passed over: " + ", ".join(f"{name} {count}" for name, count in removed.items()))
     if answer["degraded"]:
         lines.append("degraded: the store is away, so that the notes were not checked")
+    if answer.get("next_cursor"):
+        lines.append(f"next page: --cursor {answer['next_cursor']}")
     if not answer["complete"]:
         lines.append("not complete: there may be more notes")
     for line in lines:

@@ -27,13 +27,7 @@ Attributed = Annotated[
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
 SourcesName = Literal["content", "auto"]
-Score = Annotated[
-    float,
-    Field(
-        allow_inf_nan=False,
-        description="least score; from -1 to 1, but for the strategy sum_scores and beside other sources than content",
-    ),
-]
+Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SearchOptions(Wire):
@@ -48,7 +42,10 @@ class SearchOptions(Wire):
     created_before: Time | None = Field(None, description="exclusive")
     attribute: list[Attributed] = Field([], max_length=MAX_ATTRIBUTES, description="each: a name and its value")
     exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids never to return")
-    min_score: Score | None = None
+    min_score: Score | None = Field(
+        None,
+        description="least score; from -1 to 1, but for the strategy sum_scores and beside other sources than content",
+    )
     exact: bool = Field(False, description="compare with every note, however many there are")
 
     def as_filter(self) -> Filter:

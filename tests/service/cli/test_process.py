@@ -206,6 +206,46 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
     assert (nothing.returncode, "--positive" in nothing.stderr) == (2, True)
 
 
+def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
+    """Each field of POST /similar has an option, but those that --body is for; and each option does what its field
+    does."""
+    schema = httpx2.get(f"{shared.url}/openapi.json").json()["components"]["schemas"]["SimilarIn"]
+    shown = shared.run("similar", "--help").stdout
+    options = {"k": "-k", "on_missing": "--skip-missing", "hashtags": "--body", "filter": "--body", "boost": "--body"}
+    for field in schema["properties"]:
+        assert options.get(field, f"--{field.replace('_', '-')}") in shown, field
+    notes = [
+        {"id": f"w{i}", "title": f"walk {i}", "author": "wim", "hashtags": ["w", "even" if i % 2 == 0 else "odd"]}
+        for i in range(6)
+    ]
+    position = httpx2.post(f"{shared.url}/notes", json=notes).json()["results"][-1]["log_position"]
+
+    def found(*arguments: str) -> dict[str, Any]:
+        result = shared.run("similar", *arguments, "--author", "wim", "--json")
+        assert result.returncode == 0, result.stderr
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer | {"ids": [item["id"] for item in answer["items"]]}
+
+    even = found("w0", "--all-hashtag", "w", "--all-hashtag", "even", "--min-log-position", position, "--exact")
+    assert sorted(even["ids"]) == ["w2", "w4"]
+    assert sorted(found("w0", "--exclude", "w1", "--exclude", "w2")["ids"]) == ["w3", "w4", "w5"]
+    assert found("w0", "--created-before", "2001-01-01T00:00:00Z")["ids"] == []
+    first = found("w0", "-k", "3", "--cursor", "*")
+    second = found("w0", "-k", "3", "--cursor", first["next_cursor"])
+    assert first["ids"] + second["ids"] == found("w0")["ids"]
+    assert "next page: --cursor" in shared.run("similar", "w0", "-k", "1", "--cursor", "*").stdout
+    body = {
+        "positive": [{"note_id": "w1", "weight": 2}],
+        "filter": {"not": {"hashtag": "even"}},
+        "boost": [{"weight": 5, "match": {"hashtag": "odd"}}],
+    }
+    weighted = found("--positive", "w0", "--body", json.dumps(body), "--explain")
+    assert sorted(weighted["ids"]) == ["w3", "w5"]
+    assert weighted["items"][0]["explanation"]["boosts"] == [5.0]
+    wrong = shared.run("similar", "w0", "--body", "[1]")
+    assert (wrong.returncode, "--body" in wrong.stderr) == (2, True)
+
+
 def test_client_finds_the_service_by_host_and_port(shared: Process) -> None:
     environment = {name: value for name, value in shared.environment.items() if name != "NOTELLM_URL"}
     command = [NOTELLM, "status", "--json"]
