@@ -1,10 +1,13 @@
 """KnownPosition: the newest log position of a tenant that any process of a data folder has heard of.
 
-All processes that use an embedded store are on its machine, and share this number in memory. It is no file of the data
+All processes that use an embedded store are on its machine, and share the position in memory. It is no file of the data
 folder: to write to one that is mapped waits while the file system commits, as it does at each fsync of the store. Each
 process raises the position to what an answer of the store tells before a caller hears of that answer, so no caller can
 know of a change behind it. A reader whose index has come as far need not ask the store what it lacks
 (docs/decisions/0031-reads.md).
+
+Each process writes a number of its own, and the position is the largest of all. So there is no lock, which a process
+that was stopped while it holds it would keep from all others.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -30,8 +32,13 @@ MAX_PATH = 4096
 """Bytes that are read of PLACE."""
 MEMORY = Path("/dev/shm")
 """Where Linux keeps files in memory; other systems take the data folder."""
-SIZE = 8
-"""Bytes of the file of a position."""
+MAX_PROCESSES = 32
+"""Processes that may use a data folder at a time: a read looks at the numbers of all."""
+NUMBER_BYTES = 8
+SIZE = MAX_PROCESSES * NUMBER_BYTES + 1
+"""Bytes of the file of a position. The last one is no number: writing it allocates the file and changes no number."""
+PROCESSES = "processes"
+"""Folder of one file for each number, on which the process that writes the number holds a lock."""
 SEQUENCE_BITS = 22
 """Bits of a position's sequence number; the other 42 bits hold its milliseconds, until the year 2109."""
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
@@ -45,24 +52,25 @@ RETRY_SECONDS = 0.01
 class KnownPosition:
     """The newest known log position of one tenant, in a file of SIZE bytes, which is made where it is missing.
 
-    The file may name a position of a log that was replaced; then the store is asked, as without the file. Raises
-    OSError.
+    `process`: the number that this process writes, below MAX_PROCESSES, and no other process does. The file may name a
+    position of a log that was replaced; then the store is asked, as without the file. Raises OSError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, process: int = 0) -> None:
+        self._process = process
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with self._locked():
-            if os.fstat(self._file).st_size < SIZE:
-                os.pwrite(self._file, bytes(SIZE), 0)  # on a full disk an error here, not a signal at a later write
+        os.pwrite(self._file, bytes(1), SIZE - 1)  # on a full disk an error here, not a signal at a later write
         self._map = mmap.mmap(self._file, SIZE)
-        # One aligned number of eight bytes, which processors read and write as a whole.
-        self._value = memoryview(self._map).cast("Q")
+        self._bytes = memoryview(self._map)
+        # Aligned numbers of eight bytes, which processors read and write as a whole.
+        self._numbers = self._bytes[: SIZE - 1].cast("Q")
         self._closed = False
 
     def close(self) -> None:
         """Close the file. Requests of a tenant that is being removed may go on: to them the position is not known."""
         self._closed = True
-        self._value.release()
+        self._numbers.release()
+        self._bytes.release()
         self._map.close()
         os.close(self._file)
 
@@ -78,28 +86,19 @@ class KnownPosition:
         """Return the position; None where it is not known."""
         if self._closed:
             return None
-        milliseconds, sequence = divmod(self._value[0], SEQUENCE_MASK + 1)
+        milliseconds, sequence = divmod(max(self._numbers), SEQUENCE_MASK + 1)
         return None if sequence == SEQUENCE_MASK else f"{milliseconds}-{sequence}"
 
     def _raise(self, value: int) -> None:
-        if self._closed or value <= self._value[0]:
-            return
-        with self._locked():  # another process may raise it to less at the same time
-            self._value[0] = max(value, self._value[0])
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+        if not self._closed and value > self._numbers[self._process]:
+            self._numbers[self._process] = value
 
 
 class KnownPositions:
     """The known positions of all tenants of a data folder. A tenant's `identity` is "" for the default one.
 
-    Raises EmbeddedRedisError where another process uses the data folder and shares no memory with this one.
+    Raises EmbeddedRedisError where another process uses the data folder and shares no memory with this one, and where
+    MAX_PROCESSES do.
     """
 
     def __init__(self, data_folder: Path) -> None:
@@ -110,21 +109,23 @@ class KnownPositions:
         try:
             while (folder := self._find_folder(data_folder)) is None:
                 time.sleep(RETRY_SECONDS)
+            self._folder = folder
+            self._process, self._process_file = self._claim_number()
         except BaseException:
             os.close(self._place)
             raise
-        self._folder = folder
 
     def close(self) -> None:
         """Give up the folder, and remove it where no other process uses it."""
         if self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
             os.ftruncate(self._place, 0)
             shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._process_file)
         os.close(self._place)
 
     def open(self, tenant: str, identity: str) -> AbstractContextManager[KnownPosition]:
         """Open the known position of a tenant. Raises OSError."""
-        return contextlib.closing(KnownPosition(self._path(tenant, identity)))
+        return contextlib.closing(KnownPosition(self._path(tenant, identity), self._process))
 
     def end(self, tenant: str, identity: str) -> None:
         """Have all processes ask the store about a tenant that is being removed."""
@@ -138,8 +139,9 @@ class KnownPositions:
         """Have no position be known until there is a change later than `now`, in seconds since the epoch: the logs
         were exchanged."""
         for path in self._folder.glob("*"):
-            with contextlib.closing(KnownPosition(path)) as known:
-                known.raise_to(f"{int(1000 * now)}-{SEQUENCE_MASK}")
+            if path.is_file():
+                with contextlib.closing(KnownPosition(path, self._process)) as known:
+                    known.raise_to(f"{int(1000 * now)}-{SEQUENCE_MASK}")
 
     def _find_folder(self, data_folder: Path) -> Path | None:
         """Return the folder that the other processes use, or a new one where there are none, with the shared lock held.
@@ -166,6 +168,21 @@ class KnownPositions:
         made = tempfile.mkdtemp(prefix=self._prefix, dir=memory)
         os.ftruncate(self._place, 0)
         os.pwrite(self._place, made.encode(), 0)
+
+    def _claim_number(self) -> tuple[int, int]:
+        """Return a number that no living process writes, and the file whose lock keeps it so until it is closed."""
+        (self._folder / PROCESSES).mkdir(exist_ok=True)
+        for number in range(MAX_PROCESSES):
+            file = os.open(self._folder / PROCESSES / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(file)
+                continue
+            return number, file
+        raise EmbeddedRedisError(
+            f"{MAX_PROCESSES} processes use the embedded store, as many as may; share a Redis by NOTELLM_REDIS_URL"
+        )
 
     def _named(self) -> Path:
         """Return the folder that PLACE names; one without a name where it names none."""

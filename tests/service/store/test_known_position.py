@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,12 +16,22 @@ from service.errors import PreconditionFailed
 from service.interfaces import Clock
 from service.records import ORIGIN, Attempt, Condition, Remembered, StoredNote, Write, position_key
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
-from service.store.known_position import MEMORY, PLACE, SEQUENCE_MASK, KnownPosition, KnownPositions
+from service.store.known_position import (
+    MAX_PROCESSES,
+    MEMORY,
+    PLACE,
+    SEQUENCE_MASK,
+    KnownPosition,
+    KnownPositions,
+)
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import DIMENSION, SPACE, stored_note
+from tests.service.process import wait_until
 
 RAISED = 2000
 """Positions that each of two processes raises a file to."""
+STOPS = 200
+"""How often another process is stopped at any moment."""
 
 
 @pytest.fixture
@@ -71,7 +83,7 @@ def test_ended_position_is_never_known_again(known: KnownPosition) -> None:
 
 
 def raise_odd_or_even(path: Path, first: int) -> None:
-    with closing(KnownPosition(path)) as known:
+    with closing(KnownPosition(path, first)) as known:
         for n in range(first, 2 * RAISED, 2):
             known.raise_to(f"{n}-0")
             assert position_key(known.read() or "") >= (n, 0)
@@ -86,6 +98,55 @@ def test_two_processes_that_raise_it_never_lower_it(known: KnownPosition, path: 
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert known.read() == f"{2 * RAISED - 1}-0"
+
+
+def raise_by_one(known: KnownPosition) -> int:
+    """Raise a position to the next millisecond; return that."""
+    milliseconds = 1 + position_key(known.read() or "")[0]
+    known.raise_to(f"{milliseconds}-0")
+    return milliseconds
+
+
+def raise_for_ever(data_folder: Path) -> None:
+    with closing(KnownPositions(data_folder)) as positions, positions.open("default", "") as known:
+        while True:
+            raise_by_one(known)
+
+
+def test_process_that_is_stopped_stops_no_other(tmp_path: Path) -> None:
+    """A process that does nothing but raise the position is stopped at STOPS moments."""
+    with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
+        other = get_context("spawn").Process(target=raise_for_ever, args=(tmp_path,))
+        other.start()
+        wait_until(lambda: known.read() != ORIGIN)
+        assert other.pid
+        try:
+            for _ in range(STOPS):
+                os.kill(other.pid, signal.SIGSTOP)
+                position = f"{raise_by_one(known)}-0"
+                assert known.read() == position
+                os.kill(other.pid, signal.SIGCONT)
+                while known.read() == position:
+                    assert other.is_alive()
+        finally:
+            other.kill()
+            other.join()
+
+
+def test_number_of_a_process_that_died_is_written_by_another(tmp_path: Path) -> None:
+    with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
+        for n in range(1, 2 * MAX_PROCESSES):
+            with closing(KnownPositions(tmp_path)) as others, others.open("default", "") as there:
+                there.raise_to(f"{n}-0")
+            assert known.read() == f"{n}-0"
+
+
+def test_process_beyond_as_many_as_may_use_a_folder_is_refused(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(MAX_PROCESSES):
+            stack.enter_context(closing(KnownPositions(tmp_path)))
+        with pytest.raises(EmbeddedRedisError, match=f"{MAX_PROCESSES} processes"):
+            KnownPositions(tmp_path)
 
 
 @pytest.fixture
