@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
+from model.generation import GenerationOutput, GenerationRequest
+from model.note import Note
 from service.records import StoredNote, Unreadable
 from service.store.redis_store import RedisNoteStore
 from service.wiring import Engine
@@ -69,6 +72,36 @@ def test_probes_are_answered_while_the_model_loads(serve: Serve, gate: threading
         eventually_true(lambda: client.get("/startupz").status_code == 200)
         assert client.get("/readyz").status_code == 200
         assert client.post("/notes", json={"title": "afterwards"}).status_code == 201
+
+
+def test_process_is_not_ready_before_the_model_has_run_once(
+    serve: Serve, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate: Callable[..., list[GenerationOutput]] = Engine.generate
+    requests: list[GenerationRequest] = []
+
+    def generate_behind_gate(engine: Engine, notes: list[Note], request: GenerationRequest) -> list[GenerationOutput]:
+        requests.append(request)
+        assert gate.wait(60)
+        return generate(engine, notes, request)
+
+    monkeypatch.setattr("service.wiring.Engine.generate", generate_behind_gate)
+    with serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        starting(client, "Running the model once")
+        gate.set()
+        eventually_true(lambda: client.get("/readyz").status_code == 200)
+    assert [bool(request.hashtags) for request in requests] == [True]
+
+
+def test_start_fails_where_the_model_does(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(engine: Engine, notes: list[Note], request: GenerationRequest) -> list[GenerationOutput]:
+        raise RuntimeError("the graph has no such input")
+
+    monkeypatch.setattr("service.wiring.Engine.generate", fail)
+    with capture_logs() as lines, serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        eventually_true(lambda: "start_failed" in [line["event"] for line in lines])
+        assert client.get("/readyz").status_code == 503
+    assert [line["detail"] for line in lines if line["event"] == "start_failed"] == ["the graph has no such input"]
 
 
 @pytest.mark.usefixtures("slow_model")
