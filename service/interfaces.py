@@ -100,6 +100,10 @@ class Engine(Protocol):
 
 # The store
 
+MAX_READ_BYTES = 8 * 2**20
+"""Bound on the bytes of the notes that are read from the store at a time, but for a single one; published at GET
+/limits."""
+
 
 class NoteStore(Protocol):
     """Notes, vectors and the change log: the truth, from which everything else is derived.
@@ -118,6 +122,11 @@ class NoteStore(Protocol):
         """Return notes in the order of `ids`; None for one that does not exist or has expired. Whether a note is
         Unreadable does not depend on `with_vectors`. With `max_bytes` only the first notes are returned, one at the
         least, as many as have no more bytes together in the store."""
+
+    def get_in_parts(
+        self, ids: Sequence[str], *, with_vectors: bool = False
+    ) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
+        """Yield what `get` returns, as many notes at a time as have MAX_READ_BYTES together, one at the least."""
 
     async def put(self, writes: Sequence[Write]) -> list[Written | None]:
         """Write each note with its vector, its log entry and what is `remembered` of it in one atomic step, durably.
@@ -149,7 +158,8 @@ class NoteStore(Protocol):
         """Give up claims of one call of `claim`; those of writes that were made meanwhile have no effect."""
 
     def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
-        """Yield every note with its vector, in no order; a note that is written meanwhile may be missing."""
+        """Yield every note with its vector, in no order, MAX_READ_BYTES at a time; a note that is written meanwhile may
+        be missing."""
 
     async def size(self) -> int:
         """Return about how many notes there are."""

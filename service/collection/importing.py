@@ -65,19 +65,21 @@ class Importer:
     async def add(self, notes: Sequence[NoteToImport], replaces: bool, urgency: Urgency) -> list[Outcome]:
         """Add notes of distinct ids, which were checked. On return they are durable and searchable here. `replaces`:
         also those that there are already. Raises QueueFull, EngineFailed, StoreUnavailable, IndexBehind."""
-        known = await self._store.get([note.note.id for note in notes], with_vectors=True)
         outcomes: dict[str, Outcome] = {}
         to_write: list[StoredNote] = []
         to_read: list[NoteToImport] = []
-        for note, old in zip(notes, known, strict=True):
-            if old is not None and not replaces:
-                outcomes[note.note.id] = Outcome(note.note.id, "exists")
-            elif not self._keeps_vector(note):
-                to_read.append(note)
-            elif isinstance(old, StoredNote) and _is_same(note, old):
-                outcomes[note.note.id] = Outcome(note.note.id, "unchanged", read=False)
-            else:
-                to_write.append(StoredNote(note.note, note.space, note.vector, note.generated))
+        left = iter(notes)
+        async for known in self._store.get_in_parts([note.note.id for note in notes], with_vectors=True):
+            for old in known:
+                note = next(left)
+                if old is not None and not replaces:
+                    outcomes[note.note.id] = Outcome(note.note.id, "exists")
+                elif not self._keeps_vector(note):
+                    to_read.append(note)
+                elif isinstance(old, StoredNote) and _is_same(note, old):
+                    outcomes[note.note.id] = Outcome(note.note.id, "unchanged", read=False)
+                else:
+                    to_write.append(StoredNote(note.note, note.space, note.vector, note.generated))
         condition = None if replaces else NEW
         results = await asyncio.gather(
             self._write(to_write, condition), *(self._read(note, condition, urgency) for note in to_read)

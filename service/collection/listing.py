@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.collection.cursor import decode_cursor, encode_cursor
-from service.collection.log_order import MAX_READ_BYTES, LogOrderReader
+from service.collection.log_order import LogOrderReader
 from service.filters import Filter
-from service.interfaces import NoteIndex, NoteStore
+from service.interfaces import MAX_READ_BYTES, NoteIndex, NoteStore
 from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from service.filters import Filter
-from service.interfaces import NoteIndex, NoteStore
+from service.interfaces import MAX_READ_BYTES, NoteIndex, NoteStore
 from service.read_time import READ_SECONDS, ReadTime
 from service.records import ORIGIN, StoredNote, Unreadable, WrittenRow, position_key
-
-MAX_READ_BYTES = 8 * 2**20
-"""Bound on the bytes of the notes that are read from the store at a time, but for a single one; published at GET
-/limits."""
 
 
 class LogOrderReader:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from service.admission import Urgency
 from service.claims import Claims
 from service.collection.listing import MAX_IDS
-from service.collection.log_order import MAX_READ_BYTES, LogOrderReader
+from service.collection.log_order import LogOrderReader
 from service.filters import Filter
 from service.interfaces import NoteIndex, NoteStore
 from service.recommender import WAIT_SECONDS
@@ -103,15 +103,15 @@ class Remover:
         """Return the receipt that a removal would have now, and remove nothing."""
         tally = _Tally()
         if not isinstance(what, Filter):
-            left = list(dict.fromkeys(what))
-            while left:
-                known = await self._store.get(left[:BATCH_SIZE], max_bytes=MAX_READ_BYTES)
-                for note_id, note in zip(left, known, strict=False):
+            ids = list(dict.fromkeys(what))
+            left = iter(ids)
+            async for known in self._store.get_in_parts(ids):
+                for note in known:
+                    note_id = next(left)
                     if note is None:
                         tally.missing.append(note_id)
                     else:
                         tally.add(note_id, None)
-                del left[: len(known)]
             return tally.receipt(dry_run=True)
         reader = LogOrderReader(self._store, self._index, what)
         while not reader.ended:

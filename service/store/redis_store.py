@@ -14,7 +14,7 @@ from uuid import uuid4
 import structlog
 
 from service.errors import KeyInUse, PreconditionFailed, TenantRemoved
-from service.interfaces import Clock
+from service.interfaces import MAX_READ_BYTES, Clock
 from service.records import (
     ORIGIN,
     Attempt,
@@ -143,6 +143,14 @@ class RedisNoteStore:
                 self._unreadable.pop(note_id, None)
             notes.append(None if note is None or note.expired(now) else note)
         return notes
+
+    async def get_in_parts(
+        self, ids: Sequence[str], *, with_vectors: bool = False
+    ) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
+        while ids:
+            notes = await self.get(ids, with_vectors=with_vectors, max_bytes=MAX_READ_BYTES)
+            yield notes
+            ids = ids[len(notes) :]
 
     def _quarantine(self, note_id: str, reason: str) -> Unreadable:
         if self._unreadable.get(note_id) != reason:
@@ -330,9 +338,10 @@ class RedisNoteStore:
         while cursor != 0:
             with self._call("scan"):
                 cursor, keys = await self._redis.scan(cursor or 0, match=f"{self._keys.note}*", count=SCAN_COUNT)
-            notes = [note for note in await self.get(self._ids(keys), with_vectors=True) if note]
-            not_met.difference_update(note.id for note in notes if isinstance(note, Unreadable))
-            yield notes
+            async for part in self.get_in_parts(self._ids(keys), with_vectors=True):
+                notes = [note for note in part if note]
+                not_met.difference_update(note.id for note in notes if isinstance(note, Unreadable))
+                yield notes
         for note_id in not_met:  # removed without a log entry
             self._unreadable.pop(note_id, None)
 

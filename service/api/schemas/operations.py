@@ -33,8 +33,8 @@ from service.api.schemas.similar import MAX_CAP, MAX_EXAMPLES, MAX_EXCLUDED
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
 from service.collection.listing import MAX_IDS, MAX_PAGE
-from service.collection.log_order import MAX_READ_BYTES
 from service.collection.removal import MAX_REMOVED_IDS
+from service.interfaces import MAX_READ_BYTES
 from service.search.pages import MAX_LIST_NOTES
 from service.search.sources import MAX_DEPTH
 from service.verify import KINDS, Kind, Report

@@ -236,6 +236,29 @@ async def test_a_scan_gives_every_note_with_its_vector(store: RedisNoteStore) ->
     np.testing.assert_array_equal([found[i].vector for i in notes], [notes[i].vector for i in notes])
 
 
+async def test_long_notes_are_scanned_and_read_in_parts_of_bounded_size(
+    store: RedisNoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.redis_store.MAX_READ_BYTES", 20_000)
+    ids = [f"n{n}" for n in range(12)]
+    notes = [stored_note(note_id, content="x" * (4000 if note_id != "n5" else 40_000)) for note_id in ids]
+    await store.put([Write(note) for note in notes])
+    scanned_parts = [part async for part in store.scan()]
+    assert sorted(note.note.id for part in scanned_parts for note in part if isinstance(note, StoredNote)) == sorted(
+        ids
+    )
+    wanted = ["nobody", *ids]
+    read_parts = [part async for part in store.get_in_parts(wanted, with_vectors=True)]
+    read = [note for part in read_parts for note in part]
+    assert read[0] is None
+    assert [note.note.id for note in read[1:] if isinstance(note, StoredNote)] == ids
+    assert all(isinstance(note, StoredNote) and note.vector is not None for note in read[1:])
+    for parts in (scanned_parts, read_parts):
+        long = [sum(len(note.note.content) for note in part if isinstance(note, StoredNote)) for part in parts]
+        assert all(size <= 20_000 or len(part) == 1 for size, part in zip(long, parts, strict=True))
+        assert len(parts) > 3
+
+
 async def test_a_scan_of_nothing_gives_nothing(store: RedisNoteStore) -> None:
     assert await scanned(store) == {}
 

@@ -101,8 +101,8 @@ BYTES, LONG, COUNT = 20_000, 4000, 12
 @pytest.fixture
 def long_notes(notes: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of COUNT notes, of which four are read from the store at a time."""
-    for module in ("log_order", "listing"):
-        monkeypatch.setattr(f"service.collection.{module}.MAX_READ_BYTES", BYTES)
+    for module in ("collection.log_order", "collection.listing", "store.redis_store"):
+        monkeypatch.setattr(f"service.{module}.MAX_READ_BYTES", BYTES)
     ids = [f"l{n:02}" for n in range(COUNT)]
     add(notes, *ids, content="x" * LONG, author="tom")
     return ids

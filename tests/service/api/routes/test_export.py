@@ -262,6 +262,19 @@ def test_import_leaves_notes_that_there_are_unless_told_to_replace_them(client: 
     assert client.get("/notes/a").json()["author"] == "tom"
 
 
+def test_import_compares_with_long_notes_in_parts(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"n{n}" for n in range(12)]
+    add(client, *ids, content="x" * 4000)
+    lines = export(client, vectors="base64")[1:-1]
+    client.delete("/notes/n7")
+    client.patch("/notes/n9", json={"author": "ann"})
+    monkeypatch.setattr("service.store.redis_store.MAX_READ_BYTES", 20_000)
+    expected = {note_id: "unchanged" for note_id in ids} | {"n7": "created", "n9": "updated"}
+    results = bring(client, lines, replace=True)
+    assert {result["id"]: result["status"] for result in results} == expected
+    assert {result["status"] for result in bring(client, lines)} == {"exists"}
+
+
 @pytest.mark.parametrize("change", [{"space": "another"}, {"vector": None}, {"space": None}])
 def test_note_whose_vector_is_not_of_this_model_is_read_by_it(client: httpx2.Client, change: dict[str, Any]) -> None:
     add(client, "a")
