@@ -10,10 +10,13 @@ from weakref import WeakKeyDictionary
 
 CHECK_SECONDS = 1.0
 """How often a connection's time is looked at, which may end so much later."""
-TURNS = 50
-"""Turns of a loop in which all connections are looked at once. A timer for each connection took a quarter of the loop's
-work where there are 10,000, and connections that were made together were looked at, and refused, together
+MIN_TURNS = 50
+"""Turns of a loop in which all connections are looked at once, at least. A timer for each connection took a quarter of
+the loop's work where there are 10,000, and connections that were made together were looked at, and refused, together
 (docs/log/operations.md)."""
+TURN_CONNECTIONS = 20
+"""Connections that are looked at in one turn, as long as MIN_TURNS are enough. Those that are refused in a turn mostly
+come again together, and a request waits for all of them."""
 
 
 class Watched(Protocol):
@@ -49,10 +52,11 @@ class ConnectionWatch:
             self._wait()
 
     def _wait(self) -> None:
-        self._loop.call_later(CHECK_SECONDS / TURNS, self._turn)
+        turns = max(MIN_TURNS, len(self._connections) / TURN_CONNECTIONS)
+        self._loop.call_later(CHECK_SECONDS / turns, self._turn)
 
     def _turn(self) -> None:
-        for _ in range(math.ceil(len(self._connections) / TURNS)):
+        for _ in range(min(TURN_CONNECTIONS, math.ceil(len(self._connections) / MIN_TURNS))):
             connection = self._connections.popleft()
             if connection.check_time():
                 self._connections.append(connection)

@@ -1,0 +1,70 @@
+"""ConnectionWatch: each connection is looked at once a second, and few of them in one turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from service.api.connection_watch import CHECK_SECONDS, TURN_CONNECTIONS, ConnectionWatch
+
+
+class Turns:
+    """Event loop that runs a turn when it is told to. `seconds`: the pauses between the turns together."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._next: list[Callable[[], None]] = []
+
+    def call_later(self, seconds: float, turn: Callable[[], None]) -> None:
+        self.seconds += seconds
+        self._next.append(turn)
+
+    def run_one(self) -> None:
+        self._next.pop()()
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._next)
+
+
+class Connection:
+    def __init__(self, is_open: bool = True) -> None:
+        self.looks = 0
+        self.is_open = is_open
+
+    def check_time(self) -> bool:
+        self.looks += 1
+        return self.is_open
+
+
+def watch_of(turns: Turns) -> ConnectionWatch:
+    return ConnectionWatch(cast(asyncio.AbstractEventLoop, turns))
+
+
+@pytest.mark.parametrize("count", [1, 49, 50, 777, 1000, 10_000, 16_384])
+def test_each_connection_is_looked_at_once_a_second_in_small_parts(count: int) -> None:
+    turns, connections = Turns(), [Connection() for _ in range(count)]
+    watch = watch_of(turns)
+    for connection in connections:
+        watch.add(connection)
+    turns.seconds = 0.0
+    looks = 0
+    while not connections[-1].looks:
+        turns.run_one()
+        looks, before = sum(connection.looks for connection in connections), looks
+        assert looks - before <= TURN_CONNECTIONS
+    assert all(connection.looks for connection in connections)
+    assert turns.seconds <= CHECK_SECONDS * 1.001
+
+
+def test_nothing_runs_where_no_connection_is_open() -> None:
+    turns = Turns()
+    watch = watch_of(turns)
+    watch.add(Connection(is_open=False))
+    turns.run_one()
+    assert not turns.waits
+    watch.add(Connection())
+    assert turns.waits
