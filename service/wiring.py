@@ -194,6 +194,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
     the default tenant, whose store has any."""
     settings, engine, clock = shared.settings, shared.engine, shared.clock
     async with contextlib.AsyncExitStack() as stack:
+        known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
         store = RedisNoteStore(
             shared.url.get_secret_value(),
             clock=clock,
@@ -204,7 +205,7 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
             max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
             outage=shared.outage,
             log_seconds=settings.log_seconds,
-            known=stack.enter_context(shared.known.open(name, identity)) if shared.known else None,
+            known=known,
         )
         stack.push_async_callback(store.close)
         index = LiveIndex(
@@ -223,7 +224,8 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         recommender = Recommender(
             engine, shared.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
         )
-        behaviour = _make_behaviour(shared, store.connection, Keys(name), identity)
+        events = RedisEventStore(store.connection, _event_bounds(settings), Keys(name), identity, known)
+        behaviour = _make_behaviour(shared, events)
         stack.push_async_callback(behaviour.stop)
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
@@ -250,10 +252,13 @@ async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterato
         )
 
 
-def _make_behaviour(shared: Shared, connection: Connection, keys: Keys, identity: str) -> LiveBehaviour:
+def _event_bounds(settings: Settings) -> EventBounds:
+    return EventBounds(settings.event_seconds, settings.event_bytes, settings.event_id_seconds, settings.event_ids)
+
+
+def _make_behaviour(shared: Shared, events: RedisEventStore) -> LiveBehaviour:
     """Make what takes in and follows the events of a tenant."""
     settings = shared.settings
-    bounds = EventBounds(settings.event_seconds, settings.event_bytes, settings.event_id_seconds, settings.event_ids)
     options = CoOccurrenceOptions(
         window=settings.behaviour_window or None,
         lower=settings.behaviour_lower,
@@ -263,7 +268,7 @@ def _make_behaviour(shared: Shared, connection: Connection, keys: Keys, identity
         max_reads=settings.behaviour_reads,
     )
     return LiveBehaviour(
-        RedisEventStore(connection, bounds, keys, identity),
+        events,
         options,
         settings.event_weights,
         settings.event_seconds,

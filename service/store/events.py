@@ -22,6 +22,8 @@ from service.store.change_log import stream_entries
 from service.store.connection import Command, Connection
 from service.store.idempotency import REMOVED
 from service.store.keys import DEFAULT_KEYS, Keys
+from service.store.known_position import KnownPosition
+from service.store.scripts import LOG_END
 
 CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
     b"-note": "note",
@@ -63,25 +65,27 @@ local function trim(key, kept, bytes)
 end
 """
 TRIM = TRIM_FUNCTION + "return trim(KEYS[1], ARGV[1], ARGV[2])"
-# KEYS events, ids, old ids, identity, salt, notes; ARGV identity or "", salt, milliseconds and bytes that the stream
-# may hold, milliseconds that an id is known, ids of one generation, and the events as one JSON list: of each the digest
-# of its id, the place of its note among the keys, type, note, reader, at, more. As arguments of their own they take a
-# third more computing in all.
+# KEYS log, events, ids, old ids, identity, salt, notes; ARGV identity or "", salt, milliseconds and bytes that the
+# stream may hold, milliseconds that an id is known, ids of one generation, and the events as one JSON list: of each the
+# digest of its id, the place of its note among the keys, type, note, reader, at, more. As arguments of their own they
+# take a third more computing in all.
 # An id goes into the younger of two sets, and is looked for in both. The younger becomes the older one when it is full,
 # or as old as ids are known.
+# Answers the end of the log of notes, which tells of the notes that it found and missed, and the outcomes.
 ADD = (
     TRIM_FUNCTION
+    + LOG_END
     + """
-if ARGV[1] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[1] then return 'removed' end
-if redis.call('GET', KEYS[5]) ~= ARGV[2] then return 'salt' end
-local events, ids, old, known = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[5])
+if ARGV[1] ~= '' and redis.call('GET', KEYS[5]) ~= ARGV[1] then return 'removed' end
+if redis.call('GET', KEYS[6]) ~= ARGV[2] then return 'salt' end
+local events, ids, old, known = KEYS[2], KEYS[3], KEYS[4], tonumber(ARGV[5])
 local left = redis.call('PTTL', ids)
 if left >= 0 and (left <= known or redis.call('SCARD', ids) >= tonumber(ARGV[6])) then
   redis.call('RENAME', ids, old)
   left = -2
 end
 local stored, outcomes = {}, {}
-for i = 6, #KEYS do stored[i] = redis.call('EXISTS', KEYS[i]) == 1 end
+for i = 7, #KEYS do stored[i] = redis.call('EXISTS', KEYS[i]) == 1 end
 for i, event in ipairs(cjson.decode(ARGV[7])) do
   local id, outcome = event[1], 0
   if redis.call('SISMEMBER', old, id) == 1 or redis.call('SISMEMBER', ids, id) == 1 then
@@ -97,7 +101,7 @@ for i, event in ipairs(cjson.decode(ARGV[7])) do
 end
 if left < 0 then redis.call('PEXPIRE', ids, 2 * known) end
 trim(events, ARGV[3], ARGV[4])
-return outcomes
+return {last, outcomes}
 """
 )
 # KEYS events, identity; ARGV identity or "", reader.
@@ -123,15 +127,22 @@ log = structlog.get_logger(__name__)
 
 
 class RedisEventStore:
-    """EventStore on Redis. `identity`: the one that the store must have, as RedisNoteStore has it."""
+    """EventStore on Redis. `identity`, `known`: the identity that the store must have and the known position of its
+    log, as RedisNoteStore has them."""
 
     def __init__(
-        self, connection: Connection, bounds: EventBounds, keys: Keys = DEFAULT_KEYS, identity: str = ""
+        self,
+        connection: Connection,
+        bounds: EventBounds,
+        keys: Keys = DEFAULT_KEYS,
+        identity: str = "",
+        known: KnownPosition | None = None,
     ) -> None:
         self._connection = connection
         self._bounds = bounds
         self._keys = keys
         self._identity = identity
+        self._known = known
         self._salt = b""
         """Salt of the readers' pseudonyms; empty before it was read."""
 
@@ -145,14 +156,17 @@ class RedisEventStore:
         for _ in range(ADD_ATTEMPTS):
             answer = await self._write(self._add_command(events, await self._read_salt()))
             if answer != OTHER_SALT:
-                return [OUTCOMES[number] for number in answer]
+                log_end, outcomes = answer
+                if self._known:  # before a caller hears which notes there are
+                    self._known.raise_to(log_end.decode())
+                return [OUTCOMES[number] for number in outcomes]
             self._salt = b""
         raise StoreUnavailable("it is emptied again and again")
 
     def _add_command(self, events: Sequence[Event], salt: bytes) -> Command:
         keys = self._keys
-        fixed = [keys.events, keys.event_ids, keys.old_event_ids, keys.identity, keys.event_salt]
-        places = {note_id: place for place, note_id in enumerate(dict.fromkeys(event.note_id for event in events), 6)}
+        fixed = [keys.log, keys.events, keys.event_ids, keys.old_event_ids, keys.identity, keys.event_salt]
+        places = {note_id: place for place, note_id in enumerate(dict.fromkeys(event.note_id for event in events), 7)}
         bounds = self._bounds
         rows = [
             (

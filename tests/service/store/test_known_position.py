@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
 from multiprocessing import get_context
@@ -14,8 +15,19 @@ import pytest
 
 from service.errors import PreconditionFailed
 from service.interfaces import Clock
-from service.records import ORIGIN, Attempt, Condition, Remembered, StoredNote, Write, position_key
+from service.records import (
+    ORIGIN,
+    Attempt,
+    Condition,
+    Event,
+    EventBounds,
+    Remembered,
+    StoredNote,
+    Write,
+    position_key,
+)
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.store.events import RedisEventStore
 from service.store.known_position import (
     MAX_PROCESSES,
     MEMORY,
@@ -285,12 +297,16 @@ async def test_position_of_a_write_is_known(stores: list[RedisNoteStore]) -> Non
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "answer",
-    ["note", "no-note", "no-removal", "no-removals", "condition", "condition-of-put", "log", "bounds", "tail", "claim"],
+    [
+        *("note", "no-note", "no-removal", "no-removals", "condition", "condition-of-put", "log", "bounds", "tail"),
+        *("claim", "event", "no-event"),
+    ],
 )
 async def test_position_is_known_to_who_hears_of_a_change_by_another_answer(
-    stores: list[RedisNoteStore], answer: str
+    stores: list[RedisNoteStore], known: KnownPosition, answer: str
 ) -> None:
     dying, store = stores
+    events = RedisEventStore(store.connection, EventBounds(86_400, 2**24, 3600, 1000), known=known)
     before = await put(store, stored_note("a", "soup"))
     attempt = Attempt("key", "fingerprint")
     (claim,) = await dying.claim([attempt], 60, 60)
@@ -317,8 +333,12 @@ async def test_position_is_known_to_who_hears_of_a_change_by_another_answer(
         case "tail":
             await store.log_tail(before, 10)
         case "claim":
-            (known,) = await store.claim([attempt], 60, 60)
-            assert known.earlier
+            (repeated,) = await store.claim([attempt], 60, 60)
+            assert repeated.earlier
+        case "event":
+            assert await events.add([Event("e", "click", "b", "u", time.time(), b"")]) == ["accepted"]
+        case "no-event":
+            assert await events.add([Event("e", "click", "c", "u", time.time(), b"")]) == ["unknown_note"]
     assert store.known_position == after
 
 
