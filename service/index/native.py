@@ -26,6 +26,10 @@ Scores = npt.NDArray[np.float32]
 """(n,): inner products, highest first."""
 RankedRows = tuple[Scores, RowNumbers]
 """Scores and row numbers of the rows that a search found, best first."""
+NUMBERS_PER_CODE, CODE_BITS = 2, 4
+"""Numbers of a vector that share a code, and its bits: a sixteenth of float32."""
+CODE_TRAINING_ROUNDS = 10
+"""Rounds of k-means for the values of a code."""
 
 
 def use_one_faiss_thread() -> None:
@@ -126,6 +130,31 @@ def trained_ivf(sample: Vectors, lists: int) -> FaissIndex:
     return index
 
 
+def trained_codes(ivf: FaissIndex, sample: Vectors) -> FaissIndex | None:
+    """Return an empty index with the lists of an inverted file, whose rows are codes of CODE_BITS bits for each pair of
+    numbers (product quantisation, Jegou et al. 2011), trained on `sample` (N, D). None for an odd number of numbers."""
+    if ivf.d % NUMBERS_PER_CODE:
+        return None
+    codes = swig.IndexIVFPQ(
+        ivf.quantizer, ivf.d, ivf.nlist, ivf.d // NUMBERS_PER_CODE, CODE_BITS, swig.METRIC_INNER_PRODUCT
+    )
+    codes.by_residual = False  # one table of products for all lists of a search
+    codes.pq.cp.niter = CODE_TRAINING_ROUNDS
+    codes.pq.train(np.ascontiguousarray(sample))
+    codes.is_trained = True
+    codes.referenced_objects = [ivf]  # which owns the centroids
+    return codes
+
+
+def fast_scan(codes: FaissIndex) -> FaissIndex:
+    """Return an index with the rows of `trained_codes`, in the order in which a processor compares 32 at once (Andre et
+    al. 2015)."""
+    packed = swig.IndexIVFPQFastScan(codes)
+    packed.orig_invlists = None
+    packed.referenced_objects = codes.referenced_objects  # and not `codes`, whose memory is freed
+    return packed
+
+
 def assign_lists(ivf: FaissIndex, vectors: Vectors) -> RowNumbers:
     """Return the inverted list of each vector, shape (N,)."""
     lists: RowNumbers = ivf.quantizer.search(vectors, 1)[1][:, 0]
@@ -147,7 +176,13 @@ def add_to_lists(ivf: FaissIndex, vectors: Vectors, row_numbers: RowNumbers, lis
 
 def with_default_lists(ivf: FaissIndex, lists: int) -> FaissIndex:
     """Return a second index on the same inverted lists, of which a search without parameters goes through `lists`."""
-    view = swig.IndexIVFFlat(ivf.quantizer, ivf.d, ivf.nlist, ivf.metric_type)
+    if isinstance(ivf, swig.IndexIVFPQFastScan):
+        view = swig.IndexIVFPQFastScan(
+            ivf.quantizer, ivf.d, ivf.nlist, ivf.pq.M, ivf.pq.nbits, ivf.metric_type, ivf.bbs
+        )
+        view.by_residual, view.pq, view.is_trained = ivf.by_residual, ivf.pq, True
+    else:
+        view = swig.IndexIVFFlat(ivf.quantizer, ivf.d, ivf.nlist, ivf.metric_type)
     view.replace_invlists(ivf.invlists, False)
     view.ntotal, view.nprobe = ivf.ntotal, lists
     return view

@@ -1,15 +1,14 @@
 """SealedSegment: many rows that never change, but for their tombstones.
 
-They are searched through an inverted file (FAISS IVF-Flat). How many of its lists a search goes through is measured
-when the segment is built. A small segment, and the few rows that pass a rare filter, are searched exactly.
+They are searched through an inverted file (FAISS IVF-Flat), and where no filter narrows them first by codes of a
+sixteenth of their size. How many lists and rows a search goes through is measured when the segment is built
+(probing.py). A small segment, and the few rows that pass a rare filter, are searched exactly.
 
 Shapes: N rows, D dimension.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from uuid import uuid4
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from service.index.backend import Arrays
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits, rows_of
-from service.index.building import Source, build_index
+from service.index.building import Inverted, Source, build_index
 from service.index.gpu import Gpu, GpuIndex
 from service.index.native import (
     FaissIndex,
@@ -30,7 +29,8 @@ from service.index.native import (
     with_default_lists,
 )
 from service.index.packed_strings import PackedStrings
-from service.index.segment import Segment
+from service.index.probing import Probing
+from service.index.segment import Codes, Segment
 from service.index.tags import Columns, TagCodes, TagPairs, TagPostings
 from service.records import Vector
 
@@ -39,15 +39,10 @@ GPU_K = 1000
 MAX_EXACT_ROWS, EXACT_SHARE = 2048, 1 / 16
 """Bounds on the rows that pass a filter and are compared one by one: their number, or their share of the rows in the
 lists that would be searched instead. Fetching and comparing one row takes as long as testing 16 against a bitmap."""
-MIN_PASSING_SHARE = 1e-6
-"""Lower bound on the share of rows that pass a filter, by which the number of lists is divided."""
-ROUNDING_MARGIN = 1e-9
-"""Subtracted before the number of lists is rounded up, so that a rounding error does not add a list."""
 
 
 class SealedSegment(Segment):
-    """`name` is unique, also among segments of other processes. `lists_by_k` tells how many lists find RECALL of each
-    of MEASURED_K neighbours; it is empty where `index` has no lists."""
+    """`name` is unique, also among segments of other processes. `inverted` is None where `index` has no lists."""
 
     def __init__(
         self,
@@ -57,7 +52,7 @@ class SealedSegment(Segment):
         ids: PackedStrings,
         tags: TagPostings,
         index: FaissIndex,
-        lists_by_k: dict[int, int],
+        inverted: Inverted | None,
         gpu: Gpu | None,
     ) -> None:
         super().__init__(columns, alive)
@@ -66,17 +61,19 @@ class SealedSegment(Segment):
         self._tags = tags
         self._alive_bits = packed_bits(self.alive)
         self._index = index
-        self._lists_by_k = lists_by_k
+        self._inverted = inverted
         self._index_by_lists: dict[int, FaissIndex] = {}
-        """Results of `faiss_index` by the number of lists: each takes 30 us to make."""
-        self._on_gpu = gpu.copy(index, self._lists_for(GPU_K)) if gpu and lists_by_k else None
-        self.has_lists = bool(lists_by_k) and self._on_gpu is None
+        self._codes_by_lists: dict[int, FaissIndex] = {}
+        """Results of `with_default_lists` for vectors and codes by the number of lists: each takes 30 to 200 us to
+        make."""
+        self._on_gpu = gpu.copy(index, inverted.probing.lists_for(GPU_K)) if gpu and inverted else None
+        self.has_lists = inverted is not None and self._on_gpu is None
 
     @classmethod
     def of(cls, sources: Sequence[Source], dimension: int, gpu: Gpu | None) -> tuple[SealedSegment, RowNumbers]:
         """Return a segment with the rows of all sources, and the new number of each row in the sources' order."""
         row_count = sum(len(source.rows) for source in sources)
-        index, lists_by_k, new_rows = build_index(sources, row_count, dimension)
+        index, inverted, new_rows = build_index(sources, row_count, dimension)
         order = np.argsort(new_rows)
         segment = cls(
             name=uuid4().hex,
@@ -85,7 +82,7 @@ class SealedSegment(Segment):
             ids=PackedStrings.joined([source.segment.packed_ids(source.rows) for source in sources]).take(order),
             tags=TagPostings.of(list(_renumbered_tags(sources, new_rows)), row_count),
             index=index,
-            lists_by_k=lists_by_k,
+            inverted=inverted,
             gpu=gpu,
         )
         return segment, new_rows
@@ -93,27 +90,35 @@ class SealedSegment(Segment):
     @classmethod
     def restored(cls, name: str, arrays: Arrays, alive: Mask, gpu: Gpu | None) -> SealedSegment:
         """Return the segment that these `arrays` were taken from, with the given living rows."""
+        index = read_index(arrays["index"])
+        inverted = None
+        if "by_k" in arrays:
+            codes = read_index(arrays["codes"]) if "codes" in arrays else None
+            inverted = Inverted(Probing.restored(len(alive), index.nlist, arrays["by_k"]), codes)
         return cls(
             name=name,
             columns=Columns.of(arrays),
             alive=alive,
             ids=PackedStrings.restored(arrays),
             tags=TagPostings.restored(arrays, len(alive)),
-            index=read_index(arrays["index"]),
-            lists_by_k=dict(arrays["lists_by_k"].tolist()),
+            index=index,
+            inverted=inverted,
             gpu=gpu,
         )
 
     def arrays(self) -> Arrays:
         """Return everything except `alive`, by its name in a snapshot: arrays that never change."""
-        lists_by_k = np.array(list(self._lists_by_k.items()), np.int64).reshape(-1, 2)
-        return {
+        arrays = {
             **self.columns.arrays(),
             **self._ids.arrays(),
             **self._tags.arrays(),
             "index": serialize_index(self._index),
-            "lists_by_k": lists_by_k,
         }
+        if self._inverted:
+            arrays["by_k"] = self._inverted.probing.by_k
+            if self._inverted.codes is not None:
+                arrays["codes"] = serialize_index(self._inverted.codes)
+        return arrays
 
     def __len__(self) -> int:
         return len(self.alive)
@@ -147,12 +152,23 @@ class SealedSegment(Segment):
     def faiss_index(self, k: int) -> FaissIndex | GpuIndex:
         if self._on_gpu is not None:
             return self._on_gpu
-        if not self._lists_by_k:
+        if self._inverted is None:
             return self._index
-        lists = self._lists_for(k)
+        lists = self._inverted.probing.lists_for(k)
         if lists not in self._index_by_lists:
             self._index_by_lists[lists] = with_default_lists(self._index, lists)
         return self._index_by_lists[lists]
+
+    def codes(self, k: int, mean: float) -> Codes | None:
+        if self._on_gpu is not None or self._inverted is None or self._inverted.codes is None:
+            return None
+        candidates = self._inverted.probing.candidates_for(mean)
+        if candidates is None:
+            return None
+        lists = self._inverted.probing.scanned_lists(k)
+        if lists not in self._codes_by_lists:
+            self._codes_by_lists[lists] = with_default_lists(self._inverted.codes, lists)
+        return Codes(self._codes_by_lists[lists], candidates)
 
     def mark_deleted(self, row: int) -> None:
         super().mark_deleted(row)
@@ -170,8 +186,8 @@ class SealedSegment(Segment):
     def _search_rows(self, vector: Vector, k: int, rows: Bits | None, count: int, exact: bool) -> RankedRows:
         lists = 0
         rows_in_lists = 0.0
-        if self._lists_by_k:
-            lists = self._lists_for(k, passing_share=0.0 if exact else count / len(self))
+        if self._inverted:
+            lists = self._inverted.probing.lists_for(k, passing_share=0.0 if exact else count / len(self))
             rows_in_lists = lists * len(self) / self._index.nlist
         if rows is not None and count <= max(k, MAX_EXACT_ROWS, EXACT_SHARE * rows_in_lists):
             return self._compare(vector, k, rows_of(rows))
@@ -191,25 +207,6 @@ class SealedSegment(Segment):
             if len(found_rows) == k or not lists or lists == self._index.nlist:
                 return scores, found_rows
             lists = min(self._index.nlist, 4 * lists)
-
-    def _lists_for(self, k: int, passing_share: float = 1.0) -> int:
-        """Return how many lists to search for `k` neighbours.
-
-        Between two measured k the number is interpolated, on logarithmic scales. Where only `passing_share` of the rows
-        passes a filter, the number is divided by it, so that as many rows pass: the nearest of these lie farther away.
-        """
-        measured_k = sorted(self._lists_by_k)
-        right = min(max(1, bisect_left(measured_k, k)), len(measured_k) - 1)
-        low_k, high_k = measured_k[right - 1], measured_k[right]
-        low_lists, high_lists = self._lists_by_k[low_k], self._lists_by_k[high_k]
-
-        position = math.log(k / low_k) / math.log(high_k / low_k)
-        position = min(max(0.0, position), 1.0)  # below and above what was measured
-        interpolated = low_lists * (high_lists / low_lists) ** position
-
-        times_beyond_measured = max(1.0, k / high_k)
-        lists = interpolated * times_beyond_measured / max(passing_share, MIN_PASSING_SHARE)
-        return int(min(self._index.nlist, math.ceil(lists - ROUNDING_MARGIN)))
 
 
 def _renumbered_tags(sources: Sequence[Source], new_rows: RowNumbers) -> Iterator[TagPairs]:

@@ -1,8 +1,8 @@
 """SegmentSearcher: the segments of an index as they are at one moment, and a search over all of them.
 
-One FAISS call searches all segments. It knows nothing of tombstones and filters: rows that may not be found are dropped
-from its result. A call for each segment would cost more, in Python around it, than the search itself. Only where too
-few rows are left are the segments searched one by one, each with a bitmap (docs/decisions/0011-segments.md).
+One call searches all segments (joint_search.py). It knows nothing of tombstones and filters: rows that may not be found
+are dropped from its result. A call for each segment would cost more, in Python around it, than the search itself. Only
+where too few rows are left are the segments searched one by one, each with a bitmap (docs/decisions/0011-segments.md).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 
 from service.filters import Filter
 from service.index.bitmaps import Bits, Mask, RowNumbers, has, mask_of
-from service.index.building import MEASURED_K
 from service.index.gpu import Gpu
-from service.index.native import RankedRows, concatenated, without_padding
+from service.index.joint_search import JointIndex
+from service.index.native import RankedRows
+from service.index.probing import MEASURED_K
 from service.index.segment import Segment
 from service.index.tags import CompiledFilter, TagDictionary
 from service.records import IndexRows, Vector
@@ -63,10 +64,9 @@ class SegmentSearcher:
         self._expected_rows = [[max(MEASURED_K[0], expected(k, share)) for share in shares] for k in CALL_SIZES]
         """Neighbours that a segment is expected to have, by call size and segment. It searches as many lists as these
         need."""
-        join = gpu.concatenate if gpu else concatenated
         self._indexes = [
-            join([segment.faiss_index(k) for segment, k in zip(segments, rows_of_each, strict=True)])
-            for rows_of_each in self._expected_rows
+            JointIndex(segments, rows_of_each, size, gpu)
+            for size, rows_of_each in zip(CALL_SIZES, self._expected_rows, strict=True)
         ]
         """Index over all segments, by call size."""
 
@@ -168,10 +168,8 @@ class SegmentSearcher:
             return [], False
         # Lists were measured with rows as queries, which find k neighbours beside themselves: so k serves k + 1.
         at = bisect_left(CALL_SIZES, recalled_size - 1)
-        query = np.ascontiguousarray(vector, np.float32)[None]
-        scores, labels = self._indexes[at].search(query, size)
         keep = self._keep_in_loop if size <= MAX_LOOPED else self._keep_by_segment
-        ranked = without_padding(scores[0], labels[0])
+        ranked = self._indexes[at].search(vector, size)
         found, rows_of_each, met_hidden = keep(ranked, k, exclude, visible, recalled_size)
         counts = zip(rows_of_each, self._expected_rows[at], strict=True)
         as_expected = all(count <= expected_count + 1 for count, expected_count in counts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -24,6 +25,15 @@ from service.records import PositionKey, Vector
 MAX_RANKED_EXCLUSIONS = 64
 """Excluded rows of a segment that a search finds and then drops. More are taken out of the bitmap before it."""
 NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A FAISS index of codes, whose scores are approximate, and how many rows to take by them, so that the neighbours
+    are among these."""
+
+    index: FaissIndex
+    candidates: float
 
 
 class Segment(ABC):
@@ -76,6 +86,11 @@ class Segment(ABC):
     @abstractmethod
     def faiss_index(self, k: int) -> FaissIndex | GpuIndex:
         """Return the index in which the `k` nearest of all rows are searched, tombstones included."""
+
+    def codes(self, k: int, mean: float) -> Codes | None:
+        """Return codes of the rows by which the `k` nearest are found faster than in `faiss_index(k)`, and the rows to
+        take by them for `mean` neighbours; None where there are none."""
+        return None
 
     @abstractmethod
     def _rows_tagged(self, tag: int, rows: int) -> Bits:

@@ -43,7 +43,7 @@ from service.index.threads import run_in, run_in_daemon
 from service.interfaces import Clock, NoteStore
 from service.records import ORIGIN
 
-VERSION = 8
+VERSION = 9
 """Version of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 MAX_PROCESSES = 64

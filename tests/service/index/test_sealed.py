@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from service.filters import Filter
-from service.index.building import RECALL
+from service.index.probing import RECALL
 from service.index.sealed import SealedSegment
 from service.index.segmented import MERGE_FACTOR, SegmentedIndex
-from service.records import Vector
+from service.records import StoredNote, Vector
+from tests.service.conftest import stored_note
 from tests.service.index.reference import (
     ANY,
+    TOLERANCE,
     Model,
     check,
     clustered,
@@ -34,8 +36,26 @@ def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
         index = SegmentedIndex(16, growing_rows=SEALED_ROWS // MERGE_FACTOR, gpu=gpu)
         index.upsert([clustered(n) for n in range(SEALED_ROWS + 1)])
         do_jobs(index)
-        assert any(isinstance(segment, SealedSegment) and segment._lists_by_k for segment in index.all_segments)
+        assert any(isinstance(segment, SealedSegment) and segment._inverted for segment in index.all_segments)
         yield index
+
+
+@pytest.fixture(scope="module")
+def spread_rows() -> Iterator[SegmentedIndex]:
+    """An index of one large segment and a small one, whose rows lie in many lists, so that searches go by codes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.index.building.IVF_ROWS", 1000)
+        index = SegmentedIndex(32, growing_rows=4000)
+        index.upsert([spread(n) for n in range(16_100)])
+        do_jobs(index)
+        yield index
+
+
+def spread(number: int) -> StoredNote:
+    """Return note r<number>, near one of 400 random directions in 32 dimensions."""
+    topic = np.random.default_rng(number % 400).normal(size=32)
+    vector = topic + 0.7 * np.random.default_rng(1000 + number).normal(size=32)
+    return stored_note(f"r{number}", vector=(vector / np.linalg.norm(vector)).astype(np.float32))
 
 
 def queries() -> list[Vector]:
@@ -58,6 +78,45 @@ def test_ivf_search_returns_k_at_measured_recall(sealed: SegmentedIndex, tag: st
         best = {ids[i] for i in np.argsort(-(matrix @ query))[:k]}
         hits += len(best.intersection(hit.id for hit in found))
     assert hits >= (RECALL - 0.015) * 60 * min(k, len(ids))
+
+
+@pytest.mark.parametrize("k", [1, 10, 30])
+def test_search_by_codes_finds_the_nearest_with_scores_of_vectors(spread_rows: SegmentedIndex, k: int) -> None:
+    assert spread_rows.all_segments[0].codes(k, k) is not None
+    matrix = np.stack([vector_of(spread(n)) for n in range(16_100)])
+    found = 0
+    for query in (vector_of(spread(20_000 + n)) for n in range(30)):
+        scores = matrix @ query
+        hits = spread_rows.search(query, k, ANY, 0.0)
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], [scores[int(hit.id[1:])] for hit in hits], atol=TOLERANCE
+        )
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        found += len({int(hit.id[1:]) for hit in hits}.intersection(np.argsort(-scores)[:k].tolist()))
+    assert found >= (RECALL - 0.015) * 30 * k
+
+
+def test_search_by_codes_restored_returns_the_same(spread_rows: SegmentedIndex) -> None:
+    parts = {part.name: part.make() for part in spread_rows.snapshot_parts()}
+    restored = SegmentedIndex(32, growing_rows=4000)
+    restored.restore(parts.__getitem__)
+    codes, kept = (index.all_segments[0].codes(10, 10) for index in (restored, spread_rows))
+    assert codes is not None
+    assert kept is not None
+    assert codes.candidates == kept.candidates
+    for query in (vector_of(spread(20_000 + n)) for n in range(30)):
+        assert restored.search(query, 10, ANY, 0.0) == spread_rows.search(query, 10, ANY, 0.0)
+
+
+def test_rows_of_an_odd_dimension_have_no_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.index.building.IVF_ROWS", 1000)
+    index = SegmentedIndex(15, growing_rows=1000)
+    notes = [stored_note(f"o{n}", vector=vector_of(spread(n))[:15].copy()) for n in range(4001)]
+    index.upsert(notes)
+    do_jobs(index)
+    assert index.all_segments[0].has_lists
+    assert index.all_segments[0].codes(10, 10) is None
+    assert index.search(vector_of(notes[7]), 1, ANY, 0.0)[0].id == "o7"
 
 
 @pytest.mark.parametrize("where", [ANY, Filter(hashtags=("tenth",)), Filter(exact=True)])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.filters import Filter
-from service.index.building import RECALL
+from service.index.probing import RECALL
 from service.index.segmented import SegmentedIndex
 from service.records import StoredNote
 from tests.service.conftest import stored_note

@@ -1,0 +1,93 @@
+"""JointIndex: one search over all segments.
+
+Segments whose rows have codes are searched by these: FAISS returns more rows than are asked for, and these are compared
+by their vectors. All other segments are compared by their vectors at once. Either way scores are inner products of
+vectors (docs/decisions/0033-codes.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from service.index.bitmaps import RowNumbers
+from service.index.gpu import Gpu
+from service.index.native import RankedRows, Vectors, concatenated, exact_search, without_padding
+from service.index.segment import Segment
+from service.records import Vector
+
+
+class JointIndex:
+    """Searches `segments`, of which each is expected to have so many of `call_size` neighbours.
+
+    Row numbers go over all segments, the oldest first.
+    """
+
+    def __init__(self, segments: Sequence[Segment], neighbours: Sequence[int], call_size: int, gpu: Gpu | None) -> None:
+        first_rows = accumulate(map(len, segments[:-1]), initial=0)
+        coded: list[tuple[Segment, int, Any]] = []
+        others: list[tuple[Segment, int, Any]] = []
+        candidates = 0.0
+        rows = max(1, sum(map(len, segments)))
+        for segment, first, count in zip(segments, first_rows, neighbours, strict=True):
+            if (codes := segment.codes(count, call_size * len(segment) / rows)) is not None:
+                coded.append((segment, first, codes.index))
+                candidates += codes.candidates
+            else:
+                others.append((segment, first, segment.faiss_index(count)))
+        self._others = _Group(others, gpu.concatenate if gpu else concatenated)
+        self._coded = _Group(coded, concatenated) if coded else None
+        self._candidates = ceil(candidates)
+        """Rows to take by their codes."""
+
+    def search(self, query: Vector, size: int) -> RankedRows:
+        """Return scores and numbers of the `size` nearest rows, best first, fewer where there are fewer."""
+        query = np.ascontiguousarray(query, np.float32)
+        scores, rows = self._others.search(query, size)
+        numbers = self._others.numbers(rows)
+        if self._coded is None:
+            return scores, numbers
+        _, candidates = self._coded.search(query, max(size, self._candidates))
+        candidates = np.sort(candidates)  # vectors are fetched faster in the order of their rows
+        coded_scores, places = exact_search(self._coded.vectors(candidates), query, size)
+        scores = np.concatenate([coded_scores, scores])
+        numbers = np.concatenate([self._coded.numbers(candidates[places]), numbers])
+        best = np.argsort(-scores, kind="stable")[:size]
+        return scores[best], numbers[best]
+
+
+class _Group:
+    """Segments that one call of FAISS searches, with their first rows among all segments and their FAISS indexes, which
+    `join` joins. The group numbers its rows from 0 on."""
+
+    def __init__(self, segments: Sequence[tuple[Segment, int, Any]], join: Callable[[list[Any]], Any]) -> None:
+        self._segments = [segment for segment, _, _ in segments]
+        self._first_rows = np.array(list(accumulate(map(len, self._segments[:-1]), initial=0)), np.int64)
+        self._offsets = np.array([first for _, first, _ in segments], np.int64) - self._first_rows
+        """What to add to the numbers of each segment's rows for those among all segments."""
+        self._index = join([index for _, _, index in segments])
+
+    def search(self, query: Vector, size: int) -> RankedRows:
+        """Return scores and numbers in the group of the `size` nearest rows, fewer where there are fewer."""
+        scores, rows = self._index.search(query[None], size)
+        return without_padding(scores[0], rows[0])
+
+    def numbers(self, rows: RowNumbers) -> RowNumbers:
+        """Return the numbers among all segments of some of the group's rows."""
+        return rows + self._offsets[np.searchsorted(self._first_rows, rows, "right") - 1]
+
+    def vectors(self, rows: RowNumbers) -> Vectors:
+        """Return the vectors of some of the group's rows in ascending order, shape (len(rows), D)."""
+        if len(self._segments) == 1:
+            return self._segments[0].vectors(rows)
+        parts = np.split(rows, np.searchsorted(rows, self._first_rows[1:]))
+        vectors = [
+            segment.vectors(part - first)
+            for segment, part, first in zip(self._segments, parts, self._first_rows, strict=True)
+            if len(part)
+        ]
+        return np.concatenate(vectors)

@@ -1,0 +1,135 @@
+"""Probing: how many inverted lists a search of a sealed segment goes through, and how many rows it takes by their codes
+and compares by their vectors, so that it finds RECALL of the neighbours. Both are measured when the segment is built.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from service.index.bitmaps import RowNumbers
+from service.index.native import FaissIndex, Vectors, search_lists
+
+RECALL = 0.998
+"""Share of the true neighbours that a search finds."""
+MEASURED_QUERIES = 128
+"""Rows of a new segment that are searched for to measure it."""
+MEASURED_K = (10, 30, 100, 300, 1000)
+"""Numbers of neighbours for which it is measured; between them it is interpolated."""
+CANDIDATES_PER_NEIGHBOUR = (2, 3, 4, 6, 8, 12, 16, 24)
+"""Rows by their codes, as multiples of the neighbours, that are tried one after the other."""
+ROWS_PER_CANDIDATE = 8
+"""Rows of an inverted list that are compared in the time in which one row elsewhere is fetched and compared."""
+MIN_PASSING_SHARE = 1e-6
+"""Lower bound on the share of rows that pass a filter, by which the number of lists is divided."""
+ROUNDING_MARGIN = 1e-9
+"""Subtracted before a number is rounded up, so that a rounding error does not add one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """What was measured about an inverted file of `rows` rows in `lists` lists.
+
+    `lists_by_k` tells how many lists have RECALL of the neighbours, for each of MEASURED_K. `candidates_by_k` tells how
+    many rows have it that are nearest by their codes, in `scanned_lists` of the lists; it ends where comparing these
+    by their vectors takes longer than comparing all rows of the lists.
+    """
+
+    rows: int
+    lists: int
+    lists_by_k: Mapping[int, int]
+    candidates_by_k: Mapping[int, int]
+
+    @classmethod
+    def restored(cls, rows: int, lists: int, by_k: npt.NDArray[np.int64]) -> Probing:
+        """Return the Probing whose `by_k` was kept."""
+        lists_by_k = {k: listed for k, listed, _ in by_k.tolist()}
+        return cls(rows, lists, lists_by_k, {k: candidates for k, _, candidates in by_k.tolist() if candidates})
+
+    @property
+    def by_k(self) -> npt.NDArray[np.int64]:
+        """k, lists and candidates (0: none) as rows, shape (len(MEASURED_K), 3)."""
+        return np.array([(k, n, self.candidates_by_k.get(k, 0)) for k, n in self.lists_by_k.items()], np.int64)
+
+    def lists_for(self, k: int, passing_share: float = 1.0) -> int:
+        """Return how many lists to search for `k` neighbours.
+
+        Where only `passing_share` of the rows passes a filter, the number is divided by it, so that as many rows pass:
+        the nearest of these lie farther away.
+        """
+        lists = interpolated(self.lists_by_k, k) / max(passing_share, MIN_PASSING_SHARE)
+        return int(min(self.lists, math.ceil(lists - ROUNDING_MARGIN)))
+
+    def scanned_lists(self, k: int) -> int:
+        """Return in how many lists rows are compared by their codes: a quarter more than `lists_for`, so that what
+        codes miss is made up for."""
+        return min(self.lists, -(-self.lists_for(k) * 5 // 4))
+
+    def candidates_for(self, k: float) -> float | None:
+        """Return how many rows to take by their codes for `k` neighbours, None where codes do not serve.
+
+        Below the first measured k the number falls with the square root of `k`: the fewer neighbours, the more rows
+        for each.
+        """
+        if not self.candidates_by_k or k > max(self.candidates_by_k):
+            return None
+        return interpolated(self.candidates_by_k, k) * math.sqrt(min(1.0, k / MEASURED_K[0]))
+
+
+def interpolated(measured: Mapping[int, int], k: float) -> float:
+    """Return what belongs to `k`: between two measured k on logarithmic scales, and beyond the last in proportion."""
+    ks = sorted(measured)
+    if len(ks) == 1:
+        return measured[ks[0]] * max(1.0, k / ks[0])
+    right = min(max(1, bisect_left(ks, k)), len(ks) - 1)
+    low, high = ks[right - 1], ks[right]
+    position = min(max(0.0, math.log(k / low) / math.log(high / low)), 1.0)
+    return float(measured[low] * (measured[high] / measured[low]) ** position * max(1.0, k / high))
+
+
+def measure(ivf: FaissIndex, codes: FaissIndex | None) -> Probing:
+    """Measure an inverted file and the codes of its rows (None: it has none), with rows of it as queries, which do not
+    count as their own neighbours."""
+    queries = ivf.reconstruct_batch(np.arange(0, ivf.ntotal, max(1, ivf.ntotal // MEASURED_QUERIES)))
+    true_neighbours = search_lists(ivf, queries, MEASURED_K[-1] + 1, ivf.nlist)
+    lists_by_k: dict[int, int] = {}
+    lists = 1
+    for k in MEASURED_K:
+        while lists < ivf.nlist and _recall(search_lists(ivf, queries, k + 1, lists), true_neighbours, k) < RECALL:
+            lists = min(ivf.nlist, -(-lists * 5 // 4))
+        lists_by_k[k] = lists
+    probing = Probing(ivf.ntotal, ivf.nlist, lists_by_k, {})
+    return (
+        probing
+        if codes is None
+        else replace(probing, candidates_by_k=_candidates(probing, codes, queries, true_neighbours))
+    )
+
+
+def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neighbours: RowNumbers) -> dict[int, int]:
+    """Return the `candidates_by_k` of a Probing: a step more than was enough for these queries, which are few."""
+    candidates_by_k: dict[int, int] = {}
+    for k in MEASURED_K:
+        most = probing.lists_by_k[k] * probing.rows / probing.lists / ROWS_PER_CANDIDATE
+        for enough, more in pairwise(times * (k + 1) for times in CANDIDATES_PER_NEIGHBOUR):
+            if more > most:
+                return candidates_by_k
+            found = search_lists(codes, queries, enough, probing.scanned_lists(k))
+            if _recall(found, true_neighbours, k) >= RECALL:
+                candidates_by_k[k] = more
+                break
+        else:
+            return candidates_by_k
+    return candidates_by_k
+
+
+def _recall(found: RowNumbers, true_neighbours: RowNumbers, k: int) -> float:
+    """Return the share of `k` neighbours that are among the rows found, for each query a row (queries, n)."""
+    pairs = zip(found, true_neighbours[:, : k + 1], strict=True)
+    return float(np.mean([len(np.intersect1d(found_rows, true_rows)) - 1 for found_rows, true_rows in pairs])) / k
