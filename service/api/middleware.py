@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 
@@ -14,7 +15,7 @@ from service.access.principal import Principal
 from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
 from service.api.request_id import request_id_of
-from service.errors import LimitExceeded
+from service.errors import LimitExceeded, Stopping
 from service.lifecycle import Lifecycle
 from service.telemetry import Telemetry
 from service.tracing import RequestStages, Tracer, begin_request
@@ -30,7 +31,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 class RequestContext:
     """Gives each request an id, the time of its arrival, one log line and one observation, and answers 500 where the
-    code failed. Of fast answers below 400 the share `log_sample` is logged.
+    code failed, 503 where the process ends first. Of fast answers below 400 the share `log_sample` is logged.
 
     What a request has used is charged to its key by the `meter`.
 
@@ -92,6 +93,11 @@ class RequestContext:
 
         try:
             await self._app(scope, watched_receive, send_with_id)
+        except asyncio.CancelledError:
+            if status or not self._lifecycle.draining:
+                raise
+            # uvicorn has waited for it for shutdown_seconds; it would answer 500 itself.
+            await error_response(Stopping())(scope, receive, send_with_id)
         except Exception:
             log.exception("request_failed", path=scope["path"])
             if status:  # an answer has begun: it can only be broken off

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
 import httpx2
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from service.access.meter import Meter
+from service.api.middleware import RequestContext
+from service.lifecycle import Lifecycle
+from service.telemetry import Telemetry
 from tests.service.api.requests import NDJSON, WITH_BODY, send
 
 
@@ -36,3 +42,38 @@ def test_note_of_unknown_length_over_the_bound_is_413(client: httpx2.Client) -> 
     chunks = (b" " * 65536 for _ in range(20))
     answer = client.post("/notes", content=chunks, headers={"content-type": "application/json"})
     assert answer.status_code == 413
+
+
+async def break_off(draining: bool) -> list[Message]:
+    """Cancel a request as uvicorn does with those that its shutdown has waited for in vain; return what was sent."""
+
+    async def hang(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    sent: list[Message] = []
+    lifecycle, telemetry = Lifecycle(), Telemetry()
+    lifecycle.draining = draining
+    scope = {"type": "http", "method": "POST", "path": "/notes", "headers": []}
+    request = asyncio.create_task(RequestContext(hang, lifecycle, telemetry, Meter(telemetry))(scope, receive, send))
+    await asyncio.sleep(0)
+    request.cancel()
+    await asyncio.wait({request})
+    assert request.cancelled() is not draining
+    return sent
+
+
+def test_request_that_is_broken_off_by_the_end_of_the_process_is_503() -> None:
+    head, body = asyncio.run(break_off(draining=True))
+    assert head["status"] == 503
+    assert {(b"retry-after", b"1"), (b"content-type", b"application/problem+json")} <= set(head["headers"])
+    assert b"shutting down" in body["body"]
+
+
+def test_request_that_is_cancelled_otherwise_stays_so() -> None:
+    assert asyncio.run(break_off(draining=False)) == []
