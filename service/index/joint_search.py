@@ -20,6 +20,9 @@ from service.index.native import RankedRows, Vectors, concatenated, exact_search
 from service.index.segment import Segment
 from service.records import Vector
 
+MIN_SAVED_ROWS = 4096
+"""Rows whose comparisons codes must save: about what a second call of FAISS and the work around it cost."""
+
 
 class JointIndex:
     """Searches `segments`, of which each is expected to have so many of `call_size` neighbours.
@@ -28,34 +31,37 @@ class JointIndex:
     """
 
     def __init__(self, segments: Sequence[Segment], neighbours: Sequence[int], call_size: int, gpu: Gpu | None) -> None:
-        first_rows = accumulate(map(len, segments[:-1]), initial=0)
-        coded: list[tuple[Segment, int, Any]] = []
-        others: list[tuple[Segment, int, Any]] = []
-        candidates = 0.0
+        first_rows = list(accumulate(map(len, segments[:-1]), initial=0))
         rows = max(1, sum(map(len, segments)))
-        for segment, first, count in zip(segments, first_rows, neighbours, strict=True):
-            if (codes := segment.codes(count, call_size * len(segment) / rows)) is not None:
-                coded.append((segment, first, codes.index))
-                candidates += codes.candidates
-            else:
-                others.append((segment, first, segment.faiss_index(count)))
+        codes = [
+            segment.codes(count, call_size * len(segment) / rows)
+            for segment, count in zip(segments, neighbours, strict=True)
+        ]
+        if sum(found.saved_rows for found in codes if found) < MIN_SAVED_ROWS:
+            codes = [None] * len(segments)
+        numbered = list(zip(segments, first_rows, codes, strict=True))
+        others = [
+            (segment, first, segment.faiss_index(count))
+            for (segment, first, found), count in zip(numbered, neighbours, strict=True)
+            if not found
+        ]
+        coded = [(segment, first, found.index) for segment, first, found in numbered if found]
         self._others = _Group(others, gpu.concatenate if gpu else concatenated)
         self._coded = _Group(coded, concatenated) if coded else None
-        self._candidates = ceil(candidates)
+        self._candidates = ceil(sum(found.candidates for found in codes if found))
         """Rows to take by their codes."""
 
     def search(self, query: Vector, size: int) -> RankedRows:
         """Return scores and numbers of the `size` nearest rows, best first, fewer where there are fewer."""
         query = np.ascontiguousarray(query, np.float32)
         scores, rows = self._others.search(query, size)
-        numbers = self._others.numbers(rows)
         if self._coded is None:
-            return scores, numbers
+            return scores, rows
         _, candidates = self._coded.search(query, max(size, self._candidates))
         candidates = np.sort(candidates)  # vectors are fetched faster in the order of their rows
         coded_scores, places = exact_search(self._coded.vectors(candidates), query, size)
         scores = np.concatenate([coded_scores, scores])
-        numbers = np.concatenate([self._coded.numbers(candidates[places]), numbers])
+        numbers = np.concatenate([self._coded.numbers(candidates[places]), self._others.numbers(rows)])
         best = np.argsort(-scores, kind="stable")[:size]
         return scores[best], numbers[best]
 

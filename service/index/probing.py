@@ -66,6 +66,10 @@ class Probing:
         lists = interpolated(self.lists_by_k, k) / max(passing_share, MIN_PASSING_SHARE)
         return int(min(self.lists, math.ceil(lists - ROUNDING_MARGIN)))
 
+    def rows_in(self, lists: int) -> float:
+        """Return how many rows are in so many lists, on average."""
+        return self.rows * lists / self.lists
+
     def scanned_lists(self, k: int) -> int:
         """Return in how many lists rows are compared by their codes: a quarter more than `lists_for`, so that what
         codes miss is made up for."""
@@ -116,7 +120,7 @@ def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neig
     """Return the `candidates_by_k` of a Probing: a step more than was enough for these queries, which are few."""
     candidates_by_k: dict[int, int] = {}
     for k in MEASURED_K:
-        most = probing.lists_by_k[k] * probing.rows / probing.lists / ROWS_PER_CANDIDATE
+        most = probing.rows_in(probing.lists_by_k[k]) / ROWS_PER_CANDIDATE
         for enough, more in pairwise(times * (k + 1) for times in CANDIDATES_PER_NEIGHBOUR):
             if more > most:
                 return candidates_by_k

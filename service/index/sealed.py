@@ -29,7 +29,7 @@ from service.index.native import (
     with_default_lists,
 )
 from service.index.packed_strings import PackedStrings
-from service.index.probing import Probing
+from service.index.probing import ROWS_PER_CANDIDATE, Probing
 from service.index.segment import Codes, Segment
 from service.index.tags import Columns, TagCodes, TagPairs, TagPostings
 from service.records import Vector
@@ -162,13 +162,15 @@ class SealedSegment(Segment):
     def codes(self, k: int, mean: float) -> Codes | None:
         if self._on_gpu is not None or self._inverted is None or self._inverted.codes is None:
             return None
-        candidates = self._inverted.probing.candidates_for(mean)
+        probing = self._inverted.probing
+        candidates = probing.candidates_for(mean)
         if candidates is None:
             return None
-        lists = self._inverted.probing.scanned_lists(k)
+        lists = probing.scanned_lists(k)
         if lists not in self._codes_by_lists:
             self._codes_by_lists[lists] = with_default_lists(self._inverted.codes, lists)
-        return Codes(self._codes_by_lists[lists], candidates)
+        saved_rows = probing.rows_in(probing.lists_for(k)) - ROWS_PER_CANDIDATE * candidates
+        return Codes(self._codes_by_lists[lists], candidates, saved_rows)
 
     def mark_deleted(self, row: int) -> None:
         super().mark_deleted(row)
@@ -188,7 +190,7 @@ class SealedSegment(Segment):
         rows_in_lists = 0.0
         if self._inverted:
             lists = self._inverted.probing.lists_for(k, passing_share=0.0 if exact else count / len(self))
-            rows_in_lists = lists * len(self) / self._index.nlist
+            rows_in_lists = self._inverted.probing.rows_in(lists)
         if rows is not None and count <= max(k, MAX_EXACT_ROWS, EXACT_SHARE * rows_in_lists):
             return self._compare(vector, k, rows_of(rows))
         if rows is None and self.dead:

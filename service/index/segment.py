@@ -30,10 +30,11 @@ NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
 @dataclass(frozen=True, slots=True)
 class Codes:
     """A FAISS index of codes, whose scores are approximate, and how many rows to take by them, so that the neighbours
-    are among these."""
+    are among these. `saved_rows`: how many rows could be compared in the time that this saves."""
 
     index: FaissIndex
     candidates: float
+    saved_rows: float
 
 
 class Segment(ABC):
@@ -88,8 +89,8 @@ class Segment(ABC):
         """Return the index in which the `k` nearest of all rows are searched, tombstones included."""
 
     def codes(self, k: int, mean: float) -> Codes | None:
-        """Return codes of the rows by which the `k` nearest are found faster than in `faiss_index(k)`, and the rows to
-        take by them for `mean` neighbours; None where there are none."""
+        """Return codes of the rows, in which the `k` nearest may be found faster than in `faiss_index(k)`, and the rows
+        to take by them for `mean` neighbours; None where there are none."""
         return None
 
     @abstractmethod
