@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from model import cli as offline
-from service.cli import backup, events, keys, notes, purge, similar
+from service.cli import backup, collection, events, keys, notes, purge, similar
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import Certificate, CertificateUnusable
 from service.cli.client import AsJson, Key, Url, call
@@ -205,6 +205,9 @@ def openapi() -> None:
     typer.echo(json.dumps(description, indent=2, ensure_ascii=False))
 
 
+app.command()(collection.list_notes)
+app.command()(collection.delete_notes)
+app.command()(collection.changes)
 app.command()(notes.export_notes)
 app.command()(notes.import_notes)
 app.command()(similar.similar)

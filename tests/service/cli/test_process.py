@@ -246,6 +246,36 @@ def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
     assert (wrong.returncode, "--body" in wrong.stderr) == (2, True)
 
 
+def test_notes_are_listed_removed_and_followed(shared: Process) -> None:
+    def answer(*arguments: str) -> Any:
+        people, programs = shared.run(*arguments), shared.run(*arguments, "--json")
+        assert people.returncode == programs.returncode == 0, people.stderr
+        assert people.stdout
+        return json.loads(programs.stdout)
+
+    before = answer("changes")["log_position"]
+    notes = [{"id": f"l{i}", "title": f"list {i}", "author": "lea" if i % 2 else "leo"} for i in range(6)]
+    assert httpx2.post(f"{shared.url}/notes", json=notes).status_code == 207
+    page = answer("list-notes", "--author", "lea", "--limit", "2")
+    assert [note["id"] for note in page["notes"]] == ["l1", "l3"]
+    rest = answer("list-notes", "--author", "lea", "--limit", "2", "--cursor", page["next_cursor"])
+    assert [note["id"] for note in rest["notes"]] == ["l5"]
+    assert "--cursor" in shared.run("list-notes", "--limit", "1").stdout
+    tried = answer("delete-notes", "--author", "lea", "--dry-run")
+    assert (tried["dry_run"], tried["ids"], tried["log_position"]) == (True, ["l1", "l3", "l5"], None)
+    receipt = json.loads(shared.run("delete-notes", "--author", "lea", "--json").stdout)
+    assert (receipt["ids"], receipt["ids_sha256"]) == (tried["ids"], tried["ids_sha256"])
+    by_ids = json.loads(shared.run("delete-notes", "l0", "nobody", "--json").stdout)
+    assert (by_ids["ids"], by_ids["missing"]) == (["l0"], ["nobody"])
+    changes = [(change["op"], change["id"]) for change in answer("changes", "--after", before)["changes"]]
+    removed = ["l1", "l3", "l5", "l0"]
+    assert changes == [("put", f"l{i}") for i in range(6)] + [("delete", note_id) for note_id in removed]
+    for misused in ((), ("l2", "--author", "leo")):
+        result = shared.run("delete-notes", *misused)
+        assert (result.returncode, "--author" in result.stderr) == (2, True)
+    assert httpx2.get(f"{shared.url}/notes/l2").status_code == 200
+
+
 def test_client_finds_the_service_by_host_and_port(shared: Process) -> None:
     environment = {name: value for name, value in shared.environment.items() if name != "NOTELLM_URL"}
     command = [NOTELLM, "status", "--json"]
