@@ -22,7 +22,7 @@ import numpy.typing as npt
 from benchmarks import ROOT
 from benchmarks.harness.report import Row, row, write
 from benchmarks.quality.records import COMMUNITY, GENERALIST, MICROLENS, MOVIELENS
-from benchmarks.quality.reproduce import train
+from benchmarks.quality.reproduce import community_checkpoint, train
 from model.baselines.loading import load_embedder
 from model.data.pairs import Split, split_of
 from model.evaluation.evaluate import EvaluationData
@@ -38,8 +38,8 @@ from service.search.request import AUTO
 from service.settings import Settings
 
 SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
-TRAINED = (COMMUNITY, "minilm-distilled-microlens50k")
-"""Recipes of the systems that have learnt from microlens50k."""
+TRAINED_ENCODER = "minilm-distilled-microlens50k"
+"""Recipe of the encoder that has learnt from microlens50k, as COMMUNITY has."""
 CACHE = ROOT / "runs" / "hybrid"
 WEIGHT = dict(AUTO)["words"]
 MAX_LOSS = 0.3
@@ -175,7 +175,10 @@ def measure(systems: Mapping[str, str], data: str, kind: str, split: Split, pool
 
 
 def main(folder: Path, split: Split, trained: bool) -> None:
-    systems = {recipe: str(train(folder, recipe) / BEST) for recipe in TRAINED} if trained else SYSTEMS
+    systems = SYSTEMS
+    if trained:
+        encoder = train(folder, TRAINED_ENCODER) / BEST
+        systems = {COMMUNITY: str(community_checkpoint(folder)), TRAINED_ENCODER: str(encoder)}
     rows: list[Row] = []
     for data in (MICROLENS,) if trained else (MICROLENS, MOVIELENS):
         pool = Pool.read(folder / data, split)

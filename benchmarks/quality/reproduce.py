@@ -187,16 +187,12 @@ def reproduce(data: Path, name: str) -> None:
 
 
 def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
-    """Train a recipe, with the pairs and the teachers that it needs and the recipe that it starts from, and return the
-    folder of the finished run."""
+    """Train a recipe, with the pairs and the teachers that it needs, and return the folder of the finished run."""
     # Records name an encoder by this folder.
     folder = RUNS / (",".join(changes).replace("/", "-") or "as-it-is") / recipe
     if (folder / DONE).exists():
         return folder
-    config = tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))
-    if (before := Path(config.get("start", ""))).is_relative_to("runs"):
-        train(data, before.parent.name)
-    for entry in config["data"]:
+    for entry in tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))["data"]:
         if "pairs" in entry:
             make_pairs(data, Path(entry["pairs"]).stem)
         if "teacher" in entry:

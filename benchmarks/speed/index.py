@@ -1,10 +1,10 @@
-"""The index at size, against the bare FAISS calls on the same segments and against brute force.
+"""The index at size, against bare FAISS (IVF-Flat) on the same segments and against brute force.
 
 python -m benchmarks.speed.index DATA/microlens50k/notes.jsonl.gz [ROWS]
 
-Vectors of real notes, reduced to 128 principal directions and copied with noise up to ROWS (100,000 unless said). Two
-minutes for 100,000 rows, five for a million, on an idle machine. MILVUS_PYTHON names an interpreter that has
-milvus-lite and pymilvus, to measure Milvus Lite too: a minute more (benchmarks/peers/milvus.py).
+Vectors of real notes, turned to their 384 principal directions and copied with noise up to ROWS (100,000 unless said).
+Three minutes for 100,000 rows on an idle machine. MILVUS_PYTHON names an interpreter that has milvus-lite and pymilvus,
+to measure Milvus Lite too: a minute more (benchmarks/peers/milvus.py).
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def search_index(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> 
 
 
 def bare_search(index: SegmentedIndex, query: Vectors) -> None:
-    """Do the same comparisons in every segment, without masks, ids and a merged result."""
+    """Compare the vectors of every segment, as many lists as its recall needs, without codes, masks, ids and a merged
+    result."""
     for segment in index.all_segments:
         segment.faiss_index(K).search(query[None], K)
 
