@@ -69,6 +69,7 @@ bench-index: .venv/.dev ## measure the index with a million rows: make bench-ind
 	$(BIN)/python -m benchmarks.speed.index $(DATA)/microlens50k/notes.jsonl.gz 100000
 	$(BIN)/python -m benchmarks.speed.index $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	$(BIN)/python -m benchmarks.speed.similar $(DATA)/microlens50k/notes.jsonl.gz 1000000
+	$(BIN)/python -m benchmarks.speed.readers $(DATA)/microlens50k/notes.jsonl.gz
 	@$(MAKE) tables
 
 # Texts of the shipped checkpoint: docs/guides/distillation.md says where they are from. Each step is left out where its

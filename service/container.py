@@ -20,25 +20,33 @@ from service.settings import Settings
 from service.telemetry import Telemetry
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadService:
+    """What reads of one tenant's notes need. A reader (decision 32) has no more. `model`: name of the one that made the
+    vectors."""
+
+    settings: Settings
+    model: str
+    nearest: NearestNotes
+    store: NoteStore
+    index: NoteIndex
+    telemetry: Telemetry
+    clock: Clock
+    tenant: str = DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service(ReadService):
     """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
     the rest is its own. `exports`: places for those that run."""
 
-    settings: Settings
     recommender: Recommender
     search: NoteSearch
-    nearest: NearestNotes
     remover: Remover
     importer: Importer
     changes: ChangeFeed
     exports: Places
     batcher: Batcher
-    store: NoteStore
-    index: NoteIndex
     behaviour: LiveBehaviour
-    telemetry: Telemetry
-    clock: Clock
-    tenant: str = DEFAULT_TENANT
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a comparison of index and store, so that only one runs at a time."""

@@ -280,6 +280,10 @@ class NoteIndex(Protocol):
         """Build the index, and from then on follow the log in the background. Raises TenantRemoved. If the store is
         away, the background task tries again until the index is built."""
 
+    async def save_merged(self, seconds: float) -> None:
+        """Make a snapshot where anything changed since the last one, once no segments are left to merge, or after so
+        many seconds. A failure is logged."""
+
     async def discard(self) -> None:
         """Remove the snapshots, and make no more of them: the store was removed."""
 

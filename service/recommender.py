@@ -51,7 +51,7 @@ from service.records import (
     position_key,
 )
 from service.replay import REMOVED, decode_added, encode_added, written_status
-from service.stored_notes import check_condition, readable
+from service.stored_notes import check_condition, read_note, readable
 from service.telemetry import Telemetry
 
 WAIT_SECONDS = 10.0
@@ -217,9 +217,8 @@ class Recommender:
         return results
 
     async def get(self, note_id: str) -> StoredNote:
-        """Return a stored note. Raises NoteNotFound, StoredNoteUnreadable."""
-        (stored,) = await ReadTime().wait(self._store.get([note_id]))
-        return readable(note_id, stored)
+        """Return a stored note. Raises NoteNotFound, StoredNoteUnreadable, StoreUnavailable."""
+        return await read_note(self._store, note_id)
 
     async def put(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,6 +48,12 @@ class Settings(BaseSettings):
         le=65535,
         description="a port for /metrics, /keys, /audit, /tenants and /verify, which are then 404 on the other one; "
         "without it they are there",
+    )
+    readers: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="further processes that answer reads on the same port, each on a core of its own; Linux alone",
     )
     tls_certificate: Path | None = Field(
         None, description="a file with the certificate and its chain: HTTPS on every port; read again when it changes"
@@ -233,6 +240,13 @@ class Settings(BaseSettings):
                 "redis_url", "must begin with redis://, rediss:// or unix://, its password percent-encoded"
             )
         return url
+
+    @field_validator("readers")
+    @classmethod
+    def _check_readers(cls, readers: int) -> int:
+        if readers and sys.platform != "linux":
+            raise PydanticCustomError("readers", "must be 0: only Linux spreads the connections of a port")
+        return readers
 
     @field_validator("cors_origins")
     @classmethod

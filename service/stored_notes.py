@@ -1,9 +1,17 @@
-"""Checks of the answer of the store for an id: a note, one that cannot be read, or none."""
+"""Reads of one note, and checks of the answer of the store for an id: a note, one that cannot be read, or none."""
 
 from __future__ import annotations
 
 from service.errors import NoteNotFound, PreconditionFailed, StoredNoteUnreadable
+from service.interfaces import NoteStore
+from service.read_time import ReadTime
 from service.records import Condition, StoredNote, Unreadable
+
+
+async def read_note(store: NoteStore, note_id: str) -> StoredNote:
+    """Return a stored note. Raises NoteNotFound, StoredNoteUnreadable, StoreUnavailable."""
+    (stored,) = await ReadTime().wait(store.get([note_id]))
+    return readable(note_id, stored)
 
 
 def check_condition(condition: Condition, note_id: str, known: StoredNote | Unreadable | None) -> None:

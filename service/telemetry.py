@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -170,6 +170,10 @@ class Telemetry:
             "About how much memory these reads and the counts of reports take",
             registry=registry,
         )
+        self.readers = Gauge("notellm_readers", "Readers that are ready (NOTELLM_READERS)", registry=registry)
+        self.reader_restarts = Counter(
+            "notellm_reader_restarts", "Starts of a reader after it had died", registry=registry
+        )
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.uncounted = Counter(
             "notellm_quota_uncounted",
@@ -202,8 +206,16 @@ class Telemetry:
             with suppress(KeyError):
                 metric.remove(name)
 
-    async def measure_loop_lag(self) -> None:
-        """Measure for ever how late the event loop is."""
+    @asynccontextmanager
+    async def measuring_loop_lag(self) -> AsyncIterator[None]:
+        """Measure how late the event loop is until the block is left."""
+        measuring = asyncio.create_task(self._measure_loop_lag(), name="loop-lag")
+        try:
+            yield
+        finally:
+            measuring.cancel()
+
+    async def _measure_loop_lag(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_SECONDS

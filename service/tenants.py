@@ -11,11 +11,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
+from typing import Generic, TypeVar
 
 import structlog
 
 from service.access.principal import DEFAULT_TENANT
-from service.container import Service
+from service.container import ReadService
 from service.errors import FieldError, InvalidInput, Stopping, StoreUnavailable, TenantOpening, TenantRemoved
 from service.interfaces import TenantDirectory
 from service.lifecycle import Lifecycle
@@ -29,11 +30,12 @@ OPENED_TOGETHER = 4
 """Tenants that are opened at a time at a start, of which each reads its snapshot or its notes."""
 log = structlog.get_logger(__name__)
 
-OpenTenant = Callable[[str, str], AbstractAsyncContextManager[Service]]
+S = TypeVar("S", bound=ReadService)
+OpenTenant = Callable[[str, str], AbstractAsyncContextManager[S]]
 """Makes the parts of a tenant, by its name and the identity of its store; the index is started by whoever enters it."""
 
 
-class Tenant:
+class Tenant(Generic[S]):
     """One tenant of a process. `identity` is that of its store. `known_at_start`: without it the process is not
     ready."""
 
@@ -41,9 +43,9 @@ class Tenant:
         self.name = name
         self.identity = identity
         self.known_at_start = known_at_start
-        self.service: Service | None = None
+        self.service: S | None = None
         """Its parts; None before they are made."""
-        self.opened: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+        self.opened: asyncio.Future[S] = asyncio.get_running_loop().create_future()
         """Its parts, once its index is built or waits for a store that is away."""
         self.removed = False
         self.closing = asyncio.Event()
@@ -65,14 +67,14 @@ class Tenant:
         return self.service.index.status().detail if self.service else "not begun yet"
 
 
-class Tenants:
+class Tenants(Generic[S]):
     """The tenants that are open. `open_tenant` makes the parts of one; `forget` is called with the identities of all
     tenants that there are, once at the start, to remove what is left of others on this machine's disk."""
 
     def __init__(
         self,
         directory: TenantDirectory,
-        open_tenant: OpenTenant,
+        open_tenant: OpenTenant[S],
         telemetry: Telemetry,
         forget: Callable[[Mapping[str, str]], None] = lambda identities: None,
     ) -> None:
@@ -80,7 +82,7 @@ class Tenants:
         self._open_tenant = open_tenant
         self._telemetry = telemetry
         self._forget = forget
-        self._tenants: dict[str, Tenant] = {}
+        self._tenants: dict[str, Tenant[S]] = {}
         """In the order in which they were opened."""
         self._listed = False
         """Whether the tenants that there were at the start have been seen."""
@@ -110,7 +112,7 @@ class Tenants:
         for tenant in reversed(list(self._tenants.values())):
             await self._close(tenant)
 
-    async def get(self, name: str) -> Service:
+    async def get(self, name: str) -> S:
         """Return the parts of a tenant, which is made where there is none. Raises TooManyTenants, TenantRemoved,
         StoreUnavailable, and TenantOpening where opening it takes longer than OPEN_SECONDS."""
         tenant = self._tenants.get(name)
@@ -123,7 +125,7 @@ class Tenants:
                 raise TenantOpening(tenant.detail)
         return tenant.opened.result()
 
-    def find(self, name: str) -> Service | None:
+    def find(self, name: str) -> S | None:
         """Return the parts of a tenant if it is open."""
         tenant = self._tenants.get(name)
         return tenant.service if tenant else None
@@ -140,16 +142,16 @@ class Tenants:
     def __len__(self) -> int:
         return len(self._tenants)
 
-    def __iter__(self) -> Iterator[Tenant]:
+    def __iter__(self) -> Iterator[Tenant[S]]:
         return iter(list(self._tenants.values()))
 
     @property
-    def default(self) -> Service:
+    def default(self) -> S:
         """The default tenant, which is open whenever requests are served."""
         return self._tenants[DEFAULT_TENANT].opened.result()
 
     @property
-    def services(self) -> list[Service]:
+    def services(self) -> list[S]:
         """The parts of all tenants, also of those whose index is not built yet."""
         return [tenant.service for tenant in self._tenants.values() if tenant.service]
 
@@ -167,7 +169,7 @@ class Tenants:
         """Return how many tenants' indexes follow the store."""
         return sum(tenant.ready for tenant in self._tenants.values())
 
-    def _begin(self, name: str, identity: str, known_at_start: bool = False) -> Tenant:
+    def _begin(self, name: str, identity: str, known_at_start: bool = False) -> Tenant[S]:
         """Begin to open a tenant, in a task of its own with a context of its own: what runs for a tenant outlives the
         request that opened it, and its log lines name the tenant."""
         tenant = self._tenants[name] = Tenant(name, identity, known_at_start)
@@ -176,7 +178,7 @@ class Tenants:
         tenant.task = asyncio.get_running_loop().create_task(self._run(tenant), name=f"tenant-{name}", context=context)
         return tenant
 
-    async def _run(self, tenant: Tenant) -> None:
+    async def _run(self, tenant: Tenant[S]) -> None:
         """Open a tenant, and close it when that is asked for."""
         try:
             async with self._open_tenant(tenant.name, tenant.identity) as service:
@@ -206,7 +208,7 @@ class Tenants:
             tenant = self._tenants.get(name) or self._begin(name, identity, known_at_start=True)
             await asyncio.wait([tenant.opened])
 
-    async def _close(self, tenant: Tenant, *, removed: bool = False) -> None:
+    async def _close(self, tenant: Tenant[S], *, removed: bool = False) -> None:
         """Close a tenant; one that is being opened is broken off."""
         tenant.removed = removed
         tenant.closing.set()
@@ -248,7 +250,7 @@ class Tenants:
             if name not in self._tenants and not self._stopped:
                 self._begin(name, identity, known_at_start=first)
 
-    async def _close_gone(self, tenant: Tenant) -> None:
+    async def _close_gone(self, tenant: Tenant[S]) -> None:
         """Close a tenant that the store does not have any more, or has anew."""
         known = await self._directory.known()
         if tenant.name not in known and not await self._directory.was_removed(tenant.name):

@@ -24,7 +24,6 @@ from model.note import Note
 from service.access.gate import Gate
 from service.admission import Lane
 from service.api.app import create_app
-from service.api.rendered import render_item
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
@@ -41,29 +40,23 @@ from service.erasure.schedule import PurgeSchedule
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
-from service.index.snapshots import SnapshotFolder, remove_unused_snapshots
+from service.index.snapshot_files import SnapshotFolder, remove_unused_snapshots
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
+from service.readers import Readers, ReaderStart
 from service.recommender import GenerationDefaults, Recommender
 from service.records import EventBounds, IndexStatus
 from service.samples import load_samples
-from service.search.freshness import Freshness
-from service.search.item_cache import Budget, ItemCache
-from service.search.nearest import NearestNotes
 from service.search.search import NoteSearch
 from service.settings import Settings
-from service.store.api_keys import RedisKeyStore
-from service.store.connection import MAX_CONNECTIONS, Connection, Outage
+from service.shared_wiring import SharedParts, snapshot_folder
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.keys import Keys
 from service.store.known_position import KnownPositions
-from service.store.quotas import RedisQuotaStore
 from service.store.ranked_lists import RedisLists
-from service.store.redis_store import RedisNoteStore
-from service.store.tenants import RedisTenants
 from service.telemetry import Telemetry
 from service.tenants import Tenants
 from service.tracing import Tracer, open_tracer
@@ -74,59 +67,52 @@ FOLLOWING_SECONDS = 60.0
 """How often a replica without snapshots tells the store how far it has followed the log."""
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
 """Note that the model reads at a start. Nobody sees what comes of it."""
+MERGE_SECONDS = 600.0
+"""How long readers wait at a start for the index to be merged; they start with what is merged then."""
 log = structlog.get_logger(__name__)
 
 
-ACCESS_CONNECTIONS = 16
-"""Connections of one process to Redis for API keys and quotas."""
-TENANT_CONNECTIONS = 8
-"""Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
-
-
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """Parts that all tenants of a process share. `url`: that of the store. `searchers`: threads that search. `items`:
-    memory for what answers say of notes. `known`: what the processes of this data folder know of the logs, where only
-    they use the store."""
+class ModelParts:
+    """Parts for the model and the index that all tenants of a process share. `searchers`: threads that search."""
 
-    settings: Settings
-    url: SecretStr
     engine: Engine
     batcher: Batcher
-    telemetry: Telemetry
-    clock: Clock
     searchers: ThreadPoolExecutor
     gpu: Gpu | None
-    outage: Outage
-    items: Budget
-    known: KnownPositions | None
 
 
-def build_app(settings: Settings, lifecycle: Lifecycle | None = None, tracer: Tracer | None = None) -> FastAPI:
+def build_app(
+    settings: Settings,
+    lifecycle: Lifecycle | None = None,
+    tracer: Tracer | None = None,
+    readers: Readers | None = None,
+) -> FastAPI:
     """Build the HTTP app of one process. It opens its own service, and has started once the sample notes are loaded.
-    `tracer`: without it the one that the environment configures. Raises ScenariosUnusable."""
-    lifecycle = lifecycle or Lifecycle()
+    `tracer`: without it the one that the environment configures. `readers`: none without it. Raises
+    ScenariosUnusable."""
+    lifecycle, readers = lifecycle or Lifecycle(), readers or Readers(0)
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
     gate = Gate(settings.bootstrap, Clock(), telemetry)
 
     @contextlib.asynccontextmanager
-    async def open_with_samples() -> AsyncIterator[Tenants]:
+    async def open_with_samples() -> AsyncIterator[Tenants[Service]]:
         async with contextlib.AsyncExitStack() as stack:
             if tracer:
                 stack.push_async_callback(asyncio.to_thread, tracer.close)
-            tenants = await stack.enter_async_context(open_service(settings, telemetry, lifecycle, gate))
+            tenants = await stack.enter_async_context(open_service(settings, telemetry, lifecycle, gate, readers))
             await load_samples(tenants.default, lifecycle.report)
             yield tenants
 
     scenarios = read_scenarios(settings)
-    return create_app(settings, open_with_samples, gate, lifecycle, telemetry, START_ERRORS, tracer, scenarios)
+    return create_app(settings, open_with_samples, gate, lifecycle, telemetry, START_ERRORS, tracer, scenarios, readers)
 
 
 @contextlib.asynccontextmanager
 async def open_service(
-    settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, gate: Gate
-) -> AsyncIterator[Tenants]:
+    settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, gate: Gate, readers: Readers | None = None
+) -> AsyncIterator[Tenants[Service]]:
     """Start every part in order; on leaving, stop them in the opposite order.
 
     Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is away is no error: the
@@ -136,18 +122,8 @@ async def open_service(
         url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle.report))
         # Of a store at an address, others may be told of changes on other machines.
         known = None if settings.redis_url else stack.enter_context(closing(KnownPositions(settings.data_dir)))
-        outage = Outage()
-        connection = Connection(
-            url.get_secret_value(),
-            on_error=telemetry.store_errors.inc,
-            max_connections=ACCESS_CONNECTIONS,
-            outage=outage,
-        )
-        stack.push_async_callback(connection.close)
-        await gate.open(
-            RedisKeyStore(connection), RedisQuotaStore(connection)
-        )  # early: /metrics is read during a start
-        stack.push_async_callback(gate.close)
+        shared = SharedParts(settings, url, telemetry, gate, known)
+        connection = await shared.open_gate(stack)  # early: /metrics is read during a start
         lifecycle.report("Loading the model")
         loading = engine_thread("load-engine")
         try:
@@ -166,11 +142,10 @@ async def open_service(
         searchers = search_threads()
         stack.callback(searchers.shutdown)
         gpu = find_gpu() if settings.index_device == "cuda" else None
-        items = Budget(settings.item_cache_bytes)
-        telemetry.item_bytes.set_function(lambda: items.used)
-        shared = Shared(settings, url, engine, batcher, telemetry, gate.clock, searchers, gpu, outage, items, known)
-        directory = RedisTenants(connection, settings.max_tenants, known.end if known else None)
-        tenants = Tenants(directory, partial(_open_tenant, shared), telemetry, partial(_forget_tenants, settings))
+        parts = ModelParts(engine, batcher, searchers, gpu)
+        directory = shared.open_directory(connection)
+        open_tenant, forget = partial(_open_tenant, shared, parts), partial(_forget_tenants, settings)
+        tenants = Tenants(directory, open_tenant, telemetry, forget)
         stack.push_async_callback(tenants.stop)
         await tenants.start(lifecycle)
         batcher.start()
@@ -182,67 +157,65 @@ async def open_service(
         _connect_gauges(telemetry, tenants, engine, settings.event_bytes)
         for lane in Lane:
             telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
+        readers = readers or Readers(0)
         telemetry.ready.set_function(
-            lambda: lifecycle.started and not lifecycle.draining and tenants.ready and not batcher.is_stuck
+            lambda: (
+                lifecycle.started
+                and not lifecycle.draining
+                and tenants.ready
+                and readers.tried
+                and not batcher.is_stuck
+            )
         )
+        if readers.count:
+            telemetry.readers.set_function(lambda: readers.ready)
+            stack.push_async_callback(readers.stop, settings.shutdown_seconds)
+            starting = asyncio.create_task(_start_readers(readers, shared, engine, tenants), name="start-readers")
+            stack.callback(starting.cancel)
         yield tenants
 
 
 @contextlib.asynccontextmanager
-async def _open_tenant(shared: Shared, name: str, identity: str) -> AsyncIterator[Service]:
+async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identity: str) -> AsyncIterator[Service]:
     """Make the parts of one tenant; on leaving, stop them in the opposite order. `identity`: that of its store; "" for
     the default tenant, whose store has any."""
-    settings, engine, clock = shared.settings, shared.engine, shared.clock
+    settings, engine, clock = shared.settings, parts.engine, shared.clock
     async with contextlib.AsyncExitStack() as stack:
         known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
-        store = RedisNoteStore(
-            shared.url.get_secret_value(),
-            clock=clock,
-            dimensions={engine.space: engine.dimension},
-            on_error=shared.telemetry.store_errors.inc,
-            keys=Keys(name),
-            identity=identity,
-            max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
-            outage=shared.outage,
-            log_seconds=settings.log_seconds,
-            known=known,
-        )
-        stack.push_async_callback(store.close)
+        store = shared.open_store(stack, name, identity, engine.space, engine.dimension, known)
         index = LiveIndex(
             store,
-            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=shared.gpu),
+            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=parts.gpu),
             make_texts=lambda: LiveTexts(engine.vocabulary(), InvertedLexicalIndex()),
             space=engine.space,
             clock=clock,
             attributes=settings.filter_attributes,
             snapshots=_claim_snapshots(settings, stack, snapshot_folder(settings, name, identity)),
             snapshot_seconds=settings.snapshot_seconds or FOLLOWING_SECONDS,
-            searchers=shared.searchers,
+            searchers=parts.searchers,
         )
         stack.push_async_callback(index.stop)
         defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
         recommender = Recommender(
-            engine, shared.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
+            engine, parts.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
         )
         events = RedisEventStore(store.connection, _event_bounds(settings), Keys(name), identity, known)
         behaviour = _make_behaviour(shared, events)
         stack.push_async_callback(behaviour.stop)
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
-        items = ItemCache(store, render_item, shared.items, shared.telemetry)
-        index.on_change(items.apply)
-        stack.callback(items.apply, None)
-        search = NoteSearch(engine.space, shared.batcher, store, index, lists, shared.telemetry, clock, name, behaviour)
+        search = NoteSearch(engine.space, parts.batcher, store, index, lists, shared.telemetry, clock, name, behaviour)
         yield Service(
             settings=settings,
+            model=engine.name,
             recommender=recommender,
             search=search,
-            nearest=NearestNotes(index, Freshness(store, index), items, clock),
+            nearest=shared.make_nearest(stack, store, index),
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
             importer=Importer(recommender, store),
             exports=Places("max_exports", MAX_EXPORTS),
             changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
-            batcher=shared.batcher,
+            batcher=parts.batcher,
             store=store,
             index=index,
             behaviour=behaviour,
@@ -256,7 +229,7 @@ def _event_bounds(settings: Settings) -> EventBounds:
     return EventBounds(settings.event_seconds, settings.event_bytes, settings.event_id_seconds, settings.event_ids)
 
 
-def _make_behaviour(shared: Shared, events: RedisEventStore) -> LiveBehaviour:
+def _make_behaviour(shared: SharedParts, events: RedisEventStore) -> LiveBehaviour:
     """Make what takes in and follows the events of a tenant."""
     settings = shared.settings
     options = CoOccurrenceOptions(
@@ -276,11 +249,6 @@ def _make_behaviour(shared: Shared, events: RedisEventStore) -> LiveBehaviour:
         shared.clock,
         settings.behaviour_kappa,
     )
-
-
-def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
-    """Folder of the snapshots of a tenant's index. A tenant that is made anew under its old name has another one."""
-    return settings.data_dir / "tenants" / f"{name}-{identity}" if identity else settings.data_dir / "snapshots"
 
 
 def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
@@ -338,7 +306,16 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, paren
     return snapshots
 
 
-def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine, event_bytes: int) -> None:
+async def _start_readers(readers: Readers, shared: SharedParts, engine: Engine, tenants: Tenants[Service]) -> None:
+    """Start the readers once the indexes are merged and saved, so that they share the pages of the snapshots."""
+    for tenant in tenants:
+        if tenant.service and tenant.ready:  # one whose store is away has nothing to save
+            await tenant.service.index.save_merged(MERGE_SECONDS)
+    start = ReaderStart(engine.name, engine.space, engine.dimension, embedded=shared.known is not None)
+    readers.start(start, shared.url.get_secret_value(), shared.telemetry.reader_restarts.inc)
+
+
+def _connect_gauges(telemetry: Telemetry, tenants: Tenants[Service], engine: Engine, event_bytes: int) -> None:
     """Have the gauges read their values when metrics are collected: sums over all tenants. `event_bytes`: bound on the
     memory of a tenant's events."""
 
@@ -369,7 +346,7 @@ def _connect_gauges(telemetry: Telemetry, tenants: Tenants, engine: Engine, even
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
 
 
-def _mean_recall(tenants: Tenants) -> float:
+def _mean_recall(tenants: Tenants[Service]) -> float:
     """Mean of the sampled recalls of the tenants that have one; NaN where none has."""
     sampled = [service.index.status().recall_sampled for service in tenants.services]
     known = [recall for recall in sampled if not math.isnan(recall)]

@@ -15,8 +15,12 @@ from typing import Self
 
 import httpx2
 
+from service.readers import MODULE as READER_MODULE
+
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 """The command line that is installed beside this interpreter."""
+READER = READER_MODULE.encode()
+"""What the command line of a reader has."""
 POLL_SECONDS = 0.02
 """Between two attempts to reach a process that starts; bounds the error of a measured start."""
 
@@ -88,6 +92,11 @@ class ServiceProcess:
         """Resident memory of the service's process in MiB, now or at its peak."""
         return resident_mib(self.pid, peak)
 
+    def reader_pids(self) -> list[int]:
+        """Process ids of its readers (NOTELLM_READERS)."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in children if READER in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
     def redis_pid(self) -> int:
         """Process id of the embedded server, which it reports itself."""
         with socket.socket(socket.AF_UNIX) as connection:
@@ -101,6 +110,12 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
+
+
+def private_mib(pid: int) -> int:
+    """Memory of a process in MiB that it shares with no other one."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) // 1024
 
 
 def resident_mib(pid: int, peak: bool = False) -> int:

@@ -51,7 +51,8 @@ from service.filters import Filter
 from service.index.building import LISTS_PER_ROOT
 from service.index.native import trim_heap
 from service.index.segmented import MergeJob, SegmentedIndex
-from service.index.snapshots import SnapshotFolder, SnapshotSource, restore, snapshot_parts
+from service.index.snapshot_files import SnapshotFolder, SnapshotSource
+from service.index.snapshots import restore, snapshot_parts
 from service.index.texts import LiveTexts
 from service.records import Hit, StoredNote
 from service.settings import Settings

@@ -170,6 +170,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (total("notellm_store_restarts_total", "instance"),),
         ),
         Panel(
+            "Readers that serve, and starts of those that had died",
+            "short",
+            (
+                ('sum by (instance) (notellm_readers{job="$job"})', "{{instance}} serve"),
+                (total("notellm_reader_restarts_total", "instance")[0], "{{instance}} starts a second"),
+            ),
+        ),
+        Panel(
             "Purge: overdue, and since the last one",
             "s",
             (

@@ -67,13 +67,16 @@ class Gate:
         except (Unauthenticated, StoreUnavailable, Starting):
             return None
 
-    async def let_in(self, principal: Principal, scopes: frozenset[Scope]) -> Usage | None:
-        """Let a caller in who has one of `scopes`. Return the use of its key, which says whether its quota allows the
-        request; None for a key without a quota, or where that is not counted. Raises Forbidden."""
+    def check_scope(self, principal: Principal, scopes: frozenset[Scope]) -> None:
+        """Raise Forbidden for a caller who has none of `scopes`."""
         if principal.scopes.isdisjoint(scopes):
             self._refused.labels("scope").inc()
             names = sorted(scopes)
             raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which this takes.", names)
+
+    async def count(self, principal: Principal) -> Usage | None:
+        """Count a request. Return the use of its key, which says whether its quota allows the request; None for a key
+        without a quota, or where that is not counted."""
         if not principal.quota:
             return None
         usage = await self.meter.take(principal)

@@ -64,22 +64,34 @@ def may_need_engine(handler: Callable[..., Any]) -> bool:
 
 
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:
-    """Let the caller of a route in that needs one of `scopes`, everyone where there are none. Put the principal at
-    `request.state.principal`, and what is left of its quota into the headers of the answer. Raises Unauthenticated,
-    Forbidden, QuotaExceeded; and HTTPException 404 for an admin route on another port than the admin port."""
-    if not scopes:
-        return
+    """Let the caller of a route in that needs one of `scopes`, everyone where there are none, and count the request.
+    Raises what `recognise` and `count` raise."""
+    if scopes:
+        await recognise(request, scopes)
+        await count(request)
+
+
+async def recognise(request: Request, scopes: frozenset[Scope]) -> None:
+    """Put the caller of a route that needs one of `scopes` at `request.state.principal`. Raises Unauthenticated,
+    Forbidden; and HTTPException 404 for an admin route on another port than the admin port."""
     admin_port = request.app.state.admin_port
     if admin_port and scopes <= ADMIN_SCOPES and request.scope["server"][1] != admin_port:
         raise HTTPException(404)
-    gate, state = cast(Gate, request.app.state.gate), request.state
-    principal = state.principal = await gate.authenticate(request.headers.get("authorization"))
-    usage = await gate.let_in(principal, scopes)
+    gate = cast(Gate, request.app.state.gate)
+    principal = request.state.principal = await gate.authenticate(request.headers.get("authorization"))
+    gate.check_scope(principal, scopes)
+
+
+async def count(request: Request) -> None:
+    """Count a request against the quota of its caller's key, and put what is left of that into the headers of the
+    answer. Raises QuotaExceeded."""
+    state = request.state
+    usage = await cast(Gate, request.app.state.gate).count(state.principal)
     if usage:
-        state.answer_headers = rate_limit_headers(usage, principal.quota)
+        state.answer_headers = rate_limit_headers(usage, state.principal.quota)
         if not usage.allowed:
             state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
-            raise QuotaExceeded(usage.seconds_to_wait(principal.quota))
+            raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota))
 
 
 async def go_on(request: Request) -> None:

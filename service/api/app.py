@@ -1,4 +1,4 @@
-"""The HTTP app: its routes and middleware, and the service that lives as long as it does."""
+"""The HTTP apps of the process with the model and of a reader: routes, middleware, and what lives as long as these."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from service.access.gate import Gate
-from service.api import problems
+from service.api import problems, reader
 from service.api.connection import CallerLeft
 from service.api.early_refusal import EarlyRefusal
 from service.api.middleware import BodyLimit, RequestContext
@@ -33,7 +33,9 @@ from service.api.routes import (
     tenants,
 )
 from service.api.scenarios import Scenarios
+from service.container import ReadService, Service
 from service.lifecycle import Lifecycle
+from service.readers import Readers
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.tenants import Tenants
@@ -72,20 +74,21 @@ DESCRIPTION = (
 
 def create_app(
     settings: Settings,
-    open_service: Callable[[], AbstractAsyncContextManager[Tenants]],
+    open_service: Callable[[], AbstractAsyncContextManager[Tenants[Service]]],
     gate: Gate,
     lifecycle: Lifecycle,
     telemetry: Telemetry,
     expected_failures: tuple[type[Exception], ...] = (),
     tracer: Tracer | None = None,
     scenarios: Scenarios | None = None,
+    readers: Readers | None = None,
 ) -> FastAPI:
-    """Build the HTTP app of one process.
+    """Build the HTTP app of the process with the model.
 
     `open_service` is entered when the app starts, beside its first requests: probes are answered meanwhile, all else
     with 503. It is left when the app ends. Where it fails, `lifecycle` has the failure; it is logged by its sentence
     where it is one of `expected_failures`, by its traceback where it is not. `tracer`: None for no tracing.
-    `scenarios`: those that searches may name.
+    `scenarios`: those that searches may name. `readers`: the processes that answer reads beside this one.
     """
 
     async def keep_open(app: FastAPI, ending: asyncio.Event) -> None:
@@ -104,9 +107,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ending = asyncio.Event()
         keeping = asyncio.create_task(keep_open(app, ending), name="service")
-        measuring = asyncio.create_task(telemetry.measure_loop_lag(), name="loop-lag")
-        yield
-        measuring.cancel()
+        async with telemetry.measuring_loop_lag():
+            yield
         ending.set()
         if not lifecycle.started:
             keeping.cancel()
@@ -114,26 +116,79 @@ def create_app(
             await keeping
         app.state.early_refusal.close()
 
+    app = _new_app(lifespan, "/openapi.json", gate, lifecycle, telemetry, tracer, scenarios)
+    app.state.admin_port = settings.admin_port
+    app.state.readers = readers or Readers(0)
+    for router in (*ROUTERS, documentation.router):
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    _surround(app, settings, gate, tracer)
+    routes = [route for router in ROUTERS for route in router.routes]
+    describe(app, routes)
+    app.state.early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
+    return app
+
+
+def create_reader_app(
+    settings: Settings,
+    open_reader: Callable[[], AbstractAsyncContextManager[Tenants[ReadService]]],
+    gate: Gate,
+    lifecycle: Lifecycle,
+    telemetry: Telemetry,
+    socket: str,
+    tracer: Tracer | None = None,
+    scenarios: Scenarios | None = None,
+) -> FastAPI:
+    """Build the HTTP app of a reader (reader.py), which has started once `open_reader` was entered. `socket`: path of
+    the unix socket of the process with the model; for the rest see create_app."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with telemetry.measuring_loop_lag(), open_reader() as app.state.tenants:
+            lifecycle.started = True
+            yield
+
+    app = _new_app(lifespan, None, gate, lifecycle, telemetry, tracer, scenarios)
+    app.state.early_refusal = reader.NoRefusal()
+    app.state.admin_port = None  # it is for routes that a reader does not have
+    app.include_router(reader.router)
+    reader.pass_on_from(app, socket)
+    _surround(app, settings, gate, tracer)
+    return app
+
+
+def _new_app(
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    openapi_url: str | None,
+    gate: Gate,
+    lifecycle: Lifecycle,
+    telemetry: Telemetry,
+    tracer: Tracer | None,
+    scenarios: Scenarios | None,
+) -> FastAPI:
+    """Return an app without routes, which has in its state what handlers and middleware ask for."""
     app = FastAPI(
         title="NoteLLM service",
         version=version("notellm"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=openapi_url,
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the Host header, which the caller chooses
         separate_input_output_schemas=False,
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
-    app.state.lifecycle, app.state.telemetry = lifecycle, telemetry
+    app.state.lifecycle, app.state.telemetry, app.state.gate = lifecycle, telemetry, gate
     app.state.scenarios = scenarios or {}
-    app.state.gate, app.state.admin_port = gate, settings.admin_port
-    for router in (*ROUTERS, documentation.router):
-        app.include_router(router)
-    problems.install(app)
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    return app
+
+
+def _surround(app: FastAPI, settings: Settings, gate: Gate, tracer: Tracer | None) -> None:
+    """Add the middleware around everything: web pages of other origins, and what each request gets."""
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -144,16 +199,12 @@ def create_app(
         )
     app.add_middleware(
         RequestContext,
-        lifecycle=lifecycle,
-        telemetry=telemetry,
+        lifecycle=app.state.lifecycle,
+        telemetry=app.state.telemetry,
         meter=gate.meter,
         tracer=tracer,
         log_sample=settings.log_sample,
     )
-    routes = [route for router in ROUTERS for route in router.routes]
-    describe(app, routes)
-    app.state.early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
-    return app
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

@@ -40,12 +40,12 @@ async def get_lifecycle(request: Request) -> Lifecycle:
     return cast(Lifecycle, request.app.state.lifecycle)
 
 
-async def get_tenants(request: Request) -> Tenants:
+async def get_tenants(request: Request) -> Tenants[Service]:
     """Return the tenants of the running service. Raises Starting before it is there."""
     lifecycle = await get_lifecycle(request)
     if not lifecycle.started:
         raise Starting(lifecycle.progress)
-    return cast(Tenants, request.app.state.tenants)
+    return cast(Tenants[Service], request.app.state.tenants)
 
 
 async def get_service(request: Request) -> Service:
@@ -164,7 +164,7 @@ async def get_urgency(
     return requested.for_note((await get_service(request)).settings)
 
 
-TenantsDep = Annotated[Tenants, Depends(get_tenants)]
+TenantsDep = Annotated[Tenants[Service], Depends(get_tenants)]
 LifecycleDep = Annotated[Lifecycle, Depends(get_lifecycle)]
 ServiceDep = Annotated[Service, Depends(get_service)]
 RecommenderDep = Annotated[Recommender, Depends(get_recommender)]

@@ -55,7 +55,7 @@ class EarlyRefusal:
         gate: Gate,
         lifecycle: Lifecycle,
         telemetry: Telemetry,
-        get_tenants: Callable[[], Tenants],
+        get_tenants: Callable[[], Tenants[Service]],
     ) -> None:
         self._scopes = {
             path.encode(): needed_scopes(endpoint)

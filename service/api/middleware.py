@@ -37,6 +37,8 @@ class RequestContext:
 
     With a `tracer` the lines have the trace's id, and the answer has it and the request's span in `traceresponse`.
 
+    A request that is passed on to another process (passing_on.py) has its id, line and observation there.
+
     While the process drains, each answer ends its connection. A caller who leaves before the answer is complete is
     observed as 499, whatever was sent until then.
     """
@@ -79,9 +81,12 @@ class RequestContext:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *own_headers, *scope["state"].get("answer_headers", ())]
+                headers = [*message["headers"]]
+                if not scope["state"].get("passed_on"):
+                    headers += [*own_headers, *scope["state"].get("answer_headers", ())]
                 if self._lifecycle.draining:  # the next request should go to another process
-                    message["headers"].append((b"connection", b"close"))
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
@@ -108,6 +113,8 @@ class RequestContext:
             self._observe(scope, 499 if left else status, time.monotonic() - started, stages)
 
     def _observe(self, scope: Scope, status: int, seconds: float, stages: RequestStages) -> None:
+        if scope["state"].get("passed_on"):
+            return
         route = getattr(scope.get("route"), "path", "none")
         telemetry = self._telemetry
         principal: Principal | None = scope["state"].get("principal")  # none where nobody was let in

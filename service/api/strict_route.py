@@ -29,6 +29,9 @@ class StrictRoute(APIRoute):
     """A route for callers with a scope that its handler declares (access.py). It takes the query parameters, the
     conditions and the Idempotency-Key that it declares, and answers any other with an error that names it."""
 
+    admit = staticmethod(admit)
+    """Lets a caller in before anything else of the request is looked at."""
+
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of a request that was let in, which reads its body."""
         return super().get_route_handler()
@@ -46,7 +49,7 @@ class StrictRoute(APIRoute):
         unheeded = [header for header in heeded if header not in headers]
 
         async def handle_strictly(request: Request) -> Response:
-            await admit(request, scopes)
+            await self.admit(request, scopes)
             for header in unheeded:
                 if header in request.headers:
                     raise MalformedHeader(header.title(), "cannot be honoured at this address; leave it out")

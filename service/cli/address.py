@@ -26,12 +26,28 @@ def local_url(host: str, port: int, tls: bool) -> str:
     return http_url(LOOPBACK.get(host, host), port, tls)
 
 
-def listen(host: str, port: int, setting: str = "NOTELLM_PORT") -> list[socket.socket]:
+def listen(host: str, port: int, setting: str = "NOTELLM_PORT", *, shared: bool = False) -> list[socket.socket]:
     """Listen where the service will: connections wait from now on. Raises AddressUnavailable, which names the port's
     `setting`.
 
-    A host of several addresses has a socket for each, all on one port.
+    A host of several addresses has a socket for each, all on one port. `shared`: bind_shared may bind the same port.
     """
+    if shared:  # a port that another service shares as well would not be refused below
+        free = _open(host, port, setting)
+        port = free[0].getsockname()[1]
+        close_all(free)
+    return _open(host, port, setting, shared=shared)
+
+
+def bind_shared(host: str, port: int) -> list[socket.socket]:
+    """Bind sockets as `listen` does, on a port that another process shares. The system spreads connections over all
+    sockets of the port that listen, which these do not yet. Raises AddressUnavailable."""
+    return _open(host, port, shared=True, listening=False)
+
+
+def _open(
+    host: str, port: int, setting: str = "NOTELLM_PORT", *, shared: bool = False, listening: bool = True
+) -> list[socket.socket]:
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -40,7 +56,7 @@ def listen(host: str, port: int, setting: str = "NOTELLM_PORT") -> list[socket.s
     failure: OSError | None = None
     for family, kind, protocol, _, address in addresses:
         try:
-            listeners.append(_listen(family, kind, protocol, (address[0], port, *address[2:])))
+            listener = _bind(family, kind, protocol, (address[0], port, *address[2:]), shared, listening)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AddressUnavailable(
@@ -49,6 +65,7 @@ def listen(host: str, port: int, setting: str = "NOTELLM_PORT") -> list[socket.s
                 ) from error
             failure = error  # of several, for example ::1 of localhost, one may not exist here
         else:
+            listeners.append(listener)
             port = listeners[0].getsockname()[1]  # where 0 was asked for
     if failure and not listeners:
         raise AddressUnavailable(
@@ -68,16 +85,21 @@ def is_loopback(listener: socket.socket) -> bool:
     return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _listen(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
-    listener = socket.socket(family, kind, protocol)
+def _bind(
+    family: int, kind: int, protocol: int, address: tuple[object, ...], shared: bool, listening: bool
+) -> socket.socket:
+    bound = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        listener.set_inheritable(False)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+        if listening:
+            bound.listen(BACKLOG)
+        bound.set_inheritable(False)
     except OSError:
-        listener.close()
+        bound.close()
         raise
-    return listener
+    return bound

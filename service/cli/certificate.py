@@ -7,6 +7,8 @@ from pathlib import Path
 
 import structlog
 
+from service.settings import Settings
+
 log = structlog.get_logger(__name__)
 
 
@@ -64,3 +66,10 @@ class Certificate:
                 f"must be files of a certificate and its key without a password: {reason}"
             ) from error
         return context
+
+
+def read_certificate(settings: Settings) -> Certificate | None:
+    """Read the certificate of HTTPS; None for HTTP. Raises CertificateUnusable."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificate(settings.tls_certificate, settings.tls_key)

@@ -15,13 +15,14 @@ import typer
 from model import cli as offline
 from service.cli import backup, collection, events, keys, notes, purge, similar
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
-from service.cli.certificate import Certificate, CertificateUnusable
+from service.cli.certificate import CertificateUnusable, read_certificate
 from service.cli.client import AsJson, Key, Url, call
 from service.cli.ingest import Ingest, IngestFailed
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
 from service.cli.terminal import FAILED, complain, err, misused_where, out, read_settings, show
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
+from service.readers import Readers
 from service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -65,29 +66,27 @@ def serve() -> None:
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
+    readers = Readers(settings.readers, listeners[0].getsockname()[1])
     allow_open_files(SPARE_FILES + FILES_OF_TENANT * settings.max_tenants)
     tls = certificate.context if certificate else None
     with misused_where(ScenariosUnusable):
-        config = http_config(build_app(settings, lifecycle), settings.shutdown_seconds, tls)
-    server = Server(config, lifecycle, settings.drain_seconds, certificate, write_lines)
+        config = http_config(build_app(settings, lifecycle, readers=readers), settings.shutdown_seconds, tls)
+    server = Server(config, lifecycle, settings.drain_seconds, certificate, say_where, write_lines, readers)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(listeners)
     if lifecycle.failure or not server.started:
         raise typer.Exit(START_FAILED)
 
 
-def read_certificate(settings: Settings) -> Certificate | None:
-    """Read the certificate of HTTPS; None for HTTP. Raises CertificateUnusable."""
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return Certificate(settings.tls_certificate, settings.tls_key)
+def say_where(url: str) -> None:
+    err.print(f"NoteLLM serves on {url}  (documentation: /docs, end: Ctrl-C)", highlight=False)
 
 
 def open_listeners(settings: Settings) -> list[socket.socket]:
     """Listen on all ports of the service. Raises AddressUnavailable, also for an address that other machines reach
     where there is no key."""
     with contextlib.ExitStack() as stack:
-        listeners = listen(settings.host, settings.port)
+        listeners = listen(settings.host, settings.port, shared=settings.readers > 0)
         stack.callback(close_all, listeners)
         if settings.admin_port:
             listeners += listen(settings.host, settings.admin_port, "NOTELLM_ADMIN_PORT")

@@ -1,11 +1,13 @@
-"""The process of `notellm serve`: uvicorn, and how Python is set up for it."""
+"""The server of a process of the service: uvicorn, and how Python is set up for it."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import math
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -15,8 +17,8 @@ import uvicorn
 
 from service.cli.address import http_url
 from service.cli.certificate import Certificate
-from service.cli.terminal import err
 from service.lifecycle import Lifecycle
+from service.readers import Readers
 
 SWITCH_SECONDS = 0.0005
 """How long a thread keeps the interpreter while others want it. A request gives it up at each of its system calls, and
@@ -42,18 +44,24 @@ def import_uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        exempt_imports()
         gc.enable()
 
 
+def exempt_imports() -> None:
+    """Exempt what was imported from garbage collection, and have that run as GC_THRESHOLDS says."""
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 class Server(uvicorn.Server):
-    """Serves on sockets that are bound already, says so once the app has started, and drains before it ends.
+    """Serves on sockets that are bound already, and drains before it ends. `at_start` is called with its URL once the
+    app has started.
 
     After SIGTERM requests are served for `drain_seconds` more, while /readyz tells balancers to send no more; a second
     signal, or Ctrl-C, skips that. A start that failed ends the server. `at_end` is called as the last thing: uvicorn
     then ends the process by the signal that asked for it, so that no other clean-up runs. `certificate`: of HTTPS; None
-    for HTTP.
+    for HTTP. `readers` drain together with it, and end before it, so that it answers what they pass on.
     """
 
     def __init__(
@@ -62,13 +70,17 @@ class Server(uvicorn.Server):
         lifecycle: Lifecycle,
         drain_seconds: float,
         certificate: Certificate | None,
+        at_start: Callable[[str], None],
         at_end: Callable[[], None],
+        readers: Readers,
     ) -> None:
         super().__init__(config)
         self._certificate = certificate
         self._lifecycle = lifecycle
         self._drain_seconds = drain_seconds
+        self._at_start = at_start
         self._at_end = at_end
+        self._readers = readers
         self._said_where = False
         self._close_at = math.inf
 
@@ -77,21 +89,37 @@ class Server(uvicorn.Server):
         if sig == signal.SIGTERM and self._lifecycle.started and not self._lifecycle.draining:
             self.should_exit = False
             self._lifecycle.draining = True
+            self._readers.drain()
             self._close_at = time.monotonic() + self._drain_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if listener := self._readers.listen():
+            loop = asyncio.get_running_loop()
+            serving = await loop.create_unix_server(self._connection, sock=listener, backlog=self.config.backlog)
+            self.servers.append(serving)
+
+    def _connection(self) -> asyncio.Protocol:
+        """Return what serves a connection of a reader, as uvicorn makes it for one of a caller."""
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
+        return protocol
 
     async def on_tick(self, counter: int) -> bool:
         """Run ten times a second; return whether to close the listener and end."""
         if self._lifecycle.started and not self._said_where:
             self._said_where = True
             host, port, *_ = self.servers[0].sockets[0].getsockname()
-            url = http_url(host, port, tls=self._certificate is not None)
-            err.print(f"NoteLLM serves on {url}  (documentation: /docs, end: Ctrl-C)", highlight=False)
+            self._at_start(http_url(host, port, tls=self._certificate is not None))
         if self._certificate and counter % TICKS_A_SECOND == 0:
             self._certificate.reload_if_changed()
         self.should_exit |= self._lifecycle.failure is not None or time.monotonic() >= self._close_at
         return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: Any = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._lifecycle.draining = True
+        seconds, began = self.config.timeout_graceful_shutdown or 0, time.monotonic()
+        await self._readers.stop(seconds)
+        self.config.timeout_graceful_shutdown = max(1, seconds - int(time.monotonic() - began))
         await super().shutdown(sockets)
         self._at_end()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from service.index.snapshots import MANIFEST, remove_unused_snapshots
+from service.index.snapshot_files import MANIFEST, remove_unused_snapshots
 from service.records import position_key
 
 CHECK_SECONDS = 0.1

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -25,7 +26,8 @@ from service.index.maintenance import Maintainer
 from service.index.native import use_one_faiss_thread
 from service.index.purging import Purger
 from service.index.recall import RecallSampler
-from service.index.snapshots import SnapshotFolder, SnapshotKeeper
+from service.index.snapshot_files import OthersSnapshots, SnapshotFolder
+from service.index.snapshots import SnapshotKeeper
 from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
@@ -57,9 +59,9 @@ class LiveIndex:
     """NoteIndex over a backend that `make_index` makes.
 
     `make_index` and `make_texts` return empty objects. Notes of another vector space than `space` are left out.
-    `attributes` names those that filters may test. `snapshots` is the folder for snapshots, None for none; one is saved
-    every `snapshot_seconds` if anything was written or merged. `searchers`: threads of search_threads(), where several
-    indexes share them; whoever made them ends them.
+    `attributes` names those that filters may test. `snapshots`: None for none; of a SnapshotFolder one is loaded, and
+    one is saved every `snapshot_seconds` if anything was written or merged; of OthersSnapshots one is loaded.
+    `searchers`: threads of search_threads(), where several indexes share them; whoever made them ends them.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class LiveIndex:
         space: str,
         clock: Clock,
         attributes: tuple[str, ...] = (),
-        snapshots: SnapshotFolder | None = None,
+        snapshots: SnapshotFolder | OthersSnapshots | None = None,
         snapshot_seconds: float = 60.0,
         searchers: ThreadPoolExecutor | None = None,
     ) -> None:
@@ -132,6 +134,12 @@ class LiveIndex:
     async def save(self) -> None:
         """Make a snapshot where anything changed since the last one."""
         await self._keeper.save()
+
+    async def save_merged(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._maintainer.idle.wait()
+        await self.save()
 
     @property
     def position(self) -> str:

@@ -25,6 +25,8 @@ class Maintainer:
         self._state = state
         self._writer = writer
         self._changed = asyncio.Event()
+        self.idle = asyncio.Event()
+        """Set while there is no job to run."""
 
     def notify(self) -> None:
         """Have it look for jobs: something was written."""
@@ -35,7 +37,9 @@ class Maintainer:
         while True:
             self._changed.clear()
             if self._state.rebuilding or not await self.run_job(self._state.notes.index):
+                self.idle.set()
                 await self._changed.wait()
+                self.idle.clear()
 
     async def run_job(self, index: Maintainable) -> bool:
         """Run the next job, and return whether there was one. A failure costs speed and memory, but no answer."""

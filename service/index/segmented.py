@@ -8,6 +8,7 @@ thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,7 +72,8 @@ class SegmentedIndex:
     """VectorIndex, Maintainable and Snapshottable, on FAISS.
 
     Vectors have `dimension` numbers. `growing_rows` is the capacity of a growing segment. `attributes` names the notes'
-    attributes that filters may test. Sealed segments are searched on `gpu`, where one is given.
+    attributes that filters may test. Sealed segments are searched on `gpu`, where one is given. Segments of more rows
+    than `max_merged_rows` are left as they are, but where tombstones are to be dropped.
     """
 
     def __init__(
@@ -80,11 +82,13 @@ class SegmentedIndex:
         growing_rows: int = GROWING_ROWS,
         attributes: Sequence[str] = (),
         gpu: Gpu | None = None,
+        max_merged_rows: float = math.inf,
     ) -> None:
         self._dimension = dimension
         self._growing_rows = growing_rows
         self._attributes = attributes
         self._gpu = gpu
+        self._max_merged_rows = max_merged_rows
         self._tag_dictionary = TagDictionary(attributes)
         self._searcher = SegmentSearcher((self._new_growing(),), dimension, self._tag_dictionary, gpu)
         self._given_up: list[Segment] = []
@@ -292,7 +296,11 @@ class SegmentedIndex:
         """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of
         one size, the smallest first."""
         self._to_rewrite = [segment for segment in self._to_rewrite if segment in self.all_segments]
-        candidates = [segment for segment in self.all_segments[:-1] if segment not in self._given_up]
+        candidates = [
+            segment
+            for segment in self.all_segments[:-1]
+            if segment not in self._given_up and (len(segment) <= self._max_merged_rows or segment in self._to_rewrite)
+        ]
         sealed = [segment for segment in candidates if isinstance(segment, SealedSegment)]
         growing = [segment for segment in candidates if isinstance(segment, GrowingSegment)]
         groups: list[Sequence[Segment]] = [growing, *_groups_of_one_size(sealed, self._growing_rows * MERGE_FACTOR)]

@@ -111,6 +111,28 @@ class LiveTexts:
         self._lexical_index.restore(worded_ids, words)
 
 
+class NoTexts(LiveTexts):
+    """Texts of an index that is only asked for vectors: nothing is kept."""
+
+    def __init__(self) -> None:
+        """Make no vocabulary and no index of words: nobody may ask for them."""
+
+    def upsert(self, notes: Sequence[StoredNote]) -> None:
+        """Do nothing."""
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Do nothing."""
+
+    def drop_tombstones(self) -> None:
+        """Do nothing."""
+
+    def snapshot_parts(self) -> list[Part]:
+        return []
+
+    def restore(self, read: ReadPart) -> None:
+        """Do nothing."""
+
+
 def _packed_hashtags(
     ids: Sequence[str], hashtags: Mapping[str, tuple[str, ...]], expires: Mapping[str, float]
 ) -> Arrays:

@@ -39,7 +39,7 @@ from model.note import Note, hashtag_key
 from service.batcher import Batcher
 from service.index.live import LiveIndex
 from service.index.segmented import GROWING_ROWS, SegmentedIndex
-from service.index.snapshots import SnapshotFolder
+from service.index.snapshot_files import SnapshotFolder
 from service.index.texts import LiveTexts
 from service.interfaces import Clock
 from service.recommender import Recommender

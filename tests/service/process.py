@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx2
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
+START_SECONDS = 120.0
+"""Bound on a start: on a busy machine one with readers takes a minute."""
 
 
 class Process:
@@ -44,7 +46,7 @@ class Process:
         with log:
             self.process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
         try:
-            wait_until(self.ready)
+            wait_until(self.ready, START_SECONDS)
         except AssertionError as error:
             raise AssertionError(f"it was not ready in time; its log ends with:\n{self.log[-4000:]}") from error
 

@@ -1,4 +1,4 @@
-"""A rolling restart of two processes behind a balancer that asks /readyz: no request is refused."""
+"""A rolling restart of two services, one with a reader, behind a balancer that asks /readyz: no request is refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ class Balancer:
 
 def test_rolling_restart_refuses_no_request(tiny_checkpoint: Path, guarded_redis: DebianRedis) -> None:
     settings = {"NOTELLM_REDIS_URL": guarded_redis.url, "NOTELLM_DRAIN_SECONDS": DRAIN_SECONDS}
-    with running(tiny_checkpoint, **settings) as one, running(tiny_checkpoint, **settings) as other:
+    with (
+        running(tiny_checkpoint, **settings) as one,
+        running(tiny_checkpoint, **settings, NOTELLM_READERS="1") as other,
+    ):
         balancer = Balancer([one, other])
         with balancer.under_load():
             for process in (one, other):

@@ -106,6 +106,13 @@ def test_external_redis_gets_samples_only_when_asked(
     assert Settings(sample_notes=asked, redis_url=redis_url and SecretStr(redis_url)).samples_wanted == wanted
 
 
+def test_readers_are_refused_where_they_would_get_no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.sys.platform", "darwin")
+    assert Settings().readers == 0
+    with pytest.raises(ValidationError, match="only Linux"):
+        Settings(readers=1)
+
+
 def test_bootstrap_key_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "key"
     file.write_text("k" * 64 + "\n")

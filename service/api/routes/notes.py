@@ -32,7 +32,9 @@ from service.api.problems import documented, invalid_note
 from service.api.schemas.common import NoteId
 from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch, RemovedOut
 from service.errors import FieldError, InvalidInput, MalformedHeader, PreconditionFailed
+from service.interfaces import NoteStore
 from service.records import Condition
+from service.stored_notes import read_note
 
 router = APIRouter(tags=["notes"], route_class=StrictJsonRoute)
 
@@ -122,10 +124,18 @@ def answer_headers(added: Added) -> dict[str, str]:
 )
 @needs(Scope.NOTES_READ)
 async def get_note(
-    note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, response: Response
+    note_id: NoteId, service: ServiceDep, condition: ConditionDep, response: Response
 ) -> NoteOut | Response:
     """The note itself. ETag is its log position, for If-Match and If-None-Match."""
-    stored = await recommender.get(note_id)
+    return await answer_note(note_id, service.store, condition, response)
+
+
+async def answer_note(
+    note_id: str, store: NoteStore, condition: Condition | None, response: Response
+) -> NoteOut | Response:
+    """Answer with a stored note, or with 304; the headers of the first go to `response`. Raises PreconditionFailed, and
+    what read_note raises."""
+    stored = await read_note(store, note_id)
     headers = {"ETag": f'"{stored.position}"'}
     if condition is not None and not condition.holds(True, stored.position):
         if condition.negated:

@@ -18,6 +18,7 @@ from service.api.strict_route import StrictRoute
 from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
 from service.read_time import ReadTime
+from service.readers import Readers
 from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
 from service.verify import verify
@@ -49,6 +50,10 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
         tenants, gate = await get_tenants(request), cast(Gate, request.app.state.gate)
         caller = await gate.recognise(request.headers.get("authorization"))
         answer = await _readiness(tenants, tenants.find(caller.tenant) if caller else None)
+        if (readers := get_readers(request)).count:
+            detail = f"{readers.ready} of {readers.count} are ready; one that died is started again"
+            answer.checks["readers"] = Check(ok=readers.tried, detail=detail)
+            answer.ready &= readers.tried
     else:
         answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=lifecycle.progress)})
     if lifecycle.draining:
@@ -58,7 +63,11 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     return answer
 
 
-async def _readiness(tenants: Tenants, own: Service | None) -> ReadyOut:
+def get_readers(request: Request) -> Readers:
+    return cast(Readers, request.app.state.readers)
+
+
+async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut:
     """Ask the parts of a running service. `own`: that of the caller's tenant; None for a caller without one."""
     service = tenants.default
     durable: bool | None = None
@@ -92,8 +101,9 @@ async def _readiness(tenants: Tenants, own: Service | None) -> ReadyOut:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 @needs(Scope.METRICS)
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
-    return Response(generate_latest(request.app.state.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+    """Prometheus text. What readers have measured has the label `reader`, their number."""
+    registry = await get_readers(request).add_metrics(request.app.state.telemetry.registry)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.post("/verify", responses=documented(409, 422, 503))

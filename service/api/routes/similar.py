@@ -25,11 +25,11 @@ from service.api.query import query_parameters, read_query
 from service.api.rendered import render_nearest
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.common import NoteId
-from service.api.schemas.search import SearchBody, SearchResults, SimilarIn
-from service.api.schemas.similar import SimilarOut, SimilarQuery
+from service.api.schemas.search import SearchBody, SearchDefaults, SearchResults, SimilarIn
+from service.api.schemas.similar import RankingOptions, SimilarOut, SimilarQuery
 from service.api.search_list import answer_list
 from service.api.waiting import wait_for_position
-from service.container import Service
+from service.container import ReadService, Service
 from service.errors import ExamplesNotFound, InvalidInput, StoreUnavailable
 from service.read_time import ReadTime
 from service.records import Similar
@@ -54,6 +54,8 @@ LIST_BODY = {
         }
     },
 }
+OPTIONS = {"parameters": [*query_parameters(SimilarQuery), WAIT_HEADER]}
+"""OpenAPI description of the options of a search in a query string."""
 router = APIRouter(tags=["similar"], route_class=SearchRoute)
 
 
@@ -61,24 +63,19 @@ router = APIRouter(tags=["similar"], route_class=SearchRoute)
     "/notes/{note_id}/similar",
     responses=documented(404, 409, 410, 422, 503),
     response_model=SimilarOut,
-    openapi_extra={"parameters": [*query_parameters(SimilarQuery), WAIT_HEADER]},
+    openapi_extra=OPTIONS,
 )
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> Response:
     """Notes related to a stored one, from its stored vector: no model call."""
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
-    options = with_scenario(query, scenarios_of(request), "/query")
-    check_search_options(options, "/query", service.settings)
-    time_left, timeout = ReadTime(), read_timeout(request)
+    options, time_left, timeout = read_options(query, request, service), ReadTime(), read_timeout(request)
     if options.min_log_position:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)
         await wait_for_position(options.min_log_position, "/query", service, time_left, seconds)
-    if options.plain:
-        with suppress(StoreUnavailable):  # the whole search then gives a degraded answer
-            if nearest := await service.nearest.find(note_id, *options.as_plain(), time_left):
-                content = render_nearest(nearest, note_id, service.recommender.engine.name)
-                return Response(content, media_type="application/json")
+    if answer := await answer_nearest(note_id, options, service, time_left):
+        return answer
     try:
         related = await service.search.related(options.as_request(*query.examples(note_id)), time_left=time_left)
     except (InvalidInput, ExamplesNotFound) as error:  # about the cursor or the examples
@@ -135,6 +132,24 @@ async def similar_batch(request: Request, service: ServiceDep, requested: Reques
     answering = answer_list(request, service, scenarios_of(request), urgency)
     content = await while_connected(request, urgency, answering)
     return Response(content, 207, media_type="application/json")
+
+
+def read_options(query: SimilarQuery, request: Request, service: ReadService) -> RankingOptions | SearchDefaults:
+    """Return the options of a query string with those that their scenario binds. Raises InvalidInput."""
+    options = with_scenario(query, scenarios_of(request), "/query")
+    check_search_options(options, "/query", service.settings)
+    return options
+
+
+async def answer_nearest(
+    note_id: str, options: RankingOptions | SearchDefaults, service: ReadService, time_left: ReadTime
+) -> Response | None:
+    """Answer by the short path; None where only the whole search has an answer. Raises IndexBehind."""
+    if options.plain:
+        with suppress(StoreUnavailable):  # the whole search then gives a degraded answer
+            if nearest := await service.nearest.find(note_id, *options.as_plain(), time_left):
+                return Response(render_nearest(nearest, note_id, service.model), media_type="application/json")
+    return None
 
 
 async def answer_body(

@@ -138,7 +138,7 @@ class ReadyOut(BaseModel):
     """
 
     ready: bool
-    checks: dict[Literal["store", "index", "engine", "start", "drain"], Check]
+    checks: dict[Literal["store", "index", "engine", "readers", "start", "drain"], Check]
     durable: bool | None = None
     model: str | None = None
     space: str | None = None

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
+from service.container import Service
 from service.tenants import Tenant
 
 
@@ -21,7 +22,7 @@ class TenantOut(BaseModel):
     notes: int | None = Field(description="that this replica's index has, those of another model too; null: opening")
 
     @classmethod
-    def of(cls, tenant: Tenant) -> Self:
+    def of(cls, tenant: Tenant[Service]) -> Self:
         if tenant.service is None or not tenant.opened.done():
             return cls(name=tenant.name, state="opening", detail=tenant.detail, notes=None)
         status = tenant.service.index.status()

@@ -21,7 +21,7 @@ FOR_EVER = 600.0
 
 @pytest.fixture(autouse=True)
 def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.wiring.RedisNoteStore", partial(RedisNoteStore, timeout_seconds=FOR_EVER))
+    monkeypatch.setattr("service.shared_wiring.RedisNoteStore", partial(RedisNoteStore, timeout_seconds=FOR_EVER))
     monkeypatch.setattr("service.read_time.READ_SECONDS", 0.1)
 
 
@@ -61,7 +61,7 @@ def test_wait_for_a_position_has_the_same_bound_or_the_callers(
 
     with serve(redis_url=guarded_redis.url) as first:
         httpx2.post(f"{first}/notes", json={"id": "a", "title": "a"}).raise_for_status()
-        monkeypatch.setattr("service.wiring.RedisNoteStore", HeldStore)
+        monkeypatch.setattr("service.shared_wiring.RedisNoteStore", HeldStore)
         with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=20) as second:
             follows.clear()
             written: dict[str, str] = {}

@@ -15,7 +15,7 @@ from service.claims import Claims
 from service.collection.removal import Remover
 from service.erasure.purge import PurgeReport, purge
 from service.filters import Filter
-from service.index.snapshots import SnapshotFolder
+from service.index.snapshot_files import SnapshotFolder
 from service.interfaces import Clock
 from service.records import Attempt, Remembered, StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis

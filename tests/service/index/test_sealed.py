@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from service.filters import Filter
+from service.index.array_files import map_arrays, save_arrays
 from service.index.probing import RECALL
 from service.index.sealed import SealedSegment
 from service.index.segmented import MERGE_FACTOR, SegmentedIndex
@@ -129,6 +132,23 @@ def test_ivf_restored_returns_the_same(sealed: SegmentedIndex, where: Filter) ->
     restored.remove(["c40"])
     assert restored.vector("c40") is None
     assert sealed.vector("c40") is not None
+
+
+@pytest.mark.parametrize("where", [ANY, Filter(hashtags=("tenth",)), Filter(exact=True)])
+def test_ivf_mapped_from_a_file_returns_the_same(sealed: SegmentedIndex, where: Filter, tmp_path: Path) -> None:
+    for part in sealed.snapshot_parts():
+        with (tmp_path / part.name).open("wb") as file:
+            save_arrays(file, part.make())
+    mapped = SegmentedIndex(16, gpu=sealed._gpu)
+    mapped.restore(lambda name: map_arrays(tmp_path / name))
+    for query in queries():
+        assert mapped.search(query, 10, where, 0.0) == sealed.search(query, 10, where, 0.0)
+    mapped.upsert([replace(clustered(41), vector=clustered(42).vector)])
+    mapped.remove(["c40"])
+    mapped.drop_tombstones()
+    do_jobs(mapped)
+    assert (mapped.tombstones, mapped.vector("c40")) == (0, None)
+    np.testing.assert_array_equal(mapped.vector("c41"), sealed.vector("c42"))
 
 
 @pytest.mark.parametrize("where", [Filter(exact=True), Filter(hashtags=("half",), exact=True)])

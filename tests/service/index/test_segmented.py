@@ -97,6 +97,20 @@ def test_plan_fragmented_segment_is_rewritten() -> None:
     assert found_ids(index) == {note.note.id for note in notes[few + 1 :]}
 
 
+def test_segment_over_the_bound_is_left_but_where_tombstones_are_to_be_dropped() -> None:
+    index = SegmentedIndex(DIMENSION, growing_rows=4, max_merged_rows=15)
+    for note in rows(16 * MERGE_FACTOR + 1):
+        index.upsert([note])
+        do_jobs(index)
+    assert [len(segment) for segment in index.all_segments] == [16, 16, 16, 16, 1]
+    index.remove([f"n{i}" for i in range(12)])
+    do_jobs(index)
+    assert [len(segment) for segment in index.all_segments] == [16, 16, 16, 16, 1]
+    index.drop_tombstones()
+    do_jobs(index)
+    assert index.tombstones == 0
+
+
 def test_plan_segment_without_living_rows_is_dropped() -> None:
     index = SegmentedIndex(DIMENSION, growing_rows=4)
     index.upsert(rows(4 * MERGE_FACTOR + 1))

@@ -19,7 +19,7 @@ from model.note import Note
 from service.index.backend import Maintainable, Part
 from service.index.live import LiveIndex
 from service.index.maintenance import Maintainer
-from service.index.snapshots import MANIFEST, SnapshotFolder, SnapshotSource
+from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotSource
 from service.interfaces import Clock
 from service.store.keys import IDENTITY, LOG, NOTE, SNAPSHOTS
 from service.store.redis_store import REPLICA_SECONDS
@@ -199,8 +199,7 @@ async def test_merges_without_a_write_are_in_the_next_snapshot(
     unmerged = await first_segments()
     monkeypatch.undo()
     async with started(embedded_store, clock, folder) as index:
-        await eventually(lambda: index.status().segments < unmerged / 4)
-        await index.save()
+        await index.save_merged(WAIT)
         monkeypatch.setattr(index, "save", no_more_saves)
     monkeypatch.setattr(Maintainer, "run_job", no_job)
     assert await first_segments() < unmerged / 4

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from service.errors import SnapshotRefused
 from service.index.backend import Arrays, Part
-from service.index.snapshots import LOCK, MANIFEST, VERSION, SnapshotFolder, SnapshotSource
+from service.index.snapshot_files import LOCK, MANIFEST, VERSION, OthersSnapshots, SnapshotFolder, SnapshotSource
 
 ORIGIN = SnapshotSource("store-1", "space-1")
 FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty": {"c": np.zeros(0, np.uint8)}}
@@ -109,7 +109,7 @@ def test_load_of_other_origin_is_refused_with_reason(
 
 def test_load_of_other_version_is_refused(folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))
-    monkeypatch.setattr("service.index.snapshots.VERSION", 99)
+    monkeypatch.setattr("service.index.snapshot_files.VERSION", 99)
     with pytest.raises(SnapshotRefused, match=f"version {VERSION}, and this service has 99"):
         folder.load(ORIGIN)
 
@@ -160,3 +160,40 @@ def test_load_of_malformed_manifest_is_refused(folder: SnapshotFolder, tmp_path:
         with pytest.raises(SnapshotRefused):
             folder.load(ORIGIN)
     assert (tmp_path / "0" / LOCK).exists()
+
+
+def test_snapshot_of_others_is_mapped_and_outlives_its_files(folder: SnapshotFolder, tmp_path: Path) -> None:
+    """Each reader maps the newest snapshot; its process goes on and replaces it."""
+    others = OthersSnapshots(tmp_path)
+    assert others.load(ORIGIN) is None
+    contents = {**FIRST, "columns": {"c": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "flag": np.array(True)}}
+    folder.save(ORIGIN, "1-0", parts(contents))
+    with closing(SnapshotFolder(tmp_path / "1")) as older:
+        older.save(ORIGIN, "0-9", parts({}))
+        snapshot = others.load(ORIGIN)
+    assert snapshot is not None
+    folder.save(ORIGIN, "2-0", parts({}))
+    assert files(tmp_path / "0") == []
+    assert snapshot.position == "1-0"
+    for name, arrays in contents.items():
+        mapped = snapshot.read(name)
+        for key, values in arrays.items():
+            np.testing.assert_array_equal(mapped[key], values, strict=True)
+            assert not mapped[key].flags.writeable
+            assert mapped[key].ctypes.data % 64 == 0 or not mapped[key].size
+    newer = others.load(ORIGIN)
+    assert newer is not None
+    assert newer.position == "2-0"
+    assert others.load(SnapshotSource("store-2", "space-1")) is None
+
+
+def test_damaged_snapshot_of_others_is_refused(folder: SnapshotFolder, tmp_path: Path) -> None:
+    folder.save(ORIGIN, "1-0", parts(FIRST))
+    (damaged,) = [name for name in files(tmp_path / "0") if name.startswith("rows")]
+    content = bytearray((tmp_path / "0" / damaged).read_bytes())
+    content[-200] ^= 1
+    (tmp_path / "0" / damaged).write_bytes(content)
+    snapshot = OthersSnapshots(tmp_path).load(ORIGIN)
+    assert snapshot is not None
+    with pytest.raises(SnapshotRefused, match="damaged"):
+        snapshot.read("rows")

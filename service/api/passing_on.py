@@ -1,0 +1,144 @@
+"""Passing on: a request that this process does not answer goes to another one over a unix socket, and its answer comes
+back, each piece as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+import httptools
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+from structlog.contextvars import get_contextvars
+
+from service.api.problems import plain_problem, problem_response
+
+OF_CONNECTION = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+"""Headers about one connection, which are not passed on (RFC 9110, section 7.6.1)."""
+OF_REQUEST_ALONE = OF_CONNECTION | {b"expect", b"origin", b"x-request-id"}
+"""Headers of a request that this process has heeded: it asks for the body, adds what web pages of other origins need
+(CORS), and has chosen the id."""
+OF_ANSWER_ALONE = OF_CONNECTION | {b"date"}
+"""Headers of an answer that this process's server writes itself."""
+READ_BYTES = 65_536
+"""Most bytes of an answer that are read at a time."""
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class PassedOn(Response):
+    """Response that is the answer of the process which listens on a unix socket.
+
+    Body and answer stream at the same time, and neither is read faster than it is taken. Where the caller leaves, the
+    connection to the other process ends, so that the work ends there too. Where that process does not answer, the
+    caller gets 503.
+    """
+
+    def __init__(self, socket: str) -> None:
+        super().__init__()
+        self._socket = socket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket)
+        except OSError:
+            await _unreachable()(scope, receive, send)
+            return
+        scope["state"]["passed_on"] = True
+        sending = asyncio.create_task(_send_request(scope, receive, writer), name="pass-on")
+        try:
+            begun = await _return_answer(reader, scope["method"], send)
+            if not begun and not writer.is_closing():
+                scope["state"]["passed_on"] = False
+                await _unreachable()(scope, receive, send)
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+            writer.transport.abort()
+
+
+def _unreachable() -> Response:
+    problem = plain_problem(503, "The process with the model does not answer; try again.")
+    return problem_response(problem, {"Retry-After": "1"})
+
+
+async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> None:
+    """Send a request, and end the connection when its caller leaves."""
+    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    with contextlib.suppress(OSError):  # the other process has ended the connection: perhaps its answer says why
+        writer.write(_head(scope, chunked))
+        more = True
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                writer.transport.abort()
+                return
+            if body := message.get("body", b""):
+                writer.write(b"%x\r\n%b\r\n" % (len(body), body) if chunked else body)
+            if more and not message.get("more_body", False):
+                more = False
+                writer.write(b"0\r\n\r\n" if chunked else b"")
+            await writer.drain()
+
+
+def _head(scope: Scope, chunked: bool) -> bytes:
+    """Return the request line and the headers of a request, under the id that this process gave it."""
+    target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+    headers = [(name, value) for name, value in scope["headers"] if name not in OF_REQUEST_ALONE]
+    headers.append((b"x-request-id", get_contextvars()["request_id"].encode()))
+    if chunked:
+        headers = [(name, value) for name, value in headers if name != b"content-length"]
+        headers.append((b"transfer-encoding", b"chunked"))
+    lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target)]
+    lines += [b"%b: %b" % header for header in headers]
+    return b"\r\n".join((*lines, b"", b""))
+
+
+async def _return_answer(reader: asyncio.StreamReader, method: str, send: Send) -> bool:
+    """Return an answer to the caller; False where the connection ended before there was any of it. One that breaks off
+    later stays incomplete, and the server then ends the connection of its caller."""
+    answer = Answer(method)
+    with contextlib.suppress(OSError):
+        while not answer.complete and (piece := await reader.read(READ_BYTES)):
+            for message in answer.feed(piece):
+                await send(message)
+    return answer.begun
+
+
+class Answer:
+    """Parses an answer to a request of some method into messages of ASGI. `begun`: there is one; `complete`: all of it
+    was fed."""
+
+    def __init__(self, method: str) -> None:
+        self._without_body = method == "HEAD"
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._messages: list[Message] = []
+        self.begun = self.complete = False
+
+    def feed(self, piece: bytes) -> list[Message]:
+        """Parse a piece, and return the messages that it completes."""
+        self._messages = []
+        self._parser.feed_data(piece)
+        return self._messages
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() not in OF_ANSWER_ALONE:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.begun = True
+        status = self._parser.get_status_code()
+        self._messages.append({"type": "http.response.start", "status": status, "headers": self._headers})
+        if self._without_body:
+            self.on_message_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._messages.append({"type": "http.response.body", "body": body, "more_body": True})
+
+    def on_message_complete(self) -> None:
+        if not self.complete:
+            self.complete = True
+            self._messages.append({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,109 @@
+"""The HTTP app of a reader: a process beside the one with the model, which answers reads from an index of its own.
+
+It has the routes below. Each gives the answer that it gives elsewhere, or raises: then, as at any other address, the
+request is passed on, and the process with the model says what is wrong (docs/decisions/0032-readers.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from structlog.contextvars import bind_contextvars
+
+from service.access.principal import Scope
+from service.api.access import count, needs, recognise
+from service.api.dependencies import ConditionDep
+from service.api.passing_on import PassedOn
+from service.api.protocol import Refusal
+from service.api.query import read_query
+from service.api.routes.notes import answer_note
+from service.api.routes.similar import OPTIONS, answer_nearest, read_options
+from service.api.schemas.common import NoteId
+from service.api.schemas.notes import NoteOut
+from service.api.schemas.similar import SimilarQuery
+from service.api.strict_route import StrictRoute
+from service.container import ReadService
+from service.errors import NoteLLMError
+from service.read_time import ReadTime
+from service.records import position_key
+from service.tenants import Tenants
+
+
+class Elsewhere(NoteLLMError):
+    """A request that the process with the model answers."""
+
+
+class ReaderRoute(StrictRoute):
+    """A StrictRoute that counts a request against the quota of its key once there is an answer: one that is passed on
+    is counted there."""
+
+    admit = staticmethod(recognise)
+
+    def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_body_handler()
+
+        async def handle_and_count(request: Request) -> Response:
+            response = await handle(request)
+            await count(request)
+            return response
+
+        return handle_and_count
+
+
+router = APIRouter(route_class=ReaderRoute)
+
+
+@router.get("/notes/{note_id}/similar", openapi_extra=OPTIONS)
+@needs(Scope.SIMILAR)
+async def similar(note_id: NoteId, request: Request) -> Response:
+    """Related notes, where the short path has them and the index has reached the log position that is asked for."""
+    service = get_service(request)
+    options = read_options(read_query(SimilarQuery, request), request, service)
+    wanted = options.min_log_position
+    if wanted and position_key(wanted) > position_key(service.index.position):
+        raise Elsewhere
+    answer = await answer_nearest(note_id, options, service, ReadTime())
+    if answer is None:
+        raise Elsewhere
+    return answer
+
+
+@router.get("/notes/{note_id}", response_model=NoteOut)
+@needs(Scope.NOTES_READ)
+async def get_note(
+    note_id: NoteId, request: Request, condition: ConditionDep, response: Response
+) -> NoteOut | Response:
+    """A stored note."""
+    return await answer_note(note_id, get_service(request).store, condition, response)
+
+
+def get_service(request: Request) -> ReadService:
+    """Return what reads of the caller's tenant need. Raises Elsewhere where the tenant is not open here."""
+    service = cast(Tenants[ReadService], request.app.state.tenants).find(request.state.principal.tenant)
+    if service is None:
+        raise Elsewhere
+    request.state.tenant = service.tenant
+    bind_contextvars(tenant=service.tenant)
+    return service
+
+
+class NoRefusal:
+    """Refuses no request before the app has it: the process with the model does."""
+
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        return None
+
+
+def pass_on_from(app: FastAPI, socket: str) -> None:
+    """Have an app pass on whatever it has no answer to, to the process that listens on a unix socket."""
+    passed_on = PassedOn(socket)
+
+    async def pass_on(request: Request, error: Exception) -> Response:
+        return passed_on
+
+    for error in (NoteLLMError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error, pass_on)

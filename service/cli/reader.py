@@ -1,0 +1,77 @@
+"""The process of a reader, which `notellm serve` starts (service/readers.py): python -m service.cli.reader START."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import BinaryIO
+
+import orjson
+from prometheus_client import CollectorRegistry
+
+from service.api.protocol import FILES_OF_TENANT, SPARE_FILES, allow_open_files, http_config
+from service.cli.address import bind_shared
+from service.cli.certificate import read_certificate
+from service.cli.server import SWITCH_SECONDS, Server, exempt_imports
+from service.lifecycle import Lifecycle
+from service.log_lines import configure_logging
+from service.reader_wiring import build_reader
+from service.readers import STOP_LINE, Readers, ReaderStart, samples_of
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+ORPHANED = 1
+"""Exit status of a reader whose parent has died."""
+
+
+def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
+    """Serve until the parent asks for the end, or dies."""
+    exempt_imports()
+    settings, lifecycle, telemetry = Settings.from_environment(), Lifecycle(), Telemetry()
+    write_lines = configure_logging(settings.log_format)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    allow_open_files(SPARE_FILES + FILES_OF_TENANT * settings.max_tenants)
+    certificate = read_certificate(settings)
+    app = build_reader(settings, start, lifecycle, telemetry)
+    config = http_config(app, settings.shutdown_seconds, certificate.context if certificate else None)
+
+    def say_ready(url: str) -> None:
+        answers.write(b"ready\n")
+        answers.flush()
+
+    def end() -> None:
+        server.should_exit = True
+
+    server = Server(config, lifecycle, settings.drain_seconds, certificate, say_ready, write_lines, Readers(0))
+    listening = (questions, answers, telemetry.registry, end, write_lines)
+    threading.Thread(target=answer_parent, args=listening, name="answer-parent", daemon=True).start()
+    server.run(bind_shared(settings.host, start.port))
+
+
+def answer_parent(
+    questions: BinaryIO,
+    answers: BinaryIO,
+    registry: CollectorRegistry,
+    end: Callable[[], None],
+    write_lines: Callable[[], None],
+) -> None:
+    """Answer the parent's lines with metrics, or call `end`, until it dies; then end the process at once, so that
+    another service can have the port."""
+    with contextlib.suppress(OSError):
+        while line := questions.readline():
+            if line == STOP_LINE:
+                end()
+            else:
+                answers.write(orjson.dumps([int(line), samples_of(registry)]) + b"\n")
+                answers.flush()
+    write_lines()
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    to_parent = sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever is printed is no answer
+    main(ReaderStart.from_json(sys.argv[1]), sys.stdin.buffer, to_parent)

@@ -1,0 +1,99 @@
+"""Builds a reader from the settings: keys, quotas and an index that follows the store, without the model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+
+from fastapi import FastAPI
+
+from service.access.gate import Gate
+from service.api.app import create_reader_app
+from service.api.scenarios import read_scenarios
+from service.container import ReadService
+from service.index.live import LiveIndex, search_threads
+from service.index.segmented import SegmentedIndex
+from service.index.snapshot_files import OthersSnapshots
+from service.index.texts import NoTexts
+from service.interfaces import Clock
+from service.lifecycle import Lifecycle
+from service.readers import ReaderStart
+from service.settings import Settings
+from service.shared_wiring import SharedParts, snapshot_folder
+from service.store.known_position import KnownPositions
+from service.telemetry import Telemetry
+from service.tenants import Tenants
+from service.tracing import open_tracer
+
+READY_CHECK_SECONDS = 0.05
+MAX_MERGED_ROWS = 50_000
+"""Larger segments stay as they are in the snapshot, which all readers share; merged they would be memory of one. Of
+what is written while a reader runs, segments grow up to four times as many rows."""
+
+
+def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, telemetry: Telemetry) -> FastAPI:
+    """Build the HTTP app of a reader. `settings` name the store. Raises ScenariosUnusable."""
+    gate = Gate(settings.bootstrap, Clock(), telemetry)
+    tracer = open_tracer()
+
+    @contextlib.asynccontextmanager
+    async def open_tenant(
+        shared: SharedParts, searchers: ThreadPoolExecutor, name: str, identity: str
+    ) -> AsyncIterator[ReadService]:
+        """Make the parts of one tenant; on leaving, stop them in the opposite order."""
+        async with contextlib.AsyncExitStack() as stack:
+            known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
+            store = shared.open_store(stack, name, identity, start.space, start.dimension, known)
+            index = LiveIndex(
+                store,
+                make_index=partial(
+                    SegmentedIndex,
+                    start.dimension,
+                    attributes=settings.filter_attributes,
+                    max_merged_rows=MAX_MERGED_ROWS,
+                ),
+                make_texts=NoTexts,
+                space=start.space,
+                clock=shared.clock,
+                attributes=settings.filter_attributes,
+                snapshots=OthersSnapshots(snapshot_folder(settings, name, identity)),
+                searchers=searchers,
+            )
+            stack.push_async_callback(index.stop)
+            yield ReadService(
+                settings=settings,
+                model=start.model,
+                nearest=shared.make_nearest(stack, store, index),
+                store=store,
+                index=index,
+                telemetry=telemetry,
+                clock=shared.clock,
+                tenant=name,
+            )
+
+    @contextlib.asynccontextmanager
+    async def open_reader() -> AsyncIterator[Tenants[ReadService]]:
+        """Start every part in order, and wait until all indexes follow the store."""
+        async with contextlib.AsyncExitStack() as stack:
+            if tracer:
+                stack.push_async_callback(asyncio.to_thread, tracer.close)
+            assert settings.redis_url is not None
+            known = stack.enter_context(closing(KnownPositions(settings.data_dir))) if start.embedded else None
+            shared = SharedParts(settings, settings.redis_url, telemetry, gate, known)
+            connection = await shared.open_gate(stack)
+            searchers = search_threads()
+            stack.callback(searchers.shutdown)
+            directory = shared.open_directory(connection)
+            tenants = Tenants(directory, partial(open_tenant, shared, searchers), telemetry)
+            stack.push_async_callback(tenants.stop)
+            await tenants.start(lifecycle)
+            while not tenants.ready:  # noqa: ASYNC110 - an index tells nobody that it is; the store may be away
+                await asyncio.sleep(READY_CHECK_SECONDS)
+            yield tenants
+
+    scenarios = read_scenarios(settings)
+    return create_reader_app(settings, open_reader, gate, lifecycle, telemetry, start.socket, tracer, scenarios)

@@ -1,0 +1,249 @@
+"""Readers: processes that answer reads on the port of the service, beside the one with the model, which starts them,
+starts them again when they die, and ends them (docs/decisions/0032-readers.md).
+
+A reader tells that it is ready by a line on its standard output. Its standard input has lines that ask for its metrics,
+or for its end; where that breaks off, the parent has died, and the reader ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import orjson
+import structlog
+from prometheus_client.core import Metric
+from prometheus_client.registry import CollectorRegistry
+from prometheus_client.samples import Sample
+
+MODULE = "service.cli.reader"
+"""What a reader runs."""
+METRICS = frozenset(
+    {
+        *("notellm_http_request_duration_seconds", "notellm_tenant_requests", "notellm_loop_lag_seconds"),
+        *("notellm_items", "notellm_item_bytes", "notellm_store_errors", "notellm_quota_uncounted"),
+        *("process_resident_memory_bytes", "process_virtual_memory_bytes", "process_start_time_seconds"),
+        *("process_cpu_seconds", "process_open_fds", "process_max_fds"),
+    }
+)
+"""Metrics of a reader that are told with those of the service; the others are about what a reader does not do."""
+METRICS_SECONDS = 1.0
+"""How long the metrics of a reader are waited for."""
+STOP_LINE = b"stop\n"
+"""Asks a reader to finish its requests and to end. Any other line asks for its metrics, and is repeated before them."""
+MAX_LINE_BYTES = 2**24
+"""Bound on the line with a reader's metrics."""
+RESTART_SECONDS = (0.1, 5.0)
+"""First and longest pause before a reader that died without having been ready is started again."""
+SOCKET = "service.sock"
+Samples = Mapping[str, Sequence[tuple[str, Mapping[str, str], float]]]
+"""Name, labels and value of samples, by the names of their metrics."""
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderStart:
+    """What a reader has to know beside the settings: name, vector space and dimension of the model, whether the store
+    is the embedded one, the `port` of the service, and the `socket` of the process with the model."""
+
+    model: str
+    space: str
+    dimension: int
+    embedded: bool
+    port: int = 0
+    socket: str = ""
+
+    def to_json(self) -> str:
+        return orjson.dumps(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> ReaderStart:
+        return cls(**orjson.loads(text))
+
+
+class Reader:
+    """One reader, by its number. `process`: the one that runs or has ended last; None before the first. `tried`:
+    whether it was ready once, or its first process has ended."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: Process | None = None
+        self.ready = False
+        self.tried = False
+        self._asking = asyncio.Lock()
+        self._asked = 0
+
+    async def run(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+        """Start its process, and return once that has ended, whether it was ready before."""
+        self.process = process = await asyncio.create_subprocess_exec(
+            *command,
+            env=environment,
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=MAX_LINE_BYTES,
+            start_new_session=True,  # Ctrl-C goes to the parent alone, which ends its readers
+        )
+        assert process.stdout is not None
+        self.ready = was_ready = bool(await process.stdout.readline())
+        self.tried = True
+        await process.wait()
+        self.ready = False
+        return was_ready
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to its process, if one runs."""
+        if self.process and self.runs:
+            self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """Ask it to end; one that is not ready is killed."""
+        if self.ready and self.process and self.process.stdin:
+            self.process.stdin.write(STOP_LINE)
+        else:
+            self.send_signal(signal.SIGKILL)
+
+    async def samples(self) -> Samples:
+        """Return its samples as `samples_of` does; none where it does not answer in time."""
+        process = self.process
+        if not self.ready or process is None or process.stdin is None or process.stdout is None:
+            return {}
+        async with self._asking:
+            self._asked += 1
+            process.stdin.write(b"%d\n" % self._asked)
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(METRICS_SECONDS):
+                    while line := await process.stdout.readline():
+                        number, samples = orjson.loads(line)
+                        if number == self._asked:  # else it is the answer to a question that was given up
+                            return cast(Samples, samples)
+        return {}
+
+
+class Readers:
+    """The readers of a process: `count` of them, on the given port of the service."""
+
+    def __init__(self, count: int, port: int = 0) -> None:
+        self.count = count
+        self._port = port
+        self._readers = [Reader(number) for number in range(1, count + 1)]
+        self._ending = False
+        self._keeping: list[asyncio.Task[None]] = []
+        self._folder: Path | None = None
+        """Private folder of the socket on which readers reach this process."""
+
+    def listen(self) -> socket.socket | None:
+        """Open the socket on which this process has to serve its readers; None without readers."""
+        if not self.count:
+            return None
+        self._folder = Path(tempfile.mkdtemp(prefix="notellm-"))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self._folder / SOCKET))
+        return listener
+
+    def start(self, start: ReaderStart, redis_url: str, on_restart: Callable[[], None]) -> None:
+        """Start all readers, unless they are to end already. Port and socket of `start` are filled in. `redis_url`: the
+        store. `on_restart` is called when one that died is started again. Call it after `listen`."""
+        if self._folder is None or self._ending:
+            return
+        start = replace(start, port=self._port, socket=str(self._folder / SOCKET))
+        command = [sys.executable, "-m", MODULE, start.to_json()]
+        environment = os.environ | {"NOTELLM_REDIS_URL": redis_url}
+        self._keeping = [
+            asyncio.create_task(self._keep(reader, command, environment, on_restart), name=f"reader-{reader.number}")
+            for reader in self._readers
+        ]
+
+    @property
+    def tried(self) -> bool:
+        """Whether each of them was ready once, or failed to be: what can be had of them at the start is there."""
+        return all(reader.tried for reader in self._readers)
+
+    @property
+    def ready(self) -> int:
+        """Readers that serve."""
+        return sum(reader.ready for reader in self._readers)
+
+    def drain(self) -> None:
+        """Have all readers serve as long as a drain takes, and end; none is started again."""
+        self._ending = True
+        for reader in self._readers:
+            reader.send_signal(signal.SIGTERM)
+
+    async def stop(self, seconds: float) -> None:
+        """End all readers, once they have finished their requests in flight or `seconds` are over."""
+        self._ending = True
+        for reader, keeping in zip(self._readers, self._keeping, strict=False):  # none is kept before a start
+            reader.stop()
+            if not reader.runs:
+                keeping.cancel()
+        if self._keeping:
+            await asyncio.wait(self._keeping, timeout=seconds)
+        for reader in self._readers:
+            reader.send_signal(signal.SIGKILL)
+        for keeping in self._keeping:
+            keeping.cancel()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _keep(
+        self, reader: Reader, command: Sequence[str], environment: Mapping[str, str], on_restart: Callable[[], None]
+    ) -> None:
+        """Run a reader, again and again, until all are to end."""
+        pause = RESTART_SECONDS[0]
+        while not self._ending:
+            try:
+                was_ready = await reader.run(command, environment)
+                status: object = reader.process.returncode if reader.process else None
+            except OSError as error:  # too many processes, or no memory
+                was_ready, status, reader.tried = False, repr(error), True
+            if self._ending:
+                return
+            log.error("reader_gone", reader=reader.number, status=status, detail="starting it again")
+            on_restart()
+            pause = RESTART_SECONDS[0] if was_ready else min(2 * pause, RESTART_SECONDS[1])
+            await asyncio.sleep(pause)
+
+    async def add_metrics(self, registry: CollectorRegistry) -> ReaderMetrics:
+        """Return the metrics of this process with those of its readers, which have the label `reader`."""
+        answers = await asyncio.gather(*(reader.samples() for reader in self._readers))
+        numbers = (str(reader.number) for reader in self._readers)
+        return ReaderMetrics(registry, dict(zip(numbers, answers, strict=True)))
+
+
+def samples_of(registry: CollectorRegistry) -> Samples:
+    """Return the samples of METRICS."""
+    families = [family for family in registry.collect() if family.name in METRICS]
+    return {family.name: [(one.name, one.labels, one.value) for one in family.samples] for family in families}
+
+
+class ReaderMetrics(CollectorRegistry):
+    """Metrics of a registry, each with the samples that readers have of it: `readers`, by the number of the reader."""
+
+    def __init__(self, registry: CollectorRegistry, readers: Mapping[str, Samples]) -> None:
+        super().__init__()
+        self._registry = registry
+        self._readers = readers
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            for number, samples in self._readers.items():
+                family.samples += [
+                    Sample(name, {**labels, "reader": number}, value)
+                    for name, labels, value in samples.get(family.name, ())
+                ]
+            yield family

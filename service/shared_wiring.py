@@ -1,0 +1,104 @@
+"""Wiring that the process with the model and its readers have in common."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from service.access.gate import Gate
+from service.api.rendered import render_item
+from service.interfaces import NoteIndex, NoteStore
+from service.search.freshness import Freshness
+from service.search.item_cache import Budget, ItemCache
+from service.search.nearest import NearestNotes
+from service.settings import Settings
+from service.store.api_keys import RedisKeyStore
+from service.store.connection import MAX_CONNECTIONS, Connection, Outage
+from service.store.keys import Keys
+from service.store.known_position import KnownPosition, KnownPositions
+from service.store.quotas import RedisQuotaStore
+from service.store.redis_store import RedisNoteStore
+from service.store.tenants import RedisTenants
+from service.telemetry import Telemetry
+
+ACCESS_CONNECTIONS = 16
+"""Connections of one process to Redis for API keys and quotas."""
+TENANT_CONNECTIONS = 8
+"""Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
+
+
+class SharedParts:
+    """What every tenant of a process needs. `url`: that of the store. `items`: memory for what answers say of notes, of
+    which the service and each reader have an equal part. `known`: what the processes of the data folder know of the
+    logs; None where others may be told of changes elsewhere."""
+
+    def __init__(
+        self, settings: Settings, url: SecretStr, telemetry: Telemetry, gate: Gate, known: KnownPositions | None
+    ) -> None:
+        self.settings = settings
+        self.url = url
+        self.telemetry = telemetry
+        self.clock = gate.clock
+        self.outage = Outage()
+        self.known = known
+        self.items = items = Budget(settings.item_cache_bytes // (settings.readers + 1))
+        self._gate = gate
+        telemetry.item_bytes.set_function(lambda: items.used)
+
+    async def open_gate(self, stack: AsyncExitStack) -> Connection:
+        """Open the gate on the keys and quotas of the store, until the stack is left, and return the connection to
+        the store."""
+        connection = Connection(
+            self.url.get_secret_value(),
+            on_error=self.telemetry.store_errors.inc,
+            max_connections=ACCESS_CONNECTIONS,
+            outage=self.outage,
+        )
+        stack.push_async_callback(connection.close)
+        await self._gate.open(RedisKeyStore(connection), RedisQuotaStore(connection))
+        stack.push_async_callback(self._gate.close)
+        return connection
+
+    def open_directory(self, connection: Connection) -> RedisTenants:
+        """Return what the store knows of tenants."""
+        return RedisTenants(connection, self.settings.max_tenants, self.known.end if self.known else None)
+
+    def open_store(
+        self,
+        stack: AsyncExitStack,
+        name: str,
+        identity: str,
+        space: str,
+        dimension: int,
+        known: KnownPosition | None,
+    ) -> RedisNoteStore:
+        """Open the store of a tenant, until the stack is left. `dimension`: that of vectors of the given space;
+        `known`: what is known of the tenant's log."""
+        store = RedisNoteStore(
+            self.url.get_secret_value(),
+            clock=self.clock,
+            dimensions={space: dimension},
+            on_error=self.telemetry.store_errors.inc,
+            keys=Keys(name),
+            identity=identity,
+            max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
+            outage=self.outage,
+            log_seconds=self.settings.log_seconds,
+            known=known,
+        )
+        stack.push_async_callback(store.close)
+        return store
+
+    def make_nearest(self, stack: AsyncExitStack, store: NoteStore, index: NoteIndex) -> NearestNotes:
+        """Make the short path of a tenant's reads, whose memory is given back when the stack is left."""
+        items = ItemCache(store, render_item, self.items, self.telemetry)
+        index.on_change(items.apply)
+        stack.callback(items.apply, None)
+        return NearestNotes(index, Freshness(store, index), items, self.clock)
+
+
+def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
+    """Folder of the snapshots of a tenant's index. A tenant that is made anew under its old name has another one."""
+    return settings.data_dir / "tenants" / f"{name}-{identity}" if identity else settings.data_dir / "snapshots"
