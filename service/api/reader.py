@@ -33,7 +33,7 @@ from service.records import position_key
 from service.tenants import Tenants
 
 
-class Elsewhere(NoteLLMError):
+class Elsewhere(Exception):
     """A request that the process with the model answers."""
 
 
@@ -105,5 +105,5 @@ def pass_on_from(app: FastAPI, socket: str) -> None:
     async def pass_on(request: Request, error: Exception) -> Response:
         return passed_on
 
-    for error in (NoteLLMError, RequestValidationError, HTTPException):
+    for error in (Elsewhere, NoteLLMError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, pass_on)
