@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,6 +181,10 @@ class WordEngine:
         for prepared in ended:
             self.abort(prepared)
         return [(prepared, self._read(prepared)) for prepared in ended]
+
+    def generate(self, notes: Sequence[Note], request: GenerationRequest) -> list[GenerationOutput]:
+        """Return one output a note, outside of steps and batches: a start of the service asks for one."""
+        return [self._read(self.tokenize(note, request)) for note in notes]
 
     def abort(self, work: PreparedWords) -> None:
         del self.live[work]
