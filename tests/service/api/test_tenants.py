@@ -33,7 +33,7 @@ def tenant_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
         tenant = request.headers.get("x-tenant", DEFAULT_TENANT)
         request.state.principal = Principal(None, tenant, frozenset(Scope))
 
-    monkeypatch.setattr("service.api.strict_route.admit", admit)
+    monkeypatch.setattr("service.api.strict_route.StrictRoute.admit", staticmethod(admit))
 
 
 @contextlib.contextmanager
