@@ -276,6 +276,18 @@ HASHTAGS: Sequence[Contest] = (
         for source in ("written", "grounded")
         for rival in (TRAINED_RIVAL, "tf-idf", OURS)
     ),
+    *(
+        Contest(
+            f"hashtags of the shipped checkpoint, {source}, F1@3, against hashtags copied from the nearest notes",
+            MICROLENS,
+            partial(hashtag_f1, source),
+            rival,
+            target,
+            rival_score=partial(hashtag_f1, "copied"),
+            system=GENERALIST,
+        )
+        for source, rival, target in (("written", OURS, MinRatio(1)), ("grounded", "tf-idf", MinRatio(1.2)))
+    ),
 )
 
 
