@@ -22,8 +22,8 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadService:
-    """What reads of one tenant's notes need. A reader (decision 32) has no more. `model`: name of the one that made the
-    vectors."""
+    """The parts that answer reads of one tenant's notes; a reader (decision 32) has these alone. `model`: name of the
+    model that made the vectors."""
 
     settings: Settings
     model: str

@@ -28,7 +28,7 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Sample
 
 MODULE = "service.cli.reader"
-"""What a reader runs."""
+"""Python module that is run as the process of a reader."""
 METRICS = frozenset(
     {
         *("notellm_http_request_duration_seconds", "notellm_tenant_requests", "notellm_loop_lag_seconds"),
@@ -54,8 +54,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ReaderStart:
-    """What a reader has to know beside the settings: name, vector space and dimension of the model, whether the store
-    is the embedded one, the `port` of the service, and the `socket` of the process with the model."""
+    """Arguments of a reader's process, beside the settings: name, vector space and dimension of the model, whether the
+    store is the embedded one, the `port` of the service, and the `socket` of the process with the model."""
 
     model: str
     space: str

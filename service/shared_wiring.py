@@ -30,9 +30,9 @@ TENANT_CONNECTIONS = 8
 
 
 class SharedParts:
-    """What every tenant of a process needs. `url`: that of the store. `items`: memory for what answers say of notes, of
-    which the service and each reader have an equal part. `known`: what the processes of the data folder know of the
-    logs; None where others may be told of changes elsewhere."""
+    """Parts that all tenants of a process share. `url`: address of the store. `items`: memory for the rendered notes of
+    answers, of which the service and each reader have an equal part. `known`: the known positions of the data folder;
+    None where processes on other machines may write to the store."""
 
     def __init__(
         self, settings: Settings, url: SecretStr, telemetry: Telemetry, gate: Gate, known: KnownPositions | None

@@ -20,7 +20,7 @@ from service.readers import MODULE as READER_MODULE
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 """The command line that is installed beside this interpreter."""
 READER = READER_MODULE.encode()
-"""What the command line of a reader has."""
+"""Name of the module by which the command line of a reader is known."""
 POLL_SECONDS = 0.02
 """Between two attempts to reach a process that starts; bounds the error of a measured start."""
 

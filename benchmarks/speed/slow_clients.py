@@ -35,7 +35,8 @@ SECONDS = 40.0
 TURNS = 500
 """Turns in which all slow callers send a byte: callers that have nothing to do with each other do not send together."""
 NICENESS = 19
-"""Of the slow callers' process: they stand for callers on other machines, which take no core from the service."""
+"""Niceness of the slow callers' process: they stand for callers on other machines, which take no core from the
+service."""
 MAX_READ_FACTOR = 2
 HEAD = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: " + b"x" * 1000
 

@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Inverted:
+class InvertedLists:
     """How the rows of an inverted file are searched: in how many lists, and first by `codes`, where these pay."""
 
     probing: Probing
@@ -60,7 +60,7 @@ class Inverted:
 
 def build_index(
     sources: Sequence[Source], row_count: int, dimension: int
-) -> tuple[FaissIndex, Inverted | None, RowNumbers]:
+) -> tuple[FaissIndex, InvertedLists | None, RowNumbers]:
     """Build the FAISS index of the sources' rows.
 
     Returns the index, what belongs to an inverted file (None where it is none), and the new number of each row in the
@@ -80,7 +80,7 @@ def build_index(
     ivf.make_direct_map()
     codes = coded and fast_scan(coded)
     probing = measure(ivf, codes)
-    return ivf, Inverted(probing, codes if probing.candidates_by_k else None), new_rows
+    return ivf, InvertedLists(probing, codes if probing.candidates_by_k else None), new_rows
 
 
 def _fill_lists(indexes: Sequence[FaissIndex], sources: Sequence[Source]) -> RowNumbers:

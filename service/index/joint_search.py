@@ -74,7 +74,7 @@ class _Group:
         self._segments = [segment for segment, _, _ in segments]
         self._first_rows = np.array(list(accumulate(map(len, self._segments[:-1]), initial=0)), np.int64)
         self._offsets = np.array([first for _, first, _ in segments], np.int64) - self._first_rows
-        """What to add to the numbers of each segment's rows for those among all segments."""
+        """Differences between a row's number among all segments and its number in the group, by segment."""
         self._index = join([index for _, _, index in segments])
 
     def search(self, query: Vector, size: int) -> RankedRows:

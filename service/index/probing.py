@@ -34,7 +34,7 @@ ROUNDING_MARGIN = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """What was measured about an inverted file of `rows` rows in `lists` lists.
+    """Measurements of an inverted file of `rows` rows in `lists` lists.
 
     `lists_by_k` tells how many lists have RECALL of the neighbours, for each of MEASURED_K. `candidates_by_k` tells how
     many rows have it that are nearest by their codes, in `scanned_lists` of the lists; it ends where comparing these

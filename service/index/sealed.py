@@ -16,7 +16,7 @@ import numpy as np
 
 from service.index.backend import Arrays
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits, rows_of
-from service.index.building import Inverted, Source, build_index
+from service.index.building import InvertedLists, Source, build_index
 from service.index.gpu import Gpu, GpuIndex
 from service.index.native import (
     FaissIndex,
@@ -52,7 +52,7 @@ class SealedSegment(Segment):
         ids: PackedStrings,
         tags: TagPostings,
         index: FaissIndex,
-        inverted: Inverted | None,
+        inverted: InvertedLists | None,
         gpu: Gpu | None,
     ) -> None:
         super().__init__(columns, alive)
@@ -62,10 +62,9 @@ class SealedSegment(Segment):
         self._alive_bits = packed_bits(self.alive)
         self._index = index
         self._inverted = inverted
-        self._index_by_lists: dict[int, FaissIndex] = {}
-        self._codes_by_lists: dict[int, FaissIndex] = {}
-        """Results of `with_default_lists` for vectors and codes by the number of lists: each takes 30 to 200 us to
-        make."""
+        self._views: dict[tuple[bool, int], FaissIndex] = {}
+        """Results of `with_default_lists`, by whether they have codes and by the number of lists: each takes 30 to
+        200 us to make."""
         self._on_gpu = gpu.copy(index, inverted.probing.lists_for(GPU_K)) if gpu and inverted else None
         self.has_lists = inverted is not None and self._on_gpu is None
 
@@ -94,7 +93,7 @@ class SealedSegment(Segment):
         inverted = None
         if "by_k" in arrays:
             codes = read_index(arrays["codes"]) if "codes" in arrays else None
-            inverted = Inverted(Probing.restored(len(alive), index.nlist, arrays["by_k"]), codes)
+            inverted = InvertedLists(Probing.restored(len(alive), index.nlist, arrays["by_k"]), codes)
         return cls(
             name=name,
             columns=Columns.of(arrays),
@@ -154,23 +153,24 @@ class SealedSegment(Segment):
             return self._on_gpu
         if self._inverted is None:
             return self._index
-        lists = self._inverted.probing.lists_for(k)
-        if lists not in self._index_by_lists:
-            self._index_by_lists[lists] = with_default_lists(self._index, lists)
-        return self._index_by_lists[lists]
+        return self._view(self._index, self._inverted.probing.lists_for(k))
 
-    def codes(self, k: int, mean: float) -> Codes | None:
+    def codes(self, k: int, mean_k: float) -> Codes | None:
         if self._on_gpu is not None or self._inverted is None or self._inverted.codes is None:
             return None
         probing = self._inverted.probing
-        candidates = probing.candidates_for(mean)
+        candidates = probing.candidates_for(mean_k)
         if candidates is None:
             return None
-        lists = probing.scanned_lists(k)
-        if lists not in self._codes_by_lists:
-            self._codes_by_lists[lists] = with_default_lists(self._inverted.codes, lists)
         saved_rows = probing.rows_in(probing.lists_for(k)) - ROWS_PER_CANDIDATE * candidates
-        return Codes(self._codes_by_lists[lists], candidates, saved_rows)
+        return Codes(self._view(self._inverted.codes, probing.scanned_lists(k)), candidates, saved_rows)
+
+    def _view(self, index: FaissIndex, lists: int) -> FaissIndex:
+        """Return an index on the rows of `index`, of vectors or codes, that searches so many lists."""
+        key = index is not self._index, lists
+        if key not in self._views:
+            self._views[key] = with_default_lists(index, lists)
+        return self._views[key]
 
     def mark_deleted(self, row: int) -> None:
         super().mark_deleted(row)

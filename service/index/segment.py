@@ -88,9 +88,9 @@ class Segment(ABC):
     def faiss_index(self, k: int) -> FaissIndex | GpuIndex:
         """Return the index in which the `k` nearest of all rows are searched, tombstones included."""
 
-    def codes(self, k: int, mean: float) -> Codes | None:
+    def codes(self, k: int, mean_k: float) -> Codes | None:
         """Return codes of the rows, in which the `k` nearest may be found faster than in `faiss_index(k)`, and the rows
-        to take by them for `mean` neighbours; None where there are none."""
+        to take by them for `mean_k` neighbours; None where there are none."""
         return None
 
     @abstractmethod
