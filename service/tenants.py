@@ -116,6 +116,8 @@ class Tenants(Generic[S]):
         """Return the parts of a tenant, which is made where there is none. Raises TooManyTenants, TenantRemoved,
         StoreUnavailable, and TenantOpening where opening it takes longer than OPEN_SECONDS."""
         tenant = self._tenants.get(name)
+        if tenant and tenant.removed:
+            tenant = await self._wait_until_closed(tenant)
         if tenant is None:
             identity = await self._directory.open(name)
             tenant = self._tenants.get(name) or self._begin(name, identity)
@@ -126,9 +128,9 @@ class Tenants(Generic[S]):
         return tenant.opened.result()
 
     def find(self, name: str) -> S | None:
-        """Return the parts of a tenant if it is open."""
+        """Return the parts of a tenant if it is open, and not being closed because it was removed."""
         tenant = self._tenants.get(name)
-        return tenant.service if tenant else None
+        return tenant.service if tenant and not tenant.removed else None
 
     async def remove(self, name: str) -> None:
         """Remove a tenant and all that belongs to it: durably from the store, and from this process and its disk. Other
@@ -207,6 +209,14 @@ class Tenants(Generic[S]):
         async with turns:
             tenant = self._tenants.get(name) or self._begin(name, identity, known_at_start=True)
             await asyncio.wait([tenant.opened])
+
+    async def _wait_until_closed(self, tenant: Tenant[S]) -> Tenant[S] | None:
+        """Wait until a removed tenant is closed, and return the one that is open under its name by then, if any: a
+        write to the removed one would end with its log. Raises TenantOpening after OPEN_SECONDS."""
+        await asyncio.wait([tenant.task], timeout=OPEN_SECONDS)
+        if not tenant.task.done():
+            raise TenantOpening("the removed tenant of this name is being closed")
+        return self._tenants.get(tenant.name)
 
     async def _close(self, tenant: Tenant[S], *, removed: bool = False) -> None:
         """Close a tenant; one that is being opened is broken off."""

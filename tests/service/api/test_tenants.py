@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -15,6 +16,7 @@ from fastapi import Request
 
 from service.access.principal import DEFAULT_TENANT, Principal, Scope
 from service.erasure.purge import purge
+from service.index.live import LiveIndex
 from service.records import StoredNote, Unreadable
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
@@ -147,6 +149,33 @@ def test_removed_tenant_leaves_nothing_on_any_replica(
         assert [item["id"] for item in acme.post("/similar", json={"title": "lemon"}).json()["items"]] == ["b"]
         assert default.get("/notes/kept").status_code == 200
         assert default.post("/verify").json()["notes"] == 1
+
+
+def test_tenant_made_anew_while_the_removed_one_is_being_closed_waits_for_that(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded, gate, discard = threading.Event(), threading.Event(), LiveIndex.discard
+
+    async def discard_behind_gate(own: LiveIndex) -> None:
+        await discard(own)
+        discarded.set()
+        await asyncio.to_thread(gate.wait, 60)
+
+    monkeypatch.setattr(LiveIndex, "discard", discard_behind_gate)
+    with serve() as url, as_tenant(url, "acme") as acme, as_tenant(url, "default") as default:
+        assert acme.put("/notes/a", json={"title": "lemon"}).status_code == 201
+        with ThreadPoolExecutor(1) as elsewhere:
+            removal = elsewhere.submit(default.delete, "/tenants/acme")
+            try:
+                assert discarded.wait(30)
+                refused = acme.put("/notes/b", json={"title": "anew"})
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+                assert refused.json()["type"].endswith("/tenant-opening")
+                assert "is being closed" in refused.json()["detail"]
+            finally:
+                gate.set()
+            assert removal.result().status_code == 204
+        assert acme.put("/notes/b", json={"title": "anew"}).status_code == 201
 
 
 def test_removed_tenant_is_in_no_answer_from_memory_on_one_data_folder(
