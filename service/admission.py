@@ -18,8 +18,7 @@ from service.access.principal import DEFAULT_TENANT
 FIRST_ESTIMATE = 0.05
 """Engine seconds of a note before one was measured: about one of 100 tokens on two cores (docs/benchmarks.md)."""
 NEW_WEIGHT = 0.2
-"""Weight of the newest note in the running mean of engine seconds: ten notes replace what was measured before them,
-such as the first, which takes three times as long."""
+"""Weight of the newest note in the running mean of engine seconds: ten notes replace what was known before them."""
 WAITING_SHARE = 0.5
 """Share of a caller's time that its notes may wait. The rest is for the engine, the store and the estimate's error."""
 
@@ -71,24 +70,25 @@ class Admission:
 
 
 class EngineSeconds:
-    """Running means of the engine's seconds for one note, by what is requested of it.
+    """Running means of the engine's seconds for one note, by its lane and what is requested of it: what is loaded in
+    bulk is often three times as long as a text that is searched for.
 
     Notes that share a step of the engine take equal shares of its time, so that the seconds of all notes add up to the
-    time for which the engine was busy.
+    time for which the engine was busy. A mean begins at FIRST_ESTIMATE and not at the first note measured, which often
+    runs alone and takes twice its share of a batch.
     """
 
     def __init__(self) -> None:
-        self._means: dict[tuple[bool, bool], float] = {}
+        self._means: dict[tuple[Lane, bool, bool], float] = {}
 
-    def measure(self, request: GenerationRequest, seconds: float) -> None:
+    def measure(self, lane: Lane, request: GenerationRequest, seconds: float) -> None:
         """Take in the time that one note took."""
-        kind = _kind(request)
-        mean = self._means.get(kind, seconds)
-        self._means[kind] = mean + NEW_WEIGHT * (seconds - mean)
+        mean = self.of(lane, request)
+        self._means[_kind(lane, request)] = mean + NEW_WEIGHT * (seconds - mean)
 
-    def of(self, request: GenerationRequest) -> float:
+    def of(self, lane: Lane, request: GenerationRequest) -> float:
         """Return the seconds that one note is expected to take."""
-        return self._means.get(_kind(request), FIRST_ESTIMATE)
+        return self._means.get(_kind(lane, request), FIRST_ESTIMATE)
 
     def wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
         """Return the seconds until a note of a tenant in `lane` begins behind the notes of `admissions`.
@@ -100,7 +100,7 @@ class EngineSeconds:
         others: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
         """Notes and seconds of each other tenant in the same lane."""
         for admission in admissions:
-            seconds = admission.left * self.of(admission.request)
+            seconds = admission.left * self.of(admission.lane, admission.request)
             if admission.lane is lane and admission.tenant != tenant:
                 others[admission.tenant][0] += admission.left
                 others[admission.tenant][1] += seconds
@@ -110,6 +110,6 @@ class EngineSeconds:
         return total + sum(seconds * min(1.0, (own_notes + 1) / max(1, notes)) for notes, seconds in others.values())
 
 
-def _kind(request: GenerationRequest) -> tuple[bool, bool]:
+def _kind(lane: Lane, request: GenerationRequest) -> tuple[Lane, bool, bool]:
     """Kind of a request, within which notes take about the same time."""
-    return bool(request.hashtags), bool(request.categories)
+    return lane, bool(request.hashtags), bool(request.categories)

@@ -333,7 +333,7 @@ class Batcher:
         for note in notes:
             note.seconds += seconds / len(notes)
         for note in ended:
-            self._engine_seconds.measure(note.request, note.seconds)
+            self._engine_seconds.measure(note.urgency.lane, note.request, note.seconds)
 
     def _advance(
         self, new_notes: Sequence[QueuedNote]
