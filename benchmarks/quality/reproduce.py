@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import ROOT
 from benchmarks.harness.service_process import NOTELLM
 from benchmarks.quality.records import COMMUNITY, FITTED, KUAIREC, MICROLENS, MOVIELENS, RECORDS
-from model.config import PACKAGED_BACKBONE, NoteLLMConfig
+from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE, NoteLLMConfig
 from model.training.trainer import BEST
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
 from service.samples import SAMPLES
@@ -112,6 +112,20 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
 Without CSFT there is no hashtag task, so that no note hides its hashtags, as in the paper's ablation; `hiding` does."""
 
 
+SCALING_BACKBONES: Mapping[str, str] = {"smollm2-135m": PACKAGED_BACKBONE, "gemma-3-270m": GEMMA_BACKBONE}
+SCALING_STEPS: Mapping[int, int] = {1: 10, 4: 40, 16: 160}
+"""Steps of GCL alone by how many times the pairs of the shortest run they read, each pair once."""
+
+
+def scaling_run(backbone: str, times: int) -> Experiment:
+    """GCL from a bare backbone, to show what more pairs and a larger backbone bring; the rate decays within the run."""
+    steps = SCALING_STEPS[times]
+    changes = (f"name=scaling-{backbone}-x{times}", f"backbone={SCALING_BACKBONES[backbone]}", "alpha=0.0",
+               f"steps={steps}", f"evaluate_every={steps}")  # fmt: skip
+    options = ("--split", "validation", "--part", "related", "--protocol", "cold-cold")
+    return Experiment(MICROLENS, recipe=ABLATION, changes=changes, options=options)
+
+
 def short_run(name: str, changes: Sequence[str], *options: str) -> Experiment:
     """A short run, whose system has the name of the record without the seed."""
     system = re.sub(r"-seed\d+$", "", f"ablation-{name}")
@@ -167,6 +181,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "minilm-no-hashtags-microlens50k": Experiment(MICROLENS, recipe="minilm-microlens50k", options=HIDDEN),
     **{f"ablation-{name}": short_run(name, changes) for name, changes in ABLATIONS.items()},
     "ablation-without-hashtags": short_run("joint-seed0", (), "--no-hashtags"),
+    **{
+        f"scaling-{backbone}-x{times}": scaling_run(backbone, times)
+        for backbone in SCALING_BACKBONES
+        for times in SCALING_STEPS
+    },
 }
 
 
