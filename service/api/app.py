@@ -116,7 +116,7 @@ def create_app(
             await keeping
         app.state.early_refusal.close()
 
-    app = _new_app(lifespan, "/openapi.json", gate, lifecycle, telemetry, tracer, scenarios)
+    app = _new_app(lifespan, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.admin_port = settings.admin_port
     app.state.readers = readers or Readers(0)
     for router in (*ROUTERS, documentation.router):
@@ -149,7 +149,7 @@ def create_reader_app(
             lifecycle.started = True
             yield
 
-    app = _new_app(lifespan, None, gate, lifecycle, telemetry, tracer, scenarios)
+    app = _new_app(lifespan, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.early_refusal = reader.NoRefusal()
     app.state.admin_port = None  # it is for routes that a reader does not have
     app.include_router(reader.router)
@@ -160,7 +160,6 @@ def create_reader_app(
 
 def _new_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
-    openapi_url: str | None,
     gate: Gate,
     lifecycle: Lifecycle,
     telemetry: Telemetry,
@@ -173,7 +172,7 @@ def _new_app(
         version=version("notellm"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        openapi_url=openapi_url,
+        openapi_url=None,  # routes/documentation.py has it, and makes it beside the event loop
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the Host header, which the caller chooses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.api.schemas.export import MAX_VECTOR_BYTES
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.problem import json_pointer
 from service.api.schemas.search import SearchDefaults
@@ -15,6 +16,18 @@ def check_note_size(size: int, settings: Settings) -> None:
     limit = settings.max_note_bytes
     if size > limit:
         raise LimitExceeded("max_note_bytes", limit)
+
+
+def max_import_bytes(settings: Settings) -> int:
+    """Return the bound on a note that is imported, as JSON: that of a note, and room for a vector."""
+    return settings.max_note_bytes + MAX_VECTOR_BYTES
+
+
+def check_import_size(size: int, settings: Settings) -> None:
+    """Refuse a note of an import of more than max_import_bytes as JSON. Raises LimitExceeded."""
+    limit = max_import_bytes(settings)
+    if size > limit:
+        raise LimitExceeded("max_import_bytes", limit)
 
 
 def check_search_options(options: RankingOptions, pointer: str, settings: Settings) -> None:

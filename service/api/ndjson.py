@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from service.api.bodies import NDJSON
+from service.api.bodies import NDJSON, SLICE_BYTES, Turns
 
 GZIP_WINDOW = 31
 """Number by which zlib means the largest window, in the format of gzip."""
@@ -47,7 +47,11 @@ def takes_gzip(headers: Headers) -> bool:
 
 async def gzipped(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Compress a stream; each piece can be decompressed once it has arrived."""
-    compressor = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW)
+    compressor, turns = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW), Turns()
     async for piece in lines:
-        yield compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        packed = []
+        for begin in range(0, len(piece), SLICE_BYTES):
+            packed.append(compressor.compress(piece[begin : begin + SLICE_BYTES]))
+            await turns.work(SLICE_BYTES)
+        yield b"".join(packed) + compressor.flush(zlib.Z_SYNC_FLUSH)
     yield compressor.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from model.note import hashtag_key
 from service.interfaces import NoteIndex
 from service.ranking.selection import Chosen, SelectionOptions
 from service.ranking.strategies import cosines
-from service.records import Explanation, StoredNote, Vector
+from service.records import Explanation, IndexRows, StoredNote, Vector
 from service.search.examples import Examples
 from service.search.read_after import BehaviourEvidence
 from service.search.request import Example, SearchRequest
@@ -31,6 +32,19 @@ async def explain(
     were not read share no hashtags."""
     chosen_by_id = {one.id: one for one in chosen}
     rows = await index.rows(list(chosen_by_id))
+    # In a thread: a list of 1,000 notes and 200 examples would hold the event loop for 60 ms.
+    return await asyncio.to_thread(_explain_rows, request, examples, chosen_by_id, options, rows, notes)
+
+
+def _explain_rows(
+    request: SearchRequest,
+    examples: Examples,
+    chosen_by_id: Mapping[str, Chosen],
+    options: SelectionOptions,
+    rows: IndexRows,
+    notes: VerifiedNotes,
+) -> dict[str, Explanation]:
+    """Return the explanations of the chosen notes that the index has, given their rows."""
     positive = _columns(request.positive, examples.positive, rows.vectors)
     negative = _columns(request.negative, examples.negative, rows.vectors)
     keys = _hashtag_keys(examples, notes)

@@ -3,6 +3,7 @@ other evidence."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -90,7 +91,10 @@ class ContentSource:
         that score no less than any note that was not found could (the threshold algorithm of Fagin et al. 2003)."""
         positive, negative = self._query.positive, self._query.negative
         examples, sign = (positive, 1.0) if len(positive) else (negative, -1.0)
-        lists = [await self._index.search(sign * vector, depth, where) for vector in examples.vectors]
+        lists = []
+        for vector in examples.vectors:
+            lists.append(await self._index.search(sign * vector, depth, where))
+            await asyncio.sleep(0)  # a search may run in the event loop, and there may be a hundred of them
         exhausted = any(len(hits) < depth for hits in lists)  # such a list has every match
         rows = await self._index.rows(list(dict.fromkeys(hit.id for hits in lists for hit in hits)))
         if not rows.ids:

@@ -10,6 +10,7 @@ All share the hash tag {access}: one slot on Redis Cluster.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from uuid import uuid4
 
@@ -28,6 +29,8 @@ USED = "{access}:used"
 AUDIT = "{access}:audit"
 MAX_ACTS = 10_000
 """About how many acts are kept."""
+DECODED_TOGETHER = 500
+"""Keys that are decoded before the event loop runs other tasks: a few milliseconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -65,8 +68,12 @@ class RedisKeyStore:
                 return known
             pipeline = self._redis.pipeline(transaction=True)
             version, documents, times = await pipeline.get(VERSION).hgetall(KEYS).hgetall(USED).execute()
-        decoded = (_decode(prefix, document, times.get(prefix)) for prefix, document in documents.items())
-        keys = {key.prefix: key for key in decoded if key}
+        keys: dict[str, ApiKey] = {}
+        for number, (prefix, document) in enumerate(documents.items(), 1):
+            if key := _decode(prefix, document, times.get(prefix)):
+                keys[key.prefix] = key
+            if number % DECODED_TOGETHER == 0:
+                await asyncio.sleep(0)
         return KeyTable((version or b"").decode(), keys, unreadable=len(documents) - len(keys))
 
     async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:

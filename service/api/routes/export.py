@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from service.access.principal import Scope
 from service.api.access import go_on, needs
 from service.api.bodies import NDJSON, Turns, check_media_type, parse_json, read_list
+from service.api.bounds import check_import_size
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
+from service.api.ingest_list import MAX_ANSWER_ERRORS, MAX_ID
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, gzipped, takes_gzip
 from service.api.problems import documented, invalid_note, problem_of
@@ -32,7 +34,7 @@ from service.api.schemas.export import (
 from service.collection.export import Export
 from service.collection.importing import NoteToImport
 from service.container import Service
-from service.errors import FieldError, InvalidInput, NoteLLMError
+from service.errors import FieldError, InvalidInput, LimitExceeded, NoteLLMError
 
 router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 MIN_ITEM_BYTES = 2048
@@ -77,13 +79,18 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
     with service.exports.take():
         status, engine = service.index.status(), service.recommender.engine
         yield first_line(export, engine.space, engine.dimension, status.vectors + status.other_space)
+        turns = Turns()
         try:
             async with aclosing(export.changes()) as batches:
                 async for changes in batches:
                     if await request.is_disconnected():
                         return
                     await go_on(request)
-                    yield b"".join(change_line(change, form) for change in changes)
+                    lines = []
+                    for change in changes:
+                        lines.append(change_line(change, form))
+                        await turns.work(len(lines[-1]))
+                    yield b"".join(lines)
         except NoteLLMError as error:
             yield problem_line(problem_of(error))
             return
@@ -109,20 +116,29 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         }
     },
     status_code=207,
+    response_model=ImportOut,
     responses=documented(400, 409, 413, 415, 422, 429, 503, 504),
 )
 @needs(Scope.ADMIN)
 async def import_notes(
     request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: bool = False
-) -> ImportOut:
+) -> Response:
     """Add notes of an export, up to `max_batch_notes`, with their vectors where these are of the model that serves.
 
     A note of an id that there is stays as it is, unless you say `replace`.
     """
     check_media_type(request.headers)
-    limit = ("max_batch_notes", service.settings.max_batch_notes)
-    read = partial(_read_item, service)
-    items = await read_list(await request.body(), Turns(), limit, read, MIN_ITEM_BYTES)
+    turns, limit = Turns(), ("max_batch_notes", service.settings.max_batch_notes)
+    errors_left = MAX_ANSWER_ERRORS
+
+    def read(raw: bytes, pointer: str) -> NoteToImport | ImportItem:
+        nonlocal errors_left
+        item = _read_item(service, raw, pointer, max(1, errors_left))
+        if isinstance(item, ImportItem) and item.problem:
+            errors_left -= len(item.problem.errors or ())
+        return item
+
+    items = await read_list(await request.body(), turns, limit, read, MIN_ITEM_BYTES)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     if len({note.note.id for note in notes}) < len(notes):
         raise InvalidInput([FieldError("", "names an id twice")])
@@ -130,13 +146,19 @@ async def import_notes(
     outcomes: Iterator[ImportItem] = map(
         ImportItem.of, await while_connected(request, urgency, service.importer.add(notes, replace, urgency))
     )
-    return ImportOut(results=[next(outcomes) if isinstance(item, NoteToImport) else item for item in items])
+    results = list[bytes]()
+    for item in items:
+        result = next(outcomes) if isinstance(item, NoteToImport) else item
+        results.append(result.model_dump_json().encode())
+        await turns.work(max(len(results[-1]), MIN_ITEM_BYTES))
+    return Response(b'{"results":[%s]}' % b",".join(results), 207, media_type="application/json")
 
 
-def _read_item(service: Service, raw: bytes, pointer: str) -> NoteToImport | ImportItem:
+def _read_item(service: Service, raw: bytes, pointer: str, max_errors: int) -> NoteToImport | ImportItem:
     """Return the note of an item, or its result where it is not valid. Raises MalformedBody."""
     value = None
     try:
+        check_import_size(len(raw), service.settings)
         value = parse_json(raw, pointer)
         try:
             note = ImportIn.model_validate(value).as_import()
@@ -145,6 +167,13 @@ def _read_item(service: Service, raw: bytes, pointer: str) -> NoteToImport | Imp
         service.importer.check(note)
         return note
     except InvalidInput as error:
-        note_id = value.get("id") if isinstance(value, dict) else None
-        name = note_id[:128] if isinstance(note_id, str) else None
-        return ImportItem(id=name, status="rejected", problem=problem_of(error))
+        return _rejected(error.shortened(max_errors), value)
+    except LimitExceeded as error:
+        return _rejected(error, value)
+
+
+def _rejected(error: NoteLLMError, value: Any) -> ImportItem:
+    """Return the result of an item that is not valid, or too large. `value`: its JSON, None where it was not parsed."""
+    note_id = value.get("id") if isinstance(value, dict) else None
+    name = note_id[:MAX_ID] if isinstance(note_id, str) else None
+    return ImportItem(id=name, status="rejected", problem=problem_of(error))

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from service.access.gate import Gate
 from service.access.principal import Scope
 from service.api.access import needs, open_to_all
+from service.api.bounds import max_import_bytes
 from service.api.dependencies import LifecycleDep, ManagerDep, PrincipalDep, ServiceDep, get_tenants
 from service.api.problems import documented
 from service.api.protocol import BoundedProtocol
@@ -131,6 +132,7 @@ async def limits(request: Request, service: ServiceDep) -> LimitsOut:
     return LimitsOut(
         max_body_bytes=settings.max_body_bytes,
         max_note_bytes=settings.max_note_bytes,
+        max_import_bytes=max_import_bytes(settings),
         max_batch_notes=settings.max_batch_notes,
         max_batch_events=settings.max_batch_events,
         event_seconds=settings.event_seconds,

@@ -24,6 +24,8 @@ VERSION = 1
 """Version of the lines. Raise it when older readers would misread them."""
 MAX_VECTOR = 16_384
 """Bound on the numbers of a vector that is imported."""
+MAX_VECTOR_BYTES = 24 * MAX_VECTOR
+"""Bound on the bytes of such a vector as JSON: a number has up to 17 digits, signs, a point, an exponent, a comma."""
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

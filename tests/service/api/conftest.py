@@ -31,11 +31,12 @@ def serving(
     wait: bool = True,
     tracer: Tracer | None = None,
     more_listeners: Sequence[socket.socket] = (),
+    make_server: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server,
 ) -> Iterator[str]:
     """The address of a service that runs in a thread until the block is left. `wait`: until it has started."""
     lifecycle = Lifecycle()
     with socket.create_server((settings.host, 0)) as listener:
-        server = uvicorn.Server(http_config(build_app(settings, lifecycle, tracer), settings.shutdown_seconds))
+        server = make_server(http_config(build_app(settings, lifecycle, tracer), settings.shutdown_seconds))
         thread = threading.Thread(target=server.run, args=([listener, *more_listeners],))
         thread.start()
         try:
@@ -58,12 +59,13 @@ def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
         wait: bool = True,
         tracer: Tracer | None = None,
         more_listeners: Sequence[socket.socket] = (),
+        make_server: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server,
         **settings: object,
     ) -> contextlib.AbstractContextManager[str]:
         name = f"{len(list(folder.iterdir()))}"
         defaults = {"data_dir": folder / name, "cache_dir": folder, "checkpoint": str(tiny_checkpoint)}
         defaults |= {"sample_notes": 0}
-        return serving(Settings.model_validate(defaults | settings), wait, tracer, more_listeners)
+        return serving(Settings.model_validate(defaults | settings), wait, tracer, more_listeners, make_server)
 
     yield start
     shutil.rmtree(folder)

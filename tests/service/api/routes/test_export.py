@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.api.ingest_list import MAX_ANSWER_ERRORS
 from tests.service.api.conftest import Serve, eventually_true
 
 Lines = list[dict[str, Any]]
@@ -310,3 +311,22 @@ def test_import_needs_the_scope_of_an_operator(serve: Serve) -> None:
         writer = {"Authorization": f"Bearer {made['key']}"}
         assert client.post("/notes/import", json=[], headers=writer).status_code == 403
         assert client.post("/notes/import", json=[], headers=bootstrap).status_code == 207
+
+
+def test_import_of_a_note_that_is_too_large_rejects_it_alone(serve: Serve) -> None:
+    with serve(max_note_bytes=1000) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        limit = client.get("/limits").json()["max_import_bytes"]
+        notes = [{"id": "large", "title": "x" * limit}, {"id": "small", "title": "small"}]
+        results = client.post("/notes/import", json=notes).json()["results"]
+        assert [result["status"] for result in results] == ["rejected", "created"]
+        assert results[0]["problem"]["status"] == 413
+        assert "max_import_bytes" in results[0]["problem"]["detail"]
+        assert client.get("/notes/large").status_code == 404
+
+
+def test_import_names_a_bounded_number_of_errors(client: httpx2.Client) -> None:
+    wrong = {f"unknown {number}": number for number in range(15)}
+    results = client.post("/notes/import", json=[wrong] * 200).json()["results"]
+    assert {result["status"] for result in results} == {"rejected"}
+    assert all(result["problem"]["errors"] for result in results)
+    assert sum(len(result["problem"]["errors"]) for result in results) < MAX_ANSWER_ERRORS + 20 + len(results)

@@ -1,0 +1,298 @@
+"""No request within the published limits holds the event loop: the processor time of its thread between two of its
+turns, beside the largest bodies and answers of each route."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import json
+import random
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import redis
+import uvicorn
+
+from service.access.api_key import MAX_KEYS
+from service.cli.server import exempt_imports
+from service.settings import Settings
+from service.wiring import build_app
+from tests.service.api.conftest import Serve, eventually_true
+
+pytestmark = pytest.mark.slow
+MAX_HELD_SECONDS = 0.05
+"""Bound on the processor time of the event loop's thread between two turns."""
+ATTEMPTS = 3
+"""Attempts of which one must keep the bound: a collection of garbage or a busy neighbour adds to some of them, what a
+request costs is in all."""
+TURN_SECONDS = 0.001
+"""Pause between two measurements."""
+NOTES, LARGE_NOTES, LARGE_CHARACTERS = 1000, 68, 120_000
+DIMENSION = 32
+KEY = "the-bootstrap-key-of-these-tests"
+Request = dict[str, Any]
+"""Keyword arguments of httpx2.Client.request."""
+rng = random.Random(0)
+WORDS = [f"word{number}" for number in range(3000)]
+NOBODY = [f"{'z' * 30}{number}" for number in range(10_000)]
+"""Ids of notes that are not stored."""
+NUMBERED = [str(number) for number in range(10_000)]
+"""Shorter ones: a hundred searches that exclude all of them fit into a body."""
+
+
+def text(characters: int) -> str:
+    return " ".join(rng.choices(WORDS, k=characters // 8))
+
+
+def ids(count: int) -> list[str]:
+    """Ids of stored notes."""
+    return [f"n{number}" for number in range(count)]
+
+
+def examples(note_ids: list[str]) -> list[dict[str, str]]:
+    return [{"note_id": note_id} for note_id in note_ids]
+
+
+def lines(values: list[Any]) -> Request:
+    content = b"".join(json.dumps(value).encode() + b"\n" for value in values)
+    return {"content": content, "headers": {"Content-Type": "application/x-ndjson"}}
+
+
+def events(count: int) -> list[dict[str, str]]:
+    return [
+        {"event_id": f"e{number}", "type": "click", "note_id": f"n{number % NOTES}", "user": f"u{number}"}
+        for number in range(count)
+    ]
+
+
+UNKNOWN_FIELDS = {f"unknown {number}": number for number in range(20)}
+"""As many as are named one by one."""
+NUMBERS = {"content": b'[{"id":"a","title":"b","vector":[' + b"1," * 7_000_000 + b"1]}]"}
+FILTER = {
+    "any": [
+        {"category": [f"c{group} {number}" for number in range(100)], "attribute": {"language": WORDS[:100]}}
+        for group in range(25)
+    ]
+}
+"""Filter with as many conditions and values as it may have."""
+RANKING = {"k": 200, "explain": True, "diversity": 0.5, "sources": "auto"}
+EXAMPLES = {"positive": examples(ids(100)), "negative": examples(ids(200)[100:])}
+LARGE = {"title": "large", "content": text(480_000)}
+REQUESTS: dict[str, list[Callable[[], Request]]] = {
+    "POST /notes": [
+        lambda: {"json": [UNKNOWN_FIELDS] * NOTES},
+        lambda: {"json": [LARGE] * 30},
+        lambda: lines([LARGE] * 30),
+        lambda: {**lines([]), "content": b"\n" * 8_000_000},
+    ],
+    "POST /notes/import": [
+        lambda: {"json": [UNKNOWN_FIELDS] * NOTES},
+        lambda: NUMBERS,
+        lambda: {"json": [imported(note_id, "", 300) for note_id in ids(NOTES)]},
+    ],
+    "POST /notes/get": [
+        lambda: {"json": {"ids": ids(NOTES), "vectors": "float"}},
+        lambda: {"json": {"ids": NOBODY[:NOTES]}},
+    ],
+    "GET /notes": [lambda: {"params": {"limit": NOTES}}, lambda: {"params": {"author": "large", "limit": NOTES}}],
+    "GET /notes/export": [lambda: {"params": {"vectors": "float"}}],
+    "GET /changes": [lambda: {"params": {"after": "0-0", "limit": 1000}}],
+    "POST /notes/delete": [
+        lambda: {"json": {"ids": NOBODY}},
+        lambda: {"json": {"filter": {"author": ["small", "large"]}, "dry_run": True}},
+    ],
+    "POST /events": [
+        lambda: {"json": events(1000)},
+        lambda: {"json": [UNKNOWN_FIELDS] * 1000},
+        lambda: lines(events(10_000)),
+        lambda: lines(["no event"] * 10_000),
+    ],
+    "GET /events/reads": [lambda: {}],
+    "GET /reports/recommendations": [lambda: {}],
+    "GET /notes/{note_id}/similar": [lambda: {"params": {"exclude": NOBODY[:1000], "positive": ids(100), "k": 200}}],
+    "POST /notes/{note_id}/similar": [lambda: {"json": {**RANKING, **EXAMPLES, "cursor": "*"}}],
+    "POST /similar": [
+        lambda: {"json": {**RANKING, **EXAMPLES, "strategy": "best_score"}},
+        lambda: {"json": {**RANKING, **LARGE}},
+        lambda: {"json": {**RANKING, "title": "a", "filter": {**FILTER, "exclude": NOBODY[:9000]}}},
+        lambda: {"json": {"title": "a", "positive": examples(NOBODY[:1000])}},
+    ],
+    "POST /similar/batch": [
+        lambda: {"json": [{"positive": examples(["n1"]), "filter": {"exclude": NUMBERED}}] * 100},
+        lambda: {"json": [{"positive": examples(NOBODY[:100]), "negative": examples(NOBODY[100:200])}] * 100},
+        lambda: {"json": [{"positive": examples(["n1"]), "filter": FILTER}] * 100},
+    ],
+    "POST /v1/embeddings": [
+        lambda: {"json": {"model": "tiny", "input": [text(1900) for _ in range(256)]}},
+        lambda: {"json": {"model": "tiny", "input": ["a"] * 100_000}},
+    ],
+    "PUT /notes/{note_id}": [
+        lambda: {"json": LARGE},
+        lambda: {"json": {"title": "a", "hashtags": WORDS * 10}},
+        lambda: {"json": {"title": "a", "attributes": dict.fromkeys(NOBODY, "value")}},
+    ],
+    "PATCH /notes/{note_id}": [lambda: {"json": {"content": LARGE["content"]}}],
+    "GET /notes/{note_id}": [lambda: {}],
+    "POST /generate": [lambda: {"json": LARGE}],
+    "POST /generate/hashtags": [lambda: {"json": {"title": "a", "blocked": NOBODY[:1000], "count": 10}}],
+    "POST /generate/hashtags/stream": [lambda: {"json": LARGE}],
+    "POST /generate/category": [lambda: {"json": {"title": "a", "categories": [f"c{i}" for i in range(500)]}}],
+    "GET /keys": [lambda: {}],
+    "POST /keys": [lambda: {"json": {"name": "one of many", "scopes": ["similar"]}}],
+    "GET /audit": [lambda: {"params": {"count": 1000}}],
+    "GET /tenants": [lambda: {}],
+    "GET /metrics": [lambda: {}],
+    "POST /verify": [lambda: {}],
+    "GET /openapi.json": [lambda: {}],
+}
+EXEMPT = {
+    "GET /livez": "a constant",
+    "GET /startupz": "a few numbers",
+    "GET /readyz": "a few numbers",
+    "GET /limits": "a few numbers",
+    "DELETE /notes/{note_id}": "one id",
+    "DELETE /users/{user}/events": "one name; what is forgotten is found in a thread",
+    "DELETE /sessions/{session}/events": "as of users",
+    "PATCH /keys/{prefix}": "reads all keys, as POST /keys does",
+    "POST /keys/{prefix}/rotate": "as PATCH /keys/{prefix}",
+    "DELETE /keys/{prefix}": "as PATCH /keys/{prefix}",
+    "DELETE /tenants/{name}": "one name; keys and notes are removed a batch at a time",
+}
+"""Operations that are not measured, and why their work does not grow with the request or its answer."""
+
+
+class TimedServer(uvicorn.Server):
+    """Measures how long its event loop computes between two turns."""
+
+    held_seconds = 0.0
+    turns = 0
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        measuring = asyncio.create_task(self._measure())
+        try:
+            await super().serve(sockets)
+        finally:
+            measuring.cancel()
+
+    async def _measure(self) -> None:
+        before = time.thread_time()
+        while True:
+            await asyncio.sleep(TURN_SECONDS)
+            now = time.thread_time()
+            self.held_seconds = max(self.held_seconds, now - before)
+            self.turns += 1
+            before = now
+
+
+class Measured:
+    """A service with large notes and many keys, a client, and the measurement of its event loop."""
+
+    def __init__(self, server: TimedServer, client: httpx2.Client) -> None:
+        self._server = server
+        self.client = client
+
+    def held_seconds(self, operation: str, request: Request) -> float:
+        """Return the longest time for which the loop computed without a turn, while a request was answered."""
+        method, path = operation.replace("{note_id}", "large-1").split()
+        self._server.config.app.openapi_schema = None  # else only the first attempt makes it
+        self._turn()
+        self._server.held_seconds = 0.0
+        answer = self.client.request(method, path, **request)
+        assert answer.status_code in (200, 201, 207, 404, 413, 422), answer.text[:500]
+        self._turn()
+        return self._server.held_seconds
+
+    def _turn(self) -> None:
+        """Return once the loop has measured all that it did so far."""
+        turns = self._server.turns
+        eventually_true(lambda: self._server.turns > turns + 1)
+
+
+def imported(note_id: str, author: str, characters: int) -> dict[str, Any]:
+    """A note for an import, which keeps its vector if it has the space of the model."""
+    vector = np.random.default_rng(len(note_id)).normal(size=DIMENSION).astype(np.float32)
+    vector /= np.linalg.norm(vector)
+    hashtags = [f"tag {rng.randrange(100)} {number}" for number in range(30)]
+    content = base64.b64encode(rng.randbytes(3 * characters // 4)).decode()  # it takes long to compress
+    note = {"id": note_id, "title": text(60), "content": content, "hashtags": hashtags, "author": author or None}
+    return note | {"vector": base64.b64encode(vector.tobytes()).decode()}
+
+
+def store_notes(client: httpx2.Client) -> None:
+    space = client.get("/readyz").json()["space"]
+    large = [imported(f"large-{number}", "large", LARGE_CHARACTERS) for number in range(LARGE_NOTES)]
+    for notes in ([imported(note_id, "small", 300) for note_id in ids(NOTES)], large):
+        answer = client.post("/notes/import", json=[note | {"space": space} for note in notes])
+        assert {result["vector"] for result in answer.json()["results"]} == {"kept"}, answer.text[:500]
+
+
+def store_keys(client: httpx2.Client, folder: Path) -> None:
+    """Copy a key under almost as many names as there may be keys."""
+    prefix = client.post("/keys", json={"name": "one of many", "scopes": ["similar"]}).json()["prefix"]
+    with redis.Redis(unix_socket_path=str(folder / "redis.sock")) as store:
+        document = store.hget("{access}:keys", prefix)
+        copies = {f"{number:010}": document for number in range(MAX_KEYS - 100)}
+        store.hset("{access}:keys", mapping=copies)
+        store.set("{access}:version", "copied")
+
+
+@pytest.fixture(scope="module")
+def measured(serve: Serve) -> Iterator[Measured]:
+    servers: list[TimedServer] = []
+
+    def make_server(config: uvicorn.Config) -> TimedServer:
+        servers.append(TimedServer(config))
+        return servers[-1]
+
+    thresholds = gc.get_threshold()
+    settings: dict[str, Any] = {"bootstrap_key": KEY, "filter_attributes": ("language",)}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder,  # short, for a unix socket's path
+        serve(make_server=make_server, data_dir=Path(folder), **settings) as url,
+        httpx2.Client(base_url=url, timeout=60, headers=headers) as client,
+    ):
+        store_notes(client)
+        store_keys(client, Path(folder))
+        exempt_imports()  # as `notellm serve` does: the tests have imported much more than the service
+        yield Measured(servers[0], client)
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+CASES = [
+    pytest.param(operation, make, id=f"{operation} {number}")
+    for operation, requests in REQUESTS.items()
+    for number, make in enumerate(requests, 1)
+]
+
+
+@pytest.mark.parametrize(("operation", "make_request"), CASES)
+def test_largest_request_does_not_hold_the_event_loop(
+    operation: str, make_request: Callable[[], Request], measured: Measured
+) -> None:
+    request = make_request()
+    if "content" in request and "headers" not in request:
+        request["headers"] = {"Content-Type": "application/json"}
+    held = []
+    for _ in range(ATTEMPTS):
+        held.append(measured.held_seconds(operation, request))
+        if held[-1] <= MAX_HELD_SECONDS:
+            return
+    raise AssertionError(f"the loop computed for {[round(1000 * seconds) for seconds in held]} ms without a turn")
+
+
+def test_each_operation_is_measured_or_exempt() -> None:
+    paths = build_app(Settings()).openapi()["paths"]
+    operations = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    measured = REQUESTS.keys() - {"GET /openapi.json"}
+    assert measured & EXEMPT.keys() == set()
+    assert operations == measured | EXEMPT.keys()
