@@ -119,9 +119,9 @@ class NoteStore(Protocol):
     async def get(
         self, ids: Sequence[str], *, with_vectors: bool = False, max_bytes: int | None = None
     ) -> list[StoredNote | Unreadable | None]:
-        """Return notes in the order of `ids`; None for one that does not exist or has expired. Whether a note is
-        Unreadable does not depend on `with_vectors`. With `max_bytes` only the first notes are returned, one at the
-        least, as many as have no more bytes together in the store."""
+        """Return notes in the order of `ids`; None for one that does not exist or has expired. They are read
+        MAX_READ_BYTES at a time. Whether a note is Unreadable does not depend on `with_vectors`. With `max_bytes` only
+        the first notes are returned, one at the least, as many as have no more bytes together in the store."""
 
     def get_in_parts(
         self, ids: Sequence[str], *, with_vectors: bool = False

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from service.errors import StoreUnavailable
 from service.filters import Filter
 from service.interfaces import NoteStore
 from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
+
+KEPT_CHARACTERS = 2000
+"""Characters of a note's content that are kept: as many as are searched for words. No answer has a content, and a
+search with boosts reads thousands of notes."""
 
 
 class ExamplesMissing(Exception):
@@ -41,7 +46,7 @@ class VerifiedNotes:
         if self.degraded or not (unread or self._example_ids):
             return False
         try:
-            notes = await self._time_left.wait(self._store.get([*unread, *self._example_ids]))
+            notes = await self._time_left.wait(self._shortened([*unread, *self._example_ids]))
         except StoreUnavailable:
             self.degraded = True
             return False
@@ -55,6 +60,16 @@ class VerifiedNotes:
             self.known[note_id] = note if isinstance(note, StoredNote) and self._where.accepts(note) else None
         return True
 
+    async def _shortened(self, ids: Sequence[str]) -> list[StoredNote | Unreadable | None]:
+        """Return notes as the store has them, with the beginning of their contents."""
+        return [_shortened(note) async for part in self._store.get_in_parts(ids) for note in part]
+
     def example(self, note_id: str | None) -> StoredNote | None:
         """Return an example that was read; None for one that was not."""
         return self._examples.get(note_id or "")
+
+
+def _shortened(note: StoredNote | Unreadable | None) -> StoredNote | Unreadable | None:
+    if not isinstance(note, StoredNote) or len(note.note.content) <= KEPT_CHARACTERS:
+        return note
+    return replace(note, note=replace(note.note, content=note.note.content[:KEPT_CHARACTERS]))

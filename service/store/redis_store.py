@@ -124,13 +124,28 @@ class RedisNoteStore:
     async def get(
         self, ids: Sequence[str], *, with_vectors: bool = False, max_bytes: int | None = None
     ) -> list[StoredNote | Unreadable | None]:
+        if max_bytes is not None:
+            return await self._read(ids, with_vectors, max_bytes)
+        return [note async for part in self.get_in_parts(ids, with_vectors=with_vectors) for note in part]
+
+    async def get_in_parts(
+        self, ids: Sequence[str], *, with_vectors: bool = False
+    ) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
+        while ids:
+            notes = await self._read(ids, with_vectors, MAX_READ_BYTES)
+            yield notes
+            ids = ids[len(notes) :]
+
+    async def _read(
+        self, ids: Sequence[str], with_vectors: bool, max_bytes: int
+    ) -> list[StoredNote | Unreadable | None]:
+        """Return the first of some notes, as many as have `max_bytes` together, one at the least."""
         if not ids:
             return []
         with self._call("get"):
             keys = [self._keys.log, *(self._keys.note + note_id for note_id in ids)]
             mode = "vectors" if with_vectors else "lengths"
-            max_row_bytes = "" if max_bytes is None else max_bytes
-            end, *rows = await self._redis.eval(GET, len(keys), *keys, mode, max_row_bytes)
+            end, *rows = await self._redis.eval(GET, len(keys), *keys, mode, max_bytes)
         self._hear_of(end)
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
         for note_id, row in zip(ids[: len(rows)], rows, strict=True):
@@ -143,14 +158,6 @@ class RedisNoteStore:
                 self._unreadable.pop(note_id, None)
             notes.append(None if note is None or note.expired(now) else note)
         return notes
-
-    async def get_in_parts(
-        self, ids: Sequence[str], *, with_vectors: bool = False
-    ) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
-        while ids:
-            notes = await self.get(ids, with_vectors=with_vectors, max_bytes=MAX_READ_BYTES)
-            yield notes
-            ids = ids[len(notes) :]
 
     def _quarantine(self, note_id: str, reason: str) -> Unreadable:
         if self._unreadable.get(note_id) != reason:

@@ -9,10 +9,9 @@ LOG_END = """
 local info, last = redis.pcall('XINFO', 'STREAM', KEYS[1]), '0-0'
 for i = 1, #info, 2 do if info[i] == 'last-generated-id' then last = info[i + 1] end end
 """
-# KEYS log, notes; ARGV "vectors" or "lengths", and the most bytes or "" for no bound, beyond which rows are left out,
-# but for the first one. The end of the log, then a row for each note. One command and one answer: a pipeline of one
-# command a note takes the client three times as long. A key that is not a hash gives an empty row; an error would fail
-# the whole call.
+# KEYS log, notes; ARGV "vectors" or "lengths", and the most bytes, beyond which rows are left out, but for the first
+# one. The end of the log, then a row for each note. One command and one answer: a pipeline of one command a note takes
+# the client three times as long. A key that is not a hash gives an empty row; an error would fail the whole call.
 GET = (
     LOG_END
     + """
@@ -20,10 +19,8 @@ local rows, lengths, max, bytes = {last}, ARGV[1] == 'lengths', tonumber(ARGV[2]
 for i = 2, #KEYS do
   local row = redis.pcall('HMGET', KEYS[i], 'document', 'space', 'revision', 'position', 'vector')
   if row.err then row = {} elseif lengths and row[5] then row[5] = #row[5] end
-  if max then
-    for _, value in ipairs(row) do bytes = bytes + (type(value) == 'string' and #value or 0) end
-    if bytes > max and i > 2 then break end
-  end
+  for _, value in ipairs(row) do bytes = bytes + (type(value) == 'string' and #value or 0) end
+  if bytes > max and i > 2 then break end
   rows[i] = row
 end
 return rows

@@ -43,7 +43,7 @@ from service.index.snapshot_files import SnapshotFolder
 from service.index.texts import LiveTexts
 from service.interfaces import Clock
 from service.recommender import Recommender
-from service.records import Generated, LogBounds, LogEntry, StoredNote, Vector
+from service.records import Generated, LogBounds, LogEntry, StoredNote, Unreadable, Vector
 from service.search.search import NoteSearch
 from service.store.embedded_redis import EmbeddedRedis, server_program
 from service.store.keys import DEFAULT_KEYS
@@ -300,6 +300,18 @@ class GatedStore(RedisNoteStore):
         await self._gate.wait()
         self._parked = False
         return await super().read_log(after, count, block_seconds)
+
+
+def record_reads(store: RedisNoteStore, monkeypatch: pytest.MonkeyPatch) -> list[list[StoredNote | Unreadable | None]]:
+    """Return a list that gets the notes of each read of a store from now on, one after the other."""
+    reads, read = list[list[StoredNote | Unreadable | None]](), store._read
+
+    async def recorded(ids: Sequence[str], with_vectors: bool, max_bytes: int) -> list[StoredNote | Unreadable | None]:
+        reads.append(await read(ids, with_vectors, max_bytes))
+        return reads[-1]
+
+    monkeypatch.setattr(store, "_read", recorded)
+    return reads
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,7 @@ from service.interfaces import Clock
 from service.records import StoredNote, Write
 from service.store.keys import NOTE
 from service.verify import KINDS, Kind, Report, verify
-from tests.service.conftest import SPACE, GatedStore, note_vector, stored_note
+from tests.service.conftest import SPACE, GatedStore, note_vector, record_reads, stored_note
 from tests.service.damage import Damage, changed, field
 from tests.service.index.live_steps import WAIT, notes, put
 
@@ -50,6 +50,20 @@ async def test_of_a_healthy_deployment_nothing_is_reported(
     report = await check(embedded_store, filled, clock, {})
     assert report.well
     assert (report.notes, report.rows, report.other_space) == (21, 20, 1)
+
+
+async def test_long_notes_are_compared_in_parts_of_bounded_size(
+    embedded_store: GatedStore, live_index: LiveIndex, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.redis_store.MAX_READ_BYTES", 20_000)
+    ids = tuple(f"n{n:02}" for n in range(12))
+    long = [stored_note(note_id, content="x" * 4000) for note_id in ids]
+    await live_index.wait_for(await put(embedded_store, *long), WAIT)
+    live_index._index.remove(ids)
+    reads = record_reads(embedded_store, monkeypatch)
+    await check(embedded_store, live_index, clock, {"missing": ids}, repair=True)
+    await check(embedded_store, live_index, clock, {})
+    assert max(map(len, reads)) == 4
 
 
 async def test_each_difference_is_named_and_repaired(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,21 @@ from service.errors import NoteNotFound, OtherSpace, StoreUnavailable
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
+from service.ranking.boosts import Boost, Match
 from service.recommender import Recommender
-from service.records import Similar, StoredNote, Write
+from service.records import Similar, StoredNote, Unreadable, Write
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.store.embedded_redis import EmbeddedRedis
-from tests.service.conftest import CATEGORIES, GatedStore, WordEngine, eventually, note_vector, stored_note
+from tests.service.conftest import (
+    CATEGORIES,
+    GatedStore,
+    WordEngine,
+    eventually,
+    note_vector,
+    record_reads,
+    stored_note,
+)
 from tests.service.steps import add, add_one, ids, ranking, related, similar_ids, soup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -205,20 +214,51 @@ async def test_degraded_answer_has_at_most_k_and_no_note_known_lost(
     await embedded_store.hold()
     for note_id in nearest[:2]:
         await embedded_store.delete(note_id)
-    whole, asked = embedded_store.get, list[int]()
+    whole, asked = embedded_store.get_in_parts, list[int]()
 
-    async def get(ids: Sequence[str], **options: bool) -> list[StoredNote | None]:
+    async def get_in_parts(ids: Sequence[str]) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
         asked.append(len(ids))
         if len(asked) > 1:
             raise StoreUnavailable("gone in the middle")
-        return await whole(ids, **options)
+        async for part in whole(ids):
+            yield part
 
-    monkeypatch.setattr(embedded_store, "get", get)
+    monkeypatch.setattr(embedded_store, "get_in_parts", get_in_parts)
     found = await related(search, "n0", 3)
     embedded_store.release()
     assert len(asked) == 2
     assert found.degraded
     assert ids(found) == nearest[2:5]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"boosts": (Boost(0.2, Match("category", "Food")),)},
+        {"explain": True, "sources": (("content", 1.0), ("words", 0.5))},
+        {"explain": True, "cursor": "*"},
+    ],
+    ids=["boosted", "explained", "pages"],
+)
+async def test_long_notes_are_read_in_parts_and_answered_as_if_at_once(
+    recommender: Recommender,
+    search: NoteSearch,
+    embedded_store: GatedStore,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+) -> None:
+    await add(recommender, *(replace(note, content=f"{note.content} {'long ' * 1000}") for note in soup(20)))
+    request = SearchRequest((Example("n0"),), k=10, **options)
+    reads = record_reads(embedded_store, monkeypatch)
+    at_once = await search.related(request)
+    assert max(map(len, reads)) >= 10
+    reads.clear()
+    monkeypatch.setattr("service.store.redis_store.MAX_READ_BYTES", 20_000)
+    in_parts = await search.related(request)
+    assert in_parts.items == at_once.items
+    assert len(in_parts.items) == 10
+    assert len(reads) > 3
+    assert max(map(len, reads)) <= 4
 
 
 async def test_first_page_is_the_only_one_while_the_store_hangs(

@@ -31,7 +31,7 @@ from service.records import (
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG, NOTE
 from service.store.redis_store import OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
-from tests.service.conftest import GatedStore, Server, eventually, stored_note
+from tests.service.conftest import GatedStore, Server, eventually, record_reads, stored_note
 from tests.service.damage import DAMAGES, SECRET, Damage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -257,6 +257,20 @@ async def test_long_notes_are_scanned_and_read_in_parts_of_bounded_size(
         long = [sum(len(note.note.content) for note in part if isinstance(note, StoredNote)) for part in parts]
         assert all(size <= 20_000 or len(part) == 1 for size, part in zip(long, parts, strict=True))
         assert len(parts) > 3
+
+
+async def test_long_notes_of_the_log_are_read_in_parts_of_bounded_size(
+    store: RedisNoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.redis_store.MAX_READ_BYTES", 20_000)
+    ids = [f"n{n}" for n in range(12)]
+    await store.put([Write(stored_note(note_id, content="x" * 4000)) for note_id in ids])
+    store.forget_written()
+    reads = record_reads(store, monkeypatch)
+    logged = await store.get_logged(await whole_log(store))
+    assert [note.note.id for note in logged.values() if isinstance(note, StoredNote)] == ids
+    assert len(reads) == 3
+    assert max(map(len, reads)) == 4
 
 
 async def test_a_scan_of_nothing_gives_nothing(store: RedisNoteStore) -> None:
