@@ -5,14 +5,15 @@ python -m benchmarks.quality.hybrid DATA [SPLIT] [trained]
 DATA is the folder of the data sets, SPLIT validation (where the service's way was chosen) or test. Queries are whole
 notes and, as texts that somebody types, their titles alone. The systems are the shipped checkpoint and, as it comes,
 all-MiniLM-L6-v2; or, with "trained", both after they have learnt from microlens50k, on its notes (reproduce.py trains
-them if need be). Words are searched as the service does it. Each way orders the POOL_SIZE best of both, as the service
-does; other notes come behind them by their vectors. Vectors are kept in runs/hybrid/ and used again.
+them if need be). Words are searched as the service does it. Each way orders the best of both, as many as the service
+takes; other notes come behind them by their vectors. Vectors are kept in runs/hybrid/ and used again.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from model.note import Note
 from model.training.trainer import BEST
 from model.weights import SHIPPED_CHECKPOINT
 from service.ranking.words import share_of_weight, word_factor
-from service.search.fusion import POOL_SIZE
+from service.search.fusion import POOL_SIZE, WORDS_POOL_SIZE
 from service.search.request import AUTO
 from service.settings import Settings
 
@@ -44,18 +45,27 @@ CACHE = ROOT / "runs" / "hybrid"
 WEIGHT = dict(AUTO)["words"]
 MAX_LOSS = 0.3
 """Points of Recall@100 that words may cost."""
+NEWTON_STEPS, RIDGE = 12, 1.0
+"""Steps of the logistic regression that combines both scores, by which it has converged, and its penalty on the square
+of the weights."""
+RANK_CONSTANT = 20
+"""k of the reciprocal ranks that the regression sees."""
 Scores = npt.NDArray[np.float64]
 """(Q, N): scores of all notes of the pool for each query."""
 Combine = Callable[[Scores, Scores], Scores]
 """Content scores and word scores of the candidates of one query, each (C,) -> what orders them."""
 
 
+def ranks_of(scores: Scores) -> npt.NDArray[np.int64]:
+    """Return the rank of each score (C,), 1 for the best; equal scores in their order."""
+    return np.argsort(np.argsort(-scores, kind="stable"), kind="stable") + 1
+
+
 def reciprocal_ranks(k: int) -> Combine:
     """Reciprocal rank fusion (Cormack et al. 2009): sum of 1 / (k + rank)."""
 
     def combine(content: Scores, words: Scores) -> Scores:
-        ranks = [np.argsort(np.argsort(-scores, kind="stable"), kind="stable") + 1 for scores in (content, words)]
-        return sum((1.0 / (k + rank) for rank in ranks), np.zeros(len(content)))
+        return 1.0 / (k + ranks_of(content)) + 1.0 / (k + ranks_of(words))
 
     return combine
 
@@ -101,6 +111,15 @@ class Pool:
         queries = {query for query, _ in self.pairs}
         return [row for row, note in enumerate(self.notes) if note.id in queries]
 
+    @property
+    def related_rows(self) -> Mapping[int, Collection[int]]:
+        """Rows of the notes that count as related, by the row of the query."""
+        row_of = {note.id: row for row, note in enumerate(self.notes)}
+        related = defaultdict[int, set[int]](set)
+        for query, other in self.pairs:
+            related[row_of[query]].add(row_of[other])
+        return related
+
     def recall(self, scores: Scores) -> tuple[float, float]:
         """Recall@10 and @100 in percent of scores (Q, N), whose rows are `query_rows`."""
         place = {row: i for i, row in enumerate(self.query_rows)}
@@ -135,14 +154,61 @@ def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> n
     return array
 
 
+def candidates(content: Scores, words: Scores, own: int) -> npt.NDArray[np.int64]:
+    """Return the candidates of one query among all notes, without its own row, as the service pools them."""
+    near, sharing = content.copy(), words.copy()
+    near[own], sharing[own] = -np.inf, -np.inf
+    return np.union1d(np.argsort(-near)[:POOL_SIZE], np.argsort(-sharing)[:WORDS_POOL_SIZE])
+
+
 def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: Combine) -> Scores:
     """Order the pool of each query by `combine`, and the other notes behind it by their content."""
     scores = content - 1000.0
     for place, own in enumerate(own_rows):
-        near, sharing = content[place].copy(), words[place].copy()
-        near[own], sharing[own] = -np.inf, -np.inf
-        best = np.union1d(np.argsort(-near)[:POOL_SIZE], np.argsort(-sharing)[:POOL_SIZE])
+        best = candidates(content[place], words[place], own)
         scores[place, best] = combine(content[place, best], words[place, best])
+    return scores
+
+
+def features(content: Scores, words: Scores) -> Scores:
+    """Features of the candidates of one query, (C, 5): both scores as z-scores, their product, and k / (k + rank) by
+    each score; 0 for the rank of a note that shares no word."""
+    near, sharing = ((scores - scores.mean()) / (scores.std() or 1.0) for scores in (content, words))
+    by_content, by_words = (RANK_CONSTANT / (RANK_CONSTANT + ranks_of(scores)) for scores in (content, words))
+    return np.stack([near, sharing, near * sharing, by_content, np.where(words > 0, by_words, 0.0)], axis=1)
+
+
+def logistic_weights(rows: Scores, labels: Scores) -> Scores:
+    """Return the weights of the features (F,) of a logistic regression with a constant, fitted by Newton's method to
+    candidates (C, F) and whether each is related (C,)."""
+    rows = np.column_stack([rows, np.ones(len(rows))])
+    weights = np.zeros(rows.shape[1])
+    for _ in range(NEWTON_STEPS):
+        expected = 1 / (1 + np.exp(-rows @ weights))
+        gradient = rows.T @ (labels - expected) - RIDGE * weights
+        hessian = (rows * (expected * (1 - expected))[:, None]).T @ rows + RIDGE * np.eye(len(weights))
+        weights += np.linalg.solve(hessian, gradient)
+    return weights[:-1]
+
+
+def by_features(weights: Scores) -> Combine:
+    """Return the combination that weighs features; the constant does not change the order."""
+    return lambda content, words: features(content, words) @ weights
+
+
+def learnt(content: Scores, words: Scores, pool: Pool) -> Scores:
+    """Order the pool of each query by a logistic regression that was fitted on the other half of the queries."""
+    own_rows, related = np.array(pool.query_rows), pool.related_rows
+    scores = np.empty_like(content)
+    places = np.arange(len(own_rows))
+    for fitted, used in ((places[::2], places[1::2]), (places[1::2], places[::2])):
+        rows, labels = [], []
+        for place in fitted.tolist():
+            best = candidates(content[place], words[place], own_rows[place])
+            rows.append(features(content[place, best], words[place, best]))
+            labels.append(np.isin(best, list(related[own_rows[place]])))
+        weights = logistic_weights(np.concatenate(rows), np.concatenate(labels).astype(np.float64))
+        scores[used] = combined(content[used], words[used], own_rows[used].tolist(), by_features(weights))
     return scores
 
 
@@ -163,6 +229,9 @@ def measure(systems: Mapping[str, str], data: str, kind: str, split: Split, pool
         if split == "validation":
             for name, combine in OTHER_WAYS.items():
                 others.append(f"{name}: {pool.recall(combined(content, words, own_rows, combine))[1]:.1f}")
+            others.append(
+                f"learnt from the other half of the queries: {pool.recall(learnt(content, words, pool))[1]:.1f}"
+            )
         rows.append(
             row(
                 f"{data}, {kind}s, {system}", round(both[1], 1), "% Recall@100",

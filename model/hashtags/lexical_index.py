@@ -35,7 +35,14 @@ little, and its rows cost the most."""
 COMMON_NOTES = 1000
 """Number of notes up to which no word is too common to search."""
 MAX_ROWS = 200_000
-"""Bound on the rows read by one search, those of its rarest words first; that many take 4 ms."""
+"""Bound on the rows read by one search, those of its rarest words first; that many take 1 to 2 ms."""
+FIRST_ROWS, MORE_ROWS = 16, 4
+"""Rows that are scored first, for each note that a search is to find, and the factor for more of them. A row counts
+once for each word that it shares."""
+ROUNDING = 1e-5
+"""Bound on the relative error of sums and bounds, which have 32 bits."""
+MIN_BOUND = 1e-6
+"""Least bound of a score that is not 0, in the unit of `_best`."""
 NO_ROWS = array("I")
 DEAD_SHARE = 0.5
 """Share of rows of removed notes above which the index is rewritten without them. At a half a rewrite, which a search
@@ -57,7 +64,9 @@ class InvertedLexicalIndex:
         """Number of words of each row; 0 where the note was removed."""
         self._texts = array("Q")
         """Hash of each row's text, 64 bits: a note whose text did not change keeps its row."""
-        self._sums = np.zeros(0)
+        self._scales = array("f")
+        """1 / sqrt(number of words) of each row; 0 where the note was removed."""
+        self._sums = np.zeros(0, np.float32)
         """Sums of idf^2 by row, for the time of a search; 0 between searches."""
         self._postings: dict[int, array[int]] = {}
         """Rows of each word, in ascending order; those of removed notes too, until the next rewrite."""
@@ -81,6 +90,7 @@ class InvertedLexicalIndex:
             self._ids.append(note.id)
             self._row_of[note.id] = row
             self._counts.append(len(words))
+            self._scales.append(len(words) ** -0.5)
             self._texts.append(text)
             for word in words:
                 self._postings.setdefault(word, array("I")).append(row)
@@ -109,22 +119,74 @@ class InvertedLexicalIndex:
             own_row = self._row_of.get(note.id)
             named = {note_id: row for note_id in ids if (row := self._row_of.get(note_id)) not in (None, own_row)}
             named_rows = np.fromiter(named.values(), np.int64, len(named))
-            rows, sums, sums_of_named, mean = self._shared_idf(words, own_row, named_rows)
-            if not mean:  # no word is searched: the formula has no value
+            postings, idf_squares = self._searched(words)
+            total = float(sum(idf_squares, np.float32(0)))  # summed as a note's own sum is: equal texts score 1
+            if not total:  # no word is searched: the formula has no value
                 return {}
-            scores = self._scores(rows, sums, mean, len(words)) if count else np.zeros(0)
-            lowest = np.partition(scores, -count)[-count] if 0 < count < len(scores) else 0.0
-            chosen = np.flatnonzero(scores >= lowest)
-            found = zip(map(self._ids.__getitem__, rows[chosen].tolist()), scores[chosen].tolist(), strict=True)
-            scores_of_named = self._scores(named_rows, sums_of_named, mean, len(words)).tolist()
-            return dict(found) | {note_id: s for note_id, s in zip(named, scores_of_named, strict=True) if s}
+            rows = np.concatenate(postings, dtype=np.int64)
+            self._add_to_sums(rows, np.repeat(np.array(idf_squares), [len(posting) for posting in postings]))
+            if own_row is not None:
+                self._sums[own_row] = 0
+            best, scores = self._best(rows, total, total / len(words), count)
+            scores_of_named = self._scores(named_rows, total, total / len(words)).tolist()
+            self._sums[rows] = 0
+            found = dict(zip(map(self._ids.__getitem__, best.tolist()), scores.tolist(), strict=True))
+            return found | {note_id: s for note_id, s in zip(named, scores_of_named, strict=True) if s}
 
-    def _scores(
-        self, rows: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], mean: float, words: int
-    ) -> npt.NDArray[np.float64]:
-        """Return the scores of rows (R,) by the formula of `scores`, given their sums of idf^2 (R,)."""
-        counts = _view(self._counts)[rows].astype(np.float64)
-        scores: npt.NDArray[np.float64] = sums / np.sqrt(mean * words * np.maximum(mean * counts, sums))
+    def _searched(self, words: frozenset[int]) -> tuple[list[npt.NDArray[np.uint32]], list[np.float32]]:
+        """Return the rows of each of `words` that is searched and the word's idf^2, the rarest first.
+
+        A word that no note has is the rarest; those that are too common, or beyond MAX_ROWS, are not searched. Rows of
+        removed notes are among the rows, and do not count for idf.
+        """
+        counts = _view(self._counts) if len(self) < len(self._ids) else None
+        searched, idf_squares = list[npt.NDArray[np.uint32]](), list[np.float32]()
+        rows_left = MAX_ROWS
+        for posting in sorted((self._postings.get(word, NO_ROWS) for word in words), key=len):
+            rows_left -= len(posting)
+            if rows_left < 0:
+                break
+            rows = _view(posting)
+            living = len(rows) if counts is None else int(np.count_nonzero(counts[rows]))
+            if living <= max(COMMON_NOTES, COMMON_SHARE * len(self)):
+                searched.append(rows)
+                idf_squares.append(np.float32(math.log1p(len(self) / max(1, living)) ** 2))
+        return searched, idf_squares
+
+    def _add_to_sums(self, rows: npt.NDArray[np.int64], idf_squares: npt.NDArray[np.float32]) -> None:
+        """Add to the sums of rows (P,), some of which come several times, in this order."""
+        if len(self._sums) < len(self._ids):
+            self._sums = np.zeros(2 * len(self._ids), np.float32)
+        np.add.at(self._sums, rows, idf_squares)
+
+    def _best(
+        self, rows: npt.NDArray[np.int64], total: float, mean: float, count: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return those of `rows` (P,) that have the `count` best scores by their sums, and these scores; more rows
+        where scores are equal, fewer where no others have a score. `total`: m n of the formula of `scores`; `mean`: m.
+
+        No score is above its bound s / sqrt(m n m n'), so the rows with the best bounds are scored, and more of them
+        until `count` scores reach the bounds of all others.
+        """
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0)
+        bounds = self._sums.take(rows) * np.frombuffer(self._scales, np.float32).take(rows)
+        unit = math.sqrt(total * mean) * (1 - ROUNDING)
+        depth = FIRST_ROWS * count
+        while True:
+            least_bound = float(np.partition(bounds, -depth)[-depth]) if depth < len(rows) else MIN_BOUND
+            best = np.sort(rows[bounds >= max(least_bound, MIN_BOUND)])
+            best = best[np.diff(best, prepend=-1) > 0]
+            scores = self._scores(best, total, mean)
+            lowest = float(np.partition(scores, -count)[-count]) if len(best) > count else 0.0
+            if lowest * unit >= least_bound or depth >= len(rows):
+                return best[scores >= lowest], scores[scores >= lowest]
+            depth *= MORE_ROWS
+
+    def _scores(self, rows: npt.NDArray[np.int64], total: float, mean: float) -> npt.NDArray[np.float64]:
+        """Return the scores of rows (R,) by their sums; `total` and `mean` as in `_best`."""
+        sums = self._sums[rows].astype(np.float64)
+        scores: npt.NDArray[np.float64] = sums / np.sqrt(total * np.maximum(mean * _view(self._counts)[rows], sums))
         return scores
 
     def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
@@ -160,52 +222,16 @@ class InvertedLexicalIndex:
         with self._lock:
             self._ids = list(ids)
             self._counts = array("I", arrays["counts"].tobytes())
+            self._scales = _scales(arrays["counts"])
             self._texts = array("Q", arrays["texts"].tobytes())
             self._row_of = {self._ids[row]: row for row in np.flatnonzero(arrays["counts"]).tolist()}
             self._postings = {word: array("I", rows[begin:end].tobytes()) for word, (begin, end) in spans}
-
-    def _shared_idf(
-        self, words: frozenset[int], own_row: int | None, named_rows: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
-        """Return rows (R,) that share any of `words`, their sums of idf^2 over shared words (R,), those of `named_rows`
-        (N,), and the mean of idf^2.
-
-        `own_row` is left out. The mean is over `words`: one that no note has is the rarest, and one that is too common,
-        or beyond MAX_ROWS, counts as 0.
-        """
-        counts = _view(self._counts)
-        if len(self._sums) < len(counts):
-            self._sums = np.zeros(2 * len(counts))
-        sums = self._sums
-        sharing: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        some_removed = len(self) < len(self._ids)
-        total, rows_left = 0.0, MAX_ROWS
-        for posting in sorted((self._postings.get(word, NO_ROWS) for word in words), key=len):
-            rows_left -= len(posting)
-            if rows_left < 0:
-                break
-            rows = _view(posting).astype(np.int64)
-            if some_removed:
-                rows = rows[counts[rows] > 0]
-            if len(rows) <= max(COMMON_NOTES, COMMON_SHARE * len(self)):
-                idf_square = math.log1p(len(self) / max(1, len(rows))) ** 2
-                total += idf_square
-                before = sums[rows]
-                sharing.append(rows[before == 0])
-                sums[rows] = before + idf_square  # no row comes twice in a posting
-        all_rows = np.concatenate(sharing)
-        found, found_of_named = sums[all_rows], sums[named_rows]
-        sums[all_rows] = 0
-        if own_row is not None:
-            other = all_rows != own_row
-            all_rows, found = all_rows[other], found[other]
-        return all_rows, found, found_of_named, total / max(1, len(words))
 
     def _remove(self, note_id: str) -> None:
         row = self._row_of.pop(note_id, None)
         if row is None:
             return
-        self._counts[row] = 0
+        self._counts[row], self._scales[row] = 0, 0.0
         if len(self._ids) - len(self) > DEAD_SHARE * len(self._ids):
             self._rewrite()
 
@@ -224,13 +250,20 @@ class InvertedLexicalIndex:
                 del self._postings[word]
         self._ids = [self._ids[row] for row in kept.tolist()]
         self._row_of = {note_id: row for row, note_id in enumerate(self._ids)}
-        self._counts = array("I", counts[kept].tobytes())
+        self._counts, self._scales = array("I", counts[kept].tobytes()), _scales(counts[kept])
         self._texts = array("Q", np.frombuffer(self._texts, np.uint64)[kept].tobytes())
 
 
 def _view(numbers: array[int]) -> npt.NDArray[np.uint32]:
     """Return the numbers as an array that shares their memory. `numbers` cannot grow while it lives."""
     return np.frombuffer(numbers, np.uint32) if numbers else np.zeros(0, np.uint32)
+
+
+def _scales(counts: npt.NDArray[np.uint32]) -> array[float]:
+    """Return 1 / sqrt(count) of each count, 0 of 0."""
+    scales = np.zeros(len(counts), np.float32)
+    np.divide(1, np.sqrt(counts), out=scales, where=counts > 0, casting="same_kind")
+    return array("f", scales.tobytes())
 
 
 def words_of(note: Note) -> frozenset[str]:

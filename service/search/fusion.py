@@ -14,13 +14,16 @@ from service.ranking.strategies import Numbers
 from service.records import Hit
 from service.search.sources import POOL_PER_RECALLED, Candidates, ContentSource
 
-POOL_SIZE = 256
-"""Candidates that the vectors, and each kind of evidence, put forward. A fixed number, since the score of a candidate
-must not depend on how many notes are asked for."""
+POOL_SIZE, WORDS_POOL_SIZE = 256, 128
+"""Candidates that the vectors and behaviour put forward, and words. Fixed numbers, since the score of a candidate must
+not depend on how many notes are asked for. With 256 by words no more related notes were found (docs/log/words.md)."""
 
 
 class Evidence(Protocol):
-    """Evidence, beside the vectors, that notes are related to the examples of one request."""
+    """Evidence, beside the vectors, that notes are related to the examples of one request. `pool_size`: how many
+    candidates it puts forward."""
+
+    pool_size: int
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
         """Return ids of the `count` most related notes that pass a filter, in no order. `known`: ids of the candidates
@@ -72,7 +75,7 @@ class FusedSource:
         scores = {hit.id: hit.score for hit in nearest.hits[:POOL_SIZE]}
         exhausted = nearest.exhausted and len(nearest.hits) <= POOL_SIZE
         for evidence in self._evidence:
-            proposed = await evidence.candidates(POOL_SIZE, where, list(scores))
+            proposed = await evidence.candidates(evidence.pool_size, where, list(scores))
             scores |= await self._content_scores([note_id for note_id in proposed if note_id not in scores])
         ids = list(scores)
         adjusted = np.fromiter(scores.values(), np.float64, len(ids))

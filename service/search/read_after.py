@@ -9,6 +9,7 @@ import numpy as np
 from service.behaviour.co_occurrence import Related
 from service.filters import Filter
 from service.ranking.strategies import Numbers
+from service.search.fusion import POOL_SIZE
 from service.search.verified import VerifiedNotes
 
 
@@ -21,6 +22,8 @@ class BehaviourEvidence:
     its content; the more readers there are, the more they count. `related`: the best first. `unit`: what a score is
     multiplied by to be comparable with a cosine.
     """
+
+    pool_size = POOL_SIZE
 
     def __init__(
         self, related: Sequence[Related], notes: VerifiedNotes, weight: float, kappa: float, unit: float

@@ -11,6 +11,7 @@ from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.ranking.words import share_of_weight, word_factor
+from service.search.fusion import WORDS_POOL_SIZE
 
 
 def query_note(notes: Sequence[Note]) -> Note:
@@ -25,6 +26,8 @@ def query_note(notes: Sequence[Note]) -> Note:
 class WordEvidence:
     """Evidence by the words that notes share with `note`: a candidate's score is its content's and `factor` times its
     word score (ranking/words.py). `adaptive`: words have only that share of `weight` that their scores speak for."""
+
+    pool_size = WORDS_POOL_SIZE
 
     def __init__(self, index: NoteIndex, note: Note, weight: float, adaptive: bool) -> None:
         self._index = index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,27 @@ def test_nearest_after_any_writes_equals_comparing_all_notes(writes: list[tuple[
     assert all(0 < score <= 1 + 1e-9 for _, score in hits)
     assert len(index) == len(living)
     assert len(index._ids) <= 2 * len(living) + 1
+
+
+@pytest.mark.parametrize("words_of_query", [1, 4, 30])
+def test_best_of_many_notes_of_any_length_equal_comparing_all_notes(words_of_query: int) -> None:
+    """Notes are scored only where a bound of their score reaches that of the best ones, and all such notes are."""
+    rng = random.Random(words_of_query)
+    notes = {}
+    for number in range(400):
+        length = rng.choice((1, 1, 2, 3, 10, 40))
+        title = " ".join(f"word{int(rng.paretovariate(0.6))}" for _ in range(length))
+        notes[f"{number}"] = Note(id=f"{number}", title=title)
+    index = index_of(*notes.values())
+    for note_id in rng.sample(sorted(notes), 80):
+        index.remove(note_id)
+        del notes[note_id]
+    for _ in range(20):
+        query = Note(title=" ".join(f"word{int(rng.paretovariate(0.6))}" for _ in range(words_of_query)))
+        expected = [score for _, score in by_comparing_all(notes, query)]
+        for count in (1, 10, 100, 400):
+            scores = sorted(index.scores(query, count).values(), reverse=True)
+            assert scores[:count] == pytest.approx(expected[:count])
 
 
 def test_equal_text_scores_1_and_the_note_itself_is_left_out() -> None:
