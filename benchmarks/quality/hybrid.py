@@ -34,8 +34,8 @@ from model.note import Note
 from model.training.trainer import BEST
 from model.weights import SHIPPED_CHECKPOINT
 from service.ranking.words import share_of_weight, word_factor
-from service.search.fusion import POOL_SIZE, WORDS_POOL_SIZE
 from service.search.request import AUTO
+from service.search.sources import POOL_SIZE, WORDS_POOL_SIZE
 from service.settings import Settings
 
 SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
@@ -229,9 +229,7 @@ def measure(systems: Mapping[str, str], data: str, kind: str, split: Split, pool
         if split == "validation":
             for name, combine in OTHER_WAYS.items():
                 others.append(f"{name}: {pool.recall(combined(content, words, own_rows, combine))[1]:.1f}")
-            others.append(
-                f"learnt from the other half of the queries: {pool.recall(learnt(content, words, pool))[1]:.1f}"
-            )
+            others.append(f"learnt: {pool.recall(learnt(content, words, pool))[1]:.1f}")
         rows.append(
             row(
                 f"{data}, {kind}s, {system}", round(both[1], 1), "% Recall@100",

@@ -12,11 +12,7 @@ from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.records import Hit
-from service.search.sources import POOL_PER_RECALLED, Candidates, ContentSource
-
-POOL_SIZE, WORDS_POOL_SIZE = 256, 128
-"""Candidates that the vectors and behaviour put forward, and words. Fixed numbers, since the score of a candidate must
-not depend on how many notes are asked for. With 256 by words no more related notes were found (docs/log/words.md)."""
+from service.search.sources import POOL_PER_RECALLED, POOL_SIZE, Candidates, ContentSource
 
 
 class Evidence(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 from service.behaviour.co_occurrence import Related
 from service.filters import Filter
 from service.ranking.strategies import Numbers
-from service.search.fusion import POOL_SIZE
+from service.search.sources import POOL_SIZE
 from service.search.verified import VerifiedNotes
 
 

@@ -11,7 +11,7 @@ from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.ranking.words import share_of_weight, word_factor
-from service.search.fusion import WORDS_POOL_SIZE
+from service.search.sources import WORDS_POOL_SIZE
 
 
 def query_note(notes: Sequence[Note]) -> Note:
