@@ -12,9 +12,9 @@ from service.index.native import (
     FaissIndex,
     Vectors,
     add_to_lists,
-    assign_lists,
     fast_scan,
     flat_index,
+    nearest_lists,
     reserve_lists,
     trained_codes,
     trained_ivf,
@@ -86,7 +86,7 @@ def build_index(
 def _fill_lists(indexes: Sequence[FaissIndex], sources: Sequence[Source]) -> RowNumbers:
     """Add the sources' rows to the inverted lists of indexes that have the same lists, and return their new numbers."""
     ivf = indexes[0]
-    list_of_row = np.concatenate([assign_lists(ivf, vectors) for vectors in _vector_batches(sources)])
+    list_of_row = np.concatenate([nearest_lists(ivf, vectors, 1)[:, 0] for vectors in _vector_batches(sources)])
     for index in indexes:
         reserve_lists(index, np.bincount(list_of_row, minlength=ivf.nlist).tolist())
     new_rows = np.empty_like(list_of_row)

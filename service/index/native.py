@@ -155,10 +155,17 @@ def fast_scan(codes: FaissIndex) -> FaissIndex:
     return packed
 
 
-def assign_lists(ivf: FaissIndex, vectors: Vectors) -> RowNumbers:
-    """Return the inverted list of each vector, shape (N,)."""
-    lists: RowNumbers = ivf.quantizer.search(vectors, 1)[1][:, 0]
+def nearest_lists(ivf: FaissIndex, vectors: Vectors, count: int) -> RowNumbers:
+    """Return the `count` inverted lists that a search for each vector goes through first, nearest first, shape (N,
+    count). The first one is the list of the vector itself."""
+    lists: RowNumbers = ivf.quantizer.search(vectors, count)[1]
     return lists
+
+
+def lists_of_rows(ivf: FaissIndex, rows: RowNumbers) -> RowNumbers:
+    """Return the inverted list of each row of an inverted file that has a direct map, in the shape of `rows`."""
+    places: RowNumbers = swig.vector_to_array(ivf.direct_map.array)
+    return places[rows] >> 32  # FAISS keeps the place in the list in the lower half
 
 
 def reserve_lists(ivf: FaissIndex, rows_in_list: Sequence[int]) -> None:

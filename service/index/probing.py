@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from service.index.bitmaps import RowNumbers
-from service.index.native import FaissIndex, Vectors, search_lists
+from service.index.bitmaps import Mask, RowNumbers
+from service.index.native import FaissIndex, Vectors, lists_of_rows, nearest_lists, search_lists
 
 RECALL = 0.998
 """Share of the true neighbours that a search finds."""
@@ -102,18 +102,24 @@ def measure(ivf: FaissIndex, codes: FaissIndex | None) -> Probing:
     count as their own neighbours."""
     queries = ivf.reconstruct_batch(np.arange(0, ivf.ntotal, max(1, ivf.ntotal // MEASURED_QUERIES)))
     true_neighbours = search_lists(ivf, queries, MEASURED_K[-1] + 1, ivf.nlist)
+    probing = Probing(ivf.ntotal, ivf.nlist, _lists(ivf, queries, true_neighbours), {})
+    if codes is None:
+        return probing
+    return replace(probing, candidates_by_k=_candidates(probing, codes, queries, true_neighbours))
+
+
+def _lists(ivf: FaissIndex, queries: Vectors, true_neighbours: RowNumbers) -> dict[int, int]:
+    """Return the `lists_by_k` of a Probing. A search finds the neighbours whose lists it goes through, and it takes the
+    lists in the order of `nearest_lists`: so their places in that order tell what searches would find."""
+    place_of_list = np.argsort(nearest_lists(ivf, queries, ivf.nlist), axis=1)
+    places = np.take_along_axis(place_of_list, lists_of_rows(ivf, true_neighbours), axis=1)
     lists_by_k: dict[int, int] = {}
     lists = 1
     for k in MEASURED_K:
-        while lists < ivf.nlist and _recall(search_lists(ivf, queries, k + 1, lists), true_neighbours, k) < RECALL:
+        while lists < ivf.nlist and _recall(places[:, : k + 1] < lists, k) < RECALL:
             lists = min(ivf.nlist, -(-lists * 5 // 4))
         lists_by_k[k] = lists
-    probing = Probing(ivf.ntotal, ivf.nlist, lists_by_k, {})
-    return (
-        probing
-        if codes is None
-        else replace(probing, candidates_by_k=_candidates(probing, codes, queries, true_neighbours))
-    )
+    return lists_by_k
 
 
 def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neighbours: RowNumbers) -> dict[int, int]:
@@ -121,19 +127,19 @@ def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neig
     candidates_by_k: dict[int, int] = {}
     for k in MEASURED_K:
         most = probing.rows_in(probing.lists_by_k[k]) / ROWS_PER_CANDIDATE
-        for enough, more in pairwise(times * (k + 1) for times in CANDIDATES_PER_NEIGHBOUR):
-            if more > most:
-                return candidates_by_k
-            found = search_lists(codes, queries, enough, probing.scanned_lists(k))
-            if _recall(found, true_neighbours, k) >= RECALL:
-                candidates_by_k[k] = more
-                break
-        else:
-            return candidates_by_k
+        steps = pairwise(times * (k + 1) for times in CANDIDATES_PER_NEIGHBOUR)
+        steps_that_pay = [(enough, more) for enough, more in steps if more <= most]
+        if not steps_that_pay:
+            break
+        found = search_lists(codes, queries, steps_that_pay[-1][0], probing.scanned_lists(k))
+        is_true = np.stack([np.isin(rows, true) for rows, true in zip(found, true_neighbours[:, : k + 1], strict=True)])
+        candidates = [more for enough, more in steps_that_pay if _recall(is_true[:, :enough], k) >= RECALL]
+        if not candidates:
+            break
+        candidates_by_k[k] = candidates[0]
     return candidates_by_k
 
 
-def _recall(found: RowNumbers, true_neighbours: RowNumbers, k: int) -> float:
-    """Return the share of `k` neighbours that are among the rows found, for each query a row (queries, n)."""
-    pairs = zip(found, true_neighbours[:, : k + 1], strict=True)
-    return float(np.mean([len(np.intersect1d(found_rows, true_rows)) - 1 for found_rows, true_rows in pairs])) / k
+def _recall(is_found: Mask, k: int) -> float:
+    """Return the share of `k` neighbours that are found, of the query itself and these (queries, n)."""
+    return float(is_found.sum(axis=1).mean() - 1) / k

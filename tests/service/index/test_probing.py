@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.index.probing import MEASURED_K, Probing
+from service.index.bitmaps import RowNumbers
+from service.index.native import fast_scan, lists_of_rows, nearest_lists, search_lists, trained_codes, trained_ivf
+from service.index.probing import MEASURED_K, MEASURED_QUERIES, RECALL, Probing, measure
 
 LISTS = dict(zip(MEASURED_K, (10, 20, 40, 80, 160), strict=True))
 
@@ -39,3 +41,39 @@ def test_codes_scan_a_quarter_more_lists_but_never_more_than_there_are() -> None
 def test_probing_restored_equals_what_was_kept() -> None:
     probing = Probing(10_000, 200, LISTS, {10: 120, 30: 240})
     assert Probing.restored(10_000, 200, np.array(probing.by_k)) == probing
+
+
+def test_measured_lists_and_candidates_find_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.index.probing.ROWS_PER_CANDIDATE", 1)
+    monkeypatch.setattr("service.index.probing.CANDIDATES_PER_NEIGHBOUR", (10, 20, 40, 60, 80, 100, 120))
+    rows, lists, dimension = 10_000, 100, 64
+    rng = np.random.default_rng(1)
+    turned, _ = np.linalg.qr(rng.standard_normal((dimension, dimension)))  # so that all numbers vary alike
+    vectors = (rng.standard_normal((rows, dimension)) / np.arange(1, dimension + 1)) @ turned
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    ivf = trained_ivf(vectors, lists)
+    coded = trained_codes(ivf, vectors[::4])
+    assert coded is not None
+    ivf.add(vectors)
+    coded.add(vectors)
+    ivf.make_direct_map()
+    codes = fast_scan(coded)
+
+    np.testing.assert_array_equal(lists_of_rows(ivf, np.arange(rows)), nearest_lists(ivf, vectors, 1)[:, 0])
+    probing = measure(ivf, codes)
+
+    queries = vectors[:: rows // MEASURED_QUERIES]
+    true_neighbours = search_lists(ivf, queries, MEASURED_K[-1] + 1, lists)
+
+    def recall(found: RowNumbers, k: int) -> float:
+        pairs = zip(found, true_neighbours[:, : k + 1], strict=True)
+        return float(np.mean([len(np.intersect1d(rows, true)) - 1 for rows, true in pairs])) / k
+
+    assert list(probing.lists_by_k) == list(MEASURED_K)
+    for k, enough in probing.lists_by_k.items():
+        assert recall(search_lists(ivf, queries, k + 1, enough), k) >= RECALL
+    too_few = probing.lists_by_k[10] * 4 // 5
+    assert 0 < recall(search_lists(ivf, queries, 11, too_few), 10) < RECALL
+    assert probing.candidates_by_k
+    for k, candidates in probing.candidates_by_k.items():
+        assert recall(search_lists(codes, queries, candidates, probing.scanned_lists(k)), k) >= RECALL
