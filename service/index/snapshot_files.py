@@ -19,6 +19,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,9 +113,7 @@ class SnapshotFolder:
         if body is None:
             return None
         self._entries = body["parts"]
-        for entry in self._entries.values():
-            _read_ahead(self._folder / entry["file"])
-        return Snapshot(body["position"], self._folder, self._entries)
+        return Snapshot(body["position"], self._folder, self._entries, _digests(self._folder, self._entries))
 
     def _write(self, part: Part) -> dict[str, Any]:
         """Write a part and return its entry for the manifest; an immutable part that is there is not written again."""
@@ -198,18 +197,20 @@ class OthersSnapshots:
         except OSError:
             _close_all(opened)
             raise
-        snapshot = Snapshot(body["position"], OPEN_FILES, entries, map_arrays)
+        snapshot = Snapshot(body["position"], OPEN_FILES, entries, _digests(OPEN_FILES, entries), map_arrays)
         weakref.finalize(snapshot, _close_all, opened)
         return snapshot
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Snapshot:
-    """A snapshot on disk. It has every write up to `position`, and may have later ones."""
+    """A snapshot on disk. It has every write up to `position`, and may have later ones. `_digests`: those that the
+    files of its parts have now."""
 
     position: str
     _folder: Path
     _entries: Mapping[str, dict[str, Any]]
+    _digests: Mapping[str, Future[str]]
     _load: Callable[[Path], Arrays] = load_arrays
 
     def read(self, part: str) -> Arrays:
@@ -217,7 +218,7 @@ class Snapshot:
         try:
             entry = self._entries[part]
             path = self._folder / entry["file"]
-            if _digest(path) != entry["sha256"]:
+            if self._digests[part].result() != entry["sha256"]:
                 raise SnapshotRefused(f"{path.name} is damaged")
             return self._load(path)
         except (OSError, KeyError) as error:
@@ -249,10 +250,12 @@ def _close_all(files: Sequence[int]) -> None:
         os.close(file)
 
 
-def _read_ahead(path: Path) -> None:
-    """Have the system read a file from disk, while others are being loaded."""
-    with suppress(OSError), path.open("rb") as file:  # a file that is missing is noticed when it is loaded
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+def _digests(folder: Path, entries: Mapping[str, dict[str, Any]]) -> dict[str, Future[str]]:
+    """Compute the digests of the files of all parts, one after the other, while those before are loaded."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot-digests")
+    digests = {part: thread.submit(_digest, folder / entry["file"]) for part, entry in entries.items()}
+    thread.shutdown(wait=False)  # it ends with the last digest
+    return digests
 
 
 def _sync(file: BinaryIO) -> None:
