@@ -119,12 +119,9 @@ class InvertedLexicalIndex:
             own_row = self._row_of.get(note.id)
             named = {note_id: row for note_id in ids if (row := self._row_of.get(note_id)) not in (None, own_row)}
             named_rows = np.fromiter(named.values(), np.int64, len(named))
-            postings, idf_squares = self._searched(words)
-            total = float(sum(idf_squares, np.float32(0)))  # summed as a note's own sum is: equal texts score 1
+            rows, total = self._sum_up(words)
             if not total:  # no word is searched: the formula has no value
                 return {}
-            rows = np.concatenate(postings, dtype=np.int64)
-            self._add_to_sums(rows, np.repeat(np.array(idf_squares), [len(posting) for posting in postings]))
             if own_row is not None:
                 self._sums[own_row] = 0
             best, scores = self._best(rows, total, total / len(words), count)
@@ -133,31 +130,30 @@ class InvertedLexicalIndex:
             found = dict(zip(map(self._ids.__getitem__, best.tolist()), scores.tolist(), strict=True))
             return found | {note_id: s for note_id, s in zip(named, scores_of_named, strict=True) if s}
 
-    def _searched(self, words: frozenset[int]) -> tuple[list[npt.NDArray[np.uint32]], list[np.float32]]:
-        """Return the rows of each of `words` that is searched and the word's idf^2, the rarest first.
+    def _sum_up(self, words: frozenset[int]) -> tuple[npt.NDArray[np.int64], float]:
+        """Add the idf^2 of each word that is searched to the sums of its rows. Return these rows, (P,), each once for
+        each of its words, and the total of idf^2.
 
         A word that no note has is the rarest; those that are too common, or beyond MAX_ROWS, are not searched. Rows of
         removed notes are among the rows, and do not count for idf.
         """
         counts = _view(self._counts) if len(self) < len(self._ids) else None
-        searched, idf_squares = list[npt.NDArray[np.uint32]](), list[np.float32]()
+        searched, idf_squares = [np.zeros(0, np.uint32)], list[np.float32]()
         rows_left = MAX_ROWS
         for posting in sorted((self._postings.get(word, NO_ROWS) for word in words), key=len):
             rows_left -= len(posting)
             if rows_left < 0:
                 break
-            rows = _view(posting)
+            rows = _view(posting)  # ends with this call, within the lock: a posting with a view cannot grow
             living = len(rows) if counts is None else int(np.count_nonzero(counts[rows]))
             if living <= max(COMMON_NOTES, COMMON_SHARE * len(self)):
                 searched.append(rows)
                 idf_squares.append(np.float32(math.log1p(len(self) / max(1, living)) ** 2))
-        return searched, idf_squares
-
-    def _add_to_sums(self, rows: npt.NDArray[np.int64], idf_squares: npt.NDArray[np.float32]) -> None:
-        """Add to the sums of rows (P,), some of which come several times, in this order."""
+        all_rows = np.concatenate(searched, dtype=np.int64)
         if len(self._sums) < len(self._ids):
             self._sums = np.zeros(2 * len(self._ids), np.float32)
-        np.add.at(self._sums, rows, idf_squares)
+        np.add.at(self._sums, all_rows, np.repeat(np.array(idf_squares, np.float32), list(map(len, searched[1:]))))
+        return all_rows, float(sum(idf_squares, np.float32(0)))  # in 32 bits, as a row's own sum: equal texts score 1
 
     def _best(
         self, rows: npt.NDArray[np.int64], total: float, mean: float, count: int
