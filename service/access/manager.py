@@ -7,7 +7,7 @@ whoever changes or rotates it, since a new secret is as good as the key.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 
 import structlog
@@ -16,7 +16,15 @@ from service.access.api_key import Act, ApiKey, OldSecret, new_prefix, new_token
 from service.access.authenticator import Authenticator
 from service.access.ports import KeyStore
 from service.access.principal import UNLIMITED, Principal, Quota, Scope
-from service.errors import ApiKeyNotFound, FieldError, Forbidden, InvalidInput, StoreUnavailable
+from service.errors import (
+    ApiKeyNotFound,
+    FieldError,
+    Forbidden,
+    InvalidInput,
+    NoteLLMError,
+    StoreUnavailable,
+    TryLater,
+)
 
 MAX_ATTEMPTS = 10
 """How often a change is tried where another one came between."""
@@ -118,15 +126,29 @@ class Manager:
                 await self.revoke(by, key.prefix)
         return len(keys)
 
-    async def record(self, by: Principal, act: str, target: str = "", **details: object) -> None:
-        """Record and log an act that changes no key. Raises StoreUnavailable."""
-        entry = self._act(by, act, target, details)
-        await self._store.record(entry)
-        _log(entry)
+    @contextlib.asynccontextmanager
+    async def recorded(self, by: Principal, act: str, target: str = "", **details: object) -> AsyncIterator[None]:
+        """Record and log an act that changes no key: that it begins, and how it ended. `outcome` is "begun", then
+        "done" or "refused"; an act with no second entry was broken off, so that it may be done, or in part.
+        Raises StoreUnavailable."""
+        await self._record(self._act(by, act, target, {**details, "outcome": "begun"}))
+        try:
+            yield
+        except TryLater:
+            raise  # what was done until then is not known
+        except NoteLLMError:
+            with contextlib.suppress(StoreUnavailable):  # the caller is to learn why the act was refused
+                await self._record(self._act(by, act, target, {**details, "outcome": "refused"}))
+            raise
+        await self._record(self._act(by, act, target, {**details, "outcome": "done"}))
 
     async def acts(self, count: int, before: str = "") -> list[Act]:
         """Return recorded acts, the newest first, of those before the position `before`."""
         return await self._store.acts(count, before)
+
+    async def _record(self, act: Act) -> None:
+        await self._store.record(act)
+        _log(act)
 
     async def _find(self, by: Principal, prefix: str) -> ApiKey:
         """Return a key that the caller may change."""

@@ -116,8 +116,7 @@ async def verify_index(
     index anew what differs. One comparison runs at a time: 409 while one does."""
     if service.verifying.locked():
         raise VerifyRunning
-    async with service.verifying:
-        await manager.record(principal, "verify", repair=repair)
+    async with service.verifying, manager.recorded(principal, "verify", repair=repair):
         report = await verify(
             service.store, service.index, service.recommender.engine.space, service.clock, repair=repair
         )

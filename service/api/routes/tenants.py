@@ -33,10 +33,10 @@ async def remove_tenant(name: TenantName, tenants: TenantsDep, manager: ManagerD
     the store, and no replica answers for it; other replicas remove their snapshots within seconds. Its keys are
     revoked first; where the caller lacks a scope of one of them, nothing is done. Safe to repeat; 404 then says that it
     is done."""
-    await manager.record(principal, "tenants.remove", name)
-    revoked = await manager.revoke_all(principal, name) if name != DEFAULT_TENANT else 0
-    try:
-        await tenants.remove(name)
-    except TenantNotFound:
-        if not revoked:
-            raise
+    async with manager.recorded(principal, "tenants.remove", name):
+        revoked = await manager.revoke_all(principal, name) if name != DEFAULT_TENANT else 0
+        try:
+            await tenants.remove(name)
+        except TenantNotFound:
+            if not revoked:
+                raise

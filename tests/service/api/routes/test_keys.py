@@ -200,15 +200,29 @@ def test_acts_are_recorded_and_logged_without_secrets(root: httpx2.Client, close
         root.patch(f"/keys/{created['prefix']}", json={"name": "another"})
         assert root.post("/verify").status_code == 200
         root.delete(f"/keys/{created['prefix']}")
-    acts = root.get("/audit", params={"count": 5}).json()["acts"]
-    assert [act["act"] for act in acts] == ["keys.revoke", "verify", "keys.change", "keys.rotate", "keys.create"]
-    assert [act["by"] for act in acts] == ["bootstrap"] * 3 + [created["prefix"], "bootstrap"]
-    assert acts[2]["details"] == {"name": "another"}
+    acts = root.get("/audit", params={"count": 6}).json()["acts"]
+    names = ["keys.revoke", "verify", "verify", "keys.change", "keys.rotate", "keys.create"]
+    assert [act["act"] for act in acts] == names
+    assert [act["by"] for act in acts] == ["bootstrap"] * 4 + [created["prefix"], "bootstrap"]
+    assert acts[3]["details"] == {"name": "another"}
     assert root.get("/audit", params={"before": acts[0]["position"], "count": 1}).json()["acts"] == [acts[1]]
     audit = [line for line in lines if line["event"] == "audit"]
     assert [line["act"] for line in audit] == [act["act"] for act in reversed(acts)]
     for secret in (created["key"], rotated["key"], BOOTSTRAP_KEY):
         assert secret.split("_", 2)[-1] not in json.dumps(acts) + repr(lines)  # a secret may have an underscore
+
+
+def test_acts_are_recorded_with_their_outcome(root: httpx2.Client) -> None:
+    create(root, tenant="removed")
+    assert root.delete("/tenants/removed").status_code == 204
+    assert root.delete("/tenants/removed").status_code == 404
+    assert root.delete("/tenants/default").status_code == 422
+    acts = root.get("/audit", params={"count": 7}).json()["acts"]
+    removals = [(act["target"], act["details"]["outcome"]) for act in acts if act["act"] == "tenants.remove"]
+    assert removals == [
+        *(("default", "refused"), ("default", "begun"), ("removed", "refused")),
+        *(("removed", "begun"), ("removed", "done"), ("removed", "begun")),
+    ]
 
 
 def test_request_line_has_tenant_and_prefix(root: httpx2.Client, closed_url: str) -> None:
