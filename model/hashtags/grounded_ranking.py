@@ -33,14 +33,16 @@ class GroundedRanking:
             self._max_unscored_weight = max(self._max_unscored_weight, self.candidates[key].weight)
 
     def bound(self, probabilities: Mapping[str, float]) -> None:
-        """Take bounds on the probabilities of candidates."""
-        self._bounds |= {key: bound for key, bound in probabilities.items() if key in self._bounds}
+        """Take bounds on the probabilities of candidates. One with the score of 0 is as good as exact."""
+        bounds = {key: bound for key, bound in probabilities.items() if key in self._bounds}
+        self._bounds |= bounds
+        self.score({key: p for key, p in bounds.items() if self._score_bound(key) == self._least_score(key)})
 
     def score(self, probabilities: Mapping[str, float]) -> None:
         """Take the exact probabilities of candidates."""
         for key, probability in probabilities.items():
             self._probabilities[key] = probability
-            del self._bounds[key]
+            self._bounds.pop(key, None)
 
     def open_candidates(self) -> list[str]:
         """Return the candidates without an exact probability that may be among the best, the heaviest first."""
@@ -48,7 +50,7 @@ class GroundedRanking:
         return [
             key
             for key, bound in self._bounds.items()
-            if (score := self._score_bound(key)) >= last_score and is_likely_enough(score, bound, self._min_score)
+            if self._score_bound(key) >= last_score and is_likely_enough(self.candidates[key], bound, self._min_score)
         ]
 
     def is_complete_without(self, max_written: float) -> bool:
@@ -81,6 +83,9 @@ class GroundedRanking:
 
     def _score_bound(self, key: str) -> float:
         return grounded_score(self.candidates[key].weight, self._bounds[key])
+
+    def _least_score(self, key: str) -> float:
+        return grounded_score(self.candidates[key].weight, 0.0)
 
     def _written_bound(self, max_written: float) -> float:
         return grounded_score(self._max_unscored_weight, max_written)

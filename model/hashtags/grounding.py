@@ -30,12 +30,22 @@ MIN_NEIGHBOUR_SHARE = 0.02
 WRITTEN_WEIGHT = 0.1
 """Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
 
+LEAST_PROBABILITY = 1e-5
+"""A smaller probability counts as this one. Of a word that the model has not met, as communities coin them, how
+improbable it is tells nothing, and spread over many nats it would outweigh all neighbours (docs/log/hashtags.md)."""
+
+# What neighbours must have for their hashtags to be told where the model does not expect them: docs/log/hashtags.md.
+NEAR_COSINE = 0.4
+"""Least cosine of a neighbour that is near by its vector."""
+NEAR_WORDS = 0.12
+"""Least score of a neighbour that is near by words, where KNOWN_COSINE is reached, too."""
+KNOWN_COSINE = 0.3
+"""Least cosine of the nearest neighbour of a note whose words are believed: one that says nothing, such as "same
+thing", shares words with some notes and has a vector like that of none."""
+
 KNOWN_SHARE = 0.005
 """Share of the checkpoint's `min_hashtag_score` that a hashtag of the policy "known" needs: the model does not know the
 words that a community has chosen, so fitting ones may be improbable (docs/log/writing.md)."""
-CARRIED_FACTOR = 4.0
-"""A hashtag that the model would write with less than `min_hashtag_score` is told if its grounded score is so many
-times that: neighbours that are none carry something, too (docs/log/writing.md)."""
 NEIGHBOURS_NAMED = 5
 """Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
 NO_PLURALS = ("news", "lens", "series", "species", "shoes")
@@ -84,11 +94,12 @@ class HashtagFilter:
 
 @dataclass(slots=True)
 class Candidate:
-    """A hashtag of neighbours: its weight among them, in [0, 1], and the ids of those that carry it, the heaviest
-    first."""
+    """A hashtag of neighbours: its weight among them, in [0, 1], whether one that is near carries it, and the ids of
+    those that carry it, the heaviest first."""
 
     text: str
     weight: float = 0.0
+    is_near: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -98,13 +109,14 @@ def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str,
     The weight of a hashtag is the sum over the neighbours that carry it.
     """
     notes = {note.id: note for note in (*neighbours.by_words, *neighbours.by_vector)}
-    weights = neighbour_weights(neighbours)
+    weights, near = neighbour_weights(neighbours), near_neighbours(neighbours)
     candidates: dict[str, Candidate] = {}
     for note_id in sorted(weights, key=lambda note_id: (-weights[note_id], note_id)):
         hashtags = {dedup_key(text): text for text in notes[note_id].hashtags if allowed(text)}
         for key, text in hashtags.items():
             candidate = candidates.setdefault(key, Candidate(text))
             candidate.weight += weights[note_id]
+            candidate.is_near |= note_id in near
             candidate.notes.append(note_id)
     heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
     return {key: candidates[key] for key in heaviest[:MAX_CANDIDATES]}
@@ -130,6 +142,15 @@ def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:
     return weights
 
 
+def near_neighbours(neighbours: Neighbours) -> set[str]:
+    """Return the ids of the neighbours that are near enough for their hashtags to be told on their word alone."""
+    top = max((neighbour.score for neighbour in neighbours.by_vector), default=0.0)
+    by_words = neighbours.by_words if top >= KNOWN_COSINE else ()
+    return {note.id for note in neighbours.by_vector if note.score >= NEAR_COSINE} | {
+        note.id for note in by_words if note.score >= NEAR_WORDS
+    }
+
+
 def rerank(
     written: Sequence[Hashtag],
     candidates: Mapping[str, Candidate],
@@ -139,12 +160,11 @@ def rerank(
 ) -> tuple[Hashtag, ...]:
     """Return the best `count` of the hashtags that the model wrote and of those that neighbours carry.
 
-        score = (w + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * p ** WRITTEN_WEIGHT
+        score = (w + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * max(p, LEAST_PROBABILITY) ** WRITTEN_WEIGHT
 
     where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
-    `candidates`. A hashtag whose score is 0 is dropped, and one with p below `min_score` and a score below
-    CARRIED_FACTOR times that.
+    `candidates`. A hashtag with p below `min_score` is dropped, unless a near neighbour carries it.
     """
     p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
     texts = {dedup_key(hashtag.text): hashtag.text for hashtag in written}
@@ -152,20 +172,19 @@ def rerank(
     scored = []
     for key, text in texts.items():
         candidate = candidates.get(key, Candidate(text))
-        score = grounded_score(candidate.weight, p[key])
-        if is_likely_enough(score, p[key], min_score):
+        if is_likely_enough(candidate, p[key], min_score):
+            score = grounded_score(candidate.weight, p[key])
             scored.append(Hashtag(text, min(1.0, score), tuple(candidate.notes[:NEIGHBOURS_NAMED])))
-    best = sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))
-    return tuple(hashtag for hashtag in best[:count] if hashtag.score > 0)
+    return tuple(sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))[:count])
 
 
 def grounded_score(weight: float, probability: float) -> float:
     """Return the score of a hashtag, which grows with both: the weight of its candidate and the probability that the
     model writes it (`rerank` has the formula)."""
-    written: float = probability**WRITTEN_WEIGHT
+    written: float = max(probability, LEAST_PROBABILITY) ** WRITTEN_WEIGHT
     return (weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * written
 
 
-def is_likely_enough(score: float, probability: float, min_score: float) -> bool:
-    """Return whether a hashtag may be answered where a checkpoint has `min_score`. It grows with both numbers."""
-    return probability >= min_score or score >= CARRIED_FACTOR * min_score
+def is_likely_enough(candidate: Candidate, probability: float, min_score: float) -> bool:
+    """Return whether a hashtag may be answered where a checkpoint has `min_score`. It grows with the probability."""
+    return probability >= min_score or candidate.is_near

@@ -8,9 +8,9 @@ import pytest
 
 from model.generation import Hashtag
 from model.hashtags.grounded_ranking import GroundedRanking
-from model.hashtags.grounding import MIN_NEIGHBOUR_SHARE, Candidate, grounded_score, rerank
+from model.hashtags.grounding import LEAST_PROBABILITY, MIN_NEIGHBOUR_SHARE, Candidate, grounded_score, rerank
 
-SOUP, HOT, COLD = (Candidate("soup", 0.6), Candidate("hot", 0.3), Candidate("cold", 0.001))
+SOUP, HOT, COLD = (Candidate("soup", 0.6, True), Candidate("hot", 0.3, True), Candidate("cold", 0.001))
 CANDIDATES = {candidate.text: candidate for candidate in (SOUP, HOT, COLD)}
 
 
@@ -42,6 +42,14 @@ def test_improbable_candidate_below_the_floor_is_closed() -> None:
     assert ranking.open_candidates() == ["soup", "hot"]
 
 
+def test_candidate_whose_bound_makes_no_difference_is_closed() -> None:
+    ranking = GroundedRanking(CANDIDATES, 5, 0.0)
+    ranking.bound({"soup": LEAST_PROBABILITY / 2, "hot": 2 * LEAST_PROBABILITY})
+    assert ranking.open_candidates() == ["hot", "cold"]
+    ranking.score({"soup": LEAST_PROBABILITY / 4, "hot": 1e-3, "cold": 1e-3})  # an exact one may follow
+    assert [hashtag.text for hashtag in ranking.ranked([])] == ["soup", "hot", "cold"]
+
+
 def test_hashtag_is_settled_once_no_rival_can_pass_it() -> None:
     ranking = GroundedRanking(CANDIDATES, 3, 0.0)
     ranking.score({"soup": 0.5})
@@ -69,7 +77,9 @@ def test_candidate_left_to_the_search_bounds_what_is_written() -> None:
 def test_answer_equals_that_of_all_probabilities(seed: int, min_score: float) -> None:
     rng = random.Random(seed)
     weights = sorted((rng.random() ** 6 for _ in range(30)), reverse=True)
-    candidates = {f"tag {i}": Candidate(f"tag {i}", weight / sum(weights)) for i, weight in enumerate(weights)}
+    candidates = {
+        f"tag {i}": Candidate(f"tag {i}", w / sum(weights), rng.random() < 0.5) for i, w in enumerate(weights)
+    }
     exact = {key: 10 ** -rng.uniform(0, 12) for key in candidates}
     written = [Hashtag(f"new {i}", 10 ** -rng.uniform(0, 4)) for i in range(5)]
     ranking = GroundedRanking(candidates, 5, min_score)

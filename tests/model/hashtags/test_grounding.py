@@ -8,15 +8,20 @@ import pytest
 
 from model.generation import Hashtag, Neighbour, Neighbours
 from model.hashtags.grounding import (
+    KNOWN_COSINE,
+    LEAST_PROBABILITY,
     LEXICAL_SHARE,
     MAX_CANDIDATES,
     MIN_NEIGHBOUR_SHARE,
+    NEAR_COSINE,
+    NEAR_WORDS,
     NEIGHBOUR_SPREAD,
     NEIGHBOURS_NAMED,
     WRITTEN_WEIGHT,
     HashtagFilter,
     candidates_from,
     dedup_key,
+    grounded_score,
     neighbour_weights,
     rerank,
 )
@@ -121,14 +126,30 @@ def test_rerank_orders_by_neighbour_share_and_probability() -> None:
     assert rerank([Hashtag("hot", 0.5)], candidates, {"soup": 0.2}, 1) == ranked[:1]
 
 
-def test_rerank_drops_a_candidate_that_the_model_never_writes() -> None:
-    candidates = candidates_from(Neighbours([Neighbour("a", 0.9, ("soup",))]), ANY)
-    assert rerank([], candidates, {"soup": 0.0}, 5) == ()
+def test_words_that_the_model_has_not_met_are_ordered_by_their_neighbours() -> None:
+    near, far = Neighbour("a", 0.9, ("soup",)), Neighbour("b", 0.9 - NEIGHBOUR_SPREAD, ("hike",))
+    candidates = candidates_from(Neighbours([near, far]), ANY)
+    ranked = rerank([], candidates, {"soup": 1e-30, "hike": 0.9 * LEAST_PROBABILITY}, 5)
+    assert [hashtag.text for hashtag in ranked] == ["soup", "hike"]
+    assert [hashtag.score for hashtag in ranked] == [grounded_score(c.weight, 0.0) for c in candidates.values()]
 
 
-def test_improbable_hashtag_is_told_if_enough_neighbours_carry_it() -> None:
-    near, far = Neighbour("a", 0.9, ("soup", "hot")), Neighbour("b", 0.9 - 4 * NEIGHBOUR_SPREAD, ("hike", "trail"))
+def test_improbable_hashtag_is_told_if_a_near_neighbour_carries_it() -> None:
+    near, far = Neighbour("a", NEAR_COSINE, ("soup", "hot")), Neighbour("b", NEAR_COSINE - 0.01, ("hike", "trail"))
     candidates = candidates_from(Neighbours([near, far]), ANY)
     probabilities = {"soup": 0.2, "hot": 0.001, "hike": 0.2, "trail": 0.001}
     assert len(rerank([], candidates, probabilities, 5)) == 4
     assert {hashtag.text for hashtag in rerank([], candidates, probabilities, 5, 0.02)} == {"soup", "hot", "hike"}
+
+
+@pytest.mark.parametrize(
+    ("cosine", "words", "told"),
+    [(KNOWN_COSINE, NEAR_WORDS, True), (KNOWN_COSINE, NEAR_WORDS - 0.01, False), (KNOWN_COSINE - 0.01, 0.9, False)],
+    ids=["shares words", "shares few words", "has a vector like none"],
+)
+def test_improbable_hashtag_of_a_note_by_words_is_told_if_the_vector_is_known(
+    cosine: float, words: float, told: bool
+) -> None:
+    neighbours = Neighbours([Neighbour("a", cosine, ())], [Neighbour("b", words, ("soup",))])
+    ranked = rerank([], candidates_from(neighbours, ANY), {"soup": 0.001}, 5, 0.02)
+    assert [hashtag.text for hashtag in ranked] == ["soup"] * told
