@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -24,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import uvloop
@@ -48,7 +46,7 @@ from benchmarks.speed.overload import (
     store_notes,
     stored_by,
 )
-from benchmarks.speed.slow_clients import be_many
+from benchmarks.speed.slow_clients import slow_callers
 from service.store.embedded_redis import server_program
 
 SECONDS = 600.0
@@ -169,7 +167,7 @@ async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
         possible = await saturate(callers, CALM_SECONDS)
         files, memory = open_files(replicas), resident(replicas)
         read = Reads([])
-        with slow_callers([replica.port for replica in replicas]) as all_there:
+        with slow_callers([replica.port for replica in replicas], SLOW_CONNECTIONS) as all_there:
             await asyncio.to_thread(all_there.wait)
             disturbing = asyncio.create_task(disturb(replicas, redis, seconds))
             reading = asyncio.ensure_future(arrivals(lambda: one_read(callers, ids, read), READS_PER_SECOND, seconds))
@@ -209,20 +207,6 @@ async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
     redis.stop(signal.SIGKILL)
     await asyncio.sleep(REDIS_AWAY_SECONDS)
     redis.start()
-
-
-@contextlib.contextmanager
-def slow_callers(ports: Sequence[int]) -> Iterator[Event]:
-    """Run the process of the slow callers; give the event that they are all there."""
-    context = multiprocessing.get_context("spawn")
-    all_there = context.Event()
-    slow = context.Process(target=be_many, args=(ports, SLOW_CONNECTIONS, all_there), daemon=True)
-    slow.start()
-    try:
-        yield all_there
-    finally:
-        slow.terminate()
-        slow.join()
 
 
 async def count_lost(replicas: Sequence[ServiceProcess], ids: Sequence[str]) -> int:

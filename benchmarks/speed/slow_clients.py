@@ -2,8 +2,10 @@
 
 python -m benchmarks.speed.slow_clients
 
-Each slow caller sends its head a byte at a time, a byte in SLOW_SECONDS, and comes again when it is refused. Reads are
-measured before and meanwhile. The slow callers are a process of their own.
+Each slow caller sends its head a byte at a time, a byte in SLOW_SECONDS, and comes again when it is refused. They are a
+process of their own. Reads are measured without and with them, in turns, as what else a machine does changes by the
+minute. In between them go reads of a stored answer from a process that has no other connections: what these lose
+beside the slow callers, the machine and the measuring client lose, not the service. About three minutes.
 """
 
 from __future__ import annotations
@@ -16,27 +18,39 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from benchmarks.harness.http_load import connect
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile_ms, percentiles_text
-from benchmarks.speed.overload import READS_PER_SECOND, Callers, random_texts, reads, store_notes
+from benchmarks.peers import stored_answer
+from benchmarks.speed.overload import Callers, arrivals, random_texts, store_notes
+from benchmarks.speed.similar import stored_answer_server
 
 CONNECTIONS = 10_000
 SLOW_SECONDS = 5.0
-SECONDS = 40.0
-"""Length of each of the two measurements: p99 is the eighth of their slowest reads."""
+ROUNDS = 3
+"""Pairs of measurements, each without and then with the slow callers."""
+SECONDS = 10.0
+"""Length of each measurement."""
+READS_PER_SECOND = 200.0
+"""Reads of the service, and as many of the stored answer: 2,000 of each in a measurement."""
 TURNS = 500
 """Turns in which all slow callers send a byte: callers that have nothing to do with each other do not send together."""
 NICENESS = 19
 """Niceness of the slow callers' process: they stand for callers on other machines, which take no core from the
 service."""
+STORED_CONNECTIONS = 8
+"""Connections to the process with the stored answer."""
+REST_SECONDS = 2.0
+"""Pause after a measurement with slow callers, in which the service closes their connections."""
 MAX_READ_FACTOR = 2
 HEAD = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: " + b"x" * 1000
 
@@ -86,39 +100,120 @@ def be_many(ports: Sequence[int], count: int, all_there: Event) -> None:
             for caller in callers[turn % TURNS :: TURNS]:
                 caller.turn()
             await asyncio.sleep(SLOW_SECONDS / TURNS)
-            if turn == 2 * TURNS:
+            if turn == TURNS + TURNS // 5:  # each has connected, and some time has passed
                 all_there.set()
 
     uvloop.run(run())
 
 
-async def measure(service: ServiceProcess) -> list[Row]:
-    callers = Callers(lambda: service.port, random_texts())
-    ids = await store_notes(callers)
-    idle = await reads(callers, ids, SECONDS)
-    before = service.resident_mib()
+@contextlib.contextmanager
+def slow_callers(ports: Sequence[int], count: int) -> Iterator[Event]:
+    """Run the process of `count` slow callers; give the event that they are all there."""
     context = multiprocessing.get_context("spawn")
     all_there = context.Event()
-    slow = context.Process(target=be_many, args=([service.port], CONNECTIONS, all_there), daemon=True)
+    slow = context.Process(target=be_many, args=(ports, count, all_there), daemon=True)
     slow.start()
-    await asyncio.to_thread(all_there.wait)
     try:
-        started = time.perf_counter()
-        busy = await reads(callers, ids, SECONDS)
-        seconds = time.perf_counter() - started
+        yield all_there
     finally:
         slow.terminate()
         slow.join()
-    p99, idle_p99 = percentile_ms(busy, 99), percentile_ms(idle, 99)
+
+
+@dataclass(slots=True)
+class Reads:
+    """Seconds of the reads of one kind: a list for each measurement."""
+
+    idle: list[list[float]] = field(default_factory=list)
+    beside: list[list[float]] = field(default_factory=list)
+
+    @property
+    def p99(self) -> tuple[float, float]:
+        """99th percentiles in milliseconds of all idle reads, and of all beside the slow callers."""
+        idle, beside = (percentile_ms(list(itertools.chain(*lists)), 99) for lists in (self.idle, self.beside))
+        return idle, beside
+
+    @property
+    def factors(self) -> list[float]:
+        """What the 99th percentile of each pair of measurements was multiplied by, rising."""
+        pairs = zip(self.idle, self.beside, strict=True)
+        return sorted(percentile_ms(beside, 99) / percentile_ms(idle, 99) for idle, beside in pairs)
+
+    def described(self) -> str:
+        """Return the idle percentile and the factors as text."""
+        idle, beside = self.p99
+        factors = self.factors
+        return f"idle: {idle:.1f} ms, so {beside / idle:.1f}x; pairs: {factors[0]:.1f}x to {factors[-1]:.1f}x"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Figures of one run. `mib`: memory of the service before and after."""
+
+    service: Reads
+    stored: Reads
+    mib: tuple[int, int]
+
+
+async def read_both(callers: Callers, ids: Sequence[str], stored_port: int) -> tuple[list[float], list[float]]:
+    """Read related notes and the stored answer by turns, at random times, for SECONDS; return the seconds of each."""
+    paths, free = itertools.cycle(ids), itertools.cycle(await connect(stored_port, STORED_CONNECTIONS))
+    kinds = itertools.cycle((True, False))
+    stored = f"GET {stored_answer.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+    async def read() -> tuple[bool, float]:
+        of_service = next(kinds)
+        if of_service:
+            return of_service, await callers.read(next(paths))
+        sent = time.perf_counter()
+        await next(free).send(stored)
+        return of_service, time.perf_counter() - sent
+
+    taken = await asyncio.gather(*await arrivals(read, 2 * READS_PER_SECOND, SECONDS))
+    return [seconds for kind, seconds in taken if kind], [seconds for kind, seconds in taken if not kind]
+
+
+async def measure(service: ServiceProcess) -> Figures:
+    """Measure a running service in ROUNDS pairs."""
+    callers = Callers(lambda: service.port, random_texts())
+    ids = await store_notes(callers)
+    figures = Figures(Reads(), Reads(), (service.resident_mib(), 0))
+    (probe,) = await connect(service.port, 1)
+    answer = await probe.send(f"GET /notes/{ids[0]}/similar HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    with stored_answer_server(answer) as stored_port:
+        await read_both(callers, ids, stored_port)  # warms up
+        for _ in range(ROUNDS):
+            pairs = await read_both(callers, ids, stored_port)
+            for kind, seconds in zip((figures.service, figures.stored), pairs, strict=True):
+                kind.idle.append(seconds)
+            with slow_callers([service.port], CONNECTIONS) as all_there:
+                await asyncio.to_thread(all_there.wait)
+                pairs = await read_both(callers, ids, stored_port)
+            for kind, seconds in zip((figures.service, figures.stored), pairs, strict=True):
+                kind.beside.append(seconds)
+            await asyncio.sleep(REST_SECONDS)
+    return Figures(figures.service, figures.stored, (figures.mib[0], service.resident_mib()))
+
+
+def rows(figures: Figures) -> list[Row]:
+    """Return the rows of the result."""
+    idle, beside = figures.service.p99
+    every = list(itertools.chain(*figures.service.beside))
     return [
         row(
-            f"reads beside {CONNECTIONS:,} slow connections, p99", round(p99, 1), "ms",
-            against=f"idle: {idle_p99:.1f} ms",
-            spread=f"p50 / p95 / p99: {percentiles_text(busy, 1)}; {READS_PER_SECOND:g} reads/s, {seconds:.0f} s",
-            target=f"<= {MAX_READ_FACTOR} x idle", met=p99 <= MAX_READ_FACTOR * idle_p99,
+            f"reads beside {CONNECTIONS:,} slow connections, p99", round(beside, 1), "ms",
+            against=figures.service.described(),
+            spread=f"p50 / p95 / p99: {percentiles_text(every, 1)}; {len(every):,} reads in {ROUNDS} "
+            f"measurements, {READS_PER_SECOND:g} a second",
+            target=f"<= {MAX_READ_FACTOR} x idle", met=beside <= MAX_READ_FACTOR * idle,
         ),
         row(
-            "memory of the service beside them", service.resident_mib(), "MiB", against=f"before: {before} MiB",
+            "a stored answer of another process, read in between, p99", round(figures.stored.p99[1], 1), "ms",
+            against=figures.stored.described(),
+            spread="it has no slow connections: what the machine and the client add",
+        ),
+        row(
+            "memory of the service afterwards", figures.mib[1], "MiB", against=f"before: {figures.mib[0]} MiB",
             spread="resident",
         ),
     ]  # fmt: skip
@@ -127,8 +222,8 @@ async def measure(service: ServiceProcess) -> list[Row]:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.start()
-        measured = uvloop.run(measure(service))
-    write("slow_clients", measured)
+        figures = uvloop.run(measure(service))
+    write("slow_clients", rows(figures))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.api.ingest_list import MAX_ANSWER_ERRORS
 from tests.service.api.conftest import Serve
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -76,6 +77,16 @@ def test_lines_get_a_result_each(client: httpx2.Client) -> None:
     assert answer.status_code == 200
     results = [json.loads(line) for line in answer.text.splitlines()]
     assert [result["status"] for result in results] == ["accepted", "refused", "refused", "accepted"]
+
+
+def test_refused_events_name_a_bounded_number_of_errors(client: httpx2.Client) -> None:
+    wrong = json.dumps({f"unknown {number}": number for number in range(15)})
+    headers = {"Content-Type": "application/x-ndjson"}
+    answer = client.post("/events", content=f"{wrong}\n" * 200, headers=headers)
+    results = [json.loads(line) for line in answer.text.splitlines()]
+    assert len(results) == 200
+    assert all(result["problem"]["errors"] for result in results)
+    assert sum(len(result["problem"]["errors"]) for result in results) < MAX_ANSWER_ERRORS + 20 + len(results)
 
 
 def test_lines_over_their_bound_are_refused_and_none_counts(client: httpx2.Client) -> None:
