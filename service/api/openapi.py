@@ -1,4 +1,4 @@
-"""The OpenAPI description of the app, beyond what FastAPI knows: our problems, and who may call what."""
+"""The OpenAPI description of the app, beyond what FastAPI knows: our problems, who may call what, example bodies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
 from service.api.access import needed_scopes
+from service.api.bodies import JSON
+from service.api.examples import EXAMPLES
 from service.api.problems import documented
 from service.api.schemas.events import EventIn, EventOut, EventsOut
 from service.api.schemas.export import ImportIn
@@ -41,6 +43,8 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             for route in routes:
                 if isinstance(route, StrictRoute):
                     _describe_access(schema["paths"][route.path_format], route)
+            for (method, path), example in EXAMPLES.items():
+                schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example
             app.openapi_schema = schema
         return app.openapi_schema
 
