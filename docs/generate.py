@@ -69,6 +69,7 @@ same at `/docs`.
 - Bodies and answers are JSON in UTF-8, `POST /notes` also takes NDJSON; another content type is a 415.
 - An unknown field or query parameter is an error that names it. `GET /limits` has every bound.
 - Errors are `application/problem+json` (RFC 9457): see [Problem](#problem). `429` and `503` carry `Retry-After`.
+- Times are ISO 8601 with their zone; seconds since 1970 are taken too. Answers have UTC.
 - Every answer carries `X-Request-Id`: the caller's own, or one that is made.
 - Where the service has keys, a request sends one as `Authorization: Bearer nlm_...`: see
   [keys](guides/keys.md). `401` is answered to no or no valid key, `403` to one without the scope.

@@ -107,7 +107,9 @@ def ingest(
     url: Url,
     api_key: Key = None,
     generate: Annotated[str, typer.Option(help="hashtags,category: what to fill in from the same prefill.")] = "",
-    rejects: Annotated[Path | None, typer.Option(help="Where bad lines go; FILE.rejects.jsonl by default.")] = None,
+    rejects: Annotated[
+        Path | None, typer.Option(help="Where bad lines go; by default NAME.rejects.jsonl, in this folder.")
+    ] = None,
     restart: Annotated[bool, typer.Option(help="Begin at the first line, whatever was done before.")] = False,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
     as_json: AsJson = False,
