@@ -41,7 +41,9 @@ def check_search_options(options: RankingOptions, pointer: str, settings: Settin
         raise InvalidInput([FieldError(f"{pointer}/min_score", problem)])
     known = settings.filter_attributes
     if unknown := sorted({name for name, _ in map(name_and_value, options.attribute)} - set(known)):
-        problem = f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {unknown}"
+        problem = (
+            f"filters may ask about {', '.join(known) or 'none'} (NOTELLM_FILTER_ATTRIBUTES), not {', '.join(unknown)}"
+        )
         raise InvalidInput([FieldError(f"{pointer}/attribute", problem)])
     if isinstance(options, SearchDefaults) and options.filter is not None:
         check_filter(options.filter, settings)
@@ -54,7 +56,7 @@ def check_filter(conditions: FilterIn, settings: Settings) -> None:
     errors = [
         FieldError(
             json_pointer(location),
-            f"filters may ask about {list(known)} (NOTELLM_FILTER_ATTRIBUTES), not {name!r}",
+            f"filters may ask about {', '.join(known) or 'none'} (NOTELLM_FILTER_ATTRIBUTES), not {name}",
         )
         for name, location in conditions.attribute_places(("filter",))
         if name not in known

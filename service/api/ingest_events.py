@@ -53,7 +53,7 @@ class EventReader:
             raise InvalidInput([FieldError(f"{pointer}/type", f"must be one of {names} (NOTELLM_EVENT_TYPES)")])
         if not self._first <= event.at <= self._now + MAX_AHEAD_SECONDS:
             seconds = self._service.settings.event_seconds
-            problem = f"must not be older than {seconds:g} s, nor more than {MAX_AHEAD_SECONDS:g} s ahead of now"
+            problem = f"must not be older than {seconds:,.0f} s, nor more than {MAX_AHEAD_SECONDS:.0f} s ahead of now"
             raise InvalidInput([FieldError(f"{pointer}/at", problem)])
         return event
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.api.bounds import check_search_options
 from service.api.problems import invalid_note
-from service.api.schemas.common import Name
+from service.api.schemas.common import Label
 from service.api.schemas.search import SearchDefaults
 from service.api.schemas.similar import RankingOptions
 from service.api.variants import Variant, choose_variant
@@ -26,7 +26,7 @@ VARIANTS, SHARE = "variants", "share"
 """Names of the field of a scenario that has its variants, and of the field of a variant that has its share."""
 SHARE_TOLERANCE = 1e-9
 """Bound on how much the sum of shares may exceed 1: decimal fractions are rounded."""
-NAME: TypeAdapter[str] = TypeAdapter(Name)
+NAME: TypeAdapter[str] = TypeAdapter(Label)
 Options = TypeVar("Options", bound=RankingOptions)
 
 
@@ -122,7 +122,10 @@ def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> 
         return options
     scenario = scenarios.get(options.scenario)
     if scenario is None:
-        detail = f"known scenarios are {sorted(scenarios)} (NOTELLM_SCENARIOS)"
+        known = (
+            f"must be one of {', '.join(sorted(scenarios))}" if scenarios else "must be left out: no scenario is set"
+        )
+        detail = f"{known} (NOTELLM_SCENARIOS)"
         raise InvalidInput([FieldError(f"{pointer}/scenario", detail)])
     variant = choose_variant(options.scenario, scenario.variants, options.user) if options.user is not None else None
     defaults = variant.defaults if variant else scenario.defaults

@@ -4,7 +4,6 @@ parameters, conditions, and an Idempotency-Key of a write."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from fastapi import Request, Response
@@ -13,6 +12,7 @@ from fastapi.routing import APIRoute
 
 from service.access.principal import Scope
 from service.api.access import admit, needed_scopes
+from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
 CONDITIONS = ("if-match", "if-none-match", "if-unmodified-since")
@@ -21,8 +21,6 @@ IDEMPOTENCY_KEY = "idempotency-key"
 """Header that makes a write safe to repeat. Of a read it says nothing: that is safe to repeat anyway."""
 READ_SCOPES = frozenset({Scope.NOTES_READ, Scope.SIMILAR, Scope.GENERATE, Scope.METRICS})
 """Scopes of routes that change nothing."""
-MAX_SHOWN = 64
-"""Bound on the characters of an unknown name that an error repeats."""
 
 
 class StrictRoute(APIRoute):
@@ -74,7 +72,4 @@ def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
 
 
 def _unknown(name: str, known: Collection[str]) -> FieldError:
-    shown = name[:MAX_SHOWN]
-    nearest = get_close_matches(shown, known, 1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known are: {', '.join(sorted(known)) or 'none'}"
-    return FieldError(f"/query/{shown}", f"is not a parameter of this address; {hint}")
+    return FieldError(f"/query/{name[:MAX_SHOWN]}", f"is not a parameter of this address; {hint_at_known(name, known)}")

@@ -77,7 +77,7 @@ class Ingest:
         for name, count in notes.ignored.items():
             console.print(f"field {name!r} is not a note's and was left out of {count} notes", highlight=False)
         if counts["rejected"]:
-            console.print(f"{counts['rejected']} lines were rejected; see {self._rejects_path()}", highlight=False)
+            console.print(f"lines rejected: {counts['rejected']}; see {self._rejects_path()}", highlight=False)
         seconds = time.monotonic() - started
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
         return {**counts, "last_line": done, "seconds": round(seconds, 1), "notes_per_second": rate_now}

@@ -241,7 +241,7 @@ def _read_manifest(folder: Path, origin: SnapshotSource) -> dict[str, Any] | Non
         raise SnapshotRefused(f"it is of version {body['version']}, and this service has {VERSION}")
     expected = orjson.loads(orjson.dumps(asdict(origin)))  # tuples become lists, as in the manifest
     if differing := [name for name, value in expected.items() if value != body["origin"][name]]:
-        raise SnapshotRefused(f"it is of another {', '.join(differing)}")
+        raise SnapshotRefused(f"it differs from this service in: {', '.join(differing)}")
     return dict(body)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import (
@@ -12,13 +14,15 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from model.note import Note, normalise_hashtags
+from service.api.schemas.problem import hint_at_known
 from service.errors import MAX_ERRORS
 
 MAX_HASHTAGS = 30
@@ -52,6 +56,8 @@ LogPosition = Annotated[
     Field(examples=["1795704909866-0"], description="log position"),
 ]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
+"""Name of a scenario, of its variants and of a source: in the settings, in searches, and in the events that follow."""
 Time = Annotated[AwareDatetime, AfterValidator(_check_range)]
 Hashtags = Annotated[
     list[str],
@@ -66,16 +72,35 @@ class Wire(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _summarise_unknown_fields(cls, value: Any) -> Any:
-        """Refuse many unknown fields with a single error: a body has room for a hundred thousand of them."""
-        if isinstance(value, dict) and len(value) > MAX_ERRORS:
-            known = cls.model_fields.keys()
-            unknown = [name for name in value if name not in known]
-            if len(unknown) > MAX_ERRORS:
-                names = ", ".join(repr(name[:40]) for name in unknown[:3])
-                message = "has {count} fields that are not known, the first of them {names}"
-                raise PydanticCustomError("unknown_fields", message, {"count": len(unknown), "names": names})
+    def _check_fields(cls, value: Any) -> Any:
+        """Refuse what is no object, and unknown fields, with the known ones; many of them with a single error, since a
+        body has room for a hundred thousand. Other errors are left out then: a misspelt field is often missing, too."""
+        if isinstance(value, BaseModel):
+            return value
+        known = _field_names(cls)
+        if not isinstance(value, dict):
+            raise PydanticCustomError(
+                "object", "must be an object with some of the fields {known}", {"known": ", ".join(known)}
+            )
+        unknown = [name for name in value if name not in known]
+        if len(unknown) > MAX_ERRORS:
+            names = ", ".join(repr(name[:40]) for name in unknown[:3])
+            message = "has {count} fields that are not known, the first of them {names}"
+            raise PydanticCustomError("unknown_fields", message, {"count": len(unknown), "names": names})
+        if unknown:
+            raise ValidationError.from_exception_data(cls.__name__, [_unknown_field(name, known) for name in unknown])
         return value
+
+
+@cache
+def _field_names(model: type[BaseModel]) -> dict[str, None]:
+    """Names of the fields of a model as bodies have them, in their order."""
+    return dict.fromkeys(field.alias or name for name, field in model.model_fields.items())
+
+
+def _unknown_field(name: str, known: Collection[str]) -> InitErrorDetails:
+    error = PydanticCustomError("unknown_field", "is not a known field; {hint}", {"hint": hint_at_known(name, known)})
+    return InitErrorDetails(type=error, loc=(name,), input=None)
 
 
 class Text(Wire):

@@ -9,7 +9,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas.common import NoteId, ReaderId, Time, Wire
+from service.api.schemas.common import Label, NoteId, ReaderId, Time, Wire
 from service.api.schemas.problem import Problem
 from service.behaviour.report import Dimension, Rate
 from service.records import Event
@@ -27,7 +27,6 @@ DETAILS = ("recommendation_id", "position", "scenario", "variant", "source", "va
 """Fields that are kept as they were sent."""
 
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class EventIn(Wire):
@@ -37,8 +36,8 @@ class EventIn(Wire):
     event_id: EventId = Field(description="identifies the event, so that it counts once", examples=["e-1"])
     type: str = Field(max_length=64, description="a type of NOTELLM_EVENT_TYPES", examples=["click"])
     note_id: NoteId
-    user: ReaderId | None = None
-    session: ReaderId | None = Field(None, validate_default=True, description="for a reader who is not known")
+    session: ReaderId | None = Field(None, description="for a reader who is not known")
+    user: ReaderId | None = Field(None, validate_default=True)
     recommendation_id: EventId | None = Field(None, description="of the answer in which the note was recommended")
     position: int | None = Field(None, ge=1, le=MAX_POSITION, description="`position` of the note in that answer")
     scenario: Label | None = Field(None, description="the place that the recommendation was for")
@@ -47,12 +46,15 @@ class EventIn(Wire):
     at: Time | None = Field(None, description="when it happened; now by default")
     value: float | None = Field(None, allow_inf_nan=False, description="for example seconds, or a share that was read")
 
-    @field_validator("session")
+    @field_validator("user")
     @classmethod
-    def _check_one_reader(cls, session: str | None, info: ValidationInfo) -> str | None:
-        if "user" in info.data and (session is None) == (info.data["user"] is None):
-            raise PydanticCustomError("reader", "must be given instead of user, and one of them must be")
-        return session
+    def _check_one_reader(cls, user: str | None, info: ValidationInfo) -> str | None:
+        if "session" in info.data and (user is None) == (info.data["session"] is None):
+            found = "neither" if user is None else "both"
+            raise PydanticCustomError(
+                "reader", "must be given, or else session: this event has {found}", {"found": found}
+            )
+        return user
 
     def as_event(self, now: float) -> Event:
         details = {name: value for name in DETAILS if (value := getattr(self, name)) is not None}

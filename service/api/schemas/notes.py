@@ -5,23 +5,58 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from model.note import Attribute, Note, normalise_hashtags
 from service.adding import Added
-from service.api.schemas.common import MAX_ATTRIBUTES, Hashtags, Name, NoteId, TaggedText, Time, Wire
+from service.api.schemas.common import FIRST_TIME, MAX_ATTRIBUTES, Hashtags, Name, NoteId, TaggedText, Time, Wire
 from service.api.schemas.generate import CategoryOut, HashtagOut, LanguageSupported, Truncated, UsageOut
 from service.api.schemas.problem import Problem
 from service.records import Removed, StoredNote
 
-AttributeValue = (
-    Annotated[str, StringConstraints(max_length=1024)] | bool | int | Annotated[float, Field(allow_inf_nan=False)]
-)
+EMPTY = {
+    "title": 'send "" to empty it',
+    "content": 'send "" to empty it',
+    "hashtags": "send [] to remove all of them",
+    "attributes": "send {} to remove all of them",
+    "created_at": "a note always has this one; leave it out to keep it",
+}
+"""How to empty the fields of a note that null does not clear."""
+MAX_ATTRIBUTE = 1024
+"""Bound on the characters of an attribute."""
+
+
+def _check_type(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Refuse a value with one error, at the attribute: pydantic has one for each type, at places that no body has."""
+    try:
+        return validate(value)
+    except ValidationError as error:
+        message = "must be a string of at most {most} characters, a boolean, or a finite number"
+        raise PydanticCustomError("attribute", message, {"most": MAX_ATTRIBUTE}) from error
+
+
+AttributeValue = Annotated[
+    Annotated[str, StringConstraints(max_length=MAX_ATTRIBUTE)]
+    | bool
+    | int
+    | Annotated[float, Field(allow_inf_nan=False)],
+    WrapValidator(_check_type),
+]
 
 
 def _check_count(attributes: Any) -> Any:
-    """Refuse too many attributes before any is validated: pydantic counts last, after up to four errors for each."""
+    """Refuse too many attributes before any is validated: pydantic counts last."""
     if isinstance(attributes, dict) and len(attributes) > MAX_ATTRIBUTES:
         raise PydanticCustomError(
             "too_long",
@@ -66,22 +101,30 @@ class NoteIn(TaggedText):
 
 
 class NotePatch(Wire):
-    """Fields to change; those left out stay. null clears category, author, expires_at."""
+    """Fields to change; those left out stay. null clears category, author and expires_at; "", [] and {} empty the
+    others."""
 
-    title: str | None = None
-    content: str | None = None
-    hashtags: Hashtags | None = None
+    # Of what is left out no default is read. A factory's is not in the OpenAPI, where it would say what PATCH does not.
+    title: str = Field(default_factory=str)
+    content: str = Field(default_factory=str)
+    hashtags: Hashtags = Field(default_factory=list)
     category: Name | None = None
     author: Name | None = None
-    created_at: Time | None = None
+    created_at: Time = Field(default_factory=lambda: FIRST_TIME)
     expires_at: Time | None = None
-    attributes: Attributes | None = None
+    attributes: Attributes = Field(default_factory=dict)
+
+    @field_validator(*EMPTY, mode="before")
+    @classmethod
+    def _refuse_null(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            message = "null clears category, author and expires_at alone; {how}"
+            raise PydanticCustomError("null", message, {"how": EMPTY[info.field_name or ""]})
+        return value
 
     def merged(self, note: Note) -> NoteIn:
         """Return the whole note after the change. Raises ValidationError when that is not a valid note."""
         changes = {name: getattr(self, name) for name in self.model_fields_set}
-        kept_when_null = {"title", "content", "hashtags", "attributes", "created_at"}
-        changes = {name: value for name, value in changes.items() if value is not None or name not in kept_when_null}
         return NoteIn.model_validate({**note_fields(note), **changes})
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 
 from pydantic import BaseModel, Field
 
 MAX_POINTER = 256
 """Bound on the characters of a pointer: an unknown field's name may be as long as a note."""
+
+MAX_SHOWN = 64
+"""Bound on the characters of an unknown name that an error looks at."""
 
 
 class FieldProblem(BaseModel):
@@ -31,3 +35,9 @@ def json_pointer(location: Sequence[str | int]) -> str:
     parts = list(location[1:]) if location and location[0] == "body" else list(location)
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
     return pointer if len(pointer) <= MAX_POINTER else pointer[:MAX_POINTER] + "…"
+
+
+def hint_at_known(name: str, known: Collection[str]) -> str:
+    """Return the end of an error about an unknown name: the nearest of the known ones, or all of them."""
+    nearest = get_close_matches(name[:MAX_SHOWN], known, 1)
+    return f"did you mean {nearest[0]}?" if nearest else f"known are: {', '.join(sorted(known)) or 'none'}"

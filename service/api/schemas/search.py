@@ -153,7 +153,12 @@ class SourcesIn(Wire):
 
 def _weights_of_name(value: Any) -> Any:
     """Return the weights that a name stands for; any other value as it is."""
-    return dict(named_sources(value)) if value in get_args(SourcesName) else value
+    if value in get_args(SourcesName):
+        return dict(named_sources(value))
+    if isinstance(value, str):
+        message = "must be one of {names}, or an object of weights"
+        raise PydanticCustomError("sources", message, {"names": ", ".join(get_args(SourcesName))})
+    return value
 
 
 SourcesOrName = Annotated[SourcesIn, BeforeValidator(_weights_of_name, json_schema_input_type=SourcesIn | SourcesName)]

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, StringConstraints
 
-from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, LogPosition, Name, NoteId, ReaderId, Time, Wire
+from service.api.schemas.common import (
+    MAX_ATTRIBUTES,
+    MAX_HASHTAGS,
+    Label,
+    LogPosition,
+    Name,
+    NoteId,
+    ReaderId,
+    Time,
+    Wire,
+)
 from service.filters import Filter
 from service.ranking.strategies import Strategy
 from service.records import Explanation, RelatedNote, Similar
@@ -92,7 +102,7 @@ class RankingOptions(SearchOptions):
         "error", description="an example that is no stored note: 404, or left out and named in `missing`"
     )
     explain: bool = Field(False, description="say of each note what made its place")
-    scenario: Name | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
+    scenario: Label | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
     user: ReaderId | None = Field(
         None, description="whom the answer is for: chooses the variant of the scenario, and is not stored"
     )

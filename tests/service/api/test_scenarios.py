@@ -77,7 +77,7 @@ def test_unknown_scenario_is_refused_and_known_ones_are_named(client: httpx2.Cli
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
     assert error["pointer"] == "/query/scenario"
-    assert "home" in error["detail"]
+    assert error["detail"] == "must be one of home, strict (NOTELLM_SCENARIOS)"
 
 
 def test_page_of_a_scenario_goes_on(client: httpx2.Client) -> None:
@@ -105,6 +105,10 @@ def test_json_file_is_read_too(tmp_path: Path) -> None:
         ("[home]\nfilter = {attribute = {colour = 'red'}}", ["'home'", "/filter/attribute/colour"]),
         ("[home", []),
         ('["' + "x" * 200 + '"]', ["name"]),
+        pytest.param('["' + "x" * 65 + '"]', ["name", "64"], id="longer-than-events-take"),
+        pytest.param(
+            "[home.variants." + "x" * 65 + "]\nshare = 1", ["name", "64"], id="variant-longer-than-events-take"
+        ),
     ],
 )
 def test_file_that_is_wrong_is_refused_in_one_line(tmp_path: Path, content: str, words: list[str]) -> None:
@@ -121,6 +125,16 @@ def test_file_that_is_wrong_is_refused_in_one_line(tmp_path: Path, content: str,
 def test_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenariosUnusable, match="No such file"):
         read_scenarios(Settings(scenarios=tmp_path / "missing.toml"))
+
+
+def test_longest_name_of_a_scenario_is_taken_by_searches_and_events(serve: Serve, tmp_path: Path) -> None:
+    path, name = tmp_path / "scenarios.json", "x" * 64
+    path.write_text(json.dumps({name: {"k": 3}}))
+    with serve(scenarios=path) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        client.post("/notes", json={"id": "n", "title": "note"})
+        assert client.get("/notes/n/similar", params={"scenario": name}).status_code == 200
+        event = {"event_id": "e", "type": "click", "note_id": "n", "user": "u", "scenario": name}
+        assert client.post("/events", json=event).status_code == 200
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_text_beyond_what_the_model_reads_says_truncated(client: httpx2.Client) 
         ({"dimensions": 3}, "/dimensions", "or left out"),
         ({"dimensions": 0}, "/dimensions", "greater than or equal to 1"),
         ({"encoding_format": "hex"}, "/encoding_format", "'float' or 'base64'"),
-        ({"colour": "red"}, "/colour", "not permitted"),
+        ({"colour": "red"}, "/colour", "is not a known field"),
     ],
     ids=range(13),
 )

@@ -104,8 +104,8 @@ def test_lines_over_their_bound_are_refused_and_none_counts(client: httpx2.Clien
     [
         pytest.param({"note_id": "nobody"}, 404, None, id="unknown-note"),
         pytest.param({"type": "bought"}, 422, "/type", id="unknown-type"),
-        pytest.param({"session": "s"}, 422, "/session", id="two-readers"),
-        pytest.param({"user": None}, 422, "/session", id="no-reader"),
+        pytest.param({"session": "s"}, 422, "/user", id="two-readers"),
+        pytest.param({"user": None}, 422, "/user", id="no-reader"),
         pytest.param({"user": "a/b"}, 422, "/user", id="user-no-path-holds"),
         pytest.param({"event_id": ""}, 422, "/event_id", id="empty-id"),
         pytest.param({"position": 0}, 422, "/position", id="position-0"),

@@ -166,6 +166,37 @@ def test_bad_input_is_refused_with_a_pointer(
 
 
 @pytest.mark.parametrize(
+    ("field", "how"),
+    [("title", '""'), ("content", '""'), ("hashtags", "[]"), ("attributes", "{}"), ("created_at", "leave it out")],
+)
+def test_patch_with_null_for_a_field_it_does_not_clear_says_how_to(client: httpx2.Client, field: str, how: str) -> None:
+    post(client, NOTE)
+    answer = client.patch(f"/notes/{NOTE['id']}", json={field: None})
+    assert answer.status_code == 422, answer.text
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == f"/{field}"
+    assert error["detail"].startswith("null clears category, author and expires_at alone")
+    assert how in error["detail"]
+
+
+def test_patch_empties_what_null_does_not(client: httpx2.Client) -> None:
+    post(client, NOTE | {"id": "emptied"})
+    patch = {"content": "", "hashtags": [], "attributes": {}, "category": None}
+    assert client.patch("/notes/emptied", json=patch).status_code == 200
+    note = client.get("/notes/emptied").json()
+    assert {name: note[name] for name in patch} == patch
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"b": 1}, None, "x" * 1025])
+def test_attribute_of_no_type_that_is_kept_is_one_error(client: httpx2.Client, value: Any) -> None:
+    answer = post(client, {"title": "a", "attributes": {"a": value, "b": 1}})
+    assert answer.status_code == 422, answer.text
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/attributes/a"
+    assert error["detail"] == "must be a string of at most 1024 characters, a boolean, or a finite number"
+
+
+@pytest.mark.parametrize(
     ("bound", "body"),
     [
         ("max_body_bytes", b"[" + b" " * 2**20 + b"]"),
