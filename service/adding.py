@@ -53,9 +53,9 @@ class Plan:
     reused: Generated
     request: GenerationRequest | None
 
-    def finish(self, output: GenerationOutput | None, space: str) -> Added:
+    def finish(self, output: GenerationOutput | None, space: str, min_category_probability: float) -> Added:
         """Return the note as it is to be stored, not written yet. `output`: the model's; None where the plan has no
-        request."""
+        request. A note is given no category with less than `min_category_probability`: filters would find it."""
         if output is None:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
@@ -64,10 +64,10 @@ class Plan:
         hashtags = output.hashtags and tuple(replace(hashtag, notes=()) for hashtag in output.hashtags)
         if not hashtags and self.request and self.request.vocabulary is not None:
             hashtags = None
-        generated = Generated(
-            self.reused.hashtags if hashtags is None else hashtags,
-            output.categories[0] if output.categories else self.reused.category,
-        )
+        category = output.categories[0] if output.categories else self.reused.category
+        if category and category.probability < min_category_probability:
+            category = None
+        generated = Generated(self.reused.hashtags if hashtags is None else hashtags, category)
         stored = StoredNote(self.note, space, output.vector, generated)
         return Added(stored, "", output.usage, output.hashtags_reason, output.truncated, output.language_supported)
 

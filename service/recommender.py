@@ -65,12 +65,14 @@ class GenerationDefaults:
     """Settings of a deployment that generation requests start from.
 
     `categories`: the closed set; () for the model's own. `hashtag_policy`: where a request names none.
-    `blocked_hashtags`: never generated.
+    `blocked_hashtags`: never generated. `min_category_probability`: least probability of a category that a note is
+    given.
     """
 
     categories: tuple[str, ...] = ()
     hashtag_policy: HashtagPolicy = "grounded"
     blocked_hashtags: tuple[str, ...] = ()
+    min_category_probability: float = 0.0
 
 
 class Recommender:
@@ -170,7 +172,8 @@ class Recommender:
         requests = [(plan.note, plan.request) for plan in plans if plan.request is not None]
         generated = await self._batcher.generate_all(requests, urgency, admission, self._tenant)
         outputs = dict(zip(need_model, generated, strict=True))
-        finished = [plan.finish(outputs.get(i), self.engine.space) for i, plan in enumerate(plans)]
+        least = self.defaults.min_category_probability
+        finished = [plan.finish(outputs.get(i), self.engine.space, least) for i, plan in enumerate(plans)]
         # Shielded from a caller that leaves: what reaches the store must also be waited for in the index.
         return await asyncio.shield(self._commit(plans, finished, condition, claims, accepted))
 

@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"
     )
+    min_category_probability: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="least probability of a category that `?generate=category` gives a note; one without has none",
+    )
     hashtag_policy: HashtagPolicy = Field(
         "grounded", description="open, known or grounded: what generated hashtags may be, where a request does not say"
     )

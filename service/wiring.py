@@ -195,7 +195,12 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             searchers=parts.searchers,
         )
         stack.push_async_callback(index.stop)
-        defaults = GenerationDefaults(settings.categories, settings.hashtag_policy, settings.blocked_hashtags)
+        defaults = GenerationDefaults(
+            settings.categories,
+            settings.hashtag_policy,
+            settings.blocked_hashtags,
+            settings.min_category_probability,
+        )
         recommender = Recommender(
             engine, parts.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
         )

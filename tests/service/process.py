@@ -35,6 +35,7 @@ class Process:
             "NOTELLM_CACHE_DIR": str(folder / "c"),
             "NOTELLM_CHECKPOINT": str(checkpoint),
             "NOTELLM_SAMPLE_NOTES": "0",
+            "NOTELLM_MIN_CATEGORY_PROBABILITY": "0",
             "NOTELLM_DRAIN_SECONDS": "0",
             "NOTELLM_URL": self.url,
             **environment,

@@ -64,7 +64,7 @@ def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
     ) -> contextlib.AbstractContextManager[str]:
         name = f"{len(list(folder.iterdir()))}"
         defaults = {"data_dir": folder / name, "cache_dir": folder, "checkpoint": str(tiny_checkpoint)}
-        defaults |= {"sample_notes": 0}
+        defaults |= {"sample_notes": 0, "min_category_probability": 0.0}  # an untrained model is sure of nothing
         return serving(Settings.model_validate(defaults | settings), wait, tracer, more_listeners, make_server)
 
     yield start

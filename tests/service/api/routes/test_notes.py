@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from service.records import position_key
+from tests.service.api.conftest import Serve
 
 NOTE: dict[str, Any] = {
     "id": "kyoto",
@@ -69,6 +70,26 @@ def test_generate_fills_only_what_was_left_out_from_one_prefill(client: httpx2.C
     suffixes = client.post("/generate", json={"title": "A bowl of noodles"}).json()["usage"]["prompt_tokens"] - alone
     assert alone < both["usage"]["prompt_tokens"] < 2 * alone + suffixes  # a second prefill would take `alone` more
     assert (kept["hashtags"], kept["category"], kept["generated"]) == (NOTE["hashtags"], "Travel", None)
+
+
+def test_improbable_category_is_not_given_to_a_note(serve: Serve) -> None:
+    note, generate = {"id": "a", "title": "A bowl of noodles"}, {"generate": "category"}
+    with serve(min_category_probability=0.0) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        given = client.post("/notes", json=note, params=generate).json()
+    probability = given["generated"]["category"]["probability"]
+    assert 0 < probability < 1
+    with (
+        serve(min_category_probability=min(1.0, probability + 0.001)) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        answer = client.post("/notes", json=note, params=generate).json()
+        assert (answer["category"], answer["generated"]) == (None, None)
+        assert (
+            client.post("/similar", json={"title": "noodles", "filter": {"category": given["category"]}}).json()[
+                "items"
+            ]
+            == []
+        )
 
 
 def test_put_creates_and_replaces_the_whole_note(client: httpx2.Client) -> None:
