@@ -11,8 +11,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from service.api.bodies import Turns, body_lines, parse_json, read_list
-from service.api.ingest_list import MAX_ANSWER_ERRORS
-from service.api.problems import invalid_input, problem_of
+from service.api.problems import MAX_ANSWER_ERRORS, invalid_input, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.behaviour.co_occurrence import Read
 from service.container import Service

@@ -15,7 +15,7 @@ from service.admission import Urgency
 from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
-from service.api.problems import invalid_note, problem_of
+from service.api.problems import MAX_ANSWER_ERRORS, invalid_note, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
 from service.errors import MAX_ERRORS, InvalidInput, LimitExceeded, NoteLLMError
@@ -24,8 +24,6 @@ from service.settings import Settings
 
 MIN_NOTE_BYTES = 2048
 """A shorter note counts as this many bytes of work: validating it and writing its result take that long."""
-MAX_ANSWER_ERRORS = 1000
-"""Bound on the field errors in the answer to a list; beyond it each rejected note has one."""
 MAX_ID = 128
 """Bound on the characters of a rejected note's id that its result repeats: that of a valid id."""
 

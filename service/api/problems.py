@@ -22,6 +22,8 @@ from service.errors import FieldError, NoteLLMError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "https://notellm.invalid/problems/"
+MAX_ANSWER_ERRORS = 1000
+"""Bound on the field errors in the answer to a list of notes or events; beyond it each refused item has one."""
 CHALLENGE = 'Bearer realm="notellm"'
 """Value of WWW-Authenticate (RFC 6750)."""
 STATUS: dict[type[Exception], int] = {

@@ -15,10 +15,10 @@ from service.api.bodies import NDJSON, Turns, check_media_type, parse_json, read
 from service.api.bounds import check_import_size
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
-from service.api.ingest_list import MAX_ANSWER_ERRORS, MAX_ID
+from service.api.ingest_list import MAX_ID
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, gzipped, takes_gzip
-from service.api.problems import documented, invalid_note, problem_of
+from service.api.problems import MAX_ANSWER_ERRORS, documented, invalid_note, problem_of
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import VectorForm
 from service.api.schemas.export import (

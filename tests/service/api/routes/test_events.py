@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api.ingest_list import MAX_ANSWER_ERRORS
+from service.api.problems import MAX_ANSWER_ERRORS
 from tests.service.api.conftest import Serve
 
 Eventually = Callable[[Callable[[], bool]], None]

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api.ingest_list import MAX_ANSWER_ERRORS
+from service.api.problems import MAX_ANSWER_ERRORS
 from tests.service.api.conftest import Serve, eventually_true
 
 Lines = list[dict[str, Any]]
