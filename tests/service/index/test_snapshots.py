@@ -97,7 +97,7 @@ def test_load_with_any_byte_changed_is_refused(tmp_path: Path, data: st.DataObje
 
 @pytest.mark.parametrize(
     ("origin", "reason"),
-    [(SnapshotSource("store-2", "space-1"), "another store"), (SnapshotSource("store-1", "other"), "another space")],
+    [(SnapshotSource("store-2", "space-1"), "in: store"), (SnapshotSource("store-1", "other"), "in: space")],
 )
 def test_load_of_other_origin_is_refused_with_reason(
     folder: SnapshotFolder, origin: SnapshotSource, reason: str
