@@ -18,6 +18,7 @@ import os
 import resource
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
@@ -48,7 +49,7 @@ NICENESS = 19
 """Niceness of the slow callers' process: they stand for callers on other machines, which take no core from the
 service."""
 STORED_CONNECTIONS = 8
-"""Connections to the process with the stored answer."""
+"""Connections to the process with the stored answer at the beginning; one more where a read finds none free."""
 REST_SECONDS = 2.0
 """Pause after a measurement with slow callers, in which the service closes their connections."""
 MAX_READ_FACTOR = 2
@@ -157,7 +158,7 @@ class Figures:
 
 async def read_both(callers: Callers, ids: Sequence[str], stored_port: int) -> tuple[list[float], list[float]]:
     """Read related notes and the stored answer by turns, at random times, for SECONDS; return the seconds of each."""
-    paths, free = itertools.cycle(ids), itertools.cycle(await connect(stored_port, STORED_CONNECTIONS))
+    paths, free = itertools.cycle(ids), deque(await connect(stored_port, STORED_CONNECTIONS))
     kinds = itertools.cycle((True, False))
     stored = f"GET {stored_answer.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
@@ -165,9 +166,12 @@ async def read_both(callers: Callers, ids: Sequence[str], stored_port: int) -> t
         of_service = next(kinds)
         if of_service:
             return of_service, await callers.read(next(paths))
+        connection = free.popleft() if free else (await connect(stored_port, 1))[0]
         sent = time.perf_counter()
-        await next(free).send(stored)
-        return of_service, time.perf_counter() - sent
+        await connection.send(stored)
+        taken = time.perf_counter() - sent
+        free.append(connection)
+        return of_service, taken
 
     taken = await asyncio.gather(*await arrivals(read, 2 * READS_PER_SECOND, SECONDS))
     return [seconds for kind, seconds in taken if kind], [seconds for kind, seconds in taken if not kind]
