@@ -42,7 +42,7 @@ once for each word that it shares."""
 ROUNDING = 1e-5
 """Bound on the relative error of sums and bounds, which have 32 bits."""
 MIN_BOUND = 1e-6
-"""Least bound of a score that is not 0, in the unit of `_best`."""
+"""A row whose sum of idf^2, times its scale, is less than this shares no word: its sum was taken off."""
 NO_ROWS = array("I")
 DEAD_SHARE = 0.5
 """Share of rows of removed notes above which the index is rewritten without them. At a half a rewrite, which a search
