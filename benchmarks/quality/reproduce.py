@@ -114,11 +114,12 @@ Without CSFT there is no hashtag task, so that no note hides its hashtags, as in
 
 SCALING_BACKBONES: Mapping[str, str] = {"smollm2-135m": PACKAGED_BACKBONE, "gemma-3-270m": GEMMA_BACKBONE}
 SCALING_STEPS: Mapping[int, int] = {1: 10, 4: 40, 16: 160}
-"""Steps of GCL alone by how many times the pairs of the shortest run they read, each pair once."""
+"""Training steps of a scaling run, by the multiple of the shortest run's pairs that it reads, each pair once."""
 
 
 def scaling_run(backbone: str, times: int) -> Experiment:
-    """GCL from a bare backbone, to show what more pairs and a larger backbone bring; the rate decays within the run."""
+    """Return a run of GCL from a bare backbone. Such runs show what more pairs and a larger backbone bring; the rate
+    decays within each."""
     steps = SCALING_STEPS[times]
     changes = (f"name=scaling-{backbone}-x{times}", f"backbone={SCALING_BACKBONES[backbone]}", "alpha=0.0",
                f"steps={steps}", f"evaluate_every={steps}")  # fmt: skip

@@ -136,7 +136,7 @@ class Reads:
 
     @property
     def factors(self) -> list[float]:
-        """What the 99th percentile of each pair of measurements was multiplied by, rising."""
+        """Ratios of the 99th percentile beside slow callers to the idle one, by pair of measurements, ascending."""
         pairs = zip(self.idle, self.beside, strict=True)
         return sorted(percentile_ms(beside, 99) / percentile_ms(idle, 99) for idle, beside in pairs)
 

@@ -11,7 +11,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from service.api.bodies import Turns, body_lines, parse_json, read_list
-from service.api.problems import MAX_ANSWER_ERRORS, invalid_input, problem_of
+from service.api.problems import ErrorBudget, invalid_input, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.behaviour.co_occurrence import Read
 from service.container import Service
@@ -34,7 +34,7 @@ class EventReader:
         self._types = frozenset(service.behaviour.types)
         self._now = service.clock()
         self._first = self._now - service.settings.event_seconds
-        self._errors_left = MAX_ANSWER_ERRORS
+        self._budget = ErrorBudget()
 
     def read(self, raw: bytes, pointer: str = "") -> Event:
         """Parse and check an event. Raises MalformedBody, InvalidInput at `pointer`, LimitExceeded."""
@@ -57,17 +57,15 @@ class EventReader:
         return event
 
     def result(self, raw: bytes, pointer: str = "") -> Event | dict[str, Any]:
-        """Return an event of a list, or else the result that says why it is refused; beyond MAX_ANSWER_ERRORS field
-        errors of all results together each has one. Raises MalformedBody."""
+        """Return an event of a list, or else the result that says why it is refused; all results
+        together have the errors of one ErrorBudget. Raises MalformedBody."""
         try:
             return self.read(raw, pointer)
         except (InvalidInput, LimitExceeded) as error:
             self._service.telemetry.events.labels("invalid").inc()
             if isinstance(error, LimitExceeded):
                 return refused_result(error, None)
-            shortened = error.shortened(max(1, self._errors_left))
-            self._errors_left -= len(shortened.errors)
-            return refused_result(shortened, sent_id(raw))
+            return refused_result(self._budget.shorten(error), sent_id(raw))
 
 
 def sent_id(raw: bytes) -> str | None:

@@ -15,10 +15,10 @@ from service.admission import Urgency
 from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
-from service.api.problems import MAX_ANSWER_ERRORS, invalid_note, problem_of
+from service.api.problems import ErrorBudget, invalid_note, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
-from service.errors import MAX_ERRORS, InvalidInput, LimitExceeded, NoteLLMError
+from service.errors import InvalidInput, LimitExceeded, NoteLLMError
 from service.records import Attempt
 from service.settings import Settings
 
@@ -79,28 +79,24 @@ async def add_list(
 
 
 async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
-    errors_left = MAX_ANSWER_ERRORS
+    budget, limit = ErrorBudget(), ("max_batch_notes", settings.max_batch_notes)
 
     def read(raw: bytes, pointer: str) -> Note | BatchItem:
-        nonlocal errors_left
-        outcome = read_note(raw, settings, pointer, max(1, errors_left))
-        if isinstance(outcome, BatchItem) and outcome.problem:
-            errors_left -= len(outcome.problem.errors or ())
-        return outcome
+        return read_note(raw, settings, budget, pointer)
 
-    limit = ("max_batch_notes", settings.max_batch_notes)
     return Batch.of(await read_list(body, turns, limit, read, MIN_NOTE_BYTES))
 
 
-def read_note(raw: bytes, settings: Settings, pointer: str = "", max_errors: int = MAX_ERRORS) -> Note | BatchItem:
-    """Parse and validate one note; return it, or else the result that says why it is rejected. Raises MalformedBody."""
+def read_note(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:
+    """Parse and validate one note; return it, or else the result that says why it is rejected. `budget`: that of the
+    answer. Raises MalformedBody."""
     value = None
     try:
         check_note_size(len(raw), settings)
         value = parse_json(raw, pointer)
         return parse_note(value, pointer)
     except InvalidInput as error:
-        return rejected(error.shortened(max_errors), value)
+        return rejected(budget.shorten(error), value)
     except LimitExceeded as error:
         return rejected(error, value)
 

@@ -22,6 +22,7 @@ from service.api.bodies import NDJSON, Turns, media_type
 from service.api.connection import seconds_left
 from service.api.idempotency import IdempotencyKey
 from service.api.ingest_list import MIN_NOTE_BYTES, Batch, read_note, rejected
+from service.api.problems import ErrorBudget
 from service.api.schemas.notes import BatchItem
 from service.container import Service
 from service.errors import DeadlineExceeded, MalformedBody, NoteLLMError, QueueFull
@@ -81,7 +82,7 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
     outcomes: list[Note | BatchItem] = []
     for raw in lines:
         try:
-            outcomes.append(read_note(raw, settings))
+            outcomes.append(read_note(raw, settings, ErrorBudget()))
         except MalformedBody as error:
             outcomes.append(rejected(error))
         await turns.work(max(len(raw), MIN_NOTE_BYTES))

@@ -63,6 +63,19 @@ STATUS: dict[type[Exception], int] = {
 }
 
 
+class ErrorBudget:
+    """Field errors that the answer to a list may still have, MAX_ANSWER_ERRORS in all."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ANSWER_ERRORS
+
+    def shorten(self, error: errors.InvalidInput) -> errors.InvalidInput:
+        """Return the error of a refused item with as many field errors as are left, one at the least."""
+        shortened = error.shortened(max(1, self._left))
+        self._left -= len(shortened.errors)
+        return shortened
+
+
 def problem_of(error: NoteLLMError) -> Problem:
     """Describe one of our own errors to the caller."""
     status = STATUS[type(error)]

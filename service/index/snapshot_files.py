@@ -204,8 +204,8 @@ class OthersSnapshots:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Snapshot:
-    """A snapshot on disk. It has every write up to `position`, and may have later ones. `_digests`: those that the
-    files of its parts have now."""
+    """A snapshot on disk. It has every write up to `position`, and may have later ones. `_digests`: SHA-256 of
+    each part's file as it is read now, by the part's name."""
 
     position: str
     _folder: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +19,7 @@ from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_list import MAX_ID
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, gzipped, takes_gzip
-from service.api.problems import MAX_ANSWER_ERRORS, documented, invalid_note, problem_of
+from service.api.problems import ErrorBudget, documented, invalid_note, problem_of
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import VectorForm
 from service.api.schemas.export import (
@@ -129,15 +130,7 @@ async def import_notes(
     """
     check_media_type(request.headers)
     turns, limit = Turns(), ("max_batch_notes", service.settings.max_batch_notes)
-    errors_left = MAX_ANSWER_ERRORS
-
-    def read(raw: bytes, pointer: str) -> NoteToImport | ImportItem:
-        nonlocal errors_left
-        item = _read_item(service, raw, pointer, max(1, errors_left))
-        if isinstance(item, ImportItem) and item.problem:
-            errors_left -= len(item.problem.errors or ())
-        return item
-
+    read = partial(_read_item, service, ErrorBudget())
     items = await read_list(await request.body(), turns, limit, read, MIN_ITEM_BYTES)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     if len({note.note.id for note in notes}) < len(notes):
@@ -154,8 +147,9 @@ async def import_notes(
     return Response(b'{"results":[%s]}' % b",".join(results), 207, media_type="application/json")
 
 
-def _read_item(service: Service, raw: bytes, pointer: str, max_errors: int) -> NoteToImport | ImportItem:
-    """Return the note of an item, or its result where it is not valid. Raises MalformedBody."""
+def _read_item(service: Service, budget: ErrorBudget, raw: bytes, pointer: str) -> NoteToImport | ImportItem:
+    """Return the note of an item, or its result where it is not valid. `budget`: that of the answer. Raises
+    MalformedBody."""
     value = None
     try:
         check_import_size(len(raw), service.settings)
@@ -167,7 +161,7 @@ def _read_item(service: Service, raw: bytes, pointer: str, max_errors: int) -> N
         service.importer.check(note)
         return note
     except InvalidInput as error:
-        return _rejected(error.shortened(max_errors), value)
+        return _rejected(budget.shorten(error), value)
     except LimitExceeded as error:
         return _rejected(error, value)
 

@@ -129,7 +129,8 @@ class NotePatch(Wire):
 
 
 class GeneratedOut(BaseModel):
-    """Hashtags and category that the model wrote, as the author left them out. `hashtags_reason`: why there is none."""
+    """Hashtags and category that the model wrote, as the author left them out. `hashtags_reason`: why there is none.
+    `category`: none with a probability below NOTELLM_MIN_CATEGORY_PROBABILITY."""
 
     hashtags: list[HashtagOut] | None = None
     hashtags_reason: str | None = None
