@@ -30,6 +30,9 @@ OTHER_VARIABLES = frozenset(
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?")
 EVENT_TYPE = re.compile(r"(?P<name>[a-z][a-z0-9_]{0,31})=-?\d{1,6}(\.\d{1,6})?")
 BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
+WORDS_WEIGHT = 0.5
+"""Weight of words beside vectors with weight 1: best on validation for vectors that have not learnt the community
+(docs/log/words.md)."""
 MAX_SHOWN = 100
 """Bound on the characters of a wrong value that an error repeats."""
 
@@ -179,6 +182,9 @@ class Settings(BaseSettings):
     )
     event_ids: int = Field(
         1_000_000, ge=2, description="most ids of events that are known, in about 100 bytes each; half of them for sure"
+    )
+    words_weight: float = Field(
+        WORDS_WEIGHT, ge=0, description="weight that `sources=auto` gives to words, where vectors have 1"
     )
     behaviour_window: int = Field(
         0, ge=0, description="distinct notes between two reads that relate their notes, at most; 0: any number"

@@ -209,7 +209,18 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         stack.push_async_callback(behaviour.stop)
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
-        search = NoteSearch(engine.space, parts.batcher, store, index, lists, shared.telemetry, clock, name, behaviour)
+        search = NoteSearch(
+            engine.space,
+            parts.batcher,
+            store,
+            index,
+            lists,
+            shared.telemetry,
+            clock,
+            name,
+            behaviour,
+            settings.words_weight,
+        )
         yield Service(
             settings=settings,
             model=engine.name,

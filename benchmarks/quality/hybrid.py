@@ -5,7 +5,8 @@ python -m benchmarks.quality.hybrid DATA [SPLIT] [trained]
 DATA is the folder of the data sets, SPLIT validation (where the service's way was chosen) or test. Queries are whole
 notes and, as texts that somebody types, their titles alone. The systems are the shipped checkpoint and, as it comes,
 all-MiniLM-L6-v2; or, with "trained", both after they have learnt from microlens50k, on its notes (reproduce.py trains
-them if need be). Words are searched as the service does it. Each way orders the best of both, as many as the service
+them if need be), with the weight of words that is best on the validation split (NOTELLM_WORDS_WEIGHT). Words are
+searched as the service does it. Each way orders the best of both, as many as the service
 takes; other notes come behind them by their vectors. Vectors are kept in runs/hybrid/ and used again.
 """
 
@@ -34,15 +35,17 @@ from model.note import Note
 from model.training.trainer import BEST
 from model.weights import SHIPPED_CHECKPOINT
 from service.ranking.words import share_of_weight, word_factor
-from service.search.request import AUTO
 from service.search.sources import POOL_SIZE, WORDS_POOL_SIZE
-from service.settings import Settings
+from service.settings import WORDS_WEIGHT, Settings
 
 SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
 TRAINED_ENCODER = "minilm-distilled-microlens50k"
 """Recipe of the encoder that has learnt from microlens50k, as COMMUNITY has."""
 CACHE = ROOT / "runs" / "hybrid"
-WEIGHT = dict(AUTO)["words"]
+KINDS = ("note", "title")
+"""What is searched with: the whole note, or its title as a text that somebody types."""
+FITTED_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""Weights of words among which a community chooses; the last is the service's own."""
 MAX_LOSS = 0.3
 """Points of Recall@100 that words may cost."""
 NEWTON_STEPS, RIDGE = 12, 1.0
@@ -78,9 +81,9 @@ def by_sum(weight: float) -> Combine:
     return lambda content, words: content + weight * words
 
 
-def automatic(content: Scores, words: Scores) -> Scores:
-    """Combine the scores as the service does for `sources=auto`."""
-    return by_deviations(share_of_weight(words) * WEIGHT)(content, words)
+def automatic(weight: float) -> Combine:
+    """Combine the scores as the service does for `sources=auto`, where words have `weight` at most."""
+    return lambda content, words: by_deviations(share_of_weight(words) * weight)(content, words)
 
 
 OTHER_WAYS: Mapping[str, Combine] = {
@@ -212,27 +215,58 @@ def learnt(content: Scores, words: Scores, pool: Pool) -> Scores:
     return scores
 
 
-def measure(systems: Mapping[str, str], data: str, kind: str, split: Split, pool: Pool) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The scores of all notes of a pool for its queries, by vectors and by words, each (Q, N)."""
+
+    pool: Pool
+    content: Scores
+    words: Scores
+
+    def recall(self, combine: Combine) -> tuple[float, float]:
+        """Recall@10 and @100 in percent where `combine` orders the candidates of each query."""
+        return self.pool.recall(combined(self.content, self.words, self.pool.query_rows, combine))
+
+
+def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, pool: Pool) -> dict[str, Searched]:
+    """Search with the whole notes of a pool or with their titles, by system."""
     own_rows = pool.query_rows
     queries = [pool.notes[own] if kind == "note" else title_of(pool.notes[own]) for own in own_rows]
     words = word_scores(pool, queries)
-    rows = []
+    found = {}
     for system, checkpoint in systems.items():
         of_notes = vectors(system, checkpoint, f"{data}-{split}-note", pool.notes)
         of_queries = of_notes[own_rows]
         if kind == "title":
             of_queries = vectors(system, checkpoint, f"{data}-{split}-title", queries)
-        content = (of_queries @ of_notes.T).astype(np.float64)
-        alone, by_words = pool.recall(content), pool.recall(words)
-        both = pool.recall(combined(content, words, own_rows, automatic))
-        others = []
+        found[system] = Searched(pool, (of_queries @ of_notes.T).astype(np.float64), words)
+    return found
+
+
+def fitted_weights(systems: Mapping[str, str], folder: Path, data: str) -> dict[str, float]:
+    """Return the weight of words by system whose Recall@100 is best on validation, notes and titles together."""
+    pool = Pool.read(folder / data, "validation")
+    kinds = [searched(systems, data, kind, "validation", pool) for kind in KINDS]
+    return {
+        system: max(FITTED_WEIGHTS, key=lambda weight: sum(kind[system].recall(automatic(weight))[1] for kind in kinds))
+        for system in systems
+    }
+
+
+def measure(found: Mapping[str, Searched], what: str, weights: Mapping[str, float], split: Split) -> list[Row]:
+    """Return a row for each system: vectors and words together as the service does it, and by themselves."""
+    rows = []
+    for system, scores in found.items():
+        alone, by_words = scores.pool.recall(scores.content), scores.pool.recall(scores.words)
+        both = scores.recall(automatic(weights[system]))
+        others = [f"weight {weights[system]}"]
         if split == "validation":
-            for name, combine in OTHER_WAYS.items():
-                others.append(f"{name}: {pool.recall(combined(content, words, own_rows, combine))[1]:.1f}")
-            others.append(f"learnt: {pool.recall(learnt(content, words, pool))[1]:.1f}")
+            others += [f"{name}: {scores.recall(combine)[1]:.1f}" for name, combine in OTHER_WAYS.items()]
+            by_regression = scores.pool.recall(learnt(scores.content, scores.words, scores.pool))
+            others.append(f"learnt: {by_regression[1]:.1f}")
         rows.append(
             row(
-                f"{data}, {kind}s, {system}", round(both[1], 1), "% Recall@100",
+                f"{what}, {system}", round(both[1], 1), "% Recall@100",
                 against=f"vectors {alone[1]:.1f}, words {by_words[1]:.1f}",
                 spread="; ".join([f"@10: {both[0]:.1f} (vectors {alone[0]:.1f}, words {by_words[0]:.1f})", *others]),
                 target=">= vectors - 0.3", met=both[1] >= alone[1] - MAX_LOSS,
@@ -242,15 +276,16 @@ def measure(systems: Mapping[str, str], data: str, kind: str, split: Split, pool
 
 
 def main(folder: Path, split: Split, trained: bool) -> None:
-    systems = SYSTEMS
+    systems, weights = SYSTEMS, dict.fromkeys(SYSTEMS, WORDS_WEIGHT)
     if trained:
         encoder = train(folder, TRAINED_ENCODER) / BEST
         systems = {COMMUNITY: str(community_checkpoint(folder)), TRAINED_ENCODER: str(encoder)}
+        weights = fitted_weights(systems, folder, MICROLENS)
     rows: list[Row] = []
     for data in (MICROLENS,) if trained else (MICROLENS, MOVIELENS):
         pool = Pool.read(folder / data, split)
-        for kind in ("note", "title"):
-            rows += measure(systems, data, kind, split, pool)
+        for kind in KINDS:
+            rows += measure(searched(systems, data, kind, split, pool), f"{data}, {kind}s", weights, split)
     write("_".join(["hybrid", *(["trained"] if trained else []), *(["test"] if split == "test" else [])]), rows)
 
 

@@ -10,6 +10,7 @@ from service.filters import Filter
 from service.fingerprint import fingerprint
 from service.ranking.boosts import Boost
 from service.ranking.strategies import Strategy
+from service.settings import WORDS_WEIGHT
 
 FIRST_PAGE = "*"
 """Cursor of the first page of a list, which it makes."""
@@ -19,9 +20,10 @@ SourceName = Literal["content", "words", "behaviour"]
 Sources = tuple[tuple[SourceName, float], ...]
 """Sources with their weights."""
 CONTENT: Sources = (("content", 1.0),)
-AUTO: Sources = (("content", 1.0), ("words", 0.5), ("behaviour", 1.0))
+AUTO: Sources = (("content", 1.0), ("words", WORDS_WEIGHT), ("behaviour", 1.0))
 """Sources of a request that leaves them to the service. Words then have only that share of their weight that the word
-scores of the query speak for: docs/log/words.md, docs/guides/behaviour.md."""
+scores of the query speak for; a deployment may set another weight for them (docs/log/words.md,
+docs/guides/behaviour.md)."""
 OnMissing = Literal["error", "skip"]
 """Whether an example that is no stored note fails the request, or is left out."""
 

@@ -34,6 +34,7 @@ from service.search.request import AUTO, FIRST_PAGE, SearchRequest
 from service.search.sources import ContentSource, Source
 from service.search.verified import ExamplesMissing, VerifiedNotes
 from service.search.words import WordEvidence, query_note
+from service.settings import WORDS_WEIGHT
 from service.telemetry import Telemetry
 
 MAX_RELATED = 1000
@@ -56,7 +57,7 @@ class Prepared:
 
 class NoteSearch:
     """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps ranked lists for
-    their pages. `behaviour`: None for a search without that source."""
+    their pages. `behaviour`: None for a search without that source. `words_weight`: that of words in AUTO."""
 
     def __init__(
         self,
@@ -69,8 +70,10 @@ class NoteSearch:
         clock: Clock,
         tenant: str = DEFAULT_TENANT,
         behaviour: LiveBehaviour | None = None,
+        words_weight: float = WORDS_WEIGHT,
     ) -> None:
         self._behaviour = behaviour
+        self._words_weight = words_weight
         self._space = space
         self._batcher = batcher
         self._store = store
@@ -146,8 +149,8 @@ class NoteSearch:
     async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
         """Return the evidence of the positive examples' words; None where it has no weight, there are no such examples,
         or the store is away, which has the texts. Raises ExamplesMissing."""
-        weights = dict(request.sources)
-        weight = weights.get("words", 0.0) / weights["content"]
+        is_auto, weights = request.sources == AUTO, dict(request.sources)
+        weight = self._words_weight if is_auto else weights.get("words", 0.0) / weights["content"]
         positive = [example for example, _ in examples.positive if example.weight]
         if not weight or not positive:
             return None
@@ -156,7 +159,7 @@ class NoteSearch:
         stored = [notes.example(example.note_id) for example in positive]
         texts = [example.note or (one and one.note) for example, one in zip(positive, stored, strict=True)]
         known = [text for text in texts if text]
-        return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
+        return WordEvidence(self._index, query_note(known), weight, is_auto) if known else None
 
     async def _read_after(
         self, request: SearchRequest, examples: Examples, notes: VerifiedNotes, unit: float

@@ -8,6 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.service.api.conftest import Serve
+
 RARE = "quetzal"
 
 
@@ -55,6 +57,17 @@ def test_auto_leaves_words_out_that_no_note_shares_many_of(client: httpx2.Client
     body = {"positive": [{"note_id": "w-first"}], "k": 20}  # shares one word of eleven with one note
     assert similar(client, **body, sources="auto")["items"] == similar(client, **body)["items"]
     assert similar(client, **body, sources={"words": 0.5})["items"] != similar(client, **body)["items"]
+
+
+@pytest.mark.parametrize(("weight", "is_the_same"), [(0.0, True), (0.3, False)])
+def test_auto_gives_words_the_weight_of_the_setting(serve: Serve, weight: float, is_the_same: bool) -> None:
+    with serve(words_weight=weight) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        notes = [{"id": f"w{i}", "title": f"walk number {i} in town", "content": f"day {i % 4}"} for i in range(12)]
+        assert client.post("/notes", json=notes).status_code == 207
+        body = {"positive": [{"note_id": "w1"}], "k": 5}
+        by_words = similar(client, **body, sources={"words": weight})["items"]
+        assert similar(client, **body, sources="auto")["items"] == by_words
+        assert (similar(client, **body)["items"] == by_words) is is_the_same
 
 
 @pytest.mark.parametrize("sources", ["auto", {"words": 0.5}])
