@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from service.admission import Urgency
 from service.api.bodies import Turns, check_media_type, parse_json, read_list
 from service.api.bounds import check_note_size, check_search_options
+from service.api.included import IncludedFields
 from service.api.json_route import MAX_SEARCH_CONTAINERS
 from service.api.problems import invalid_note, problem_of
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
-from service.api.schemas.similar import SimilarOut
+from service.api.schemas.similar import IncludedField, SimilarOut
 from service.api.waiting import wait_for_position
 from service.container import Service
 from service.errors import MalformedBody, NoteLLMError
@@ -30,11 +31,13 @@ MIN_SEARCH_BYTES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class ListedSearch:
-    """A valid search of a list, the log position that it waits for, and the variant of its scenario."""
+    """A valid search of a list, the log position that it waits for, the variant of its scenario, and the fields that
+    its items have as well."""
 
     request: SearchRequest
     position: str | None
     variant: str | None
+    include: Sequence[IncludedField]
 
     @property
     def reads_texts(self) -> bool:
@@ -61,11 +64,12 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
         note for one in searches if isinstance(one, ListedSearch) and one.reads_texts for note in one.request.texts
     ]
     vectors = iter(await service.search.read_texts(texts, urgency) if texts else ())
+    included = IncludedFields(service.store)
     results = []
     searches.reverse()
     while searches:
         one = searches.pop()  # each is given back by itself: a hundred of 10,000 excluded ids take 40 ms together
-        result = one if isinstance(one, SearchResult) else await _answer(one, vectors, service, urgency)
+        result = one if isinstance(one, SearchResult) else await _answer(one, vectors, included, service, urgency)
         unset, none = result.answer is not None, result.answer is None
         results.append(result.model_dump_json(exclude_unset=unset, exclude_none=none).encode())
     return b'{"results":[%s]}' % b",".join(results)
@@ -82,10 +86,12 @@ def _read_search(raw: bytes, pointer: str, service: Service, scenarios: Scenario
     check_search_options(options, "", service.settings)
     request = options.as_request(body.positives(), body.negatives())
     check_examples(request)
-    return ListedSearch(request, options.min_log_position, options.variant)
+    return ListedSearch(request, options.min_log_position, options.variant, options.include)
 
 
-async def _answer(one: ListedSearch, vectors: Iterator[Vector], service: Service, urgency: Urgency) -> SearchResult:
+async def _answer(
+    one: ListedSearch, vectors: Iterator[Vector], included: IncludedFields, service: Service, urgency: Urgency
+) -> SearchResult:
     texts = [next(vectors) for _ in one.request.texts] if one.reads_texts else []
     try:
         if one.position:
@@ -93,7 +99,9 @@ async def _answer(one: ListedSearch, vectors: Iterator[Vector], service: Service
         similar = await service.search.related(one.request, urgency, texts)
     except NoteLLMError as error:
         return _failed(error)
-    return SearchResult(status=200, answer=SimilarOut.of(similar, None, service.recommender.engine.name, one.variant))
+    answer = SimilarOut.of(similar, None, service.recommender.engine.name, one.variant)
+    await included.add(answer, similar, one.include)
+    return SearchResult(status=200, answer=answer)
 
 
 def _failed(error: NoteLLMError) -> SearchResult:

@@ -12,6 +12,8 @@ from service.cli.client import AsJson, Key, Url, call
 from service.cli.terminal import MISUSED, complain, out, printable, show
 
 COLUMNS = ("no.", "score", Column("id", no_wrap=True), "title", "category", "author", "hashtags")
+SHOWN = {"id", "score", "position", "title", "hashtags", "category", "author", "duplicates", "explanation"}
+"""Fields of an item that have a column or a line of their own."""
 
 
 def similar(
@@ -38,6 +40,9 @@ def similar(
     max_per_category: int | None = None,
     collapse_above: Annotated[float | None, typer.Option(help="The cosine from which two notes are one.")] = None,
     sources: Annotated[str | None, typer.Option(help="content (default), or auto: words and behaviour too.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="A field of each note to show as well: content, ...; several times.")
+    ] = None,
     scenario: Annotated[str | None, typer.Option(help="Defaults that the service binds to this name.")] = None,
     user: Annotated[str | None, typer.Option(help="Whom it is for: chooses the variant of the scenario.")] = None,
     min_log_position: Annotated[str | None, typer.Option(help="That of a write which must be seen.")] = None,
@@ -72,6 +77,7 @@ def similar(
         "max_per_category": max_per_category,
         "collapse_above": collapse_above,
         "sources": sources,
+        "include": include,
         "scenario": scenario,
         "user": user,
         "min_log_position": min_log_position,
@@ -134,8 +140,12 @@ def _show_rest(answer: dict[str, Any]) -> None:
             parts = [f"{name} {_numbers(explanation[name])}" for name in ("positive", "negative", "boosts")]
             parts += _evidence(explanation)
             lines.append(f"{item['position']}. relevance {explanation['relevance']:.4f}: {'; '.join(parts)}")
+        included = [name for name in item if name not in SHOWN]
+        lines += [f"{item['position']}. {name}: {json.dumps(item[name], ensure_ascii=False)}" for name in included]
         if duplicates := item.get("duplicates"):
             lines.append(f"{item['position']}. stands for {', '.join(duplicates)} too")
+    if unread := answer.get("unread"):
+        lines.append(f"more than one answer holds; read with POST /notes/get: {', '.join(unread)}")
     if missing := answer.get("missing"):
         lines.append(f"left out, since there are no such notes: {', '.join(missing)}")
     if removed := answer.get("removed"):

@@ -19,6 +19,7 @@ from service.api.dependencies import (
     get_service,
     read_timeout,
 )
+from service.api.included import IncludedFields
 from service.api.json_route import SearchRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
@@ -80,7 +81,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
         related = await service.search.related(options.as_request(*query.examples(note_id)), time_left=time_left)
     except (InvalidInput, ExamplesNotFound) as error:  # about the cursor or the examples
         raise error.under("/query") from error
-    return answer_response(related, note_id, service, options.variant)
+    return await answer_response(related, note_id, service, options)
 
 
 @router.post(
@@ -97,7 +98,7 @@ async def similar_by_body(
     check_search_options(options, "", service.settings)
     search = options.as_request((Example(note_id), *body.positives()), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, urgency)
-    return answer_response(related, note_id, service, options.variant)
+    return await answer_response(related, note_id, service, options)
 
 
 @router.post(
@@ -112,7 +113,7 @@ async def similar_to_examples(body: SimilarIn, request: Request, service: Servic
     check_search_options(options, "", service.settings)
     search = options.as_request(body.positives(), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, urgency)
-    return answer_response(related, None, service, options.variant)
+    return await answer_response(related, None, service, options)
 
 
 @router.post(
@@ -166,10 +167,13 @@ async def answer_body(
     return await while_connected(request, urgency, answering())
 
 
-def answer_response(related: Similar, note_id: str | None, service: Service, variant: str | None) -> Response:
+async def answer_response(
+    related: Similar, note_id: str | None, service: Service, options: RankingOptions | SearchDefaults
+) -> Response:
     """Return the answer without the fields that say nothing. FastAPI would take as long to serialise it as the search
     takes."""
-    answer = SimilarOut.of(related, note_id, service.recommender.engine.name, variant)
+    answer = SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
+    await IncludedFields(service.store).add(answer, related, options.include)
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 
 

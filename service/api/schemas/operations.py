@@ -91,7 +91,7 @@ class LimitsOut(BaseModel):
     max_read_bytes: int = Field(
         MAX_READ_BYTES,
         description="of the notes of a page of GET /notes, and of an answer of POST /notes/get, as they are stored; "
-        "one note alone may have more",
+        "one note alone may have more; and of the fields that searches of one request `include`, as JSON",
     )
     max_changes: int = Field(MAX_CHANGES, description="changes of one answer of GET /changes")
     max_change_seconds: float = Field(MAX_CHANGE_SECONDS, description="for which GET /changes waits")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, StringConstraints
 
+from model.note import Attribute
 from service.api.schemas.common import (
     MAX_ATTRIBUTES,
     MAX_HASHTAGS,
@@ -17,6 +19,7 @@ from service.api.schemas.common import (
     Time,
     Wire,
 )
+from service.api.schemas.notes import GeneratedOut
 from service.filters import Filter
 from service.ranking.strategies import Strategy
 from service.records import Explanation, RelatedNote, Similar
@@ -37,6 +40,8 @@ Attributed = Annotated[
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
 SourcesName = Literal["content", "auto"]
+IncludedField = Literal["content", "created_at", "expires_at", "attributes", "generated", "revision", "log_position"]
+"""Fields of a note that an item has where `include` names them."""
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -102,6 +107,11 @@ class RankingOptions(SearchOptions):
         "error", description="an example that is no stored note: 404, or left out and named in `missing`"
     )
     explain: bool = Field(False, description="say of each note what made its place")
+    include: list[IncludedField] = Field(
+        [],
+        max_length=len(get_args(IncludedField)),
+        description="fields of the note that each item is to have as well, in `max_read_bytes` of GET /limits",
+    )
     scenario: Label | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
     user: ReaderId | None = Field(
         None, description="whom the answer is for: chooses the variant of the scenario, and is not stored"
@@ -207,6 +217,15 @@ class SimilarItem(BaseModel):
     hashtags: list[str] | None
     category: str | None
     author: str | None
+    content: str | None = Field(
+        None, description="this and what follows up to `log_position`: where `include` names it"
+    )
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    attributes: dict[str, Attribute] | None = None
+    generated: GeneratedOut | None = None
+    revision: int | None = None
+    log_position: str | None = Field(None, description="of the note's last write: its ETag")
     duplicates: list[str] | None = Field(None, description="near-duplicates it stands for; with collapse_above")
     explanation: ExplanationOut | None = Field(None, description="with explain, where the index has the note")
 
@@ -244,6 +263,11 @@ class SimilarOut(BaseModel):
     variant: str | None = Field(None, description="of the scenario, where the user has one; say it in events")
     next_cursor: str | None = Field(None, description="`cursor` of the next page; null at the end of the list")
     missing: list[str] | None = Field(None, description="examples that were left out: there are no such notes")
+    unread: list[str] | None = Field(
+        None,
+        description="with include: ids whose fields are null here, beyond `max_read_bytes` in all; POST /notes/get has "
+        "them",
+    )
     removed: dict[str, int] | None = Field(
         None,
         description="with explain: notes that the filter left out, and those that caps and collapse passed over",

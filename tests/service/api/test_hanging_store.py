@@ -40,7 +40,9 @@ def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: A
                 assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (503, "store-unavailable")
                 assert int(answer.headers["retry-after"]) >= 1
             assert client.get("/notes/a/similar").json()["degraded"]
-            assert client.post("/similar", json={"title": "a"}).json()["degraded"]
+            included = client.post("/similar", json={"title": "a", "include": ["content"]}).json()
+            assert included["degraded"]
+            assert {item["content"] for item in included["items"]} == {None}
             assert client.post("/generate/hashtags", json={"title": "a", "policy": "grounded"}).status_code == 200
             readiness = client.get("/readyz")
             assert (readiness.status_code, readiness.json()["checks"]["store"]["ok"]) == (503, False)

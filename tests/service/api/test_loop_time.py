@@ -118,7 +118,10 @@ REQUESTS: dict[str, list[Callable[[], Request]]] = {
     "GET /events/reads": [lambda: {}],
     "GET /reports/recommendations": [lambda: {}],
     "GET /notes/{note_id}/similar": [lambda: {"params": {"exclude": NOBODY[:1000], "positive": ids(100), "k": 200}}],
-    "POST /notes/{note_id}/similar": [lambda: {"json": {**RANKING, **EXAMPLES, "cursor": "*"}}],
+    "POST /notes/{note_id}/similar": [
+        lambda: {"json": {"k": 200, "author": "large", "include": ["content", "attributes", "generated"]}},
+        lambda: {"json": {**RANKING, **EXAMPLES, "cursor": "*"}},
+    ],
     "POST /similar": [
         lambda: {"json": {**RANKING, **EXAMPLES, "strategy": "best_score"}},
         lambda: {"json": {**RANKING, **LARGE}},

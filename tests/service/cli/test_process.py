@@ -230,6 +230,8 @@ def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
     assert sorted(even["ids"]) == ["w2", "w4"]
     assert sorted(found("w0", "--exclude", "w1", "--exclude", "w2")["ids"]) == ["w3", "w4", "w5"]
     assert found("w0", "--created-before", "2001-01-01T00:00:00Z")["ids"] == []
+    assert found("w0", "-k", "1", "--include", "revision")["items"][0]["revision"] == 1
+    assert "1. revision: 1" in shared.run("similar", "w0", "-k", "1", "--include", "revision").stdout
     first = found("w0", "-k", "3", "--cursor", "*")
     second = found("w0", "-k", "3", "--cursor", first["next_cursor"])
     assert first["ids"] + second["ids"] == found("w0")["ids"]

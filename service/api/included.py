@@ -1,0 +1,61 @@
+"""Fields of notes that a search asks for with `include`, beside those that every item of an answer has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from service.api.bodies import Turns
+from service.api.schemas.notes import NoteOut
+from service.api.schemas.similar import IncludedField, SimilarOut
+from service.errors import StoreUnavailable
+from service.interfaces import MAX_READ_BYTES, NoteStore
+from service.read_time import ReadTime
+from service.records import Similar, StoredNote
+from service.search.verified import KEPT_CHARACTERS
+
+
+class IncludedFields:
+    """Adds fields to the items of the answers to one request, up to MAX_READ_BYTES of JSON in all of them together.
+
+    An item beyond that bound has null in each field, and `unread` of its answer has its id. So it is with a content
+    that was written anew while the search was answered, or that the store could not be asked for in time.
+    """
+
+    def __init__(self, store: NoteStore) -> None:
+        self._store = store
+        self._bytes_left = MAX_READ_BYTES
+        self._turns = Turns()
+
+    async def add(self, answer: SimilarOut, similar: Similar, names: Sequence[IncludedField]) -> None:
+        """Add the fields `names` to the items of `answer`, which is made of `similar`."""
+        if not names:
+            return
+        notes = [None if similar.degraded else related.stored for related in similar.items]
+        if "content" in names and not similar.degraded:
+            notes = await self._with_contents(notes)
+        unread = []
+        for item, stored in zip(answer.items, notes, strict=True):
+            note = stored and NoteOut.of(stored)
+            if note:
+                size = len(note.model_dump_json(include=set[str](names)))
+                self._bytes_left -= size
+                await self._turns.work(size)
+            if note is None or self._bytes_left < 0:
+                note = None
+                unread.append(item.id)
+            for name in names:
+                setattr(item, name, note and getattr(note, name))
+        if unread and not similar.degraded:
+            answer.unread = unread
+
+    async def _with_contents(self, notes: Sequence[StoredNote | None]) -> list[StoredNote | None]:
+        """Return notes of a search with their whole contents, of which it keeps the beginning; None for one whose
+        content cannot be had."""
+        long = [note.note.id for note in notes if note and len(note.note.content) >= KEPT_CHARACTERS]
+        whole: dict[tuple[str, str], StoredNote] = {}
+        if long and self._bytes_left > 0:
+            with suppress(StoreUnavailable):
+                read = await ReadTime().wait(self._store.get(long, max_bytes=self._bytes_left))
+                whole = {(note.note.id, note.position): note for note in read if isinstance(note, StoredNote)}
+        return [whole.get((note.note.id, note.position)) if note and note.note.id in long else note for note in notes]
