@@ -151,6 +151,7 @@ class GenerationOutput:
 
     `vector`: the embedding, (dimension,) float32, unit length.
     `hashtags`: the best first; None when none were asked for. An empty tuple comes with `hashtags_reason`, a sentence.
+    `hashtags_below_min`: those that were left out since their score is below `min_hashtag_score` of the request.
     `categories`: the whole closed set, the most probable first; None when none was asked for.
     `truncated`: the note was longer than the model reads. `language_supported`: the model reads the note's script;
     where it does not, hashtags and categories are empty.
@@ -161,6 +162,7 @@ class GenerationOutput:
     usage: Usage
     hashtags: tuple[Hashtag, ...] | None = None
     hashtags_reason: str | None = None
+    hashtags_below_min: tuple[Hashtag, ...] = ()
     categories: tuple[CategoryProbability, ...] | None = None
     truncated: bool = False
     language_supported: bool = True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from model.generation import GenerationOutput, GenerationRequest, Usage
+from model.generation import GenerationOutput, GenerationRequest, Hashtag, Usage
 from model.note import Note
 from service.records import Generated, StoredNote
 
@@ -16,10 +16,15 @@ this many are computed again when the caller sends the list again."""
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Generations to fill in where the author left them out: how many hashtags (0: none), and the category."""
+    """Generations to fill in where the author left them out: how many hashtags (0: none), and the category.
+    `min_score`: least score of such a hashtag; None for that of the deployment."""
 
     hashtags: int = 0
     category: bool = False
+    min_score: float | None = None
+
+
+GENERATE_NOTHING = Generate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,9 @@ class Added:
     """Result of adding one note.
 
     `status`: created, updated, or unchanged (nothing was written); empty before the write. When no model was needed
-    `usage` is zero, and `truncated` and `language_supported`, as in GenerationOutput, are None. `replayed`: an earlier
-    attempt at the same write had this result, and nothing was done now.
+    `usage` is zero, and `truncated` and `language_supported`, as in GenerationOutput, are None. `below_min`: what the
+    model found now and the note is not given, since its score or probability is too low. `replayed`: an earlier attempt
+    at the same write had this result, and nothing was done now.
     """
 
     stored: StoredNote
@@ -37,6 +43,7 @@ class Added:
     hashtags_reason: str | None = None
     truncated: bool | None = None
     language_supported: bool | None = None
+    below_min: Generated = field(default_factory=Generated)
     replayed: bool = False
 
 
@@ -59,17 +66,24 @@ class Plan:
         if output is None:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
-        # Two things are not stored, since they change when other notes do: the ids of the notes that carry a hashtag,
-        # and, under the policy "known", that no known hashtag fits.
-        hashtags = output.hashtags and tuple(replace(hashtag, notes=()) for hashtag in output.hashtags)
-        if not hashtags and self.request and self.request.vocabulary is not None:
+        # Three things are not stored. Two change when other notes do: the ids of the notes that carry a hashtag, and,
+        # under the policy "known", that no known hashtag fits. And a later request may have another bound on scores.
+        hashtags = _without_notes(output.hashtags)
+        if not hashtags and self.request and (self.request.vocabulary is not None or output.hashtags_below_min):
             hashtags = None
-        category = output.categories[0] if output.categories else self.reused.category
+        category, improbable = output.categories[0] if output.categories else self.reused.category, None
         if category and category.probability < min_category_probability:
-            category = None
+            category, improbable = None, category
         generated = Generated(self.reused.hashtags if hashtags is None else hashtags, category)
-        stored = StoredNote(self.note, space, output.vector, generated)
-        return Added(stored, "", output.usage, output.hashtags_reason, output.truncated, output.language_supported)
+        return Added(
+            StoredNote(self.note, space, output.vector, generated),
+            "",
+            output.usage,
+            output.hashtags_reason,
+            output.truncated,
+            output.language_supported,
+            Generated(_without_notes(output.hashtags_below_min) or None, improbable),
+        )
 
     def changes(self, added: Added) -> bool:
         """Whether `added` differs from what is stored, so that it must be written."""
@@ -77,6 +91,10 @@ class Plan:
             return True
         old, new = self.old, added.stored
         return (old.note, old.space, old.generated) != (new.note, new.space, new.generated)
+
+
+def _without_notes(hashtags: tuple[Hashtag, ...] | None) -> tuple[Hashtag, ...] | None:
+    return hashtags and tuple(replace(hashtag, notes=()) for hashtag in hashtags)
 
 
 def batches_with_unique_ids(notes: Sequence[Note], size: int) -> Iterator[list[int]]:

@@ -25,7 +25,7 @@ from model.generation import (
 )
 from model.note import Note, hashtag_key
 from service.access.principal import DEFAULT_TENANT
-from service.adding import STORE_BATCH_SIZE, Added, Generate, Plan, batches_with_unique_ids
+from service.adding import GENERATE_NOTHING, STORE_BATCH_SIZE, Added, Generate, Plan, batches_with_unique_ids
 from service.admission import PATIENT, Admission, Urgency
 from service.batcher import Batcher
 from service.claims import Claims
@@ -66,13 +66,14 @@ class GenerationDefaults:
 
     `categories`: the closed set; () for the model's own. `hashtag_policy`: where a request names none.
     `blocked_hashtags`: never generated. `min_category_probability`: least probability of a category that a note is
-    given.
+    given. `min_hashtag_score`: least score of a hashtag that a note is given.
     """
 
     categories: tuple[str, ...] = ()
     hashtag_policy: HashtagPolicy = "grounded"
     blocked_hashtags: tuple[str, ...] = ()
     min_category_probability: float = 0.0
+    min_hashtag_score: float = 0.0
 
 
 class Recommender:
@@ -186,7 +187,9 @@ class Recommender:
         reused = old.generated if old and same_text else Generated()
         hashtags = generate.hashtags if not note.hashtags and reused.hashtags is None else 0
         needs_category = generate.category and note.category is None and reused.category is None
-        request = self.generation_request(hashtags, self.categories if needs_category else ())
+        min_score = self.defaults.min_hashtag_score if generate.min_score is None else generate.min_score
+        categories = self.categories if needs_category else ()
+        request = self.generation_request(hashtags, categories, min_score=min_score)
         needs_model = not same_text or request != GenerationRequest()
         return Plan(note, old, reused, request if needs_model else None)
 
@@ -244,6 +247,7 @@ class Recommender:
         condition: Condition | None = None,
         urgency: Urgency = PATIENT,
         attempts: Sequence[Attempt] = (),
+        generate: Generate = GENERATE_NOTHING,
     ) -> Added:
         """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed,
         KeyInUse, KeyReused.
@@ -255,7 +259,7 @@ class Recommender:
                 return await self._replay(claims[0].earlier)
             async with self._changing.setdefault(note_id, asyncio.Lock()):
                 for _ in range(CHANGE_ATTEMPTS):
-                    if added := await self._change(note_id, edit, condition, urgency, claims):
+                    if added := await self._change(note_id, edit, generate, condition, urgency, claims):
                         return added
             raise PreconditionFailed(note_id)
 
@@ -263,6 +267,7 @@ class Recommender:
         self,
         note_id: str,
         edit: Callable[[Note], Note],
+        generate: Generate,
         condition: Condition | None,
         urgency: Urgency,
         claims: Sequence[Claim],
@@ -274,7 +279,7 @@ class Recommender:
             check_condition(condition, note_id, old)
         try:
             (added,) = await self._add_distinct(
-                [edit(old.note)], Generate(), urgency, condition=Condition((old.position,)), known=[old], claims=claims
+                [edit(old.note)], generate, urgency, condition=Condition((old.position,)), known=[old], claims=claims
             )
         except PreconditionFailed:
             return None

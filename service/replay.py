@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import orjson
 from pydantic import TypeAdapter
@@ -30,6 +30,7 @@ class Answer:
     hashtags_reason: str | None
     truncated: bool | None
     language_supported: bool | None
+    below_min: Generated = field(default_factory=Generated)
 
 
 ANSWER = TypeAdapter(Answer)
@@ -50,6 +51,7 @@ def encode_added(added: Added) -> bytes:
             hashtags_reason=added.hashtags_reason,
             truncated=added.truncated,
             language_supported=added.language_supported,
+            below_min=added.below_min,
         )
     )
 
@@ -66,6 +68,7 @@ def decode_added(earlier: Earlier) -> Added:
         answer.hashtags_reason,
         answer.truncated,
         answer.language_supported,
+        answer.below_min,
         replayed=True,
     )
 

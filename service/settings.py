@@ -112,6 +112,12 @@ class Settings(BaseSettings):
         le=1,
         description="least probability of a category that `?generate=category` gives a note; one without has none",
     )
+    min_hashtag_score: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="least score of hashtags that `?generate=hashtags` gives a note, where `min_score` does not say",
+    )
     hashtag_policy: HashtagPolicy = Field(
         "grounded", description="open, known or grounded: what generated hashtags may be, where a request does not say"
     )

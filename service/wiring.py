@@ -200,6 +200,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             settings.hashtag_policy,
             settings.blocked_hashtags,
             settings.min_category_probability,
+            settings.min_hashtag_score,
         )
         recommender = Recommender(
             engine, parts.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name

@@ -259,6 +259,7 @@ class Engine:
                     output,
                     hashtags=hashtags,
                     hashtags_reason=None if hashtags else generation.reason_for_none,
+                    hashtags_below_min=generation.below_min,
                     usage=Usage(prefill.tokens + generation.candidate_tokens, generation.generated_tokens),
                 )
             return output

@@ -86,6 +86,11 @@ class HashtagGeneration:
         return tuple(hashtag for hashtag in self._ranked() if hashtag.score >= self._request.min_hashtag_score)
 
     @property
+    def below_min(self) -> tuple[Hashtag, ...]:
+        """Hashtags that would be in the answer but for `min_hashtag_score`, the best first."""
+        return tuple(hashtag for hashtag in self._ranked() if hashtag.score < self._request.min_hashtag_score)
+
+    @property
     def reason_for_none(self) -> str:
         """Reason for an answer without hashtags."""
         return BELOW_MIN_SCORE if self._ranked() else self._search.reason_for_none

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
 from structlog.contextvars import bind_contextvars
@@ -74,12 +74,29 @@ async def get_manager(request: Request) -> Manager:
     return cast(Gate, request.app.state.gate).manager
 
 
-async def get_generate(generate: str = "") -> Generate:
-    """Parse `?generate=hashtags,category`."""
+async def get_generate(
+    generate: Annotated[
+        str, Query(description="hashtags, category or both, with a comma: what to fill in that the author left out")
+    ] = "",
+    min_score: Annotated[
+        float | None,
+        Query(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="least score of hashtags that are generated; NOTELLM_MIN_HASHTAG_SCORE by default",
+        ),
+    ] = None,
+) -> Generate:
+    """Parse `?generate=hashtags,category&min_score=0.1`."""
     names = {part.strip() for part in generate.split(",")} - {""}
     if unknown := names - {"hashtags", "category"}:
         raise InvalidInput([FieldError("/query/generate", f"knows hashtags and category, not {sorted(unknown)}")])
-    return Generate(GENERATED_HASHTAGS if "hashtags" in names else 0, "category" in names)
+    if min_score is not None and "hashtags" not in names:
+        raise InvalidInput(
+            [FieldError("/query/min_score", "is the least score of generated hashtags; ask for these too")]
+        )
+    return Generate(GENERATED_HASHTAGS if "hashtags" in names else 0, "category" in names, min_score)
 
 
 async def get_condition(

@@ -47,6 +47,7 @@ class Ingest:
     api_key: str | None
     state_folder: Path
     generate: str
+    min_score: float | None
     rejects: Path | None
     restart: bool
     patience: float
@@ -104,9 +105,8 @@ class Ingest:
         while True:
             pause = RETRY_SECONDS
             try:
-                params = {"generate": self.generate} if self.generate else None
                 body = orjson.dumps(notes)
-                response = client.post("/notes", content=body, params=params, headers=headers)
+                response = client.post("/notes", content=body, params=self._params, headers=headers)
                 if response.status_code == 207:
                     results: list[Any] = response.json()["results"]
                     return results
@@ -121,6 +121,12 @@ class Ingest:
                 raise IngestFailed(f"{reason} Run the same command again to go on.")
             time.sleep(pause)
 
+    @property
+    def _params(self) -> dict[str, Any]:
+        """What the service is to generate, as a query string says it."""
+        params = {"generate": self.generate or None, "min_score": self.min_score}
+        return {name: value for name, value in params.items() if value is not None}
+
     def _rejects_path(self) -> Path:
         name = "stdin" if self.file == STDIN else self.file.name
         return self.rejects or Path(f"{name}.rejects.jsonl")
@@ -131,6 +137,7 @@ class Ingest:
             return None
         stat = self.file.stat()
         key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate}"
+        key += "" if self.min_score is None else f" {self.min_score}"
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def _resumed(self) -> tuple[str, int]:

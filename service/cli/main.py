@@ -107,6 +107,7 @@ def ingest(
     url: Url,
     api_key: Key = None,
     generate: Annotated[str, typer.Option(help="hashtags,category: what to fill in from the same prefill.")] = "",
+    min_score: Annotated[float | None, typer.Option(help="Least score of hashtags that are filled in.")] = None,
     rejects: Annotated[
         Path | None, typer.Option(help="Where bad lines go; by default NAME.rejects.jsonl, in this folder.")
     ] = None,
@@ -115,7 +116,7 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Add a file of notes. Broken off, the same command goes on where it was; bad lines do not stop the rest."""
-    job = Ingest(file, url, api_key, read_settings().data_dir, generate, rejects, restart, patience)
+    job = Ingest(file, url, api_key, read_settings().data_dir, generate, min_score, rejects, restart, patience)
     try:
         report = job.run(err)
     except (IngestFailed, OSError) as error:
@@ -136,12 +137,14 @@ def hashtags(
     count: int = 5,
     policy: Annotated[str | None, typer.Option(help="open, known or grounded; the service's own by default.")] = None,
     block: Annotated[list[str] | None, typer.Option(help="A hashtag that is never told.")] = None,
+    min_score: Annotated[float, typer.Option(help="Hashtags with a lower score are left out.")] = 0.0,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Hashtags for a text."""
     body = {"title": title, "content": content, "count": count, "policy": policy, "blocked": block or []}
+    body["min_score"] = min_score
     answer = call(url, "POST", "/generate/hashtags", key=api_key, body=body)
     rows = [
         (hashtag["text"], f"{hashtag['score']:.3f}", ", ".join(hashtag.get("notes", [])))

@@ -184,11 +184,16 @@ async def patch_note(
     request: Request,
     response: Response,
     service: ServiceDep,
+    generate: GenerateDep,
     condition: ConditionDep,
     key: IdempotencyKeyDep,
     urgency: UrgencyDep,
 ) -> AddedOut:
-    """Change some fields. Only a changed title, content or hashtags costs model tokens."""
+    """Change some fields. Only a changed title, content or hashtags costs model tokens, and what `generate` asks for.
+
+    What was generated belongs to the text: an edit of title, content or hashtags drops it, and `generate` writes it
+    anew.
+    """
 
     def edit(note: Note) -> Note:
         try:
@@ -196,7 +201,8 @@ async def patch_note(
         except ValidationError as error:
             raise invalid_note(error) from error
 
-    work = service.recommender.change(note_id, edit, condition, urgency, key.attempts(await request.body()))
+    attempts = key.attempts(await request.body())
+    work = service.recommender.change(note_id, edit, condition, urgency, attempts, generate)
     added = await while_connected(request, urgency, work)
     response.headers.update(answer_headers(added))
     return AddedOut.of(added, service.recommender.engine.name)

@@ -139,6 +139,8 @@ async def limits(request: Request, service: ServiceDep) -> LimitsOut:
         event_id_seconds=settings.event_id_seconds,
         event_ids=settings.event_ids,
         max_k=settings.max_k,
+        min_hashtag_score=settings.min_hashtag_score,
+        min_category_probability=settings.min_category_probability,
         max_list_bytes=MAX_LIST_BYTES,
         max_lists=MAX_LISTS,
         page_seconds=settings.page_seconds,

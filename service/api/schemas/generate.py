@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, StringConstraints
@@ -47,6 +48,28 @@ class CategoryOut(BaseModel):
         return cls(name=category.name, probability=category.probability)
 
 
+class BelowMinOut(BaseModel):
+    """What the model found and left out, since it is below a bound: hashtags below `min_score`, or a note's below
+    NOTELLM_MIN_HASHTAG_SCORE; the category below `min_probability`, or a note's below NOTELLM_MIN_CATEGORY_PROBABILITY.
+    """
+
+    hashtags: list[HashtagOut] | None = None
+    category: CategoryOut | None = None
+
+    @classmethod
+    def of(cls, hashtags: Sequence[Hashtag] | None, category: CategoryProbability | None = None) -> Self | None:
+        if not hashtags and category is None:
+            return None
+        return cls(
+            hashtags=[HashtagOut(text=hashtag.text, score=hashtag.score) for hashtag in hashtags] if hashtags else None,
+            category=category and CategoryOut.of(category),
+        )
+
+
+BelowMin = Annotated[BelowMinOut | None, Field(exclude_if=lambda below: below is None)]
+"""Field of an answer; left out where nothing was found below a bound."""
+
+
 class UsageOut(BaseModel):
     """The note's tokens are counted once, however much is read from them."""
 
@@ -87,6 +110,7 @@ class HashtagsIn(TaggedText, HashtagRules):
 class HashtagsOut(BaseModel):
     hashtags: list[HashtagOut]
     reason: str | None = Field(None, description="why the list is empty")
+    below_min: BelowMin = None
     model: str
     usage: UsageOut
     truncated: Truncated
@@ -97,6 +121,7 @@ class HashtagsOut(BaseModel):
         return cls(
             hashtags=[HashtagOut.of(h) for h in output.hashtags or ()],
             reason=output.hashtags_reason,
+            below_min=BelowMinOut.of(output.hashtags_below_min),
             model=model,
             usage=UsageOut.of(output.usage),
             truncated=output.truncated,
@@ -154,6 +179,7 @@ class GenerateOut(BaseModel):
     hashtags: list[HashtagOut]
     reason: str | None = Field(None, description="why there are no hashtags")
     category: CategoryOut | None = Field(description="null: none is as probable as was asked")
+    below_min: BelowMin = None
     model: str
     usage: UsageOut
     truncated: Truncated
@@ -161,11 +187,13 @@ class GenerateOut(BaseModel):
 
     @classmethod
     def of(cls, output: GenerationOutput, chosen: CategoryProbability | None, model: str) -> Self:
+        best = next(iter(output.categories or ()), None)
         return cls(
             embedding=output.vector.tolist(),
             hashtags=[HashtagOut.of(h) for h in output.hashtags or ()],
             reason=output.hashtags_reason,
             category=chosen and CategoryOut.of(chosen),
+            below_min=BelowMinOut.of(output.hashtags_below_min, best if chosen is None else None),
             model=model,
             usage=UsageOut.of(output.usage),
             truncated=output.truncated,

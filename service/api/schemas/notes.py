@@ -21,7 +21,15 @@ from pydantic_core import PydanticCustomError
 from model.note import Attribute, Note, normalise_hashtags
 from service.adding import Added
 from service.api.schemas.common import FIRST_TIME, MAX_ATTRIBUTES, Hashtags, Name, NoteId, TaggedText, Time, Wire
-from service.api.schemas.generate import CategoryOut, HashtagOut, LanguageSupported, Truncated, UsageOut
+from service.api.schemas.generate import (
+    BelowMin,
+    BelowMinOut,
+    CategoryOut,
+    HashtagOut,
+    LanguageSupported,
+    Truncated,
+    UsageOut,
+)
 from service.api.schemas.problem import Problem
 from service.records import Removed, StoredNote
 
@@ -130,11 +138,13 @@ class NotePatch(Wire):
 
 class GeneratedOut(BaseModel):
     """Hashtags and category that the model wrote, as the author left them out. `hashtags_reason`: why there is none.
-    `category`: none with a probability below NOTELLM_MIN_CATEGORY_PROBABILITY."""
+    `category`: none with a probability below NOTELLM_MIN_CATEGORY_PROBABILITY. `below_min`: what this write found and
+    left out; it is not stored."""
 
     hashtags: list[HashtagOut] | None = None
     hashtags_reason: str | None = None
     category: CategoryOut | None = None
+    below_min: BelowMin = None
 
 
 class NoteOut(BaseModel):
@@ -156,9 +166,7 @@ class NoteOut(BaseModel):
     @classmethod
     def of(cls, stored: StoredNote) -> Self:
         fields = note_fields(stored.note) | {"hashtags": list(stored.hashtags), "category": stored.category}
-        return cls(
-            revision=stored.revision, log_position=stored.position, generated=generated_of(stored, None), **fields
-        )
+        return cls(revision=stored.revision, log_position=stored.position, generated=generated_of(stored), **fields)
 
 
 class RemovedOut(BaseModel):
@@ -199,7 +207,7 @@ class AddedOut(BaseModel):
             model=model,
             hashtags=list(stored.hashtags),
             category=stored.category,
-            generated=generated_of(stored, added.hashtags_reason),
+            generated=generated_of(stored, added),
             usage=UsageOut.of(added.usage),
             truncated=added.truncated,
             language_supported=added.language_supported,
@@ -233,7 +241,7 @@ class BatchItem(BaseModel):
                 "log_position": stored.position,
                 "hashtags": list(stored.hashtags),
                 "category": stored.category,
-                "generated": generated_of(stored, added.hashtags_reason),
+                "generated": generated_of(stored, added),
                 "usage": UsageOut.of(added.usage),
                 "truncated": added.truncated,
                 "language_supported": added.language_supported,
@@ -247,15 +255,18 @@ class BatchOut(BaseModel):
     model: str
 
 
-def generated_of(stored: StoredNote, hashtags_reason: str | None) -> GeneratedOut | None:
-    """Generated hashtags and category of a note; None where the model wrote neither."""
+def generated_of(stored: StoredNote, added: Added | None = None) -> GeneratedOut | None:
+    """Generated hashtags and category of a note, and what the write `added` says of them; None where the model wrote
+    neither, and left out neither."""
     generated = stored.generated
-    if generated.hashtags is None and generated.category is None:
+    below_min = BelowMinOut.of(added.below_min.hashtags, added.below_min.category) if added else None
+    if generated.hashtags is None and generated.category is None and below_min is None:
         return None
     return GeneratedOut(
         hashtags=None if generated.hashtags is None else [HashtagOut.of(h) for h in generated.hashtags],
-        hashtags_reason=hashtags_reason,
+        hashtags_reason=added and added.hashtags_reason,
         category=None if generated.category is None else CategoryOut.of(generated.category),
+        below_min=below_min,
     )
 
 

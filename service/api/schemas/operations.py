@@ -63,6 +63,8 @@ class LimitsOut(BaseModel):
     max_k: int
     max_hashtags: int = MAX_HASHTAGS
     max_generated_hashtags: int = MAX_GENERATED
+    min_hashtag_score: float = Field(description="of hashtags that `?generate` gives a note, without `min_score`")
+    min_category_probability: float = Field(description="of a category that `?generate` gives a note")
     max_categories: int = MAX_CATEGORIES
     max_category_tokens: int = MAX_CATEGORY_TOKENS
     max_blocked_hashtags: int = MAX_BLOCKED

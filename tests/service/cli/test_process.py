@@ -206,6 +206,14 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
     assert (nothing.returncode, "--positive" in nothing.stderr) == (2, True)
 
 
+def test_least_score_of_hashtags_is_an_option(shared: Process, tmp_path: Path) -> None:
+    assert json.loads(shared.run("hashtags", "a bowl", "--min-score", "1", "--json").stdout)["hashtags"] == []
+    file = tmp_path / "few.jsonl"
+    file.write_text('{"id": "few", "title": "a bowl"}\n')
+    assert shared.run("ingest", str(file), "--generate", "hashtags", "--min-score", "1").returncode == 0
+    assert httpx2.get(f"{shared.url}/notes/few").json()["hashtags"] == []
+
+
 def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
     """Each field of POST /similar has an option, but those that --body is for; and each option does what its field
     does."""

@@ -66,7 +66,10 @@ def test_hashtags_below_min_score_are_left_out(client: httpx2.Client) -> None:
     assert len(scores) > 1
     few = client.post("/generate/hashtags", json=body | {"min_score": scores[1]}).json()
     assert [hashtag["score"] for hashtag in few["hashtags"]] == [score for score in scores if score >= scores[1]]
+    assert [hashtag["score"] for hashtag in few["below_min"]["hashtags"]] == [s for s in scores if s < scores[1]]
     none = client.post("/generate/hashtags", json=body | {"min_score": 1}).json()
+    assert [hashtag["score"] for hashtag in none["below_min"]["hashtags"]] == scores
+    assert "below_min" not in client.post("/generate/hashtags", json=body).json()
     assert (none["hashtags"], none["reason"]) == ([], "no hashtag has a score of min_score or more")
     stream = client.post("/generate/hashtags/stream", json=body | {"min_score": 1}).text
     assert [line for line in stream.splitlines() if line.startswith("event")] == ["event: done"]
@@ -110,6 +113,7 @@ def test_category_below_the_asked_probability_abstains(client: httpx2.Client) ->
     assert {c["name"] for c in unsure["alternatives"]} == {"Food", "Pets"}
     everything = client.post("/generate", json=TEXT | {"categories": ["Food", "Pets"], "min_probability": 1}).json()
     assert everything["category"] is None
+    assert everything["below_min"]["category"] == max(unsure["alternatives"], key=lambda one: one["probability"])
 
 
 def test_category_probabilities_of_a_closed_set_sum_to_one(client: httpx2.Client) -> None:

@@ -72,7 +72,7 @@ def test_generate_fills_only_what_was_left_out_from_one_prefill(client: httpx2.C
     assert (kept["hashtags"], kept["category"], kept["generated"]) == (NOTE["hashtags"], "Travel", None)
 
 
-def test_improbable_category_is_not_given_to_a_note(serve: Serve) -> None:
+def test_improbable_category_is_not_given_to_a_note_and_the_answer_says_which(serve: Serve) -> None:
     note, generate = {"id": "a", "title": "A bowl of noodles"}, {"generate": "category"}
     with serve(min_category_probability=0.0) as url, httpx2.Client(base_url=url, timeout=30) as client:
         given = client.post("/notes", json=note, params=generate).json()
@@ -82,14 +82,54 @@ def test_improbable_category_is_not_given_to_a_note(serve: Serve) -> None:
         serve(min_category_probability=min(1.0, probability + 0.001)) as url,
         httpx2.Client(base_url=url, timeout=30) as client,
     ):
-        answer = client.post("/notes", json=note, params=generate).json()
-        assert (answer["category"], answer["generated"]) == (None, None)
+        key = {"Idempotency-Key": "improbable"}
+        first, repeated = (client.post("/notes", json=note, params=generate, headers=key).json() for _ in range(2))
+        (listed,) = client.post("/notes", json=[note], params=generate).json()["results"]
+        for answer in (first, repeated, listed):
+            assert answer.get("category") is None
+            assert answer["generated"]["below_min"]["category"] == given["generated"]["category"]
+        assert client.get("/notes/a").json()["generated"] is None
+        assert client.get("/limits").json()["min_category_probability"] > probability
         assert (
             client.post("/similar", json={"title": "noodles", "filter": {"category": given["category"]}}).json()[
                 "items"
             ]
             == []
         )
+
+
+def test_hashtags_below_the_least_score_are_not_given_to_a_note_and_the_answer_says_which(serve: Serve) -> None:
+    note, generate = {"id": "few", "title": "A bowl of noodles"}, {"generate": "hashtags"}
+    with (
+        serve(hashtag_policy="open", min_hashtag_score=1.0) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        every = post(client, note | {"id": "many"}, min_score=0, **generate).json()
+        scores = [hashtag["score"] for hashtag in every["generated"]["hashtags"]]
+        assert scores[0] > scores[-1]
+        assert "below_min" not in every["generated"]
+        none = post(client, note, **generate).json()
+        assert (none["hashtags"], none["generated"]["hashtags"]) == ([], None)
+        assert none["generated"]["hashtags_reason"] == "no hashtag has a score of min_score or more"
+        assert [hashtag["score"] for hashtag in none["generated"]["below_min"]["hashtags"]] == scores
+        few = client.put("/notes/few", json=note, params=generate | {"min_score": scores[0]}).json()
+        below = [hashtag["text"] for hashtag in few["generated"]["below_min"]["hashtags"]]
+        assert [*few["hashtags"], *below] == every["hashtags"]
+        assert client.get("/notes/few").json()["hashtags"] == few["hashtags"] != []
+        assert client.get("/limits").json()["min_hashtag_score"] == 1
+
+
+@pytest.mark.parametrize("query", [{"min_score": 0.5}, {"min_score": 0.5, "generate": "category"}])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_least_score_of_hashtags_that_are_not_generated_is_refused(
+    client: httpx2.Client, method: str, query: dict[str, Any]
+) -> None:
+    post(client, NOTE | {"id": "scored"})
+    path = "/notes" if method == "POST" else "/notes/scored"
+    refused = client.request(method, path, json={"title": "a"}, params=query)
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/query/min_score")
+    wrong = client.request(method, path, json={"title": "a"}, params={"generate": "hashtags", "min_score": 2})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/query/min_score")
 
 
 def test_put_creates_and_replaces_the_whole_note(client: httpx2.Client) -> None:
@@ -107,6 +147,25 @@ def test_patch_embeds_again_only_when_the_prompt_changes(client: httpx2.Client) 
     stored = client.get("/notes/patched").json()
     assert (stored["author"], stored["content"], stored["title"]) == (None, "Noodles.", NOTE["title"])
     assert client.patch("/notes/patched", json={"title": "", "content": " "}).status_code == 422
+
+
+def test_patch_generates_what_the_author_left_out_for_the_text_as_it_is_now(client: httpx2.Client) -> None:
+    generate = {"generate": "hashtags,category"}
+    post(client, {"id": "edited", "title": "A bowl of noodles"}, **generate)
+    assert client.patch("/notes/edited", json={"content": "Eaten alone."}).json()["generated"] is None
+    patched = client.patch("/notes/edited", json={"content": "Eaten at midnight."}, params=generate).json()
+    twin = post(
+        client, {"id": "twin", "title": "A bowl of noodles", "content": "Eaten at midnight."}, **generate
+    ).json()
+    assert patched["generated"]["category"]["name"] == twin["generated"]["category"]["name"]
+    assert patched["generated"]["hashtags"] is not None
+    assert client.get("/notes/edited").json()["category"] == patched["category"]
+    kept = client.patch("/notes/edited", json={"author": "tom"}, params=generate).json()
+    assert (kept["generated"]["category"], kept["usage"]["prompt_tokens"]) == (patched["generated"]["category"], 0)
+    own = client.patch("/notes/edited", json={"category": "Food", "hashtags": ["noodles"]}, params=generate).json()
+    assert (own["category"], own["hashtags"], own["generated"]) == ("Food", ["noodles"], None)
+    refused = client.patch("/notes/edited", json={"author": "tom"}, params={"generate": "summary"})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/query/generate")
 
 
 def test_a_deleted_note_is_nowhere(client: httpx2.Client) -> None:
