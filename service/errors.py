@@ -188,12 +188,18 @@ class OtherSpace(NoteLLMError):
 
 
 class LogCut(NoteLLMError):
-    """`first`: the first position that the log still has."""
+    """The log lacks changes behind `position`: it begins later, at `first`, or it ends before, at `last`."""
 
-    def __init__(self, position: str, first: str) -> None:
+    def __init__(self, position: str, *, first: str | None = None, last: str | None = None) -> None:
+        reason = f"begins at {first} and does not reach back to {position}"
+        if last is not None:
+            reason = (
+                f"ends at {last}, before {position}: the store was restored from a backup or lost writes, or the "
+                "position is of another store"
+            )
         super().__init__(
-            f"The change log begins at {first} and does not reach back to {position}, so that changes behind it cannot "
-            "be told one by one: read all notes again (GET /notes/export), and go on from the position where that ends."
+            f"The change log {reason}. Changes behind that cannot be told one by one: read all notes again (GET "
+            "/notes/export), and go on from the position where that ends."
         )
 
 

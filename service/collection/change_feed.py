@@ -45,8 +45,8 @@ class ChangeFeed:
         self, after: str | None, limit: int, seconds: float = 0.0, is_ending: Callable[[], bool] = lambda: False
     ) -> Changes:
         """Return up to `limit` changes behind the position `after`, by default the end of the log. Where there are
-        none, wait for one for `seconds`, or until the process `is_ending`. Raises LogCut, InvalidInput,
-        TooManyWaiting, StoreUnavailable."""
+        none, wait for one for `seconds`, or until the process `is_ending`. Raises LogCut, TooManyWaiting,
+        StoreUnavailable."""
         if after is None:
             after = (await ReadTime().wait(self._store.log_bounds())).last
         changes = await self._read(after, limit)
@@ -64,7 +64,8 @@ class ChangeFeed:
         return Changes(changes, position, position_key(position) < position_key(bounds.last))
 
     async def _wait_beyond(self, position: str, seconds: float, is_ending: Callable[[], bool]) -> None:
-        """Return once the index, which follows the log, has come beyond a position: no waiter asks the store."""
+        """Return once the index, which follows the log, has come beyond a position: no waiter asks the store. Return
+        too where the index is, or was, built anew from a store that may not have the position any more."""
         milliseconds, sequence = position_key(position)
         until = asyncio.get_running_loop().time() + seconds
         while not is_ending() and (left := until - asyncio.get_running_loop().time()) > 0:
@@ -72,4 +73,5 @@ class ChangeFeed:
                 await self._index.wait_for(f"{milliseconds}-{sequence + 1}", min(left, STEP_SECONDS))
                 return
             except IndexBehind:
-                continue
+                if not self._index.status().ready or position_key(self._index.position) < (milliseconds, sequence):
+                    return

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from service.errors import FieldError, InvalidInput, LogCut
+from service.errors import LogCut
 from service.records import LogBounds, position_key
 
 
 def check_reaches(bounds: LogBounds, after: str) -> None:
-    """Check that a log has all changes behind a position. Raises LogCut, and InvalidInput for a position that no write
-    has had yet."""
+    """Check that a log has all changes behind a position. Raises LogCut, also for a position behind the end of the
+    log, where it has no write: it was restored since, or lost writes."""
     if position_key(after) > position_key(bounds.last):
-        raise InvalidInput([FieldError("/query/after", "no write has had this log position yet")])
+        raise LogCut(after, last=bounds.last)
     if not bounds.has_all_after(after):
-        raise LogCut(after, bounds.first or bounds.last)
+        raise LogCut(after, first=bounds.first or bounds.last)

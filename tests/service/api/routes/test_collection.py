@@ -393,10 +393,16 @@ def test_request_that_waits_in_vain_is_answered_without_changes(notes: httpx2.Cl
 
 @pytest.mark.parametrize(
     "query",
-    [{"after": "now"}, {"after": "9" * 15 + "-0"}, {"limit": 0}, {"limit": 1001}, {"wait": 31}, {"wait": "nan"}],
+    [{"after": "now"}, {"limit": 0}, {"limit": 1001}, {"wait": 31}, {"wait": "nan"}],
 )
 def test_request_for_changes_that_is_not_valid_is_refused(notes: httpx2.Client, query: dict[str, Any]) -> None:
     assert notes.get("/changes", params=query).status_code == 422
+
+
+def test_changes_behind_a_position_that_the_log_has_not_come_to_are_410(notes: httpx2.Client) -> None:
+    problem = notes.get("/changes", params={"after": "9" * 15 + "-0", "wait": 30})
+    assert (problem.status_code, problem.json()["type"].rpartition("/")[2]) == (410, "log-cut")
+    assert "/notes/export" in problem.json()["detail"]
 
 
 def test_changes_that_the_log_has_no_more_are_410(serve: Serve) -> None:

@@ -1,0 +1,61 @@
+"""Followers of GET /changes after a restore: those that the log cannot serve are told at once to begin again."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+
+from service.store.backup.backup import make_backup
+from service.store.backup.restore import restore_backup
+from tests.service.api.conftest import Serve, eventually_true
+from tests.service.conftest import running_embedded
+
+
+def write(client: httpx2.Client, note_id: str) -> str:
+    """Write a note; return its log position."""
+    position: str = client.put(f"/notes/{note_id}", json={"title": note_id}).json()["log_position"]
+    return position
+
+
+def changes(client: httpx2.Client, after: str, wait: float = 0) -> httpx2.Response:
+    return client.get("/changes", params={"after": after, "wait": wait})
+
+
+def is_told_to_begin_again(answer: httpx2.Response) -> bool:
+    problem = answer.json()
+    named = (answer.status_code, problem.get("type", "").rpartition("/")[2]) == (410, "log-cut")
+    return named and "GET /notes/export" in problem["detail"]
+
+
+def test_followers_that_a_restored_log_cannot_serve_get_410_at_once(
+    serve: Serve, short_folder: Path, tmp_path: Path
+) -> None:
+    with (
+        running_embedded(short_folder / "d") as server,
+        serve(redis_url=server.url) as url,
+        httpx2.Client(base_url=url, timeout=25) as client,  # less than the follower below would wait
+        ThreadPoolExecutor() as threads,
+    ):
+        before, last = write(client, "a"), write(client, "b")
+        make_backup(server.url, str(tmp_path / "b"), lambda *step: None)
+        lost = write(client, "c")
+        client.delete("/notes/a")
+        ahead: str = client.get("/changes").json()["log_position"]
+        waiting = threads.submit(changes, client, ahead, wait=30)
+        restore_backup(str(tmp_path / "b"), server.url, lambda *step: None, replace=True)
+        for after in (before, lost, ahead):
+            assert is_told_to_begin_again(changes(client, after, wait=30)), after
+            assert is_told_to_begin_again(client.get("/notes/export", params={"after": after})), after
+        assert changes(client, last).json()["changes"] == []  # it has what the backup has
+        assert is_told_to_begin_again(waiting.result())
+
+        eventually_true(lambda: client.get("/readyz").status_code == 200)
+        write(client, "d")
+        for after in (before, last, lost, ahead):
+            assert is_told_to_begin_again(changes(client, after, wait=30)), after
+        *notes, end = map(json.loads, client.get("/notes/export").text.splitlines())
+        assert {line["id"] for line in notes[1:]} == {"a", "b", "d"}
+        assert changes(client, end["end"]).json()["changes"] == []
