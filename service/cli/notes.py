@@ -240,7 +240,7 @@ class Upload:
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, rejected=0)
         vectors: Counter[str] = Counter(kept=0, read=0)
         patience = Patience(self.patience)
-        headers = bearer(self.api_key) | {"Content-Type": "application/json"}
+        headers = bearer(self.api_key) | {"Content-Type": "application/x-ndjson"}
         with httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client, _progress() as bars:
             task = bars.add_task("importing", total=len(last_lines))
             notes = (text for number, text in self._lines() if number in last_lines)
@@ -294,7 +294,7 @@ class Upload:
 
     def _post(self, client: httpx2.Client, batch: list[bytes], patience: Patience) -> list[Any]:
         """Return the results of one batch."""
-        body = b"[" + b",".join(batch) + b"]"
+        body = b"".join(batch)
         while True:
             try:
                 response = client.post("/notes/import", content=body, params={"replace": self.replace})

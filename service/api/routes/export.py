@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 
 from service.access.principal import Scope
 from service.api.access import go_on, needs
-from service.api.bodies import NDJSON, Turns, check_media_type, parse_json, read_list
-from service.api.bounds import check_import_size
+from service.api.bodies import NDJSON, Turns, check_media_type
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
-from service.api.ingest_list import MAX_ID
+from service.api.ingest_import import MIN_ITEM_BYTES, read_import
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, gzipped, takes_gzip
-from service.api.problems import ErrorBudget, documented, invalid_note, problem_of
+from service.api.problems import documented, problem_of
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import VectorForm
 from service.api.schemas.export import (
     ExportQuery,
-    ImportIn,
     ImportItem,
     ImportOut,
     change_line,
@@ -35,11 +30,9 @@ from service.api.schemas.export import (
 from service.collection.export import Export
 from service.collection.importing import NoteToImport
 from service.container import Service
-from service.errors import FieldError, InvalidInput, LimitExceeded, NoteLLMError
+from service.errors import FieldError, InvalidInput, NoteLLMError
 
 router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
-MIN_ITEM_BYTES = 2048
-"""A shorter note counts as this many bytes of work."""
 
 
 @router.get(
@@ -112,7 +105,8 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
             "content": {
                 "application/json": {
                     "schema": {"type": "array", "items": {"anyOf": [{"$ref": "#/components/schemas/ImportIn"}, {}]}}
-                }
+                },
+                NDJSON: {"schema": {"type": "string", "description": "lines of an export, or one note a line"}},
             },
         }
     },
@@ -126,15 +120,13 @@ async def import_notes(
 ) -> Response:
     """Add notes of an export, up to `max_batch_notes`, with their vectors where these are of the model that serves.
 
-    A note of an id that there is stays as it is, unless you say `replace`.
+    A note of an id that there is stays as it is, unless you say `replace`. The body is a list of notes, or the lines
+    of GET /notes/export as they are: of a note that comes twice the last line counts, and one that a later line removes
+    is left out.
     """
-    check_media_type(request.headers)
-    turns, limit = Turns(), ("max_batch_notes", service.settings.max_batch_notes)
-    read = partial(_read_item, service, ErrorBudget())
-    items = await read_list(await request.body(), turns, limit, read, MIN_ITEM_BYTES)
+    check_media_type(request.headers, NDJSON)
+    turns, items = Turns(), await read_import(request, service)
     notes = [item for item in items if isinstance(item, NoteToImport)]
-    if len({note.note.id for note in notes}) < len(notes):
-        raise InvalidInput([FieldError("", "names an id twice")])
     urgency = requested.for_list(service.settings)
     outcomes: Iterator[ImportItem] = map(
         ImportItem.of, await while_connected(request, urgency, service.importer.add(notes, replace, urgency))
@@ -145,29 +137,3 @@ async def import_notes(
         results.append(result.model_dump_json().encode())
         await turns.work(max(len(results[-1]), MIN_ITEM_BYTES))
     return Response(b'{"results":[%s]}' % b",".join(results), 207, media_type="application/json")
-
-
-def _read_item(service: Service, budget: ErrorBudget, raw: bytes, pointer: str) -> NoteToImport | ImportItem:
-    """Return the note of an item, or its result where it is not valid. `budget`: that of the answer. Raises
-    MalformedBody."""
-    value = None
-    try:
-        check_import_size(len(raw), service.settings)
-        value = parse_json(raw, pointer)
-        try:
-            note = ImportIn.model_validate(value).as_import()
-        except ValidationError as error:
-            raise invalid_note(error) from error
-        service.importer.check(note)
-        return note
-    except InvalidInput as error:
-        return _rejected(budget.shorten(error), value)
-    except LimitExceeded as error:
-        return _rejected(error, value)
-
-
-def _rejected(error: NoteLLMError, value: Any) -> ImportItem:
-    """Return the result of an item that is not valid, or too large. `value`: its JSON, None where it was not parsed."""
-    note_id = value.get("id") if isinstance(value, dict) else None
-    name = note_id[:MAX_ID] if isinstance(note_id, str) else None
-    return ImportItem(id=name, status="rejected", problem=problem_of(error))

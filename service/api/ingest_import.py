@@ -1,0 +1,111 @@
+"""Bodies of POST /notes/import: a JSON list of exported notes, or the lines that GET /notes/export writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from service.api.bodies import NDJSON, Turns, body_lines, media_type, parse_json, read_list
+from service.api.bounds import check_import_size
+from service.api.ingest_list import MAX_ID
+from service.api.problems import ErrorBudget, invalid_note, problem_of
+from service.api.schemas.export import VERSION, ImportIn, ImportItem
+from service.collection.importing import NoteToImport
+from service.container import Service
+from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
+
+MIN_ITEM_BYTES = 2048
+"""A shorter note counts as this many bytes of work."""
+T = TypeVar("T")
+Item = NoteToImport | ImportItem
+"""A note to import, or the result of one that is not valid."""
+
+
+async def read_import(request: Request, service: Service) -> list[Item]:
+    """Read the notes of a body, up to max_batch_notes. Raises MalformedBody, InvalidInput, LimitExceeded."""
+    body, turns = await request.body(), Turns()
+    if media_type(request.headers) == NDJSON:
+        return await _read_lines(body, service, turns)
+    limit = ("max_batch_notes", service.settings.max_batch_notes)
+    read = partial(_read, service, ErrorBudget(), partial(_note, service))
+    items = await read_list(body, turns, limit, read, MIN_ITEM_BYTES)
+    notes = [item for item in items if isinstance(item, NoteToImport)]
+    if len({note.note.id for note in notes}) < len(notes):
+        raise InvalidInput([FieldError("", "names an id twice")])
+    return items
+
+
+async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]:
+    """Read lines as they are applied, in their order: of a note that comes twice the last line counts, and one that a
+    later line removes is left out. A line that is not valid is rejected alone."""
+    budget, max_notes, number = ErrorBudget(), service.settings.max_batch_notes, 0
+    items: dict[str | int, Item] = {}  # by the id of a note, or the number of a line that is rejected
+    async with aclosing(body_lines(body, turns)) as lines:
+        async for raw in lines:
+            number += 1
+            try:
+                line = _read(service, budget, partial(_note_or_mark, service), raw)
+            except MalformedBody as error:
+                line = _rejected(error, None)
+            if isinstance(line, NoteToImport):
+                items.pop(line.note.id, None)
+                items[line.note.id] = line
+            elif isinstance(line, ImportItem):
+                items[number] = line
+            elif "removed" in line and "end" not in line:
+                if items.pop(str(line["removed"]), None) is None:
+                    detail = "no earlier line of this body has such a note; DELETE /notes/{id} removes a stored one"
+                    items[number] = _rejected(InvalidInput([FieldError("/removed", detail)]), {"id": line["removed"]})
+            elif line.get("export", VERSION) != VERSION:
+                detail = f"begins an export of another version than {VERSION}, which this service reads"
+                raise InvalidInput([FieldError("", f"line {number} {detail}")])
+            if len(items) > max_notes:
+                raise LimitExceeded("max_batch_notes", max_notes)
+            await turns.work(max(len(raw), MIN_ITEM_BYTES))
+    return list(items.values())
+
+
+def _read(
+    service: Service, budget: ErrorBudget, make: Callable[[Any], T], raw: bytes, pointer: str = ""
+) -> T | ImportItem:
+    """Return what `make` makes of an item's JSON, or the item's result where it is not valid. `budget`: that of the
+    answer. Raises MalformedBody."""
+    value = None
+    try:
+        check_import_size(len(raw), service.settings)
+        value = parse_json(raw, pointer)
+        return make(value)
+    except InvalidInput as error:
+        return _rejected(budget.shorten(error), value)
+    except LimitExceeded as error:
+        return _rejected(error, value)
+
+
+def _note(service: Service, value: Any) -> NoteToImport:
+    """Validate a note. Raises InvalidInput."""
+    try:
+        note = ImportIn.model_validate(value).as_import()
+    except ValidationError as error:
+        raise invalid_note(error) from error
+    service.importer.check(note)
+    return note
+
+
+def _note_or_mark(service: Service, value: Any) -> NoteToImport | dict[str, Any]:
+    """Return a note, or a line of an export that is none: its first one, its last one, or a removal. Raises
+    InvalidInput."""
+    if isinstance(value, dict) and "id" not in value and not value.keys().isdisjoint(("export", "removed", "end")):
+        return value
+    return _note(service, value)
+
+
+def _rejected(error: NoteLLMError, value: Any) -> ImportItem:
+    """Return the result of an item that is not valid, or too large. `value`: its JSON, None where it was not parsed."""
+    note_id = value.get("id") if isinstance(value, dict) else None
+    name = note_id[:MAX_ID] if isinstance(note_id, str) else None
+    return ImportItem(id=name, status="rejected", problem=problem_of(error))
