@@ -23,6 +23,7 @@ import uvicorn
 
 from service.access.api_key import MAX_KEYS
 from service.cli.server import exempt_imports
+from service.index.live import LiveIndex
 from service.settings import Settings
 from service.wiring import build_app
 from tests.service.api.conftest import Serve, eventually_true
@@ -97,6 +98,8 @@ REQUESTS: dict[str, list[Callable[[], Request]]] = {
         lambda: {"json": [UNKNOWN_FIELDS] * NOTES},
         lambda: NUMBERS,
         lambda: {"json": [imported(note_id, "", 300) for note_id in ids(NOTES)]},
+        lambda: lines([imported(note_id, "", 300) for note_id in ids(NOTES)]),
+        lambda: lines([{"removed": note_id} for note_id in NOBODY[:NOTES]]),
     ],
     "POST /notes/get": [
         lambda: {"json": {"ids": ids(NOTES), "vectors": "float"}},
@@ -285,6 +288,23 @@ def test_largest_request_does_not_hold_the_event_loop(
     request = make_request()
     if "content" in request and "headers" not in request:
         request["headers"] = {"Content-Type": "application/json"}
+    check_turns(operation, request, measured)
+
+
+def test_comparison_of_many_rows_does_not_hold_the_event_loop(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ids(NOTES) * 3000
+
+    async def many_ids(index: LiveIndex) -> list[str]:
+        return rows
+
+    monkeypatch.setattr(LiveIndex, "ids", many_ids)
+    check_turns("POST /verify", {}, measured)
+
+
+def check_turns(operation: str, request: Request, measured: Measured) -> None:
+    """Check that the event loop keeps the bound in one of some attempts at a request."""
     held = []
     for _ in range(ATTEMPTS):
         held.append(measured.held_seconds(operation, request))
