@@ -61,7 +61,7 @@ class RedisKeyStore:
         self._call = connection.call
 
     async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
-        with self._call("load keys"):
+        async with self._call("load keys"):
             if used:
                 await self._redis.hset(USED, mapping=dict(used))
             if known and (await self._redis.get(VERSION) or b"").decode() == known.version:
@@ -87,13 +87,13 @@ class RedisKeyStore:
         return bool(answer == b"done")
 
     async def record(self, act: Act) -> None:
-        with self._call("record an act"):
+        async with self._call("record an act"):
             await self._redis.xadd(AUDIT, {"act": _encode_act(act)}, maxlen=MAX_ACTS, approximate=True)
 
     async def acts(self, count: int, before: str = "") -> list[Act]:
         if before and position_key(before) == position_key(ORIGIN):
             return []  # Redis refuses to look for what comes before all
-        with self._call("read acts"):
+        async with self._call("read acts"):
             entries = await self._redis.xrevrange(AUDIT, f"({before}" if before else "+", count=count)
         return [_decode_act(position.decode(), fields[b"act"]) for position, fields in entries]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import structlog
-from redis.exceptions import ResponseError
 
 from service.records import ORIGIN, LogBounds, LogEntry
 
@@ -16,32 +15,29 @@ log = structlog.get_logger(__name__)
 
 
 def decode_entries(answer: Any) -> list[LogEntry]:
-    """Decode the answer to XREAD of one stream: RESP3 gives a mapping, RESP2 a list of pairs."""
+    """Decode the answer to XREAD of one stream."""
     return [decode_entry(*entry) for entry in stream_entries(answer)]
 
 
 def stream_entries(answer: Any) -> Iterator[Any]:
-    """Yield the position and the fields of each entry in the answer to XREAD of one stream."""
-    streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]
-    for stream in streams:
-        yield from _flat(stream)
+    """Yield the position and the fields of each entry in the answer to XREAD of one stream: RESP3 gives a mapping,
+    RESP2 a list of pairs."""
+    for entries in answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]:
+        yield from entries
 
 
-def decode_bounds(info: Any, kept: Any, entry: str) -> LogBounds:
-    """Decode the answers to XINFO STREAM and to XRANGE of one entry; raise an answer that is an error."""
-    for answer in (info, kept):
-        if isinstance(answer, ResponseError) and "no such key" in str(answer).lower():
-            return LogBounds(None, ORIGIN, cut=False)
-        if isinstance(answer, Exception):
-            raise answer
-    first = info["first-entry"]
-    cut = info.get("entries-added", float("inf")) > info["length"]  # Redis before 7 does not say; then assume so
-    last = info["last-generated-id"].decode()
-    return LogBounds(first[0].decode() if first else None, last, cut, entry if kept else None)
+def decode_bounds(answer: Any) -> LogBounds:
+    """Decode the answer of LOG_BOUNDS."""
+    if not answer:
+        return LogBounds(None, ORIGIN, cut=False)
+    first, last, cut, kept = answer
+    return LogBounds(first.decode() if first else None, last.decode(), bool(cut), kept.decode() if kept else None)
 
 
-def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
-    """Decode a log entry. One without a known op counts as a put, so that the note is read again."""
+def decode_entry(position: bytes, values: Sequence[bytes]) -> LogEntry:
+    """Decode a log entry, given its fields' names and values in turns. One without a known op counts as a put, so that
+    the note is read again."""
+    fields = fields_of(values)
     note_id, op, by = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"op", b"by"))
     if op == PURGE:
         return LogEntry(position.decode(), "", removed=False, purges=True)
@@ -50,6 +46,6 @@ def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     return LogEntry(position.decode(), note_id, op == "delete", by)
 
 
-def _flat(entries: Any) -> list[Any]:
-    """Return the entries of a stream in the shape of RESP2; RESP3 wraps them in one more list."""
-    return entries[0] if entries and isinstance(entries[0], list) else entries
+def fields_of(values: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return the fields of an entry, given their names and values in turns."""
+    return dict(zip(values[::2], values[1::2], strict=True))

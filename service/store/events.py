@@ -18,7 +18,7 @@ import structlog
 
 from service.errors import StoreUnavailable, TenantRemoved
 from service.records import ORIGIN, Event, EventBounds, EventEntry, EventOutcome
-from service.store.change_log import stream_entries
+from service.store.change_log import fields_of, stream_entries
 from service.store.connection import Command, Connection
 from service.store.idempotency import REMOVED
 from service.store.keys import DEFAULT_KEYS, Keys
@@ -188,18 +188,16 @@ class RedisEventStore:
 
     async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], str]:
         block = max(1, int(min(block_seconds, self._connection.timeout_seconds / 2) * 1000))
-        with self._connection.call("read events"):
-            pipeline = self._connection.redis.pipeline(transaction=False)
-            pipeline.xread({self._keys.events: after}, count=count, block=block)
-            pipeline.get(self._keys.identity)
-            answer, identity = await pipeline.execute()
+        async with self._connection.call("read events"):
+            read = ("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", self._keys.events, after)
+            answer, identity = await self._connection.send(read, ("GET", self._keys.identity))
         name = str(identity or b"", "ascii")
         if self._identity not in ("", name):
             raise TenantRemoved
         return [decode_entry(*entry) for entry in stream_entries(answer)], name
 
     async def last(self) -> str:
-        with self._connection.call("last event"):
+        async with self._connection.call("last event"):
             entries = await self._connection.redis.xrevrange(self._keys.events, count=1)
         return entries[0][0].decode() if entries else ORIGIN
 
@@ -242,9 +240,10 @@ def _pseudonym(reader: str, salt: bytes) -> str:
     return hashlib.blake2b(reader.encode(), key=salt, digest_size=READER_BYTES).hexdigest()
 
 
-def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> EventEntry:
-    """Decode an entry; one that this class has not written is logged."""
+def decode_entry(position: bytes, values: Sequence[bytes]) -> EventEntry:
+    """Decode an entry, given its fields' names and values in turns; one that this class has not written is logged."""
     try:
+        fields = fields_of(values)
         kind, note, reader, at, more = (fields[name] for name in (b"type", b"note", b"reader", b"at", b"more"))
         if control := CONTROL.get(kind):
             return EventEntry(position.decode(), control, note_id=note.decode(), reader=reader.decode())

@@ -53,7 +53,7 @@ class RedisQuotaStore:
 
     async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
         bounds = ("" if bound is None else bound for bound in (quota.requests_per_minute, quota.tokens_per_minute))
-        with self._connection.call("count"):
+        async with self._connection.call("count"):
             answer = await self._connection.redis.eval(COUNT, 1, QUOTA + key, *bounds, requests, tokens, WINDOW_SECONDS)
         allowed, requests_before, requests_now, tokens_before, tokens_now, milliseconds = answer
         elapsed = milliseconds / 1000

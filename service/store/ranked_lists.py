@@ -57,7 +57,7 @@ class RedisLists:
         kept = ranked if len(notes) == ranked.total else _cut(ranked, len(notes))
         keys = [self._keys.list + ranked.id, self._keys.lists, self._keys.identity]
         arguments = (self._seconds, MAX_LISTS, self._identity, _encode_header(kept), *notes)
-        with self._connection.call("hold list"):
+        async with self._connection.call("hold list"):
             answer = await self._connection.redis.eval(HOLD, len(keys), *keys, *arguments)
         if answer == REMOVED:
             raise TenantRemoved
@@ -65,7 +65,7 @@ class RedisLists:
 
     async def read(self, list_id: str, start: int, count: int) -> RankedList | None:
         key = self._keys.list + list_id
-        with self._connection.call("read list"):
+        async with self._connection.call("read list"):
             pipeline = self._connection.redis.pipeline(transaction=True)  # else it may end in between
             pipeline.lindex(key, 0)
             pipeline.lrange(key, 1 + start, start + count)

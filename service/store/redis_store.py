@@ -45,7 +45,7 @@ from service.store.idempotency import (
 )
 from service.store.keys import DEFAULT_KEYS, Keys
 from service.store.known_position import KnownPosition
-from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_TAIL, PUT
+from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_BOUNDS, LOG_TAIL, PUT
 
 LOADING, LOADED = "loading", "1"
 MOVED = b"moved"
@@ -106,7 +106,7 @@ class RedisNoteStore:
         self._known = known
         self.connection = Connection(url, timeout_seconds, on_error, max_connections, outage)
         self._redis = self.connection.redis
-        self._call = self.connection.call
+        self._call, self._send = self.connection.call, self.connection.send
         self._keys = keys
         self._identity = identity
         self._clock = clock
@@ -142,10 +142,10 @@ class RedisNoteStore:
         """Return the first of some notes, as many as have `max_bytes` together, one at the least."""
         if not ids:
             return []
-        with self._call("get"):
+        async with self._call("get"):
             keys = [self._keys.log, *(self._keys.note + note_id for note_id in ids)]
             mode = "vectors" if with_vectors else "lengths"
-            end, *rows = await self._redis.eval(GET, len(keys), *keys, mode, max_bytes)
+            ((end, *rows),) = await self._send(Command(GET, keys, (mode, max_bytes)).words)
         self._hear_of(end)
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
         for note_id, row in zip(ids[: len(rows)], rows, strict=True):
@@ -215,7 +215,7 @@ class RedisNoteStore:
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
         keys, token = [attempt.key for attempt in attempts], uuid4().hex
         fingerprints = [attempt.fingerprint for attempt in attempts]
-        with self._call("claim"):
+        async with self._call("claim"):
             records = [self._keys.record + key for key in keys]
             lease = max(1, int(lease_seconds * 1000))
             answer = await self._redis.eval(CLAIM, len(keys), *records, token, lease, *fingerprints)
@@ -240,7 +240,7 @@ class RedisNoteStore:
     async def release(self, claims: Sequence[Claim]) -> None:
         records = [self._keys.record + claim.key for claim in claims if claim.earlier is None]
         if records:
-            with self._call("release"):
+            async with self._call("release"):
                 await self._redis.eval(RELEASE, len(records), *records, claims[0].token)
 
     async def _write(self, writes: Sequence[_ScriptedWrite]) -> list[Any]:
@@ -280,46 +280,37 @@ class RedisNoteStore:
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
         block = max(1, int(min(block_seconds, self.connection.timeout_seconds / 2) * 1000))
-        with self._call("read log"):
-            pipeline = self._redis.pipeline(transaction=False)
-            pipeline.xread({self._keys.log: after}, count=count, block=block)
-            answer, info, kept = await self._execute_with_bounds(pipeline, after)
-            if isinstance(answer, Exception):
-                raise answer
-            return decode_entries(answer), self._decode_bounds(info, kept, after)
+        async with self._call("read log"):
+            read = ("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", self._keys.log, after)
+            answer, bounds = await self._send(read, self._bounds_words(after))
+        return decode_entries(answer), self._decode_bounds(bounds)
 
     async def log_tail(self, after: str, count: int) -> LogTail | None:
-        with self._call("log tail"):
-            last, seconds, micros, entries = await self._redis.eval(LOG_TAIL, 1, self._keys.log, after, count + 1)
+        async with self._call("log tail"):
+            words = Command(LOG_TAIL, [self._keys.log], (after, count + 1)).words
+            ((last, seconds, micros, entries),) = await self._send(words)
         self._hear_of(last)
         time = int(seconds) + int(micros) / 1e6
         if last.decode() == after:
             return LogTail(frozenset(), time)
         if not entries or entries[0][0].decode() != after or entries[-1][0] != last:
             return None
-        changes = [
-            decode_entry(position, dict(zip(fields[::2], fields[1::2], strict=True)))
-            for position, fields in entries[1:]
-        ]
+        changes = [decode_entry(*entry) for entry in entries[1:]]
         known = all(entry.id or entry.purges for entry in changes)
         return LogTail(frozenset(entry.id for entry in changes if entry.id), time) if known else None
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
-        with self._call("log bounds"):
-            info, kept = await self._execute_with_bounds(self._redis.pipeline(transaction=False), entry)
-            return self._decode_bounds(info, kept, entry)
+        async with self._call("log bounds"):
+            (bounds,) = await self._send(self._bounds_words(entry))
+        return self._decode_bounds(bounds)
 
-    def _decode_bounds(self, info: Any, kept: Any, entry: str) -> LogBounds:
-        bounds = decode_bounds(info, kept, entry)
+    def _bounds_words(self, entry: str) -> tuple[Any, ...]:
+        return Command(LOG_BOUNDS, [self._keys.log], (entry,)).words
+
+    def _decode_bounds(self, answer: Any) -> LogBounds:
+        bounds = decode_bounds(answer)
         self._hear_of(bounds.last.encode())
         return bounds
-
-    async def _execute_with_bounds(self, pipeline: Any, entry: str) -> list[Any]:
-        """Run the pipeline; return its answers or errors, followed by the two answers that `decode_bounds` takes."""
-        pipeline.xinfo_stream(self._keys.log)
-        pipeline.xrange(self._keys.log, entry, entry)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        return answers
 
     async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
         last = {entry.id: entry for entry in entries if entry.id}
@@ -343,7 +334,7 @@ class RedisNoteStore:
         cursor: int | None = None
         not_met = set(self._unreadable)
         while cursor != 0:
-            with self._call("scan"):
+            async with self._call("scan"):
                 cursor, keys = await self._redis.scan(cursor or 0, match=f"{self._keys.note}*", count=SCAN_COUNT)
             async for part in self.get_in_parts(self._ids(keys), with_vectors=True):
                 notes = [note for note in part if note]
@@ -353,7 +344,7 @@ class RedisNoteStore:
             self._unreadable.pop(note_id, None)
 
     async def identity(self) -> str:
-        with self._call("identity"):
+        async with self._call("identity"):
             while (identity := await self._redis.get(self._keys.identity)) is None and not self._identity:
                 await self._redis.set(self._keys.identity, uuid4().hex, nx=True)
         if identity is None or self._identity not in ("", str(identity, "ascii")):
@@ -363,7 +354,7 @@ class RedisNoteStore:
     async def keep_log(self, replica: str, position: str) -> None:
         # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back.
         now = self._clock()
-        with self._call("keep log"):
+        async with self._call("keep log"):
             keys = self._keys.snapshots, self._keys.identity
             entry = f"{position} {now}"
             if await self._redis.eval(KEEP_LOG, len(keys), *keys, replica, entry, self._identity) == REMOVED:
@@ -382,7 +373,7 @@ class RedisNoteStore:
         # time that reading the notes takes.
         size, cursor = 0, None
         while cursor != 0:
-            with self._call("size"):
+            async with self._call("size"):
                 cursor, keys = await self._redis.scan(cursor or 0, match=f"{self._keys.note}*", count=COUNT_SCAN_COUNT)
             size += len(keys)
         return size
@@ -391,14 +382,14 @@ class RedisNoteStore:
         return await self.connection.durability()
 
     async def begin_samples(self) -> bool:
-        with self._call("begin samples"):
+        async with self._call("begin samples"):
             return bool(
                 await self._redis.eval(BEGIN_SAMPLES, 2, self._keys.samples, self._keys.log, LOADING)
                 == LOADING.encode()
             )
 
     async def mark_samples_loaded(self) -> None:
-        with self._call("mark samples"):
+        async with self._call("mark samples"):
             await self._redis.set(self._keys.samples, LOADED)
 
     def _ids(self, keys: Sequence[bytes]) -> list[str]:

@@ -71,7 +71,7 @@ class RedisTenants:
         self._on_removal = on_removal
 
     async def known(self) -> dict[str, str | None]:
-        with self._connection.call("tenants"):
+        async with self._connection.call("tenants"):
             entries = await self._connection.redis.hgetall(TENANTS)
         identities = {name.decode(): identity.decode() for name, identity in entries.items()}
         return {name: None if identity.startswith(REMOVING) else identity for name, identity in identities.items()}
@@ -95,7 +95,7 @@ class RedisTenants:
             self._on_removal(name, known.decode().removeprefix(REMOVING))
         removed, cursor = 0, None
         while cursor != 0:
-            with self._connection.call("remove tenant"):
+            async with self._connection.call("remove tenant"):
                 redis = self._connection.redis
                 cursor, found = await redis.scan(cursor or 0, match=f"{keys.prefix}*", count=SCAN_COUNT)
                 removed += await redis.unlink(*found) if found else 0
@@ -104,5 +104,5 @@ class RedisTenants:
         log.info("tenant_removed", tenant=name, keys=removed)
 
     async def was_removed(self, name: str) -> bool:
-        with self._connection.call("removed tenant"):
+        async with self._connection.call("removed tenant"):
             return bool(await self._connection.redis.exists(REMOVED + name))

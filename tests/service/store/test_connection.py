@@ -13,7 +13,7 @@ from service.store.embedded_redis import EmbeddedRedis
 
 
 async def ping(connection: Connection) -> None:
-    with connection.call("ping"):
+    async with connection.call("ping"):
         await connection.redis.ping()
 
 
@@ -44,7 +44,7 @@ def test_connection_that_is_reset_before_it_is_written_to_is_an_outage(embedded:
 async def fail_within_call(url: str) -> None:
     connection = Connection(url)
     try:
-        with connection.call("ping"):
+        async with connection.call("ping"):
             raise RuntimeError("a mistake of ours")
     finally:
         await connection.close()
