@@ -13,6 +13,9 @@ from service.admission import Urgency
 from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
+UNWATCHED_SECONDS = 0.02
+"""How long work goes on before its caller is watched. Most changes are made by then, and a watch costs as much as to
+read a note."""
 
 
 class CallerLeft(Exception):
@@ -25,14 +28,18 @@ async def while_connected(request: Request, urgency: Urgency, work: Coroutine[An
     Raises CallerLeft, DeadlineExceeded.
     """
     task = asyncio.ensure_future(work)
-    left = asyncio.ensure_future(_disconnected(request))
+    left: asyncio.Future[None] | None = None
     try:
-        await asyncio.wait({task, left}, timeout=seconds_left(urgency), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task}, timeout=min(UNWATCHED_SECONDS, seconds_left(urgency)))
+        if not task.done():
+            left = asyncio.ensure_future(_disconnected(request))
+            await asyncio.wait({task, left}, timeout=seconds_left(urgency), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise CallerLeft if left.done() else DeadlineExceeded(urgency.seconds)
+        raise CallerLeft if left and left.done() else DeadlineExceeded(urgency.seconds)
     finally:
-        left.cancel()
+        if left:
+            left.cancel()
         task.cancel()
 
 

@@ -44,11 +44,16 @@ class IdempotencyKey:
         return Attempt(f"{_digest(self.key.encode())}:{place}", fingerprint)
 
 
+NO_KEY = IdempotencyKey(None, "")
+
+
 async def get_idempotency_key(
     request: Request, idempotency_key: Annotated[str | None, Header(description=MEANING)] = None
 ) -> IdempotencyKey:
     """Read the key. Raises MalformedHeader."""
-    if idempotency_key is not None and not KEY.fullmatch(idempotency_key):
+    if idempotency_key is None:
+        return NO_KEY
+    if not KEY.fullmatch(idempotency_key):
         raise MalformedHeader("Idempotency-Key", "must have 1 to 255 visible ASCII characters")
     headers = request.headers
     parts = (request.method, request.url.path, request.url.query, headers.get("content-type", ""))

@@ -3,15 +3,15 @@ parameters, conditions, and an Idempotency-Key of a write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from service.access.principal import Scope
 from service.api.access import admit, needed_scopes
+from service.api.direct_call import dependants_of, direct_handler
 from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
@@ -32,12 +32,12 @@ class StrictRoute(APIRoute):
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of a request that was let in, which reads its body."""
-        return super().get_route_handler()
+        return direct_handler(self, super().get_route_handler())
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = self.get_body_handler()
         scopes = needed_scopes(self.endpoint)
-        parts = list(_with_dependencies(self.dependant))
+        parts = list(dependants_of(self.dependant))
         described = (self.openapi_extra or {}).get("parameters", ())  # those of query.py
         names = [field.alias for part in parts for field in part.query_params]
         names += [parameter["name"] for parameter in described]
@@ -56,12 +56,6 @@ class StrictRoute(APIRoute):
             return await handle(request)
 
         return handle_strictly
-
-
-def _with_dependencies(dependant: Dependant) -> Iterator[Dependant]:
-    yield dependant
-    for dependency in dependant.dependencies:
-        yield from _with_dependencies(dependency)
 
 
 def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:

@@ -23,7 +23,7 @@ from service.index.snapshots import SnapshotKeeper
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.threads import run_in
 from service.interfaces import Clock, NoteStore
-from service.records import StoredNote, position_key
+from service.records import ChangedNotes, StoredNote, position_key
 
 BLOCK_SECONDS = 1.0
 """How long a read of the log waits for a first entry. Expired notes are removed after each read, so about as often."""
@@ -153,14 +153,20 @@ class LogFollower:
         if entries:
             async with self._applying:
                 notes = await self._store.get_logged(entries)
-                await run_in(self._writer, partial(state.notes.update, notes))
+                await run_in(self._writer, partial(self._apply, notes))
                 self._maintainer.notify()
                 if any(entry.purges for entry in entries):
                     self._purger.request()
                 # Within the lock: what is told to have changed must not be older than what `resync` told.
                 await state.move_to(entries[-1].position, notes)
+        else:
+            await self.expire()
         self.readiness.advance(state.position, bounds.last)
-        await self.expire()
+
+    def _apply(self, notes: ChangedNotes) -> None:
+        """Take in what was written, and remove what has expired, in one turn of the writer's thread."""
+        self._state.notes.update(notes)
+        self._state.notes.expire(self._clock())
 
     async def _build(self) -> None:
         """Build the index from the snapshot, which is tried once, or else from the store."""
