@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from inspect import iscoroutinefunction
 from json import JSONDecodeError
-from typing import Any, TypeAlias, cast, get_origin
+from typing import Any, TypeAlias, cast, get_origin, get_type_hints
 
 from fastapi import Request, Response
 from fastapi._compat import ModelField
@@ -37,7 +37,7 @@ def dependants_of(dependant: Dependant) -> Iterator[Dependant]:
 def direct_handler(route: APIRoute, handle: Handler) -> Handler:
     """Return a handler of requests to `route` that does what FastAPI's own one, `handle`, does; that one itself where
     the route uses more of FastAPI than is known here."""
-    if not all(map(_is_plain, dependants_of(route.dependant))) or not isinstance(route.response_class, Default):
+    if not all(map(_is_plain, dependants_of(route.dependant))) or not _answers_plainly(route):
         return handle
 
     async def handle_directly(request: Request) -> Response:
@@ -55,10 +55,12 @@ def direct_handler(route: APIRoute, handle: Handler) -> Handler:
             by_alias=route.response_model_by_alias,
             exclude_unset=route.response_model_exclude_unset,
             exclude_none=route.response_model_exclude_none,
-            dump_json=route.response_field is not None,
+            dump_json=True,
         )
-        response = Response(content, call.response.status_code or route.status_code or 200, media_type=JSON)
-        response.headers.raw.extend(call.response.headers.raw)
+        response = Response(content, route.status_code or 200, media_type=JSON)
+        if call.response:
+            response.status_code = call.response.status_code or response.status_code
+            response.headers.raw.extend(call.response.headers.raw)
         return response
 
     return handle_directly
@@ -71,18 +73,24 @@ def _is_plain(dependant: Dependant) -> bool:
     return iscoroutinefunction(dependant.call) and dependant.use_cache and single and len(dependant.body_params) <= 1
 
 
+def _answers_plainly(route: APIRoute) -> bool:
+    """Whether a handler returns what is sent as JSON by its model, or a whole response."""
+    if not isinstance(route.response_class, Default):
+        return False
+    returned = get_type_hints(route.endpoint).get("return")
+    return route.response_field is not None or (isinstance(returned, type) and issubclass(returned, Response))
+
+
 class _Call:
     """Reads the parameters of a handler for one request, those of each dependency once. `body`: that of the request,
-    parsed. `response`: its headers and status are those of the answer."""
+    parsed. `response`: where the handler takes one, its headers and status are those of the answer."""
 
     def __init__(self, request: Request, body: Any) -> None:
         self._request = request
         self._body = body
         self._solved: dict[object, Any] = {}
         """Results of dependencies, by what was called for them."""
-        self.response = Response()
-        del self.response.headers["content-length"]
-        self.response.status_code = 0
+        self.response: Response | None = None
 
     async def read(self, dependant: Dependant) -> dict[str, Any]:
         """Return the arguments of a handler or a dependency. Raises NotValid, and what dependencies raise."""
@@ -103,8 +111,14 @@ class _Call:
         if dependant.request_param_name:
             arguments[dependant.request_param_name] = request
         if dependant.response_param_name:
-            arguments[dependant.response_param_name] = self.response
+            arguments[dependant.response_param_name] = self.response = self.response or _empty_response()
         return arguments
+
+
+def _empty_response() -> Response:
+    response = Response(status_code=0)
+    del response.headers["content-length"]
+    return response
 
 
 def _value(field: ModelField, given: Mapping[str, Any]) -> Any:

@@ -73,11 +73,16 @@ async def ask(times: Annotated[list[int], Query()]) -> Response:
     return Response(str(times))
 
 
+async def remove() -> None:
+    """Do nothing."""
+
+
 @asynccontextmanager
 async def client_of(route_class: type[APIRoute]) -> AsyncIterator[httpx2.AsyncClient]:
     router, app = APIRouter(route_class=route_class), FastAPI()
     router.add_api_route("/{note_id}", change, methods=["PUT"], response_model_exclude_unset=True, status_code=201)
     router.add_api_route("/times", ask, methods=["GET"])
+    router.add_api_route("/all", remove, methods=["DELETE"], status_code=204)
     app.include_router(router)
 
     async def answer(request: Request, error: Exception) -> Response:
@@ -141,6 +146,13 @@ async def test_error_of_a_dependency_is_raised() -> None:
     usual, direct = await answers(method="PUT", url="/a", json={"title": "x"}, headers={"X-Breadth": "0"})
     assert direct.status_code == 400
     assert part_seen(direct) == part_seen(usual)
+
+
+async def test_answer_without_a_body_is_left_to_fastapi() -> None:
+    usual, direct = await answers(method="DELETE", url="/all")
+    assert (direct.status_code, direct.content) == (204, b"")
+    assert part_seen(direct) == part_seen(usual)
+    assert read_by_fastapi == ["/all"]
 
 
 async def test_handler_with_a_list_of_values_is_left_to_fastapi() -> None:
