@@ -227,11 +227,15 @@ def measure_decode(engine: Engine, notes: Sequence[Note]) -> Rate:
 
 
 def decode(engine: Engine, tables: Sequence[BlockTable]) -> None:
-    """Run DECODE_STEPS steps, each giving the likeliest next token of every sequence."""
+    """Run DECODE_STEPS steps, each giving the likeliest next token of every sequence. Afterwards the sequences are as
+    long as before, as those of llama.cpp: each call attends to as many tokens."""
+    lengths = [table.length for table in tables]
     for _ in range(DECODE_STEPS):
         for table in tables:
             table.grow(1)
         engine.runtime.forward([Span(table, (1,), queries=(LogitQuery(0, 1),)) for table in tables])
+    for table, length in zip(tables, lengths, strict=True):
+        table.cut(length)
 
 
 def generate(engine: Engine, notes: Sequence[Note], *requests: GenerationRequest) -> None:

@@ -165,17 +165,18 @@ class PackedSpans:
     def of(cls, spans: Sequence[Span]) -> PackedSpans:
         """Concatenate `spans`."""
         attention_masks: list[AttentionMask | None] = []
-        positions = []
+        positions: list[int] = []
         for span in spans:
             if span.parents is None:
-                attention_mask, depth = None, np.arange(len(span.ids))
+                attention_masks.append(None)
+                positions += range(span.past, span.table.length)
             else:
                 attention_mask, depth = tree_attention(span.parents)
-            attention_masks.append(attention_mask)
-            positions.append(span.past + depth)
+                attention_masks.append(attention_mask)
+                positions += (span.past + depth).tolist()
         return cls(
-            np.concatenate([np.array(span.ids, np.int64) for span in spans]),
-            np.concatenate(positions).astype(np.int64),
+            np.array([token for span in spans for token in span.ids], np.int64),
+            np.array(positions, np.int64),
             np.array([span.past for span in spans], np.int64),
             np.cumsum([0, *(len(span.ids) for span in spans)], dtype=np.int64),
             attention_masks,

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,11 @@ from model.weights import Progress, silent
 TRACED = "notellm-traced"
 AFTER_NOTE = 64
 """Bound on the tokens that a task and its output add to a note's prompt: an attention window has to cover them too."""
+ACTIVATIONS = {"Gelu", "Relu", "Swish"}
+"""OpenVINO's names of activation functions that backbones have after a product."""
+OUTPUT_GROUP = 64
+"""Inputs that share a scale in an 8-bit output layer beside a decoder: one scale for a whole channel changed the
+category of two sample notes in 164 (docs/log/engine.md)."""
 MIN_WEIGHT_SIZE = 4096
 """Elements of the smallest weight that is stored in fewer bits: smaller ones save nothing."""
 
@@ -46,7 +52,8 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
 
     `precision`: the one that the graphs will run in. For bfloat16 the weights are stored as half floats, which have as
     many bits and more digits; for int8 the weights of matrix products are stored in 8 bits, and for bfloat16 those of
-    the decoder, which makes no vectors. Raises CheckpointError, also where the backbone's family cannot be exported.
+    the decoder and its output layer, which make no vectors. Raises CheckpointError, also where the backbone's family
+    cannot be exported.
     """
     model = NoteLLM.load(checkpoint, cache=cache, device=torch.device("cpu"), dtype=torch.float32, progress=progress)
     progress(f"Exporting {model.config.name} to OpenVINO (once, about 20 s)")
@@ -60,9 +67,12 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
         graphs = {LAYERS: layers, OUTPUT: _output(model)}
         if model.decoder is not None:
             graphs[DECODER], _ = _layers(model, decode=True)
+            _join_products(graphs[DECODER])
         for path, graph in graphs.items():
             if precision == "int8" or (precision == "bfloat16" and path == DECODER):
                 _quantise(graph)
+            elif precision == "bfloat16" and path == OUTPUT and DECODER in graphs:
+                _quantise(graph, OUTPUT_GROUP)
             ov.save_model(graph, unfinished / path, compress_to_fp16=precision == "bfloat16")
         (unfinished / SHAPES).write_text(json.dumps(shapes))
         if model.projection is not None:
@@ -222,8 +232,33 @@ def _log_sum_exp(logits: Any) -> Any:
     return ops.add(ops.log(ops.reduce_sum(ops.exp(ops.subtract(logits, largest)), axis, keep_dims=True)), largest)
 
 
-def _quantise(graph: ov.Model) -> None:
-    """Store the weights of matrix products as 8-bit integers, symmetric, with one scale for each output channel."""
+def _join_products(graph: ov.Model) -> None:
+    """Join the products that read the same input, as those for queries, keys and values, to one: in a decode step,
+    which reads all weights for a few rows, each product has some time of its own. OpenVINO computes an activation
+    function within the product before it, in float32; such products stay apart."""
+    products = defaultdict(list)
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        weight = _source(node, 1).get_node()
+        if weight.get_type_name() == "Constant" and weight.data.ndim == 2:
+            source = _source(node, 0)
+            products[source.get_node().get_friendly_name(), source.get_index()].append(node)
+    for nodes in products.values():
+        users = {user.get_node().get_type_name() for node in nodes for user in node.output(0).get_target_inputs()}
+        if len(nodes) == 1 or users & ACTIVATIONS or not all(node.get_attributes()["transpose_b"] for node in nodes):
+            continue
+        weights = [_source(node, 1).get_node().data for node in nodes]
+        joined = ops.matmul(_source(nodes[0], 0), ops.constant(np.concatenate(weights)), False, True)
+        sizes = ops.constant(np.array([len(weight) for weight in weights]))
+        parts = ops.variadic_split(joined, _number(-1, np.int64), sizes)
+        for node, part in zip(nodes, parts.outputs(), strict=True):
+            node.output(0).replace(part)
+
+
+def _quantise(graph: ov.Model, group: int | None = None) -> None:
+    """Store the weights of matrix products as 8-bit integers, symmetric, with one scale for each output channel, or for
+    each `group` of its inputs where they can be divided so."""
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "MatMul":
             continue
@@ -232,11 +267,15 @@ def _quantise(graph: ov.Model) -> None:
             continue
         input_axis = 1 if node.get_attributes()["transpose_b"] else 0
         values = weight.data.astype(np.float32)
+        shape = values.shape
+        if group is not None and input_axis == 1 and shape[1] % group == 0:
+            values, input_axis = values.reshape(shape[0], -1, group), 2
         scale = np.abs(values).max(input_axis, keepdims=True).clip(1e-12) / 127
         quantised = ops.constant(np.round(values / scale).astype(np.int8))
-        node.input(1).replace_source_output(
-            ops.multiply(ops.convert(quantised, ov.Type.f32), ops.constant(scale.astype(np.float32))).output(0)
-        )
+        restored = ops.multiply(ops.convert(quantised, ov.Type.f32), ops.constant(scale.astype(np.float32)))
+        if values.ndim == 3:
+            restored = ops.reshape(restored, ops.constant(np.array(shape)), False)
+        node.input(1).replace_source_output(restored.output(0))
 
 
 def _narrow_embedding(graph: ov.Model) -> None:

@@ -9,7 +9,7 @@ import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """OpenVINO's options for each precision, the same for all graphs. Where the weights of a product are in 8 bits, as they
-are for int8 and in the decoder of bfloat16, its activations are quantised row by row in groups of so many numbers: what
-is computed does not depend on the batch. Groups of 32 are a little closer to float32, groups of 64 faster."""
+are for int8, and for bfloat16 in the decoder and its output layer, its activations are quantised row by row in groups
+of so many numbers: what is computed does not depend on the batch. Groups of 32 are a little closer to float32, groups
+of 64 faster."""
 
 
 class OpenVinoRuntime:
@@ -69,8 +70,8 @@ class OpenVinoRuntime:
         self._trunk = self._compile(core, LAYERS, precision)
         self._decoder = self._compile(core, DECODER, precision) if config.generation_adapter else None
         self._output = self._compile(core, OUTPUT, precision)
-        self._packed: list[Any] = []
-        """Infer requests that have run. The first run packs the weights, and their files are not read again."""
+        self._mappings: list[tuple[int, int]] | None = None
+        """Addresses of the files' pages, known after the first run."""
         self._projection = np.load(folder / HEAD) if (folder / HEAD).exists() else None
         self._caches: list[Any] = []
         """Keys and values of each layer as (blocks, bytes of a block)."""
@@ -82,9 +83,12 @@ class OpenVinoRuntime:
     def _compile(self, core: ov.Core, file: str, precision: str) -> Any:
         """Return an infer request of one exported graph."""
         graph = core.read_model(self._folder / file)
+        options = dict(PRECISIONS[precision])
         if file != OUTPUT:
             _set_attention_shapes(graph, json.loads((self._folder / SHAPES).read_text()))
-        return core.compile_model(graph, "CPU", dict(PRECISIONS[precision])).create_infer_request()
+        elif _has_8_bit_weights(graph):
+            options["INFERENCE_PRECISION_HINT"] = "f32"  # nothing is left to gain from logits in bfloat16
+        return core.compile_model(graph, "CPU", options).create_infer_request()
 
     def _allocate_caches(self, blocks: int) -> int:
         """Allocate keys and values of all layers, which trunk and decoder share, and return the tokens of a block,
@@ -122,7 +126,7 @@ class OpenVinoRuntime:
             "position_ids": packed.positions,
             "past_lens": packed.past.astype(np.int32),
             "subsequence_begins": packed.begins.astype(np.int32),
-            "block_indices": np.concatenate([np.array(indices, np.int32) for indices in blocks]),
+            "block_indices": np.array([block for indices in blocks for block in indices], np.int32),
             "block_indices_begins": _begins(blocks),
             "max_context_len": np.array(max(span.past + len(span.ids) for span in spans), np.int32),
             "qq_bias": np.concatenate(tree_masks),
@@ -153,31 +157,55 @@ class OpenVinoRuntime:
         return BatchLogProbs(results["likeliest"], results["log_probs"], results["ended"][:, 0], results["of_tokens"])
 
     def _infer(self, request: Any, inputs: Mapping[str, Any]) -> Any:
-        """Run a graph; results by the names of its outputs."""
-        results = request.infer(inputs, share_inputs=True)
-        if request not in self._packed:
-            self._packed.append(request)
-            forget_files(self._folder)
+        """Run a graph; results by the names of its outputs. The first run packs the weights. Of their files no more is
+        read then than rows of the embedding table, whose pages would stay in memory too."""
+        tensors = {name: ov.Tensor(array, shared_memory=True) for name, array in inputs.items()}
+        results = request.infer(tensors)
+        if self._mappings is None:
+            self._mappings = file_mappings(self._folder)
+        release_pages(self._mappings)
         return results
 
     def _copy_blocks(self) -> None:
         """Copy the blocks that `pool` has given to a second sequence."""
         for source, target in self.pool.take_copies():
-            for cache in self._caches:
-                cache[target] = cache[source]
+            for blocks in self._caches:
+                blocks[target] = blocks[source]
 
 
-def forget_files(folder: Path) -> None:
-    """Release the memory that pages of the files in `folder` take in this process, which maps them. Pages still needed,
-    such as rows of the embedding table, are read again. Does nothing where the system is not Linux."""
-    with suppress(OSError, AttributeError):
-        madvise = ctypes.CDLL("libc.so.6").madvise
-        madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+def file_mappings(folder: Path) -> list[tuple[int, int]]:
+    """Return the first and last address of each read-only mapping of a file in `folder` in this process; none where the
+    system is not Linux."""
+    mappings = []
+    with suppress(OSError):
         for mapping in Path("/proc/self/maps").read_text().splitlines():
             addresses, permissions, *_ = mapping.split()
             if permissions.startswith("r--") and f" {folder}/" in mapping:
                 begin, end = (int(address, 16) for address in addresses.split("-"))
-                madvise(begin, end - begin, MADV_DONTNEED)
+                mappings.append((begin, end))
+    return mappings
+
+
+def release_pages(mappings: Sequence[tuple[int, int]]) -> None:
+    """Release the memory that pages of read-only file mappings take in this process. Pages still needed are read
+    again, most often from the system's cache."""
+    if mappings:
+        madvise = _madvise()
+        for begin, end in mappings:
+            madvise(begin, end - begin, MADV_DONTNEED)
+
+
+@cache
+def _madvise() -> Any:
+    """The system's function of that name."""
+    function = ctypes.CDLL("libc.so.6").madvise
+    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return function
+
+
+def _has_8_bit_weights(graph: ov.Model) -> bool:
+    constants = (node for node in graph.get_ops() if node.get_type_name() == "Constant")
+    return any(constant.get_element_type() == ov.Type.i8 for constant in constants)
 
 
 def _set_attention_shapes(layers: ov.Model, shapes: Sequence[dict[str, int]]) -> None:

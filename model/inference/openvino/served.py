@@ -24,7 +24,7 @@ from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.weights import HUB_FILES, CheckpointFiles, Progress, load_tokenizer, loading_errors, silent
 
-VERSION = 4
+VERSION = 5
 """Version of the exported files, part of their folder's name in a cache. Raise it when the graphs change."""
 TOKENIZER_FOLDER, GRAPHS_FOLDER, ORIGIN_FILE = "tokenizer", "openvino", "export.json"
 CARD_FILE = "README.md"
