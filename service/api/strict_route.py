@@ -3,15 +3,15 @@ parameters, conditions, and an Idempotency-Key of a write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from service.access.principal import Scope
 from service.api.access import admit, needed_scopes
-from service.api.direct_call import dependants_of, direct_handler
 from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
@@ -32,12 +32,12 @@ class StrictRoute(APIRoute):
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of a request that was let in, which reads its body."""
-        return direct_handler(self, super().get_route_handler())
+        return super().get_route_handler()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = self.get_body_handler()
         scopes = needed_scopes(self.endpoint)
-        parts = list(dependants_of(self.dependant))
+        parts = list(_with_dependencies(self.dependant))
         described = (self.openapi_extra or {}).get("parameters", ())  # those of query.py
         names = [field.alias for part in parts for field in part.query_params]
         names += [parameter["name"] for parameter in described]
@@ -56,6 +56,13 @@ class StrictRoute(APIRoute):
             return await handle(request)
 
         return handle_strictly
+
+
+def _with_dependencies(dependant: Dependant) -> Iterator[Dependant]:
+    """Yield a handler's parameters, and those of all its dependencies."""
+    yield dependant
+    for dependency in dependant.dependencies:
+        yield from _with_dependencies(dependency)
 
 
 def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
