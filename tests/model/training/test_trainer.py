@@ -32,7 +32,7 @@ from model.training.contrastive import ContrastiveObjective
 from model.training.loss import generative_loss, joint_loss
 from model.training.recipe import Data, Recipe
 from model.training.resume import LAST
-from model.training.trainer import BEST, LOG, Step, Trainer
+from model.training.trainer import BEST, FINAL, LOG, Step, Trainer
 from tests.conftest import in_torch
 from tests.model.training.runs import random_vectors
 
@@ -159,6 +159,8 @@ def test_best_checkpoint_serves_what_was_trained(recipe: Recipe, tmp_path: Path,
     assert engine.name == "tiny-trained"
     assert (tmp_path / BEST / "adapter").is_dir() == bool(lora_rank)
     assert (tmp_path / BEST / "backbone").is_dir() != bool(lora_rank)
+    final = in_torch(tmp_path / FINAL, tmp_path)
+    np.testing.assert_allclose(final.embed(notes), engine.embed(notes), atol=1e-5)  # the last step was the best
 
 
 def test_prompt_version_of_the_recipe_is_trained_and_served(recipe: Recipe, tmp_path: Path):

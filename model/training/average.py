@@ -1,0 +1,58 @@
+"""Averaging of checkpoints of one run, or of a run and one that goes on from it: often better than each of them.
+
+The mean of weights along one path of training (stochastic weight averaging, Izmailov et al. 2018). Adapters that began
+apart cannot be averaged so: the mean of two products of factors is not the product of the factors' means.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import CheckpointError, NoteLLMConfig
+from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE, loading_errors
+
+AVERAGED = (f"{ADAPTER_FOLDER}/{ADAPTER_FILE}", HEAD_FILE)
+
+
+def average(checkpoints: Sequence[Path], out: Path) -> None:
+    """Write a checkpoint whose adapter and head are the mean of those of `checkpoints`, number by number in float32.
+
+    The configuration and the model card are those of the first one. What was fitted to its vectors or its trunk is left
+    out: the category head and the generation adapter. Raises CheckpointError for fewer than two checkpoints, for
+    different ones, and where `out` exists.
+    """
+    if len(checkpoints) < 2:
+        raise CheckpointError("an average needs two checkpoints or more")
+    if out.exists():
+        raise CheckpointError(f"{out} exists; name a new folder")
+    config = NoteLLMConfig.load(checkpoints[0])
+    if not config.adapter:
+        raise CheckpointError(f"{checkpoints[0]} has no adapter; only adapters are averaged")
+    means = {name: mean_of(checkpoints, name) for name in AVERAGED}
+    (out / ADAPTER_FOLDER).mkdir(parents=True)
+    for name in (f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG_FILE}", "README.md"):
+        if (checkpoints[0] / name).exists():
+            shutil.copyfile(checkpoints[0] / name, out / name)
+    for name, tensors in means.items():
+        save_file(tensors, out / name, {"format": "pt"})
+    replace(config, generation_adapter=False, generation_trunk="").save(out)
+
+
+def mean_of(checkpoints: Sequence[Path], name: str) -> dict[str, Tensor]:
+    """Return the means of the tensors that the file `name` has in each checkpoint. Raises CheckpointError."""
+    files = []
+    for checkpoint in checkpoints:
+        with loading_errors(checkpoint / name):
+            files.append(load_file(checkpoint / name))
+    shapes = [{key: tensor.shape for key, tensor in file.items()} for file in files]
+    for checkpoint, other in zip(checkpoints, shapes, strict=True):
+        if other != shapes[0]:
+            raise CheckpointError(f"{checkpoint / name} has other weights than {checkpoints[0] / name}")
+    return {key: torch.stack([file[key].float() for file in files]).mean(0) for key in files[0]}

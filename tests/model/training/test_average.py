@@ -1,0 +1,60 @@
+"""The mean of checkpoints: each weight is the mean, and what was fitted to one of them is left out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from model.category_head import CATEGORIES_FILE
+from model.config import CheckpointError, NoteLLMConfig
+from model.training.average import average
+from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, GENERATION_FOLDER, HEAD_FILE, SHIPPED_CHECKPOINT
+
+
+@pytest.fixture
+def doubled(tmp_path: Path) -> Path:
+    """The shipped checkpoint with twice its projection."""
+    folder = Path(shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "doubled"))
+    head = load_file(folder / HEAD_FILE)
+    save_file(head | {"projection": 2 * head["projection"]}, folder / HEAD_FILE)
+    return folder
+
+
+def test_mean_of_checkpoints_has_the_mean_of_each_weight(doubled: Path, tmp_path: Path) -> None:
+    mean = tmp_path / "mean"
+    average([SHIPPED_CHECKPOINT, doubled], mean)
+    before, after = (load_file(folder / HEAD_FILE)["projection"].float() for folder in (SHIPPED_CHECKPOINT, mean))
+    assert (after == 1.5 * before).all()
+    shipped, averaged = (load_file(folder / ADAPTER_FOLDER / ADAPTER_FILE) for folder in (SHIPPED_CHECKPOINT, mean))
+    assert shipped.keys() == averaged.keys()
+    assert all((averaged[name] == weight.float()).all() for name, weight in shipped.items())
+
+
+def test_mean_of_checkpoints_is_one_without_what_was_fitted_to_the_first(doubled: Path, tmp_path: Path) -> None:
+    mean = tmp_path / "mean"
+    average([SHIPPED_CHECKPOINT, doubled], mean)
+    assert (SHIPPED_CHECKPOINT / CATEGORIES_FILE).exists()
+    assert (SHIPPED_CHECKPOINT / GENERATION_FOLDER).exists()
+    assert not (mean / CATEGORIES_FILE).exists()
+    assert not (mean / GENERATION_FOLDER).exists()
+    config, shipped = NoteLLMConfig.load(mean), NoteLLMConfig.load(SHIPPED_CHECKPOINT)
+    assert (config.name, config.dimension, config.generation_adapter) == (shipped.name, shipped.dimension, False)
+
+
+def test_checkpoints_without_a_mean_are_refused(doubled: Path, tmp_path: Path) -> None:
+    mean = tmp_path / "mean"
+    with pytest.raises(CheckpointError, match="two checkpoints"):
+        average([SHIPPED_CHECKPOINT], mean)
+    with pytest.raises(CheckpointError, match="exists"):
+        average([SHIPPED_CHECKPOINT, doubled], doubled)
+    head = load_file(doubled / HEAD_FILE)
+    save_file(head | {"projection": head["projection"][:-1].contiguous()}, doubled / HEAD_FILE)
+    with pytest.raises(CheckpointError, match="other weights"):
+        average([SHIPPED_CHECKPOINT, doubled], mean)
+    NoteLLMConfig(name="bare").save(tmp_path)
+    with pytest.raises(CheckpointError, match="no adapter"):
+        average([tmp_path, doubled], mean)
+    assert not mean.exists()
