@@ -13,7 +13,8 @@ import unicodedata
 import zlib
 from array import array
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from threading import Lock
 from typing import Any
 
@@ -36,9 +37,9 @@ COMMON_NOTES = 1000
 """Number of notes up to which no word is too common to search."""
 MAX_ROWS = 200_000
 """Bound on the rows read by one search, those of its rarest words first; that many take 1 to 2 ms."""
-FIRST_ROWS, MORE_ROWS = 16, 4
-"""Rows that are scored first, for each note that a search is to find, and the factor for more of them. A row counts
-once for each word that it shares."""
+FIRST_ROWS, MORE_ROWS = 32, 4
+"""Rows of the rarest words that are scored first, for each note that a search is to find, and the factor for more of
+them. A row counts once for each word that it shares."""
 ROUNDING = 1e-5
 """Bound on the relative error of sums and bounds, which have 32 bits."""
 MIN_BOUND = 1e-6
@@ -47,6 +48,32 @@ NO_ROWS = array("I")
 DEAD_SHARE = 0.5
 """Share of rows of removed notes above which the index is rewritten without them. At a half a rewrite, which a search
 has to wait for, costs each removal a constant time on the average."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SummedRows:
+    """Rows (P,) of the words of a search, each once for each of these words, the rarest word's first. `sizes` and
+    `idf_squares`: number of rows, and idf^2, of each word."""
+
+    rows: npt.NDArray[np.int64]
+    sizes: Sequence[int]
+    idf_squares: Sequence[np.float32]
+
+    @property
+    def total(self) -> float:
+        """Total of idf^2, in 32 bits, as a row's own sum: equal texts score 1."""
+        return float(sum(self.idf_squares, np.float32(0)))
+
+    def end(self, least_bound: float) -> int:
+        """Return behind which place no row has a bound s / sqrt(n') of `least_bound` without being at an earlier place
+        too: one that shares j words has j or more."""
+        end = len(self.rows)
+        for first in reversed(range(len(self.sizes))):
+            sums = accumulate(sorted(map(float, self.idf_squares[first:]), reverse=True))
+            if max(s / math.sqrt(shared) for shared, s in enumerate(sums, 1)) >= least_bound:
+                break
+            end -= self.sizes[first]
+        return end
 
 
 class InvertedLexicalIndex:
@@ -119,20 +146,20 @@ class InvertedLexicalIndex:
             own_row = self._row_of.get(note.id)
             named = {note_id: row for note_id in ids if (row := self._row_of.get(note_id)) not in (None, own_row)}
             named_rows = np.fromiter(named.values(), np.int64, len(named))
-            rows, total = self._sum_up(words)
-            if not total:  # no word is searched: the formula has no value
+            summed = self._sum_up(words)
+            if not summed.total:  # no word is searched: the formula has no value
                 return {}
             if own_row is not None:
                 self._sums[own_row] = 0
-            best, scores = self._best(rows, total, total / len(words), count)
-            scores_of_named = self._scores(named_rows, total, total / len(words)).tolist()
-            self._sums[rows] = 0
+            mean = summed.total / len(words)
+            best, scores = self._best(summed, mean, count)
+            scores_of_named = self._scores(named_rows, summed.total, mean).tolist()
+            self._sums[summed.rows] = 0
             found = dict(zip(map(self._ids.__getitem__, best.tolist()), scores.tolist(), strict=True))
             return found | {note_id: s for note_id, s in zip(named, scores_of_named, strict=True) if s}
 
-    def _sum_up(self, words: frozenset[int]) -> tuple[npt.NDArray[np.int64], float]:
-        """Add the idf^2 of each word that is searched to the sums of its rows. Return these rows, (P,), each once for
-        each of its words, and the total of idf^2.
+    def _sum_up(self, words: frozenset[int]) -> _SummedRows:
+        """Add the idf^2 of each word that is searched to the sums of its rows, and return these rows.
 
         A word that no note has is the rarest; those that are too common, or beyond MAX_ROWS, are not searched. Rows of
         removed notes are among the rows, and do not count for idf.
@@ -149,38 +176,46 @@ class InvertedLexicalIndex:
             if living <= max(COMMON_NOTES, COMMON_SHARE * len(self)):
                 searched.append(rows)
                 idf_squares.append(np.float32(math.log1p(len(self) / max(1, living)) ** 2))
-        all_rows = np.concatenate(searched, dtype=np.int64)
+        summed = _SummedRows(np.concatenate(searched, dtype=np.int64), list(map(len, searched[1:])), idf_squares)
         if len(self._sums) < len(self._ids):
             self._sums = np.zeros(2 * len(self._ids), np.float32)
-        np.add.at(self._sums, all_rows, np.repeat(np.array(idf_squares, np.float32), list(map(len, searched[1:]))))
-        return all_rows, float(sum(idf_squares, np.float32(0)))  # in 32 bits, as a row's own sum: equal texts score 1
+        np.add.at(self._sums, summed.rows, np.repeat(np.array(idf_squares, np.float32), summed.sizes))
+        return summed
 
     def _best(
-        self, rows: npt.NDArray[np.int64], total: float, mean: float, count: int
+        self, summed: _SummedRows, mean: float, count: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Return those of `rows` (P,) that have the `count` best scores by their sums, and these scores; more rows
-        where scores are equal, fewer where no others have a score. `total`: m n of the formula of `scores`; `mean`: m.
+        """Return the summed rows that have the `count` best scores, and these scores; more rows where scores are equal,
+        fewer where no others have a score. `mean`: m of the formula of `scores`.
 
-        No score is above its bound s / sqrt(m n m n'), so the rows with the best bounds are scored, and more of them
-        until `count` scores reach the bounds of all others.
+        No score is above its bound s / sqrt(m n m n'). So only rows are scored whose bound reaches the `count`-th best
+        score among the rows of the rarest words, and of rows whose shared words are all common none does (the
+        threshold of MaxScore: Turtle and Flood 1995).
         """
         if not count:
             return np.zeros(0, np.int64), np.zeros(0)
-        bounds = self._sums.take(rows) * np.frombuffer(self._scales, np.float32).take(rows)
-        unit = math.sqrt(total * mean) * (1 - ROUNDING)
-        depth = FIRST_ROWS * count
-        while True:
-            least_bound = float(np.partition(bounds, -depth)[-depth]) if depth < len(rows) else MIN_BOUND
-            best = np.sort(rows[bounds >= max(least_bound, MIN_BOUND)])
-            best = best[np.diff(best, prepend=-1) > 0]
-            scores = self._scores(best, total, mean)
-            lowest = float(np.partition(scores, -count)[-count]) if len(best) > count else 0.0
-            if lowest * unit >= least_bound or depth >= len(rows):
-                return best[scores >= lowest], scores[scores >= lowest]
+        lowest, depth = 0.0, FIRST_ROWS * count
+        while not lowest and depth < len(summed.rows):
+            _, scores = self._score(summed.rows[:depth], MIN_BOUND, summed.total, mean)
+            lowest = _at_rank(scores, count)
             depth *= MORE_ROWS
+        least_bound = max(MIN_BOUND, lowest * math.sqrt(summed.total * mean) * (1 - ROUNDING))
+        best, scores = self._score(summed.rows[: summed.end(least_bound)], least_bound, summed.total, mean)
+        lowest = _at_rank(scores, count)
+        return best[scores >= lowest], scores[scores >= lowest]
+
+    def _score(
+        self, rows: npt.NDArray[np.int64], least_bound: float, total: float, mean: float
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return those of `rows` (P,) whose bounds reach `least_bound`, each once, and their scores; `total` and `mean`
+        as in `_scores`."""
+        bounds = self._sums.take(rows) * np.frombuffer(self._scales, np.float32).take(rows)
+        reaching = np.sort(rows[bounds >= least_bound])
+        reaching = reaching[np.diff(reaching, prepend=-1) > 0]
+        return reaching, self._scores(reaching, total, mean)
 
     def _scores(self, rows: npt.NDArray[np.int64], total: float, mean: float) -> npt.NDArray[np.float64]:
-        """Return the scores of rows (R,) by their sums; `total` and `mean` as in `_best`."""
+        """Return the scores of rows (R,) by their sums. `total`: m n of the formula of `scores`; `mean`: m."""
         sums = self._sums[rows].astype(np.float64)
         scores: npt.NDArray[np.float64] = sums / np.sqrt(total * np.maximum(mean * _view(self._counts)[rows], sums))
         return scores
@@ -253,6 +288,11 @@ class InvertedLexicalIndex:
 def _view(numbers: array[int]) -> npt.NDArray[np.uint32]:
     """Return the numbers as an array that shares their memory. `numbers` cannot grow while it lives."""
     return np.frombuffer(numbers, np.uint32) if numbers else np.zeros(0, np.uint32)
+
+
+def _at_rank(scores: npt.NDArray[np.float64], rank: int) -> float:
+    """Return the score of which `rank` scores are no lower; 0 where there are fewer."""
+    return float(np.partition(scores, -rank)[-rank]) if len(scores) >= rank else 0.0
 
 
 def _scales(counts: npt.NDArray[np.uint32]) -> array[float]:
