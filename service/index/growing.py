@@ -7,14 +7,14 @@ somebody searches. FAISS is told of a row once all of it is there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from service.index.backend import Arrays
 from service.index.bitmaps import Bits, RowNumbers, packed_bits
 from service.index.native import FaissIndex, RankedRows, Vectors, exact_search, preallocated_flat_index
-from service.index.packed_strings import PackedStrings, packed, unpacked
+from service.index.packed_strings import HashedStrings, PackedStrings, packed, unpacked
 from service.index.segment import Segment
 from service.index.tags import Columns, TagCodes, TagDictionary, TagPairs
 from service.records import StoredNote, Vector
@@ -79,9 +79,9 @@ class GrowingSegment(Segment):
     def row_of(self, note_id: str) -> int | None:
         return self._row_of.get(note_id)
 
-    def rows_of_ids(self, note_ids: Collection[str]) -> dict[str, int]:
+    def rows_of_ids(self, note_ids: HashedStrings) -> dict[str, int]:
         row_of = self._row_of
-        return {note_id: row for note_id in note_ids if (row := row_of.get(note_id)) is not None}
+        return {note_id: row for note_id in note_ids.texts if (row := row_of.get(note_id)) is not None}
 
     def id(self, row: int) -> str:
         return self._ids[row]

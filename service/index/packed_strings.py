@@ -7,7 +7,8 @@ every other thread.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,21 @@ from service.index.backend import Arrays
 COPY_BATCH_SIZE = 65_536
 """Strings that are copied at a time: bounds the memory for their byte positions."""
 Integers = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class HashedStrings:
+    """Strings to look for, in the order of their hashes (n,): a table of hashes is then read from front to back."""
+
+    texts: Sequence[str]
+    hashes: Hashes
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> HashedStrings:
+        """Hash some strings."""
+        pairs = sorted((_hash(text), text) for text in texts)
+        return cls([text for _, text in pairs], np.array([text_hash for text_hash, _ in pairs], np.uint32))
 
 
 class PackedStrings:
@@ -29,7 +45,7 @@ class PackedStrings:
         self._memory = text.data  # a slice of it takes half as long as a slice of the array
         self._ends = ends
         self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
-        self._sorted_hashes = hashes[self._by_hash]
+        self._sorted_hashes: Hashes = hashes[self._by_hash].astype(np.uint32)
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> PackedStrings:
@@ -65,7 +81,7 @@ class PackedStrings:
 
     def row(self, text: str) -> int | None:
         """Return the row of a string, None where it is not there."""
-        text_hash = _hash(text)
+        text_hash = np.uint32(_hash(text))
         for place in range(int(np.searchsorted(self._sorted_hashes, text_hash)), len(self)):
             if self._sorted_hashes[place] != text_hash:
                 break
@@ -73,20 +89,18 @@ class PackedStrings:
                 return row
         return None
 
-    def rows(self, texts: Collection[str]) -> dict[str, int]:
-        """Return the rows of some strings by the string, of those that are there, in the order of `texts`."""
+    def rows(self, strings: HashedStrings) -> dict[str, int]:
+        """Return the rows of some strings by the string, of those that are there."""
         if not len(self):
             return {}
-        texts = list(texts)
-        hashes = np.fromiter(map(_hash, texts), np.int64, len(texts))
-        places = np.searchsorted(self._sorted_hashes, hashes)
+        places = np.searchsorted(self._sorted_hashes, strings.hashes)
         places[places == len(self)] = 0
-        likely = np.flatnonzero(self._sorted_hashes[places] == hashes)
+        likely = np.flatnonzero(self._sorted_hashes[places] == strings.hashes)
         candidates = self._by_hash[places[likely]]
         begins, ends = self._ends[candidates].tolist(), self._ends[candidates + 1].tolist()
         rows: dict[str, int] = {}
         for place, row, begin, end in zip(likely.tolist(), candidates.tolist(), begins, ends, strict=True):
-            text = texts[place]
+            text = strings.texts[place]
             found = row if str(self._memory[begin:end], "utf-8") == text else self.row(text)
             if found is not None:
                 rows[text] = found
@@ -107,8 +121,8 @@ class PackedStrings:
 
     @property
     def _hashes(self) -> Integers:
-        """Hashes by row."""
-        hashes = np.empty_like(self._sorted_hashes)
+        """Hashes by row, in the type that snapshots have."""
+        hashes = np.empty(len(self), np.int64)
         hashes[self._by_hash] = self._sorted_hashes
         return hashes
 

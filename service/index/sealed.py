@@ -9,7 +9,7 @@ Shapes: N rows, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from uuid import uuid4
 
 import numpy as np
@@ -28,7 +28,7 @@ from service.index.native import (
     serialize_index,
     with_default_lists,
 )
-from service.index.packed_strings import PackedStrings
+from service.index.packed_strings import HashedStrings, PackedStrings
 from service.index.probing import ROWS_PER_CANDIDATE, Probing
 from service.index.segment import Codes, Segment
 from service.index.tags import Columns, TagCodes, TagPairs, TagPostings
@@ -126,7 +126,7 @@ class SealedSegment(Segment):
         row = self._ids.row(note_id)
         return row if row is not None and self.alive[row] else None
 
-    def rows_of_ids(self, note_ids: Collection[str]) -> dict[str, int]:
+    def rows_of_ids(self, note_ids: HashedStrings) -> dict[str, int]:
         return {note_id: row for note_id, row in self._ids.rows(note_ids).items() if self.alive.item(row)}
 
     def id(self, row: int) -> str:

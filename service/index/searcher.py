@@ -21,6 +21,7 @@ from service.index.bitmaps import Bits, Mask, RowNumbers, has, mask_of
 from service.index.gpu import Gpu
 from service.index.joint_search import JointIndex
 from service.index.native import RankedRows
+from service.index.packed_strings import HashedStrings
 from service.index.probing import MEASURED_K
 from service.index.segment import Segment
 from service.index.tags import CompiledFilter, TagDictionary
@@ -125,10 +126,11 @@ class SegmentSearcher:
             visible = _InBitmaps([bits for bits, _ in self._filtered(compiled, now)])
 
         candidates = [note_id for note_id in ids if note_id not in where.exclude]
+        hashed = HashedStrings.of(candidates)
         passing = {
             note_id
             for place, segment in enumerate(self.segments)
-            for note_id, row in segment.rows_of_ids(candidates).items()
+            for note_id, row in segment.rows_of_ids(hashed).items()
             if visible.has(place, row)
         }
         return [note_id for note_id in candidates if note_id in passing]

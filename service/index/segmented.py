@@ -22,7 +22,7 @@ from service.index.building import Source
 from service.index.gpu import Gpu
 from service.index.growing import GrowingSegment
 from service.index.native import use_one_faiss_thread
-from service.index.packed_strings import packed, unpacked
+from service.index.packed_strings import HashedStrings, packed, unpacked
 from service.index.sealed import SealedSegment
 from service.index.searcher import Found, SegmentSearcher
 from service.index.segment import Segment
@@ -179,10 +179,10 @@ class SegmentedIndex:
         name_of = self._tag_dictionary.name_of  # before the codes: it keeps the names of those that are forgotten
         vectors = np.empty((len(note_ids), self._dimension), np.float32)
         codes = np.empty((2, len(note_ids)), np.int32)
-        place_of = {note_id: place for place, note_id in enumerate(note_ids)}
+        place_of, hashed = {note_id: place for place, note_id in enumerate(note_ids)}, HashedStrings.of(set(note_ids))
         found = np.zeros(len(note_ids), np.bool_)
         for segment in segments:
-            if rows_by_id := segment.rows_of_ids(place_of):
+            if rows_by_id := segment.rows_of_ids(hashed):
                 places, rows = [place_of[note_id] for note_id in rows_by_id], np.array(list(rows_by_id.values()))
                 vectors[places] = segment.vectors(rows)
                 codes[0, places], codes[1, places] = segment.columns.category[rows], segment.columns.author[rows]

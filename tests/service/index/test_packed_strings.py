@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.index.packed_strings import PackedStrings
+from service.index.packed_strings import HashedStrings, PackedStrings
 
 TEXTS = st.lists(st.text(max_size=12), max_size=20, unique=True)
 
@@ -16,7 +16,8 @@ def check(ids: PackedStrings, texts: list[str]) -> None:
     assert [ids[row] for row in range(len(ids))] == ids.at(np.arange(len(ids))) == texts
     assert [ids.row(text) for text in texts] == list(range(len(texts)))
     assert ids.row("none of them, since it is longer") is None
-    assert ids.rows(["none of them, since it is longer", *texts]) == {text: row for row, text in enumerate(texts)}
+    strings = HashedStrings.of(["none of them, since it is longer", *texts])
+    assert ids.rows(strings) == {text: row for row, text in enumerate(texts)}
 
 
 @given(TEXTS, st.data())
