@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib import format as npy
 
 from service.index.backend import Arrays
@@ -36,24 +39,60 @@ def save_arrays(file: BinaryIO, arrays: Arrays) -> None:
 
 
 def load_arrays(path: Path) -> Arrays:
-    """Read the arrays of a file into memory; ValueError where it is no such file. They are copied from its pages:
-    NumPy's own way reads small pieces through the archive, and computes checksums beside."""
-    return {name: array.copy() for name, array in map_arrays(path).items()}
+    """Read the arrays of a file into memory, read-only. ValueError where it is no such file.
+
+    They are read as bytes. NumPy would ask for large pages for their memory, for which the system may have to move
+    others, and would read small pieces through the archive, with checksums beside.
+    """
+    arrays = {}
+    with path.open("rb") as file:
+        for name, header in _headers(file).items():
+            file.seek(header.begin)
+            arrays[name] = header.array(file.read(header.size), 0)
+    return arrays
 
 
 def map_arrays(path: Path) -> Arrays:
     """Return the arrays of a file as it is on disk: read-only memory, whose pages the system shares among all who map
     the file. ValueError where it is no such file."""
-    arrays = {}
-    with path.open("rb") as file, ZipFile(file) as archive:
+    with path.open("rb") as file:
+        headers = _headers(file)
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return {name: header.array(pages, header.begin) for name, header in headers.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Shape and type of an array, whether it is stored column by column, and the byte of the file with which it
+    begins."""
+
+    shape: tuple[int, ...]
+    in_columns: bool
+    dtype: np.dtype[Any]
+    begin: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def array(self, memory: bytes | mmap.mmap, begin: int) -> npt.NDArray[Any]:
+        """Return the array whose bytes are in `memory` from `begin` on."""
+        array = np.ndarray(self.shape[::-1] if self.in_columns else self.shape, self.dtype, memory, begin)
+        return array.T if self.in_columns else array
+
+
+def _headers(file: BinaryIO) -> dict[str, _Header]:
+    """Return the header of each array of a file by the array's name."""
+    headers = {}
+    with ZipFile(file) as archive:
         for member in archive.infolist():
-            lengths = struct.unpack_from("<HH", pages, member.header_offset + NAME_LENGTHS)
+            file.seek(member.header_offset + NAME_LENGTHS)
+            lengths = struct.unpack("<HH", file.read(4))
             with archive.open(member) as stream:
                 if npy.read_magic(stream) != (1, 0):  # others are of arrays with many named fields
                     raise ValueError(f"{member.filename} is of an unknown version")
                 shape, in_columns, dtype = npy.read_array_header_1_0(stream)
                 begin = member.header_offset + LOCAL_HEADER + sum(lengths) + stream.tell()
-            array = np.ndarray(shape[::-1] if in_columns else shape, dtype, pages, begin)
-            arrays[member.filename.removesuffix(".npy")] = array.T if in_columns else array
-    return arrays
+            headers[member.filename.removesuffix(".npy")] = _Header(shape, in_columns, dtype, begin)
+    return headers

@@ -24,8 +24,8 @@ def packed_bits(mask: Mask) -> Bits:
 def rows_of(bits: Bits) -> RowNumbers:
     """Return the rows of the set in rising order. Only bytes that are not zero are unpacked: sets are mostly sparse."""
     occupied_bytes = np.flatnonzero(bits != 0)
-    is_member = np.unpackbits(bits[occupied_bytes], bitorder="little").view(np.bool_)
-    rows: RowNumbers = (8 * occupied_bytes[:, None] + np.arange(8)).reshape(-1)[is_member]
+    places = np.flatnonzero(np.unpackbits(bits[occupied_bytes], bitorder="little"))
+    rows: RowNumbers = (occupied_bytes[places >> 3] << 3) + (places & 7)
     return rows
 
 

@@ -210,12 +210,16 @@ def serialize_index(index: FaissIndex) -> npt.NDArray[np.uint8]:
 
 
 def read_index(serialized: npt.NDArray[np.uint8]) -> FaissIndex:
-    """Return the index that `serialize_index` wrote. Where that is read-only, as memory mapped from a file is, the
-    vectors stay in it; else they are read piece by piece: `deserialize_index` would copy all of it once more."""
-    if not serialized.flags.writeable:
-        index = swig.read_index(swig.ZeroCopyIOReader(swig.swig_ptr(serialized), serialized.size))
-        index.referenced_objects = [serialized]  # it lives as long as the index
-        return index
+    """Return the index that `serialize_index` wrote. Its vectors stay in `serialized`, which lives as long as the
+    index does: to copy a million of them takes a second."""
+    index = swig.read_index(swig.ZeroCopyIOReader(swig.swig_ptr(serialized), serialized.size))
+    index.referenced_objects = [serialized]
+    return index
+
+
+def copied_index(serialized: npt.NDArray[np.uint8]) -> FaissIndex:
+    """Return a copy of the index that `serialize_index` wrote. It is read piece by piece: `deserialize_index` would
+    copy all of it once more."""
     position = 0
 
     def read(size: int) -> bytes:

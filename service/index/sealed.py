@@ -22,6 +22,7 @@ from service.index.native import (
     FaissIndex,
     RankedRows,
     Vectors,
+    copied_index,
     exact_search,
     read_index,
     search_index,
@@ -92,7 +93,7 @@ class SealedSegment(Segment):
         index = read_index(arrays["index"])
         inverted = None
         if "by_k" in arrays:
-            codes = read_index(arrays["codes"]) if "codes" in arrays else None
+            codes = copied_index(arrays["codes"]) if "codes" in arrays else None
             inverted = InvertedLists(Probing.restored(len(alive), index.nlist, arrays["by_k"]), codes)
         return cls(
             name=name,

@@ -25,6 +25,7 @@ from service.index.packed_strings import HashedStrings
 from service.index.probing import MEASURED_K
 from service.index.segment import Segment
 from service.index.tags import CompiledFilter, TagDictionary
+from service.index.threads import map_in_two_threads
 from service.records import IndexRows, Vector
 
 DEVIATIONS = 3.0
@@ -37,6 +38,8 @@ FURTHER_NEIGHBOURS = (1, 64, 1024)
 the answer. Of more notes with one score any may be cut off."""
 MAX_LOOPED = 32
 """Neighbours of a call that are looked at one by one; from about here on it is faster segment by segment."""
+MIN_SHARED_ROWS = 4096
+"""Rows that pass a filter from which on two threads search them: another thread takes 0.1 ms to begin."""
 FilteredRows = tuple[Bits | None, int]
 """The rows of a segment that pass a filter, as `Segment.filter_rows` returns them."""
 Found = tuple[float, str, int]
@@ -94,7 +97,7 @@ class SegmentSearcher:
             matches = sum(count for _, count in filtered)
             visible = _InBitmaps([bits for bits, _ in filtered])
             found, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
-            return sorted(found) if len(found) == k else self._search_one_by_one(vector, k, compiled, filtered)
+            return sorted(found) if len(found) == k else self._search_filtered(vector, k, compiled, filtered)
         replaced_before, living = self.replaced, sum(segment.living for segment in self.segments)
         found, met_hidden = self._search_in_one_call(
             vector, k, where.exclude, living, _Alive(self.segments, now), recall_k
@@ -148,9 +151,23 @@ class SegmentSearcher:
         self, vector: Vector, k: int, compiled: CompiledFilter, filtered: Iterable[FilteredRows]
     ) -> list[Found]:
         """Search the older segments first: a row that is replaced in one of them meanwhile is found in a later one."""
+        pairs = zip(self.segments, filtered, strict=True)
+        return self._best((segment.search(vector, k, compiled, *rows) for segment, rows in pairs), k)
+
+    def _search_filtered(
+        self, vector: Vector, k: int, compiled: CompiledFilter, filtered: Sequence[FilteredRows]
+    ) -> list[Found]:
+        """Search rows that were filtered before. The order of the segments does not matter then, and two threads may
+        share them: to fetch rows from all over memory is waiting, which two cores do at once."""
+        if sum(count for _, count in filtered) < MIN_SHARED_ROWS:
+            return self._search_one_by_one(vector, k, compiled, filtered)
+        pairs = list(zip(self.segments, filtered, strict=True))
+        return self._best(map_in_two_threads(lambda pair: pair[0].search(vector, k, compiled, *pair[1]), pairs), k)
+
+    def _best(self, ranked: Iterable[RankedRows], k: int) -> list[Found]:
+        """Return the `k` best of the rows that were found in each segment."""
         found: list[Found] = []
-        for segment, first, (bits, count) in zip(self.segments, self._first_rows, filtered, strict=True):
-            scores, rows = segment.search(vector, k, compiled, bits, count)
+        for segment, first, (scores, rows) in zip(self.segments, self._first_rows, ranked, strict=True):
             for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
                 found.append((-score, segment.id(row), first + row))
         return sorted(found)[:k]

@@ -160,24 +160,29 @@ class SnapshotKeeper:
 def snapshot_parts(
     index: Snapshottable, texts: LiveTexts, other_space: Mapping[str, str], unreadable: Iterable[str]
 ) -> list[Part]:
-    """Return all parts of a snapshot. Called by the thread that changes the notes."""
+    """Return all parts of a snapshot. Called by the thread that changes the notes. Texts come first, since their
+    objects take the longest to restore, and files are checked in this order."""
     others = packed(OTHER_SPACE, [f"{position} {note_id}" for note_id, position in other_space.items()])
     undecoded = packed(UNREADABLE, unreadable)
     lists = [Part(OTHER_SPACE, lambda: others), Part(UNREADABLE, lambda: undecoded)]
-    return [*index.snapshot_parts(), *texts.snapshot_parts(), *lists]
+    return [*texts.snapshot_parts(), *index.snapshot_parts(), *lists]
 
 
 def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[dict[str, str], list[str]]:
     """Fill an empty index and empty texts from a snapshot; return the notes of another space as IndexedNotes has
     them, and the ids of those that could not be decoded.
 
+    Texts, which are Python objects, are restored beside the index, most of which is memory that is copied.
+
     The garbage collector rests meanwhile: it would look through a million new objects, none of which is garbage.
     """
     collecting = gc.isenabled()
     gc.disable()
     try:
-        index.restore(read)
-        texts.restore(read)
+        with ThreadPoolExecutor(1, thread_name_prefix="restore-texts") as beside:
+            texts_restored = beside.submit(texts.restore, read)
+            index.restore(read)
+            texts_restored.result()
     finally:
         if collecting:
             gc.enable()

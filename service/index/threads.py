@@ -1,16 +1,22 @@
-"""Blocking calls of the index, awaited from the event loop."""
+"""Threads of the index: blocking calls that are awaited from the event loop, and work that two threads share."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import cache
 from typing import TypeVar
 
+from service.index.native import use_one_faiss_thread
+
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 async def run_in(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
@@ -43,3 +49,35 @@ async def run_in_daemon(call: Callable[[], None]) -> None:
 
     threading.Thread(target=copy_context().run, args=(run,), name="index-work", daemon=True).start()
     await done
+
+
+def map_in_two_threads(call: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
+    """Return the results of `call` for each item, in their order, from this thread and one beside it. Each takes the
+    next item that the other has not begun. This thread never waits for one that has not begun, so that any number of
+    searches get through."""
+    left = deque(enumerate(items))
+    results: dict[int, T] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                place, item = left.popleft()
+            except IndexError:  # nothing is left
+                return
+            results[place] = call(item)
+
+    beside = _helpers().submit(work)
+    try:
+        work()
+    finally:
+        left.clear()
+        if not beside.cancel():
+            beside.result()
+    return [results[place] for place in range(len(items))]
+
+
+@cache
+def _helpers() -> ThreadPoolExecutor:
+    """Return threads that take part in searches of others, as many as there are cores beside one."""
+    count = max(1, (os.cpu_count() or 1) - 1)
+    return ThreadPoolExecutor(count, thread_name_prefix="index-help", initializer=use_one_faiss_thread)

@@ -38,17 +38,25 @@ class Pool:
     exhausted: bool
 
 
+async def find_nearest(content: ContentSource, where: Filter) -> Candidates:
+    """Return the candidates that the vectors put into a pool."""
+    return await content.find(POOL_SIZE, where, POOL_SIZE // POOL_PER_RECALLED)
+
+
 class FusedSource:
     """Source of candidates of the vectors and of other evidence.
 
     The pool, which is the best of each, is ordered by the content's scores as all evidence adjusts them. Behind it come
-    further notes by their vectors alone.
+    further notes by their vectors alone. `nearest`: what `find_nearest` returned for the content and the same filter.
     """
 
-    def __init__(self, index: NoteIndex, content: ContentSource, evidence: Sequence[Evidence]) -> None:
+    def __init__(
+        self, index: NoteIndex, content: ContentSource, evidence: Sequence[Evidence], nearest: Candidates
+    ) -> None:
         self._index = index
         self._content = content
         self._evidence = evidence
+        self._nearest = nearest
         self._pool: Pool | None = None
         self.unit = content.unit
 
@@ -67,7 +75,7 @@ class FusedSource:
         return Candidates([*hits, *further], nearest.exhausted)
 
     async def _make_pool(self, where: Filter) -> Pool:
-        nearest = await self._content.find(POOL_SIZE, where, POOL_SIZE // POOL_PER_RECALLED)
+        nearest = self._nearest
         scores = {hit.id: hit.score for hit in nearest.hits[:POOL_SIZE]}
         exhausted = nearest.exhausted and len(nearest.hits) <= POOL_SIZE
         for evidence in self._evidence:

@@ -7,6 +7,7 @@ until k notes are left that the store still has.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -19,6 +20,7 @@ from service.admission import PATIENT, Urgency
 from service.batcher import Batcher
 from service.behaviour.live import LiveBehaviour
 from service.errors import FieldError, InvalidInput
+from service.filters import Filter
 from service.interfaces import Clock, ListStore, NoteIndex, NoteStore
 from service.ranking.selection import SelectionOptions
 from service.ranking.strategies import NoDirection
@@ -26,7 +28,7 @@ from service.read_time import ReadTime
 from service.records import RankedList, RankedNote, Similar, Unreadable, Vector
 from service.search.examples import Examples, check_examples, query_of, read_examples
 from service.search.explanation import explain, explain_behaviour, explain_words
-from service.search.fusion import Evidence, FusedSource
+from service.search.fusion import Evidence, FusedSource, find_nearest
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
 from service.search.ranker import Ranker, Ranking
 from service.search.read_after import BehaviourEvidence
@@ -131,11 +133,7 @@ class NoteSearch:
         position, ids = self._index.position, examples.ids
         where = replace(request.where, exclude=request.where.exclude.union(ids)) if ids else request.where
         notes = VerifiedNotes(self._store, where, time_left, ids)
-        content = self._content(request, examples)
-        words = await self._words(request, examples, notes)
-        behaviour = await self._read_after(request, examples, notes, content.unit)
-        evidence: list[Evidence] = [one for one in (words, behaviour) if one]
-        source = FusedSource(self._index, content, evidence) if evidence else content
+        source, words, behaviour = await self._source(request, examples, where, notes)
         options = selection_options(request, source, self._clock())
         ranker = Ranker(self._index, source, where, request.min_score, options, notes)
         search = Prepared(request, examples, position, notes, options, words, behaviour)
@@ -145,6 +143,20 @@ class NoteSearch:
         reads_all = bool(options.boosts) or request.explain  # pages say what a long answer says
         ranked = await self._list(search, await ranker.rank(MAX_LIST_NOTES, verify=reads_all))
         return await self._pages.first(request, ranked, notes, time_left)
+
+    async def _source(
+        self, request: SearchRequest, examples: Examples, where: Filter, notes: VerifiedNotes
+    ) -> tuple[Source, WordEvidence | None, BehaviourEvidence | None]:
+        """Return the source of candidates, and the evidence of words and of behaviour in it. Raises ExamplesMissing."""
+        content = self._content(request, examples)
+        if not any(weight for name, weight in request.sources if name != "content"):
+            return content, None, None
+        # The vectors are compared while the store looks up the examples' texts.
+        words, nearest = await asyncio.gather(self._words(request, examples, notes), find_nearest(content, where))
+        behaviour = await self._read_after(request, examples, notes, content.unit)
+        evidence: list[Evidence] = [one for one in (words, behaviour) if one]
+        source = FusedSource(self._index, content, evidence, nearest) if evidence else content
+        return source, words, behaviour
 
     async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
         """Return the evidence of the positive examples' words; None where it has no weight, there are no such examples,

@@ -30,8 +30,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def threads_take_turns_often() -> Iterator[None]:
-    """Have the interpreter switch threads at nearly every instruction."""
+def threads_take_turns_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the interpreter switch threads at nearly every instruction, and two of them share a search with a filter."""
+    monkeypatch.setattr("service.index.searcher.MIN_SHARED_ROWS", 0)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield

@@ -32,9 +32,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def pairs_merge() -> Iterator[None]:
-    """Have two segments merged, not four."""
+    """Have two segments merged, not four, and few rows searched by two threads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.segmented.MERGE_FACTOR", 2)
+        patch.setattr("service.index.searcher.MIN_SHARED_ROWS", 4)
         yield
 
 
