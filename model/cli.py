@@ -208,7 +208,7 @@ def average(
 
     with exit_on(CheckpointError):
         average_checkpoints(checkpoint, out_folder)
-    show({"checkpoint": str(out_folder)}, as_json=False)
+    show({"averaged checkpoints": len(checkpoint)}, as_json=False)
 
 
 def whiten(

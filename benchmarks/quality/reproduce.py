@@ -289,7 +289,7 @@ def community_checkpoint(data: Path) -> Path:
     if (folder / DONE).exists():
         return folder
     first = train(data, COMMUNITY)
-    further = train(data, COMMUNITY, (f"start={(first / BEST).relative_to(ROOT)}", *FURTHER))
+    further = train(data, COMMUNITY, (f"start={os.path.relpath(first / BEST, ROOT)}", *FURTHER))
     averaged = [part for step in (first / BEST, further / BEST, further / FINAL) for part in ("--checkpoint", step)]
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
     run_notellm("average", *averaged, "--out", folder)

@@ -99,6 +99,14 @@ def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[
     assert str(finished) in commands[0]
 
 
+def test_community_checkpoint_is_the_mean_of_two_runs_whitened(commands: list[list[str]]):
+    reproduce.reproduce(DATA, "community-related-microlens50k")
+    average = next(command for command in commands if command[0] == "average")
+    assert average.count("--checkpoint") == 3
+    order = [command[0] for command in commands if command[0] in ("train", "average", "whiten", "evaluate")]
+    assert order == ["train", "train", "average", "whiten", "evaluate"]
+
+
 def test_fitted_checkpoint_is_a_copy_of_the_shipped_one_made_once(commands: list[list[str]], tmp_path: Path):
     for name in ("fitted-categories-movielens_tmdb", "fitted-categories-kuairec"):
         reproduce.reproduce(DATA, name)

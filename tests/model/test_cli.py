@@ -30,6 +30,7 @@ from model.note import Note
 from model.training.calibrate import category_temperature
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
+from model.training.trainer import BEST, FINAL
 from model.weights import HEAD_FILE
 from service.cli.main import app
 
@@ -402,6 +403,19 @@ def shown(note: Note) -> dict[str, Any]:
 
 def files(checkpoint: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+
+
+def test_average_of_a_runs_checkpoints_is_served(trained: Path, tmp_path: Path):
+    steps = [trained / "out" / name for name in (BEST, FINAL)]
+    average = ["average", *(part for step in steps for part in ("--checkpoint", str(step))), "--out"]
+    result = run.invoke(app, [*average, str(tmp_path / "mean")])
+    assert result.exit_code == 0, result.output
+    notes = [Note(title="a walk by the river")]
+    served = Engine.load(str(tmp_path / "mean"), cache=tmp_path, device="cpu", dtype="float32").embed(notes)
+    assert served.shape == (1, 8)
+    result = run.invoke(app, [*average, str(trained)])
+    assert result.exit_code != 0
+    assert "exists" in result.stderr
 
 
 def test_whiten_changes_the_projection_and_nothing_else(checkpoint: Path, folder: Path, tiny_engine: Engine):
