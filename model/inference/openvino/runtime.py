@@ -9,7 +9,7 @@ import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ class OpenVinoRuntime:
         self._trunk = self._compile(core, LAYERS, precision)
         self._decoder = self._compile(core, DECODER, precision) if config.generation_adapter else None
         self._output = self._compile(core, OUTPUT, precision)
-        self._mappings: list[tuple[int, int]] | None = None
-        """Addresses of the files' pages, known after the first run."""
+        self._packed: list[Any] = []
+        """Infer requests that have run. The first run packs the weights, and their files are not read again."""
         self._projection = np.load(folder / HEAD) if (folder / HEAD).exists() else None
         self._caches: list[Any] = []
         """Keys and values of each layer as (blocks, bytes of a block)."""
@@ -157,13 +157,12 @@ class OpenVinoRuntime:
         return BatchLogProbs(results["likeliest"], results["log_probs"], results["ended"][:, 0], results["of_tokens"])
 
     def _infer(self, request: Any, inputs: Mapping[str, Any]) -> Any:
-        """Run a graph; results by the names of its outputs. The first run packs the weights. Of their files no more is
-        read then than rows of the embedding table, whose pages would stay in memory too."""
+        """Run a graph; results by the names of its outputs."""
         tensors = {name: ov.Tensor(array, shared_memory=True) for name, array in inputs.items()}
         results = request.infer(tensors)
-        if self._mappings is None:
-            self._mappings = file_mappings(self._folder)
-        release_pages(self._mappings)
+        if request not in self._packed:
+            self._packed.append(request)
+            forget_files(self._folder)
         return results
 
     def _copy_blocks(self) -> None:
@@ -173,34 +172,17 @@ class OpenVinoRuntime:
                 blocks[target] = blocks[source]
 
 
-def file_mappings(folder: Path) -> list[tuple[int, int]]:
-    """Return the first and last address of each read-only mapping of a file in `folder` in this process; none where the
-    system is not Linux."""
-    mappings = []
-    with suppress(OSError):
+def forget_files(folder: Path) -> None:
+    """Release the memory that pages of the files in `folder` take in this process, which maps them. Pages still needed,
+    such as rows of the embedding table, are read again. Does nothing where the system is not Linux."""
+    with suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL("libc.so.6").madvise
+        madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
         for mapping in Path("/proc/self/maps").read_text().splitlines():
             addresses, permissions, *_ = mapping.split()
             if permissions.startswith("r--") and f" {folder}/" in mapping:
                 begin, end = (int(address, 16) for address in addresses.split("-"))
-                mappings.append((begin, end))
-    return mappings
-
-
-def release_pages(mappings: Sequence[tuple[int, int]]) -> None:
-    """Release the memory that pages of read-only file mappings take in this process. Pages still needed are read
-    again, most often from the system's cache."""
-    if mappings:
-        madvise = _madvise()
-        for begin, end in mappings:
-            madvise(begin, end - begin, MADV_DONTNEED)
-
-
-@cache
-def _madvise() -> Any:
-    """The system's function of that name."""
-    function = ctypes.CDLL("libc.so.6").madvise
-    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    return function
+                madvise(begin, end - begin, MADV_DONTNEED)
 
 
 def _has_8_bit_weights(graph: ov.Model) -> bool:

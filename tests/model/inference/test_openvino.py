@@ -19,7 +19,7 @@ from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine, TokenizedRequest
 from model.inference.openvino import export as openvino_export
 from model.inference.openvino import load as openvino_load
-from model.inference.openvino.runtime import file_mappings, release_pages
+from model.inference.openvino.runtime import forget_files
 from model.note import Note
 from model.notellm import NoteLLM
 from tests.conftest import COMMON, FAMILIES, FOODS
@@ -201,7 +201,7 @@ def test_broken_exported_file_is_named_in_the_error(tiny_checkpoint: Path, tmp_p
         load(str(tiny_checkpoint), tmp_path)
 
 
-def test_released_pages_of_a_file_leave_memory_and_are_still_readable(tmp_path: Path) -> None:
+def test_forgotten_pages_are_released_and_still_readable(tmp_path: Path) -> None:
     (tmp_path / "layers.bin").write_bytes(content := bytes(range(256)) * 4096)
     with (
         (tmp_path / "layers.bin").open("rb") as file,
@@ -209,7 +209,7 @@ def test_released_pages_of_a_file_leave_memory_and_are_still_readable(tmp_path: 
     ):
         assert mapped[:] == content
         assert resident(tmp_path / "layers.bin") == len(content)
-        release_pages(file_mappings(tmp_path))
+        forget_files(tmp_path)
         assert resident(tmp_path / "layers.bin") == 0
         assert mapped[:] == content
 
