@@ -177,7 +177,7 @@ def test_later_stage_keeps_its_projection_if_the_prompt_is_equal(
     with torch.no_grad():
         first.model.projection.weight.copy_(random_vectors(64).T)
         first.model.tau.fill_(2.5)
-    first._save_checkpoint()
+    first._save_checkpoint(BEST)
     recipe = replace(recipe, prompt_version=version)
     later = Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
     fresh = Trainer(recipe, tmp_path / "fresh", cache=tmp_path)  # the adapter is still the identity: states are equal
