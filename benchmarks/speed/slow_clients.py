@@ -5,8 +5,7 @@ python -m benchmarks.speed.slow_clients
 Each slow caller sends its head a byte at a time, a byte in SLOW_SECONDS, and comes again when it is refused. They are a
 process of their own. Reads are measured without and with them, in turns, as what else a machine does changes by the
 minute. In between them go reads of a stored answer from a process that has no other connections: what these lose
-beside the slow callers, the machine and the measuring client lose, not the service. The slow callers have one core, as
-callers on other machines have cores of their own; the service and the client share another. About three minutes.
+beside the slow callers, the machine and the measuring client lose, not the service. About three minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import resource
 import tempfile
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -90,11 +89,9 @@ class SlowCaller(asyncio.Protocol):
         self._connecting = asyncio.create_task(self._connect())
 
 
-def be_many(ports: Sequence[int], count: int, all_there: Event, cores: Collection[int]) -> None:
-    """Process of `count` slow callers of these ports, for ever; on `cores`, or on all where there are none."""
+def be_many(ports: Sequence[int], count: int, all_there: Event) -> None:
+    """Process of `count` slow callers of these ports, for ever."""
     os.nice(NICENESS)
-    if cores:
-        os.sched_setaffinity(0, cores)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -111,11 +108,11 @@ def be_many(ports: Sequence[int], count: int, all_there: Event, cores: Collectio
 
 
 @contextlib.contextmanager
-def slow_callers(ports: Sequence[int], count: int, cores: Collection[int] = ()) -> Iterator[Event]:
-    """Run the process of `count` slow callers, on some cores; give the event that they are all there."""
+def slow_callers(ports: Sequence[int], count: int) -> Iterator[Event]:
+    """Run the process of `count` slow callers; give the event that they are all there."""
     context = multiprocessing.get_context("spawn")
     all_there = context.Event()
-    slow = context.Process(target=be_many, args=(ports, count, all_there, cores), daemon=True)
+    slow = context.Process(target=be_many, args=(ports, count, all_there), daemon=True)
     slow.start()
     try:
         yield all_there
@@ -180,8 +177,8 @@ async def read_both(callers: Callers, ids: Sequence[str], stored_port: int) -> t
     return [seconds for kind, seconds in taken if kind], [seconds for kind, seconds in taken if not kind]
 
 
-async def measure(service: ServiceProcess, cores: Collection[int]) -> Figures:
-    """Measure a running service in ROUNDS pairs; the slow callers run on `cores`."""
+async def measure(service: ServiceProcess) -> Figures:
+    """Measure a running service in ROUNDS pairs."""
     callers = Callers(lambda: service.port, random_texts())
     ids = await store_notes(callers)
     figures = Figures(Reads(), Reads(), (service.resident_mib(), 0))
@@ -193,7 +190,7 @@ async def measure(service: ServiceProcess, cores: Collection[int]) -> Figures:
             pairs = await read_both(callers, ids, stored_port)
             for kind, seconds in zip((figures.service, figures.stored), pairs, strict=True):
                 kind.idle.append(seconds)
-            with slow_callers([service.port], CONNECTIONS, cores) as all_there:
+            with slow_callers([service.port], CONNECTIONS) as all_there:
                 await asyncio.to_thread(all_there.wait)
                 pairs = await read_both(callers, ids, stored_port)
             for kind, seconds in zip((figures.service, figures.stored), pairs, strict=True):
@@ -227,11 +224,9 @@ def rows(figures: Figures) -> list[Row]:
 
 
 def main() -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[:1])  # of this process, and of those that it starts
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.start()
-        figures = uvloop.run(measure(service, cores[-1:]))
+        figures = uvloop.run(measure(service))
     write("slow_clients", rows(figures))
 
 
