@@ -43,7 +43,7 @@ TRAINED_ENCODER = "minilm-distilled-microlens50k"
 """Recipe of the encoder that has learnt from microlens50k, as COMMUNITY has."""
 CACHE = ROOT / "runs" / "hybrid"
 KINDS = ("note", "title")
-"""What is searched with: the whole note, or its title as a text that somebody types."""
+"""Kinds of queries: a whole note, or its title alone, as a text that somebody types."""
 FITTED_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Weights of words among which a community chooses; the last is the service's own."""
 MAX_LOSS = 0.3

@@ -19,14 +19,20 @@ from model.config import CheckpointError, NoteLLMConfig
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE, loading_errors
 
 AVERAGED = (f"{ADAPTER_FOLDER}/{ADAPTER_FILE}", HEAD_FILE)
+"""Files of a checkpoint whose weights are averaged."""
+CARD_FILE = "README.md"
+CARD_NOTE = (
+    "The weights are the mean of {count} checkpoints (`notellm average`), of which this card describes the first."
+)
+"""Section that the model card of a mean gets."""
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> None:
     """Write a checkpoint whose adapter and head are the mean of those of `checkpoints`, number by number in float32.
 
-    The configuration and the model card are those of the first one. What was fitted to its vectors or its trunk is left
-    out: the category head and the generation adapter. Raises CheckpointError for fewer than two checkpoints, for
-    different ones, and where `out` exists.
+    The configuration is that of the first one, and so is the model card, which says that it is a mean. What was fitted
+    to its vectors or its trunk is left out: the category head and the generation adapter. Raises CheckpointError for
+    fewer than two checkpoints, for different ones, and where `out` exists.
     """
     if len(checkpoints) < 2:
         raise CheckpointError("an average needs two checkpoints or more")
@@ -37,9 +43,10 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
         raise CheckpointError(f"{checkpoints[0]} has no adapter; only adapters are averaged")
     means = {name: mean_of(checkpoints, name) for name in AVERAGED}
     (out / ADAPTER_FOLDER).mkdir(parents=True)
-    for name in (f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG_FILE}", "README.md"):
-        if (checkpoints[0] / name).exists():
-            shutil.copyfile(checkpoints[0] / name, out / name)
+    shutil.copyfile(checkpoints[0] / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE, out / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE)
+    if (checkpoints[0] / CARD_FILE).exists():
+        card = (checkpoints[0] / CARD_FILE).read_text("utf-8").rstrip("\n")
+        (out / CARD_FILE).write_text(f"{card}\n\n## Mean\n{CARD_NOTE.format(count=len(checkpoints))}\n", "utf-8")
     for name, tensors in means.items():
         save_file(tensors, out / name, {"format": "pt"})
     replace(config, generation_adapter=False, generation_trunk="").save(out)

@@ -123,7 +123,7 @@ class Ingest:
 
     @property
     def _params(self) -> dict[str, Any]:
-        """What the service is to generate, as a query string says it."""
+        """Query parameters of POST /notes: `generate` and `min_score`, those of them that were given."""
         params = {"generate": self.generate or None, "min_score": self.min_score}
         return {name: value for name, value in params.items() if value is not None}
 

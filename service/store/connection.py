@@ -139,7 +139,7 @@ class Connection:
         """Run commands in one round trip; return their answers as the server gives them. To be called within `call`.
         Raises redis.exceptions.ResponseError for the first command that fails.
 
-        The client's own way to a command costs the event loop three times as much (docs/log/reads.md).
+        The client's own `execute` does more around each command than a change needs (decision 34).
         """
         connection = await self._pool.get_connection()
         try:

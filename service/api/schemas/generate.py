@@ -49,9 +49,9 @@ class CategoryOut(BaseModel):
 
 
 class BelowMinOut(BaseModel):
-    """What the model found and left out, since it is below a bound: hashtags below `min_score`, or a note's below
-    NOTELLM_MIN_HASHTAG_SCORE; the category below `min_probability`, or a note's below NOTELLM_MIN_CATEGORY_PROBABILITY.
-    """
+    """Hashtags and a category that the model found and the answer leaves out. For a text the bounds are `min_score` and
+    `min_probability` of the request; for a note that `?generate` fills in they are `min_score` or
+    NOTELLM_MIN_HASHTAG_SCORE, and NOTELLM_MIN_CATEGORY_PROBABILITY."""
 
     hashtags: list[HashtagOut] | None = None
     category: CategoryOut | None = None

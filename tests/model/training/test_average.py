@@ -41,6 +41,7 @@ def test_mean_of_checkpoints_is_one_without_what_was_fitted_to_the_first(doubled
     assert not (mean / CATEGORIES_FILE).exists()
     assert not (mean / GENERATION_FOLDER).exists()
     config, shipped = NoteLLMConfig.load(mean), NoteLLMConfig.load(SHIPPED_CHECKPOINT)
+    assert "the mean of 2 checkpoints" in (mean / "README.md").read_text("utf-8")
     assert (config.name, config.dimension, config.generation_adapter) == (shipped.name, shipped.dimension, False)
 
 
