@@ -162,8 +162,8 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One change: the note `id` was written or removed at `position`. `id` is empty where the entry does not say it;
-    `by` names the write, for the store that made it. `purges`: no change, but a purge, behind which no index may keep
+    """One change: the note `id` was written or removed at `position`. `id` is empty where the entry does not say it, or
+    is no change; `by` names the write, for the store that made it. `purges`: a purge, behind which no index may keep
     anything of removed notes."""
 
     position: str
@@ -184,9 +184,9 @@ class LogTail:
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """The first entry that the log still has (None: no entry), the last one ever written (ORIGIN: no entry), and
-    whether older entries were cut off. `entry` is the position that was asked about, None where the log does not have
-    it."""
+    """The first entry that the log still has (None: no entry), behind the one of a restore; the last one ever written
+    (ORIGIN: no entry); and whether older entries were cut off. `entry` is the position that was asked about, None where
+    the log does not have it."""
 
     first: str | None
     last: str
@@ -203,8 +203,10 @@ class LogBounds:
         return last == key or (last > key and has_entry)
 
     def has_all_after(self, position: str) -> bool:
-        """Return whether the log still has every entry behind a position, which need not be that of an entry."""
-        return not self.cut or position_key(position) >= position_key(self.first or self.last)
+        """Return whether the log, asked about the entry at `position`, still has every later one. The position need
+        not be that of an entry."""
+        reaches_back = position_key(position) >= position_key(self.first or self.last)
+        return not self.cut or self.entry == position or reaches_back
 
 
 ChangedNotes = Mapping[str, StoredNote | Unreadable | None]

@@ -50,9 +50,10 @@ class Export:
     ) -> Export:
         """Begin an export of all notes, or of what changed behind `after`. `begin`: that of an export which
         was broken off at `after`, to go on with it. Raises InvalidInput, LogCut, StoreUnavailable."""
-        bounds = await ReadTime().wait(store.log_bounds())
+        reached = max(after or ORIGIN, begin or ORIGIN, key=position_key)
+        bounds = await ReadTime().wait(store.log_bounds(reached))
         if after is not None:
-            check_reaches(bounds, max(after, begin or ORIGIN, key=position_key))
+            check_reaches(bounds, reached)
         reader = LogOrderReader(store, index, Filter(), after or ORIGIN, with_vectors=with_vectors)
         return cls(store, reader, after, begin or after or bounds.last)
 

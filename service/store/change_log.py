@@ -9,8 +9,8 @@ import structlog
 
 from service.records import ORIGIN, LogBounds, LogEntry
 
-PURGE = "purge"
-"""The op of an entry that is no change: see LogEntry."""
+PURGE, RESTORE = "purge", "restore"
+"""Ops of entries that are no changes: see LogEntry, and the first entry of a restored log (backup/copying.py)."""
 log = structlog.get_logger(__name__)
 
 
@@ -39,8 +39,8 @@ def decode_entry(position: bytes, values: Sequence[bytes]) -> LogEntry:
     the note is read again."""
     fields = fields_of(values)
     note_id, op, by = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"op", b"by"))
-    if op == PURGE:
-        return LogEntry(position.decode(), "", removed=False, purges=True)
+    if op in (PURGE, RESTORE):
+        return LogEntry(position.decode(), "", removed=False, purges=op == PURGE)
     if not note_id or op not in ("put", "delete"):
         log.error("log_entry_malformed", position=position.decode(), id=note_id)
     return LogEntry(position.decode(), note_id, op == "delete", by)

@@ -40,12 +40,16 @@ return {last, time[1], time[2], entries}
 )
 # KEYS log; ARGV position. The first entry's position, the last position ever written, whether entries were cut off, and
 # the given position where there is an entry at it; nothing where there is no log. Redis before 7 does not say how many
-# entries were added; then some may have been cut off.
+# entries were added; then some may have been cut off. Behind the entry of a restore there may have been others, which
+# are lost: what has come to it has all that the log begins with, what has come further does not.
 LOG_BOUNDS = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 local reply, info = redis.call('XINFO', 'STREAM', KEYS[1]), {}
 for i = 1, #reply, 2 do info[reply[i]] = reply[i + 1] end
 local first, added = info['first-entry'], info['entries-added']
+if first and first[2][4] == 'restore' then
+  first = redis.call('XRANGE', KEYS[1], '(' .. first[1], '+', 'COUNT', 1)[1] or false
+end
 local kept = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 local cut = not added or added > info.length
 return {first and first[1], info['last-generated-id'], cut and 1 or 0, kept and kept[1] or false}

@@ -10,13 +10,17 @@ from functools import reduce
 from typing import Any
 from uuid import uuid4
 
+from service.records import ORIGIN, position_key
 from service.store.backup.contents import IDENTITY_KEY, LOG_KEY, SNAPSHOTS_KEY, pages
 from service.store.backup.manifest import BackupError
+from service.store.change_log import RESTORE
 
 PAGE_KEYS = 200
 """Keys that are copied in one round trip: bounds the memory that long notes take."""
 STREAM_ENTRIES = 1000
 """Entries of a stream that are copied in one round trip."""
+CUT_OFF, EARLIEST = "0-1", "0-2"
+"""Position of the entry that a restored change log has had and lost, and the least one of the entry that it has."""
 TENANTS = b"}:tenants"
 """End of the key that lists the identities of all tenants' stores."""
 READERS: dict[bytes, Callable[[Any, bytes], object]] = {
@@ -39,8 +43,8 @@ def copy_all(source: Any, target: Any, on_keys: Callable[[int], object]) -> None
     """Copy all keys of `source`, which nobody changes, into an empty database. Raises BackupError for a key of a type
     that no version of this service writes.
 
-    The copy is another store: it has a new identity, so that no replica takes its snapshot for one of it, and the
-    change log begins anew behind its last position, so that positions go on rising.
+    The copy is another store: it has a new identity, so that no replica takes its snapshot for one of it, and its
+    change logs begin anew at their last positions, so that positions go on rising.
     """
     names = {
         source.get(key): uuid4().hex.encode()
@@ -61,11 +65,15 @@ def _copy_keys(source: Any, target: Any, keys: Sequence[bytes], names: Mapping[b
     answers = asking.execute()
     described = list(zip(keys, answers[::2], answers[1::2], strict=True))
     for key, kind, expiry in described:
-        if kind == b"stream":
-            _copy_log_end(source, target, key) if LOG_KEY.fullmatch(key) else _copy_stream(source, target, key)
+        if kind == b"stream" and LOG_KEY.fullmatch(key):
+            _begin_log(target, key, source.xinfo_stream(key)["last-generated-id"].decode())
+        elif kind == b"stream":
+            _copy_stream(source, target, key)
             _expire(target, key, expiry)
         elif kind not in (*READERS, b"none"):  # none: it has expired meanwhile
             raise BackupError(f"the data set has the key {key!r} of the type {kind.decode()}, which is not known here")
+        if IDENTITY_KEY.fullmatch(key) and not source.exists(log := key.removesuffix(b"identity") + b"log"):
+            _begin_log(target, log, ORIGIN)
     plain = [entry for entry in described if entry[1] in READERS and not SNAPSHOTS_KEY.fullmatch(entry[0])]
     reading, writing = source.pipeline(transaction=False), target.pipeline(transaction=False)
     for key, kind, _ in plain:
@@ -95,12 +103,18 @@ def _expire(target: Any, key: bytes, expiry: int) -> None:
         target.pexpireat(key, expiry)
 
 
-def _copy_log_end(source: Any, target: Any, key: bytes) -> None:
-    """Begin a change log whose last position is that of another one, without any entry."""
-    last = source.xinfo_stream(key)["last-generated-id"]
-    if last != b"0-0":
-        target.xadd(key, {"id": "", "op": "none"}, id=last)
-        target.xdel(key, last)
+def begin_of_log(last: str) -> str:
+    """Return the position at which the copy of a change log begins whose last position is `last`."""
+    return max(last, EARLIEST, key=position_key)
+
+
+def _begin_log(target: Any, key: bytes, last: str) -> None:
+    """Begin the copy of a change log with one entry: a follower that has come to the last position goes on from there.
+    An entry that is gone has the log say that it was cut off before."""
+    entry: dict[Any, Any] = {"id": "", "op": RESTORE}
+    target.xadd(key, entry, id=CUT_OFF)
+    target.xdel(key, CUT_OFF)
+    target.xadd(key, entry, id=begin_of_log(last))
 
 
 def _copy_stream(source: Any, target: Any, key: bytes) -> None:

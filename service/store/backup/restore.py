@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from service.store.backup.backup import DATA_SET, Progress
 from service.store.backup.contents import PREFIX, notes_of, pages
-from service.store.backup.copying import copy_all
+from service.store.backup.copying import begin_of_log, copy_all
 from service.store.backup.folder import BackupFolder
 from service.store.backup.manifest import BackupError, Manifest
 from service.store.backup.scratch import loaded
@@ -90,7 +90,8 @@ def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> 
     for entry in manifest.notes:
         copy = restored.get(entry.prefix)
         lasting = 0 if copy is None else copy.notes - copy.expiring
-        if copy is None or (lasting, copy.position) != (entry.notes - entry.expiring, entry.position):
+        expected = entry.notes - entry.expiring, begin_of_log(entry.position)
+        if copy is None or (lasting, copy.position) != expected:
             raise BackupError(
                 f"of the notes below {entry.prefix} not all could be restored; the store was left as it was"
             )

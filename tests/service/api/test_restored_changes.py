@@ -24,6 +24,10 @@ def changes(client: httpx2.Client, after: str, wait: float = 0) -> httpx2.Respon
     return client.get("/changes", params={"after": after, "wait": wait})
 
 
+def changed_ids(answer: httpx2.Response) -> list[str]:
+    return [change["id"] for change in answer.json()["changes"]]
+
+
 def is_told_to_begin_again(answer: httpx2.Response) -> bool:
     problem = answer.json()
     named = (answer.status_code, problem.get("type", "").rpartition("/")[2]) == (410, "log-cut")
@@ -54,8 +58,32 @@ def test_followers_that_a_restored_log_cannot_serve_get_410_at_once(
 
         eventually_true(lambda: client.get("/readyz").status_code == 200)
         write(client, "d")
-        for after in (before, last, lost, ahead):
+        for after in (before, lost, ahead):
             assert is_told_to_begin_again(changes(client, after, wait=30)), after
+            assert is_told_to_begin_again(client.get("/notes/export", params={"after": after})), after
+        assert changed_ids(changes(client, last)) == ["d"]
+        assert client.get("/notes/export", params={"after": last}).status_code == 200
         *notes, end = map(json.loads, client.get("/notes/export").text.splitlines())
         assert {line["id"] for line in notes[1:]} == {"a", "b", "d"}
         assert changes(client, end["end"]).json()["changes"] == []
+
+
+def test_followers_of_notes_that_a_backup_of_none_lost_get_410(
+    serve: Serve, short_folder: Path, tmp_path: Path
+) -> None:
+    with (
+        running_embedded(short_folder / "d") as server,
+        serve(redis_url=server.url) as url,
+        httpx2.Client(base_url=url, timeout=25) as client,
+    ):
+        make_backup(server.url, str(tmp_path / "b"), lambda *step: None)
+        lost = write(client, "a")
+        restore_backup(str(tmp_path / "b"), server.url, lambda *step: None, replace=True)
+        assert is_told_to_begin_again(changes(client, lost, wait=30))
+
+        eventually_true(lambda: client.get("/readyz").status_code == 200)
+        begin = client.get("/changes").json()["log_position"]
+        write(client, "b")
+        assert is_told_to_begin_again(changes(client, lost, wait=30))
+        assert is_told_to_begin_again(client.get("/notes/export", params={"after": lost}))
+        assert changed_ids(changes(client, begin)) == ["b"]
