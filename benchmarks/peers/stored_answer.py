@@ -7,6 +7,7 @@ benchmarks.speed.similar runs it as a process of its own.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import orjson
@@ -24,6 +25,7 @@ def serve(port: int, answer: bytes) -> None:
     async def stored() -> Response:
         return Response(orjson.dumps(document), media_type="application/json")
 
+    gc.freeze()  # as the service does
     uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 

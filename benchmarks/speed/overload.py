@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import uvloop
 
-from benchmarks.harness.http_load import Connection, connect
+from benchmarks.harness.http_load import Connection, connect, without_collections
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.scenario import Scenario
 from benchmarks.harness.service_process import ServiceProcess
@@ -298,7 +298,8 @@ def main(seconds: float) -> None:
     os.sync()  # an fsync would wait for what others wrote before
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.start()
-        figures = uvloop.run(measure(service.port, seconds))
+        with without_collections():
+            figures = uvloop.run(measure(service.port, seconds))
     write("overload", rows(figures))
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.harness.http_load import Connection, connect
+from benchmarks.harness.http_load import Connection, connect, without_collections
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess, free_port
 from benchmarks.harness.statistics import percentile_ms, percentiles_text
@@ -281,7 +281,8 @@ def main(seconds: float) -> None:
                 replica.environment |= {"NOTELLM_REDIS_URL": redis.url, "NOTELLM_DRAIN_SECONDS": str(DRAIN_SECONDS)}
                 replica.start()
                 replicas.append(replica)
-            figures = uvloop.run(measure(replicas, redis, seconds))
+            with without_collections():
+                figures = uvloop.run(measure(replicas, redis, seconds))
         secrets = printed_secrets(folder)
     write("replicas", rows(figures, secrets))
 

@@ -266,14 +266,9 @@ async def measure_changes_inside(data: Path) -> list[float]:
 
 
 def run(load: Coroutine[Any, Any, T]) -> T:
-    """Run a load without the garbage collector, whose pauses of 0.1 s, with all that is imported here, would count as
-    the service's."""
-    gc.disable()
-    try:
-        with asyncio.Runner() as runner:
-            return runner.run(load)
-    finally:
-        gc.enable()
+    """Run a load without the garbage collector."""
+    with http_load.without_collections():
+        return asyncio.run(load)
 
 
 def rows(figures: Figures) -> list[Row]:

@@ -27,7 +27,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.harness.http_load import connect
+from benchmarks.harness.http_load import connect, without_collections
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile_ms, percentiles_text
@@ -104,7 +104,8 @@ def be_many(ports: Sequence[int], count: int, all_there: Event) -> None:
             if turn == TURNS + TURNS // 5:  # each has connected, and some time has passed
                 all_there.set()
 
-    uvloop.run(run())
+    with without_collections():
+        uvloop.run(run())
 
 
 @contextlib.contextmanager
@@ -226,7 +227,8 @@ def rows(figures: Figures) -> list[Row]:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.start()
-        figures = uvloop.run(measure(service))
+        with without_collections():
+            figures = uvloop.run(measure(service))
     write("slow_clients", rows(figures))
 
 
