@@ -10,20 +10,21 @@ from service.filters import Filter
 from service.fingerprint import fingerprint
 from service.ranking.boosts import Boost
 from service.ranking.strategies import Strategy
-from service.settings import WORDS_WEIGHT
 
 FIRST_PAGE = "*"
 """Cursor of the first page of a list, which it makes."""
 SourceName = Literal["content", "words", "behaviour"]
 """Names of sources of candidates. `content`: the vectors. `words`: the words that notes share with the examples.
 `behaviour`: what readers read after the examples."""
-Sources = tuple[tuple[SourceName, float], ...]
-"""Sources with their weights."""
-CONTENT: Sources = (("content", 1.0),)
-AUTO: Sources = (("content", 1.0), ("words", WORDS_WEIGHT), ("behaviour", 1.0))
-"""Sources of a request that leaves them to the service. Words then have only that share of their weight that the word
-scores of the query speak for; a deployment may set another weight for them (docs/log/words.md,
-docs/guides/behaviour.md)."""
+OTHER_SOURCES: tuple[SourceName, ...] = ("words", "behaviour")
+"""Sources beside the vectors."""
+SourceWeights = tuple[tuple[SourceName, float], ...]
+"""Sources with their weights. `content` is always among them."""
+CONTENT: SourceWeights = (("content", 1.0),)
+AUTO: Literal["auto"] = "auto"
+"""Name that stands for all sources, in place of weights, and leaves these to the service. Words then have only that
+share of their weight that the word scores of the query speak for (docs/log/words.md, docs/guides/behaviour.md)."""
+Sources = SourceWeights | Literal["auto"]
 OnMissing = Literal["error", "skip"]
 """Whether an example that is no stored note fails the request, or is left out."""
 
@@ -48,8 +49,8 @@ class Example:
 class SearchRequest:
     """A search for related notes. ranking/strategies.py, boosts.py and selection.py say what its fields do.
 
-    `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said. `sources`
-    always have `content`. `on_missing`: whether an example that is no stored note fails the request or is left out.
+    `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said.
+    `on_missing`: whether an example that is no stored note fails the request or is left out.
     """
 
     positive: tuple[Example, ...] = ()

@@ -32,7 +32,7 @@ from service.search.fusion import Evidence, FusedSource, find_nearest
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
 from service.search.ranker import Ranker, Ranking
 from service.search.read_after import BehaviourEvidence
-from service.search.request import AUTO, FIRST_PAGE, SearchRequest
+from service.search.request import AUTO, FIRST_PAGE, OTHER_SOURCES, SearchRequest, SourceName
 from service.search.sources import ContentSource, Source
 from service.search.verified import ExamplesMissing, VerifiedNotes
 from service.search.words import WordEvidence, query_note
@@ -149,10 +149,17 @@ class NoteSearch:
     ) -> tuple[Source, WordEvidence | None, BehaviourEvidence | None]:
         """Return the source of candidates, and the evidence of words and of behaviour in it. Raises ExamplesMissing."""
         content = self._content(request, examples)
-        if not any(weight for name, weight in request.sources if name != "content"):
+        if not any(self._weight(request, name) for name in OTHER_SOURCES):
             return content, None, None
-        # The vectors are compared while the store looks up the examples' texts.
-        words, nearest = await asyncio.gather(self._words(request, examples, notes), find_nearest(content, where))
+        try:
+            # The vectors are compared while the store looks up the examples' texts. Where one of both fails, the other
+            # one ends with it.
+            async with asyncio.TaskGroup() as group:
+                finding_words = group.create_task(self._words(request, examples, notes))
+                finding_nearest = group.create_task(find_nearest(content, where))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        words, nearest = finding_words.result(), finding_nearest.result()
         behaviour = await self._read_after(request, examples, notes, content.unit)
         evidence: list[Evidence] = [one for one in (words, behaviour) if one]
         source = FusedSource(self._index, content, evidence, nearest) if evidence else content
@@ -161,8 +168,7 @@ class NoteSearch:
     async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
         """Return the evidence of the positive examples' words; None where it has no weight, there are no such examples,
         or the store is away, which has the texts. Raises ExamplesMissing."""
-        is_auto, weights = request.sources == AUTO, dict(request.sources)
-        weight = self._words_weight if is_auto else weights.get("words", 0.0) / weights["content"]
+        weight = self._weight(request, "words")
         positive = [example for example, _ in examples.positive if example.weight]
         if not weight or not positive:
             return None
@@ -171,20 +177,26 @@ class NoteSearch:
         stored = [notes.example(example.note_id) for example in positive]
         texts = [example.note or (one and one.note) for example, one in zip(positive, stored, strict=True)]
         known = [text for text in texts if text]
-        return WordEvidence(self._index, query_note(known), weight, is_auto) if known else None
+        return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
 
     async def _read_after(
         self, request: SearchRequest, examples: Examples, notes: VerifiedNotes, unit: float
     ) -> BehaviourEvidence | None:
         """Return the evidence of the readers of the positive examples; None where it has no weight, or no such example
         is a stored note."""
-        weights = dict(request.sources)
-        weight = weights.get("behaviour", 0.0) / weights["content"]
+        weight = self._weight(request, "behaviour")
         ids = [example.note_id for example, _ in examples.positive if example.weight and example.note_id]
         if self._behaviour is None or not weight or not ids:
             return None
         related = await self._behaviour.candidates(ids, MAX_RELATED)
         return BehaviourEvidence(related, notes, weight, self._behaviour.kappa, unit)
+
+    def _weight(self, request: SearchRequest, name: SourceName) -> float:
+        """Return the weight of a source beside vectors of weight 1."""
+        weights = {"content": 1.0, "words": self._words_weight, "behaviour": 1.0}
+        if request.sources != AUTO:
+            weights = dict(request.sources)
+        return weights.get(name, 0.0) / weights["content"]
 
     def _content(self, request: SearchRequest, examples: Examples) -> ContentSource:
         try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from model.note import Note, normalise_hashtags
@@ -21,12 +21,11 @@ from service.api.schemas.similar import (
     SimilarOut,
     SourcesName,
     name_and_value,
-    named_sources,
 )
 from service.errors import FieldError, InvalidInput
 from service.filters import Filter
 from service.ranking.boosts import Boost, Curve, Decay, Match
-from service.search.request import CONTENT, Example, SearchRequest, SourceName, Sources
+from service.search.request import Example, SearchRequest, SourceName, Sources, SourceWeights
 
 MAX_BOOSTS = 20
 """Bound on the boosts of a search, published at GET /limits."""
@@ -145,23 +144,25 @@ class SourcesIn(Wire):
     words: Weight = 0.0
     behaviour: Weight = 0.0
 
-    def as_sources(self) -> Sources:
+    def as_weights(self) -> SourceWeights:
         """Return the sources that have a weight."""
         names: tuple[SourceName, ...] = get_args(SourceName)
         return tuple((name, weight) for name in names if (weight := getattr(self, name)))
 
 
-def _weights_of_name(value: Any) -> Any:
-    """Return the weights that a name stands for; any other value as it is."""
-    if value in get_args(SourcesName):
-        return dict(named_sources(value))
-    if isinstance(value, str):
+def _read_sources(value: Any) -> Any:
+    """Return the name, or the weights, that a value of `sources` holds."""
+    if not isinstance(value, str):
+        return SourcesIn.model_validate(value)
+    if value not in get_args(SourcesName):
         message = "must be one of {names}, or an object of weights"
         raise PydanticCustomError("sources", message, {"names": ", ".join(get_args(SourcesName))})
     return value
 
 
-SourcesOrName = Annotated[SourcesIn, BeforeValidator(_weights_of_name, json_schema_input_type=SourcesIn | SourcesName)]
+SourcesOrName = Annotated[
+    SourcesIn | SourcesName, PlainValidator(_read_sources, json_schema_input_type=SourcesIn | SourcesName)
+]
 
 
 class SearchDefaults(RankingOptions):
@@ -174,10 +175,6 @@ class SearchDefaults(RankingOptions):
         SourcesIn(), description="where candidates come from: a name, or weights"
     )
 
-    @property
-    def scores_like_cosines(self) -> bool:
-        return self.strategy != "sum_scores" and self.sources.as_sources() == CONTENT
-
     def as_filter(self) -> Filter:
         flat = super().as_filter()
         if self.filter is None:
@@ -189,8 +186,10 @@ class SearchDefaults(RankingOptions):
         return replace(
             super().as_request(positive, negative),
             boosts=tuple(boost.as_boost() for boost in self.boost),
-            sources=self.sources.as_sources(),
         )
+
+    def as_sources(self) -> Sources:
+        return self.sources.as_weights() if isinstance(self.sources, SourcesIn) else super().as_sources()
 
 
 class SearchBody(SearchDefaults):

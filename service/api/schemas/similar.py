@@ -138,7 +138,7 @@ class RankingOptions(SearchOptions):
     @property
     def scores_like_cosines(self) -> bool:
         """Whether all scores lie between -1 and 1."""
-        return self.strategy != "sum_scores" and self.sources == "content"
+        return self.strategy != "sum_scores" and self.as_sources() == CONTENT
 
     def as_plain(self) -> tuple[int, Filter, float | None]:
         """Return `k`, the filter and the least score."""
@@ -159,9 +159,13 @@ class RankingOptions(SearchOptions):
             max_per_category=self.max_per_category,
             collapse_above=self.collapse_above,
             explain=self.explain,
-            sources=named_sources(self.sources),
+            sources=self.as_sources(),
             on_missing=self.on_missing,
         )
+
+    def as_sources(self) -> Sources:
+        """Return the sources that the name stands for."""
+        return AUTO if self.sources == "auto" else CONTENT
 
 
 class SimilarQuery(RankingOptions):
@@ -292,11 +296,6 @@ class SimilarOut(BaseModel):
             log_position=similar.log_position,
             **optional,
         )
-
-
-def named_sources(name: SourcesName) -> Sources:
-    """Return the sources that a name stands for."""
-    return AUTO if name == "auto" else CONTENT
 
 
 def name_and_value(attribute: str) -> tuple[str, str]:

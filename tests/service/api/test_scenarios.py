@@ -27,6 +27,12 @@ boost = [{weight = 5, match = {author = "cat"}}]
 [strict]
 min_score = 0.99
 strategy = "best_score"
+
+[by_name]
+sources = "auto"
+
+[by_weights]
+sources = {content = 1, words = 0.5, behaviour = 1}
 """
 
 
@@ -44,6 +50,8 @@ def client(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
             }
             for i in range(24)
         ]
+        other_words = "quetzals seen at dawn by many people who had come from far away"
+        notes.append({"id": "long", "title": f"7 {other_words}", "author": "dan", "category": "Pets"})
         assert opened.post("/notes", json=notes).status_code == 207
         yield opened
 
@@ -55,7 +63,7 @@ def similar(client: httpx2.Client, **params: Any) -> Any:
 
 
 def test_limits_name_the_scenarios(client: httpx2.Client) -> None:
-    assert client.get("/limits").json()["scenarios"] == ["home", "strict"]
+    assert client.get("/limits").json()["scenarios"] == ["by_name", "by_weights", "home", "strict"]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -72,12 +80,37 @@ def test_field_of_the_request_wins(client: httpx2.Client) -> None:
     assert len(similar(client, scenario="home", k=9, max_per_author=3)["items"]) == 9
 
 
+@pytest.mark.parametrize(
+    ("fields", "words_count"),
+    [
+        pytest.param({"scenario": "by_name"}, False, id="name"),
+        pytest.param({"scenario": "by_weights"}, True, id="weights"),
+        pytest.param({"scenario": "by_weights", "sources": "auto"}, False, id="name-for-weights"),
+        pytest.param({"scenario": "by_name", "sources": "content"}, None, id="other-name"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_scenario_and_request_tell_the_name_of_sources_from_its_weights(
+    client: httpx2.Client, method: str, fields: dict[str, str], words_count: bool | None
+) -> None:
+    """`auto` leaves words out for a note that shares one of fourteen with another note."""
+    options = {**fields, "explain": True}
+    given: dict[str, Any] = {"params": options} if method == "GET" else {"json": options}
+    answer = client.request(method, "/notes/long/similar", **given)
+    assert answer.status_code == 200, answer.text
+    added = [item["explanation"]["words"] for item in answer.json()["items"]]
+    if words_count is None:
+        assert set(added) == {None}
+    else:
+        assert any(added) is words_count
+
+
 def test_unknown_scenario_is_refused_and_known_ones_are_named(client: httpx2.Client) -> None:
     answer = client.get("/notes/n0/similar", params={"scenario": "hom"})
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
     assert error["pointer"] == "/query/scenario"
-    assert error["detail"] == "must be one of home, strict (NOTELLM_SCENARIOS)"
+    assert error["detail"] == "must be one of by_name, by_weights, home, strict (NOTELLM_SCENARIOS)"
 
 
 def test_page_of_a_scenario_goes_on(client: httpx2.Client) -> None:

@@ -206,6 +206,16 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
     assert (nothing.returncode, "--positive" in nothing.stderr) == (2, True)
 
 
+def test_similar_takes_weights_of_sources_as_they_are(shared: Process) -> None:
+    words = [f"w{i}x" for i in range(24)]
+    for note_id, title in {"s0": " ".join(words[:12]), "s1": " ".join(words[11:])}.items():  # they share one word
+        assert httpx2.post(f"{shared.url}/notes", json={"id": note_id, "title": title}).status_code == 201
+    body = json.dumps({"sources": {"content": 1, "words": 0.5, "behaviour": 1}})
+    for options, words_count in ((("--sources", "auto"), False), (("--body", body), True)):
+        answer = json.loads(shared.run("similar", "s0", *options, "--explain", "--json").stdout)
+        assert any(item["explanation"]["words"] for item in answer["items"]) is words_count
+
+
 def test_least_score_of_hashtags_is_an_option(shared: Process, tmp_path: Path) -> None:
     assert json.loads(shared.run("hashtags", "a bowl", "--min-score", "1", "--json").stdout)["hashtags"] == []
     file = tmp_path / "few.jsonl"

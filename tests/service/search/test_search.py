@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from model.note import Note
-from service.errors import NoteNotFound, OtherSpace, StoreUnavailable
+from service.errors import IndexBehind, NoteNotFound, OtherSpace, StoreUnavailable
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.ranking.boosts import Boost, Match
 from service.recommender import Recommender
-from service.records import Similar, StoredNote, Unreadable, Write
+from service.records import Hit, Similar, StoredNote, Unreadable, Write
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.store.embedded_redis import EmbeddedRedis
@@ -259,6 +259,61 @@ async def test_long_notes_are_read_in_parts_and_answered_as_if_at_once(
     assert len(in_parts.items) == 10
     assert len(reads) > 3
     assert max(map(len, reads)) <= 4
+
+
+async def test_search_for_an_example_that_is_gone_leaves_nothing_running(
+    recommender: Recommender,
+    search: NoteSearch,
+    embedded_store: GatedStore,
+    live_index: LiveIndex,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await add(recommender, *soup(3))
+    await embedded_store.hold()
+    await embedded_store.delete("n0")
+    ended = list[str]()
+
+    async def search_for_ever(*_: Any) -> list[Hit]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("search")
+        return []
+
+    monkeypatch.setattr(live_index, "search", search_for_ever)
+    with pytest.raises(NoteNotFound):
+        await search.related(SearchRequest((Example("n0"),), sources="auto"))
+    assert ended == ["search"]
+    embedded_store.release()
+
+
+async def test_search_that_the_index_cannot_answer_leaves_no_read_running(
+    recommender: Recommender,
+    search: NoteSearch,
+    embedded_store: GatedStore,
+    live_index: LiveIndex,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await add(recommender, *soup(3))
+    reading, ended = asyncio.Event(), list[str]()
+
+    async def read_for_ever(_: Sequence[str]) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
+        reading.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("read")
+        yield []
+
+    async def fail(*_: Any) -> list[Hit]:
+        await reading.wait()
+        raise IndexBehind("of the store", "0-0")
+
+    monkeypatch.setattr(embedded_store, "get_in_parts", read_for_ever)
+    monkeypatch.setattr(live_index, "search", fail)
+    with pytest.raises(IndexBehind):
+        await search.related(SearchRequest((Example("n0"),), sources="auto"))
+    assert ended == ["read"]
 
 
 async def test_first_page_is_the_only_one_while_the_store_hangs(

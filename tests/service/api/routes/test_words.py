@@ -59,6 +59,30 @@ def test_auto_leaves_words_out_that_no_note_shares_many_of(client: httpx2.Client
     assert similar(client, **body, sources={"words": 0.5})["items"] != similar(client, **body)["items"]
 
 
+WEIGHTS = {"content": 1, "words": 0.5, "behaviour": 1}
+"""Those that `auto` has by default."""
+
+
+def test_weights_that_auto_has_too_are_taken_as_they_are(client: httpx2.Client) -> None:
+    body = {"positive": [{"note_id": "w-first"}], "k": 20}  # `auto` leaves words out
+    by_words = similar(client, **body, sources={"words": 0.5})["items"]
+    searches = [body | {"sources": sources} for sources in (WEIGHTS, "auto")]
+    assert similar(client, **searches[0])["items"] == by_words
+    of_note = client.post("/notes/w-first/similar", json={"k": 20, "sources": WEIGHTS}).json()
+    assert of_note["items"] == by_words
+    by_weights, by_name = client.post("/similar/batch", json=searches).json()["results"]
+    assert by_weights["answer"]["items"] == by_words != by_name["answer"]["items"]
+
+
+@pytest.mark.parametrize(("first", "other"), [("auto", WEIGHTS), (WEIGHTS, "auto")], ids=["name", "weights"])
+def test_cursor_is_of_the_name_or_of_the_weights(client: httpx2.Client, first: Any, other: Any) -> None:
+    body = {"positive": [{"note_id": "w-first"}], "k": 5}
+    cursor = similar(client, **body, sources=first, cursor="*")["next_cursor"]
+    refused = client.post("/similar", json=body | {"sources": other, "cursor": cursor})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/cursor")
+    assert len(similar(client, **body, sources=first, cursor=cursor)["items"]) == 5
+
+
 @pytest.mark.parametrize(("weight", "is_the_same"), [(0.0, True), (0.3, False)])
 def test_auto_gives_words_the_weight_of_the_setting(serve: Serve, weight: float, is_the_same: bool) -> None:
     with serve(words_weight=weight) as url, httpx2.Client(base_url=url, timeout=60) as client:
@@ -68,6 +92,8 @@ def test_auto_gives_words_the_weight_of_the_setting(serve: Serve, weight: float,
         by_words = similar(client, **body, sources={"words": weight})["items"]
         assert similar(client, **body, sources="auto")["items"] == by_words
         assert (similar(client, **body)["items"] == by_words) is is_the_same
+        named = similar(client, **body, sources=WEIGHTS)["items"]
+        assert named == similar(client, **body, sources={"words": 0.5})["items"] != by_words
 
 
 @pytest.mark.parametrize("sources", ["auto", {"words": 0.5}])
