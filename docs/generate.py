@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service import errors
 from service.access.principal import Scope
+from service.api.problems import STATUS, TYPE_PREFIX, problem_name
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,12 +49,12 @@ def slug(heading: str) -> str:
 
 
 def api_page(openapi: Json) -> str:
-    """docs/api.md: every operation by tag, then every schema."""
+    """docs/api.md: every problem, every operation by tag, then every schema."""
     operations = defaultdict(list)
     for path, methods in openapi["paths"].items():
         for method, operation in methods.items():
             operations[operation["tags"][0]].append((f"{method.upper()} {path}", operation))
-    parts = [API_INTRODUCTION.format(**openapi["info"])]
+    parts = [API_INTRODUCTION.format(**openapi["info"]), PROBLEMS_INTRODUCTION, problems_table()]
     for tag, group in operations.items():
         parts.append(f"## {tag.capitalize()}")
         parts += [operation_section(title, operation) for title, operation in group]
@@ -68,12 +70,38 @@ same at `/docs`.
 
 - Bodies and answers are JSON in UTF-8, `POST /notes` also takes NDJSON; another content type is a 415.
 - An unknown field or query parameter is an error that names it. `GET /limits` has every bound.
-- Errors are `application/problem+json` (RFC 9457): see [Problem](#problem). `429` and `503` carry `Retry-After`.
-- Times are ISO 8601 with their zone; seconds since 1970 are taken too. Answers have UTC.
-- Every answer carries `X-Request-Id`: the caller's own, or one that is made.
+- Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
+- Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
+  milliseconds. Answers have UTC.
+- Every answer carries `X-Request-Id`: the caller's own where it has 1 to 128 visible ASCII characters, else one that is
+  made.
 - Where the service has keys, a request sends one as `Authorization: Bearer nlm_...`: see
   [keys](guides/keys.md). `401` is answered to no or no valid key, `403` to one without the scope.
 - A log position (`1795704909866-0`) orders all writes. It is a note's ETag, and `min_log_position` of a search."""
+
+
+PROBLEMS_INTRODUCTION = f"""## Problems
+
+`detail` of a [Problem](#problem) says what the caller can do, and `errors`, where there are any, which fields are
+meant. `type` is `{TYPE_PREFIX}` with a name of this table behind it; no page is there. It is
+`about:blank` where the status says all: an unknown address (404) or method (405, with `Allow`), what is no HTTP (400),
+a connection or head beyond the [limits](#limitsout) (408, 431, 503), and 500, which is a fault of the service.
+
+In the answer to a list, and in a stream, what is wrong with one item is a problem at its place."""
+
+ERROR = re.compile(r"^[ │]*[├└]── (?P<name>\w+) +(?P<meaning>.+)$", re.MULTILINE)
+"""A line of the tree in the docstring of service/errors.py."""
+
+
+def problems_table() -> str:
+    """Every error of the service with its status, its name in `type`, and whether its answer has Retry-After."""
+    rows = []
+    for line in ERROR.finditer(errors.__doc__ or ""):
+        error = getattr(errors, line["name"])
+        if error in STATUS:
+            again = "yes" if issubclass(error, errors.TryLater) else ""
+            rows.append((str(STATUS[error]), f"`{problem_name(error)}`", line["meaning"], again))
+    return markdown_table(["status", "name", "meaning", "Retry-After"], sorted(rows))
 
 
 def operation_section(title: str, operation: Json) -> str:
@@ -82,8 +110,11 @@ def operation_section(title: str, operation: Json) -> str:
     if scopes := [f"`{scope}`" for security in operation["security"] for scope in security["key"]]:
         parts.append(f"Needs the scope {' or '.join(scopes)}." if len(scopes) < len(Scope) else "Needs any key.")
     if parameters := operation.get("parameters"):
-        rows = ((p["name"], p["in"], type_of(p["schema"]), parameter_note(p)) for p in parameters)
-        parts.append(markdown_table(["parameter", "in", "type", "meaning"], rows))
+        rows = (
+            (p["name"], p["in"], type_of(p["schema"]), default_of(p["schema"], p.get("required", False)), meaning_of(p))
+            for p in parameters
+        )
+        parts.append(markdown_table(["parameter", "in", "type", "default", "meaning"], rows))
     if body := operation.get("requestBody"):
         parts.append("Body: " + content_types(body["content"]) + ".")
     answers = (
@@ -93,10 +124,9 @@ def operation_section(title: str, operation: Json) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def parameter_note(parameter: Json) -> str:
-    """Description of a parameter, with `required` where it is."""
-    description = parameter.get("description") or parameter["schema"].get("description", "")
-    return "; ".join(filter(None, ["required" if parameter.get("required") else "", description]))
+def meaning_of(parameter: Json) -> str:
+    """Description of a parameter."""
+    return str(parameter.get("description") or parameter["schema"].get("description", ""))
 
 
 def content_types(content: Json) -> str:
@@ -105,7 +135,9 @@ def content_types(content: Json) -> str:
 
 
 def schema_section(name: str, schema: Json) -> str:
-    """One schema: its description, and a table of its fields."""
+    """One schema: its description, and its values or a table of its fields."""
+    if "enum" in schema:
+        return f"### {name}\n\n{wrapped(schema.get('description', ''))}\n\nOne of {type_of(schema)}."
     required = schema.get("required", ())
     rows = (
         (field, type_of(spec), default_of(spec, field in required), spec.get("description", ""))

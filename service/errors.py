@@ -87,18 +87,23 @@ class InvalidInput(NoteLLMError):
 
 
 class ExamplesNotFound(NoteLLMError):
-    """Examples of a search are not there. `errors`: one for each."""
+    """Examples of a search are not there. `errors`: one for each. `skipped`: whether the search left them out, and then
+    had none left to rank by."""
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
+    def __init__(self, errors: Sequence[FieldError], skipped: bool = False) -> None:
         self.errors = tuple(errors)
+        self.skipped = skipped
+        what_helps = 'With "on_missing": "skip" they are left out.'
+        if skipped:
+            what_helps = "Without them no example is left: give others."
         super().__init__(
-            "There are no such notes: they were never added, were deleted, or have expired; see errors. "
-            'With "on_missing": "skip" they are left out.'
+            f"There are no such notes: they were never added, were deleted, or have expired; see errors. {what_helps}"
         )
 
     def under(self, prefix: str) -> ExamplesNotFound:
         """Return the same error with pointers below `prefix`."""
-        return ExamplesNotFound([FieldError(prefix + error.pointer, error.detail) for error in self.errors])
+        errors = [FieldError(prefix + error.pointer, error.detail) for error in self.errors]
+        return ExamplesNotFound(errors, self.skipped)
 
 
 class ListExpired(NoteLLMError):

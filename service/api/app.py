@@ -121,10 +121,10 @@ def create_app(
     app.state.readers = readers or Readers(0)
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)
-    problems.install(app)
+    routes = [route for router in ROUTERS for route in router.routes]
+    problems.install(app, [*routes, *documentation.router.routes])
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     _surround(app, settings, gate, tracer)
-    routes = [route for router in ROUTERS for route in router.routes]
     describe(app, routes)
     app.state.early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
     return app

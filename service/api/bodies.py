@@ -94,11 +94,18 @@ def check_media_type(headers: Headers, *others: str) -> None:
 
 def parse_json(raw: bytes, pointer: str = "", max_containers: int = MAX_CONTAINERS) -> Any:
     """Parse strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody, and InvalidInput at `pointer`."""
+    check_not_empty(raw)
     check_containers(raw, pointer, max_containers)
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise MalformedBody(str(error)) from error
+
+
+def check_not_empty(raw: bytes) -> None:
+    """Raises MalformedBody for a body without any character but white space."""
+    if not raw or raw.isspace():
+        raise MalformedBody("it is empty")
 
 
 def check_containers(raw: bytes, pointer: str = "", max_containers: int = MAX_CONTAINERS) -> None:
@@ -161,13 +168,15 @@ async def read_list(
 async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
     """Yield the items of a JSON list as they were sent, not parsed: an item may still be malformed.
 
-    Raises MalformedBody for a body that is no list, that has no end, or that goes on behind it.
+    Raises MalformedBody for a body that is empty, that has no end, or that goes on behind it, and InvalidInput for one
+    that is no list.
 
     The body is scanned in slices by array operations, so that the time of a slice depends on its length alone.
     """
     opening = LIST_START.match(body)
     if opening is None:
-        raise MalformedBody("it is no list")
+        check_not_empty(body)
+        raise InvalidInput([FieldError("", "must be a list")])
     window_begin = item_begin = opening.end()
     depth, quoted = 1, False
     while window_begin < len(body):

@@ -153,8 +153,8 @@ async def get_requested_urgency(
         Header(
             gt=0,
             allow_inf_nan=False,
-            description="seconds that you wait for the answer; the work ends with them, or is refused at once (429) "
-            "where it would wait too long",
+            description="seconds that you wait for the answer, at most request_seconds of GET /limits; the work ends "
+            "with them, or is refused at once (429) where it would wait too long",
         ),
     ] = None,
     x_request_priority: Annotated[

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
-from service.api.bodies import MAX_CONTAINERS, check_containers, check_media_type
+from service.api.bodies import MAX_CONTAINERS, check_containers, check_media_type, check_not_empty
 from service.api.bounds import check_note_size
 from service.api.dependencies import get_service
 from service.api.strict_route import StrictRoute
@@ -40,6 +40,7 @@ class StrictJsonRoute(StrictRoute):
             if takes_json:  # checked here, since FastAPI answers 400 to whatever fails while it reads a body
                 check_media_type(strict.headers)
                 body = await strict.body()
+                check_not_empty(body)
                 check_note_size(len(body), (await get_service(strict)).settings)
                 check_containers(body, max_containers=self.max_containers)
             return await handle(strict)

@@ -5,7 +5,7 @@ Elsewhere are those of a success and of the probes (routes/), 500 (middleware.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -15,6 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from service import errors
 from service.api.schemas.problem import FieldProblem, Problem, json_pointer
@@ -76,13 +78,17 @@ class ErrorBudget:
         return shortened
 
 
+def problem_name(error: type[Exception]) -> str:
+    """Return the end of a problem's `type`: NoteNotFound -> note-not-found."""
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in error.__name__).strip("-")
+
+
 def problem_of(error: NoteLLMError) -> Problem:
     """Describe one of our own errors to the caller."""
     status = STATUS[type(error)]
-    slug = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
     fields = error.errors if isinstance(error, errors.InvalidInput | errors.ExamplesNotFound) else None
     return Problem(
-        type=TYPE_PREFIX + slug,
+        type=TYPE_PREFIX + problem_name(type(error)),
         title=HTTPStatus(status).phrase,
         status=status,
         detail=str(error),
@@ -134,8 +140,8 @@ def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInpu
     return invalid_input(error.errors(include_input=False, include_context=False, include_url=False), prefix)
 
 
-def install(app: FastAPI) -> None:
-    """Have every error of the app leave as a problem."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Have every error of the app, which has these routes, leave as a problem."""
 
     async def own_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(cast(NoteLLMError, error))
@@ -145,17 +151,26 @@ def install(app: FastAPI) -> None:
 
     async def framework_error(request: Request, error: Exception) -> JSONResponse:
         http_error = cast(HTTPException, error)
+        headers = dict(http_error.headers or {})
+        if http_error.status_code == 405:
+            headers["Allow"] = allowed_methods(request.scope, routes)
         detail = {
             400: "The body could not be read as UTF-8 JSON.",
             404: "There is nothing at this address; see /docs for those that exist.",
-            405: "This address does not take this method; see /docs.",
+            405: f"This address takes {headers.get('Allow')} alone; see /docs.",
         }.get(http_error.status_code, str(http_error.detail))
-        headers = dict(http_error.headers) if http_error.headers else None
         return problem_response(plain_problem(http_error.status_code, detail), headers)
 
     app.add_exception_handler(NoteLLMError, own_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, framework_error)
+
+
+def allowed_methods(scope: Scope, routes: Iterable[BaseRoute]) -> str:
+    """Return the methods that an address takes, as the Allow header has them. Starlette would name those of the first
+    route alone, and each method of an address has a route of its own."""
+    matching = (route for route in routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

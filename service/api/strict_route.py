@@ -1,14 +1,16 @@
-"""Routes that let in whom their handler is declared for, and refuse what they would otherwise ignore: unknown query
-parameters, conditions, and an Idempotency-Key of a write."""
+"""Routes that let in whom their handler is declared for, and refuse what they would otherwise ignore: query parameters
+that are unknown or repeated, conditions, and an Idempotency-Key of a write."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.datastructures import QueryParams
 
 from service.access.principal import Scope
 from service.api.access import admit, needed_scopes
@@ -41,6 +43,7 @@ class StrictRoute(APIRoute):
         described = (self.openapi_extra or {}).get("parameters", ())  # those of query.py
         names = [field.alias for part in parts for field in part.query_params]
         names += [parameter["name"] for parameter in described]
+        lists = {parameter["name"] for parameter in described if parameter["schema"].get("type") == "array"}
         headers = {field.alias for part in parts for field in part.header_params}
         writes = bool(scopes) and scopes.isdisjoint(READ_SCOPES) and self.methods != {"GET"}
         heeded = (*CONDITIONS, IDEMPOTENCY_KEY) if writes else CONDITIONS
@@ -53,6 +56,7 @@ class StrictRoute(APIRoute):
                     raise MalformedHeader(header.title(), "cannot be honoured at this address; leave it out")
             if request.scope["query_string"]:
                 refuse_unknown(request.query_params.keys(), names)
+                refuse_repeated(request.query_params, lists)
             return await handle(request)
 
         return handle_strictly
@@ -70,6 +74,18 @@ def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
         raise InvalidInput([_unknown(name, known) for name in unknown[:MAX_ERRORS]], max(0, len(unknown) - MAX_ERRORS))
+
+
+def refuse_repeated(given: QueryParams, lists: Collection[str]) -> None:
+    """Refuse parameters that are given more than once and are not among `lists`, of which all values but the last would
+    be ignored. Raises InvalidInput."""
+    if len(given.multi_items()) == len(given):
+        return
+    counts = Counter(name for name, _ in given.multi_items() if name not in lists)
+    message = "is given {} times, and this address takes one value; leave the others out"
+    repeated = [FieldError(f"/query/{name}", message.format(count)) for name, count in counts.items() if count > 1]
+    if repeated:
+        raise InvalidInput(repeated)
 
 
 def _unknown(name: str, known: Collection[str]) -> FieldError:

@@ -113,7 +113,8 @@ def _not_found(request: SearchRequest, missing: Mapping[str, Unreadable | None])
     unknown = [example for example in request.examples if example.note_id in missing]
     if len(unknown) == 1 and not unknown[0].pointer:
         return NoteNotFound(unknown[0].note_id or "")
-    return ExamplesNotFound([FieldError(one.pointer, f"there is no note {one.note_id!r}") for one in unknown])
+    errors = [FieldError(one.pointer, f"there is no note {one.note_id!r}") for one in unknown]
+    return ExamplesNotFound(errors, skipped=request.on_missing == "skip")
 
 
 def query_of(request: SearchRequest, examples: Examples) -> Query:

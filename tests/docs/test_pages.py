@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from service.api.problems import STATUS, problem_name
+
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 PAGES = sorted(
@@ -108,6 +110,17 @@ def test_shipped_checkpoint_terms_are_said_where_it_is_named():
         ROOT / "docs" / "index.md",
     ]
     assert [name(page) for page in pages if "commercial use" not in page.read_text("utf-8")] == []
+
+
+def test_api_page_has_every_problem():
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert [error.__name__ for error in STATUS if f"| `{problem_name(error)}` |" not in page] == []
+
+
+def test_menu_has_every_page():
+    """`make docs` checks it too, which needs packages that the tests do not."""
+    named = set(re.findall(r"[\w/.-]+\.md\b", (ROOT / "mkdocs.yml").read_text("utf-8")))
+    assert named == {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
 
 
 @pytest.mark.parametrize("page", ["consistency.md", "security.md"])

@@ -14,6 +14,7 @@ from service.api.bodies import Turns
 from service.api.dependencies import ManagerDep, PrincipalDep
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented
+from service.api.schemas.common import Form
 from service.api.schemas.keys import (
     ActOut,
     AuditOut,
@@ -30,7 +31,7 @@ KEY_WORK = 1024
 """Bytes of work that a key of a list counts as: writing it takes as long as reading so many bytes."""
 MAX_ACTS = 1000
 """Bound on the acts of one answer of GET /audit."""
-POSITION = r"^[0-9]{1,15}-[0-9]{1,10}$"
+POSITION = Form(r"^[0-9]{1,15}-[0-9]{1,10}$", "must be the `position` of an act")
 """A position that Redis reads: \\d would take digits of every script."""
 router = APIRouter(tags=["keys"], route_class=StrictJsonRoute)
 
@@ -94,7 +95,7 @@ async def revoke_key(prefix: KeyPrefix, manager: ManagerDep, principal: Principa
 async def audit(
     manager: ManagerDep,
     count: Annotated[int, Query(ge=1, le=MAX_ACTS)] = 100,
-    before: Annotated[str, Query(pattern=POSITION, description="`position` of the last act that you have")] = "",
+    before: Annotated[str, POSITION, Query(description="`position` of the last act that you have")] = "",
 ) -> AuditOut:
     """The audit log: acts of those who manage the service, the newest first. About 10,000 are kept."""
     return AuditOut(acts=[ActOut.of(act) for act in await manager.acts(count, before)])

@@ -41,7 +41,7 @@ WAIT_HEADER = {
     "in": "header",
     "required": False,
     "schema": {"type": "number", "exclusiveMinimum": 0},
-    "description": "seconds to wait for min_log_position; 1 by default",
+    "description": "seconds to wait for min_log_position, at most request_seconds of GET /limits; 1 by default",
 }
 LIST_BODY = {
     "required": True,

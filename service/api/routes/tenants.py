@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from fastapi import APIRouter
 
-from fastapi import APIRouter, Path
-
-from service.access.principal import DEFAULT_TENANT, TENANT, Scope
+from service.access.principal import DEFAULT_TENANT, Scope
 from service.api.access import needs
 from service.api.dependencies import ManagerDep, PrincipalDep, TenantsDep
 from service.api.problems import documented
+from service.api.schemas.keys import Tenant
 from service.api.schemas.tenants import TenantOut, TenantsOut
 from service.api.strict_route import StrictRoute
 from service.errors import TenantNotFound
 
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
-TenantName = Annotated[str, Path(pattern=f"^{TENANT.pattern}$")]
 
 
 @router.get("/tenants", responses=documented(503))
@@ -28,7 +26,7 @@ async def list_tenants(tenants: TenantsDep) -> TenantsOut:
 
 @router.delete("/tenants/{name}", status_code=204, responses=documented(403, 404, 422, 503))
 @needs(Scope.ADMIN)
-async def remove_tenant(name: TenantName, tenants: TenantsDep, manager: ManagerDep, principal: PrincipalDep) -> None:
+async def remove_tenant(name: Tenant, tenants: TenantsDep, manager: ManagerDep, principal: PrincipalDep) -> None:
     """Remove a tenant with all that it has: notes, log, records of writes and snapshots. After 204 nothing of it is in
     the store, and no replica answers for it; other replicas remove their snapshots within seconds. Its keys are
     revoked first; where the caller lacks a scope of one of them, nothing is done. Safe to repeat; 404 then says that it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any
@@ -13,15 +14,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from model.note import Note, normalise_hashtags
+from model.note import MAX_HASHTAG_CHARS, Note, normalise_hashtags
 from service.api.schemas.problem import hint_at_known
 from service.errors import MAX_ERRORS
 
@@ -37,22 +39,40 @@ END_TIME = datetime(2200, 1, 1, tzinfo=UTC)
 def _check_range(time: datetime) -> datetime:
     if not FIRST_TIME <= time < END_TIME:
         raise PydanticCustomError("time_range", "must lie between the years 1970 and 2199")
+    if FIRST_TIME.year <= time.timestamp() < END_TIME.year:  # a year; as seconds they are minutes in which nobody wrote
+        raise PydanticCustomError("year", "must be ISO 8601 with its zone: a number counts seconds since 1970")
     return time
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Annotation of a text that has to match a pattern. Its error is `words`; pydantic's would be the pattern."""
+
+    pattern: str
+    words: str
+    max_length: int | None = None
+
+    def __get_pydantic_core_schema__(self, source: type[str], handler: GetCoreSchemaHandler) -> CoreSchema:
+        text = core_schema.str_schema(pattern=self.pattern, max_length=self.max_length)
+        return core_schema.custom_error_schema(text, "text_form", custom_error_message=self.words)
 
 
 NoteId = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9_~][A-Za-z0-9_.:~-]{0,127}$"),
+    Form(
+        r"^[A-Za-z0-9_~][A-Za-z0-9_.:~-]{0,127}$",
+        "must have 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, and not start with . : -",
+    ),
     Field(description="1 to 128 of A-Z a-z 0-9 _ . : ~ -, not starting with . : -", examples=["sample-en-001"]),
 ]
 ReaderId = Annotated[
     str,
-    StringConstraints(pattern=r"^[^\s/.][^\s/]{0,127}$"),
+    Form(r"^[^\s/.][^\s/]{0,127}$", "must have 1 to 128 characters without white space and /, and not start with ."),
     Field(description="1 to 128 characters without white space and /, not starting with .", examples=["u-4711"]),
 ]
 LogPosition = Annotated[
     str,
-    StringConstraints(pattern=r"^\d{1,15}-\d{1,15}$"),
+    Form(r"^\d{1,15}-\d{1,15}$", "must be a log position of an answer, such as 1795704909866-0"),
     Field(examples=["1795704909866-0"], description="log position"),
 ]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
@@ -61,7 +81,11 @@ Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, ma
 Time = Annotated[AwareDatetime, AfterValidator(_check_range)]
 Hashtags = Annotated[
     list[str],
-    Field(max_length=MAX_HASHTAGS, description="normalised: no '#', single spaces, of equal ones the first"),
+    Field(
+        max_length=MAX_HASHTAGS,
+        description=f"normalised: no '#', single spaces, cut after {MAX_HASHTAG_CHARS} characters; of equal ones the "
+        "first is kept, empty ones are dropped",
+    ),
 ]
 
 

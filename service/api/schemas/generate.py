@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from model.generation import CategoryProbability, GenerationOutput, Hashtag, HashtagPolicy, Usage
-from service.api.schemas.common import Name, TaggedText, Wire
+from service.api.schemas.common import Form, Name, TaggedText, Wire
 
 MAX_GENERATED = 10
 """Bound on the hashtags that one request generates."""
@@ -93,7 +93,7 @@ class HashtagRules(Wire):
     min_score: float = Field(
         0.0, ge=0, le=1, description="hashtags with a lower score are left out: fewer rather than worse ones"
     )
-    language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")] | None = Field(
+    language: Annotated[str, Form(r"^[a-z]{2,3}$", "must be an ISO 639 code, such as en")] | None = Field(
         None,
         description="ISO 639 code of the language that hashtags are to be in: refused where the model does not write "
         "it, and no instruction to the model",

@@ -6,21 +6,25 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from service.access.api_key import Act, ApiKey
 from service.access.principal import TENANT, Quota, Scope
-from service.api.schemas.common import Name, Time, Wire
+from service.api.schemas.common import Form, Name, Time, Wire
 
 MAX_OVERLAP_SECONDS = 7 * 86_400
 """Bound on the time for which a replaced secret is accepted."""
 OVERLAP_SECONDS = 3600
 """Default of that time."""
 
-KeyPrefix = Annotated[str, StringConstraints(pattern="^[a-z2-7]{10}$"), Field(examples=["abcdefghij"])]
+KeyPrefix = Annotated[
+    str,
+    Form("^[a-z2-7]{10}$", "must be the prefix of a key: its 10 characters of a-z 2-7 behind nlm_"),
+    Field(examples=["abcdefghij"]),
+]
 Tenant = Annotated[
     str,
-    StringConstraints(pattern=f"^{TENANT.pattern}$"),
+    Form(f"^{TENANT.pattern}$", "must have 1 to 40 characters of a-z 0-9 -, and not start with -"),
     Field(description="1 to 40 of a-z 0-9 -, not starting with -", examples=["films"]),
 ]
 

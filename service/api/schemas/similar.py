@@ -11,6 +11,7 @@ from model.note import Attribute
 from service.api.schemas.common import (
     MAX_ATTRIBUTES,
     MAX_HASHTAGS,
+    Form,
     Label,
     LogPosition,
     Name,
@@ -34,7 +35,7 @@ MAX_CAP = 1000
 
 Attributed = Annotated[
     str,
-    StringConstraints(pattern=r"^[^:]{1,128}:", max_length=1200),
+    Form(r"^[^:]{1,128}:", "must be name:value, of at most 1200 characters", max_length=1200),
     Field(description="name:value; a value that is no text as JSON has it", examples=["language:en"]),
 ]
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]

@@ -27,3 +27,61 @@ def test_unknown_address_or_method_answers_with_a_problem(
 ) -> None:
     answer = client.request(method, path)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("PATCH", "/notes", "GET, POST"), ("POST", "/notes/a", "DELETE, GET, PATCH, PUT"), ("GET", "/similar", "POST")],
+)
+def test_refused_method_is_answered_with_all_methods_of_the_address(
+    client: httpx2.Client, method: str, path: str, allowed: str
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert allowed in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("address", "body", "pointer", "detail"),
+    [
+        ("/notes", {"id": "a b", "title": "x"}, "/id", "must have 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -"),
+        ("/notes/get", {"ids": ["/"]}, "/ids/0", "must have 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -"),
+        ("/similar", {"title": "x", "user": "a b"}, "/user", "must have 1 to 128 characters without white"),
+        ("/similar", {"title": "x", "min_log_position": "5"}, "/min_log_position", "must be a log position"),
+        ("/similar", {"title": "x", "attribute": ["en"]}, "/attribute/0", "must be name:value"),
+        ("/generate/hashtags", {"title": "x", "language": "English"}, "/language", "must be an ISO 639 code"),
+        ("/keys", {"name": "x", "scopes": ["similar"], "tenant": "A"}, "/tenant", "must have 1 to 40 characters"),
+    ],
+)  # fmt: skip
+def test_text_of_a_wrong_form_is_answered_in_words(
+    client: httpx2.Client, address: str, body: dict[str, object], pointer: str, detail: str
+) -> None:
+    answer = client.post(address, json=body)
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["pointer"]) == (422, pointer)
+    assert error["detail"].startswith(detail)
+
+
+def test_year_in_the_place_of_a_time_is_refused(client: httpx2.Client) -> None:
+    for address in ("/notes?created_after=2026", "/notes/sample-en-001/similar?created_before=2026"):
+        (error,) = client.get(address).json()["errors"]
+        assert error["detail"] == "must be ISO 8601 with its zone: a number counts seconds since 1970"
+
+
+@pytest.mark.parametrize("address", ["/similar", "/notes", "/notes/get", "/similar/batch", "/events"])
+def test_body_that_is_missing_is_a_400_at_every_address(client: httpx2.Client, address: str) -> None:
+    answer = client.post(address, content=b"", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "malformed-body")
+    assert answer.json()["detail"].endswith("it is empty")
+
+
+@pytest.mark.parametrize("address", ["/similar/batch", "/notes/import"])
+def test_body_that_is_no_list_where_one_is_taken_is_a_422(client: httpx2.Client, address: str) -> None:
+    answer = client.post(address, json={"title": "x"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"] == [{"pointer": "", "detail": "must be a list"}]
+
+
+def test_attribute_without_a_name_has_a_pointer_to_the_attributes(client: httpx2.Client) -> None:
+    (error,) = client.post("/notes", json={"title": "x", "attributes": {"": 1}}).json()["errors"]
+    assert error["pointer"] == "/attributes/"

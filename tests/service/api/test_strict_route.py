@@ -1,4 +1,4 @@
-"""Unknown query parameters are refused at every address, with the nearest known name."""
+"""Query parameters that would be ignored are refused: unknown ones, and values beside the one that is read."""
 
 from __future__ import annotations
 
@@ -46,3 +46,30 @@ def test_many_unknown_parameters_are_answered_briefly(client: httpx2.Client) -> 
     answer = client.get("/limits", params={f"{n}-{'x' * 200}": "" for n in range(100)})
     assert (answer.status_code, len(answer.json()["errors"])) == (422, 20)
     assert len(answer.content) < 8000
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("/notes/sample-en-001/similar?k=1&k=2", "k"),
+        ("/notes/sample-en-001/similar?category=Food&k=1&category=Travel", "category"),
+        ("/notes?author=a&author=b", "author"),
+        ("/reports/recommendations?by=scenario&by=variant", "by"),
+    ],
+)
+def test_parameter_that_is_given_twice_and_taken_once_is_refused(
+    client: httpx2.Client, address: str, name: str
+) -> None:
+    answer = client.get(address)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"] == [
+        {
+            "pointer": f"/query/{name}",
+            "detail": "is given 2 times, and this address takes one value; leave the others out",
+        }
+    ]
+
+
+def test_parameter_that_is_a_list_is_taken_several_times(client: httpx2.Client) -> None:
+    assert client.get("/notes/sample-en-001/similar?exclude=a&exclude=b&hashtag=x&hashtag=y").status_code == 200
+    assert client.get("/notes?hashtag=x&hashtag=y").status_code == 200

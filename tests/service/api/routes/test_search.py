@@ -229,7 +229,13 @@ def test_unknown_examples_are_skipped_and_named(client: httpx2.Client) -> None:
     skipped = post(client, positive=examples("nobody", "s1"), negative=examples("none"), on_missing="skip", k=5)
     assert skipped["missing"] == ["nobody", "none"]
     assert skipped["items"] == post(client, positive=examples("s1"), k=5)["items"]
-    assert refused(client, 404, positive=examples("nobody"), on_missing="skip") == ["/positive/0"]
+
+
+def test_search_with_no_example_left_says_so(client: httpx2.Client) -> None:
+    for on_missing, remedy in (("skip", "Without them no example is left: give others."), ("error", "are left out.")):
+        answer = client.post("/similar", json={"positive": examples("nobody"), "on_missing": on_missing})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (404, "/positive/0")
+        assert answer.json()["detail"].endswith(remedy)
 
 
 def test_address_that_is_a_negative_too_is_refused(client: httpx2.Client) -> None:
