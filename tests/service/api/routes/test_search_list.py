@@ -90,7 +90,7 @@ def test_too_many_searches_are_refused(client: httpx2.Client) -> None:
     assert "max_searches = 100" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[", b'[{"title": "a"},', b'[{"title": bad}]', b"[] []"])
-def test_body_that_is_no_list_is_refused(client: httpx2.Client, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b'[{"title": bad}]', b"[] []"])
+def test_body_that_is_no_whole_list_is_refused(client: httpx2.Client, body: bytes) -> None:
     answer = client.post("/similar/batch", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
