@@ -219,8 +219,9 @@ CONFIGURATION_INTRODUCTION = """# Configuration
 Settings are environment variables, read once at the start. Generated from `service/settings.py` by
 `python docs/generate.py`. A list is written with commas: `NOTELLM_CATEGORIES="Food, Travel, Pets"`.
 
-The bounds that a request has to keep are published at `GET /limits`. `NOTELLM_URL` is read by the command line alone:
-the service that `notellm ingest`, `similar` and the like talk to (`http://127.0.0.1:8000` by default)."""
+The bounds that a request has to keep are published at `GET /limits`. Two variables are read by the command line alone:
+`NOTELLM_URL`, the service that `notellm ingest`, `similar` and the like talk to (by default the one of `NOTELLM_HOST` and
+`NOTELLM_PORT`), and `NOTELLM_API_KEY`, the key that they send."""
 
 
 def setting_type(spec: Json) -> str:
@@ -232,7 +233,9 @@ def setting_type(spec: Json) -> str:
 def setting_default(spec: Json) -> str:
     """The default as it would be written in the environment; empty where there is none."""
     value = spec.get("default")
-    return "" if value in (None, [], ()) else f"`{value}`"
+    if isinstance(value, list):
+        value = ",".join(value)
+    return "" if value in (None, "") else f"`{value}`"
 
 
 # Schema of the Helm chart
