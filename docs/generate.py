@@ -220,7 +220,7 @@ Settings are environment variables, read once at the start. Generated from `serv
 `python docs/generate.py`. A list is written with commas: `NOTELLM_CATEGORIES="Food, Travel, Pets"`.
 
 The bounds that a request has to keep are published at `GET /limits`. Two variables are read by the command line alone:
-`NOTELLM_URL`, the service that `notellm ingest`, `similar` and the like talk to (by default the one of `NOTELLM_HOST` and
+`NOTELLM_URL`, the service that `notellm ingest`, `similar` and the like talk to (by default that of `NOTELLM_HOST` and
 `NOTELLM_PORT`), and `NOTELLM_API_KEY`, the key that they send."""
 
 

@@ -59,7 +59,7 @@ class NotesFile:
             for raw in gzip.GzipFile(fileobj=file) if packed else file:
                 self.position = file.tell() if packed else self.position + len(raw)
                 yield raw
-        except (EOFError, zlib.error) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise gzip.BadGzipFile(f"{self.path}: {error}") from error
 
     def _parse(self, number: int, raw: bytes) -> Line:

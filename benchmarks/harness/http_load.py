@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[bytes] | None = None
         self._transport: Any = None
         self.is_open = True
-        """False once either side has closed it: the service does so after five idle seconds."""
+        """False once either side has closed it: the service does so after idle_seconds of GET /limits."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport

@@ -55,7 +55,7 @@ def _show(manifest: dict[str, Any], as_json: bool) -> None:
         (entry["prefix"], str(entry["notes"]), entry["position"], ", ".join(entry["spaces"]))
         for entry in manifest["notes"]
     ]
-    show(manifest, as_json, ("notes below", "count", "log position", "spaces"), rows)
+    show(manifest, as_json, ("prefix of keys", "notes", "log position", "vector spaces"), rows)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import httpx2
 import typer
 
 from service.cli.address import local_url
-from service.cli.terminal import FAILED, complain, err, read_settings
+from service.cli.terminal import FAILED, complain, read_settings
 
 TIMEOUT_SECONDS = 120.0
 """Bound on an answer; the service itself ends a request after NOTELLM_REQUEST_SECONDS."""
@@ -43,6 +43,15 @@ def bearer(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def explain(answer: Any, status: int, separator: str = "\n  ") -> str:
+    """Return what a problem says: its detail, and its field errors behind a separator each. An answer that is no
+    problem, such as that of a proxy, is named by its status."""
+    if not isinstance(answer, dict) or "detail" not in answer:
+        return f"The answer, of status {status}, is not that of a NoteLLM service."
+    errors = [f"{error['pointer']}: {error['detail']}" for error in answer.get("errors") or ()]
+    return separator.join([str(answer["detail"]), *errors])
+
+
 def call(
     url: str,
     method: str,
@@ -62,8 +71,6 @@ def call(
         complain(f"{url} does not answer as a NoteLLM service: {error}")
         raise typer.Exit(FAILED) from error
     if response.status_code not in accept:
-        complain(str(answer.get("detail", answer)))
-        for field in answer.get("errors", []):
-            err.print(f"  {field['pointer']}: {field['detail']}", markup=False)
+        complain(explain(answer, response.status_code))
         raise typer.Exit(FAILED)
     return answer

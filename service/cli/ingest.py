@@ -22,7 +22,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from service.cli.client import bearer
+from service.cli.client import bearer, explain
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
@@ -68,7 +68,7 @@ class Ingest:
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
-                console.print(f"continuing behind line {done}")
+                console.print(f"continuing behind line {done}; --restart begins again")
             for batch in _batches(notes.lines(after=done)):
                 self._add(client, batch, f"{run}-{batch[0].number}", counts, rejects)
                 done = batch[-1].number
@@ -95,7 +95,7 @@ class Ingest:
         for line, result in zip(valid, self._post(client, key, [line.note for line in valid]), strict=True):
             counts[result["status"]] += 1
             if result["status"] == "rejected":
-                rejects.write(line, result["problem"]["detail"])
+                rejects.write(line, explain(result["problem"], 422, separator="; "))
 
     def _post(self, client: httpx2.Client, key: str, notes: list[Any]) -> list[Any]:
         """Return the results of one batch. No connection, 409 (the batch is being stored), 429, 503 and 504 are tried
@@ -110,12 +110,12 @@ class Ingest:
                 if response.status_code == 207:
                     results: list[Any] = response.json()["results"]
                     return results
-                reason = response.json().get("detail", response.text)
+                reason = explain(response.json(), response.status_code)
                 if response.status_code not in (409, 429, 503, 504):
                     raise IngestFailed(f"the service refused: {reason}")
                 pause = float(response.headers.get("retry-after", pause))
             except (httpx2.TransportError, ValueError) as error:
-                reason = f"{self.url} does not answer: {error}"
+                reason = f"{self.url} does not answer: {error}."
             deadline = deadline or time.monotonic() + self.patience  # from the first failure on
             if time.monotonic() + pause > deadline:
                 raise IngestFailed(f"{reason} Run the same command again to go on.")

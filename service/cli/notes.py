@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import orjson
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from service.cli.client import AsJson, Key, Url, bearer
+from service.cli.client import AsJson, Key, Url, bearer, explain
 from service.cli.terminal import FAILED, complain, err, out
 
 VERSION = 1
@@ -289,8 +290,11 @@ class Upload:
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield the lines of the file with their numbers."""
-        with gzip.open(self.file) if self.file.suffix == ".gz" else self.file.open("rb") as file:
-            yield from enumerate(file, 1)
+        try:
+            with gzip.open(self.file) if self.file.suffix == ".gz" else self.file.open("rb") as file:
+                yield from enumerate(file, 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ExportFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
 
     def _post(self, client: httpx2.Client, batch: list[bytes], patience: Patience) -> list[Any]:
         """Return the results of one batch."""
@@ -310,9 +314,9 @@ class Upload:
 def _refused(status: int, body: bytes, headers: httpx2.Headers, patience: Patience) -> None:
     """Wait where the service says that it can be tried again. Raises ExportFailed."""
     try:
-        reason = str(orjson.loads(body)["detail"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        reason = f"an answer of status {status}"
+        reason = explain(orjson.loads(body), status)
+    except orjson.JSONDecodeError:
+        reason = explain(None, status)
     if status not in (409, 429, 503, 504):
         raise ExportFailed(f"the service refused: {reason}")
     patience.pause(reason, float(headers.get("retry-after", RETRY_SECONDS)))

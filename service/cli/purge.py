@@ -56,7 +56,7 @@ def purge(
     except (PurgeError, EmbeddedRedisError, OSError) as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error
-    rows = [("log of", log.prefix, f"begins at {log.position}") for log in report.logs]
+    rows = [("change log", log.prefix, f"begins at {log.position}") for log in report.logs]
     rows += [("searched", f"{report.search.files} files", f"{report.search.bytes} bytes")]
     rows += [
         ("FOUND", finding.needle, f"{finding.file} at byte {finding.offset}") for finding in report.search.findings
@@ -66,5 +66,5 @@ def purge(
         rows.append(("LOOKED FOR", "nothing", "name removed notes by --id, texts by --text"))
     elif not report.store_searched:
         rows.append(("NOT SEARCHED", "files of Redis", "name its folder with --folder, on its machine"))
-    show(asdict(report) | {"proved": report.proved}, as_json, ("what", "of", "where"), rows)
+    show(asdict(report) | {"proved": report.proved}, as_json, ("what", "which", "where"), rows)
     raise typer.Exit(0 if report.done else FAILED)

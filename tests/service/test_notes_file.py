@@ -148,7 +148,7 @@ def broken(path: Path, how: str) -> None:
 def test_a_broken_archive_is_an_os_error(tmp_path: Path, how: str) -> None:
     path = write_packed(tmp_path, jsonl(*({"title": f"note {n}"} for n in range(500))))
     broken(path, how)
-    with pytest.raises(OSError, match=r".+"):
+    with pytest.raises(OSError, match=path.name):
         lines(path)
 
 

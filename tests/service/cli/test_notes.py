@@ -78,6 +78,17 @@ def test_exported_notes_are_imported_with_their_vectors(url: str, start: Start, 
         assert (again["created"], again["exists"]) == (0, 20)
 
 
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b'{"export": 1}\n' * 1000)[:40], b"no archive"], ids=["cut off", "no archive"]
+)
+def test_archive_that_is_broken_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "notes.jsonl.gz"
+    file.write_bytes(content)
+    result = run("import-notes", str(file), "--url", "http://127.0.0.1:9")
+    assert (result.returncode, "Traceback" in result.stderr) == (1, False)
+    assert "notes.jsonl.gz is not whole, or no gzip file" in " ".join(result.stderr.split())
+
+
 def test_notes_without_vectors_are_read_by_the_model_and_that_is_said(url: str, start: Start, tmp_path: Path) -> None:
     file = str(tmp_path / "notes.jsonl")
     report_of("export-notes", file, "--no-vectors", "--url", url)

@@ -155,6 +155,11 @@ def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file
     assert "again to go on" in " ".join(result.stderr.split())
 
 
+def test_ingest_that_is_refused_says_which_option_is_wrong(shared: Process, notes_file: Path) -> None:
+    result = shared.run("ingest", str(notes_file), "--generate", "hashtag")
+    assert (result.returncode, "/query/generate: knows hashtags and category" in result.stderr) == (1, True)
+
+
 def test_ingest_reads_notes_from_standard_input(shared: Process) -> None:
     command = [NOTELLM, "ingest", "-", "--json"]
     result = subprocess.run(
