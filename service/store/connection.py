@@ -57,11 +57,15 @@ class Outage:
         self._failing.add(pool)
 
     def end(self, pool: object) -> None:
-        """Take note that a call of `pool` was answered, or that it makes no more calls."""
+        """Take note that a call of `pool` was answered."""
         if pool in self._failing:
-            self._failing.remove(pool)
+            self.leave(pool)
             if not self._failing:
                 log.warning("store_available", detail="it answers again")
+
+    def leave(self, pool: object) -> None:
+        """Take note that `pool` makes no more calls, which says nothing of the server."""
+        self._failing.discard(pool)
 
 
 class Connection:
@@ -109,7 +113,7 @@ class Connection:
         if self._calls:  # one that went on behind the close would connect anew
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.timeout_seconds)
-        self._outage.end(self)
+        self._outage.leave(self)
         await self.redis.aclose()
 
     @contextlib.asynccontextmanager

@@ -51,6 +51,8 @@ if os.getppid() == owner:
     os.execv(sys.argv[2], sys.argv[2:])
 """
 
+LOCK = "redis.lock"
+"""File of the data folder that the process which runs the server has locked."""
 log = structlog.get_logger(__name__)
 
 
@@ -60,14 +62,18 @@ class EmbeddedRedisError(RuntimeError):
 
 class EmbeddedRedis:
     """The server of one data folder, which is created if need be. `on_restart` is called when a server that died is
-    started again."""
+    started again. Raises EmbeddedRedisError for a folder that cannot be written to."""
 
     def __init__(
         self, folder: Path, on_restart: Callable[[], object] = lambda: None, max_memory: int | None = None
     ) -> None:
         self._folder = folder
         self._on_restart = on_restart
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (folder / LOCK).touch()
+        except OSError as error:
+            raise EmbeddedRedisError(f"NOTELLM_DATA_DIR: {folder} cannot be written to: {error.strerror}") from error
         self.socket = socket_path(folder)
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -173,7 +179,7 @@ class EmbeddedRedis:
         """Try to take the folder's lock; return whether this process holds it."""
         if self._lock:
             return True
-        lock = (self._folder / "redis.lock").open("ab")
+        lock = (self._folder / LOCK).open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

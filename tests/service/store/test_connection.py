@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
 
 from service.errors import StoreUnavailable
@@ -53,3 +54,16 @@ async def fail_within_call(url: str) -> None:
 def test_mistake_of_ours_is_no_outage(embedded: EmbeddedRedis) -> None:
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         uvloop.run(fail_within_call(embedded.url))
+
+
+async def close_after_refused_call() -> None:
+    connection = Connection("redis://127.0.0.1:9/0")  # nothing listens there
+    with pytest.raises(StoreUnavailable):
+        await ping(connection)
+    await connection.close()
+
+
+def test_end_of_a_connection_to_a_store_that_is_away_does_not_say_that_it_answers() -> None:
+    with structlog.testing.capture_logs() as lines:
+        uvloop.run(close_after_refused_call())
+    assert [line["event"] for line in lines] == ["store_unavailable"]

@@ -132,6 +132,12 @@ def test_a_second_process_uses_the_server_of_the_first(embedded: EmbeddedRedis) 
     assert read(embedded, "from") == "the first"
 
 
+def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddedRedisError, match=r"NOTELLM_DATA_DIR: .*file/data cannot be written to"):
+        EmbeddedRedis(tmp_path / "file" / "data")
+
+
 async def test_who_joins_a_running_store_is_told_so(embedded: EmbeddedRedis, short_folder: Path) -> None:
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
