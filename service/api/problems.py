@@ -132,7 +132,14 @@ def plain_problem(status: int, detail: str) -> Problem:
 
 def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:
     """Convert pydantic's or FastAPI's list of errors. The input is not repeated: it may not be encodable."""
-    return errors.InvalidInput([FieldError(prefix + json_pointer(f["loc"]), f["msg"]) for f in failures])
+    return errors.InvalidInput([FieldError(prefix + json_pointer(f["loc"]), detail_of(f)) for f in failures])
+
+
+def detail_of(failure: Any) -> str:
+    """Return what pydantic says of a field; of a time whose + the query string has turned to a space, what helps too."""
+    if failure["type"].startswith("datetime") and failure["loc"][0] == "query" and " " in str(failure.get("input")):
+        return f"{failure['msg']}; write + as %2B"
+    return str(failure["msg"])
 
 
 def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInput:

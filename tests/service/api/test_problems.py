@@ -68,6 +68,14 @@ def test_year_in_the_place_of_a_time_is_refused(client: httpx2.Client) -> None:
         assert error["detail"] == "must be ISO 8601 with its zone: a number counts seconds since 1970"
 
 
+@pytest.mark.parametrize("address", ["/notes/sample-en-001/similar", "/notes"])
+def test_plus_of_a_time_that_became_a_space_is_explained(client: httpx2.Client, address: str) -> None:
+    wrong = client.get(f"{address}?created_after=2026-01-01T00:00:00+02:00")
+    (error,) = wrong.json()["errors"]
+    assert (wrong.status_code, error["detail"].endswith("; write + as %2B")) == (422, True)
+    assert client.get(f"{address}?created_after=2026-01-01T00:00:00%2B02:00").status_code == 200
+
+
 @pytest.mark.parametrize("address", ["/similar", "/notes", "/notes/get", "/similar/batch", "/events"])
 def test_body_that_is_missing_is_a_400_at_every_address(client: httpx2.Client, address: str) -> None:
     answer = client.post(address, content=b"", headers={"Content-Type": "application/json"})
