@@ -136,7 +136,7 @@ def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidIn
 
 
 def detail_of(failure: Any) -> str:
-    """Return what pydantic says of a field; of a time whose + the query string has turned to a space, what helps too."""
+    """Return what pydantic says of a field; and what helps, where a query string turned the + of a time to a space."""
     if failure["type"].startswith("datetime") and failure["loc"][0] == "query" and " " in str(failure.get("input")):
         return f"{failure['msg']}; write + as %2B"
     return str(failure["msg"])
