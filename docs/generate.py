@@ -69,7 +69,8 @@ Version {version}. Generated from [openapi.json](openapi.json) by `python docs/g
 same at `/docs`.
 
 - Bodies and answers are JSON in UTF-8, `POST /notes` also takes NDJSON; another content type is a 415.
-- An unknown field or query parameter is an error that names it. `GET /limits` has every bound.
+- An unknown field or query parameter is an error that names it. `GET /limits` has every bound. A number or a boolean
+  may be sent as a text (`"5"`, `"true"`), and no boolean as a number.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
 - Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
   milliseconds. Answers have UTC.

@@ -41,7 +41,7 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             _describe_problems(schema["components"]["schemas"])
             schema["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
             for route in routes:
-                if isinstance(route, StrictRoute):
+                if isinstance(route, StrictRoute) and route.include_in_schema:
                     _describe_access(schema["paths"][route.path_format], route)
             for (method, path), example in EXAMPLES.items():
                 schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example

@@ -27,6 +27,7 @@ from service.verify import verify
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 @open_to_all()
 async def livez() -> dict[str, str]:
@@ -34,6 +35,7 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
+@router.head("/startupz", include_in_schema=False)
 @router.get("/startupz", responses={503: {"model": StartOut, "description": "Not started yet"}})
 @open_to_all()
 async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
@@ -42,6 +44,7 @@ async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
     return StartOut(started=lifecycle.started, detail="started" if lifecycle.started else lifecycle.progress)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}})
 @open_to_all()
 async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:

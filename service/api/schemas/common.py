@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
@@ -113,6 +113,9 @@ class Wire(BaseModel):
             raise PydanticCustomError("unknown_fields", message, {"count": len(unknown), "names": names})
         if unknown:
             raise ValidationError.from_exception_data(cls.__name__, [_unknown_field(name, known) for name in unknown])
+        booleans = [name for name in value if isinstance(value[name], bool) and name in _number_fields(cls)]
+        if booleans:
+            raise ValidationError.from_exception_data(cls.__name__, [_boolean_field(name) for name in booleans])
         return value
 
 
@@ -120,6 +123,22 @@ class Wire(BaseModel):
 def _field_names(model: type[BaseModel]) -> dict[str, None]:
     """Names of the fields of a model as bodies have them, in their order."""
     return dict.fromkeys(field.alias or name for name, field in model.model_fields.items())
+
+
+@cache
+def _number_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Names of the fields that take a number and no boolean, which pydantic would take for 0 or 1."""
+    types = {field.alias or name: _types(field.annotation) for name, field in model.model_fields.items()}
+    return frozenset(name for name, own in types.items() if own & {int, float} and bool not in own)
+
+
+def _types(annotation: Any) -> set[Any]:
+    """Return an annotation, and the types that it is made of."""
+    return {annotation}.union(*(_types(part) for part in get_args(annotation) if isinstance(part, Hashable)))
+
+
+def _boolean_field(name: str) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("boolean", "must not be true or false"), loc=(name,), input=None)
 
 
 def _unknown_field(name: str, known: Collection[str]) -> InitErrorDetails:

@@ -90,6 +90,34 @@ def test_body_that_is_no_list_where_one_is_taken_is_a_422(client: httpx2.Client,
     assert answer.json()["errors"] == [{"pointer": "", "detail": "must be a list"}]
 
 
+@pytest.mark.parametrize(
+    ("address", "body", "pointer"),
+    [
+        ("/similar", {"title": "x", "k": True}, "/k"),
+        ("/similar", {"positive": [{"note_id": "sample-en-001", "weight": True}]}, "/positive/0/weight"),
+        ("/generate/hashtags", {"title": "x", "count": True}, "/count"),
+    ],
+)
+def test_boolean_in_the_place_of_a_number_is_refused(
+    client: httpx2.Client, address: str, body: dict[str, object], pointer: str
+) -> None:
+    answer = client.post(address, json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"] == [{"pointer": pointer, "detail": "must not be true or false"}]
+
+
+def test_boolean_in_the_place_of_a_boolean_is_taken(client: httpx2.Client) -> None:
+    body = {"title": "x", "exact": True, "filter": {"attribute": {"seats": {"in": True}}}}
+    assert client.post("/similar", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("probe", ["/livez", "/startupz", "/readyz"])
+def test_probe_by_head_has_the_status_and_no_body(client: httpx2.Client, probe: str) -> None:
+    answer = client.head(probe)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert client.get(probe).status_code == 200  # the connection goes on
+
+
 def test_attribute_without_a_name_has_a_pointer_to_the_attributes(client: httpx2.Client) -> None:
     (error,) = client.post("/notes", json={"title": "x", "attributes": {"": 1}}).json()["errors"]
     assert error["pointer"] == "/attributes/"
