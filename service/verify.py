@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import merge
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -47,20 +48,17 @@ class Report:
     """Result of a comparison.
 
     `notes`: in the store. `rows`: in the index. `other_space`: notes of another model, which the index must not have.
-    `differing`: ids by kind, sorted. `repaired`: whether all differences were repaired that can be.
+    `differing`: ids by kind, sorted; `suspects`: all of them, each once, and `repairable`: those whose difference the
+    index can repair by reading the store. `repaired`: whether all differences were repaired that can be.
     """
 
     notes: int
     rows: int
     other_space: int
     differing: Mapping[Kind, tuple[str, ...]]
+    suspects: Sequence[str]
+    repairable: Sequence[str]
     repaired: bool = False
-
-    @property
-    def repairable(self) -> tuple[str, ...]:
-        """Ids whose difference the index can repair by reading the store, sorted."""
-        kinds = [kind for kind in self.differing if kind not in BEYOND_REPAIR]
-        return tuple(sorted({note_id for kind in kinds for note_id in self.differing[kind]}))
 
     @property
     def well(self) -> bool:
@@ -87,12 +85,13 @@ async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *
     rows = await _count_rows(index)
     async for part in _in_parts(rows.items()):
         suspects.update(note_id for note_id, count in part if count > 1 or note_id not in seen)
+    ids: Sequence[str] = await _sorted(suspects)
     for _ in range(MAX_LOOKS):
         await index.wait_for((await store.log_bounds()).last, WAIT_SECONDS)
         await index.expire()
-        report = await _inspect(store, index, space, sorted(suspects), len(seen), other_space)
-        suspects = {note_id for ids in report.differing.values() for note_id in ids}
-        if not suspects:
+        report = await _inspect(store, index, space, ids, len(seen), other_space)
+        ids = report.suspects
+        if not ids:
             break
     if repair and report.repairable:
         await index.resync(report.repairable)
@@ -118,6 +117,12 @@ async def _in_parts(items: Iterable[T]) -> AsyncIterator[list[T]]:
         await asyncio.sleep(0)
 
 
+async def _sorted(ids: Iterable[str]) -> list[str]:
+    """Sort ids a part at a time: a thread would not help, since it keeps the interpreter while it sorts."""
+    parts = [sorted(part) async for part in _in_parts(ids)]
+    return [note_id async for part in _in_parts(merge(*parts)) for note_id in part]
+
+
 async def _differing_vectors(index: NoteIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
     """Ids of notes whose vector in the index is not the stored one."""
     vectors = (await index.rows([stored.note.id for stored in notes])).vector_by_id
@@ -131,19 +136,34 @@ async def _differing_vectors(index: NoteIndex, notes: Sequence[StoredNote], now:
 async def _inspect(
     store: NoteStore, index: NoteIndex, space: str, ids: Sequence[str], notes: int, other_space: int
 ) -> Report:
-    """Report on these ids, read anew from both sides. `notes`, `other_space`: counts of the whole store."""
+    """Report on these ids, which are sorted, read anew from both sides. `notes`, `other_space`: counts of the whole
+    store."""
     rows = await _count_rows(index)
     differing: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+    suspects: list[str] = []
+    repairable: list[str] = []
     for begin in range(0, len(ids), BATCH_SIZE):
         batch = ids[begin : begin + BATCH_SIZE]
         stored_notes = await store.get(batch, with_vectors=True)
         vectors = (await index.rows(batch)).vector_by_id
         for note_id, note in zip(batch, stored_notes, strict=True):
-            if kind := _kind(note, vectors.get(note_id), space):
+            kinds = _kinds(note, vectors.get(note_id), rows[note_id], space)
+            for kind in kinds:
                 differing[kind].append(note_id)
-            if rows[note_id] > 1:
-                differing["duplicate"].append(note_id)
-    return Report(notes, rows.total(), other_space, {kind: tuple(kind_ids) for kind, kind_ids in differing.items()})
+            if kinds:
+                suspects.append(note_id)
+            if kinds - BEYOND_REPAIR:
+                repairable.append(note_id)
+    named = {kind: tuple(kind_ids) for kind, kind_ids in differing.items()}
+    return Report(notes, rows.total(), other_space, named, suspects, repairable)
+
+
+def _kinds(stored: StoredNote | Unreadable | None, vector: Vector | None, rows: int, space: str) -> set[Kind]:
+    """Kinds of difference of one note, which has `rows` in the index and this vector."""
+    kinds: set[Kind] = {"duplicate"} if rows > 1 else set()
+    if kind := _kind(stored, vector, space):
+        kinds.add(kind)
+    return kinds
 
 
 def _kind(stored: StoredNote | Unreadable | None, vector: Vector | None, space: str) -> Kind | None:

@@ -291,11 +291,18 @@ def test_largest_request_does_not_hold_the_event_loop(
     check_turns(operation, request, measured)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(ids(NOTES) * 3000, id="stored"),
+        pytest.param(
+            random.Random(1).sample([f"not stored {number}" for number in range(200_000)], 200_000), id="not stored"
+        ),
+    ],
+)
 def test_comparison_of_many_rows_does_not_hold_the_event_loop(
-    measured: Measured, monkeypatch: pytest.MonkeyPatch
+    rows: list[str], measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = ids(NOTES) * 3000
-
     async def many_ids(index: LiveIndex) -> list[str]:
         return rows
 
