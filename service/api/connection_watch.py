@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from collections import deque
 from typing import ClassVar, Protocol
@@ -17,6 +18,10 @@ the loop's work where there are 10,000, and connections that were made together 
 TURN_CONNECTIONS = 20
 """Connections that are looked at in one turn, as long as MIN_TURNS are enough. Those that are refused in a turn mostly
 come again together, and a request waits for all of them."""
+COLLECTED_CONNECTIONS = 100
+"""Connections after which young objects are collected. The interpreter counts objects that are made less those that are
+freed: where connections come and go, tens of thousands gather until it collects them, for 10 to 25 ms. A collection for
+fewer connections would bring full ones sooner, of which there is one in a few thousand of these."""
 
 
 class Watched(Protocol):
@@ -35,6 +40,8 @@ class ConnectionWatch:
         self._loop = loop
         self._connections: deque[Watched] = deque()
         """The one that was looked at longest ago comes first."""
+        self._uncollected = 0
+        """Connections since young objects were collected."""
         self._runs = False
 
     @classmethod
@@ -47,6 +54,10 @@ class ConnectionWatch:
     def add(self, connection: Watched) -> None:
         """Look at `connection` until its `check_time` returns False."""
         self._connections.append(connection)
+        self._uncollected += 1
+        if self._uncollected >= COLLECTED_CONNECTIONS and gc.isenabled():
+            self._uncollected = 0
+            gc.collect(1)
         if not self._runs:
             self._runs = True
             self._wait()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
 import pytest
 
-from service.api.connection_watch import CHECK_SECONDS, TURN_CONNECTIONS, ConnectionWatch
+from service.api.connection_watch import CHECK_SECONDS, COLLECTED_CONNECTIONS, TURN_CONNECTIONS, ConnectionWatch
 
 
 class Turns:
@@ -68,3 +70,16 @@ def test_nothing_runs_where_no_connection_is_open() -> None:
     assert not turns.waits
     watch.add(Connection())
     assert turns.waits
+
+
+def test_young_objects_of_connections_that_come_and_go_are_few() -> None:
+    watch, objects = watch_of(Turns()), 30
+    gc.collect()
+    kept: deque[list[list[object]]] = deque([[] for _ in range(objects)] for _ in range(1000))
+    gc.collect()
+    for _ in range(1000):
+        kept.popleft()  # as many objects as the next one has are freed
+        kept.append([[] for _ in range(objects)])
+        watch.add(Connection())
+    young = [*gc.get_objects(generation=0), *gc.get_objects(generation=1)]
+    assert len(young) < 2 * objects * COLLECTED_CONNECTIONS
