@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class NotesFile:
 
     def _parse(self, number: int, raw: bytes) -> Line:
         try:
-            value = orjson.loads(raw)
+            value = orjson.loads(raw.removeprefix(BOM_UTF8))  # spreadsheets put one before the first line
             if not isinstance(value, dict):
                 return Line(number, raw, None, "not a JSON object")
             known = {name: field for name, field in value.items() if name in NoteIn.model_fields}

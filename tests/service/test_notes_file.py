@@ -65,6 +65,11 @@ def test_last_line_without_newline_and_crlf_are_read(write: Callable[[bytes], Pa
     assert [line.note for line in found] == [{"title": "a"}, {"title": "b"}]
 
 
+def test_byte_order_mark_before_the_first_line_is_passed_over(write: Callable[[bytes], Path]) -> None:
+    lines = list(NotesFile(write(b'\xef\xbb\xbf{"title": "Hue"}\n{"title": "Hoi An"}\n')).lines())
+    assert [line.note for line in lines] == [{"title": "Hue"}, {"title": "Hoi An"}]
+
+
 def test_after_goes_on_behind_a_line(write: Callable[[bytes], Path]) -> None:
     path = write(jsonl(*({"title": str(n)} for n in range(1, 11))))
     assert [(line.number, line.note) for line in lines(path, after=8)] == [(9, {"title": "9"}), (10, {"title": "10"})]
