@@ -12,6 +12,7 @@ import math
 import resource
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -149,7 +150,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline = time.monotonic() + HEAD_SECONDS
         self._refusal: Refusal | None = None
         """Answer to the present request, which is refused unless its body turns out to be a list."""
-        self._unanswered: list[RequestResponseCycle] = []
+        self._unanswered: deque[RequestResponseCycle] = deque()
         """Requests that have begun and are not answered completely, in their order."""
         self._unsent = 0
         self._sending_until = 0.0
@@ -218,7 +219,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._deadline = time.monotonic() + BODY_SECONDS
         self._body_begun = False
-        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        while self._unanswered and self._unanswered[0].response_complete:  # they are answered in their order
+            self._unanswered.popleft()
         if not self._unanswered:
             self._refusal = self.config.early_refusal.decide(self.parser.get_method(), self.url, self.headers)
         if self._refusal is None:
