@@ -1,10 +1,10 @@
 """Related notes over HTTP from a store of a million, against an endpoint that returns a stored answer; and the time
 until a change is searchable, against one fsynced write.
 
-python -m benchmarks.speed.similar DATA/microlens50k/notes.jsonl.gz [ROWS]
+python -m benchmarks.speed.similar DATA/microlens50k/notes.jsonl.gz [ROWS [READERS]]
 
-Texts of real notes with vectors as in benchmarks.speed.index, a million ROWS unless said. Fifteen minutes on an idle
-machine.
+Texts of real notes with vectors as in benchmarks.speed.index, a million ROWS unless said, and no READERS
+(NOTELLM_READERS). Fifteen minutes on an idle machine; with 20,000 rows two.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ class Figures:
     changes_inside: Sequence[float]
 
 
-def measure(notes: Path, count: int) -> Figures:
-    """Fill a store with `count` notes, start a service on it and measure that."""
+def measure(notes: Path, count: int, readers: int) -> Figures:
+    """Fill a store with `count` notes, start a service with some readers on it and measure that."""
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
-        service.environment["NOTELLM_LOG_FORMAT"] = "json"
+        service.environment |= {"NOTELLM_LOG_FORMAT": "json", "NOTELLM_READERS": str(readers)}
         store = EmbeddedRedis(Path(folder) / "data")
         try:
             store.start()
@@ -315,4 +315,6 @@ def change_row(what: str, changes: Sequence[float], writes: Sequence[float]) -> 
 
 if __name__ == "__main__":
     count = int(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_ROWS
-    write(f"similar_{count}", rows(measure(Path(sys.argv[1]), count)))
+    readers = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    name = f"similar_{count}_readers_{readers}" if readers else f"similar_{count}"
+    write(name, rows(measure(Path(sys.argv[1]), count, readers)))

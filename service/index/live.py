@@ -1,6 +1,7 @@
 """LiveIndex: the index of a process, which follows the change log of the store and answers searches.
 
-Its methods are coroutines. Behind them one thread writes, several threads search, and one merges segments. At the start
+Its methods are coroutines. A few changes are taken in, and plain searches are done, in the event loop; else one thread
+writes, several search, and one merges segments. At the start
 the index is loaded from its snapshot on disk and follows the log from the snapshot's position. Without a snapshot, or
 where the log no longer reaches back to it, the index is built from a scan of the store.
 """
@@ -30,7 +31,7 @@ from service.index.snapshot_files import OthersSnapshots, SnapshotFolder
 from service.index.snapshots import SnapshotKeeper
 from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
-from service.index.threads import run_in
+from service.index.threads import IndexWriter, run_in
 from service.interfaces import Clock, NoteStore
 from service.records import ChangedNotes, Hit, IndexRows, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
@@ -81,9 +82,9 @@ class LiveIndex:
             return IndexedNotes(make_index(), make_texts(), space)
 
         self._clock = clock
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
+        self._writer = IndexWriter()
         self._searchers = searchers or search_threads()
-        self._own_threads = [self._writer] if searchers else [self._writer, self._searchers]
+        self._own_searchers = searchers is None
         self._state = IndexState(make_notes())
         self._maintainer = Maintainer(self._state, self._writer)
         self._keeper = SnapshotKeeper(
@@ -124,8 +125,9 @@ class LiveIndex:
         if self._discarded:
             return  # a request that has begun may still need the threads; they end with the last reference to them
         await self.save()
-        for threads in self._own_threads:
-            threads.shutdown()
+        self._writer.shutdown()
+        if self._own_searchers:
+            self._searchers.shutdown()
 
     async def discard(self) -> None:
         self._discarded = True

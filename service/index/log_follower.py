@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,12 +20,16 @@ from service.index.maintenance import Maintainer
 from service.index.purging import Purger
 from service.index.snapshots import SnapshotKeeper
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
-from service.index.threads import run_in
+from service.index.threads import IndexWriter
 from service.interfaces import Clock, NoteStore
-from service.records import ChangedNotes, StoredNote, position_key
+from service.records import StoredNote, position_key
 
 BLOCK_SECONDS = 1.0
-"""How long a read of the log waits for a first entry. Expired notes are removed after each read, so about as often."""
+"""How long a read of the log waits for a first entry."""
+EXPIRY_SECONDS = 0.5
+"""Least time between two removals of expired notes."""
+MAX_NOTES_IN_LOOP = 8
+"""Changed notes that the event loop takes in: each takes it a tenth of a millisecond; one of the longest text, one."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after the store was away."""
 PROGRESS_SECONDS = 5.0
@@ -58,7 +61,7 @@ class Readiness:
 
 class LogFollower:
     """Keeps the notes of `state` equal to those of the store. `make_notes` returns empty ones for a new build; `writer`
-    is the thread that changes them."""
+    changes them."""
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class LogFollower:
         keeper: SnapshotKeeper,
         maintainer: Maintainer,
         purger: Purger,
-        writer: ThreadPoolExecutor,
+        writer: IndexWriter,
         clock: Clock,
     ) -> None:
         self.readiness = Readiness()
@@ -81,6 +84,7 @@ class LogFollower:
         self._writer = writer
         self._clock = clock
         self._tried_snapshot = False
+        self._expired_at = 0.0
         self._stopped = False
         self._applying = asyncio.Lock()
         """Held from reading a note until the index has it: no older reading is applied after a newer one."""
@@ -122,7 +126,8 @@ class LogFollower:
 
     async def expire(self) -> None:
         """Remove the notes that have expired, which searches leave out already."""
-        if await run_in(self._writer, partial(self._state.notes.expire, self._clock())):
+        self._expired_at = now = self._clock()
+        if await self._writer.run(partial(self._state.notes.expire, now)):
             self._maintainer.notify()
 
     async def resync(self, note_ids: Sequence[str]) -> None:
@@ -133,7 +138,7 @@ class LogFollower:
                 stored = await self._store.get(batch, with_vectors=True)
                 self._store.forget_written()
                 notes = dict(zip(batch, stored, strict=True))
-                await run_in(self._writer, partial(self._state.notes.replace, notes))
+                await self._writer.run(partial(self._state.notes.replace, notes))
                 self._state.tell_changed(notes)
         self._state.unlogged_changes += 1
         self._maintainer.notify()
@@ -153,20 +158,16 @@ class LogFollower:
         if entries:
             async with self._applying:
                 notes = await self._store.get_logged(entries)
-                await run_in(self._writer, partial(self._apply, notes))
+                run = self._writer.run_short if len(notes) <= MAX_NOTES_IN_LOOP else self._writer.run
+                await run(partial(self._state.notes.update, notes))
                 self._maintainer.notify()
                 if any(entry.purges for entry in entries):
                     self._purger.request()
                 # Within the lock: what is told to have changed must not be older than what `resync` told.
                 await state.move_to(entries[-1].position, notes)
-        else:
+        if self._clock() >= self._expired_at + EXPIRY_SECONDS:
             await self.expire()
         self.readiness.advance(state.position, bounds.last)
-
-    def _apply(self, notes: ChangedNotes) -> None:
-        """Take in what was written, and remove what has expired, in one turn of the writer's thread."""
-        self._state.notes.update(notes)
-        self._state.notes.expire(self._clock())
 
     async def _build(self) -> None:
         """Build the index from the snapshot, which is tried once, or else from the store."""
@@ -201,7 +202,7 @@ class LogFollower:
                 progress.add(len(batch))
                 self.readiness.detail = progress.text
                 readable = [note for note in batch if isinstance(note, StoredNote)]
-                await run_in(self._writer, partial(notes.add, readable))
+                await self._writer.run(partial(notes.add, readable))
                 while await self._maintainer.run_job(notes.index):
                     pass
             self._store.forget_written()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import structlog
@@ -11,7 +10,7 @@ import structlog
 from service.index.backend import Maintainable
 from service.index.native import trim_heap
 from service.index.state import IndexState
-from service.index.threads import run_in, run_in_daemon
+from service.index.threads import IndexWriter, run_in_daemon
 
 TRIM_HEAP_ROWS = 50_000
 """A job of so many rows frees enough memory to be worth the time of returning it to the system."""
@@ -19,9 +18,9 @@ log = structlog.get_logger(__name__)
 
 
 class Maintainer:
-    """Runs the maintenance jobs of the index, one at a time. `writer` is the thread that writes to it."""
+    """Runs the maintenance jobs of the index, one at a time. `writer` changes it."""
 
-    def __init__(self, state: IndexState, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, state: IndexState, writer: IndexWriter) -> None:
         self._state = state
         self._writer = writer
         self._changed = asyncio.Event()
@@ -43,16 +42,16 @@ class Maintainer:
 
     async def run_job(self, index: Maintainable) -> bool:
         """Run the next job, and return whether there was one. A failure costs speed and memory, but no answer."""
-        job = await run_in(self._writer, index.plan)
+        job = await self._writer.run_short(index.plan)
         if job is None:
             return False
         try:
             await run_in_daemon(job.run)
-            await run_in(self._writer, partial(index.finish, job))
+            await self._writer.run(partial(index.finish, job))
             self._state.unlogged_changes += 1  # so that a snapshot is made of what was merged
         except Exception:
             log.exception("index_job_failed", detail="tried again after the next write")
-            await run_in(self._writer, partial(index.give_up, job))
+            await self._writer.run(partial(index.give_up, job))
         frees_much = job.rows >= TRIM_HEAP_ROWS
         del job  # it refers to the old segments
         if frees_much:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from service.index.maintenance import Maintainer
 from service.index.snapshots import SnapshotKeeper
 from service.index.state import IndexState
-from service.index.threads import run_in
+from service.index.threads import IndexWriter
 
 CHECK_SECONDS = 0.1
 """Pause between two looks whether the jobs of the index are done."""
@@ -21,13 +20,10 @@ class Purger:
     """Purges when asked, in the background, while writes and searches go on.
 
     From the request on no snapshot is made until the purge is done: whoever sees a snapshot at the position of the
-    purge, or behind it, knows that it holds nothing of notes that were removed before. `writer` is the thread that
-    changes the notes.
+    purge, or behind it, knows that it holds nothing of notes that were removed before. `writer` changes the notes.
     """
 
-    def __init__(
-        self, state: IndexState, keeper: SnapshotKeeper, maintainer: Maintainer, writer: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, state: IndexState, keeper: SnapshotKeeper, maintainer: Maintainer, writer: IndexWriter) -> None:
         self._state = state
         self._keeper = keeper
         self._maintainer = maintainer
@@ -45,7 +41,7 @@ class Purger:
             await self._requested.wait()
             self._requested.clear()
             notes = self._state.notes
-            await run_in(self._writer, notes.drop_tombstones)
+            await self._writer.run(notes.drop_tombstones)
             while notes is self._state.notes and notes.index.dropping:  # a new build has no tombstones
                 self._maintainer.notify()
                 await asyncio.sleep(CHECK_SECONDS)

@@ -1,9 +1,9 @@
 """SegmentedIndex: a small segment that takes writes, and sealed segments that are merged: a log-structured merge tree
 (O'Neil et al. 1996).
 
-One thread writes; any number search, without a lock: a search uses the SegmentSearcher (searcher.py) that it finds, and
-is repeated if the writer replaced that meanwhile. Merges are jobs: planned and finished by the writer, run by another
-thread.
+One call writes at a time; any number of threads search, without a lock: a search uses the SegmentSearcher (searcher.py)
+that it finds, and is repeated if a write replaced that meanwhile. Merges are jobs: planned and finished as writes are,
+run by another thread.
 """
 
 from __future__ import annotations

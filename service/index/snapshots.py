@@ -20,7 +20,7 @@ from service.index.packed_strings import packed, unpacked
 from service.index.snapshot_files import OthersSnapshots, SnapshotFolder, SnapshotSource
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.texts import LiveTexts
-from service.index.threads import run_in, run_in_daemon
+from service.index.threads import IndexWriter, run_in_daemon
 from service.interfaces import Clock, NoteStore
 from service.records import ORIGIN
 
@@ -45,8 +45,8 @@ class SnapshotKeeper:
     """Saves snapshots of `state`, and tells the store from which position on this replica still needs the log.
 
     `snapshots`: where they are; None for none. Where they are those of others, one is loaded and none is made. `writer`
-    is the thread that changes the notes. `seconds` is the least time between two snapshots; `space` and `attributes`
-    are those of SnapshotSource.
+    changes the notes. `seconds` is the least time between two snapshots; `space` and `attributes` are those of
+    SnapshotSource.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SnapshotKeeper:
         snapshots: SnapshotFolder | OthersSnapshots | None,
         store: NoteStore,
         state: IndexState,
-        writer: ThreadPoolExecutor,
+        writer: IndexWriter,
         clock: Clock,
         *,
         seconds: float,
@@ -106,7 +106,7 @@ class SnapshotKeeper:
             unreadable = list(self._store.unreadable)
             take_parts = partial(snapshot_parts, notes.index, notes.texts, notes.other_space, unreadable)
             try:
-                parts = await run_in(self._writer, take_parts)
+                parts = await self._writer.run(take_parts)
                 await run_in_daemon(partial(self._folder.save, origin, position, parts))
                 self._saved, self.saved_at = (position, unlogged), self._clock()
             except Exception as error:
@@ -128,15 +128,15 @@ class SnapshotKeeper:
             return None
         identity = await self._store.identity()
         try:
-            snapshot = await run_in(self._writer, partial(self._source.load, self._make_origin(identity)))
+            snapshot = await self._writer.run(partial(self._source.load, self._make_origin(identity)))
             if snapshot is None:
                 return None
             bounds = await self._store.log_bounds(snapshot.position)
             self._state.check_log_end(snapshot.position, bounds)
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
-            notes.other_space, unreadable = await run_in(
-                self._writer, partial(restore, snapshot.read, notes.index, notes.texts)
+            notes.other_space, unreadable = await self._writer.run(
+                partial(restore, snapshot.read, notes.index, notes.texts)
             )
             await self._read_again(unreadable, notes)
         except StoreUnavailable:
@@ -154,7 +154,7 @@ class SnapshotKeeper:
         for begin in range(0, len(unreadable), READ_BATCH_SIZE):
             batch = unreadable[begin : begin + READ_BATCH_SIZE]
             stored = await self._store.get(batch, with_vectors=True)
-            await run_in(self._writer, partial(notes.update, dict(zip(batch, stored, strict=True))))
+            await self._writer.run(partial(notes.update, dict(zip(batch, stored, strict=True))))
 
 
 def snapshot_parts(

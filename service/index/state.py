@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 class IndexedNotes:
     """The rows of one vector space, the texts of their notes, and the ids of notes in other spaces.
 
-    Changed by one thread, the writer; read by any.
+    Changed by one call at a time (IndexWriter); read by any thread.
     """
 
     def __init__(self, index: IndexBackend, texts: LiveTexts, space: str) -> None:

@@ -23,7 +23,8 @@ SHARED_WORDS = 5
 
 
 class LiveTexts:
-    """Author hashtags and words of the notes in an index. One thread writes, any read. Snapshottable.
+    """Author hashtags and words of the notes in an index. One call writes at a time, any thread reads.
+    Snapshottable.
 
     Generated hashtags are left out: else a hashtag that the model once made up would stay in the vocabulary for ever.
     `vocabulary` and `lexical_index` are empty at first.

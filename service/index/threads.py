@@ -24,6 +24,38 @@ async def run_in(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
 
+class IndexWriter:
+    """Runs the calls that change the notes of an index, one at a time: in a thread of its own, or in the event loop."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index-write")
+        self._turn = threading.Lock()
+        """Held by the call that runs."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns in the thread."""
+
+        def run_alone() -> T:
+            with self._turn:
+                return call()
+
+        return await run_in(self._thread, run_alone)
+
+    async def run_short(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns: a call that takes less time than the thread takes to get to it beside a busy
+        event loop. It runs in the event loop, unless another call is running."""
+        if not self._turn.acquire(blocking=False):
+            return await self.run(call)
+        try:
+            return call()
+        finally:
+            self._turn.release()
+
+    def shutdown(self) -> None:
+        """End the thread once its calls are done."""
+        self._thread.shutdown()
+
+
 async def run_in_daemon(call: Callable[[], None]) -> None:
     """Run `call` in a daemon thread of its own: a process that ends does not wait for a long merge or a snapshot, which
     can be made again."""

@@ -1,12 +1,14 @@
-"""Work that two threads share."""
+"""Work that two threads share, and calls that change an index one at a time."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from service.index.threads import map_in_two_threads
+from service.index.threads import IndexWriter, map_in_two_threads
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -37,3 +39,43 @@ def test_error_of_a_call_is_raised(failing: int) -> None:
 
     with pytest.raises(IndexError):
         map_in_two_threads(call, range(8))
+
+
+@pytest.fixture
+def writer() -> Iterator[IndexWriter]:
+    writer = IndexWriter()
+    yield writer
+    writer.shutdown()
+
+
+@pytest.mark.anyio
+async def test_short_call_runs_in_the_event_loop_and_others_in_a_thread(writer: IndexWriter) -> None:
+    assert await writer.run_short(threading.get_ident) == threading.get_ident()
+    assert await writer.run(threading.get_ident) != threading.get_ident()
+
+
+@pytest.mark.anyio
+async def test_short_call_waits_for_the_call_that_runs(writer: IndexWriter) -> None:
+    began, go_on, calls = asyncio.Event(), threading.Event(), list[str]()
+    loop = asyncio.get_running_loop()
+
+    def long_call() -> None:
+        loop.call_soon_threadsafe(began.set)
+        go_on.wait(30)
+        calls.append("long")
+
+    running = asyncio.create_task(writer.run(long_call))
+    await began.wait()
+    short = asyncio.create_task(writer.run_short(lambda: calls.append("short")))
+    await asyncio.sleep(0)  # the short call has seen that another one runs
+    go_on.set()
+    await asyncio.gather(running, short)
+    assert calls == ["long", "short"]
+
+
+@pytest.mark.anyio
+async def test_call_that_fails_lets_the_next_one_run(writer: IndexWriter) -> None:
+    for run in (writer.run, writer.run_short):
+        with pytest.raises(ZeroDivisionError):
+            await run(lambda: 1 // 0)
+    assert await writer.run_short(lambda: "next") == "next"
