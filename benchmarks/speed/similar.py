@@ -276,7 +276,7 @@ def rows(figures: Figures) -> list[Row]:
     return [
         row(f"{figures.notes:,} notes written to the store", round(figures.fill_rate), "notes/s"),
         row("first start, the index built from the store", round(figures.first_start), "s",
-            against=f"log of the service: {figures.build_rate} notes/s"),
+            against=f"log of the service: {figures.build_rate} notes/s" if figures.build_rate else ""),
         row("start from its snapshot", round(figures.second_start, 1), "s"),
         row("memory of the service", figures.mib, "MiB"),
         *similar_rows(figures.similar),
