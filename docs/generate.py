@@ -337,6 +337,8 @@ SPEED_NOTE = (
     "and no codes beside vectors."
 )
 """To be removed with the next run of all benchmarks."""
+SYSTEM_NAMES = {"minilm": "MiniLM as it comes", "bm25": "BM25"}
+"""Names of the systems that the README's figures are compared with, by those of the results."""
 MET = {True: "yes", False: "**no**", None: ""}
 
 
@@ -358,8 +360,8 @@ def figure_cells(figure: Figure) -> list[str]:
 
 
 def joined(texts: Iterable[str]) -> str:
-    """Distinct texts that are not empty, separated by semicolons."""
-    return "; ".join(text for text in dict.fromkeys(texts) if text)
+    """Distinct texts that are not empty, each on a line of its own within the cell."""
+    return "<br>".join(text for text in dict.fromkeys(texts) if text)
 
 
 def find_row(result: str, what: str, rival: str) -> Json:
@@ -372,9 +374,12 @@ def find_row(result: str, what: str, rival: str) -> Json:
 
 
 def compared_with(row: Json) -> str:
-    """`against`, with the ratio that the spread of a paired test begins with."""
+    """`against`, with the ratio that the spread of a paired test begins with, and the system's name in words."""
     ratio = re.match(r"[\d.]+x", row["spread"])
-    return f"{row['against'].split(';')[0]} ({ratio[0]})" if ratio else row["against"]
+    if not ratio:
+        return str(row["against"])
+    system, _, score = row["against"].split(";")[0].partition(": ")
+    return f"{SYSTEM_NAMES[system]}: {score} ({ratio[0]})"
 
 
 def machine_line() -> str:
