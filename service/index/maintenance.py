@@ -34,10 +34,11 @@ class Maintainer:
     async def run(self) -> None:
         """Run jobs until cancelled. While an index is built anew the old one is left as it is."""
         while True:
-            self._changed.clear()
             if self._state.rebuilding or not await self.run_job(self._state.notes.index):
                 self.idle.set()
+                # Cleared behind the wait alone: a write that came while a job failed has it tried again.
                 await self._changed.wait()
+                self._changed.clear()
                 self.idle.clear()
 
     async def run_job(self, index: Maintainable) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,29 @@ async def test_maintainer_failed_job_costs_no_answer_and_is_retried(
             assert await find_ids(index) == ids_of(notes(20))
             assert index.status().segments == 10
         await index.wait_for(await put(embedded_store, *notes(1, 20)), WAIT)
+        await eventually(lambda: index.status().segments < 8)
+        assert await find_ids(index) == ids_of(notes(21))
+
+
+async def test_maintainer_write_beside_a_failing_job_has_it_retried(
+    embedded_store: GatedStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, go_on = threading.Event(), threading.Event()
+    merge = MergeJob.run
+
+    def fail_once(job: MergeJob) -> None:
+        if running.is_set():
+            return merge(job)
+        running.set()
+        assert go_on.wait(WAIT)
+        raise MemoryError
+
+    monkeypatch.setattr(MergeJob, "run", fail_once)
+    async with following(embedded_store, clock, growing_rows=2) as index:
+        await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+        await eventually(running.is_set)
+        await index.wait_for(await put(embedded_store, *notes(1, 20)), WAIT)
+        go_on.set()
         await eventually(lambda: index.status().segments < 8)
         assert await find_ids(index) == ids_of(notes(21))
 
