@@ -2,10 +2,11 @@
 
 python -m benchmarks.speed.overload [SECONDS]
 
-The rate that is possible is measured before the overload and after it, with callers who wait for their answers, since
-it differs by a third between minutes; goodput is compared with the mean of both. Reads on the idle service are measured
-before and after, too: a read takes longer among the notes that an overload adds, and those of the overload are compared
-with the reads after it, in the same index. SECONDS is the length of the overload, 60 by default.
+The rate that is possible is measured before the overload and after it, with callers who wait for their answers and as
+many reads beside them as the overload has, since it differs by a third between minutes; goodput is compared with the
+mean of both. Reads on the idle service are measured before and after, too: a read takes longer among the notes that an
+overload adds, and those of the overload are compared with the reads after it, in the same index. SECONDS is the length
+of the overload, 60 by default.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ async def measure(port: int, seconds: float) -> Figures:
     ids = await store_notes(callers)
     idle_reads = await reads(callers, ids, CALM_SECONDS)
     idle_note = statistics.median([(await callers.post()).seconds for _ in range(20)])
-    possible = await saturate(callers, POSSIBLE_SECONDS)
+    possible = await saturate_beside_reads(callers, ids)
     reading = asyncio.ensure_future(reads(callers, ids, seconds))
     posting = await arrivals(callers.post, FACTOR * possible, seconds)
     ended = time.perf_counter()
@@ -166,7 +167,7 @@ async def measure(port: int, seconds: float) -> Figures:
     posted = await asyncio.gather(*posting)
     print(possible, Counter(p.status for p in posted))
     busy_reads, idle_reads_after = await reading, await reads(callers, ids, CALM_SECONDS)
-    rates = possible, await saturate(callers, POSSIBLE_SECONDS)
+    rates = possible, await saturate_beside_reads(callers, ids)
     return Figures(rates, idle_reads, idle_note, seconds, ended, posted, busy_reads, recovery, idle_reads_after)
 
 
@@ -194,6 +195,14 @@ def post_request(text: str) -> bytes:
 async def reads(callers: Callers, ids: Sequence[str], seconds: float) -> list[float]:
     rng = random.Random(1)
     return await asyncio.gather(*await arrivals(lambda: callers.read(rng.choice(ids)), READS_PER_SECOND, seconds))
+
+
+async def saturate_beside_reads(callers: Callers, ids: Sequence[str]) -> float:
+    """Notes a second that are possible beside as many reads as the overload has."""
+    reading = asyncio.ensure_future(reads(callers, ids, POSSIBLE_SECONDS))
+    rate = await saturate(callers, POSSIBLE_SECONDS)
+    await reading
+    return rate
 
 
 async def saturate(callers: Callers, seconds: float) -> float:
