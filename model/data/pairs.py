@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import duckdb
@@ -357,8 +356,7 @@ class _Spark:
         except self.failures as error:
             raise PairsError(f"Spark did not start; it needs Java 17 or later: {error}") from error
         self._session.conf.set("spark.sql.session.timeZone", "UTC")
-        pickle_by_value: Callable[[ModuleType], None] = cloudpickle.register_pickle_by_value  # Spark gives it no types
-        pickle_by_value(sys.modules[__name__])  # workers may not have this package
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers may not have this package
         self._session.udf.register("split_of", split_of, "string")
 
     def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:

@@ -20,8 +20,8 @@ TURN_CONNECTIONS = 20
 come again together, and a request waits for all of them."""
 COLLECTED_CONNECTIONS = 100
 """Connections after which young objects are collected. The interpreter counts objects that are made less those that are
-freed: where connections come and go, tens of thousands gather until it collects them, for 10 to 25 ms. A collection for
-fewer connections would bring full ones sooner, of which there is one in a few thousand of these."""
+freed: where connections come and go, tens of thousands gather until it collects them, for 10 to 25 ms. Collecting young
+objects more often would bring full collections more often, too, which it makes after some thousands of these."""
 
 
 class Watched(Protocol):

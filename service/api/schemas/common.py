@@ -72,7 +72,7 @@ ReaderId = Annotated[
 ]
 LogPosition = Annotated[
     str,
-    Form(r"^\d{1,15}-\d{1,15}$", "must be a log position of an answer, such as 1795704909866-0"),
+    Form("^[0-9]{1,15}-[0-9]{1,15}$", "must be a log position of an answer, such as 1795704909866-0"),
     Field(examples=["1795704909866-0"], description="log position"),
 ]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]

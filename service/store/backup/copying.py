@@ -20,7 +20,8 @@ PAGE_KEYS = 200
 STREAM_ENTRIES = 1000
 """Entries of a stream that are copied in one round trip."""
 CUT_OFF, EARLIEST = "0-1", "0-2"
-"""Position of the entry that a restored change log has had and lost, and the least one of the entry that it has."""
+"""Positions in a restored change log: of an entry that is written and removed at once, so that the log says that it was
+cut off; and the least one of its first entry."""
 TENANTS = b"}:tenants"
 """End of the key that lists the identities of all tenants' stores."""
 READERS: dict[bytes, Callable[[Any, bytes], object]] = {

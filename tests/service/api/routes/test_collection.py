@@ -393,7 +393,7 @@ def test_request_that_waits_in_vain_is_answered_without_changes(notes: httpx2.Cl
 
 @pytest.mark.parametrize(
     "query",
-    [{"after": "now"}, {"limit": 0}, {"limit": 1001}, {"wait": 31}, {"wait": "nan"}],
+    [{"after": "now"}, {"after": "١-١"}, {"limit": 0}, {"limit": 1001}, {"wait": 31}, {"wait": "nan"}],
 )
 def test_request_for_changes_that_is_not_valid_is_refused(notes: httpx2.Client, query: dict[str, Any]) -> None:
     assert notes.get("/changes", params=query).status_code == 422
