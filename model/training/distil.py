@@ -57,7 +57,7 @@ class Distillation:
     """States of a note that the head reads (student.POOLINGS)."""
     seed: int = 0
     threads: int = 2
-    """Threads of one core each; every one takes a part of the batch."""
+    """Threads of one core each; every one takes a part of the batch. On a GPU one."""
     batch: int = 48
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
@@ -108,12 +108,18 @@ def structure_loss(vectors: Tensor, teacher_vectors: Tensor, ranked: Tensor, tem
 class Distiller:
     """One run with its texts and its folder; it starts from the newest state in the folder, if there is one.
 
-    `pause_file`: while it exists the run waits between steps. Raises CheckpointError, and FileNotFoundError where the
-    corpus lacks vectors.
+    `pause_file`: while it exists the run waits between steps. `device`: "cpu" or "cuda"; a run may go on on another one
+    with as many threads. Raises CheckpointError, and FileNotFoundError where the corpus lacks vectors.
     """
 
     def __init__(
-        self, recipe: Distillation, corpus: Path, folder: Path, cache: Path, pause_file: Path | None = None
+        self,
+        recipe: Distillation,
+        corpus: Path,
+        folder: Path,
+        cache: Path,
+        pause_file: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -125,8 +131,8 @@ class Distiller:
         self.texts = Texts(corpus, recipe.shares, recipe.seed, token_teacher, recipe.words)
         count, dimension = self.texts.teacher_vectors.shape
         shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))
-        self.ranked = torch.from_numpy(self.texts.teacher_vectors[shuffled[: recipe.ranked].numpy()])
-        self.student = build_student(recipe.backbone, recipe.prompt_version, dimension, recipe.pooling, cache)
+        self.ranked = torch.from_numpy(self.texts.teacher_vectors[shuffled[: recipe.ranked].numpy()]).to(device)
+        self.student = build_student(recipe.backbone, recipe.prompt_version, dimension, recipe.pooling, cache, device)
         weights = self.student.trained_weights()
         rates, decays = [recipe.learning_rate] * len(weights), [recipe.weight_decay] * len(weights)
         self.master_weights = MasterWeights(weights, rates, decays, recipe.averaged, recipe.threads)
@@ -181,7 +187,7 @@ class Distiller:
         parts = min(self.recipe.threads, len(batch.ids))
         losses = self.master_weights.add_gradients([partial(self._loss, batch, part) for part in range(parts)])
         for loss in losses:
-            self.ridge.add(loss.states, loss.teacher_vectors)
+            self.ridge.add(loss.states.cpu(), loss.teacher_vectors.cpu())
         self.step += 1
         self.text_count += len(batch.lengths)
         self.position = batch.next_position
@@ -205,7 +211,7 @@ class Distiller:
     def _loss(self, batch: Batch, part: int) -> tuple[Tensor, PartialLoss]:
         """Loss of every `threads`-th row from row `part` on; the losses of all parts add up to the batch's."""
         rows = slice(part, None, self.recipe.threads)
-        lengths, teacher_vectors = batch.lengths[rows], batch.teacher_vectors[rows]
+        lengths, teacher_vectors = batch.lengths[rows], batch.teacher_vectors[rows].to(self.ranked.device)
         share = len(lengths) / len(batch.lengths)
         states = self.student.states(batch.ids[rows, : int(lengths.max())], lengths)
         vectors = self.student.project(states)
@@ -239,7 +245,7 @@ class Distiller:
             "recipe": asdict(self.recipe),
             "masters": self.master_weights.state(),
             "ridge": self.ridge.state(),
-            "head": self.student.head.weight.detach(),
+            "head": self.student.head.weight.detach().cpu(),
             "progress": (self.step, self.text_count, self.seconds, self.cpu_seconds),
             "place": self.position,
         }
@@ -270,6 +276,7 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="training time; without end by default")
     parser.add_argument("--measure-first", action="store_true", help="measure before the first step, too")
     parser.add_argument("--pause-file", type=Path, help="while this file exists, the run waits between steps")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: with --threads 1")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     recipe.add_argument("--backbone")
@@ -305,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = recipe_of(options)
     except (OSError, ValueError, TypeError) as error:
         parser.error(f"the recipe: {error}")
-    distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no card here; leave the option out to train on the CPU")
+    distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file, options.device)
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, distiller.stop)
     domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []

@@ -44,13 +44,16 @@ class Student(nn.Module):
     def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Pooled states (B, H) or (B, 2H) float32: the read-out state, the mean over the note's own tokens, or both.
 
-        `ids`: (B, T) int64, padded on the right. `lengths`: (B,) tokens of each prompt.
+        `ids`: (B, T) int64, padded on the right. `lengths`: (B,) tokens of each prompt. The states are on the model's
+        device, wherever these are.
         """
-        positions = torch.arange(ids.shape[1])
+        device = self.model.device
+        ids, lengths = ids.to(device), lengths.to(device)
+        positions = torch.arange(ids.shape[1], device=device)
         mask = (positions < lengths[:, None]).long()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_pays("cpu")):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
             hidden = self.model(ids, mask, positions.expand_as(ids)).float()
-        read_out: Tensor = hidden[torch.arange(len(ids)), lengths - 1]
+        read_out: Tensor = hidden[torch.arange(len(ids), device=device), lengths - 1]
         if self.pooling == "read-out":
             return read_out
         note_lengths = lengths - len(self.model.prompt.compress_ids)
@@ -73,13 +76,14 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def read_states(self, notes: Sequence[Note], threads: Executor) -> Tensor:
-        """Pooled states (N, H) or (N, 2H) of notes, in their order, without gradients; each thread takes a batch."""
+        """Pooled states (N, H) or (N, 2H) of notes, in their order, on the CPU, without gradients; each thread takes a
+        batch."""
         prompts = [self.model.prompt.note(note) for note in notes]
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
 
         @torch.no_grad()
         def read(rows: Sequence[int]) -> Tensor:
-            return self.states(*pad_right([prompts[row] for row in rows]))
+            return self.states(*pad_right([prompts[row] for row in rows])).cpu()
 
         batches = group_by_tokens(by_length, [len(prompts[row]) for row in by_length], FORWARD_BATCH_TOKENS)
         states = torch.cat([torch.zeros(0, self.head.in_features), *threads.map(read, batches)])
@@ -88,20 +92,24 @@ class Student(nn.Module):
     def embed(self, notes: Sequence[Note], threads: Executor) -> npt.NDArray[np.float32]:
         """Unit vectors (N, K) of notes, in their order."""
         with torch.no_grad():
-            vectors: npt.NDArray[np.float32] = self.project(self.read_states(notes, threads)).numpy()
+            states = self.read_states(notes, threads).to(self.model.device)
+            vectors: npt.NDArray[np.float32] = self.project(states).cpu().numpy()
         return vectors
 
 
-def build_student(backbone: str, prompt_version: str, dimension: int, pooling: str, cache: Path) -> Student:
-    """Load a student on a backbone as it comes, with a random head. Raises CheckpointError."""
-    loaded = NoteLLM.load(backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+def build_student(
+    backbone: str, prompt_version: str, dimension: int, pooling: str, cache: Path, device: str = "cpu"
+) -> Student:
+    """Load a student on a backbone as it comes, with a random head, on `device`. Raises CheckpointError."""
+    loaded = NoteLLM.load(backbone, cache=cache, device=torch.device(device), dtype=torch.float32)
     config = NoteLLMConfig(name="distilled", backbone=BACKBONE_FOLDER, prompt_version=prompt_version)
     model = NoteLLM(config, loaded.backbone, loaded.tokenizer)
-    model.backbone.set_attn_implementation("eager")  # its backward is faster on a CPU
-    if bfloat16_pays("cpu"):
+    if device == "cpu":
+        model.backbone.set_attn_implementation("eager")  # its backward is faster on a CPU
+    if bfloat16_pays(device):
         store_in_bfloat16(model)
     model.requires_grad_(False)
-    student = Student(model, dimension, pooling).train()
+    student = Student(model, dimension, pooling).to(device).train()
     for weight in student.trained_weights():
         weight.requires_grad_(True)
     student.head.requires_grad_(False)

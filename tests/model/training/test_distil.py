@@ -152,6 +152,15 @@ def test_recipe_that_cannot_be_used_ends_the_command(
     assert reason in capsys.readouterr().err
 
 
+def test_card_that_is_not_there_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        distil.main(["--corpus", "c", "--out", "o", "--share", "long=1", "--device", "cuda"])
+    assert "finds no card" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
 def test_our_recipes_are_read(file: Path) -> None:
     options = ["--corpus", "c", "--out", "o", "--recipe", str(file)]
