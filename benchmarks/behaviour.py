@@ -29,7 +29,7 @@ from benchmarks.harness.service_process import ServiceProcess
 SAMPLE_COUNT = 150
 READ_TEXTS = 40
 """Notes whose text is also read without being stored, by each hashtag policy."""
-VARYING_FIELDS = frozenset({"log_position", "instance", "request_id"})
+VARYING_FIELDS = frozenset({"log_position", "instance", "request_id", "recommendation_id"})
 """Fields whose values are times or random: a recording replaces them."""
 CREATED = "2026-05-01T09:30:00Z"
 """Creation time of the hostile notes."""
