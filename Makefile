@@ -87,7 +87,8 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	test -d $(WORK)/trunk || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
 	  --learning-rate 2e-4 --share wordnet=0.67 --share trivia=0.15 --share recipes=0.08 --share debian=0.08 --share samples=0.02
 	test -d $(WORK)/trunk || $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/trunk \
-	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --name notellm-generalist
+	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
+	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"
 	$(TRAIN) model.training.generation --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps 600 --lines 0.30 \
 	  --notes service/sample_notes.jsonl=0.22 --notes $(WORK)/labels/wordnet.jsonl.gz=0.31 \
 	  --notes $(WORK)/labels/recipes.jsonl.gz=0.07 --notes $(WORK)/labels/trivia.jsonl.gz=0.06 --notes $(WORK)/labels/debian.jsonl.gz=0.04

@@ -102,8 +102,8 @@ def whiten_by_corpus(checkpoint: Path, corpus: Path, recipe: Distillation, dimen
     whiten(checkpoint, [vectors], dimension, WHITENING_POWER)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command of the module's docstring."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(description="Make a checkpoint of a distillation's state.")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -112,20 +112,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--licence", help="a line on the terms of the weights, which a start shows; the backbone's")
     parser.add_argument("--windows", type=int, default=1, help="windows in which long content is read")
     parser.add_argument("--script", action="append", default=[], help="Unicode script that is read; all without one")
+    parser.add_argument("--language", action="append", default=[], help="ISO 639 code of a language that it will write")
+    parser.add_argument(
+        "--name-cosine-weight",
+        type=float,
+        default=NoteLLMConfig().name_cosine_weight,
+        help="weight of the cosine between a note and a category's name that training has not shown; %(default)s",
+    )
     parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, to whiten by")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    return parser
+
+
+def with_settings(config: NoteLLMConfig, options: argparse.Namespace) -> NoteLLMConfig:
+    """Return the configuration with the settings that no training finds. Raises CheckpointError for a bad one."""
+    return replace(
+        config,
+        name=options.name,
+        licence=config.licence if options.licence is None else options.licence,
+        max_content_windows=options.windows,
+        scripts=tuple(options.script),
+        languages=tuple(options.language),
+        name_cosine_weight=options.name_cosine_weight,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argument_parser()
     options = parser.parse_args(arguments)
     if (options.dimension is None) != (options.corpus is None):
         parser.error("--dimension and --corpus go together")
     model, adapter, recipe = load_state(options.state, options.cache, options.rank)
-    model.config = replace(
-        model.config,
-        name=options.name,
-        licence=model.config.licence if options.licence is None else options.licence,
-        max_content_windows=options.windows,
-        scripts=tuple(options.script),
-    )
+    model.config = with_settings(model.config, options)
     model.save(options.out, adapter)
     if options.dimension is not None:
         whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache)

@@ -1,0 +1,46 @@
+"""Settings of an export, as `make checkpoint` gives them. Its weights are tested in test_distil.py."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from model.config import CheckpointError, NoteLLMConfig
+from model.training.export import argument_parser, with_settings
+from model.training.generation import MIN_HASHTAG_SCORE
+from model.weights import SHIPPED_CHECKPOINT
+
+MAKEFILE = Path(__file__).resolve().parents[3] / "Makefile"
+REQUIRED = ["--state", "state.pt", "--out", "out"]
+
+
+def export_arguments(target: str) -> list[str]:
+    """Return the options of the export in the Makefile's recipe of `target`."""
+    recipe = MAKEFILE.read_text("utf-8").split(f"\n{target}:", 1)[1].split("\n\n", 1)[0].replace("\\\n", "")
+    (command,) = (line for line in recipe.splitlines() if "model.training.export" in line)
+    options = shlex.split(command.split("--out", 1)[1])[1:]
+    return [*REQUIRED, *options]
+
+
+def test_make_checkpoint_ends_with_the_settings_of_the_shipped_one() -> None:
+    shipped = NoteLLMConfig.load(SHIPPED_CHECKPOINT)
+    options = argument_parser().parse_args(export_arguments("checkpoint"))
+    made = with_settings(NoteLLMConfig(), options)
+    settings = ("name", "licence", "max_content_windows", "scripts", "languages", "name_cosine_weight")
+    assert {name: getattr(made, name) for name in settings} == {name: getattr(shipped, name) for name in settings}
+    assert options.dimension == shipped.dimension
+    assert shipped.min_hashtag_score == MIN_HASHTAG_SCORE  # which the step that teaches to write sets
+
+
+def test_export_without_settings_keeps_those_of_the_backbone() -> None:
+    config = NoteLLMConfig(licence="terms of the backbone")
+    made = with_settings(config, argument_parser().parse_args([*REQUIRED, "--name", config.name]))
+    assert made == config
+
+
+def test_negative_weight_of_a_names_cosine_is_refused() -> None:
+    options = argument_parser().parse_args([*REQUIRED, "--name-cosine-weight", "-1"])
+    with pytest.raises(CheckpointError, match="name_cosine_weight must be at least 0"):
+        with_settings(NoteLLMConfig(), options)
