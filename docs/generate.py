@@ -315,7 +315,7 @@ FIGURES = (
     Figure("related notes where training saw no text and no click: Recall@100 on microlens50k; on films", "quality",
            "quality",
            tuple((UNSEEN_DOMAIN.format(data), rival) for data in ("microlens50k", "movielens_tmdb")
-                 for rival in ("minilm", "bm25"))),
+                 for rival in ("minilm:", "bm25:"))),
     Figure("index: searches a second, 1,000,000 rows, one thread", "index_1000000", "the-index-at-a-million-rows",
            (("threads: 1$", ""),)),
     Figure("`similar` over HTTP, 1,000,000 notes: requests a second; p50 / p95 / p99 at half of it", "similar_1000000",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality.claims import Contest, Limit, MaxDeficit, MinRatio, hashtag_f1, hits, right_category
-from benchmarks.quality.records import MICROLENS, OURS, read_runs
+from benchmarks.harness import report
+from benchmarks.quality.claims import Contest, Limit, MaxDeficit, MinRatio, WithWords, hashtag_f1, hits, right_category
+from benchmarks.quality.records import COMMUNITY, MICROLENS, OURS, read_runs
 from model.evaluation.protocol import COLD_COLD
 from model.evaluation.record import Categories
 from tests.benchmarks.handmade import RIVAL, record, record_with_hashtags, write_records
@@ -100,6 +101,28 @@ def test_categories_are_compared_by_note_and_with_limits(tmp_path: Path):
     assert (ece["value"], ece["target"], ece["met"]) == (0.0, "at most 5 %", True)
     illusory = Limit("illusory", MICROLENS, ("category", "illusory"), 0).row(runs)
     assert (illusory["value"], illusory["met"]) == (25.0, False)
+
+
+@pytest.mark.parametrize(
+    ("claim", "against", "ratio", "met"),
+    [
+        (WithWords(RIVAL, 1.1), "minilm: 50.0 %", "1.20x", True),
+        (WithWords(RIVAL, 1.1, rival_too=True), "minilm with words: 58.0 %", "1.03x", False),
+    ],
+    ids=["without", "with"],
+)
+def test_recall_with_words_is_compared_with_a_rival_that_has_them_or_not(
+    claim: WithWords, against: str, ratio: str, met: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = [
+        {"what": f"{MICROLENS}, notes, {system}", "value": value} for system, value in ((COMMUNITY, 60), (RIVAL, 58))
+    ]
+    (tmp_path / "hybrid_trained_test.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "records").mkdir()
+    row = claim.row(read_runs(write_records(tmp_path / "records", b=record(RIVAL, [1, 200]))))
+    assert (row["value"], row["against"], row["target"], row["met"]) == (60.0, against, "1.1x or more", met)
+    assert row["spread"].startswith(f"{ratio}, no paired test")
 
 
 def test_record_from_before_a_field_existed_is_read(tmp_path: Path):
