@@ -1,15 +1,17 @@
 """Prints hashtags and category of a checkpoint for sixty notes of ours, to be judged as a user would.
 
-    python -m benchmarks.quality.judgement [CHECKPOINT]
+    python -m benchmarks.quality.judgement [CHECKPOINT] [--before CHECKPOINT]
 
 A third of them are plain lifestyle notes, the others are short, foreign, hostile or vague. The Markdown table has
 hashtags with their scores by the policies open and grounded (in the hashtags of our sample notes that training saw),
-and the best category. No figure comes of it; docs/log/writing.md says what we thought.
+and the best category. With --before it has three hashtags in words: what that checkpoint tells by the default policy,
+and what the other tells by it and by open. No figure comes of it; docs/log/ says what we thought.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +28,11 @@ from service.settings import Settings
 JUDGEMENT_NOTES = Path(__file__).parent / "judgement_notes.jsonl"
 """Written for this project and kept out of training; the id says what is hard about a note."""
 HASHTAGS = 5
-MAX_TEXT = 60
-"""Characters of a note that the table shows."""
+COMPARED_HASHTAGS = 3
+"""Hashtags of each checkpoint where two stand side by side."""
+DEFAULT_POLICY: HashtagPolicy = Settings.model_fields["hashtag_policy"].default
+MAX_TEXT, MAX_COMPARED_TEXT = 60, 40
+"""Characters of a note that the table shows; and those of its title or content, where two checkpoints stand beside."""
 
 
 def judged_notes() -> list[Note]:
@@ -51,25 +56,53 @@ def hashtag_text(output: GenerationOutput) -> str:
     return " ".join(scored) or f"none: {output.hashtags_reason}"
 
 
+def shown_text(text: str, length: int) -> str:
+    """The first characters of a text on one line, as text where it is HTML."""
+    return html.escape(text.replace("\n", " ")[:length], quote=False)
+
+
 def table(engine: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
     """Return the Markdown table of what is told for `notes`; those of `known` are the neighbours."""
     lines = []
     opened, grounded = (outputs(engine, notes, policy, known) for policy in ("open", "grounded"))
     for note, written, reranked in zip(notes, opened, grounded, strict=True):
-        text = " / ".join(part for part in (note.title, note.content) if part).replace("\n", " ")[:MAX_TEXT]
+        text = shown_text(f"{note.title} / {note.content}".strip(" /"), MAX_TEXT)
         best = next(iter(written.categories or ()), None)
         category = f"{best.name} {best.probability:.2f}" if best else "none"
         lines.append([note.id, text, hashtag_text(written), hashtag_text(reranked), category])
     return markdown_table(["note", "text", "open", "grounded", "category"], lines)
 
 
+def first_words(output: GenerationOutput) -> str:
+    """The first hashtags without their scores, or "none"."""
+    return ", ".join(hashtag.text for hashtag in (output.hashtags or ())[:COMPARED_HASHTAGS]) or "none"
+
+
+def comparison(before: Engine, now: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
+    """Return the Markdown table of what two checkpoints tell for `notes`; those of `known` are the neighbours."""
+    columns = [
+        outputs(engine, notes, policy, known)
+        for engine, policy in ((before, DEFAULT_POLICY), (now, DEFAULT_POLICY), (now, "open"))
+    ]
+    lines = [
+        [shown_text(note.title or note.content, MAX_COMPARED_TEXT), *map(first_words, told)]
+        for note, *told in zip(notes, *columns, strict=True)
+    ]
+    return markdown_table(["note", f"before, {DEFAULT_POLICY}", f"now, {DEFAULT_POLICY}", "now, open"], lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Print what a checkpoint tells for the judgement notes.")
     parser.add_argument("checkpoint", nargs="?", help="the shipped one by default")
+    parser.add_argument("--before", help="an earlier checkpoint, to print both side by side")
     options = parser.parse_args(arguments)
-    engine = Engine.load(options.checkpoint, cache=Settings().cache_dir)
+    cache = Settings().cache_dir
+    engine = Engine.load(options.checkpoint, cache=cache)
     known = [note for note_id, note in read_notes(SAMPLES).items() if split_of(note_id) == "train"]
-    print(table(engine, judged_notes(), known))
+    if options.before:
+        print(comparison(Engine.load(options.before, cache=cache), engine, judged_notes(), known))
+    else:
+        print(table(engine, judged_notes(), known))
 
 
 if __name__ == "__main__":
