@@ -14,14 +14,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from fastapi import HTTPException, Request
+from structlog.contextvars import bind_contextvars
 
 from service.access.gate import Gate
-from service.access.principal import ADMIN_SCOPES, Scope
+from service.access.principal import ADMIN_SCOPES, Principal, Scope
 from service.api.rate_limit import rate_limit_headers
+from service.container import ReadService
 from service.errors import QuotaExceeded
+from service.tenants import Tenants
 from service.tracing import take_tokens
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S", bound=ReadService)
 _needed: dict[Callable[..., Any], frozenset[Scope]] = {}
 _need_engine: set[Callable[..., Any]] = set()
 
@@ -92,6 +96,24 @@ async def count(request: Request) -> None:
         if not usage.allowed:
             state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
             raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota))
+
+
+def caller_at_hand(
+    gate: Gate, tenants: Tenants[S], authorization: bytes | None, scopes: frozenset[Scope]
+) -> tuple[Principal, S] | None:
+    """Return who sends an Authorization header and the parts of its tenant, without waiting: None where one of both is
+    not at hand, or the caller has none of `scopes`."""
+    principal = gate.at_hand(None if authorization is None else authorization.decode("latin-1"))
+    if principal is None or principal.scopes.isdisjoint(scopes):
+        return None
+    service = tenants.find(principal.tenant)
+    return None if service is None else (principal, service)
+
+
+def name_tenant(request: Request, tenant: str) -> None:
+    """Have the metrics and the log lines of a request name its tenant."""
+    request.state.tenant = tenant
+    bind_contextvars(tenant=tenant)
 
 
 async def go_on(request: Request) -> None:

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
+from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from service.access.gate import Gate
 from service.api import problems, reader
@@ -33,6 +35,7 @@ from service.api.routes import (
     tenants,
 )
 from service.api.scenarios import Scenarios
+from service.api.short_path import ShortPath
 from service.container import ReadService, Service
 from service.lifecycle import Lifecycle
 from service.readers import Readers
@@ -123,6 +126,7 @@ def create_app(
         app.include_router(router)
     routes = [route for router in ROUTERS for route in router.routes]
     problems.install(app, [*routes, *documentation.router.routes])
+    _add_short_path(app, similar.router, similar.similar, settings, tracer)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     _surround(app, settings, gate, tracer)
     describe(app, routes)
@@ -154,6 +158,7 @@ def create_reader_app(
     app.state.admin_port = None  # it is for routes that a reader does not have
     app.include_router(reader.router)
     reader.pass_on_from(app, socket)
+    _add_short_path(app, reader.router, reader.similar, settings, tracer)
     _surround(app, settings, gate, tracer)
     return app
 
@@ -184,6 +189,23 @@ def _new_app(
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
     return app
+
+
+def _add_short_path(
+    app: FastAPI, router: APIRouter, handler: Callable[..., Any], settings: Settings, tracer: Tracer | None
+) -> None:
+    """Have requests of the route that `handler` has in `router` answered by the short path, where that can be. Not
+    beside a tracer: FastAPI names the span of a request by the route that it found."""
+    if tracer:
+        return
+    app.add_middleware(
+        ShortPath,
+        route=next(route for route in router.routes if isinstance(route, Route) and route.endpoint is handler),
+        gate=app.state.gate,
+        lifecycle=app.state.lifecycle,
+        settings=settings,
+        get_tenants=lambda: app.state.tenants,
+    )
 
 
 def _surround(app: FastAPI, settings: Settings, gate: Gate, tracer: Tracer | None) -> None:

@@ -12,16 +12,17 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
-from structlog.contextvars import bind_contextvars
 
 from service.access.gate import Gate
 from service.access.manager import Manager
 from service.access.principal import Principal
 from service.adding import Generate
 from service.admission import Lane, Urgency
+from service.api.access import name_tenant
 from service.container import Service
 from service.errors import FieldError, InvalidInput, MalformedHeader, Starting
 from service.lifecycle import Lifecycle
+from service.read_time import ReadTime
 from service.recommender import Recommender
 from service.records import Condition
 from service.settings import Settings
@@ -56,8 +57,7 @@ async def get_service(request: Request) -> Service:
     if tenants.find(principal.tenant) is None:
         await cast(Gate, request.app.state.gate).check_again(principal, anew=True)
     service = await tenants.get(principal.tenant)
-    request.state.tenant = service.tenant
-    bind_contextvars(tenant=service.tenant)
+    name_tenant(request, service.tenant)
     return service
 
 
@@ -162,6 +162,12 @@ async def get_requested_urgency(
     ] = None,
 ) -> RequestedUrgency:
     return RequestedUrgency(request.state.arrived, x_request_timeout, x_request_priority)
+
+
+def time_after_trial(request: Request) -> ReadTime | None:
+    """Return the time left of a request that short_path.py has tried in vain; None for one that it has not tried."""
+    time_left: ReadTime | None = getattr(request.state, "tried", None)
+    return time_left
 
 
 def read_timeout(request: Request) -> float | None:

@@ -19,9 +19,8 @@ from pydantic import ValidationError
 from starlette.routing import BaseRoute
 
 from service.access.gate import Gate
-from service.access.principal import Principal, Scope
 from service.admission import Lane
-from service.api.access import may_need_engine, needed_scopes
+from service.api.access import caller_at_hand, may_need_engine, needed_scopes
 from service.api.bodies import JSON
 from service.api.dependencies import TIMEOUT, RequestedUrgency
 from service.api.problems import MEDIA_TYPE, problem_of
@@ -80,7 +79,7 @@ class EarlyRefusal:
         given = dict(reversed(headers))  # of a header that is there twice the first counts
         if not UNDECIDED_HEADERS.isdisjoint(given):
             return None
-        caller = self._caller(given.get(b"authorization"), scopes)
+        caller = caller_at_hand(self._gate, self._get_tenants(), given.get(b"authorization"), scopes)
         urgency = _urgency(given)
         if caller is None or urgency is None:
             return None
@@ -89,14 +88,6 @@ class EarlyRefusal:
             return None
         refusal = service.batcher.refusal(urgency.for_note(service.settings), principal.tenant)
         return None if refusal is None else self._answer(path.decode(), service.tenant, given, refusal)
-
-    def _caller(self, authorization: bytes | None, scopes: frozenset[Scope]) -> tuple[Principal, Service] | None:
-        """Return who sends a request and the parts of its tenant, where both are at hand and the request is allowed."""
-        principal = self._gate.at_hand(None if authorization is None else authorization.decode("latin-1"))
-        if principal is None or principal.scopes.isdisjoint(scopes):
-            return None
-        service = self._get_tenants().find(principal.tenant)
-        return None if service is None else (principal, service)
 
     def _answer(self, path: str, tenant: str, given: dict[bytes, bytes], refusal: QueueFull) -> Refusal:
         request_id = request_id_of(given.get(b"x-request-id"))

@@ -22,19 +22,23 @@ def read_query(model: type[M], request: Request) -> M:
     FastAPI can do it too, field by field, but that takes a quarter of the whole time of GET /notes/{id}/similar
     (docs/log/reads.md).
     """
-    query = request.scope["query_string"]
-    parse = _parse_kept if len(query) <= MAX_KEPT_BYTES else _parse
     try:
-        return cast(M, parse(model, query))
+        return parse_query(model, request.scope["query_string"])
     except ValidationError as error:
         errors = [{**failure, "loc": ("query", *failure["loc"])} for failure in error.errors()]
         raise RequestValidationError(errors) from error
 
 
+def parse_query(model: type[M], query: bytes) -> M:
+    """Validate a query string as read_query does. Raises ValidationError."""
+    parse = _parse_kept if len(query) <= MAX_KEPT_BYTES else _parse
+    return cast(M, parse(model, query))
+
+
 def _parse(model: type[BaseModel], query: bytes) -> BaseModel:
     values: dict[str, Any] = {}
     for name, value in QueryParams(query).multi_items():
-        if name in _list_fields(model):
+        if name in list_fields(model):
             values.setdefault(name, []).append(value)
         else:
             values[name] = value
@@ -45,7 +49,7 @@ _parse_kept = lru_cache(KEPT_QUERIES)(_parse)
 
 
 @cache
-def _list_fields(model: type[BaseModel]) -> frozenset[str]:
+def list_fields(model: type[BaseModel]) -> frozenset[str]:
     """Fields that a query string may name several times."""
     return frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
 

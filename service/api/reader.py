@@ -12,11 +12,10 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from structlog.contextvars import bind_contextvars
 
 from service.access.principal import Scope
-from service.api.access import count, needs, recognise
-from service.api.dependencies import ConditionDep
+from service.api.access import count, name_tenant, needs, recognise
+from service.api.dependencies import ConditionDep, time_after_trial
 from service.api.passing_on import PassedOn
 from service.api.protocol import Refusal
 from service.api.query import read_query
@@ -61,6 +60,8 @@ router = APIRouter(route_class=ReaderRoute)
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> Response:
     """Related notes, where the short path has them and the index has reached the log position that is asked for."""
+    if time_after_trial(request):
+        raise Elsewhere
     service = get_service(request)
     options = read_options(read_query(SimilarQuery, request), request, service)
     wanted = options.min_log_position
@@ -86,8 +87,7 @@ def get_service(request: Request) -> ReadService:
     service = cast(Tenants[ReadService], request.app.state.tenants).find(request.state.principal.tenant)
     if service is None:
         raise Elsewhere
-    request.state.tenant = service.tenant
-    bind_contextvars(tenant=service.tenant)
+    name_tenant(request, service.tenant)
     return service
 
 

@@ -18,6 +18,7 @@ from service.api.dependencies import (
     UrgencyDep,
     get_service,
     read_timeout,
+    time_after_trial,
 )
 from service.api.included import IncludedFields
 from service.api.json_route import SearchRoute
@@ -71,11 +72,13 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     """Notes related to a stored one, from its stored vector: no model call."""
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
-    options, time_left, timeout = read_options(query, request, service), ReadTime(), read_timeout(request)
+    options, timeout = read_options(query, request, service), read_timeout(request)
+    tried = time_after_trial(request)
+    time_left = tried or ReadTime()
     if options.min_log_position:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)
         await wait_for_position(options.min_log_position, "/query", service, time_left, seconds)
-    if answer := await answer_nearest(note_id, options, service, time_left):
+    if not tried and (answer := await answer_nearest(note_id, options, service, time_left)):
         return answer
     try:
         related = await service.search.related(options.as_request(*query.examples(note_id)), time_left=time_left)
