@@ -322,7 +322,8 @@ def evaluate(
     from model.evaluation.evaluate import evaluate as measure
     from model.evaluation.protocol import PROTOCOLS
     from model.evaluation.system import EngineSystem
-    from model.training.model_card import checked_out_commit, processor
+    from model.training.model_card import checked_out_commit
+    from model.training.processor import processor
 
     check_names("part", part or (), PARTS)
     check_names("protocol", protocol or (), PROTOCOLS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 
+from service import SAMPLES
 from service.adding import Generate
 from service.admission import Lane, Urgency
 from service.api.schemas.notes import NoteIn
@@ -13,7 +13,6 @@ from service.container import Service
 from service.errors import StoreUnavailable
 from service.notes_file import NotesFile
 
-SAMPLES = Path(__file__).with_name("sample_notes.jsonl")
 BATCH_SIZE = 16
 """Notes that are added together; progress is shown after each batch."""
 

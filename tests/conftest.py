@@ -29,6 +29,9 @@ from model.weights import resolve
 
 torch.set_num_threads(1)  # on a busy machine with two cores, two threads wait for each other: ten times slower
 
+DEVICE = torch.device(os.environ.get("NOTELLM_TEST_DEVICE", "cpu"))
+"""Where PyTorch runs the engines of the tests; `benchmarks/gpu_kit` runs those of the engine's contract on a card."""
+
 FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
 """A closed set in which names are prefixes of others, as text and as tokens."""
 
@@ -111,5 +114,5 @@ def _with_prompt_version(version: str, checkpoint: Path, tmp_path_factory: pytes
 
 
 def in_torch(checkpoint: Path, cache: Path) -> Engine:
-    """Load the reference engine: PyTorch, float32, on a CPU."""
-    return Engine.load(str(checkpoint), cache=cache, device="cpu", runtime="torch")
+    """Load the reference engine: PyTorch, float32, on DEVICE."""
+    return Engine.load(str(checkpoint), cache=cache, device=DEVICE.type, runtime="torch", dtype="float32")

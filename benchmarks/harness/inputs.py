@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from model.data.dataset import read_notes
 from model.inference.engine import Engine
 from model.note import Note
-from service.samples import SAMPLES
-from service.settings import Settings
+from service import SAMPLES
 
 Vectors = npt.NDArray[np.float32]
 PROMPT_TOKENS = 100
@@ -27,7 +27,7 @@ STRIDE = 17
 
 def notes_of_one_length(engine: Engine, count: int) -> list[Note]:
     """Cut `count` notes, whose prompts have PROMPT_TOKENS tokens or one more, from the texts of our sample notes."""
-    texts = [note.content for note in read_notes(SAMPLES).values()]
+    texts = [json.loads(line)["content"] for line in SAMPLES.read_text("utf-8").splitlines()]
     words = " ".join(text for text in texts if text.isascii()).split()
     notes: list[Note] = []
     begin = 0
@@ -40,10 +40,9 @@ def notes_of_one_length(engine: Engine, count: int) -> list[Note]:
     return notes
 
 
-def base_vectors(path: Path) -> Vectors:
-    """Embed the first notes of a file and keep their principal directions: (BASE_NOTES, DIMENSION), of unit length."""
-    notes = list(read_notes(path).values())[:BASE_NOTES]
-    vectors = Engine.load(cache=Settings().cache_dir).embed(notes)
+def base_vectors(engine: Engine, notes: Iterable[Note]) -> Vectors:
+    """Embed the first notes and keep their principal directions: (BASE_NOTES, DIMENSION), of unit length."""
+    vectors = engine.embed(list(islice(notes, BASE_NOTES)))
     centred = vectors - vectors.mean(0)
     principal = np.linalg.svd(centred, full_matrices=False)[2][:DIMENSION]
     return normalise(centred @ principal.T)

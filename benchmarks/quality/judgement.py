@@ -22,7 +22,7 @@ from model.evaluation.system import EngineSystem
 from model.generation import GenerationOutput, GenerationRequest, HashtagPolicy
 from model.inference.engine import Engine
 from model.note import Note
-from service.samples import SAMPLES
+from service import SAMPLES
 from service.settings import Settings
 
 JUDGEMENT_NOTES = Path(__file__).parent / "judgement_notes.jsonl"

@@ -33,7 +33,7 @@ from benchmarks.quality.records import COMMUNITY, FITTED, KUAIREC, MICROLENS, MO
 from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE, NoteLLMConfig
 from model.training.trainer import BEST, FINAL
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
-from service.samples import SAMPLES
+from service import SAMPLES
 
 RUNS = ROOT / "runs"
 PAIRS = RUNS / "pairs"

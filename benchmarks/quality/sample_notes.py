@@ -20,7 +20,7 @@ from model.evaluation.system import EngineSystem
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
-from service.samples import SAMPLES
+from service import SAMPLES
 from service.settings import Settings
 
 SHOWN_NOTES = 20

@@ -23,7 +23,7 @@ from model.data.dataset import read_notes
 from model.generation import VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
-from service.samples import SAMPLES
+from service import SAMPLES
 from service.settings import Settings
 
 SCENARIO = Scenario.load("mixed")

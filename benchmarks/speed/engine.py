@@ -10,38 +10,36 @@ more (benchmarks/peers/llama.py).
 from __future__ import annotations
 
 import json
-import math
 import os
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoModel
 
 from benchmarks import ROOT
+from benchmarks.harness.engine_rates import (
+    DEVICE,
+    Rate,
+    generate,
+    matrix_products,
+    measure_decode,
+    measure_prefill,
+    measure_rate,
+    measure_transformers,
+)
 from benchmarks.harness.inputs import PROMPT_TOKENS, Vectors, notes_of_one_length
 from benchmarks.harness.report import NO_GPU, Row, row, write
 from model.config import PACKAGED_BACKBONE
 from model.generation import VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine
-from model.inference.kv_cache import BlockTable
-from model.inference.loading import device_for
-from model.inference.runtime import LogitQuery, Span
 from model.note import Note
 from model.weights import packaged_gguf, resolve, silent
 from service.settings import Settings
 
 BATCHES = (1, 8, 32)
 DECODE_BATCHES = (1, 32)
-DECODE_STEPS = 24
-ROUNDS = 5
-"""Measured calls of which the median counts."""
 CATEGORIES = 20
 MANY_CATEGORIES = 500
 CATEGORY_BATCH = 8
@@ -49,12 +47,6 @@ FIVE_HASHTAGS = GenerationRequest(hashtags=5)
 GFLOP_PER_NOTE = 21.6
 """Operations of one note of 100 tokens: 106.2 million weights in matrix products, two operations each, and 0.4
 for the attention."""
-DEVICE = device_for("auto")
-PRODUCT = (3200, 576, 1536) if DEVICE == "cpu" else (8192, 8192, 8192)
-"""Rows, inner size and columns of the matrix product that is the machine's limit: on a CPU those of 32 notes in this
-model, on a GPU enough to fill it."""
-PRODUCTS_PER_CALL = 20
-GFLOP_PER_PRODUCT = 2 * math.prod(PRODUCT) / 1e9
 LLAMA_TYPES = ("BF16", "Q8_0", "Q4_0")
 
 PREFILL_SHARE, PREFILL_RATIO = 0.6, 1.6
@@ -69,19 +61,6 @@ MIN_COSINE = 0.999
 
 LlamaRates = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Units a second by file type, measurement and batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Units a second: the median of ROUNDS calls, the least and the most."""
-
-    median: float
-    least: float
-    most: float
-
-    @property
-    def spread(self) -> str:
-        return f"{self.least:.1f} to {self.most:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +89,8 @@ def measure() -> Figures:
     notes = notes_of_one_length(engine, max(BATCHES))
     products = matrix_products()
     dtype = torch.bfloat16 if products["bfloat16"] > products["float32"] else torch.float32
-    transformers_rates = measure_transformers(notes, engine, dtype)
+    folder = resolve(PACKAGED_BACKBONE, Settings().cache_dir, silent)
+    transformers_rates = measure_transformers(folder, engine, notes, dtype, BATCHES, "sdpa")
     llama_rates = measure_llama(engine, notes)
     prefill = {batch: measure_prefill(engine, notes[:batch]) for batch in BATCHES}
     decode = {batch: measure_decode(engine, notes[:batch]) for batch in DECODE_BATCHES}
@@ -140,56 +120,6 @@ def measure() -> Figures:
     )
 
 
-def measure_rate(units: int, call: Callable[..., Any], *arguments: Any) -> Rate:
-    """Units a second of a call that does `units` of them, after one call that warms up."""
-    call(*arguments)
-    rates = []
-    for _ in range(ROUNDS):
-        wait_for_device()
-        started = time.perf_counter()
-        call(*arguments)
-        wait_for_device()
-        rates.append(units / (time.perf_counter() - started))
-    return Rate(statistics.median(rates), min(rates), max(rates))
-
-
-def wait_for_device() -> None:
-    """Wait until a GPU has done what it was given: calls return before."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-def matrix_products() -> dict[str, float]:
-    """GFLOP/s of a large matrix product by precision."""
-    rows, inner, columns = PRODUCT
-    a, b = torch.randn(rows, inner, device=DEVICE), torch.randn(inner, columns, device=DEVICE)
-    a8, b8 = (torch.randint(-100, 100, matrix.shape, dtype=torch.int8, device=DEVICE) for matrix in (a, b))
-    products = {
-        "float32": (torch.mm, a, b),
-        "bfloat16": (torch.mm, a.bfloat16(), b.bfloat16()),
-        "int8": (torch._int_mm, a8, b8),  # PyTorch has no public name for it
-    }
-    gflop = PRODUCTS_PER_CALL * GFLOP_PER_PRODUCT
-    return {name: measure_rate(1, multiply, *product).median * gflop for name, product in products.items()}
-
-
-def multiply(product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> None:
-    for _ in range(PRODUCTS_PER_CALL):
-        product(a, b)
-
-
-def measure_transformers(notes: Sequence[Note], engine: Engine, dtype: torch.dtype) -> dict[int, Rate]:
-    """Notes a second that transformers runs through the layers, in batches without padding; no output is read."""
-    folder = resolve(PACKAGED_BACKBONE, Settings().cache_dir, silent)
-    backbone = AutoModel.from_pretrained(folder, dtype=dtype).eval().to(DEVICE)
-    rates = {}
-    with torch.inference_mode():
-        for batch in BATCHES:
-            ids = torch.tensor([engine.prompt.note(note)[:PROMPT_TOKENS] for note in notes[:batch]], device=DEVICE)
-            rates[batch] = measure_rate(batch, backbone, ids)
-    return rates
-
-
 def measure_llama(engine: Engine, notes: Sequence[Note]) -> LlamaRates:
     """Rates of llama.cpp; empty without LLAMA_PYTHON."""
     if not (python := os.environ.get("LLAMA_PYTHON")):
@@ -205,42 +135,6 @@ def measure_llama(engine: Engine, notes: Sequence[Note]) -> LlamaRates:
     answer = subprocess.run([python, script], input=json.dumps(request), capture_output=True, text=True, check=True)
     rates: LlamaRates = json.loads(answer.stdout)
     return rates
-
-
-def measure_prefill(engine: Engine, notes: Sequence[Note]) -> Rate:
-    """Notes a second that become vectors, tokenising excluded."""
-    requests = [engine.tokenize(note, VECTOR_ONLY) for note in notes]
-    return measure_rate(len(notes), engine.run, requests)
-
-
-def measure_decode(engine: Engine, notes: Sequence[Note]) -> Rate:
-    """Tokens a second of single steps of sequences that each have a note in their cache."""
-    tables = [BlockTable(engine.runtime.pool) for _ in notes]
-    for table, note in zip(tables, notes, strict=True):
-        ids = tuple(engine.prompt.note(note))
-        table.grow(len(ids))
-        engine.runtime.forward([Span(table, ids, read_out=len(ids) - 1)])
-    rate = measure_rate(DECODE_STEPS * len(notes), decode, engine, tables)
-    for table in tables:
-        table.close()
-    return rate
-
-
-def decode(engine: Engine, tables: Sequence[BlockTable]) -> None:
-    """Run DECODE_STEPS steps, each giving the likeliest next token of every sequence. Afterwards the sequences are as
-    long as before, as those of llama.cpp: each call attends to as many tokens."""
-    lengths = [table.length for table in tables]
-    for _ in range(DECODE_STEPS):
-        for table in tables:
-            table.grow(1)
-        engine.runtime.forward([Span(table, (1,), queries=(LogitQuery(0, 1),)) for table in tables])
-    for table, length in zip(tables, lengths, strict=True):
-        table.cut(length)
-
-
-def generate(engine: Engine, notes: Sequence[Note], *requests: GenerationRequest) -> None:
-    for request in requests:
-        engine.generate(notes, request)
 
 
 def measure_category_counts(engine: Engine, notes: Sequence[Note]) -> dict[int, Rate]:
@@ -356,4 +250,4 @@ def vector_rows(figures: Figures) -> list[Row]:
 if __name__ == "__main__":
     on_cpu = DEVICE == "cpu"
     gpu = NO_GPU if on_cpu else torch.cuda.get_device_name()
-    write("engine" if on_cpu else "engine-gpu", rows(measure()), gpu)
+    write("engine" if on_cpu else "engine_gpu", rows(measure()), gpu)

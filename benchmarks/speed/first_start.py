@@ -20,7 +20,7 @@ from benchmarks.harness.scenario import Load, Scenario
 from benchmarks.harness.service_process import ServiceProcess
 from model.data.dataset import read_notes
 from model.inference.engine import Engine
-from service.samples import SAMPLES
+from service import SAMPLES
 from service.settings import Settings
 
 LOADS = ((8500, ("embed", "similar", "similar", "similar")), (1500, ("embed", "similar", "generate")))

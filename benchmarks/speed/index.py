@@ -18,18 +18,29 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks import ROOT
+from benchmarks.harness.index_rates import (
+    SHARES,
+    K,
+    Search,
+    fill,
+    latencies,
+    measure_rates,
+    measure_recall,
+    run_jobs,
+    search_index,
+    stored_note,
+    take_turns,
+    upsert,
+)
 from benchmarks.harness.inputs import DIMENSION, Vectors, base_vectors, noisy_copies
 from benchmarks.harness.report import write
 from benchmarks.harness.service_process import resident_mib
@@ -38,7 +49,6 @@ from benchmarks.speed.index_report import (
     ChurnFigures,
     Figures,
     FilterFigures,
-    K,
     PeerFigures,
     SnapshotFigures,
     rows,
@@ -46,36 +56,24 @@ from benchmarks.speed.index_report import (
 from model.data.dataset import read_notes
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
-from model.note import Note
 from service.filters import Filter
 from service.index.building import LISTS_PER_ROOT
-from service.index.native import trim_heap
+from service.index.native import swig, trim_heap
 from service.index.segmented import MergeJob, SegmentedIndex
 from service.index.snapshot_files import SnapshotFolder, SnapshotSource
 from service.index.snapshots import restore, snapshot_parts
 from service.index.texts import LiveTexts
-from service.records import Hit, StoredNote
+from service.records import StoredNote
 from service.settings import Settings
 
 T = TypeVar("T")
-RowIds = npt.NDArray[np.int64]
-Search = Callable[[Vectors], object]
-"""A search for one query (D,)."""
-
-_faiss: Any = faiss  # its type stubs describe the C++ classes, not the Python ones around them
 
 DEFAULT_ROWS = 100_000
 QUERIES = 500
-SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)
-"""Shares of the rows that a filter lets pass."""
-ROUNDS = 3
-"""Rounds in which searches take turns."""
-UPSERT_BATCH_SIZE = 1024
 THREADS = (1, 2)
 WRITTEN_ROWS = 1000
 CHECKED_QUERIES = 50
 """Queries of one burst beside other work, and those whose number of results is counted."""
-ANY = Filter()
 PEER_ROWS = 100_000
 PEER_LISTS = int(LISTS_PER_ROOT * PEER_ROWS**0.5)
 """Lists that the peer's collection gets: as many as a segment of so many rows has."""
@@ -84,7 +82,7 @@ MAX_CHURNED_ROWS = 100_000
 
 def measure(notes: Path, count: int) -> Figures:
     """Measure an index of `count` rows; the peer only with MILVUS_PYTHON."""
-    bases = base_vectors(notes)
+    bases = base_vectors(Engine.load(cache=Settings().cache_dir), read_notes(notes).values())
     vectors, queries = noisy_copies(bases, count, 1), noisy_copies(bases, QUERIES, 2)
     gc.freeze()  # as the service does once its modules are loaded
     before = heap_mib()
@@ -113,87 +111,11 @@ def measure(notes: Path, count: int) -> Figures:
     )  # fmt: skip
 
 
-def stored_note(number: int, vector: Vectors, prefix: str = "n") -> StoredNote:
-    """A note with one hashtag for each of SHARES that its number falls into."""
-    tags = tuple(f"share {share}" for share in SHARES if number % round(1 / share) == 0)
-    return StoredNote(Note(id=f"{prefix}{number}", hashtags=tags, category=f"c{number % 30}"), "space", vector)
-
-
-def run_jobs(index: SegmentedIndex) -> None:
-    """Seal and merge until nothing is left to do."""
-    while job := index.plan():
-        job.run()
-        index.finish(job)
-
-
-def fill(index: SegmentedIndex, vectors: Vectors) -> float:
-    """Add rows n0, n1, ... and return rows a second, sealing and merging included."""
-    started = time.perf_counter()
-    upsert(index, range(len(vectors)), vectors)
-    return len(vectors) / (time.perf_counter() - started)
-
-
-def upsert(index: SegmentedIndex, numbers: Sequence[int], vectors: Vectors) -> None:
-    """Add row n`i` with vector `vectors[i]` for each of `numbers`, in batches, and run the jobs between them."""
-    for begin in range(0, len(numbers), UPSERT_BATCH_SIZE):
-        index.upsert([stored_note(number, vectors[number]) for number in numbers[begin : begin + UPSERT_BATCH_SIZE]])
-        run_jobs(index)
-
-
-def search_index(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> list[Hit]:
-    """Search as the service does."""
-    return index.search(query, K, where, 0.0)
-
-
 def bare_search(index: SegmentedIndex, query: Vectors) -> None:
     """Compare the vectors of every segment, as many lists as its recall needs, without codes, masks, ids and a merged
     result."""
     for segment in index.all_segments:
         segment.faiss_index(K).search(query[None], K)
-
-
-def measure_recall(
-    index: SegmentedIndex, vectors: Vectors, ids: RowIds, queries: Vectors, where: Filter = ANY
-) -> float:
-    """Share of the K nearest of `vectors`, which are rows n`ids`, that the index finds."""
-    _, exact_rows = _faiss.knn(queries, vectors, K, metric=_faiss.METRIC_INNER_PRODUCT)
-    right = 0
-    for query, nearest in zip(queries, exact_rows, strict=True):
-        hits = {hit.id for hit in search_index(index, query, where)}
-        right += len(hits.intersection(f"n{ids[i]}" for i in nearest if i >= 0))
-    return right / max(1, int(np.count_nonzero(exact_rows >= 0)))
-
-
-def latencies(search: Search, queries: Vectors) -> list[float]:
-    """Seconds of the search for each query."""
-    seconds = []
-    for query in queries:
-        started = time.perf_counter()
-        search(query)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def take_turns(searches: Sequence[Search], queries: Vectors) -> list[list[float]]:
-    """Seconds of each search, in turns: other load of the machine then meets all of them alike."""
-    seconds: list[list[float]] = [[] for _ in searches]
-    for _ in range(ROUNDS):
-        for search, measured in zip(searches, seconds, strict=True):
-            measured += latencies(search, queries)
-    return seconds
-
-
-def measure_rates(ours: Search, bare: Search, queries: Vectors, threads: int) -> tuple[float, float]:
-    """Searches a second that `threads` threads do, of both in turns."""
-    seconds = {ours: 0.0, bare: 0.0}
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(ROUNDS):
-            for search in seconds:
-                started = time.perf_counter()
-                list(pool.map(partial(latencies, search), [queries] * threads))
-                seconds[search] += time.perf_counter() - started
-    searches = ROUNDS * threads * len(queries)
-    return searches / seconds[ours], searches / seconds[bare]
 
 
 def search_beside(work: Iterator[None], search: Search, queries: Vectors) -> list[float]:
@@ -248,7 +170,7 @@ def measure_peer(vectors: Vectors, queries: Vectors) -> PeerFigures | None:
     index = SegmentedIndex(DIMENSION)
     fill(index, subset)
     recall = measure_recall(index, subset, np.arange(len(subset)), queries)
-    _, exact_rows = _faiss.knn(queries, subset, K, metric=_faiss.METRIC_INNER_PRODUCT)
+    _, exact_rows = swig.knn(queries, subset, K, metric=swig.METRIC_INNER_PRODUCT)
     with tempfile.TemporaryDirectory() as folder:
         for name, array in {"vectors": subset, "queries": queries, "exact_rows": exact_rows}.items():
             np.save(Path(folder) / f"{name}.npy", array)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.harness.index_rates import K
 from benchmarks.harness.report import Row, row
 from benchmarks.harness.statistics import percentile_ms
 
-K = 10
-"""Neighbours of a search."""
 WRITES_PER_SECOND = 200
 """Rows added while searches are measured."""
 MIN_RECALL, MIN_RATE_RATIO = 0.99, 0.85

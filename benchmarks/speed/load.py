@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.harness.scenario import Load, Scenario
 from benchmarks.harness.statistics import percentiles_text
 from model.data.dataset import read_notes
-from service.samples import SAMPLES
+from service import SAMPLES
 
 
 async def run(name: str, url: str, ids: Sequence[str]) -> list[str]:

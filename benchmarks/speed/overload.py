@@ -33,7 +33,7 @@ from benchmarks.harness.scenario import Scenario
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile_ms, percentiles_text
 from model.data.dataset import read_notes
-from service.samples import SAMPLES
+from service import SAMPLES
 
 T = TypeVar("T")
 SCENARIO = Scenario.load("overload")

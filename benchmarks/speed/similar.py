@@ -147,7 +147,7 @@ def synthetic_notes(path: Path, begin: int, end: int) -> Iterator[list[StoredNot
     of an endless row."""
     engine = Engine.load(cache=Settings().cache_dir)
     real = [note for note in read_notes(path).values() if note.title]
-    bases = base_vectors(path)
+    bases = base_vectors(engine, read_notes(path).values())
     assert bases.shape[1] == engine.dimension
     for first in range(begin, end, WRITE_BATCH_SIZE):
         numbers = range(first, min(first + WRITE_BATCH_SIZE, end))

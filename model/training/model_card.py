@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model.training.processor import processor
 from model.training.recipe import Recipe
 from model.training.trainer import BEST, LOG, Trainer
 
@@ -88,16 +88,6 @@ def _distillation(recipe: Recipe) -> str:
 
 def _tuning(recipe: Recipe) -> str:
     return f"LoRA of rank {recipe.lora_rank}" if recipe.lora_rank else "all weights trained"
-
-
-def processor() -> str:
-    """Name of this machine's processor, or its architecture where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line for line in lines if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.machine()
 
 
 def checked_out_commit() -> str:

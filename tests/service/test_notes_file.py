@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from service import SAMPLES
 from service.api.schemas.notes import NoteIn
 from service.notes_file import STDIN, Line, NotesFile
-from service.samples import SAMPLES
 
 GOOD = {"id": "a", "title": "京都 🚌", "hashtags": ["x"], "created_at": "2026-05-01T09:30:00Z"}
 

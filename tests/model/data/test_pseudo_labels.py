@@ -17,7 +17,7 @@ from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import TagVocabulary, build_vocabulary
 from model.hashtags.grounding import dedup_key
 from model.note import Note, normalise_hashtag
-from service.samples import SAMPLES
+from service import SAMPLES
 
 DIMENSION = 512
 

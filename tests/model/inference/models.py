@@ -26,7 +26,7 @@ from model.inference.engine import Engine
 from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.torch_runtime import TorchRuntime
 from model.notellm import NoteLLM, save_generation_adapter
-from tests.conftest import COMMON, MIXED_LAYERS
+from tests.conftest import COMMON, DEVICE, MIXED_LAYERS
 from tests.model.inference.samples import WORDS
 
 ENDS = [" #", "#", "<|im_end|>", "\n"]
@@ -42,13 +42,13 @@ SHORT_WINDOWS: dict[str, PreTrainedConfig] = {
 def random_engine(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
 ) -> Engine:
-    """Random float32 model of any family with the real tokenizer."""
+    """Random float32 model of any family with the real tokenizer, on DEVICE."""
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
     torch.manual_seed(0)
     backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
-    return Engine(TorchRuntime(model.eval().requires_grad_(False)))
+    return Engine(TorchRuntime(model.to(DEVICE).eval().requires_grad_(False)))
 
 
 def add_random_generation_adapter(checkpoint: Path, rank: int = 4) -> None:
@@ -83,7 +83,7 @@ def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor, others: f
     nn.init.constant_(output.bias, others)
     output.weight.data[ids] = weights
     output.bias.data[ids] = 0
-    engine.runtime.model.backbone.set_output_embeddings(output.requires_grad_(False))
+    engine.runtime.model.backbone.set_output_embeddings(output.to(DEVICE).requires_grad_(False))
     return engine
 
 

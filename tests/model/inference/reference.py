@@ -28,7 +28,8 @@ from tests.model.inference.samples import FEW_NOTES
 def hidden_states(engine: Engine, ids: Sequence[int], note_tokens: int | None = None) -> Tensor:
     """Hidden states (T, H) of one plain forward, without cache and padding. Where the model has a decoder, it reads
     what comes after `note_tokens`, over what the trunk has cached of these."""
-    model, row = engine.runtime.model, torch.tensor([list(ids)])
+    model = engine.runtime.model
+    row = torch.tensor([list(ids)], device=model.device)
     mask = torch.ones_like(row)
     positions = mask.cumsum(1) - 1
     if model.decoder is None or note_tokens is None:
@@ -52,7 +53,7 @@ def category_log_probs(engine: Engine, note: Note, categories: tuple[str, ...]) 
         hidden = hidden_states(engine, [*before, *output], len(note_ids))[len(before) - 1 : -1]
         log_probs = engine.runtime.model.logits(hidden).log_softmax(-1)
         sums.append(log_probs[range(len(output)), output].sum())
-    return torch.stack(sums)
+    return torch.stack(sums).cpu()
 
 
 def category_probabilities(engine: Engine, note: Note, categories: tuple[str, ...]) -> dict[str, float]:
@@ -164,6 +165,6 @@ def assert_hashtags_match_reference(engine: Engine, note: Note, count: int, outp
 def assert_outputs_match_reference(engine: Engine) -> None:
     for note, output in zip(FEW_NOTES, generate(engine, FEW_NOTES, GenerationRequest(1, FOODS)), strict=True):
         vector = engine.runtime.model.embed(hidden_states(engine, engine.tokenize(note).ids)[-1:])[0]
-        assert float(vector @ torch.from_numpy(output.vector)) >= 0.9999
+        assert float(vector.cpu() @ torch.from_numpy(output.vector)) >= 0.9999
         assert probabilities(output) == pytest.approx(category_probabilities(engine, note, FOODS), abs=1e-4)
         assert_hashtags_match_reference(engine, note, 1, output)

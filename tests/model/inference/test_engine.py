@@ -89,11 +89,11 @@ def test_vectors_equal_those_of_right_padded_training(tiny_engine: Engine) -> No
     model = tiny_engine.runtime.model
     rows = [model.prompt.note(note) for note in NOTES]
     longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
     with torch.inference_mode():
         hidden = model(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-        padded = model.embed(hidden[torch.arange(len(rows)), mask.sum(1) - 1]).numpy()
+        padded = model.embed(hidden[torch.arange(len(rows)), mask.sum(1) - 1]).cpu().numpy()
     assert (vectors(generate(tiny_engine, NOTES)) * padded).sum(1).min() >= 0.9999
 
 
@@ -202,10 +202,10 @@ def test_window_shorter_than_the_note_matches_reference(family: str, tokenizer: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_equal_those_of_transformers(family: str, tokenizer: PreTrainedTokenizerBase) -> None:
     engine = random_engine(FAMILIES[family], tokenizer)
-    ids = engine.tokenize(FEW_NOTES[1]).ids
+    model, ids = engine.runtime.model, engine.tokenize(FEW_NOTES[1]).ids
     with torch.inference_mode():
-        expected = engine.runtime.model.backbone(input_ids=torch.tensor([ids])).logits[0]
-        logits = engine.runtime.model.logits(hidden_states(engine, ids))
+        expected = model.backbone(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+        logits = model.logits(hidden_states(engine, ids))
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
