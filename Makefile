@@ -14,7 +14,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: checkpoint chinese-checkpoint help serve test test-fast race fuzz lint lock chaos bench bench-engine bench-index quality tables openapi sbom audit smoke docs clean
+.PHONY: checkpoint chinese-checkpoint help serve test test-fast race fuzz lint lock chaos bench bench-engine bench-gpu bench-index quality tables openapi sbom audit smoke docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -71,6 +71,10 @@ bench-index: .venv/.dev ## measure the index with a million rows: make bench-ind
 	$(BIN)/python -m benchmarks.speed.similar $(DATA)/microlens50k/notes.jsonl.gz 1000000
 	$(BIN)/python -m benchmarks.speed.readers $(DATA)/microlens50k/notes.jsonl.gz
 	@$(MAKE) tables
+
+bench-gpu: .venv/.gpu ## on a machine with a graphics card: contract tests, engine and index there (25 minutes)
+	@$(PIP) --quiet pytest pytest-timeout hypothesis
+	$(BIN)/python -m benchmarks.gpu_kit run
 
 # Texts of the shipped checkpoint: docs/guides/distillation.md says where they are from. Each step is left out where its
 # result is there, or resumes.

@@ -1,0 +1,86 @@
+"""Start of the GPU kit on the machine with the card: joins the parts, unpacks them once, and runs the steps.
+
+python start.py [STEP ...] [--results FOLDER]
+
+`pack` puts a copy beside the parts. It needs the standard library alone and no network. Wheels that travel are used
+where the machine lacks the package: a wheel is a zip file, and unpacked it can be imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+"""Names and SHA-256 of the parts, and the commit that was packed."""
+CHECKOUT, CHECKPOINT, WHEELS = "checkout", "checkpoint", "wheels"
+"""Folders of the archive. The checkpoint is there where it is not the shipped one, which the checkout holds."""
+
+
+def main(arguments: list[str]) -> None:
+    """Unpack what is beside this file and become `python -m benchmarks.gpu_kit run` in it."""
+    if sys.version_info < (3, 11):  # noqa: UP036  # this file alone may meet an older Python
+        sys.exit(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
+    here = Path(__file__).resolve().parent
+    unpacked = unpack(here, json.loads((here / MANIFEST).read_text("utf-8")))
+    checkout, checkpoint = unpacked / CHECKOUT, unpacked / CHECKPOINT
+    command = [sys.executable, "-m", "benchmarks.gpu_kit", "run"]
+    command += ["--cache", str(unpacked / "cache"), "--results", str(here / "results")]
+    command += ["--checkpoint", str(checkpoint)] if checkpoint.is_dir() else []
+    path = os.pathsep.join(filter(None, [str(checkout), str(unpacked / "site"), os.environ.get("PYTHONPATH")]))
+    os.chdir(checkout)
+    os.execve(sys.executable, [*command, *arguments], {**os.environ, "PYTHONPATH": path})
+
+
+def unpack(folder: Path, manifest: dict[str, Any]) -> Path:
+    """Return the folder of what the parts hold, after checking and joining them where that was not yet done. Exits with
+    a message that names parts which are missing or damaged."""
+    target = folder / f"unpacked-{manifest['commit']}"
+    if target.is_dir():
+        return target
+    wrong = [name for name, digest in manifest["parts"].items() if digest_of(folder / name) != digest]
+    if wrong:
+        sys.exit(f"missing or damaged: {', '.join(wrong)}")
+    joined, unfinished = folder / "joined.tar.gz", folder / "unfinished"
+    with joined.open("wb") as whole:
+        for name in manifest["parts"]:
+            with (folder / name).open("rb") as part:
+                shutil.copyfileobj(part, whole)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with tarfile.open(joined) as archive:
+        archive.extractall(unfinished, filter="data")
+    joined.unlink()
+    for wheel in sorted((unfinished / WHEELS).glob("*.whl")):
+        if not is_installed(wheel.name.split("-")[0]):
+            zipfile.ZipFile(wheel).extractall(unfinished / "site")
+    unfinished.rename(target)
+    return target
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hex; "" where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_installed(name: str) -> bool:
+    """Whether this machine has a distribution of this name."""
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
