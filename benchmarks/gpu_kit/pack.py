@@ -75,10 +75,10 @@ def pack(
     What is committed is packed. `checkpoint`: a folder that is measured instead of the shipped checkpoint. `wheels`: a
     folder of wheels for the other machine. `carried`: names of distributions that travel from this environment.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
-        print(f"{out} is not empty", file=sys.stderr)
+    if refusal := reason_to_refuse(out, checkpoint, wheels):
+        print(refusal, file=sys.stderr)
         return 2
+    out.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, check=True).stdout:
         print("Changes that are not committed are left behind", file=sys.stderr)
     with (
@@ -98,6 +98,17 @@ def pack(
     shutil.copy(start.__file__, out)
     print(f"{len(parts.digests)} parts of {part_bytes >> 20} MiB or less, {start.MANIFEST} and start.py are in {out}")
     return 0
+
+
+def reason_to_refuse(out: Path, checkpoint: Path | None, wheels: Path | None) -> str:
+    """Return why nothing can be packed so, "" where it can."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return f"{out} is not an empty folder"
+    if checkpoint and not checkpoint.is_dir():
+        return f"{checkpoint} is no folder of a checkpoint"
+    if wheels and not any(wheels.glob("*.whl")):
+        return f"{wheels} holds no wheel"
+    return ""
 
 
 def add_checkout(archive: tarfile.TarFile) -> None:

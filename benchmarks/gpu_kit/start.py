@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 def unpack(folder: Path, manifest: dict[str, Any]) -> Path:
     """Return the folder of what the parts hold, after checking and joining them where that was not yet done. Exits with
     a message that names parts which are missing or damaged."""
-    target = folder / f"unpacked-{manifest['commit']}"
+    target = folder / f"unpacked-{manifest['parts']['part-00'][:12]}"
     if target.is_dir():
         return target
     wrong = [name for name, digest in manifest["parts"].items() if digest_of(folder / name) != digest]

@@ -68,10 +68,15 @@ def test_installed_distribution_becomes_a_wheel() -> None:
     assert not any(".pyc" in name or ".." in name for name in names)
 
 
-def test_folder_with_files_is_not_packed_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
-    assert pack(tmp_path) == 2
-    assert "is not empty" in capsys.readouterr().err
+def test_packing_what_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, absent = tmp_path / "out", tmp_path / "absent"
+    assert pack(out, checkpoint=absent) == pack(out, wheels=absent) == pack(tmp_path.parent) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{absent} is no folder of a checkpoint",
+        f"{absent} holds no wheel",
+        f"{tmp_path.parent} is not an empty folder",
+    ]
+    assert not out.exists()
 
 
 def test_step_beyond_its_time_is_stopped_and_says_so(rehearsal: Options) -> None:
