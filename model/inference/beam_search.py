@@ -43,6 +43,15 @@ class Beam:
     query: LogitQuery
 
 
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A finished hashtag in one spelling, its `dedup_key`, and the log probability of these tokens."""
+
+    text: str
+    key: str
+    log_prob: float
+
+
 class HashtagBeamSearch:
     """Beam search for the first hashtag after the hashtag task. Its probabilities rank all hashtags of a note: training
     shows a note's hashtags in random order (paper section 4), so a greedy list of several says no more, takes longer,
@@ -63,8 +72,9 @@ class HashtagBeamSearch:
             self._min_probability *= KNOWN_SHARE
         self._beams = [Beam([], 0.0, self._query(()))]
         """Unfinished hashtags, the most probable first."""
-        self._finished: list[tuple[list[int], float]] = []
-        """Token ids and log probabilities of whole hashtags."""
+        self._finished: list[Spelling] = []
+        self.hashtags: tuple[Hashtag, ...] = ()
+        """The requested number of hashtags, or fewer where fewer were found, the most probable first."""
         self._announced: set[str] = set()
         """`dedup_key` of each hashtag that `on_hashtag` was called with."""
         self.generated_tokens = 0
@@ -74,11 +84,6 @@ class HashtagBeamSearch:
     def first_query(self) -> LogitQuery:
         """Query for the first token of a hashtag. Its index is for the caller to set."""
         return self._beams[0].query
-
-    @property
-    def hashtags(self) -> tuple[Hashtag, ...]:
-        """The requested number of hashtags, or fewer where fewer were found, the most probable first."""
-        return self._ranked()[: self._count]
 
     @property
     def reason_for_none(self) -> str:
@@ -134,7 +139,10 @@ class HashtagBeamSearch:
         the beam that it continues, or [] when the search is over."""
         for beam, answer in zip(self._beams, answers, strict=True):
             if beam.ids and self._is_whole(beam.ids):
-                self._finished.append((beam.ids, beam.log_prob + answer.end_log_prob))
+                texts = filter(self._allowed, self._texts(beam.ids))
+                log_prob = beam.log_prob + answer.end_log_prob
+                self._finished += [Spelling(text, dedup_key(text), log_prob) for text in texts]
+        self.hashtags = self._ranked()[: self._count]
 
         extensions = [
             (beam.log_prob + log_prob, parent, token)
@@ -175,20 +183,16 @@ class HashtagBeamSearch:
             return True
         if math.exp(best_open.log_prob) < self._min_probability:
             return True
-        if len(self._finished) < self._count:
-            return False
-        hashtags = self.hashtags
-        return len(hashtags) == self._count and hashtags[-1].score >= math.exp(best_open.log_prob)
+        return len(self.hashtags) == self._count and self.hashtags[-1].score >= math.exp(best_open.log_prob)
 
     def _ranked(self) -> tuple[Hashtag, ...]:
         """All finished hashtags, the most probable first. Two spellings count as one hashtag with the sum of their
         probabilities, spelled as the more probable one."""
         probabilities: dict[str, float] = defaultdict(float)
         spellings: dict[str, str] = {}
-        for ids, log_prob in sorted(self._finished, key=lambda finished: -finished[1]):
-            for text in filter(self._allowed, self._texts(ids)):
-                probabilities[dedup_key(text)] += math.exp(log_prob)
-                spellings.setdefault(dedup_key(text), text)
+        for spelling in sorted(self._finished, key=lambda spelling: -spelling.log_prob):
+            probabilities[spelling.key] += math.exp(spelling.log_prob)
+            spellings.setdefault(spelling.key, spelling.text)
         best = sorted(probabilities.items(), key=lambda item: (-item[1], item[0]))
         likely = [(key, probability) for key, probability in best if probability > max(0.0, self._min_probability)]
         return tuple(Hashtag(spellings[key], min(1.0, probability)) for key, probability in likely)
