@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("out", type=Path, help="empty or new folder")
     packing.add_argument("--checkpoint", type=Path, help="measure this checkpoint instead of the shipped one")
     packing.add_argument("--wheels", type=Path, help="folder of wheels for the other machine, which travel too")
-    running = commands.add_parser("run", help="run the steps; 0: all done, 1: something failed, 3: something left out")
+    running = commands.add_parser(
+        "run", help="run the steps; 0: all done, 1: something failed, 2: no card or no weights, 3: something left out"
+    )
     running.add_argument("steps", nargs="*", metavar="STEP", help=f"{', '.join(STEP_SECONDS)}; all by default")
     running.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal of small sizes")
     running.add_argument("--checkpoint", type=Path, help="checkpoint folder; the shipped one by default")

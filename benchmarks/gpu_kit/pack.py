@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.gpu_kit import start
@@ -43,11 +44,11 @@ class Parts(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]  # tarfile writes bytes, no other buffer
+    def write(self, data: Any) -> int:
         self._part += data
         while len(self._part) >= self._size:
             self._store()
-        return len(data)
+        return memoryview(data).nbytes
 
     def close(self) -> None:
         if self._part:

@@ -29,7 +29,7 @@ def rehearsal(tmp_path: Path) -> Options:
 
 @pytest.mark.slow
 def test_packed_parts_join_and_rehearse_on_a_cpu(tiny_checkpoint: Path, backbone_folder: Path, tmp_path: Path) -> None:
-    """What is committed is packed and runs, with the packages of this environment."""
+    """The kit packs the committed files, joins its parts and runs its steps with the packages of this environment."""
     out, size = tmp_path / "out", 8 << 20
     assert pack(out, tiny_checkpoint, carried=("structlog",), part_bytes=size) == 0
     sizes = [part.stat().st_size for part in sorted(out.glob("part-*"))]

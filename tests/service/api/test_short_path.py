@@ -23,7 +23,7 @@ ADDRESS = f"/notes/{NOTE}/similar"
 BY_FASTAPI = {"x-request-timeout": "1"}
 """A header that the short path leaves to the route. It bears on nothing of a request without min_log_position."""
 RENDER = "service.api.short_path.render_nearest"
-"""What the short path calls once it has an answer."""
+"""Name of the function by which the short path renders its answers."""
 KEY = "the-bootstrap-key-of-these-tests"
 
 
