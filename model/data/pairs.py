@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-import duckdb
-
 Split = Literal["train", "validation", "test"]
 
 QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -214,6 +212,8 @@ def related_pairs(
 
 def read_pairs(path: Path) -> list[Pair]:
     """Read the pairs that `related_pairs` wrote, in the file's order. Raises PairsError for any other file."""
+    import duckdb  # where it is used: a machine that distils has no pairs, and may lack it
+
     try:
         with duckdb.connect() as connection:
             rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)]).fetchall()
@@ -281,9 +281,10 @@ class _Tables(Protocol):
 class _DuckDB:
     """Tables in a file inside `folder`, so that neither they nor a large join need more than `memory`."""
 
-    failures: tuple[type[Exception], ...] = (duckdb.Error,)
-
     def __init__(self, folder: Path, memory: str) -> None:
+        import duckdb
+
+        self.failures: tuple[type[Exception], ...] = (duckdb.Error,)
         threads = min(MAX_THREADS, os.cpu_count() or 1)
         try:
             self._connection = duckdb.connect(
