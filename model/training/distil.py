@@ -89,8 +89,8 @@ class Distillation:
 class PartialLoss(NamedTuple):
     """Contribution of one part of a batch: its share of both means, its states, and the teacher's vectors of them."""
 
-    cosine: float
-    structure: float
+    cosine: Tensor
+    structure: Tensor
     states: Tensor
     teacher_vectors: Tensor
 
@@ -136,7 +136,7 @@ class Distiller:
         weights = self.student.trained_weights()
         rates, decays = [recipe.learning_rate] * len(weights), [recipe.weight_decay] * len(weights)
         self.master_weights = MasterWeights(weights, rates, decays, recipe.averaged, recipe.threads)
-        self.ridge = RunningRidge(self.student.head.in_features, dimension, decay=1 - 1 / recipe.remembered)
+        self.ridge = RunningRidge(self.student.head.in_features, dimension, 1 - 1 / recipe.remembered, device)
         self.position: Position = (0, 0)
         self.step = 0
         self.text_count = 0
@@ -187,7 +187,7 @@ class Distiller:
         parts = min(self.recipe.threads, len(batch.ids))
         losses = self.master_weights.add_gradients([partial(self._loss, batch, part) for part in range(parts)])
         for loss in losses:
-            self.ridge.add(loss.states.cpu(), loss.teacher_vectors.cpu())
+            self.ridge.add(loss.states, loss.teacher_vectors)
         self.step += 1
         self.text_count += len(batch.lengths)
         self.position = batch.next_position
@@ -201,8 +201,8 @@ class Distiller:
         self._log(
             LOG,
             step=self.step,
-            cosine=sum(loss.cosine for loss in losses),
-            structure=sum(loss.structure for loss in losses),
+            cosine=sum(float(loss.cosine) for loss in losses),
+            structure=sum(float(loss.structure) for loss in losses),
             norm=norm,
             tokens=int(batch.lengths.sum()),
             seconds=seconds,
@@ -218,7 +218,7 @@ class Distiller:
         cosine = share * (vectors * teacher_vectors).sum(1).mean()
         structure = share * structure_loss(vectors, teacher_vectors, self.ranked, self.recipe.temperature)
         loss = share - cosine + self.recipe.structure * structure
-        return loss, PartialLoss(float(cosine.detach()), float(structure.detach()), states.detach(), teacher_vectors)
+        return loss, PartialLoss(cosine.detach(), structure.detach(), states.detach(), teacher_vectors)
 
     def measure(self, domains: Sequence[HeldOutDomain]) -> None:
         """Log a point of the learning curve: the recall in each domain with the averaged weights."""

@@ -90,14 +90,19 @@ def _set_adapter(layer: Any, b: Tensor, a: Tensor) -> None:
         matrix["default"].to(torch.bfloat16).weight.data.copy_(value)
 
 
-def whiten_by_corpus(checkpoint: Path, corpus: Path, recipe: Distillation, dimension: int, cache: Path) -> None:
-    """Whiten a checkpoint's projection to `dimension` by its vectors of the corpus's texts, in the mix of the run."""
+def whiten_by_corpus(
+    checkpoint: Path, corpus: Path, recipe: Distillation, dimension: int, cache: Path, device: str = "cpu"
+) -> None:
+    """Whiten a checkpoint's projection to `dimension` by its vectors of the corpus's texts, in the mix of the run.
+
+    `device`: where the texts are read, "cpu" or "cuda".
+    """
     texts = Texts(corpus, recipe.shares, recipe.seed)
-    model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32)
-    student = Student(model, model.dimension)
+    model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device(device), dtype=torch.float32)
+    student = Student(model, model.dimension).to(device)
     assert model.projection is not None
     student.head.weight.data.copy_(model.projection.weight)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(torch.get_num_threads() if device == "cpu" else 1) as threads:
         vectors = student.embed([texts.notes[row] for row in texts.sample(WHITENING_NOTES)], threads)
     whiten(checkpoint, [vectors], dimension, WHITENING_POWER)
 
@@ -121,6 +126,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, to whiten by")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the corpus is read")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     return parser
 
@@ -148,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.config = with_settings(model.config, options)
     model.save(options.out, adapter)
     if options.dimension is not None:
-        whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache)
+        whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache, options.device)
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: rank {options.rank}, {size / 1e6:.1f} MB")
 

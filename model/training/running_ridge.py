@@ -16,19 +16,20 @@ from model.training.initialise import RIDGE
 class RunningRidge:
     """The closed-form solution for a student's head, from sums over the batches seen so far.
 
-    `decay`: the factor by which the weight of all earlier batches shrinks with each further batch.
+    `decay`: the factor by which the weight of all earlier batches shrinks with each further batch. `device`: where the
+    sums are; batches may come from another one.
     """
 
-    def __init__(self, width: int, dimension: int, decay: float) -> None:
+    def __init__(self, width: int, dimension: int, decay: float, device: str = "cpu") -> None:
         self.decay = decay
-        self.gram = torch.zeros(width, width, dtype=torch.float64)
-        self.moments = torch.zeros(width, dimension, dtype=torch.float64)
-        self.total = torch.zeros(width, dtype=torch.float64)
-        self.count = torch.zeros((), dtype=torch.float64)
+        self.gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.moments = torch.zeros(width, dimension, dtype=torch.float64, device=device)
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, states: Tensor, teacher_vectors: Tensor) -> None:
         """Add a batch: states (B, W) and the teacher's vectors (B, K)."""
-        states, teacher_vectors = states.double(), teacher_vectors.double()
+        states, teacher_vectors = states.to(self.gram), teacher_vectors.to(self.gram)
         self.gram.mul_(self.decay).addmm_(states.T, states)
         self.moments.mul_(self.decay).addmm_(states.T, teacher_vectors)
         self.total.mul_(self.decay).add_(states.sum(0))
@@ -40,7 +41,7 @@ class RunningRidge:
         The penalty is RIDGE of the mean variance of a component.
         """
         variance = (self.gram.trace() - self.total.square().sum() / self.count) / len(self.gram)
-        penalty = RIDGE * variance * torch.eye(len(self.gram), dtype=torch.float64)
+        penalty = RIDGE * variance * torch.eye(len(self.gram)).to(self.gram)
         weights = torch.linalg.solve(self.gram + penalty, self.moments).T
         scaled: Tensor = weights * (len(weights) ** 0.5 / weights.norm())
         return scaled.float()

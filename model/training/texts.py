@@ -9,8 +9,10 @@ Shapes: N notes, B notes of a batch, T tokens, K dimension of all teachers toget
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -157,9 +159,13 @@ class Texts:
     def batches(self, prompt: Prompt, batch_size: int, start: Position = (0, 0)) -> Iterator[Batch]:
         """Yield batches of at most `batch_size` notes without end, from a position of the stream on."""
 
+        @cache  # a tokenizer takes longer than a card, and each note comes again in every epoch
+        def prompt_ids(row: int) -> array[int]:
+            return array("i", prompt.note(self.notes[row]))
+
         def prompt_length(row: int) -> int:
-            return len(prompt.note(self.notes[row]))
+            return len(prompt_ids(row))
 
         for rows, next_position in self.mix.groups(batch_size, prompt_length, MAX_TOKENS_PER_NOTE, start):
-            ids, lengths = pad_right([prompt.note(self.notes[row]) for row in rows])
+            ids, lengths = pad_right([prompt_ids(row) for row in rows])
             yield Batch(ids, lengths, torch.from_numpy(self.teacher_vectors[rows]), next_position)

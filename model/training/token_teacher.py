@@ -15,6 +15,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from model.weights import load_tokenizer, resolve
 TOKENS_FILE = "tokens.npz"
 MAX_COUNTED_NOTES = 10_000
 """Notes of each source in which tokens are counted: no source drowns the others."""
+TOKENIZED_TOGETHER = 4096
+"""Notes in one call of the tokenizer, which is half the time of a call for each, and less with more cores."""
 VARIANCE_FLOOR = 1e-3
 """Added to all variances when whitening, as a share of the largest: narrower directions are noise."""
 
@@ -60,10 +63,15 @@ class TokenTeacher:
 
     def vectors(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
         """Unit vectors (N, H) of notes; zeros for a note without text."""
+        table = torch.from_numpy(self.table)
         sums = np.zeros((len(notes), self.table.shape[1]), np.float32)
-        for row, note in enumerate(notes):
-            ids = self.tokenizer(token_text(note), add_special_tokens=False).input_ids
-            sums[row] = self.table[ids].sum(0)
+        for start in range(0, len(notes), TOKENIZED_TOGETHER):
+            texts = [token_text(note) for note in notes[start : start + TOKENIZED_TOGETHER]]
+            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False).input_ids
+            starts = list(accumulate(map(len, ids[:-1]), initial=0))
+            flat = torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int64)
+            bags = torch.nn.functional.embedding_bag(flat, table, torch.tensor(starts), mode="sum")
+            sums[start : start + len(texts)] = bags.numpy()
         return unit(sums)
 
 

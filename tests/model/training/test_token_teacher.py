@@ -9,6 +9,8 @@ import pytest
 
 from model.data.corpora import write_notes_file
 from model.note import Note
+from model.training import token_teacher
+from model.training.teacher import unit
 from model.training.token_teacher import (
     TokenTeacher,
     inverse_document_frequencies,
@@ -40,6 +42,15 @@ def test_notes_with_common_rare_words_are_similar(teacher: TokenTeacher) -> None
 def test_word_of_no_text_counts_as_the_rarest(teacher: TokenTeacher) -> None:
     unseen, common = teacher.vectors([Note(title="the the volcano"), Note(title="volcano")])
     assert unseen @ common > 0.9
+
+
+def test_vectors_are_sums_of_the_table_however_many_notes_are_tokenised_together(
+    teacher: TokenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_teacher, "TOKENIZED_TOGETHER", 4)
+    ids = [teacher.tokenizer(token_text(note), add_special_tokens=False).input_ids for note in NOTES]
+    expected = unit(np.stack([teacher.table[of_note].sum(0) for of_note in ids]))
+    assert teacher.vectors(NOTES) == pytest.approx(expected, abs=1e-5)
 
 
 def test_note_without_text_has_zero_vector(teacher: TokenTeacher) -> None:
