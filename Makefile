@@ -89,7 +89,7 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
 	test -d $(WORK)/labels || $(TRAIN) model.baselines.minilm_labels $(WORK)/corpus --wordnet $(WORDNET) --out $(WORK)/labels
 	test -d $(WORK)/trunk || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
-	  --learning-rate 2e-4 --share wordnet=0.67 --share trivia=0.15 --share recipes=0.08 --share debian=0.08 --share samples=0.02
+	  --recipe model/training/recipes/distillation/generalist.toml
 	test -d $(WORK)/trunk || $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/trunk \
 	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
 	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"

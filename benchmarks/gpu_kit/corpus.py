@@ -1,0 +1,36 @@
+"""What a distillation on a card reads: its recipe, and the files of the corpus that the recipe names."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model.training.corpus_vectors import notes_path, shard_path
+from model.training.distil import Distillation
+from model.training.token_teacher import TOKENS_FILE
+
+CARD: Mapping[str, Any] = {"threads": 1, "batch": 256, "save_every": 3.0}
+"""Fields of a recipe on a card, where its file does not give them. A state is saved often, since a run may be cut."""
+
+
+def read_recipe(file: Path) -> Distillation:
+    """Read a recipe for a card. Raises OSError, ValueError and TypeError for a file that is no recipe."""
+    recipe = Distillation(**{**CARD, **tomllib.loads(file.read_text("utf-8"))})
+    if not recipe.shares:
+        raise ValueError("no source has a share")
+    return recipe
+
+
+def corpus_files(folder: Path, recipe: Distillation) -> list[Path]:
+    """Return the files of a corpus that a recipe reads: of each source that has a share its notes and their vectors,
+    and the token teacher's table where it has a weight. Raises FileNotFoundError for one that is missing."""
+    files = [folder / TOKENS_FILE] if recipe.words else []
+    for source in recipe.shares:
+        shards = sorted(folder.glob(f"{source}.[0-9]*.npy"))
+        files += [notes_path(folder, source), *(shards or [shard_path(folder, source, 0)])]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing")
+    return files
