@@ -6,6 +6,7 @@ model/inference/candidate_scoring.py asks the model for the probabilities that `
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,13 +49,17 @@ KNOWN_SHARE = 0.005
 words that a community has chosen, so fitting ones may be improbable (docs/log/writing.md)."""
 NEIGHBOURS_NAMED = 5
 """Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
+JOINERS = ("Pd", "Pc")
+"""Unicode categories of hyphens, dashes and underscores, with which some join the words of a hashtag."""
 NO_PLURALS = ("news", "lens", "series", "species", "shoes")
 """Endings that `dedup_key` would take for a plural, or would shorten to another word."""
 
 
 def dedup_key(text: str) -> str:
-    """Return a key: of hashtags with the same key a list has one. Case, spacing and English plurals do not count."""
+    """Return a key: of hashtags with the same key a list has one. Case, spaces, hyphens, underscores and English
+    plurals do not count."""
     key = hashtag_key(text)
+    key = "".join(char for char in key if unicodedata.category(char) not in JOINERS) or key
     if key.endswith(NO_PLURALS):
         return key
     if len(key) > 3 and key.endswith(("ies", "ie")):

@@ -46,6 +46,17 @@ def test_plural_has_the_key_of_its_singular(one: str, other: str) -> None:
     assert dedup_key(one) == dedup_key(other)
 
 
+@pytest.mark.parametrize(
+    "text", ["note taking", "note-taking", "Notetaking", "note_taking", "note\u2013taking", "note \u2010 takings"]
+)
+def test_hyphens_spaces_and_underscores_do_not_count_in_a_key(text: str) -> None:
+    assert dedup_key(text) == "notetaking"
+
+
+def test_hashtags_without_any_letter_keep_their_keys() -> None:
+    assert len({dedup_key(text) for text in ("-", "_", "--")}) == 3
+
+
 @pytest.mark.parametrize("word", ["bus", "chess", "tennis", "gas", "news", "lens", "travelnews", "旅行"])
 def test_word_that_only_looks_like_a_plural_is_its_own_key(word: str) -> None:
     assert dedup_key(word) == word
@@ -58,7 +69,7 @@ def test_hashtag_in_a_foreign_script_is_not_allowed_unless_latin() -> None:
     assert HashtagFilter.of(Note(title="🍜"), frozenset())("面条")
 
 
-@pytest.mark.parametrize("text", ["road trip", "RoadTrips", "# road  trip", "ＲＯＡＤ trip"])
+@pytest.mark.parametrize("text", ["road trip", "RoadTrips", "# road  trip", "ＲＯＡＤ trip", "road-trip"])
 def test_hashtag_of_the_note_is_not_repeated_however_it_is_spelled(text: str) -> None:
     allowed = HashtagFilter.of(Note(title="a", hashtags=("Road Trip", "van life")), frozenset())
     assert not allowed(text)

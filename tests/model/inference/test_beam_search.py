@@ -89,6 +89,21 @@ def test_improbable_hashtag_has_a_score_that_says_so(tokenizer: PreTrainedTokeni
         assert scores(output.hashtags) == close_to([1e-6])
 
 
+def test_spellings_that_differ_in_hyphens_are_one_hashtag_spelled_as_the_likelier(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    bigrams = {
+        "": {" note": 0.9, " river": 0.1},
+        " note": {"-": 0.5, " taking": 0.3, "_": 0.2},
+        "-": {"taking": 1.0},
+        "_": {"taking": 1.0},
+        **dict.fromkeys(("taking", " taking", " river"), ENDED),
+    }
+    (output,) = generate(bigram_engine(tokenizer, bigrams), UNTAGGED[:1], GenerationRequest(3))
+    assert texts(output.hashtags) == ["note-taking", "river"]
+    assert scores(output.hashtags) == close_to([0.9, 0.1])
+
+
 def test_hashtag_below_the_checkpoints_score_is_not_told(tokenizer: PreTrainedTokenizerBase) -> None:
     firsts = {" coffee": 0.6, " river": 0.3, "cat": 0.1}
     engine = bigram_engine(tokenizer, {"": firsts} | dict.fromkeys(firsts, ENDED))

@@ -44,6 +44,19 @@ def test_hashtags_keep_to_the_policy_of_the_request(client: httpx2.Client) -> No
     assert client.post("/generate/hashtags", json=TEXT | {"policy": "loud"}).status_code == 422
 
 
+def test_hashtags_that_differ_in_hyphens_are_told_once(client: httpx2.Client) -> None:
+    spellings = {"note-taking", "note taking", "Note_Taking", "notetaking"}
+    notes = [TEXT | {"id": f"hyphen-{i}", "hashtags": [tag]} for i, tag in enumerate(sorted(spellings))]
+    for note in notes:
+        assert client.post("/notes", json=note).status_code == 201
+        assert client.get(f"/notes/{note['id']}").json()["hashtags"] == note["hashtags"]
+    answer = client.post("/generate/hashtags", json=TEXT | {"count": 10, "policy": "grounded"}).json()
+    (told,) = (hashtag for hashtag in answer["hashtags"] if hashtag["text"] in spellings)
+    assert set(told["notes"]) == {note["id"] for note in notes}
+    for note in notes:
+        assert client.delete(f"/notes/{note['id']}").status_code == 200
+
+
 @pytest.mark.parametrize("policy", ["open", "known", "grounded"])
 @pytest.mark.parametrize("path", ["/generate/hashtags", "/generate"])
 def test_hashtags_of_the_text_are_continued_and_not_repeated(client: httpx2.Client, policy: str, path: str) -> None:
