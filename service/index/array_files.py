@@ -22,6 +22,8 @@ LOCAL_HEADER, NAME_LENGTHS = 30, 26
 """Bytes of a member's header in the file without its name and extra field, and where in it the lengths of these are."""
 ZIP64_BYTES = 20
 """Bytes that ZipFile adds to the extra field for sizes of 64 bits."""
+WRITE_BATCH_SIZE = 1 << 20
+"""Bytes that are written at a time, without a copy: NumPy would copy 16 MiB at a time, and keep the interpreter."""
 PADDING_FIELD = 0xD935
 """Id of a field of an extra field that is only there to move what follows, as Android's zipalign has it."""
 
@@ -34,8 +36,12 @@ def save_arrays(file: BinaryIO, arrays: Arrays) -> None:
             begin = file.tell() + LOCAL_HEADER + len(member.filename.encode()) + ZIP64_BYTES + 4
             padding = -begin % ALIGNMENT
             member.extra = struct.pack("<HH", PADDING_FIELD, padding) + bytes(padding)
+            header = npy.header_data_from_array_1_0(np.asanyarray(array))
+            memory = np.ascontiguousarray(array.T if header["fortran_order"] else array).reshape(-1).view(np.uint8).data
             with archive.open(member, "w", force_zip64=True) as stream:
-                npy.write_array(stream, np.asanyarray(array), allow_pickle=False)  # pads its own header, too
+                npy.write_array_header_1_0(stream, header)  # pads itself, too
+                for first in range(0, len(memory), WRITE_BATCH_SIZE):
+                    stream.write(memory[first : first + WRITE_BATCH_SIZE])
 
 
 def load_arrays(path: Path) -> Arrays:

@@ -299,8 +299,8 @@ class TagPostings:
         """Return the tags that any living row has."""
         if not len(self._codes):
             return self._codes
-        counts = np.add.reduceat(alive[self._rows], self._ends[:-1], dtype=np.int64)
-        return self._codes[counts > 0]
+        # Without a sum, for which NumPy would convert each row's mark and keep the interpreter meanwhile.
+        return self._codes[np.logical_or.reduceat(alive[self._rows], self._ends[:-1])]
 
     def bits(self, tag: int) -> Bits:
         """Return the rows that have a tag. The bitmap may be shared: do not write to it."""
