@@ -13,6 +13,7 @@ import numpy.typing as npt
 from benchmarks.harness.inputs import Vectors
 from model.note import Note
 from service.filters import Filter
+from service.index.backend import Maintainable
 from service.index.native import swig
 from service.index.segmented import SegmentedIndex
 from service.records import Hit, StoredNote
@@ -36,7 +37,7 @@ def stored_note(number: int, vector: Vectors, prefix: str = "n") -> StoredNote:
     return StoredNote(Note(id=f"{prefix}{number}", hashtags=tags, category=f"c{number % 30}"), "space", vector)
 
 
-def run_jobs(index: SegmentedIndex) -> None:
+def run_jobs(index: Maintainable) -> None:
     """Seal and merge until nothing is left to do."""
     while job := index.plan():
         job.run()

@@ -137,13 +137,14 @@ def title_of(note: Note) -> Note:
 
 def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
     index = InvertedLexicalIndex()
+    index.begin_segment()
     for note in pool.notes:
-        index.add(note)
+        index.add(index.words_of(note))
     row_of = {note.id: row for row, note in enumerate(pool.notes)}
     scores = np.zeros((len(queries), len(pool.notes)))
     for place, query in enumerate(queries):
-        for note_id, score in index.scores(query, len(pool.notes)).items():
-            scores[place, row_of[note_id]] = score
+        rows, scores_of_rows = index.scores(index.words_of(query), len(pool.notes), row_of.get(query.id))
+        scores[place, rows] = scores_of_rows
     return scores
 
 

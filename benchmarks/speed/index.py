@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks import ROOT
 from benchmarks.harness.index_rates import (
     SHARES,
+    UPSERT_BATCH_SIZE,
     K,
     Search,
     fill,
@@ -188,8 +189,10 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
     real = list(read_notes(notes).values())
     engine = Engine.load(cache=Settings().cache_dir)
     hashtags, empty = (LiveTexts(engine.vocabulary(), InvertedLexicalIndex()) for _ in range(2))
-    for number in range(count):
-        hashtags.upsert([StoredNote(replace(real[number % len(real)], id=f"n{number}"), "space")])
+    for begin in range(0, count, UPSERT_BATCH_SIZE):
+        numbers = range(begin, min(count, begin + UPSERT_BATCH_SIZE))
+        hashtags.upsert([StoredNote(replace(real[n % len(real)], id=f"n{n}"), "space") for n in numbers])
+        run_jobs(hashtags)
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
         origin = SnapshotSource("store", "space")
         parts, freeze = timed(partial(snapshot_parts, index, hashtags, {}, ()))

@@ -24,7 +24,7 @@ from pathlib import Path
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.data.wordnet import wordnet_notes
-from model.hashtags.lexical_index import words_in
+from model.hashtags.words import words_in
 from model.note import Note, normalise_hashtags
 
 TECHNICAL_PACKAGE = re.compile(

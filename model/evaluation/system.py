@@ -113,17 +113,20 @@ class EngineSystem:
 
     def _grounded_request(self, count: int) -> GenerationRequest:
         """Request hashtags that are grounded in the known notes, by vector and by words, as the service does it."""
-        hashtags = {note.id: note.hashtags for note in self._known}
+        row_of = {note.id: row for row, note in enumerate(self._known)}
         vectors = self._engine.embed(self._known)
         words = InvertedLexicalIndex()
+        words.begin_segment()
         for note in self._known:
-            words.add(note)
+            words.add(words.words_of(note))
 
         def find_neighbours(note: Note, vector: npt.NDArray[np.float32], limit: int) -> Neighbours:
             scores = vectors @ vector
             rows = np.argsort(-scores, kind="stable")[:limit]
             by_vector = [Neighbour(self._known[i].id, float(scores[i]), self._known[i].hashtags) for i in rows]
-            by_words = [Neighbour(note_id, score, hashtags[note_id]) for note_id, score in words.nearest(note, limit)]
-            return Neighbours(by_vector, by_words)
+            sharing = zip(*words.scores(words.words_of(note), limit, row_of.get(note.id)), strict=True)
+            by_words = [Neighbour(self._known[i].id, float(s), self._known[i].hashtags) for i, s in sharing]
+            by_words.sort(key=lambda neighbour: (-neighbour.score, neighbour.id))
+            return Neighbours(by_vector, by_words[:limit])
 
         return GenerationRequest(count, find_neighbours=find_neighbours)

@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from model.note import Note
 from service.filters import Filter
+from service.index.bitmaps import Mask, RowNumbers
 from service.records import Hit, IndexRows, PositionKey, StoredNote, Vector
 
 
@@ -87,7 +89,7 @@ class MaintenanceJob(Protocol):
 
 
 class Maintainable(Protocol):
-    """An index that is maintained in the background, one job at a time. The thread that writes plans and finishes."""
+    """What is maintained in the background, one job at a time. The thread that writes plans and finishes."""
 
     def plan(self) -> MaintenanceJob | None:
         """Return the next job, None when there is nothing to do."""
@@ -107,6 +109,7 @@ class Maintainable(Protocol):
         """Whether some of these jobs are left."""
 
 
+Scores = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -138,29 +141,53 @@ class IndexBackend(VectorIndex, Maintainable, Snapshottable, Protocol):
     """A vector index that is kept up to date, maintained, saved and restored: what LiveIndex needs."""
 
 
+class WordSegment(Protocol):
+    """Words of some rows of a LexicalIndex; a segment of these rows. Only the last one of an index grows."""
+
+    def packer(self) -> Callable[[], PackedWords]:
+        """Return a call that packs the rows that there are now. It may be called in any thread."""
+
+
+class PackedWords(WordSegment, Protocol):
+    """A segment that never changes."""
+
+    def arrays(self) -> Arrays:
+        """Return the segment by the names of its arrays in a snapshot."""
+
+
 class LexicalIndex(Protocol):
-    """Notes found by the words that they share. Thread-safe."""
+    """Rows found by the words that they share, numbered from 0 on through all segments. One call at a time."""
 
-    def add(self, note: Note) -> None:
-        """Add or replace a note."""
+    def words_of(self, note: Note) -> Collection[int]:
+        """Return the words of a note, as a row has them. It may be called in any thread."""
 
-    def remove(self, note_id: str) -> None:
-        """Remove a note; an unknown id is ignored."""
+    def add(self, words: Collection[int]) -> None:
+        """Add the next row to the segment that was begun last."""
 
-    def scores(self, note: Note, count: int, ids: Collection[str] = ()) -> dict[str, float]:
-        """Return by id the scores of the notes that share the most words with `note`, at least `count` where so many
-        share any, and of those of `ids` that share any; never of the note of its own id. A score is above 0, and 1
-        where the words are the same."""
+    def remove(self, row: int) -> None:
+        """Remove a row; the others keep their numbers."""
+
+    def scores(
+        self, words: Collection[int], count: int, own_row: int | None = None, rows: Collection[int] = ()
+    ) -> tuple[RowNumbers, Scores]:
+        """Return the rows that share the most with `words`, in rising order, and their scores: at least `count` rows
+        where so many share any, and those of `rows` that do; never `own_row`. A score is above 0, and 1 where the words
+        are the same."""
 
     def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
         """Return up to `count` words that two notes share, the rarest first, without those that are too common to be
         searched."""
 
-    def drop_tombstones(self) -> None:
-        """Drop all that is known of removed notes. Searches wait meanwhile."""
+    def begin_segment(self) -> WordSegment:
+        """Have the next rows in a segment of their own, and return it."""
 
-    def snapshot_parts(self) -> tuple[list[str], Mapping[str, Any]]:
-        """Return the state at this moment: ids, and arrays by name."""
+    def joined(self, parts: Sequence[tuple[Any, RowNumbers]]) -> PackedWords:
+        """Return some rows of packed segments, those of each in rising order, as one segment. It may be called in any
+        thread."""
 
-    def restore(self, ids: Sequence[str], arrays: Mapping[str, Any]) -> None:
-        """Take on the state that `snapshot_parts` returned. The object is new and empty."""
+    def replace(self, sources: Collection[Any], merged: Any | None, alive: Mask) -> None:
+        """Put a segment, or none, in the place of the first of its sources. `alive`: which of its rows were not removed
+        since."""
+
+    def restore(self, segments: Sequence[tuple[Arrays, Mask]]) -> Sequence[PackedWords]:
+        """Take on segments by their arrays and by which of their rows were not removed, and return them."""

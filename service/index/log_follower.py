@@ -203,7 +203,7 @@ class LogFollower:
                 self.readiness.detail = progress.text
                 readable = [note for note in batch if isinstance(note, StoredNote)]
                 await self._writer.run(partial(notes.add, readable))
-                while await self._maintainer.run_job(notes.index):
+                while await self._maintainer.run_jobs(notes):
                     pass
             self._store.forget_written()
             await state.show(notes, identity, position)

@@ -9,7 +9,7 @@ import structlog
 
 from service.index.backend import Maintainable
 from service.index.native import trim_heap
-from service.index.state import IndexState
+from service.index.state import IndexedNotes, IndexState
 from service.index.threads import IndexWriter, run_in_daemon
 
 TRIM_HEAP_ROWS = 50_000
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class Maintainer:
-    """Runs the maintenance jobs of the index, one at a time. `writer` changes it."""
+    """Runs the maintenance jobs of the index and its texts, one at a time. `writer` changes it."""
 
     def __init__(self, state: IndexState, writer: IndexWriter) -> None:
         self._state = state
@@ -34,25 +34,29 @@ class Maintainer:
     async def run(self) -> None:
         """Run jobs until cancelled. While an index is built anew the old one is left as it is."""
         while True:
-            if self._state.rebuilding or not await self.run_job(self._state.notes.index):
+            if self._state.rebuilding or not await self.run_jobs(self._state.notes):
                 self.idle.set()
                 # Cleared behind the wait alone: a write that came while a job failed has it tried again.
                 await self._changed.wait()
                 self._changed.clear()
                 self.idle.clear()
 
-    async def run_job(self, index: Maintainable) -> bool:
+    async def run_jobs(self, notes: IndexedNotes) -> bool:
+        """Run the next job of each part of the notes, and return whether there was one."""
+        return any([await self._run_job(part) for part in notes.maintained])
+
+    async def _run_job(self, part: Maintainable) -> bool:
         """Run the next job, and return whether there was one. A failure costs speed and memory, but no answer."""
-        job = await self._writer.run_short(index.plan)
+        job = await self._writer.run_short(part.plan)
         if job is None:
             return False
         try:
             await run_in_daemon(job.run)
-            await self._writer.run(partial(index.finish, job))
+            await self._writer.run(partial(part.finish, job))
             self._state.unlogged_changes += 1  # so that a snapshot is made of what was merged
         except Exception:
             log.exception("index_job_failed", detail="tried again after the next write")
-            await self._writer.run(partial(index.give_up, job))
+            await self._writer.run(partial(part.give_up, job))
         frees_much = job.rows >= TRIM_HEAP_ROWS
         del job  # it refers to the old segments
         if frees_much:

@@ -1,4 +1,4 @@
-"""PackedStrings: many strings in one piece of memory, found by their hashes.
+"""PackedStrings and PackedLists: many strings in one piece of memory. Single ones are found by their hashes.
 
 A Python object for each id would weigh more than the vector beside it, and to make a million of them would hold up
 every other thread.
@@ -81,12 +81,13 @@ class PackedStrings:
 
     def row(self, text: str) -> int | None:
         """Return the row of a string, None where it is not there."""
-        text_hash = np.uint32(_hash(text))
-        for place in range(int(np.searchsorted(self._sorted_hashes, text_hash)), len(self)):
-            if self._sorted_hashes[place] != text_hash:
-                break
-            if self[row := int(self._by_hash[place])] == text:
+        text_hash = _hash(text)
+        place = int(self._sorted_hashes.searchsorted(np.uint32(text_hash)))
+        while place < len(self) and self._sorted_hashes.item(place) == text_hash:
+            row = self._by_hash.item(place)
+            if self[row] == text:
                 return row
+            place += 1
         return None
 
     def rows(self, strings: HashedStrings) -> dict[str, int]:
@@ -110,14 +111,7 @@ class PackedStrings:
         """Return the strings of some rows, in their order."""
         if np.array_equal(rows, np.arange(len(self))):
             return self
-        lengths = np.diff(self._ends)[rows]
-        parts = [np.zeros(0, np.uint8)]
-        for begin in range(0, len(rows), COPY_BATCH_SIZE):
-            batch = slice(begin, begin + COPY_BATCH_SIZE)
-            ends = _ends(lengths[batch])
-            shift = np.repeat(self._ends[rows[batch]] - ends[:-1], np.diff(ends))
-            parts.append(self._text[shift + np.arange(ends[-1])])
-        return PackedStrings(np.concatenate(parts), _ends(lengths), self._hashes[rows])
+        return PackedStrings(*_take(self._text, self._ends, rows), self._hashes[rows])
 
     @property
     def _hashes(self) -> Integers:
@@ -125,6 +119,51 @@ class PackedStrings:
         hashes = np.empty(len(self), np.int64)
         hashes[self._by_hash] = self._sorted_hashes
         return hashes
+
+
+class PackedLists:
+    """An immutable list of strings for each row. `text` is all strings in UTF-8, one after the other; string i ends
+    before byte `text_ends[i + 1]`, and the list of row j before string `ends[j + 1]`. Both ends begin with 0."""
+
+    def __init__(self, text: npt.NDArray[np.uint8], text_ends: Integers, ends: Integers) -> None:
+        self._text = text
+        self._text_ends = text_ends
+        self._ends = ends
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[str]]) -> PackedLists:
+        """Pack some lists."""
+        arrays = packed("text", [text for texts in lists for text in texts])
+        return cls(arrays["text"], arrays["text_ends"], _ends(np.fromiter(map(len, lists), np.int64, len(lists))))
+
+    @classmethod
+    def restored(cls, name: str, arrays: Arrays) -> PackedLists:
+        """Return the lists that these `arrays` were taken from."""
+        return cls(arrays[name], arrays[f"{name}_ends"], arrays[f"{name}_list_ends"])
+
+    def arrays(self, name: str) -> Arrays:
+        """Return the lists as three arrays of a snapshot, whose names begin with `name`."""
+        return {name: self._text, f"{name}_ends": self._text_ends, f"{name}_list_ends": self._ends}
+
+    @classmethod
+    def joined(cls, parts: Sequence[PackedLists]) -> PackedLists:
+        """Return the lists of all parts, one part after the other."""
+        text = np.concatenate([part._text for part in parts])
+        text_lengths = np.concatenate([np.diff(part._text_ends) for part in parts])
+        return cls(text, _ends(text_lengths), _ends(np.concatenate([np.diff(part._ends) for part in parts])))
+
+    def __getitem__(self, row: int) -> tuple[str, ...]:
+        ends = self._text_ends[self._ends.item(row) : self._ends.item(row + 1) + 1].tolist()
+        return tuple(str(self._text.data[begin:end], "utf-8") for begin, end in pairwise(ends))
+
+    def take(self, rows: Integers) -> PackedLists:
+        """Return the lists of some rows, in their order."""
+        strings = _runs(self._ends[rows], np.diff(self._ends)[rows])
+        return PackedLists(*_take(self._text, self._text_ends, strings), _ends(np.diff(self._ends)[rows]))
+
+    def strings(self) -> list[str]:
+        """Return the strings of all lists."""
+        return unpacked("text", {"text": self._text, "text_ends": self._text_ends})
 
 
 def packed(name: str, texts: Iterable[str]) -> Arrays:
@@ -151,3 +190,20 @@ def _hash(text: str) -> int:
 def _ends(lengths: Integers) -> Integers:
     """Return where pieces of these lengths end, from 0 on."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
+def _runs(begins: Integers, lengths: Integers) -> Integers:
+    """Return the numbers of runs, one run after the other, from where each begins and how many numbers it has."""
+    ends = _ends(lengths)
+    return np.repeat(begins - ends[:-1], lengths) + np.arange(ends[-1])
+
+
+def _take(text: npt.NDArray[np.uint8], ends: Integers, rows: Integers) -> tuple[npt.NDArray[np.uint8], Integers]:
+    """Return some of the strings of a `text`, in their order, and where each ends; `ends` is where those of `text`
+    do."""
+    lengths = np.diff(ends)[rows]
+    parts = [np.zeros(0, np.uint8)]
+    for begin in range(0, len(rows), COPY_BATCH_SIZE):
+        batch = slice(begin, begin + COPY_BATCH_SIZE)
+        parts.append(text[_runs(ends[rows[batch]], lengths[batch])])
+    return np.concatenate(parts), _ends(lengths)

@@ -42,7 +42,7 @@ class Purger:
             self._requested.clear()
             notes = self._state.notes
             await self._writer.run(notes.drop_tombstones)
-            while notes is self._state.notes and notes.index.dropping:  # a new build has no tombstones
+            while notes is self._state.notes and notes.dropping:  # a new build has no tombstones
                 self._maintainer.notify()
                 await asyncio.sleep(CHECK_SECONDS)
             self._state.purging = self._requested.is_set()

@@ -21,6 +21,7 @@ from service.index.bitmaps import RowNumbers
 from service.index.building import Source
 from service.index.gpu import Gpu
 from service.index.growing import GrowingSegment
+from service.index.merging import MERGE_FACTOR, fragmented, groups_of_one_size, next_merge
 from service.index.native import use_one_faiss_thread
 from service.index.packed_strings import HashedStrings, packed, unpacked
 from service.index.sealed import SealedSegment
@@ -31,11 +32,6 @@ from service.records import Hit, IndexRows, PositionKey, StoredNote, Vector
 
 GROWING_ROWS = 1024
 """Capacity of a growing segment. Each search compares all of its rows."""
-MERGE_FACTOR = 4
-"""Full growing segments, or sealed segments of about one size, that are merged into one."""
-MAX_DEAD_SHARE = 0.25
-"""A segment with a larger share of tombstones is rewritten without them."""
-
 SEGMENTS, CODES, ALIVE, GROWING_PREFIX = "segments", "codes", "alive", "head-"
 """Names of the parts of a snapshot. Each growing segment is one more part, its place behind the prefix, and so is each
 sealed segment, by its own name."""
@@ -140,7 +136,7 @@ class SegmentedIndex:
 
     def _replace_full(self, full: GrowingSegment) -> GrowingSegment:
         """Begin another growing segment, with the living rows of the full one where many of its rows are tombstones."""
-        if full.dead > MAX_DEAD_SHARE * len(full):
+        if fragmented(full):
             growing = full.without_tombstones()
             self._show(*self.all_segments[:-1], growing)
         else:
@@ -303,16 +299,9 @@ class SegmentedIndex:
         ]
         sealed = [segment for segment in candidates if isinstance(segment, SealedSegment)]
         growing = [segment for segment in candidates if isinstance(segment, GrowingSegment)]
-        groups: list[Sequence[Segment]] = [growing, *_groups_of_one_size(sealed, self._growing_rows * MERGE_FACTOR)]
-        fragmented: list[Sequence[Segment]] = [
-            [segment]
-            for segment in candidates
-            if segment in self._to_rewrite or segment.dead > MAX_DEAD_SHARE * len(segment)
-        ]
-        mergeable = [group for group in groups if len(group) >= MERGE_FACTOR]
-        planned = [*fragmented, *mergeable]
-        if planned:
-            return MergeJob.of(planned[0], self._dimension, self._gpu)
+        groups: list[Sequence[Segment]] = [growing, *groups_of_one_size(sealed, self._growing_rows * MERGE_FACTOR)]
+        if merged := next_merge(candidates, groups, self._to_rewrite):
+            return MergeJob.of(merged, self._dimension, self._gpu)
         self._given_up.clear()
         return None
 
@@ -356,15 +345,3 @@ class SegmentedIndex:
 
 def _hits(found: Sequence[Found]) -> list[Hit]:
     return [Hit(note_id, -negated) for negated, note_id, _ in found]
-
-
-def _groups_of_one_size(sealed: Sequence[SealedSegment], smallest: int) -> list[list[SealedSegment]]:
-    """Group segments by size, the smallest first: up to `smallest` living rows, then up to MERGE_FACTOR times as many
-    as in the group before."""
-    groups: dict[int, list[SealedSegment]] = {}
-    for segment in sealed:
-        level, max_rows = 0, smallest
-        while segment.living > max_rows:
-            level, max_rows = level + 1, max_rows * MERGE_FACTOR
-        groups.setdefault(level, []).append(segment)
-    return [groups[level] for level in sorted(groups)]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -158,13 +157,14 @@ class SnapshotKeeper:
 
 
 def snapshot_parts(
-    index: Snapshottable, texts: LiveTexts, other_space: Mapping[str, str], unreadable: Iterable[str]
+    index: Snapshottable, texts: LiveTexts, other_space: Mapping[str, str], unreadable: Sequence[str]
 ) -> list[Part]:
-    """Return all parts of a snapshot. Called by the thread that changes the notes. Texts come first, since their
-    objects take the longest to restore, and files are checked in this order."""
-    others = packed(OTHER_SPACE, [f"{position} {note_id}" for note_id, position in other_space.items()])
-    undecoded = packed(UNREADABLE, unreadable)
-    lists = [Part(OTHER_SPACE, lambda: others), Part(UNREADABLE, lambda: undecoded)]
+    """Return all parts of a snapshot. Called by the thread that changes the notes: what takes time in proportion to all
+    notes is left to the parts' `make`. Files are checked in this order, texts first: the other parts are larger."""
+    lists = [
+        Part(OTHER_SPACE, lambda: packed(OTHER_SPACE, [f"{at} {note_id}" for note_id, at in other_space.items()])),
+        Part(UNREADABLE, lambda: packed(UNREADABLE, unreadable)),
+    ]
     return [*texts.snapshot_parts(), *index.snapshot_parts(), *lists]
 
 
@@ -172,19 +172,11 @@ def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[dic
     """Fill an empty index and empty texts from a snapshot; return the notes of another space as IndexedNotes has
     them, and the ids of those that could not be decoded.
 
-    Texts, which are Python objects, are restored beside the index, most of which is memory that is copied.
-
-    The garbage collector rests meanwhile: it would look through a million new objects, none of which is garbage.
+    Texts, whose hashtags are counted in Python, are restored beside the index, most of which is memory that is copied.
     """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with ThreadPoolExecutor(1, thread_name_prefix="restore-texts") as beside:
-            texts_restored = beside.submit(texts.restore, read)
-            index.restore(read)
-            texts_restored.result()
-    finally:
-        if collecting:
-            gc.enable()
+    with ThreadPoolExecutor(1, thread_name_prefix="restore-texts") as beside:
+        texts_restored = beside.submit(texts.restore, read)
+        index.restore(read)
+        texts_restored.result()
     others = (entry.split(" ", 1) for entry in unpacked(OTHER_SPACE, read(OTHER_SPACE)))
     return {note_id: position for position, note_id in others}, unpacked(UNREADABLE, read(UNREADABLE))

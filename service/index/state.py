@@ -12,7 +12,7 @@ import structlog
 
 from service.errors import IndexBehind
 from service.filters import Filter
-from service.index.backend import IndexBackend
+from service.index.backend import IndexBackend, Maintainable
 from service.index.texts import LiveTexts
 from service.records import ORIGIN, ChangedNotes, LogBounds, StoredNote, Unreadable, WrittenRow, position_key
 
@@ -78,10 +78,20 @@ class IndexedNotes:
         self.texts.remove(expired)
         return bool(expired)
 
+    @property
+    def maintained(self) -> tuple[Maintainable, ...]:
+        """What is maintained in the background: first what is done in less time."""
+        return self.texts, self.index
+
     def drop_tombstones(self) -> None:
-        """Have all that is known of removed notes dropped: of the index by its next jobs."""
-        self.index.drop_tombstones()
-        self.texts.drop_tombstones()
+        """Have all that is known of removed notes dropped by the next jobs."""
+        for part in self.maintained:
+            part.drop_tombstones()
+
+    @property
+    def dropping(self) -> bool:
+        """Whether some of these jobs are left."""
+        return any(part.dropping for part in self.maintained)
 
 
 class IndexState:

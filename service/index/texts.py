@@ -3,73 +3,137 @@ vocabulary, and all notes by their words."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from threading import Lock
+from uuid import uuid4
 
 import numpy as np
-import numpy.typing as npt
 
 from model.generation import Neighbour, Vocabulary
 from model.note import Note
-from service.index.backend import Arrays, LexicalIndex, Part, ReadPart
-from service.index.packed_strings import packed, unpacked
+from service.index.backend import LexicalIndex, Part, ReadPart
+from service.index.bitmaps import RowNumbers
+from service.index.merging import groups_of_one_size, next_merge
+from service.index.packed_strings import HashedStrings, packed, unpacked
+from service.index.text_segments import GrowingTexts, SealedTexts, TextSegment
 from service.records import StoredNote
 
-HASHTAGS, WORDS = "hashtags", "words"
-"""Names of the parts of a snapshot."""
+GROWING_ROWS = 4096
+"""Capacity of a growing segment, whose rows are Python objects and are packed anew for each snapshot."""
+SEGMENTS, PREFIX, GROWING = "texts", "texts-", "head"
+"""Names of the parts of a snapshot. Behind the prefix each sealed segment has its own name, the growing ones one
+together."""
 SHARED_WORDS = 5
 """Words that an explanation names."""
 
 
+@dataclass(slots=True, eq=False)
+class TextMergeJob:
+    """Segments whose living rows, of which `kept` has the numbers, become one sealed segment. `run` makes it: `merged`,
+    None where there are no rows."""
+
+    sources: Sequence[TextSegment]
+    kept: Sequence[RowNumbers]
+    join: Callable[[], SealedTexts]
+    merged: SealedTexts | None = field(default=None)
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.kept))
+
+    def run(self) -> None:
+        if self.rows:
+            self.merged = self.join()
+
+
 class LiveTexts:
-    """Author hashtags and words of the notes in an index. One call writes at a time, any thread reads.
-    Snapshottable.
+    """Author hashtags and words of the notes in an index. One call writes at a time, any thread reads. Maintainable and
+    Snapshottable, as a SegmentedIndex is: in segments that are merged and never change but for their tombstones.
 
     Generated hashtags are left out: else a hashtag that the model once made up would stay in the vocabulary for ever.
-    `vocabulary` and `lexical_index` are empty at first.
+    `vocabulary` and `lexical_index` are empty at first. `growing_rows` is the capacity of a growing segment.
     """
 
-    def __init__(self, vocabulary: Vocabulary, lexical_index: LexicalIndex) -> None:
+    def __init__(self, vocabulary: Vocabulary, lexical_index: LexicalIndex, growing_rows: int = GROWING_ROWS) -> None:
         self.vocabulary = vocabulary
         self._lexical_index = lexical_index
-        self._by_note: dict[str, tuple[str, ...]] = {}
-        """Hashtags of the notes that have some."""
-        self._expires: dict[str, float] = {}
-        """Time of expiry of the notes that have one."""
+        self._growing_rows = growing_rows
+        self._lock = Lock()
+        """Held by each search, and by each change of the segments' rows or of the list of segments."""
+        self._segments: list[TextSegment] = []
+        """All segments, those of the lexical index in the same order; the last one grows."""
+        self._given_up: list[TextSegment] = []
+        """Segments whose merge failed: they are planned again once nothing else is left to do."""
+        self._to_rewrite: list[TextSegment] = []
+        """Segments that are rewritten however few of their rows are tombstones."""
+        self._begin_segment()
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
-        """Add or replace notes."""
+        """Add or replace notes. One whose texts and expiry did not change keeps its row."""
         for stored in notes:
-            note = stored.note
-            if note.hashtags != self.of(note.id):
-                self.vocabulary.remove(self._by_note.pop(note.id, ()))
-                self.vocabulary.add(note.hashtags)
-                if note.hashtags:
-                    self._by_note[note.id] = note.hashtags
-            self._expires.pop(note.id, None)
-            if note.expires_at is not None:
-                self._expires[note.id] = note.expires_at
-            self._lexical_index.add(note)
+            note, digest = stored.note, _digest(stored.note)
+            old = self._place_of(note.id)
+            if old and old.segment.digests[old.row] == digest:
+                continue
+            self._count_hashtags(old, note.hashtags)
+            words = self._lexical_index.words_of(note)
+            with self._lock:
+                growing = self._segments[-1]
+                assert isinstance(growing, GrowingTexts)
+                if growing.full:
+                    growing = self._begin_segment()
+                growing.append(note, digest)
+                self._lexical_index.add(words)
+                self._mark_deleted(old)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove notes; unknown ids are ignored."""
         for note_id in ids:
-            self._lexical_index.remove(note_id)
-            self._expires.pop(note_id, None)
-            self.vocabulary.remove(self._by_note.pop(note_id, ()))
+            if old := self._place_of(note_id):
+                self._count_hashtags(old, ())
+                with self._lock:
+                    self._mark_deleted(old)
 
-    def drop_tombstones(self) -> None:
-        """Drop all that is known of removed notes."""
-        self._lexical_index.drop_tombstones()
+    def _count_hashtags(self, old: _Place | None, hashtags: tuple[str, ...]) -> None:
+        """Have the vocabulary count the hashtags of a note in place of its old ones."""
+        old_hashtags = old.segment.hashtags(old.row) if old else ()
+        if hashtags != old_hashtags:
+            self.vocabulary.remove(old_hashtags)
+            self.vocabulary.add(hashtags)
+
+    def _mark_deleted(self, place: _Place | None) -> None:
+        if place:
+            place.segment.mark_deleted(place.row)
+            self._lexical_index.remove(place.begin + place.row)
+
+    def _begin_segment(self) -> GrowingTexts:
+        words = self._lexical_index.begin_segment()
+        growing = GrowingTexts(self._growing_rows, words)
+        self._segments.append(growing)
+        return growing
 
     def of(self, note_id: str) -> tuple[str, ...]:
         """Return a note's hashtags; () where it has none or is unknown."""
-        return self._by_note.get(note_id, ())
+        return self._hashtags_of([note_id]).get(note_id, ())
 
     def with_hashtags(self, scored_ids: Iterable[tuple[str, float]]) -> list[Neighbour]:
         """Return those of some scored notes that have hashtags, in the same order."""
-        return [Neighbour(note_id, score, tags) for note_id, score in scored_ids if (tags := self.of(note_id))]
+        scores = dict(scored_ids)
+        hashtags = self._hashtags_of(scores)
+        return [Neighbour(note_id, score, tags) for note_id, score in scores.items() if (tags := hashtags.get(note_id))]
+
+    def _hashtags_of(self, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
+        hashed = HashedStrings.of(ids)
+        with self._lock:
+            return {
+                note_id: segment.hashtags(row)
+                for segment in self._segments
+                for note_id, row in segment.rows_of_ids(hashed).items()
+            }
 
     def by_words(self, note: Note, count: int, now: float) -> list[tuple[str, float]]:
         """Return ids and scores of the `count` notes that share the most words with `note`, best first, ties by id;
@@ -78,38 +142,130 @@ class LiveTexts:
 
     def word_scores(self, note: Note, count: int, now: float, ids: Collection[str] = ()) -> dict[str, float]:
         """Return by id the scores of the notes that share the most words with `note`, at least `count` where so many
-        share any, and of those of `ids` that share any; without those that have expired at `now`."""
-        scores = self._lexical_index.scores(note, count, ids)
-        if not self._expires:
-            return scores
-        return {note_id: score for note_id, score in scores.items() if self._expires.get(note_id, math.inf) > now}
+        share any, and of those of `ids` that share any; never of the note of its own id, and without those that have
+        expired at `now`. A score is above 0, and 1 where the words are the same."""
+        words, hashed = self._lexical_index.words_of(note), HashedStrings.of(ids)
+        scores_by_id: dict[str, float] = {}
+        with self._lock:
+            own, named = self._place_of(note.id), list[int]()
+            if ids:
+                named = [b + row for b, segment in self._places() for row in segment.rows_of_ids(hashed).values()]
+            rows, scores = self._lexical_index.scores(words, count, own.begin + own.row if own else None, named)
+            begins, segments = zip(*self._places(), strict=True)
+            bounds = pairwise([*rows.searchsorted(begins).tolist(), len(rows)])
+            for begin, segment, (first, end) in zip(begins, segments, bounds, strict=True):
+                if first < end:
+                    own_rows, own_scores = rows[first:end] - begin, scores[first:end]
+                    kept = segment.expires[own_rows] > now
+                    scores_by_id |= zip(segment.ids_at(own_rows[kept]), own_scores[kept].tolist(), strict=True)
+        return scores_by_id
 
     def shared_words(self, note: Note, other: Note) -> tuple[str, ...]:
         """Return the rarest words that two notes share, the rarest first."""
-        return self._lexical_index.shared_words(note, other, SHARED_WORDS)
+        with self._lock:
+            return self._lexical_index.shared_words(note, other, SHARED_WORDS)
+
+    def _places(self) -> Iterator[tuple[int, TextSegment]]:
+        """Yield each segment behind the number of its first row in the lexical index."""
+        return zip(accumulate(map(len, self._segments), initial=0), self._segments, strict=False)
+
+    def _place_of(self, note_id: str) -> _Place | None:
+        for begin, segment in self._places():
+            if (row := segment.row_of(note_id)) is not None:
+                return _Place(begin, segment, row)
+        return None
+
+    def plan(self) -> TextMergeJob | None:
+        """Return the next merge: a segment with many tombstones first, then full ones of one size, the smallest
+        first."""
+        self._to_rewrite = [segment for segment in self._to_rewrite if segment in self._segments]
+        candidates = [segment for segment in self._segments[:-1] if segment not in self._given_up]
+        groups = groups_of_one_size(candidates, self._growing_rows)
+        if sources := next_merge(candidates, groups, self._to_rewrite):
+            kept = [np.flatnonzero(source.alive[: len(source)]) for source in sources]
+            return TextMergeJob(sources, kept, self._joiner(sources, kept))
+        self._given_up.clear()
+        return None
+
+    def finish(self, job: TextMergeJob) -> None:
+        """Put the merged segment in the place of its sources. Rows that became tombstones since the plan are tombstones
+        in it too."""
+        alive = np.concatenate([source.alive[rows] for source, rows in zip(job.sources, job.kept, strict=True)])
+        merged = []
+        if job.merged is not None:
+            job.merged.alive, job.merged.dead = alive, int(np.count_nonzero(~alive))
+            merged.append(job.merged)
+        words = job.merged and job.merged.words
+        place = min(map(self._segments.index, job.sources))
+        kept = [segment for segment in self._segments if segment not in job.sources]
+        with self._lock:
+            self._lexical_index.replace([source.words for source in job.sources], words, alive)
+            self._segments = [*kept[:place], *merged, *kept[place:]]
+
+    def give_up(self, job: TextMergeJob) -> None:
+        self._given_up += job.sources
+
+    def drop_tombstones(self) -> None:
+        if self._segments[-1].dead:
+            with self._lock:
+                self._begin_segment()
+        self._to_rewrite = [segment for segment in self._segments if segment.dead]
+
+    @property
+    def dropping(self) -> bool:
+        return bool(self._to_rewrite)
+
+    def _joiner(self, sources: Sequence[TextSegment], kept: Sequence[RowNumbers]) -> Callable[[], SealedTexts]:
+        """Return a call that makes one sealed segment of some rows of others, as they are now. It may be called in any
+        thread."""
+        packers, lexical_index = [source.packer() for source in sources], self._lexical_index
+
+        def join() -> SealedTexts:
+            parts = [(pack(), rows) for pack, rows in zip(packers, kept, strict=True)]
+            return SealedTexts.joined(parts, lexical_index.joined([(part.words, rows) for part, rows in parts]))
+
+        return join
 
     def snapshot_parts(self) -> list[Part]:
-        hashtags, expires = dict(self._by_note), dict(self._expires)
-        ids, words = self._lexical_index.snapshot_parts()
-        known = list(dict.fromkeys([*hashtags, *expires, *(note_id for note_id in ids if note_id)]))
+        """Return the state in parts, of which those of sealed segments are immutable. The growing segments are one
+        part, in the form of a sealed segment."""
+        sealed = [segment for segment in self._segments if isinstance(segment, SealedTexts)]
+        growing = [segment for segment in self._segments if isinstance(segment, GrowingTexts)]
+        join = self._joiner(growing, [np.arange(len(segment)) for segment in growing])
+        alive = {segment.name: np.packbits(segment.alive) for segment in sealed}
+        alive[GROWING] = np.packbits(np.concatenate([segment.alive[: len(segment)] for segment in growing]))
         return [
-            Part(HASHTAGS, lambda: _packed_hashtags(known, hashtags, expires)),
-            Part(WORDS, lambda: {**words, "places": _places_in(known, ids)}),
+            Part(SEGMENTS, lambda: {**packed("names", alive), **alive}),
+            Part(PREFIX + GROWING, lambda: join().arrays()),
+            *(Part(PREFIX + segment.name, segment.arrays, immutable=True) for segment in sealed),
         ]
 
     def restore(self, read: ReadPart) -> None:
-        arrays, words = read(HASHTAGS), read(WORDS)
-        ids, distinct, codes = unpacked("ids", arrays), unpacked("tags", arrays), arrays["codes"]
-        hashtags = tuple(map(distinct.__getitem__, codes.tolist()))
-        ends = np.cumsum([0, *arrays["counts"].tolist()]).tolist()
-        spans = zip(ids, pairwise(ends), strict=True)
-        self._by_note = {note_id: hashtags[begin:end] for note_id, (begin, end) in spans if end > begin}
-        expires = arrays["expires"]
-        self._expires = {ids[place]: float(expires[place]) for place in np.flatnonzero(expires < np.inf).tolist()}
-        uses = np.bincount(codes, minlength=len(distinct)).tolist()
-        self.vocabulary.add(dict(zip(distinct, uses, strict=True)))
-        worded_ids = [ids[place] if place >= 0 else "" for place in words["places"].tolist()]
-        self._lexical_index.restore(worded_ids, words)
+        segments = read(SEGMENTS)
+        parts = {name: read(PREFIX + name) for name in unpacked("names", segments)}
+        names = [uuid4().hex if name == GROWING else name for name in parts]
+        alive = [
+            np.unpackbits(segments[name], count=len(arrays["expires"])).astype(np.bool_)
+            for name, arrays in parts.items()
+        ]
+        arrays = list(parts.values())
+        words = self._lexical_index.restore(list(zip(arrays, alive, strict=True)))
+        sealed = list(map(SealedTexts.restored, names, arrays, alive, words))
+        self._segments = [*sealed]
+        self._begin_segment()
+        uses: Counter[str] = Counter()
+        for segment in sealed:
+            uses.update(segment.living_hashtags())
+        self.vocabulary.add(uses)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Place of a note: a row of a segment, and the number of the segment's first row in the lexical index."""
+
+    begin: int
+    segment: TextSegment
+    row: int
 
 
 class NoTexts(LiveTexts):
@@ -124,8 +280,15 @@ class NoTexts(LiveTexts):
     def remove(self, ids: Iterable[str]) -> None:
         """Do nothing."""
 
+    def plan(self) -> None:
+        """Return None: there is nothing to do."""
+
     def drop_tombstones(self) -> None:
         """Do nothing."""
+
+    @property
+    def dropping(self) -> bool:
+        return False
 
     def snapshot_parts(self) -> list[Part]:
         return []
@@ -134,24 +297,7 @@ class NoTexts(LiveTexts):
         """Do nothing."""
 
 
-def _packed_hashtags(
-    ids: Sequence[str], hashtags: Mapping[str, tuple[str, ...]], expires: Mapping[str, float]
-) -> Arrays:
-    """Return the notes' ids, the distinct hashtags, and for each note how many it has, which ones by their numbers, one
-    note after the other, and when it expires."""
-    numbers: dict[str, int] = {}
-    tags = [hashtags.get(note_id, ()) for note_id in ids]
-    codes = [numbers.setdefault(hashtag, len(numbers)) for tags_of_note in tags for hashtag in tags_of_note]
-    return {
-        **packed("ids", ids),
-        **packed("tags", numbers),
-        "codes": np.array(codes, np.int32),
-        "counts": np.fromiter(map(len, tags), np.int64, len(ids)),
-        "expires": np.array([expires.get(note_id, math.inf) for note_id in ids], np.float64),
-    }
-
-
-def _places_in(known: Sequence[str], ids: Iterable[str]) -> npt.NDArray[np.int32]:
-    """Return the place of each id among the `known` ones, -1 for that of a note that is gone."""
-    places = {note_id: place for place, note_id in enumerate(known)}
-    return np.array([places.get(note_id, -1) for note_id in ids], np.int32)
+def _digest(note: Note) -> int:
+    """Return a 64-bit hash of all that a row is made of; unlike hash(), it is the same in every process."""
+    content = repr((note.prompt_text, note.expires_at))
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())

@@ -327,7 +327,7 @@ async def following(
     index = LiveIndex(
         store,
         partial(SegmentedIndex, DIMENSION, growing_rows),
-        lambda: LiveTexts(letters(), InvertedLexicalIndex()),
+        lambda: LiveTexts(letters(), InvertedLexicalIndex(), growing_rows),
         space=space,
         clock=clock,
         snapshots=snapshots,

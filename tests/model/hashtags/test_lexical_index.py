@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import random
 import zlib
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.hashtags import lexical_index
-from model.hashtags.lexical_index import InvertedLexicalIndex, word_hashes
+from model.hashtags.words import word_hashes
 from model.note import Note
+from tests.model.hashtags.reference import NoteIndex, by_comparing_all
 
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn")
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
@@ -23,32 +21,11 @@ WRITES = st.lists(st.one_of(st.tuples(IDS, TEXTS), IDS), min_size=4, max_size=24
 """An id with a text is added, an id alone is removed."""
 
 
-def index_of(*notes: Note) -> InvertedLexicalIndex:
-    index = InvertedLexicalIndex()
-    for note in notes:
-        index.add(note)
-    return index
-
-
-def by_comparing_all(notes: Mapping[str, Note], query: Note) -> list[tuple[str, float]]:
-    """Return ids and scores by the formula of `nearest`, computed note by note; ties by id."""
-    words = word_hashes(query)
-    counts = {word: sum(word in word_hashes(note) for note in notes.values()) for word in words}
-    idf_squares = {word: math.log(1 + len(notes) / max(1, counts[word])) ** 2 for word in words}
-    total = sum(idf_squares.values())
-    scores = {}
-    for note in notes.values():
-        note_words = word_hashes(note)
-        if shared := sum(idf_squares[word] for word in words & note_words):
-            scores[note.id] = shared / math.sqrt(total * max(total / len(words) * len(note_words), shared))
-    return sorted(scores.items(), key=lambda hit: (-round(hit[1], 9), hit[0]))
-
-
 @settings(deadline=None)
 @given(WRITES, TEXTS)
 def test_nearest_after_any_writes_equals_comparing_all_notes(writes: list[tuple[str, str] | str], text: str) -> None:
-    """Removed notes do not count, and take up little room."""
-    index, living = InvertedLexicalIndex(), dict[str, Note]()
+    """Removed notes do not count."""
+    index, living = NoteIndex(), dict[str, Note]()
     for write in writes:
         if isinstance(write, str):
             index.remove(write)
@@ -56,16 +33,13 @@ def test_nearest_after_any_writes_equals_comparing_all_notes(writes: list[tuple[
         else:
             note = Note(id=write[0], title=write[1])
             index.add(note)
-            living.pop(note.id, None)
-            if word_hashes(note):
-                living[note.id] = note
+            living[note.id] = note
     expected = by_comparing_all(living, Note(title=text))[:3]
     hits = index.nearest(Note(title=text), 3)
     assert [note_id for note_id, _ in hits] == [note_id for note_id, _ in expected]
     assert [score for _, score in hits] == pytest.approx([score for _, score in expected])
     assert all(0 < score <= 1 + 1e-9 for _, score in hits)
-    assert len(index) == len(living)
-    assert len(index._ids) <= 2 * len(living) + 1
+    assert len(index.index) == sum(bool(word_hashes(note)) for note in living.values())
 
 
 @pytest.mark.parametrize("words_of_query", [1, 4, 30])
@@ -77,7 +51,7 @@ def test_best_of_many_notes_of_any_length_equal_comparing_all_notes(words_of_que
         length = rng.choice((1, 1, 2, 3, 10, 40))
         title = " ".join(f"word{int(rng.paretovariate(0.6))}" for _ in range(length))
         notes[f"{number}"] = Note(id=f"{number}", title=title)
-    index = index_of(*notes.values())
+    index = NoteIndex(*notes.values(), segment_rows=150)
     for note_id in rng.sample(sorted(notes), 80):
         index.remove(note_id)
         del notes[note_id]
@@ -90,21 +64,23 @@ def test_best_of_many_notes_of_any_length_equal_comparing_all_notes(words_of_que
 
 
 def test_equal_text_scores_1_and_the_note_itself_is_left_out() -> None:
-    index = index_of(Note(id="a", title="Lemon soup"), Note(id="b", content="soup, LEMON!"), Note(id="c", title="soup"))
+    index = NoteIndex(
+        Note(id="a", title="Lemon soup"), Note(id="b", content="soup, LEMON!"), Note(id="c", title="soup")
+    )
     hits = index.nearest(Note(id="a", title="Lemon soup"), 9)
     assert [note_id for note_id, _ in hits] == ["b", "c"]
     assert hits[0][1] == pytest.approx(1.0)
 
 
 def test_scores_include_the_ids_that_are_named() -> None:
-    index = index_of(*(Note(id=f"{i}", title="soup with bread" + " more" * (i > 0)) for i in range(9)))
+    index = NoteIndex(*(Note(id=f"{i}", title="soup with bread" + " more" * (i > 0)) for i in range(9)))
     scores = index.scores(Note(title="soup with bread"), 1, ids=("3", "nobody"))
     assert set(scores) == {"0", "3"}
     assert scores["3"] == dict(index.nearest(Note(title="soup with bread"), 9))["3"]
 
 
 def test_scores_of_named_ids_leave_out_the_note_itself_and_those_that_share_nothing() -> None:
-    index = index_of(*(Note(id=name, title=f"soup {name}") for name in "abc"), Note(id="other", title="chess"))
+    index = NoteIndex(*(Note(id=name, title=f"soup {name}") for name in "abc"), Note(id="other", title="chess"))
     index.remove("b")
     assert set(index.scores(Note(id="a", title="soup"), 0, ids=("a", "b", "c", "other"))) == {"c"}
     assert index.scores(Note(title="yarn"), 9, ids=("a",)) == {}
@@ -112,17 +88,17 @@ def test_scores_of_named_ids_leave_out_the_note_itself_and_those_that_share_noth
 
 
 def test_shared_words_are_the_rarest_first() -> None:
-    index = index_of(
+    index = NoteIndex(
         *(Note(id=f"{i}", title="soup with bread") for i in range(3)), Note(id="rare", title="saffron soup")
     )
-    shared = index.shared_words(Note(title="Saffron, soup"), Note(content="a soup of SAFFRON and onions"), 5)
+    shared = index.index.shared_words(Note(title="Saffron, soup"), Note(content="a soup of SAFFRON and onions"), 5)
     assert shared == ("saffron", "soup")
-    assert index.shared_words(Note(title="saffron"), Note(title="soup"), 5) == ()
+    assert index.index.shared_words(Note(title="saffron"), Note(title="soup"), 5) == ()
 
 
 def test_rarer_word_weighs_more() -> None:
     others = [Note(id=f"{i}", title="soup with bread") for i in range(9)]
-    index = index_of(*others, Note(id="rare", title="saffron with bread"))
+    index = NoteIndex(*others, Note(id="rare", title="saffron with bread"))
     assert index.nearest(Note(title="saffron soup"), 1)[0][0] == "rare"
 
 
@@ -141,12 +117,12 @@ def test_words_are_runs_of_letters_or_pairs_in_unspaced_scripts(text: str, words
 
 
 def test_hashtags_are_searched_as_words() -> None:
-    index = index_of(Note(id="tag", hashtags=("番茄牛腩",)), Note(id="other", title="泉州旅行"))
+    index = NoteIndex(Note(id="tag", hashtags=("番茄牛腩",)), Note(id="other", title="泉州旅行"))
     assert [note_id for note_id, _ in index.nearest(Note(title="今天做番茄牛腩给你"), 2)] == ["tag"]
 
 
 def test_long_text_is_searched_by_its_rarest_words_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    index = index_of(Note(id="rare", title="saffron"), *(Note(id=f"{i}", title="soup with bread") for i in range(9)))
+    index = NoteIndex(Note(id="rare", title="saffron"), *(Note(id=f"{i}", title="soup with bread") for i in range(9)))
     monkeypatch.setattr(lexical_index, "MAX_ROWS", 5)
     assert [note_id for note_id, _ in index.nearest(Note(title="soup bread saffron"), 9)] == ["rare"]
     assert len(word_hashes(Note(content="".join(f"word{i} " for i in range(10_000))))) < 400
@@ -154,14 +130,14 @@ def test_long_text_is_searched_by_its_rarest_words_only(monkeypatch: pytest.Monk
 
 def test_note_rewritten_often_does_not_make_its_words_common(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lexical_index, "COMMON_NOTES", 3)
-    index = index_of(Note(id="other", title="saffron"), *(Note(id=f"{i}", title=f"soup{i}") for i in range(20)))
+    index = NoteIndex(Note(id="other", title="saffron"), *(Note(id=f"{i}", title=f"soup{i}") for i in range(20)))
     for _ in range(9):
         index.add(Note(id="same", title="saffron"))
     assert [note_id for note_id, _ in index.nearest(Note(title="saffron"), 3)] == ["other", "same"]
 
 
 def test_word_that_too_many_notes_have_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    index = index_of(*(Note(id=f"{i}", title=f"video number{i}") for i in range(9)))
+    index = NoteIndex(*(Note(id=f"{i}", title=f"video number{i}") for i in range(9)))
     assert len(index.nearest(Note(title="video"), 9)) == 9
     monkeypatch.setattr(lexical_index, "COMMON_NOTES", 5)
     assert index.nearest(Note(title="video"), 9) == []
@@ -169,30 +145,9 @@ def test_word_that_too_many_notes_have_is_not_searched(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("text", ["", "!?", "\ud800", "👍 👍"])
-def test_note_without_words_is_neither_kept_nor_found(text: str) -> None:
-    index = index_of(Note(id="a", title=text), Note(id="b", title="soup"))
-    assert len(index) == 1
+def test_note_without_words_neither_counts_nor_is_found(text: str) -> None:
+    index = NoteIndex(Note(id="a", title=text), Note(id="b", title="soup"))
+    assert len(index.index) == 1
     assert index.nearest(Note(title=text), 2) == []
     index.add(Note(id="b", title=""))
     assert index.nearest(Note(title="soup"), 2) == []
-
-
-def test_writes_beside_searches_leave_a_consistent_index() -> None:
-    index = InvertedLexicalIndex()
-
-    def write() -> None:
-        for i in range(3000):
-            index.add(Note(id=f"{i % 700}", title=f"soup {i % 40} {i}"))
-            if i % 3 == 0:
-                index.remove(f"{(i * 7) % 700}")
-
-    def search() -> None:
-        while not writing.done():
-            assert len(index.nearest(Note(title="soup 7"), 5)) <= 5
-
-    with ThreadPoolExecutor(3) as threads:
-        writing = threads.submit(write)
-        for searching in [threads.submit(search), threads.submit(search)]:
-            searching.result()
-        writing.result()
-    assert index.nearest(Note(title="2999"), 1)[0][0] == f"{2999 % 700}"

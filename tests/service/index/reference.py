@@ -26,16 +26,15 @@ from service.filters import (
     attribute_text,
     order_key,
 )
-from service.index.backend import VectorIndex
-from service.index.segmented import SegmentedIndex
+from service.index.backend import Maintainable, VectorIndex
 from service.records import ORIGIN, Generated, Hit, StoredNote, Vector
 from tests.service.conftest import stored_note
 
 DIMENSION = 8
 
 
-def do_jobs(index: SegmentedIndex) -> int:
-    """Do all jobs that the index plans, and return their number."""
+def do_jobs(index: Maintainable) -> int:
+    """Do all jobs that the index, or its texts, plan, and return their number."""
     done = 0
     while job := index.plan():
         job.run()

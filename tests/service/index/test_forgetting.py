@@ -6,7 +6,7 @@ import numpy as np
 
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from service.filters import Filter
-from service.index.backend import Arrays
+from service.index.backend import Arrays, Snapshottable
 from service.index.segmented import CODES, SegmentedIndex
 from service.index.texts import LiveTexts
 from service.records import StoredNote
@@ -28,11 +28,10 @@ def saved(index: SegmentedIndex) -> dict[str, Arrays]:
     return {part.name: part.make() for part in index.snapshot_parts()}
 
 
-def snapshot_bytes(index: SegmentedIndex) -> bytes:
+def content(state: Snapshottable) -> bytes:
     """Bytes of all arrays of a snapshot."""
-    return b"".join(
-        np.ascontiguousarray(array).tobytes() for arrays in saved(index).values() for array in arrays.values()
-    )
+    arrays = [array for part in state.snapshot_parts() for array in part.make().values()]
+    return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 
 def tag_count(index: SegmentedIndex) -> int:
@@ -80,16 +79,16 @@ def test_dropped_tombstones_leave_no_byte_of_removed_notes() -> None:
     do_jobs(index)
     removed = ["note-00017", "note-00500", "note-00999"]  # in a sealed segment, in another, and in the growing one
     index.remove(removed)
-    assert b"note-00017" in snapshot_bytes(index)
+    assert b"note-00017" in content(index)
     index.drop_tombstones()
     assert index.dropping
     do_jobs(index)
     assert not index.dropping
     assert index.tombstones == 0
-    content = snapshot_bytes(index)
+    left = content(index)
     for n in ("note-00017", "note-00500", "note-00999"):
-        assert n.encode() not in content
-        assert n.replace("note", "author").encode() not in content
+        assert n.encode() not in left
+        assert n.replace("note", "author").encode() not in left
     assert len(index) == 997
     query = direction(3)
     hits = index.search(query, 10, Filter(), NOW)
@@ -113,14 +112,19 @@ def test_dropping_ends_though_notes_are_removed_all_the_time() -> None:
     assert not index.dropping
 
 
-def test_words_of_removed_notes_are_dropped_when_told() -> None:
-    words = InvertedLexicalIndex()
-    hashtags = LiveTexts(letters(), words)
-    hashtags.upsert([row(f"n{n}", n, title=f"word{n}", hashtags=("tag",)) for n in range(10)])
-    hashtags.remove(["n3"])
-    before = words.snapshot_parts()
-    hashtags.drop_tombstones()
-    ids, arrays = words.snapshot_parts()
-    assert ("n3" in before[0], "n3" in ids) == (True, False)
-    assert len(arrays["words"]) == len(before[1]["words"]) - 1
-    assert [hit[0] for hit in words.nearest(row("x", title="word4").note, 1)] == ["n4"]
+def test_dropped_tombstones_leave_nothing_of_removed_texts() -> None:
+    texts = LiveTexts(letters(), InvertedLexicalIndex(), growing_rows=4)
+    texts.upsert([row(f"n{n}", n, title=f"word{n}", hashtags=(f"tag {n}",)) for n in range(10, 28)])
+    do_jobs(texts)
+    texts.upsert([row("n11", 1, title="other", hashtags=("other",))])
+    texts.remove(["n13", "n27"])  # in a sealed segment, and in the growing one, where tombstones lose their ids
+    left = (b"n13", b"n27", b"tag 11", b"tag 13", b"tag 27")
+    assert [text in content(texts) for text in left] == [True, False, True, True, True]
+    texts.drop_tombstones()
+    assert texts.dropping
+    do_jobs(texts)
+    assert not texts.dropping
+    assert not any(text in content(texts) for text in left)
+    assert [texts.of(f"n{n}") for n in (11, 13, 14)] == [("other",), (), ("tag 14",)]
+    assert [hit[0] for hit in texts.by_words(row("x", title="word14").note, 1, NOW)] == ["n14"]
+    assert texts.by_words(row("x", title="word13").note, 1, NOW) == []

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from service.index.gpu import Gpu, find_gpu
+from service.index.merging import MERGE_FACTOR
 from service.index.native import swig, trained_ivf
-from service.index.segmented import MERGE_FACTOR, SegmentedIndex
+from service.index.segmented import SegmentedIndex
 from tests.service.index.reference import (
     ANY,
     clustered,

@@ -1,4 +1,4 @@
-"""PackedStrings: a list of strings in less memory."""
+"""PackedStrings and PackedLists: strings, and lists of them, in less memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.index.packed_strings import HashedStrings, PackedStrings
+from service.index.packed_strings import HashedStrings, PackedLists, PackedStrings
 
 TEXTS = st.lists(st.text(max_size=12), max_size=20, unique=True)
 
@@ -28,6 +28,21 @@ def test_packed_strings_read_back_as_given(texts: list[str], data: st.DataObject
     check(ids.take(np.array(rows, np.int64)), [texts[row] for row in rows])
     middle = len(texts) // 2
     check(PackedStrings.joined([PackedStrings.of(texts[:middle]), PackedStrings.of(texts[middle:])]), texts)
+
+
+@given(st.lists(st.lists(st.text(max_size=5), max_size=4).map(tuple), max_size=12), st.data())
+def test_packed_lists_read_back_as_given(lists: list[tuple[str, ...]], data: st.DataObject) -> None:
+    def check(packed: PackedLists, expected: list[tuple[str, ...]]) -> None:
+        restored = PackedLists.restored("tags", packed.arrays("tags"))
+        assert [restored[row] for row in range(len(expected))] == expected
+        assert restored.strings() == [text for texts in expected for text in texts]
+
+    packed = PackedLists.of(lists)
+    check(packed, lists)
+    rows = data.draw(st.lists(st.integers(0, len(lists) - 1))) if lists else []
+    taken = packed.take(np.array(rows, np.int64))
+    check(taken, [lists[row] for row in rows])
+    check(PackedLists.joined([packed, taken]), [*lists, *(lists[row] for row in rows)])
 
 
 def test_row_with_equal_hashes_finds_own_string(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from service.filters import Filter
 from service.index.array_files import map_arrays, save_arrays
+from service.index.merging import MERGE_FACTOR
 from service.index.probing import RECALL
 from service.index.sealed import SealedSegment
-from service.index.segmented import MERGE_FACTOR, SegmentedIndex
+from service.index.segmented import SegmentedIndex
 from service.records import StoredNote, Vector
 from tests.service.conftest import stored_note
 from tests.service.index.reference import (

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.filters import Filter
-from service.index.segmented import MAX_DEAD_SHARE, MERGE_FACTOR, MergeJob, SegmentedIndex
+from service.index.merging import MAX_DEAD_SHARE, MERGE_FACTOR
+from service.index.segmented import MergeJob, SegmentedIndex
 from tests.service.index.reference import (
     ATTRIBUTE_NAMES,
     DIMENSION,
@@ -35,6 +36,7 @@ def pairs_merge() -> Iterator[None]:
     """Have two segments merged, not four, and few rows searched by two threads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.segmented.MERGE_FACTOR", 2)
+        patch.setattr("service.index.merging.MERGE_FACTOR", 2)
         patch.setattr("service.index.searcher.MIN_SHARED_ROWS", 4)
         yield
 

@@ -16,10 +16,11 @@ import redis
 from structlog.testing import capture_logs
 
 from model.note import Note
-from service.index.backend import Maintainable, Part
+from service.index.backend import Part
 from service.index.live import LiveIndex
 from service.index.maintenance import Maintainer
 from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotSource
+from service.index.state import IndexedNotes
 from service.interfaces import Clock
 from service.store.keys import IDENTITY, LOG, NOTE, SNAPSHOTS
 from service.store.redis_store import REPLICA_SECONDS
@@ -186,14 +187,14 @@ async def test_log_while_replica_builds_is_kept_for_it(
 async def test_merges_without_a_write_are_in_the_next_snapshot(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_job(maintainer: Maintainer, index: Maintainable) -> bool:
+    async def no_job(maintainer: Maintainer, notes: IndexedNotes) -> bool:
         return False
 
     async def first_segments() -> int:
         async with started(embedded_store, clock, folder) as index:
             return index.status().segments
 
-    monkeypatch.setattr(Maintainer, "run_job", no_job)
+    monkeypatch.setattr(Maintainer, "run_jobs", no_job)
     async with started(embedded_store, clock, folder) as index:
         await index.wait_for(await put(embedded_store, *notes(40)), WAIT)
     unmerged = await first_segments()
@@ -201,7 +202,7 @@ async def test_merges_without_a_write_are_in_the_next_snapshot(
     async with started(embedded_store, clock, folder) as index:
         await index.save_merged(WAIT)
         monkeypatch.setattr(index, "save", no_more_saves)
-    monkeypatch.setattr(Maintainer, "run_job", no_job)
+    monkeypatch.setattr(Maintainer, "run_jobs", no_job)
     assert await first_segments() < unmerged / 4
 
 

@@ -1,0 +1,48 @@
+"""Words of a text, by which notes are compared, and their hashes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+
+from model.note import Note, replace_lone_surrogates
+
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
+"""Characters of scripts without spaces between words, from Thai to Chinese; there each pair of neighbouring characters
+is taken as a word."""
+RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
+"""A run of letters and digits: a word, or else a text without spaces."""
+MAX_CHARS = 2000
+"""Bound on the characters of a title, and of a content, that are split into words. The prompt holds fewer."""
+
+
+def words_of(note: Note) -> frozenset[str]:
+    """Return the words of title, content and hashtags.
+
+    A word is a case-folded run of letters and digits without combining marks, such as the vowel signs of Indic
+    scripts; in UNSPACED scripts, each pair of neighbouring characters.
+    """
+    return frozenset(words_in(" ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))))
+
+
+def words_in(text: str) -> list[str]:
+    """Return the words of a text, in its order; see `words_of`."""
+    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
+    if not text.isascii():
+        text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
+    return [word for run, unspaced in RUN.findall(text) for word in ([run] if run else _pairs(unspaced))]
+
+
+def word_hashes(note: Note) -> frozenset[int]:
+    """Return 32-bit hashes of the words of a note."""
+    return frozenset(map(word_hash, words_of(note)))
+
+
+def word_hash(word: str) -> int:
+    return zlib.crc32(word.encode())
+
+
+def _pairs(run: str) -> list[str]:
+    """Return the pairs of neighbouring characters; a single character is its own."""
+    return [run[start : start + 2] for start in range(max(1, len(run) - 1))]
