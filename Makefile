@@ -88,11 +88,13 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	$(TRAIN) model.baselines.minilm_teacher $(WORK)/corpus
 	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
 	test -d $(WORK)/labels || $(TRAIN) model.baselines.minilm_labels $(WORK)/corpus --wordnet $(WORDNET) --out $(WORK)/labels
-	test -d $(WORK)/trunk || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
+	test -d $(WORK)/exported || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/generalist.toml
-	test -d $(WORK)/trunk || $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/trunk \
+	test -d $(WORK)/exported || $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported \
 	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
 	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"
+	test -d $(WORK)/trunk || { rm -rf $(WORK)/cut && $(TRAIN) model.training.cut_adapter --checkpoint $(WORK)/exported --rank 1 --out $(WORK)/cut && \
+	  $(BIN)/notellm whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension 352 --most-notes 4096 && mv $(WORK)/cut $(WORK)/trunk; }
 	$(TRAIN) model.training.generation --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps 600 --lines 0.30 \
 	  --notes service/sample_notes.jsonl=0.22 --notes $(WORK)/labels/wordnet.jsonl.gz=0.31 \
 	  --notes $(WORK)/labels/recipes.jsonl.gz=0.07 --notes $(WORK)/labels/trivia.jsonl.gz=0.06 --notes $(WORK)/labels/debian.jsonl.gz=0.04

@@ -30,7 +30,10 @@ def test_make_checkpoint_ends_with_the_settings_of_the_shipped_one() -> None:
     made = with_settings(NoteLLMConfig(), options)
     settings = ("name", "licence", "max_content_windows", "scripts", "languages", "name_cosine_weight")
     assert {name: getattr(made, name) for name in settings} == {name: getattr(shipped, name) for name in settings}
-    assert options.dimension == shipped.dimension
+    assert (
+        f"whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension {shipped.dimension} "
+        in MAKEFILE.read_text("utf-8")
+    )
     assert shipped.min_hashtag_score == MIN_HASHTAG_SCORE  # which the step that teaches to write sets
 
 

@@ -1,0 +1,86 @@
+"""A checkpoint whose adapter has a lower rank: smaller, and less bent to the texts that it was trained on.
+
+    python -m model.training.cut_adapter --checkpoint FOLDER --rank N --out FOLDER
+
+Each product B A of the adapter becomes its best approximation at that rank; the projection stays as it is. The shipped
+checkpoint was trained and whitened at rank 32 and is served at a lower one, which finds more in domains that training
+has not seen (docs/log/distillation.md).
+
+Shapes of a layer: O outputs, I inputs, R rank, r the lower rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import CheckpointError, NoteLLMConfig
+from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE, loading_errors
+
+A, B = "lora_A.weight", "lora_B.weight"
+"""Ends of the names of a layer's factors."""
+
+
+def cut_product(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return B (O, r) and A (r, I) whose product is the best approximation of that of `b` (O, R) and `a` (R, I).
+
+    They are its truncated singular value decomposition (Eckart and Young 1936), with the root of the singular values in
+    each factor; it is computed from the factors, without the product itself.
+    """
+    b_basis, b_rest = torch.linalg.qr(b.float())
+    a_basis, a_rest = torch.linalg.qr(a.float().T)
+    left, values, right = torch.linalg.svd(b_rest @ a_rest.T)
+    root = values[:rank].sqrt()
+    return b_basis @ left[:, :rank] * root, root[:, None] * (right[:rank] @ a_basis.T)
+
+
+def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
+    """Write a copy of a checkpoint to `out`, a folder that is not there, with its adapter cut to `rank`, in bfloat16.
+
+    The copy cannot write hashtags and has no category head: both belong to the vectors and states of the trunk that was
+    cut. Raises CheckpointError for a checkpoint without an adapter or with one of no higher rank, and FileExistsError.
+    """
+    folder = checkpoint / ADAPTER_FOLDER
+    if not (folder / ADAPTER_FILE).is_file():
+        raise CheckpointError(f"{checkpoint} has no adapter that could be cut")
+    with loading_errors(folder):
+        settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
+        weights = load_file(folder / ADAPTER_FILE)
+    if not 1 <= rank < settings["r"]:
+        raise CheckpointError(f"{checkpoint} has an adapter of rank {settings['r']}: name a lower one, 1 or more")
+    out.mkdir(parents=True)
+    shutil.copytree(folder, out / ADAPTER_FOLDER)
+    if (checkpoint / HEAD_FILE).is_file():
+        shutil.copy(checkpoint / HEAD_FILE, out)
+    scale = settings["lora_alpha"] / settings["r"]  # which B A is multiplied with; it goes into the factors
+    cut = {}
+    for name in [name.removesuffix(A) for name in weights if name.endswith(A)]:
+        cut[name + B], cut[name + A] = cut_product(scale * weights[name + B], weights[name + A], rank)
+    stored = {name: weight.to(torch.bfloat16).contiguous() for name, weight in sorted(cut.items())}
+    save_file(stored, out / ADAPTER_FOLDER / ADAPTER_FILE, metadata={"format": "pt"})
+    settings |= {"r": rank, "lora_alpha": rank}
+    (out / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    replace(NoteLLMConfig.load(checkpoint), generation_adapter=False, generation_trunk="").save(out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Cut a checkpoint's adapter to a lower rank.")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the copy; it must not be there")
+    options = parser.parse_args(arguments)
+    cut_adapter(options.checkpoint, options.rank, options.out)
+    print(f"{options.out}: rank {options.rank}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""An adapter cut to a lower rank: the best approximation of each product, and nothing that belongs to the old trunk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.category_head import CATEGORIES_FILE
+from model.config import CheckpointError, NoteLLMConfig
+from model.training.cut_adapter import cut_product, main
+from model.weights import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    GENERATION_FOLDER,
+    HEAD_FILE,
+    SHIPPED_CHECKPOINT,
+)
+
+
+def products(checkpoint: Path) -> dict[str, Tensor]:
+    """What the adapter adds to each linear layer of the first block."""
+    folder = checkpoint / ADAPTER_FOLDER
+    weights = load_file(folder / ADAPTER_FILE)
+    config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
+    layers = [
+        name.removesuffix("lora_A.weight")
+        for name in weights
+        if name.endswith("lora_A.weight") and ".layers.0." in name
+    ]
+    scale = config["lora_alpha"] / config["r"]
+    return {
+        name: scale * weights[f"{name}lora_B.weight"].float() @ weights[f"{name}lora_A.weight"].float()
+        for name in layers
+    }
+
+
+def test_cut_product_is_the_truncated_singular_value_decomposition_of_the_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    b, a = torch.randn(7, 4, generator=generator), torch.randn(4, 5, generator=generator)
+    cut_b, cut_a = cut_product(b, a, 2)
+    assert cut_b.shape == (7, 2)
+    assert cut_a.shape == (2, 5)
+    left, values, right = torch.linalg.svd(b @ a)
+    torch.testing.assert_close(cut_b @ cut_a, left[:, :2] * values[:2] @ right[:2])
+
+
+def test_cut_checkpoint_has_an_adapter_of_the_rank_that_adds_nearly_the_same(tmp_path: Path) -> None:
+    out = tmp_path / "cut"
+    main(["--checkpoint", str(SHIPPED_CHECKPOINT), "--rank", "1", "--out", str(out)])
+    before, after = products(SHIPPED_CHECKPOINT), products(out)
+    assert before.keys() == after.keys()
+    for name, product in before.items():
+        assert torch.linalg.matrix_rank(after[name]) == 1
+        left, values, right = torch.linalg.svd(product, full_matrices=False)
+        best = values[0] * left[:, :1] @ right[:1]
+        assert (after[name] - best).norm() < 0.01 * best.norm()  # bfloat16 keeps eight bits
+
+
+def test_cut_checkpoint_keeps_the_projection_and_nothing_that_belongs_to_the_old_trunk(tmp_path: Path) -> None:
+    out = tmp_path / "cut"
+    main(["--checkpoint", str(SHIPPED_CHECKPOINT), "--rank", "1", "--out", str(out)])
+    assert (out / HEAD_FILE).read_bytes() == (SHIPPED_CHECKPOINT / HEAD_FILE).read_bytes()
+    assert not (out / CATEGORIES_FILE).exists()
+    assert not (out / GENERATION_FOLDER).exists()
+    config, shipped = NoteLLMConfig.load(out), NoteLLMConfig.load(SHIPPED_CHECKPOINT)
+    assert (config.dimension, config.adapter, config.generation_adapter) == (shipped.dimension, True, False)
+
+
+@pytest.mark.parametrize("rank", [0, 32])
+def test_rank_that_is_no_lower_one_is_refused_and_writes_nothing(tmp_path: Path, rank: int) -> None:
+    out = tmp_path / "cut"
+    with pytest.raises(CheckpointError, match="name a lower one"):
+        main(["--checkpoint", str(SHIPPED_CHECKPOINT), "--rank", str(rank), "--out", str(out)])
+    assert not out.exists()
+
+
+def test_checkpoint_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    NoteLLMConfig(name="bare").save(tmp_path)
+    with pytest.raises(CheckpointError, match="no adapter"):
+        main(["--checkpoint", str(tmp_path), "--rank", "1", "--out", str(tmp_path / "cut")])
