@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
+from model.notellm import NoteLLM
 from model.training.cut_adapter import cut_product, main
-from model.weights import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
-    ADAPTER_FOLDER,
-    GENERATION_FOLDER,
-    HEAD_FILE,
-    SHIPPED_CHECKPOINT,
-)
+from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, GENERATION_FOLDER, HEAD_FILE
+from tests.model.inference.models import add_random_generation_adapter
+
+RANK = 8
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with a random adapter of rank RANK, a generation adapter, and the file of a category head."""
+    folder = tmp_path_factory.mktemp("trained")
+    model = NoteLLM.load(str(tiny_checkpoint), cache=folder, device=torch.device("cpu"), dtype=torch.float32)
+    model.config = replace(model.config, backbone=str(tiny_checkpoint / "backbone"), adapter=True)
+    adapter = model.add_adapter(RANK)
+    torch.manual_seed(1)
+    for name, parameter in adapter.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.2)
+    model.save(folder, adapter)
+    add_random_generation_adapter(folder)
+    (folder / CATEGORIES_FILE).touch()
+    return folder
 
 
 def products(checkpoint: Path) -> dict[str, Tensor]:
-    """What the adapter adds to each linear layer of the first block."""
+    """What the adapter adds to each linear layer."""
     folder = checkpoint / ADAPTER_FOLDER
     weights = load_file(folder / ADAPTER_FILE)
     config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
-    layers = [
-        name.removesuffix("lora_A.weight")
-        for name in weights
-        if name.endswith("lora_A.weight") and ".layers.0." in name
-    ]
+    layers = [name.removesuffix("lora_A.weight") for name in weights if name.endswith("lora_A.weight")]
     scale = config["lora_alpha"] / config["r"]
     return {
         name: scale * weights[f"{name}lora_B.weight"].float() @ weights[f"{name}lora_A.weight"].float()
@@ -50,10 +61,10 @@ def test_cut_product_is_the_truncated_singular_value_decomposition_of_the_produc
     torch.testing.assert_close(cut_b @ cut_a, left[:, :2] * values[:2] @ right[:2])
 
 
-def test_cut_checkpoint_has_an_adapter_of_the_rank_that_adds_nearly_the_same(tmp_path: Path) -> None:
+def test_cut_checkpoint_has_an_adapter_of_the_rank_that_adds_nearly_the_same(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
-    main(["--checkpoint", str(SHIPPED_CHECKPOINT), "--rank", "1", "--out", str(out)])
-    before, after = products(SHIPPED_CHECKPOINT), products(out)
+    main(["--checkpoint", str(checkpoint), "--rank", "1", "--out", str(out)])
+    before, after = products(checkpoint), products(out)
     assert before.keys() == after.keys()
     for name, product in before.items():
         assert torch.linalg.matrix_rank(after[name]) == 1
@@ -62,21 +73,21 @@ def test_cut_checkpoint_has_an_adapter_of_the_rank_that_adds_nearly_the_same(tmp
         assert (after[name] - best).norm() < 0.01 * best.norm()  # bfloat16 keeps eight bits
 
 
-def test_cut_checkpoint_keeps_the_projection_and_nothing_that_belongs_to_the_old_trunk(tmp_path: Path) -> None:
+def test_cut_checkpoint_keeps_the_projection_and_nothing_of_the_old_trunk(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
-    main(["--checkpoint", str(SHIPPED_CHECKPOINT), "--rank", "1", "--out", str(out)])
-    assert (out / HEAD_FILE).read_bytes() == (SHIPPED_CHECKPOINT / HEAD_FILE).read_bytes()
+    main(["--checkpoint", str(checkpoint), "--rank", "1", "--out", str(out)])
+    assert (out / HEAD_FILE).read_bytes() == (checkpoint / HEAD_FILE).read_bytes()
     assert not (out / CATEGORIES_FILE).exists()
     assert not (out / GENERATION_FOLDER).exists()
-    config, shipped = NoteLLMConfig.load(out), NoteLLMConfig.load(SHIPPED_CHECKPOINT)
-    assert (config.dimension, config.adapter, config.generation_adapter) == (shipped.dimension, True, False)
+    config, before = NoteLLMConfig.load(out), NoteLLMConfig.load(checkpoint)
+    assert (config.dimension, config.adapter, config.generation_adapter) == (before.dimension, True, False)
 
 
-@pytest.mark.parametrize("rank", [0, 32])
-def test_rank_that_is_no_lower_one_is_refused_and_writes_nothing(tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize("rank", [0, RANK])
+def test_rank_that_is_no_lower_one_is_refused_and_writes_nothing(checkpoint: Path, tmp_path: Path, rank: int) -> None:
     out = tmp_path / "cut"
     with pytest.raises(CheckpointError, match="name a lower one"):
-        main(["--checkpoint", str(SHIPPED_CHECKPOINT), "--rank", str(rank), "--out", str(out)])
+        main(["--checkpoint", str(checkpoint), "--rank", str(rank), "--out", str(out)])
     assert not out.exists()
 
 
