@@ -191,11 +191,10 @@ class LiveTexts:
         """Put the merged segment in the place of its sources. Rows that became tombstones since the plan are tombstones
         in it too."""
         alive = np.concatenate([source.alive[rows] for source, rows in zip(job.sources, job.kept, strict=True)])
-        merged = []
+        merged, words = list[TextSegment](), None
         if job.merged is not None:
             job.merged.alive, job.merged.dead = alive, int(np.count_nonzero(~alive))
-            merged.append(job.merged)
-        words = job.merged and job.merged.words
+            merged, words = [job.merged], job.merged.words
         place = min(map(self._segments.index, job.sources))
         kept = [segment for segment in self._segments if segment not in job.sources]
         with self._lock:
