@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from model.config import CheckpointError, NoteLLMConfig
 from model.prompt import Prompt
 from model.weights import (
+    ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     ADAPTER_FOLDER,
     BACKBONE_FOLDER,
@@ -161,14 +163,23 @@ class NoteLLM(nn.Module):
         return adapter
 
     def start_adapter(self, adapter: PeftModel, checkpoint: Path) -> None:
-        """Load adapter and head from an earlier checkpoint of the same shape, to continue its training.
+        """Load adapter and head from an earlier checkpoint, to continue its training. Its adapter may have a lower rank
+        than `adapter`, whose further directions then begin without an effect.
 
         Raises CheckpointError when they do not fit.
         """
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+        folder = checkpoint / ADAPTER_FOLDER
+        own: Any = adapter.active_peft_config
         with loading_errors(checkpoint):
-            set_peft_model_state_dict(adapter, load_file(checkpoint / ADAPTER_FOLDER / ADAPTER_FILE))
+            settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
+            rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
+            if rank > own.r:
+                raise CheckpointError(f"{checkpoint} has an adapter of rank {rank}: set lora_rank to that or more")
+            fresh, earlier = get_peft_model_state_dict(adapter), load_file(folder / ADAPTER_FILE)
+            factors = _at_rank_of(fresh, earlier, scale / (own.lora_alpha / own.r))
+            set_peft_model_state_dict(adapter, factors)
         self._load_head(checkpoint / HEAD_FILE)
 
     def save(self, folder: Path, adapter: PeftModel | None = None, state: dict[str, Tensor] | None = None) -> None:
@@ -251,6 +262,20 @@ def save_generation_adapter(adapter: PeftModel, checkpoint: Path, cache: Path) -
     files = CheckpointFiles.of(str(checkpoint), cache)
     _save_adapter(adapter, checkpoint / GENERATION_FOLDER, files.config.backbone)
     replace(files.config, generation_adapter=True, generation_trunk=files.trunk_digest()).save(checkpoint)
+
+
+def _at_rank_of(fresh: Mapping[str, Tensor], earlier: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Return an earlier adapter's factors, A (r, I) and B (O, r), at the rank of a `fresh` one, with B times `scale`.
+
+    Rows of A beyond r stay fresh and columns of B beyond it zero, as in every new adapter: the products stay the same.
+    """
+    factors = {name: factor.clone() for name, factor in fresh.items()}
+    for name, factor in earlier.items():
+        if "lora_A" in name:
+            factors[name][: len(factor)] = factor
+        else:
+            factors[name][:, : factor.shape[1]] = scale * factor
+    return factors
 
 
 def _save_adapter(adapter: PeftModel, folder: Path, backbone: str, state: dict[str, Tensor] | None = None) -> None:

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import ROOT
 from benchmarks.harness.service_process import NOTELLM
-from benchmarks.quality.records import COMMUNITY, FITTED, KUAIREC, MICROLENS, MOVIELENS, RECORDS
+from benchmarks.quality.records import COMMUNITY, FITTED, GENERALIST, KUAIREC, MICROLENS, MOVIELENS, RECORDS
 from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE, NoteLLMConfig
 from model.training.trainer import BEST, FINAL
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
@@ -54,8 +54,12 @@ CARD_NOTE = (
     "(`notellm fit-categories`)."
 )
 """Line that the model card of the research checkpoint gets."""
-START_VARIABLE, START_COMMIT, START_PATH = "NOTELLM_START", "39aebd4", f"model/checkpoints/{RESEARCH}"
-"""The recipe starts from the checkpoint that this commit has at this path; the recipe finds it by the variable."""
+START_VARIABLE = "NOTELLM_START"
+STARTS: Mapping[str, tuple[str, str]] = {
+    RESEARCH: ("39aebd4", f"model/checkpoints/{RESEARCH}"),
+    COMMUNITY: ("9db1be8", f"model/checkpoints/{GENERALIST}"),
+}
+"""Commits and the paths in them of the checkpoints that recipes start from, which they find by START_VARIABLE."""
 PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
     MICROLENS: ("--lower", "0.05", "--top", "1000"),
     MOVIELENS: ("--min-rating", "4", "--window", "50", "--lower", "0", "--top", "30"),
@@ -221,7 +225,10 @@ def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
             make_teacher_vectors(data, Path(entry["teacher"]), Path(entry["notes"]))
     command = "train-encoder" if "minilm" in recipe else "train"
     settings = [part for change in changes for part in ("--set", change)]
-    run_notellm(command, "--config", RECIPES / f"{recipe}.toml", "--out", folder, *settings, data=data)
+    inputs = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS)}
+    if recipe in STARTS:
+        inputs[START_VARIABLE] = str(start_checkpoint(recipe))
+    run_notellm(command, "--config", RECIPES / f"{recipe}.toml", "--out", folder, *settings, inputs=inputs)
     (folder / DONE).touch()
     return folder
 
@@ -304,26 +311,24 @@ def data_options(*sources: Path) -> list[str | Path]:
     return [part for source in sources for part in ("--data", source)]
 
 
-def start_checkpoint() -> Path:
-    """The checkpoint of START_COMMIT, from the history of this checkout."""
-    folder = RUNS / "start"
+def start_checkpoint(recipe: str) -> Path:
+    """Return the checkpoint that a recipe starts from, from the history of this checkout."""
+    commit, path = STARTS[recipe]
+    folder = RUNS / "start" / recipe
     if not folder.exists():
-        packed = subprocess.run(["git", "archive", START_COMMIT, START_PATH], cwd=ROOT, capture_output=True, check=True)
+        packed = subprocess.run(["git", "archive", commit, path], cwd=ROOT, capture_output=True, check=True)
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
             archive.extractall(folder, filter="data")
-    return folder / START_PATH
+    return folder / path
 
 
-def run_notellm(*arguments: str | Path, data: Path | None = None) -> None:
-    """Run the command line that comes with this interpreter. With `data`, recipes find their inputs by variables."""
+def run_notellm(*arguments: str | Path, inputs: Mapping[str, str] | None = None) -> None:
+    """Run the command line that comes with this interpreter. `inputs`: variables by which recipes find theirs."""
     # Relative paths: model cards and records name no folder of this machine.
     relative = [a.relative_to(ROOT) if isinstance(a, Path) and a.is_relative_to(ROOT) else a for a in arguments]
     command = [NOTELLM, *map(str, relative)]
     print("$ notellm", *command[1:], flush=True)
-    inputs = {}
-    if data:
-        inputs = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS), START_VARIABLE: str(start_checkpoint())}
-    subprocess.run(command, cwd=ROOT, env=os.environ | inputs, check=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | (inputs or {}), check=True)
 
 
 def main() -> None:

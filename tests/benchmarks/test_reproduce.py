@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     """Commands that would have been run; their outputs exist afterwards, empty."""
     recorded: list[list[str]] = []
 
-    def run_notellm(*arguments: str | Path, data: Path | None = None) -> None:
+    def run_notellm(*arguments: str | Path, inputs: Mapping[str, str] | None = None) -> None:
         command = [str(argument) for argument in arguments]
         recorded.append(command)
         out = Path(command[command.index("--out") + 1]) if "--out" in command else None

@@ -29,6 +29,7 @@ from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.training.contrastive import ContrastiveObjective
+from model.training.cut_adapter import cut_adapter
 from model.training.loss import generative_loss, joint_loss
 from model.training.recipe import Data, Recipe
 from model.training.resume import LAST
@@ -223,6 +224,23 @@ def test_later_stage_starts_from_the_weights_of_an_earlier_one(recipe: Recipe, t
     notes = [Note(title="river")]
     served = in_torch(first / BEST, tmp_path).embed(notes)
     np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
+
+
+def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(recipe: Recipe, tmp_path: Path):
+    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    cut_adapter(tmp_path / BEST, 2, tmp_path / "cut")
+    (tmp_path / "later").mkdir()
+    later = Trainer(replace(recipe, start=tmp_path / "cut"), tmp_path / "later", cache=tmp_path)
+    notes = [Note(title="river")]
+    served = in_torch(tmp_path / "cut", tmp_path).embed(notes)
+    np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
+    assert next(later.run()).gradient_norm > 0
+
+
+def test_later_stage_of_a_lower_rank_is_refused(recipe: Recipe, tmp_path: Path):
+    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    with pytest.raises(CheckpointError, match="adapter of rank 4: set lora_rank to that or more"):
+        Trainer(replace(recipe, start=tmp_path / BEST, lora_rank=2), tmp_path, cache=tmp_path)
 
 
 def test_share_of_distillation_is_that_of_the_logged_loss(recipe: Recipe, tmp_path: Path):
