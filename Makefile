@@ -99,7 +99,9 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	  --notes service/sample_notes.jsonl=0.22 --notes $(WORK)/labels/wordnet.jsonl.gz=0.31 \
 	  --notes $(WORK)/labels/recipes.jsonl.gz=0.07 --notes $(WORK)/labels/trivia.jsonl.gz=0.06 --notes $(WORK)/labels/debian.jsonl.gz=0.04
 	$(BIN)/notellm calibrate --checkpoint $(WORK)/writing/checkpoint --data service/sample_notes.jsonl
-	$(BIN)/notellm fit-categories --checkpoint $(WORK)/writing/checkpoint --data $(WORK)/labels/categories.jsonl.gz --data service/sample_notes.jsonl
+	$(TRAIN) model.data.labelled_lines $(WORK)/lines.jsonl
+	$(BIN)/notellm fit-categories --checkpoint $(WORK)/writing/checkpoint --data $(WORK)/labels/categories.jsonl.gz --data $(WORK)/lines.jsonl \
+	  --data service/sample_notes.jsonl
 	@echo "the checkpoint is $(WORK)/writing/checkpoint"
 
 # The same on another backbone, whose terms model.gemma names. docs/guides/your-own-backbone.md.

@@ -1,13 +1,22 @@
 """Short notes with hashtags and category, written for this project: labels by hand beside those by an encoder.
 
+    python -m model.data.labelled_lines FILE
+
+writes them as a notes file to fit a category head to (`notellm fit-categories`).
+
 A line is `category | title // content | hashtags`, the most fitting hashtag first; content may be missing. None of
 these notes is in service/sample_notes.jsonl or in the judgement set of benchmarks/quality.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from model.config import DEFAULT_CATEGORIES
 from model.note import Note, normalise_hashtags
 
 LINES = """
@@ -303,3 +312,29 @@ def labelled_notes() -> Iterator[Note]:
             hashtags=normalise_hashtags(tags.split(",")),
             category=None if category == "-" else category,
         )
+
+
+def category_examples() -> Iterator[Note]:
+    """Yield the notes that have a category, and those that say nothing once under each of DEFAULT_CATEGORIES: a head
+    that is fitted to them finds none of the names likely for such a note (docs/log/categories.md)."""
+    for note in labelled_notes():
+        if note.category is not None:
+            yield note
+        elif not note.hashtags:
+            for category in DEFAULT_CATEGORIES:
+                yield replace(note, id=f"{note.id}-{category}", category=category)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Write our labelled lines as notes to fit a category head to.")
+    parser.add_argument("file", type=Path, help="the notes file, JSONL")
+    file: Path = parser.parse_args(arguments).file
+    with file.open("w", encoding="utf-8") as lines:
+        for note in category_examples():
+            fields = {"id": note.id, "title": note.title, "content": note.content, "category": note.category}
+            lines.write(json.dumps(fields) + "\n")
+
+
+if __name__ == "__main__":
+    main()
