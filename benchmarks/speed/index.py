@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.index DATA/microlens50k/notes.jsonl.gz [ROWS]
 
-Vectors of real notes, turned to their 384 principal directions and copied with noise up to ROWS (100,000 unless said).
+Vectors of real notes, turned to their principal directions and copied with noise up to ROWS (100,000 unless said).
 Three minutes for 100,000 rows on an idle machine. MILVUS_PYTHON names an interpreter that has milvus-lite and pymilvus,
 to measure Milvus Lite too: a minute more (benchmarks/peers/milvus.py).
 """
