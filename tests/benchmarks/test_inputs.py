@@ -1,4 +1,4 @@
-"""Synthetic vectors of the benchmarks: as many numbers as the shipped checkpoint's, near to those they are made from."""
+"""Synthetic vectors of the benchmarks: as long as those of the shipped checkpoint, and near to their bases."""
 
 from __future__ import annotations
 
