@@ -175,8 +175,9 @@ class NoteLLM(nn.Module):
         with loading_errors(checkpoint):
             settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
             rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
-            if rank > own.r:
-                raise CheckpointError(f"{checkpoint} has an adapter of rank {rank}: set lora_rank to that or more")
+        if rank > own.r:
+            raise CheckpointError(f"{checkpoint} has an adapter of rank {rank}: set lora_rank to that or more")
+        with loading_errors(checkpoint):
             fresh, earlier = get_peft_model_state_dict(adapter), load_file(folder / ADAPTER_FILE)
             factors = _at_rank_of(fresh, earlier, scale / (own.lora_alpha / own.r))
             set_peft_model_state_dict(adapter, factors)
@@ -268,9 +269,11 @@ def _at_rank_of(fresh: Mapping[str, Tensor], earlier: Mapping[str, Tensor], scal
     """Return an earlier adapter's factors, A (r, I) and B (O, r), at the rank of a `fresh` one, with B times `scale`.
 
     Rows of A beyond r stay fresh and columns of B beyond it zero, as in every new adapter: the products stay the same.
+    Raises KeyError where they are not of the same layers, RuntimeError where these have other shapes.
     """
     factors = {name: factor.clone() for name, factor in fresh.items()}
-    for name, factor in earlier.items():
+    for name in fresh.keys() | earlier.keys():
+        factor = earlier[name]
         if "lora_A" in name:
             factors[name][: len(factor)] = factor
         else:

@@ -1,4 +1,4 @@
-"""What a distillation on a card reads: its recipe, and the files of the corpus that the recipe names."""
+"""Input files of a distillation on a card: its recipe, and the files of the corpus that the recipe names."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ class MaintenanceJob(Protocol):
 
 
 class Maintainable(Protocol):
-    """What is maintained in the background, one job at a time. The thread that writes plans and finishes."""
+    """An object whose segments are merged in the background, one job at a time. The thread that writes calls `plan` and
+    `finish`."""
 
     def plan(self) -> MaintenanceJob | None:
         """Return the next job, None when there is nothing to do."""

@@ -1,4 +1,4 @@
-"""Which segments are merged: what the segments of vectors and of texts have in common."""
+"""Choice of the segments to merge next, by one rule for segments of vectors and for those of texts."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class IndexedNotes:
 
     @property
     def maintained(self) -> tuple[Maintainable, ...]:
-        """What is maintained in the background: first what is done in less time."""
+        """The indexes whose segments are merged in the background: first the one whose merges take less time."""
         return self.texts, self.index
 
     def drop_tombstones(self) -> None:

@@ -39,7 +39,7 @@ def checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def products(checkpoint: Path) -> dict[str, Tensor]:
-    """What the adapter adds to each linear layer."""
+    """Return the matrix that a checkpoint's adapter adds to each linear layer's weights, by the layer's name."""
     folder = checkpoint / ADAPTER_FOLDER
     weights = load_file(folder / ADAPTER_FILE)
     config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     Gemma3ForCausalLM,
@@ -34,6 +35,7 @@ from model.training.loss import generative_loss, joint_loss
 from model.training.recipe import Data, Recipe
 from model.training.resume import LAST
 from model.training.trainer import BEST, FINAL, LOG, Step, Trainer
+from model.weights import ADAPTER_FILE, ADAPTER_FOLDER
 from tests.conftest import in_torch
 from tests.model.training.runs import random_vectors
 
@@ -239,8 +241,20 @@ def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(reci
 
 def test_later_stage_of_a_lower_rank_is_refused(recipe: Recipe, tmp_path: Path):
     list(Trainer(recipe, tmp_path, cache=tmp_path).run())
-    with pytest.raises(CheckpointError, match="adapter of rank 4: set lora_rank to that or more"):
+    with pytest.raises(
+        CheckpointError, match=rf"^{tmp_path / BEST} has an adapter of rank 4: set lora_rank to that or"
+    ):
         Trainer(replace(recipe, start=tmp_path / BEST, lora_rank=2), tmp_path, cache=tmp_path)
+
+
+def test_later_stage_from_an_adapter_without_some_layer_is_refused(recipe: Recipe, tmp_path: Path):
+    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    adapter = tmp_path / BEST / ADAPTER_FOLDER / ADAPTER_FILE
+    weights = load_file(adapter)
+    layer = next(iter(weights))
+    save_file({name: weight for name, weight in weights.items() if name != layer}, adapter, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=layer):
+        Trainer(replace(recipe, start=tmp_path / BEST), tmp_path, cache=tmp_path)
 
 
 def test_share_of_distillation_is_that_of_the_logged_loss(recipe: Recipe, tmp_path: Path):

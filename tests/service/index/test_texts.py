@@ -207,7 +207,8 @@ def test_snapshot_after_few_changes_writes_few_notes(tmp_path: Path) -> None:
 
 
 def test_writes_and_merges_beside_searches_hide_no_note() -> None:
-    """Of the notes that share a word, all are found while they are changed, merged and saved."""
+    """A search for a shared word finds all notes that have it, while notes are changed, segments merged and snapshots
+    taken."""
     texts = new_texts(growing_rows=16)
     texts.upsert(numbered(100))
 
