@@ -90,6 +90,12 @@ class Settings(BaseSettings):
         ge=0,
         description="memory for what answers say of notes, which is kept until they change; 0: none is kept",
     )
+    neighbour_cache_bytes: int = Field(
+        32 * 2**20,
+        ge=0,
+        description="memory for lists of nearest notes, which are kept until a change makes them others; 0: each read "
+        "searches",
+    )
     checkpoint: str | None = Field(
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
     )

@@ -10,9 +10,11 @@ from pydantic import SecretStr
 from service.access.gate import Gate
 from service.api.rendered import render_item
 from service.interfaces import NoteIndex, NoteStore
+from service.search.budget import Budget
 from service.search.freshness import Freshness
-from service.search.item_cache import Budget, ItemCache
+from service.search.item_cache import ItemCache
 from service.search.nearest import NearestNotes
+from service.search.neighbour_cache import NeighbourCache
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
 from service.store.connection import MAX_CONNECTIONS, Connection, Outage
@@ -30,8 +32,9 @@ TENANT_CONNECTIONS = 8
 
 
 class SharedParts:
-    """Parts that all tenants of a process share. `url`: address of the store. `items`: memory for the rendered notes of
-    answers, of which the service and each reader have an equal part. `known`: the known positions of the data folder;
+    """Parts that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: memory for
+    the rendered notes of answers and for lists of nearest notes, of which the service and each reader have an equal
+    part. `known`: the known positions of the data folder;
     None where processes on other machines may write to the store."""
 
     def __init__(
@@ -44,8 +47,10 @@ class SharedParts:
         self.outage = Outage()
         self.known = known
         self.items = items = Budget(settings.item_cache_bytes // (settings.readers + 1))
+        self.neighbours = neighbours = Budget(settings.neighbour_cache_bytes // (settings.readers + 1))
         self._gate = gate
         telemetry.item_bytes.set_function(lambda: items.used)
+        telemetry.neighbour_list_bytes.set_function(lambda: neighbours.used)
 
     async def open_gate(self, stack: AsyncExitStack) -> Connection:
         """Open the gate on the keys and quotas of the store, until the stack is left, and return the connection to
@@ -96,7 +101,9 @@ class SharedParts:
         items = ItemCache(store, render_item, self.items, self.telemetry)
         index.on_change(items.apply)
         stack.callback(items.apply, None)
-        return NearestNotes(index, Freshness(store, index), items, self.clock)
+        neighbours = NeighbourCache(index, self.neighbours, self.telemetry)
+        stack.callback(neighbours.apply, None)
+        return NearestNotes(index, Freshness(store, index), neighbours, items, self.clock)
 
 
 def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:

@@ -148,6 +148,15 @@ class Telemetry:
         self.item_bytes = Gauge(
             "notellm_item_bytes", "Memory that notes of answers take, which are kept for the next", registry=registry
         )
+        self.neighbour_lists = Counter(
+            "notellm_neighbour_lists",
+            "Lists of nearest notes, by where they came from: memory, index",
+            ("source",),
+            registry=registry,
+        )
+        self.neighbour_list_bytes = Gauge(
+            "notellm_neighbour_list_bytes", "Memory that lists of nearest notes take, which are kept", registry=registry
+        )
         self.events = Counter(
             "notellm_events",
             "Events that were sent: accepted, duplicate, unknown_note, invalid",

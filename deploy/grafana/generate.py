@@ -142,6 +142,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("Notes of answers, by where they came from", "short", (total("notellm_items_total", "source"),)),
         Panel("Memory of notes of answers", "bytes", (each_replica('notellm_item_bytes{job="$job"}'),)),
+        Panel(
+            "Lists of nearest notes, by where they came from",
+            "short",
+            (total("notellm_neighbour_lists_total", "source"),),
+        ),
+        Panel("Memory of lists of nearest notes", "bytes", (each_replica('notellm_neighbour_list_bytes{job="$job"}'),)),
         Panel("Notes that cannot be read", "short", (each_replica('notellm_quarantined_notes{job="$job"}'),)),
         Panel(
             "Models that serve",

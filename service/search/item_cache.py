@@ -10,6 +10,7 @@ import structlog
 from service.interfaces import NoteStore
 from service.read_time import ReadTime
 from service.records import ChangedNotes, StoredNote
+from service.search.budget import Budget
 from service.telemetry import Telemetry
 
 MAX_RENDERED = 64
@@ -32,14 +33,6 @@ class RenderedItem:
     def size(self) -> int:
         """Bytes of memory, about."""
         return len(self.before) + len(self.after) + ITEM_OVERHEAD_BYTES
-
-
-class Budget:
-    """Bytes that the caches of all tenants may take together, and those that they take: `used`."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.used = 0
 
 
 class ItemCache:

@@ -7,13 +7,14 @@ asks most. Where it has no answer, the whole search (search.py) gives one, which
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from service.filters import Filter
 from service.interfaces import Clock, NoteIndex
 from service.read_time import ReadTime
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
+from service.search.neighbour_cache import NeighbourCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,12 @@ class Nearest:
 class NearestNotes:
     """Finds the nearest notes of one tenant."""
 
-    def __init__(self, index: NoteIndex, freshness: Freshness, items: ItemCache, clock: Clock) -> None:
+    def __init__(
+        self, index: NoteIndex, freshness: Freshness, neighbours: NeighbourCache, items: ItemCache, clock: Clock
+    ) -> None:
         self._index = index
         self._freshness = freshness
+        self._neighbours = neighbours
         self._items = items
         self._clock = clock
 
@@ -42,11 +46,12 @@ class NearestNotes:
         asked about each. Raises StoreUnavailable, IndexBehind.
         """
         changes = await self._freshness.changes(time_left)
-        vector = await self._index.vector(note_id)
-        if changes is None or vector is None:
+        if changes is None:
             return None
         position = self._index.position
-        hits = await self._index.search(vector, k, replace(where, exclude=where.exclude | {note_id}))
+        hits = await self._neighbours.search(note_id, k, where)
+        if hits is None:
+            return None
         if min_score is not None:
             hits = [hit for hit in hits if hit.score >= min_score]
         ids = [note_id, *(hit.id for hit in hits)]
@@ -56,5 +61,6 @@ class NearestNotes:
         now = max(changes.time, self._clock())
         present = [item for item in items if item and (item.expires_at is None or item.expires_at > now)]
         if len(present) < len(items):
+            self._neighbours.forget(note_id, k, where)
             return None
         return Nearest([(item, hit.score) for item, hit in zip(present[1:], hits, strict=True)], position)

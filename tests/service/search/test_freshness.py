@@ -14,8 +14,9 @@ from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.read_time import ReadTime
 from service.records import LogTail, StoredNote, Unreadable, Write
+from service.search.budget import Budget
 from service.search.freshness import Freshness
-from service.search.item_cache import Budget, ItemCache, RenderedItem
+from service.search.item_cache import ItemCache, RenderedItem
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
 from service.store.known_position import KnownPosition

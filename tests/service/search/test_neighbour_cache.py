@@ -1,0 +1,212 @@
+"""NeighbourCache on a real store and index: a kept list is what a search would find, and is kept as long as that."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from service.filters import Filter
+from service.index.live import LiveIndex
+from service.records import Hit, StoredNote, Vector, Write
+from service.search import neighbour_cache
+from service.search.budget import Budget
+from service.search.neighbour_cache import NeighbourCache, RecentChanges
+from service.telemetry import Telemetry
+from tests.service.conftest import DIMENSION, GatedStore, stored_note
+
+pytestmark = pytest.mark.anyio
+PLAIN = Filter()
+
+
+class Cache:
+    """A NeighbourCache of three notes to a list, and how many lists it took from memory and from the index."""
+
+    def __init__(self, store: GatedStore, index: LiveIndex, max_bytes: int = 2**20) -> None:
+        self.store, self.index = store, index
+        self.telemetry = Telemetry()
+        self.budget = Budget(max_bytes)
+        self.cached = NeighbourCache(index, self.budget, self.telemetry)
+
+    async def put(self, **vectors: Vector) -> None:
+        """Write notes with these vectors, and wait until they can be found."""
+        written = await self.store.put([Write(stored_note(name, vector=vector)) for name, vector in vectors.items()])
+        assert written[-1]
+        await self.index.wait_for(written[-1].position, 5)
+
+    async def remove(self, note_id: str) -> None:
+        position = await self.store.delete(note_id)
+        assert position
+        await self.index.wait_for(position, 5)
+
+    async def ids(self, note_id: str = "n0", where: Filter = PLAIN) -> list[str] | None:
+        hits = await self.cached.search(note_id, 3, where)
+        return None if hits is None else [hit.id for hit in hits]
+
+    def taken_from(self, source: str) -> float:
+        value = self.telemetry.registry.get_sample_value("notellm_neighbour_lists_total", {"source": source})
+        assert value is not None
+        return value
+
+
+@pytest.fixture
+async def cache(embedded_store: GatedStore, live_index: LiveIndex) -> Cache:
+    """The notes n0 to n5, each a tenth of a radian farther from n0 than the one before."""
+    made = Cache(embedded_store, live_index)
+    await made.put(**{f"n{number}": at_angle(number / 10) for number in range(6)})
+    return made
+
+
+def at_angle(radians: float) -> Vector:
+    """The unit vector at an angle to the first axis."""
+    vector = np.zeros(DIMENSION, np.float32)
+    vector[:2] = np.cos(radians), np.sin(radians)
+    return vector
+
+
+async def test_list_is_searched_once_while_nothing_changes(cache: Cache) -> None:
+    for _ in range(3):
+        assert await cache.ids() == ["n1", "n2", "n3"]
+    assert (cache.taken_from("index"), cache.taken_from("memory")) == (1, 2)
+
+
+async def test_list_of_a_filter_is_searched_each_time(cache: Cache) -> None:
+    for _ in range(2):
+        assert await cache.ids(where=Filter(author="nobody")) == []
+    assert await cache.ids(where=Filter(exclude=frozenset({"n1"}))) == ["n2", "n3", "n4"]
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert cache.taken_from("memory") == 0
+
+
+async def test_note_that_is_nearer_than_the_last_one_of_a_list_comes_into_it(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.put(new=at_angle(0.25))
+    assert await cache.ids() == ["n1", "n2", "new"]
+
+
+async def test_note_as_near_as_the_last_one_of_a_list_is_ranked_by_its_id(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.put(a_first=at_angle(0.3))
+    assert await cache.ids() == ["n1", "n2", "a_first"]
+
+
+async def test_changes_that_are_farther_than_a_list_leave_it_in_memory(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.put(new=at_angle(0.45), n5=at_angle(0.6))
+    await cache.remove("n4")
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert cache.taken_from("memory") == 1
+
+
+@pytest.mark.parametrize(("removed", "left"), [("n2", ["n1", "n3", "n4"]), ("n0", None)])
+async def test_removed_note_is_in_no_list_and_has_none(cache: Cache, removed: str, left: Sequence[str] | None) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.remove(removed)
+    assert await cache.ids() == left
+
+
+async def test_note_of_a_list_that_moves_away_leaves_it(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.put(n2=at_angle(3.0))
+    assert await cache.ids() == ["n1", "n3", "n4"]
+
+
+async def test_note_whose_own_vector_changes_gets_another_list(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.put(n0=at_angle(0.5))
+    assert await cache.ids() == ["n5", "n4", "n3"]
+
+
+async def test_list_with_fewer_notes_than_asked_for_takes_in_any_note(cache: Cache) -> None:
+    for number in (2, 3, 4, 5):
+        await cache.remove(f"n{number}")
+    assert await cache.ids() == ["n1"]
+    await cache.put(far=at_angle(3.1))
+    assert await cache.ids() == ["n1", "far"]
+
+
+async def test_lists_are_dropped_where_the_index_is_built_anew(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    cache.cached.apply(None)
+    assert cache.budget.used == 0
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert cache.taken_from("index") == 2
+
+
+async def test_change_during_a_search_is_compared_with_what_it_found(
+    cache: Cache, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = live_index.search
+
+    async def beside_a_change(vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
+        hits = await search(vector, k, where, recall_k)
+        monkeypatch.undo()
+        await cache.put(new=at_angle(0.05))
+        return hits
+
+    monkeypatch.setattr(live_index, "search", beside_a_change)
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert await cache.ids() == ["new", "n1", "n2"]
+
+
+async def test_list_that_is_older_than_the_known_changes_is_searched_again(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbour_cache, "MAX_CHANGES", 2)
+    await cache.put(far0=at_angle(3.0))
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    for number in range(5):
+        await cache.put(**{f"far{number}": at_angle(3.0)})
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert cache.taken_from("index") == 2
+
+
+async def test_list_that_was_not_asked_for_longest_goes_where_the_budget_is_spent(
+    embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    cache = Cache(embedded_store, live_index)
+    await cache.put(**{f"n{number}": at_angle(number / 10) for number in range(6)})
+    await cache.ids("n0")
+    cache.budget.max_bytes = 2 * cache.budget.used
+    for note_id in ("n1", "n0", "n2", "n0"):
+        await cache.ids(note_id)
+    assert (cache.taken_from("index"), cache.taken_from("memory")) == (3, 2)
+    await cache.ids("n1")
+    assert cache.taken_from("index") == 4
+    assert cache.budget.used <= cache.budget.max_bytes
+
+
+async def test_no_list_is_kept_without_memory_for_it(embedded_store: GatedStore, live_index: LiveIndex) -> None:
+    cache = Cache(embedded_store, live_index, max_bytes=0)
+    await cache.put(n0=at_angle(0), n1=at_angle(0.1))
+    for _ in range(2):
+        assert await cache.ids() == ["n1"]
+    assert (cache.budget.used, cache.taken_from("memory")) == (0, 0)
+
+
+async def test_any_changes_give_what_a_search_gives(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbour_cache, "MAX_CHANGES", 8)  # so that the oldest changes are forgotten many times
+    choice = random.Random(0)
+    names = [f"n{number}" for number in range(12)]
+    for _ in range(200):
+        name = choice.choice(names)
+        if choice.random() < 0.2 and await cache.index.vector(name) is not None:
+            await cache.remove(name)
+        else:
+            await cache.put(**{name: at_angle(choice.random() * 6)})
+        for asked in choice.sample(names, 4):
+            vector = await cache.index.vector(asked)
+            found = vector is not None and await cache.index.search(vector, 3, Filter(exclude=frozenset({asked})))
+            assert await cache.cached.search(asked, 3, PLAIN) == (found or None)
+    assert cache.taken_from("memory") > 100
+
+
+def test_vector_of_other_dimensions_is_near_to_none() -> None:
+    changes = RecentChanges()
+    other: dict[str, StoredNote] = {"other": stored_note("other", vector=np.ones(DIMENSION + 1, np.float32))}
+    changes.add({"n": stored_note("n", vector=at_angle(1.0))})
+    changes.add(other)
+    assert not changes.may_change(1, ["n"], at_angle(0.0), 0.5)
+    assert changes.may_change(0, [], at_angle(1.0), 0.5)
