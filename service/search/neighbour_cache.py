@@ -47,7 +47,9 @@ class RecentChanges:
         """Take in some changes; None for more than are known."""
         if notes is None or len(notes) > MAX_CHANGES:
             self.count += 1
-            self._forget_before(self.count)
+            self._first = self.count
+            self._vectors = np.zeros((0, 0), np.float32)
+            self._last_change = {}
             return
         if self.count + len(notes) - self._first > 2 * MAX_CHANGES:
             self._forget_before(self.count - MAX_CHANGES)

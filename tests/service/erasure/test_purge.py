@@ -17,7 +17,7 @@ from service.erasure.purge import PurgeReport, purge
 from service.filters import Filter
 from service.index.snapshot_files import SnapshotFolder
 from service.interfaces import Clock
-from service.records import Attempt, Remembered, StoredNote, Write
+from service.records import Attempt, ChangedNotes, Remembered, StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG, NOTE
 from service.store.purge import PurgeError, purge_store
@@ -71,12 +71,15 @@ async def test_purge_leaves_no_byte_of_removed_notes(
         await index.wait_for((await embedded_store.log_bounds()).last, 10)
         await index.save()
         assert all(remnant.encode() in content(folder) for remnant in REMNANTS)
+        told: list[ChangedNotes | None] = []
+        index.on_change(told.append)
 
         report = await purged(embedded.url, folder)
         assert (report.proved, report.search.findings, report.late) == (True, (), ())
         assert not any(remnant.encode() in content(folder) for remnant in REMNANTS)
         assert sorted(await index.ids()) == KEPT
         assert index.status().tombstones == 0
+        assert None in told  # so that nothing that is kept for answers has them either
         hits = await index.search(word_vector("lemon", "kept-0007"), 3, Filter(author="by kept-0007"))
         assert [hit.id for hit in hits] == ["kept-0007"]
     snapshots.close()
