@@ -32,7 +32,8 @@ MODULE = "service.cli.reader"
 METRICS = frozenset(
     {
         *("notellm_http_request_duration_seconds", "notellm_tenant_requests", "notellm_loop_lag_seconds"),
-        *("notellm_items", "notellm_item_bytes", "notellm_store_errors", "notellm_quota_uncounted"),
+        *("notellm_items", "notellm_item_bytes", "notellm_neighbour_lists", "notellm_neighbour_list_bytes"),
+        *("notellm_store_errors", "notellm_quota_uncounted"),
         *("process_resident_memory_bytes", "process_virtual_memory_bytes", "process_start_time_seconds"),
         *("process_cpu_seconds", "process_open_fds", "process_max_fds"),
     }

@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     neighbour_cache_bytes: int = Field(
         32 * 2**20,
         ge=0,
-        description="memory for lists of nearest notes, which are kept until a change makes them others; 0: each read "
-        "searches",
+        description="memory for lists of nearest notes and for the changes that they are compared with; a list is kept "
+        "until a change makes it another one; 0: each read searches",
     )
     checkpoint: str | None = Field(
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"

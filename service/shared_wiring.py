@@ -10,11 +10,11 @@ from pydantic import SecretStr
 from service.access.gate import Gate
 from service.api.rendered import render_item
 from service.interfaces import NoteIndex, NoteStore
-from service.search.budget import Budget
 from service.search.freshness import Freshness
-from service.search.item_cache import ItemCache
+from service.search.item_cache import ItemCache, RenderedItem
 from service.search.nearest import NearestNotes
-from service.search.neighbour_cache import NeighbourCache
+from service.search.neighbour_cache import NeighbourCache, NeighbourList
+from service.search.shared_lru import SharedLru
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
 from service.store.connection import MAX_CONNECTIONS, Connection, Outage
@@ -32,9 +32,9 @@ TENANT_CONNECTIONS = 8
 
 
 class SharedParts:
-    """Parts that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: memory for
-    the rendered notes of answers and for lists of nearest notes, of which the service and each reader have an equal
-    part. `known`: the known positions of the data folder;
+    """Parts that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: the
+    rendered notes of answers and the lists of nearest notes that are kept; the service and each reader have an equal
+    part of the memory for them. `known`: the known positions of the data folder;
     None where processes on other machines may write to the store."""
 
     def __init__(
@@ -46,8 +46,9 @@ class SharedParts:
         self.clock = gate.clock
         self.outage = Outage()
         self.known = known
-        self.items = items = Budget(settings.item_cache_bytes // (settings.readers + 1))
-        self.neighbours = neighbours = Budget(settings.neighbour_cache_bytes // (settings.readers + 1))
+        processes = settings.readers + 1
+        self.items = items = SharedLru[RenderedItem](settings.item_cache_bytes // processes)
+        self.neighbours = neighbours = SharedLru[NeighbourList](settings.neighbour_cache_bytes // processes)
         self._gate = gate
         telemetry.item_bytes.set_function(lambda: items.used)
         telemetry.neighbour_list_bytes.set_function(lambda: neighbours.used)

@@ -42,7 +42,7 @@ class Purger:
             self._requested.clear()
             notes = self._state.notes
             await self._writer.run(notes.drop_tombstones)
-            self._state.tell_changed(None)  # so that nothing kept in memory for answers has removed notes
+            self._state.tell_changed(None)  # what is kept for answers may name removed notes
             while notes is self._state.notes and notes.dropping:  # a new build has no tombstones
                 self._maintainer.notify()
                 await asyncio.sleep(CHECK_SECONDS)

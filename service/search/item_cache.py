@@ -10,7 +10,7 @@ import structlog
 from service.interfaces import NoteStore
 from service.read_time import ReadTime
 from service.records import ChangedNotes, StoredNote
-from service.search.budget import Budget
+from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
 MAX_RENDERED = 64
@@ -36,18 +36,22 @@ class RenderedItem:
 
 
 class ItemCache:
-    """Items of one tenant's notes, made by `render`. Where the budget is spent, the oldest of them go first.
+    """Items of one tenant's notes, made by `render` and kept in `items`.
 
     `apply` must be told of every change before a read may trust the cache (Freshness).
     """
 
     def __init__(
-        self, store: NoteStore, render: Callable[[StoredNote], RenderedItem], budget: Budget, telemetry: Telemetry
+        self,
+        store: NoteStore,
+        render: Callable[[StoredNote], RenderedItem],
+        items: SharedLru[RenderedItem],
+        telemetry: Telemetry,
     ) -> None:
         self._store = store
         self._render = render
-        self._budget = budget
-        self._items: dict[str, RenderedItem] = {}
+        self._items = items
+        self._owner = items.new_owner()
         self._changes = 0
         """Number of calls of `apply`: a note that was read before one is not kept after it."""
         self._from_memory = telemetry.items.labels("memory")
@@ -56,7 +60,7 @@ class ItemCache:
     async def get(self, ids: Sequence[str], time_left: ReadTime) -> list[RenderedItem | None]:
         """Return the items of some notes; None for one that does not exist, has expired or cannot be read. Raises
         StoreUnavailable."""
-        items = [self._items.get(note_id) for note_id in ids]
+        items = [self._items.get(self._owner, note_id) for note_id in ids]
         unread = [note_id for note_id, item in zip(ids, items, strict=True) if item is None]
         self._from_memory.inc(len(ids) - len(unread))
         if not unread:
@@ -67,33 +71,27 @@ class ItemCache:
         read = {note.note.id: self._render(note) for note in notes if isinstance(note, StoredNote)}
         if changes == self._changes:
             for note_id, item in read.items():
-                self._keep(note_id, item)
+                self._items.put(self._owner, note_id, item, item.size)
         return [item or read.get(note_id) for note_id, item in zip(ids, items, strict=True)]
 
     def apply(self, notes: ChangedNotes | None) -> None:
         """Replace the items of notes that changed; None: drop all items. Of more than MAX_RENDERED notes at a time, as
         in a bulk load, the items are dropped: most would not be read before others take their place."""
         self._changes += 1
-        for note_id in list(self._items) if notes is None else notes:
-            self._drop(note_id)
-        if notes and len(notes) <= MAX_RENDERED:
+        if notes is None:
+            self._items.drop_all(self._owner)
+            return
+        for note_id in notes:
+            self._items.drop(self._owner, note_id)
+        if len(notes) <= MAX_RENDERED:
             for note_id, note in notes.items():
                 if isinstance(note, StoredNote):
                     self._keep_rendered(note_id, note)
 
     def _keep_rendered(self, note_id: str, note: StoredNote) -> None:
         try:
-            self._keep(note_id, self._render(note))
+            item = self._render(note)
         except ValueError as error:  # it fails again where it is asked for; the index must go on
             log.error("item_not_rendered", id=note_id, reason=type(error).__name__)
-
-    def _keep(self, note_id: str, item: RenderedItem) -> None:
-        self._drop(note_id)
-        self._items[note_id] = item
-        self._budget.used += item.size
-        while self._budget.used > self._budget.max_bytes and self._items:
-            self._drop(next(iter(self._items)))
-
-    def _drop(self, note_id: str) -> None:
-        if item := self._items.pop(note_id, None):
-            self._budget.used -= item.size
+        else:
+            self._items.put(self._owner, note_id, item, item.size)

@@ -61,6 +61,6 @@ class NearestNotes:
         now = max(changes.time, self._clock())
         present = [item for item in items if item and (item.expires_at is None or item.expires_at > now)]
         if len(present) < len(items):
-            self._neighbours.forget(note_id, k, where)
+            self._neighbours.forget(note_id, k)
             return None
         return Nearest([(item, hit.score) for item, hit in zip(present[1:], hits, strict=True)], position)

@@ -1,8 +1,8 @@
 """NeighbourCache: the nearest notes of a note, kept in memory as long as no change can have made them others.
 
-A change makes a list another one where it names a note of the list, or where its vector is nearer than the last note of
-the list. So a list that was found some changes ago is compared with these alone, and beside any rate of changes most
-lists stay as they are (docs/decisions/0036-kept-neighbours.md).
+A change can make a list another one where it names a note of the list, or where its vector is as near as the last note
+of the list. So a list is compared with the changes since it was found, and beside any rate of changes most lists stay
+as they are (docs/decisions/0036-kept-neighbours.md).
 """
 
 from __future__ import annotations
@@ -16,156 +16,146 @@ from service.filters import Filter
 from service.index.native import Vectors, exact_search
 from service.interfaces import NoteIndex
 from service.records import ChangedNotes, Hit, StoredNote, Vector
-from service.search.budget import Budget
+from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
-MAX_CHANGES = 1024
-"""Changes with which a list is compared: a search takes longer than 27 microseconds, which so many take."""
-ROUNDING = 1e-5
-"""Bound on what two ways to sum an inner product of unit vectors differ by, in float32."""
-LIST_OVERHEAD_BYTES, HIT_BYTES = 700, 150
-"""About what Python's objects take: those around a list with its key, and those of one hit with its id."""
-Key = tuple[str, int, Filter]
-"""Note, k, and the filter of a search."""
+MAX_CHANGES = 512
+"""Changes that are known at the least, once there were so many; twice as many at the most. A batch of the log has no
+more (READ_BATCH_SIZE)."""
+ROUNDING = 1e-4
+"""More than two ways to compute an inner product differ by, in float32, for unit vectors of a thousand numbers."""
+LIST_BYTES, HIT_BYTES = 700, 150
+"""About what Python's objects take: those around a list with its key, and those of one hit without its id's letters."""
+UNCONDITIONAL = Filter()
 
 
 class RecentChanges:
-    """The last changes of an index, MAX_CHANGES or more, numbered from 0 on: their notes' ids and vectors. `count`: how
-    many there were."""
+    """Ids and vectors of the notes that an index changed last. Changes are numbered from 0 on; `count`: how many there
+    were."""
 
     def __init__(self) -> None:
         self.count = 0
         self._first = 0
         """Number of the oldest change that is known."""
         self._vectors: Vectors = np.zeros((0, 0), np.float32)
-        """Shape (2 * MAX_CHANGES, D) from the first vector on: those of the changes from `_first` on. 0 for a note that
-        was removed."""
+        """(2 * MAX_CHANGES, D): rows of the changes from `_first` on, 0 where a note was removed; no rows before the
+        first change."""
         self._last_change: dict[str, int] = {}
-        """Number of the last change of each note, by id; some are older than `_first`."""
+        """Number of the last change of each note, of those that are known."""
 
-    def add(self, notes: ChangedNotes | None) -> None:
-        """Take in some changes; None for more than are known."""
-        if notes is None or len(notes) > MAX_CHANGES:
-            self.count += 1
-            self._first = self.count
-            self._vectors = np.zeros((0, 0), np.float32)
-            self._last_change = {}
-            return
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors."""
+        return self._vectors.nbytes
+
+    def add(self, notes: ChangedNotes, dimension: int) -> None:
+        """Take in at most MAX_CHANGES changes. `dimension`: that of the index's vectors; a vector of another dimension
+        is of another vector space, so that the index has no row of its note."""
+        if not self._vectors.size:
+            self._vectors = np.zeros((2 * MAX_CHANGES, dimension), np.float32)
         if self.count + len(notes) - self._first > 2 * MAX_CHANGES:
             self._forget_before(self.count - MAX_CHANGES)
         for note_id, note in notes.items():
-            self._add_vector(note.vector if isinstance(note, StoredNote) else None)
+            vector = note.vector if isinstance(note, StoredNote) else None
+            has_row = vector is not None and len(vector) == dimension
+            self._vectors[self.count - self._first] = vector if has_row else 0.0
             self._last_change[note_id] = self.count
             self.count += 1
 
-    def may_change(self, since: int, ids: Sequence[str], vector: Vector, score: float) -> bool:
+    def concern(self, since: int, ids: Sequence[str], vector: Vector, score: float) -> bool:
         """Return whether a change from number `since` on names one of `ids`, or has an inner product of `score` or more
-        with `vector`."""
-        if since < self._first:
+        with `vector` (D,); also where some of these changes are not known any more."""
+        if since < self._first or any(self._last_change.get(note_id, -1) >= since for note_id in ids):
             return True
-        if any(self._last_change.get(note_id, -1) >= since for note_id in ids):
-            return True
-        rows = self._vectors[since - self._first : self.count - self._first]
-        if rows.shape[1:] != vector.shape:
-            return bool(len(rows))
-        scores, _ = exact_search(rows, vector, 1)
-        return bool(len(scores)) and float(scores[0]) >= score - ROUNDING
-
-    def _add_vector(self, vector: Vector | None) -> None:
-        """Put a vector in the row of the change `count`. Of another vector space it may have other dimensions: no list
-        has its note."""
-        if vector is not None and not self._vectors.size:
-            self._vectors = np.zeros((2 * MAX_CHANGES, len(vector)), np.float32)
-        row = self._vectors[self.count - self._first : self.count - self._first + 1]
-        row[:] = vector if vector is not None and row.shape[1:] == vector.shape else 0.0
+        products, _ = exact_search(self._vectors[since - self._first : self.count - self._first], vector, 1)
+        return len(products) > 0 and float(products[0]) >= score - ROUNDING
 
     def _forget_before(self, number: int) -> None:
-        kept = self._vectors[number - self._first : self.count - self._first].copy()
-        self._vectors[: len(kept)] = kept
+        known = self._vectors[number - self._first : self.count - self._first].copy()
+        self._vectors[: len(known)] = known
         self._first = number
         self._last_change = {note_id: at for note_id, at in self._last_change.items() if at >= number}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NeighbourList:
-    """The nearest notes of one that has the given vector (D,), before a change `since` which no earlier one is left to
-    compare."""
+    """The nearest notes of a note with the given vector (D,). `since`: number of the first change that the list was not
+    compared with."""
 
     vector: Vector
     hits: list[Hit]
     since: int
 
     @property
-    def size(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of memory, about."""
-        return LIST_OVERHEAD_BYTES + self.vector.nbytes + HIT_BYTES * len(self.hits)
+        return LIST_BYTES + self.vector.nbytes + sum(HIT_BYTES + len(hit.id) for hit in self.hits)
 
 
 class NeighbourCache:
-    """Searches one tenant's index for the neighbours of its notes, and keeps what it found. Where the budget is spent,
-    the lists that were not asked for longest go first."""
+    """Finds the neighbours of one tenant's notes, and keeps in `lists` what it found without conditions."""
 
-    def __init__(self, index: NoteIndex, budget: Budget, telemetry: Telemetry) -> None:
+    def __init__(self, index: NoteIndex, lists: SharedLru[NeighbourList], telemetry: Telemetry) -> None:
         self._index = index
-        self._budget = budget
+        self._lists = lists
+        self._owner = lists.new_owner()
         self._changes = RecentChanges()
-        self._lists: dict[Key, NeighbourList] = {}
+        self._dimension = 0
         self._from_memory = telemetry.neighbour_lists.labels("memory")
         self._from_index = telemetry.neighbour_lists.labels("index")
         index.on_change(self.apply)
 
     async def search(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
-        """Return what NoteIndex.search finds for a note's vector, other notes alone; None where the note has no row.
-        Raises IndexBehind."""
-        key = note_id, k, where
-        if kept := self._current(key):
+        """Return what NoteIndex.search finds for the vector of a note, without the note itself; None where it has no
+        row. A search raises IndexBehind before the index was first built."""
+        if where != UNCONDITIONAL:
+            found = await self._find(note_id, k, where)
+            return found and found[1]
+        if kept := self._current(note_id, k):
             self._from_memory.inc()
             return kept.hits
+        changes, since = self._changes, self._changes.count  # the search may miss what changes while it runs
+        found = await self._find(note_id, k, where)
+        if found is None:
+            return None
         self._from_index.inc()
-        since = self._changes.count  # a change that comes during the search may be missing in it
+        if changes is self._changes:
+            self._dimension = len(found[0])
+            made = NeighbourList(*found, since)
+            self._lists.put(self._owner, (note_id, k), made, made.nbytes)
+        return found[1]
+
+    async def _find(self, note_id: str, k: int, where: Filter) -> tuple[Vector, list[Hit]] | None:
+        """Return the vector of a note and its neighbours in the index."""
         vector = await self._index.vector(note_id)
         if vector is None:
             return None
-        hits = await self._index.search(vector, k, replace(where, exclude=where.exclude | {note_id}))
-        if not where.narrows and not where.exact:
-            self._keep(key, NeighbourList(vector, hits, since))
-        return hits
+        return vector, await self._index.search(vector, k, replace(where, exclude=where.exclude | {note_id}))
 
     def apply(self, notes: ChangedNotes | None) -> None:
-        """Take in changes of the index; None: drop all lists."""
-        self._changes.add(notes)
-        if notes is None:
-            for key in list(self._lists):
-                self._drop(key)
+        """Take in changes of the index. None, for any changes, and more than MAX_CHANGES drop all lists. Without lists
+        there is nothing to compare with changes, so none are known then."""
+        before = self._changes.nbytes
+        if notes is None or len(notes) > MAX_CHANGES or not self._lists.count(self._owner):
+            self._lists.drop_all(self._owner)
+            self._changes = RecentChanges()
+        else:
+            self._changes.add(notes, self._dimension)
+        self._lists.reserve(self._changes.nbytes - before)
 
-    def forget(self, note_id: str, k: int, where: Filter) -> None:
-        """Drop a list, one of whose notes has expired: that is no change."""
-        self._drop((note_id, k, where))
+    def forget(self, note_id: str, k: int) -> None:
+        """Drop a list that names a note which is gone: one that expires is no change of the index."""
+        self._lists.drop(self._owner, (note_id, k))
 
-    def _current(self, key: Key) -> NeighbourList | None:
-        """Return a kept list to which no change since has made a difference, and drop any other one."""
-        kept = self._lists.get(key)
-        if kept is None:
+    def _current(self, note_id: str, k: int) -> NeighbourList | None:
+        """Return a kept list, compared with all changes; None, and drop it, where one may have made it another."""
+        kept = self._lists.get(self._owner, (note_id, k))
+        if kept is None or kept.since == self._changes.count:
+            return kept
+        ids = [note_id, *(hit.id for hit in kept.hits)]
+        # Any note may come into a list with fewer than k.
+        if len(kept.hits) < k or self._changes.concern(kept.since, ids, kept.vector, kept.hits[-1].score):
+            self.forget(note_id, k)
             return None
-        if kept.since < self._changes.count:
-            note_id, k, _ = key
-            ids = [note_id, *(hit.id for hit in kept.hits)]
-            least_score = kept.hits[-1].score if len(kept.hits) == k else -1.0
-            if self._changes.may_change(kept.since, ids, kept.vector, least_score):
-                self._drop(key)
-                return None
-            kept = replace(kept, since=self._changes.count)
-        del self._lists[key]
-        self._lists[key] = kept  # behind those that were not asked for since
+        kept.since = self._changes.count
         return kept
-
-    def _keep(self, key: Key, found: NeighbourList) -> None:
-        self._drop(key)
-        self._lists[key] = found
-        self._budget.used += found.size
-        while self._budget.used > self._budget.max_bytes and self._lists:
-            self._drop(next(iter(self._lists)))
-
-    def _drop(self, key: Key) -> None:
-        if dropped := self._lists.pop(key, None):
-            self._budget.used -= dropped.size

@@ -14,9 +14,9 @@ from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.read_time import ReadTime
 from service.records import LogTail, StoredNote, Unreadable, Write
-from service.search.budget import Budget
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
+from service.search.shared_lru import SharedLru
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
 from service.store.known_position import KnownPosition
@@ -42,7 +42,7 @@ async def changed(freshness: Freshness) -> Set[str] | None:
 
 @pytest.fixture
 def cache(embedded_store: GatedStore, live_index: LiveIndex) -> ItemCache:
-    made = ItemCache(embedded_store, item, Budget(10_000), Telemetry())
+    made = ItemCache(embedded_store, item, SharedLru(10_000), Telemetry())
     live_index.on_change(made.apply)
     return made
 
@@ -197,10 +197,10 @@ async def test_note_that_changes_while_it_is_read_is_not_kept(embedded_store: Ga
     await embedded_store.put([Write(a_note("n"))])
     embedded_store.__class__ = Slow
     telemetry = Telemetry()
-    budget = Budget(10_000)
-    cache = ItemCache(embedded_store, item, budget, telemetry)
+    items = SharedLru[RenderedItem](10_000)
+    cache = ItemCache(embedded_store, item, items, telemetry)
     assert await cache.get(["n"], ReadTime()) == [RenderedItem(b"n", b"soup", None)]
-    assert budget.used == 0
+    assert items.used == 0
 
 
 async def test_note_that_changed_is_in_memory_at_once_but_for_a_bulk_load(
@@ -228,14 +228,14 @@ async def test_note_that_changed_is_in_memory_at_once_but_for_a_bulk_load(
     assert read == ["bulk0"]
 
 
-async def test_oldest_items_go_where_the_budget_is_spent(embedded_store: GatedStore) -> None:
+async def test_items_of_all_tenants_share_their_memory(embedded_store: GatedStore) -> None:
     await embedded_store.put([Write(a_note(f"n{n}")) for n in range(10)])
     size = item(a_note("n0")).size
-    budget = Budget(3 * size)
-    one, other = (ItemCache(embedded_store, item, budget, Telemetry()) for _ in range(2))
+    items = SharedLru[RenderedItem](3 * size)
+    one, other = (ItemCache(embedded_store, item, items, Telemetry()) for _ in range(2))
     await one.get([f"n{n}" for n in range(10)], ReadTime())
-    assert budget.used == 3 * size
+    assert items.used == 3 * size
     await other.get(["n0"], ReadTime())
-    assert budget.used == 3 * size
+    assert items.used == 3 * size
     one.apply(None)
-    assert budget.used == 0
+    assert items.used == size

@@ -12,11 +12,11 @@ from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.read_time import ReadTime
 from service.records import LogTail, StoredNote, Write
-from service.search.budget import Budget
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
 from service.search.nearest import NearestNotes
 from service.search.neighbour_cache import NeighbourCache
+from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 from tests.service.conftest import GatedStore, stored_note
 
@@ -31,14 +31,14 @@ def item(stored: StoredNote) -> RenderedItem:
 @pytest.fixture
 async def nearest(embedded_store: GatedStore, live_index: LiveIndex, clock: Clock) -> NearestNotes:
     """The nearest notes of NAMES, of which "soup bread" expires in a minute."""
-    items = ItemCache(embedded_store, item, Budget(10_000), Telemetry())
+    items = ItemCache(embedded_store, item, SharedLru(10_000), Telemetry())
     live_index.on_change(items.apply)
     expiring = stored_note("soup bread", expires_at=time.time() + 60)
     notes = [expiring if name == expiring.note.id else stored_note(name) for name in NAMES]
     written = await embedded_store.put([Write(note) for note in notes])
     assert written[-1]
     await live_index.wait_for(written[-1].position, 5)
-    neighbours = NeighbourCache(live_index, Budget(100_000), Telemetry())
+    neighbours = NeighbourCache(live_index, SharedLru(100_000), Telemetry())
     return NearestNotes(live_index, Freshness(embedded_store, live_index), neighbours, items, clock)
 
 

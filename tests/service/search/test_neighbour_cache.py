@@ -10,10 +10,10 @@ import pytest
 
 from service.filters import Filter
 from service.index.live import LiveIndex
-from service.records import Hit, StoredNote, Vector, Write
+from service.records import Hit, Vector, Write
 from service.search import neighbour_cache
-from service.search.budget import Budget
-from service.search.neighbour_cache import NeighbourCache, RecentChanges
+from service.search.neighbour_cache import MAX_CHANGES, NeighbourCache, NeighbourList
+from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 from tests.service.conftest import DIMENSION, GatedStore, stored_note
 
@@ -27,8 +27,8 @@ class Cache:
     def __init__(self, store: GatedStore, index: LiveIndex, max_bytes: int = 2**20) -> None:
         self.store, self.index = store, index
         self.telemetry = Telemetry()
-        self.budget = Budget(max_bytes)
-        self.cached = NeighbourCache(index, self.budget, self.telemetry)
+        self.lists = SharedLru[NeighbourList](max_bytes)
+        self.cached = NeighbourCache(index, self.lists, self.telemetry)
 
     async def put(self, **vectors: Vector) -> None:
         """Write notes with these vectors, and wait until they can be found."""
@@ -72,11 +72,13 @@ async def test_list_is_searched_once_while_nothing_changes(cache: Cache) -> None
     assert (cache.taken_from("index"), cache.taken_from("memory")) == (1, 2)
 
 
-async def test_list_of_a_filter_is_searched_each_time(cache: Cache) -> None:
+@pytest.mark.parametrize(
+    ("where", "found"), [(Filter(author="nobody"), []), (Filter(exclude=frozenset({"n1"})), ["n2", "n3", "n4"])]
+)
+async def test_list_with_conditions_is_searched_each_time(cache: Cache, where: Filter, found: Sequence[str]) -> None:
     for _ in range(2):
-        assert await cache.ids(where=Filter(author="nobody")) == []
-    assert await cache.ids(where=Filter(exclude=frozenset({"n1"}))) == ["n2", "n3", "n4"]
-    assert await cache.ids() == ["n1", "n2", "n3"]
+        assert await cache.ids(where=where) == found
+    assert (await cache.ids(), cache.lists.count(0)) == (["n1", "n2", "n3"], 1)
     assert cache.taken_from("memory") == 0
 
 
@@ -129,8 +131,10 @@ async def test_list_with_fewer_notes_than_asked_for_takes_in_any_note(cache: Cac
 
 async def test_lists_are_dropped_where_the_index_is_built_anew(cache: Cache) -> None:
     assert await cache.ids() == ["n1", "n2", "n3"]
+    cache.cached.apply({"far": stored_note("far", vector=at_angle(3.0))})
+    assert cache.lists.used > 2 * MAX_CHANGES * DIMENSION * 4  # the changes count, too
     cache.cached.apply(None)
-    assert cache.budget.used == 0
+    assert cache.lists.used == 0
     assert await cache.ids() == ["n1", "n2", "n3"]
     assert cache.taken_from("index") == 2
 
@@ -151,31 +155,32 @@ async def test_change_during_a_search_is_compared_with_what_it_found(
     assert await cache.ids() == ["new", "n1", "n2"]
 
 
+async def test_list_of_a_search_beside_which_all_lists_were_dropped_is_not_kept(
+    cache: Cache, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = live_index.search
+
+    async def beside_a_purge(vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
+        hits = await search(vector, k, where, recall_k)
+        cache.cached.apply(None)
+        return hits
+
+    monkeypatch.setattr(live_index, "search", beside_a_purge)
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert cache.lists.used == 0
+
+
 async def test_list_that_is_older_than_the_known_changes_is_searched_again(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbour_cache, "MAX_CHANGES", 2)
-    await cache.put(far0=at_angle(3.0))
     assert await cache.ids() == ["n1", "n2", "n3"]
     for number in range(5):
         await cache.put(**{f"far{number}": at_angle(3.0)})
     assert await cache.ids() == ["n1", "n2", "n3"]
     assert cache.taken_from("index") == 2
-
-
-async def test_list_that_was_not_asked_for_longest_goes_where_the_budget_is_spent(
-    embedded_store: GatedStore, live_index: LiveIndex
-) -> None:
-    cache = Cache(embedded_store, live_index)
-    await cache.put(**{f"n{number}": at_angle(number / 10) for number in range(6)})
-    await cache.ids("n0")
-    cache.budget.max_bytes = 2 * cache.budget.used
-    for note_id in ("n1", "n0", "n2", "n0"):
-        await cache.ids(note_id)
-    assert (cache.taken_from("index"), cache.taken_from("memory")) == (3, 2)
-    await cache.ids("n1")
-    assert cache.taken_from("index") == 4
-    assert cache.budget.used <= cache.budget.max_bytes
+    await cache.put(**{f"far{number}": at_angle(2.9) for number in range(5)})  # more than are known at a time
+    assert cache.lists.used == 0
 
 
 async def test_no_list_is_kept_without_memory_for_it(embedded_store: GatedStore, live_index: LiveIndex) -> None:
@@ -183,7 +188,25 @@ async def test_no_list_is_kept_without_memory_for_it(embedded_store: GatedStore,
     await cache.put(n0=at_angle(0), n1=at_angle(0.1))
     for _ in range(2):
         assert await cache.ids() == ["n1"]
-    assert (cache.budget.used, cache.taken_from("memory")) == (0, 0)
+        await cache.put(n2=at_angle(3.0))
+        await cache.remove("n2")
+    assert (cache.lists.used, cache.taken_from("memory")) == (0, 0)
+
+
+async def test_note_of_another_vector_space_leaves_lists_in_memory(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    cache.cached.apply({"other": stored_note("other", space="other", vector=np.ones(DIMENSION + 1, np.float32))})
+    await cache.put(far=at_angle(3.0))
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert cache.taken_from("memory") == 1
+
+
+async def test_imported_vector_that_is_longer_than_1_comes_into_a_short_list(cache: Cache) -> None:
+    for number in (2, 3, 4, 5):
+        await cache.remove(f"n{number}")
+    assert await cache.ids() == ["n1"]
+    await cache.put(far=at_angle(np.pi) * np.float32(1.0009))
+    assert await cache.ids() == ["n1", "far"]
 
 
 async def test_any_changes_give_what_a_search_gives(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +224,3 @@ async def test_any_changes_give_what_a_search_gives(cache: Cache, monkeypatch: p
             found = vector is not None and await cache.index.search(vector, 3, Filter(exclude=frozenset({asked})))
             assert await cache.cached.search(asked, 3, PLAIN) == (found or None)
     assert cache.taken_from("memory") > 100
-
-
-def test_vector_of_other_dimensions_is_near_to_none() -> None:
-    changes = RecentChanges()
-    other: dict[str, StoredNote] = {"other": stored_note("other", vector=np.ones(DIMENSION + 1, np.float32))}
-    changes.add({"n": stored_note("n", vector=at_angle(1.0))})
-    changes.add(other)
-    assert not changes.may_change(1, ["n"], at_angle(0.0), 0.5)
-    assert changes.may_change(0, [], at_angle(1.0), 0.5)

@@ -1,0 +1,67 @@
+"""SharedLru: what the caches of one kind keep, those of all tenants of a process, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from itertools import count
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class SharedLru(Generic[Value]):
+    """Values of several owners by keys of theirs. Where more than `max_bytes` are used, those that were asked for least
+    recently go first, whoever owns them.
+
+    `used`: bytes that values and reservations take.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used = 0
+        self._values: dict[tuple[int, Hashable], tuple[Value, int]] = {}
+        """Each value with its bytes, by owner and key, the one that was asked for least recently first."""
+        self._counts = Counter[int]()
+        self._owners = count()
+
+    def new_owner(self) -> int:
+        """Return a number that no owner has yet."""
+        return next(self._owners)
+
+    def count(self, owner: int) -> int:
+        """Return how many values an owner has."""
+        return self._counts[owner]
+
+    def get(self, owner: int, key: Hashable) -> Value | None:
+        """Return a value, which is now the one that was asked for last; None for none."""
+        entry = self._values.pop((owner, key), None)
+        if entry is None:
+            return None
+        self._values[owner, key] = entry
+        return entry[0]
+
+    def put(self, owner: int, key: Hashable, value: Value, size: int) -> None:
+        """Keep a value of `size` bytes, in place of one with the same key."""
+        self.drop(owner, key)
+        self._values[owner, key] = value, size
+        self._counts[owner] += 1
+        self.reserve(size)
+
+    def drop(self, owner: int, key: Hashable) -> None:
+        """Drop a value, if there is one."""
+        if entry := self._values.pop((owner, key), None):
+            self.used -= entry[1]
+            self._counts[owner] -= 1
+
+    def drop_all(self, owner: int) -> None:
+        """Drop all values of an owner."""
+        for _, key in [place for place in self._values if place[0] == owner]:
+            self.drop(owner, key)
+        del self._counts[owner]
+
+    def reserve(self, size: int) -> None:
+        """Count `size` bytes that an owner uses beside its values; it gives them back by a negative size."""
+        self.used += size
+        while self.used > self.max_bytes and self._values:
+            self.drop(*next(iter(self._values)))

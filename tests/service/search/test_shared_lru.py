@@ -1,0 +1,48 @@
+"""SharedLru: whose values go first, and that every byte is given back."""
+
+from __future__ import annotations
+
+from service.search.shared_lru import SharedLru
+
+
+def test_value_that_was_asked_for_least_recently_goes_first_whoever_owns_it() -> None:
+    lru = SharedLru[str](30)
+    idle, busy = lru.new_owner(), lru.new_owner()
+    for key in "abc":
+        lru.put(idle, key, key.upper(), 10)
+    assert lru.get(idle, "a") == "A"
+    for key in "xy":
+        lru.put(busy, key, key.upper(), 10)
+    assert [lru.get(idle, key) for key in "abc"] == ["A", None, None]
+    assert [lru.get(busy, key) for key in "xy"] == ["X", "Y"]
+    assert (lru.used, lru.count(idle), lru.count(busy)) == (30, 1, 2)
+
+
+def test_reserved_bytes_take_the_place_of_values() -> None:
+    lru = SharedLru[str](30)
+    owner = lru.new_owner()
+    for key in "abc":
+        lru.put(owner, key, key, 10)
+    lru.reserve(15)
+    assert (lru.used, lru.get(owner, "c"), lru.count(owner)) == (25, "c", 1)
+    lru.reserve(-15)
+    assert lru.used == 10
+
+
+def test_dropped_and_replaced_values_give_their_bytes_back() -> None:
+    lru = SharedLru[str](100)
+    one, other = lru.new_owner(), lru.new_owner()
+    lru.put(one, "a", "A", 10)
+    lru.put(one, "a", "B", 20)
+    lru.put(one, "b", "B", 10)
+    lru.put(other, "a", "O", 5)
+    lru.drop(one, "nothing")
+    assert (lru.used, lru.get(one, "a")) == (35, "B")
+    lru.drop_all(one)
+    assert (lru.used, lru.count(one), lru.get(one, "a"), lru.get(other, "a")) == (5, 0, None, "O")
+
+
+def test_value_that_is_larger_than_all_memory_is_not_kept() -> None:
+    lru = SharedLru[str](5)
+    lru.put(lru.new_owner(), "a", "A", 10)
+    assert (lru.used, lru.get(0, "a")) == (0, None)
