@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from model.generation import Hashtag, Neighbours
+from model.generation import Hashtag, Neighbour, Neighbours
 from model.note import Note, hashtag_key
 from model.scripts import scripts
 
@@ -34,6 +34,10 @@ WRITTEN_WEIGHT = 0.1
 LEAST_PROBABILITY = 1e-5
 """A smaller probability counts as this one. Of a word that the model has not met, as communities coin them, how
 improbable it is tells nothing, and spread over many nats it would outweigh all neighbours (docs/log/hashtags.md)."""
+
+TRUSTED_COSINES, TRUSTED_WORDS = (0.4, 0.8), (0.12, 0.22)
+"""Cosine and word score of the nearest neighbour up to which neighbours have no say, and from which on they have all of
+it: in a small community the nearest note may be about something else (docs/log/hashtags.md)."""
 
 # What neighbours must have for their hashtags to be told where the model does not expect them: docs/log/hashtags.md.
 NEAR_COSINE = 0.4
@@ -85,9 +89,10 @@ class HashtagFilter:
     own: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, note: Note, blocked: frozenset[str]) -> HashtagFilter:
-        """Return the filter for `note`; one without letters allows all scripts."""
-        note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags)))
+    def of(cls, note: Note, blocked: frozenset[str], read: Collection[str] = ()) -> HashtagFilter:
+        """Return the filter for `note`. One without letters, such as emoji alone, allows the scripts `read` that the
+        model reads, () for all: it can't tell whether a hashtag in another one fits."""
+        note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags))) or frozenset(read)
         return cls(blocked, note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
 
     def __call__(self, text: str) -> bool:
@@ -99,7 +104,7 @@ class HashtagFilter:
 
 @dataclass(slots=True)
 class Candidate:
-    """A hashtag of neighbours: its weight among them, in [0, 1], whether one that is near carries it, and the ids of
+    """A hashtag of neighbours: its weight, in [0, 1], whether one that is near carries it, and the ids of
     those that carry it, the heaviest first."""
 
     text: str
@@ -111,16 +116,16 @@ class Candidate:
 def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str, Candidate]:
     """Return the MAX_CANDIDATES heaviest allowed hashtags of neighbours by `dedup_key`, the heaviest first.
 
-    The weight of a hashtag is the sum over the neighbours that carry it.
+    The weight of a hashtag is the sum over the neighbours that carry it, times `neighbour_trust`.
     """
     notes = {note.id: note for note in (*neighbours.by_words, *neighbours.by_vector)}
-    weights, near = neighbour_weights(neighbours), near_neighbours(neighbours)
+    weights, near, trust = neighbour_weights(neighbours), near_neighbours(neighbours), neighbour_trust(neighbours)
     candidates: dict[str, Candidate] = {}
     for note_id in sorted(weights, key=lambda note_id: (-weights[note_id], note_id)):
         hashtags = {dedup_key(text): text for text in notes[note_id].hashtags if allowed(text)}
         for key, text in hashtags.items():
             candidate = candidates.setdefault(key, Candidate(text))
-            candidate.weight += weights[note_id]
+            candidate.weight += trust * weights[note_id]
             candidate.is_near |= note_id in near
             candidate.notes.append(note_id)
     heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
@@ -134,7 +139,7 @@ def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:
     their sum and multiplied by its share, LEXICAL_SHARE for words; a way that finds nothing leaves its share to the
     other. One that is found in both ways has both weights.
     """
-    top = max((neighbour.score for neighbour in neighbours.by_vector), default=0.0)
+    top = best_score(neighbours.by_vector)
     by_vector = {note.id: math.exp((note.score - top) / NEIGHBOUR_SPREAD) for note in neighbours.by_vector}
     by_words = {note.id: note.score**2 for note in neighbours.by_words}
     ways = [(raw, share) for raw, share in ((by_vector, 1 - LEXICAL_SHARE), (by_words, LEXICAL_SHARE)) if raw]
@@ -147,9 +152,26 @@ def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:
     return weights
 
 
+def neighbour_trust(neighbours: Neighbours) -> float:
+    """Return in [0, 1] how far neighbours have a say: linear in the cosine or the word score of the nearest one,
+    whichever says more."""
+
+    def share(nearest: Sequence[Neighbour], bounds: tuple[float, float]) -> float:
+        least, full = bounds
+        return (best_score(nearest) - least) / (full - least)
+
+    says_most = max(share(neighbours.by_vector, TRUSTED_COSINES), share(neighbours.by_words, TRUSTED_WORDS))
+    return min(1.0, max(0.0, says_most))
+
+
+def best_score(neighbours: Sequence[Neighbour]) -> float:
+    """Return the highest score of some neighbours, 0 for none."""
+    return max((neighbour.score for neighbour in neighbours), default=0.0)
+
+
 def near_neighbours(neighbours: Neighbours) -> set[str]:
     """Return the ids of the neighbours that are near enough for their hashtags to be told on their word alone."""
-    top = max((neighbour.score for neighbour in neighbours.by_vector), default=0.0)
+    top = best_score(neighbours.by_vector)
     by_words = neighbours.by_words if top >= KNOWN_COSINE else ()
     return {note.id for note in neighbours.by_vector if note.score >= NEAR_COSINE} | {
         note.id for note in by_words if note.score >= NEAR_WORDS

@@ -157,7 +157,8 @@ class Engine:
         if not (request.hashtags and supported):
             return TokenizedRequest(prompt, request, supported=supported)
         hashtag_prompt = () if self.prompt.one_prefill else tuple(self.prompt.note(note, request.hashtags))
-        return TokenizedRequest(prompt, request, hashtag_prompt, HashtagFilter.of(note, request.blocked), note)
+        allowed = HashtagFilter.of(note, request.blocked, self.prompt.config.scripts)
+        return TokenizedRequest(prompt, request, hashtag_prompt, allowed, note)
 
     def vocabulary(self) -> Vocabulary:
         """Return an empty vocabulary in this model's tokens."""

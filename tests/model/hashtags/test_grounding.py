@@ -22,6 +22,7 @@ from model.hashtags.grounding import (
     candidates_from,
     dedup_key,
     grounded_score,
+    neighbour_trust,
     neighbour_weights,
     rerank,
 )
@@ -66,7 +67,12 @@ def test_hashtag_in_a_foreign_script_is_not_allowed_unless_latin() -> None:
     english, chinese = (HashtagFilter.of(Note(title=title), frozenset()) for title in ("Noodles", "面条"))
     assert [english(text) for text in ("noodles", "面条", "2026")] == [True, False, True]
     assert [chinese(text) for text in ("noodles", "面条")] == [True, True]
-    assert HashtagFilter.of(Note(title="🍜"), frozenset())("面条")
+
+
+def test_note_without_letters_gets_hashtags_in_the_scripts_that_the_model_reads() -> None:
+    reads_all, reads_latin = (HashtagFilter.of(Note(title="🍜"), frozenset(), read) for read in ((), ("LATIN",)))
+    assert [reads_all(text) for text in ("noodles", "面条")] == [True, True]
+    assert [reads_latin(text) for text in ("noodles", "面条")] == [True, False]
 
 
 @pytest.mark.parametrize("text", ["road trip", "RoadTrips", "# road  trip", "ＲＯＡＤ trip", "road-trip"])
@@ -117,6 +123,30 @@ def test_candidate_weighs_as_much_as_the_notes_that_carry_it() -> None:
     assert weights == pytest.approx({"soup": 0.29 / 0.3, "hot": 0.25 / 0.3, "cold": 0.01 / 0.3})
     assert (candidates["soup"].text, candidates["soup"].notes) == ("Soup", ["a", "b"])
     assert list(candidates) == ["soup", "hot", "cold"]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "word_score", "trust"),
+    [
+        (0.4, 0.12, 0.0),
+        (0.1, 0.0, 0.0),
+        (0.6, 0.0, 0.5),
+        (0.4, 0.17, 0.5),
+        (0.5, 0.17, 0.5),
+        (0.9, 0.0, 1.0),
+        (0.0, 0.9, 1.0),
+    ],
+)
+def test_neighbours_have_a_say_as_far_as_the_nearest_is_near(cosine: float, word_score: float, trust: float) -> None:
+    by_vector = [Neighbour("far", -0.1, ("hike",)), Neighbour("a", cosine, ("soup",))]
+    neighbours = Neighbours(by_vector, [Neighbour("b", word_score, ("soup",))] if word_score else ())
+    assert neighbour_trust(neighbours) == pytest.approx(trust)
+    weights = [candidate.weight for candidate in candidates_from(neighbours, ANY).values()]
+    assert sum(weights) == pytest.approx(trust)
+
+
+def test_no_neighbours_have_no_say() -> None:
+    assert neighbour_trust(Neighbours()) == 0.0
 
 
 def test_candidates_are_bounded_and_filtered() -> None:
