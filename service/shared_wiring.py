@@ -32,10 +32,10 @@ TENANT_CONNECTIONS = 8
 
 
 class SharedParts:
-    """Parts that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: the
-    rendered notes of answers and the lists of nearest notes that are kept; the service and each reader have an equal
-    part of the memory for them. `known`: the known positions of the data folder;
-    None where processes on other machines may write to the store."""
+    """Parts that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: the rendered
+    notes of answers and the lists of nearest notes that are kept; the service and each reader have an equal part of the
+    memory for them. `known`: the known positions of the data folder; None where processes on other machines may write
+    to the store."""
 
     def __init__(
         self, settings: Settings, url: SecretStr, telemetry: Telemetry, gate: Gate, known: KnownPositions | None

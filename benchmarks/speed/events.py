@@ -18,6 +18,7 @@ import orjson
 import redis
 
 from benchmarks.harness.http_load import Connection, connect
+from benchmarks.harness.metrics import read_metric
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.speed.tenants import processor_seconds
@@ -77,11 +78,6 @@ async def send_all(port: int, requests: list[bytes], clients: int) -> tuple[floa
     return time.perf_counter() - started, accepted
 
 
-def metric(url: str, name: str) -> float:
-    lines = httpx2.get(f"{url}/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
-
-
 def measure(service: ServiceProcess, lists: int) -> list[Row]:
     """Measure a running service."""
     rows = []
@@ -100,7 +96,7 @@ def measure(service: ServiceProcess, lists: int) -> list[Row]:
         rows.append(row(name, rate, "events/s", target=f">= {TARGET:,}", met=rate >= TARGET))
     started, numbers = time.perf_counter(), range(max(2, lists) * LIST_EVENTS)
     reads = len({(user_of(number), note_of(number)) for number in numbers})
-    while metric(service.url, "notellm_behaviour_reads") < reads:
+    while read_metric(service.url, "notellm_behaviour_reads") < reads:
         time.sleep(0.02)
     seconds = round(time.perf_counter() - started, 2)
     rows.append(row("until all are related, after the last answer", seconds, "s"))

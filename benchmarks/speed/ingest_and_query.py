@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 
+from benchmarks.harness.metrics import read_metric
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import SHOWN_PERCENTILES, percentile_ms
@@ -52,8 +53,8 @@ def measure(notes: Path) -> Figures:
         report = json.loads(ingest.communicate()[0])
         peak_mib = service.resident_mib(peak=True)
         with httpx2.Client(base_url=service.url, timeout=60) as client:
-            tokens = read_metric(client, "notellm_prompt_tokens_total")
-            batches = int(read_metric(client, "notellm_ingest_to_searchable_seconds_count"))
+            tokens = read_metric(service.url, "notellm_prompt_tokens_total")
+            batches = int(read_metric(service.url, "notellm_ingest_to_searchable_seconds_count"))
             similar = latencies(client, [f"/notes/{i}/similar?k=10" for i in stored_ids(client, notes)])
             livez = latencies(client, ["/livez"] * QUERIES)
         full_mib = service.resident_mib()
@@ -84,12 +85,6 @@ def latencies(client: httpx2.Client, paths: Sequence[str]) -> list[float]:
         client.get(path).raise_for_status()
         seconds.append(time.perf_counter() - started)
     return seconds
-
-
-def read_metric(client: httpx2.Client, name: str) -> float:
-    """Value of a metric that has no labels."""
-    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
-    return float(lines[0].split()[1])
 
 
 def rows(figures: Figures, data: str) -> list[Row]:

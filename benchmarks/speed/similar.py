@@ -26,17 +26,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.request import urlopen
 
 import orjson
 import redis
 import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import ROOT
 from benchmarks.harness import http_load
 from benchmarks.harness.http_load import CONNECTIONS
 from benchmarks.harness.inputs import base_vectors, noisy_copies
+from benchmarks.harness.metrics import read_metric
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import POLL_SECONDS, ServiceProcess, free_port
 from benchmarks.harness.statistics import percentile, percentiles_text
@@ -193,15 +192,11 @@ def measure_similar(port: int, count: int) -> SimilarFigures:
 
 
 def share_kept(port: int) -> float:
-    """Return the share of lists of nearest notes that a service took from memory since its start."""
-    text = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-    taken = {
-        sample.labels["source"]: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "notellm_neighbour_lists_total"
-    }
-    return taken["memory"] / sum(taken.values())
+    """Return the share of lists of nearest notes that the service's own process, beside readers, took from memory since
+    its start; 0 where it answered none."""
+    url, lists = f"http://127.0.0.1:{port}", "notellm_neighbour_lists_total"
+    memory, index = (read_metric(url, f'{lists}{{source="{source}"}}') for source in ("memory", "index"))
+    return memory / max(1.0, memory + index)
 
 
 async def measure_beside_writes(port: int, similar: http_load.NextRequest, rate: float) -> list[float]:

@@ -58,6 +58,16 @@ def requests_by_reader(service: Process, route: str) -> dict[str, int]:
     return counts
 
 
+def lists_by_reader(service: Process) -> dict[str, float]:
+    """Lists of nearest notes that came from memory, by the number of the reader; "" stands for the service itself."""
+    return {
+        sample.labels.get("reader", ""): sample.value
+        for family in text_string_to_metric_families(call(service, "GET", "/metrics").text)
+        for sample in family.samples
+        if sample.name == "notellm_neighbour_lists_total" and sample.labels["source"] == "memory"
+    }
+
+
 def reader_pids(service: Process) -> list[int]:
     assert service.process is not None
     pids = []
@@ -98,6 +108,15 @@ def without_id(answer: httpx2.Response) -> str:
     body.pop("recommendation_id", None)
     body.pop("instance", None)
     return json.dumps(body, sort_keys=True)
+
+
+def test_lists_that_each_process_keeps_are_counted(service: Process) -> None:
+    before = lists_by_reader(service)
+    for _ in range(2):
+        read_everywhere(service, "/notes/n7/similar?k=3")
+    now = lists_by_reader(service)
+    assert now.keys() == {"", "1", "2"}
+    assert all(now[reader] > before.get(reader, 0) for reader in now)
 
 
 @pytest.mark.parametrize(

@@ -82,18 +82,6 @@ async def test_list_with_conditions_is_searched_each_time(cache: Cache, where: F
     assert cache.taken_from("memory") == 0
 
 
-async def test_note_that_is_nearer_than_the_last_one_of_a_list_comes_into_it(cache: Cache) -> None:
-    assert await cache.ids() == ["n1", "n2", "n3"]
-    await cache.put(new=at_angle(0.25))
-    assert await cache.ids() == ["n1", "n2", "new"]
-
-
-async def test_note_as_near_as_the_last_one_of_a_list_is_ranked_by_its_id(cache: Cache) -> None:
-    assert await cache.ids() == ["n1", "n2", "n3"]
-    await cache.put(a_first=at_angle(0.3))
-    assert await cache.ids() == ["n1", "n2", "a_first"]
-
-
 async def test_changes_that_are_farther_than_a_list_leave_it_in_memory(cache: Cache) -> None:
     assert await cache.ids() == ["n1", "n2", "n3"]
     await cache.put(new=at_angle(0.45), n5=at_angle(0.6))
@@ -109,16 +97,27 @@ async def test_removed_note_is_in_no_list_and_has_none(cache: Cache, removed: st
     assert await cache.ids() == left
 
 
-async def test_note_of_a_list_that_moves_away_leaves_it(cache: Cache) -> None:
+@pytest.mark.parametrize(
+    ("name", "radians", "found"),
+    [
+        ("new", 0.25, ["n1", "n2", "new"]),
+        ("a_first", 0.3, ["n1", "n2", "a_first"]),
+        ("n2", 3.0, ["n1", "n3", "n4"]),
+        ("n0", 0.5, ["n5", "n4", "n3"]),
+    ],
+    ids=[
+        "a note is nearer than the last",
+        "it is as near, and first by its id",
+        "one of the list moves away",
+        "its own",
+    ],
+)
+async def test_list_that_a_vector_makes_another_one_is_searched_again(
+    cache: Cache, name: str, radians: float, found: Sequence[str]
+) -> None:
     assert await cache.ids() == ["n1", "n2", "n3"]
-    await cache.put(n2=at_angle(3.0))
-    assert await cache.ids() == ["n1", "n3", "n4"]
-
-
-async def test_note_whose_own_vector_changes_gets_another_list(cache: Cache) -> None:
-    assert await cache.ids() == ["n1", "n2", "n3"]
-    await cache.put(n0=at_angle(0.5))
-    assert await cache.ids() == ["n5", "n4", "n3"]
+    await cache.put(**{name: at_angle(radians)})
+    assert await cache.ids() == found
 
 
 async def test_list_with_fewer_notes_than_asked_for_takes_in_any_note(cache: Cache) -> None:

@@ -1,0 +1,14 @@
+"""Reads a metric of a running service."""
+
+from __future__ import annotations
+
+import httpx2
+
+
+def read_metric(url: str, sample: str) -> float:
+    """Return the value of a sample of `/metrics`, which is named as there, with its labels. ValueError for none."""
+    lines = httpx2.get(f"{url}/metrics").raise_for_status().text.splitlines()
+    for line in lines:
+        if line.startswith(f"{sample} "):
+            return float(line.rpartition(" ")[2])
+    raise ValueError(f"{url} has no metric {sample}")
