@@ -79,6 +79,12 @@ def url(serve: Serve) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(autouse=True)
+def tenants_opened_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant's first request waits until it is open, however slow the machine; a test of the bound sets it itself."""
+    monkeypatch.setattr("service.tenants.OPEN_SECONDS", 30.0)
+
+
 @pytest.fixture
 def client(url: str) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=url, timeout=60) as opened:

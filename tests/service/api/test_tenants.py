@@ -168,6 +168,7 @@ def test_tenant_made_anew_while_the_removed_one_is_being_closed_waits_for_that(
             removal = elsewhere.submit(default.delete, "/tenants/acme")
             try:
                 assert discarded.wait(30)
+                monkeypatch.setattr("service.tenants.OPEN_SECONDS", 0.1)
                 refused = acme.put("/notes/b", json={"title": "anew"})
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
                 assert refused.json()["type"].endswith("/tenant-opening")
@@ -175,6 +176,7 @@ def test_tenant_made_anew_while_the_removed_one_is_being_closed_waits_for_that(
             finally:
                 gate.set()
             assert removal.result().status_code == 204
+        monkeypatch.setattr("service.tenants.OPEN_SECONDS", 30.0)
         assert acme.put("/notes/b", json={"title": "anew"}).status_code == 201
 
 
@@ -262,6 +264,7 @@ def test_tenant_that_is_being_opened_holds_up_no_other(
         try:
             with redis.Redis.from_url(store.url) as admin:
                 admin.hset("{notes}:tenants", mapping=known)
+            monkeypatch.setattr("service.tenants.OPEN_SECONDS", 1.0)
             refused = acme.get("/notes/n0")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert refused.json()["type"].endswith("/tenant-opening")
