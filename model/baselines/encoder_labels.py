@@ -1,10 +1,10 @@
-"""all-MiniLM-L6-v2 as a teacher of writing: the command that labels a corpus with hashtags and categories.
+"""A sentence encoder as a teacher of writing: the command that labels a corpus with hashtags and categories.
 
-    python -m model.baselines.minilm_labels FOLDER --wordnet FOLDER --out FOLDER [--source NAME]
+    python -m model.baselines.encoder_labels FOLDER --wordnet FOLDER --out FOLDER [--encoder mpnet] [--source NAME]
 
-reads the notes of FOLDER that have MiniLM's vectors (model.baselines.minilm_teacher) and writes notes files of the same
-names to --out, each note with its labels (model/data/pseudo_labels.py); notes that get none are left out. Beside them
-categories.jsonl.gz has about as many notes of each category, for `notellm fit-categories`.
+reads the notes of FOLDER that have the encoder's vectors (model.baselines.encoder_teacher) and writes notes files of
+the same names to --out, each note with its labels (model/data/pseudo_labels.py); notes that get none are left out.
+Beside them categories.jsonl.gz has about as many notes of each category, for `notellm fit-categories`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from model.baselines.encoder import SentenceEncoder
-from model.baselines.minilm_teacher import embed_in_bfloat16
+from model.baselines.encoder_teacher import add_encoder_options, embed_in_bfloat16, encoder_of
 from model.data.corpora import write_notes_file
 from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import build_vocabulary
@@ -61,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--source", action="append", help="may be repeated; by default all but the sample notes")
     parser.add_argument("--threads", type=int, default=2)
+    add_encoder_options(parser)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
     texts = {source: read_corpus_vectors(options.folder, source) for source in sources}
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
-    labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, SentenceEncoder()), sample)
+    labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, encoder_of(options)), sample)
     all_kept: list[Note] = []
     for source, (notes, vectors) in texts.items():
         default = SOURCE_CATEGORIES.get(source)

@@ -1,4 +1,4 @@
-"""MiniLM's vectors of a corpus: those of the encoder, in shards that are made once."""
+"""A teacher's vectors of a corpus: those of the encoder, in shards that are made once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.baselines.encoder import SentenceEncoder
-from model.baselines.minilm_teacher import embed_in_bfloat16
+from model.baselines.encoder_teacher import embed_in_bfloat16
 from model.data.corpora import write_notes_file
 from model.note import Note
 from model.training import corpus_vectors

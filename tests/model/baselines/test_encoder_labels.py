@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.baselines import minilm_labels
+from model.baselines import encoder_labels
+from model.baselines.encoder import SentenceEncoder
+from model.baselines.encoder_teacher import embed_in_bfloat16
 from model.data.corpora import write_notes_file
 from model.data.dataset import read_notes
 from model.note import Note
@@ -35,13 +37,13 @@ def wordnet(tmp_path: Path) -> Path:
 
 
 def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Path) -> None:
-    encoder = minilm_labels.SentenceEncoder()
+    encoder = SentenceEncoder()
     for source, notes in NOTES.items():
         write_notes_file(tmp_path / f"{source}.jsonl.gz", notes, source)
-        vectors = minilm_labels.embed_in_bfloat16(encoder, notes)
+        vectors = embed_in_bfloat16(encoder, notes)
         np.save(shard_path(tmp_path, source, 0), vectors.astype(np.float16))
     out = tmp_path / "out"
-    minilm_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out)])
+    encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out), "--encoder", "minilm"])
     assert {path.name for path in out.iterdir()} == {"recipes.jsonl.gz", "categories.jsonl.gz"}
     (note,) = [note for note in read_notes(out / "recipes.jsonl.gz").values() if note.title != "xq"]
     assert note.category == "Food"
@@ -50,6 +52,6 @@ def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Pat
 
 def test_balanced_notes_have_at_most_a_number_of_each_category() -> None:
     notes = [Note(title=f"{i}", category=category) for category in ("Food", "Tech", None) for i in range(5)]
-    drawn = minilm_labels.balanced([*notes, Note(title="x", category="Pets")], 3)
+    drawn = encoder_labels.balanced([*notes, Note(title="x", category="Pets")], 3)
     assert Counter(note.category for note in drawn) == {"Food": 3, "Tech": 3, "Pets": 1}
     assert len(drawn) == 7

@@ -1,0 +1,75 @@
+"""A sentence encoder as a teacher: the command that writes its vectors of a corpus's notes.
+
+    python -m model.baselines.encoder_teacher FOLDER [--encoder mpnet] [--source NAME] [--max-notes N]
+
+reads FOLDER/<source>.jsonl.gz and writes all-mpnet-base-v2's vectors, of 768 numbers, beside it, or all-MiniLM-L6-v2's,
+of 384 (model/training/corpus_vectors.py). The same command goes on after a break. A corpus has the vectors of one
+encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.baselines import mpnet
+from model.baselines.encoder import MAX_TOKENS, SentenceEncoder, plain_text
+from model.config import CheckpointError
+from model.note import Note
+from model.precision import bfloat16_pays
+from model.training.corpus_vectors import teacher_parser, write_missing_vectors
+from model.training.teacher import unit
+
+FORWARD_BATCH_SIZE = 128
+"""Notes in one forward: without gradients more fit than in training, and those of like length are read together."""
+
+
+@torch.inference_mode()
+def embed_in_bfloat16(encoder: SentenceEncoder, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+    """Unit vectors (len(notes), H) of notes, computed in bfloat16 where that is faster."""
+    ids = encoder.tokenizer([plain_text(note) for note in notes], truncation=True, max_length=MAX_TOKENS).input_ids
+    by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    vectors = np.zeros((len(ids), encoder.backbone.config.hidden_size), np.float32)
+    for start in range(0, len(by_length), FORWARD_BATCH_SIZE):
+        rows = by_length[start : start + FORWARD_BATCH_SIZE]
+        padded = encoder.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_pays("cpu")):
+            hidden = encoder.backbone(**padded).last_hidden_state.float()
+        mask = padded["attention_mask"][:, :, None]
+        vectors[rows] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+    return unit(vectors)
+
+
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `encoder_of` reads."""
+    parser.add_argument("--encoder", choices=("minilm", "mpnet"), default="mpnet")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+
+
+def encoder_of(options: argparse.Namespace) -> SentenceEncoder:
+    """Load the published encoder that the options name; mpnet is fetched where it is not there. Raises CheckpointError,
+    and ModuleNotFoundError where MiniLM's package is not installed."""
+    torch.set_num_threads(options.threads)
+    return SentenceEncoder() if options.encoder == "minilm" else mpnet.load(options.cache, print)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = teacher_parser("Write a sentence encoder's vectors of the notes of a corpus.")
+    add_encoder_options(parser)
+    options = parser.parse_args(arguments)
+    try:
+        encoder = encoder_of(options)
+    except CheckpointError as error:
+        parser.exit(1, f"{error}\n")
+    write_missing_vectors(partial(embed_in_bfloat16, encoder), options)
+
+
+if __name__ == "__main__":
+    main()

