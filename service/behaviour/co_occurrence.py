@@ -53,8 +53,24 @@ class Read(NamedTuple):
     weight: float
 
 
+class Successor(NamedTuple):
+    """A note that was read after another one. `numbers` (R,): those of the readers who did so; `decays` (R,): what each
+    counts, 1 or less with the age of the read."""
+
+    id: str
+    score: float
+    numbers: npt.NDArray[np.uint32]
+    decays: npt.NDArray[np.float64]
+
+    @property
+    def readers(self) -> float:
+        """How many readers did so, each decayed with its age."""
+        return float(self.decays.sum())
+
+
 class Related(NamedTuple):
-    """A note that was read after another one. `readers`: how many readers did so, each halved with its age."""
+    """A note that was read after any of several. `readers`: how many readers did so, each counted once and decayed with
+    its age."""
 
     id: str
     score: float
@@ -83,16 +99,25 @@ class History:
             del values[place]
 
 
-def summed(lists: Iterable[Sequence[Related]], without: Collection[str], count: int) -> list[Related]:
-    """Return the notes of several lists but some, the best `count` first, ties by id: scores and readers add up."""
-    sums: dict[str, Related] = {}
-    for related in lists:
-        for one in related:
-            known = sums.get(one.id)
-            sums[one.id] = Related(one.id, one.score + known.score, one.readers + known.readers) if known else one
+def summed(lists: Iterable[Sequence[Successor]], without: Collection[str], count: int) -> list[Related]:
+    """Return the notes of several lists but some, the best `count` first, ties by id. Scores add up; a reader counts
+    once, after however many of the notes that the lists are of a note was read."""
+    by_id: dict[str, list[Successor]] = {}
+    for successors in lists:
+        for one in successors:
+            by_id.setdefault(one.id, []).append(one)
     for note_id in without:
-        sums.pop(note_id, None)
-    return sorted(sums.values(), key=lambda one: (-one.score, one.id))[:count]
+        by_id.pop(note_id, None)
+    related = [Related(note_id, sum(one.score for one in found), _readers(found)) for note_id, found in by_id.items()]
+    return sorted(related, key=lambda one: (-one.score, one.id))[:count]
+
+
+def _readers(found: Sequence[Successor]) -> float:
+    """How many readers read a note after any of several, each decayed with the age of its read of that note."""
+    if len(found) == 1:
+        return found[0].readers
+    _, first = np.unique(np.concatenate([one.numbers for one in found]), return_index=True)
+    return float(np.concatenate([one.decays for one in found])[first].sum())
 
 
 class CoOccurrence:
@@ -192,35 +217,40 @@ class CoOccurrence:
             rows = zip(history.notes, history.times, history.weights, strict=True)
             yield [Read(history.reader, self._ids[note], at, weight) for note, at, weight in rows]
 
-    def related(self, note_id: str, now: float = 0.0) -> list[Related]:
+    def related(self, note_id: str, now: float = 0.0) -> list[Successor]:
         """Return the notes related to one, best first, of equal scores the smaller id."""
         note = self._notes.get(note_id)
         if note is None:
             return []
-        later, values, ages = self._later_reads(note, now)
+        later, values, decays, readers = self._later_reads(note, now)
         if not later.size:
             return []
         numbers, places = np.unique(later, return_inverse=True)
         scores = np.round(np.bincount(places, values), SCORE_DIGITS)
-        readers = np.bincount(places, ages)
         kept = np.flatnonzero((scores >= self._options.lower) & (scores <= self._options.upper))
         if kept.size > self._options.top:
             least = np.partition(scores[kept], -self._options.top)[-self._options.top]
             kept = kept[scores[kept] >= least]
-        related = [Related(self._ids[numbers[i]], float(scores[i]), float(readers[i])) for i in kept.tolist()]
+        by_note = np.argsort(places, kind="stable")
+        ends = np.cumsum(np.bincount(places))
+        rows = {i: by_note[ends[i - 1] if i else 0 : ends[i]] for i in kept.tolist()}
+        related = [
+            Successor(self._ids[numbers[i]], float(scores[i]), readers[own], decays[own]) for i, own in rows.items()
+        ]
         related.sort(key=lambda one: (-one.score, one.id))
         return related[: self._options.top]
 
     def _later_reads(
         self, note: int, now: float
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint32]]:
         """Return the reads that came after a note in the histories that have it: numbers of the notes, what each adds
-        to the score, and its decay with age."""
+        to the score, its decay with age, and numbers of the readers."""
         window, half_life = self._options.window, self._options.half_life
         notes, times, weights = array("I"), array("d"), array("d")
         shares: list[float] = []
         counts: list[int] = []
-        for number in self._readers_of[note][-MAX_READERS:]:
+        readers = self._readers_of[note][-MAX_READERS:]
+        for number in readers:
             history = self._by_number[number]
             assert history is not None
             begin = history.notes.index(note) + 1
@@ -232,11 +262,11 @@ class CoOccurrence:
                 times.extend(history.times[begin:end])
             shares.append(1 / len(history.notes))
             counts.append(len(later))
-        ages = np.ones(len(notes))
+        decays = np.ones(len(notes))
         if half_life:
-            ages = 0.5 ** (np.maximum(0.0, now - np.frombuffer(times, np.float64)) / half_life) if times else ages
-        values = np.repeat(shares, counts) * np.array(weights) * ages
-        return np.array(notes, np.uint32), values, ages
+            decays = 0.5 ** (np.maximum(0.0, now - np.frombuffer(times, np.float64)) / half_life) if times else decays
+        values = np.repeat(shares, counts) * np.array(weights) * decays
+        return np.array(notes, np.uint32), values, decays, np.repeat(np.array(readers, np.uint32), counts)
 
     def _open(self, reader: str) -> History:
         """Return an empty history of a new reader."""

@@ -66,13 +66,11 @@ async def explain_words(
     explained: Mapping[str, Explanation], words: WordEvidence, notes: VerifiedNotes
 ) -> dict[str, Explanation]:
     """Return the explanations, with what words added to each score."""
-    ids = list(explained)
-    added = (words.factor * await words.scores(ids)).tolist()
-    known = {note_id: stored.note for note_id in ids if (stored := notes.known.get(note_id))}
+    known = {note_id: stored.note for note_id in explained if (stored := notes.known.get(note_id))}
     shared = dict(zip(known, await words.shared(list(known.values())), strict=True))
     return {
-        note_id: replace(explained[note_id], words=value, shared_words=shared.get(note_id, ()))
-        for note_id, value in zip(ids, added, strict=True)
+        note_id: replace(one, words=words.added(note_id), shared_words=shared.get(note_id, ()))
+        for note_id, one in explained.items()
     }
 
 

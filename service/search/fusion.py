@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,15 +27,16 @@ class Evidence(Protocol):
         so far, which it may return again."""
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
-        """Return the scores of candidates, (N,), with what the evidence adds to them."""
+        """Return the scores of candidates, (N,), with what the evidence adds to them, which is never less than 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Candidates of all sources: their scores times -1 and their ids, the best first. `exhausted`: there are no
-    others."""
+    """Candidates of all sources, the best first. `least`: no note outside the pool scores more; infinite where nothing
+    is known of these. `exhausted`: there are no others."""
 
-    ranked: Sequence[tuple[float, str]]
+    hits: Sequence[Hit]
+    least: float
     exhausted: bool
 
 
@@ -43,11 +45,16 @@ async def find_nearest(content: ContentSource, where: Filter) -> Candidates:
     return await content.find(POOL_SIZE, where, POOL_SIZE // POOL_PER_RECALLED)
 
 
+def best_first(hit: Hit) -> tuple[float, str]:
+    """Key that orders hits by score, of equal ones by id."""
+    return -hit.score, hit.id
+
+
 class FusedSource:
     """Source of candidates of the vectors and of other evidence.
 
-    The pool, which is the best of each, is ordered by the content's scores as all evidence adjusts them. Behind it come
-    further notes by their vectors alone. `nearest`: what `find_nearest` returned for the content and the same filter.
+    The pool, which is the best of each, has the content's scores as all evidence adjusts them; notes outside the pool
+    have those of their vectors alone. `nearest`: what `find_nearest` returned for the content and the same filter.
     """
 
     def __init__(
@@ -66,18 +73,21 @@ class FusedSource:
         if self._pool is None:
             self._pool = await self._make_pool(where)
         pool = self._pool
-        hits = [Hit(note_id, -negated) for negated, note_id in pool.ranked[:depth]]
-        if pool.exhausted or depth <= len(pool.ranked):
-            return Candidates(hits, pool.exhausted and depth >= len(pool.ranked))
+        sure = [hit for hit in pool.hits if hit.score >= pool.least]
+        if pool.exhausted or depth <= len(sure):
+            return Candidates(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
         nearest = await self._content.find(depth, where, recall_k)
-        ids, last = {hit.id for hit in hits}, hits[-1].score
-        further = [Hit(hit.id, min(hit.score, last)) for hit in nearest.hits if hit.id not in ids]
-        return Candidates([*hits, *further], nearest.exhausted)
+        inside = {hit.id for hit in pool.hits}
+        hits = sorted([*pool.hits, *(hit for hit in nearest.hits if hit.id not in inside)], key=best_first)
+        if not nearest.exhausted:  # a note that was not found yet may come before one with a lower score
+            least = min(pool.least, nearest.hits[-1].score if nearest.hits else math.inf)
+            hits = [hit for hit in hits if hit.score >= least]
+        return Candidates(hits[:depth], nearest.exhausted and depth >= len(hits))
 
     async def _make_pool(self, where: Filter) -> Pool:
-        nearest = self._nearest
-        scores = {hit.id: hit.score for hit in nearest.hits[:POOL_SIZE]}
-        exhausted = nearest.exhausted and len(nearest.hits) <= POOL_SIZE
+        nearest = self._nearest.hits[:POOL_SIZE]
+        scores = {hit.id: hit.score for hit in nearest}
+        exhausted = self._nearest.exhausted and len(nearest) == len(self._nearest.hits)
         for evidence in self._evidence:
             proposed = await evidence.candidates(evidence.pool_size, where, list(scores))
             scores |= await self._content_scores([note_id for note_id in proposed if note_id not in scores])
@@ -85,7 +95,8 @@ class FusedSource:
         adjusted = np.fromiter(scores.values(), np.float64, len(ids))
         for evidence in self._evidence:
             adjusted = await evidence.adjust(ids, adjusted)
-        return Pool(sorted(zip((-adjusted).tolist(), ids, strict=True)), exhausted)
+        hits = sorted(map(Hit, ids, adjusted.tolist()), key=best_first)
+        return Pool(hits, nearest[-1].score if nearest else math.inf, exhausted)
 
     async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:
         """Return the content scores of notes by their ids. Notes that the index does not have are left out."""

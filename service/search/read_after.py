@@ -32,6 +32,7 @@ class BehaviourEvidence:
         self._notes = notes
         self._factor = weight / unit
         self._kappa = kappa
+        self._added: dict[str, float] = {}
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
         ids = [note_id for note_id in self._readers if note_id not in where.exclude][:count]
@@ -41,12 +42,14 @@ class BehaviourEvidence:
         return [note_id for note_id in ids if self._notes.known.get(note_id) is not None]
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
-        return scores + np.array([self.added(note_id) for note_id in ids], np.float64)
+        readers = np.array([self.readers(note_id) for note_id in ids], np.float64)
+        added = self._factor * readers / (readers + self._kappa)
+        self._added = dict(zip(ids, added.tolist(), strict=True))
+        return scores + added
 
     def added(self, note_id: str) -> float:
-        """Return what behaviour adds to the score of a note."""
-        readers = self.readers(note_id)
-        return self._factor * readers / (readers + self._kappa)
+        """Return what behaviour added to the score of a note: 0 for one whose score was not adjusted."""
+        return self._added.get(note_id, 0.0)
 
     def readers(self, note_id: str) -> float:
         """Return how many readers read a note after an example, each halved with its age."""

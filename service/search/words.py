@@ -24,7 +24,7 @@ def query_note(notes: Sequence[Note]) -> Note:
 
 
 class WordEvidence:
-    """Evidence by the words that notes share with `note`: a candidate's score is its content's and `factor` times its
+    """Evidence by the words that notes share with `note`: a candidate's score is its content's and a multiple of its
     word score (ranking/words.py). `adaptive`: words have only that share of `weight` that their scores speak for."""
 
     pool_size = WORDS_POOL_SIZE
@@ -35,8 +35,7 @@ class WordEvidence:
         self._weight = weight
         self._adaptive = adaptive
         self._scores: dict[str, float] = {}
-        self.factor = 0.0
-        """Factor of word scores in the sum; 0 until scores were adjusted."""
+        self._added: dict[str, float] = {}
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
         found = await self._index.search_words(self._note, count, where, known)
@@ -46,8 +45,13 @@ class WordEvidence:
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         words = await self.scores(ids)
         weight = share_of_weight(words) * self._weight if self._adaptive else self._weight
-        self.factor = word_factor(scores, words, weight)
-        return scores + self.factor * words
+        added = word_factor(scores, words, weight) * words
+        self._added = dict(zip(ids, added.tolist(), strict=True))
+        return scores + added
+
+    def added(self, note_id: str) -> float:
+        """Return what words added to the score of a note: 0 for one whose score was not adjusted."""
+        return self._added.get(note_id, 0.0)
 
     async def scores(self, ids: Sequence[str]) -> Numbers:
         """Return the word scores of notes, (N,), from 0 to 1."""

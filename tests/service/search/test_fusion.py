@@ -1,0 +1,98 @@
+"""Words and behaviour beside vectors: the order and the scores of notes inside and outside the pool."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from dataclasses import replace
+
+import pytest
+
+from model.note import Note
+from service.behaviour.co_occurrence import Related
+from service.recommender import Recommender
+from service.search import fusion
+from service.search.request import Example, SearchRequest
+from service.search.search import NoteSearch
+from service.search.words import WordEvidence
+from tests.service.steps import add, ids, soup
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+QUERY = Note(title="soup " * 20 + "zq0 zq1 zq2 zq3 zq4 zq5")
+
+
+class NothingRead:
+    """Behaviour of a community that has read nothing."""
+
+    kappa = 4.0
+
+    async def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
+        return []
+
+
+@pytest.fixture
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "POOL_SIZE", 8)
+    monkeypatch.setattr(WordEvidence, "pool_size", 4)
+
+
+@pytest.fixture
+async def notes(recommender: Recommender) -> list[Note]:
+    """Thirty notes near to QUERY, and four that are far and share rare words with it."""
+    numbers = random.Random(1)
+    rare = " ".join(f"zq{j}" for j in range(6))
+    far = [
+        Note(id=f"far{i}", title=" ".join(f"x{numbers.randrange(10**6)}" for _ in range(9)) + f" {rare}")
+        for i in range(4)
+    ]
+    notes = [*soup(30), *far]
+    await add(recommender, *notes)
+    return notes
+
+
+def with_words(k: int) -> SearchRequest:
+    return SearchRequest((Example(note=QUERY),), k=k, sources=(("content", 1.0), ("words", 0.5)), explain=True)
+
+
+async def test_notes_outside_the_pool_keep_score_and_place_of_their_vectors(
+    search: NoteSearch, notes: list[Note], small_pools: None
+) -> None:
+    plain = await search.related(SearchRequest((Example(note=QUERY),), k=40))
+    cosines = {item.stored.note.id: item.score for item in plain.items}
+    found = await search.related(with_words(40))
+    assert set(ids(found)) == {note.id for note in notes}
+    scores = [item.score for item in found.items]
+    assert scores == sorted(scores, reverse=True)
+    for item in found.items:
+        assert item.explanation is not None
+        assert item.explanation.words is not None
+        assert item.score == pytest.approx(cosines[item.stored.note.id] + item.explanation.words, abs=1e-5)
+    assert any(item.explanation and not item.explanation.words for item in found.items), "some are outside the pool"
+
+
+@pytest.mark.parametrize("k", [1, 7, 12, 25])
+async def test_first_notes_are_the_same_however_many_are_asked_for(
+    search: NoteSearch, notes: list[Note], small_pools: None, k: int
+) -> None:
+    assert ids(await search.related(with_words(k))) == ids(await search.related(with_words(40)))[:k]
+
+
+async def test_bound_on_the_score_leaves_out_no_note_that_vectors_alone_find(
+    search: NoteSearch, notes: list[Note], small_pools: None
+) -> None:
+    bounded = replace(with_words(40), min_score=0.5)
+    vectors_alone = await search.related(SearchRequest((Example(note=QUERY),), k=40, min_score=0.5))
+    assert len(vectors_alone.items) > fusion.POOL_SIZE
+    assert set(ids(vectors_alone)) <= set(ids(await search.related(bounded)))
+
+
+async def test_search_whose_nearest_notes_are_all_nearer_to_a_negative_example_is_answered(
+    recommender: Recommender, search: NoteSearch, small_pools: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(recommender, *(Note(id=f"n{i}", title=f"ramen ramen ramen ramen bowl{i}") for i in range(30)))
+    monkeypatch.setattr(search, "_behaviour", NothingRead())
+    request = SearchRequest((Example("n0"),), (Example("n1", weight=2.0),), strategy="best_score", k=5)
+    both = await search.related(replace(request, sources=(("content", 1.0), ("behaviour", 1.0))))
+    assert len(both.items) == 5
+    assert ids(both) == ids(await search.related(request))
