@@ -38,6 +38,12 @@ class Note:
         """Title, content and hashtags: the fields that enter the prompt. Notes equal here have the same embedding."""
         return self.title, self.content, self.hashtags
 
+    def is_same(self, other: Note) -> bool:
+        """Return whether two notes are equal, also in the types of their attributes: True, 1 and 1.0 are three values,
+        which Python takes for one."""
+        types = [{name: type(value) for name, value in note.attributes.items()} for note in (self, other)]
+        return self == other and types[0] == types[1]
+
 
 def replace_lone_surrogates(text: str) -> str:
     """Return `text` with each UTF-16 surrogate that has no partner replaced by U+FFFD: no encoder accepts them."""

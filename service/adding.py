@@ -90,7 +90,7 @@ class Plan:
         if self.old is None:
             return True
         old, new = self.old, added.stored
-        return (old.note, old.space, old.generated) != (new.note, new.space, new.generated)
+        return not old.note.is_same(new.note) or (old.space, old.generated) != (new.space, new.generated)
 
 
 def _without_notes(hashtags: tuple[Hashtag, ...] | None) -> tuple[Hashtag, ...] | None:

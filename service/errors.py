@@ -30,6 +30,7 @@ NoteLLMError
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index has not reached a log position in time
+    ├── NoteContended     others change a note all the time while a request changes it
     ├── BehaviourBehind   the events of before the start are still being read
     ├── EngineFailed      the model failed on this batch
     ├── TenantOpening     the caller's tenant is being opened
@@ -297,7 +298,10 @@ class VerifyRunning(TryLater):
 
 class DeadlineExceeded(TryLater):
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The answer was not ready after {seconds:g} s; try again, with fewer notes at once.")
+        super().__init__(
+            f"The answer was not ready after {seconds:g} s. What was stored of this request stays stored; try again, "
+            "with fewer notes at once, and with ids or an Idempotency-Key where it adds notes."
+        )
 
 
 class StoreUnavailable(TryLater):
@@ -313,6 +317,14 @@ class IndexBehind(TryLater):
         )
 
 
+class NoteContended(TryLater):
+    def __init__(self, note_id: str) -> None:
+        super().__init__(
+            f"Others changed the note {note_id!r} again and again while this change was made, and nothing of it was "
+            "stored. Try again."
+        )
+
+
 class BehaviourBehind(TryLater):
     """`reads`: how many were taken in so far."""
 
@@ -322,7 +334,10 @@ class BehaviourBehind(TryLater):
 
 class EngineFailed(TryLater):
     def __init__(self, detail: str) -> None:
-        super().__init__(f"The model failed: {detail}. Nothing was stored; try again.")
+        super().__init__(
+            f"The model failed: {detail}. What was stored of this request stays stored; repeat it, with ids or an "
+            "Idempotency-Key where it adds notes."
+        )
 
 
 class TenantOpening(TryLater):

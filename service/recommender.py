@@ -31,6 +31,7 @@ from service.batcher import Batcher
 from service.claims import Claims
 from service.errors import (
     LimitExceeded,
+    NoteContended,
     NoteNotFound,
     PreconditionFailed,
     StoreUnavailable,
@@ -122,6 +123,8 @@ class Recommender:
             added = {i: decode_added(claim.earlier) for i, claim in enumerate(claims) if claim.earlier}
             await self._wait_for(added.values())
             places = [i for i in range(len(notes)) if i not in added]
+            if not places:
+                return [added[i] for i in range(len(notes))]
             new = [notes[i] if notes[i].id else replace(notes[i], id=str(ULID())) for i in places]
             size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
             request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
@@ -167,8 +170,7 @@ class Recommender:
             known = await self._store.get([note.id for note in notes], with_vectors=True)
         if condition is not None:  # the write checks it again
             check_condition(condition, notes[0].id, known[0])
-        now = self._clock()
-        plans = [self._plan(note, old, generate, now) for note, old in zip(notes, known, strict=True)]
+        plans = [self._plan(note, old, generate) for note, old in zip(notes, known, strict=True)]
         need_model = [i for i, plan in enumerate(plans) if plan.request is not None]
         requests = [(plan.note, plan.request) for plan in plans if plan.request is not None]
         generated = await self._batcher.generate_all(requests, urgency, admission, self._tenant)
@@ -178,11 +180,18 @@ class Recommender:
         # Shielded from a caller that leaves: what reaches the store must also be waited for in the index.
         return await asyncio.shield(self._commit(plans, finished, condition, claims, accepted))
 
-    def _plan(self, note: Note, known: StoredNote | Unreadable | None, generate: Generate, now: float) -> Plan:
+    def with_arrival(self, note: Note, known: StoredNote | Unreadable | None) -> Note:
+        """Return a note with the time of its arrival where it has no other: that of the note it replaces, or now."""
+        if note.created_at is not None:
+            return note
+        before = known.note.created_at if isinstance(known, StoredNote) else None
+        # To the microsecond, as answers have it: a PATCH gives it back.
+        return replace(note, created_at=round(self._clock(), 6) if before is None else before)
+
+    def _plan(self, note: Note, known: StoredNote | Unreadable | None, generate: Generate) -> Plan:
         """Decide what of the stored note can be kept and what the model must generate."""
         old = known if isinstance(known, StoredNote) else None
-        if note.created_at is None:  # to the microsecond, as answers have it: a PATCH gives it back
-            note = replace(note, created_at=old.note.created_at if old else round(now, 6))
+        note = self.with_arrival(note, known)
         same_text = old is not None and old.space == self.engine.space and old.note.prompt_text == note.prompt_text
         reused = old.generated if old and same_text else Generated()
         hashtags = generate.hashtags if not note.hashtags and reused.hashtags is None else 0
@@ -240,6 +249,38 @@ class Recommender:
                 return await self._replay(claims[0].earlier)
             return (await self._add_distinct([note], generate, urgency, condition=condition, claims=claims))[0]
 
+    async def put_each(
+        self, notes: Sequence[tuple[Note, Generate]], condition: Condition | None, urgency: Urgency
+    ) -> list[Added | None]:
+        """Create or replace notes of distinct ids, each for itself and with its own generations; None for one that the
+        condition leaves out. They are queued part by part. Raises what `add` raises."""
+        added: list[Added | None] = []
+        if not notes:
+            return added
+        size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
+        with self._batcher.admit(len(notes), VECTOR_ONLY, urgency, size, self._tenant) as admission:
+            for begin in range(0, len(notes), size):
+                part = notes[begin : begin + size]
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        tasks = [
+                            group.create_task(self._put_if(note, generate, condition, urgency, admission))
+                            for note, generate in part
+                        ]
+                except ExceptionGroup as errors:  # the others of the part have ended with the first that failed
+                    raise errors.exceptions[0] from errors
+                added += [task.result() for task in tasks]
+                admission.left = len(notes) - len(added)
+        return added
+
+    async def _put_if(
+        self, note: Note, generate: Generate, condition: Condition | None, urgency: Urgency, admission: Admission
+    ) -> Added | None:
+        try:
+            return (await self._add_distinct([note], generate, urgency, admission, condition))[0]
+        except PreconditionFailed:
+            return None
+
     async def change(
         self,
         note_id: str,
@@ -252,7 +293,8 @@ class Recommender:
         """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed,
         KeyInUse, KeyReused.
 
-        A change that meets a concurrent one is tried again on the newer note, so that none is lost.
+        A change that meets a concurrent one is tried again on the newer note, so that none is lost. Raises
+        NoteContended where CHANGE_ATTEMPTS have met one.
         """
         async with self._claims.hold(attempts, urgency) as claims:
             if claims and claims[0].earlier:
@@ -261,7 +303,7 @@ class Recommender:
                 for _ in range(CHANGE_ATTEMPTS):
                     if added := await self._change(note_id, edit, generate, condition, urgency, claims):
                         return added
-            raise PreconditionFailed(note_id)
+            raise NoteContended(note_id)
 
     async def _change(
         self,

@@ -40,6 +40,7 @@ STATUS: dict[type[Exception], int] = {
     errors.UnsupportedMediaType: 415,
     errors.LimitExceeded: 413,
     errors.PreconditionFailed: 412,
+    errors.NoteContended: 409,
     errors.TenantNotFound: 404,
     errors.TenantRemoved: 409,
     errors.TooManyTenants: 403,

@@ -36,7 +36,7 @@ def purge(
     """
     from service.erasure.purge import purge as purge_all
     from service.store.embedded_redis import EmbeddedRedisError
-    from service.store.purge import PurgeError
+    from service.store.purge_claim import PurgeError
 
     settings = read_settings()
     server_folders = list(folder or ()) if settings.redis_url else [settings.data_dir, *(folder or ())]

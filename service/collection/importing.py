@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import numpy as np
 from model.note import Note
 from service.adding import Generate
 from service.admission import Urgency
-from service.errors import FieldError, InvalidInput, PreconditionFailed
+from service.errors import FieldError, InvalidInput
 from service.interfaces import NoteStore
 from service.recommender import WAIT_SECONDS, Recommender
 from service.records import Condition, Generated, StoredNote, Vector, Write, position_key
@@ -79,12 +78,11 @@ class Importer:
                 elif isinstance(old, StoredNote) and _is_same(note, old):
                     outcomes[note.note.id] = Outcome(note.note.id, "unchanged", read=False)
                 else:
-                    to_write.append(StoredNote(note.note, note.space, note.vector, note.generated))
+                    arrived = self._recommender.with_arrival(note.note, old)
+                    to_write.append(StoredNote(arrived, note.space, note.vector, note.generated))
         condition = None if replaces else NEW
-        results = await asyncio.gather(
-            self._write(to_write, condition), *(self._read(note, condition, urgency) for note in to_read)
-        )
-        outcomes |= {outcome.id: outcome for group in results for outcome in group}
+        written = await self._write(to_write, condition) + await self._read(to_read, condition, urgency)
+        outcomes |= {outcome.id: outcome for outcome in written}
         return [outcomes[note.note.id] for note in notes]
 
     def _keeps_vector(self, note: NoteToImport) -> bool:
@@ -102,21 +100,27 @@ class Importer:
             for note, write in zip(notes, written, strict=True)
         ]
 
-    async def _read(self, note: NoteToImport, condition: Condition | None, urgency: Urgency) -> list[Outcome]:
-        """Have the model read a note, and generate what it had generated."""
-        generated = note.generated
-        generate = Generate(GENERATED_HASHTAGS if generated.hashtags else 0, generated.category is not None)
-        try:
-            added = await self._recommender.put(note.note, generate, condition, urgency)
-        except PreconditionFailed:
-            return [Outcome(note.note.id, "exists")]
-        return [Outcome(note.note.id, added.status, read=True)]
+    async def _read(
+        self, notes: Sequence[NoteToImport], condition: Condition | None, urgency: Urgency
+    ) -> list[Outcome]:
+        """Have the model read notes, and generate what it had generated."""
+        to_put = [(note.note, _generations(note.generated)) for note in notes]
+        added = await self._recommender.put_each(to_put, condition, urgency)
+        return [
+            Outcome(note.note.id, one.status, read=True) if one else Outcome(note.note.id, "exists")
+            for note, one in zip(notes, added, strict=True)
+        ]
+
+
+def _generations(generated: Generated) -> Generate:
+    """Return what a note that is read again is given anew."""
+    return Generate(GENERATED_HASHTAGS if generated.hashtags else 0, generated.category is not None)
 
 
 def _is_same(note: NoteToImport, old: StoredNote) -> bool:
     """Return whether a note is stored as it would be imported."""
-    new = (_rounded(note.note), note.space, note.generated)
-    same = new == (_rounded(old.note), old.space, old.generated)
+    same = _rounded(note.note).is_same(_rounded(old.note))
+    same = same and (note.space, note.generated) == (old.space, old.generated)
     return same and old.vector is not None and note.vector is not None and np.array_equal(old.vector, note.vector)
 
 

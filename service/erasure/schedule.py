@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from service.erasure.snapshots import remove_unused
 from service.index.threads import run_in_daemon
 from service.interfaces import Clock
-from service.store.purge import PurgeError, purge_store_if_due
+from service.store.purge import purge_store_if_due
+from service.store.purge_claim import PurgeError
 from service.telemetry import Telemetry
 
 MAX_PAUSE_SECONDS = 60.0

@@ -10,11 +10,13 @@ from typing import Any
 
 from service.records import PositionKey, position_key
 from service.store.events import CONTROL, NEW_STREAM
+from service.store.purge_claim import PurgeClaim
 
 PAGE_SIZE = 1000
 """Entries that are copied in one round trip."""
-# KEYS events, new events; ARGV last position that was copied.
+# KEYS events, new events, claim; ARGV last position that was copied, the claim's token.
 EXCHANGE = """
+if redis.call('GET', KEYS[3]) ~= ARGV[2] then return redis.error_reply('another purge has taken over') end
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('DEL', KEYS[2]) end
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[1], '+')) do
   redis.call('XADD', KEYS[2], entry[1], unpack(entry[2]))
@@ -23,47 +25,57 @@ redis.call('XADD', KEYS[2], '*', 'type', '-purge', 'note', '', 'reader', '', 'at
 redis.call('UNLINK', KEYS[1])
 return redis.call('RENAME', KEYS[2], KEYS[1])
 """
+Removals = dict[tuple[bytes, bytes], PositionKey]
+"""Position of the last removal of each note and reader, by the name of the field of an event and its value."""
 
 
-def purge_events(client: Any, prefix: bytes) -> None:
-    """Purge the events below the prefix of a tenant. Raises redis.exceptions.RedisError."""
+def purge_events(client: Any, prefix: bytes, claim: PurgeClaim) -> None:
+    """Purge the events below the prefix of a tenant. Raises redis.exceptions.RedisError, and PurgeError where the claim
+    was lost."""
     events = prefix + b"events"
     if not client.exists(events):
         return
     new = events + NEW_STREAM
     client.delete(new)
-    ended = _removals(client, events)
+    removals, seen = _removals(client, events, claim)
     first = b"-"
     while True:
+        claim.renew()
         entries = client.xrange(events, first, count=PAGE_SIZE)
-        _copy(client, prefix, new, entries, ended)
+        _copy(client, prefix, new, entries, removals, seen)
         first = b"(" + entries[-1][0] if entries else first
         if len(entries) < PAGE_SIZE:
             break
-    client.eval(EXCHANGE, 2, events, new, first)
+    client.eval(EXCHANGE, 3, events, new, PurgeClaim.KEY, first, claim.token)
 
 
-def _removals(client: Any, events: bytes) -> dict[bytes, PositionKey]:
-    """Return the position of the last removal of each note that was removed."""
-    removals: dict[bytes, PositionKey] = {}
+def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, PositionKey]:
+    """Return the removals that a stream tells of, and the position of the last entry that was read for them."""
+    removals: Removals = {}
     first = b"-"
+    seen: PositionKey = (0, 0)
     while entries := client.xrange(events, first, count=PAGE_SIZE):
+        claim.renew()
         for position, fields in entries:
-            if CONTROL.get(fields[b"type"]) == "note":
-                removals[fields[b"note"]] = position_key(position.decode())
+            seen = position_key(position.decode())
+            if (kind := CONTROL.get(fields[b"type"])) in ("note", "reader"):
+                removals[kind.encode(), fields[kind.encode()]] = seen
         first = b"(" + entries[-1][0]
-    return removals
+    return removals, seen
 
 
-def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: dict[bytes, PositionKey]) -> None:
-    """Copy the events among some entries whose notes are there and were not removed since."""
+def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: Removals, seen: PositionKey) -> None:
+    """Copy the events among some entries whose notes are there, and that no removal ended. Entries behind `seen` that
+    tell of a removal are copied too: events before them are copied already, and followers forget these by them."""
     events = [entry for entry in entries if entry[1][b"type"] not in CONTROL]
     notes = list(dict.fromkeys(fields[b"note"] for _, fields in events))
     pipeline = client.pipeline(transaction=False)
     for note in notes:
         pipeline.exists(prefix + b"note:" + note)
     stored = dict(zip(notes, pipeline.execute(), strict=True))
-    for position, fields in events:
-        if stored[fields[b"note"]] and position_key(position.decode()) > removals.get(fields[b"note"], (0, 0)):
+    for position, fields in entries:
+        at = position_key(position.decode())
+        ended = [removals.get((name, fields[name]), (0, 0)) for name in (b"note", b"reader")]
+        if at > seen if fields[b"type"] in CONTROL else stored[fields[b"note"]] and at > max(ended):
             pipeline.xadd(new, fields, id=position)
     pipeline.execute()

@@ -20,6 +20,7 @@ from service.store.change_log import PURGE
 from service.store.clients import client_of
 from service.store.event_purge import purge_events
 from service.store.keys import HASH_TAG, TENANT_PATTERN
+from service.store.purge_claim import PurgeClaim, PurgeError
 
 PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
 """Prefix of the keys of one tenant."""
@@ -29,10 +30,8 @@ builds its index anew."""
 CHECK_SECONDS = 0.05
 """Pause between two looks whether the server has rewritten its file."""
 SCAN_COUNT = 1000
-LAST, CLAIM = f"{HASH_TAG}purged", f"{HASH_TAG}purging"
-"""Keys of the time of the last purge on schedule, and of the replica that is at it."""
-CLAIM_SECONDS = 3600
-"""How long a purge is left to a replica that may have died at it."""
+LAST = f"{HASH_TAG}purged"
+"""Key of the time of the last purge on schedule."""
 
 # KEYS log, another key; ARGV position. Rewrites the log without what is before the position: XTRIM and XDEL leave the
 # bytes of single entries where they were.
@@ -54,10 +53,6 @@ return #entries
 """
 
 
-class PurgeError(RuntimeError):
-    """A purge cannot be done; the message says why, and what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class PurgedLog:
     """A change log that begins at `position` now, and the identity of its store."""
@@ -68,44 +63,60 @@ class PurgedLog:
 
 
 def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
-    """Purge all tenants of the Redis at `url`, beside services that use it. `ids`: notes whose remembered answers are
-    forgotten too. Raises PurgeError."""
-    try:
-        with client_of(url) as client:
-            logs = list(_logs(client))
-            _refuse_stored(client, logs, ids)
-            _forget_answers(client, frozenset(ids))
-            _forget_lists(client)
-            begun = [(log, client.xadd(log, {"id": "", "op": PURGE})) for log in logs]
-            time.sleep(FOLLOW_SECONDS if begun else 0)
-            for log, position in begun:
-                client.eval(CUT, 2, log, log + b":new", position)
-                purge_events(client, log.removesuffix(b"log"))
-            _rewrite_file(client)
-            return [_purged(client, log, position) for log, position in begun]
-    except (RedisError, OSError) as error:
-        raise PurgeError(f"the store was not purged: {error}") from error
+    """Purge all tenants of the Redis at `url`, beside services that use it, after any purge that is under way. `ids`:
+    notes whose remembered answers are forgotten too. Raises PurgeError."""
+    with _client(url) as client:
+        claim = PurgeClaim(client)
+        claim.wait()
+        try:
+            return _purge(client, claim, ids)
+        finally:
+            claim.release()
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
-    """Purge the store if the last purge was `seconds` ago and no replica is at it. Return the time of the last one,
+    """Purge the store if the last purge was `seconds` ago and no process is at it. Return the time of the last one,
     before any that of the first call, and whether it was this one. Raises PurgeError."""
+    with _client(url) as client:
+        client.set(LAST, now, nx=True)
+        claim = PurgeClaim(client)
+        last = float(client.get(LAST))
+        if now < last + seconds or not claim.take():
+            return last, False
+        try:
+            if now < (last := float(client.get(LAST))) + seconds:  # another replica has just done it
+                return last, False
+            _purge(client, claim, ())
+            client.set(LAST, now)
+        finally:
+            claim.release()
+        return now, True
+
+
+@contextlib.contextmanager
+def _client(url: str) -> Iterator[Any]:
+    """Yield a client of a store, whose failures are a PurgeError."""
     try:
         with client_of(url) as client:
-            client.set(LAST, now, nx=True)
-            last = float(client.get(LAST))
-            if now < last + seconds or not client.set(CLAIM, "1", nx=True, ex=CLAIM_SECONDS):
-                return last, False
-            try:
-                if now < (last := float(client.get(LAST))) + seconds:  # another replica has just done it
-                    return last, False
-                purge_store(url)
-                client.set(LAST, now)
-            finally:
-                client.delete(CLAIM)
-            return now, True
+            yield client
     except (RedisError, OSError, ValueError) as error:
         raise PurgeError(f"the store was not purged: {error}") from error
+
+
+def _purge(client: Any, claim: PurgeClaim, ids: Collection[str]) -> list[PurgedLog]:
+    logs = list(_logs(client))
+    _refuse_stored(client, logs, ids)
+    _forget_answers(client, frozenset(ids))
+    _forget_lists(client)
+    marks = [(log, client.xadd(log, {"id": "", "op": PURGE}, nomkstream=True)) for log in logs]
+    begun = [(log, position) for log, position in marks if position]  # else its tenant was removed just now
+    time.sleep(FOLLOW_SECONDS if begun else 0)
+    for log, position in begun:
+        claim.renew()
+        client.eval(CUT, 2, log, log + b":new", position)
+        purge_events(client, log.removesuffix(b"log"), claim)
+    _rewrite_file(client, claim)
+    return [_purged(client, log, position) for log, position in begun]
 
 
 def _logs(client: Any) -> Iterator[bytes]:
@@ -128,7 +139,7 @@ def _forget_answers(client: Any, ids: frozenset[str]) -> None:
     for key in client.scan_iter(match=f"{HASH_TAG}*once:*", count=SCAN_COUNT, _type="hash"):
         with contextlib.suppress(ValueError, TypeError, AttributeError):  # no answer yet, or that of one removal
             answer = orjson.loads(client.hget(key, "answer"))
-            if not ids.isdisjoint([answer.get("id"), *(answer.get("ids") or ())]):
+            if not ids.isdisjoint([answer.get("id"), *(answer.get("ids") or ()), *(answer.get("missing") or ())]):
                 client.delete(key)
 
 
@@ -143,7 +154,7 @@ def _purged(client: Any, log: bytes, position: bytes) -> PurgedLog:
     return PurgedLog(prefix.decode(), (client.get(prefix + b"identity") or b"").decode(), position.decode())
 
 
-def _rewrite_file(client: Any) -> None:
+def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
     """Have the server write its files anew, and return once it has: the append-only file, and the dump where it makes
     one. They are not compressed, so that they can be searched."""
     compression = ""
@@ -151,15 +162,17 @@ def _rewrite_file(client: Any) -> None:
         compression = client.config_get("rdbcompression")["rdbcompression"]
         client.config_set("rdbcompression", "no")
     try:
-        _wait(client, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+        _wait(client, claim, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
         if client.info("persistence").get("aof_enabled"):
             client.bgrewriteaof()
-            status = _wait(client, "aof_rewrite_in_progress", "aof_rewrite_scheduled")["aof_last_bgrewrite_status"]
+            status = _wait(client, claim, "aof_rewrite_in_progress", "aof_rewrite_scheduled")[
+                "aof_last_bgrewrite_status"
+            ]
             if status != "ok":
                 raise PurgeError("the server could not rewrite its append-only file; see its log")
         if client.info("persistence").get("rdb_last_save_time") and _dumps(client):
             client.bgsave()
-            if _wait(client, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
+            if _wait(client, claim, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
                 raise PurgeError("the server could not write its dump; see its log")
     finally:
         if compression and compression not in (b"no", "no"):
@@ -173,10 +186,11 @@ def _dumps(client: Any) -> bool:
     return False
 
 
-def _wait(client: Any, *fields: str) -> Any:
+def _wait(client: Any, claim: PurgeClaim, *fields: str) -> Any:
     """Return what the server says of its files once none of these fields is set."""
     while True:
         persistence = client.info("persistence")
         if not any(persistence.get(field) for field in fields):
             return persistence
+        claim.renew()
         time.sleep(CHECK_SECONDS)

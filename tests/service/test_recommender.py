@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.generation import GenerationOutput, Hashtag, Usage
+from model.generation import VECTOR_ONLY, GenerationOutput, Hashtag, Usage
 from model.note import Note
 from service.adding import STORE_BATCH_SIZE, Generate, batches_with_unique_ids
-from service.errors import EngineFailed, NoteNotFound, PreconditionFailed
+from service.admission import PATIENT
+from service.errors import EngineFailed, NoteContended, NoteNotFound, PreconditionFailed, QueueFull
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
-from service.recommender import GenerationDefaults, Recommender
-from service.records import Condition, Write
+from service.recommender import CHANGE_ATTEMPTS, GenerationDefaults, Recommender
+from service.records import Attempt, Condition, Write
 from service.search.search import NoteSearch
-from tests.service.conftest import GatedStore, WordEngine, eventually, stored_note
+from service.store.redis_store import RedisNoteStore
+from service.telemetry import Telemetry
+from tests.service.conftest import GatedStore, PreparedWords, WordEngine, batching, eventually, stored_note
 from tests.service.steps import NOTHING, add, add_one, related, similar_ids, soup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -62,6 +65,30 @@ async def test_new_fields_of_the_same_text_are_found_without_tokens(
     assert await similar_ids(search, "b", where=Filter(category="Travel", author="ann")) == ["a"]
     assert await similar_ids(search, "b", where=Filter(author="tom")) == []
     assert live_index.status().tombstones == 0
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1"])
+async def test_attribute_of_another_type_is_a_change(recommender: Recommender, value: Any) -> None:
+    await add_one(recommender, Note(id="a", title="soup", attributes={"seats": 1}))
+    added = await add_one(recommender, Note(id="a", title="soup", attributes={"seats": value}))
+    assert (added.status, added.usage) == ("updated", Usage())
+    stored = (await recommender.get("a")).note.attributes["seats"]
+    assert (stored, type(stored)) == (value, type(value))
+
+
+async def test_earlier_answer_is_told_while_the_queue_is_full(
+    engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    async with batching(engine, max_queue=1) as batcher:
+        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        attempts = [Attempt("key", "fingerprint")]
+        (first,) = await recommender.add([Note(title="soup")], NOTHING, PATIENT, attempts)
+        with batcher.admit(1, VECTOR_ONLY, PATIENT):
+            with pytest.raises(QueueFull):
+                await recommender.add([Note(title="stew")], NOTHING, PATIENT)
+            (again,) = await recommender.add([Note(title="soup")], NOTHING, PATIENT, attempts)
+    assert again.replayed
+    assert again.stored.note.id == first.stored.note.id
 
 
 async def test_a_note_without_an_id_gets_one_of_its_own(recommender: Recommender) -> None:
@@ -328,6 +355,31 @@ async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommen
     stored = await recommender.get("a")
     assert sorted(getattr(stored.note, field).split()[1:], key=int) == [str(n) for n in range(30)]
     assert stored.revision == 31
+
+
+async def test_change_that_meets_another_one_each_time_is_told_to_try_again(
+    engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    async with batching(engine) as batcher:
+        here, elsewhere = (
+            Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock) for _ in range(2)
+        )
+        await add_one(here, Note(id="a", title="soup"))
+        views = 0
+
+        def step() -> list[tuple[PreparedWords, GenerationOutput]]:
+            nonlocal views
+            views += 1
+            changing = elsewhere.change("a", lambda note: replace(note, attributes={"views": views}))
+            asyncio.run_coroutine_threadsafe(changing, loop).result(30)
+            return make_step()
+
+        loop, make_step = asyncio.get_running_loop(), engine.step
+        engine.step = step  # type: ignore[method-assign]
+        with pytest.raises(NoteContended, match="Try again"):
+            await here.change("a", lambda note: replace(note, content="of lemons"))
+        assert views == CHANGE_ATTEMPTS
+        assert (await here.get("a")).note.content == ""
 
 
 async def test_a_removed_note_is_gone_everywhere(recommender: Recommender, search: NoteSearch) -> None:

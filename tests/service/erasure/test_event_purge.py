@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -15,10 +17,12 @@ from service.behaviour.co_occurrence import CoOccurrenceOptions
 from service.behaviour.live import LiveBehaviour
 from service.interfaces import Clock
 from service.records import Event, EventBounds, Write
+from service.store import event_purge
 from service.store.connection import Connection
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.events import RedisEventStore
 from service.store.purge import purge_store
+from service.store.purge_claim import PurgeClaim
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 from tests.service.conftest import eventually, stored_note
@@ -94,6 +98,74 @@ async def test_events_that_come_during_a_purge_are_kept(
         await purging
         await eventually(lambda: behaviour.status().reads == sent)
         assert sum(fields["type"] == "click" for _, fields in embedded_admin.xrange(EVENTS)) == sent
+
+
+async def test_two_purges_at_the_same_time_lose_no_event(
+    embedded: EmbeddedRedis,
+    embedded_store: RedisNoteStore,
+    clock: Clock,
+    embedded_admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_purge, "PAGE_SIZE", 5)
+    copying, other_began, copy = threading.Event(), threading.Event(), event_purge._copy
+
+    def copy_behind_gate(*arguments: Any) -> None:
+        copy(*arguments)
+        copying.set()
+        assert other_began.wait(30)
+
+    monkeypatch.setattr(event_purge, "_copy", copy_behind_gate)
+    monkeypatch.setattr(PurgeClaim, "wait", lambda claim, wait=PurgeClaim.wait: (begin(claim), wait(claim)))
+
+    def begin(claim: PurgeClaim) -> None:
+        if copying.is_set():
+            assert not claim.take(), "the first purge is at it"
+            other_began.set()
+
+    await embedded_store.put([Write(stored_note("a"))])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, ["a"], *(f"u{n}" for n in range(20))))
+        first = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
+        assert await asyncio.to_thread(copying.wait, 30)
+        await asyncio.gather(first, asyncio.to_thread(purge_store, embedded.url))
+    assert [fields["type"] for _, fields in embedded_admin.xrange(EVENTS)] == [*["click"] * 20, "-purge"]
+
+
+@pytest.mark.parametrize("removal", ["note", "reader"])
+async def test_what_is_removed_while_events_are_copied_counts_no_more_and_goes_with_the_next_purge(
+    embedded: EmbeddedRedis,
+    embedded_store: RedisNoteStore,
+    clock: Clock,
+    embedded_admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    removal: str,
+) -> None:
+    copied, removed, copy = threading.Event(), threading.Event(), event_purge._copy
+
+    def copy_then_wait(*arguments: Any) -> None:
+        copy(*arguments)
+        copied.set()
+        assert removed.wait(30)
+
+    monkeypatch.setattr(event_purge, "_copy", copy_then_wait)
+    await embedded_store.put([Write(stored_note(note)) for note in ("a", "b")])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, ["a", "b"], "u1", "u2"))
+        purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
+        assert await asyncio.to_thread(copied.wait, 30)
+        if removal == "note":
+            await embedded_store.delete("a")
+            await embedded_store.put([Write(stored_note("a"))])
+        else:
+            await behaviour.forget("u1")
+        removed.set()
+        await purging
+    async with behaving(embedded.url, clock) as restarted:
+        await eventually(lambda: restarted.status().ready)
+        assert restarted.status().reads == 2
+    await asyncio.to_thread(purge_store, embedded.url)
+    assert [fields["type"] for _, fields in embedded_admin.xrange(EVENTS)] == ["click", "click", "-purge"]
 
 
 async def test_a_store_that_was_emptied_is_followed_anew(

@@ -20,7 +20,8 @@ from service.interfaces import Clock
 from service.records import Attempt, ChangedNotes, Remembered, StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG, NOTE
-from service.store.purge import PurgeError, purge_store
+from service.store.purge import purge_store
+from service.store.purge_claim import PurgeError
 from service.store.redis_store import RedisNoteStore
 from service.verify import verify
 from tests.service.conftest import DIMENSION, SPACE, DebianRedis, eventually, following, stored_note, word_vector
@@ -159,6 +160,7 @@ async def test_remembered_receipts_that_name_purged_notes_are_forgotten(
         for name in ("gone", "kept"):
             await embedded_store.put([Write(stored_note(f"{name}-{n:04}")) for n in (1, 2)])
             await remover.remove([f"{name}-0001", f"{name}-0002"], PATIENT, [Attempt(f"key of {name}", "f")])
+        await remover.remove(["gone-0001", "kept-0003"], PATIENT, [Attempt("key of a repeated removal", "f")])
     report = await purged(embedded.url, embedded.socket.parent, ["gone-0001"])
     assert report.proved
     assert embedded_admin.keys("{notes}:once:*") == ["{notes}:once:key of kept"]

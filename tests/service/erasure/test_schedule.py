@@ -14,7 +14,8 @@ from service.erasure.schedule import PurgeSchedule
 from service.interfaces import Clock
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
-from service.store.purge import CLAIM, PurgeError, purge_store_if_due
+from service.store.purge import purge_store_if_due
+from service.store.purge_claim import PurgeClaim, PurgeError
 from service.telemetry import Telemetry
 
 DAY = 86_400.0
@@ -49,10 +50,11 @@ def test_store_is_purged_once_per_interval(embedded: EmbeddedRedis, written: red
 def test_purge_that_another_replica_is_at_is_left_to_it(embedded: EmbeddedRedis, written: redis.Redis) -> None:
     before = purges(written)
     purge_store_if_due(embedded.url, DAY, 1000.0)
-    written.set(CLAIM, "1", ex=60)
+    claim = PurgeClaim(written)
+    assert claim.take()
     assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY) == (1000.0, False)
     assert purges(written) == before
-    written.delete(CLAIM)
+    claim.release()
     assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY)[1]
 
 

@@ -1,0 +1,84 @@
+"""Import of notes: what a note is given where its line does not say it, and lists longer than the queue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from model.note import Note
+from service.adding import GENERATE_NOTHING
+from service.admission import PATIENT
+from service.collection.importing import Importer, NoteToImport
+from service.errors import EngineFailed
+from service.index.live import LiveIndex
+from service.interfaces import Clock
+from service.recommender import Recommender
+from service.records import Generated
+from service.store.redis_store import RedisNoteStore
+from service.telemetry import Telemetry
+from tests.service.conftest import SPACE, WordEngine, batching, note_vector
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+def with_vector(note: Note) -> NoteToImport:
+    return NoteToImport(note, Generated(), SPACE, note_vector(note))
+
+
+def without_vector(note: Note) -> NoteToImport:
+    return NoteToImport(note, Generated(), "of-another-model", None)
+
+
+@pytest.fixture
+def importer(recommender: Recommender, embedded_store: RedisNoteStore) -> Importer:
+    return Importer(recommender, embedded_store)
+
+
+async def test_note_with_a_vector_and_no_time_has_that_of_its_arrival(
+    importer: Importer, recommender: Recommender, clock: Clock
+) -> None:
+    note = Note(id="a", title="soup")
+    await importer.add([with_vector(note)], False, PATIENT)
+    arrived = (await recommender.get("a")).note.created_at
+    assert arrived == pytest.approx(clock(), abs=60)
+    clock.offset += 1000
+    await importer.add([with_vector(replace(note, author="ann"))], True, PATIENT)
+    assert (await recommender.get("a")).note == replace(note, author="ann", created_at=arrived)
+
+
+async def test_note_that_differs_in_the_type_of_an_attribute_alone_is_replaced(
+    importer: Importer, recommender: Recommender
+) -> None:
+    note = Note(id="a", title="soup", created_at=1.0, attributes={"seats": 1})
+    await importer.add([with_vector(note)], False, PATIENT)
+    changed = replace(note, attributes={"seats": True})
+    (outcome,) = await importer.add([with_vector(changed)], True, PATIENT)
+    assert outcome.status == "updated"
+    assert (await recommender.get("a")).note.attributes["seats"] is True
+
+
+async def test_more_notes_than_the_queue_has_places_are_read_part_by_part(
+    engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    async with batching(engine, max_queue=4) as batcher:
+        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        await recommender.put(Note(id="n3", title="there already"), GENERATE_NOTHING)
+        notes = [without_vector(Note(id=f"n{n}", title=f"note {n}")) for n in range(11)]
+        outcomes = await Importer(recommender, embedded_store).add(notes, False, PATIENT)
+    assert [outcome.status for outcome in outcomes] == ["created"] * 3 + ["exists"] + ["created"] * 7
+    assert await embedded_store.size() == 11
+
+
+async def test_import_that_fails_leaves_nothing_under_way(
+    engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    async with batching(engine, max_queue=4) as batcher:
+        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        engine.failure = RuntimeError("out of memory")
+        notes = [without_vector(Note(id=f"n{n}", title=f"note {n}")) for n in range(11)]
+        with pytest.raises(EngineFailed, match="stays stored"):
+            await Importer(recommender, embedded_store).add(notes, False, PATIENT)
+        with batcher.admit(4, recommender.generation_request(), PATIENT):
+            pass
+    assert await embedded_store.size() == 0
