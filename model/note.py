@@ -12,6 +12,14 @@ from dataclasses import dataclass, field
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
 
+JOINERS = "\u200c\u200d"
+"""Invisible characters that belong between two others: in a family emoji, and in words of several scripts."""
+VARIANTS = "\ufe0e\ufe0f"
+"""Invisible characters that say whether an emoji is shown in colour."""
+DOTTED_I = "i\u0307"
+"""What case folding makes of a Turkish capital I with its dot."""
+SHOWN_AS: Mapping[str, str] = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": ""}
+"""What takes the place of characters of some Unicode categories in a hashtag."""
 Attribute = str | int | float | bool
 
 
@@ -53,16 +61,27 @@ def replace_lone_surrogates(text: str) -> str:
 def normalise_hashtag(text: str) -> str:
     """Return the stored form of a hashtag, or "" where nothing is left of it.
 
-    NFKC, without '#' and control characters, single spaces, at most MAX_HASHTAG_CHARS characters. Case is kept.
+    NFKC, without '#', control and invisible characters, single spaces, at most MAX_HASHTAG_CHARS characters. Case is
+    kept.
     """
-    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).replace("#", " ")
-    text = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in text)
-    return " ".join(text.split())[:MAX_HASHTAG_CHARS].strip()
+    text = replace_lone_surrogates(text)
+    text = "".join(char if char in JOINERS else SHOWN_AS.get(unicodedata.category(char), char) for char in text)
+    text = unicodedata.normalize("NFKC", text).replace("#", " ")
+    words = (word.strip(JOINERS) for word in text.split())
+    hashtag = " ".join(filter(None, words))[:MAX_HASHTAG_CHARS].strip(f" {JOINERS}")
+    return "" if is_blank(hashtag) else hashtag
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: it has spaces, control and invisible characters alone."""
+    return all(char in VARIANTS or unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs") for char in text)
 
 
 def hashtag_key(text: str) -> str:
-    """Return the key that two spellings of one hashtag share: case and spacing do not count."""
-    return normalise_hashtag(text).casefold().replace(" ", "")
+    """Return the key that two spellings of one hashtag share: case and spacing do not count, nor whether an emoji is
+    shown in colour, nor the dot that is left of a Turkish capital I."""
+    key = normalise_hashtag(text).casefold().replace(" ", "").replace(DOTTED_I, "i")
+    return "".join(char for char in key if char not in VARIANTS)
 
 
 def normalise_hashtags(texts: Iterable[str]) -> tuple[str, ...]:

@@ -192,12 +192,12 @@ class Prompt:
     def _content_windows(self, content: str, max_windows: int) -> tuple[list[list[int]], bool]:
         """Return the ids of content, at most `max_windows` times max_content_tokens, and whether that is all of it."""
         windows: list[list[int]] = []
-        begin = 0
-        while not windows or (begin < len(content) and len(windows) < max_windows):
+        begin, shown = 0, len(content.rstrip())
+        while not windows or (begin < shown and len(windows) < max_windows):
             ids, end = self._field(content[begin:], self.config.max_content_tokens)
             windows.append(ids)
             begin += end
-        return windows, begin >= len(content.rstrip())
+        return windows, begin >= shown
 
     def _after_title(self, content: list[int], hashtags: list[int]) -> list[int]:
         """Return the ids of content and hashtags, with the template around them, in the template's order."""

@@ -31,6 +31,8 @@ from service.tracing import RequestStages, add_stage, current_request
 MAX_BULK_WAIT = 5.0
 """Seconds after which one bulk note has a place in the engine, however many interactive ones wait: an ingest becomes
 slow and does not stand still."""
+EMBED_PART = 32
+"""Notes of one request that are queued at a time where only their vectors are asked for."""
 STUCK_SECONDS = 60.0
 """An engine step that takes longer makes the process not ready: it normally takes less than a second."""
 log = structlog.get_logger(__name__)
@@ -196,6 +198,21 @@ class Batcher:
             for note in queued:
                 note.answer.cancel()
             _add_stages(queued, self._now())
+
+    async def embed_all(
+        self, notes: Sequence[Note], urgency: Urgency, tenant: str = DEFAULT_TENANT
+    ) -> list[GenerationOutput]:
+        """Return outputs with the vectors of notes alone, in order. All of them are admitted or none, and EMBED_PART of
+        them queued at a time, so that the queue need not have places for all. Raises what `generate_all` raises."""
+        if not notes:
+            return []
+        size = min(EMBED_PART, self.max_places(tenant))
+        outputs: list[GenerationOutput] = []
+        with self.admit(len(notes), VECTOR_ONLY, urgency, size, tenant) as admission:
+            for begin in range(0, len(notes), size):
+                part = [(note, VECTOR_ONLY) for note in notes[begin : begin + size]]
+                outputs += await self.generate_all(part, urgency, admission)
+        return outputs
 
     @contextlib.contextmanager
     def admit(

@@ -25,8 +25,18 @@ Bound = TypeVar("Bound", float, OrderKey)
 
 
 def attribute_text(value: Attribute | None) -> str | None:
-    """Return how a filter writes an attribute's value: a string as it is, another value as JSON; None for no value."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    """Return how a filter writes an attribute's value: a string as it is, another value as JSON; None for no value. A
+    number has one form, however it is written, also in a string: 2, 2.0 and "2e0" are "2"."""
+    text = value if value is None or isinstance(value, str) else json.dumps(value)
+    return _number_text(text) if text and JSON_NUMBER.fullmatch(text) else text
+
+
+def _number_text(text: str) -> str:
+    """Return the one form of a JSON number."""
+    number = float(text)
+    if not math.isfinite(number) or (text.lstrip("-").isdecimal() and number):
+        return text  # an integer of any size, digit by digit
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
 
 
 def order_key(text: str) -> OrderKey:

@@ -381,13 +381,7 @@ class Recommender:
     async def embed(self, notes: Sequence[Note], urgency: Urgency) -> list[GenerationOutput]:
         """Return outputs with the vectors of texts that are not stored, in order. All of them are admitted to the
         queue, or none. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
-        size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
-        outputs: list[GenerationOutput] = []
-        with self._batcher.admit(len(notes), VECTOR_ONLY, urgency, size, self._tenant) as admission:
-            for begin in range(0, len(notes), size):
-                batch = [(note, VECTOR_ONLY) for note in notes[begin : begin + size]]
-                outputs += await self._batcher.generate_all(batch, urgency, admission)
-        return outputs
+        return await self._batcher.embed_all(notes, urgency, self._tenant)
 
     async def _drop_missing_notes(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
         """Return the hashtags without the notes that the store does not have or cannot decode; without any while it is

@@ -229,7 +229,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             search=search,
             nearest=shared.make_nearest(stack, store, index),
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
-            importer=Importer(recommender, store),
+            importer=Importer(recommender, store, clock),
             exports=Places("max_exports", MAX_EXPORTS),
             changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
             batcher=parts.batcher,

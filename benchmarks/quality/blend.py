@@ -38,7 +38,7 @@ from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.evaluation.protocol import CLICKS_FILE, NOTES_FILE
 from model.evaluation.ranking import Scorer
-from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Related
+from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Successor
 
 K = 100
 """Recall is at this rank."""
@@ -135,7 +135,7 @@ def group_of(click: NextClick) -> tuple[bool, int]:
     return fitted, max(bucket for bucket in BUCKETS if bucket <= click.clicks)
 
 
-def look(hits: Hits, content: Floats, related: Sequence[Related], click: NextClick, place: Mapping[str, int]) -> None:
+def look(hits: Hits, content: Floats, related: Sequence[Successor], click: NextClick, place: Mapping[str, int]) -> None:
     """Rank the target of a next click by each system."""
     query, target = place[click.query], place[click.target]
     places = np.array([place[one.id] for one in related], np.int64)

@@ -79,8 +79,8 @@ def dedup_key(text: str) -> str:
 class HashtagFilter:
     """Decides which hashtags may be returned for a note.
 
-    `blocked`: keys (`hashtag_key`) that may not. `own`: keys (`dedup_key`) of the hashtags that the note has already,
-    which are not repeated. `scripts`: those of the note; a hashtag may have no other, except
+    `blocked`: keys (`dedup_key`) that may not. `own`: those of the hashtags that the note has already, which are not
+    repeated. `scripts`: those of the note; a hashtag may have no other, except
     Latin, which every language uses. None allows all scripts.
     """
 
@@ -89,15 +89,16 @@ class HashtagFilter:
     own: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, note: Note, blocked: frozenset[str], read: Collection[str] = ()) -> HashtagFilter:
-        """Return the filter for `note`. One without letters, such as emoji alone, allows the scripts `read` that the
-        model reads, () for all: it can't tell whether a hashtag in another one fits."""
+    def of(cls, note: Note, blocked: Collection[str], read: Collection[str] = ()) -> HashtagFilter:
+        """Return the filter for `note`. `blocked`: hashtags, or keys of them. `read`: scripts that the model reads, ()
+        for all. A note without letters, such as emoji alone, allows these: of others the model can't tell whether a
+        hashtag fits."""
         note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags))) or frozenset(read)
-        return cls(blocked, note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
+        return cls(frozenset(map(dedup_key, blocked)), note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
 
     def __call__(self, text: str) -> bool:
         """Return whether the hashtag `text` may be returned."""
-        if hashtag_key(text) in self.blocked or dedup_key(text) in self.own:
+        if dedup_key(text) in self.blocked | self.own:
             return False
         return self.scripts is None or scripts(text) <= self.scripts | {"LATIN"}
 

@@ -38,7 +38,7 @@ class IncludedFields:
         for item, stored in zip(answer.items, notes, strict=True):
             note = stored and NoteOut.of(stored)
             if note:
-                size = len(note.model_dump_json(include=set[str](names)))
+                size = len(note.model_dump_json(include=set[str](names)).encode())
                 self._bytes_left -= size
                 await self._turns.work(size)
             if note is None or self._bytes_left < 0:

@@ -9,10 +9,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -22,11 +20,13 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from service.cli.batches import batches
 from service.cli.client import bearer, explain
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
-"""Notes of one request: what a break costs at most."""
+"""Most notes of one request: what a break costs at most."""
+TOO_LARGE = 413
 TIMEOUT_SECONDS = 300.0
 """Bound on the answer to a batch, which waits for the engine."""
 RETRY_SECONDS = 0.5
@@ -69,8 +69,8 @@ class Ingest:
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
                 console.print(f"continuing behind line {done}; --restart begins again")
-            for batch in _batches(notes.lines(after=done)):
-                self._add(client, batch, f"{run}-{batch[0].number}", counts, rejects)
+            for batch in batches(notes.lines(after=done), lambda line: len(line.raw), BATCH_SIZE):
+                self._add(client, batch, run, counts, rejects)
                 done = batch[-1].number
                 self._remember(run, done)
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
@@ -83,8 +83,8 @@ class Ingest:
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
         return {**counts, "last_line": done, "seconds": round(seconds, 1), "notes_per_second": rate_now}
 
-    def _add(self, client: httpx2.Client, batch: list[Line], key: str, counts: Counter[str], rejects: _Rejects) -> None:
-        """Send the valid lines of a batch under its key, and count what came of all."""
+    def _add(self, client: httpx2.Client, batch: list[Line], run: str, counts: Counter[str], rejects: _Rejects) -> None:
+        """Send the valid lines of a batch, and count what came of all."""
         valid = [line for line in batch if line.note is not None]
         for line in batch:
             if line.note is None:
@@ -92,24 +92,27 @@ class Ingest:
                 rejects.write(line, line.reason)
         if not valid:
             return
-        for line, result in zip(valid, self._post(client, key, [line.note for line in valid]), strict=True):
+        for line, result in zip(valid, self._post(client, run, batch[0].number, valid), strict=True):
             counts[result["status"]] += 1
             if result["status"] == "rejected":
                 rejects.write(line, explain(result["problem"], 422, separator="; "))
 
-    def _post(self, client: httpx2.Client, key: str, notes: list[Any]) -> list[Any]:
-        """Return the results of one batch. No connection, 409 (the batch is being stored), 429, 503 and 504 are tried
-        again for `patience` seconds."""
+    def _post(self, client: httpx2.Client, run: str, number: int, lines: list[Line]) -> list[Any]:
+        """Return the results of some lines of a batch, whose key is made of `number`, that of the first of them. No
+        connection, 409 (the batch is being stored), 429, 503 and 504 are tried again for `patience` seconds. Lines that
+        together are too large for the service are sent in halves, and one that is so alone is rejected."""
         deadline = None
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": f"{run}-{number}"}
         while True:
             pause = RETRY_SECONDS
             try:
-                body = orjson.dumps(notes)
+                body = orjson.dumps([line.note for line in lines])
                 response = client.post("/notes", content=body, params=self._params, headers=headers)
                 if response.status_code == 207:
                     results: list[Any] = response.json()["results"]
                     return results
+                if response.status_code == TOO_LARGE:
+                    return self._post_halves(client, run, number, lines, response.json())
                 reason = explain(response.json(), response.status_code)
                 if response.status_code not in (409, 429, 503, 504):
                     raise IngestFailed(f"the service refused: {reason}")
@@ -120,6 +123,14 @@ class Ingest:
             if time.monotonic() + pause > deadline:
                 raise IngestFailed(f"{reason} Run the same command again to go on.")
             time.sleep(pause)
+
+    def _post_halves(self, client: httpx2.Client, run: str, number: int, lines: list[Line], problem: Any) -> list[Any]:
+        """Send lines that are too large together; `problem` is what the service says of them."""
+        if len(lines) == 1:
+            return [{"status": "rejected", "problem": problem}]
+        half = len(lines) // 2
+        first = self._post(client, run, number, lines[:half])
+        return first + self._post(client, run, lines[half].number, lines[half:])
 
     @property
     def _params(self) -> dict[str, Any]:
@@ -176,12 +187,6 @@ class _Rejects:
         text = line.raw.decode("utf-8", "replace").rstrip("\n")
         self._file.write(orjson.dumps({"line": line.number, "reason": reason, "text": text}) + b"\n")
         self._file.flush()
-
-
-def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    lines = iter(lines)
-    while batch := list(islice(lines, BATCH_SIZE)):
-        yield batch
 
 
 def _progress(console: Console) -> Progress:

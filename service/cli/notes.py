@@ -11,7 +11,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -20,6 +19,7 @@ import orjson
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from service.cli.batches import batches
 from service.cli.client import AsJson, Key, Url, bearer, explain
 from service.cli.terminal import FAILED, complain, err, out
 
@@ -28,7 +28,8 @@ VERSION = 1
 TIMEOUT_SECONDS = 300.0
 """Bound on the wait for the next lines, or for the answer to a batch."""
 BATCH_SIZE = 100
-"""Notes of one request of an import."""
+"""Most notes of one request of an import."""
+TOO_LARGE = 413
 RETRY_SECONDS = 0.5
 """Pause before a request is sent again, where the service names none."""
 
@@ -238,14 +239,14 @@ class Upload:
     def run(self) -> dict[str, Any]:
         """Raises ExportFailed, OSError."""
         started, last_lines = time.monotonic(), self._check()
-        counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, rejected=0)
+        counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, expired=0, rejected=0)
         vectors: Counter[str] = Counter(kept=0, read=0)
         patience = Patience(self.patience)
         headers = bearer(self.api_key) | {"Content-Type": "application/x-ndjson"}
         with httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client, _progress() as bars:
             task = bars.add_task("importing", total=len(last_lines))
             notes = (text for number, text in self._lines() if number in last_lines)
-            while batch := list(islice(notes, BATCH_SIZE)):
+            for batch in batches(notes, len, BATCH_SIZE):
                 for item in self._post(client, batch, patience):
                     counts[item["status"]] += 1
                     vectors[item["vector"] or "none"] += 1
@@ -297,7 +298,7 @@ class Upload:
             raise ExportFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
 
     def _post(self, client: httpx2.Client, batch: list[bytes], patience: Patience) -> list[Any]:
-        """Return the results of one batch."""
+        """Return the results of one batch. One that is too large for the service is sent in halves."""
         body = b"".join(batch)
         while True:
             try:
@@ -306,6 +307,9 @@ class Upload:
                     patience.reset()
                     results: list[Any] = response.json()["results"]
                     return results
+                if response.status_code == TOO_LARGE and len(batch) > 1:
+                    half = len(batch) // 2
+                    return self._post(client, batch[:half], patience) + self._post(client, batch[half:], patience)
                 _refused(response.status_code, response.content, response.headers, patience)
             except httpx2.TransportError as error:
                 patience.pause(f"{self.url} does not answer: {error}.")

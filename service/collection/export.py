@@ -67,18 +67,22 @@ class Export:
         LogCut."""
         while not self._reader.ended:
             notes = await self._reader.read(BATCH_SIZE)
-            removals = await self._read_removals(self._reader.cursor)
-            self.notes += len(notes)
-            self.removals += len(removals)
-            yield sorted([*notes, *removals], key=lambda change: position_key(change.position))
+            until = self._reader.cursor
+            while notes or position_key(self._log_cursor) < position_key(until):
+                removals = await self._read_removals(until)
+                reached = position_key(self._log_cursor)
+                before = [note for note in notes if position_key(note.position) <= reached]
+                notes = notes[len(before) :]
+                self.notes += len(before)
+                self.removals += len(removals)
+                yield sorted([*before, *removals], key=lambda change: position_key(change.position))
 
     async def _read_removals(self, until: str) -> list[LogEntry]:
-        """Return the removals that were not returned yet, up to a position."""
-        removals: list[LogEntry] = []
-        while position_key(self._log_cursor) < position_key(until):
-            entries, bounds = await ReadTime().wait(self._store.read_log(self._log_cursor, LOG_BATCH_SIZE, 0.0))
-            check_reaches(bounds, self._log_cursor)
-            within = [entry for entry in entries if position_key(entry.position) <= position_key(until)]
-            removals += [entry for entry in within if entry.removed]
-            self._log_cursor = within[-1].position if within and within == entries else until
-        return removals
+        """Read a page of the log, up to a position at the furthest, and return the removals in it."""
+        if position_key(self._log_cursor) >= position_key(until):
+            return []
+        entries, bounds = await ReadTime().wait(self._store.read_log(self._log_cursor, LOG_BATCH_SIZE, 0.0))
+        check_reaches(bounds, self._log_cursor)
+        within = [entry for entry in entries if position_key(entry.position) <= position_key(until)]
+        self._log_cursor = within[-1].position if within and within == entries else until
+        return [entry for entry in within if entry.removed]

@@ -11,7 +11,7 @@ from model.note import Note
 from service.adding import Generate
 from service.admission import Urgency
 from service.errors import FieldError, InvalidInput
-from service.interfaces import NoteStore
+from service.interfaces import Clock, NoteStore
 from service.recommender import WAIT_SECONDS, Recommender
 from service.records import Condition, Generated, StoredNote, Vector, Write, position_key
 from service.replay import written_status
@@ -36,8 +36,8 @@ class NoteToImport:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of the import of a note. `status`: created, updated, unchanged, or exists. `read`: whether the model read
-    the note; None where nothing was to be done."""
+    """Result of the import of a note. `status`: created, updated, unchanged, exists, or expired. `read`: whether the
+    model read the note; None where nothing was to be done."""
 
     id: str
     status: str
@@ -47,9 +47,10 @@ class Outcome:
 class Importer:
     """Adds exported notes to one tenant."""
 
-    def __init__(self, recommender: Recommender, store: NoteStore) -> None:
+    def __init__(self, recommender: Recommender, store: NoteStore, clock: Clock) -> None:
         self._recommender = recommender
         self._store = store
+        self._clock = clock
 
     def check(self, note: NoteToImport) -> None:
         """Check a vector that would be kept. Raises InvalidInput."""
@@ -71,7 +72,10 @@ class Importer:
         async for known in self._store.get_in_parts([note.note.id for note in notes], with_vectors=True):
             for old in known:
                 note = next(left)
-                if old is not None and not replaces:
+                expires_at = note.note.expires_at
+                if expires_at is not None and expires_at <= self._clock():
+                    outcomes[note.note.id] = Outcome(note.note.id, "expired")
+                elif old is not None and not replaces:
                     outcomes[note.note.id] = Outcome(note.note.id, "exists")
                 elif not self._keeps_vector(note):
                     to_read.append(note)

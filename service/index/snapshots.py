@@ -15,13 +15,14 @@ import structlog
 
 from service.errors import SnapshotRefused, StoreUnavailable
 from service.index.backend import Part, ReadPart, Snapshottable
+from service.index.other_space import OtherSpaceNotes
 from service.index.packed_strings import packed, unpacked
 from service.index.snapshot_files import OthersSnapshots, SnapshotFolder, SnapshotSource
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import IndexWriter, run_in_daemon
 from service.interfaces import Clock, NoteStore
-from service.records import ORIGIN
+from service.records import ORIGIN, PositionKey
 
 MIN_PAUSE_FACTOR = 20
 """Least pause between two snapshots, as a multiple of the time that one took: at most 5% of the time goes into them."""
@@ -103,7 +104,7 @@ class SnapshotKeeper:
                 return
             origin = self._make_origin(state.store_identity)
             unreadable = list(self._store.unreadable)
-            take_parts = partial(snapshot_parts, notes.index, notes.texts, notes.other_space, unreadable)
+            take_parts = partial(snapshot_parts, notes.index, notes.texts, notes.other_space.positions(), unreadable)
             try:
                 parts = await self._writer.run(take_parts)
                 await run_in_daemon(partial(self._folder.save, origin, position, parts))
@@ -134,9 +135,8 @@ class SnapshotKeeper:
             self._state.check_log_end(snapshot.position, bounds)
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
-            notes.other_space, unreadable = await self._writer.run(
-                partial(restore, snapshot.read, notes.index, notes.texts)
-            )
+            others, unreadable = await self._writer.run(partial(restore, snapshot.read, notes.index, notes.texts))
+            notes.other_space = OtherSpaceNotes(others)
             await self._read_again(unreadable, notes)
         except StoreUnavailable:
             raise
@@ -157,12 +157,16 @@ class SnapshotKeeper:
 
 
 def snapshot_parts(
-    index: Snapshottable, texts: LiveTexts, other_space: Mapping[str, str], unreadable: Sequence[str]
+    index: Snapshottable, texts: LiveTexts, other_space: Mapping[str, PositionKey], unreadable: Sequence[str]
 ) -> list[Part]:
     """Return all parts of a snapshot. Called by the thread that changes the notes: what takes time in proportion to all
     notes is left to the parts' `make`. Files are checked in this order, texts first: the other parts are larger."""
+
+    def other_notes() -> list[str]:
+        return [f"{time}-{number} {note_id}" for note_id, (time, number) in other_space.items()]
+
     lists = [
-        Part(OTHER_SPACE, lambda: packed(OTHER_SPACE, [f"{at} {note_id}" for note_id, at in other_space.items()])),
+        Part(OTHER_SPACE, lambda: packed(OTHER_SPACE, other_notes())),
         Part(UNREADABLE, lambda: packed(UNREADABLE, unreadable)),
     ]
     return [*texts.snapshot_parts(), *index.snapshot_parts(), *lists]

@@ -13,6 +13,7 @@ import structlog
 from service.errors import IndexBehind
 from service.filters import Filter
 from service.index.backend import IndexBackend, Maintainable
+from service.index.other_space import OtherSpaceNotes
 from service.index.texts import LiveTexts
 from service.records import ORIGIN, ChangedNotes, LogBounds, StoredNote, Unreadable, WrittenRow, position_key
 
@@ -30,8 +31,7 @@ class IndexedNotes:
     def __init__(self, index: IndexBackend, texts: LiveTexts, space: str) -> None:
         self.index = index
         self.texts = texts
-        self.other_space: dict[str, str] = {}
-        """Log positions of the last writes of notes in other spaces, by id. It is replaced, never changed."""
+        self.other_space = OtherSpaceNotes()
         self._space = space
 
     def update(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
@@ -57,18 +57,15 @@ class IndexedNotes:
         self.index.remove([*gone, *others])
         self.texts.upsert(ours)
         self.texts.remove([*gone, *others])
-        no_others = {note.note.id for note in ours} | gone
-        if others or not no_others.isdisjoint(self.other_space):
-            known = self.other_space | others
-            self.other_space = {note_id: known[note_id] for note_id in known.keys() - no_others}
+        self.other_space.put(others)
+        self.other_space.remove({note.note.id for note in ours} | gone)
 
     def written(self, after: str, until: str, count: int, where: Filter, now: float) -> list[WrittenRow]:
         """Return the `count` notes that were written first behind `after`, and at `until` at the latest: of those that
         pass the filter, and of other spaces."""
         first, last = position_key(after), position_key(until)
         rows = self.index.written(first, last, count, where, now)
-        others = {note_id: position_key(position) for note_id, position in self.other_space.items()}
-        rows |= {note_id: key for note_id, key in others.items() if first < key <= last}
+        rows |= self.other_space.written(first, last, count)
         ordered = nsmallest(count, rows.items(), key=lambda row: row[1])
         return [WrittenRow(note_id, f"{key[0]}-{key[1]}") for note_id, key in ordered]
 

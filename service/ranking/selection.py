@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -87,6 +87,10 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def cut(self, count: int) -> Selection:
+        """Return the first `count` notes, to answer with: nothing can be chosen behind them any more."""
+        return replace(self, chosen=self.chosen[:count])
 
     @property
     def ids(self) -> list[str]:

@@ -26,6 +26,12 @@ class Ranking:
     selection: Selection
     complete: bool
 
+    def cut(self, count: int) -> Ranking:
+        """Return the ranking with `count` notes at most; it is not complete where it had more."""
+        if len(self.selection) <= count:
+            return self
+        return Ranking(self.selection.cut(count), complete=False)
+
 
 class Ranker:
     """Selects notes for one request. `min_score`: None for no bound. `notes`: those that were read from the store."""

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 
 from ulid import ULID
 
-from model.generation import VECTOR_ONLY
 from model.note import Note
 from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, Urgency
@@ -86,10 +85,9 @@ class NoteSearch:
         self._tenant = tenant
 
     async def read_texts(self, notes: Sequence[Note], urgency: Urgency = PATIENT) -> list[Vector]:
-        """Return the vectors of texts, which the model reads in one batch. Raises QueueFull, DeadlineExceeded,
+        """Return the vectors of texts, all of which the model reads before. Raises QueueFull, DeadlineExceeded,
         EngineFailed."""
-        requests = [(note, VECTOR_ONLY) for note in notes]
-        outputs = await self._batcher.generate_all(requests, urgency, tenant=self._tenant)
+        outputs = await self._batcher.embed_all(notes, urgency, self._tenant)
         return [output.vector for output in outputs]
 
     async def related(
@@ -141,7 +139,8 @@ class NoteSearch:
             ranked = await self._list(search, await ranker.rank(request.k, verify=True))
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
         reads_all = bool(options.boosts) or request.explain  # pages say what a long answer says
-        ranked = await self._list(search, await ranker.rank(MAX_LIST_NOTES, verify=reads_all))
+        ranking = await ranker.rank(MAX_LIST_NOTES + 1, verify=reads_all)  # one more tells whether the list has all
+        ranked = await self._list(search, ranking.cut(MAX_LIST_NOTES))
         return await self._pages.first(request, ranked, notes, time_left)
 
     async def _source(

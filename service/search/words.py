@@ -13,12 +13,18 @@ from service.ranking.strategies import Numbers
 from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import WORDS_POOL_SIZE
 
+MAX_CHARS = 2000
+"""Characters of a title, and of a content, whose words are read (`model.hashtags.words.MAX_CHARS`, which a test
+compares)."""
+
 
 def query_note(notes: Sequence[Note]) -> Note:
-    """Return one note with the texts of all positive examples."""
+    """Return one note with the texts of all positive examples: the beginnings of title and content of each, since words
+    are read of the first MAX_CHARS characters of the one note."""
+    most = MAX_CHARS // len(notes) - 1
     return Note(
-        title="\n".join(note.title for note in notes),
-        content="\n".join(note.content for note in notes),
+        title="\n".join(note.title[:most] for note in notes),
+        content="\n".join(note.content[:most] for note in notes),
         hashtags=tuple(dict.fromkeys(hashtag for note in notes for hashtag in note.hashtags)),
     )
 

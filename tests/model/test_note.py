@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from model.note import (
     MAX_HASHTAG_CHARS,
+    Attribute,
     Note,
     hashtag_key,
+    is_blank,
     normalise_hashtag,
     normalise_hashtags,
     replace_lone_surrogates,
@@ -51,10 +53,36 @@ def test_normalised_hashtag_is_one_short_line_without_a_hash(text: str) -> None:
         ("a\ud800", "a\ufffd"),
         ("x" * 60, "x" * 50),
         ("x" * 49 + " y", "x" * 49),
+        ("weight\u200b loss\ufeff", "weight loss"),
+        ("\u202ecba", "cba"),
+        ("e\u200b\u0301", "é"),
+        ("\u200d می\u200cخواهم \u200c", "می\u200cخواهم"),
+        ("\u200b \ufe0f", ""),
     ],
 )
 def test_hashtag_as_written_has_one_stored_form(written: str, stored: str) -> None:
     assert normalise_hashtag(written) == stored
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("❤️", "❤"), ("İstanbul", "istanbul"), ("İSTANBUL", "İstanbul"), ("weight\u200bloss", "Weight Loss")],
+)
+def test_spellings_that_look_alike_share_a_key(one: str, other: str) -> None:
+    assert hashtag_key(one) == hashtag_key(other) != ""
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufeff\u2028", "\ufe0f"])
+def test_text_that_shows_nothing_is_blank(text: str) -> None:
+    assert is_blank(text)
+    assert not is_blank(f"{text}.")
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0, False)])
+def test_notes_whose_attributes_differ_in_type_are_not_the_same(one: Attribute, other: Attribute) -> None:
+    note = Note(title="a", attributes={"seats": one})
+    assert note.is_same(Note(title="a", attributes={"seats": one}))
+    assert not note.is_same(Note(title="a", attributes={"seats": other}))
 
 
 def test_hashtags_equal_but_for_case_and_spacing_share_a_key() -> None:

@@ -243,6 +243,14 @@ def test_short_note_has_one_window(prompt: Prompt) -> None:
         assert not many.windows(note).truncated
 
 
+def test_blank_end_of_a_content_has_no_windows_of_its_own(prompt: Prompt) -> None:
+    bounds = replace(prompt.config, max_content_tokens=20, max_content_windows=10)
+    narrow = Prompt(prompt.tokenizer, bounds)
+    read = narrow.windows(Note("Ramen", "Noodles tonight" + "\n\t " * 300))
+    assert len(read.windows) == 1
+    assert not read.truncated
+
+
 @pytest.mark.parametrize(
     ("note", "truncated"),
     [

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from model.note import MAX_HASHTAG_CHARS, Note, normalise_hashtags
+from model.note import MAX_HASHTAG_CHARS, Note, is_blank, normalise_hashtags
 from service.api.schemas.problem import hint_at_known
 from service.errors import MAX_ERRORS
 
@@ -159,7 +159,7 @@ class Text(Wire):
     @field_validator("content")
     @classmethod
     def _check_not_empty(cls, content: str, info: ValidationInfo) -> str:
-        if not (content.strip() or info.data.get("title", "?").strip()):
+        if is_blank(content) and is_blank(info.data.get("title", "?")):
             raise PydanticCustomError("empty", "title and content must not both be empty")
         return content
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from model.generation import CategoryProbability, Hashtag
 from service.api.schemas.collection import VectorForm, encode_vector
@@ -120,6 +121,11 @@ class ImportIn(NoteIn):
         | None
     ) = Field(None, description="as numbers, or as base64 of little-endian floats")
 
+    @field_validator("expires_at")
+    @classmethod
+    def _check_in_future(cls, time: datetime | None) -> datetime | None:
+        return time  # an export is a while old: what has expired since is left out, and no fault of the caller's
+
     def as_import(self) -> NoteToImport:
         """Return the note for the importer. Raises InvalidInput."""
         generated = Generated()
@@ -134,10 +140,11 @@ class ImportIn(NoteIn):
 
 class ImportItem(BaseModel):
     """One note's result, at its place in the request. `exists`: there is a note of this id, which was left as it is.
+    `expired`: the note is over, and was left out.
     `vector`: whether it was kept, or the model read the note."""
 
     id: str | None
-    status: Literal["created", "updated", "unchanged", "exists", "rejected"]
+    status: Literal["created", "updated", "unchanged", "exists", "expired", "rejected"]
     vector: Literal["kept", "read"] | None = None
     problem: Problem | None = None
 

@@ -22,17 +22,30 @@ from tests.service.api.conftest import serving
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 Start = Callable[[str], contextlib.AbstractContextManager[str]]
+StartWith = Callable[..., contextlib.AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder for the converted model, which is converted once."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def start(short_folder: Path, tiny_checkpoint: Path) -> Start:
-    """Start a service with the notes of a name."""
+def start_with(short_folder: Path, cache: Path, tiny_checkpoint: Path) -> StartWith:
+    """Start a service with some settings."""
 
-    def open_service(name: str) -> contextlib.AbstractContextManager[str]:
-        settings = {"data_dir": short_folder / name, "cache_dir": short_folder, "sample_notes": 0}
+    def open_service(**more: object) -> contextlib.AbstractContextManager[str]:
+        settings = {"data_dir": short_folder / "z", "cache_dir": cache, "sample_notes": 0} | more
         return serving(Settings.model_validate(settings | {"checkpoint": str(tiny_checkpoint)}))
 
     return open_service
+
+
+@pytest.fixture
+def start(start_with: StartWith, short_folder: Path) -> Start:
+    """Start a service with the notes of a name."""
+    return lambda name: start_with(data_dir=short_folder / name)
 
 
 @pytest.fixture
@@ -180,3 +193,22 @@ def test_file_that_is_no_whole_export_is_refused(
     file.write_text("".join(f"{line}\n" for line in damage(lines)))
     result = run("import-notes", str(file), "--url", url)
     assert (result.returncode, reason in result.stderr) == (1, True), result.stderr
+
+
+def test_notes_that_are_too_large_for_one_request_together_are_sent_in_parts(
+    url: str, start_with: StartWith, tmp_path: Path
+) -> None:
+    notes = [{"id": f"long{n}", "title": f"soup {n}", "content": f"{n} words " * 1000} for n in range(9)]
+    assert httpx2.post(f"{url}/notes", json=notes, timeout=60).status_code == 207
+    file, lines = tmp_path / "notes.jsonl", tmp_path / "lines.jsonl"
+    report_of("export-notes", str(file), "--url", url)
+    with start_with(max_body_bytes=40_000, max_note_bytes=30_000) as small:
+        report = report_of("import-notes", str(file), "--url", small)
+        assert (report["created"], report["rejected"]) == (29, 0)
+        lines.write_text("".join(json.dumps(note | {"id": f"again-{note['id']}"}) + "\n" for note in notes))
+        with lines.open("a") as more:
+            more.write(json.dumps({"id": "whole", "title": "x", "content": "y" * 60_000}) + "\n")
+        result = run("ingest", str(lines), "--url", small, "--json", "--rejects", str(tmp_path / "rejects.jsonl"))
+        assert (json.loads(result.stdout)["created"], json.loads(result.stdout)["rejected"]) == (9, 1), result.stderr
+        assert "max_body_bytes" in (tmp_path / "rejects.jsonl").read_text()
+        assert len(contents(small)) == 38

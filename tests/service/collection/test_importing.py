@@ -31,8 +31,8 @@ def without_vector(note: Note) -> NoteToImport:
 
 
 @pytest.fixture
-def importer(recommender: Recommender, embedded_store: RedisNoteStore) -> Importer:
-    return Importer(recommender, embedded_store)
+def importer(recommender: Recommender, embedded_store: RedisNoteStore, clock: Clock) -> Importer:
+    return Importer(recommender, embedded_store, clock)
 
 
 async def test_note_with_a_vector_and_no_time_has_that_of_its_arrival(
@@ -58,6 +58,18 @@ async def test_note_that_differs_in_the_type_of_an_attribute_alone_is_replaced(
     assert (await recommender.get("a")).note.attributes["seats"] is True
 
 
+async def test_note_that_has_expired_since_its_export_is_left_out(
+    importer: Importer, embedded_store: RedisNoteStore, clock: Clock
+) -> None:
+    notes = [
+        Note(id="over", title="sale", expires_at=clock() - 1),
+        Note(id="on", title="sale", expires_at=clock() + 60),
+    ]
+    outcomes = await importer.add(list(map(with_vector, notes)), False, PATIENT)
+    assert [outcome.status for outcome in outcomes] == ["expired", "created"]
+    assert await embedded_store.size() == 1
+
+
 async def test_more_notes_than_the_queue_has_places_are_read_part_by_part(
     engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
 ) -> None:
@@ -65,7 +77,7 @@ async def test_more_notes_than_the_queue_has_places_are_read_part_by_part(
         recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
         await recommender.put(Note(id="n3", title="there already"), GENERATE_NOTHING)
         notes = [without_vector(Note(id=f"n{n}", title=f"note {n}")) for n in range(11)]
-        outcomes = await Importer(recommender, embedded_store).add(notes, False, PATIENT)
+        outcomes = await Importer(recommender, embedded_store, clock).add(notes, False, PATIENT)
     assert [outcome.status for outcome in outcomes] == ["created"] * 3 + ["exists"] + ["created"] * 7
     assert await embedded_store.size() == 11
 
@@ -78,7 +90,7 @@ async def test_import_that_fails_leaves_nothing_under_way(
         engine.failure = RuntimeError("out of memory")
         notes = [without_vector(Note(id=f"n{n}", title=f"note {n}")) for n in range(11)]
         with pytest.raises(EngineFailed, match="stays stored"):
-            await Importer(recommender, embedded_store).add(notes, False, PATIENT)
+            await Importer(recommender, embedded_store, clock).add(notes, False, PATIENT)
         with batcher.admit(4, recommender.generation_request(), PATIENT):
             pass
     assert await embedded_store.size() == 0

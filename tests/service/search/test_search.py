@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import model.hashtags.words
 from model.note import Note
 from service.errors import IndexBehind, NoteNotFound, OtherSpace, StoreUnavailable
 from service.filters import Filter
@@ -21,11 +22,16 @@ from service.recommender import Recommender
 from service.records import Hit, Similar, StoredNote, Unreadable, Write
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
+from service.search.words import MAX_CHARS, query_note
 from service.store.embedded_redis import EmbeddedRedis
+from service.store.keys import DEFAULT_KEYS
+from service.store.ranked_lists import RedisLists
+from service.telemetry import Telemetry
 from tests.service.conftest import (
     CATEGORIES,
     GatedStore,
     WordEngine,
+    batching,
     eventually,
     note_vector,
     record_reads,
@@ -349,6 +355,42 @@ async def test_list_that_is_too_large_is_cut_and_says_so(
     assert shown == ranking(soup(20), soup(20)[0])[: len(shown)]
     assert not page.complete
     assert 4 <= len(shown) < 19
+
+
+@pytest.mark.parametrize(("most", "complete"), [(7, False), (19, True)])
+async def test_list_of_more_notes_than_a_list_may_have_says_that_there_are_more(
+    recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch, most: int, complete: bool
+) -> None:
+    monkeypatch.setattr("service.search.search.MAX_LIST_NOTES", most)
+    await add(recommender, *soup(20))
+    for request in (
+        SearchRequest((Example("n0"),), k=4, cursor="*"),
+        SearchRequest((Example("n0"),), k=4, cursor="*", diversity=0.5),
+    ):
+        page = await search.related(request)
+        shown = ids(page)
+        while page.next_cursor:
+            page = await search.related(replace(request, cursor=page.next_cursor))
+            shown += ids(page)
+        assert (len(shown), page.complete) == (most, complete)
+
+
+async def test_more_texts_than_the_queue_has_places_are_read_part_by_part(
+    engine: WordEngine, embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
+    async with batching(engine, max_queue=4) as batcher:
+        search = NoteSearch(engine.space, batcher, embedded_store, live_index, lists, Telemetry(), clock)
+        vectors = await search.read_texts(soup(11))
+    assert [vector.tolist() for vector in vectors] == [note_vector(note).tolist() for note in soup(11)]
+
+
+def test_words_of_all_examples_are_searched_for() -> None:
+    assert MAX_CHARS == model.hashtags.words.MAX_CHARS
+    notes = [Note(title=f"title{n} " * 50, content=f"word{n} " * 300) for n in range(20)]
+    for order in (notes, notes[::-1]):
+        words = model.hashtags.words.words_of(query_note(order))
+        assert words >= {f"title{n}" for n in range(20)} | {f"word{n}" for n in range(20)}
 
 
 async def test_caps_go_deeper_than_the_first_block(

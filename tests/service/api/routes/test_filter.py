@@ -57,6 +57,7 @@ def numbers(client: httpx2.Client, filter: dict[str, Any], **options: Any) -> li
         ({"attribute": {"language": "ja"}}, lambda i: i % 6 == 0),
         ({"attribute": {"language": ["ja", "fr"], "seats": {"gt": 3}}}, lambda i: i % 6 == 0 and i > 6),
         ({"attribute": {"seats": {"gte": 1.5, "lt": 4}}}, lambda i: 3 <= i < 8),
+        ({"attribute": {"seats": [2, "4e0", "6.50"]}}, lambda i: i in (4, 8, 13)),
         ({"attribute": {"seats": {"lte": 4, "in": [0.0, 4.0, 14.5]}}}, lambda i: i in (0, 8)),
         ({"attribute": {"seats": {"gte": "a"}}}, lambda i: False),
         ({"attribute": {"language": {"gt": "de"}}}, lambda i: i % 6 == 0),

@@ -1,0 +1,25 @@
+"""Batches of the commands that send a file of notes: bounded in notes and in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+MAX_BYTES = 4 * 2**20
+"""Bytes of a batch: a quarter of what a service takes by default (max_body_bytes of GET /limits)."""
+
+
+def batches(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Yield batches of at most `most` items and MAX_BYTES. One item that is larger is a batch of its own. `size`: bytes
+    of an item. The same items give the same batches."""
+    batch: list[T] = []
+    left = MAX_BYTES
+    for item in items:
+        if batch and (len(batch) == most or size(item) > left):
+            yield batch
+            batch, left = [], MAX_BYTES
+        batch.append(item)
+        left -= size(item)
+    if batch:
+        yield batch

@@ -1,0 +1,74 @@
+"""OtherSpaceNotes: notes whose vectors are of another model than the one that serves, in the order of their writes."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Mapping
+from threading import Lock
+
+from service.records import PositionKey, position_key
+
+MIN_STALE = 1000
+"""Entries of notes that were written anew or removed, beyond which the list is written anew: where these are also more
+than half of it."""
+
+
+class OtherSpaceNotes:
+    """Notes of other vector spaces, by the log positions of their last writes. Changed by one thread, read by any.
+
+    A change costs the same however many notes there are: after a new model they are all that the store has, and each
+    that is read again leaves them. `positions`: by the ids of the notes.
+    """
+
+    def __init__(self, positions: Mapping[str, str] = {}) -> None:
+        self._keys: dict[str, PositionKey] = {}
+        self._by_key: list[tuple[PositionKey, str]] = []
+        """The notes in the order of their positions, among entries that are not in `_keys` any more."""
+        self._sorted = True
+        self._lock = Lock()
+        self.put(positions)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def put(self, positions: Mapping[str, str]) -> None:
+        """Add notes, or move those that are there to later positions."""
+        with self._lock:
+            for note_id, position in positions.items():
+                entry = position_key(position), note_id
+                self._sorted = self._sorted and (not self._by_key or self._by_key[-1] <= entry)
+                self._by_key.append(entry)
+                self._keys[note_id] = entry[0]
+            self._drop_stale()
+
+    def remove(self, note_ids: Collection[str]) -> None:
+        """Remove those of some notes that are there."""
+        with self._lock:
+            for note_id in note_ids:
+                self._keys.pop(note_id, None)
+            self._drop_stale()
+
+    def written(self, first: PositionKey, last: PositionKey, count: int) -> dict[str, PositionKey]:
+        """Return the `count` notes that were written first behind `first`, and at `last` at the latest."""
+        found: dict[str, PositionKey] = {}
+        with self._lock:
+            if not self._sorted:
+                self._by_key.sort()
+                self._sorted = True
+            place = bisect_right(self._by_key, first, key=lambda entry: entry[0])
+            while len(found) < count and place < len(self._by_key) and self._by_key[place][0] <= last:
+                key, note_id = self._by_key[place]
+                if self._keys.get(note_id) == key:
+                    found[note_id] = key
+                place += 1
+        return found
+
+    def positions(self) -> dict[str, PositionKey]:
+        """Return a copy of the keys of all positions, by the ids of the notes."""
+        with self._lock:
+            return self._keys.copy()
+
+    def _drop_stale(self) -> None:
+        stale = len(self._by_key) - len(self._keys)
+        if stale > max(MIN_STALE, len(self._keys)):
+            self._by_key = [(key, note_id) for key, note_id in self._by_key if self._keys.get(note_id) == key]

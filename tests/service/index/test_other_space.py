@@ -1,0 +1,33 @@
+"""Notes of another vector space: what is written between two positions, whatever happened to the notes before."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from service.index import other_space
+from service.index.other_space import OtherSpaceNotes
+from service.records import position_key
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_notes_are_found_by_their_last_writes_in_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_space, "MIN_STALE", 10)
+    chance = random.Random(seed)
+    expected = {f"n{number}": f"{chance.randrange(1, 500)}-{number}" for number in range(60)}  # as a scan has them
+    notes = OtherSpaceNotes(expected)
+    for step in range(400):
+        note_id = f"n{chance.randrange(80)}"
+        if chance.random() < 0.5:
+            notes.put({note_id: f"{1000 + step}-0"})
+            expected[note_id] = f"{1000 + step}-0"
+        else:
+            notes.remove([note_id, "nobody"])
+            expected.pop(note_id, None)
+        first, last = sorted((chance.randrange(2000), 0) for _ in range(2))
+        found = notes.written(first, last, 7)
+        within = sorted((position_key(at), one) for one, at in expected.items() if first < position_key(at) <= last)
+        assert list(found.items()) == [(one, key) for key, one in within[:7]]
+    assert notes.positions() == {note_id: position_key(at) for note_id, at in expected.items()}
+    assert len(notes) == len(expected)
