@@ -2,8 +2,8 @@
 
     python -m model.baselines.encoder_teacher FOLDER [--encoder mpnet] [--source NAME] [--max-notes N]
 
-reads FOLDER/<source>.jsonl.gz and writes all-mpnet-base-v2's vectors, of 768 numbers, beside it, or all-MiniLM-L6-v2's,
-of 384 (model/training/corpus_vectors.py). The same command goes on after a break. A corpus has the vectors of one
+reads FOLDER/<source>.jsonl.gz and writes all-MiniLM-L6-v2's vectors, of 384 numbers, beside it, or all-mpnet-base-v2's,
+of 768 (model/training/corpus_vectors.py). The same command goes on after a break. A corpus has the vectors of one
 encoder.
 """
 
@@ -48,7 +48,7 @@ def embed_in_bfloat16(encoder: SentenceEncoder, notes: Sequence[Note]) -> npt.ND
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `encoder_of` reads."""
-    parser.add_argument("--encoder", choices=("minilm", "mpnet"), default="mpnet")
+    parser.add_argument("--encoder", choices=("minilm", "mpnet"), default="minilm")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
 
 

@@ -43,7 +43,7 @@ def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Pat
         vectors = embed_in_bfloat16(encoder, notes)
         np.save(shard_path(tmp_path, source, 0), vectors.astype(np.float16))
     out = tmp_path / "out"
-    encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out), "--encoder", "minilm"])
+    encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out)])
     assert {path.name for path in out.iterdir()} == {"recipes.jsonl.gz", "categories.jsonl.gz"}
     (note,) = [note for note in read_notes(out / "recipes.jsonl.gz").values() if note.title != "xq"]
     assert note.category == "Food"
