@@ -5,6 +5,7 @@ Standard library only; knows nothing of tokens, HTTP or storage.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,14 +13,22 @@ from dataclasses import dataclass, field
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
 
+INVISIBLE = (
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e007f"
+)
+"""Characters that show nothing and join nothing, for the class of a regular expression."""
+IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u200c\u200d\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef"
+"""Characters that show nothing by themselves and say how their neighbours are shown: joined, or an emoji in colour."""
+SUBDIVISION_FLAG = "\U0001f3f4[\U000e0030-\U000e007a]+\U000e007f"
+"""Flag of a part of a country, such as Scotland's: invisible characters behind a black flag."""
+DROPPED_PATTERN = re.compile(f"({SUBDIVISION_FLAG})|[{INVISIBLE}]")
+CONTROL_PATTERN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+IGNORED_PATTERN = re.compile(f"[{IGNORED}]")
+BLANK_PATTERN = re.compile(f"[\\s\\x00-\\x1f\\x7f-\\x9f\u2800{INVISIBLE}{IGNORED}]*")
 JOINERS = "\u200c\u200d"
-"""Invisible characters that belong between two others: in a family emoji, and in words of several scripts."""
-VARIANTS = "\ufe0e\ufe0f"
-"""Invisible characters that say whether an emoji is shown in colour."""
 DOTTED_I = "i\u0307"
 """What case folding makes of a Turkish capital I with its dot."""
-SHOWN_AS: Mapping[str, str] = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": ""}
-"""What takes the place of characters of some Unicode categories in a hashtag."""
 Attribute = str | int | float | bool
 
 
@@ -64,9 +73,8 @@ def normalise_hashtag(text: str) -> str:
     NFKC, without '#', control and invisible characters, single spaces, at most MAX_HASHTAG_CHARS characters. Case is
     kept.
     """
-    text = replace_lone_surrogates(text)
-    text = "".join(char if char in JOINERS else SHOWN_AS.get(unicodedata.category(char), char) for char in text)
-    text = unicodedata.normalize("NFKC", text).replace("#", " ")
+    text = DROPPED_PATTERN.sub(lambda match: match[1] or "", replace_lone_surrogates(text))
+    text = CONTROL_PATTERN.sub(" ", unicodedata.normalize("NFKC", text)).replace("#", " ")
     words = (word.strip(JOINERS) for word in text.split())
     hashtag = " ".join(filter(None, words))[:MAX_HASHTAG_CHARS].strip(f" {JOINERS}")
     return "" if is_blank(hashtag) else hashtag
@@ -74,14 +82,14 @@ def normalise_hashtag(text: str) -> str:
 
 def is_blank(text: str) -> bool:
     """Return whether a text shows nothing: it has spaces, control and invisible characters alone."""
-    return all(char in VARIANTS or unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs") for char in text)
+    return BLANK_PATTERN.fullmatch(text) is not None
 
 
 def hashtag_key(text: str) -> str:
-    """Return the key that two spellings of one hashtag share: case and spacing do not count, nor whether an emoji is
-    shown in colour, nor the dot that is left of a Turkish capital I."""
+    """Return the key that two spellings of one hashtag share: case and spacing do not count, nor invisible characters,
+    which show an emoji in colour or join letters, nor the dot that is left of a Turkish capital I."""
     key = normalise_hashtag(text).casefold().replace(" ", "").replace(DOTTED_I, "i")
-    return "".join(char for char in key if char not in VARIANTS)
+    return IGNORED_PATTERN.sub("", key)
 
 
 def normalise_hashtags(texts: Iterable[str]) -> tuple[str, ...]:

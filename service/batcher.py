@@ -31,7 +31,7 @@ from service.tracing import RequestStages, add_stage, current_request
 MAX_BULK_WAIT = 5.0
 """Seconds after which one bulk note has a place in the engine, however many interactive ones wait: an ingest becomes
 slow and does not stand still."""
-EMBED_PART = 32
+EMBED_BATCH_SIZE = 32
 """Notes of one request that are queued at a time where only their vectors are asked for."""
 STUCK_SECONDS = 60.0
 """An engine step that takes longer makes the process not ready: it normally takes less than a second."""
@@ -202,11 +202,12 @@ class Batcher:
     async def embed_all(
         self, notes: Sequence[Note], urgency: Urgency, tenant: str = DEFAULT_TENANT
     ) -> list[GenerationOutput]:
-        """Return outputs with the vectors of notes alone, in order. All of them are admitted or none, and EMBED_PART of
-        them queued at a time, so that the queue need not have places for all. Raises what `generate_all` raises."""
+        """Return outputs with the vectors of notes alone, in order. All of them are admitted or none, and
+        EMBED_BATCH_SIZE of them queued at a time, so that the queue need not have places for all. Raises what
+        `generate_all` raises."""
         if not notes:
             return []
-        size = min(EMBED_PART, self.max_places(tenant))
+        size = min(EMBED_BATCH_SIZE, self.max_places(tenant))
         outputs: list[GenerationOutput] = []
         with self.admit(len(notes), VECTOR_ONLY, urgency, size, tenant) as admission:
             for begin in range(0, len(notes), size):

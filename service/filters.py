@@ -26,7 +26,7 @@ Bound = TypeVar("Bound", float, OrderKey)
 
 def attribute_text(value: Attribute | None) -> str | None:
     """Return how a filter writes an attribute's value: a string as it is, another value as JSON; None for no value. A
-    number has one form, however it is written, also in a string: 2, 2.0 and "2e0" are "2"."""
+    number below 2**53 has one form, however it is written, also in a string: 2, 2.0 and "2e0" are "2"."""
     text = value if value is None or isinstance(value, str) else json.dumps(value)
     return _number_text(text) if text and JSON_NUMBER.fullmatch(text) else text
 

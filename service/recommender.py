@@ -16,7 +16,6 @@ from ulid import ULID
 
 from model.generation import (
     MAX_CATEGORY_TOKENS,
-    VECTOR_ONLY,
     CategoriesTooLong,
     GenerationOutput,
     GenerationRequest,
@@ -258,7 +257,9 @@ class Recommender:
         if not notes:
             return added
         size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
-        with self._batcher.admit(len(notes), VECTOR_ONLY, urgency, size, self._tenant) as admission:
+        dearest = max((generate for _, generate in notes), key=lambda generate: (generate.hashtags, generate.category))
+        request = self.generation_request(dearest.hashtags, self.categories if dearest.category else ())
+        with self._batcher.admit(len(notes), request, urgency, size, self._tenant) as admission:
             for begin in range(0, len(notes), size):
                 part = notes[begin : begin + size]
                 try:
@@ -267,7 +268,7 @@ class Recommender:
                             group.create_task(self._put_if(note, generate, condition, urgency, admission))
                             for note, generate in part
                         ]
-                except ExceptionGroup as errors:  # the others of the part have ended with the first that failed
+                except ExceptionGroup as errors:  # with the first that failed, what was not yet being written has ended
                     raise errors.exceptions[0] from errors
                 added += [task.result() for task in tasks]
                 admission.left = len(notes) - len(added)

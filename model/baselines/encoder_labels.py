@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import add_encoder_options, embed_in_bfloat16, encoder_of
+from model.config import CheckpointError
 from model.data.corpora import write_notes_file
 from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import build_vocabulary
@@ -62,12 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     add_encoder_options(parser)
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        encoder = encoder_of(options)
+    except CheckpointError as error:
+        parser.exit(1, f"{error}\n")
     options.out.mkdir(parents=True, exist_ok=True)
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
     texts = {source: read_corpus_vectors(options.folder, source) for source in sources}
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
-    labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, encoder_of(options)), sample)
+    labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, encoder), sample)
     all_kept: list[Note] = []
     for source, (notes, vectors) in texts.items():
         default = SOURCE_CATEGORIES.get(source)

@@ -55,7 +55,6 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
 def encoder_of(options: argparse.Namespace) -> SentenceEncoder:
     """Load the published encoder that the options name; mpnet is fetched where it is not there. Raises CheckpointError,
     and ModuleNotFoundError where MiniLM's package is not installed."""
-    torch.set_num_threads(options.threads)
     return SentenceEncoder() if options.encoder == "minilm" else mpnet.load(options.cache, print)
 
 
@@ -64,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = teacher_parser("Write a sentence encoder's vectors of the notes of a corpus.")
     add_encoder_options(parser)
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     try:
-        encoder = encoder_of(options)
-    except CheckpointError as error:
+        write_missing_vectors(partial(embed_in_bfloat16, encoder_of(options)), options)
+    except (CheckpointError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    write_missing_vectors(partial(embed_in_bfloat16, encoder), options)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ KNOWN_SHARE = 0.005
 words that a community has chosen, so fitting ones may be improbable (docs/log/writing.md)."""
 NEIGHBOURS_NAMED = 5
 """Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
-JOINERS = ("Pd", "Pc")
+HYPHENS = ("Pd", "Pc")
 """Unicode categories of hyphens, dashes and underscores, with which some join the words of a hashtag."""
 NO_PLURALS = ("news", "lens", "series", "species", "shoes")
 """Endings that `dedup_key` would take for a plural, or would shorten to another word."""
@@ -63,7 +63,7 @@ def dedup_key(text: str) -> str:
     """Return a key: of hashtags with the same key a list has one. Case, spaces, hyphens, underscores and English
     plurals do not count."""
     key = hashtag_key(text)
-    key = "".join(char for char in key if unicodedata.category(char) not in JOINERS) or key
+    key = "".join(char for char in key if unicodedata.category(char) not in HYPHENS) or key
     if key.endswith(NO_PLURALS):
         return key
     if len(key) > 3 and key.endswith(("ies", "ie")):
@@ -80,8 +80,8 @@ class HashtagFilter:
     """Decides which hashtags may be returned for a note.
 
     `blocked`: keys (`dedup_key`) that may not. `own`: those of the hashtags that the note has already, which are not
-    repeated. `scripts`: those of the note; a hashtag may have no other, except
-    Latin, which every language uses. None allows all scripts.
+    repeated. `scripts`: those of the note; a hashtag may have no other, except Latin, which every language uses. None
+    allows all scripts.
     """
 
     blocked: frozenset[str] = frozenset()
@@ -90,7 +90,7 @@ class HashtagFilter:
 
     @classmethod
     def of(cls, note: Note, blocked: Collection[str], read: Collection[str] = ()) -> HashtagFilter:
-        """Return the filter for `note`. `blocked`: hashtags, or keys of them. `read`: scripts that the model reads, ()
+        """Return the filter for `note`. `blocked`: keys (`hashtag_key`). `read`: scripts that the model reads, ()
         for all. A note without letters, such as emoji alone, allows these: of others the model can't tell whether a
         hashtag fits."""
         note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags))) or frozenset(read)

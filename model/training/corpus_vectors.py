@@ -44,9 +44,12 @@ def write_corpus_vectors(
 ) -> int:
     """Write the missing shards of a source's first `max_notes` notes; returns how many notes were embedded.
 
-    A shard's file appears when it is complete.
+    A shard's file appears when it is complete. Raises ValueError where shards of vectors of another size are there.
     """
     notes = list(read_notes(notes_path(folder, source)).values())[:max_notes]
+    first = shard_path(folder, source, 0)
+    if notes and first.exists() and np.load(first, mmap_mode="r").shape[1] != embed(notes[:1]).shape[1]:
+        raise ValueError(f"{first} has vectors of another encoder: remove {source}'s shards, or name another folder")
     embedded = 0
     for shard, start in enumerate(range(0, len(notes), SHARD_SIZE)):
         path = shard_path(folder, source, shard)

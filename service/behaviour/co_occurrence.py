@@ -108,12 +108,13 @@ def summed(lists: Iterable[Sequence[Successor]], without: Collection[str], count
             by_id.setdefault(one.id, []).append(one)
     for note_id in without:
         by_id.pop(note_id, None)
-    related = [Related(note_id, sum(one.score for one in found), _readers(found)) for note_id, found in by_id.items()]
-    return sorted(related, key=lambda one: (-one.score, one.id))[:count]
+    scores = {note_id: sum(one.score for one in found) for note_id, found in by_id.items()}
+    best = sorted(scores, key=lambda note_id: (-scores[note_id], note_id))[:count]
+    return [Related(note_id, scores[note_id], _readers(by_id[note_id])) for note_id in best]
 
 
 def _readers(found: Sequence[Successor]) -> float:
-    """How many readers read a note after any of several, each decayed with the age of its read of that note."""
+    """Return how many readers read a note after any of several, each decayed with the age of its read of that note."""
     if len(found) == 1:
         return found[0].readers
     _, first = np.unique(np.concatenate([one.numbers for one in found]), return_index=True)

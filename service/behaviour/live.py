@@ -14,6 +14,9 @@ from service.interfaces import Clock, EventStore
 from service.records import Event, EventOutcome
 from service.telemetry import Telemetry
 
+MAX_SUMMED_IN_LOOP = 4
+"""Examples whose readers are counted in the event loop: a hundred of many readers take a tenth of a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class BehaviourStatus:
@@ -86,7 +89,9 @@ class LiveBehaviour:
         for note_id in dict.fromkeys(note_ids):
             lists.append(self._follower.co_occurrence.related(note_id, now))
             await asyncio.sleep(0)  # a note of many readers takes a millisecond
-        return summed(lists, note_ids, count)
+        if len(lists) <= MAX_SUMMED_IN_LOOP:
+            return summed(lists, note_ids, count)
+        return await asyncio.to_thread(summed, lists, note_ids, count)
 
     def rates(self, by: Collection[Dimension], since: float) -> list[Rate]:
         """Return how often recommended notes were shown and clicked, by some dimensions, since a day."""

@@ -95,7 +95,7 @@ class Ingest:
         for line, result in zip(valid, self._post(client, run, batch[0].number, valid), strict=True):
             counts[result["status"]] += 1
             if result["status"] == "rejected":
-                rejects.write(line, explain(result["problem"], 422, separator="; "))
+                rejects.write(line, explain(result["problem"], TOO_LARGE, separator="; "))
 
     def _post(self, client: httpx2.Client, run: str, number: int, lines: list[Line]) -> list[Any]:
         """Return the results of some lines of a batch, whose key is made of `number`, that of the first of them. No
@@ -112,7 +112,7 @@ class Ingest:
                     results: list[Any] = response.json()["results"]
                     return results
                 if response.status_code == TOO_LARGE:
-                    return self._post_halves(client, run, number, lines, response.json())
+                    return self._post_halves(client, run, number, lines, response)
                 reason = explain(response.json(), response.status_code)
                 if response.status_code not in (409, 429, 503, 504):
                     raise IngestFailed(f"the service refused: {reason}")
@@ -124,9 +124,12 @@ class Ingest:
                 raise IngestFailed(f"{reason} Run the same command again to go on.")
             time.sleep(pause)
 
-    def _post_halves(self, client: httpx2.Client, run: str, number: int, lines: list[Line], problem: Any) -> list[Any]:
-        """Send lines that are too large together; `problem` is what the service says of them."""
+    def _post_halves(
+        self, client: httpx2.Client, run: str, number: int, lines: list[Line], refusal: httpx2.Response
+    ) -> list[Any]:
+        """Send lines that were refused as too large together."""
         if len(lines) == 1:
+            problem = refusal.json() if "json" in refusal.headers.get("content-type", "") else None
             return [{"status": "rejected", "problem": problem}]
         half = len(lines) // 2
         first = self._post(client, run, number, lines[:half])

@@ -72,6 +72,7 @@ class Importer:
         async for known in self._store.get_in_parts([note.note.id for note in notes], with_vectors=True):
             for old in known:
                 note = next(left)
+                arrived = replace(note, note=self._recommender.with_arrival(note.note, old))
                 expires_at = note.note.expires_at
                 if expires_at is not None and expires_at <= self._clock():
                     outcomes[note.note.id] = Outcome(note.note.id, "expired")
@@ -79,11 +80,10 @@ class Importer:
                     outcomes[note.note.id] = Outcome(note.note.id, "exists")
                 elif not self._keeps_vector(note):
                     to_read.append(note)
-                elif isinstance(old, StoredNote) and _is_same(note, old):
+                elif isinstance(old, StoredNote) and _is_same(arrived, old):
                     outcomes[note.note.id] = Outcome(note.note.id, "unchanged", read=False)
                 else:
-                    arrived = self._recommender.with_arrival(note.note, old)
-                    to_write.append(StoredNote(arrived, note.space, note.vector, note.generated))
+                    to_write.append(StoredNote(arrived.note, note.space, note.vector, note.generated))
         condition = None if replaces else NEW
         written = await self._write(to_write, condition) + await self._read(to_read, condition, urgency)
         outcomes |= {outcome.id: outcome for outcome in written}

@@ -205,6 +205,7 @@ class LogFollower:
                 await self._writer.run(partial(notes.add, readable))
                 while await self._maintainer.run_jobs(notes):
                     pass
+            await self._writer.run(notes.other_space.sort)
             self._store.forget_written()
             await state.show(notes, identity, position)
         finally:

@@ -33,6 +33,8 @@ class OtherSpaceNotes:
 
     def put(self, positions: Mapping[str, str]) -> None:
         """Add notes, or move those that are there to later positions."""
+        if not positions:
+            return
         with self._lock:
             for note_id, position in positions.items():
                 entry = position_key(position), note_id
@@ -43,6 +45,8 @@ class OtherSpaceNotes:
 
     def remove(self, note_ids: Collection[str]) -> None:
         """Remove those of some notes that are there."""
+        if not note_ids or not self._keys:
+            return
         with self._lock:
             for note_id in note_ids:
                 self._keys.pop(note_id, None)
@@ -51,10 +55,8 @@ class OtherSpaceNotes:
     def written(self, first: PositionKey, last: PositionKey, count: int) -> dict[str, PositionKey]:
         """Return the `count` notes that were written first behind `first`, and at `last` at the latest."""
         found: dict[str, PositionKey] = {}
+        self.sort()
         with self._lock:
-            if not self._sorted:
-                self._by_key.sort()
-                self._sorted = True
             place = bisect_right(self._by_key, first, key=lambda entry: entry[0])
             while len(found) < count and place < len(self._by_key) and self._by_key[place][0] <= last:
                 key, note_id = self._by_key[place]
@@ -62,6 +64,13 @@ class OtherSpaceNotes:
                     found[note_id] = key
                 place += 1
         return found
+
+    def sort(self) -> None:
+        """Bring notes that came out of their order into it, as those of a scan: half a second for 300,000."""
+        with self._lock:
+            if not self._sorted:
+                self._by_key.sort()
+                self._sorted = True
 
     def positions(self) -> dict[str, PositionKey]:
         """Return a copy of the keys of all positions, by the ids of the notes."""
@@ -71,4 +80,5 @@ class OtherSpaceNotes:
     def _drop_stale(self) -> None:
         stale = len(self._by_key) - len(self._keys)
         if stale > max(MIN_STALE, len(self._keys)):
-            self._by_key = [(key, note_id) for key, note_id in self._by_key if self._keys.get(note_id) == key]
+            self._by_key = sorted((key, note_id) for note_id, key in self._keys.items())
+            self._sorted = True

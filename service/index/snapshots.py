@@ -135,8 +135,9 @@ class SnapshotKeeper:
             self._state.check_log_end(snapshot.position, bounds)
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
-            others, unreadable = await self._writer.run(partial(restore, snapshot.read, notes.index, notes.texts))
-            notes.other_space = OtherSpaceNotes(others)
+            notes.other_space, unreadable = await self._writer.run(
+                partial(restore, snapshot.read, notes.index, notes.texts)
+            )
             await self._read_again(unreadable, notes)
         except StoreUnavailable:
             raise
@@ -172,9 +173,9 @@ def snapshot_parts(
     return [*texts.snapshot_parts(), *index.snapshot_parts(), *lists]
 
 
-def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[dict[str, str], list[str]]:
-    """Fill an empty index and empty texts from a snapshot; return the notes of another space as IndexedNotes has
-    them, and the ids of those that could not be decoded.
+def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[OtherSpaceNotes, list[str]]:
+    """Fill an empty index and empty texts from a snapshot; return the notes of another space, and the ids of those that
+    could not be decoded.
 
     Texts, whose hashtags are counted in Python, are restored beside the index, most of which is memory that is copied.
     """
@@ -183,4 +184,6 @@ def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[dic
         index.restore(read)
         texts_restored.result()
     others = (entry.split(" ", 1) for entry in unpacked(OTHER_SPACE, read(OTHER_SPACE)))
-    return {note_id: position for position, note_id in others}, unpacked(UNREADABLE, read(UNREADABLE))
+    other_space = OtherSpaceNotes({note_id: position for position, note_id in others})
+    other_space.sort()
+    return other_space, unpacked(UNREADABLE, read(UNREADABLE))

@@ -32,8 +32,8 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Candidates of all sources, the best first. `least`: no note outside the pool scores more; infinite where nothing
-    is known of these. `exhausted`: there are no others."""
+    """Candidates of all sources, the best first. `least`: no note outside the pool scores more, but for those that the
+    index has missed; infinite where nothing is known of these. `exhausted`: there are no others."""
 
     hits: Sequence[Hit]
     least: float
@@ -43,11 +43,6 @@ class Pool:
 async def find_nearest(content: ContentSource, where: Filter) -> Candidates:
     """Return the candidates that the vectors put into a pool."""
     return await content.find(POOL_SIZE, where, POOL_SIZE // POOL_PER_RECALLED)
-
-
-def best_first(hit: Hit) -> tuple[float, str]:
-    """Key that orders hits by score, of equal ones by id."""
-    return -hit.score, hit.id
 
 
 class FusedSource:
@@ -78,7 +73,9 @@ class FusedSource:
             return Candidates(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
         nearest = await self._content.find(depth, where, recall_k)
         inside = {hit.id for hit in pool.hits}
-        hits = sorted([*pool.hits, *(hit for hit in nearest.hits if hit.id not in inside)], key=best_first)
+        # The pool may have missed a note that a deeper search finds: its place is behind what a shallow one answers.
+        further = [Hit(hit.id, min(hit.score, pool.least)) for hit in nearest.hits if hit.id not in inside]
+        hits = sorted([*pool.hits, *further], key=lambda hit: (-hit.score, hit.id not in inside, hit.id))
         if not nearest.exhausted:  # a note that was not found yet may come before one with a lower score
             least = min(pool.least, nearest.hits[-1].score if nearest.hits else math.inf)
             hits = [hit for hit in hits if hit.score >= least]
@@ -95,7 +92,7 @@ class FusedSource:
         adjusted = np.fromiter(scores.values(), np.float64, len(ids))
         for evidence in self._evidence:
             adjusted = await evidence.adjust(ids, adjusted)
-        hits = sorted(map(Hit, ids, adjusted.tolist()), key=best_first)
+        hits = sorted(map(Hit, ids, adjusted.tolist()), key=lambda hit: (-hit.score, hit.id))
         return Pool(hits, nearest[-1].score if nearest else math.inf, exhausted)
 
     async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:

@@ -21,7 +21,7 @@ MAX_CHOSEN_IN_LOOP = 32
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """A selection, and whether it has min(count, matches) notes."""
+    """A selection. `complete`: no further note could be chosen, or as many are as were asked for."""
 
     selection: Selection
     complete: bool

@@ -52,5 +52,5 @@ class BehaviourEvidence:
         return self._added.get(note_id, 0.0)
 
     def readers(self, note_id: str) -> float:
-        """Return how many readers read a note after an example, each halved with its age."""
+        """Return how many readers read a note after an example, each decayed with its age."""
         return self._readers.get(note_id, 0.0)

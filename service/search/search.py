@@ -85,7 +85,7 @@ class NoteSearch:
         self._tenant = tenant
 
     async def read_texts(self, notes: Sequence[Note], urgency: Urgency = PATIENT) -> list[Vector]:
-        """Return the vectors of texts, all of which the model reads before. Raises QueueFull, DeadlineExceeded,
+        """Read texts with the model, part by part, and return their vectors. Raises QueueFull, DeadlineExceeded,
         EngineFailed."""
         outputs = await self._batcher.embed_all(notes, urgency, self._tenant)
         return [output.vector for output in outputs]

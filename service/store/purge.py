@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import orjson
 from redis.exceptions import RedisError, ResponseError
@@ -30,6 +31,8 @@ builds its index anew."""
 CHECK_SECONDS = 0.05
 """Pause between two looks whether the server has rewritten its file."""
 SCAN_COUNT = 1000
+"""Keys that are looked at in one round trip."""
+T = TypeVar("T")
 LAST = f"{HASH_TAG}purged"
 """Key of the time of the last purge on schedule."""
 
@@ -105,9 +108,9 @@ def _client(url: str) -> Iterator[Any]:
 
 def _purge(client: Any, claim: PurgeClaim, ids: Collection[str]) -> list[PurgedLog]:
     logs = list(_logs(client))
-    _refuse_stored(client, logs, ids)
-    _forget_answers(client, frozenset(ids))
-    _forget_lists(client)
+    _refuse_stored(client, claim, logs, ids)
+    _forget_answers(client, claim, frozenset(ids))
+    _forget_lists(client, claim)
     marks = [(log, client.xadd(log, {"id": "", "op": PURGE}, nomkstream=True)) for log in logs]
     begun = [(log, position) for log, position in marks if position]  # else its tenant was removed just now
     time.sleep(FOLLOW_SECONDS if begun else 0)
@@ -125,28 +128,51 @@ def _logs(client: Any) -> Iterator[bytes]:
             yield key
 
 
-def _refuse_stored(client: Any, logs: Collection[bytes], ids: Collection[str]) -> None:
-    for log in logs:
-        for note_id in ids:
-            if client.exists(log.removesuffix(b"log") + b"note:" + note_id.encode()):
+def _refuse_stored(client: Any, claim: PurgeClaim, logs: Collection[bytes], ids: Collection[str]) -> None:
+    notes = ((log.removesuffix(b"log") + b"note:" + note_id.encode(), note_id) for log in logs for note_id in ids)
+    for page in _pages(notes, claim):
+        pipeline = client.pipeline(transaction=False)
+        for key, _ in page:
+            pipeline.exists(key)
+        for (_, note_id), stored in zip(page, pipeline.execute(), strict=True):
+            if stored:
                 raise PurgeError(f"the note {note_id!r} is stored; delete it first")
 
 
-def _forget_answers(client: Any, ids: frozenset[str]) -> None:
+def _forget_answers(client: Any, claim: PurgeClaim, ids: frozenset[str]) -> None:
     """Forget the answers about some notes that are remembered for repeated requests."""
     if not ids:
         return
-    for key in client.scan_iter(match=f"{HASH_TAG}*once:*", count=SCAN_COUNT, _type="hash"):
-        with contextlib.suppress(ValueError, TypeError, AttributeError):  # no answer yet, or that of one removal
-            answer = orjson.loads(client.hget(key, "answer"))
-            if not ids.isdisjoint([answer.get("id"), *(answer.get("ids") or ()), *(answer.get("missing") or ())]):
+    for page in _pages(client.scan_iter(match=f"{HASH_TAG}*once:*", count=SCAN_COUNT, _type="hash"), claim):
+        pipeline = client.pipeline(transaction=False)
+        for key in page:
+            pipeline.hget(key, "answer")
+        for key, answer in zip(page, pipeline.execute(), strict=True):
+            if not ids.isdisjoint(_ids_in(answer)):
                 client.delete(key)
 
 
-def _forget_lists(client: Any) -> None:
+def _ids_in(remembered: bytes | None) -> list[str]:
+    """Return the ids of notes that a remembered answer names."""
+    try:
+        answer = orjson.loads(remembered or b"null")
+        return [answer.get("id"), *(answer.get("ids") or ()), *(answer.get("missing") or ())]
+    except (ValueError, TypeError, AttributeError):  # no answer yet, or that of one removal
+        return []
+
+
+def _forget_lists(client: Any, claim: PurgeClaim) -> None:
     """Remove the lists that are kept for their pages: they name notes that may have been removed since."""
-    for key in client.scan_iter(match=f"{HASH_TAG}*list:*", count=SCAN_COUNT, _type="list"):
-        client.delete(key)
+    for page in _pages(client.scan_iter(match=f"{HASH_TAG}*list:*", count=SCAN_COUNT, _type="list"), claim):
+        client.delete(*page)
+
+
+def _pages(items: Iterable[T], claim: PurgeClaim) -> Iterator[list[T]]:
+    """Yield SCAN_COUNT items at a time, and hold the claim meanwhile."""
+    left = iter(items)
+    while page := list(islice(left, SCAN_COUNT)):
+        claim.renew()
+        yield page
 
 
 def _purged(client: Any, log: bytes, position: bytes) -> PurgedLog:

@@ -58,6 +58,12 @@ def test_normalised_hashtag_is_one_short_line_without_a_hash(text: str) -> None:
         ("e\u200b\u0301", "é"),
         ("\u200d می\u200cخواهم \u200c", "می\u200cخواهم"),
         ("\u200b \ufe0f", ""),
+        (
+            "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+            "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+        ),
+        ("a\U000e0067b", "ab"),
+        ("\u0601", "\u0601"),
     ],
 )
 def test_hashtag_as_written_has_one_stored_form(written: str, stored: str) -> None:
@@ -72,7 +78,7 @@ def test_spellings_that_look_alike_share_a_key(one: str, other: str) -> None:
     assert hashtag_key(one) == hashtag_key(other) != ""
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufeff\u2028", "\ufe0f"])
+@pytest.mark.parametrize("text", ["", " \n", "\u3164\u2800", "\u200b", "\ufeff\u2028", "\ufe0f"])
 def test_text_that_shows_nothing_is_blank(text: str) -> None:
     assert is_blank(text)
     assert not is_blank(f"{text}.")

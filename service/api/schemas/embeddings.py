@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from pydantic_core import PydanticCustomError
 
 from model.generation import GenerationOutput
-from model.note import Note
+from model.note import Note, is_blank
 from service.api.schemas.common import Wire
 
 MAX_EMBEDDED = 256
@@ -28,7 +28,7 @@ def _as_texts(value: Any) -> Any:
 
 
 def _check_not_blank(text: str) -> str:
-    if not text.strip():
+    if is_blank(text):
         raise PydanticCustomError("empty", "must not be empty")
     return text
 

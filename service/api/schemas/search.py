@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.note import Note, normalise_hashtags
+from model.note import Note, is_blank, normalise_hashtags
 from service.api.schemas.common import Hashtags, Name, NoteId, Time, Wire
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.problem import Problem
@@ -65,7 +65,7 @@ class ExampleIn(Wire):
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        is_text = bool(self.title.strip() or self.content.strip())
+        is_text = not (is_blank(self.title) and is_blank(self.content))
         if is_text == (self.note_id is not None) or (self.hashtags and not is_text):
             raise PydanticCustomError("example", "must have either a note_id, or a title or content that is not blank")
         return self
@@ -225,7 +225,7 @@ class SimilarIn(SearchBody):
         """Raises InvalidInput where there is neither a text nor an example."""
         if self.model_fields_set & {"positive", "negative"}:
             return super().positives()
-        if not (self.title.strip() or self.content.strip()):
+        if is_blank(self.title) and is_blank(self.content):
             raise InvalidInput([FieldError("/content", "title and content must not both be empty")])
         note = Note(title=self.title, content=self.content, hashtags=normalise_hashtags(self.hashtags))
         return (Example(note=note),)

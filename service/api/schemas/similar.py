@@ -21,7 +21,7 @@ from service.api.schemas.common import (
     Wire,
 )
 from service.api.schemas.notes import GeneratedOut
-from service.filters import Filter
+from service.filters import Filter, attribute_text
 from service.ranking.strategies import Strategy
 from service.records import Explanation, RelatedNote, Similar
 from service.search.request import AUTO, CONTENT, Example, OnMissing, SearchRequest, Sources
@@ -186,7 +186,7 @@ class ExplanationOut(BaseModel):
     """`positive` and `negative`: cosines to the examples of the request, in their order; null for a missing one.
     `boosts`: what each of them added. `shared_hashtags`: its hashtags that a positive example has too. `words`: what
     the words that it shares with the positive examples added, of which `shared_words` are the rarest. `behaviour`: what
-    the readers who read it after a positive example added, and `co_readers` how many there are, each halved with its
+    the readers who read it after a positive example added, and `co_readers` how many there are, each decayed with its
     age. `relevance`: what comes of all, before diversity."""
 
     positive: list[float | None]
@@ -300,6 +300,6 @@ class SimilarOut(BaseModel):
 
 
 def name_and_value(attribute: str) -> tuple[str, str]:
-    """Parse `name:value`; the value may hold further colons."""
+    """Parse `name:value`; the value may hold further colons, and gets the form that filters compare."""
     name, _, value = attribute.partition(":")
-    return name, value
+    return name, str(attribute_text(value))

@@ -43,6 +43,8 @@ async def test_note_with_a_vector_and_no_time_has_that_of_its_arrival(
     arrived = (await recommender.get("a")).note.created_at
     assert arrived == pytest.approx(clock(), abs=60)
     clock.offset += 1000
+    (again,) = await importer.add([with_vector(note)], True, PATIENT)
+    assert again.status == "unchanged"
     await importer.add([with_vector(replace(note, author="ann"))], True, PATIENT)
     assert (await recommender.get("a")).note == replace(note, author="ann", created_at=arrived)
 

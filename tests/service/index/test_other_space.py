@@ -29,5 +29,8 @@ def test_notes_are_found_by_their_last_writes_in_order(seed: int, monkeypatch: p
         found = notes.written(first, last, 7)
         within = sorted((position_key(at), one) for one, at in expected.items() if first < position_key(at) <= last)
         assert list(found.items()) == [(one, key) for key, one in within[:7]]
+    for _ in range(5):
+        notes.put(expected)
+    assert list(notes.written((0, 0), (9999, 0), 999)) == sorted(expected, key=lambda one: position_key(expected[one]))
     assert notes.positions() == {note_id: position_key(at) for note_id, at in expected.items()}
     assert len(notes) == len(expected)

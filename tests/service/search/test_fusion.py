@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from model.note import Note
 from service.behaviour.co_occurrence import Related
+from service.filters import Filter
 from service.recommender import Recommender
+from service.records import Hit
 from service.search import fusion
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
+from service.search.sources import Candidates
 from service.search.words import WordEvidence
 from tests.service.steps import add, ids, soup
 
@@ -68,7 +72,7 @@ async def test_notes_outside_the_pool_keep_score_and_place_of_their_vectors(
         assert item.explanation is not None
         assert item.explanation.words is not None
         assert item.score == pytest.approx(cosines[item.stored.note.id] + item.explanation.words, abs=1e-5)
-    assert any(item.explanation and not item.explanation.words for item in found.items), "some are outside the pool"
+    assert len(found.items) > fusion.POOL_SIZE + WordEvidence.pool_size, "some are outside the pool"
 
 
 @pytest.mark.parametrize("k", [1, 7, 12, 25])
@@ -96,3 +100,26 @@ async def test_search_whose_nearest_notes_are_all_nearer_to_a_negative_example_i
     both = await search.related(replace(request, sources=(("content", 1.0), ("behaviour", 1.0))))
     assert len(both.items) == 5
     assert ids(both) == ids(await search.related(request))
+
+
+class MissingContent:
+    """Content whose shallow searches miss a note in fifty, as an approximate index does."""
+
+    unit = 1.0
+    hits = tuple(Hit(f"n{number:03}", 1 - number / 1000) for number in range(400))
+
+    async def find(
+        self, depth: int, where: Filter, recall_k: int | None = None, *, with_rows: bool = False
+    ) -> Candidates:
+        found = [hit for number, hit in enumerate(self.hits) if recall_k is None or number % 50 != 40]
+        return Candidates(found[:depth], depth >= len(found))
+
+
+async def test_first_notes_are_the_same_where_a_deeper_search_finds_what_the_pool_missed() -> None:
+    content: Any = MissingContent()
+    source = fusion.FusedSource(None, content, [], await fusion.find_nearest(content, Filter()))  # type: ignore[arg-type]
+    deep = await source.find(400, Filter())
+    assert len(deep.hits) == 400
+    for depth in (10, 200, 256, 300):
+        shallow = await source.find(depth, Filter(), depth // 8)
+        assert [hit.id for hit in shallow.hits] == [hit.id for hit in deep.hits][: len(shallow.hits)]

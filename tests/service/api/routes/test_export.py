@@ -360,6 +360,16 @@ def test_import_names_no_id_twice(client: httpx2.Client) -> None:
     assert client.post("/notes/import", json=[{"id": "a", "title": "a"}] * 2).status_code == 422
 
 
+def test_imported_note_that_has_expired_is_left_out(client: httpx2.Client) -> None:
+    notes = [{"id": "over", "title": "sale", "expires_at": "2020-01-01T00:00:00Z"}, {"id": "on", "title": "sale"}]
+    results = client.post("/notes/import", json=notes).json()["results"]
+    assert [(result["id"], result["status"], result["problem"]) for result in results] == [
+        ("over", "expired", None),
+        ("on", "created", None),
+    ]
+    assert client.get("/notes/over").status_code == 404
+
+
 def test_import_needs_the_scope_of_an_operator(serve: Serve) -> None:
     bootstrap = {"Authorization": "Bearer the-bootstrap-key-of-these-tests"}
     with serve(bootstrap_key="the-bootstrap-key-of-these-tests") as url, httpx2.Client(base_url=url) as client:

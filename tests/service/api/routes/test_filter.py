@@ -78,6 +78,15 @@ def test_a_filter_passes_exactly_the_notes_that_it_describes(
     assert numbers(client, filter) == [i for i in range(COUNT) if passes(i)]
 
 
+@pytest.mark.parametrize("value", ["2", "2.0", "2e0"])
+def test_attribute_in_a_query_string_is_found_however_its_number_is_written(client: httpx2.Client, value: str) -> None:
+    query = {"attribute": f"seats:{value}", "hashtag": "tree"}
+    found = client.get("/notes/t1/similar", params=query).json()["items"]
+    assert [item["id"] for item in found] == ["t4"]
+    boosted = ask(client, {"hashtag": "tree"}, boosts=[{"match": {"attribute": f"seats:{value}"}, "add": 2.0}])
+    assert boosted.json()["items"][0]["id"] == "t4", boosted.text
+
+
 def test_a_filter_holds_beside_the_flat_options(client: httpx2.Client) -> None:
     filter = {"not": {"author": "t-a"}}
     found = numbers(client, filter, category="T-Food", exclude=["t3"], attribute=["language:de"])
