@@ -312,8 +312,8 @@ class Figure:
 
 UNSEEN_DOMAIN = "^{}, the shipped checkpoint in a domain that it has not seen"
 FIGURES = (
-    Figure("related notes of communities that training never saw, found among the first 100 (Recall@100): microlens50k; "
-           "films", "quality", "quality",
+    Figure("related notes of communities that training never saw, found among the first 100 (Recall@100): "
+           "microlens50k; films", "quality", "quality",
            tuple((UNSEEN_DOMAIN.format(data), rival) for data in ("microlens50k", "movielens_tmdb")
                  for rival in ("minilm:", "bm25:"))),
     Figure("index: searches a second, 1,000,000 rows, one thread", "index_1000000", "the-index-at-a-million-rows",

@@ -120,6 +120,6 @@ async def test_first_notes_are_the_same_where_a_deeper_search_finds_what_the_poo
     source = fusion.FusedSource(None, content, [], await fusion.find_nearest(content, Filter()))  # type: ignore[arg-type]
     deep = await source.find(400, Filter())
     assert len(deep.hits) == 400
-    for depth in (10, 200, 256, 300):
+    for depth in (10, 200, fusion.POOL_SIZE):
         shallow = await source.find(depth, Filter(), depth // 8)
         assert [hit.id for hit in shallow.hits] == [hit.id for hit in deep.hits][: len(shallow.hits)]

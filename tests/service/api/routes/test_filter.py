@@ -83,7 +83,7 @@ def test_attribute_in_a_query_string_is_found_however_its_number_is_written(clie
     query = {"attribute": f"seats:{value}", "hashtag": "tree"}
     found = client.get("/notes/t1/similar", params=query).json()["items"]
     assert [item["id"] for item in found] == ["t4"]
-    boosted = ask(client, {"hashtag": "tree"}, boosts=[{"match": {"attribute": f"seats:{value}"}, "add": 2.0}])
+    boosted = ask(client, {"hashtag": "tree"}, boost=[{"match": {"attribute": f"seats:{value}"}, "weight": 5}])
     assert boosted.json()["items"][0]["id"] == "t4", boosted.text
 
 
