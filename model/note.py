@@ -13,22 +13,25 @@ from dataclasses import dataclass, field
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
 
+CONTROL = "\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029"
+"""Control characters and separators of lines, for the class of a regular expression, as the two constants below."""
 INVISIBLE = (
     "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U0001d173-\U0001d17a\U000e0000-\U000e007f"
 )
-"""Characters that show nothing and join nothing, for the class of a regular expression."""
+"""Characters that show nothing and join nothing: a hashtag loses them."""
 IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u200c\u200d\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef"
-"""Characters that show nothing by themselves and say how their neighbours are shown: joined, or an emoji in colour."""
-SUBDIVISION_FLAG = "\U0001f3f4[\U000e0030-\U000e007a]+\U000e007f"
-"""Flag of a part of a country, such as Scotland's: invisible characters behind a black flag."""
-DROPPED_PATTERN = re.compile(f"({SUBDIVISION_FLAG})|[{INVISIBLE}]")
-CONTROL_PATTERN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
-IGNORED_PATTERN = re.compile(f"[{IGNORED}]")
-BLANK_PATTERN = re.compile(f"[\\s\\x00-\\x1f\\x7f-\\x9f\u2800{INVISIBLE}{IGNORED}]*")
+"""Characters that show nothing by themselves; most say how their neighbours are shown, such as joined, or an emoji in
+colour. A hashtag keeps them, its key does not."""
 JOINERS = "\u200c\u200d"
+"""Those of IGNORED that join the characters on both sides, and mean nothing at the end of a word."""
+SUBDIVISION_FLAG = "\U0001f3f4[\U000e0030-\U000e007a]+\U000e007f"
+"""Regular expression of the flag of a part of a country, such as Scotland: INVISIBLE characters behind a black flag."""
 DOTTED_I = "i\u0307"
-"""What case folding makes of a Turkish capital I with its dot."""
+"""The letter i and a combining dot: `str.casefold` turns the Turkish capital letter I with a dot into these two."""
+FLAG_OR_INVISIBLE = re.compile(f"({SUBDIVISION_FLAG})|[{INVISIBLE}]")
+ANY_CONTROL, ANY_IGNORED = re.compile(f"[{CONTROL}]"), re.compile(f"[{IGNORED}]")
+BLANK = re.compile(f"[\\s\u2800{CONTROL}{INVISIBLE}{IGNORED}]*")
 Attribute = str | int | float | bool
 
 
@@ -73,8 +76,8 @@ def normalise_hashtag(text: str) -> str:
     NFKC, without '#', control and invisible characters, single spaces, at most MAX_HASHTAG_CHARS characters. Case is
     kept.
     """
-    text = DROPPED_PATTERN.sub(lambda match: match[1] or "", replace_lone_surrogates(text))
-    text = CONTROL_PATTERN.sub(" ", unicodedata.normalize("NFKC", text)).replace("#", " ")
+    text = FLAG_OR_INVISIBLE.sub(lambda match: match[1] or "", replace_lone_surrogates(text))
+    text = ANY_CONTROL.sub(" ", unicodedata.normalize("NFKC", text)).replace("#", " ")
     words = (word.strip(JOINERS) for word in text.split())
     hashtag = " ".join(filter(None, words))[:MAX_HASHTAG_CHARS].strip(f" {JOINERS}")
     return "" if is_blank(hashtag) else hashtag
@@ -82,14 +85,14 @@ def normalise_hashtag(text: str) -> str:
 
 def is_blank(text: str) -> bool:
     """Return whether a text shows nothing: it has spaces, control and invisible characters alone."""
-    return BLANK_PATTERN.fullmatch(text) is not None
+    return BLANK.fullmatch(text) is not None
 
 
 def hashtag_key(text: str) -> str:
     """Return the key that two spellings of one hashtag share: case and spacing do not count, nor invisible characters,
     which show an emoji in colour or join letters, nor the dot that is left of a Turkish capital I."""
     key = normalise_hashtag(text).casefold().replace(" ", "").replace(DOTTED_I, "i")
-    return IGNORED_PATTERN.sub("", key)
+    return ANY_IGNORED.sub("", key)
 
 
 def normalise_hashtags(texts: Iterable[str]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+TOO_LARGE = 413
+"""Status of a request whose batch is too large for the service: it is sent in halves."""
 MAX_BYTES = 4 * 2**20
 """Bytes of a batch: a quarter of what a service takes by default (max_body_bytes of GET /limits)."""
 

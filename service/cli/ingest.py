@@ -20,13 +20,12 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from service.cli.batches import batches
+from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import bearer, explain
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
 """Most notes of one request: what a break costs at most."""
-TOO_LARGE = 413
 TIMEOUT_SECONDS = 300.0
 """Bound on the answer to a batch, which waits for the engine."""
 RETRY_SECONDS = 0.5

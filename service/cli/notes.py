@@ -19,7 +19,7 @@ import orjson
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from service.cli.batches import batches
+from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import AsJson, Key, Url, bearer, explain
 from service.cli.terminal import FAILED, complain, err, out
 
@@ -29,7 +29,6 @@ TIMEOUT_SECONDS = 300.0
 """Bound on the wait for the next lines, or for the answer to a batch."""
 BATCH_SIZE = 100
 """Most notes of one request of an import."""
-TOO_LARGE = 413
 RETRY_SECONDS = 0.5
 """Pause before a request is sent again, where the service names none."""
 

@@ -358,7 +358,11 @@ async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommen
 
 
 async def test_change_that_meets_another_one_each_time_is_told_to_try_again(
-    engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
+    engine: WordEngine,
+    embedded_store: RedisNoteStore,
+    live_index: LiveIndex,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with batching(engine) as batcher:
         here, elsewhere = (
@@ -375,7 +379,7 @@ async def test_change_that_meets_another_one_each_time_is_told_to_try_again(
             return make_step()
 
         loop, make_step = asyncio.get_running_loop(), engine.step
-        engine.step = step  # type: ignore[method-assign]
+        monkeypatch.setattr(engine, "step", step)
         with pytest.raises(NoteContended, match="Try again"):
             await here.change("a", lambda note: replace(note, content="of lemons"))
         assert views == CHANGE_ATTEMPTS
