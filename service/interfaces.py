@@ -18,6 +18,7 @@ from service.filters import Filter
 from service.records import (
     ORIGIN,
     Attempt,
+    Centre,
     ChangedNotes,
     Claim,
     Condition,
@@ -314,6 +315,10 @@ class NoteIndex(Protocol):
 
     async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
         """Return the rarest words that each of `others` shares with `note`, the rarest first."""
+
+    @property
+    def centre(self) -> Centre:
+        """What queries by a note leave out; another object once it has changed."""
 
     async def vector(self, note_id: str) -> Vector | None:
         """Return the vector of a note, None where the index does not have it."""

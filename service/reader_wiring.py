@@ -55,6 +55,7 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
                     start.dimension,
                     attributes=settings.filter_attributes,
                     max_merged_rows=MAX_MERGED_ROWS,
+                    mean_share=start.mean_share,
                 ),
                 make_texts=NoTexts,
                 space=start.space,

@@ -55,12 +55,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ReaderStart:
-    """Arguments of a reader's process, beside the settings: name, vector space and dimension of the model, whether the
-    store is the embedded one, the `port` of the service, and the `socket` of the process with the model."""
+    """Arguments of a reader's process, beside the settings: name, vector space, dimension and `mean_share` of the
+    model, whether the store is the embedded one, the `port` of the service, and the `socket` of the process with the
+    model."""
 
     model: str
     space: str
     dimension: int
+    mean_share: float
     embedded: bool
     port: int = 0
     socket: str = ""

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from model.centre import query_vectors
 from model.generation import CategoryProbability, Hashtag
 from model.note import Note
 
@@ -236,6 +237,17 @@ class WrittenRows:
 
     rows: list[WrittenRow]
     until: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Centre:
+    """The share of the mean vector of a community's notes that queries by a note leave out, (D,); None for nothing."""
+
+    vector: Vector | None = None
+
+    def query(self, vector: Vector) -> Vector:
+        """Return the unit vector (D,) by which the notes related to one note are searched. `vector`: that note's."""
+        return vector if self.vector is None else query_vectors(vector, self.vector)
 
 
 class Hit(NamedTuple):

@@ -185,7 +185,13 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         store = shared.open_store(stack, name, identity, engine.space, engine.dimension, known)
         index = LiveIndex(
             store,
-            make_index=partial(SegmentedIndex, engine.dimension, attributes=settings.filter_attributes, gpu=parts.gpu),
+            make_index=partial(
+                SegmentedIndex,
+                engine.dimension,
+                attributes=settings.filter_attributes,
+                gpu=parts.gpu,
+                mean_share=engine.mean_share,
+            ),
             make_texts=lambda: LiveTexts(engine.vocabulary(), InvertedLexicalIndex()),
             space=engine.space,
             clock=clock,
@@ -328,7 +334,9 @@ async def _start_readers(readers: Readers, shared: SharedParts, engine: Engine, 
     for tenant in tenants:
         if tenant.service and tenant.ready:  # one whose store is away has nothing to save
             await tenant.service.index.save_merged(MERGE_SECONDS)
-    start = ReaderStart(engine.name, engine.space, engine.dimension, embedded=shared.known is not None)
+    start = ReaderStart(
+        engine.name, engine.space, engine.dimension, engine.mean_share, embedded=shared.known is not None
+    )
     readers.start(start, shared.url.get_secret_value(), shared.telemetry.reader_restarts.inc)
 
 

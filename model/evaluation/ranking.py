@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from model.centre import query_vectors
 from model.evaluation.metrics import Floats, recall_at, target_ranks
 
 Scorer = Callable[[npt.NDArray[np.int64]], Floats]
@@ -16,9 +17,10 @@ QUERY_BATCH_SIZE = 512
 """Queries scored at once: bounds the (Q, N) scores, 200 MB of float32 for a pool of 100,000 notes."""
 
 
-def cosine(vectors: npt.NDArray[np.float32]) -> Scorer:
-    """Score by the cosine of unit vectors (N, D)."""
-    return lambda rows: vectors[rows] @ vectors.T
+def cosine(vectors: npt.NDArray[np.float32], mean_share: float = 0.0) -> Scorer:
+    """Score by the cosine of unit vectors (N, D), of which those of queries leave out a share of the mean of all."""
+    queries = query_vectors(vectors, np.float32(mean_share) * vectors.mean(axis=0)) if mean_share else vectors
+    return lambda rows: queries[rows] @ vectors.T
 
 
 def within(score: Scorer, rows: npt.NDArray[np.int64]) -> Scorer:

@@ -79,7 +79,7 @@ class EngineSystem:
         self._engine = engine
 
     def related(self, notes: Sequence[Note]) -> Scorer:
-        return cosine(self.embed(notes))
+        return cosine(self.embed(notes), self._engine.mean_share)
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
         return self._engine.embed(notes)

@@ -124,6 +124,12 @@ def argument_parser() -> argparse.ArgumentParser:
         default=NoteLLMConfig().name_cosine_weight,
         help="weight of the cosine between a note and a category's name that training has not shown; %(default)s",
     )
+    parser.add_argument(
+        "--mean-share",
+        type=float,
+        default=NoteLLMConfig().mean_share,
+        help="share of the mean of all notes' vectors that queries by a note leave out; %(default)s",
+    )
     parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, to whiten by")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the corpus is read")
@@ -141,6 +147,7 @@ def with_settings(config: NoteLLMConfig, options: argparse.Namespace) -> NoteLLM
         scripts=tuple(options.script),
         languages=tuple(options.language),
         name_cosine_weight=options.name_cosine_weight,
+        mean_share=options.mean_share,
     )
 
 

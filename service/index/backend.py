@@ -15,7 +15,7 @@ import numpy.typing as npt
 from model.note import Note
 from service.filters import Filter
 from service.index.bitmaps import Mask, RowNumbers
-from service.records import Hit, IndexRows, PositionKey, StoredNote, Vector
+from service.records import Centre, Hit, IndexRows, PositionKey, StoredNote, Vector
 
 
 class VectorIndex(Protocol):
@@ -54,6 +54,10 @@ class VectorIndex(Protocol):
 
     def vector(self, note_id: str) -> Vector | None:
         """Return a row's vector, bit for bit as it was written."""
+
+    @property
+    def centre(self) -> Centre:
+        """What queries by a row leave out; another object once it has changed."""
 
     def rows(self, note_ids: Sequence[str]) -> IndexRows:
         """Return those of some notes that the index has, in their order."""

@@ -33,7 +33,7 @@ from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import IndexWriter, run_in
 from service.interfaces import Clock, NoteStore
-from service.records import ChangedNotes, Hit, IndexRows, IndexStatus, Vector, WrittenRows
+from service.records import Centre, ChangedNotes, Hit, IndexRows, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
 
 T = TypeVar("T")
@@ -258,6 +258,10 @@ class LiveIndex:
     async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
         texts = self._state.notes.texts
         return await run_in(self._searchers, lambda: [texts.shared_words(note, other) for other in others])
+
+    @property
+    def centre(self) -> Centre:
+        return self._index.centre
 
     async def vector(self, note_id: str) -> Vector | None:
         return self._index.vector(note_id)  # in the event loop: a thread would take longer to get to it

@@ -18,7 +18,8 @@ import numpy as np
 from service.filters import Filter
 from service.index.backend import Part, ReadPart
 from service.index.bitmaps import RowNumbers
-from service.index.building import Source
+from service.index.building import Source, sampled_vectors
+from service.index.centre import SAMPLED_NOTES, LiveCentre
 from service.index.gpu import Gpu
 from service.index.growing import GrowingSegment
 from service.index.merging import MERGE_FACTOR, fragmented, groups_of_one_size, next_merge
@@ -28,11 +29,11 @@ from service.index.sealed import SealedSegment
 from service.index.searcher import Found, SegmentSearcher
 from service.index.segment import Segment
 from service.index.tags import TagDictionary
-from service.records import Hit, IndexRows, PositionKey, StoredNote, Vector
+from service.records import Centre, Hit, IndexRows, PositionKey, StoredNote, Vector
 
 GROWING_ROWS = 1024
 """Capacity of a growing segment. Each search compares all of its rows."""
-SEGMENTS, CODES, ALIVE, GROWING_PREFIX = "segments", "codes", "alive", "head-"
+SEGMENTS, CODES, ALIVE, CENTRE, GROWING_PREFIX = "segments", "codes", "alive", "centre", "head-"
 """Names of the parts of a snapshot. Each growing segment is one more part, its place behind the prefix, and so is each
 sealed segment, by its own name."""
 
@@ -69,7 +70,8 @@ class SegmentedIndex:
 
     Vectors have `dimension` numbers. `growing_rows` is the capacity of a growing segment. `attributes` names the notes'
     attributes that filters may test. Sealed segments are searched on `gpu`, where one is given. Segments of more rows
-    than `max_merged_rows` are left as they are, but where tombstones are to be dropped.
+    than `max_merged_rows` are left as they are, but where tombstones are to be dropped. `mean_share`: the model's
+    (NoteLLMConfig).
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class SegmentedIndex:
         attributes: Sequence[str] = (),
         gpu: Gpu | None = None,
         max_merged_rows: float = math.inf,
+        mean_share: float = 0.0,
     ) -> None:
         self._dimension = dimension
         self._growing_rows = growing_rows
         self._attributes = attributes
         self._gpu = gpu
         self._max_merged_rows = max_merged_rows
+        self._centre = LiveCentre(mean_share)
         self._tag_dictionary = TagDictionary(attributes)
         self._searcher = SegmentSearcher((self._new_growing(),), dimension, self._tag_dictionary, gpu)
         self._given_up: list[Segment] = []
@@ -107,6 +111,10 @@ class SegmentedIndex:
     def shared(self) -> bool:
         return self._gpu is not None
 
+    @property
+    def centre(self) -> Centre:
+        return self._centre.current
+
     def upsert(self, notes: Sequence[StoredNote]) -> None:
         """Add or replace rows. A note in the growing segment whose vector did not change keeps its row. Raises
         ValueError, before anything is changed, where a note has no vector of the index's dimension."""
@@ -116,6 +124,7 @@ class SegmentedIndex:
         for stored in notes:
             assert stored.vector is not None
             self._upsert(stored, stored.vector)
+        self._count_changes(len(notes))
 
     def _upsert(self, stored: StoredNote, vector: Vector) -> None:
         note_id = stored.note.id
@@ -149,9 +158,18 @@ class SegmentedIndex:
             for segment in self.all_segments:
                 if (row := segment.row_of(note_id)) is not None:
                     segment.mark_deleted(row)
+        self._count_changes(len(ids))
 
     def expire(self, now: float) -> list[str]:
-        return [note_id for segment in self.all_segments for note_id in segment.expire(now)]
+        expired = [note_id for segment in self.all_segments for note_id in segment.expire(now)]
+        self._count_changes(len(expired))
+        return expired
+
+    def _count_changes(self, changes: int) -> None:
+        """Take note of changed rows, and estimate the centre anew once there were many."""
+        if changes and self._centre.is_due(changes, len(self)):
+            sources = [Source.of(segment) for segment in self.all_segments]
+            self._centre.renew(sampled_vectors(sources, len(self), SAMPLED_NOTES))
 
     def vector(self, note_id: str) -> Vector | None:
         while True:
@@ -263,11 +281,12 @@ class SegmentedIndex:
                 name = f"{GROWING_PREFIX}{place}"
                 growing_parts.append(Part(name, partial(dict, segment.arrays())))
             names.append(name)
-        tags = self._tag_dictionary.codes
+        tags, centre = self._tag_dictionary.codes, self._centre.arrays()
         return [
             Part(SEGMENTS, lambda: packed("names", names)),
             Part(CODES, lambda: {**packed("codes", tags), "numbers": np.array(list(tags.values()), np.int32)}),
             Part(ALIVE, lambda: alive),
+            Part(CENTRE, lambda: centre),
             *growing_parts,
             *sealed_parts,
         ]
@@ -276,6 +295,7 @@ class SegmentedIndex:
         codes = read(CODES)
         tags = dict(zip(unpacked("codes", codes), codes["numbers"].tolist(), strict=True))
         self._tag_dictionary = TagDictionary(self._attributes, tags)
+        self._centre.restore(read(CENTRE))
         alive = read(ALIVE)
 
         def restored(name: str) -> Segment:

@@ -1,5 +1,5 @@
-"""Vectors of the examples of a search. That of a stored note comes from the index, or else the store; that of
-a text from the model, which reads all texts of a search in one batch."""
+"""Vectors of the examples of a search. That of a stored note comes from the index, or else the store, and leaves out
+what all notes have in common; that of a text comes from the model, which reads all texts of a search in one batch."""
 
 from __future__ import annotations
 
@@ -76,10 +76,12 @@ async def read_examples(
                 raise OtherSpace(note_id)
             elif known.vector is not None:
                 vectors[note_id] = known.vector
+    centre = index.centre
+    queries = {note_id: centre.query(vector) for note_id, vector in vectors.items()}
     if missing:
         _refuse(request, missing)
     read = iter(texts)
-    found = [vectors.get(example.note_id) if example.note_id else next(read) for example in request.examples]
+    found = [queries.get(example.note_id) if example.note_id else next(read) for example in request.examples]
     pairs = [(example, vector) for example, vector in zip(request.examples, found, strict=True)]
     positive, negative = _present(pairs[: len(request.positive)]), _present(pairs[len(request.positive) :])
     needed = positive if request.strategy == "average" else positive + negative

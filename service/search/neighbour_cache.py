@@ -15,7 +15,7 @@ import numpy as np
 from service.filters import Filter
 from service.index.native import Vectors, exact_search
 from service.interfaces import NoteIndex
-from service.records import ChangedNotes, Hit, StoredNote, Vector
+from service.records import Centre, ChangedNotes, Hit, StoredNote, Vector
 from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
@@ -79,17 +79,18 @@ class RecentChanges:
 
 @dataclass(slots=True)
 class NeighbourList:
-    """The nearest notes of a note with the given vector (D,). `since`: number of the first change that the list was not
-    compared with."""
+    """The nearest notes of a note, found by the vector `query` (D,), which leaves out `centre`. `since`: number of the
+    first change that the list was not compared with."""
 
-    vector: Vector
+    query: Vector
     hits: list[Hit]
+    centre: Centre
     since: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, about."""
-        return LIST_BYTES + self.vector.nbytes + sum(HIT_BYTES + len(hit.id) for hit in self.hits)
+        return LIST_BYTES + self.query.nbytes + sum(HIT_BYTES + len(hit.id) for hit in self.hits)
 
 
 class NeighbourCache:
@@ -106,31 +107,33 @@ class NeighbourCache:
         index.on_change(self.apply)
 
     async def search(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
-        """Return what NoteIndex.search finds for the vector of a note, without the note itself; None where it has no
+        """Return what NoteIndex.search finds for a query by a note, without the note itself; None where it has no
         row. A search raises IndexBehind before the index was first built."""
+        centre = self._index.centre
         if where != UNCONDITIONAL:
-            found = await self._find(note_id, k, where)
+            found = await self._find(note_id, k, where, centre)
             return found and found[1]
-        if kept := self._current(note_id, k):
+        if kept := self._current(note_id, k, centre):
             self._from_memory.inc()
             return kept.hits
         changes, since = self._changes, self._changes.count  # the search may miss what changes while it runs
-        found = await self._find(note_id, k, where)
+        found = await self._find(note_id, k, where, centre)
         if found is None:
             return None
         self._from_index.inc()
         if changes is self._changes:
             self._dimension = len(found[0])
-            made = NeighbourList(*found, since)
+            made = NeighbourList(*found, centre, since)
             self._lists.put(self._owner, (note_id, k), made, made.nbytes)
         return found[1]
 
-    async def _find(self, note_id: str, k: int, where: Filter) -> tuple[Vector, list[Hit]] | None:
-        """Return the vector of a note and its neighbours in the index."""
+    async def _find(self, note_id: str, k: int, where: Filter, centre: Centre) -> tuple[Vector, list[Hit]] | None:
+        """Return the query by a note and the note's neighbours in the index."""
         vector = await self._index.vector(note_id)
         if vector is None:
             return None
-        return vector, await self._index.search(vector, k, replace(where, exclude=where.exclude | {note_id}))
+        query = centre.query(vector)
+        return query, await self._index.search(query, k, replace(where, exclude=where.exclude | {note_id}))
 
     def apply(self, notes: ChangedNotes | None) -> None:
         """Take in changes of the index. None, for any changes, and more than MAX_CHANGES drop all lists. Without lists
@@ -147,14 +150,16 @@ class NeighbourCache:
         """Drop a list that names a note which is gone: one that expires is no change of the index."""
         self._lists.drop(self._owner, (note_id, k))
 
-    def _current(self, note_id: str, k: int) -> NeighbourList | None:
-        """Return a kept list, compared with all changes; None, and drop it, where one may have made it another."""
+    def _current(self, note_id: str, k: int, centre: Centre) -> NeighbourList | None:
+        """Return a kept list, compared with all changes; None, and drop it, where the centre has changed or a change
+        may have made it another."""
         kept = self._lists.get(self._owner, (note_id, k))
-        if kept is None or kept.since == self._changes.count:
+        if kept is None or (kept.centre is centre and kept.since == self._changes.count):
             return kept
         ids = [note_id, *(hit.id for hit in kept.hits)]
         # Any note may come into a list with fewer than k.
-        if len(kept.hits) < k or self._changes.concern(kept.since, ids, kept.vector, kept.hits[-1].score):
+        same = kept.centre is centre and len(kept.hits) == k
+        if not same or self._changes.concern(kept.since, ids, kept.query, kept.hits[-1].score):
             self.forget(note_id, k)
             return None
         kept.since = self._changes.count

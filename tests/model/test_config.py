@@ -20,6 +20,7 @@ def test_config_saved_reads_back_the_same(tmp_path: Path) -> None:
         categories=("旅行", "Food"),
         min_hashtag_score=0.02,
         category_temperature=1.7,
+        mean_share=0.5,
         trained_categories=("Food", "ein Name"),
     )
     config.save(tmp_path)
@@ -65,6 +66,9 @@ def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -
         {"categories": ("Food", "Food")},
         {"categories": ("Food", " ")},
         {"category_temperature": 0.0},
+        {"mean_share": -0.1},
+        {"mean_share": 1.0},
+        {"mean_share": "half"},
         {"category_temperature": -1.0},
         {"category_temperature": math.nan},
         {"min_hashtag_score": -0.1},

@@ -322,11 +322,12 @@ async def following(
     growing_rows: int = GROWING_ROWS,
     snapshots: SnapshotFolder | None = None,
     snapshot_seconds: float = 3600.0,
+    mean_share: float = 0.0,
 ) -> AsyncIterator[LiveIndex]:
     """Run a LiveIndex on the store while the block lasts."""
     index = LiveIndex(
         store,
-        partial(SegmentedIndex, DIMENSION, growing_rows),
+        partial(SegmentedIndex, DIMENSION, growing_rows, mean_share=mean_share),
         lambda: LiveTexts(letters(), InvertedLexicalIndex(), growing_rows),
         space=space,
         clock=clock,

@@ -20,3 +20,11 @@ def test_equal_scores_rank_the_smaller_id_first():
 def test_recall_of_pairs_counts_both_directions():
     vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]], np.float32)
     assert recall_of_pairs(vectors, ["a", "b", "c"], [("a", "b")], k=1) == 0.5  # c is closer to b than a is
+
+
+def test_queries_leave_out_a_share_of_the_mean_of_all_vectors():
+    angles = np.radians([10.0, 40.0, 70.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    query = vectors[0] - 0.5 * vectors.mean(axis=0)
+    expected = vectors @ (query / np.linalg.norm(query))
+    np.testing.assert_allclose(cosine(vectors, mean_share=0.5)(np.array([0]))[0], expected, atol=1e-6)

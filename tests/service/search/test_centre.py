@@ -1,0 +1,92 @@
+"""Searches by a note where the model has a share of the mean left out: every path has the same query."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from model.note import Note
+from service.batcher import Batcher
+from service.filters import Filter
+from service.index.centre import MIN_NOTES
+from service.index.live import LiveIndex
+from service.interfaces import Clock
+from service.records import Vector, Write
+from service.search.neighbour_cache import NeighbourCache
+from service.search.request import Example, SearchRequest
+from service.search.search import NoteSearch
+from service.search.shared_lru import SharedLru
+from service.store.keys import DEFAULT_KEYS
+from service.store.ranked_lists import RedisLists
+from service.telemetry import Telemetry
+from tests.service.conftest import DIMENSION, GatedStore, WordEngine, following, note_vector, stored_note
+
+pytestmark = pytest.mark.anyio
+SHARE, K = 0.5, 10
+VECTORS = np.random.default_rng(0).normal(size=(MIN_NOTES, DIMENSION)).astype(np.float32)
+VECTORS[:, 0] += 2.0
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+
+
+async def put(store: GatedStore, index: LiveIndex, vectors: np.ndarray) -> None:
+    """Write notes n0, n1, ... with these vectors, and wait until they can be found."""
+    written = await store.put([Write(stored_note(f"n{number}", vector=v)) for number, v in enumerate(vectors)])
+    assert written[-1]
+    await index.wait_for(written[-1].position, 10)
+
+
+@pytest.fixture
+async def index(embedded_store: GatedStore, clock: Clock) -> AsyncIterator[LiveIndex]:
+    """The notes of VECTORS."""
+    async with following(embedded_store, clock, mean_share=SHARE) as index:
+        await put(embedded_store, index, VECTORS)
+        yield index
+
+
+@pytest.fixture
+def search(
+    engine: WordEngine, batcher: Batcher, embedded_store: GatedStore, index: LiveIndex, clock: Clock
+) -> NoteSearch:
+    lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
+    return NoteSearch(engine.space, batcher, embedded_store, index, lists, Telemetry(), clock)
+
+
+def nearest_to(query: Vector, own: int) -> list[tuple[str, float]]:
+    """The K notes of VECTORS with the highest cosine to `query`, without one of them."""
+    scores = VECTORS @ (query / np.linalg.norm(query))
+    rows = [row for row in np.argsort(-scores).tolist() if row != own][:K]
+    return [(f"n{row}", pytest.approx(float(scores[row]), abs=1e-5)) for row in rows]
+
+
+async def test_stored_note_is_searched_without_the_share_on_every_path(index: LiveIndex, search: NoteSearch) -> None:
+    expected = nearest_to(VECTORS[5] - SHARE * VECTORS.mean(axis=0), own=5)
+    short = await NeighbourCache(index, SharedLru(2**20), Telemetry()).search("n5", K, Filter())
+    whole = await search.related(SearchRequest((Example("n5"),), k=K))
+    assert short is not None
+    assert [(hit.id, hit.score) for hit in short] == expected
+    assert [(item.stored.note.id, item.score) for item in whole.items] == expected
+
+
+async def test_text_is_searched_by_its_own_vector(search: NoteSearch) -> None:
+    note = Note(title="soup with bread")
+    found = await search.related(SearchRequest((Example(note=note),), k=K))
+    assert [(item.stored.note.id, item.score) for item in found.items] == nearest_to(note_vector(note), own=-1)
+
+
+async def test_kept_list_is_searched_anew_once_the_centre_has_changed(
+    index: LiveIndex, embedded_store: GatedStore
+) -> None:
+    cache = NeighbourCache(index, SharedLru(2**20), Telemetry())
+    assert await cache.search("n5", K, Filter())
+    before = index.centre
+    turned = VECTORS[:, ::-1].copy()
+    turned[[5]] = VECTORS[[5]]
+    await put(embedded_store, index, turned)
+    assert index.centre is not before
+    found = await cache.search("n5", K, Filter())
+    query = index.centre.query(turned[5])
+    rows = [row for row in np.argsort(-(turned @ query)).tolist() if row != 5][:K]
+    assert found is not None
+    assert [hit.id for hit in found] == [f"n{row}" for row in rows]
