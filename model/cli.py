@@ -110,19 +110,23 @@ def train(
     from model.data.pairs import PairsError
     from model.training.curves import CURVES, draw_curves
     from model.training.distributed import processes
-    from model.training.model_card import checked_out_commit, write_card
+    from model.training.model_card import CARD, checked_out_commit, write_card
     from model.training.recipe import Recipe, RecipeError, parse_change
     from model.training.trainer import BEST, Trainer
     from model.weights import silent
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with exit_on(RecipeError, DatasetError, PairsError, CheckpointError), processes(device) as (rank, own_device):
+    errors = (RecipeError, DatasetError, PairsError, CheckpointError, FileNotFoundError)
+    with exit_on(*errors), processes(device) as (rank, own_device):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
         commit = checked_out_commit()  # before the run, in which files may change
         progress = say if rank == 0 else silent
         trainer = Trainer(recipe, folder, cache=cache, device=own_device, progress=progress)
+        if trainer.ended and (folder / BEST / CARD).is_file():
+            progress(f"the run in {folder} has ended at step {trainer.state.step}: name a new folder for another one")
+            return
         run_with_progress_bar(trainer, quiet=rank > 0)
         if rank == 0:
             draw_curves(folder)
@@ -214,7 +218,10 @@ def average(
 def whiten(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose projection is changed.")],
     data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz, or such files, one a data set.")],
-    dimension: Annotated[int, typer.Option(help="Dimension of the vectors afterwards.", min=1)] = 128,
+    dimension: Annotated[
+        int | None,
+        typer.Option(help="Dimension of the vectors afterwards; 128, or as trained less one for each data set.", min=1),
+    ] = None,
     max_notes: Annotated[
         int, typer.Option("--most-notes", help="Training notes read of each data set, drawn at random.")
     ] = 2000,
@@ -226,7 +233,7 @@ def whiten(
     from model.training.whiten import whiten_by_training_notes
 
     with exit_on(CheckpointError, DatasetError, ValueError, FileNotFoundError):
-        whiten_by_training_notes(checkpoint, data, dimension, max_notes, cache, say)
+        dimension = whiten_by_training_notes(checkpoint, data, dimension, max_notes, cache, say)
     show({"dimension": dimension}, as_json=False)
 
 

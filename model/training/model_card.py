@@ -14,6 +14,7 @@ from model.training.processor import processor
 from model.training.recipe import Recipe
 from model.training.trainer import BEST, LOG, Trainer
 
+CARD = "README.md"
 LAST_STEPS = 20
 """Steps at the end of the run over which the card averages the losses: the loss of one batch is noisy."""
 
@@ -64,7 +65,7 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
         "The backbone's licence holds for what was made from it. What the data's terms ask is in the table above.",
         "",
     ]
-    card = folder / BEST / "README.md"
+    card = folder / BEST / CARD
     card.write_text("\n".join(lines), "utf-8")
     return card
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class RunState:
     """All that changes from step to step.
 
     `step`: updates done. `best`: highest validation recall so far, -1 before the first evaluation.
-    `evaluations_without_gain`: evaluations since then.
+    `evaluations_without_gain`: evaluations since then. `files`: digests of the files that are trained on, by path.
     """
 
     model: NoteLLM
@@ -40,6 +40,7 @@ class RunState:
     step: int = 0
     best: float = -1.0
     evaluations_without_gain: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, recipe: Recipe) -> None:
         """Write `folder`/last.pt through a temporary file, so that a kill leaves the previous one whole.
@@ -49,6 +50,7 @@ class RunState:
         weights, optimizer = get_state_dict(self.model, self.optimizer, options=_OPTIONS)
         state = {
             "recipe": _fields_as_text(recipe),
+            "files": dict(self.files),
             "weights": weights,
             "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
@@ -62,12 +64,18 @@ class RunState:
             unfinished.rename(folder / LAST)
 
     def restore(self, folder: Path, recipe: Recipe) -> None:
-        """Load what `save` wrote. Raises RecipeError, naming the fields that differ, for a run of another recipe."""
+        """Load what `save` wrote. Raises RecipeError for a run of another recipe or of other files, and names what
+        differs."""
         state = torch.load(folder / LAST, map_location="cpu", weights_only=True)
         fields, saved_fields = _fields_as_text(recipe), state["recipe"]
         if saved_fields != fields:
             changed = sorted(name for name in fields if fields[name] != saved_fields.get(name))
             raise RecipeError(f"{folder} holds a run of another recipe ({', '.join(changed)}): choose a new folder")
+        saved_files = state.get("files", self.files)  # older states have none
+        if changed_files := sorted(path for path in self.files if saved_files.get(path) != self.files[path]):
+            raise RecipeError(
+                f"{', '.join(changed_files)} changed since the run in {folder} began: choose a new folder for a new run"
+            )
         set_state_dict(
             self.model,
             self.optimizer,

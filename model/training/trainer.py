@@ -38,7 +38,7 @@ from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_l
 from model.training.optimizer import Schedule, optimizer_and_schedule
 from model.training.recipe import Recipe
 from model.training.resume import LAST, RunState
-from model.weights import Progress, silent
+from model.weights import Progress, file_digest, silent
 
 BEST, FINAL, LOG = "best", "final", "log.jsonl"
 """In a run's folder: the best checkpoint, that after the last step (for averages), and one line for each step."""
@@ -69,7 +69,7 @@ class Trainer:
     """A recipe with its model, data and folder. `run` yields a Step after each update.
 
     `folder` gets log.jsonl, last.pt (the state to resume from) and best/ (a checkpoint that can be served). Raises
-    DatasetError, PairsError, CheckpointError, and RecipeError where `folder` holds a run of another recipe.
+    DatasetError, PairsError, CheckpointError, and RecipeError where `folder` holds a run of another recipe or data.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, cache: Path, device: str = "cpu", progress: Progress = silent):
@@ -90,7 +90,7 @@ class Trainer:
         categories = {note.category for paired in self.data for note in paired.notes.values() if note.category}
         self.model, self.adapter = build_model(recipe, sorted(categories), cache, self.device, progress)
         optimizer, schedule = self._optimizer()
-        self.state = RunState(self.model, optimizer, schedule, self.objectives)
+        self.state = RunState(self.model, optimizer, schedule, self.objectives, files=_digests(recipe))
         if (folder / LAST).is_file():
             progress(f"Going on from {folder / LAST}")
             self.state.restore(folder, recipe)
@@ -108,6 +108,12 @@ class Trainer:
     def _trainable(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left: all are done, or validation recall stopped rising."""
+        recipe, state = self.recipe, self.state
+        return state.step >= recipe.steps or state.evaluations_without_gain >= recipe.patience
+
     def run(self) -> Iterator[Step]:
         """Train until the last step, or until validation recall stops rising (`patience` evaluations without gain).
 
@@ -117,7 +123,7 @@ class Trainer:
         batches = self._batches()
         for _ in range(state.step):
             next(batches)
-        while state.step < recipe.steps and state.evaluations_without_gain < recipe.patience:
+        while not self.ended:
             step = self._update(*next(batches))
             evaluated = state.step % recipe.evaluate_every == 0 or state.step == recipe.steps
             if evaluated:
@@ -323,3 +329,9 @@ def _validation_notes(recipe: Recipe) -> PairedNotes | None:
         if row.pairs:
             return PairedNotes(row.notes, row.pairs, split="validation", min_score=recipe.validation_min_score)
     return None
+
+
+def _digests(recipe: Recipe) -> dict[str, str]:
+    """Return the digests of all files of a recipe's data, by path."""
+    files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
+    return {str(file): file_digest(file) for file in files}

@@ -28,8 +28,15 @@ Floats = npt.NDArray[np.floating]
 POWER = 0.1
 """Each direction is divided by its variance to this power: 0 leaves the variances, 0.5 makes them equal. Several powers
 are measured in docs/decisions/0013-whitening.md."""
+DEFAULT_DIMENSION = 128
+"""Numbers of a whitened vector where none are asked for; fewer where the projection has no more directions to give."""
 MIN_VARIANCE_SHARE = 1e-6
 """Directions with less variance than this share of the largest are dropped: the notes do not span them."""
+
+
+def max_dimension(width: int, data_sets: int) -> int:
+    """Return the most numbers that whitening leaves of vectors with `width`: the mean of each data set takes one."""
+    return width - data_sets
 
 
 def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -> npt.NDArray[np.float32]:
@@ -37,10 +44,17 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
 
     The mean vectors of the data sets are projected out (Arora et al. 2017). Of the remaining space the `dimension`
     principal directions stay, each divided by variance^power (Su et al. 2021, with a power of 0.5). Data sets weigh the
-    same whatever their size. Raises ValueError where fewer than `dimension` directions remain.
+    same whatever their size. Raises ValueError where fewer than `dimension` directions remain: of K without the means,
+    or of those that the notes span.
     """
     if min(map(len, vectors)) < 2:
         raise ValueError("a data set has fewer than two training notes to whiten by")
+    width, available = vectors[0].shape[1], max_dimension(vectors[0].shape[1], len(vectors))
+    if dimension > available:
+        raise ValueError(
+            f"vectors of {width} numbers have {available} directions without the mean of each data set, fewer than "
+            f"{dimension}: ask for {available} or fewer, or train with a larger dimension"
+        )
     means = np.stack([of_set.mean(0) for of_set in vectors]).T.astype(np.float64)
     basis = np.linalg.qr(means)[0]
     remove_means = np.eye(len(basis)) - basis @ basis.T
@@ -50,23 +64,34 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
     spanned = int(np.count_nonzero(variances > MIN_VARIANCE_SHARE * largest)) if largest > 0 else 0
     if dimension > spanned:
         notes = ", ".join(f"{len(of_set):,}" for of_set in vectors)
-        raise ValueError(f"the vectors of {notes} notes fill {spanned} directions, fewer than {dimension}: read more")
+        raise ValueError(
+            f"the vectors of {notes} notes fill {spanned} directions, fewer than {dimension}: read more notes"
+        )
     principal = slice(None, -dimension - 1, -1)  # eigenvalues ascend
     scaled: npt.NDArray[np.floating] = (directions[:, principal] / variances[principal] ** power).T @ remove_means
     return scaled.astype(np.float32)
 
 
 def whiten_by_training_notes(
-    checkpoint: Path, data: Sequence[Path], dimension: int, max_notes: int, cache: Path, progress: Progress = silent
-) -> None:
-    """Whiten a checkpoint by at most `max_notes` training notes of each data set, drawn at random.
+    checkpoint: Path,
+    data: Sequence[Path],
+    dimension: int | None,
+    max_notes: int,
+    cache: Path,
+    progress: Progress = silent,
+) -> int:
+    """Whiten a checkpoint by at most `max_notes` random training notes of each data set; return the dimension.
 
-    `data`: folders with notes.jsonl.gz, or such files. Raises DatasetError and FileNotFoundError, and as `whiten` does.
+    `data`: folders with notes.jsonl.gz, or such files. `dimension`: None for DEFAULT_DIMENSION, or as many as there
+    are. Raises DatasetError and FileNotFoundError, and as `whiten` does.
     """
     notes = [notes_of_split(read_notes(notes_path(path)), "train", max_notes) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    if dimension is None:
+        dimension = min(DEFAULT_DIMENSION, max_dimension(engine.dimension, len(notes)))
     progress(f"Reading {sum(map(len, notes)):,} notes")
     whiten(checkpoint, [engine.embed(of_set) for of_set in notes], dimension)
+    return dimension
 
 
 def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: float = POWER) -> None:

@@ -82,8 +82,11 @@ def test_train_writes_log_curves_and_a_checkpoint_with_a_card(trained: Path):
 
 def test_train_again_finds_nothing_to_do(trained: Path):
     again = ["train", "--config", str(trained / "recipe.toml"), "--out", str(trained / "out"), "--set", "steps=4"]
-    assert run.invoke(app, again).exit_code == 0
-    assert len((trained / "out" / "log.jsonl").read_text().splitlines()) == 4
+    before = files(trained / "out")
+    result = run.invoke(app, again)
+    assert result.exit_code == 0
+    assert "has ended at step 4: name a new folder" in " ".join(result.stderr.split())
+    assert files(trained / "out") == before
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,15 @@ def test_command_that_cannot_run_ends_with_its_reason(arguments: list[str], mess
     result = run.invoke(app, arguments)
     assert result.exit_code == 1
     assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_train_without_its_notes_names_the_file(trained: Path, tmp_path: Path):
+    recipe = (trained / "recipe.toml").read_text().replace("notes.jsonl", "gone.jsonl")
+    (tmp_path / "recipe.toml").write_text(recipe)
+    result = run.invoke(app, ["train", "--config", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "gone.jsonl" in "".join(result.stderr.split())
     assert "Traceback" not in result.output
 
 
@@ -425,7 +437,7 @@ def test_whiten_changes_the_projection_and_nothing_else(checkpoint: Path, folder
 
 
 @pytest.mark.parametrize(
-    ("dimension", "message"), [("32", "directions, fewer than 32"), ("0", "greater than or equal to 1")]
+    ("dimension", "message"), [("32", "32 numbers have 31 directions"), ("0", "greater than or equal to 1")]
 )
 def test_whiten_that_is_refused_leaves_the_checkpoint_alone(
     checkpoint: Path, folder: Path, dimension: str, message: str
@@ -437,6 +449,14 @@ def test_whiten_that_is_refused_leaves_the_checkpoint_alone(
     assert result.exit_code != 0
     assert message in " ".join(result.stderr.split())
     assert files(checkpoint) == before
+
+
+def test_whiten_without_a_dimension_leaves_what_the_projection_has(checkpoint: Path, tmp_path: Path):
+    words = [*SUBJECTS, *itertools.chain(*SUBJECTS.values())]
+    write(tmp_path, "notes", [{"id": a + b, "title": f"{a} {b}"} for a, b in itertools.permutations(words, 2)])
+    result = run.invoke(app, ["whiten", "--checkpoint", str(checkpoint), "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert json.loads((checkpoint / CONFIG_FILE).read_text())["dimension"] == 31  # of 32, without the mean
 
 
 def test_calibrate_changes_one_number_of_a_checkpoint(

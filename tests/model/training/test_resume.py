@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,19 @@ def test_folder_with_a_run_of_another_recipe_is_refused(recipe: Recipe, tmp_path
     list(Trainer(replace(recipe, steps=2), tmp_path, cache=tmp_path).run())
     with pytest.raises(RecipeError, match=r"another recipe \(learning_rate\)"):
         Trainer(replace(recipe, steps=2, learning_rate=1.0), tmp_path, cache=tmp_path)
+
+
+def test_folder_with_a_run_on_other_notes_is_refused(recipe: Recipe, tmp_path: Path):
+    (data,) = recipe.data
+    notes = Path(shutil.copy(data.notes, tmp_path))
+    recipe = replace(recipe, steps=2, data=(replace(data, notes=notes),))
+    (tmp_path / "run").mkdir()
+    list(Trainer(recipe, tmp_path / "run", cache=tmp_path).run())
+    assert Trainer(recipe, tmp_path / "run", cache=tmp_path).ended
+    with notes.open("a") as file:
+        file.write('{"id": "new", "title": "one more"}\n')
+    with pytest.raises(RecipeError, match=r"notes.jsonl changed since the run .* began: choose a new folder"):
+        Trainer(recipe, tmp_path / "run", cache=tmp_path)
 
 
 def test_no_pause_file_is_no_wait(tmp_path: Path) -> None:

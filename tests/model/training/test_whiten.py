@@ -47,14 +47,14 @@ def test_variances_are_equalised_as_the_power_says(power: float) -> None:
 
 def test_dimension_above_the_remaining_directions_is_refused() -> None:
     assert whitening(two_sets(), 14).shape == (14, 16)
-    with pytest.raises(ValueError, match="fill 14 directions"):
+    with pytest.raises(ValueError, match=r"16 numbers have 14 directions .* ask for 14 or fewer"):
         whitening(two_sets(), 15)
 
 
 def test_dimension_above_what_few_notes_span_is_refused() -> None:
     few = [vectors[:4] for vectors in two_sets()]
     assert np.isfinite(whitening(few, 6)).all()
-    with pytest.raises(ValueError, match="4, 4 notes fill 6 directions"):
+    with pytest.raises(ValueError, match="4, 4 notes fill 6 directions, fewer than 7: read more notes"):
         whitening(few, 7)
     with pytest.raises(ValueError, match="fewer than two"):
         whitening([few[0], few[0][:1]], 1)
