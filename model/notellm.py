@@ -170,7 +170,11 @@ class NoteLLM(nn.Module):
         """
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        folder = checkpoint / ADAPTER_FOLDER
+        folder, dimension = checkpoint / ADAPTER_FOLDER, NoteLLMConfig.load(checkpoint).dimension
+        if dimension is not None and dimension != self.dimension:
+            raise CheckpointError(
+                f"{checkpoint} has vectors of {dimension} numbers, not {self.dimension}: set dimension = {dimension}"
+            )
         own: Any = adapter.active_peft_config
         with loading_errors(checkpoint):
             settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))

@@ -160,6 +160,23 @@ def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
     return folder
 
 
+def adaptable(backbone: str) -> str:
+    """Return the name under which a checkpoint with an adapter keeps `backbone`: the absolute path of a folder, so that
+    it is served from anywhere, or the name as it is.
+
+    Raises CheckpointError for a checkpoint folder: its own adapter and head would be lost.
+    """
+    folder = Path(backbone).expanduser()
+    if not (folder / CONFIG_FILE).is_file():
+        return str(folder.absolute()) if folder.is_dir() else backbone
+    own = NoteLLMConfig.load(folder).backbone
+    advice = f"{own}, and in a recipe the folder as `start`"
+    raise CheckpointError(
+        f"{backbone} is a checkpoint, and an adapter is trained on a bare backbone: name "
+        f"{folder / BACKBONE_FOLDER if own == BACKBONE_FOLDER else advice}"
+    )
+
+
 def download(name: str, progress: Progress) -> Path:
     """Fetch a hub repository's safetensors, configuration and tokenizer. Raises CheckpointError when that fails."""
     from huggingface_hub import snapshot_download

@@ -27,6 +27,7 @@ from model.training.distil import Distillation
 from model.training.student import Student
 from model.training.texts import Texts
 from model.training.whiten import whiten
+from model.weights import adaptable
 
 RANK = 32
 """An adapter of 20 MB for the packaged backbone, in bfloat16. Twice the rank finds no more (docs/log/distillation)."""
@@ -63,7 +64,7 @@ def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)
     config = NoteLLMConfig(
         name="distilled",
-        backbone=recipe.backbone,
+        backbone=adaptable(recipe.backbone),
         licence=loaded.config.licence,
         dimension=len(head),
         adapter=True,

@@ -21,11 +21,16 @@ from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import shard_layers
 from model.training.recipe import Recipe
-from model.weights import BACKBONE_FOLDER, Progress
+from model.weights import BACKBONE_FOLDER, Progress, adaptable
 
 STARTING_NOTES = 3072
 """Notes sampled to initialise the projection and a memory: several times the 576 components of the packaged backbone's
 states, whose covariance is estimated from them (docs/decisions/0005-training.md)."""
+KEPT_SETTINGS = (
+    "max_title_tokens", "max_hashtag_tokens", "max_content_tokens", "max_content_windows", "scripts", "languages",
+    "categories", "name_cosine_weight",
+)  # fmt: skip
+"""Settings that no training finds: a run takes them, and the licence, over from the checkpoint that it starts from."""
 RIDGE = 0.1
 """Ridge penalty of the regressions, as a share of the mean square of an input component."""
 
@@ -40,11 +45,14 @@ def build_model(
 
     Raises CheckpointError.
     """
+    backbone = adaptable(recipe.backbone) if recipe.lora_rank else BACKBONE_FOLDER
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=device, dtype=torch.float32, progress=progress)
+    origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
     config = NoteLLMConfig(
+        **{setting: getattr(origin, setting) for setting in KEPT_SETTINGS},
         name=recipe.name,
-        licence=loaded.config.licence,
-        backbone=recipe.backbone if recipe.lora_rank else BACKBONE_FOLDER,
+        licence=origin.licence or loaded.config.licence,
+        backbone=backbone,
         dimension=recipe.dimension,
         prompt_version=recipe.prompt_version,
         adapter=bool(recipe.lora_rank),

@@ -19,7 +19,7 @@ from model.note import Note
 from model.notellm import NoteLLM
 from model.precision import bfloat16_pays
 from model.training.initialise import store_in_bfloat16
-from model.weights import BACKBONE_FOLDER
+from model.weights import BACKBONE_FOLDER, adaptable
 
 POOLINGS = ("read-out", "mean", "both")
 FORWARD_BATCH_TOKENS = 2048
@@ -100,7 +100,9 @@ class Student(nn.Module):
 def build_student(
     backbone: str, prompt_version: str, dimension: int, pooling: str, cache: Path, device: str = "cpu"
 ) -> Student:
-    """Load a student on a backbone as it comes, with a random head, on `device`. Raises CheckpointError."""
+    """Load a student on a backbone as it comes, with a random head, on `device`. Raises CheckpointError, also for a
+    checkpoint: what is exported later is an adapter to the bare backbone."""
+    adaptable(backbone)
     loaded = NoteLLM.load(backbone, cache=cache, device=torch.device(device), dtype=torch.float32)
     config = NoteLLMConfig(name="distilled", backbone=BACKBONE_FOLDER, prompt_version=prompt_version)
     model = NoteLLM(config, loaded.backbone, loaded.tokenizer)

@@ -13,7 +13,7 @@ import torch
 
 from model.config import PACKAGED_BACKBONE, CheckpointError
 from model.notellm import NoteLLM
-from model.weights import convert_gguf, file_digest, folder_digest, packaged_gguf, resolve
+from model.weights import BACKBONE_FOLDER, adaptable, convert_gguf, file_digest, folder_digest, packaged_gguf, resolve
 
 
 def load(checkpoint: Path, cache: Path) -> NoteLLM:
@@ -115,3 +115,13 @@ def test_folder_digest_depends_on_the_weights_alone(tmp_path: Path) -> None:
     changed = folder_digest(tmp_path)
     (tmp_path / "b.safetensors").rename(tmp_path / "c.safetensors")
     assert len({first, changed, folder_digest(tmp_path)}) == 3
+
+
+def test_backbone_of_an_adapter_is_named_by_its_absolute_path(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_checkpoint)
+    assert adaptable(BACKBONE_FOLDER) == str(tiny_checkpoint / BACKBONE_FOLDER)
+    assert adaptable(PACKAGED_BACKBONE) == PACKAGED_BACKBONE
+    with pytest.raises(CheckpointError, match=rf"name {tiny_checkpoint / BACKBONE_FOLDER}$"):
+        adaptable(str(tiny_checkpoint))

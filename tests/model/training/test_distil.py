@@ -124,7 +124,16 @@ def test_command_runs_a_distillation(
     monkeypatch.setattr("model.training.distil.signal.signal", lambda *_: None)
     options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
     options += ["--minutes", "0.0001", "--pause-file", str(tmp_path / "pause")]
-    options += ["--backbone", str(tiny_checkpoint), "--words", "0", "--batch", "8", "--starting-notes", "20"]
+    options += [
+        "--backbone",
+        str(tiny_checkpoint / BACKBONE_FOLDER),
+        "--words",
+        "0",
+        "--batch",
+        "8",
+        "--starting-notes",
+        "20",
+    ]
     distil.main(options)
     assert lines(tmp_path / LOG)
 

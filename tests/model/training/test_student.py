@@ -13,6 +13,7 @@ from model.note import Note
 from model.notellm import NoteLLM
 from model.training import student as student_module
 from model.training.student import Student, build_student, group_by_tokens, pad_right
+from model.weights import BACKBONE_FOLDER
 
 NOTES = [
     Note(title="Soup for five"),
@@ -62,7 +63,7 @@ def test_pooled_states_are_read_out_and_mean_of_note_tokens(model: NoteLLM) -> N
 
 
 def test_only_linear_layers_of_the_body_are_trained(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    student = build_student(str(tiny_checkpoint), "note-first/2", 12, "read-out", tmp_path)
+    student = build_student(str(tiny_checkpoint / BACKBONE_FOLDER), "note-first/2", 12, "read-out", tmp_path)
     trained = student.trained_weights()
     assert len(trained) == 2 * 7
     ids = {id(weight) for weight in trained}

@@ -247,6 +247,29 @@ def test_later_stage_of_a_lower_rank_is_refused(recipe: Recipe, tmp_path: Path):
         Trainer(replace(recipe, start=tmp_path / BEST, lora_rank=2), tmp_path, cache=tmp_path)
 
 
+def test_later_stage_keeps_the_settings_of_the_checkpoint_that_it_starts_from(recipe: Recipe, tmp_path: Path):
+    first = Trainer(recipe, tmp_path, cache=tmp_path)
+    first.model.config = replace(
+        first.model.config, licence="own", max_content_windows=11, scripts=("LATIN",), languages=("en",),
+        categories=("Food", "Travel"), name_cosine_weight=64.0,
+    )  # fmt: skip
+    first._save_checkpoint(BEST)
+    later = Trainer(replace(recipe, name="later", start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
+    assert later.model.config == replace(first.model.config, name="later")
+
+
+def test_later_stage_of_another_dimension_names_the_one_to_set(recipe: Recipe, tmp_path: Path):
+    Trainer(recipe, tmp_path, cache=tmp_path)._save_checkpoint(BEST)
+    with pytest.raises(CheckpointError, match=r"vectors of 16 numbers, not 8: set dimension = 16"):
+        Trainer(replace(recipe, start=tmp_path / BEST, dimension=8), tmp_path, cache=tmp_path)
+
+
+def test_adapter_on_a_checkpoint_is_refused(recipe: Recipe, tmp_path: Path):
+    Trainer(recipe, tmp_path, cache=tmp_path)._save_checkpoint(BEST)
+    with pytest.raises(CheckpointError, match=r"best is a checkpoint, .* in a recipe the folder as `start`"):
+        Trainer(replace(recipe, backbone=str(tmp_path / BEST)), tmp_path, cache=tmp_path)
+
+
 def test_later_stage_from_an_adapter_without_some_layer_is_refused(recipe: Recipe, tmp_path: Path):
     list(Trainer(recipe, tmp_path, cache=tmp_path).run())
     adapter = tmp_path / BEST / ADAPTER_FOLDER / ADAPTER_FILE
