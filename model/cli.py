@@ -262,6 +262,7 @@ def fit_categories(
     cache: Cache = CACHE,
 ) -> None:
     """Learn the categories of training notes from their vectors, to pool with the category that the model writes."""
+    from model.config import CONFIG_FILE, NoteLLMConfig
     from model.training.calibrate import fit_categories as fit_head
 
     with exit_on(ValueError, FileNotFoundError):
@@ -269,6 +270,11 @@ def fit_categories(
     for written, vector in sorted({(a, b) for a, b in head.pool_weights.tolist()}):
         say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}")
     show({"categories": len(head.names)}, as_json=False)
+    if not set(head.names) <= set(NoteLLMConfig.load(checkpoint).categories):
+        say(
+            "This checkpoint chooses among others unless told. To choose among these, serve it with "
+            f'NOTELLM_CATEGORIES="{", ".join(head.names)}", or write them into "categories" of its {CONFIG_FILE}'
+        )
 
 
 def export(
@@ -338,11 +344,17 @@ def evaluate(
     check_names("protocol", protocol or (), PROTOCOLS)
     parts = part or PARTS
     protocols = (protocol or PROTOCOLS) if "related" in parts else ()
+    if protocol and not protocols:
+        fail("--protocol is of related notes, which --part leaves out")
+    if record:
+        check_writable(record)
     commit = checked_out_commit()  # before the run, in which files may change
     with exit_on(CheckpointError, DatasetError, PairsError, FileNotFoundError):
         data_set = EvaluationData.read(data, split, protocols, say)
         known = data_set.training_notes()
         system = load_system(checkpoint, known, cache, dtype, say, hashtag_policy)
+        if not isinstance(system, EngineSystem) and (dtype, hashtag_policy) != ("auto", "open"):
+            fail(f"--dtype and --hashtag-policy are of checkpoints: {checkpoint} has neither")
         copier = hashtag_copier(system, known, always=copy_hashtags)
         measured = measure(
             system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,
@@ -358,6 +370,16 @@ def check_names(what: str, names: Collection[str], known: Collection[str]) -> No
     """End the command where an option names something unknown."""
     if unknown := sorted(set(names) - set(known)):
         fail(f"there is no {what} {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def check_writable(path: Path) -> None:
+    """End the command where a file cannot be written; its folder is made."""
+    existed = path.exists()
+    with exit_on(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    if not existed:
+        path.unlink()
 
 
 @contextmanager

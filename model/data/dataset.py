@@ -155,11 +155,20 @@ class PairedNotes:
         self.scores = scores
         self.pairs = sorted(ids for ids, score in scores.items() if score >= min_score)
         if pairs and not self.pairs:
-            raise DatasetError(f"{pairs} has no pair of {split} notes of {notes} with a score of {min_score} or more")
+            name = "validation_min_score" if split == "validation" else "min_score"
+            highest = f"the highest is {max(scores.values()):.3g}" if scores else "there is no pair at all"
+            raise DatasetError(
+                f"{pairs} has no pair of {split} notes of {notes} with a score of {min_score} or more ({name}): "
+                f"{highest}"
+            )
         self.has_pairs = bool(pairs)
         if not pairs:
             trainable = sorted(i for i, note in self.notes.items() if note.hashtags or note.category is not None)
             self.pairs = list(zip(trainable[::2], trainable[1::2], strict=False))
+            if not self.pairs:
+                raise DatasetError(
+                    f"{notes} has nothing to train on: fewer than two {split} notes have hashtags or a category"
+                )
 
     def batches(self, size: int, seed: int) -> Iterator[list[Note]]:
         """Endless batches of 2 * `size` notes; rows 2i and 2i + 1 are a pair, and no note comes twice in a batch.

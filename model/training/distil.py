@@ -30,17 +30,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.config import PACKAGED_BACKBONE
+from model.config import PACKAGED_BACKBONE, CheckpointError
 from model.note import Note
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
-from model.training.resume import newest_state, save_state, wait_while_exists
+from model.training.recipe import RecipeError
+from model.training.resume import newest_state, refuse_other_recipe, save_state, wait_while_exists
 from model.training.running_ridge import RunningRidge
 from model.training.student import POOLINGS, build_student
 from model.training.texts import Batch, Position, Texts
 from model.training.token_teacher import TokenTeacher
 
 LOG, CURVE = "log.jsonl", "curve.jsonl"
+CHANGEABLE = ("learning_rate", "solve_every", "save_every", "measure_every")
+"""Fields of the recipe in which a resumed run may differ from its beginning."""
 POOL_SIZES = {"microlens50k": 1200, "movielens_tmdb": 400}
 """Notes embedded for a point of the curve: embedding all of a domain takes minutes on two cores."""
 
@@ -109,7 +112,8 @@ class Distiller:
     """One run with its texts and its folder; it starts from the newest state in the folder, if there is one.
 
     `pause_file`: while it exists the run waits between steps. `device`: "cpu" or "cuda"; a run may go on on another one
-    with as many threads. Raises CheckpointError, and FileNotFoundError where the corpus lacks vectors.
+    with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, and RecipeError for
+    a run in `folder` whose recipe differs in more than CHANGEABLE fields.
     """
 
     def __init__(
@@ -165,20 +169,23 @@ class Distiller:
             self.save()
         started = saved = measured = self.seconds
         for batch in self.texts.batches(self.student.model.prompt, self.recipe.batch, self.position):
-            wait_while_exists(self.pause_file)
+            if not wait_while_exists(self.pause_file, lambda: self.stopped):
+                self.save()
+                return
             self.update(batch)
             finished = self.seconds - started > 60 * minutes
-            if finished or self.stopped or self.seconds - saved > 60 * self.recipe.save_every:
+            ending = finished or self.stopped
+            if ending or self.seconds - saved > 60 * self.recipe.save_every:
                 self.save()
                 saved = self.seconds
             if finished or self.seconds - measured > 60 * self.recipe.measure_every:
                 self.measure(domains)
                 measured = self.seconds
-            if finished or self.stopped:
+            if ending:
                 return
 
     def stop(self, *_: Any) -> None:
-        """End the run after the current step, with a save. A signal handler: its arguments are not used."""
+        """End the run after the current step, or a pause, with a save. A signal handler: its arguments are not used."""
         self.stopped = True
 
     def update(self, batch: Batch) -> None:
@@ -236,7 +243,7 @@ class Distiller:
         )
 
     def _embed_domain(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
-        wait_while_exists(self.pause_file)
+        wait_while_exists(self.pause_file, lambda: self.stopped)
         return self.student.embed(notes, self.master_weights.pool)
 
     def save(self) -> None:
@@ -253,6 +260,7 @@ class Distiller:
 
     def _restore(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
         self.master_weights.restore(state["masters"])
         self.ridge.restore(state["ridge"])
         with torch.no_grad():
@@ -314,7 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"the recipe: {error}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no card here; leave the option out to train on the CPU")
-    distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file, options.device)
+    if options.data and not any((options.data / name).is_dir() for name in POOL_SIZES):
+        parser.error(f"--data {options.data} has none of the folders {', '.join(POOL_SIZES)}")
+    try:
+        distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file, options.device)
+    except (CheckpointError, RecipeError, FileNotFoundError) as error:
+        parser.error(str(error))
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, distiller.stop)
     domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []

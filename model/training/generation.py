@@ -35,8 +35,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
-from model.config import DEFAULT_CATEGORIES, NoteLLMConfig
-from model.data.dataset import read_notes
+from model.config import DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
+from model.data.dataset import DatasetError, read_notes
 from model.data.labelled_lines import labelled_notes
 from model.data.pairs import split_of
 from model.note import Note
@@ -44,11 +44,12 @@ from model.notellm import NoteLLM, save_generation_adapter
 from model.precision import bfloat16_pays
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
-from model.training.resume import newest_state, save_state, wait_while_exists
+from model.training.recipe import RecipeError
+from model.training.resume import newest_state, refuse_other_recipe, save_state, wait_while_exists
 from model.training.student import pad_right
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, writing_example
-from model.weights import ADAPTER_FILE, GENERATION_FOLDER
+from model.weights import ADAPTER_FILE, GENERATION_FOLDER, CheckpointFiles
 
 LOG, CHECKPOINT = "log.jsonl", "checkpoint"
 LINES = "lines"
@@ -61,6 +62,8 @@ in a distillation."""
 MIN_HASHTAG_SCORE = 0.015
 """`min_hashtag_score` of the checkpoints: on the judgement notes, what a taught trunk writes for notes that say nothing
 lies below, and most of what it writes for the others above (docs/log/writing.md)."""
+CHANGEABLE = ("learning_rate", "steps", "save_every")
+"""Fields of the recipe in which a resumed run may differ from its beginning."""
 MEASURED_NOTES = 96
 """Notes of the validation split of the mix that the loss is measured on."""
 
@@ -112,7 +115,9 @@ def category_synonyms() -> Mapping[str, Sequence[str]]:
 class GenerationTrainer:
     """One run with its notes and its folder; it starts from the newest state in the folder, if there is one.
 
-    `files`: notes files by source. `pause_file`: while it exists the run waits between steps. Raises CheckpointError.
+    `files`: notes files by source. `pause_file`: while it exists the run waits between steps. Raises CheckpointError,
+    also where `folder` holds a run on another trunk, RecipeError for one of another recipe beyond CHANGEABLE,
+    and DatasetError where a source with a share has no training notes or none has validation notes.
     """
 
     def __init__(
@@ -133,9 +138,15 @@ class GenerationTrainer:
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         self.names = category_synonyms()
-        self.notes, self.mix = self._mix(read_sources(files, "train"))
+        training = read_sources(files, "train")
+        if empty := sorted(str(files[name]) for name in files if recipe.shares.get(name) and not training[name]):
+            raise DatasetError(f"{', '.join(empty)}: no note is in the training split")
+        self.notes, self.mix = self._mix(training)
         self.validation, validation_mix = self._mix(read_sources(files, "validation"))
+        if not self.validation:
+            raise DatasetError("no notes file has a note in the validation split, on which the loss is measured")
         self.measured = validation_mix.draw(0, MEASURED_NOTES)
+        self.trunk = CheckpointFiles.of(str(checkpoint), cache).trunk_digest()
         self.model, self.adapter = load_for_writing(checkpoint, recipe.rank, cache)
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         rates, decays = [recipe.learning_rate] * len(weights), [recipe.weight_decay] * len(weights)
@@ -157,6 +168,11 @@ class GenerationTrainer:
                 notes += sources[name]
         return notes, Mix(rows, {name: self.recipe.shares[name] for name in rows}, self.recipe.seed)
 
+    @property
+    def ended(self) -> bool:
+        """Whether all steps of the recipe are done."""
+        return self.step >= self.recipe.steps
+
     def run(self, minutes: float) -> None:
         """Train to the last step of the recipe, for `minutes`, or until `stop` is called. Only steps count as time."""
         started = saved = self.seconds
@@ -167,20 +183,22 @@ class GenerationTrainer:
 
         groups = self.mix.groups(self.recipe.batch, prompt_length, MAX_TOKENS_PER_NOTE, self.position)
         for rows, next_position in groups:
-            if self.step >= self.recipe.steps:
+            if self.ended:
                 return
-            wait_while_exists(self.pause_file)
+            if not wait_while_exists(self.pause_file, lambda: self.stopped):
+                self.save()
+                return
             self.update(rows)
             self.position = next_position
-            finished = self.step >= self.recipe.steps or self.seconds - started > 60 * minutes
-            if finished or self.stopped or self.seconds - saved > 60 * self.recipe.save_every:
+            ending = self.ended or self.stopped or self.seconds - started > 60 * minutes
+            if ending or self.seconds - saved > 60 * self.recipe.save_every:
                 self.save()
                 saved = self.seconds
-            if finished or self.stopped:
+            if ending:
                 return
 
     def stop(self, *_: Any) -> None:
-        """End the run after the current step, with a save. A signal handler: its arguments are not used."""
+        """End the run after the current step, or a pause, with a save. A signal handler: its arguments are not used."""
         self.stopped = True
 
     def update(self, rows: Sequence[int]) -> None:
@@ -242,7 +260,12 @@ class GenerationTrainer:
     def save(self) -> None:
         """Write the state to resume from and the checkpoint with the averaged adapter; log the validation loss."""
         progress = (self.step, self.seconds, self.position)
-        state = {"recipe": asdict(self.recipe), "masters": self.master_weights.state(), "progress": progress}
+        state = {
+            "recipe": asdict(self.recipe),
+            "trunk": self.trunk,
+            "masters": self.master_weights.state(),
+            "progress": progress,
+        }
         save_state(self.folder, self.step, state)
         target = self.folder / CHECKPOINT
         shutil.copytree(self.checkpoint, target, dirs_exist_ok=True)
@@ -259,6 +282,11 @@ class GenerationTrainer:
 
     def _restore(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if state.get("trunk", self.trunk) != self.trunk:  # older states do not name it
+            raise CheckpointError(
+                f"{self.folder} holds a run on another trunk than {self.checkpoint} has: choose a new folder"
+            )
+        refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
         self.master_weights.restore(state["masters"])
         self.step, self.seconds, self.position = state["progress"]
 
@@ -348,22 +376,40 @@ def option_parser() -> argparse.ArgumentParser:
 
 
 def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
-    """Yield name, path and share of each FILE=SHARE; the name is the file's, without its endings."""
+    """Yield name, path and share of each FILE=SHARE; the name is the file's, without its endings.
+
+    Raises ValueError for a share that is no number, and for a name that is taken: of another file, or LINES.
+    """
+    names = {LINES}
     for text in texts:
         path, _, share = text.rpartition("=")
-        yield Path(path).name.split(".")[0], Path(path), float(share)
+        name = Path(path).name.split(".")[0]
+        if name in names:
+            raise ValueError(f"{path}: there is another source called {name}; give the file a name of its own")
+        names.add(name)
+        yield name, Path(path), float(share)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    options = option_parser().parse_args(arguments)
+    parser = option_parser()
+    options = parser.parse_args(arguments)
     names = GenerationRecipe.__dataclass_fields__
     changes = {name: value for name, value in vars(options).items() if name in names}
-    sources = list(parse_shares(options.notes))
+    try:
+        sources = list(parse_shares(options.notes))
+    except ValueError as error:
+        parser.error(f"--notes: {error}")
     shares = {name: share for name, _, share in sources} | {LINES: options.lines}
     files = {name: path for name, path, _ in sources}
     recipe = GenerationRecipe(shares=shares, **changes)
-    trainer = GenerationTrainer(recipe, options.checkpoint, files, options.out, options.cache, options.pause_file)
+    try:
+        trainer = GenerationTrainer(recipe, options.checkpoint, files, options.out, options.cache, options.pause_file)
+    except (CheckpointError, DatasetError, RecipeError, FileNotFoundError) as error:
+        parser.error(str(error))
+    if trainer.ended:
+        print(f"the run in {options.out} has ended at step {trainer.step}: name a new folder for another one")
+        return
     print(f"{len(trainer.notes):,} notes; step {trainer.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, trainer.stop)
     trainer.run(options.minutes)

@@ -45,14 +45,14 @@ def build_model(
 
     Raises CheckpointError.
     """
-    backbone = adaptable(recipe.backbone) if recipe.lora_rank else BACKBONE_FOLDER
+    backbone_name = adaptable(recipe.backbone) if recipe.lora_rank else BACKBONE_FOLDER
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=device, dtype=torch.float32, progress=progress)
     origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
     config = NoteLLMConfig(
         **{setting: getattr(origin, setting) for setting in KEPT_SETTINGS},
         name=recipe.name,
         licence=origin.licence or loaded.config.licence,
-        backbone=backbone,
+        backbone=backbone_name,
         dimension=recipe.dimension,
         prompt_version=recipe.prompt_version,
         adapter=bool(recipe.lora_rank),

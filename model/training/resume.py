@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,7 @@ class RunState:
         """Load what `save` wrote. Raises RecipeError for a run of another recipe or of other files, and names what
         differs."""
         state = torch.load(folder / LAST, map_location="cpu", weights_only=True)
-        fields, saved_fields = _fields_as_text(recipe), state["recipe"]
-        if saved_fields != fields:
-            changed = sorted(name for name in fields if fields[name] != saved_fields.get(name))
-            raise RecipeError(f"{folder} holds a run of another recipe ({', '.join(changed)}): choose a new folder")
+        refuse_other_recipe(folder, state["recipe"], _fields_as_text(recipe))
         saved_files = state.get("files", self.files)  # older states have none
         if changed_files := sorted(path for path in self.files if saved_files.get(path) != self.files[path]):
             raise RecipeError(
@@ -90,6 +87,14 @@ class RunState:
                 objective.update_memory(objective.notes, memory.to(self.model.tau.device))
 
 
+def refuse_other_recipe(
+    folder: Path, saved: Mapping[str, Any], fields: Mapping[str, Any], free: Collection[str] = ()
+) -> None:
+    """Raise RecipeError, naming the fields, where a recipe differs from the saved one in others than `free`."""
+    if changed := sorted(name for name in fields if name not in free and fields[name] != saved.get(name)):
+        raise RecipeError(f"{folder} holds a run of another recipe ({', '.join(changed)}): choose a new folder")
+
+
 def newest_state(folder: Path) -> Path | None:
     """Return the state.<step>.pt of the highest step, or None."""
     return max(folder.glob("state.*.pt"), default=None)
@@ -105,12 +110,13 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
         old.unlink()
 
 
-def wait_while_exists(file: Path | None) -> float:
-    """Wait until `file` is gone, if there is one; returns the seconds waited."""
-    started = time.monotonic()
+def wait_while_exists(file: Path | None, stopped: Callable[[], bool]) -> bool:
+    """Wait until `file` is gone, if there is one; return False where `stopped` becomes true before."""
     while file is not None and file.exists():
+        if stopped():
+            return False
         time.sleep(PAUSE_CHECK_SECONDS)
-    return time.monotonic() - started
+    return True
 
 
 def _fields_as_text(recipe: Recipe) -> dict[str, str]:

@@ -272,6 +272,10 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
         (["--protocol", "warm", "--protocol", "cold-all"], "no protocol warm; known: cold-cold, cold-all"),
         (["--checkpoint", "nothing/there"], "nothing/there"),
         (["--data", "no/folder"], "no/folder"),
+        (["--part", "categories", "--protocol", "cold-all"], "--protocol is of related notes"),
+        (["--dtype", "float32"], "tf-idf has neither"),
+        (["--hashtag-policy", "grounded"], "tf-idf has neither"),
+        (["--record", "."], "Is a directory"),
     ],
 )
 def test_evaluate_that_cannot_run_ends_with_its_reason(folder: Path, options: list[str], message: str):
@@ -492,6 +496,7 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
     assert result.exit_code == 0, result.output
     after = files(checkpoint)
     assert {path for path in after if after[path] != before.get(path)} == {str(checkpoint / CATEGORIES_FILE)}
+    assert 'NOTELLM_CATEGORIES="Baking, Taxes, Travelling"' in " ".join(result.stderr.split())
     fitted = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32")
     notes = [note for i, note in read_notes(folder / "notes.jsonl.gz").items() if split_of(i) == "test"]
     accuracies = []

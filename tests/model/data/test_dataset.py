@@ -299,6 +299,18 @@ def test_split_without_pairs_is_refused(tmp_path: Path):
         PairedNotes(notes, write_pairs(tmp_path, [TRAIN[:2]]), split="validation")
 
 
+def test_least_score_above_all_names_field_and_highest_score(tmp_path: Path):
+    notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    with pytest.raises(DatasetError, match=r"a score of 5 or more \(min_score\): the highest is 0.5"):
+        PairedNotes(notes, write_pairs(tmp_path, [TRAIN[:2]]), min_score=5)
+
+
+def test_notes_without_pairs_hashtags_and_categories_are_nothing_to_train_on(tmp_path: Path):
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"id": i, "title": "t"}) + "\n" for i in TRAIN))
+    with pytest.raises(DatasetError, match=r"notes.jsonl has nothing to train on"):
+        PairedNotes(tmp_path / "notes.jsonl", None)
+
+
 def test_notes_are_read_plain_or_gzipped_with_normalised_tags(tmp_path: Path):
     line = json.dumps(
         {"id": 7, "title": None, "content": "c", "hashtags": ["#A", "a", " "], "category": "", "caption": "not read"}

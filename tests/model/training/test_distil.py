@@ -19,6 +19,7 @@ from model.training import student as student_module
 from model.training.distil import CURVE, LOG, Distillation, Distiller, structure_loss
 from model.training.export import load_state, low_rank_factors
 from model.training.held_out import HeldOutDomain
+from model.training.recipe import RecipeError
 from model.weights import BACKBONE_FOLDER
 
 pytestmark = pytest.mark.slow
@@ -90,6 +91,28 @@ def test_resumed_run_continues_as_without_a_break(recipe: Distillation, corpus: 
     train(second, 6)
     for a, b in zip(whole.master_weights.masters, second.master_weights.masters, strict=True):
         assert a.detach() == pytest.approx(b.detach(), abs=1e-5)
+
+
+def test_run_of_another_recipe_is_not_resumed(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    start(recipe, corpus, tmp_path).save()
+    with pytest.raises(RecipeError, match=r"another recipe \(seed, shares\)"):
+        start(replace(recipe, shares={"lists": 0.5, "long": 0.5}, seed=1), corpus, tmp_path)
+    assert start(replace(recipe, learning_rate=1e-3, save_every=1.0), corpus, tmp_path).recipe.learning_rate == 1e-3
+
+
+def test_stop_in_a_pause_saves_without_a_step(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "pause").touch()
+    run = Distiller(recipe, corpus, tmp_path, tmp_path, tmp_path / "pause")
+    run.stop()
+    run.run(minutes=10)
+    assert run.step == 0
+    assert list(tmp_path.glob("state.*.pt"))
+
+
+def test_folder_without_held_out_data_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        distil.main(["--corpus", "c", "--out", "o", "--share", "long=1", "--data", str(tmp_path)])
+    assert "none of the folders microlens50k, movielens_tmdb" in capsys.readouterr().err
 
 
 def test_newest_two_states_are_kept(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:

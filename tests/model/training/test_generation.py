@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from model.config import NoteLLMConfig
+from model.config import CheckpointError, NoteLLMConfig
 from model.data.corpora import write_notes_file
+from model.data.dataset import DatasetError
 from model.inference.engine import Engine
 from model.note import Note
 from model.notellm import NoteLLM
@@ -29,8 +32,9 @@ from model.training.generation import (
     read_notes_into_cache,
     writing_loss,
 )
+from model.training.recipe import RecipeError
 from model.training.writing_examples import Tree, WritingExample, writing_example
-from model.weights import GENERATION_FOLDER
+from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
 RECIPE = GenerationRecipe(shown_hashtags=0.0, subject_names=0.0)
@@ -169,8 +173,44 @@ def test_run_learns_and_resumes_as_if_unbroken(tiny_checkpoint: Path, notes_file
 
 
 @pytest.mark.slow
+def test_run_on_another_trunk_or_recipe_is_not_resumed(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
+    first = start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1)
+    first.run(60)
+    assert start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1).ended
+    with pytest.raises(RecipeError, match=r"another recipe \(seed\)"):
+        start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1, seed=1)
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    weights = load_file(other / BACKBONE_FOLDER / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, other / BACKBONE_FOLDER / "model.safetensors")
+    with pytest.raises(CheckpointError, match="a run on another trunk"):
+        start(other, notes_file, tmp_path / "run", steps=1)
+
+
+def test_source_without_training_notes_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_notes_file(tmp_path / "own.jsonl.gz", [], "own")
+    with pytest.raises(DatasetError, match=r"own.jsonl.gz: no note is in the training split"):
+        start(tiny_checkpoint, tmp_path / "own.jsonl.gz", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"),
+    [
+        (["a/notes.jsonl=0.5", "b/notes.jsonl.gz=0.5"], "b/notes.jsonl.gz: there is another source called notes"),
+        (["a/lines.jsonl=1"], "another source called lines"),
+        (["a/notes.jsonl"], "could not convert"),
+    ],
+)
+def test_notes_that_cannot_be_told_apart_end_the_command(
+    notes: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "c", "--out", str(tmp_path), *(f"--notes={text}" for text in notes)])
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_checkpoint_has_the_trunks_vectors_and_writes_anew(
-    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
     options += ["--notes", f"{notes_file}=1", "--lines", "0.2", "--steps", "10", "--batch", "16", "--rank", "4"]
@@ -185,3 +225,5 @@ def test_checkpoint_has_the_trunks_vectors_and_writes_anew(
     )
     assert taught.space == trunk.space
     assert taught.embed([NOTE]) == pytest.approx(trunk.embed([NOTE]), abs=1e-6)
+    main([*options, "--learning-rate", "0.01"])
+    assert "has ended at step 10: name a new folder" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,19 +53,25 @@ def test_folder_with_a_run_on_other_notes_is_refused(recipe: Recipe, tmp_path: P
         Trainer(recipe, tmp_path / "run", cache=tmp_path)
 
 
-def test_no_pause_file_is_no_wait(tmp_path: Path) -> None:
-    assert wait_while_exists(None) < 0.1
-    assert wait_while_exists(tmp_path / "pause") < 0.1
+def test_no_pause_file_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume.time, "sleep", lambda seconds: pytest.fail("waited"))
+    assert wait_while_exists(None, lambda: True)
+    assert wait_while_exists(tmp_path / "pause", lambda: True)
 
 
 def test_pause_ends_once_the_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "pause"
     file.touch()
-    monkeypatch.setattr(resume, "PAUSE_CHECK_SECONDS", 0.01)
-    timer = threading.Timer(0.2, file.unlink)
-    timer.start()
-    assert wait_while_exists(file) >= 0.15
-    timer.join()
+    monkeypatch.setattr(resume.time, "sleep", lambda seconds: file.unlink())
+    assert wait_while_exists(file, lambda: False)
+    assert not file.exists()
+
+
+def test_stop_ends_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, checks = tmp_path / "pause", iter((False, True))
+    file.touch()
+    monkeypatch.setattr(resume, "PAUSE_CHECK_SECONDS", 0.0)
+    assert not wait_while_exists(file, lambda: next(checks))
 
 
 def test_two_newest_states_stay(tmp_path: Path) -> None:
