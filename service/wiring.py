@@ -119,7 +119,7 @@ async def open_service(
     index waits for it.
     """
     async with contextlib.AsyncExitStack() as stack:
-        url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle.report))
+        url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle))
         # Of a store at an address, others may be told of changes on other machines.
         known = None if settings.redis_url else stack.enter_context(closing(KnownPositions(settings.data_dir)))
         shared = SharedParts(settings, url, telemetry, gate, known)
@@ -301,15 +301,15 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
 
 
 async def _open_embedded(
-    settings: Settings, stack: contextlib.AsyncExitStack, telemetry: Telemetry, progress: Callable[[str], None]
+    settings: Settings, stack: contextlib.AsyncExitStack, telemetry: Telemetry, lifecycle: Lifecycle
 ) -> str:
     """Start or join the embedded server of the data folder; return its address."""
-    progress("Starting the embedded store")
     embedded = EmbeddedRedis(settings.data_dir, telemetry.store_restarts.inc, settings.store_memory_bytes)
     stack.callback(embedded.stop)
+    lifecycle.report("Starting the embedded store", lambda: f"{embedded.loaded_percent:.0f}% of its data loaded")
     await embedded.start_in_loop()
     if embedded.pid is None:
-        progress(f"Joining the store of {settings.data_dir}, which another process runs")
+        lifecycle.report(f"Joining the store of {settings.data_dir}, which another process runs")
     keeper = asyncio.get_running_loop().create_task(embedded.keep_alive(), name="keep-embedded-redis")
     stack.callback(keeper.cancel)
     return embedded.url

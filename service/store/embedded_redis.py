@@ -24,7 +24,7 @@ from typing import IO
 import structlog
 
 START_SECONDS = 60.0
-"""Bound on a start: a server that replays a large append-only file answers late."""
+"""Bound on the silence of a server that starts. One that says that it loads its data has as long as that takes."""
 MAX_LAUNCHES = 3
 """Launches of one start: a server that keeps ending at once will not get better."""
 STOP_SECONDS = 20.0
@@ -38,6 +38,8 @@ WARNING = re.compile(r" # .*(?:AOF|append.?only)", re.IGNORECASE)
 """Lines of the server's log about damage of its append-only file: it was cut, or cannot be read."""
 MEMORY_SHARE = 0.5
 """Share of the memory of this machine or container that the server may use; then it refuses writes."""
+LOADED_PERCENT = re.compile(rb"loading_loaded_perc:([0-9.]+)")
+"""Field of a server's INFO that is there only while it loads its data."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 # Runs before the server, in its process: asks the kernel (Linux) for SIGTERM when the owner dies. Where the owner has
@@ -78,6 +80,8 @@ class EmbeddedRedis:
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._launches = 0
+        self.loaded_percent = 0.0
+        """How much of its data a server that starts has loaded, as it last said."""
         self._max_memory = max_memory or default_max_memory()
         self._log_read = self._log_file.stat().st_size if self._log_file.exists() else 0
         """Bytes of the server's log that were looked through."""
@@ -108,8 +112,12 @@ class EmbeddedRedis:
         """Yield the pauses before the next attempts until the server answers. Raises EmbeddedRedisError."""
         deadline = time.monotonic() + START_SECONDS
         self._launches = 0
-        while not self._ready():
-            if time.monotonic() > deadline or self._launches > MAX_LAUNCHES:
+        while not self._ready(answer := _ask(self.socket, b"PING")):
+            if answer and answer.startswith(b"-LOADING"):
+                deadline = time.monotonic() + START_SECONDS
+                if match := LOADED_PERCENT.search(_ask(self.socket, b"INFO persistence") or b""):
+                    self.loaded_percent = float(match[1])
+            elif time.monotonic() > deadline or self._launches > MAX_LAUNCHES:
                 self._tell_warnings()
                 raise EmbeddedRedisError(f"the embedded server did not come up; see {self._log_file}")
             if self._take_lock():
@@ -167,9 +175,10 @@ class EmbeddedRedis:
         if self._launches > launches:
             self._on_restart()
 
-    def _ready(self) -> bool:
-        """Whether the server answers, has loaded its data, and is owned by this or another living process."""
-        return (self._lock is None or self._process is not None) and _ping(self.socket) and self._owned()
+    def _ready(self, answer: bytes | None) -> bool:
+        """Whether the server has loaded its data, as its `answer` to PING says, and is owned by this or another living
+        process."""
+        return (self._lock is None or self._process is not None) and answer == b"+PONG\r\n" and self._owned()
 
     def _owned(self) -> bool:
         """Whether a process holds the lock: a server without an owner is about to die."""
@@ -256,7 +265,7 @@ def _ask(path: Path, command: bytes) -> bytes | None:
         connection.settimeout(2)
         connection.connect(str(path))
         connection.sendall(command + b"\r\n")
-        return connection.recv(64)
+        return connection.recv(4096)
     return None
 
 
@@ -266,10 +275,6 @@ def _connects(path: Path) -> bool:
         connection.connect(str(path))
         return True
     return False
-
-
-def _ping(path: Path) -> bool:
-    return _ask(path, b"PING") == b"+PONG\r\n"
 
 
 def _shut_down(path: Path) -> None:

@@ -8,20 +8,27 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.store import embedded_redis
-from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError, launch_command
 from service.telemetry import Telemetry
 from service.wiring import _open_embedded
 from tests.service.conftest import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+COMMANDS = 10_000
+"""Commands in the file of a server that loads for long: it answers others after each 1024 of them."""
+SLOW_LOAD = ("--key-load-delay", "200")
+"""Options of a server that waits so many microseconds after each command that it loads."""
 
 # Starts the server of a folder, prints its pid (or None), and stops it when told "stop". Ctrl-C is told, too.
 PROCESS = """
@@ -140,9 +147,9 @@ def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
 async def test_who_joins_a_running_store_is_told_so(embedded: EmbeddedRedis, short_folder: Path) -> None:
     lines: list[str] = []
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         settings = Settings.model_validate({"data_dir": short_folder / "data"})
-        assert await _open_embedded(settings, stack, Telemetry(), lines.append) == embedded.url
+        assert await _open_embedded(settings, stack, Telemetry(), Lifecycle(lines.append)) == embedded.url
     assert [line for line in lines if "another process runs" in line]
 
 
@@ -263,3 +270,25 @@ def test_a_server_that_cannot_run_is_an_error_that_names_its_log(
         pass
     named = Path(str(error.value).rpartition("see ")[2])
     assert "manifest" in named.read_text()
+
+
+def test_server_that_loads_its_data_has_as_long_as_it_takes(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(short_folder) as server, redis.Redis.from_url(server.url) as client:
+        pipeline = client.pipeline(transaction=False)
+        for number in range(COMMANDS):
+            pipeline.set("key", number)
+        pipeline.execute()
+    monkeypatch.setattr(embedded_redis, "launch_command", lambda *paths: [*launch_command(*paths), *SLOW_LOAD])
+    owner = EmbeddedRedis(short_folder)
+    try:
+        for pause in owner._attempts():
+            if owner.loaded_percent:
+                break
+            time.sleep(pause)
+        monkeypatch.setattr(embedded_redis, "START_SECONDS", 0.0)  # any silence is too long
+        with started(short_folder) as adopter:
+            assert read(adopter, "key") == str(COMMANDS - 1)
+    finally:
+        owner.stop()
