@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from service.cli.store import store_url
+from service.cli.store import describe_store, store_url
 from service.cli.terminal import FAILED, complain, err, read_settings, show
 
 AsJson = Annotated[bool, typer.Option("--json", help="The manifest, for programs.")]
@@ -42,6 +42,7 @@ def restore(
     from service.store.known_position import KnownPositions
 
     settings = read_settings()
+    err.print(f"Restoring into {describe_store(settings)}", highlight=False, markup=False, soft_wrap=True)
     with _steps() as progress, store_url(settings) as url, contextlib.ExitStack() as stack:
         if not settings.redis_url:
             known = stack.enter_context(contextlib.closing(KnownPositions(settings.data_dir)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from service.settings import Settings
 
@@ -22,3 +23,11 @@ def store_url(settings: Settings) -> Iterator[str]:
         yield server.url
     finally:
         server.stop()
+
+
+def describe_store(settings: Settings) -> str:
+    """Say where the store is: its folder, or its URL without user, password and options."""
+    if not settings.redis_url:
+        return str(settings.data_dir)
+    url = urlsplit(settings.redis_url.get_secret_value())
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"

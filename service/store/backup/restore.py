@@ -33,6 +33,21 @@ DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
 BOOKKEEPING = re.compile(PREFIX + b"(identity|snapshots|samples|tenants|purged|audit)")
 """Keys that a service makes in an empty store. A note may have any of these words at the end of its id."""
+# KEYS mark, alive; ARGV number of the staging database, number of the store's, whether the store is replaced, then the
+# keys that it may hold where it is not. Exchanges the two databases, and answers whether it did.
+EXCHANGE = """
+redis.call('SELECT', ARGV[2])
+if ARGV[3] == '0' then
+  local known = 0
+  for i = 4, #ARGV do known = known + redis.call('EXISTS', ARGV[i]) end
+  if redis.call('DBSIZE') > known then return 0 end
+end
+redis.call('SET', KEYS[1], '1')
+redis.call('SELECT', ARGV[1])
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('SWAPDB', ARGV[1], ARGV[2])
+return 1
+"""
 
 
 def restore_backup(address: str, url: str, progress: Progress, *, replace: bool = False) -> Manifest:
@@ -42,21 +57,25 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
     manifest = folder.manifest()
     try:
         with tempfile.TemporaryDirectory(prefix="notellm-") as temporary, client_of(url) as store:
-            if not replace:
-                _refuse_unless_empty(store)
+            if not replace and _keys_if_empty(store) is None:
+                raise BackupError("the store is not empty; --replace throws away what it holds")
             data_set = _fetch(folder, manifest, Path(temporary), progress)
             with loaded(data_set, manifest.database) as source, _staging(url) as staging:
                 _copy(manifest, source, staging, progress)
-                _exchange(staging, database_of(url))
+                _exchange(staging, database_of(url), store, replace=replace)
     except (RedisError, OSError) as error:
         raise BackupError(f"the store was left as it was: {error}") from error
     return manifest
 
 
-def _refuse_unless_empty(store: Any) -> None:
+def _keys_if_empty(store: Any) -> list[bytes] | None:
+    """Return the keys of a store that holds nothing but bookkeeping; None for one that holds more."""
+    bookkeeping: list[bytes] = []
     for keys in pages(store):
-        if any(not BOOKKEEPING.fullmatch(key) for key in keys):
-            raise BackupError("the store is not empty; --replace throws away what it holds")
+        if not all(map(BOOKKEEPING.fullmatch, keys)):
+            return None
+        bookkeeping += keys
+    return bookkeeping
 
 
 def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Progress) -> Path:
@@ -135,21 +154,21 @@ def _database_count(url: str) -> int:
             return DATABASES
 
 
-def _exchange(staging: Any, database: int) -> None:
+def _exchange(staging: Any, database: int, store: Any, *, replace: bool) -> None:
     """Exchange the staging database with the store's, in one step, and mark what was the store. Return once that is on
-    disk."""
+    disk. Raises BackupError where the store was written to meanwhile, unless it is replaced."""
     number = staging.connection_pool.connection_kwargs["db"]
-    exchange = staging.pipeline(transaction=True)
-    exchange.delete(MARK, ALIVE)
-    exchange.execute_command("SELECT", database)
-    exchange.set(MARK, "1")
-    exchange.swapdb(number, database)
-    exchange.execute_command("SELECT", number)
+    keys = [] if replace else _keys_if_empty(store)
     try:
-        exchange.execute()
+        exchanged = keys is not None and staging.eval(EXCHANGE, 2, MARK, ALIVE, number, database, int(replace), *keys)
     except ResponseError:
         raise
     except (RedisError, OSError) as error:
         raise BackupError(f"it is not known whether the store was exchanged; look at its notes: {error}") from error
+    if not exchanged:
+        raise BackupError(
+            "the store was empty and was written to during the restore: it was left as it is. Keep clients from "
+            "writing, or throw away with --replace what it holds"
+        )
     with contextlib.suppress(ResponseError):  # a server without it, or without an append-only file
         staging.execute_command("WAITAOF", 1, 0, DISK_MILLISECONDS)

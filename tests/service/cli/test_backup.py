@@ -10,6 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from service.cli.store import describe_store
+from service.settings import Settings
 from tests.service.process import Process, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -62,7 +64,20 @@ def test_store_of_a_stopped_service_is_backed_up_and_restored(service: Process, 
     assert answers(service) == before
 
 
-def test_folder_without_a_backup_is_refused_in_one_line(service: Process, tmp_path: Path) -> None:
+def test_folder_without_a_backup_is_refused_in_one_line_behind_the_target(service: Process, tmp_path: Path) -> None:
     refused = service.run("restore", str(tmp_path))
-    assert (refused.returncode, refused.stderr.strip().count("\n")) == (1, 0)
-    assert "there is no backup in" in refused.stderr
+    target, message = filter(None, refused.stderr.splitlines())
+    assert (refused.returncode, target) == (1, f"Restoring into {service.environment['NOTELLM_DATA_DIR']}")
+    assert "there is no backup in" in message
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("rediss://user:pass%40word@redis.example:6380/3?password=pass", "rediss://redis.example:6380/3"),
+        ("redis://redis.example", "redis://redis.example"),
+        ("unix://user:password@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+    ],
+)
+def test_store_is_named_without_its_password(url: str, name: str) -> None:
+    assert describe_store(Settings.model_validate({"redis_url": url})) == name

@@ -13,12 +13,21 @@ from service.interfaces import Clock
 from service.records import Write
 from service.store.backup.backup import DATA_SET, make_backup
 from service.store.backup.manifest import FORMAT, MANIFEST, BackupError, Manifest
-from service.store.backup.restore import ALIVE, MARK, restore_backup
+from service.store.backup.restore import ALIVE, EXCHANGE, MARK, restore_backup
 from service.store.backup.scratch import loaded
 from service.store.clients import client_of
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
-from tests.service.conftest import DIMENSION, SPACE, DebianRedis, eventually, following, stored_note, word_vector
+from tests.service.conftest import (
+    DIMENSION,
+    SPACE,
+    DebianRedis,
+    Server,
+    eventually,
+    following,
+    stored_note,
+    word_vector,
+)
 from tests.service.store.backup.conftest import IDENTITY, LOG, back_up, contents, fill, identity, restore
 
 
@@ -89,6 +98,47 @@ def test_store_with_notes_is_replaced_only_when_told(
     restore(tmp_path / "b", other.url, replace=True)
     assert contents(target) == contents(source)
     assert target.info("keyspace").keys() == {"db0"}
+
+
+def test_note_that_is_written_during_a_restore_is_kept(server: Server, other: EmbeddedRedis, tmp_path: Path) -> None:
+    with client_of(other.url) as source, client_of(server.url) as target:
+        fill(source)
+        back_up(other.url, tmp_path / "b")
+        target.set(IDENTITY, "of an empty store")
+
+        def write(step: str, done: int, total: int) -> None:
+            if step == "Restoring":
+                fill(target, 1)
+
+        with pytest.raises(BackupError, match="written to during the restore"):
+            restore_backup(str(tmp_path / "b"), server.url, write)
+        assert len(contents(target)) == 1
+        assert target.info("keyspace").keys() == {"db0"}
+        restore(tmp_path / "b", server.url, replace=True)
+        assert contents(target) == contents(source)
+
+
+def test_key_that_is_written_behind_the_last_look_keeps_the_store(server: Server) -> None:
+    with client_of(server.url) as target, client_of(server.url, 15) as staging:
+        staging.mset({MARK: "1", ALIVE: "1", "restored": "1"})
+        target.mset({IDENTITY: "of an empty store", "written": "1"})
+        assert staging.eval(EXCHANGE, 2, MARK, ALIVE, 15, 0, 0, IDENTITY) == 0
+        assert (target.dbsize(), staging.dbsize()) == (2, 3)
+        assert staging.eval(EXCHANGE, 2, MARK, ALIVE, 15, 0, 0, IDENTITY, "written") == 1
+        assert (target.keys(), staging.exists(MARK, "written")) == ([b"restored"], 2)
+
+
+def test_service_that_starts_during_a_restore_does_not_hinder_it(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+
+    def start(step: str, done: int, total: int) -> None:
+        target.set(IDENTITY, "of an empty store")
+
+    restore_backup(str(tmp_path / "b"), other.url, start)
+    assert contents(target) == contents(source)
 
 
 @pytest.mark.parametrize("note_id", ["identity", "a:snapshots", "tenants"])
