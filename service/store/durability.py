@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import BusyLoadingError, ResponseError
@@ -22,8 +23,8 @@ class WritePolicy:
 
 
 async def probe_write_policy(redis: Any) -> WritePolicy:
-    """Ask the server how it persists. Raises redis.exceptions.RedisError, also where it still loads its file: until it
-    has, it says that it writes none.
+    """Ask the server how it persists, and whether it evicts. Raises redis.exceptions.RedisError, also where it still
+    loads its file: until it has, it says that it writes none.
 
     A server that forbids CONFIG is asked through INFO alone, which does not say when it fsyncs.
     """
@@ -36,6 +37,16 @@ async def probe_write_policy(redis: Any) -> WritePolicy:
         appendfsync = "unknown"
     if isinstance(appendfsync, bytes):
         appendfsync = appendfsync.decode()
+    policy = _persistence(server, appendfsync)
+    eviction = server.get("maxmemory_policy", "noeviction")
+    if server.get("maxmemory") and eviction != "noeviction":
+        detail = f"maxmemory-policy {eviction} evicts notes when memory is full: set it to noeviction"
+        return replace(policy, durability=Durability(False, f"{policy.durability.detail}; {detail}"))
+    return policy
+
+
+def _persistence(server: Mapping[str, Any], appendfsync: str) -> WritePolicy:
+    """Return what a server's INFO and its setting mean for writes that it has acknowledged."""
     version = tuple(int(number) for number in str(server.get("redis_version", "0.0")).split(".")[:2])
     if not server.get("aof_enabled"):
         return WritePolicy(Durability(False, "appendonly is off: acknowledged notes are lost when Redis dies"))

@@ -29,6 +29,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
         ({"appendfsync": "everysec"}, True, "WAITAOF"),
         ({"appendfsync": "no"}, False, "appendfsync no"),
         ({"appendonly": "no"}, False, "appendonly is off"),
+        ({"maxmemory": "1gb", "maxmemory-policy": "noeviction"}, True, "always"),
+        ({"maxmemory": "1gb", "maxmemory-policy": "volatile-ttl"}, False, "set it to noeviction"),
+        ({"maxmemory": "0", "maxmemory-policy": "allkeys-lru"}, True, "always"),
     ],
 )
 async def test_durability_follows_the_settings_of_the_server(
