@@ -47,7 +47,7 @@ lint: .venv/.dev ## format, style, types, imports and deployment files
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose/compose.yaml
 	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet; \
-		REDIS_PASSWORD=- GRAFANA_PASSWORD=- NOTELLM_BOOTSTRAP_KEY=- METRICS_KEY=- docker-compose -f deploy/compose/compose.yaml --profile '*' config --quiet; fi
+		REDIS_PASSWORD=- GRAFANA_PASSWORD=- NOTELLM_BOOTSTRAP_KEY=- docker-compose -f deploy/compose/compose.yaml --profile '*' config --quiet; fi
 
 bench: .venv/.dev ## measure the main job, crash recovery and pairs: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)
 	@test -n "$(DATA)" || { echo "name the data: make bench DATA=..."; exit 1; }

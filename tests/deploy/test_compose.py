@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +109,14 @@ def test_service_has_a_key_or_this_machine_alone(service: dict[str, Any]):
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     else:
         assert environment["NOTELLM_BOOTSTRAP_KEY"].startswith("${NOTELLM_BOOTSTRAP_KEY:?")
+
+
+@pytest.mark.parametrize("path", [QUICK, FULL], ids=["quick", "full"])
+def test_secret_is_a_file_that_is_mounted(path: Path):
+    """Compose copies a secret of a variable into the root of the container, and fails where that is read-only."""
+    compose = yaml.safe_load(path.read_text())
+    for name in {secret for service in compose["services"].values() for secret in service.get("secrets", ())}:
+        assert set(compose["secrets"][name]) == {"file"}
 
 
 def test_monitoring_has_a_key():
