@@ -32,7 +32,13 @@ EVERYTHING: dict[str, Any] = {
         "hosts": ["notes.example"],
         "tls": [{"secretName": "notes-tls", "hosts": ["notes.example"]}],
     },
-    "networkPolicy": {"extraEgress": [{"ports": [{"port": 443}]}]},
+    "networkPolicy": {
+        "from": [
+            {"podSelector": {}},
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}},
+        ],
+        "extraEgress": [{"ports": [{"port": 443}]}],
+    },
     "keda": {"enabled": True, "prometheus": "http://prometheus.monitoring:9090"},
     "tracing": {"endpoint": "http://collector.monitoring:4318", "sampleRatio": 0.01},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -42,7 +48,7 @@ EVERYTHING: dict[str, Any] = {
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
     **{path.stem: yaml.safe_load(path.read_text()) for path in EXAMPLES},
-    "redis-url": {"redis": {"url": f"rediss://:{PASSWORD}@redis.example:6380/0", "port": 6380}},
+    "redis-url": {"redis": {"url": f"rediss://:{PASSWORD}@redis.example:6380/0"}},
     "everything": EVERYTHING,
 }
 """Sets of values that work: the defaults, the examples, and what these leave out."""

@@ -105,7 +105,7 @@ ANY_VALUES = toggled(
     autoscaling=[{"enabled": True}],
     keda=[{"enabled": True}, {"enabled": True, "prometheus": "http://prometheus:9090"}],
     ingress=[{"enabled": True}, {"enabled": True, "hosts": ["notes.example"]}],
-    networkPolicy=[{"enabled": False}],
+    networkPolicy=[{"enabled": False}, {"from": [{"namespaceSelector": {}}]}],
     keys=[{"insecure": True}, {"existingSecret": "others"}],
     settings=[{"device": "cpu"}, {"max_body_bytes": 2**30}],
 )
@@ -327,6 +327,30 @@ def test_tracing_reaches_its_collector():
     assert {"ports": [{"port": 4318}]} in policy["spec"]["egress"]
 
 
+@pytest.mark.parametrize(
+    ("store", "port"),
+    [
+        ({"url": f"rediss://:{PASSWORD}@redis.example:6380/0", "port": 6379}, 6380),
+        ({"url": "redis://redis.example:6381"}, 6381),
+        ({"url": "redis://redis.example:6382?db=1"}, 6382),
+        ({"url": "redis://user:6383@redis.example/0", "port": 6383}, 6379),
+        ({"existingSecret": "redis", "port": 6384}, 6384),
+    ],
+)
+def test_network_policy_lets_through_the_port_of_the_store(store: dict[str, Any], port: int):
+    (policy,) = of_kind(documents({"redis": store}), "NetworkPolicy")
+    assert policy["spec"]["egress"][1:] == [{"ports": [{"port": port}]}]
+
+
+@each_set
+def test_notes_lead_to_the_port_that_makes_keys(values: dict[str, Any]):
+    notes = render(values)["notellm/templates/NOTES.txt"]
+    port = values.get("adminPort")
+    name = f"{RELEASE}-notellm"
+    assert (f"service/{name}-admin {port}:{port}" in notes) is bool(port)
+    assert f"--url http://127.0.0.1:{port or 8000}\n" in notes
+
+
 def test_rendering_twice_gives_the_same():
     assert render(VALUES["everything"]) == render(VALUES["everything"])
 
@@ -362,6 +386,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "below minReplicas",
     ),
+    "ingress-shut-out": ({"ingress": {"enabled": True, "hosts": ["notes.example"]}}, "no ingress controller"),
+    "tls-without-mount": ({"settings": {"tls_key": "/tls.key"}}, "tls_key cannot be set here"),
+    "tls-in-a-secret": ({"secretSettings": {"tls_certificate": {"name": "t", "key": "c"}}}, "Leave TLS to the ingress"),
     "ingress-without-host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
     "two-checkpoints": ({"checkpoint": {"existingClaim": "m"}, "settings": {"checkpoint": "/m"}}, "two checkpoints"),
     "idle-gpu": ({"gpu": {"enabled": True}, "settings": {"device": "cpu"}}, "idle"),

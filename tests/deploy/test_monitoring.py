@@ -171,11 +171,18 @@ def test_autoscaler_asks_for_the_metric_that_the_adapter_makes():
     assert set(labels) <= exported()[name]
 
 
-def test_keda_asks_for_a_metric_of_the_service():
-    objects = documents(VALUES["everything"])
+@pytest.mark.parametrize("admin_port", [0, 9000])
+def test_keda_asks_for_a_metric_of_the_service_that_is_scraped(admin_port: int):
+    objects = documents({**VALUES["everything"], "adminPort": admin_port})
     (scaler,) = of_kind(objects, "ScaledObject")
-    services = [service["metadata"]["name"] for service in of_kind(objects, "Service")]
+    (monitor,) = of_kind(objects, "ServiceMonitor")
+    labels = monitor["spec"]["selector"]["matchLabels"]
+    scraped = [
+        service["metadata"]["name"]
+        for service in of_kind(objects, "Service")
+        if labels.items() <= service["metadata"]["labels"].items()
+    ]
     query = scaler["spec"]["triggers"][0]["metadata"]["query"]
     ((name, matchers),) = SELECTOR.findall(query)
     assert set(MATCHER.findall(matchers)) <= exported()[name] | {"namespace", "service"}
-    assert re.findall('service="([^"]+)"', query)[0] in services
+    assert re.findall('service="([^"]+)"', query) == scraped

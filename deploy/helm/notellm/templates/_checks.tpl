@@ -31,6 +31,15 @@
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}
 {{- end -}}
+{{- $namespace := list (dict "podSelector" dict) -}}
+{{- if and .Values.ingress.enabled .Values.networkPolicy.enabled (deepEqual .Values.networkPolicy.from $namespace) -}}
+{{- fail "ingress.enabled: networkPolicy.from lets in the pods of this namespace alone, and no ingress controller: name its pods there too" -}}
+{{- end -}}
+{{- range $name := list "tls_certificate" "tls_key" -}}
+{{- if or (hasKey $.Values.settings $name) (hasKey $.Values.secretSettings $name) -}}
+{{- fail (printf "%s cannot be set here: the probes speak HTTP, and no certificate is mounted. Leave TLS to the ingress" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- if not (or .Values.keys.insecure .Values.keys.existingSecret) -}}
 {{- fail "keys.existingSecret must name a Secret with a bootstrap key, or keys.insecure=true leave it to a proxy who may call" -}}
 {{- end -}}

@@ -25,6 +25,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: admin
 {{- end -}}
 
+{{- define "notellm.adminService" -}}
+{{ include "notellm.fullname" . }}-admin
+{{- end -}}
+
+{{/* The Service whose pods Prometheus scrapes: its series have this name as `service`. */}}
+{{- define "notellm.scrapedService" -}}
+{{ include (ternary "notellm.adminService" "notellm.fullname" (gt (int .Values.adminPort) 0)) . }}
+{{- end -}}
+
 {{- define "notellm.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
@@ -42,6 +51,15 @@ app.kubernetes.io/component: admin
 {{- if .Values.valkey.enabled -}}valkey
 {{- else if or .Values.redis.url .Values.redis.existingSecret -}}external
 {{- else -}}embedded
+{{- end -}}
+{{- end -}}
+
+{{/* Port of the external Redis: that of redis.url, where the chart knows the URL. */}}
+{{- define "notellm.redisPort" -}}
+{{- if .Values.redis.url -}}
+{{ .Values.redis.url | regexFind ":[0-9]+([/?][^@]*)?$" | regexFind "[0-9]+" | default "6379" }}
+{{- else -}}
+{{ .Values.redis.port }}
 {{- end -}}
 {{- end -}}
 
