@@ -222,7 +222,8 @@ Settings are environment variables, read once at the start. Generated from `serv
 
 The bounds that a request has to keep are published at `GET /limits`. Two variables are read by the command line alone:
 `NOTELLM_URL`, the service that `notellm ingest`, `similar` and the like talk to (by default that of `NOTELLM_HOST` and
-`NOTELLM_PORT`), and `NOTELLM_API_KEY`, the key that they send."""
+`NOTELLM_PORT`; for `keys`, `verify` and `import-notes` that of `NOTELLM_ADMIN_PORT`, where it is set), and
+`NOTELLM_API_KEY`, the key that they send."""
 
 
 def setting_type(spec: Json) -> str:

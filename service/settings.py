@@ -49,8 +49,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=65535,
-        description="a port for /metrics, /keys, /audit, /tenants and /verify, which are then 404 on the other one; "
-        "without it they are there",
+        description="a port for /metrics, /keys, /audit, /tenants, /verify and POST /notes/import, which are then 404 "
+        "on the other one; without it they are there",
     )
     readers: int = Field(
         0,

@@ -20,6 +20,12 @@ def default_url() -> str:
     return local_url(settings.host, settings.port, tls=settings.tls_certificate is not None)
 
 
+def default_admin_url() -> str:
+    """URL of the admin port of that service; of its only port where it has no admin port."""
+    settings = read_settings()
+    return local_url(settings.host, settings.admin_port or settings.port, tls=settings.tls_certificate is not None)
+
+
 Url = Annotated[
     str,
     typer.Option(
@@ -27,6 +33,15 @@ Url = Annotated[
         default_factory=default_url,
         show_default="where NOTELLM_HOST and NOTELLM_PORT say",
         help="The running service.",
+    ),
+]
+AdminUrl = Annotated[
+    str,
+    typer.Option(
+        envvar="NOTELLM_URL",
+        default_factory=default_admin_url,
+        show_default="where NOTELLM_HOST and NOTELLM_ADMIN_PORT, else NOTELLM_PORT, say",
+        help="The running service, at its admin port where it has one.",
     ),
 ]
 Key = Annotated[

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column
 
 from service.access.principal import Scope
-from service.cli.client import AsJson, Key, Url, call
+from service.cli.client import AdminUrl, AsJson, Key, call
 from service.cli.terminal import out, show
 
 app = typer.Typer(no_args_is_help=True, help="API keys of a running service.")
@@ -25,7 +25,7 @@ def create(
     days: Annotated[float | None, typer.Option(help="It expires after so many days.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    url: Url,
+    url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +37,7 @@ def create(
 
 
 @app.command("list")
-def list_keys(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
+def list_keys(*, url: AdminUrl, api_key: Key = None, as_json: AsJson = False) -> None:
     """List the keys, without their secrets."""
     answer = call(url, "GET", "/keys", key=api_key)
     columns = (Column("prefix", no_wrap=True), "name", "tenant", "scopes", "created", "expires", "last used")
@@ -54,7 +54,7 @@ def rotate(
     prefix: Prefix,
     *,
     overlap: Annotated[float, typer.Option(min=0, help="Seconds for which the old secret is still accepted.")] = 3600,
-    url: Url,
+    url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +64,7 @@ def rotate(
 
 
 @app.command()
-def revoke(prefix: Prefix, *, url: Url, api_key: Key = None) -> None:
+def revoke(prefix: Prefix, *, url: AdminUrl, api_key: Key = None) -> None:
     """Revoke a key for ever."""
     call(url, "DELETE", f"/keys/{prefix}", key=api_key, accept=(204,))
 

@@ -16,7 +16,7 @@ from model import cli as offline
 from service.cli import backup, collection, events, keys, notes, purge, similar
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import CertificateUnusable, read_certificate
-from service.cli.client import AsJson, Key, Url, call
+from service.cli.client import AdminUrl, AsJson, Key, Url, call
 from service.cli.ingest import Ingest, IngestFailed
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
 from service.cli.terminal import FAILED, complain, err, misused_where, out, read_settings, show
@@ -186,7 +186,7 @@ def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
 def verify(
     *,
     repair: Annotated[bool, typer.Option("--repair", help="Give the index anew what differs.")] = False,
-    url: Url,
+    url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:

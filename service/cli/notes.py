@@ -20,7 +20,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from service.cli.batches import TOO_LARGE, batches
-from service.cli.client import AsJson, Key, Url, bearer, explain
+from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain
 from service.cli.terminal import FAILED, complain, err, out
 
 VERSION = 1
@@ -57,7 +57,7 @@ def import_notes(
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Also notes of ids that there are already.")] = False,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
-    url: Url,
+    url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:

@@ -142,6 +142,24 @@ def test_client_without_a_service_names_the_url_it_tried(environment: dict[str, 
     assert (result.exit_code, result.stderr.split()[0]) == (1, url)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "port"),
+    [
+        (("keys", "list"), 10),
+        (("keys", "create", "a name", "--scope", "similar"), 10),
+        (("keys", "rotate", "abcdefghij"), 10),
+        (("keys", "revoke", "abcdefghij"), 10),
+        (("verify",), 10),
+        (("status",), 9),
+        (("similar", "a"), 9),
+    ],
+)
+def test_command_for_those_who_run_the_service_talks_to_the_admin_port(arguments: tuple[str, ...], port: int) -> None:
+    result = run(*arguments, NOTELLM_PORT="9", NOTELLM_ADMIN_PORT="10")
+    assert result.exit_code == 1
+    assert f"http://127.0.0.1:{port}" in result.stderr
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 def test_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
     result = run("serve", NOTELLM_HOST=host, NOTELLM_PORT="0")
