@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import structlog
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 from service.erasure.snapshots import remove_unused
 from service.index.threads import run_in_daemon
 from service.interfaces import Clock
-from service.store.purge import purge_store_if_due
+from service.store.purge import last_purge, purge_store_if_due
 from service.store.purge_claim import PurgeError
 from service.telemetry import Telemetry
 
@@ -33,7 +34,9 @@ class PurgeSchedule:
         self._telemetry = telemetry
         self._clock = clock
         self._last = 0.0
-        """Time of the last purge that this process knows of."""
+        """Time of the last purge; 0 until the store was asked."""
+        self._tidied = 0.0
+        """Time of the last purge after which this process removed snapshots."""
         telemetry.purge_overdue.set_function(self._overdue)
         telemetry.purge_time.set_function(lambda: self._last)
 
@@ -47,12 +50,15 @@ class PurgeSchedule:
             await asyncio.sleep(min(MAX_PAUSE_SECONDS, self._seconds / PAUSES))
 
     def _look(self) -> None:
-        last, purged = purge_store_if_due(self._url.get_secret_value(), self._seconds, self._clock())
-        if last != self._last:
+        url = self._url.get_secret_value()
+        self._last = last_purge(url, self._clock())  # known also where the purge fails
+        self._last, purged = purge_store_if_due(url, self._seconds, self._clock())
+        if self._last != self._tidied:
             remove_unused(self._data_dir)
-        self._last = last
+            self._tidied = self._last
         if purged:
             log.info("store_purged", detail="its files were rewritten without what was removed")
 
     def _overdue(self) -> float:
-        return max(0.0, self._clock() - self._last - self._seconds) if self._last else 0.0
+        """Seconds since a purge was due; NaN until that is known, so that the least of all replicas is another's."""
+        return max(0.0, self._clock() - self._last - self._seconds) if self._last else math.nan

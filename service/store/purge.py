@@ -77,13 +77,19 @@ def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
             claim.release()
 
 
-def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
-    """Purge the store if the last purge was `seconds` ago and no process is at it. Return the time of the last one,
-    before any that of the first call, and whether it was this one. Raises PurgeError."""
+def last_purge(url: str, now: float) -> float:
+    """Return the time of the last purge on schedule; before any that of the first call. Raises PurgeError."""
     with _client(url) as client:
         client.set(LAST, now, nx=True)
+        return float(client.get(LAST))
+
+
+def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
+    """Purge the store if the last purge was `seconds` ago and no process is at it. Return what `last_purge` does
+    afterwards, and whether it was this one. Raises PurgeError."""
+    last = last_purge(url, now)
+    with _client(url) as client:
         claim = PurgeClaim(client)
-        last = float(client.get(LAST))
         if now < last + seconds or not claim.take():
             return last, False
         try:

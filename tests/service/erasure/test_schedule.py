@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from service.erasure.schedule import PurgeSchedule
 from service.interfaces import Clock
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
-from service.store.purge import purge_store_if_due
+from service.store.purge import last_purge, purge_store_if_due
 from service.store.purge_claim import PurgeClaim, PurgeError
 from service.telemetry import Telemetry
 
@@ -73,6 +74,19 @@ def test_metrics_say_when_a_purge_was_and_that_one_is_overdue(
     schedule._look()
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == 0
     assert value(telemetry.registry, "notellm_purge_timestamp_seconds") == pytest.approx(clock(), abs=60)
+
+
+def test_purge_that_fails_from_the_start_is_overdue(
+    embedded: EmbeddedRedis, written: redis.Redis, tmp_path: Path
+) -> None:
+    written.execute_command(*"ACL SETUSER limited on nopass ~* &* +@all -bgrewriteaof".split())
+    telemetry, clock = Telemetry(), Clock()
+    assert last_purge(embedded.url, clock() - DAY - 500) < clock() - DAY
+    schedule = PurgeSchedule(SecretStr(f"unix://limited:x@{embedded.socket}"), tmp_path, DAY, telemetry, clock)
+    assert math.isnan(value(telemetry.registry, "notellm_purge_overdue_seconds") or 0)
+    with pytest.raises(PurgeError, match="was not purged"):
+        schedule._look()
+    assert value(telemetry.registry, "notellm_purge_overdue_seconds") == pytest.approx(500, abs=60)
 
 
 def test_purge_of_a_store_that_is_away_is_an_error(tmp_path: Path) -> None:
