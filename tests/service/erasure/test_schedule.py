@@ -79,7 +79,7 @@ def test_metrics_say_when_a_purge_was_and_that_one_is_overdue(
 def test_purge_that_fails_from_the_start_is_overdue(
     embedded: EmbeddedRedis, written: redis.Redis, tmp_path: Path
 ) -> None:
-    written.execute_command(*"ACL SETUSER limited on nopass ~* &* +@all -bgrewriteaof".split())
+    written.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", "-bgrewriteaof")
     telemetry, clock = Telemetry(), Clock()
     assert last_purge(embedded.url, clock() - DAY - 500) < clock() - DAY
     schedule = PurgeSchedule(SecretStr(f"unix://limited:x@{embedded.socket}"), tmp_path, DAY, telemetry, clock)
