@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         Path("~/.local/share/notellm"), description="the embedded store's files, and snapshots of the index"
     )
     cache_dir: Path = Field(Path("~/.cache/notellm"), description="converted weights; safe to delete")
-    redis_url: SecretStr | None = Field(None, description="a Redis to use; without it the embedded server")
+    redis_url: SecretStr | None = Field(None, description="a Redis to use; unset: the embedded server")
     store_memory_bytes: int | None = Field(
         None,
         ge=16 * 2**20,
@@ -252,8 +252,10 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
         """Refuse what the Redis client would refuse with a message that holds the address, and so the password."""
-        if not url:
+        if url is None:
             return None
+        if not url.get_secret_value():  # of a Secret or variable that is not there, say
+            raise PydanticCustomError("redis_url", "is empty; unset it to have the embedded server")
         try:
             parts = urlsplit(url.get_secret_value())
             valid = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0

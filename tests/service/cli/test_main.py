@@ -68,6 +68,7 @@ def test_help_offers_to_install_completion() -> None:
             "http://:hidden@r",
             "NOTELLM_REDIS_URL must begin with redis://, rediss:// or unix://, its password percent-encoded",
         ),
+        ("NOTELLM_REDIS_URL", "", "NOTELLM_REDIS_URL is empty; unset it to have the embedded server"),
     ],
 )
 def test_wrong_setting_is_refused_in_one_line(command: str, variable: str, value: str, line: str) -> None:
