@@ -178,11 +178,13 @@ class CoOccurrence:
         while self.reads > self._options.max_reads and len(self._histories) > 1:
             self.forget(next(iter(self._histories)))
 
-    def remove(self, reader: str, note_id: str) -> None:
-        """Remove the read of one note by one reader, where there is one."""
+    def remove(self, reader: str, note_id: str, at: float) -> None:
+        """Remove the read of one note by one reader, where there is one that is not later than `at`."""
         history, note = self._histories.get(reader), self._notes.get(note_id)
         if history and note is not None and note in history.notes:
-            self._drop(history, history.notes.index(note))
+            place = history.notes.index(note)
+            if history.times[place] <= at:
+                self._drop(history, place)
 
     def remove_note(self, note_id: str) -> None:
         """Remove all reads of a note."""

@@ -137,5 +137,5 @@ class EventFollower:
             if weight > 0:
                 kept.add(entry.reader, entry.note_id, entry.at, weight)
             elif weight < 0:
-                kept.remove(entry.reader, entry.note_id)
+                kept.remove(entry.reader, entry.note_id, entry.at)
             self.counts.add(entry.note_id, entry.at, entry.details, shown=entry.type == SHOWN, clicked=weight > 0)

@@ -24,6 +24,8 @@ PAIR_BYTES, GROUP_BYTES = 250, 700
 """Memory that a pair of a recommendation and a note, and a group, take, about."""
 MAX_GROUPS = 20_000
 """Bound on the groups that are counted; beyond it an event counts in the group whose names are all OTHER."""
+MAX_POSITION_GROUPS = MAX_GROUPS // 2
+"""Groups beyond which the position of an event is OTHER: it makes the most groups, and the other names matter more."""
 OTHER = "(other)"
 """Name of every dimension of the events beyond MAX_GROUPS."""
 DAY_SECONDS = 86_400
@@ -134,6 +136,8 @@ class RecommendationCounts:
     def _group(self, at: float, fields: Mapping[str, object]) -> Group:
         names = [None if (value := fields.get(name)) is None else str(value) for name in DIMENSIONS]
         group = Group(int(at // DAY_SECONDS), *names)
+        if len(self._shown) >= MAX_POSITION_GROUPS and group.position is not None and group not in self._shown:
+            group = group._replace(position=OTHER)
         full = len(self._shown) >= MAX_GROUPS and group not in self._shown
         return Group(group.day, OTHER, OTHER, OTHER, OTHER) if full else group
 

@@ -35,11 +35,17 @@ class BehaviourEvidence:
         self._added: dict[str, float] = {}
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
-        ids = [note_id for note_id in self._readers if note_id not in where.exclude][:count]
+        ids = [note_id for note_id in self._readers if note_id not in where.exclude]
         if where.plain:
-            return ids
-        await self._notes.read(ids)  # behaviour knows ids of notes, not the fields that a filter tests
-        return [note_id for note_id in ids if self._notes.known.get(note_id) is not None]
+            return ids[:count]
+        passing: list[str] = []
+        for begin in range(0, len(ids), count):
+            part = ids[begin : begin + count]
+            await self._notes.read(part)  # behaviour knows ids of notes, not the fields that a filter tests
+            passing += [note_id for note_id in part if self._notes.known.get(note_id) is not None]
+            if len(passing) >= count:
+                break
+        return passing[:count]
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         readers = np.array([self.readers(note_id) for note_id in ids], np.float64)

@@ -24,12 +24,28 @@ def test_feed_has_sixty_lines_at_most() -> None:
     assert len(block().splitlines()) <= MAX_LINES
 
 
+EXPIRY = """
+read[:] = ["ramen-1"]
+pages = feed()
+first = next(pages)
+store = redis.Redis(unix_socket_path=f"{os.environ['NOTELLM_DATA_DIR']}/redis.sock")
+store.delete(*store.scan_iter("*list:*"))
+second = next(pages)
+assert second["recommendation_id"] != first["recommendation_id"]
+assert second["items"] and not {item["id"] for item in first["items"]} & {item["id"] for item in second["items"]}
+"""
+"""What follows the block: a list that is gone from the store between two pages."""
+
+
 @pytest.mark.slow
 def test_feed_runs_against_a_live_service(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint) as service:
-        command = [sys.executable, "-c", block()]
-        result = subprocess.run(command, env=service.environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    *items, last = result.stdout.splitlines()
-    assert [line.split()[0] for line in items] == ["1", "2", "3", "4"]
-    assert re.fullmatch(r"recommendation [0-9A-Z]{26}: 4 notes", last)
+        results = [
+            subprocess.run(command, env=service.environment, capture_output=True, text=True, check=False)
+            for command in ([sys.executable, "-c", text] for text in (block(), f"{block()}\nimport redis\n{EXPIRY}"))
+        ]
+    for result in results:
+        assert result.returncode == 0, result.stderr
+        *items, last = result.stdout.splitlines()
+        assert [line.split()[0] for line in items] == ["1", "2", "3", "4"]
+        assert re.fullmatch(r"recommendation [0-9A-Z]{26}: 4 notes", last)

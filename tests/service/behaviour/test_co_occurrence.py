@@ -137,6 +137,14 @@ def test_the_reads_of_one_reader_are_bounded() -> None:
     assert kept.related("n9") == []
 
 
+def test_a_read_that_is_later_than_what_takes_it_back_stays() -> None:
+    kept = live([("a", "n0", 5.0)])
+    kept.remove("a", "n0", 4.0)
+    assert kept.reads == 1
+    kept.remove("a", "n0", 5.0)
+    assert (kept.reads, kept.readers, kept.notes) == (0, 0, 0)
+
+
 def test_the_memory_that_it_tells_is_what_it_takes() -> None:
     tracemalloc.start()
     kept = CoOccurrence()

@@ -69,6 +69,17 @@ def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_scenario == {"s0": 1, "s1": 1, "s2": 1, OTHER: 3}
 
 
+def test_positions_are_given_up_before_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.behaviour.report.MAX_POSITION_GROUPS", 2)
+    counts = RecommendationCounts()
+    for number in range(6):
+        tell(counts, "shown", recommendation=f"r{number}", scenario=f"s{number % 3}", position=number)
+    by_both = {
+        (rate.names["scenario"], rate.names["position"]): rate.shown for rate in counts.rates(("scenario", "position"))
+    }
+    assert by_both == {("s0", "0"): 1, ("s1", "1"): 1, ("s2", OTHER): 2, ("s0", OTHER): 1, ("s1", OTHER): 1}
+
+
 def test_the_memory_that_it_tells_is_what_it_takes() -> None:
     tracemalloc.start()
     counts = RecommendationCounts()
