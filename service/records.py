@@ -295,8 +295,9 @@ class IndexStatus:
 
     `vectors` counts the rows that can be found, `tombstones` those that cannot, `segments` the parts that a search goes
     through, `other_space` the notes in the store whose vectors are from another model. `saved_at` is the time of the
-    last snapshot, 0 before the first. `recall_sampled` is the share of true neighbours that the last sampled searches
-    found, NaN before the first. `lost`: which acknowledged writes the store has lost; empty for none.
+    last snapshot, 0 before the first; `unsaved_since` that of the first change that it does not have, 0 where it has
+    all. `recall_sampled` is the share of true neighbours that the last sampled searches found, NaN before the first.
+    `lost`: which acknowledged writes the store has lost; empty for none.
     """
 
     ready: bool
@@ -307,6 +308,7 @@ class IndexStatus:
     segments: int
     other_space: int
     saved_at: float
+    unsaved_since: float
     recall_sampled: float
     lost: str = ""
 

@@ -129,6 +129,11 @@ class Telemetry:
             "When the index was last written to disk, since the epoch; 0: never",
             registry=registry,
         )
+        self.snapshot_unsaved = Gauge(
+            "notellm_snapshot_unsaved_seconds",
+            "How long the oldest change of any tenant waits to be written to disk; 0: none waits, or none ever is",
+            registry=registry,
+        )
         self.purge_time = Gauge(
             "notellm_purge_timestamp_seconds",
             "When the store was last purged by NOTELLM_PURGE_SECONDS, since the epoch; 0: never",

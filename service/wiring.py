@@ -155,6 +155,8 @@ async def open_service(
             purging = asyncio.get_running_loop().create_task(schedule.run(), name="purge-store")
             stack.callback(purging.cancel)
         _connect_gauges(telemetry, tenants, engine, settings.event_bytes)
+        if settings.snapshot_seconds:
+            telemetry.snapshot_unsaved.set_function(partial(_unsaved_seconds, tenants, shared.clock))
         for lane in Lane:
             telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
         readers = readers or Readers(0)
@@ -369,6 +371,12 @@ def _connect_gauges(telemetry: Telemetry, tenants: Tenants[Service], engine: Eng
     )
     telemetry.tenants.set_function(lambda: len(tenants.services))
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
+
+
+def _unsaved_seconds(tenants: Tenants[Service], clock: Clock) -> float:
+    """How long the oldest change of any tenant waits for a snapshot; 0 where none waits."""
+    now = clock()
+    return max((now - since for one in tenants.services if (since := one.index.status().unsaved_since)), default=0.0)
 
 
 def _mean_recall(tenants: Tenants[Service]) -> float:

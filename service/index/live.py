@@ -162,6 +162,7 @@ class LiveIndex:
             segments=self._index.segments,
             other_space=len(self._state.notes.other_space),
             saved_at=self._keeper.saved_at,
+            unsaved_since=self._keeper.unsaved_since,
             lost=self._state.lost,
             recall_sampled=self._recall.mean,
         )

@@ -63,6 +63,8 @@ class SnapshotKeeper:
     ) -> None:
         self.saved_at = 0.0
         """Time of the last snapshot, 0 before the first."""
+        self.unsaved_since = 0.0
+        """When a change was first seen that the last snapshot does not have; 0: it has all."""
         self._source = snapshots
         self._folder = folder = snapshots if isinstance(snapshots, SnapshotFolder) else None
         self._store = store
@@ -83,6 +85,7 @@ class SnapshotKeeper:
             await asyncio.sleep(pause)
             began = time.monotonic()
             if self._folder is None:
+                self._look_for_changes()
                 await self.keep_log(self._state.position)
             else:
                 await self.save()
@@ -93,14 +96,22 @@ class SnapshotKeeper:
         with contextlib.suppress(StoreUnavailable):  # the next call says it again
             await self._store.keep_log(self._replica, position)
 
+    def _look_for_changes(self) -> bool:
+        """Return whether anything changed since the last snapshot."""
+        if (self._state.position, self._state.unlogged_changes) == self._saved:
+            self.unsaved_since = 0.0
+            return False
+        self.unsaved_since = self.unsaved_since or self._clock()
+        return True
+
     async def save(self) -> None:
         """Make a snapshot if anything changed since the last one, and let the log be cut off before its position. A
         failure is logged: it makes the next start slower, and no request fails because of it."""
         async with self._saving:
             state, notes = self._state, self._state.notes
             position, unlogged = state.position, state.unlogged_changes
-            unchanged = (position, unlogged) == self._saved
-            if self._folder is None or not state.built or state.rebuilding or state.purging or unchanged:
+            changed = self._look_for_changes()
+            if self._folder is None or not state.built or state.rebuilding or state.purging or not changed:
                 return
             origin = self._make_origin(state.store_identity)
             unreadable = list(self._store.unreadable)
@@ -108,7 +119,7 @@ class SnapshotKeeper:
             try:
                 parts = await self._writer.run(take_parts)
                 await run_in_daemon(partial(self._folder.save, origin, position, parts))
-                self._saved, self.saved_at = (position, unlogged), self._clock()
+                self._saved, self.saved_at, self.unsaved_since = (position, unlogged), self._clock(), 0.0
             except Exception as error:
                 log.warning("snapshot_failed", detail=repr(error))
             else:

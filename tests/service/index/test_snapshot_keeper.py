@@ -310,10 +310,22 @@ async def test_save_on_full_disk_costs_no_answer(
         monkeypatch.setattr("os.fsync", full)
         await index.save()
         assert index.status().saved_at == 0.0
+        since = index.status().unsaved_since
+        assert since > 0
         assert await find_ids(index, ANY) == ids_of(notes(5))
+        clock.offset += 100
+        await index.save()
+        assert index.status().unsaved_since == since
         monkeypatch.undo()
         await index.save()
         assert index.status().saved_at > 0
+        assert index.status().unsaved_since == 0.0
+
+
+async def test_changes_without_a_folder_for_snapshots_are_unsaved(embedded_store: GatedStore, clock: Clock) -> None:
+    async with following(embedded_store, clock, snapshot_seconds=0.01) as index:
+        await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+        await eventually(lambda: index.status().unsaved_since > 0)
 
 
 async def test_start_with_store_out_of_memory_builds_index(
