@@ -27,3 +27,6 @@ if ! grep -qE '(CVE|GHSA|PYSEC)-[0-9a-z]' "$folder/answer"; then
 fi
 # --strict: without it a package that could not be looked up counts as one without vulnerabilities.
 "$PIP_AUDIT" --strict --require-hashes --disable-pip -r locks/serve.txt -r locks/gpu.txt || exit 1
+# PyTorch is installed by its version, without a lock: it is looked up without the CUDA packages that it brings.
+sed -n 's/^ARG TORCH_VERSION=/torch==/p' Dockerfile | sort -u >"$folder/torch.txt"
+"$PIP_AUDIT" --strict --no-deps --disable-pip -r "$folder/torch.txt" || exit 1

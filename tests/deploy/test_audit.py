@@ -17,21 +17,23 @@ NO_SERVICE = 'echo "Dependency not found on PyPI and could not be audited" >&2; 
 
 
 @pytest.mark.parametrize(
-    ("known", "locks", "status"),
+    ("known", "locks", "torch", "status"),
     [
-        (FINDING, NO_FINDING, 0),
-        (FINDING, FINDING, 1),
-        (FINDING, NO_SERVICE, 1),
-        (NO_FINDING, NO_FINDING, 3),
-        (NO_SERVICE, NO_FINDING, 3),
+        (FINDING, NO_FINDING, NO_FINDING, 0),
+        (FINDING, FINDING, NO_FINDING, 1),
+        (FINDING, NO_FINDING, FINDING, 1),
+        (FINDING, NO_SERVICE, NO_FINDING, 1),
+        (NO_FINDING, NO_FINDING, NO_FINDING, 3),
+        (NO_SERVICE, NO_FINDING, NO_FINDING, 3),
     ],
-    ids=["none", "some", "not looked up", "knows none", "no service"],
+    ids=["none", "some", "some of PyTorch", "not looked up", "knows none", "no service"],
 )
 def test_audit_fails_on_findings_and_says_where_it_could_not_ask(
-    tmp_path: Path, known: str, locks: str, status: int
+    tmp_path: Path, known: str, locks: str, torch: str, status: int
 ) -> None:
     pip_audit = tmp_path / "pip-audit"
-    pip_audit.write_text(f'#!/bin/sh\ncase "$*" in *locks/serve.txt*) {locks} ;; *) {known} ;; esac\n')
+    cases = f"*locks/serve.txt*) {locks} ;; *torch.txt*) {torch} ;; *) {known} ;;"
+    pip_audit.write_text(f'#!/bin/sh\ncase "$*" in {cases} esac\n')
     pip_audit.chmod(0o755)
     environment = os.environ | {"PIP_AUDIT": str(pip_audit)}
     ended = subprocess.run([ROOT / "deploy" / "audit.sh"], env=environment, capture_output=True, text=True)
