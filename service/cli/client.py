@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import httpx2
+import orjson
 import typer
 
 from service.cli.address import local_url
@@ -65,6 +66,15 @@ def explain(answer: Any, status: int, separator: str = "\n  ") -> str:
         return f"The answer, of status {status}, is not that of a NoteLLM service."
     errors = [f"{error['pointer']}: {error['detail']}" for error in answer.get("errors") or ()]
     return separator.join([str(answer["detail"]), *errors])
+
+
+def explain_body(body: bytes, status: int) -> str:
+    """Return what `explain` does of a body that may be no JSON, such as a proxy's error page."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    return explain(answer, status)
 
 
 def call(

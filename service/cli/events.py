@@ -10,7 +10,7 @@ from typing import Annotated
 import httpx2
 import typer
 
-from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call
+from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call, explain_body
 from service.cli.terminal import FAILED, MISUSED, complain, err, show
 
 
@@ -41,8 +41,7 @@ def _download(address: str, api_key: str | None, part: Path, *, packed: bool) ->
     clicks = 0
     with httpx2.stream("GET", address, headers=bearer(api_key), timeout=TIMEOUT_SECONDS) as response:
         if response.status_code != 200:
-            response.read()
-            complain(str(response.json().get("detail", response.text)))
+            complain(explain_body(response.read(), response.status_code))
             raise typer.Exit(FAILED)
         with gzip.open(part, "wb") if packed else part.open("wb") as out:
             for chunk in response.iter_bytes():

@@ -20,7 +20,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from service.cli.batches import TOO_LARGE, batches
-from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain
+from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain_body
 from service.cli.terminal import FAILED, complain, err, out
 
 VERSION = 1
@@ -316,10 +316,7 @@ class Upload:
 
 def _refused(status: int, body: bytes, headers: httpx2.Headers, patience: Patience) -> None:
     """Wait where the service says that it can be tried again. Raises ExportFailed."""
-    try:
-        reason = explain(orjson.loads(body), status)
-    except orjson.JSONDecodeError:
-        reason = explain(None, status)
+    reason = explain_body(body, status)
     if status not in (409, 429, 503, 504):
         raise ExportFailed(f"the service refused: {reason}")
     patience.pause(reason, float(headers.get("retry-after", RETRY_SECONDS)))

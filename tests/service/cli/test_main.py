@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 
@@ -159,6 +161,34 @@ def test_command_for_those_who_run_the_service_talks_to_the_admin_port(arguments
     result = run(*arguments, NOTELLM_PORT="9", NOTELLM_ADMIN_PORT="10")
     assert result.exit_code == 1
     assert f"http://127.0.0.1:{port}" in result.stderr
+
+
+class ErrorPage(BaseHTTPRequestHandler):
+    """Answers as a proxy whose service is away."""
+
+    def do_GET(self) -> None:
+        page = b"<html><h1>502 Bad Gateway</h1></html>"
+        self.send_response(502)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Write nothing: standard error is the command's."""
+
+
+@pytest.mark.parametrize("command", ["export-events", "export-notes"])
+def test_error_page_of_a_proxy_is_told_by_its_status(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), ErrorPage) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        result = run(command, "out.jsonl", NOTELLM_URL=f"http://127.0.0.1:{proxy.server_port}")
+        proxy.shutdown()
+    assert result.exit_code == 1
+    assert "The answer, of status 502, is not that of a NoteLLM service." in result.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
