@@ -26,6 +26,7 @@ from benchmarks.harness.report import Row, row, write
 from benchmarks.quality.records import COMMUNITY, GENERALIST, MICROLENS, MOVIELENS
 from benchmarks.quality.reproduce import community_checkpoint, train
 from model.baselines.loading import load_embedder
+from model.centre import query_vectors
 from model.data.pairs import Split, split_of
 from model.evaluation.evaluate import EvaluationData
 from model.evaluation.protocol import COLD_COLD
@@ -33,7 +34,7 @@ from model.evaluation.ranking import rank_pairs
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
 from model.training.trainer import BEST
-from model.weights import SHIPPED_CHECKPOINT
+from model.weights import SHIPPED_CHECKPOINT, configuration_of
 from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import POOL_SIZE, WORDS_POOL_SIZE
 from service.settings import WORDS_WEIGHT, Settings
@@ -237,9 +238,11 @@ def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, poo
     found = {}
     for system, checkpoint in systems.items():
         of_notes = vectors(system, checkpoint, f"{data}-{split}-note", pool.notes)
-        of_queries = of_notes[own_rows]
         if kind == "title":
             of_queries = vectors(system, checkpoint, f"{data}-{split}-title", queries)
+        else:
+            share = np.float32(configuration_of(checkpoint).mean_share)
+            of_queries = query_vectors(of_notes[own_rows], share * of_notes.mean(axis=0))
         found[system] = Searched(pool, (of_queries @ of_notes.T).astype(np.float64), words)
     return found
 
