@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     )
     bootstrap_key_file: Path | None = Field(None, description="a file that holds this key, instead")
     insecure: bool = Field(
-        False, description="1: listen on an address that other machines reach although no bootstrap key is set"
+        False,
+        description="1: without a bootstrap key, listen on an address that other machines reach, and answer at any "
+        "host name: for a service behind a proxy that decides who may call",
     )
     data_dir: Path = Field(
         Path("~/.local/share/notellm"), description="the embedded store's files, and snapshots of the index"

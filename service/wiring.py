@@ -94,7 +94,7 @@ def build_app(
     lifecycle, readers = lifecycle or Lifecycle(), readers or Readers(0)
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
-    gate = Gate(settings.bootstrap, Clock(), telemetry)
+    gate = Gate(settings.bootstrap, Clock(), telemetry, any_host=settings.insecure)
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Tenants[Service]]:

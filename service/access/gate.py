@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
 from service.access.authenticator import Authenticator
 from service.access.manager import Manager
 from service.access.meter import Meter
 from service.access.ports import KeyStore, QuotaStore
-from service.access.principal import Principal, Scope
+from service.access.principal import ANONYMOUS, Principal, Scope
 from service.access.quota import Usage
 from service.errors import Forbidden, Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock
@@ -14,11 +17,13 @@ from service.telemetry import Telemetry
 
 
 class Gate:
-    """Lets callers in, and counts those that it refuses. `bootstrap`: the bootstrap key; None for none."""
+    """Lets callers in, and counts those that it refuses. `bootstrap`: the bootstrap key; None for none. `any_host`:
+    callers without a key may name any host."""
 
-    def __init__(self, bootstrap: str | None, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(self, bootstrap: str | None, clock: Clock, telemetry: Telemetry, *, any_host: bool = False) -> None:
         self._authenticator = Authenticator(bootstrap, clock)
         self._refused = telemetry.refused
+        self._any_host = any_host
         self.clock = clock
         self.manager = Manager(self._authenticator)
         self.meter = Meter(telemetry)
@@ -67,6 +72,21 @@ class Gate:
         except (Unauthenticated, StoreUnavailable, Starting):
             return None
 
+    def check_host(self, principal: Principal, host: str) -> None:
+        """Raise Forbidden where `allows_host` is False."""
+        if not self.allows_host(principal, host):
+            self._refused.labels("host").inc()
+            raise Forbidden(
+                "A service without keys answers at an IP address or localhost, and not at the name in your Host "
+                "header, which a web page could have chosen. Use http://127.0.0.1, set NOTELLM_BOOTSTRAP_KEY, or "
+                "NOTELLM_INSECURE=1 where a proxy decides who may call."
+            )
+
+    def allows_host(self, principal: Principal, host: str) -> bool:
+        """Return whether a request to a host may be answered. A web page may have its own name resolved to this machine
+        (DNS rebinding), and a browser then takes the service for a part of it; a page has no key."""
+        return self._any_host or principal is not ANONYMOUS or is_address(host)
+
     def check_scope(self, principal: Principal, scopes: frozenset[Scope]) -> None:
         """Raise Forbidden for a caller who has none of `scopes`."""
         if principal.scopes.isdisjoint(scopes):
@@ -83,3 +103,12 @@ class Gate:
         if usage and not usage.allowed:
             self._refused.labels("quota").inc()
         return usage
+
+
+def is_address(host: str) -> bool:
+    """Return whether a Host header is an IP address or localhost, with or without a port, or empty."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in ("", "localhost") or name.endswith(".localhost") or bool(ip_address(name))
+    except ValueError:
+        return False

@@ -10,7 +10,7 @@ principal before its handler runs, and refuses to be built for a handler that de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from fastapi import HTTPException, Request
@@ -83,6 +83,7 @@ async def recognise(request: Request, scopes: frozenset[Scope]) -> None:
         raise HTTPException(404)
     gate = cast(Gate, request.app.state.gate)
     principal = request.state.principal = await gate.authenticate(request.headers.get("authorization"))
+    gate.check_host(principal, request.headers.get("host", ""))
     gate.check_scope(principal, scopes)
 
 
@@ -99,12 +100,13 @@ async def count(request: Request) -> None:
 
 
 def caller_at_hand(
-    gate: Gate, tenants: Tenants[S], authorization: bytes | None, scopes: frozenset[Scope]
+    gate: Gate, tenants: Tenants[S], headers: Mapping[bytes, bytes], scopes: frozenset[Scope]
 ) -> tuple[Principal, S] | None:
-    """Return who sends an Authorization header and the parts of its tenant, without waiting: None where one of both is
-    not at hand, or the caller has none of `scopes`."""
+    """Return who sends some headers and the parts of its tenant, without waiting: None where one of both is not at
+    hand, or the caller would be refused. `headers`: with names in lower case."""
+    authorization, host = headers.get(b"authorization"), headers.get(b"host", b"").decode("latin-1")
     principal = gate.at_hand(None if authorization is None else authorization.decode("latin-1"))
-    if principal is None or principal.scopes.isdisjoint(scopes):
+    if principal is None or principal.scopes.isdisjoint(scopes) or not gate.allows_host(principal, host):
         return None
     service = tenants.find(principal.tenant)
     return None if service is None else (principal, service)

@@ -79,7 +79,7 @@ class EarlyRefusal:
         given = dict(reversed(headers))  # of a header that is there twice the first counts
         if not UNDECIDED_HEADERS.isdisjoint(given):
             return None
-        caller = caller_at_hand(self._gate, self._get_tenants(), given.get(b"authorization"), scopes)
+        caller = caller_at_hand(self._gate, self._get_tenants(), given, scopes)
         urgency = _urgency(given)
         if caller is None or urgency is None:
             return None

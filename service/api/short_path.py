@@ -72,7 +72,7 @@ class ShortPath:
         plain = self._plain(query) if len(query) <= MAX_KEPT_BYTES else None
         if plain is None or not UNDECIDED_HEADERS.isdisjoint(headers):
             return None
-        caller = caller_at_hand(self._gate, self._get_tenants(), headers.get(b"authorization"), self._scopes)
+        caller = caller_at_hand(self._gate, self._get_tenants(), headers, self._scopes)
         if caller is None or caller[0].quota:
             return None
         request = Request(scope)

@@ -1,0 +1,51 @@
+"""A service without keys answers at addresses alone: a web page may have its own name resolved to this machine."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from service.access.gate import is_address
+
+FOREIGN = (
+    "evil.example",
+    "evil.example:8000",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "1.2.3",
+    "[::1",
+)
+OWN = ("", "localhost", "LOCALHOST:8000", "app.localhost:8000", "127.0.0.1", "127.0.0.1:1", "[::1]:8000", "10.1.2.3:80")
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_name_of_another_machine_is_no_address(host: str) -> None:
+    assert not is_address(host)
+
+
+@pytest.mark.parametrize("host", OWN)
+def test_localhost_and_numbers_are_addresses(host: str) -> None:
+    assert is_address(host)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/notes/sample-en-001/similar"),
+        ("GET", "/notes/sample-en-001"),
+        ("DELETE", "/notes/sample-en-001"),
+        ("GET", "/notes/export"),
+        ("POST", "/keys"),
+    ],
+)
+def test_request_without_a_key_to_a_foreign_host_is_403(client: httpx2.Client, method: str, path: str) -> None:
+    for _ in range(2):  # the second one may take the short path
+        answer = client.request(method, path, headers={"Host": "evil.example"})
+        assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (403, "forbidden")
+        assert "evil.example" not in answer.text
+    assert client.get("/notes/sample-en-001").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "[::1]"])
+def test_request_to_an_address_is_answered(client: httpx2.Client, host: str) -> None:
+    assert client.get("/notes/sample-en-001/similar", headers={"Host": host}).status_code == 200
