@@ -227,7 +227,7 @@ class Unauthenticated(NoteLLMError):
 
 
 class Forbidden(NoteLLMError):
-    """`scopes`: the scopes of which one is needed, or all that are missing."""
+    """`scopes`: the scopes of which one is needed, or all that are missing; none where no key would help."""
 
     def __init__(self, detail: str, scopes: Sequence[str] = ()) -> None:
         super().__init__(detail)

@@ -113,7 +113,7 @@ def error_response(error: NoteLLMError) -> JSONResponse:
         headers["Accept" if error.header == "Content-Type" else "Accept-Encoding"] = error.accepted
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = CHALLENGE + (', error="invalid_token"' if error.offered else "")
-    if isinstance(error, errors.Forbidden):
+    if isinstance(error, errors.Forbidden) and error.scopes:
         headers["WWW-Authenticate"] = f'{CHALLENGE}, error="insufficient_scope", scope="{" ".join(error.scopes)}"'
     return problem_response(problem_of(error), headers)
 

@@ -31,7 +31,7 @@ def leave(process: Process, path: str, content_type: str, body: bytes) -> None:
     """Send a part of a body, wait until its first line is answered where it has a whole one, and close."""
     address = httpx2.URL(process.url)
     with socket.create_connection((address.host, address.port or 80), timeout=60) as connection:
-        head = f"POST {path} HTTP/1.1\r\nHost: notellm\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n"
         connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
         answer = connection.recv(1024)  # the body is being waited for: 100, or a stream's 200
         connection.sendall(body)

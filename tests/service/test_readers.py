@@ -8,7 +8,7 @@ from service.readers import Readers, ReaderStart
 from tests.service.conftest import eventually
 
 pytestmark = pytest.mark.anyio
-START = ReaderStart("model", "space", 4, embedded=False)
+START = ReaderStart("model", "space", 4, 0.0, embedded=False)
 
 
 async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,8 @@ class Callers:
         before = self.waiting()
         text = json.dumps(body).encode()
         head = (
-            f"POST /notes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n"
+            "POST /notes HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(text)}\r\n\r\n"
         )
         address = (self.client.base_url.host, self.client.base_url.port or 80)
         with socket.create_connection(address) as connection:
@@ -147,7 +148,12 @@ def exchange(callers: Callers, *requests: bytes) -> bytes:
 
 
 def note_request(version: str = "1.1", body: bytes = b'{"title": "a"}', **headers: str) -> bytes:
-    lines = [f"POST /notes HTTP/{version}", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines = [
+        f"POST /notes HTTP/{version}",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join((*lines, "", "")).encode() + body
 
@@ -189,7 +195,7 @@ def test_refusals_are_logged_once_and_counted_at_intervals(
 
 def test_refused_connection_is_kept(serve: Serve, engine: WordEngine) -> None:
     with full(serve, engine) as callers:
-        answers = exchange(callers, note_request(), note_request(), b"GET /limits HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers = exchange(callers, note_request(), note_request(), b"GET /limits HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"429", b"429", b"200"]
 
 

@@ -104,7 +104,7 @@ def test_answer_that_is_passed_on_is_that_of_the_service(
 
 def begin_stream(connection: socket.socket) -> Callable[[int], None]:
     """Begin to POST a stream of notes; return a function that sends the line of a number."""
-    head = "POST /notes HTTP/1.1\r\nHost: notellm\r\nContent-Type: application/x-ndjson\r\n"
+    head = "POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
     connection.sendall(f"{head}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode())
 
     def send(number: int) -> None:
@@ -144,7 +144,7 @@ def test_body_that_waits_for_100_continue_is_passed_on(urls: tuple[str, str]) ->
     address = httpx2.URL(urls[1])
     body = json.dumps({"id": "expected", "title": "soup"}).encode()
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
-        head = "POST /notes HTTP/1.1\r\nHost: notellm\r\nContent-Type: application/json\r\n"
+        head = "POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
         assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")
         connection.sendall(body)

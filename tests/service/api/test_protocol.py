@@ -19,8 +19,8 @@ from service.api.protocol import MAX_HEAD_BYTES, BoundedProtocol
 from tests.service.api.conftest import eventually_true
 from tests.service.api.requests import NDJSON
 
-GET = b"GET /livez HTTP/1.1\r\nHost: notellm\r\n\r\n"
-POST = b"POST /notes HTTP/1.1\r\nHost: notellm\r\nContent-Type: application/json\r\n"
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 SHORT = 0.3
 
 
@@ -140,7 +140,7 @@ def test_stream_that_waits_for_the_queue_is_not_timed_out(url: str) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /livez HTTP/1.1\r\nHost: notellm\r\nX-Long: " + b"x" * MAX_HEAD_BYTES * 2,
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * MAX_HEAD_BYTES * 2,
         b"GET /livez?" + b"x" * MAX_HEAD_BYTES * 2,
         b"GET /livez HTTP/1.1\r\n" + b"X: y\r\n" * (MAX_HEAD_BYTES // 3),
         POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: " + b"x" * MAX_HEAD_BYTES * 2,
@@ -156,7 +156,7 @@ def test_head_over_its_bound_is_431(url: str, head: bytes) -> None:
 def test_head_within_its_bound_is_taken(url: str) -> None:
     with connected(url) as connection:
         connection.sendall(
-            b"GET /livez HTTP/1.1\r\nHost: notellm\r\nX-Long: " + b"x" * (MAX_HEAD_BYTES - 100) + b"\r\n\r\n"
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * (MAX_HEAD_BYTES - 100) + b"\r\n\r\n"
         )
         assert read_answer(connection)[0] == 200
 
@@ -194,7 +194,7 @@ def test_connections_over_the_bound_are_503_in_one_line(url: str, monkeypatch: p
 def test_answer_that_nobody_takes_ends_its_connection(url: str, client: httpx2.Client) -> None:
     asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
     with connected(url) as connection:
-        asset = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: notellm\r\n\r\n"  # over a megabyte
+        asset = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"  # over a megabyte
         connection.sendall(asset * 50)
         time.sleep(4 * SHORT)
         assert 0 < bytes_left(connection) < 50 * asset_bytes

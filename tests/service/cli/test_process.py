@@ -56,7 +56,7 @@ def test_shutdown_finishes_requests_in_flight(service: Process) -> None:
     body = json.dumps([{"id": f"w{i}", "title": f"in flight {i}"} for i in range(100)]).encode()
     address = httpx2.URL(service.url)
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
-        head = "POST /notes HTTP/1.1\r\nHost: notellm\r\nContent-Type: application/json\r\n"
+        head = "POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
         assert b" 100 " in connection.recv(1024)  # the request is being read, so it is in flight
         assert service.process is not None
