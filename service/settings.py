@@ -195,7 +195,10 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="how long an event is known by its event_id, so that it counts once"
     )
     event_ids: int = Field(
-        1_000_000, ge=2, description="most ids of events that are known, in about 100 bytes each; half of them for sure"
+        1_000_000,
+        ge=2,
+        description="most ids of events that are remembered, in about 100 bytes each; the older half is forgotten when "
+        "there are so many",
     )
     words_weight: float = Field(
         WORDS_WEIGHT, ge=0, description="weight that `sources=auto` gives to words, where vectors have 1"
@@ -212,7 +215,8 @@ class Settings(BaseSettings):
     behaviour_kappa: float = Field(
         4.0,
         gt=0,
-        description="readers of one note after another at whom the source `behaviour` adds half of its weight",
+        description="number of readers who read a note after an example at which the source `behaviour` adds half of "
+        "its weight to the note's score",
     )
     behaviour_reads: int = Field(
         2_000_000, ge=1000, description="reads of one tenant that are held in memory; those of idle readers go first"
