@@ -242,9 +242,9 @@ RELATED: Sequence[Contest] = tuple(
 )
 UNSEEN_DOMAINS: Sequence[Contest] = tuple(
     Contest(
-        "the shipped checkpoint in a domain that it has not seen, Recall@100, cold-cold",
+        f"the shipped checkpoint in a domain that it has not seen, Recall@100, {protocol}",
         data,
-        partial(hits, COLD_COLD),
+        partial(hits, protocol),
         rival,
         target,
         system=GENERALIST,
@@ -262,6 +262,7 @@ UNSEEN_DOMAINS: Sequence[Contest] = tuple(
         ),
         (MOVIELENS, MOVIELENS_RIVAL, MinRatio(1)),
     )
+    for protocol in PROTOCOLS
 )
 TRAINED_ON_IT: Sequence[Contest] = tuple(
     Contest(

@@ -92,7 +92,6 @@ COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-
 GROUNDED = (*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
 POLICIES = ("--split", "validation", "--part", "hashtags", "--most-notes", "1000")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
-UNSEEN = (*TEST, "--part", "related", "--protocol", "cold-cold")
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
          "--most-notes", "400")  # fmt: skip
@@ -160,7 +159,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         for data in (MICROLENS, MOVIELENS)
     },
     **{
-        f"generalist-related-{data}-seed0": Experiment(data, SHIPPED, options=UNSEEN) for data in (MICROLENS, MOVIELENS)
+        f"generalist-related-{data}-seed0": Experiment(data, SHIPPED, options=(*TEST, "--part", "related"))
+        for data in (MICROLENS, MOVIELENS)
     },
     "generalist-hashtags-microlens50k-seed0": Experiment(MICROLENS, SHIPPED, options=(*TEST, "--part", "hashtags")),
     "generalist-grounded-microlens50k": Experiment(MICROLENS, SHIPPED, options=GROUNDED),
