@@ -271,9 +271,12 @@ def fit_categories(
         say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}")
     show({"categories": len(head.names)}, as_json=False)
     if not set(head.names) <= set(NoteLLMConfig.load(checkpoint).categories):
+        by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.names)}", or '
+        if any("," in name for name in head.names):
+            by_setting = ""  # the setting is split at commas
         say(
-            "This checkpoint chooses among others unless told. To choose among these, serve it with "
-            f'NOTELLM_CATEGORIES="{", ".join(head.names)}", or write them into "categories" of its {CONFIG_FILE}'
+            f"This checkpoint chooses among others unless told. To choose among these, {by_setting}write them into "
+            f'"categories" of its {CONFIG_FILE}'
         )
 
 

@@ -73,8 +73,13 @@ class Settings(BaseSettings):
     bootstrap_key_file: Path | None = Field(None, description="a file that holds this key, instead")
     insecure: bool = Field(
         False,
-        description="1: without a bootstrap key, listen on an address that other machines reach, and answer at any "
-        "host name: for a service behind a proxy that decides who may call",
+        description="1: without a bootstrap key, listen on an address that other machines reach: for a service behind "
+        "a proxy that decides who may call",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="names in the Host header at which a service without keys answers, beside its addresses, localhost "
+        "and its `host`, separated by commas; * for any, where a proxy decides who may call",
     )
     data_dir: Path = Field(
         Path("~/.local/share/notellm"), description="the embedded store's files, and snapshots of the index"
@@ -237,7 +242,13 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "event_types", "categories", "blocked_hashtags", "filter_attributes", "cors_origins", mode="before"
+        "event_types",
+        "categories",
+        "blocked_hashtags",
+        "filter_attributes",
+        "cors_origins",
+        "allowed_hosts",
+        mode="before",
     )
     @classmethod
     def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def build_app(
     lifecycle, readers = lifecycle or Lifecycle(), readers or Readers(0)
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
-    gate = Gate(settings.bootstrap, Clock(), telemetry, any_host=settings.insecure)
+    gate = Gate(settings.bootstrap, Clock(), telemetry, hosts=(settings.host, *settings.allowed_hosts))
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Tenants[Service]]:

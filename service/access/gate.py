@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -17,13 +18,13 @@ from service.telemetry import Telemetry
 
 
 class Gate:
-    """Lets callers in, and counts those that it refuses. `bootstrap`: the bootstrap key; None for none. `any_host`:
-    callers without a key may name any host."""
+    """Lets callers in, and counts those that it refuses. `bootstrap`: the bootstrap key; None for none. `hosts`: names
+    in the Host header at which callers without a key are answered, "*" for any."""
 
-    def __init__(self, bootstrap: str | None, clock: Clock, telemetry: Telemetry, *, any_host: bool = False) -> None:
+    def __init__(self, bootstrap: str | None, clock: Clock, telemetry: Telemetry, hosts: Collection[str] = ()) -> None:
         self._authenticator = Authenticator(bootstrap, clock)
         self._refused = telemetry.refused
-        self._any_host = any_host
+        self._hosts = frozenset(host.lower() for host in hosts)
         self.clock = clock
         self.manager = Manager(self._authenticator)
         self.meter = Meter(telemetry)
@@ -78,14 +79,20 @@ class Gate:
             self._refused.labels("host").inc()
             raise Forbidden(
                 "A service without keys answers at an IP address or localhost, and not at the name in your Host "
-                "header, which a web page could have chosen. Use http://127.0.0.1, set NOTELLM_BOOTSTRAP_KEY, or "
-                "NOTELLM_INSECURE=1 where a proxy decides who may call."
+                "header, which a web page could have chosen. Use http://127.0.0.1, name the host in "
+                "NOTELLM_ALLOWED_HOSTS, or set NOTELLM_BOOTSTRAP_KEY."
             )
 
     def allows_host(self, principal: Principal, host: str) -> bool:
-        """Return whether a request to a host may be answered. A web page may have its own name resolved to this machine
-        (DNS rebinding), and a browser then takes the service for a part of it; a page has no key."""
-        return self._any_host or principal is not ANONYMOUS or is_address(host)
+        """Return whether a request to a host may be answered.
+
+        A web page may have its own name resolved to this machine (DNS rebinding): the browser then lets it read the
+        service's answers. Callers with a key are exempt, since a page does not know one.
+        """
+        if principal is not ANONYMOUS or "*" in self._hosts:
+            return True
+        name = host_name(host)
+        return name is not None and (name in self._hosts or is_own(name))
 
     def check_scope(self, principal: Principal, scopes: frozenset[Scope]) -> None:
         """Raise Forbidden for a caller who has none of `scopes`."""
@@ -105,10 +112,20 @@ class Gate:
         return usage
 
 
-def is_address(host: str) -> bool:
-    """Return whether a Host header is an IP address or localhost, with or without a port, or empty."""
+def host_name(host: str) -> str | None:
+    """Return the name or address of a Host header without its port, in lower case; None for one that is not valid."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name in ("", "localhost") or name.endswith(".localhost") or bool(ip_address(name))
+        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    except ValueError:
+        return None
+
+
+def is_own(name: str) -> bool:
+    """Return whether a host is an IP address or localhost, or none is named: no web page has that as its name."""
+    if name in ("", "localhost") or name.endswith(".localhost"):
+        return True
+    try:
+        ip_address(name)
     except ValueError:
         return False
+    return True

@@ -15,7 +15,7 @@ MIN_NOTES = 256
 SAMPLED_NOTES = 2048
 """Notes that a centre is estimated from, about: reading them takes some milliseconds, whatever the index has."""
 CHANGES_SHARE = 8
-"""A centre is estimated anew after one change for so many notes."""
+"""A centre is estimated again once as many notes have changed as an eighth of the index has, and MIN_NOTES at least."""
 
 
 class LiveCentre:
@@ -28,14 +28,17 @@ class LiveCentre:
         self._changes = 0
 
     def is_due(self, changes: int, notes: int) -> bool:
-        """Count changes of an index that has so many notes now, and return whether to call `renew`."""
+        """Add to the changes since the last estimate; return whether the centre should be estimated again. `notes`: how
+        many the index has."""
         self._changes += changes
-        return bool(self._share) and notes >= MIN_NOTES and self._changes >= max(MIN_NOTES, notes // CHANGES_SHARE)
+        if not self._share or notes < MIN_NOTES:
+            return self._mean is not None
+        return self._mean is None or self._changes >= max(MIN_NOTES, notes // CHANGES_SHARE)
 
     def renew(self, sample: Vectors) -> None:
-        """Take the mean of a sample of the notes' vectors (N, D)."""
-        self._show(sample.mean(axis=0))
+        """Take the mean of a sample of the notes' vectors (N, D). With fewer than MIN_NOTES there is no centre."""
         self._changes = 0
+        self._show(sample.mean(axis=0) if self._share and len(sample) >= MIN_NOTES else None)
 
     def arrays(self) -> Arrays:
         """Return the mean as a snapshot has it: no number where there is none."""
@@ -44,10 +47,9 @@ class LiveCentre:
 
     def restore(self, arrays: Arrays) -> None:
         """Take on the mean of a snapshot."""
-        if len(arrays["mean"]):
-            self._show(np.array(arrays["mean"]))
+        self._show(np.array(arrays["mean"]) if len(arrays["mean"]) else None)
         self._changes = int(arrays["changes"][0])
 
-    def _show(self, mean: Vector) -> None:
+    def _show(self, mean: Vector | None) -> None:
         self._mean = mean
-        self.current = Centre(np.float32(self._share) * mean)
+        self.current = Centre() if mean is None else Centre(np.float32(self._share) * mean)

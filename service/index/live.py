@@ -252,6 +252,9 @@ class LiveIndex:
         with stage("index", "words"):
             return await run_in(self._searchers, search)
 
+    async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:
+        return await run_in(self._searchers, partial(self._index.passing, ids, where, self._clock()))
+
     async def count_filtered(self, where: Filter) -> int:
         now, index = self._clock(), self._index
         return await run_in(self._searchers, lambda: index.count(Filter(), now) - index.count(where, now))

@@ -166,10 +166,13 @@ class SegmentedIndex:
         return expired
 
     def _count_changes(self, changes: int) -> None:
-        """Take note of changed rows, and estimate the centre anew once there were many."""
-        if changes and self._centre.is_due(changes, len(self)):
-            sources = [Source.of(segment) for segment in self.all_segments]
-            self._centre.renew(sampled_vectors(sources, len(self), SAMPLED_NOTES))
+        """Take note of changed rows, and estimate the centre again once there were many."""
+        if self._centre.is_due(changes, len(self)):
+            self._renew_centre()
+
+    def _renew_centre(self) -> None:
+        sources = [Source.of(segment) for segment in self.all_segments]
+        self._centre.renew(sampled_vectors(sources, len(self), SAMPLED_NOTES))
 
     def vector(self, note_id: str) -> Vector | None:
         while True:
@@ -257,6 +260,7 @@ class SegmentedIndex:
             self._show(*self.all_segments[:-1], growing.without_tombstones())
         self._to_rewrite = [segment for segment in self.all_segments if segment.dead]
         self._forget_unused_tags()
+        self._renew_centre()
 
     @property
     def dropping(self) -> bool:
@@ -307,6 +311,7 @@ class SegmentedIndex:
             return SealedSegment.restored(name, arrays, mask, self._gpu)
 
         self._show(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
+        self._count_changes(0)  # the snapshot may be of a time when the model left out nothing
 
     def plan(self) -> MergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of

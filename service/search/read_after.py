@@ -8,9 +8,9 @@ import numpy as np
 
 from service.behaviour.co_occurrence import Related
 from service.filters import Filter
+from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.search.sources import POOL_SIZE
-from service.search.verified import VerifiedNotes
 
 
 class BehaviourEvidence:
@@ -25,27 +25,18 @@ class BehaviourEvidence:
 
     pool_size = POOL_SIZE
 
-    def __init__(
-        self, related: Sequence[Related], notes: VerifiedNotes, weight: float, kappa: float, unit: float
-    ) -> None:
+    def __init__(self, related: Sequence[Related], index: NoteIndex, weight: float, kappa: float, unit: float) -> None:
         self._readers = {one.id: one.readers for one in related}
-        self._notes = notes
+        self._index = index
         self._factor = weight / unit
         self._kappa = kappa
         self._added: dict[str, float] = {}
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
         ids = [note_id for note_id in self._readers if note_id not in where.exclude]
-        if where.plain:
-            return ids[:count]
-        passing: list[str] = []
-        for begin in range(0, len(ids), count):
-            part = ids[begin : begin + count]
-            await self._notes.read(part)  # behaviour knows ids of notes, not the fields that a filter tests
-            passing += [note_id for note_id in part if self._notes.known.get(note_id) is not None]
-            if len(passing) >= count:
-                break
-        return passing[:count]
+        if where.narrows:  # behaviour knows ids of notes, not the fields that a filter tests
+            ids = await self._index.passing(ids, where)
+        return ids[:count]
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         readers = np.array([self.readers(note_id) for note_id in ids], np.float64)

@@ -159,7 +159,7 @@ class NoteSearch:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         words, nearest = finding_words.result(), finding_nearest.result()
-        behaviour = await self._read_after(request, examples, notes, content.unit)
+        behaviour = await self._read_after(request, examples, content.unit)
         evidence: list[Evidence] = [one for one in (words, behaviour) if one]
         source = FusedSource(self._index, content, evidence, nearest) if evidence else content
         return source, words, behaviour
@@ -178,9 +178,7 @@ class NoteSearch:
         known = [text for text in texts if text]
         return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
 
-    async def _read_after(
-        self, request: SearchRequest, examples: Examples, notes: VerifiedNotes, unit: float
-    ) -> BehaviourEvidence | None:
+    async def _read_after(self, request: SearchRequest, examples: Examples, unit: float) -> BehaviourEvidence | None:
         """Return the evidence of the readers of the positive examples; None where it has no weight, or no such example
         is a stored note."""
         weight = self._weight(request, "behaviour")
@@ -188,7 +186,7 @@ class NoteSearch:
         if self._behaviour is None or not weight or not ids:
             return None
         related = await self._behaviour.candidates(ids, MAX_RELATED)
-        return BehaviourEvidence(related, notes, weight, self._behaviour.kappa, unit)
+        return BehaviourEvidence(related, self._index, weight, self._behaviour.kappa, unit)
 
     def _weight(self, request: SearchRequest, name: SourceName) -> float:
         """Return the weight of a source beside vectors of weight 1."""

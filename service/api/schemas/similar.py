@@ -183,7 +183,7 @@ class SimilarQuery(RankingOptions):
 
 
 class ExplanationOut(BaseModel):
-    """`positive` and `negative`: cosines to the examples of the request, in their order; null for a missing one.
+    """`positive` and `negative`: cosines to the queries of the examples, in their order; null for a missing one.
     `boosts`: what each of them added. `shared_hashtags`: its hashtags that a positive example has too. `words`: what
     the words that it shares with the positive examples added, of which `shared_words` are the rarest. `behaviour`: what
     the readers who read it after a positive example added, and `co_readers` how many there are, each decayed with its

@@ -5,27 +5,43 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from service.access.gate import is_address
+from service.access.gate import Gate
+from service.access.principal import ANONYMOUS, BOOTSTRAP
+from service.interfaces import Clock
+from service.telemetry import Telemetry
 
-FOREIGN = (
-    "evil.example",
-    "evil.example:8000",
-    "127.0.0.1.evil.example",
-    "localhost.evil.example",
-    "1.2.3",
-    "[::1",
+FOREIGN = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3", "[::1")
+OWN = (
+    "",
+    "localhost",
+    "LOCALHOST:8000",
+    "localhost.",
+    "app.localhost:8000",
+    "127.0.0.1:1",
+    "[::1]:8000",
+    "10.1.2.3:80",
 )
-OWN = ("", "localhost", "LOCALHOST:8000", "app.localhost:8000", "127.0.0.1", "127.0.0.1:1", "[::1]:8000", "10.1.2.3:80")
+
+
+def gate(*hosts: str) -> Gate:
+    return Gate(None, Clock(), Telemetry(), hosts)
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_name_of_another_machine_is_no_address(host: str) -> None:
-    assert not is_address(host)
+def test_name_of_another_machine_is_allowed_to_callers_with_a_key_alone(host: str) -> None:
+    assert not gate().allows_host(ANONYMOUS, host)
+    assert gate().allows_host(BOOTSTRAP, host)
 
 
 @pytest.mark.parametrize("host", OWN)
-def test_localhost_and_numbers_are_addresses(host: str) -> None:
-    assert is_address(host)
+def test_address_or_localhost_is_allowed_to_all(host: str) -> None:
+    assert gate().allows_host(ANONYMOUS, host)
+
+
+def test_names_that_the_settings_have_are_allowed() -> None:
+    assert gate("Api", "notes.example").allows_host(ANONYMOUS, "api:8000")
+    assert not gate("api", "notes.example").allows_host(ANONYMOUS, "evil.example")
+    assert gate("*").allows_host(ANONYMOUS, "evil.example")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_query_is_the_unit_vector_less_the_centre():
 
 
 def test_centre_of_many_notes_is_near_their_mean():
-    notes = leaning(3 * SAMPLED_NOTES)
+    notes = [*leaning(2 * SAMPLED_NOTES), *leaning(2 * SAMPLED_NOTES, seed=1, lean=-1.0)]
     centre = index_of(notes).centre
     assert centre.vector is not None
     assert np.linalg.norm(centre.vector - SHARE * mean_of(notes)) < 0.02
@@ -79,6 +79,32 @@ def test_centre_stays_until_a_share_of_the_notes_has_changed():
     index.upsert(changed[-1:])
     assert index.centre.vector is not None
     assert np.linalg.norm(index.centre.vector - SHARE * mean_of([*changed, *notes[len(changed) :]])) < 0.02
+
+
+def test_centre_goes_with_all_but_a_few_notes():
+    notes = leaning(MIN_NOTES)
+    index = index_of(notes)
+    index.remove([notes[0].note.id])
+    assert index.centre.vector is None
+    index.upsert(notes[:1])
+    np.testing.assert_allclose(index.centre.vector, SHARE * mean_of(notes), atol=1e-6)
+
+
+def test_dropped_tombstones_leave_nothing_in_the_centre():
+    notes, others = leaning(4 * MIN_NOTES), leaning(MIN_NOTES // 2, seed=1, lean=-2.0)
+    index = index_of([*notes, *others])
+    index.remove([note.note.id for note in others])
+    index.drop_tombstones()
+    do_jobs(index)
+    np.testing.assert_allclose(index.centre.vector, SHARE * mean_of(notes), atol=1e-6)
+
+
+def test_snapshot_of_a_model_without_a_share_gets_a_centre():
+    notes = leaning(MIN_NOTES)
+    parts = {part.name: part for part in index_of(notes, share=0.0).snapshot_parts()}
+    restored = SegmentedIndex(DIMENSION, growing_rows=100, mean_share=SHARE)
+    restored.restore(lambda name: parts[name].make())
+    np.testing.assert_allclose(restored.centre.vector, SHARE * mean_of(notes), atol=1e-6)
 
 
 def test_centre_is_estimated_anew_where_notes_were_removed():

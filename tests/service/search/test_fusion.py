@@ -12,7 +12,7 @@ import pytest
 from model.note import Note
 from service.behaviour.co_occurrence import Related
 from service.filters import Filter
-from service.read_time import ReadTime
+from service.index.live import LiveIndex
 from service.recommender import Recommender
 from service.records import Hit
 from service.search import fusion
@@ -20,9 +20,7 @@ from service.search.read_after import BehaviourEvidence
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.search.sources import Candidates
-from service.search.verified import VerifiedNotes
 from service.search.words import WordEvidence
-from tests.service.conftest import GatedStore
 from tests.service.steps import add, ids, soup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -107,13 +105,13 @@ async def test_search_whose_nearest_notes_are_all_nearer_to_a_negative_example_i
 
 
 async def test_behaviour_puts_forward_what_passes_the_filter_however_many_come_before(
-    recommender: Recommender, embedded_store: GatedStore
+    recommender: Recommender, live_index: LiveIndex
 ) -> None:
     read = [replace(note, category="Food" if number > 5 else "Travel") for number, note in enumerate(soup(9))]
     await add(recommender, *read)
     where = Filter(category="Food", exclude=frozenset({"n7"}))
     known = [Related(note.id, 1.0, 1.0) for note in read]
-    behaviour = BehaviourEvidence(known, VerifiedNotes(embedded_store, where, ReadTime()), 1.0, 4.0, 1.0)
+    behaviour = BehaviourEvidence(known, live_index, 1.0, 4.0, 1.0)
     assert await behaviour.candidates(2, where, []) == ["n6", "n8"]
     assert await behaviour.candidates(1, where, []) == ["n6"]
 

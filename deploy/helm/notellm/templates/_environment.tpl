@@ -13,6 +13,7 @@ then `settings` and `secretSettings`. */}}
 {{- end }}
 {{- if .Values.keys.insecure }}
 - {name: NOTELLM_INSECURE, value: "1"}
+- {name: NOTELLM_ALLOWED_HOSTS, value: "*"}
 {{- else }}
 - name: NOTELLM_BOOTSTRAP_KEY
   valueFrom: {secretKeyRef: {name: {{ .Values.keys.existingSecret }}, key: bootstrap}}
