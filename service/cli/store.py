@@ -26,8 +26,11 @@ def store_url(settings: Settings) -> Iterator[str]:
 
 
 def describe_store(settings: Settings) -> str:
-    """Say where the store is: its folder, or its URL without user, password and options."""
+    """Say where the store is: its folder, or its URL without user, password and options, and the database there."""
     if not settings.redis_url:
         return str(settings.data_dir)
-    url = urlsplit(settings.redis_url.get_secret_value())
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    from service.store.clients import database_of
+
+    address = settings.redis_url.get_secret_value()
+    url = urlsplit(address)
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}, database {database_of(address)}"

@@ -330,10 +330,12 @@ def test_tracing_reaches_its_collector():
 @pytest.mark.parametrize(
     ("store", "port"),
     [
-        ({"url": f"rediss://:{PASSWORD}@redis.example:6380/0", "port": 6379}, 6380),
+        ({"url": f"rediss://:{PASSWORD}@redis.example:6380/0"}, 6380),
+        ({"url": f"rediss://:{PASSWORD}@redis.example:6380/0", "port": 6379}, 6379),
+        ({"existingSecret": "redis"}, 6379),
         ({"url": "redis://redis.example:6381"}, 6381),
         ({"url": "redis://redis.example:6382?db=1"}, 6382),
-        ({"url": "redis://user:6383@redis.example/0", "port": 6383}, 6379),
+        ({"url": "redis://user:6383@redis.example/0"}, 6379),
         ({"existingSecret": "redis", "port": 6384}, 6384),
     ],
 )

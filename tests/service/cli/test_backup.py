@@ -74,9 +74,9 @@ def test_folder_without_a_backup_is_refused_in_one_line_behind_the_target(servic
 @pytest.mark.parametrize(
     ("url", "name"),
     [
-        ("rediss://user:pass%40word@redis.example:6380/3?password=pass", "rediss://redis.example:6380/3"),
-        ("redis://redis.example", "redis://redis.example"),
-        ("unix://user:password@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+        ("rediss://user:pass%40word@redis.example:6380/3?password=pass", "rediss://redis.example:6380/3, database 3"),
+        ("redis://redis.example", "redis://redis.example, database 0"),
+        ("unix://user:password@/run/redis.sock?db=1", "unix:///run/redis.sock, database 1"),
     ],
 )
 def test_store_is_named_without_its_password(url: str, name: str) -> None:

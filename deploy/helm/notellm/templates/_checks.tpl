@@ -32,8 +32,8 @@
 {{- fail "ingress.enabled needs ingress.hosts" -}}
 {{- end -}}
 {{- $namespace := list (dict "podSelector" dict) -}}
-{{- if and .Values.ingress.enabled .Values.networkPolicy.enabled (deepEqual .Values.networkPolicy.from $namespace) -}}
-{{- fail "ingress.enabled: networkPolicy.from lets in the pods of this namespace alone, and no ingress controller: name its pods there too" -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.controllerInNamespace) .Values.networkPolicy.enabled (deepEqual .Values.networkPolicy.from $namespace) -}}
+{{- fail "ingress.enabled: networkPolicy.from lets in the pods of this namespace alone, and no ingress controller: name its pods there too, or set ingress.controllerInNamespace where it is one of them" -}}
 {{- end -}}
 {{- range $name := list "tls_certificate" "tls_key" -}}
 {{- if or (hasKey $.Values.settings $name) (hasKey $.Values.secretSettings $name) -}}

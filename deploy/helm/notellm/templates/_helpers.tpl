@@ -54,12 +54,12 @@ app.kubernetes.io/component: admin
 {{- end -}}
 {{- end -}}
 
-{{/* Port of the external Redis: that of redis.url, where the chart knows the URL. */}}
+{{/* Port of the external Redis: the one that is set, else that of redis.url, where the chart knows the URL. */}}
 {{- define "notellm.redisPort" -}}
-{{- if .Values.redis.url -}}
-{{ .Values.redis.url | regexFind ":[0-9]+([/?][^@]*)?$" | regexFind "[0-9]+" | default "6379" }}
-{{- else -}}
+{{- if .Values.redis.port -}}
 {{ .Values.redis.port }}
+{{- else -}}
+{{ .Values.redis.url | regexFind ":[0-9]+([/?][^@]*)?$" | regexFind "[0-9]+" | default "6379" }}
 {{- end -}}
 {{- end -}}
 
