@@ -1,5 +1,5 @@
-"""Vectors of the examples of a search. That of a stored note comes from the index, or else the store, and leaves out
-what all notes have in common; that of a text comes from the model, which reads all texts of a search in one batch."""
+"""Vectors of the examples of a search. That of a stored note comes from the index, or else the store; that of
+a text from the model, which reads all texts of a search in one batch. What all notes have in common is left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.note import Note
 from service.errors import ExamplesNotFound, FieldError, InvalidInput, NoteNotFound, OtherSpace
 from service.interfaces import NoteIndex, NoteStore
 from service.ranking.strategies import Query, Weighted
@@ -77,17 +78,26 @@ async def read_examples(
             elif known.vector is not None:
                 vectors[note_id] = known.vector
     centre = index.centre
-    queries = {note_id: centre.query(vector) for note_id, vector in vectors.items()}
     if missing:
         _refuse(request, missing)
     read = iter(texts)
-    found = [queries.get(example.note_id) if example.note_id else next(read) for example in request.examples]
-    pairs = [(example, vector) for example, vector in zip(request.examples, found, strict=True)]
+    found = [vectors.get(one.note_id) if one.note_id else next(read) for one in request.examples]
+    queries = [
+        centre.query(vector) if vector is not None and not is_title(one.note) else vector
+        for one, vector in zip(request.examples, found, strict=True)
+    ]
+    pairs = list(zip(request.examples, queries, strict=True))
     positive, negative = _present(pairs[: len(request.positive)]), _present(pairs[len(request.positive) :])
     needed = positive if request.strategy == "average" else positive + negative
     if not any(example.weight for example, _ in needed):
         raise _not_found(request, missing)
     return Examples(positive, negative, tuple(missing))
+
+
+def is_title(text: Note | None) -> bool:
+    """Return whether a text is a title alone, as somebody types it. Such texts lean another way than notes do, so that
+    what these have in common is not left out of them (docs/decisions/0037-centre.md)."""
+    return text is not None and not text.content and not text.hashtags
 
 
 def _present(pairs: Sequence[tuple[Example, Vector | None]]) -> list[tuple[Example, Vector]]:

@@ -69,10 +69,17 @@ async def test_stored_note_is_searched_without_the_share_on_every_path(index: Li
     assert [(item.stored.note.id, item.score) for item in whole.items] == expected
 
 
-async def test_text_is_searched_by_its_own_vector(search: NoteSearch) -> None:
+async def test_title_is_searched_by_its_own_vector(search: NoteSearch) -> None:
     note = Note(title="soup with bread")
     found = await search.related(SearchRequest((Example(note=note),), k=K))
     assert [(item.stored.note.id, item.score) for item in found.items] == nearest_to(note_vector(note), own=-1)
+
+
+@pytest.mark.parametrize("note", [Note(title="soup", content="with bread"), Note(title="soup", hashtags=("bread",))])
+async def test_text_of_a_note_is_searched_as_a_stored_note_is(search: NoteSearch, note: Note) -> None:
+    found = await search.related(SearchRequest((Example(note=note),), k=K))
+    expected = nearest_to(note_vector(note) - SHARE * VECTORS.mean(axis=0), own=-1)
+    assert [(item.stored.note.id, item.score) for item in found.items] == expected
 
 
 async def test_kept_list_is_searched_anew_once_the_centre_has_changed(
