@@ -95,7 +95,7 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	test -d $(WORK)/exported || { rm -rf $(WORK)/exported.part && \
 	  $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported.part \
 	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
-	  --mean-share 0.5 \
+	  --mean-share 0.5 --title-mean-share 0.75 \
 	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE" && \
 	  mv $(WORK)/exported.part $(WORK)/exported; }
 	test -d $(WORK)/trunk || { rm -rf $(WORK)/cut && $(TRAIN) model.training.cut_adapter --checkpoint $(WORK)/exported --rank 1 --out $(WORK)/cut && \

@@ -42,7 +42,7 @@ class NoteLLMConfig:
     `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
     `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
     `mean_share`: share of the mean of all notes' vectors that a note's vector leaves out when notes related to it are
-    searched (docs/decisions/0037-centre.md).
+    searched (docs/decisions/0037-centre.md); `title_mean_share`: that of titles read alone, for a search by a title.
     `scripts`: Unicode scripts that the model reads, as in `model.scripts`; () for all.
     `languages`: ISO 639 codes of the languages that the model writes hashtags in; () where nobody has said it.
     `categories`: the closed set that is scored unless a request names another.
@@ -68,6 +68,7 @@ class NoteLLMConfig:
     max_content_tokens: int = 96
     max_content_windows: int = 1
     mean_share: float = 0.0
+    title_mean_share: float = 0.0
     scripts: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
@@ -92,8 +93,9 @@ class NoteLLMConfig:
             raise CheckpointError(f"dimension must be at least 1, not {self.dimension}")
         if min(bounds) < 1:
             raise CheckpointError("every bound must be at least 1")
-        if type(self.mean_share) not in (int, float) or not 0 <= self.mean_share < 1:
-            raise CheckpointError(f"mean_share must be in [0, 1), not {self.mean_share!r}")
+        for share in (self.mean_share, self.title_mean_share):
+            if type(share) not in (int, float) or not 0 <= share < 1:
+                raise CheckpointError(f"mean_share and title_mean_share must be in [0, 1), not {share!r}")
         if type(self.category_temperature) not in (int, float) or not self.category_temperature > 0:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:

@@ -50,6 +50,8 @@ class Urgency:
 
 PATIENT = Urgency()
 """Urgency of a caller with nothing else to do."""
+IN_BACKGROUND = Urgency(Lane.BULK)
+"""Urgency of work that nobody waits for."""
 
 
 @dataclass(slots=True, eq=False)

@@ -310,6 +310,9 @@ class NoteIndex(Protocol):
         """Return by id the word scores, above 0 and up to 1, of up to `count` notes that pass a filter and share the
         most words with `note`, and of those of `ids` that share any; never of the note of its own id."""
 
+    async def sampled_ids(self, count: int) -> list[str]:
+        """Return the ids of `count` notes or somewhat more, evenly spread over all; of all where there are fewer."""
+
     async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:
         """Return those of some ids whose notes are in the index and pass a filter, in their order."""
 

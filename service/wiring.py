@@ -229,7 +229,9 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             name,
             behaviour,
             settings.words_weight,
+            engine.title_mean_share,
         )
+        stack.push_async_callback(search.stop)
         yield Service(
             settings=settings,
             model=engine.name,

@@ -37,6 +37,7 @@ from model.training.trainer import BEST
 from model.weights import SHIPPED_CHECKPOINT, configuration_of
 from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import POOL_SIZE, WORDS_POOL_SIZE
+from service.search.title_centre import SAMPLED_TITLES
 from service.settings import WORDS_WEIGHT, Settings
 
 SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
@@ -238,11 +239,14 @@ def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, poo
     found = {}
     for system, checkpoint in systems.items():
         of_notes = vectors(system, checkpoint, f"{data}-{split}-note", pool.notes)
+        config = configuration_of(checkpoint)
         if kind == "title":
+            sample = [title_of(note) for note in pool.notes[:: len(pool.notes) // SAMPLED_TITLES]]
+            mean = vectors(system, checkpoint, f"{data}-{split}-sampled-title", sample).mean(axis=0)
             of_queries = vectors(system, checkpoint, f"{data}-{split}-title", queries)
+            of_queries = query_vectors(of_queries, np.float32(config.title_mean_share) * mean)
         else:
-            share = np.float32(configuration_of(checkpoint).mean_share)
-            of_queries = query_vectors(of_notes[own_rows], share * of_notes.mean(axis=0))
+            of_queries = query_vectors(of_notes[own_rows], np.float32(config.mean_share) * of_notes.mean(axis=0))
         found[system] = Searched(pool, (of_queries @ of_notes.T).astype(np.float64), words)
     return found
 

@@ -92,8 +92,8 @@ class Engine:
     """Reads vectors, hashtags and categories from notes. Not thread-safe, but for `tokenize`: one thread calls it.
 
     `name` and `space` identify the model in every answer, `dimension` is the length of the vectors, `read_tokens` how
-    much of a note is read, `mean_share` that of the checkpoint. `temperature` divides the log probabilities of
-    categories; None: that of the checkpoint.
+    much of a note is read, `mean_share` and `title_mean_share` those of the checkpoint. `temperature` divides the log
+    probabilities of categories; None: that of the checkpoint.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class Engine:
         self.read_tokens = runtime.config.read_tokens
         self.languages = runtime.config.languages
         self.mean_share = runtime.config.mean_share
+        self.title_mean_share = runtime.config.title_mean_share
         self.categories = runtime.config.categories
         self.temperature = runtime.config.category_temperature if temperature is None else temperature
         self._category_scorer = CategoryScorer(runtime, category_head, self.temperature)

@@ -131,6 +131,12 @@ def argument_parser() -> argparse.ArgumentParser:
         default=NoteLLMConfig().mean_share,
         help="share of the mean of all notes' vectors that queries by a note leave out; %(default)s",
     )
+    parser.add_argument(
+        "--title-mean-share",
+        type=float,
+        default=NoteLLMConfig().title_mean_share,
+        help="share of the mean of titles' vectors that queries by a title leave out; %(default)s",
+    )
     parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, to whiten by")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the corpus is read")
@@ -149,6 +155,7 @@ def with_settings(config: NoteLLMConfig, options: argparse.Namespace) -> NoteLLM
         languages=tuple(options.language),
         name_cosine_weight=options.name_cosine_weight,
         mean_share=options.mean_share,
+        title_mean_share=options.title_mean_share,
     )
 
 

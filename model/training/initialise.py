@@ -28,7 +28,7 @@ STARTING_NOTES = 3072
 states, whose covariance is estimated from them (docs/decisions/0005-training.md)."""
 KEPT_SETTINGS = (
     "max_title_tokens", "max_hashtag_tokens", "max_content_tokens", "max_content_windows", "scripts", "languages",
-    "categories", "name_cosine_weight", "mean_share",
+    "categories", "name_cosine_weight", "mean_share", "title_mean_share",
 )  # fmt: skip
 """Settings that no training finds: a run takes them, and the licence, over from the checkpoint that it starts from."""
 RIDGE = 0.1

@@ -65,6 +65,9 @@ class VectorIndex(Protocol):
     def ids(self) -> list[str]:
         """Return the ids of all rows, in no order."""
 
+    def sampled_ids(self, count: int) -> list[str]:
+        """Return the ids of `count` rows or somewhat more, evenly spread over all; of all where there are fewer."""
+
     def __len__(self) -> int:
         """Rows that can be found."""
 

@@ -287,6 +287,9 @@ class LiveIndex:
     async def ids(self) -> list[str]:
         return await run_in(self._searchers, self._index.ids)
 
+    async def sampled_ids(self, count: int) -> list[str]:
+        return await run_in(self._searchers, partial(self._index.sampled_ids, count))
+
     async def expire(self) -> None:
         await self._follower.expire()
 

@@ -212,6 +212,11 @@ class SegmentedIndex:
     def ids(self) -> list[str]:
         return [note_id for segment in self.all_segments for note_id in segment.ids()]
 
+    def sampled_ids(self, count: int) -> list[str]:
+        sources = [Source.of(segment) for segment in self.all_segments]
+        step = max(1, sum(len(source.rows) for source in sources) // count)
+        return [note_id for source in sources for note_id in source.segment.ids_at(source.rows[::step])]
+
     def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
         """Search all segments; ValueError where `vector` has another dimension."""
         return _hits(self._search(vector, k, where, now, recall_k)[1])

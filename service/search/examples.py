@@ -15,6 +15,7 @@ from service.ranking.strategies import Query, Weighted
 from service.read_time import ReadTime
 from service.records import Unreadable, Vector
 from service.search.request import Example, SearchRequest
+from service.search.title_centre import TitleCentre
 from service.stored_notes import readable
 
 FEW_IDS = 4
@@ -59,12 +60,13 @@ async def read_examples(
     missing: Mapping[str, Unreadable | None],
     index: NoteIndex,
     store: NoteStore,
+    titles: TitleCentre,
     space: str,
     time_left: ReadTime,
 ) -> Examples:
     """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: ids of examples that
-    the store is known not to have. Raises ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace,
-    StoreUnavailable."""
+    the store is known not to have. `titles`: what a title alone leaves out. Raises ExamplesNotFound, NoteNotFound,
+    StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
     vectors = await _vectors(index, ids)
@@ -77,13 +79,12 @@ async def read_examples(
                 raise OtherSpace(note_id)
             elif known.vector is not None:
                 vectors[note_id] = known.vector
-    centre = index.centre
     if missing:
         _refuse(request, missing)
     read = iter(texts)
     found = [vectors.get(one.note_id) if one.note_id else next(read) for one in request.examples]
     queries = [
-        centre.query(vector) if vector is not None and not is_title(one.note) else vector
+        None if vector is None else (titles.current() if is_title(one.note) else index.centre).query(vector)
         for one, vector in zip(request.examples, found, strict=True)
     ]
     pairs = list(zip(request.examples, queries, strict=True))
@@ -95,8 +96,7 @@ async def read_examples(
 
 
 def is_title(text: Note | None) -> bool:
-    """Return whether a text is a title alone, as somebody types it. Such texts lean another way than notes do, so that
-    what these have in common is not left out of them (docs/decisions/0037-centre.md)."""
+    """Return whether a text is a title alone, as somebody types it."""
     return text is not None and not text.content and not text.hashtags
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from ulid import ULID
 
 from model.note import Note
 from service.access.principal import DEFAULT_TENANT
-from service.admission import PATIENT, Urgency
+from service.admission import IN_BACKGROUND, PATIENT, Urgency
 from service.batcher import Batcher
 from service.behaviour.live import LiveBehaviour
 from service.errors import FieldError, InvalidInput
@@ -33,6 +34,7 @@ from service.search.ranker import Ranker, Ranking
 from service.search.read_after import BehaviourEvidence
 from service.search.request import AUTO, FIRST_PAGE, OTHER_SOURCES, SearchRequest, SourceName
 from service.search.sources import ContentSource, Source
+from service.search.title_centre import TitleCentre
 from service.search.verified import ExamplesMissing, VerifiedNotes
 from service.search.words import WordEvidence, query_note
 from service.settings import WORDS_WEIGHT
@@ -58,7 +60,8 @@ class Prepared:
 
 class NoteSearch:
     """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps ranked lists for
-    their pages. `behaviour`: None for a search without that source. `words_weight`: that of words in AUTO."""
+    their pages. `behaviour`: None for a search without that source. `words_weight`: that of words in AUTO.
+    `title_mean_share`: the model's (NoteLLMConfig)."""
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class NoteSearch:
         tenant: str = DEFAULT_TENANT,
         behaviour: LiveBehaviour | None = None,
         words_weight: float = WORDS_WEIGHT,
+        title_mean_share: float = 0.0,
     ) -> None:
         self._behaviour = behaviour
         self._words_weight = words_weight
@@ -80,9 +84,14 @@ class NoteSearch:
         self._store = store
         self._index = index
         self._pages = Pages(lists)
+        self._titles = TitleCentre(index, store, partial(self.read_texts, urgency=IN_BACKGROUND), title_mean_share)
         self._telemetry = telemetry
         self._clock = clock
         self._tenant = tenant
+
+    async def stop(self) -> None:
+        """End what goes on in the background."""
+        await self._titles.stop()
 
     async def read_texts(self, notes: Sequence[Note], urgency: Urgency = PATIENT) -> list[Vector]:
         """Read texts with the model, part by part, and return their vectors. Raises QueueFull, DeadlineExceeded,
@@ -120,7 +129,9 @@ class NoteSearch:
         time_left = time_left or ReadTime()
         missing: dict[str, Unreadable | None] = {}
         while True:
-            examples = await read_examples(request, texts, missing, self._index, self._store, self._space, time_left)
+            examples = await read_examples(
+                request, texts, missing, self._index, self._store, self._titles, self._space, time_left
+            )
             try:
                 return await self._answer(request, examples, time_left)
             except ExamplesMissing as error:  # the index still had them

@@ -21,6 +21,7 @@ def test_config_saved_reads_back_the_same(tmp_path: Path) -> None:
         min_hashtag_score=0.02,
         category_temperature=1.7,
         mean_share=0.5,
+        title_mean_share=0.75,
         trained_categories=("Food", "ein Name"),
     )
     config.save(tmp_path)
@@ -69,6 +70,7 @@ def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -
         {"mean_share": -0.1},
         {"mean_share": 1.0},
         {"mean_share": "half"},
+        {"title_mean_share": 1.0},
         {"category_temperature": -1.0},
         {"category_temperature": math.nan},
         {"min_hashtag_score": -0.1},

@@ -133,7 +133,7 @@ class WordEngine:
         self.dimension = DIMENSION
         self.read_tokens = ReadTokens(1000, 1000, 1000)
         self.languages: tuple[str, ...] = ()
-        self.mean_share = 0.0
+        self.mean_share = self.title_mean_share = 0.0
         self.categories = CATEGORIES
         self.batches: list[list[Note]] = []
         self.threads: set[int] = set()

@@ -18,13 +18,15 @@ from service.search.neighbour_cache import NeighbourCache
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.search.shared_lru import SharedLru
+from service.search.title_centre import SAMPLED_TITLES
 from service.store.keys import DEFAULT_KEYS
 from service.store.ranked_lists import RedisLists
 from service.telemetry import Telemetry
-from tests.service.conftest import DIMENSION, GatedStore, WordEngine, following, note_vector, stored_note
+from tests.service.conftest import DIMENSION, GatedStore, WordEngine, eventually, following, note_vector, stored_note
 
 pytestmark = pytest.mark.anyio
-SHARE, K = 0.5, 10
+SHARE, TITLE_SHARE, K = 0.5, 0.75, 10
+
 VECTORS = np.random.default_rng(0).normal(size=(MIN_NOTES, DIMENSION)).astype(np.float32)
 VECTORS[:, 0] += 2.0
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
@@ -50,7 +52,9 @@ def search(
     engine: WordEngine, batcher: Batcher, embedded_store: GatedStore, index: LiveIndex, clock: Clock
 ) -> NoteSearch:
     lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
-    return NoteSearch(engine.space, batcher, embedded_store, index, lists, Telemetry(), clock)
+    return NoteSearch(
+        engine.space, batcher, embedded_store, index, lists, Telemetry(), clock, title_mean_share=TITLE_SHARE
+    )
 
 
 def nearest_to(query: Vector, own: int) -> list[tuple[str, float]]:
@@ -69,10 +73,38 @@ async def test_stored_note_is_searched_without_the_share_on_every_path(index: Li
     assert [(item.stored.note.id, item.score) for item in whole.items] == expected
 
 
-async def test_title_is_searched_by_its_own_vector(search: NoteSearch) -> None:
-    note = Note(title="soup with bread")
-    found = await search.related(SearchRequest((Example(note=note),), k=K))
-    assert [(item.stored.note.id, item.score) for item in found.items] == nearest_to(note_vector(note), own=-1)
+TITLE = Note(title="soup with bread")
+
+
+async def found_by_title(search: NoteSearch) -> list[tuple[str, float]]:
+    found = await search.related(SearchRequest((Example(note=TITLE),), k=K), texts=[note_vector(TITLE)])
+    return [(item.stored.note.id, item.score) for item in found.items]
+
+
+async def test_title_is_searched_by_its_own_vector_until_other_titles_were_read(
+    search: NoteSearch, engine: WordEngine
+) -> None:
+    engine.gate.clear()
+    for _ in range(2):
+        assert await found_by_title(search) == nearest_to(note_vector(TITLE), own=-1)
+    await search.stop()
+
+
+async def test_title_is_searched_without_the_share_of_the_mean_of_titles(search: NoteSearch) -> None:
+    titles = [note_vector(Note(title=f"n{number}")) for number in range(0, MIN_NOTES, MIN_NOTES // SAMPLED_TITLES)]
+    await found_by_title(search)
+    await eventually(lambda: search._titles.current().vector is not None)
+    expected = nearest_to(note_vector(TITLE) - TITLE_SHARE * np.mean(titles, axis=0), own=-1)
+    assert await found_by_title(search) == expected
+
+
+async def test_titles_are_read_again_after_a_failure(search: NoteSearch, engine: WordEngine) -> None:
+    engine.failure = RuntimeError("no model")
+    await found_by_title(search)
+    await eventually(lambda: search._titles._estimating is None)
+    assert await found_by_title(search) == nearest_to(note_vector(TITLE), own=-1)
+    engine.failure = None
+    await eventually(lambda: search._titles.current().vector is not None)
 
 
 @pytest.mark.parametrize("note", [Note(title="soup", content="with bread"), Note(title="soup", hashtags=("bread",))])
