@@ -245,7 +245,7 @@ def setting_default(spec: Json) -> str:
 
 SET_BY_CHART = (
     *("host", "port", "data_dir", "cache_dir", "redis_url", "drain_seconds", "shutdown_seconds"),
-    *("bootstrap_key", "bootstrap_key_file", "insecure", "admin_port"),
+    *("bootstrap_key", "bootstrap_key_file", "insecure", "allowed_hosts", "admin_port"),
 )
 """Settings that the chart has values of its own for, or decides."""
 SETTING_KEYWORDS = ("type", "enum", "items", "description", "minimum", "exclusiveMinimum", "maximum")
@@ -334,7 +334,7 @@ FIGURES = (
            "32-clients-of-one-service", (("^memory after ", ""),)),
 )  # fmt: skip
 SPEED_NOTE = (
-    "Speed was measured with vectors of 384 numbers, the ingest with 128; the shipped checkpoint's have 352 now."
+    "The engine was measured with vectors of 384 numbers, the ingest with 128; the shipped checkpoint's have 352 now."
 )
 """To be removed with the next run of all benchmarks."""
 SYSTEM_NAMES = {"minilm": "MiniLM as it comes", "bm25": "BM25"}

@@ -96,6 +96,8 @@ class NoteLLMConfig:
         for share in (self.mean_share, self.title_mean_share):
             if type(share) not in (int, float) or not 0 <= share < 1:
                 raise CheckpointError(f"mean_share and title_mean_share must be in [0, 1), not {share!r}")
+        if self.title_mean_share and not self.mean_share:
+            raise CheckpointError("title_mean_share needs a mean_share above 0")
         if type(self.category_temperature) not in (int, float) or not self.category_temperature > 0:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:

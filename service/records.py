@@ -241,12 +241,12 @@ class WrittenRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Centre:
-    """The share of the mean vector of a community's notes that queries by a note leave out, (D,); None for nothing."""
+    """What queries leave out, (D,): a share of the mean vector of a community's notes, or titles. None for nothing."""
 
     vector: Vector | None = None
 
     def query(self, vector: Vector) -> Vector:
-        """Return the unit vector (D,) by which the notes related to one note are searched. `vector`: that note's."""
+        """Return the unit vector (D,) by which the notes related to a note or text are searched. `vector`: its own."""
         return vector if self.vector is None else query_vectors(vector, self.vector)
 
 

@@ -27,6 +27,7 @@ OTHER_VARIABLES = frozenset(
     }
 )
 """Variables of this name that are no settings."""
+HOST = re.compile(r"\*|[\w.-]+")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?")
 EVENT_TYPE = re.compile(r"(?P<name>[a-z][a-z0-9_]{0,31})=-?\d{1,6}(\.\d{1,6})?")
 BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
@@ -290,6 +291,13 @@ class Settings(BaseSettings):
         if readers and sys.platform != "linux":
             raise PydanticCustomError("readers", "must be 0: only Linux spreads the connections of a port")
         return readers
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(HOST.fullmatch, hosts)):
+            raise PydanticCustomError("allowed_hosts", "must be host names as notes.example, without a port, or *")
+        return hosts
 
     @field_validator("cors_origins")
     @classmethod

@@ -24,7 +24,7 @@ class Gate:
     def __init__(self, bootstrap: str | None, clock: Clock, telemetry: Telemetry, hosts: Collection[str] = ()) -> None:
         self._authenticator = Authenticator(bootstrap, clock)
         self._refused = telemetry.refused
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._hosts = frozenset(host.lower().removesuffix(".") for host in hosts)
         self.clock = clock
         self.manager = Manager(self._authenticator)
         self.meter = Meter(telemetry)

@@ -84,7 +84,9 @@ class NoteSearch:
         self._store = store
         self._index = index
         self._pages = Pages(lists)
-        self._titles = TitleCentre(index, store, partial(self.read_texts, urgency=IN_BACKGROUND), title_mean_share)
+        self._titles = TitleCentre(
+            index, store, partial(self.read_texts, urgency=IN_BACKGROUND), title_mean_share, tenant
+        )
         self._telemetry = telemetry
         self._clock = clock
         self._tenant = tenant

@@ -7,6 +7,7 @@ search by a title leaves out a share of the titles' own mean (docs/decisions/003
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 
@@ -18,8 +19,17 @@ from service.errors import NoteLLMError
 from service.interfaces import NoteIndex, NoteStore
 from service.records import Centre, StoredNote, Vector
 
-SAMPLED_TITLES = 64
-"""Titles that are read for a centre. As many as 64 serve as well as 256 (docs/log/distillation.md)."""
+SAMPLED_TITLES = 256
+"""Titles that are read for a centre. With 64 the scores of two samples differ by 0.008, with 256 by 0.003."""
+MIN_TITLES = 16
+"""Titles from which on there is a centre: the mean of one or two is mostly what they say."""
+READ_TOGETHER = 8
+"""Titles that wait for the engine at a time, so that its queue has places for others."""
+MOVED = 0.05
+"""Distance by which the centre of the index moves before titles are read again; two estimates of one mean differ by
+about 0.015 (service/index/centre.py)."""
+RETRY_SECONDS = 30.0
+"""Pause after an estimate that failed."""
 log = structlog.get_logger(__name__)
 
 ReadTexts = Callable[[Sequence[Note]], Awaitable[list[Vector]]]
@@ -27,35 +37,44 @@ ReadTexts = Callable[[Sequence[Note]], Awaitable[list[Vector]]]
 
 
 class TitleCentre:
-    """The centre of one tenant's titles, estimated in the background from a sample of them each time the centre of the
-    index has changed. `share`: that of the mean, which is the model's; 0 for no centre."""
+    """The centre of one tenant's titles, estimated in the background from a sample of them, and again once the centre
+    of the index has moved. `share`: that of the mean, which is the model's; 0 for no centre."""
 
-    def __init__(self, index: NoteIndex, store: NoteStore, read: ReadTexts, share: float) -> None:
+    def __init__(self, index: NoteIndex, store: NoteStore, read: ReadTexts, share: float, tenant: str) -> None:
         self._index = index
         self._store = store
         self._read = read
         self._share = share
+        self._tenant = tenant
         self._known = Centre()
-        self._known_of: Centre | None = None
-        """The centre of the index at the time of the last estimate."""
+        self._known_of: Vector | None = None
+        """The centre of the index at the time of the last estimate; None where that had none."""
+        self._next_try = 0.0
         self._estimating: asyncio.Task[None] | None = None
 
     def current(self) -> Centre:
-        """Return the last estimate, nothing before the first. Begin another one where the index's centre is not what it
-        was then."""
-        if self._share and self._index.centre is not self._known_of and self._estimating is None:
+        """Return the last estimate, nothing before the first. Begin another one where the centre of the index is not
+        what it was then."""
+        if self._share and self._estimating is None and self._is_stale() and time.monotonic() >= self._next_try:
             # In a context of its own: what the titles cost is no work of the caller's.
             self._estimating = asyncio.create_task(self._estimate(), name="title-centre", context=Context())
         return self._known
 
+    def _is_stale(self) -> bool:
+        now, then = self._index.centre.vector, self._known_of
+        if now is None or then is None:
+            return now is not then
+        return bool(np.linalg.norm(now - then) > MOVED)
+
     async def _estimate(self) -> None:
-        """Read a sample of titles. A failure is logged; the next search tries again."""
-        of = self._index.centre
+        """Read a sample of titles. A failure is logged; a search tries again after RETRY_SECONDS."""
+        of = self._index.centre.vector
         try:
-            self._known = Centre() if of.vector is None else await self._sample_mean()
+            self._known = Centre() if of is None else await self._sample_mean()
             self._known_of = of
         except NoteLLMError as error:
-            log.warning("title_centre_failed", detail=str(error))
+            self._next_try = time.monotonic() + RETRY_SECONDS
+            log.warning("title_centre_failed", detail=str(error), tenant=self._tenant)
         finally:
             self._estimating = None
 
@@ -63,13 +82,15 @@ class TitleCentre:
         found = await self._store.get(await self._index.sampled_ids(SAMPLED_TITLES))
         stored = [one.note for one in found if isinstance(one, StoredNote)]
         titles = [Note(title=note.title) for note in stored if note.title]
-        if not titles:
+        if len(titles) < MIN_TITLES:
             return Centre()
-        vectors = np.stack(await self._read(titles))
-        return Centre(np.float32(self._share) * vectors.mean(axis=0))
+        vectors: list[Vector] = []
+        for begin in range(0, len(titles), READ_TOGETHER):
+            vectors += await self._read(titles[begin : begin + READ_TOGETHER])
+        return Centre(np.float32(self._share) * np.mean(vectors, axis=0))
 
     async def stop(self) -> None:
         """End an estimate that goes on."""
-        if self._estimating:
-            self._estimating.cancel()
-            await asyncio.wait({self._estimating})
+        while (task := self._estimating) and not task.done():  # the Redis client may swallow a cancellation
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
 from service.access.gate import Gate
 from service.access.principal import ANONYMOUS, BOOTSTRAP
 from service.interfaces import Clock
+from service.settings import Settings
 from service.telemetry import Telemetry
 
 FOREIGN = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3", "[::1")
@@ -38,9 +40,16 @@ def test_address_or_localhost_is_allowed_to_all(host: str) -> None:
     assert gate().allows_host(ANONYMOUS, host)
 
 
+@pytest.mark.parametrize("host", ["notes.example:8443", "https://notes.example", "*.example"])
+def test_setting_that_names_no_host_is_refused(host: str) -> None:
+    with pytest.raises(ValidationError, match="must be host names"):
+        Settings.model_validate({"allowed_hosts": host})
+
+
 def test_names_that_the_settings_have_are_allowed() -> None:
     assert gate("Api", "notes.example").allows_host(ANONYMOUS, "api:8000")
     assert not gate("api", "notes.example").allows_host(ANONYMOUS, "evil.example")
+    assert gate("api.").allows_host(ANONYMOUS, "api")
     assert gate("*").allows_host(ANONYMOUS, "evil.example")
 
 

@@ -14,6 +14,7 @@ from service.index.centre import MIN_NOTES
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.records import Vector, Write
+from service.search import title_centre
 from service.search.neighbour_cache import NeighbourCache
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
@@ -98,13 +99,37 @@ async def test_title_is_searched_without_the_share_of_the_mean_of_titles(search:
     assert await found_by_title(search) == expected
 
 
-async def test_titles_are_read_again_after_a_failure(search: NoteSearch, engine: WordEngine) -> None:
+async def test_titles_are_read_again_after_a_failure(
+    search: NoteSearch, engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(title_centre, "RETRY_SECONDS", 0.0)
     engine.failure = RuntimeError("no model")
     await found_by_title(search)
     await eventually(lambda: search._titles._estimating is None)
     assert await found_by_title(search) == nearest_to(note_vector(TITLE), own=-1)
     engine.failure = None
     await eventually(lambda: search._titles.current().vector is not None)
+
+
+async def test_titles_are_not_read_again_while_the_centre_of_the_notes_hardly_moves(
+    index: LiveIndex, search: NoteSearch, embedded_store: GatedStore, engine: WordEngine
+) -> None:
+    await found_by_title(search)
+    await eventually(lambda: search._titles.current().vector is not None)
+    before, read = index.centre, len(engine.notes)
+    await put(embedded_store, index, VECTORS)
+    assert index.centre is not before
+    await found_by_title(search)
+    assert (len(engine.notes), search._titles._estimating) == (read, None)
+
+
+async def test_few_titles_have_no_centre(
+    search: NoteSearch, engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(title_centre, "MIN_TITLES", MIN_NOTES + 1)
+    await found_by_title(search)
+    await eventually(lambda: search._titles._estimating is None)
+    assert (engine.notes, search._titles.current().vector) == ([], None)
 
 
 @pytest.mark.parametrize("note", [Note(title="soup", content="with bread"), Note(title="soup", hashtags=("bread",))])
