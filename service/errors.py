@@ -16,7 +16,7 @@ NoteLLMError
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
 ├── Unauthenticated       the request has no key that opens the service
-├── Forbidden             the key lacks the scope or tenant that this takes, or a request without a key names another host
+├── Forbidden             the key lacks the scope or tenant that this takes, or a keyless request names another host
 ├── ApiKeyNotFound        no such key, or none of the caller's tenant
 ├── TooManyApiKeys        there are as many keys as there may be
 ├── LogCut                the change log does not reach back to a position

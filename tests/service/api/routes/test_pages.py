@@ -28,7 +28,6 @@ def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Three replicas on one store, which choose among blocks of a few candidates: a list has several."""
     patch = pytest.MonkeyPatch()
     patch.setattr("service.search.ranker.BLOCK_SIZE", 8)
-    patch.setattr("service.read_time.READ_SECONDS", 60)  # a busy machine degrades no answer
     folder = tmp_path_factory.mktemp("p")
     server = EmbeddedRedis(folder / "data")
     server.start()
