@@ -324,7 +324,7 @@ class NoteIndex(Protocol):
 
     @property
     def centre(self) -> Centre:
-        """What queries by a note leave out; another object once it has changed."""
+        """The share of the notes' mean vector that queries leave out. Each estimate of the mean is a new object."""
 
     async def vector(self, note_id: str) -> Vector | None:
         """Return the vector of a note, None where the index does not have it."""

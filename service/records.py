@@ -241,7 +241,10 @@ class WrittenRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Centre:
-    """What queries leave out, (D,): a share of the mean vector of a community's notes, or titles. None for nothing."""
+    """A share of the mean vector of a community's notes, or of its titles, which queries leave out.
+
+    `vector`: this share, (D,); None where queries leave out nothing.
+    """
 
     vector: Vector | None = None
 

@@ -60,5 +60,6 @@ class PurgeSchedule:
             log.info("store_purged", detail="its files were rewritten without what was removed")
 
     def _overdue(self) -> float:
-        """Seconds since a purge was due; NaN until that is known, so that the least of all replicas is another's."""
+        """Seconds since a purge was due; NaN until the store was asked, since the alert's minimum over all replicas
+        ignores NaN."""
         return max(0.0, self._clock() - self._last - self._seconds) if self._last else math.nan

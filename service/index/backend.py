@@ -57,7 +57,7 @@ class VectorIndex(Protocol):
 
     @property
     def centre(self) -> Centre:
-        """What queries by a row leave out; another object once it has changed."""
+        """The share of the rows' mean vector that queries leave out. Each estimate of the mean is a new object."""
 
     def rows(self, note_ids: Sequence[str]) -> IndexRows:
         """Return those of some notes that the index has, in their order."""

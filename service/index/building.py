@@ -73,7 +73,7 @@ def build_index(
             flat.add(vectors)
         return flat, None, np.arange(row_count)
     lists = min(int(LISTS_PER_ROOT * row_count**0.5), row_count // MIN_ROWS_PER_LIST)
-    sample = sampled_vectors(sources, row_count, TRAINING_ROWS_PER_LIST * lists)
+    sample = sampled_vectors(sources, TRAINING_ROWS_PER_LIST * lists)
     ivf = trained_ivf(sample, lists)
     coded = trained_codes(ivf, sample[:: max(1, len(sample) // CODE_TRAINING_ROWS)])
     new_rows = _fill_lists([ivf] if coded is None else [ivf, coded], sources)
@@ -106,7 +106,14 @@ def _vector_batches(sources: Sequence[Source]) -> Iterator[Vectors]:
             yield source.segment.vectors(source.rows[begin : begin + COPY_BATCH_SIZE])
 
 
-def sampled_vectors(sources: Sequence[Source], row_count: int, size: int) -> Vectors:
-    """Return `size` vectors or somewhat more, evenly spread over all rows; all where there are fewer."""
-    step = max(1, row_count // size)
-    return np.concatenate([source.segment.vectors(source.rows[::step]) for source in sources])
+def sampled_rows(sources: Sequence[Source], size: int) -> Iterator[tuple[Segment, RowNumbers]]:
+    """Yield each segment with some of its rows: `size` rows or somewhat more, evenly spread over all; all where there
+    are fewer."""
+    step = max(1, sum(len(source.rows) for source in sources) // size)
+    for source in sources:
+        yield source.segment, source.rows[::step]
+
+
+def sampled_vectors(sources: Sequence[Source], size: int) -> Vectors:
+    """Return the vectors of sampled_rows."""
+    return np.concatenate([segment.vectors(rows) for segment, rows in sampled_rows(sources, size)])

@@ -11,7 +11,7 @@ from service.index.backend import Arrays
 from service.records import Centre, Vector, Vectors
 
 MIN_NOTES = 256
-"""Notes from which on a centre is left out: the mean of 200 serves as well as that of all."""
+"""Notes from which on queries leave out a centre: the mean of 200 notes serves as well as that of all of them."""
 SAMPLED_NOTES = 2048
 """Notes that a centre is estimated from, about: reading them takes some milliseconds, whatever the index has."""
 CHANGES_SHARE = 8

@@ -18,7 +18,7 @@ import numpy as np
 from service.filters import Filter
 from service.index.backend import Part, ReadPart
 from service.index.bitmaps import RowNumbers
-from service.index.building import Source, sampled_vectors
+from service.index.building import Source, sampled_rows, sampled_vectors
 from service.index.centre import SAMPLED_NOTES, LiveCentre
 from service.index.gpu import Gpu
 from service.index.growing import GrowingSegment
@@ -172,7 +172,7 @@ class SegmentedIndex:
 
     def _renew_centre(self) -> None:
         sources = [Source.of(segment) for segment in self.all_segments]
-        self._centre.renew(sampled_vectors(sources, len(self), SAMPLED_NOTES))
+        self._centre.renew(sampled_vectors(sources, SAMPLED_NOTES))
 
     def vector(self, note_id: str) -> Vector | None:
         while True:
@@ -214,8 +214,7 @@ class SegmentedIndex:
 
     def sampled_ids(self, count: int) -> list[str]:
         sources = [Source.of(segment) for segment in self.all_segments]
-        step = max(1, sum(len(source.rows) for source in sources) // count)
-        return [note_id for source in sources for note_id in source.segment.ids_at(source.rows[::step])]
+        return [note_id for segment, rows in sampled_rows(sources, count) for note_id in segment.ids_at(rows)]
 
     def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
         """Search all segments; ValueError where `vector` has another dimension."""
@@ -265,7 +264,8 @@ class SegmentedIndex:
             self._show(*self.all_segments[:-1], growing.without_tombstones())
         self._to_rewrite = [segment for segment in self.all_segments if segment.dead]
         self._forget_unused_tags()
-        self._renew_centre()
+        if self.centre.vector is not None:
+            self._renew_centre()
 
     @property
     def dropping(self) -> bool:

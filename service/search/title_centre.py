@@ -68,10 +68,10 @@ class TitleCentre:
 
     async def _estimate(self) -> None:
         """Read a sample of titles. A failure is logged; a search tries again after RETRY_SECONDS."""
-        of = self._index.centre.vector
+        index_centre = self._index.centre.vector
         try:
-            self._known = Centre() if of is None else await self._sample_mean()
-            self._known_of = of
+            self._known = Centre() if index_centre is None else await self._sample_mean()
+            self._known_of = index_centre
         except NoteLLMError as error:
             self._next_try = time.monotonic() + RETRY_SECONDS
             log.warning("title_centre_failed", detail=str(error), tenant=self._tenant)

@@ -34,7 +34,7 @@ second = next(pages)
 assert second["recommendation_id"] != first["recommendation_id"]
 assert second["items"] and not {item["id"] for item in first["items"]} & {item["id"] for item in second["items"]}
 """
-"""What follows the block: a list that is gone from the store between two pages."""
+"""Code that is run after the guide's block: it removes the list from the store between two pages."""
 
 
 @pytest.mark.slow
