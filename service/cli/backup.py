@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from service.cli.store import describe_store, store_url
-from service.cli.terminal import FAILED, complain, err, read_settings, show
+from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, read_settings, show
 
 AsJson = Annotated[bool, typer.Option("--json", help="The manifest, for programs.")]
 
@@ -25,8 +24,7 @@ def backup(
     """Back up the store, all tenants of it, as it is at one moment, while services go on."""
     from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
-    os.umask(0o077)  # a backup on this machine's disk is for its owner alone
-    with _steps() as progress, store_url(read_settings()) as url:
+    with files_for_owner_alone(), _steps() as progress, store_url(read_settings()) as url:
         manifest = make_backup(url, destination, progress)
     _show(manifest.model_dump(mode="json"), as_json)
 

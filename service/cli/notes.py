@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain_body
-from service.cli.terminal import FAILED, complain, err, out
+from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, out
 
 VERSION = 1
 """Version of the lines that are understood."""
@@ -48,8 +48,8 @@ def export_notes(
     as_json: AsJson = False,
 ) -> None:
     """Write all notes to a file. Broken off, the same command goes on where it was."""
-    os.umask(0o077)  # the file is for its owner alone
-    _end(lambda: Download(file, url, api_key, vectors, after, patience).run(), as_json)
+    with files_for_owner_alone():
+        _end(lambda: Download(file, url, api_key, vectors, after, patience).run(), as_json)
 
 
 def import_notes(

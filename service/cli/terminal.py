@@ -40,6 +40,16 @@ def misused_where(*errors: type[Exception]) -> Iterator[None]:
         raise typer.Exit(MISUSED) from error
 
 
+@contextlib.contextmanager
+def files_for_owner_alone() -> Iterator[None]:
+    """Create files and folders, in all threads of this process, that no other user of the machine can read."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def read_settings() -> Settings:
     """Read the settings of the environment; a wrong or unknown one ends the command with a line that names it."""
     wrong = describe_unknown(os.environ)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,14 @@ CLIENT_COMMANDS = [
     ("keys", "rotate", "abcdefghij"),
     ("keys", "revoke", "abcdefghij"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """Fails a test whose command, run in this process, leaves another umask: later tests create files under it."""
+    before = os.umask(0o022)
+    yield
+    assert os.umask(before) == 0o022
 
 
 def run(*arguments: str, **environment: str) -> Result:
