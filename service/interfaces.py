@@ -297,6 +297,10 @@ class NoteIndex(Protocol):
     async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
         """Do what VectorIndex.search (index/backend.py) does. Raises IndexBehind before the index was first built."""
 
+    def search_at_once(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
+        """Do what `search` does where it needs no other thread; None where it does, and before the index was first
+        built."""
+
     async def search_rows(
         self, vector: Vector, k: int, where: Filter, recall_k: int | None = None
     ) -> tuple[list[Hit], IndexRows]:
@@ -326,7 +330,7 @@ class NoteIndex(Protocol):
     def centre(self) -> Centre:
         """The share of the notes' mean vector that queries leave out. Each estimate of the mean is a new object."""
 
-    async def vector(self, note_id: str) -> Vector | None:
+    def vector(self, note_id: str) -> Vector | None:
         """Return the vector of a note, None where the index does not have it."""
 
     async def rows(self, note_ids: Sequence[str]) -> IndexRows:

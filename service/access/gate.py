@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -15,6 +16,9 @@ from service.access.quota import Usage
 from service.errors import Forbidden, Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock
 from service.telemetry import Telemetry
+
+KEPT_HOSTS = 64
+"""Host headers of which it is kept what they say: to parse one takes longer than the rest of the gate."""
 
 
 class Gate:
@@ -112,6 +116,7 @@ class Gate:
         return usage
 
 
+@lru_cache(KEPT_HOSTS)
 def host_name(host: str) -> str | None:
     """Return the name or address of a Host header without its port, in lower case; None for one that is not valid."""
     try:
@@ -120,6 +125,7 @@ def host_name(host: str) -> str | None:
         return None
 
 
+@lru_cache(KEPT_HOSTS)
 def is_own(name: str) -> bool:
     """Return whether a host is an IP address or localhost, or none is named: no web page has that as its name."""
     if name in ("", "localhost") or name.endswith(".localhost"):

@@ -21,6 +21,7 @@ from service.api.connection import CallerLeft
 from service.api.early_refusal import EarlyRefusal
 from service.api.middleware import BodyLimit, RequestContext
 from service.api.openapi import describe
+from service.api.request_log import RequestLog
 from service.api.routes import (
     collection,
     documentation,
@@ -35,7 +36,7 @@ from service.api.routes import (
     tenants,
 )
 from service.api.scenarios import Scenarios
-from service.api.short_path import ShortPath
+from service.api.short_path import ShortPath, ShortPathFirst
 from service.container import ReadService, Service
 from service.lifecycle import Lifecycle
 from service.readers import Readers
@@ -117,20 +118,21 @@ def create_app(
             keeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await keeping
-        app.state.early_refusal.close()
+        early_refusal.close()
 
-    app = _new_app(lifespan, gate, lifecycle, telemetry, tracer, scenarios)
+    app = _new_app(lifespan, settings, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.admin_port = settings.admin_port
     app.state.readers = readers or Readers(0)
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)
     routes = [route for router in ROUTERS for route in router.routes]
+    early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
     problems.install(app, [*routes, *documentation.router.routes])
-    _add_short_path(app, similar.router, similar.similar, settings, tracer)
+    short_path = _add_short_path(app, similar.router, similar.similar, settings, tracer)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    _surround(app, settings, gate, tracer)
+    _surround(app, settings, tracer)
     describe(app, routes)
-    app.state.early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
+    app.state.early = (*short_path, early_refusal)
     return app
 
 
@@ -153,18 +155,18 @@ def create_reader_app(
             lifecycle.started = True
             yield
 
-    app = _new_app(lifespan, gate, lifecycle, telemetry, tracer, scenarios)
-    app.state.early_refusal = reader.NoRefusal()
+    app = _new_app(lifespan, settings, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.admin_port = None  # it is for routes that a reader does not have
     app.include_router(reader.router)
     reader.pass_on_from(app, socket)
-    _add_short_path(app, reader.router, reader.similar, settings, tracer)
-    _surround(app, settings, gate, tracer)
+    app.state.early = _add_short_path(app, reader.router, reader.similar, settings, tracer)
+    _surround(app, settings, tracer)
     return app
 
 
 def _new_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    settings: Settings,
     gate: Gate,
     lifecycle: Lifecycle,
     telemetry: Telemetry,
@@ -186,6 +188,7 @@ def _new_app(
     )
     app.state.lifecycle, app.state.telemetry, app.state.gate = lifecycle, telemetry, gate
     app.state.scenarios = scenarios or {}
+    app.state.request_log = RequestLog(telemetry, gate.meter, settings.log_sample)
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
     return app
@@ -193,22 +196,24 @@ def _new_app(
 
 def _add_short_path(
     app: FastAPI, router: APIRouter, handler: Callable[..., Any], settings: Settings, tracer: Tracer | None
-) -> None:
-    """Have requests of the route that `handler` has in `router` answered by the short path, where that can be. Not
-    beside a tracer: FastAPI names the span of a request by the route that it found."""
+) -> tuple[ShortPath, ...]:
+    """Have requests of the route that `handler` has in `router` answered by the short path, where that can be; return
+    it, for connections. None beside a tracer: FastAPI names the span of a request by the route that it found."""
     if tracer:
-        return
-    app.add_middleware(
-        ShortPath,
+        return ()
+    short_path = ShortPath(
         route=next(route for route in router.routes if isinstance(route, Route) and route.endpoint is handler),
         gate=app.state.gate,
         lifecycle=app.state.lifecycle,
         settings=settings,
+        request_log=app.state.request_log,
         get_tenants=lambda: app.state.tenants,
     )
+    app.add_middleware(ShortPathFirst, short_path=short_path)
+    return (short_path,)
 
 
-def _surround(app: FastAPI, settings: Settings, gate: Gate, tracer: Tracer | None) -> None:
+def _surround(app: FastAPI, settings: Settings, tracer: Tracer | None) -> None:
     """Add the middleware around everything: web pages of other origins, and what each request gets."""
     if settings.cors_origins:
         app.add_middleware(
@@ -221,10 +226,8 @@ def _surround(app: FastAPI, settings: Settings, gate: Gate, tracer: Tracer | Non
     app.add_middleware(
         RequestContext,
         lifecycle=app.state.lifecycle,
-        telemetry=app.state.telemetry,
-        meter=gate.meter,
+        request_log=app.state.request_log,
         tracer=tracer,
-        log_sample=settings.log_sample,
     )
 
 

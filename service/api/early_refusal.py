@@ -24,7 +24,7 @@ from service.api.access import caller_at_hand, may_need_engine, needed_scopes
 from service.api.bodies import JSON
 from service.api.dependencies import TIMEOUT, RequestedUrgency
 from service.api.problems import MEDIA_TYPE, problem_of
-from service.api.protocol import Refusal
+from service.api.protocol import EarlyAnswer
 from service.api.request_id import request_id_of
 from service.container import Service
 from service.errors import QueueFull
@@ -40,6 +40,7 @@ UNDECIDED_HEADERS = frozenset(
     }
 )
 """Headers of requests that are not refused here."""
+STATUS = HTTPStatus.TOO_MANY_REQUESTS
 REFUSED_LINE_SECONDS = 10.0
 """How often a log line counts the refusals: a line for each would be most of the log, and a tenth of their cost."""
 log = structlog.get_logger(__name__)
@@ -69,7 +70,7 @@ class EarlyRefusal:
         self._unlogged = 0
         self._logging: asyncio.TimerHandle | None = None
 
-    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyAnswer | None:
         """Return the answer to a request that Batcher.admit would refuse if its body were one note. Return None for one
         that it would admit, and where that cannot be told from these arguments. `headers`: with names in lower case."""
         path = target.partition(b"?")[0]
@@ -89,7 +90,7 @@ class EarlyRefusal:
         refusal = service.batcher.refusal(urgency.for_note(service.settings), principal.tenant)
         return None if refusal is None else self._answer(path.decode(), service.tenant, given, refusal)
 
-    def _answer(self, path: str, tenant: str, given: dict[bytes, bytes], refusal: QueueFull) -> Refusal:
+    def _answer(self, path: str, tenant: str, given: dict[bytes, bytes], refusal: QueueFull) -> EarlyAnswer:
         request_id = request_id_of(given.get(b"x-request-id"))
         problem = problem_of(refusal).model_dump(exclude_none=True) | {"instance": request_id}
         headers = [
@@ -98,12 +99,14 @@ class EarlyRefusal:
             (b"x-request-id", request_id.encode()),
         ]
         began = time.monotonic()
-        return Refusal(headers, orjson.dumps(problem), lambda: self._count(path, tenant, time.monotonic() - began))
+        return EarlyAnswer(
+            STATUS, headers, orjson.dumps(problem), lambda: self._count(path, tenant, time.monotonic() - began)
+        )
 
     def _count(self, path: str, tenant: str, seconds: float) -> None:
-        telemetry, status = self._telemetry, HTTPStatus.TOO_MANY_REQUESTS.value
-        telemetry.http_request.labels("POST", path, status).observe(seconds)
-        telemetry.rejected.labels(str(status)).inc()
+        telemetry = self._telemetry
+        telemetry.http_request.labels("POST", path, STATUS.value).observe(seconds)
+        telemetry.rejected.labels(str(STATUS.value)).inc()
         telemetry.count_tenant_request(tenant)
         self._unlogged += 1
         if self._logging is None:
@@ -125,7 +128,7 @@ class EarlyRefusal:
         """Log how many requests were refused since the last such line; return whether there were any."""
         count, self._unlogged = self._unlogged, 0
         if count:
-            log.warning("requests_refused", requests=count, status=429)
+            log.warning("requests_refused", requests=count, status=STATUS.value)
         return count > 0
 
 

@@ -1,39 +1,28 @@
-"""Middleware: each request gets an id, a log line, a metric, its place in a trace, and a bound on its body."""
+"""Middleware: each request gets an id, its place in a trace, is observed at its end, and has a bound on its body."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access.meter import Meter
-from service.access.principal import Principal
 from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
 from service.api.request_id import request_id_of
+from service.api.request_log import RequestLog
 from service.errors import LimitExceeded, Stopping
 from service.lifecycle import Lifecycle
-from service.telemetry import Telemetry
 from service.tracing import RequestStages, Tracer, begin_request
 
 log = structlog.get_logger(__name__)
-REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
-"""Status codes that count as notellm_rejected."""
-FAST_SECONDS = 1.0
-"""A request that takes longer is logged whatever the sample: none is so slow while all is well."""
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class RequestContext:
-    """Gives each request an id, the time of its arrival, one log line and one observation, and answers 500 where the
-    code failed, 503 where the process ends first. Of fast answers below 400 the share `log_sample` is logged.
-
-    What a request has used is charged to its key by the `meter`.
+    """Gives each request an id and the time of its arrival, has `request_log` observe it, and answers 500 where the
+    code failed, 503 where the process ends first.
 
     With a `tracer` the lines have the trace's id, and the answer has it and the request's span in `traceresponse`.
 
@@ -47,17 +36,13 @@ class RequestContext:
         self,
         app: ASGIApp,
         lifecycle: Lifecycle,
-        telemetry: Telemetry,
-        meter: Meter,
+        request_log: RequestLog,
         tracer: Tracer | None = None,
-        log_sample: float = 1.0,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
-        self._telemetry = telemetry
-        self._meter = meter
+        self._request_log = request_log
         self._tracer = tracer
-        self._log_sample = log_sample
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,35 +98,19 @@ class RequestContext:
             self._observe(scope, 499 if left else status, time.monotonic() - started, stages)
 
     def _observe(self, scope: Scope, status: int, seconds: float, stages: RequestStages) -> None:
-        if scope["state"].get("passed_on"):
+        state = scope["state"]
+        if state.get("passed_on"):
             return
-        route = getattr(scope.get("route"), "path", "none")
-        telemetry = self._telemetry
-        principal: Principal | None = scope["state"].get("principal")  # none where nobody was let in
-        if principal:
-            self._meter.charge(principal, stages.take_tokens())
-        telemetry.http_request.labels(_method(scope), route, status).observe(seconds)
-        if tenant := scope["state"].get("tenant"):
-            telemetry.count_tenant_request(tenant)
-        if status in REJECTIONS:
-            telemetry.rejected.labels(scope["state"].get("rejected_for", str(status))).inc()
-        if 200 <= status < 400 and seconds < FAST_SECONDS and random.random() >= self._log_sample:
-            return
-        line: dict[str, object] = {f"{stage}_ms": _ms(took) for stage, took in stages.seconds.items()}
-        tokens = {"prompt_tokens": stages.prompt_tokens, "generated_tokens": stages.generated_tokens}
-        line |= {name: count for name, count in tokens.items() if count}
-        if principal and principal.key:
-            line |= {"tenant": principal.tenant, "key": principal.key}
-        log.info("request", method=scope["method"], route=route, status=status, ms=_ms(seconds), **line)
-
-
-def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 2)
-
-
-def _method(scope: Scope) -> str:
-    """The request's method; "other" for one that HTTP does not know, so that callers cannot make series up."""
-    return scope["method"] if scope["method"] in METHODS else "other"
+        self._request_log.observe(
+            scope["method"],
+            getattr(scope.get("route"), "path", "none"),
+            status,
+            seconds,
+            principal=state.get("principal"),
+            tenant=state.get("tenant"),
+            stages=stages,
+            rejected_for=state.get("rejected_for"),
+        )
 
 
 class BodyLimit:

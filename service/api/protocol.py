@@ -45,6 +45,9 @@ SPARE_FILES = 256
 FILES_OF_TENANT = 5
 """Open files of a tenant at rest: the connections that wait for changes and for events, the lock of its snapshots, and
 twice the file of its known position, of which the mapping keeps a duplicate."""
+EARLY_IN_TURN = 16
+"""Bound on the requests of a connection that are answered before the app has them in one turn of the event loop. A
+caller may send a thousand in one piece; the others of it come one after the other, and leave others' requests room."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
@@ -52,25 +55,27 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Answer 429 to a request that the app does not get. `on_sent`: called when it is sent."""
+class EarlyAnswer:
+    """Whole answer to a request that the app does not get. `on_sent`: called when it is sent."""
 
+    status: HTTPStatus
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
     on_sent: Callable[[], None]
 
 
-class RefuseEarly(Protocol):
-    """Decides which requests are refused before their bodies are there (early_refusal.py)."""
+class AnswerEarly(Protocol):
+    """Answers requests before the app has them, by what is in memory."""
 
-    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
-        """Return the answer to a request that is refused if its body is no list; None for one that the app gets."""
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyAnswer | None:
+        """Return the answer to a request whose body, if it has one, is no list; None where the app is to answer.
+        `headers`: with names in lower case."""
 
 
 class HttpConfig(uvicorn.Config):
-    """uvicorn's configuration, and what refuses requests before the app has them."""
+    """uvicorn's configuration, and what answers requests before the app has them, in this order."""
 
-    early_refusal: RefuseEarly
+    early: Sequence[AnswerEarly]
 
 
 def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> HttpConfig:
@@ -87,7 +92,7 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
         timeout_keep_alive=int(IDLE_SECONDS),
         timeout_graceful_shutdown=shutdown_seconds,
     )
-    config.early_refusal = app.state.early_refusal
+    config.early = app.state.early
     return config
 
 
@@ -148,8 +153,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         """Bytes that the parser took since it last told of a part of a request."""
         self._deadline = time.monotonic() + HEAD_SECONDS
-        self._refusal: Refusal | None = None
-        """Answer to the present request, which is refused unless its body turns out to be a list."""
+        self._early: EarlyAnswer | None = None
+        """Answer to the present request, which the app does not get unless its body turns out to be a list."""
+        self._early_left = 0
+        """Requests that may still be answered early in this turn of the event loop."""
         self._unanswered: deque[RequestResponseCycle] = deque()
         """Requests that have begun and are not answered completely, in their order."""
         self._unsent = 0
@@ -170,6 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
+        self._early_left = EARLY_IN_TURN
         now = time.monotonic()
         if math.isinf(self._deadline):
             self._deadline = now + HEAD_SECONDS  # a later request begins
@@ -221,27 +229,36 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_begun = False
         while self._unanswered and self._unanswered[0].response_complete:  # they are answered in their order
             self._unanswered.popleft()
-        if not self._unanswered:
-            self._refusal = self.config.early_refusal.decide(self.parser.get_method(), self.url, self.headers)
-        if self._refusal is None:
+        if not self._unanswered and self._early_left and not self.flow.write_paused:
+            self._early_left -= 1
+            self._early = self._decide()
+        if self._early is None:
             self._call_app()
+
+    def _decide(self) -> EarlyAnswer | None:
+        """Return the answer to the present request that needs no app."""
+        method, target, headers = self.parser.get_method(), self.url, self.headers
+        for answering in self.config.early:
+            if answer := answering.decide(method, target, headers):
+                return answer
+        return None
 
     def _call_app(self) -> None:
         """Hand the present request to the app."""
-        self._refusal = None
-        self._unset_keepalive_if_required()  # a refusal before this request, in the same segment, has set it
+        self._early = None
+        self._unset_keepalive_if_required()  # an early answer before this request, in the same segment, has set it
         super().on_headers_complete()
         self.cycle.transport = HeadWithBody(self.transport, self.loop)
         self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
-        if self._refusal is not None and not self._body_begun:
+        if self._early is not None and not self._body_begun:
             begin = body.lstrip()[:1]
             self._body_begun = begin != b""
             if begin == b"[":
                 self._call_app()
-        if self._refusal is None:
+        if self._early is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -250,16 +267,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._unparsed = 0
         self._deadline = math.inf  # until a later request begins
-        if self._refusal is None:
+        if self._early is None:
             super().on_message_complete()
         else:
-            self._send_refusal(self._refusal)
+            self._send_early(self._early)
 
-    def _send_refusal(self, refusal: Refusal) -> None:
-        self._refusal = None
+    def _send_early(self, answer: EarlyAnswer) -> None:
+        self._early = None
         keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        self._write_answer(HTTPStatus.TOO_MANY_REQUESTS, refusal.headers, refusal.body, keep)
-        refusal.on_sent()
+        self._write_answer(answer.status, answer.headers, answer.body, keep)
+        answer.on_sent()
         if not keep:
             self.transport.close()
         self.on_response_complete()
@@ -269,8 +286,8 @@ class BoundedProtocol(HttpToolsProtocol):
     ) -> None:
         """Write a whole answer. `keep`: whether the connection is kept for another request."""
         lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
-        lines += [name + b": " + value for name, value in (*self.server_state.default_headers, *headers)]
-        lines.append(b"content-length: %d" % len(body))
+        length = (b"content-length", b"%d" % len(body))
+        lines += [name + b": " + value for name, value in (*self.server_state.default_headers, length, *headers)]
         if not keep:
             lines.append(b"connection: close")
         self.transport.write(b"\r\n".join((*lines, b"", body)))

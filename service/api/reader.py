@@ -6,7 +6,7 @@ request is passed on, and the process with the model says what is wrong (docs/de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -17,7 +17,6 @@ from service.access.principal import Scope
 from service.api.access import count, name_tenant, needs, recognise
 from service.api.dependencies import ConditionDep, time_after_trial
 from service.api.passing_on import PassedOn
-from service.api.protocol import Refusal
 from service.api.query import read_query
 from service.api.routes.notes import answer_note
 from service.api.routes.similar import OPTIONS, answer_nearest, read_options
@@ -89,13 +88,6 @@ def get_service(request: Request) -> ReadService:
         raise Elsewhere
     name_tenant(request, service.tenant)
     return service
-
-
-class NoRefusal:
-    """Refuses no request before the app has it: the process with the model does."""
-
-    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
-        return None
 
 
 def pass_on_from(app: FastAPI, socket: str) -> None:

@@ -1,16 +1,22 @@
 """The short path at the edge: GET /notes/{id}/similar is answered before FastAPI has the request.
 
-FastAPI's layers take a fifth of such a request (docs/log/reads.md). So this is for the case that is asked most, in
-which all that they look for is known beforehand: a caller whose key is in memory and has no quota, a tenant that is
-open, options of the short path (service/search/nearest.py) and no header that bears on the answer. Any other request
+Layers take most of the time of such a request (docs/log/reads.md). So this is for the case that is asked most, in which
+all that they look for is known beforehand: a caller whose key is in memory and has no quota, a tenant that is open,
+options of the short path (service/search/nearest.py) and no header that bears on the answer. Where nothing has to be
+waited for, the connection itself answers, without a task: the items are in memory, and the index is searched in the
+event loop, if at all. Where the store is asked, or another thread searches, a middleware answers. Any other request
 goes on to the app, which has the same route, and says what is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from http import HTTPStatus
+from typing import NamedTuple
 
+import structlog
 from fastapi import Request, Response
 from pydantic import ValidationError
 from starlette.datastructures import QueryParams
@@ -18,10 +24,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access.gate import Gate
+from service.access.principal import Principal
 from service.api.access import caller_at_hand, name_tenant, needed_scopes
 from service.api.bounds import check_search_options
+from service.api.protocol import EarlyAnswer
 from service.api.query import KEPT_QUERIES, MAX_KEPT_BYTES, list_fields, parse_query
 from service.api.rendered import render_nearest
+from service.api.request_id import request_id_of
+from service.api.request_log import RequestLog
 from service.api.schemas.similar import SimilarQuery
 from service.api.strict_route import CONDITIONS, refuse_repeated
 from service.container import ReadService
@@ -31,63 +41,113 @@ from service.lifecycle import Lifecycle
 from service.read_time import ReadTime
 from service.settings import Settings
 from service.tenants import Tenants
+from service.tracing import RequestStages, begin_request
 
 UNDECIDED_HEADERS = frozenset(name.encode() for name in (*CONDITIONS, "x-request-timeout"))
 """Headers that the app refuses or checks."""
+UNDECIDED_EARLY = UNDECIDED_HEADERS | {b"origin", b"expect", b"content-length", b"transfer-encoding"}
+"""Headers of requests that the connection does not answer: the app, or uvicorn, knows more of them."""
+JSON = "application/json"
+log = structlog.get_logger(__name__)
+
+
+class PlainRequest(NamedTuple):
+    """A request of the short path. `options`: what NearestNotes.find and at_hand take beside the note's id."""
+
+    note_id: str
+    options: tuple[int, Filter, float | None]
+    principal: Principal
+    service: ReadService
 
 
 class ShortPath:
-    """Answers requests of `route` where it can, and hands all others to `app`. `get_tenants` is called once the process
-    has started."""
+    """Answers requests of `route` where it can. `get_tenants` is called once the process has started."""
 
     def __init__(
         self,
-        app: ASGIApp,
         route: Route,
         gate: Gate,
         lifecycle: Lifecycle,
         settings: Settings,
+        request_log: RequestLog,
         get_tenants: Callable[[], Tenants[ReadService]],
     ) -> None:
-        self._app = app
         self._route = route
         self._scopes = needed_scopes(route.endpoint)
         self._gate = gate
         self._lifecycle = lifecycle
         self._settings = settings
+        self._request_log = request_log
         self._get_tenants = get_tenants
         self._plain = lru_cache(KEPT_QUERIES)(self._read_plain)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = await self._answer(scope) if scope["type"] == "http" else None
-        await (answer or self._app)(scope, receive, send)
-
-    async def _answer(self, scope: Scope) -> Response | None:
-        """Return the answer to a request; None where the app is to give it."""
-        address = self._route.path_regex.match(scope["path"])
-        if address is None or scope["method"] != "GET" or not self._lifecycle.started:
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyAnswer | None:
+        """Return the answer to a request, where nothing has to be waited for; None where the app is to give it."""
+        if method != b"GET" or self._lifecycle.draining or b"%" in target or not target.isascii():
             return None
-        headers = dict(reversed(scope["headers"]))  # of a header that is there twice the first counts
-        query = scope["query_string"]
-        plain = self._plain(query) if len(query) <= MAX_KEPT_BYTES else None
+        given = dict(reversed(headers))  # of a header that is there twice the first counts
+        if not UNDECIDED_EARLY.isdisjoint(given):
+            return None
+        began, stages = time.monotonic(), begin_request(None)
+        path, _, query = target.partition(b"?")
+        try:
+            request = self._read(path.decode(), query, given)
+            nearest = request and request.service.nearest.at_hand(request.note_id, *request.options)
+            if request is None or nearest is None:
+                return None
+            body = render_nearest(nearest, request.note_id, request.service.model)
+        except Exception:
+            log.exception("short_path_failed")  # the app tries again, and answers whatever comes of it
+            return None
+        request_id = request_id_of(given.get(b"x-request-id"))
+        own_headers = [(b"content-type", JSON.encode()), (b"x-request-id", request_id.encode())]
+        return EarlyAnswer(HTTPStatus.OK, own_headers, body, lambda: self._observe(request, request_id, began, stages))
+
+    def _observe(self, request: PlainRequest, request_id: str, began: float, stages: RequestStages) -> None:
+        self._request_log.observe(
+            "GET",
+            self._route.path,
+            HTTPStatus.OK.value,
+            time.monotonic() - began,
+            principal=request.principal,
+            tenant=request.service.tenant,
+            stages=stages,
+            context={"request_id": request_id, "tenant": request.service.tenant},
+        )
+
+    async def answer(self, scope: Scope) -> Response | None:
+        """Return the answer to a request, which may wait for the store; None where the app is to give it."""
+        if scope["method"] != "GET":
+            return None
+        headers = dict(reversed(scope["headers"]))
+        plain = self._read(scope["path"], scope["query_string"], headers)
         if plain is None or not UNDECIDED_HEADERS.isdisjoint(headers):
             return None
-        caller = caller_at_hand(self._gate, self._get_tenants(), headers, self._scopes)
-        if caller is None or caller[0].quota:
-            return None
         request = Request(scope)
-        request.state.principal, service = caller
+        request.state.principal = plain.principal
         request.state.tried = time_left = ReadTime()
         scope["route"] = self._route  # for the log line and the metrics
-        name_tenant(request, service.tenant)
-        note_id = address["note_id"]
+        name_tenant(request, plain.service.tenant)
         try:
-            nearest = await service.nearest.find(note_id, *plain, time_left)
+            nearest = await plain.service.nearest.find(plain.note_id, *plain.options, time_left)
         except (StoreUnavailable, IndexBehind):  # the app gives a degraded answer, or refuses
             return None
         if nearest is None:
             return None
-        return Response(render_nearest(nearest, note_id, service.model), media_type="application/json")
+        return Response(render_nearest(nearest, plain.note_id, plain.service.model), media_type=JSON)
+
+    def _read(self, path: str, query: bytes, headers: Mapping[bytes, bytes]) -> PlainRequest | None:
+        """Return a GET request of the short path; None for any other, and where its caller or tenant is not at hand."""
+        address = self._route.path_regex.match(path)
+        if address is None or not self._lifecycle.started:
+            return None
+        options = self._plain(query) if len(query) <= MAX_KEPT_BYTES else None
+        if options is None:
+            return None
+        caller = caller_at_hand(self._gate, self._get_tenants(), headers, self._scopes)
+        if caller is None or caller[0].quota:
+            return None
+        return PlainRequest(address["note_id"], options, *caller)
 
     def _read_plain(self, query: bytes) -> tuple[int, Filter, float | None] | None:
         """Return what NearestNotes.find takes of a query string; None where that says more, or is refused by the
@@ -99,3 +159,15 @@ class ShortPath:
         except (InvalidInput, ValidationError):
             return None
         return options.as_plain() if options.plain and options.min_log_position is None else None
+
+
+class ShortPathFirst:
+    """Middleware that answers requests by the short path where it can, and hands all others to `app`."""
+
+    def __init__(self, app: ASGIApp, short_path: ShortPath) -> None:
+        self._app = app
+        self._short_path = short_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self._short_path.answer(scope) if scope["type"] == "http" else None
+        await (answer or self._app)(scope, receive, send)

@@ -180,6 +180,15 @@ class LiveIndex:
         self._sample_recall(hits, position, index, vector, min(k, recall_k or k), where, now)
         return hits
 
+    def search_at_once(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
+        if not self._state.built or not self._fits_loop(k, where):
+            return None
+        position, now, index = self._state.position, self._clock(), self._index
+        with stage("index", "search", k=k):
+            hits = index.search(vector, k, where, now)
+        self._sample_recall(hits, position, index, vector, k, where, now)
+        return hits
+
     async def search_rows(
         self, vector: Vector, k: int, where: Filter, recall_k: int | None = None
     ) -> tuple[list[Hit], IndexRows]:
@@ -192,11 +201,15 @@ class LiveIndex:
         """Run a search in the event loop or in a thread. Raises IndexBehind before the index was first built."""
         if not self._state.built:
             raise IndexBehind("of the store", self._state.position)
-        small = k <= MAX_K_IN_LOOP and len(self._index) <= MAX_ROWS_IN_LOOP
         with stage("index", "search", k=k):
-            if where.plain and small and not self._index.shared:
+            if self._fits_loop(k, where):
                 return search()
             return await run_in(self._searchers, search)
+
+    def _fits_loop(self, k: int, where: Filter) -> bool:
+        """Return whether a search takes so little time that the event loop does it."""
+        small = k <= MAX_K_IN_LOOP and len(self._index) <= MAX_ROWS_IN_LOOP
+        return small and where.plain and not self._index.shared
 
     def _sample_recall(
         self,
@@ -267,7 +280,7 @@ class LiveIndex:
     def centre(self) -> Centre:
         return self._index.centre
 
-    async def vector(self, note_id: str) -> Vector | None:
+    def vector(self, note_id: str) -> Vector | None:
         return self._index.vector(note_id)  # in the event loop: a thread would take longer to get to it
 
     async def rows(self, note_ids: Sequence[str]) -> IndexRows:

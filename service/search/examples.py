@@ -108,7 +108,7 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
     """Return the vectors of those of some notes that the index has, by id."""
     if len(ids) > FEW_IDS:
         return (await index.rows(ids)).vector_by_id
-    vectors = {note_id: await index.vector(note_id) for note_id in ids}
+    vectors = {note_id: index.vector(note_id) for note_id in ids}
     return {note_id: vector for note_id, vector in vectors.items() if vector is not None}
 
 

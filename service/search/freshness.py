@@ -36,6 +36,11 @@ class Freshness:
         self._unsent: asyncio.Task[LogTail | None] | None = None
         self._sent: asyncio.Task[LogTail | None] | None = None
 
+    def is_current(self) -> bool:
+        """Return whether the index is known to have every acknowledged change, without asking the store or waiting."""
+        known = self._store.known_position
+        return known is not None and self._has(known)
+
     async def changes(self, time_left: ReadTime) -> LogTail | None:
         """Return the changes that were acknowledged before this call and may be missing in the index; None where the
         log does not tell: the index is far behind, or ahead of a log that has lost entries. Raises StoreUnavailable."""
@@ -45,13 +50,17 @@ class Freshness:
 
     async def _reaches(self, position: str) -> bool:
         """Return whether the index has come to a position, or does so at once."""
-        if position_key(self._index.position) >= position_key(position):
+        if self._has(position):
             return True
         try:
             await self._index.wait_for(position, CATCH_UP_SECONDS)
         except IndexBehind:
             return False
         return True
+
+    def _has(self, position: str) -> bool:
+        """Return whether the index has come to a position."""
+        return position_key(self._index.position) >= position_key(position)
 
     def _ask(self) -> asyncio.Task[LogTail | None]:
         """Return the task of a question that was not sent yet. It is sent once the one before it was answered: under

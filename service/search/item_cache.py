@@ -60,7 +60,7 @@ class ItemCache:
     async def get(self, ids: Sequence[str], time_left: ReadTime) -> list[RenderedItem | None]:
         """Return the items of some notes; None for one that does not exist, has expired or cannot be read. Raises
         StoreUnavailable."""
-        items = [self._items.get(self._owner, note_id) for note_id in ids]
+        items = self._kept(ids)
         unread = [note_id for note_id, item in zip(ids, items, strict=True) if item is None]
         self._from_memory.inc(len(ids) - len(unread))
         if not unread:
@@ -73,6 +73,17 @@ class ItemCache:
             for note_id, item in read.items():
                 self._items.put(self._owner, note_id, item, item.size)
         return [item or read.get(note_id) for note_id, item in zip(ids, items, strict=True)]
+
+    def at_hand(self, ids: Sequence[str]) -> list[RenderedItem] | None:
+        """Return the items of some notes where all are kept; None otherwise."""
+        items = [item for item in self._kept(ids) if item]
+        if len(items) < len(ids):
+            return None
+        self._from_memory.inc(len(ids))
+        return items
+
+    def _kept(self, ids: Sequence[str]) -> list[RenderedItem | None]:
+        return [self._items.get(self._owner, note_id) for note_id in ids]
 
     def apply(self, notes: ChangedNotes | None) -> None:
         """Replace the items of notes that changed; None: drop all items. Of more than MAX_RENDERED notes at a time, as

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from service.filters import Filter
 from service.interfaces import Clock, NoteIndex
 from service.read_time import ReadTime
+from service.records import Hit
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
 from service.search.neighbour_cache import NeighbourCache
@@ -52,15 +53,41 @@ class NearestNotes:
         hits = await self._neighbours.search(note_id, k, where)
         if hits is None:
             return None
-        if min_score is not None:
-            hits = [hit for hit in hits if hit.score >= min_score]
+        hits = _from_score(hits, min_score)
         ids = [note_id, *(hit.id for hit in hits)]
         if not changes.ids.isdisjoint(ids):
             return None
-        items = await self._items.get(ids, time_left)
-        now = max(changes.time, self._clock())
-        present = [item for item in items if item and (item.expires_at is None or item.expires_at > now)]
-        if len(present) < len(items):
+        items = _present(await self._items.get(ids, time_left), max(changes.time, self._clock()))
+        if items is None:
             self._neighbours.forget(note_id, k)
             return None
-        return Nearest([(item, hit.score) for item, hit in zip(present[1:], hits, strict=True)], position)
+        return _nearest(items, hits, position)
+
+    def at_hand(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Nearest | None:
+        """Return what `find` does where that waits for nothing: the index has all changes, and the items are kept in
+        memory. None otherwise."""
+        if not self._freshness.is_current():
+            return None
+        position = self._index.position
+        hits = self._neighbours.at_hand(note_id, k, where)
+        if hits is None:
+            return None
+        hits = _from_score(hits, min_score)
+        kept = self._items.at_hand([note_id, *(hit.id for hit in hits)])
+        items = kept and _present(kept, self._clock())
+        return _nearest(items, hits, position) if items else None
+
+
+def _present(items: Sequence[RenderedItem | None], now: float) -> list[RenderedItem] | None:
+    """Return the items; None where one is missing or has expired at `now`."""
+    present = [item for item in items if item and (item.expires_at is None or item.expires_at > now)]
+    return present if len(present) == len(items) else None
+
+
+def _nearest(items: Sequence[RenderedItem], hits: Sequence[Hit], position: str) -> Nearest:
+    """Put together what was found. `items`: of the note itself, then of the hits."""
+    return Nearest([(item, hit.score) for item, hit in zip(items[1:], hits, strict=True)], position)
+
+
+def _from_score(hits: list[Hit], min_score: float | None) -> list[Hit]:
+    return hits if min_score is None else [hit for hit in hits if hit.score >= min_score]

@@ -93,6 +93,18 @@ class NeighbourList:
         return LIST_BYTES + self.query.nbytes + sum(HIT_BYTES + len(hit.id) for hit in self.hits)
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A search for the neighbours of a note, by the vector `query` (D,), which leaves out `centre`. `changes`: those
+    that were known when it was asked, `since`: their number then. A search may miss what changes while it runs."""
+
+    query: Vector
+    where: Filter
+    centre: Centre
+    changes: RecentChanges
+    since: int
+
+
 class NeighbourCache:
     """Finds the neighbours of one tenant's notes, and keeps in `lists` what it found without conditions."""
 
@@ -109,31 +121,46 @@ class NeighbourCache:
     async def search(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
         """Return what NoteIndex.search finds for a query by a note, without the note itself; None where it has no
         row. A search raises IndexBehind before the index was first built."""
-        centre = self._index.centre
-        if where != UNCONDITIONAL:
-            found = await self._find(note_id, k, where, centre)
-            return found and found[1]
-        if kept := self._current(note_id, k, centre):
+        if (hits := self.at_hand(note_id, k, where)) is not None:
+            return hits
+        question = self._question(note_id, where)
+        if question is None:
+            return None
+        hits = await self._index.search(question.query, k, question.where)
+        self._keep(note_id, k, where, question, hits)
+        return hits
+
+    def at_hand(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
+        """Return what `search` does where that waits for nothing; None otherwise, and where the note has no row."""
+        if where == UNCONDITIONAL and (kept := self._current(note_id, k)):
             self._from_memory.inc()
             return kept.hits
-        changes, since = self._changes, self._changes.count  # the search may miss what changes while it runs
-        found = await self._find(note_id, k, where, centre)
-        if found is None:
+        question = self._question(note_id, where)
+        if question is None:
             return None
-        self._from_index.inc()
-        if changes is self._changes:
-            self._dimension = len(found[0])
-            made = NeighbourList(*found, centre, since)
-            self._lists.put(self._owner, (note_id, k), made, made.nbytes)
-        return found[1]
+        hits = self._index.search_at_once(question.query, k, question.where)
+        if hits is None:
+            return None
+        self._keep(note_id, k, where, question, hits)
+        return hits
 
-    async def _find(self, note_id: str, k: int, where: Filter, centre: Centre) -> tuple[Vector, list[Hit]] | None:
-        """Return the query by a note and the note's neighbours in the index."""
-        vector = await self._index.vector(note_id)
+    def _question(self, note_id: str, where: Filter) -> Question | None:
+        """Return what is asked for the neighbours of a note; None where it has no row."""
+        centre, vector = self._index.centre, self._index.vector(note_id)
         if vector is None:
             return None
-        query = centre.query(vector)
-        return query, await self._index.search(query, k, replace(where, exclude=where.exclude | {note_id}))
+        beside = replace(where, exclude=where.exclude | {note_id})
+        return Question(centre.query(vector), beside, centre, self._changes, self._changes.count)
+
+    def _keep(self, note_id: str, k: int, where: Filter, question: Question, hits: list[Hit]) -> None:
+        """Keep what was found, unless it was under conditions, or all lists were dropped meanwhile."""
+        if where != UNCONDITIONAL:
+            return
+        self._from_index.inc()
+        if question.changes is self._changes:
+            self._dimension = len(question.query)
+            made = NeighbourList(question.query, hits, question.centre, question.since)
+            self._lists.put(self._owner, (note_id, k), made, made.nbytes)
 
     def apply(self, notes: ChangedNotes | None) -> None:
         """Take in changes of the index. None, for any changes, and more than MAX_CHANGES drop all lists. Without lists
@@ -150,10 +177,10 @@ class NeighbourCache:
         """Drop a list that names a note which is gone: one that expires is no change of the index."""
         self._lists.drop(self._owner, (note_id, k))
 
-    def _current(self, note_id: str, k: int, centre: Centre) -> NeighbourList | None:
+    def _current(self, note_id: str, k: int) -> NeighbourList | None:
         """Return a kept list, compared with all changes; None, and drop it, where the centre has changed or a change
         may have made it another."""
-        kept = self._lists.get(self._owner, (note_id, k))
+        kept, centre = self._lists.get(self._owner, (note_id, k)), self._index.centre
         if kept is None or (kept.centre is centre and kept.since == self._changes.count):
             return kept
         ids = [note_id, *(hit.id for hit in kept.hits)]

@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.access.meter import Meter
 from service.api.middleware import RequestContext
+from service.api.request_log import RequestLog
 from service.lifecycle import Lifecycle
 from service.telemetry import Telemetry
 from tests.service.api.requests import NDJSON, WITH_BODY, send
@@ -60,7 +61,9 @@ async def break_off(draining: bool) -> list[Message]:
     lifecycle, telemetry = Lifecycle(), Telemetry()
     lifecycle.draining = draining
     scope = {"type": "http", "method": "POST", "path": "/notes", "headers": []}
-    request = asyncio.create_task(RequestContext(hang, lifecycle, telemetry, Meter(telemetry))(scope, receive, send))
+    request = asyncio.create_task(
+        RequestContext(hang, lifecycle, RequestLog(telemetry, Meter(telemetry)))(scope, receive, send)
+    )
     await asyncio.sleep(0)
     request.cancel()
     await asyncio.wait({request})

@@ -83,6 +83,6 @@ def test_sample_of_none_drops_fast_answers_and_keeps_errors(unlogged_url: str, l
 
 
 def test_sample_of_none_keeps_slow_answers(unlogged_url: str, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.api.middleware.FAST_SECONDS", 0.0)
+    monkeypatch.setattr("service.api.request_log.FAST_SECONDS", 0.0)
     assert httpx2.get(f"{unlogged_url}/limits").status_code == 200
     assert [line["status"] for line in lines(1)] == [200]

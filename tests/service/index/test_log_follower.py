@@ -34,8 +34,8 @@ async def test_follower_writes_and_deletes_are_applied(embedded_store: GatedStor
     await live_index.wait_for(await delete(embedded_store, "n1"), WAIT)
     assert await find_ids(live_index) == {"n0", "n2"}
     assert await find_ids(live_index, Filter(author="ann")) == {"n0"}
-    np.testing.assert_array_equal(await live_index.vector("n0"), stored_note("n0").vector)
-    assert await live_index.vector("n1") is None
+    np.testing.assert_array_equal(live_index.vector("n0"), stored_note("n0").vector)
+    assert live_index.vector("n1") is None
 
 
 async def test_follower_vector_not_finite_is_left_out(embedded_store: GatedStore, live_index: LiveIndex) -> None:
@@ -80,7 +80,7 @@ async def test_rebuild_equals_index_that_followed(
         for where in (ANY, Filter(author="1")):
             assert await find_ids(built, where) == await find_ids(live_index, where) != set()
         for note_id in await find_ids(built):
-            np.testing.assert_array_equal(await built.vector(note_id), await live_index.vector(note_id))
+            np.testing.assert_array_equal(built.vector(note_id), live_index.vector(note_id))
 
 
 async def test_rebuild_beside_writes_misses_none(embedded_store: GatedStore, clock: Clock) -> None:

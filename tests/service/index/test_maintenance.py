@@ -21,7 +21,7 @@ async def test_maintainer_rows_written_and_rebuilt_are_merged(embedded_store: Ga
         await index.wait_for(await delete(embedded_store, "n0"), WAIT)
         await eventually(lambda: index.status().segments < 8)
         assert await find_ids(index) == ids_of(notes(40, 1))
-        np.testing.assert_array_equal(await index.vector("n7"), stored_note("n7").vector)
+        np.testing.assert_array_equal(index.vector("n7"), stored_note("n7").vector)
     async with following(embedded_store, clock, growing_rows=2) as index:
         assert index.status().segments < 8
         assert await find_ids(index) == ids_of(notes(40, 1))

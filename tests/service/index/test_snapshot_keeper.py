@@ -59,7 +59,7 @@ async def test_start_from_snapshot_has_writes_before_and_after_it(
         async with started(embedded_store, clock, folder) as index:
             assert index.status().ready
             assert await find_ids(index) == ids_of(notes(32, 3)) | {"n1", "soup"}
-            np.testing.assert_array_equal(await index.vector("n7"), stored_note("n7").vector)
+            np.testing.assert_array_equal(index.vector("n7"), stored_note("n7").vector)
             assert "cooking" in index.vocabulary
             query = Note(title="soup with lemon")
             neighbours = index.find_neighbours(query, note_vector(query), 3)

@@ -149,6 +149,7 @@ async def test_change_during_a_search_is_compared_with_what_it_found(
         await cache.put(new=at_angle(0.05))
         return hits
 
+    monkeypatch.setattr("service.index.live.MAX_ROWS_IN_LOOP", 0)  # a search at once has nothing beside it
     monkeypatch.setattr(live_index, "search", beside_a_change)
     assert await cache.ids() == ["n1", "n2", "n3"]
     assert await cache.ids() == ["new", "n1", "n2"]
@@ -164,6 +165,7 @@ async def test_list_of_a_search_beside_which_all_lists_were_dropped_is_not_kept(
         cache.cached.apply(None)
         return hits
 
+    monkeypatch.setattr("service.index.live.MAX_ROWS_IN_LOOP", 0)
     monkeypatch.setattr(live_index, "search", beside_a_purge)
     assert await cache.ids() == ["n1", "n2", "n3"]
     assert cache.lists.used == 0
@@ -214,12 +216,12 @@ async def test_any_changes_give_what_a_search_gives(cache: Cache, monkeypatch: p
     names = [f"n{number}" for number in range(12)]
     for _ in range(200):
         name = choice.choice(names)
-        if choice.random() < 0.2 and await cache.index.vector(name) is not None:
+        if choice.random() < 0.2 and cache.index.vector(name) is not None:
             await cache.remove(name)
         else:
             await cache.put(**{name: at_angle(choice.random() * 6)})
         for asked in choice.sample(names, 4):
-            vector = await cache.index.vector(asked)
+            vector = cache.index.vector(asked)
             found = vector is not None and await cache.index.search(vector, 3, Filter(exclude=frozenset({asked})))
             assert await cache.cached.search(asked, 3, PLAIN) == (found or None)
     assert cache.taken_from("memory") > 100

@@ -188,7 +188,7 @@ async def test_a_caller_that_leaves_does_not_part_store_and_index(
     await asyncio.gather(adding, return_exceptions=True)
     embedded_store.release()
     await live_index.wait_for((await recommender.get("a")).position, 10)
-    assert await live_index.vector("a") is not None
+    assert live_index.vector("a") is not None
 
 
 async def test_similar_is_degraded_while_the_store_hangs(
