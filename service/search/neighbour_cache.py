@@ -24,7 +24,7 @@ MAX_CHANGES = 512
 more (READ_BATCH_SIZE)."""
 ROUNDING = 1e-4
 """More than two ways to compute an inner product differ by, in float32, for unit vectors of a thousand numbers."""
-LIST_BYTES, HIT_BYTES = 700, 150
+LIST_BYTES, HIT_BYTES = 600, 150
 """About what Python's objects take: those around a list with its key, and those of one hit without its id's letters."""
 UNCONDITIONAL = Filter()
 
@@ -79,10 +79,9 @@ class RecentChanges:
 
 @dataclass(slots=True)
 class NeighbourList:
-    """The nearest notes of a note, found by the vector `query` (D,), which leaves out `centre`. `since`: number of the
-    first change that the list was not compared with."""
+    """The nearest notes of a note, found by a query that leaves out `centre`. `since`: number of the first change that
+    the list was not compared with."""
 
-    query: Vector
     hits: list[Hit]
     centre: Centre
     since: int
@@ -90,7 +89,7 @@ class NeighbourList:
     @property
     def nbytes(self) -> int:
         """Bytes of memory, about."""
-        return LIST_BYTES + self.query.nbytes + sum(HIT_BYTES + len(hit.id) for hit in self.hits)
+        return LIST_BYTES + sum(HIT_BYTES + len(hit.id) for hit in self.hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +131,15 @@ class NeighbourCache:
 
     def at_hand(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
         """Return what `search` does where that waits for nothing; None otherwise, and where the note has no row."""
-        if where == UNCONDITIONAL and (kept := self._current(note_id, k)):
+        if where != UNCONDITIONAL or not self._lists.max_bytes:
+            return None  # what is found could not be kept, and whoever lacks its items would search again
+        if kept := self._current(note_id, k):
             self._from_memory.inc()
             return kept.hits
         question = self._question(note_id, where)
-        if question is None:
-            return None
-        hits = self._index.search_at_once(question.query, k, question.where)
-        if hits is None:
-            return None
-        self._keep(note_id, k, where, question, hits)
+        hits = None if question is None else self._index.search_at_once(question.query, k, question.where)
+        if question is not None and hits is not None:
+            self._keep(note_id, k, where, question, hits)
         return hits
 
     def _question(self, note_id: str, where: Filter) -> Question | None:
@@ -159,7 +157,7 @@ class NeighbourCache:
         self._from_index.inc()
         if question.changes is self._changes:
             self._dimension = len(question.query)
-            made = NeighbourList(question.query, hits, question.centre, question.since)
+            made = NeighbourList(hits, question.centre, question.since)
             self._lists.put(self._owner, (note_id, k), made, made.nbytes)
 
     def apply(self, notes: ChangedNotes | None) -> None:
@@ -180,14 +178,21 @@ class NeighbourCache:
     def _current(self, note_id: str, k: int) -> NeighbourList | None:
         """Return a kept list, compared with all changes; None, and drop it, where the centre has changed or a change
         may have made it another."""
-        kept, centre = self._lists.get(self._owner, (note_id, k)), self._index.centre
-        if kept is None or (kept.centre is centre and kept.since == self._changes.count):
-            return kept
-        ids = [note_id, *(hit.id for hit in kept.hits)]
-        # Any note may come into a list with fewer than k.
-        same = kept.centre is centre and len(kept.hits) == k
-        if not same or self._changes.concern(kept.since, ids, kept.query, kept.hits[-1].score):
+        kept = self._lists.get(self._owner, (note_id, k))
+        if kept is None:
+            return None
+        if kept.centre is not self._index.centre or not self._is_as_searched(note_id, k, kept):
             self.forget(note_id, k)
             return None
         kept.since = self._changes.count
         return kept
+
+    def _is_as_searched(self, note_id: str, k: int, kept: NeighbourList) -> bool:
+        """Return whether no change since can have made a list another one."""
+        if kept.since == self._changes.count:
+            return True
+        question = self._question(note_id, UNCONDITIONAL)
+        if question is None or len(kept.hits) < k:  # any note may come into a list with fewer than k
+            return False
+        ids = [note_id, *(hit.id for hit in kept.hits)]
+        return not self._changes.concern(kept.since, ids, question.query, kept.hits[-1].score)
