@@ -291,6 +291,10 @@ class NoteIndex(Protocol):
     def on_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
         """Have `apply` called with the notes that changed, None for any, before `position` says so."""
 
+    def on_move(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+        """Have `apply` called as by `on_change`, but not with notes that could be found before by the same vectors:
+        nothing is nearer or farther than it was."""
+
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once every write up to `position` can be found. Raises IndexBehind after `seconds`."""
 

@@ -170,6 +170,9 @@ class LiveIndex:
     def on_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
         self._state.on_change(apply)
 
+    def on_move(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+        self._state.on_move(apply)
+
     async def wait_for(self, position: str, seconds: float) -> None:
         with stage("index", "wait"):
             await self._state.wait_for(position, seconds)

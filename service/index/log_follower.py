@@ -158,13 +158,14 @@ class LogFollower:
         if entries:
             async with self._applying:
                 notes = await self._store.get_logged(entries)
-                run = self._writer.run_short if len(notes) <= MAX_NOTES_IN_LOOP else self._writer.run
-                await run(partial(self._state.notes.update, notes))
+                short = len(notes) <= MAX_NOTES_IN_LOOP
+                unmoved = state.notes.unmoved(notes, self._clock()) if short else ()  # not worth it in a bulk load
+                await (self._writer.run_short if short else self._writer.run)(partial(state.notes.update, notes))
                 self._maintainer.notify()
                 if any(entry.purges for entry in entries):
                     self._purger.request()
                 # Within the lock: what is told to have changed must not be older than what `resync` told.
-                await state.move_to(entries[-1].position, notes)
+                await state.move_to(entries[-1].position, notes, unmoved)
         if self._clock() >= self._expired_at + EXPIRY_SECONDS:
             await self.expire()
         self.readiness.advance(state.position, bounds.last)

@@ -60,6 +60,19 @@ class IndexedNotes:
         self.other_space.put(others)
         self.other_space.remove({note.note.id for note in ours} | gone)
 
+    def unmoved(self, notes: ChangedNotes, now: float) -> set[str]:
+        """Return the ids of those notes that can be found at `now`, by the vectors that they have here already."""
+        same = [
+            note_id
+            for note_id, note in notes.items()
+            if isinstance(note, StoredNote)
+            and note.space == self._space
+            and note.vector is not None
+            and (known := self.index.vector(note_id)) is not None
+            and np.array_equal(note.vector, known)
+        ]
+        return set(self.index.passing(same, Filter(), now)) if same else set()
+
     def written(self, after: str, until: str, count: int, where: Filter, now: float) -> list[WrittenRow]:
         """Return the `count` notes that were written first behind `after`, and at `until` at the latest: of those that
         pass the filter, and of other spaces."""
@@ -112,6 +125,7 @@ class IndexState:
         self._position = ORIGIN
         self._moved = asyncio.Condition()
         self._listeners: list[Callable[[ChangedNotes | None], None]] = []
+        self._move_listeners: list[Callable[[ChangedNotes | None], None]] = []
 
     @property
     def position(self) -> str:
@@ -122,10 +136,20 @@ class IndexState:
         """Do what NoteIndex.on_change does."""
         self._listeners.append(apply)
 
-    def tell_changed(self, notes: ChangedNotes | None) -> None:
-        """Call all that on_change was given."""
+    def on_move(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+        """Do what NoteIndex.on_move does."""
+        self._move_listeners.append(apply)
+
+    def tell_changed(self, notes: ChangedNotes | None, unmoved: Collection[str] = ()) -> None:
+        """Call all that on_change was given; and all that on_move was, unless all notes are `unmoved`: they could be
+        found before, by the same vectors."""
         for apply in self._listeners:
             apply(notes)
+        if notes is not None:
+            notes = {note_id: note for note_id, note in notes.items() if note_id not in unmoved}
+        if notes is None or notes:
+            for apply in self._move_listeners:
+                apply(notes)
 
     def check_log_end(self, position: str, bounds: LogBounds) -> None:
         """Take note that the store has lost writes, if its log ends before `position`, which it had reached: its files
@@ -142,10 +166,11 @@ class IndexState:
             self._position = position
             self._moved.notify_all()
 
-    async def move_to(self, position: str, changed: ChangedNotes) -> None:
-        """Set the position, and wake those who wait for it. `changed`: the notes that changed since the last."""
+    async def move_to(self, position: str, changed: ChangedNotes, unmoved: Collection[str]) -> None:
+        """Set the position, and wake those who wait for it. `changed`: the notes that changed since the last; of these
+        `unmoved` could be found before, by the same vectors."""
         async with self._moved:
-            self.tell_changed(changed)
+            self.tell_changed(changed, unmoved)
             self._position = position
             self._moved.notify_all()
 

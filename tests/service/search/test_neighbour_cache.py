@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from service.filters import Filter
 from service.index.live import LiveIndex
-from service.records import Hit, Vector, Write
+from service.interfaces import Clock
+from service.records import Hit, StoredNote, Vector, Write
 from service.search import neighbour_cache
 from service.search.neighbour_cache import MAX_CHANGES, NeighbourCache, NeighbourList
 from service.search.shared_lru import SharedLru
@@ -35,6 +37,11 @@ class Cache:
         written = await self.store.put([Write(stored_note(name, vector=vector)) for name, vector in vectors.items()])
         assert written[-1]
         await self.index.wait_for(written[-1].position, 5)
+
+    async def put_note(self, note: StoredNote) -> None:
+        (written,) = await self.store.put([Write(note)])
+        assert written
+        await self.index.wait_for(written.position, 5)
 
     async def remove(self, note_id: str) -> None:
         position = await self.store.delete(note_id)
@@ -153,6 +160,27 @@ async def test_change_during_a_search_is_compared_with_what_it_found(
     monkeypatch.setattr(live_index, "search", beside_a_change)
     assert await cache.ids() == ["n1", "n2", "n3"]
     assert await cache.ids() == ["new", "n1", "n2"]
+
+
+async def test_note_that_keeps_its_vector_leaves_lists_in_memory(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.put_note(stored_note("n1", vector=at_angle(0.1), author="another"))
+    await cache.remove("n5")
+    await cache.remove("n4")
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    await cache.put_note(stored_note("n3", vector=at_angle(0.3), hashtags=("new",)))
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    assert cache.taken_from("index") == 1
+
+
+async def test_note_that_had_expired_and_is_written_again_comes_into_lists(cache: Cache, clock: Clock) -> None:
+    soon = stored_note("n1", vector=at_angle(0.1), expires_at=clock() + 60)
+    await cache.put_note(soon)
+    clock.offset = 61.0
+    assert await cache.ids() == ["n2", "n3", "n4"]
+    assert cache.index.vector("n1") is not None  # its row is removed later
+    await cache.put_note(replace(soon, note=replace(soon.note, expires_at=None)))
+    assert await cache.ids() == ["n1", "n2", "n3"]
 
 
 async def test_list_of_a_search_beside_which_all_lists_were_dropped_is_not_kept(
