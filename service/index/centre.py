@@ -17,6 +17,10 @@ SAMPLED_NOTES = 2048
 CHANGES_SHARE = 8
 """A centre is estimated again once as many notes have changed as an eighth of the index has, and MIN_NOTES at least."""
 
+MOVED = 0.03
+"""How far the mean moves at the least before a centre takes its place. The means of two samples of the same notes are
+that far apart at the most; and each new centre drops all kept lists of neighbours."""
+
 
 class LiveCentre:
     """The centre of an index that changes. `share`: that of the mean, which is the model's; 0 for no centre."""
@@ -35,10 +39,14 @@ class LiveCentre:
             return self._mean is not None
         return self._mean is None or self._changes >= max(MIN_NOTES, notes // CHANGES_SHARE)
 
-    def renew(self, sample: Vectors) -> None:
-        """Take the mean of a sample of the notes' vectors (N, D). With fewer than MIN_NOTES there is no centre."""
+    def renew(self, sample: Vectors, *, anew: bool = False) -> None:
+        """Take the mean of a sample of the notes' vectors (N, D). With fewer than MIN_NOTES there is no centre. The
+        present one stays where the mean has hardly moved, unless it is to be made `anew`."""
         self._changes = 0
-        self._show(sample.mean(axis=0) if self._share and len(sample) >= MIN_NOTES else None)
+        mean = sample.mean(axis=0) if self._share and len(sample) >= MIN_NOTES else None
+        if not anew and mean is not None and self._mean is not None and np.linalg.norm(mean - self._mean) < MOVED:
+            return
+        self._show(mean)
 
     def arrays(self) -> Arrays:
         """Return the mean as a snapshot has it: no number where there is none."""

@@ -121,18 +121,16 @@ class SegmentedIndex:
         for stored in notes:
             if stored.vector is None or stored.vector.shape != (self._dimension,):
                 raise ValueError(f"note {stored.note.id!r} has no vector of dimension {self._dimension}")
-        for stored in notes:
-            assert stored.vector is not None
-            self._upsert(stored, stored.vector)
-        self._count_changes(len(notes))
+        self._count_changes(sum(self._upsert(stored, stored.vector) for stored in notes if stored.vector is not None))
 
-    def _upsert(self, stored: StoredNote, vector: Vector) -> None:
+    def _upsert(self, stored: StoredNote, vector: Vector) -> bool:
+        """Add or replace a row; return whether it is new or has another vector than before."""
         note_id = stored.note.id
         growing = self._growing
         row = growing.row_of(note_id)
         if row is not None and np.array_equal(growing.vectors(np.array([row]))[0], vector):
             growing.set_fields(row, stored)
-            return
+            return False
         if growing.full:
             growing = self._replace_full(growing)
         old_rows = [(segment, row) for segment in self.all_segments if (row := segment.row_of(note_id)) is not None]
@@ -140,8 +138,10 @@ class SegmentedIndex:
         growing.append(stored, vector)
         if old_rows:
             self._searcher.replaced += 1
+        same = any(np.array_equal(segment.vectors(np.array([row]))[0], vector) for segment, row in old_rows)
         for segment, row in old_rows:
             segment.mark_deleted(row)
+        return not same
 
     def _replace_full(self, full: GrowingSegment) -> GrowingSegment:
         """Begin another growing segment, with the living rows of the full one where many of its rows are tombstones."""
@@ -170,9 +170,9 @@ class SegmentedIndex:
         if self._centre.is_due(changes, len(self)):
             self._renew_centre()
 
-    def _renew_centre(self) -> None:
+    def _renew_centre(self, *, anew: bool = False) -> None:
         sources = [Source.of(segment) for segment in self.all_segments]
-        self._centre.renew(sampled_vectors(sources, SAMPLED_NOTES))
+        self._centre.renew(sampled_vectors(sources, SAMPLED_NOTES), anew=anew)
 
     def vector(self, note_id: str) -> Vector | None:
         while True:
@@ -265,7 +265,7 @@ class SegmentedIndex:
         self._to_rewrite = [segment for segment in self.all_segments if segment.dead]
         self._forget_unused_tags()
         if self.centre.vector is not None:
-            self._renew_centre()
+            self._renew_centre(anew=True)
 
     @property
     def dropping(self) -> bool:

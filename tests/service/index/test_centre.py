@@ -7,7 +7,7 @@ import pytest
 
 from service.filters import Filter
 from service.index.backend import Part
-from service.index.centre import CHANGES_SHARE, MIN_NOTES, SAMPLED_NOTES
+from service.index.centre import CHANGES_SHARE, MIN_NOTES, MOVED, SAMPLED_NOTES
 from service.index.segmented import SegmentedIndex
 from service.records import StoredNote, Vector
 from tests.service.conftest import DIMENSION, stored_note
@@ -79,6 +79,32 @@ def test_centre_stays_until_a_share_of_the_notes_has_changed():
     index.upsert(changed[-1:])
     assert index.centre.vector is not None
     assert np.linalg.norm(index.centre.vector - SHARE * mean_of([*changed, *notes[len(changed) :]])) < 0.02
+
+
+def test_centre_stays_where_notes_change_and_their_mean_hardly_moves():
+    notes = leaning(2 * MIN_NOTES, lean=8.0)
+    index = index_of(notes)
+    before = index.centre
+    for seed in (1, 2):
+        others = leaning(2 * MIN_NOTES, seed=seed, lean=8.0)
+        assert np.linalg.norm(mean_of(others) - mean_of(notes)) < MOVED
+        changed = [stored_note(old.note.id, vector=new.vector) for old, new in zip(notes, others, strict=True)]
+        index.upsert(changed)
+    assert index.centre is before
+    index.drop_tombstones()  # a purge leaves nothing of what was
+    np.testing.assert_allclose(index.centre.vector, SHARE * mean_of(changed), atol=1e-6)
+
+
+def test_note_that_keeps_its_vector_is_no_change_to_the_centre():
+    notes, others = leaning(CHANGES_SHARE * MIN_NOTES), leaning(MIN_NOTES - 1, seed=1, lean=-2.0)
+    index = index_of(notes)
+    before = index.centre
+    index.upsert([stored_note(old.note.id, vector=new.vector) for old, new in zip(notes, others, strict=False)])
+    index.upsert(notes[MIN_NOTES:])  # in sealed segments
+    index.upsert(notes[-10:])  # in the growing one
+    assert index.centre is before
+    index.upsert([stored_note("one more", vector=notes[0].vector)])
+    assert index.centre is not before
 
 
 def test_centre_goes_with_all_but_a_few_notes():

@@ -10,6 +10,7 @@ import pytest
 from model.note import Note
 from service.batcher import Batcher
 from service.filters import Filter
+from service.index import centre
 from service.index.centre import MIN_NOTES
 from service.index.live import LiveIndex
 from service.interfaces import Clock
@@ -112,12 +113,17 @@ async def test_titles_are_read_again_after_a_failure(
 
 
 async def test_titles_are_not_read_again_while_the_centre_of_the_notes_hardly_moves(
-    index: LiveIndex, search: NoteSearch, embedded_store: GatedStore, engine: WordEngine
+    index: LiveIndex,
+    search: NoteSearch,
+    embedded_store: GatedStore,
+    engine: WordEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await found_by_title(search)
     await eventually(lambda: search._titles.current().vector is not None)
     before, read = index.centre, len(engine.notes)
-    await put(embedded_store, index, VECTORS)
+    monkeypatch.setattr(centre, "MOVED", 0.0)
+    await put(embedded_store, index, np.roll(VECTORS, 1, axis=0))
     assert index.centre is not before
     await found_by_title(search)
     assert (len(engine.notes), search._titles._estimating) == (read, None)
@@ -145,7 +151,7 @@ async def test_kept_list_is_searched_anew_once_the_centre_has_changed(
     cache = NeighbourCache(index, SharedLru(2**20), Telemetry())
     assert await cache.search("n5", K, Filter())
     before = index.centre
-    turned = VECTORS[:, ::-1].copy()
+    turned = np.concatenate([VECTORS, VECTORS])[:, ::-1].copy()
     turned[[5]] = VECTORS[[5]]
     await put(embedded_store, index, turned)
     assert index.centre is not before
