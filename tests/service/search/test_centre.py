@@ -151,7 +151,7 @@ async def test_kept_list_is_searched_anew_once_the_centre_has_changed(
     cache = NeighbourCache(index, SharedLru(2**20), Telemetry())
     assert await cache.search("n5", K, Filter())
     before = index.centre
-    turned = np.concatenate([VECTORS, VECTORS])[:, ::-1].copy()
+    turned = np.concatenate([VECTORS, -VECTORS[:1]])[:, ::-1].copy()
     turned[[5]] = VECTORS[[5]]
     await put(embedded_store, index, turned)
     assert index.centre is not before
