@@ -10,7 +10,7 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.harness.scenario import Scenario
@@ -86,6 +86,17 @@ async def send_one(port: int, request: bytes) -> bytes:
     return await connection.send(request)
 
 
+async def each_once(port: int, requests: Iterable[bytes]) -> None:
+    """Send some requests, CONNECTIONS at a time."""
+    left = iter(requests)
+
+    async def run_client(connection: Connection) -> None:
+        for request in left:
+            await connection.send(request)
+
+    await asyncio.gather(*map(run_client, await connect(port, CONNECTIONS)))
+
+
 async def closed_loop(port: int, next_request: NextRequest) -> float:
     """Requests a second of CONNECTIONS clients, each of which sends the next one once it has its answer."""
     until, answered = time.perf_counter() + SECONDS, 0
@@ -137,8 +148,13 @@ def without_collections() -> Iterator[None]:
         gc.enable()
 
 
+def get(path: str) -> bytes:
+    """Return a GET request."""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
 def random_gets(paths: Sequence[str]) -> NextRequest:
     """Return a function that gives a GET request for one of `paths`, drawn at random on each call."""
-    requests = [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode() for path in paths]
+    requests = list(map(get, paths))
     rng = random.Random(2)
     return lambda: rng.choice(requests)
