@@ -1,7 +1,8 @@
 """Authentication: the principal of an Authorization header, from keys that the process holds in memory.
 
-The keys are read again after CACHE_SECONDS, which costs one round trip for all requests of that time together. So every
-replica honours a revocation within CACHE_SECONDS. While the store is away, the keys stay as they were last seen.
+The keys are read again after CACHE_SECONDS, or somewhat before, which costs one round trip for all requests of that
+time together. So every replica honours a revocation within CACHE_SECONDS. While the store is away, the keys stay as
+they were last seen.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from service.interfaces import Clock
 
 CACHE_SECONDS = 2.0
 """How long a change of the keys may take to reach a replica."""
+AHEAD_SECONDS = 1.0
+"""Age of the keys from which on they are read again for callers that do not wait. While the keys are older than
+CACHE_SECONDS such callers take a way that is several times as long, and many of them keep the reading from its end."""
 RETRY_SECONDS = 0.1
 """How soon after a reading the keys are read again for one that is not among them: another replica may have made it
 just now."""
@@ -104,6 +108,7 @@ class Authenticator:
             return BOOTSTRAP
         if table is None or self._now() - self._read_at >= CACHE_SECONDS:
             return None
+        self._read_ahead()
         parsed = parse_token(token)
         if parsed is None:
             return None if self._bootstrap or table.closes else ANONYMOUS
@@ -113,6 +118,12 @@ class Authenticator:
             return None
         self._note_use(key)
         return key.principal
+
+    def _read_ahead(self) -> None:
+        """Begin to read the keys again where they will soon be too old."""
+        now = self._now()
+        if now - max(self._read_at, self._tried_at) >= AHEAD_SECONDS:
+            self._read()
 
     async def check_again(self, principal: Principal, *, anew: bool = False) -> None:
         """Raise Unauthenticated where the key of a request that was let in opens nothing any more. `anew`: the keys are

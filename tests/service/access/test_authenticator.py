@@ -11,6 +11,7 @@ import pytest
 
 from service.access.api_key import Act, ApiKey, KeyTable, OldSecret, new_prefix, new_token
 from service.access.authenticator import (
+    AHEAD_SECONDS,
     CACHE_SECONDS,
     RETRY_SECONDS,
     STALE_SECONDS,
@@ -278,3 +279,32 @@ async def test_last_use_is_recorded_after_an_outage(authenticator: Authenticator
     now.seconds += CACHE_SECONDS
     await sent(authenticator, token)
     assert [list(used) for used in keys.used] == [[token.split("_")[1]]]
+
+
+async def test_keys_are_read_again_before_a_caller_at_hand_would_have_to_wait(
+    authenticator: Authenticator, keys: Keys, now: Now
+) -> None:
+    token = keys.add()
+    await sent(authenticator, token)
+    for _ in range(10):
+        now.seconds += AHEAD_SECONDS
+        assert [authenticator.at_hand(f"Bearer {token}") for _ in range(3)] != [None] * 3
+        await asyncio.sleep(0)  # the reading takes its turn
+        await asyncio.sleep(0)
+    assert keys.reads == 11
+
+
+async def test_keys_that_cannot_be_read_ahead_are_tried_once_a_second(
+    authenticator: Authenticator, keys: Keys, now: Now
+) -> None:
+    token = keys.add()
+    await sent(authenticator, token)
+    keys.away = True
+    now.seconds += AHEAD_SECONDS
+    for _ in range(3):
+        assert authenticator.at_hand(f"Bearer {token}")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert keys.reads == 2
+    now.seconds += AHEAD_SECONDS
+    assert authenticator.at_hand(f"Bearer {token}") is None
