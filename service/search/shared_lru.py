@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from itertools import count
 from typing import Generic, TypeVar
@@ -20,8 +20,10 @@ class SharedLru(Generic[Value]):
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used = 0
-        self._values: dict[tuple[int, Hashable], tuple[Value, int]] = {}
-        """Each value with its bytes, by owner and key, the one that was asked for least recently first."""
+        self._values = OrderedDict[tuple[int, Hashable], tuple[Value, int]]()
+        """Each value with its bytes, by owner and key, the one that was asked for least recently first. To move a key
+        makes no object: new ones at each read would be young to the garbage collector, a hundred thousand of them in
+        some seconds, and the event loop stood still for 0.1 s while they were collected (docs/log/reads.md)."""
         self._counts = Counter[int]()
         self._owners = count()
 
@@ -35,10 +37,11 @@ class SharedLru(Generic[Value]):
 
     def get(self, owner: int, key: Hashable) -> Value | None:
         """Return a value, which is now the one that was asked for last; None for none."""
-        entry = self._values.pop((owner, key), None)
+        place = (owner, key)
+        entry = self._values.get(place)
         if entry is None:
             return None
-        self._values[owner, key] = entry
+        self._values.move_to_end(place)
         return entry[0]
 
     def put(self, owner: int, key: Hashable, value: Value, size: int) -> None:

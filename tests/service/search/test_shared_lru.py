@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from service.search.shared_lru import SharedLru
 
 
@@ -16,6 +18,21 @@ def test_value_that_was_asked_for_least_recently_goes_first_whoever_owns_it() ->
     assert [lru.get(idle, key) for key in "abc"] == ["A", None, None]
     assert [lru.get(busy, key) for key in "xy"] == ["X", "Y"]
     assert (lru.used, lru.count(idle), lru.count(busy)) == (30, 1, 2)
+
+
+def test_reads_make_no_objects_that_the_garbage_collector_goes_through() -> None:
+    lru = SharedLru[str](10_000)
+    owner = lru.new_owner()
+    for number in range(1000):
+        lru.put(owner, f"key {number}", "value", 1)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(1000):
+            assert lru.get(owner, f"key {number}") == "value"
+        assert len(gc.get_objects(generation=0)) < 100
+    finally:
+        gc.enable()
 
 
 def test_reserved_bytes_take_the_place_of_values() -> None:
