@@ -483,7 +483,8 @@ def test_calibrate_changes_one_number_of_a_checkpoint(
     after = files(checkpoint)
     assert {path for path in after if after[path] != before.get(path)} == {str(checkpoint / CONFIG_FILE)}
     changed = json.loads((checkpoint / CONFIG_FILE).read_text())
-    assert changed == config | {"category_temperature": pytest.approx(fitted, rel=1e-2)}
+    # The command runs in bfloat16 where the processor has fast products of it, this engine in float32.
+    assert changed == config | {"category_temperature": pytest.approx(fitted, rel=0.05)}
     assert run.invoke(app, calibrate).exit_code == 0  # from the calibrated checkpoint
     assert files(checkpoint) == after
 
