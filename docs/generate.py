@@ -333,9 +333,7 @@ FIGURES = (
     Figure("memory of the service after 0 / 512 / 1,024 / 1,792 / 2,560 requests", "clients",
            "32-clients-of-one-service", (("^memory after ", ""),)),
 )  # fmt: skip
-SPEED_NOTE = (
-    "The ingest was measured with vectors of 128 numbers; the shipped checkpoint's have 352 now."
-)
+SPEED_NOTE = "The ingest was measured with vectors of 128 numbers; the shipped checkpoint's have 352 now."
 """To be removed with the next run of all benchmarks."""
 SYSTEM_NAMES = {"minilm": "MiniLM as it comes", "bm25": "BM25"}
 """Names of the systems that the README's figures are compared with, by those of the results."""
