@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from threadpoolctl import ThreadpoolController
 
 from model.config import NoteLLMConfig
 from model.inference.kv_cache import DEFAULT_BLOCKS, BlockPool
@@ -48,6 +49,12 @@ of so many numbers: what is computed does not depend on the batch. Groups of 32 
 of 64 faster."""
 
 
+def use_one_blas_thread() -> None:
+    """Have NumPy multiply matrices in the calling thread alone from now on. After a product the other threads of
+    OpenBLAS busy-wait, longer than the product takes, on cores that OpenVINO needs (docs/log/operations.md)."""
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+
+
 class OpenVinoRuntime:
     """Runtime of the graphs in `folder`, which `export` wrote. `digest` identifies the checkpoint's weights."""
 
@@ -63,6 +70,7 @@ class OpenVinoRuntime:
         self.config = config
         self.prompt = prompt
         self.precision = f"OpenVINO {precision}"
+        use_one_blas_thread()
         self._folder = folder.resolve()  # as it appears in /proc/self/maps
         core = ov.Core()
         # Asking for a property loads the CPU plugin, without which a graph with paged attention cannot be read.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedConfig
 
 from model.config import CheckpointError, NoteLLMConfig
@@ -212,6 +213,13 @@ def test_forgotten_pages_are_released_and_still_readable(tmp_path: Path) -> None
         forget_files(tmp_path)
         assert resident(tmp_path / "layers.bin") == 0
         assert mapped[:] == content
+
+
+def test_numpy_leaves_the_cores_to_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ThreadpoolController().select(internal_api="openblas").limit(limits=2)
+    openvino_load.load(str(tiny_checkpoint), "float32", cache=tmp_path)
+    libraries = ThreadpoolController().select(internal_api="openblas").info()
+    assert {library["num_threads"] for library in libraries} == {1}
 
 
 def resident(path: Path) -> int:
