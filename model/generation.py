@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 MAX_CATEGORY_TOKENS = 4096
 """Bound on the tokens that the names of a closed set add to a note's prefill, a prefix that several names share counted
 once. They are computed in one forward, so this bounds its size; 500 names have about 1,400 (docs/log/engine.md)."""
+MAX_WHOLE_SET = 64
+"""Names of the largest closed set that is read whole without being asked for."""
+CATEGORY_SHORTLIST = 32
+"""Names that are read of a larger closed set. Their tokens are about as many as those of a note."""
 
 
 class CategoriesTooLong(ValueError):
@@ -82,8 +86,9 @@ class Vocabulary(Protocol):
 class GenerationRequest:
     """Choice of what to generate for a note. Its vector is always computed.
 
-    `hashtags`: how many to generate; 0 for none. The fields below `categories` apply to them.
-    `categories`: the closed set to score; empty for none.
+    `hashtags`: how many to generate; 0 for none. The fields below `all_categories` apply to them.
+    `categories`: the closed set to score; empty for none. Of more than MAX_WHOLE_SET names only CATEGORY_SHORTLIST are
+    read, and in the output, which the note's vector makes likely; with `all_categories`, each.
     `blocked`: keys (`hashtag_key`) of hashtags that are never returned.
     `vocabulary`: holds the only hashtags that may be returned (policy "known").
     `min_hashtag_score`: hashtags with a lower score are not returned, so that there may be fewer than asked for.
@@ -95,6 +100,7 @@ class GenerationRequest:
 
     hashtags: int = 0
     categories: tuple[str, ...] = ()
+    all_categories: bool = False
     blocked: frozenset[str] = frozenset()
     min_hashtag_score: float = 0.0
     vocabulary: Vocabulary | None = None

@@ -356,15 +356,18 @@ class Recommender:
         policy: HashtagPolicy | None = None,
         blocked: Sequence[str] = (),
         min_score: float = 0.0,
+        all_categories: bool = False,
     ) -> GenerationRequest:
         """Make the model's request from the deployment's defaults and what a caller asks for. `blocked`: hashtags that
-        are blocked beside the deployment's own. `min_score`: hashtags with a lower score are left out."""
+        are blocked beside the deployment's own. `min_score`: hashtags with a lower score are left out.
+        `all_categories`: each name of a large closed set is read."""
         if not hashtags:
-            return GenerationRequest(categories=categories)
+            return GenerationRequest(categories=categories, all_categories=all_categories)
         policy = policy or self.defaults.hashtag_policy
         return GenerationRequest(
             hashtags,
             categories,
+            all_categories,
             frozenset(map(hashtag_key, (*self.defaults.blocked_hashtags, *blocked))),
             min_score,
             self.index.vocabulary if policy == "known" else None,

@@ -88,7 +88,7 @@ class EngineSystem:
         column = {name: i for i, name in enumerate(categories)}
         # All alike for a note in a script that the model does not read: it says nothing of its category.
         log_probs = np.full((len(notes), len(categories)), -np.log(max(1, len(categories))))
-        outputs = self._engine.generate(notes, GenerationRequest(categories=tuple(categories)))
+        outputs = self._engine.generate(notes, GenerationRequest(categories=tuple(categories), all_categories=True))
         for row, output in zip(log_probs, outputs, strict=True):
             for category in output.categories or ():
                 row[column[category.name]] = np.log(max(category.probability, MIN_PROBABILITY))

@@ -1,7 +1,9 @@
-"""CategoryScorer: exact probabilities of the categories of a closed set.
+"""CategoryScorer: probabilities of the categories of a closed set.
 
 The trie of the category names is part of the note's prefill, so a closed set costs no forward of its own. Names that
 training has not shown are scored less what the names say without the note (docs/decisions/0008-unseen-categories.md).
+Of a large closed set only the names are read that the note's vector makes likely
+(docs/decisions/0038-large-closed-sets.md).
 
 Shapes: C categories, D dimension.
 """
@@ -18,7 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from model.category_head import CategoryHead
-from model.generation import MAX_CATEGORY_TOKENS, CategoriesTooLong, CategoryProbability
+from model.generation import (
+    CATEGORY_SHORTLIST,
+    MAX_CATEGORY_TOKENS,
+    MAX_WHOLE_SET,
+    CategoriesTooLong,
+    CategoryProbability,
+    GenerationRequest,
+)
 from model.inference.kv_cache import BlockTable
 from model.inference.runtime import Runtime, SpanOutput, TokenLogProbs
 from model.inference.spans import NO_TASKS, SpanSteps, Tasks, task_span
@@ -45,6 +54,21 @@ class LabelPrior:
     vectors: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class ClosedSet:
+    """Names of C categories that are read for a note. `trie`: their tokens, end tokens included. `prior`: None where
+    training has shown all names."""
+
+    names: tuple[str, ...]
+    trie: Trie
+    prior: LabelPrior | None = None
+
+    def subset(self, places: npt.NDArray[np.intp]) -> ClosedSet:
+        """Return the set of the names at some places of this one."""
+        prior = self.prior and LabelPrior(self.prior.log_probs[places], self.prior.vectors[places])
+        return ClosedSet(tuple(self.names[i] for i in places), self.trie.subset(places), prior)
+
+
 class CategoryScorer:
     """Scores closed sets with one runtime. `trie` may be called in any thread, the rest in the engine's thread.
 
@@ -63,34 +87,58 @@ class CategoryScorer:
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
         self._priors_in_progress: set[tuple[str, ...]] = set()
 
-    def tasks(self, categories: tuple[str, ...]) -> Tasks:
-        """Return the category task with the trie of `categories`, where there are any. Its queries are the last of a
-        `task_span`; `log_probs` takes the answers to them."""
-        if not categories:
-            return NO_TASKS
-        return Tasks(category_task=tuple(self._prompt.category_task()), categories=self.trie(categories))
+    def closed_set(self, categories: tuple[str, ...]) -> SpanSteps[ClosedSet]:
+        """Return the closed set of these names, with its prior where it needs one."""
+        prior = yield from self.prior(categories)
+        return ClosedSet(categories, self.trie(categories), prior)
 
-    def log_probs(self, categories: tuple[str, ...], answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
+    def is_shortened(self, request: GenerationRequest) -> bool:
+        """Return whether only some names of a request's closed set are read: it is large, and vectors say which."""
+        names = request.categories
+        if request.all_categories or len(names) <= MAX_WHOLE_SET:
+            return False
+        return self._head_covers(names) or self.needs_prior(names)
+
+    def shortlist(self, closed_set: ClosedSet, vector: npt.NDArray[np.float32]) -> ClosedSet:
+        """Return the CATEGORY_SHORTLIST names of a set that `is_shortened` that are likeliest by the note's vector (D,)
+        alone: by the category head, or by the cosine with the names' own vectors."""
+        if self._head is not None and self._head_covers(closed_set.names):
+            scores: npt.NDArray[np.floating] = self._head.log_probs(closed_set.names, vector)
+        else:
+            assert closed_set.prior is not None
+            scores = closed_set.prior.vectors @ vector
+        return closed_set.subset(np.argsort(-scores, kind="stable")[:CATEGORY_SHORTLIST])
+
+    def task_tokens(self, categories: tuple[str, ...]) -> int:
+        """Return the number of tokens of the category task with the whole closed set; 0 for an empty one."""
+        return self.tasks(ClosedSet(categories, self.trie(categories))).tokens if categories else 0
+
+    def tasks(self, closed_set: ClosedSet | None) -> Tasks:
+        """Return the category task with the trie of the closed set. Its queries are the last of a `task_span`;
+        `log_probs` takes the answers to them."""
+        if closed_set is None:
+            return NO_TASKS
+        return Tasks(category_task=tuple(self._prompt.category_task()), categories=closed_set.trie)
+
+    def log_probs(self, trie: Trie, answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
         """Return the log probability of each category's tokens and end token, shape (C,), from the answers to the
-        queries of a span."""
-        trie = self.trie(categories)
+        queries of a span with their `trie`."""
         return path_log_probs(trie, answers[-len(trie.children) :])
 
     def probabilities(
-        self,
-        categories: tuple[str, ...],
-        log_probs: npt.NDArray[np.float64],
-        prior: LabelPrior | None,
-        vector: npt.NDArray[np.float32],
+        self, closed_set: ClosedSet, answers: Sequence[TokenLogProbs], vector: npt.NDArray[np.float32]
     ) -> tuple[CategoryProbability, ...]:
         """Return the closed set with its probabilities, the most probable first; they sum to 1.
 
-        `log_probs` (C,) are corrected by `prior`, where there is one (decision 8), then pooled with what the category
-        head says of the `vector`, where it knows all names (decision 14), or else divided by the temperature.
+        The log probabilities of the names, by the `answers` to the queries of a span, are corrected by the prior, where
+        there is one (decision 8), then pooled with what the category head says of the `vector` (D,), where it knows all
+        names (decision 14), or else divided by the temperature.
         """
+        categories, prior = closed_set.names, closed_set.prior
+        log_probs = self.log_probs(closed_set.trie, answers)
         if prior is not None:
             log_probs = log_probs - prior.log_probs + self._name_cosine_weight * (prior.vectors @ vector)
-        if self._head is not None and self._head.covers(categories):
+        if self._head is not None and self._head_covers(categories):
             logits = self._head.pool(categories, log_probs, vector)
         else:
             logits = log_probs / self._temperature
@@ -98,6 +146,9 @@ class CategoryScorer:
         probabilities = (powers / powers.sum()).tolist()
         scored = [CategoryProbability(name, p) for name, p in zip(categories, probabilities, strict=True)]
         return tuple(sorted(scored, key=lambda category: (-category.probability, category.name)))
+
+    def _head_covers(self, categories: tuple[str, ...]) -> bool:
+        return self._head is not None and self._head.covers(categories)
 
     def needs_prior(self, categories: tuple[str, ...]) -> bool:
         """Whether training has not shown all names of a closed set. A checkpoint that lists none has shown all."""
@@ -125,18 +176,19 @@ class CategoryScorer:
     def _compute_prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior]:
         """Read each name as the title of a note. A few share a forward, in the cache blocks reserved for the note."""
         notes = [self._prompt.note(Note(title=name)) for name in categories]
-        inner_nodes = len(self.trie(categories).inner)
+        trie = self.trie(categories)
+        inner_nodes = len(trie.inner)
         # The order of a closed set must not change its prior.
         by_name = sorted(range(len(categories)), key=lambda i: categories[i])
         log_probs = []
         for i in by_name[: max(MIN_PRIOR_NAMES, PRIOR_TOKENS // max(1, inner_nodes))]:
-            (output,) = yield from self._prefill([notes[i]], categories)
-            log_probs.append(self.log_probs(categories, output.token_log_probs))
+            (output,) = yield from self._prefill([notes[i]], ClosedSet(categories, trie))
+            log_probs.append(self.log_probs(trie, output.token_log_probs))
 
         vectors: list[npt.NDArray[np.float32]] = []
         while len(vectors) < len(notes):
             batch = self._notes_that_fit(notes[len(vectors) :], self._prompt.max_note_tokens() + inner_nodes)
-            outputs = yield from self._prefill(batch, ())
+            outputs = yield from self._prefill(batch, None)
             vectors += [output.vector for output in outputs if output.vector is not None]
         return LabelPrior(np.mean(log_probs, axis=0), np.stack(vectors))
 
@@ -152,11 +204,11 @@ class CategoryScorer:
             batch.append(note)
         return batch
 
-    def _prefill(self, notes: Sequence[Sequence[int]], categories: tuple[str, ...]) -> SpanSteps[list[SpanOutput]]:
-        """Return the output of each note's prefill with `categories`, in one forward."""
+    def _prefill(self, notes: Sequence[Sequence[int]], closed_set: ClosedSet | None) -> SpanSteps[list[SpanOutput]]:
+        """Return the output of each note's prefill with a closed set, in one forward."""
         with ExitStack() as stack:
             tables = [stack.enter_context(closing(BlockTable(self._runtime.pool))) for _ in notes]
-            tasks = self.tasks(categories)
+            tasks = self.tasks(closed_set)
             return (
                 yield [task_span(table, ids, tasks, len(ids) - 1) for table, ids in zip(tables, notes, strict=True)]
             )

@@ -24,7 +24,7 @@ from model.hashtags.grounding import HashtagFilter
 from model.hashtags.vocabulary import HashtagTrie
 from model.inference.beam_search import max_beam_blocks
 from model.inference.candidate_scoring import FIRST_CANDIDATE_TOKENS, max_candidate_blocks
-from model.inference.category_scoring import CategoryScorer
+from model.inference.category_scoring import CategoryScorer, ClosedSet
 from model.inference.hashtag_generation import HashtagGeneration
 from model.inference.kv_cache import BlockTable
 from model.inference.loading import load_runtime
@@ -78,13 +78,14 @@ class Prefill:
     """Output of a request's prompts and tasks.
 
     `vector` has shape (D,); it is pooled over the windows of the note. `hashtag_answers` begin with those to the
-    queries of the hashtag task, `category_answers` end with those of the closed set; empty where none is requested.
-    `tokens`: number of tokens in all spans.
+    queries of the hashtag task, `category_answers` end with those of `closed_set`, the names that were read; empty
+    where none is requested. `tokens`: number of tokens in all spans.
     """
 
     vector: npt.NDArray[np.float32]
     hashtag_answers: list[TokenLogProbs]
     category_answers: list[TokenLogProbs]
+    closed_set: ClosedSet | None
     tokens: int
 
 
@@ -224,7 +225,7 @@ class Engine:
         note_tokens = len(tokenized.ids)
         if self._category_scorer.needs_prior(request.categories):  # names are read first, in the note's blocks
             note_tokens = max(note_tokens, self.prompt.max_note_tokens())
-        closed_set_tokens = self._category_scorer.tasks(request.categories).tokens
+        closed_set_tokens = self._category_scorer.task_tokens(request.categories)
         prompt_blocks = pool.blocks_for(note_tokens + task_tokens + closed_set_tokens)
         if tokenized.hashtag_prompt:
             prompt_blocks += pool.blocks_for(len(tokenized.hashtag_prompt) + task_tokens)
@@ -238,21 +239,20 @@ class Engine:
         """Run one request in three phases: prompts and tasks, categories, hashtags."""
         started = time.perf_counter()
         request, pool = tokenized.generated, self.runtime.pool
-        label_prior = yield from self._category_scorer.prior(request.categories)
+        scorer, closed_set = self._category_scorer, None
+        if request.categories:
+            closed_set = yield from scorer.closed_set(request.categories)
         with closing(BlockTable(pool)) as note_table, closing(BlockTable(pool)) as second_table:
             hashtag_table = second_table if tokenized.hashtag_prompt else note_table
             generation = HashtagGeneration(self.prompt, request, tokenized.allowed)
 
-            prefill = yield from self._prefill(tokenized, note_table, hashtag_table, generation)
+            prefill = yield from self._prefill(tokenized, note_table, hashtag_table, generation, closed_set)
             output = GenerationOutput(prefill.vector, Usage(prefill.tokens), truncated=tokenized.prompt.truncated)
             if not tokenized.supported:
                 return without_generations(output, tokenized.request)
 
-            if request.categories:
-                log_probs = self._category_scorer.log_probs(request.categories, prefill.category_answers)
-                categories = self._category_scorer.probabilities(
-                    request.categories, log_probs, label_prior, prefill.vector
-                )
+            if prefill.closed_set:
+                categories = scorer.probabilities(prefill.closed_set, prefill.category_answers, prefill.vector)
                 output = replace(output, categories=categories)
 
             if request.hashtags:
@@ -274,23 +274,27 @@ class Engine:
         note_table: BlockTable,
         hashtag_table: BlockTable,
         generation: HashtagGeneration,
+        closed_set: ClosedSet | None,
     ) -> SpanSteps[Prefill]:
-        """Run the prompts and tasks of a request in one forward. Where hashtags are grounded, it takes two: the note,
-        whose vector finds neighbours, then the tasks. The runtime computes the vector, at the `read_out` of the note.
+        """Run the prompts and tasks of a request in one forward. Where hashtags are grounded, or the closed set is
+        shortened, it takes two: the note, whose vector finds neighbours and chooses names, then the tasks. The runtime
+        computes the vector, at the `read_out` of the note.
 
         Afterwards `note_table` holds the note. Where hashtags are requested, `hashtag_table`, which may be the same
         table, ends with the hashtag task.
         """
         note, read_out = tokenized.ids, len(tokenized.ids) - 1
+        shortened = self._category_scorer.is_shortened(tokenized.generated)
+        needs_vector = generation.needs_vector or shortened
         with ExitStack() as window_tables:
             windows = []
             for ids in tokenized.prompt.windows[1:]:
                 table = window_tables.enter_context(closing(BlockTable(self.runtime.pool)))
                 windows.append(append_span(table, ids, read_out=len(ids) - 1))
-            if generation.needs_vector:
+            if needs_vector:
                 spans = [task_span(note_table, note, NO_TASKS, read_out)]
             else:
-                spans = self._task_spans(tokenized, note, note_table, hashtag_table, generation.tasks())
+                spans = self._task_spans(tokenized, note, note_table, hashtag_table, generation.tasks(), closed_set)
             outputs = yield [*spans, *windows]
         tokens = sum(len(span.ids) for span in (*spans, *windows))
         vectors = [output.vector for output in (outputs[0], *outputs[len(spans) :]) if output.vector is not None]
@@ -301,13 +305,16 @@ class Engine:
         if generation.needs_vector:
             generation.find_candidates(tokenized.note, vector)
             tasks = generation.tasks()
-            spans = self._task_spans(tokenized, (), note_table, hashtag_table, tasks)
+        if closed_set and shortened:
+            closed_set = self._category_scorer.shortlist(closed_set, vector)
+        if needs_vector:
+            spans = self._task_spans(tokenized, (), note_table, hashtag_table, tasks, closed_set)
             tokens += sum(len(span.ids) for span in spans)
             outputs = yield spans
         # Drop the branches of candidates and of the closed set.
         note_table.cut(len(note) + (len(tasks.hashtag_task) if hashtag_table is note_table else 0))
         hashtag_table.cut(len(tokenized.hashtag_prompt or note) + len(tasks.hashtag_task))
-        return Prefill(vector, outputs[-1].token_log_probs, outputs[0].token_log_probs, tokens)
+        return Prefill(vector, outputs[-1].token_log_probs, outputs[0].token_log_probs, closed_set, tokens)
 
     def _task_spans(
         self,
@@ -316,10 +323,11 @@ class Engine:
         note_table: BlockTable,
         hashtag_table: BlockTable,
         hashtag_tasks: Tasks,
+        closed_set: ClosedSet | None,
     ) -> list[Span]:
         """Return the spans of the ids `note`, which may be cached already, and of all tasks: one, or two where hashtags
         have a prompt of their own."""
-        category_tasks = self._category_scorer.tasks(tokenized.generated.categories)
+        category_tasks = self._category_scorer.tasks(closed_set)
         read_out = len(note) - 1 if note else None
         if hashtag_table is note_table:
             return [task_span(note_table, note, hashtag_tasks.with_categories(category_tasks), read_out)]

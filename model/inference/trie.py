@@ -46,6 +46,10 @@ class Trie:
             paths.append(tuple(path[1:]))
         return cls(tuple(tokens), tuple(parents), tuple(paths))
 
+    def subset(self, sequences: Iterable[int]) -> Trie:
+        """Return the trie of some of the sequences, which are indices into `paths`, in their order."""
+        return Trie.build([[self.tokens[node] for node in self.paths[i]] for i in sequences])
+
     @cached_property
     def children(self) -> dict[int, tuple[int, ...]]:
         """Children of ROOT and of each inner node."""

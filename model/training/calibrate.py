@@ -120,7 +120,7 @@ def _with_fitted_pool_weights(
     head: CategoryHead, engine: Engine, names: tuple[str, ...], validation: Sequence[Note]
 ) -> CategoryHead:
     """Choose the pool weights of one data set by its validation notes."""
-    outputs = engine.generate(validation, GenerationRequest(categories=names))
+    outputs = engine.generate(validation, GenerationRequest(categories=names, all_categories=True))
     written = [_log_probs(output, names) for output in outputs]
     by_vector = head.log_probs(names, np.array([output.vector for output in outputs]))
     truth = [names.index(note.category or "") for note in validation]

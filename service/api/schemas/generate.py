@@ -7,7 +7,15 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field
 
-from model.generation import CategoryProbability, GenerationOutput, Hashtag, HashtagPolicy, Usage
+from model.generation import (
+    CATEGORY_SHORTLIST,
+    MAX_WHOLE_SET,
+    CategoryProbability,
+    GenerationOutput,
+    Hashtag,
+    HashtagPolicy,
+    Usage,
+)
 from service.api.schemas.common import Form, Name, TaggedText, Wire
 
 MAX_GENERATED = 10
@@ -132,6 +140,11 @@ class HashtagsOut(BaseModel):
 class CategoryIn(TaggedText):
     categories: list[Name] = Field(
         [], max_length=MAX_CATEGORIES, description="the closed set; empty: the service's own", examples=[[]]
+    )
+    exact: bool = Field(
+        False,
+        description=f"read each name of a closed set of more than {MAX_WHOLE_SET}; by default the "
+        f"{CATEGORY_SHORTLIST} are read that the text's vector makes likely, and the others left out of the answer",
     )
     min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
 

@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 import torch
 
+from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
 from model.config import NoteLLMConfig
 from model.generation import CategoriesTooLong, GenerationRequest
 from model.inference.engine import Engine
 from model.inference.trie import Trie
 from model.note import Note
 from tests.conftest import FOODS, in_torch
-from tests.model.inference.outputs import assert_same_categories, generate, prefills, probabilities, record_forwards
+from tests.model.inference.outputs import (
+    assert_same_categories,
+    assert_same_hashtags,
+    assert_same_vectors,
+    generate,
+    prefills,
+    probabilities,
+    record_forwards,
+)
 from tests.model.inference.reference import category_log_probs, category_probabilities
 from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES
 
@@ -66,12 +75,13 @@ def test_trained_names_keep_their_probabilities(partly_trained: Engine, tiny_eng
 def test_prior_of_a_long_closed_set_is_bounded_work(partly_trained: Engine) -> None:
     """Four names are read with the trie, and all of them for their vectors; the next request reads none."""
     names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
+    request = GenerationRequest(categories=names, all_categories=True)
     with record_forwards(partly_trained) as forwards:
-        generate(partly_trained, FEW_NOTES[:1], GenerationRequest(categories=names))
+        generate(partly_trained, FEW_NOTES[:1], request)
     nodes = len(Trie.build(partly_trained.prompt.category_outputs(names)).inner)
     assert sum(len(ids) > nodes for ids in prefills(forwards)) == 4 + 1
     with record_forwards(partly_trained) as forwards:
-        generate(partly_trained, FEW_NOTES[:1], GenerationRequest(categories=names))
+        generate(partly_trained, FEW_NOTES[:1], request)
     assert len(forwards) == 1
 
 
@@ -85,10 +95,69 @@ def test_prior_is_computed_once_for_concurrent_requests(partly_trained: Engine) 
     assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=names)))
 
 
+@pytest.fixture
+def read_names(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Number of names that are read of a closed set of three and more."""
+    monkeypatch.setattr("model.inference.category_scoring.MAX_WHOLE_SET", 2)
+    monkeypatch.setattr("model.inference.category_scoring.CATEGORY_SHORTLIST", 2)
+    return 2
+
+
+LARGE = ("Trains", "Soups and stews", "Gardens", "Soups", "Tea houses")
+
+
+@pytest.mark.parametrize("fixture", ["partly_trained", "partly_trained_activated"])
+def test_large_closed_set_is_read_where_the_vector_makes_names_likely(
+    fixture: str, read_names: int, request: pytest.FixtureRequest
+) -> None:
+    engine: Engine = request.getfixturevalue(fixture)
+    whole = generate(engine, FEW_NOTES, GenerationRequest(categories=LARGE, all_categories=True))
+    in_part = generate(engine, FEW_NOTES, GenerationRequest(categories=LARGE))
+    cosines = engine.embed(FEW_NOTES) @ engine.embed([Note(title=name) for name in LARGE]).T
+    for cosine, all_names, some in zip(cosines, whole, in_part, strict=True):
+        nearest = [LARGE[i] for i in np.argsort(-cosine)[:read_names]]
+        share = sum(probabilities(all_names)[name] for name in nearest)
+        expected = {name: probabilities(all_names)[name] / share for name in nearest}
+        assert set(probabilities(all_names)) == set(LARGE)
+        assert probabilities(some) == pytest.approx(expected, abs=1e-3)
+        assert some.usage.prompt_tokens < all_names.usage.prompt_tokens
+    assert_same_vectors(in_part, whole)
+
+
+def test_large_closed_set_is_read_beside_hashtags_as_without_them(partly_trained: Engine, read_names: int) -> None:
+    together = generate(partly_trained, FEW_NOTES, GenerationRequest(2, LARGE))
+    assert_same_categories(together, generate(partly_trained, FEW_NOTES, GenerationRequest(categories=LARGE)))
+    assert_same_hashtags(together, generate(partly_trained, FEW_NOTES, GenerationRequest(2)))
+    assert {len(probabilities(output)) for output in together} == {read_names}
+
+
+def test_large_closed_set_of_trained_names_is_read_whole_without_a_head(tiny_engine: Engine, read_names: int) -> None:
+    (output,) = generate(tiny_engine, FEW_NOTES[:1], GenerationRequest(categories=FOODS))
+    assert len(FOODS) > read_names
+    assert set(probabilities(output)) == set(FOODS)
+
+
+def test_large_closed_set_that_the_head_knows_is_read_where_the_head_makes_names_likely(
+    tiny_engine: Engine, read_names: int
+) -> None:
+    vectors = np.repeat(tiny_engine.embed(FEW_NOTES[: len(FOODS)]), MIN_NOTES_PER_CATEGORY, axis=0)
+    head = CategoryHead.fit(vectors, np.repeat(FOODS, MIN_NOTES_PER_CATEGORY).tolist())
+    notes = FEW_NOTES[: len(FOODS)]
+    for note, name, output in zip(
+        notes,
+        FOODS,
+        generate(Engine(tiny_engine.runtime, head), notes, GenerationRequest(categories=FOODS)),
+        strict=True,
+    ):
+        likeliest = np.argsort(-head.log_probs(FOODS, output.vector))[:read_names]
+        assert set(probabilities(output)) == {FOODS[i] for i in likeliest}
+        assert next(iter(probabilities(output))) == name, note
+
+
 def test_no_other_request_waits_for_a_prior(partly_trained: Engine) -> None:
     engine = Engine(partly_trained.runtime)
     names = tuple(f"{first} {second}" for first in "abcdefgh" for second in "abcdefgh")
-    request = GenerationRequest(categories=names)
+    request = GenerationRequest(categories=names, all_categories=True)
     first, second = (engine.add_request(engine.tokenize(note, request)) for note in FEW_NOTES[:2])
     vector = engine.add_request(engine.tokenize(FEW_NOTES[2]))
     assert [running for running, _ in engine.step()] == [vector]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from model.config import NoteLLMConfig
+from model.generation import CATEGORY_SHORTLIST
 from model.note import hashtag_key
 from tests.service.api.conftest import Serve
 
@@ -154,6 +160,28 @@ def test_one_call_gives_all_three_for_less_than_three(client: httpx2.Client) -> 
     assert everything["category"]["name"] == category["category"]
     apart = hashtags["usage"]["prompt_tokens"] + category["usage"]["prompt_tokens"]
     assert everything["usage"]["prompt_tokens"] < apart
+
+
+def test_large_closed_set_is_read_in_part_unless_the_request_is_exact(
+    serve: Serve, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    names = [f"{first} {second}" for first in ("Soup", "Train", "Garden", "Film", "Tea") for second in range(14)]
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "trained")
+    replace(NoteLLMConfig.load(folder), trained_categories=("Food", "Travel")).save(folder)
+    with serve(checkpoint=str(folder)) as url, httpx2.Client(base_url=url, timeout=60) as client:
+
+        def told(path: str, **asked: object) -> Any:
+            return client.post(path, json=TEXT | {"categories": names} | asked).raise_for_status().json()
+
+        some, every = told("/generate/category"), told("/generate/category", exact=True)
+        assert [1 + len(answer["alternatives"]) for answer in (some, every)] == [CATEGORY_SHORTLIST, len(names)]
+        some_of_all, every_of_all = told("/generate"), told("/generate", exact=True)
+        assert (some_of_all["category"]["name"], every_of_all["category"]["name"]) == (
+            some["category"],
+            every["category"],
+        )
+        for shortened, whole in ((some, every), (some_of_all, every_of_all)):
+            assert shortened["usage"]["prompt_tokens"] < whole["usage"]["prompt_tokens"]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate/category"])
