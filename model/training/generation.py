@@ -271,7 +271,7 @@ class GenerationTrainer:
         shutil.copytree(self.checkpoint, target, dirs_exist_ok=True)
         config = NoteLLMConfig.load(target)
         names = {*DEFAULT_CATEGORIES, *(name for names in self.names.values() for name in names)}
-        names |= set(config.trained_categories)
+        names |= {note.category for note in self.notes if note.category} | set(config.trained_categories)
         replace(config, trained_categories=tuple(sorted(names)), min_hashtag_score=MIN_HASHTAG_SCORE).save(target)
         with self.master_weights.averaged():
             save_generation_adapter(self.adapter, target, self.cache)
