@@ -84,12 +84,20 @@ class CategoryHead:
         counts = [count for name, count in zip(self.names, self.counts.tolist(), strict=True) if name in categories]
         return len(counts) == len(set(categories)) and sum(counts) >= MIN_NOTES_PER_CATEGORY * len(counts)
 
-    def pool(self, categories: Sequence[str], written: Floats, vector: Floats) -> npt.NDArray[np.float64]:
-        """Return pooled logits (K,) of a closed set that it `covers`.
-
-        `written`: the model's log probabilities (K,), up to a constant. `vector`: (D,).
-        """
+    def exponents(self, categories: Sequence[str]) -> tuple[float, float]:
+        """Return the exponents (a, b) of the pool for a closed set that it `covers`: the mean of its names'."""
         a, b = self.pool_weights[self._rows(categories)].mean(0)
+        return float(a), float(b)
+
+    def pool(
+        self, categories: Sequence[str], written: Floats, vector: Floats, exponents: tuple[float, float]
+    ) -> npt.NDArray[np.float64]:
+        """Return pooled logits (K,) of names that it knows.
+
+        `written`: the model's log probabilities (K,), up to a constant. `vector`: (D,). `exponents`: of the closed set
+        that has the names.
+        """
+        a, b = exponents
         pooled: npt.NDArray[np.float64] = a * written + b * self.log_probs(categories, vector)
         return pooled
 

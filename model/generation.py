@@ -21,7 +21,7 @@ once. They are computed in one forward, so this bounds its size; 500 names have 
 MAX_WHOLE_SET = 64
 """Names of the largest closed set that is read whole without being asked for."""
 CATEGORY_SHORTLIST = 32
-"""Names that are read of a larger closed set. Their tokens are about as many as those of a note."""
+"""Names that are read of a larger closed set. They have about as many tokens as a note."""
 
 
 class CategoriesTooLong(ValueError):
@@ -87,8 +87,8 @@ class GenerationRequest:
     """Choice of what to generate for a note. Its vector is always computed.
 
     `hashtags`: how many to generate; 0 for none. The fields below `all_categories` apply to them.
-    `categories`: the closed set to score; empty for none. Of more than MAX_WHOLE_SET names only CATEGORY_SHORTLIST are
-    read, and in the output, which the note's vector makes likely; with `all_categories`, each.
+    `categories`: the closed set to score; empty for none. Of more than MAX_WHOLE_SET names only the CATEGORY_SHORTLIST
+    that the note's vector makes likeliest are read and returned, unless `all_categories`.
     `blocked`: keys (`hashtag_key`) of hashtags that are never returned.
     `vocabulary`: holds the only hashtags that may be returned (policy "known").
     `min_hashtag_score`: hashtags with a lower score are not returned, so that there may be fewer than asked for.
@@ -136,7 +136,7 @@ class Hashtag:
 
 @dataclass(frozen=True, slots=True)
 class CategoryProbability:
-    """A category and its probability among the closed set that was asked for; they sum to 1."""
+    """A category and its probability among the names that were read, whose probabilities sum to 1."""
 
     name: str
     probability: float
@@ -158,7 +158,7 @@ class GenerationOutput:
     `vector`: the embedding, (dimension,) float32, unit length.
     `hashtags`: the best first; None when none were asked for. An empty tuple comes with `hashtags_reason`, a sentence.
     `hashtags_below_min`: those that were left out since their score is below `min_hashtag_score` of the request.
-    `categories`: the whole closed set, the most probable first; None when none was asked for.
+    `categories`: the names that were read, the most probable first; None when none was asked for.
     `truncated`: the note was longer than the model reads. `language_supported`: the model reads the note's script;
     where it does not, hashtags and categories are empty.
     `first_token_seconds`: from when the engine begins with the note until its first generated token is known.

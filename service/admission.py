@@ -81,7 +81,7 @@ class EngineSeconds:
     """
 
     def __init__(self) -> None:
-        self._means: dict[tuple[Lane, bool, bool], float] = {}
+        self._means: dict[tuple[Lane, bool, bool, bool], float] = {}
 
     def measure(self, lane: Lane, request: GenerationRequest, seconds: float) -> None:
         """Take in the time that one note took."""
@@ -112,6 +112,6 @@ class EngineSeconds:
         return total + sum(seconds * min(1.0, (own_notes + 1) / max(1, notes)) for notes, seconds in others.values())
 
 
-def _kind(lane: Lane, request: GenerationRequest) -> tuple[Lane, bool, bool]:
+def _kind(lane: Lane, request: GenerationRequest) -> tuple[Lane, bool, bool, bool]:
     """Kind of a request, within which notes take about the same time."""
-    return lane, bool(request.hashtags), bool(request.categories)
+    return lane, bool(request.hashtags), bool(request.categories), request.all_categories

@@ -1,9 +1,9 @@
 """CategoryScorer: probabilities of the categories of a closed set.
 
-The trie of the category names is part of the note's prefill, so a closed set costs no forward of its own. Names that
-training has not shown are scored less what the names say without the note (docs/decisions/0008-unseen-categories.md).
-Of a large closed set only the names are read that the note's vector makes likely
-(docs/decisions/0038-large-closed-sets.md).
+The trie of the category names is part of the note's prefill, so a closed set costs no forward of its own, unless it is
+large: then only the names that the note's vector makes likely are read (docs/decisions/0038-large-closed-sets.md).
+Names that training has not shown are scored less what the names say without the note
+(docs/decisions/0008-unseen-categories.md).
 
 Shapes: C categories, D dimension.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,7 +26,6 @@ from model.generation import (
     MAX_WHOLE_SET,
     CategoriesTooLong,
     CategoryProbability,
-    GenerationRequest,
 )
 from model.inference.kv_cache import BlockTable
 from model.inference.runtime import Runtime, SpanOutput, TokenLogProbs
@@ -57,16 +56,18 @@ class LabelPrior:
 @dataclass(frozen=True, slots=True)
 class ClosedSet:
     """Names of C categories that are read for a note. `trie`: their tokens, end tokens included. `prior`: None where
-    training has shown all names."""
+    training has shown all names. `exponents`: those of the category head's pool; None where it does not know all."""
 
     names: tuple[str, ...]
     trie: Trie
     prior: LabelPrior | None = None
+    exponents: tuple[float, float] | None = None
 
-    def subset(self, places: npt.NDArray[np.intp]) -> ClosedSet:
-        """Return the set of the names at some places of this one."""
+    def shortlist(self, places: npt.NDArray[np.intp]) -> ClosedSet:
+        """Return the set of the names at some places of this one, which are scored as they are in this one."""
+        names = tuple(self.names[i] for i in places)
         prior = self.prior and LabelPrior(self.prior.log_probs[places], self.prior.vectors[places])
-        return ClosedSet(tuple(self.names[i] for i in places), self.trie.subset(places), prior)
+        return replace(self, names=names, trie=self.trie.subset(places), prior=prior)
 
 
 class CategoryScorer:
@@ -90,24 +91,24 @@ class CategoryScorer:
     def closed_set(self, categories: tuple[str, ...]) -> SpanSteps[ClosedSet]:
         """Return the closed set of these names, with its prior where it needs one."""
         prior = yield from self.prior(categories)
-        return ClosedSet(categories, self.trie(categories), prior)
+        covered = self._head is not None and self._head.covers(categories)
+        exponents = self._head.exponents(categories) if self._head is not None and covered else None
+        return ClosedSet(categories, self.trie(categories), prior, exponents)
 
-    def is_shortened(self, request: GenerationRequest) -> bool:
-        """Return whether only some names of a request's closed set are read: it is large, and vectors say which."""
-        names = request.categories
-        if request.all_categories or len(names) <= MAX_WHOLE_SET:
-            return False
-        return self._head_covers(names) or self.needs_prior(names)
+    def needs_shortlist(self, closed_set: ClosedSet) -> bool:
+        """Return whether only some names are to be read: there are many, and a note's vector says which are likely."""
+        says = closed_set.exponents is not None or (closed_set.prior is not None and self._name_cosine_weight > 0)
+        return says and len(closed_set.names) > MAX_WHOLE_SET
 
     def shortlist(self, closed_set: ClosedSet, vector: npt.NDArray[np.float32]) -> ClosedSet:
-        """Return the CATEGORY_SHORTLIST names of a set that `is_shortened` that are likeliest by the note's vector (D,)
-        alone: by the category head, or by the cosine with the names' own vectors."""
-        if self._head is not None and self._head_covers(closed_set.names):
+        """Return the CATEGORY_SHORTLIST names of a set that `needs_shortlist` that are likeliest by the note's vector
+        (D,) alone: by the category head, or by the cosine with the names' own vectors."""
+        if self._head is not None and closed_set.exponents is not None:
             scores: npt.NDArray[np.floating] = self._head.log_probs(closed_set.names, vector)
         else:
             assert closed_set.prior is not None
             scores = closed_set.prior.vectors @ vector
-        return closed_set.subset(np.argsort(-scores, kind="stable")[:CATEGORY_SHORTLIST])
+        return closed_set.shortlist(np.argsort(-scores, kind="stable")[:CATEGORY_SHORTLIST])
 
     def task_tokens(self, categories: tuple[str, ...]) -> int:
         """Return the number of tokens of the category task with the whole closed set; 0 for an empty one."""
@@ -128,7 +129,7 @@ class CategoryScorer:
     def probabilities(
         self, closed_set: ClosedSet, answers: Sequence[TokenLogProbs], vector: npt.NDArray[np.float32]
     ) -> tuple[CategoryProbability, ...]:
-        """Return the closed set with its probabilities, the most probable first; they sum to 1.
+        """Return the names of the closed set with their probabilities, the most probable first; they sum to 1.
 
         The log probabilities of the names, by the `answers` to the queries of a span, are corrected by the prior, where
         there is one (decision 8), then pooled with what the category head says of the `vector` (D,), where it knows all
@@ -138,17 +139,14 @@ class CategoryScorer:
         log_probs = self.log_probs(closed_set.trie, answers)
         if prior is not None:
             log_probs = log_probs - prior.log_probs + self._name_cosine_weight * (prior.vectors @ vector)
-        if self._head is not None and self._head_covers(categories):
-            logits = self._head.pool(categories, log_probs, vector)
+        if self._head is not None and closed_set.exponents is not None:
+            logits = self._head.pool(categories, log_probs, vector, closed_set.exponents)
         else:
             logits = log_probs / self._temperature
         powers = np.exp(logits - logits.max())
         probabilities = (powers / powers.sum()).tolist()
         scored = [CategoryProbability(name, p) for name, p in zip(categories, probabilities, strict=True)]
         return tuple(sorted(scored, key=lambda category: (-category.probability, category.name)))
-
-    def _head_covers(self, categories: tuple[str, ...]) -> bool:
-        return self._head is not None and self._head.covers(categories)
 
     def needs_prior(self, categories: tuple[str, ...]) -> bool:
         """Whether training has not shown all names of a closed set. A checkpoint that lists none has shown all."""

@@ -1,8 +1,8 @@
 """Engine: notes in, vectors, hashtags and categories out.
 
 `tokenize` turns a note and a GenerationRequest into token ids, `add_request` starts them, and each `step` runs one
-forward for all running requests. One prefill gives a note's vector, the exact probabilities of its categories and the
-first token of its hashtags; all that follows are decode steps. Only a prompt version that puts the task first needs
+forward for all running requests. One prefill gives a note's vector, the probabilities of its categories and the first
+token of its hashtags; all that follows are decode steps. Only a prompt version that puts the task first needs
 another prefill for hashtags. The engine knows tokens and no tensors, which are the runtime's, and neither HTTP nor
 storage.
 """
@@ -277,15 +277,16 @@ class Engine:
         closed_set: ClosedSet | None,
     ) -> SpanSteps[Prefill]:
         """Run the prompts and tasks of a request in one forward. Where hashtags are grounded, or the closed set is
-        shortened, it takes two: the note, whose vector finds neighbours and chooses names, then the tasks. The runtime
+        large, it takes two: the note, whose vector finds neighbours and chooses names, then the tasks. The runtime
         computes the vector, at the `read_out` of the note.
 
         Afterwards `note_table` holds the note. Where hashtags are requested, `hashtag_table`, which may be the same
         table, ends with the hashtag task.
         """
         note, read_out = tokenized.ids, len(tokenized.ids) - 1
-        shortened = self._category_scorer.is_shortened(tokenized.generated)
-        needs_vector = generation.needs_vector or shortened
+        scorer = self._category_scorer
+        whole = closed_set is None or tokenized.generated.all_categories or not scorer.needs_shortlist(closed_set)
+        needs_vector = generation.needs_vector or not whole
         with ExitStack() as window_tables:
             windows = []
             for ids in tokenized.prompt.windows[1:]:
@@ -305,8 +306,8 @@ class Engine:
         if generation.needs_vector:
             generation.find_candidates(tokenized.note, vector)
             tasks = generation.tasks()
-        if closed_set and shortened:
-            closed_set = self._category_scorer.shortlist(closed_set, vector)
+        if closed_set and not whole:
+            closed_set = scorer.shortlist(closed_set, vector)
         if needs_vector:
             spans = self._task_spans(tokenized, (), note_table, hashtag_table, tasks, closed_set)
             tokens += sum(len(span.ids) for span in spans)

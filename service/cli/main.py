@@ -159,13 +159,20 @@ def category(
     content: Annotated[str, typer.Argument()] = "",
     *,
     among: Annotated[list[str] | None, typer.Option(help="The closed set; the model's own by default.")] = None,
+    all_categories: Annotated[bool, typer.Option("--all-categories", help="Read each name of a large set.")] = False,
     min_probability: Annotated[float, typer.Option(help="Below it the model abstains.")] = 0.0,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """The category of a text."""
-    body = {"title": title, "content": content, "categories": among or [], "min_probability": min_probability}
+    body = {
+        "title": title,
+        "content": content,
+        "categories": among or [],
+        "all_categories": all_categories,
+        "min_probability": min_probability,
+    }
     answer = call(url, "POST", "/generate/category", key=api_key, body=body)
     chosen = [] if answer["abstain"] else [{"name": answer["category"], "probability": answer["probability"]}]
     rows = [(one["name"], f"{one['probability']:.4f}") for one in [*chosen, *answer["alternatives"]]]

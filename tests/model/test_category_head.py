@@ -74,7 +74,7 @@ def test_pool_takes_the_mean_of_its_names_pool_weights() -> None:
     )
     vector, written = labelled_vectors(NAMES)[0][7], np.array([0.0, -1.0, -2.0])
     for names, a, b in ((NAMES[:2], 0.2, 0.4), (NAMES[1:], 0.3, 0.6)):
-        pooled = head.pool(names, written[: len(names)], vector)
+        pooled = head.pool(names, written[: len(names)], vector, head.exponents(names))
         assert pooled == pytest.approx(a * written[: len(names)] + b * head.log_probs(names, vector))
 
 
@@ -90,7 +90,7 @@ def test_saved_head_loads_for_its_own_space_alone(tmp_path: Path) -> None:
     loaded = CategoryHead.load(tmp_path, "space")
     assert loaded is not None
     vector, written = labelled_vectors(NAMES)[0][7], np.array([0.0, -1.0, -2.0])
-    pooled = loaded.pool(NAMES, written, vector)
+    pooled = loaded.pool(NAMES, written, vector, loaded.exponents(NAMES))
     assert pooled == pytest.approx(0.3 * written + 0.6 * head.log_probs(NAMES, vector))
     with pytest.raises(CheckpointError, match="fit-categories"):
         CategoryHead.load(tmp_path, "another")
@@ -135,7 +135,7 @@ def test_engine_pools_only_where_the_head_covers_all_names(tiny_engine: Engine) 
     for note, vector in zip(NOTES, vectors, strict=True):
         (plain,), (pooled,) = tiny_engine.generate([note], covered), pooling.generate([note], covered)
         written = np.log([by_name(plain.categories)[name] for name in NAMES]) * tiny_engine.temperature
-        expected = softmax(head.pool(NAMES, written, vector))
+        expected = softmax(head.pool(NAMES, written, vector, (0.5, 0.7)))
         assert by_name(pooled.categories) == pytest.approx(dict(zip(NAMES, expected, strict=True)), rel=1e-3)
         (pooled,), (plain,) = (engine.generate([note], other) for engine in (pooling, tiny_engine))
         assert by_name(pooled.categories) == pytest.approx(by_name(plain.categories))

@@ -50,8 +50,9 @@ of 64 faster."""
 
 
 def use_one_blas_thread() -> None:
-    """Have NumPy multiply matrices in the calling thread alone from now on. After a product the other threads of
-    OpenBLAS busy-wait, longer than the product takes, on cores that OpenVINO needs (docs/log/operations.md)."""
+    """Limit every OpenBLAS that is loaded, NumPy's and others', to the calling thread, for the whole process. After a
+    product its other threads busy-wait, longer than the product takes, on cores that OpenVINO needs
+    (docs/log/operations.md)."""
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
 
 

@@ -74,9 +74,10 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: Urgency
 @needs(Scope.GENERATE)
 @needs_engine
 async def category(body: CategoryIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> CategoryPrediction:
-    """The category of a text out of a closed set, with the probability of each name that is read: of a set of up to 64
-    names all."""
-    generation = service.recommender.generation_request(categories=closed_set(body, service), all_categories=body.exact)
+    """The category of a text out of a closed set, and the probability of each name that was read."""
+    generation = service.recommender.generation_request(
+        categories=closed_set(body, service), all_categories=body.all_categories
+    )
     work = service.recommender.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
     return CategoryPrediction.of(output, body.chosen(output), service.recommender.engine.name)
@@ -89,7 +90,7 @@ async def everything(body: GenerateIn, request: Request, service: ServiceDep, ur
     """Vector, hashtags and category of one text, from one prefill."""
     check_language(body, service)
     generation = service.recommender.generation_request(
-        GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked, body.min_score, body.exact
+        GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked, body.min_score, body.all_categories
     )
     work = service.recommender.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)

@@ -49,7 +49,7 @@ class HashtagOut(BaseModel):
 
 class CategoryOut(BaseModel):
     name: str
-    probability: float = Field(description="exact, among the closed set")
+    probability: float = Field(description="among the names that were read, whose probabilities sum to 1")
 
     @classmethod
     def of(cls, category: CategoryProbability) -> Self:
@@ -141,10 +141,10 @@ class CategoryIn(TaggedText):
     categories: list[Name] = Field(
         [], max_length=MAX_CATEGORIES, description="the closed set; empty: the service's own", examples=[[]]
     )
-    exact: bool = Field(
+    all_categories: bool = Field(
         False,
         description=f"read each name of a closed set of more than {MAX_WHOLE_SET}; by default the "
-        f"{CATEGORY_SHORTLIST} are read that the text's vector makes likely, and the others left out of the answer",
+        f"{CATEGORY_SHORTLIST} that the text's vector makes likeliest are read, and the others left out of the answer",
     )
     min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
 
@@ -159,8 +159,8 @@ class GenerateIn(CategoryIn, HashtagRules):
 
 
 class CategoryPrediction(BaseModel):
-    """The most probable category; `alternatives` are the others, most probable first. `abstain`: none is as probable as
-    was asked; then `category` is null, and all are alternatives."""
+    """The most probable category; `alternatives` are the other names that were read, most probable first. `abstain`:
+    none is as probable as was asked; then `category` is null, and all that were read are alternatives."""
 
     category: str | None
     probability: float | None

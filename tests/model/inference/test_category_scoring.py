@@ -12,7 +12,7 @@ import torch
 
 from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
 from model.config import NoteLLMConfig
-from model.generation import CategoriesTooLong, GenerationRequest
+from model.generation import CategoriesTooLong, GenerationRequest, Neighbour, Neighbours
 from model.inference.engine import Engine
 from model.inference.trie import Trie
 from model.note import Note
@@ -27,7 +27,7 @@ from tests.model.inference.outputs import (
     record_forwards,
 )
 from tests.model.inference.reference import category_log_probs, category_probabilities
-from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES
+from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES, HASHTAGS
 
 
 def test_probabilities_equal_scoring_each_category_alone(tiny_engine: Engine) -> None:
@@ -124,11 +124,20 @@ def test_large_closed_set_is_read_where_the_vector_makes_names_likely(
     assert_same_vectors(in_part, whole)
 
 
-def test_large_closed_set_is_read_beside_hashtags_as_without_them(partly_trained: Engine, read_names: int) -> None:
-    together = generate(partly_trained, FEW_NOTES, GenerationRequest(2, LARGE))
-    assert_same_categories(together, generate(partly_trained, FEW_NOTES, GenerationRequest(categories=LARGE)))
-    assert_same_hashtags(together, generate(partly_trained, FEW_NOTES, GenerationRequest(2)))
+@pytest.mark.parametrize("grounded", [False, True])
+def test_large_closed_set_is_read_beside_hashtags_as_without_them(
+    writer: Engine, read_names: int, grounded: bool
+) -> None:
+    engine = Engine(writer.runtime, random_head(LARGE, writer.dimension))
+    neighbours = Neighbours([Neighbour("n", 1.0, HASHTAGS)])
+    hashtags = GenerationRequest(2, find_neighbours=(lambda *_: neighbours) if grounded else None)
+    free = engine.runtime.pool.free
+    together = generate(engine, FEW_NOTES, replace(hashtags, categories=LARGE))
+    assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=LARGE)))
+    assert_same_hashtags(together, generate(engine, FEW_NOTES, hashtags))
+    assert_same_vectors(together, generate(engine, FEW_NOTES, hashtags))
     assert {len(probabilities(output)) for output in together} == {read_names}
+    assert engine.runtime.pool.free == free
 
 
 def test_large_closed_set_of_trained_names_is_read_whole_without_a_head(tiny_engine: Engine, read_names: int) -> None:
@@ -137,21 +146,36 @@ def test_large_closed_set_of_trained_names_is_read_whole_without_a_head(tiny_eng
     assert set(probabilities(output)) == set(FOODS)
 
 
-def test_large_closed_set_that_the_head_knows_is_read_where_the_head_makes_names_likely(
+def test_large_closed_set_that_the_head_knows_is_scored_as_when_all_names_are_read(
     tiny_engine: Engine, read_names: int
 ) -> None:
-    vectors = np.repeat(tiny_engine.embed(FEW_NOTES[: len(FOODS)]), MIN_NOTES_PER_CATEGORY, axis=0)
-    head = CategoryHead.fit(vectors, np.repeat(FOODS, MIN_NOTES_PER_CATEGORY).tolist())
-    notes = FEW_NOTES[: len(FOODS)]
-    for note, name, output in zip(
-        notes,
-        FOODS,
-        generate(Engine(tiny_engine.runtime, head), notes, GenerationRequest(categories=FOODS)),
-        strict=True,
-    ):
-        likeliest = np.argsort(-head.log_probs(FOODS, output.vector))[:read_names]
-        assert set(probabilities(output)) == {FOODS[i] for i in likeliest}
-        assert next(iter(probabilities(output))) == name, note
+    """The head chooses the names, and has its say although it knows the chosen ones from too few notes alone."""
+    rare = replace(random_head(LARGE, tiny_engine.dimension), counts=np.array([1, 1, 1, 1, 5 * MIN_NOTES_PER_CATEGORY]))
+    assert not rare.covers(LARGE[:4])
+    engine = Engine(tiny_engine.runtime, rare)
+    whole = generate(engine, FEW_NOTES, GenerationRequest(categories=LARGE, all_categories=True))
+    for output, all_names in zip(generate(engine, FEW_NOTES, GenerationRequest(categories=LARGE)), whole, strict=True):
+        likeliest = [LARGE[i] for i in np.argsort(-rare.log_probs(LARGE, output.vector))[:read_names]]
+        share = sum(probabilities(all_names)[name] for name in likeliest)
+        expected = {name: probabilities(all_names)[name] / share for name in likeliest}
+        assert probabilities(output) == pytest.approx(expected, rel=1e-3)
+
+
+def test_closed_set_at_the_bound_is_read_whole(
+    partly_trained: Engine, read_names: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound, read in ((len(LARGE), len(LARGE)), (len(LARGE) - 1, read_names)):
+        monkeypatch.setattr("model.inference.category_scoring.MAX_WHOLE_SET", bound)
+        (output,) = generate(partly_trained, FEW_NOTES[:1], GenerationRequest(categories=LARGE))
+        assert len(probabilities(output)) == read
+
+
+def random_head(names: tuple[str, ...], dimension: int) -> CategoryHead:
+    """Return a head that knows these names, from vectors and notes that nobody has seen."""
+    rng = np.random.default_rng(0)
+    counts = np.full(len(names), MIN_NOTES_PER_CATEGORY)
+    weights = rng.normal(scale=4, size=(len(names), dimension)).astype(np.float32)
+    return CategoryHead(names, weights, np.zeros(len(names), np.float32), counts, np.tile([0.3, 0.6], (len(names), 1)))
 
 
 def test_no_other_request_waits_for_a_prior(partly_trained: Engine) -> None:

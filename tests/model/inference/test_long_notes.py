@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
 from model.config import NoteLLMConfig
 from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
@@ -47,6 +48,23 @@ def test_vector_of_a_long_note_is_the_mean_of_its_windows(windowed: Engine) -> N
     vectors = windowed.embed([replace(LONG, content=part) for part in parts])
     mean = (vectors * np.array(prompt.content_tokens)[:, None]).sum(0)
     np.testing.assert_allclose(windowed.embed([LONG])[0], mean / np.linalg.norm(mean), atol=1e-3)
+
+
+def test_large_closed_set_is_chosen_by_the_vector_of_all_windows(
+    windowed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head tells apart the directions of the whole note's vector and of its first window's."""
+    monkeypatch.setattr("model.inference.category_scoring.MAX_WHOLE_SET", 2)
+    monkeypatch.setattr("model.inference.category_scoring.CATEGORY_SHORTLIST", 1)
+    first_window = replace(
+        LONG, content=windowed.prompt.decode(windowed.prompt.windows(LONG).windows[0]).split("\n")[1]
+    )
+    of_all, of_first = windowed.embed([LONG, first_window])
+    weights = 100 * np.stack([of_all - of_first, of_first - of_all, 0 * of_all])
+    names, counts = ("Whole", "First", "Neither"), np.full(3, MIN_NOTES_PER_CATEGORY)
+    head = CategoryHead(names, weights, np.zeros(3, np.float32), counts, np.tile([0.5, 0.5], (3, 1)))
+    (output,) = Engine(windowed.runtime, head).generate([LONG], GenerationRequest(categories=names))
+    assert [category.name for category in output.categories or ()] == ["Whole"]
 
 
 def test_change_after_the_first_window_changes_the_vector(windowed: Engine, tiny_short: Engine) -> None:

@@ -162,7 +162,7 @@ def test_one_call_gives_all_three_for_less_than_three(client: httpx2.Client) -> 
     assert everything["usage"]["prompt_tokens"] < apart
 
 
-def test_large_closed_set_is_read_in_part_unless_the_request_is_exact(
+def test_large_closed_set_is_read_in_part_unless_all_names_are_asked_for(
     serve: Serve, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     names = [f"{first} {second}" for first in ("Soup", "Train", "Garden", "Film", "Tea") for second in range(14)]
@@ -173,9 +173,9 @@ def test_large_closed_set_is_read_in_part_unless_the_request_is_exact(
         def told(path: str, **asked: object) -> Any:
             return client.post(path, json=TEXT | {"categories": names} | asked).raise_for_status().json()
 
-        some, every = told("/generate/category"), told("/generate/category", exact=True)
+        some, every = told("/generate/category"), told("/generate/category", all_categories=True)
         assert [1 + len(answer["alternatives"]) for answer in (some, every)] == [CATEGORY_SHORTLIST, len(names)]
-        some_of_all, every_of_all = told("/generate"), told("/generate", exact=True)
+        some_of_all, every_of_all = told("/generate"), told("/generate", all_categories=True)
         assert (some_of_all["category"]["name"], every_of_all["category"]["name"]) == (
             some["category"],
             every["category"],
