@@ -184,6 +184,22 @@ def test_large_closed_set_is_read_in_part_unless_all_names_are_asked_for(
             assert shortened["usage"]["prompt_tokens"] < whole["usage"]["prompt_tokens"]
 
 
+def test_stored_note_gets_its_category_out_of_a_large_closed_set(
+    serve: Serve, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    names = tuple(f"{thing} {number}" for thing in ("Soup", "Train", "Garden") for number in range(30))
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "trained")
+    replace(NoteLLMConfig.load(folder), trained_categories=("Food", "Travel")).save(folder)
+    with (
+        serve(checkpoint=str(folder), categories=names, min_category_probability=0) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+    ):
+        stored = client.post("/notes", params={"generate": "hashtags,category"}, json=TEXT).raise_for_status().json()
+        assert stored["category"] in names
+        told = client.post("/generate/category", json=TEXT).json()
+        assert (stored["category"], 1 + len(told["alternatives"])) == (told["category"], CATEGORY_SHORTLIST)
+
+
 @pytest.mark.parametrize("path", ["/generate", "/generate/category"])
 def test_category_names_over_the_token_bound_are_413(client: httpx2.Client, path: str) -> None:
     limits = client.get("/limits").json()
