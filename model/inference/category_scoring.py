@@ -91,8 +91,8 @@ class CategoryScorer:
     def closed_set(self, categories: tuple[str, ...]) -> SpanSteps[ClosedSet]:
         """Return the closed set of these names, with its prior where it needs one."""
         prior = yield from self.prior(categories)
-        covered = self._head is not None and self._head.covers(categories)
-        exponents = self._head.exponents(categories) if self._head is not None and covered else None
+        head = self._head
+        exponents = head.exponents(categories) if head is not None and head.covers(categories) else None
         return ClosedSet(categories, self.trie(categories), prior, exponents)
 
     def needs_shortlist(self, closed_set: ClosedSet) -> bool:

@@ -177,6 +177,7 @@ def test_every_command_prints_a_table_or_json(shared: Process) -> None:
         ("hashtags", "a title", "a content"),
         ("hashtags", "a title", "--policy", "grounded", "--block", "title"),
         ("category", "a title", "--among", "Food", "--among", "Pets"),
+        ("category", "a title", "--among", "Food", "--among", "Pets", "--all-categories"),
         ("category", "a title", "--among", "Food", "--among", "Pets", "--min-probability", "1"),
         ("status",),
     ):
