@@ -1,8 +1,9 @@
-"""CategoryHead: a logistic regression from a note's vector to its category, pooled with what the model would write.
+"""CategoryHead: what a note's vector and its words say of its category, pooled with what the model would write.
 
-It is fitted to training notes in a minute, without touching the model, so a deployment can have one for its own
+It is fitted to training notes in minutes, without touching the model, so a deployment can have one for its own
 categories (docs/decisions/0014-category-head.md).
-Shapes: N notes, C names of the head, D dimension, K names of a closed set.
+Shapes: N notes, C names of the head, D dimension, K names of a closed set, E experts: the model's writing, the vector
+and, where the head has them, the words.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from model.category_regressions import VectorRegression, WordRegression
 from model.config import CheckpointError
+from model.note import Note
 
 CATEGORIES_FILE = "categories.safetensors"
-TENSORS = {"weights": "weights", "bias": "bias", "counts": "counts", "pool_weights": "trusts"}
-"""Name in the file of each field's tensor. They never change, so that older checkpoints stay readable."""
-INVERSE_PENALTY = 10.0
-"""Inverse strength of the L2 penalty on the weights (scikit-learn's C). 3 and 30 give accuracies within a point of it
-(docs/decisions/0014-category-head.md)."""
+TENSORS = ("counts", "trusts", "weights", "bias")
+"""Names in the file of the counts, the pool weights and the regression from vectors. They never change, so that older
+checkpoints stay readable."""
+WORD_TENSORS = ("word_hashes", "word_idf", "word_weights", "word_bias")
+"""Names in the file of the regression from words, where the head has one."""
 MIN_NOTES_PER_CATEGORY = 20
 """Fewest training notes a name, on the average over a closed set, for the head to have a say in it. With 8 it learns
 the wording of these few and is worse than the model alone (docs/decisions/0014-category-head.md)."""
@@ -34,47 +38,42 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class CategoryHead:
-    """Logits of category `names` from a vector, and the exponents that pool them with the model's own probabilities.
+    """Logits of category `names` by vector and by words, and the exponents that pool them with the model's own
+    probabilities.
 
-    `weights` (C, D) and `bias` (C,) were fitted to `counts` (C,) notes of each name. In a closed set that it `covers`,
+    Both regressions were fitted to `counts` (C,) notes of each name. In a closed set that it `covers`,
 
-        p(c) ~ p_written(c)^a * p_vector(c)^b,
+        p(c) ~ p_written(c)^a * p_vector(c)^b * p_words(c)^w,
 
     where each distribution is over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3).
-    `pool_weights` (C, 2) holds a and b for each name, fitted to the data set that has the name; a closed set takes the
-    mean over its names.
+    `pool_weights` (C, E) holds a, b and w for each name, fitted to the data set that has the name; a closed set takes
+    the mean over its names.
     """
 
     names: tuple[str, ...]
-    weights: Floats
-    bias: Floats
     counts: npt.NDArray[np.int64]
     pool_weights: npt.NDArray[np.float64]
+    by_vector: VectorRegression
+    by_words: WordRegression | None = None
 
     @classmethod
-    def fit(cls, vectors: Floats, truth: Sequence[str]) -> CategoryHead:
-        """Fit a logistic regression to unit vectors (N, D) and their N true names.
+    def fit(cls, vectors: Floats, truth: Sequence[str], notes: Sequence[Note] = ()) -> CategoryHead:
+        """Fit a regression to unit vectors (N, D) and their N true names, and one to the words of their `notes`, where
+        these are given.
 
-        Its pool weights are (0, 1), the vector alone, until `with_pool_weights`. Raises ValueError for fewer than two
+        Its pool weights are those of the vector alone, until `with_pool_weights`. Raises ValueError for fewer than two
         different names.
         """
-        from sklearn.linear_model import LogisticRegression
-
         names = tuple(sorted(set(truth)))
         if len(names) < 2:
             raise ValueError("fewer than two categories: there is nothing to choose from")
-        regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000)
-        regression.fit(vectors, [names.index(name) for name in truth])
-        weights, bias = regression.coef_, regression.intercept_
-        if len(names) == 2:  # scikit-learn keeps one row for two classes: the log odds of the second
-            weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-        counts = np.array([truth.count(name) for name in names])
-        vector_alone = np.tile([0.0, 1.0], (len(names), 1))
-        # Contiguous, since safetensors writes the memory as it lies, whatever the strides.
-        return cls(names, np.ascontiguousarray(weights, np.float32), bias.astype(np.float32), counts, vector_alone)
+        indices = [names.index(name) for name in truth]
+        by_words = WordRegression.fit(notes, indices) if notes else None
+        vector_alone = np.tile([0.0, 1.0, 0.0] if notes else [0.0, 1.0], (len(names), 1))
+        return cls(names, np.bincount(indices), vector_alone, VectorRegression.fit(vectors, indices), by_words)
 
-    def with_pool_weights(self, categories: Sequence[str], pool_weights: tuple[float, float]) -> CategoryHead:
-        """Return a copy with the exponents (a, b) = `pool_weights` for some of its names."""
+    def with_pool_weights(self, categories: Sequence[str], pool_weights: Floats) -> CategoryHead:
+        """Return a copy with the exponents `pool_weights` (E,) for some of its names."""
         changed = self.pool_weights.copy()
         changed[self._rows(categories)] = pool_weights
         return replace(self, pool_weights=changed)
@@ -84,37 +83,48 @@ class CategoryHead:
         counts = [count for name, count in zip(self.names, self.counts.tolist(), strict=True) if name in categories]
         return len(counts) == len(set(categories)) and sum(counts) >= MIN_NOTES_PER_CATEGORY * len(counts)
 
-    def exponents(self, categories: Sequence[str]) -> tuple[float, float]:
-        """Return the exponents (a, b) of the pool for a closed set that it `covers`: the mean of its names'."""
-        a, b = self.pool_weights[self._rows(categories)].mean(0)
-        return float(a), float(b)
-
-    def pool(
-        self, categories: Sequence[str], written: Floats, vector: Floats, exponents: tuple[float, float]
-    ) -> npt.NDArray[np.float64]:
-        """Return pooled logits (K,) of names that it knows.
-
-        `written`: the model's log probabilities (K,), up to a constant. `vector`: (D,). `exponents`: of the closed set
-        that has the names.
-        """
-        a, b = exponents
-        pooled: npt.NDArray[np.float64] = a * written + b * self.log_probs(categories, vector)
-        return pooled
+    def exponents(self, categories: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return the exponents (E,) of the pool for a closed set that it `covers`: the mean of its names'."""
+        mean: npt.NDArray[np.float64] = self.pool_weights[self._rows(categories)].mean(0)
+        return mean
 
     def log_probs(self, categories: Sequence[str], vectors: Floats) -> npt.NDArray[np.float64]:
         """Return log probabilities (..., K) over a closed set from vectors (..., D) alone."""
-        rows = self._rows(categories)
-        logits = vectors @ self.weights[rows].T + self.bias[rows].astype(np.float64)
-        log_probs: npt.NDArray[np.float64] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        return log_probs
+        return _log_softmax(self.by_vector.logits(vectors, self._rows(categories)))
+
+    def read(self, categories: Sequence[str], note: Note, vector: Floats) -> npt.NDArray[np.float64]:
+        """Return log probabilities (E - 1, K) over a closed set by the vector (D,) of a note and by its words."""
+        logits = [self.by_vector.logits(vector, rows := self._rows(categories))]
+        if self.by_words is not None:
+            logits.append(self.by_words.logits(note, rows))
+        return _log_softmax(np.stack(logits))
+
+    def pool(
+        self,
+        categories: Sequence[str],
+        written: Floats | None,
+        note: Note,
+        vector: Floats,
+        exponents: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        """Return pooled logits (K,) of names that it knows.
+
+        `written`: the model's log probabilities (K,), up to a constant; None where it was not asked. `exponents` (E,):
+        of the closed set that has the names.
+        """
+        pooled: npt.NDArray[np.float64] = exponents[1:] @ self.read(categories, note, vector)
+        return pooled if written is None else exponents[0] * written + pooled
 
     def _rows(self, categories: Sequence[str]) -> list[int]:
         return [self.names.index(name) for name in categories]
 
     def save(self, folder: Path, space: str) -> None:
         """Write it into a checkpoint folder whose vectors are of `space`."""
-        tensors = {name: getattr(self, field) for field, name in TENSORS.items()}
-        save_file(tensors, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
+        tensors: list[npt.NDArray[Any]] = [self.counts, self.pool_weights, self.by_vector.weights, self.by_vector.bias]
+        if (words := self.by_words) is not None:
+            tensors += [words.hashes, words.idf, words.weights, words.bias]
+        named = dict(zip((*TENSORS, *WORD_TENSORS), tensors, strict=False))
+        save_file(named, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
 
     @classmethod
     def load(cls, folder: Path, space: str) -> CategoryHead | None:
@@ -128,7 +138,10 @@ class CategoryHead:
         try:
             with safe_open(path, "np") as stored:
                 metadata = stored.metadata()
-                tensors = [stored.get_tensor(name) for name in TENSORS.values()]
+                counts, pool_weights, weights, bias = map(stored.get_tensor, TENSORS)
+                by_words = None
+                if set(WORD_TENSORS) <= set(stored.keys()):
+                    by_words = WordRegression(*map(stored.get_tensor, WORD_TENSORS))
                 names = tuple(json.loads(metadata["names"]))
                 fitted_space = metadata["space"]
         except Exception as error:  # what safetensors raises has no common class
@@ -137,35 +150,37 @@ class CategoryHead:
             raise CheckpointError(
                 f"{path} was fitted to other vectors: run `notellm fit-categories` again, or delete it"
             )
-        return cls(names, *tensors)
+        return cls(names, counts, pool_weights, VectorRegression(weights, bias), by_words)
 
 
-def fit_pool_weights(
-    written: Sequence[Floats], by_vector: Sequence[Floats], truth: Sequence[int]
-) -> tuple[float, float]:
-    """Return the exponents a, b >= 0 of the pool under which the true categories of N notes are likeliest.
+def fit_pool_weights(log_probs: Sequence[Floats], truth: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return the exponents (E,), none below 0, of the pool under which the true categories of N notes are likeliest.
 
-    `written`, `by_vector`: for each note the log probabilities (K,) over its closed set. `truth`: for each note the
-    index of its category in that set. Minimises
+    `log_probs`: for each note those of E experts over its closed set, (E, K). `truth`: for each note the index of its
+    category in that set. Minimises
 
-        - sum_n log p_n(truth_n) + (a - 1/2)^2 + (b - 1/2)^2,
+        - sum_n log p_n(truth_n) + |exponents - 1/E|^2,
 
     which is convex. The penalty weighs about as much as one note: without it nothing would bound the exponents where
     few notes are given and all are right.
     """
     from scipy.optimize import minimize
 
-    pairs = [np.stack(pair) for pair in zip(written, by_vector, strict=True)]
+    experts = len(log_probs[0])
 
-    def loss_and_gradient(exponents: Floats) -> tuple[float, Floats]:
-        loss, gradient = 0.0, np.zeros(2)
-        for pair, true in zip(pairs, truth, strict=True):
-            logits = exponents @ pair
-            log_probs = logits - np.logaddexp.reduce(logits)
-            loss -= log_probs[true]
-            gradient += pair @ np.exp(log_probs) - pair[:, true]
-        offset = exponents - 0.5
-        return float(loss + offset @ offset) / len(pairs), (gradient + 2 * offset) / len(pairs)
+    def loss_and_gradient(exponents: npt.NDArray[np.float64]) -> tuple[float, Floats]:
+        loss, gradient = 0.0, np.zeros(experts)
+        for expert_log_probs, true in zip(log_probs, truth, strict=True):
+            pooled = _log_softmax(exponents @ expert_log_probs)
+            loss -= pooled[true]
+            gradient += expert_log_probs @ np.exp(pooled) - expert_log_probs[:, true]
+        offset = exponents - 1 / experts
+        return float(loss + offset @ offset) / len(log_probs), (gradient + 2 * offset) / len(log_probs)
 
-    best = minimize(loss_and_gradient, np.array([0.5, 0.5]), jac=True, bounds=[(0, None)] * 2)
-    return float(best.x[0]), float(best.x[1])
+    best = minimize(loss_and_gradient, np.full(experts, 1 / experts), jac=True, bounds=[(0, None)] * experts)
+    return np.asarray(best.x, np.float64)
+
+
+def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    log_probs: npt.NDArray[np.float64] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    return log_probs

@@ -261,14 +261,14 @@ def fit_categories(
     ] = 10_000,
     cache: Cache = CACHE,
 ) -> None:
-    """Learn the categories of training notes from their vectors, to pool with the category that the model writes."""
+    """Learn the categories of training notes from their vectors and words, to pool with what the model writes."""
     from model.config import CONFIG_FILE, NoteLLMConfig
     from model.training.calibrate import fit_categories as fit_head
 
     with exit_on(ValueError, FileNotFoundError):
         head = fit_head(checkpoint, data, max_notes, cache, say)
-    for written, vector in sorted({(a, b) for a, b in head.pool_weights.tolist()}):
-        say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}")
+    for written, vector, words in sorted(set(map(tuple, head.pool_weights.tolist()))):
+        say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}, in words {words:.2f}")
     show({"categories": len(head.names)}, as_json=False)
     if not set(head.names) <= set(NoteLLMConfig.load(checkpoint).categories):
         by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.names)}", or '

@@ -24,8 +24,8 @@ from pathlib import Path
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.data.wordnet import wordnet_notes
-from model.hashtags.words import words_in
 from model.note import Note, normalise_hashtags
+from model.words import words_in
 
 TECHNICAL_PACKAGE = re.compile(
     r"^(lib|python3-|golang-|ruby-|node-|haskell-|rust-|r-cran-|fonts-|linux-|php)|(-dev|-dbg|-dbgsym|-data|-common)$"

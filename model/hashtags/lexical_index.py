@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.hashtags.postings import Arrays, GrowingPostings, Numbers, PackedPostings, RowNumbers, view
-from model.hashtags.words import word_hash, word_hashes, words_of
 from model.note import Note
+from model.words import word_hash, word_hashes, words_of
 
 COMMON_SHARE = 0.1
 """A word that more than this share of all notes have, and more than COMMON_NOTES, is left out of a search: it tells

@@ -61,7 +61,7 @@ class ClosedSet:
     names: tuple[str, ...]
     trie: Trie
     prior: LabelPrior | None = None
-    exponents: tuple[float, float] | None = None
+    exponents: npt.NDArray[np.float64] | None = None
 
     def shortlist(self, places: npt.NDArray[np.intp]) -> ClosedSet:
         """Return the set of the names at some places of this one, which are scored as they are in this one."""
@@ -100,11 +100,13 @@ class CategoryScorer:
         says = closed_set.exponents is not None or (closed_set.prior is not None and self._name_cosine_weight > 0)
         return says and len(closed_set.names) > MAX_WHOLE_SET
 
-    def shortlist(self, closed_set: ClosedSet, vector: npt.NDArray[np.float32]) -> ClosedSet:
-        """Return the CATEGORY_SHORTLIST names of a set that `needs_shortlist` that are likeliest by the note's vector
-        (D,) alone: by the category head, or by the cosine with the names' own vectors."""
+    def shortlist(self, closed_set: ClosedSet, note: Note, vector: npt.NDArray[np.float32]) -> ClosedSet:
+        """Return the CATEGORY_SHORTLIST names of a set that `needs_shortlist` that are likeliest for a note without
+        what the model would write: by the category head, or by the cosine of the note's vector (D,) with the names'
+        own vectors."""
+        scores: npt.NDArray[np.floating]
         if self._head is not None and closed_set.exponents is not None:
-            scores: npt.NDArray[np.floating] = self._head.log_probs(closed_set.names, vector)
+            scores = self._head.pool(closed_set.names, None, note, vector, closed_set.exponents)
         else:
             assert closed_set.prior is not None
             scores = closed_set.prior.vectors @ vector
@@ -127,20 +129,20 @@ class CategoryScorer:
         return path_log_probs(trie, answers[-len(trie.children) :])
 
     def probabilities(
-        self, closed_set: ClosedSet, answers: Sequence[TokenLogProbs], vector: npt.NDArray[np.float32]
+        self, closed_set: ClosedSet, answers: Sequence[TokenLogProbs], note: Note, vector: npt.NDArray[np.float32]
     ) -> tuple[CategoryProbability, ...]:
         """Return the names of the closed set with their probabilities, the most probable first; they sum to 1.
 
         The log probabilities of the names, by the `answers` to the queries of a span, are corrected by the prior, where
-        there is one (decision 8), then pooled with what the category head says of the `vector` (D,), where it knows all
-        names (decision 14), or else divided by the temperature.
+        there is one (decision 8), then pooled with what the category head says of the `note` and its `vector` (D,),
+        where it knows all names (decision 14), or else divided by the temperature.
         """
         categories, prior = closed_set.names, closed_set.prior
         log_probs = self.log_probs(closed_set.trie, answers)
         if prior is not None:
             log_probs = log_probs - prior.log_probs + self._name_cosine_weight * (prior.vectors @ vector)
         if self._head is not None and closed_set.exponents is not None:
-            logits = self._head.pool(categories, log_probs, vector, closed_set.exponents)
+            logits = self._head.pool(categories, log_probs, note, vector, closed_set.exponents)
         else:
             logits = log_probs / self._temperature
         powers = np.exp(logits - logits.max())

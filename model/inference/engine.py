@@ -42,7 +42,7 @@ UNSUPPORTED_LANGUAGE = "the model does not read the script of this note"
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRequest:
-    """A note as token ids, and what is requested of it.
+    """A note, its token ids, and what is requested of it.
 
     `prompt`: its windows. Tasks continue the first; the others only add to the vector. `hashtag_prompt`: ids of a
     second prompt, which the hashtag task follows, where the prompt version puts the task first; else empty. `allowed`:
@@ -50,11 +50,11 @@ class TokenizedRequest:
     computed.
     """
 
+    note: Note
     prompt: NotePrompt
     request: GenerationRequest
     hashtag_prompt: tuple[int, ...] = ()
     allowed: HashtagFilter = field(default_factory=HashtagFilter)
-    note: Note = field(default_factory=Note)
     supported: bool = True
 
     @property
@@ -159,10 +159,10 @@ class Engine:
             self._category_scorer.trie(request.categories)
         prompt, supported = self.prompt.windows(note), self.prompt.supports(note)
         if not (request.hashtags and supported):
-            return TokenizedRequest(prompt, request, supported=supported)
+            return TokenizedRequest(note, prompt, request, supported=supported)
         hashtag_prompt = () if self.prompt.one_prefill else tuple(self.prompt.note(note, request.hashtags))
         allowed = HashtagFilter.of(note, request.blocked, self.prompt.config.scripts)
-        return TokenizedRequest(prompt, request, hashtag_prompt, allowed, note)
+        return TokenizedRequest(note, prompt, request, hashtag_prompt, allowed)
 
     def vocabulary(self) -> Vocabulary:
         """Return an empty vocabulary in this model's tokens."""
@@ -252,7 +252,9 @@ class Engine:
                 return without_generations(output, tokenized.request)
 
             if prefill.closed_set:
-                categories = scorer.probabilities(prefill.closed_set, prefill.category_answers, prefill.vector)
+                categories = scorer.probabilities(
+                    prefill.closed_set, prefill.category_answers, tokenized.note, prefill.vector
+                )
                 output = replace(output, categories=categories)
 
             if request.hashtags:
@@ -307,7 +309,7 @@ class Engine:
             generation.find_candidates(tokenized.note, vector)
             tasks = generation.tasks()
         if closed_set and not whole:
-            closed_set = scorer.shortlist(closed_set, vector)
+            closed_set = scorer.shortlist(closed_set, tokenized.note, vector)
         if needs_vector:
             spans = self._task_spans(tokenized, (), note_table, hashtag_table, tasks, closed_set)
             tokens += sum(len(span.ids) for span in spans)

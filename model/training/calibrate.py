@@ -1,4 +1,4 @@
-"""Fitting a finished checkpoint to categories: the temperature of their probabilities, and a head on the vectors.
+"""Fitting a finished checkpoint to categories: the temperature of their probabilities, and a head on vectors and words.
 
 Both are fitted to notes of several data sets at once, each with its own closed set of categories.
 """
@@ -24,8 +24,8 @@ from model.inference.engine import Engine
 from model.note import Note
 from model.weights import Progress, silent
 
-POOLING_NOTES = 500
-"""Validation notes of each data set by which the two pool weights are chosen; two numbers need no more."""
+POOLING_NOTES = 1000
+"""Validation notes of each data set by which the three pool weights are chosen."""
 IMPOSSIBLE = -1e9
 """Log probability of a column beyond a data set's closed set: finite, so that it can be divided by a temperature."""
 
@@ -71,7 +71,7 @@ def category_temperature(
 def fit_categories(
     checkpoint: Path, data: Sequence[Path], max_notes: int, cache: Path, progress: Progress = silent
 ) -> CategoryHead:
-    """Fit a category head to the vectors of a checkpoint, save it beside its weights, and return it.
+    """Fit a category head to the vectors of a checkpoint and to words, save it beside its weights, and return it.
 
     `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError (a bare backbone has no folder for the
     head), DatasetError, FileNotFoundError, and ValueError as `category_head` does.
@@ -87,7 +87,7 @@ def fit_categories(
 def category_head(
     engine: Engine, data: Sequence[Mapping[str, Note]], max_notes: int, progress: Progress = silent
 ) -> CategoryHead:
-    """Fit a head to the vectors of training notes, and its pool weights to what the model writes for validation notes.
+    """Fit a head to the vectors and words of training notes, and its pool weights to validation notes.
 
     `max_notes`: training notes used of each data set. `engine`: loaded without an earlier head or temperature. Raises
     ValueError where there are fewer than two categories, or no data set has enough training notes of its categories
@@ -97,7 +97,7 @@ def category_head(
     for notes in data:
         training += notes_of_split(_with_category(notes, closed_set(notes)), "train", max_notes)
     progress(f"Reading {len(training):,} notes with categories")
-    head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training])
+    head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training], training)
     pooled = False
     for notes in data:
         categories = closed_set(notes)
@@ -121,10 +121,12 @@ def _with_fitted_pool_weights(
 ) -> CategoryHead:
     """Choose the pool weights of one data set by its validation notes."""
     outputs = engine.generate(validation, GenerationRequest(categories=names, all_categories=True))
-    written = [_log_probs(output, names) for output in outputs]
-    by_vector = head.log_probs(names, np.array([output.vector for output in outputs]))
+    log_probs = [
+        np.vstack([_log_probs(output, names), head.read(names, note, output.vector)])
+        for note, output in zip(validation, outputs, strict=True)
+    ]
     truth = [names.index(note.category or "") for note in validation]
-    return head.with_pool_weights(names, fit_pool_weights(written, list(by_vector), truth))
+    return head.with_pool_weights(names, fit_pool_weights(log_probs, truth))
 
 
 def _log_probs(output: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:

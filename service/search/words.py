@@ -14,7 +14,7 @@ from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import WORDS_POOL_SIZE
 
 MAX_CHARS = 2000
-"""Characters of a title, and of a content, whose words are read (`model.hashtags.words.MAX_CHARS`, which a test
+"""Characters of a title, and of a content, whose words are read (`model.words.MAX_CHARS`, which a test
 compares)."""
 
 

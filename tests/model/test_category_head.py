@@ -1,4 +1,4 @@
-"""Tests of CategoryHead: categories from a vector alone, and pooled with what the model writes."""
+"""Tests of CategoryHead: categories from a vector and from words, pooled with what the model writes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from model.inference.engine import Engine
 from model.note import Note
 
 NAMES = ("Food", "Home", "Travel")
+TRAIN = Note(content="The night train was late")
 NOTES = [Note(title=title) for title in ("lemon soup", "a lamp for the hall", "three days in Kyoto")]
 
 
@@ -29,6 +30,17 @@ def labelled_vectors(names: tuple[str, ...], per_name: int = 40, seed: int = 0) 
     centres = unit(np.random.default_rng(1).normal(size=(len(names), 8)))
     vectors = np.concatenate([centre + 0.2 * rng.normal(size=(per_name, 8)) for centre in centres])
     return unit(vectors), [name for name in names for _ in range(per_name)]
+
+
+def labelled_notes(truth: list[str]) -> list[Note]:
+    """Return a note for each of the names, whose words tell which."""
+    titles = dict(zip(NAMES, ("lemon soup", "a lamp for the hall", "a train to Kyoto"), strict=True))
+    return [Note(title=titles[name]) for name in truth]
+
+
+def experts(*log_probs: np.ndarray) -> np.ndarray:
+    """Return what each expert (N, K) says of each note, shape (N, E, K)."""
+    return np.stack(log_probs, axis=1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -69,12 +81,12 @@ def test_names_with_few_training_notes_are_not_covered() -> None:
 def test_pool_takes_the_mean_of_its_names_pool_weights() -> None:
     head = (
         CategoryHead.fit(*labelled_vectors(NAMES))
-        .with_pool_weights(NAMES[:2], (0.2, 0.4))
-        .with_pool_weights(NAMES[2:], (0.4, 0.8))
+        .with_pool_weights(NAMES[:2], np.array([0.2, 0.4]))
+        .with_pool_weights(NAMES[2:], np.array([0.4, 0.8]))
     )
     vector, written = labelled_vectors(NAMES)[0][7], np.array([0.0, -1.0, -2.0])
     for names, a, b in ((NAMES[:2], 0.2, 0.4), (NAMES[1:], 0.3, 0.6)):
-        pooled = head.pool(names, written[: len(names)], vector, head.exponents(names))
+        pooled = head.pool(names, written[: len(names)], Note(), vector, head.exponents(names))
         assert pooled == pytest.approx(a * written[: len(names)] + b * head.log_probs(names, vector))
 
 
@@ -83,15 +95,29 @@ def test_fit_to_one_category_is_refused() -> None:
         CategoryHead.fit(*labelled_vectors(NAMES[:1]))
 
 
+def test_words_tell_a_category_that_the_vector_does_not() -> None:
+    vectors, truth = labelled_vectors(NAMES)
+    same = np.tile(vectors[:1], (len(vectors), 1))
+    head = CategoryHead.fit(same, truth, labelled_notes(truth)).with_pool_weights(NAMES, np.array([0.0, 1.0, 1.0]))
+    logits = head.pool(NAMES, None, TRAIN, same[0], head.exponents(NAMES))
+    assert NAMES[int(logits.argmax())] == "Travel"
+    by_vector, by_words = np.exp(head.read(NAMES, TRAIN, same[0]))
+    assert by_vector == pytest.approx(np.full(3, 1 / 3), abs=0.01)
+    assert by_words[2] > 0.5
+
+
 def test_saved_head_loads_for_its_own_space_alone(tmp_path: Path) -> None:
     assert CategoryHead.load(tmp_path, "space") is None
-    head = CategoryHead.fit(*labelled_vectors(NAMES)).with_pool_weights(NAMES, (0.3, 0.6))
-    head.save(tmp_path, "space")
-    loaded = CategoryHead.load(tmp_path, "space")
-    assert loaded is not None
-    vector, written = labelled_vectors(NAMES)[0][7], np.array([0.0, -1.0, -2.0])
-    pooled = loaded.pool(NAMES, written, vector, loaded.exponents(NAMES))
-    assert pooled == pytest.approx(0.3 * written + 0.6 * head.log_probs(NAMES, vector))
+    vectors, truth = labelled_vectors(NAMES)
+    written = np.array([0.0, -1.0, -2.0])
+    for notes, exponents in (((), [0.3, 0.6]), (labelled_notes(truth), [0.3, 0.6, 0.9])):
+        head = CategoryHead.fit(vectors, truth, notes).with_pool_weights(NAMES, np.array(exponents))
+        head.save(tmp_path, "space")
+        loaded = CategoryHead.load(tmp_path, "space")
+        assert loaded is not None
+        assert (loaded.by_words is not None) == bool(notes)
+        pooled = loaded.pool(NAMES, written, TRAIN, vectors[7], loaded.exponents(NAMES))
+        assert pooled == pytest.approx(exponents[0] * written + exponents[1:] @ head.read(NAMES, TRAIN, vectors[7]))
     with pytest.raises(CheckpointError, match="fit-categories"):
         CategoryHead.load(tmp_path, "another")
 
@@ -110,32 +136,33 @@ def test_fit_pool_weights_finds_the_exponents_of_the_truth() -> None:
     rng = np.random.default_rng(0)
     written, by_vector = (np.log(softmax(rng.normal(scale=2, size=(4000, 5)))) for _ in range(2))
     truth = (0.3 * written + 0.8 * by_vector + rng.gumbel(size=written.shape)).argmax(1)
-    assert fit_pool_weights(written, by_vector, truth) == pytest.approx((0.3, 0.8), abs=0.06)
+    assert fit_pool_weights(experts(written, by_vector), truth) == pytest.approx((0.3, 0.8), abs=0.06)
 
 
 def test_fit_pool_weights_stays_bounded_with_few_right_notes() -> None:
     by_vector = np.log(softmax(np.random.default_rng(0).normal(scale=2, size=(12, 5))))
-    assert max(fit_pool_weights(np.zeros((12, 5)), by_vector, by_vector.argmax(1))) < 3
+    assert max(fit_pool_weights(experts(np.zeros((12, 5)), by_vector), by_vector.argmax(1))) < 3
 
 
 def test_fit_pool_weights_gives_0_to_what_contradicts_the_truth() -> None:
     rng = np.random.default_rng(0)
     written, by_vector = (np.log(softmax(rng.normal(scale=2, size=(1000, 5)))) for _ in range(2))
     truth = (by_vector - written + rng.gumbel(size=written.shape)).argmax(1)
-    assert fit_pool_weights(written, by_vector, truth)[0] == 0
+    assert fit_pool_weights(experts(written, by_vector), truth)[0] == 0
 
 
 def test_engine_pools_only_where_the_head_covers_all_names(tiny_engine: Engine) -> None:
     """Elsewhere it answers as without a head."""
     vectors = tiny_engine.embed(NOTES)
-    fitted = CategoryHead.fit(vectors, NAMES)
-    head = replace(fitted, counts=MIN_NOTES_PER_CATEGORY * fitted.counts).with_pool_weights(NAMES, (0.5, 0.7))
+    fitted = CategoryHead.fit(np.concatenate([vectors, vectors]), 2 * NAMES, 2 * NOTES)
+    exponents = np.array([0.5, 0.7, 0.4])
+    head = replace(fitted, counts=MIN_NOTES_PER_CATEGORY * fitted.counts).with_pool_weights(NAMES, exponents)
     pooling = Engine(tiny_engine.runtime, head)
     covered, other = GenerationRequest(categories=NAMES), GenerationRequest(categories=("Food", "Pets"))
     for note, vector in zip(NOTES, vectors, strict=True):
         (plain,), (pooled,) = tiny_engine.generate([note], covered), pooling.generate([note], covered)
         written = np.log([by_name(plain.categories)[name] for name in NAMES]) * tiny_engine.temperature
-        expected = softmax(head.pool(NAMES, written, vector, (0.5, 0.7)))
+        expected = softmax(head.pool(NAMES, written, note, vector, exponents))
         assert by_name(pooled.categories) == pytest.approx(dict(zip(NAMES, expected, strict=True)), rel=1e-3)
         (pooled,), (plain,) = (engine.generate([note], other) for engine in (pooling, tiny_engine))
         assert by_name(pooled.categories) == pytest.approx(by_name(plain.categories))

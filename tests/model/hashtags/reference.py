@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from model.hashtags.lexical_index import InvertedLexicalIndex
-from model.hashtags.words import word_hashes
 from model.note import Note
+from model.words import word_hashes
 
 
 def by_comparing_all(notes: Mapping[str, Note], query: Note) -> list[tuple[str, float]]:

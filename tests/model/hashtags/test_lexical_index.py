@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.hashtags import lexical_index
-from model.hashtags.words import word_hashes
 from model.note import Note
+from model.words import word_hashes
 from tests.model.hashtags.reference import NoteIndex, by_comparing_all
 
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn")

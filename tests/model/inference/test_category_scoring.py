@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
+from model.category_regressions import VectorRegression
 from model.config import NoteLLMConfig
 from model.generation import CategoriesTooLong, GenerationRequest, Neighbour, Neighbours
 from model.inference.engine import Engine
@@ -175,7 +176,8 @@ def random_head(names: tuple[str, ...], dimension: int) -> CategoryHead:
     rng = np.random.default_rng(0)
     counts = np.full(len(names), MIN_NOTES_PER_CATEGORY)
     weights = rng.normal(scale=4, size=(len(names), dimension)).astype(np.float32)
-    return CategoryHead(names, weights, np.zeros(len(names), np.float32), counts, np.tile([0.3, 0.6], (len(names), 1)))
+    regression = VectorRegression(weights, np.zeros(len(names), np.float32))
+    return CategoryHead(names, counts, np.tile([0.3, 0.6], (len(names), 1)), regression)
 
 
 def test_no_other_request_waits_for_a_prior(partly_trained: Engine) -> None:

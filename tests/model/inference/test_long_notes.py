@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
+from model.category_regressions import VectorRegression
 from model.config import NoteLLMConfig
 from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
@@ -62,7 +63,8 @@ def test_large_closed_set_is_chosen_by_the_vector_of_all_windows(
     of_all, of_first = windowed.embed([LONG, first_window])
     weights = 100 * np.stack([of_all - of_first, of_first - of_all, 0 * of_all])
     names, counts = ("Whole", "First", "Neither"), np.full(3, MIN_NOTES_PER_CATEGORY)
-    head = CategoryHead(names, weights, np.zeros(3, np.float32), counts, np.tile([0.5, 0.5], (3, 1)))
+    regression = VectorRegression(weights, np.zeros(3, np.float32))
+    head = CategoryHead(names, counts, np.tile([0.5, 0.5], (3, 1)), regression)
     (output,) = Engine(windowed.runtime, head).generate([LONG], GenerationRequest(categories=names))
     assert [category.name for category in output.categories or ()] == ["Whole"]
 

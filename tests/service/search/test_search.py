@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import model.hashtags.words
+import model.words
 from model.note import Note
 from service.errors import IndexBehind, NoteNotFound, OtherSpace, StoreUnavailable
 from service.filters import Filter
@@ -386,10 +386,10 @@ async def test_more_texts_than_the_queue_has_places_are_read_part_by_part(
 
 
 def test_words_of_all_examples_are_searched_for() -> None:
-    assert MAX_CHARS == model.hashtags.words.MAX_CHARS
+    assert MAX_CHARS == model.words.MAX_CHARS
     notes = [Note(title=f"title{n} " * 50, content=f"word{n} " * 300) for n in range(20)]
     for order in (notes, notes[::-1]):
-        words = model.hashtags.words.words_of(query_note(order))
+        words = model.words.words_of(query_note(order))
         assert words >= {f"title{n}" for n in range(20)} | {f"word{n}" for n in range(20)}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
+from collections.abc import Iterator
+from itertools import pairwise
 
 from model.note import Note, replace_lone_surrogates
 
@@ -23,15 +25,21 @@ def words_of(note: Note) -> frozenset[str]:
     A word is a case-folded run of letters and digits without combining marks, such as the vowel signs of Indic
     scripts; in UNSPACED scripts, each pair of neighbouring characters.
     """
-    return frozenset(words_in(" ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))))
+    return frozenset(words_in(_text(note)))
 
 
 def words_in(text: str) -> list[str]:
     """Return the words of a text, in its order; see `words_of`."""
-    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
-    if not text.isascii():
-        text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
-    return [word for run, unspaced in RUN.findall(text) for word in ([run] if run else _pairs(unspaced))]
+    return [word for run, unspaced in _runs(text) for word in ([run] if run else _pairs(unspaced))]
+
+
+def words_and_characters(note: Note) -> list[str]:
+    """Return the words of a note, as often as they occur; in UNSPACED scripts, single characters, too. They tell the
+    category of a note, where pairs are what tells notes apart."""
+    runs = _runs(_text(note))
+    return [
+        word for run, unspaced in runs for word in ([run] if run else (*unspaced, *map("".join, pairwise(unspaced))))
+    ]
 
 
 def word_hashes(note: Note) -> frozenset[int]:
@@ -41,6 +49,18 @@ def word_hashes(note: Note) -> frozenset[int]:
 
 def word_hash(word: str) -> int:
     return zlib.crc32(word.encode())
+
+
+def _text(note: Note) -> str:
+    return " ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))
+
+
+def _runs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each run of a text as (a word, "") or ("", characters of a script without spaces)."""
+    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
+    if not text.isascii():
+        text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
+    yield from RUN.findall(text)
 
 
 def _pairs(run: str) -> list[str]:
