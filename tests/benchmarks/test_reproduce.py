@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,12 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
         elif out:
             out.mkdir(parents=True)
 
+    def run_module(*arguments: str | Path) -> None:
+        run_notellm(*arguments)
+        shutil.copytree(reproduce.SHIPPED, Path(recorded[-1][recorded[-1].index("--out") + 1]) / reproduce.CHECKPOINT)
+
     monkeypatch.setattr(reproduce, "run_notellm", run_notellm)
+    monkeypatch.setattr(reproduce, "run_module", run_module)
     monkeypatch.setattr(reproduce, "RUNS", tmp_path)
     monkeypatch.setattr(reproduce, "PAIRS", tmp_path / "pairs")
     return recorded
@@ -108,11 +114,16 @@ def test_community_checkpoint_is_the_mean_of_two_runs_whitened(commands: list[li
     assert order == ["train", "train", "average", "whiten", "evaluate"]
 
 
-def test_fitted_checkpoint_is_a_copy_of_the_shipped_one_made_once(commands: list[list[str]], tmp_path: Path):
+def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(commands: list[list[str]], tmp_path: Path):
     for name in ("fitted-categories-movielens_tmdb", "fitted-categories-kuairec"):
         reproduce.reproduce(DATA, name)
-    assert [command[0] for command in commands] == ["fit-categories", "evaluate", "evaluate"]
+    writing, *others = commands
+    assert [command[0] for command in others] == ["fit-categories", "evaluate", "evaluate"]
+    sources = [option.partition("=")[0] for option in writing if option.endswith(("=0.55", "=0.3"))]
+    assert [str(Path(source).readlink()) for source in sources] == [
+        f"/data/{data}/notes.jsonl.gz" for data in ("movielens_tmdb", "kuairec")
+    ]
     folder = tmp_path / "finished" / reproduce.FITTED
-    assert all(str(folder) in command for command in commands)
+    assert all(str(folder) in command for command in others)
     config, shipped = NoteLLMConfig.load(folder), NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
     assert config == replace(shipped, name=reproduce.FITTED, scripts=())
