@@ -293,7 +293,7 @@ def fitted_checkpoint(data: Path) -> Path:
     shutil.copytree(writing / CHECKPOINT, folder, dirs_exist_ok=True)
     replace(NoteLLMConfig.load(folder), name=FITTED, scripts=()).save(folder)
     sources = data_options(data / MOVIELENS, data / KUAIREC)
-    run_notellm("fit-categories", "--checkpoint", folder, *sources, "--most-notes", "4000")
+    run_notellm("fit-categories", "--checkpoint", folder, *sources)
     (folder / DONE).touch()
     return folder
 

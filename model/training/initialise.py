@@ -21,7 +21,7 @@ from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import shard_layers
 from model.training.recipe import Recipe
-from model.weights import BACKBONE_FOLDER, Progress, adaptable
+from model.weights import BACKBONE_FOLDER, Progress, adaptable, silent
 
 STARTING_NOTES = 3072
 """Notes sampled to initialise the projection and a memory: several times the 576 components of the packaged backbone's
@@ -97,18 +97,26 @@ def initialise(
     data: Sequence[PairedNotes],
     objectives: Sequence[ContrastiveObjective | None],
     read_states: ReadStates,
+    progress: Progress = silent,
 ) -> None:
     """Set the projection and the memories from the states of training notes.
 
     The projection is fitted to the first data set that names a teacher file, or else to the notes of all data sets. It
     is left alone where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
+    `progress` is told where it was loaded and is replaced.
     """
     with_teacher = [
         objective
         for row, objective in zip(recipe.data, objectives, strict=True)
         if row.teacher and objective is not None
     ]
-    if model.projection is not None and not _has_trained_projection(recipe):
+    started_with = NoteLLMConfig.load(recipe.start).prompt_version if recipe.start else None
+    if started_with not in (None, recipe.prompt_version):
+        progress(
+            f"{recipe.start} was trained with the prompt {started_with}, this recipe has {recipe.prompt_version}: "
+            "a new projection is fitted. To keep that of the start, set prompt_version"
+        )
+    if model.projection is not None and started_with != recipe.prompt_version:
         pool = with_teacher[0].notes if with_teacher else [note for paired in data for note in paired.notes.values()]
         notes = _sample(pool, recipe.seed)
         states = read_states(notes)
@@ -120,11 +128,6 @@ def initialise(
     if recipe.memory:
         for objective in with_teacher:
             _fill_memory(objective, model, read_states, recipe.seed)
-
-
-def _has_trained_projection(recipe: Recipe) -> bool:
-    start = recipe.start
-    return start is not None and NoteLLMConfig.load(start).prompt_version == recipe.prompt_version
 
 
 def _sample(pool: Sequence[Note], seed: int) -> list[Note]:

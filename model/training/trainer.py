@@ -96,7 +96,7 @@ class Trainer:
             self.state.restore(folder, recipe)
         else:
             progress("Starting from the notes' states")
-            initialise(self.model, recipe, self.data, self.objectives, self._read_states)
+            initialise(self.model, recipe, self.data, self.objectives, self._read_states, progress)
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, Schedule]:
         projection = self.model.projection

@@ -169,7 +169,7 @@ def test_memory_starts_with_all_notes_that_its_teacher_knows(
 
 
 @pytest.mark.parametrize(("version", "kept"), [("note-first/1", True), ("note-first/2", False)])
-def test_later_stage_keeps_its_projection_if_the_prompt_is_equal(
+def test_later_stage_keeps_its_projection_if_the_prompt_is_equal_and_says_otherwise(
     recipe: Recipe, tmp_path: Path, version: str, kept: bool
 ):
     assert recipe.prompt_version == "note-first/1"
@@ -179,7 +179,9 @@ def test_later_stage_keeps_its_projection_if_the_prompt_is_equal(
         first.model.tau.fill_(2.5)
     first._save_checkpoint(BEST)
     recipe = replace(recipe, prompt_version=version)
-    later = Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
+    told: list[str] = []
+    later = Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path, progress=told.append)
+    assert any("To keep that of the start, set prompt_version" in line for line in told) != kept
     fresh = Trainer(recipe, tmp_path / "fresh", cache=tmp_path)  # the adapter is still the identity: states are equal
     assert later.model.tau.item() == 2.5
     expected = first if kept else fresh
