@@ -28,7 +28,7 @@ TENSORS = ("counts", "trusts", "weights", "bias")
 """Names in the file of the counts, the pool weights and the regression from vectors. They never change, so that older
 checkpoints stay readable."""
 WORD_TENSORS = ("word_hashes", "word_idf", "word_weights", "word_bias")
-"""Names in the file of the regression from words, where the head has one."""
+"""Names in the file of the fields of the regression from words, in their order, where the head has one."""
 MIN_NOTES_PER_CATEGORY = 20
 """Fewest training notes a name, on the average over a closed set, for the head to have a say in it. With 8 it learns
 the wording of these few and is worse than the model alone (docs/decisions/0014-category-head.md)."""
@@ -88,43 +88,53 @@ class CategoryHead:
         mean: npt.NDArray[np.float64] = self.pool_weights[self._rows(categories)].mean(0)
         return mean
 
-    def log_probs(self, categories: Sequence[str], vectors: Floats) -> npt.NDArray[np.float64]:
+    def log_probs_by_vector(self, categories: Sequence[str], vectors: Floats) -> npt.NDArray[np.float64]:
         """Return log probabilities (..., K) over a closed set from vectors (..., D) alone."""
         return _log_softmax(self.by_vector.logits(vectors, self._rows(categories)))
 
-    def read(self, categories: Sequence[str], note: Note, vector: Floats) -> npt.NDArray[np.float64]:
+    def log_probs(self, categories: Sequence[str], note: Note, vector: Floats) -> npt.NDArray[np.float64]:
         """Return log probabilities (E - 1, K) over a closed set by the vector (D,) of a note and by its words."""
-        logits = [self.by_vector.logits(vector, rows := self._rows(categories))]
+        log_probs = [self.log_probs_by_vector(categories, vector)]
         if self.by_words is not None:
-            logits.append(self.by_words.logits(note, rows))
-        return _log_softmax(np.stack(logits))
+            log_probs.append(_log_softmax(self.by_words.logits(note, self._rows(categories))))
+        return np.stack(log_probs)
 
     def pool(
         self,
         categories: Sequence[str],
-        written: Floats | None,
+        written: Floats,
         note: Note,
         vector: Floats,
         exponents: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.float64]:
         """Return pooled logits (K,) of names that it knows.
 
-        `written`: the model's log probabilities (K,), up to a constant; None where it was not asked. `exponents` (E,):
-        of the closed set that has the names.
+        `written`: the model's log probabilities (K,), up to a constant. `exponents` (E,): of the closed set that has
+        the names.
         """
-        pooled: npt.NDArray[np.float64] = exponents[1:] @ self.read(categories, note, vector)
-        return pooled if written is None else exponents[0] * written + pooled
+        pooled: npt.NDArray[np.float64] = exponents @ np.vstack([written, self.log_probs(categories, note, vector)])
+        return pooled
+
+    def pool_unwritten(
+        self, categories: Sequence[str], note: Note, vector: Floats, exponents: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Return logits (K,) of names that it knows before any is read: those of `pool` without what is written, or
+        with exponents of 1 where the pool listens to that alone."""
+        shares = exponents[1:] if exponents[1:].any() else np.ones(len(exponents) - 1)
+        pooled: npt.NDArray[np.float64] = shares @ self.log_probs(categories, note, vector)
+        return pooled
 
     def _rows(self, categories: Sequence[str]) -> list[int]:
         return [self.names.index(name) for name in categories]
 
     def save(self, folder: Path, space: str) -> None:
         """Write it into a checkpoint folder whose vectors are of `space`."""
-        tensors: list[npt.NDArray[Any]] = [self.counts, self.pool_weights, self.by_vector.weights, self.by_vector.bias]
-        if (words := self.by_words) is not None:
-            tensors += [words.hashes, words.idf, words.weights, words.bias]
-        named = dict(zip((*TENSORS, *WORD_TENSORS), tensors, strict=False))
-        save_file(named, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
+        vector, words = self.by_vector, self.by_words
+        fields: list[npt.NDArray[Any]] = [self.counts, self.pool_weights, vector.weights, vector.bias]
+        tensors = dict(zip(TENSORS, fields, strict=True))
+        if words is not None:
+            tensors |= zip(WORD_TENSORS, (words.hashes, words.idf, words.weights, words.bias), strict=True)
+        save_file(tensors, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
 
     @classmethod
     def load(cls, folder: Path, space: str) -> CategoryHead | None:
@@ -139,9 +149,8 @@ class CategoryHead:
             with safe_open(path, "np") as stored:
                 metadata = stored.metadata()
                 counts, pool_weights, weights, bias = map(stored.get_tensor, TENSORS)
-                by_words = None
-                if set(WORD_TENSORS) <= set(stored.keys()):
-                    by_words = WordRegression(*map(stored.get_tensor, WORD_TENSORS))
+                with_words = pool_weights.shape[1] == 3
+                by_words = WordRegression(*map(stored.get_tensor, WORD_TENSORS)) if with_words else None
                 names = tuple(json.loads(metadata["names"]))
                 fitted_space = metadata["space"]
         except Exception as error:  # what safetensors raises has no common class

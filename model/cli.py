@@ -267,8 +267,9 @@ def fit_categories(
 
     with exit_on(ValueError, FileNotFoundError):
         head = fit_head(checkpoint, data, max_notes, cache, say)
-    for written, vector, words in sorted(set(map(tuple, head.pool_weights.tolist()))):
-        say(f"Trust in what is written {written:.2f}, in the vector {vector:.2f}, in words {words:.2f}")
+    for weights in sorted(set(map(tuple, head.pool_weights.tolist()))):
+        experts = zip(("what is written", "the vector", "words"), weights, strict=True)
+        say("Trust in " + ", in ".join(f"{expert} {weight:.2f}" for expert, weight in experts))
     show({"categories": len(head.names)}, as_json=False)
     if not set(head.names) <= set(NoteLLMConfig.load(checkpoint).categories):
         by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.names)}", or '

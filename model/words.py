@@ -1,11 +1,10 @@
-"""Words of a text, by which notes are compared, and their hashes."""
+"""Words of a text, by which notes are compared and categories told, and their hashes."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator
 from itertools import pairwise
 
 from model.note import Note, replace_lone_surrogates
@@ -16,7 +15,7 @@ is taken as a word."""
 RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
 """A run of letters and digits: a word, or else a text without spaces."""
 MAX_CHARS = 2000
-"""Bound on the characters of a title, and of a content, that are split into words. The prompt holds fewer."""
+"""Bound on the characters of a title, and of a content, that are split into words."""
 
 
 def words_of(note: Note) -> frozenset[str]:
@@ -29,17 +28,17 @@ def words_of(note: Note) -> frozenset[str]:
 
 
 def words_in(text: str) -> list[str]:
-    """Return the words of a text, in its order; see `words_of`."""
-    return [word for run, unspaced in _runs(text) for word in ([run] if run else _pairs(unspaced))]
+    """Return the words of a text, in its order; see `words_of`. A single character of an UNSPACED script is a word."""
+    return [word for run, unspaced in _runs(text) for word in ([run] if run else _pairs(unspaced) or [unspaced])]
 
 
 def words_and_characters(note: Note) -> list[str]:
-    """Return the words of a note, as often as they occur; in UNSPACED scripts, single characters, too. They tell the
-    category of a note, where pairs are what tells notes apart."""
+    """Return the words of a note in its order, repeated as they are; in UNSPACED scripts each character and each pair.
+
+    A single character says much of a note's category, and little of which note it is.
+    """
     runs = _runs(_text(note))
-    return [
-        word for run, unspaced in runs for word in ([run] if run else (*unspaced, *map("".join, pairwise(unspaced))))
-    ]
+    return [word for run, unspaced in runs for word in ([run] if run else (*unspaced, *_pairs(unspaced)))]
 
 
 def word_hashes(note: Note) -> frozenset[int]:
@@ -55,14 +54,14 @@ def _text(note: Note) -> str:
     return " ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))
 
 
-def _runs(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each run of a text as (a word, "") or ("", characters of a script without spaces)."""
+def _runs(text: str) -> list[tuple[str, str]]:
+    """Return the runs of a text, each as (a word, "") or ("", characters of a script without spaces)."""
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text)).casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
-    yield from RUN.findall(text)
+    return RUN.findall(text)
 
 
 def _pairs(run: str) -> list[str]:
-    """Return the pairs of neighbouring characters; a single character is its own."""
-    return [run[start : start + 2] for start in range(max(1, len(run) - 1))]
+    """Return the pairs of neighbouring characters."""
+    return ["".join(pair) for pair in pairwise(run)]

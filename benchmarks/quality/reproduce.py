@@ -32,6 +32,7 @@ from benchmarks.harness.service_process import NOTELLM
 from benchmarks.quality.records import COMMUNITY, FITTED, GENERALIST, KUAIREC, MICROLENS, MOVIELENS, RECORDS
 from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE, NoteLLMConfig
 from model.training.generation import CHECKPOINT
+from model.training.resume import newest_state
 from model.training.trainer import BEST, FINAL
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
 from service import SAMPLES
@@ -49,10 +50,12 @@ FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
 """Changes to the recipe COMMUNITY for its second run, which goes on from the best step of the first."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
+WRITING_STEPS = 800
+"""Steps of the generation adapter of FITTED."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
-    "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors say of them learnt "
-    "(`notellm fit-categories`)."
+    "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors and words say of "
+    "them learnt (`notellm fit-categories`)."
 )
 """Line that the model card of the research checkpoint gets."""
 START_VARIABLE = "NOTELLM_START"
@@ -289,7 +292,10 @@ def fitted_checkpoint(data: Path) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(data / name / "notes.jsonl.gz")
         options += ["--notes", f"{link}={share}"]
-    run_module("model.training.generation", "--checkpoint", SHIPPED, "--out", writing, *options, "--steps", "400")
+    options += ["--steps", f"{WRITING_STEPS}"]
+    run_module("model.training.generation", "--checkpoint", SHIPPED, "--out", writing, *options)
+    if newest_state(writing) != writing / f"state.{WRITING_STEPS:08}.pt":
+        sys.exit("the generation adapter was ended early: run the same command again to go on")
     shutil.copytree(writing / CHECKPOINT, folder, dirs_exist_ok=True)
     replace(NoteLLMConfig.load(folder), name=FITTED, scripts=()).save(folder)
     sources = data_options(data / MOVIELENS, data / KUAIREC)
@@ -344,9 +350,9 @@ def run_notellm(*arguments: str | Path, inputs: Mapping[str, str] | None = None)
 
 def run_module(module: str, *arguments: str | Path) -> None:
     """Run a module with this interpreter."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    print("$ python", *command[1:], flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+    command = ["-m", module, *map(str, arguments)]
+    print("$ python", *command, flush=True)
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
 
 
 def main() -> None:

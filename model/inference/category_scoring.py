@@ -1,7 +1,7 @@
 """CategoryScorer: probabilities of the categories of a closed set.
 
 The trie of the category names is part of the note's prefill, so a closed set costs no forward of its own, unless it is
-large: then only the names that the note's vector makes likely are read (docs/decisions/0038-large-closed-sets.md).
+large: then only the names that are likely before any is read (docs/decisions/0038-large-closed-sets.md).
 Names that training has not shown are scored less what the names say without the note
 (docs/decisions/0008-unseen-categories.md).
 
@@ -96,7 +96,7 @@ class CategoryScorer:
         return ClosedSet(categories, self.trie(categories), prior, exponents)
 
     def needs_shortlist(self, closed_set: ClosedSet) -> bool:
-        """Return whether only some names are to be read: there are many, and a note's vector says which are likely."""
+        """Return whether only some names are to be read: there are many, and it is known before which are likely."""
         says = closed_set.exponents is not None or (closed_set.prior is not None and self._name_cosine_weight > 0)
         return says and len(closed_set.names) > MAX_WHOLE_SET
 
@@ -106,7 +106,7 @@ class CategoryScorer:
         own vectors."""
         scores: npt.NDArray[np.floating]
         if self._head is not None and closed_set.exponents is not None:
-            scores = self._head.pool(closed_set.names, None, note, vector, closed_set.exponents)
+            scores = self._head.pool_unwritten(closed_set.names, note, vector, closed_set.exponents)
         else:
             assert closed_set.prior is not None
             scores = closed_set.prior.vectors @ vector

@@ -279,8 +279,8 @@ class Engine:
         closed_set: ClosedSet | None,
     ) -> SpanSteps[Prefill]:
         """Run the prompts and tasks of a request in one forward. Where hashtags are grounded, or the closed set is
-        large, it takes two: the note, whose vector finds neighbours and chooses names, then the tasks. The runtime
-        computes the vector, at the `read_out` of the note.
+        large, it takes two: the note, whose vector finds neighbours and helps to choose names, then the tasks. The
+        runtime computes the vector, at the `read_out` of the note.
 
         Afterwards `note_table` holds the note. Where hashtags are requested, `hashtag_table`, which may be the same
         table, ends with the hashtag task.

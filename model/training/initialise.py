@@ -103,7 +103,7 @@ def initialise(
 
     The projection is fitted to the first data set that names a teacher file, or else to the notes of all data sets. It
     is left alone where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
-    `progress` is told where it was loaded and is replaced.
+    `progress` is told where the start's is replaced.
     """
     with_teacher = [
         objective
@@ -111,12 +111,12 @@ def initialise(
         if row.teacher and objective is not None
     ]
     started_with = NoteLLMConfig.load(recipe.start).prompt_version if recipe.start else None
-    if started_with not in (None, recipe.prompt_version):
-        progress(
-            f"{recipe.start} was trained with the prompt {started_with}, this recipe has {recipe.prompt_version}: "
-            "a new projection is fitted. To keep that of the start, set prompt_version"
-        )
     if model.projection is not None and started_with != recipe.prompt_version:
+        if started_with:
+            progress(
+                f"{recipe.start} was trained with another prompt than {recipe.prompt_version}: a new projection is "
+                f'fitted. To keep its own, set prompt_version = "{started_with}"'
+            )
         pool = with_teacher[0].notes if with_teacher else [note for paired in data for note in paired.notes.values()]
         notes = _sample(pool, recipe.seed)
         states = read_states(notes)

@@ -35,7 +35,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
     def run_module(*arguments: str | Path) -> None:
         run_notellm(*arguments)
-        shutil.copytree(reproduce.SHIPPED, Path(recorded[-1][recorded[-1].index("--out") + 1]) / reproduce.CHECKPOINT)
+        out = Path(recorded[-1][recorded[-1].index("--out") + 1])
+        shutil.copytree(reproduce.SHIPPED, out / reproduce.CHECKPOINT)
+        (out / f"state.{reproduce.WRITING_STEPS:08}.pt").touch()
 
     monkeypatch.setattr(reproduce, "run_notellm", run_notellm)
     monkeypatch.setattr(reproduce, "run_module", run_module)
@@ -118,6 +120,8 @@ def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(comman
     for name in ("fitted-categories-movielens_tmdb", "fitted-categories-kuairec"):
         reproduce.reproduce(DATA, name)
     writing, *others = commands
+    assert writing[:3] == ["model.training.generation", "--checkpoint", reproduce.SHIPPED]
+    assert writing[-2:] == ["--steps", str(reproduce.WRITING_STEPS)]
     assert [command[0] for command in others] == ["fit-categories", "evaluate", "evaluate"]
     sources = [option.partition("=")[0] for option in writing if option.endswith(("=0.55", "=0.3"))]
     assert [str(Path(source).readlink()) for source in sources] == [

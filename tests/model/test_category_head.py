@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from model.category_head import CATEGORIES_FILE, MIN_NOTES_PER_CATEGORY, CategoryHead, fit_pool_weights
 from model.config import CheckpointError
@@ -53,7 +54,7 @@ def test_fit_learns_which_name_goes_with_which_vectors(names: tuple[str, ...]) -
     head = CategoryHead.fit(*labelled_vectors(names))
     vectors, truth = labelled_vectors(names, seed=2)
     order = names[::-1]
-    log_probs = head.log_probs(order, vectors)
+    log_probs = head.log_probs_by_vector(order, vectors)
     assert np.exp(log_probs).sum(1) == pytest.approx(np.ones(len(vectors)))
     best = [order[index] for index in log_probs.argmax(1)]
     assert np.mean([guess == name for guess, name in zip(best, truth, strict=True)]) > 0.9
@@ -62,7 +63,7 @@ def test_fit_learns_which_name_goes_with_which_vectors(names: tuple[str, ...]) -
 def test_odds_in_a_subset_of_the_names_are_the_same() -> None:
     head = CategoryHead.fit(*labelled_vectors(NAMES))
     vector = labelled_vectors(NAMES, seed=3)[0][0]
-    among_all, among_two = head.log_probs(NAMES, vector), head.log_probs(("Travel", "Food"), vector)
+    among_all, among_two = (head.log_probs_by_vector(names, vector) for names in (NAMES, ("Travel", "Food")))
     assert among_two[1] - among_two[0] == pytest.approx(among_all[0] - among_all[2])
     assert head.covers(("Travel", "Food"))
     assert not head.covers(("Travel", "Pets"))
@@ -87,7 +88,7 @@ def test_pool_takes_the_mean_of_its_names_pool_weights() -> None:
     vector, written = labelled_vectors(NAMES)[0][7], np.array([0.0, -1.0, -2.0])
     for names, a, b in ((NAMES[:2], 0.2, 0.4), (NAMES[1:], 0.3, 0.6)):
         pooled = head.pool(names, written[: len(names)], Note(), vector, head.exponents(names))
-        assert pooled == pytest.approx(a * written[: len(names)] + b * head.log_probs(names, vector))
+        assert pooled == pytest.approx(a * written[: len(names)] + b * head.log_probs_by_vector(names, vector))
 
 
 def test_fit_to_one_category_is_refused() -> None:
@@ -99,11 +100,18 @@ def test_words_tell_a_category_that_the_vector_does_not() -> None:
     vectors, truth = labelled_vectors(NAMES)
     same = np.tile(vectors[:1], (len(vectors), 1))
     head = CategoryHead.fit(same, truth, labelled_notes(truth)).with_pool_weights(NAMES, np.array([0.0, 1.0, 1.0]))
-    logits = head.pool(NAMES, None, TRAIN, same[0], head.exponents(NAMES))
+    logits = head.pool_unwritten(NAMES, TRAIN, same[0], head.exponents(NAMES))
     assert NAMES[int(logits.argmax())] == "Travel"
-    by_vector, by_words = np.exp(head.read(NAMES, TRAIN, same[0]))
+    by_vector, by_words = np.exp(head.log_probs(NAMES, TRAIN, same[0]))
     assert by_vector == pytest.approx(np.full(3, 1 / 3), abs=0.01)
     assert by_words[2] > 0.5
+
+
+def test_names_are_told_apart_before_any_is_read_where_the_pool_listens_to_writing_alone() -> None:
+    vectors, truth = labelled_vectors(NAMES)
+    head = CategoryHead.fit(vectors, truth, labelled_notes(truth)).with_pool_weights(NAMES, np.array([1.0, 0.0, 0.0]))
+    logits = head.pool_unwritten(NAMES, TRAIN, vectors[-1], head.exponents(NAMES))
+    assert logits == pytest.approx(head.log_probs(NAMES, TRAIN, vectors[-1]).sum(0))
 
 
 def test_saved_head_loads_for_its_own_space_alone(tmp_path: Path) -> None:
@@ -117,14 +125,38 @@ def test_saved_head_loads_for_its_own_space_alone(tmp_path: Path) -> None:
         assert loaded is not None
         assert (loaded.by_words is not None) == bool(notes)
         pooled = loaded.pool(NAMES, written, TRAIN, vectors[7], loaded.exponents(NAMES))
-        assert pooled == pytest.approx(exponents[0] * written + exponents[1:] @ head.read(NAMES, TRAIN, vectors[7]))
+        assert pooled == pytest.approx(
+            exponents[0] * written + exponents[1:] @ head.log_probs(NAMES, TRAIN, vectors[7])
+        )
     with pytest.raises(CheckpointError, match="fit-categories"):
         CategoryHead.load(tmp_path, "another")
 
 
-@pytest.mark.parametrize("broken", ["not safetensors", "lacks its names"])
+def test_file_from_before_words_is_read(tmp_path: Path) -> None:
+    tensors = {
+        "weights": np.eye(3, 8, dtype=np.float32),
+        "bias": np.zeros(3, np.float32),
+        "counts": np.full(3, 40),
+        "trusts": np.tile([0.3, 0.6], (3, 1)),
+    }
+    save_file(tensors, tmp_path / CATEGORIES_FILE, {"names": json.dumps(NAMES), "space": "space"})
+    head = CategoryHead.load(tmp_path, "space")
+    assert head is not None
+    assert head.by_words is None
+    vector, written = np.eye(8)[1], np.zeros(3)
+    pooled = head.pool(NAMES, written, TRAIN, vector, head.exponents(NAMES))
+    assert pooled == pytest.approx(0.6 * head.log_probs_by_vector(NAMES, vector))
+
+
+@pytest.mark.parametrize("broken", ["not safetensors", "lacks its names", "lacks a tensor of words"])
 def test_broken_file_is_refused_by_name(tmp_path: Path, broken: str) -> None:
-    if broken == "not safetensors":
+    if broken == "lacks a tensor of words":
+        vectors, truth = labelled_vectors(NAMES)
+        CategoryHead.fit(vectors, truth, labelled_notes(truth)).save(tmp_path, "space")
+        stored = load_file(tmp_path / CATEGORIES_FILE)
+        del stored["word_bias"]
+        save_file(stored, tmp_path / CATEGORIES_FILE, {"names": json.dumps(NAMES), "space": "space"})
+    elif broken == "not safetensors":
         (tmp_path / CATEGORIES_FILE).write_bytes(b"nothing")
     else:
         save_file({"weights": np.zeros((2, 8), np.float32)}, tmp_path / CATEGORIES_FILE)

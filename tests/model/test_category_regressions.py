@@ -17,16 +17,17 @@ TRUTH = [0, 0, 0, 1, 1, 1]
 UNSEEN = Note("A train with salt", "salt, salt, and an elephant")
 
 
-def test_logits_are_those_of_scikit_learn() -> None:
-    """The reference counts words in ours, and does all else in scikit-learn."""
+@pytest.mark.parametrize("truth", [TRUTH, [0, 0, 1, 1, 2, 2]])
+def test_log_odds_are_those_of_scikit_learn(truth: list[int]) -> None:
+    """The words are ours, all else of the reference is scikit-learn's."""
     vectorizer = TfidfVectorizer(analyzer=words_and_characters, sublinear_tf=True, min_df=2)
     features = vectorizer.fit_transform(RECIPES + TRIPS)
-    reference = LogisticRegression(C=INVERSE_PENALTY).fit(features, TRUTH)
-    regression = WordRegression.fit(RECIPES + TRIPS, TRUTH)
+    reference = LogisticRegression(C=INVERSE_PENALTY).fit(features, truth)
+    regression = WordRegression.fit(RECIPES + TRIPS, truth)
     for note in (*RECIPES, *TRIPS, UNSEEN):
-        recipe, trip = regression.logits(note, [0, 1])
-        (log_odds,) = reference.decision_function(vectorizer.transform([note]))
-        assert trip - recipe == pytest.approx(log_odds, rel=2e-3, abs=2e-3)  # weights have 11 bits
+        logits = regression.logits(note, sorted(set(truth)))
+        expected = reference.predict_log_proba(vectorizer.transform([note]))[0]
+        assert np.diff(logits) == pytest.approx(np.diff(expected), rel=2e-3, abs=2e-3)  # weights have 11 bits
 
 
 def test_columns_are_returned_in_the_order_that_is_asked_for() -> None:
@@ -34,23 +35,21 @@ def test_columns_are_returned_in_the_order_that_is_asked_for() -> None:
     assert regression.logits(UNSEEN, [1, 0]).tolist() == regression.logits(UNSEEN, [0, 1]).tolist()[::-1]
 
 
-@pytest.mark.parametrize("note", [Note(), Note("elephant"), Note("🙂")])
-def test_note_without_known_words_leaves_the_bias(note: Note) -> None:
-    regression = WordRegression.fit(RECIPES + TRIPS, TRUTH)
-    assert regression.logits(note, [0, 1]) == pytest.approx(regression.bias)
+@pytest.mark.parametrize("note", [Note(), Note("elephant"), Note("🙂"), Note("\ud800")])
+def test_note_without_known_words_is_of_no_category(note: Note) -> None:
+    regression = WordRegression.fit([*RECIPES, *TRIPS, Note("Bread and salt")], [*TRUTH, 0])
+    assert np.diff(regression.bias).item() != 0
+    assert regression.logits(note, [0, 1]).tolist() == [0, 0]
 
 
 def test_notes_that_share_no_word_teach_nothing() -> None:
     regression = WordRegression.fit([Note("soup"), Note("train")], [0, 1])
     assert regression.hashes.size == 0
-    assert regression.logits(Note("soup"), [0, 1]) == pytest.approx(regression.bias)
+    assert regression.logits(Note("soup"), [0, 1]).tolist() == [0, 0]
 
 
-def test_chinese_is_read_by_characters_and_their_pairs() -> None:
-    words = words_and_characters(Note("红烧肉 soup", hashtags=("肉",)))
-    assert words == ["红", "烧", "肉", "红烧", "烧肉", "soup", "肉"]
+def test_single_characters_tell_a_category_in_chinese() -> None:
     notes = [Note("红烧肉"), Note("烤肉"), Note("火车"), Note("汽车")]
     regression = WordRegression.fit(notes, [0, 0, 1, 1])
-    assert regression.hashes.size == 2
-    by_meat = np.diff(regression.logits(Note("牛肉面"), [1, 0])).item()
-    assert by_meat > 0.5
+    meat, train = regression.logits(Note("牛肉面"), [0, 1])
+    assert meat > train + 0.5

@@ -156,7 +156,7 @@ def test_large_closed_set_that_the_head_knows_is_scored_as_when_all_names_are_re
     engine = Engine(tiny_engine.runtime, rare)
     whole = generate(engine, FEW_NOTES, GenerationRequest(categories=LARGE, all_categories=True))
     for output, all_names in zip(generate(engine, FEW_NOTES, GenerationRequest(categories=LARGE)), whole, strict=True):
-        likeliest = [LARGE[i] for i in np.argsort(-rare.log_probs(LARGE, output.vector))[:read_names]]
+        likeliest = [LARGE[i] for i in np.argsort(-rare.log_probs_by_vector(LARGE, output.vector))[:read_names]]
         share = sum(probabilities(all_names)[name] for name in likeliest)
         expected = {name: probabilities(all_names)[name] / share for name in likeliest}
         assert probabilities(output) == pytest.approx(expected, rel=1e-3)

@@ -181,7 +181,7 @@ def test_later_stage_keeps_its_projection_if_the_prompt_is_equal_and_says_otherw
     recipe = replace(recipe, prompt_version=version)
     told: list[str] = []
     later = Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path, progress=told.append)
-    assert any("To keep that of the start, set prompt_version" in line for line in told) != kept
+    assert any('set prompt_version = "note-first/1"' in line for line in told) != kept
     fresh = Trainer(recipe, tmp_path / "fresh", cache=tmp_path)  # the adapter is still the identity: states are equal
     assert later.model.tau.item() == 2.5
     expected = first if kept else fresh

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 
+from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
 from model.config import NoteLLMConfig
 from model.generation import CATEGORY_SHORTLIST
-from model.note import hashtag_key
+from model.inference.engine import Engine
+from model.note import Note, hashtag_key
 from tests.service.api.conftest import Serve
 
 TEXT = {"title": "Sourdough for beginners", "content": "Flour, water, salt and two days."}
@@ -198,6 +201,32 @@ def test_stored_note_gets_its_category_out_of_a_large_closed_set(
         assert stored["category"] in names
         told = client.post("/generate/category", json=TEXT).json()
         assert (stored["category"], 1 + len(told["alternatives"])) == (told["category"], CATEGORY_SHORTLIST)
+
+
+def test_words_tell_the_category_where_a_head_has_learnt_them(
+    serve: Serve, tiny_checkpoint: Path, tiny_engine: Engine, tmp_path: Path
+) -> None:
+    """The head's vector says nothing, so that the words decide."""
+    names = [f"{kind} {number}" for kind in ("Soups", "Trains") for number in range(35)]
+    titles = [name.lower() for name in names]
+    notes = [Note(title) for title in titles for _ in range(MIN_NOTES_PER_CATEGORY)]
+    truth = [name for name in names for _ in range(MIN_NOTES_PER_CATEGORY)]
+    head = CategoryHead.fit(np.zeros((len(notes), tiny_engine.dimension)), truth, notes)
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "fitted")
+    head.with_pool_weights(names, np.array([0.0, 1.0, 5.0])).save(folder, tiny_engine.space)
+    with serve(checkpoint=str(folder)) as url, httpx2.Client(base_url=url, timeout=60) as client:
+
+        def told(path: str, **fields: object) -> Any:
+            body = {"title": "", "content": "", "categories": names} | fields
+            return client.post(path, json=body).raise_for_status().json()
+
+        for every in (False, True):
+            for name, title in ((names[3], titles[3]), (names[-1], titles[-1])):
+                assert told("/generate/category", title=title, all_categories=every)["category"] == name
+                assert told("/generate", title=title, all_categories=every)["category"]["name"] == name
+        nothing = told("/generate/category", title="🙂", all_categories=True)
+        assert {round(other["probability"], 3) for other in nothing["alternatives"]} == {round(1 / len(names), 3)}
+        assert told("/generate/category", title="soups 3", content="soup " * 2000)["category"] == "Soups 3"
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate/category"])

@@ -1,0 +1,35 @@
+"""Tests of what the words of a note are."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+
+from model.note import Note
+from model.words import MAX_CHARS, word_hashes, words_and_characters, words_of
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("My new iPhone手机壳 2号", ["my", "new", "iphone", "手机", "机壳", "2", "号"]),
+        ("हिन्दी में चाय", ["हनद", "म", "चय"]),
+        ("ต้มยำกุ้ง", ["ตม", "มย", "ยา", "าก", "กง"]),
+        ("Crème brûlée, CRÈME!", ["crème", "brûlée"]),
+        ("東京タワー ok_go", ["東京", "京タ", "タワ", "ワー", "ok", "go"]),
+    ],
+)
+def test_words_are_runs_of_letters_or_pairs_in_unspaced_scripts(text: str, words: list[str]) -> None:
+    assert word_hashes(Note(content=text)) == frozenset(zlib.crc32(word.encode()) for word in words)
+
+
+def test_characters_count_too_where_a_script_has_no_spaces() -> None:
+    words = words_and_characters(Note("红烧肉 soup, soup", hashtags=("肉",)))
+    assert words == ["红", "烧", "肉", "红烧", "烧肉", "soup", "soup", "肉"]
+
+
+def test_words_beyond_the_bound_are_left_out_except_hashtags() -> None:
+    note = Note("soup", f"{'a' * (MAX_CHARS - 1)} bread", ("lemon",))
+    assert words_of(note) == {"soup", "a" * (MAX_CHARS - 1), "lemon"}
+    assert set(words_and_characters(note)) == words_of(note)
