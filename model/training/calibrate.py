@@ -25,8 +25,7 @@ from model.note import Note
 from model.weights import Progress, silent
 
 POOLING_NOTES = 1000
-"""Validation notes of each data set by which the three pool weights are chosen. With 500, two of them left films with a
-calibration error of 5.1% on test (docs/log/categories.md)."""
+"""Validation notes of each data set by which its pool weights are chosen. Three numbers need no more."""
 IMPOSSIBLE = -1e9
 """Log probability of a column beyond a data set's closed set: finite, so that it can be divided by a temperature."""
 
