@@ -26,7 +26,7 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 test: .venv/.dev ## all tests; they start their own services
 	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop (3,700 of 5,100)
+test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop
 	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
