@@ -118,8 +118,8 @@ class CategoryHead:
     def pool_unwritten(
         self, categories: Sequence[str], note: Note, vector: Floats, exponents: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
-        """Return logits (K,) of names that it knows before any is read: those of `pool` without what is written, or
-        with exponents of 1 where the pool listens to that alone."""
+        """Return logits (K,) of names that it knows before the model reads any of them: those of `pool` without what
+        is written, or with exponents of 1 where what is written alone has a say in the pool."""
         shares = exponents[1:] if exponents[1:].any() else np.ones(len(exponents) - 1)
         pooled: npt.NDArray[np.float64] = shares @ self.log_probs(categories, note, vector)
         return pooled

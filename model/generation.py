@@ -88,7 +88,7 @@ class GenerationRequest:
 
     `hashtags`: how many to generate; 0 for none. The fields below `all_categories` apply to them.
     `categories`: the closed set to score; empty for none. Of more than MAX_WHOLE_SET names only the CATEGORY_SHORTLIST
-    that are likeliest before any is read are read and returned, unless `all_categories`.
+    that are likeliest beforehand are read and returned, unless `all_categories`.
     `blocked`: keys (`hashtag_key`) of hashtags that are never returned.
     `vocabulary`: holds the only hashtags that may be returned (policy "known").
     `min_hashtag_score`: hashtags with a lower score are not returned, so that there may be fewer than asked for.

@@ -51,7 +51,8 @@ FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
 WRITING_STEPS = 800
-"""Steps of the generation adapter of FITTED."""
+"""Steps of the generation adapter of FITTED. The stored records' were made in parts, whose learning rates differed
+(docs/log/categories.md#words-beside-the-vector)."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
     "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors and words say of "

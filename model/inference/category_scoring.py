@@ -1,7 +1,7 @@
 """CategoryScorer: probabilities of the categories of a closed set.
 
 The trie of the category names is part of the note's prefill, so a closed set costs no forward of its own, unless it is
-large: then only the names that are likely before any is read (docs/decisions/0038-large-closed-sets.md).
+large: then only the names that are likely beforehand (docs/decisions/0038-large-closed-sets.md).
 Names that training has not shown are scored less what the names say without the note
 (docs/decisions/0008-unseen-categories.md).
 

@@ -143,8 +143,8 @@ class CategoryIn(TaggedText):
     )
     all_categories: bool = Field(
         False,
-        description=f"read each name of a closed set of more than {MAX_WHOLE_SET}; by default the "
-        f"{CATEGORY_SHORTLIST} that are likeliest before any is read, and the others are left out of the answer",
+        description=f"read each name of a closed set of more than {MAX_WHOLE_SET}; by default only the "
+        f"{CATEGORY_SHORTLIST} that are likeliest beforehand are read, and the others left out of the answer",
     )
     min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
 
