@@ -159,7 +159,20 @@ class CategoryHead:
             raise CheckpointError(
                 f"{path} was fitted to other vectors: run `notellm fit-categories` again, or delete it"
             )
-        return cls(names, counts, pool_weights, VectorRegression(weights, bias), by_words)
+        head = cls(names, counts, pool_weights, VectorRegression(weights, bias), by_words)
+        if not head._shapes_agree():
+            raise CheckpointError(f"{path} holds tensors whose shapes do not agree: run `notellm fit-categories` again")
+        return head
+
+    def _shapes_agree(self) -> bool:
+        """Return whether all tensors are of the same names, experts and words."""
+        classes, vector, words = len(self.names), self.by_vector, self.by_words
+        shapes = [(self.counts, (classes,)), (self.pool_weights, (classes, 3 if words else 2)),
+                  (vector.weights, (classes, *vector.weights.shape[-1:])), (vector.bias, (classes,))]  # fmt: skip
+        if words:
+            known = len(words.hashes)
+            shapes += [(words.idf, (known,)), (words.weights, (known, classes)), (words.bias, (classes,))]
+        return all(tensor.shape == shape for tensor, shape in shapes)
 
 
 def fit_pool_weights(log_probs: Sequence[Floats], truth: Sequence[int]) -> npt.NDArray[np.float64]:

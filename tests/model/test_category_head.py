@@ -164,6 +164,17 @@ def test_broken_file_is_refused_by_name(tmp_path: Path, broken: str) -> None:
         CategoryHead.load(tmp_path, "space")
 
 
+@pytest.mark.parametrize("tensor", ["counts", "trusts", "weights", "bias", "word_idf", "word_weights", "word_bias"])
+def test_file_with_a_tensor_of_another_shape_is_refused(tmp_path: Path, tensor: str) -> None:
+    vectors, truth = labelled_vectors(NAMES)
+    CategoryHead.fit(vectors, truth, labelled_notes(truth)).save(tmp_path, "space")
+    stored = load_file(tmp_path / CATEGORIES_FILE)
+    stored[tensor] = stored[tensor][:-1].copy()
+    save_file(stored, tmp_path / CATEGORIES_FILE, {"names": json.dumps(NAMES), "space": "space"})
+    with pytest.raises(CheckpointError, match="shapes"):
+        CategoryHead.load(tmp_path, "space")
+
+
 def test_fit_pool_weights_finds_the_exponents_of_the_truth() -> None:
     rng = np.random.default_rng(0)
     written, by_vector = (np.log(softmax(rng.normal(scale=2, size=(4000, 5)))) for _ in range(2))
