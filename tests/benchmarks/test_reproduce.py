@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import reproduce
+from model.category_head import CATEGORIES_FILE
 from model.config import NoteLLMConfig
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER
 
@@ -131,3 +132,15 @@ def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(comman
     assert all(str(folder) in command for command in others)
     config, shipped = NoteLLMConfig.load(folder), NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
     assert config == replace(shipped, name=reproduce.FITTED, scripts=())
+
+
+def test_chinese_checkpoint_is_measured_once_made_and_named_otherwise(commands: list[list[str]], tmp_path: Path):
+    with pytest.raises(SystemExit, match="make chinese-checkpoint"):
+        reproduce.reproduce(DATA, "chinese-kuairec")
+    assert not commands
+    folder = tmp_path / "chinese" / "writing" / reproduce.CHECKPOINT
+    folder.mkdir(parents=True)
+    (folder / CATEGORIES_FILE).touch()
+    reproduce.reproduce(DATA, "chinese-kuairec")
+    assert [command[0] for command in commands] == ["evaluate"]
+    assert str(folder) in commands[0]
