@@ -51,7 +51,9 @@ REQUIREMENTS = {
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with the one `notellm` app."""
-    for command in (pairs, train, train_encoder, embed, average, whiten, calibrate, fit_categories, export, evaluate):
+    training = (pairs, train, train_encoder, embed, average)
+    fitting = (whiten, calibrate, fit_categories, fit_hashtags)
+    for command in (*training, *fitting, export, evaluate):
         app.command()(exit_on_missing_extra(command))
 
 
@@ -279,6 +281,24 @@ def fit_categories(
             f"This checkpoint chooses among others unless told. To choose among these, {by_setting}write them into "
             f'"categories" of its {CONFIG_FILE}'
         )
+
+
+def fit_hashtags(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
+    data: Annotated[
+        list[Path], typer.Option(help="A notes.jsonl.gz with hashtags, or a folder with one; may be repeated.")
+    ],
+    max_notes: Annotated[
+        int, typer.Option("--most-notes", help="Validation notes read of each data set, drawn at random.")
+    ] = 500,
+    cache: Cache = CACHE,
+) -> None:
+    """Choose the least score of a written hashtag on validation notes, and keep it in the checkpoint."""
+    from model.training.calibrate import fit_hashtags as fit_least_score
+
+    with exit_on(ValueError, FileNotFoundError):
+        least = fit_least_score(checkpoint, data, max_notes, cache, say)
+    show({"min_hashtag_score": least}, as_json=False)
 
 
 def export(

@@ -1,6 +1,7 @@
-"""Fitting a finished checkpoint to categories: the temperature of their probabilities, and a head on vectors and words.
+"""Fitting a finished checkpoint to labelled notes: the temperature of its category probabilities, a category head on
+vectors and words, and the least score of a written hashtag.
 
-Both are fitted to notes of several data sets at once, each with its own closed set of categories.
+All are fitted to notes of several data sets at once, each with its own closed set of categories.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ from model.category_head import CategoryHead, fit_pool_weights
 from model.config import NoteLLMConfig
 from model.data.dataset import read_notes
 from model.evaluation.evaluate import closed_set, notes_of_split
-from model.evaluation.metrics import fit_temperature
+from model.evaluation.metrics import fit_temperature, hashtag_prf
 from model.evaluation.protocol import notes_path
 from model.evaluation.system import MIN_PROBABILITY, Classifier, EngineSystem
-from model.generation import GenerationOutput, GenerationRequest
+from model.generation import GenerationOutput, GenerationRequest, Hashtag
 from model.inference.engine import Engine
 from model.note import Note
 from model.weights import Progress, silent
 
 POOLING_NOTES = 1000
 """Validation notes of each data set by which its pool weights are chosen. Three numbers need no more."""
+LEAST_SCORES = (0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
+"""Least scores of a written hashtag that `fit_hashtags` chooses from, the highest first."""
+KEPT_F1 = 0.98
+"""Share of F1@3 that a least score must keep. Leaving out hashtags only lowers F1@3 (`hashtag_prf`), but it keeps them
+from notes that say nothing: so the highest least score is taken that costs next to nothing."""
+FITTED_CUTOFF = 3
+"""k of the F1@k that a least score is chosen by."""
 IMPOSSIBLE = -1e9
 """Log probability of a column beyond a data set's closed set: finite, so that it can be divided by a temperature."""
 
@@ -138,3 +146,45 @@ def _log_probs(output: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np
 def _with_category(notes: Mapping[str, Note], categories: Collection[str]) -> dict[str, Note]:
     """Notes by id whose category is one of `categories`."""
     return {note_id: note for note_id, note in notes.items() if note.category in categories}
+
+
+def fit_hashtags(
+    checkpoint: Path, data: Sequence[Path], max_notes: int, cache: Path, progress: Progress = silent
+) -> float:
+    """Choose the least score of a hashtag that a checkpoint writes, save it in its configuration as
+    `min_hashtag_score`, and return it.
+
+    `data`: folders with notes.jsonl.gz, or such files. At most `max_notes` validation notes of each are used, drawn at
+    random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
+    hashtags, or as `least_hashtag_score` does.
+    """
+    config = NoteLLMConfig.load(checkpoint)
+    notes: list[Note] = []
+    for path in data:
+        tagged = {note_id: note for note_id, note in read_notes(notes_path(path)).items() if note.hashtags}
+        notes += notes_of_split(tagged, "validation", max_notes)
+    if not notes:
+        raise ValueError("no validation note has hashtags")
+    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    progress(f"Writing hashtags of {len(notes):,} notes")
+    outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(FITTED_CUTOFF))
+    least = least_hashtag_score([output.hashtags or () for output in outputs], [note.hashtags for note in notes])
+    replace(config, min_hashtag_score=least).save(checkpoint)
+    return least
+
+
+def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Sequence[str]]) -> float:
+    """Return the highest of LEAST_SCORES with which hashtags keep KEPT_F1 of the F1@3 that they have without one; 0
+    where none of them does.
+
+    `written`: of each note, the best first. `truth`: hashtags of its author. Raises ValueError where no written one is
+    among its author's.
+    """
+
+    def f1(least: float) -> float:
+        told = [[hashtag.text for hashtag in hashtags if hashtag.score >= least] for hashtags in written]
+        return hashtag_prf(told, truth, FITTED_CUTOFF).f1
+
+    if not (f1_of_all := f1(0.0)):
+        raise ValueError(f"of {len(truth):,} notes no written hashtag is one of its author's: first teach it to write")
+    return next((least for least in LEAST_SCORES if f1(least) >= KEPT_F1 * f1_of_all), 0.0)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from model.baselines.hashtags import CopiedHashtags
 from model.category_head import CATEGORIES_FILE
 from model.cli import exit_on_missing_extra
-from model.config import CONFIG_FILE
+from model.config import CONFIG_FILE, NoteLLMConfig
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.evaluation.evaluate import evaluate_hashtags
@@ -27,7 +27,7 @@ from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
-from model.training.calibrate import category_temperature
+from model.training.calibrate import category_temperature, least_hashtag_score
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
 from model.training.trainer import BEST, FINAL
@@ -511,9 +511,36 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
     assert files(checkpoint).keys() == after.keys()
 
 
+def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
+    checkpoint: Path, folder: Path, tiny_engine: Engine, tmp_path: Path
+):
+    """Each author's hashtag is the first that the model writes, and the least score was one that told none of them."""
+    notes = [replace(note, hashtags=()) for note in read_notes(folder / "notes.jsonl.gz").values()]
+    outputs = tiny_engine.generate(notes, GenerationRequest(3))
+    written = [output.hashtags or () for output in outputs]
+    truth = [(hashtags[0].text,) for hashtags in written]
+    write(tmp_path, "notes", [shown(n) | {"id": n.id, "hashtags": t} for n, t in zip(notes, truth, strict=True)])
+    replace(NoteLLMConfig.load(checkpoint), min_hashtag_score=0.99).save(checkpoint)
+    before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
+
+    result = run.invoke(app, ["fit-hashtags", "--checkpoint", str(checkpoint), "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    after = files(checkpoint)
+    assert {path for path in after if after[path] != before[path]} == {str(checkpoint / CONFIG_FILE)}
+    changed = json.loads((checkpoint / CONFIG_FILE).read_text())
+    drawn = [i for i, note in enumerate(notes) if split_of(note.id) == "validation"]
+    least = least_hashtag_score([written[i] for i in drawn], [truth[i] for i in drawn])
+    assert changed == config | {"min_hashtag_score": least}
+    assert least < 0.99
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
-    [("calibrate", "no validation note has a category"), ("fit-categories", "fewer than two categories")],
+    [
+        ("calibrate", "no validation note has a category"),
+        ("fit-categories", "fewer than two categories"),
+        ("fit-hashtags", "no validation note has hashtags"),
+    ],
 )
 def test_fit_that_is_refused_leaves_the_checkpoint_alone(checkpoint: Path, bare: Path, command: str, message: str):
     before = files(checkpoint)

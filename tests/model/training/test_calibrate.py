@@ -1,4 +1,4 @@
-"""The fitted temperature is the one by which the probabilities were sharpened."""
+"""What is fitted to a finished checkpoint: the temperature by which probabilities were sharpened, the least score."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from model.data.pairs import split_of
 from model.evaluation.metrics import apply_temperature
+from model.generation import Hashtag
 from model.note import Note
-from model.training.calibrate import category_temperature
+from model.training.calibrate import category_temperature, least_hashtag_score
 
 TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
@@ -79,3 +80,25 @@ def test_temperature_without_validation_categories_is_refused():
         category_temperature(system, [], 10)
     with pytest.raises(ValueError, match="no validation note"):
         category_temperature(EmptyRows(), [trained], 10)
+
+
+@pytest.mark.parametrize(
+    ("scores_of_right_ones", "expected"),
+    [
+        ([0.9] * 100, 0.05),  # the highest there is
+        ([0.9] * 50 + [0.012] * 50, 0.01),
+        ([0.9] * 97 + [0.004] * 3, 0.003),
+        ([0.9] * 98 + [0.004] * 2, 0.05),  # two of a hundred may be lost
+        ([0.9] * 50 + [0.0001] * 50, 0.0),
+    ],
+)
+def test_least_hashtag_score_is_the_highest_that_loses_next_to_nothing(
+    scores_of_right_ones: list[float], expected: float
+):
+    written = [(Hashtag("right", score), Hashtag("wrong", score / 2)) for score in scores_of_right_ones]
+    assert least_hashtag_score(written, [("right",)] * len(written)) == expected
+
+
+def test_least_hashtag_score_of_hashtags_that_are_all_wrong_is_refused():
+    with pytest.raises(ValueError, match="first teach it to write"):
+        least_hashtag_score([(Hashtag("wrong", 0.9),), ()], [("right",), ("right",)])
