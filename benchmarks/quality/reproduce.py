@@ -5,7 +5,8 @@ python -m benchmarks.quality.reproduce DATA NAME...
 DATA is the folder of the data sets. NAME is a record, or a recipe, which is only trained; without a NAME all are
 listed. The research checkpoint is the recipe RESEARCH with all that is fitted to it afterwards. The shipped checkpoint
 is made by other commands (docs/guides/distillation.md) and only measured here; FITTED is a copy of it that has learnt
-the categories of two data sets, by a generation adapter and a category head. CHINESE is only measured, too: making it
+the categories of two data sets, by a generation adapter and a category head, and TAUGHT one that has learnt the
+hashtags of a third, by an adapter. CHINESE is only measured, too: making it
 takes accepting the terms of its backbone.
 
 Pairs, teachers' vectors and trained checkpoints are kept in runs/ and used again; an interrupted training of NoteLLM
@@ -25,12 +26,23 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from benchmarks import ROOT
 from benchmarks.harness.service_process import NOTELLM
-from benchmarks.quality.records import CHINESE, COMMUNITY, FITTED, GENERALIST, KUAIREC, MICROLENS, MOVIELENS, RECORDS
+from benchmarks.quality.records import (
+    CHINESE,
+    COMMUNITY,
+    FITTED,
+    GENERALIST,
+    KUAIREC,
+    MICROLENS,
+    MOVIELENS,
+    RECORDS,
+    TAUGHT,
+)
 from model.category_head import CATEGORIES_FILE
 from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE, NoteLLMConfig
 from model.training.generation import CHECKPOINT
@@ -52,9 +64,9 @@ FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
 """Changes to the recipe COMMUNITY for its second run, which goes on from the best step of the first."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
-WRITING_STEPS = 800
-"""Steps of the generation adapter of FITTED. The stored records' were made in parts, whose learning rates differed
-(docs/log/categories.md#words-beside-the-vector)."""
+WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 900}
+"""Steps of the generation adapters. The stored records' were made in parts, whose learning rates differed
+(docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#nine-hundred-steps)."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
     "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors and words say of "
@@ -78,7 +90,8 @@ TEST = ("--split", "test")
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """Origin of a record: a system evaluated on `data` with `options`. `system`: as `notellm evaluate` takes it, or
-    RESEARCH, FITTED, COMMUNITY or CHINESE; without one, the best checkpoint of a `recipe` with some `changes`."""
+    RESEARCH, FITTED, TAUGHT, COMMUNITY or CHINESE. Without one it is the best checkpoint of a `recipe` with some
+    `changes`."""
 
     data: str
     system: str = ""
@@ -175,6 +188,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         f"fitted-categories-{data}": Experiment(data, FITTED, options=(*TEST, "--part", "categories"))
         for data in (MOVIELENS, KUAIREC)
     },
+    "taught-hashtags-microlens50k": Experiment(MICROLENS, TAUGHT, options=(*TEST, "--part", "hashtags")),
     "chinese-kuairec": Experiment(KUAIREC, CHINESE, options=(*TEST, "--part", "categories", "--part", "hashtags")),
     "community-related-microlens50k": Experiment(MICROLENS, COMMUNITY, options=(*TEST, "--part", "related")),
     **{
@@ -207,8 +221,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 def reproduce(data: Path, name: str) -> None:
     """Write the record `name`. CalledProcessError when a step fails, which has printed why."""
     experiment = EXPERIMENTS[name]
-    makers = {RESEARCH: research_checkpoint, FITTED: fitted_checkpoint, COMMUNITY: community_checkpoint,
-              CHINESE: chinese_checkpoint}  # fmt: skip
+    makers = {RESEARCH: research_checkpoint, FITTED: fitted_checkpoint, TAUGHT: taught_checkpoint,
+              COMMUNITY: community_checkpoint, CHINESE: chinese_checkpoint}  # fmt: skip
     if made := makers.get(experiment.system):
         system = str(made(data))
     else:
@@ -287,24 +301,48 @@ def fitted_checkpoint(data: Path) -> Path:
     folder = RUNS / "finished" / FITTED
     if (folder / DONE).exists():
         return folder
-    writing, links = RUNS / "writing" / FITTED, RUNS / "writing" / "sources"
-    links.mkdir(parents=True, exist_ok=True)
-    options: list[str | Path] = ["--notes", f"{SAMPLES}=0.08", "--lines", "0.07"]
-    for name, share in ((MOVIELENS, 0.55), (KUAIREC, 0.3)):
-        link = links / f"{name}.jsonl.gz"  # sources are told apart by their files' names
-        link.unlink(missing_ok=True)
-        link.symlink_to(data / name / "notes.jsonl.gz")
-        options += ["--notes", f"{link}={share}"]
-    options += ["--steps", f"{WRITING_STEPS}"]
-    run_module("model.training.generation", "--checkpoint", SHIPPED, "--out", writing, *options)
-    if newest_state(writing) != writing / f"state.{WRITING_STEPS:08}.pt":
-        sys.exit("the generation adapter was ended early: run the same command again to go on")
-    shutil.copytree(writing / CHECKPOINT, folder, dirs_exist_ok=True)
-    replace(NoteLLMConfig.load(folder), name=FITTED, scripts=()).save(folder)
-    sources = data_options(data / MOVIELENS, data / KUAIREC)
-    run_notellm("fit-categories", "--checkpoint", folder, *sources)
+    sources = {data / MOVIELENS: 0.55, data / KUAIREC: 0.3, SAMPLES: 0.08}
+    teach_to_write(FITTED, sources, lines=0.07, scripts=())
+    run_notellm("fit-categories", "--checkpoint", folder, *data_options(data / MOVIELENS, data / KUAIREC))
     (folder / DONE).touch()
     return folder
+
+
+def taught_checkpoint(data: Path) -> Path:
+    """Return the folder of a copy of the shipped checkpoint whose generation adapter has learnt the hashtags of
+    microlens50k, with the least score that suits them."""
+    folder = RUNS / "finished" / TAUGHT
+    if (folder / DONE).exists():
+        return folder
+    teach_to_write(TAUGHT, {data / MICROLENS: 0.7, SAMPLES: 0.15}, lines=0.15)
+    run_notellm("fit-hashtags", "--checkpoint", folder, *data_options(data / MICROLENS))
+    (folder / DONE).touch()
+    return folder
+
+
+def teach_to_write(name: str, sources: Mapping[Path, float], lines: float, **changes: Any) -> None:
+    """Make RUNS/finished/`name`: a copy of the shipped checkpoint with a generation adapter of its own, named `name`.
+
+    `sources`: shares of the notes that it learns from, by folder of a data set or notes file; `lines`: that of our
+    labelled lines. `changes`: fields of its configuration. SystemExit where the training was ended early.
+    """
+    writing, links = RUNS / "writing" / name, RUNS / "writing" / "sources"
+    links.mkdir(parents=True, exist_ok=True)
+    options: list[str | Path] = ["--lines", f"{lines}"]
+    for source, share in sources.items():
+        notes = source
+        if not source.suffix:
+            notes = links / f"{source.name}.jsonl.gz"  # sources are told apart by their files' names
+            notes.unlink(missing_ok=True)
+            notes.symlink_to(source / "notes.jsonl.gz")
+        options += ["--notes", f"{notes}={share}"]
+    options += ["--steps", f"{WRITING_STEPS[name]}"]
+    run_module("model.training.generation", "--checkpoint", SHIPPED, "--out", writing, *options)
+    if newest_state(writing) != writing / f"state.{WRITING_STEPS[name]:08}.pt":
+        sys.exit("the generation adapter was ended early: run the same command again to go on")
+    folder = RUNS / "finished" / name
+    shutil.copytree(writing / CHECKPOINT, folder, dirs_exist_ok=True)
+    replace(NoteLLMConfig.load(folder), name=name, **changes).save(folder)
 
 
 def community_checkpoint(data: Path) -> Path:

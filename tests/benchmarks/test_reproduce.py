@@ -38,7 +38,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
         run_notellm(*arguments)
         out = Path(recorded[-1][recorded[-1].index("--out") + 1])
         shutil.copytree(reproduce.SHIPPED, out / reproduce.CHECKPOINT)
-        (out / f"state.{reproduce.WRITING_STEPS:08}.pt").touch()
+        (out / f"state.{reproduce.WRITING_STEPS[out.name]:08}.pt").touch()
 
     monkeypatch.setattr(reproduce, "run_notellm", run_notellm)
     monkeypatch.setattr(reproduce, "run_module", run_module)
@@ -122,7 +122,7 @@ def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(comman
         reproduce.reproduce(DATA, name)
     writing, *others = commands
     assert writing[:3] == ["model.training.generation", "--checkpoint", reproduce.SHIPPED]
-    assert writing[-2:] == ["--steps", str(reproduce.WRITING_STEPS)]
+    assert writing[-2:] == ["--steps", str(reproduce.WRITING_STEPS[reproduce.FITTED])]
     assert [command[0] for command in others] == ["fit-categories", "evaluate", "evaluate"]
     sources = [option.partition("=")[0] for option in writing if option.endswith(("=0.55", "=0.3"))]
     assert [str(Path(source).readlink()) for source in sources] == [
@@ -132,6 +132,15 @@ def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(comman
     assert all(str(folder) in command for command in others)
     config, shipped = NoteLLMConfig.load(folder), NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
     assert config == replace(shipped, name=reproduce.FITTED, scripts=())
+
+
+def test_taught_checkpoint_learns_to_write_before_its_least_score_is_fitted(commands: list[list[str]], tmp_path: Path):
+    reproduce.reproduce(DATA, "taught-hashtags-microlens50k")
+    assert [command[0] for command in commands] == ["model.training.generation", "fit-hashtags", "evaluate"]
+    folder = tmp_path / "finished" / reproduce.TAUGHT
+    assert all(str(folder) in command for command in commands[1:])
+    shipped = NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
+    assert NoteLLMConfig.load(folder) == replace(shipped, name=reproduce.TAUGHT)
 
 
 def test_chinese_checkpoint_is_measured_once_made_and_named_otherwise(commands: list[list[str]], tmp_path: Path):
