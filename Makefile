@@ -129,8 +129,8 @@ chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gem
 	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese && mv $(CHINESE)/trunk.part $(CHINESE)/trunk; }
 	$(TRAIN) model.training.generation --checkpoint $(CHINESE)/trunk --out $(CHINESE)/writing --steps $(or $(WRITING_STEPS),600) \
 	  --notes $(KUAIREC)=0.6 --notes $(CHINESE)/own.jsonl=0.2 --notes service/sample_notes.jsonl=0.2
-	$(BIN)/notellm fit-categories --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
 	$(BIN)/notellm fit-hashtags --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
+	$(BIN)/notellm fit-categories --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
 	@echo "the checkpoint is $(CHINESE)/writing/checkpoint"
 
 quality: .venv/.dev ## docs/results.md, its plots and the quality table of docs/benchmarks.md, from benchmarks/results/records

@@ -165,7 +165,8 @@ class CategoryHead:
         return head
 
     def _shapes_agree(self) -> bool:
-        """Return whether all tensors are of the same names, experts and words."""
+        """Return whether the shapes of all tensors have the same numbers of names, experts and words. The width of the
+        vectors is not compared with anything: `space` names it."""
         classes, vector, words = len(self.names), self.by_vector, self.by_words
         shapes = [(self.counts, (classes,)), (self.pool_weights, (classes, 3 if words else 2)),
                   (vector.weights, (classes, *vector.weights.shape[-1:])), (vector.bias, (classes,))]  # fmt: skip

@@ -1,5 +1,5 @@
 """The offline commands of `notellm`: pairs, train, train-encoder, embed, average, whiten, calibrate, fit-categories,
-export, evaluate.
+fit-hashtags, export, evaluate.
 
 Each command reads its options, calls the module that does the work, and prints. These modules are imported by the
 command that needs them: torch takes seconds to import, and the extras may not be installed.
@@ -34,6 +34,10 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 CACHE = Path("~/.cache/notellm").expanduser()
 DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
+DATA_WITH_HASHTAGS = "Folders with notes.jsonl.gz, or such files, whose notes have hashtags."
+ValidationNotes = Annotated[
+    int, typer.Option("--most-notes", help="Validation notes read of each data set, drawn at random.")
+]
 REQUIREMENTS = {
     "torch": "notellm[torch]",
     "openvino": "notellm[serve]",
@@ -242,9 +246,7 @@ def whiten(
 def calibrate(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
     data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
-    max_notes: Annotated[
-        int, typer.Option("--most-notes", help="Validation notes read of each data set, drawn at random.")
-    ] = 500,
+    max_notes: ValidationNotes = 500,
     cache: Cache = CACHE,
 ) -> None:
     """Fit the temperature of category probabilities on validation notes, and keep it in the checkpoint."""
@@ -285,12 +287,8 @@ def fit_categories(
 
 def fit_hashtags(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
-    data: Annotated[
-        list[Path], typer.Option(help="A notes.jsonl.gz with hashtags, or a folder with one; may be repeated.")
-    ],
-    max_notes: Annotated[
-        int, typer.Option("--most-notes", help="Validation notes read of each data set, drawn at random.")
-    ] = 500,
+    data: Annotated[list[Path], typer.Option(help=DATA_WITH_HASHTAGS)],
+    max_notes: ValidationNotes = 500,
     cache: Cache = CACHE,
 ) -> None:
     """Choose the least score of a written hashtag on validation notes, and keep it in the checkpoint."""

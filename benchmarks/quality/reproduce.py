@@ -1,13 +1,14 @@
-"""Reproduces a record of benchmarks/results/records/ from the data on, training included.
+"""Reproduces a record of benchmarks/results/records/ from the data on: what is measured is trained first.
 
 python -m benchmarks.quality.reproduce DATA NAME...
 
 DATA is the folder of the data sets. NAME is a record, or a recipe, which is only trained; without a NAME all are
-listed. The research checkpoint is the recipe RESEARCH with all that is fitted to it afterwards. The shipped checkpoint
-is made by other commands (docs/guides/distillation.md) and only measured here; FITTED is a copy of it that has learnt
-the categories of two data sets, by a generation adapter and a category head, and TAUGHT one that has learnt the
-hashtags of a third, by an adapter. CHINESE is only measured, too: making it
-takes accepting the terms of its backbone.
+listed. The research checkpoint is the recipe RESEARCH with all that is fitted to it afterwards. FITTED is a copy of the
+shipped checkpoint that has learnt the categories of two data sets, by a generation adapter and a category head; TAUGHT
+is one that has learnt the hashtags of a third, by an adapter.
+
+Two checkpoints are only measured here: other commands make the shipped one (docs/guides/distillation.md), and
+`make chinese-checkpoint` makes CHINESE, for those who accept the terms of its backbone.
 
 Pairs, teachers' vectors and trained checkpoints are kept in runs/ and used again; an interrupted training of NoteLLM
 continues. `make quality` then makes the tables of the records.
@@ -65,7 +66,7 @@ FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
 WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 900}
-"""Steps of the generation adapters. The stored records' were made in parts, whose learning rates differed
+"""Steps of the generation adapters. Those of the stored records were made in parts, whose learning rates differed
 (docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#nine-hundred-steps)."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
@@ -321,10 +322,11 @@ def taught_checkpoint(data: Path) -> Path:
 
 
 def teach_to_write(name: str, sources: Mapping[Path, float], lines: float, **changes: Any) -> None:
-    """Make RUNS/finished/`name`: a copy of the shipped checkpoint with a generation adapter of its own, named `name`.
+    """Make RUNS/finished/`name`: a copy, named `name`, of the shipped checkpoint with a new generation adapter.
 
-    `sources`: shares of the notes that it learns from, by folder of a data set or notes file; `lines`: that of our
-    labelled lines. `changes`: fields of its configuration. SystemExit where the training was ended early.
+    `sources`: shares of the notes that the adapter learns from, by folder of a data set or by notes file. `lines`:
+    share of our labelled lines. `changes`: further fields of the copy's notellm.json. SystemExit where the training was
+    ended early.
     """
     writing, links = RUNS / "writing" / name, RUNS / "writing" / "sources"
     links.mkdir(parents=True, exist_ok=True)
@@ -369,7 +371,7 @@ def chinese_checkpoint(data: Path) -> Path:
     folder = RUNS / "chinese" / "writing" / CHECKPOINT
     if not (folder / CATEGORIES_FILE).is_file():
         notes = data / KUAIREC / "notes.jsonl.gz"
-        sys.exit(f"first: make chinese-checkpoint KUAIREC={notes} (docs/guides/your-own-backbone.md)")
+        sys.exit(f"first: make chinese-checkpoint MINUTES=20 KUAIREC={notes} (docs/guides/your-own-backbone.md)")
     return folder
 
 

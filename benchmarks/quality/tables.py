@@ -135,8 +135,8 @@ Made by `make quality` from `benchmarks/results/records/`. All shares are in per
 has no such figure, and a record without any is left out of a table. The comparisons, with their paired tests, are in
 [Benchmarks](benchmarks.md).
 
-One command makes a record again, training included: `python -m benchmarks.quality.reproduce DATA RECORD`, where DATA
-is the folder of the data sets.
+One command makes a record again: `python -m benchmarks.quality.reproduce DATA RECORD`, where DATA is the folder of the
+data sets. It trains what is measured first, but for the shipped checkpoint and the Chinese one.
 
 ## Records
 

@@ -133,8 +133,7 @@ class Engine:
         "openvino" (on a CPU), "torch", or "auto": OpenVINO on a CPU where it is installed and supports the backbone.
         `dtype`: "float32", "bfloat16", "int8" (OpenVINO alone), or "auto": bfloat16 where that is faster, except in
         PyTorch on a CPU, where it makes a vector depend on its batch (docs/decisions/0003-precision.md). `fitted`: use
-        the temperature, the category head and the least score of a hashtag that were fitted to the checkpoint. False:
-        none of them, to fit others.
+        the temperature and the category head that were fitted to the checkpoint. False: neither, to fit others.
         `isolated_export`: where the checkpoint has to be exported to OpenVINO, do it in a process of its own, whose
         memory is given back.
         """
@@ -151,7 +150,6 @@ class Engine:
         if loaded.config.licence:
             progress(f"{loaded.config.name}: {loaded.config.licence}")
         if not fitted:
-            loaded.prompt.config = replace(loaded.prompt.config, min_hashtag_score=0.0)
             return cls(loaded, temperature=1.0)
         return cls(loaded, CategoryHead.load(Path(checkpoint).expanduser(), loaded.space))
 

@@ -1,7 +1,7 @@
-"""Fitting a finished checkpoint to labelled notes: the temperature of its category probabilities, a category head on
-vectors and words, and the least score of a written hashtag.
+"""Fitting a finished checkpoint to labelled notes of several data sets at once.
 
-All are fitted to notes of several data sets at once, each with its own closed set of categories.
+Of categories the temperature of their probabilities and a head on vectors and words are fitted, each data set with its
+own closed set; of written hashtags the least score.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from model.data.dataset import read_notes
 from model.evaluation.evaluate import closed_set, notes_of_split
 from model.evaluation.metrics import fit_temperature, hashtag_prf
 from model.evaluation.protocol import notes_path
+from model.evaluation.record import HASHTAG_CUTOFFS
 from model.evaluation.system import MIN_PROBABILITY, Classifier, EngineSystem
 from model.generation import GenerationOutput, GenerationRequest, Hashtag
 from model.inference.engine import Engine
@@ -30,7 +31,7 @@ POOLING_NOTES = 1000
 LEAST_SCORES = (0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
 """Least scores of a written hashtag that `fit_hashtags` chooses from, the highest first."""
 KEPT_F1 = 0.98
-"""Share of F1@3 that a least score must keep. Leaving out hashtags only lowers F1@3 (`hashtag_prf`), but it keeps them
+"""Share of F1@3 that a least score must keep. Leaving out hashtags never raises F1@3 (`hashtag_prf`), but it keeps them
 from notes that say nothing: so the highest least score is taken that costs next to nothing."""
 FITTED_CUTOFF = 3
 """k of the F1@k that a least score is chosen by."""
@@ -152,7 +153,7 @@ def fit_hashtags(
     checkpoint: Path, data: Sequence[Path], max_notes: int, cache: Path, progress: Progress = silent
 ) -> float:
     """Choose the least score of a hashtag that a checkpoint writes, save it in its configuration as
-    `min_hashtag_score`, and return it.
+    `min_hashtag_score`, and return it. It is chosen by hashtags of the policy "open", and bounds the others, too.
 
     `data`: folders with notes.jsonl.gz, or such files. At most `max_notes` validation notes of each are used, drawn at
     random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
@@ -166,8 +167,9 @@ def fit_hashtags(
     if not notes:
         raise ValueError("no validation note has hashtags")
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.0)  # those that it leaves out, too
     progress(f"Writing hashtags of {len(notes):,} notes")
-    outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(FITTED_CUTOFF))
+    outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))
     least = least_hashtag_score([output.hashtags or () for output in outputs], [note.hashtags for note in notes])
     replace(config, min_hashtag_score=least).save(checkpoint)
     return least
@@ -177,14 +179,17 @@ def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Se
     """Return the highest of LEAST_SCORES with which hashtags keep KEPT_F1 of the F1@3 that they have without one; 0
     where none of them does.
 
-    `written`: of each note, the best first. `truth`: hashtags of its author. Raises ValueError where no written one is
-    among its author's.
+    `written`: the hashtags of each note, the best first. `truth`: for each note, those of its author. Raises ValueError
+    as `hashtag_prf` does, and where no written hashtag is one of the note's author.
     """
 
     def f1(least: float) -> float:
-        told = [[hashtag.text for hashtag in hashtags if hashtag.score >= least] for hashtags in written]
+        # As the beam search does, but for spellings of one hashtag that are each below the least score.
+        told = [[hashtag.text for hashtag in hashtags if hashtag.score > least] for hashtags in written]
         return hashtag_prf(told, truth, FITTED_CUTOFF).f1
 
     if not (f1_of_all := f1(0.0)):
-        raise ValueError(f"of {len(truth):,} notes no written hashtag is one of its author's: first teach it to write")
+        raise ValueError(
+            f"no hashtag written for {len(truth):,} notes is their author's: teach the checkpoint to write first"
+        )
     return next((least for least in LEAST_SCORES if f1(least) >= KEPT_F1 * f1_of_all), 0.0)

@@ -134,16 +134,25 @@ def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(comman
     assert config == replace(shipped, name=reproduce.FITTED, scripts=())
 
 
-def test_taught_checkpoint_learns_to_write_before_its_least_score_is_fitted(commands: list[list[str]], tmp_path: Path):
-    reproduce.reproduce(DATA, "taught-hashtags-microlens50k")
-    assert [command[0] for command in commands] == ["model.training.generation", "fit-hashtags", "evaluate"]
+def test_taught_checkpoint_learns_to_write_before_its_least_score_is_fitted_once(
+    commands: list[list[str]], tmp_path: Path
+):
+    for _ in range(2):
+        reproduce.reproduce(DATA, "taught-hashtags-microlens50k")
+    writing, fit, *evaluations = commands
+    assert writing[:3] == ["model.training.generation", "--checkpoint", reproduce.SHIPPED]
+    notes = tmp_path / "writing" / "sources" / "microlens50k.jsonl.gz"
+    assert str(notes.readlink()) == "/data/microlens50k/notes.jsonl.gz"
+    shares = ["--lines", "0.15", "--notes", f"{notes}=0.7", "--notes", f"{reproduce.SAMPLES}=0.15", "--steps", "900"]
+    assert writing[-len(shares) :] == shares
     folder = tmp_path / "finished" / reproduce.TAUGHT
-    assert all(str(folder) in command for command in commands[1:])
+    assert fit == ["fit-hashtags", "--checkpoint", str(folder), "--data", "/data/microlens50k"]
+    assert [command[:3] for command in evaluations] == [["evaluate", "--checkpoint", str(folder)]] * 2
     shipped = NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
     assert NoteLLMConfig.load(folder) == replace(shipped, name=reproduce.TAUGHT)
 
 
-def test_chinese_checkpoint_is_measured_once_made_and_named_otherwise(commands: list[list[str]], tmp_path: Path):
+def test_chinese_checkpoint_is_asked_for_where_missing_and_else_measured(commands: list[list[str]], tmp_path: Path):
     with pytest.raises(SystemExit, match="make chinese-checkpoint"):
         reproduce.reproduce(DATA, "chinese-kuairec")
     assert not commands

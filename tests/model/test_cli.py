@@ -516,7 +516,7 @@ def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
 ):
     """Each author's hashtag is the first that the model writes, and the least score was one that told none of them."""
     notes = [replace(note, hashtags=()) for note in read_notes(folder / "notes.jsonl.gz").values()]
-    outputs = tiny_engine.generate(notes, GenerationRequest(3))
+    outputs = tiny_engine.generate(notes, GenerationRequest(5))
     written = [output.hashtags or () for output in outputs]
     truth = [(hashtags[0].text,) for hashtags in written]
     write(tmp_path, "notes", [shown(n) | {"id": n.id, "hashtags": t} for n, t in zip(notes, truth, strict=True)])
@@ -532,6 +532,12 @@ def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
     least = least_hashtag_score([written[i] for i in drawn], [truth[i] for i in drawn])
     assert changed == config | {"min_hashtag_score": least}
     assert least < 0.99
+
+    write(tmp_path, "notes", [shown(note) | {"id": note.id, "hashtags": ["never written"]} for note in notes])
+    refused = run.invoke(app, ["fit-hashtags", "--checkpoint", str(checkpoint), "--data", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "teach the checkpoint to write first" in " ".join(refused.stderr.split())
+    assert files(checkpoint) == after
 
 
 @pytest.mark.parametrize(
