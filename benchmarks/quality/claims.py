@@ -325,25 +325,16 @@ HASHTAGS: Sequence[Contest] = (
     ),
     *(
         Contest(
-            f"hashtags of the shipped checkpoint, {source}, F1@3, against hashtags copied from the nearest notes",
+            f"hashtags of the shipped checkpoint{which}, {source}, F1@3, against hashtags copied from the nearest notes",
             MICROLENS,
             partial(hashtag_f1, source),
             rival,
             target,
             rival_score=partial(hashtag_f1, "copied"),
-            system=GENERALIST,
+            system=system,
         )
+        for which, system in (("", GENERALIST), (" that has learnt the community's", TAUGHT))
         for source, rival, target in (("written", OURS, MinRatio(1)), ("grounded", "tf-idf", MinRatio(1.2)))
-    ),
-    Contest(
-        "hashtags of the shipped checkpoint that has learnt the community's, written, F1@3, against hashtags copied "
-        "from the nearest notes",
-        MICROLENS,
-        partial(hashtag_f1, "written"),
-        OURS,
-        MinRatio(1),
-        rival_score=partial(hashtag_f1, "copied"),
-        system=TAUGHT,
     ),
 )
 

@@ -190,6 +190,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         for data in (MOVIELENS, KUAIREC)
     },
     "taught-hashtags-microlens50k": Experiment(MICROLENS, TAUGHT, options=(*TEST, "--part", "hashtags")),
+    "taught-grounded-microlens50k": Experiment(MICROLENS, TAUGHT, options=GROUNDED),
     "chinese-kuairec": Experiment(KUAIREC, CHINESE, options=(*TEST, "--part", "categories", "--part", "hashtags")),
     "community-related-microlens50k": Experiment(MICROLENS, COMMUNITY, options=(*TEST, "--part", "related")),
     **{
