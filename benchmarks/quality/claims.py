@@ -325,7 +325,8 @@ HASHTAGS: Sequence[Contest] = (
     ),
     *(
         Contest(
-            f"hashtags of the shipped checkpoint{which}, {source}, F1@3, against hashtags copied from the nearest notes",
+            f"hashtags of the shipped checkpoint{which}, {source}, F1@3, against hashtags copied from the nearest "
+            "notes",
             MICROLENS,
             partial(hashtag_f1, source),
             rival,
