@@ -134,7 +134,9 @@ class CategoryHead:
         tensors = dict(zip(TENSORS, fields, strict=True))
         if words is not None:
             tensors |= zip(WORD_TENSORS, (words.hashes, words.idf, words.weights, words.bias), strict=True)
-        save_file(tensors, folder / CATEGORIES_FILE, {"names": json.dumps(self.names), "space": space})
+        unfinished = folder / f"{CATEGORIES_FILE}.unfinished"
+        save_file(tensors, unfinished, {"names": json.dumps(self.names), "space": space})
+        unfinished.replace(folder / CATEGORIES_FILE)
 
     @classmethod
     def load(cls, folder: Path, space: str) -> CategoryHead | None:

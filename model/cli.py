@@ -65,6 +65,8 @@ def pairs(
     """Make related pairs of notes from clicks: s(A->B) = sum over users of 1/N."""
     from model.data.pairs import PairOptions, PairsError, related_pairs
 
+    if notes and per_category is None:
+        fail("--notes is read for --per-category, which is missing")
     with exit_on(PairsError):
         options = PairOptions(
             window=window,
@@ -254,7 +256,7 @@ def fit_categories(
         experts = zip(("what is written", "the vector", "words"), weights, strict=True)
         say("Trust in " + ", in ".join(f"{expert} {weight:.2f}" for expert, weight in experts))
     show({"categories": len(head.names)}, as_json=False)
-    if not set(head.names) <= set(NoteLLMConfig.load(checkpoint).categories):
+    if not head.covers(NoteLLMConfig.load(checkpoint).categories):
         by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.names)}", or '
         if any("," in name for name in head.names):
             by_setting = ""  # the setting is split at commas
@@ -346,7 +348,9 @@ def evaluate(
     parts = part or PARTS
     protocols = (protocol or PROTOCOLS) if "related" in parts else ()
     if protocol and not protocols:
-        fail("--protocol is of related notes, which --part leaves out")
+        fail("--protocol applies to related notes, which --part leaves out")
+    if copy_hashtags and hashtag_policy != "open":
+        fail("--hashtag-policy applies to written hashtags, and --copy-hashtags copies them")
     if record:
         check_writable(record)
     commit = checked_out_commit()  # before the run, in which files may change
@@ -355,7 +359,7 @@ def evaluate(
         known = data_set.training_notes()
         system = load_system(checkpoint, known, cache, dtype, say, hashtag_policy)
         if not isinstance(system, EngineSystem) and (dtype, hashtag_policy) != ("auto", "open"):
-            fail(f"--dtype and --hashtag-policy are of checkpoints: {checkpoint} has neither")
+            fail(f"--dtype and --hashtag-policy apply to checkpoints only; {checkpoint} is none")
         copier = hashtag_copier(system, known, always=copy_hashtags)
         measured = measure(
             system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,

@@ -114,8 +114,10 @@ class NoteLLMConfig:
         return ReadTokens(self.max_title_tokens, self.max_hashtag_tokens, content)
 
     def save(self, folder: Path) -> None:
-        """Write `notellm.json` into an existing folder."""
-        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        """Write `notellm.json` into an existing folder; a kill leaves the file that was there, or the new one."""
+        unfinished = folder / f"{CONFIG_FILE}.unfinished"
+        unfinished.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        unfinished.replace(folder / CONFIG_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> NoteLLMConfig:

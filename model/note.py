@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
+MAX_RAW_HASHTAG_CHARS = 10 * MAX_HASHTAG_CHARS
+"""Characters of a hashtag that are normalised: NFKC takes quadratic time in a run of combining marks, a minute for
+500,000."""
 
 CONTROL = "\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029"
 """Control characters and separators of lines, for the class of a regular expression, as the two constants below."""
@@ -77,6 +80,7 @@ def normalise_hashtag(text: str) -> str:
     kept.
     """
     text = FLAG_OR_INVISIBLE.sub(lambda match: match[1] or "", replace_lone_surrogates(text))
+    text = text[:MAX_RAW_HASHTAG_CHARS]
     text = ANY_CONTROL.sub(" ", unicodedata.normalize("NFKC", text)).replace("#", " ")
     words = (word.strip(JOINERS) for word in text.split())
     hashtag = " ".join(filter(None, words))[:MAX_HASHTAG_CHARS].strip(f" {JOINERS}")

@@ -13,9 +13,10 @@ def letters_by_script(text: str) -> Counter[str]:
     """Count the letters of each script in `text`. A script has Unicode's name for it; all of Chinese and Japanese is
     CJK."""
     counts: Counter[str] = Counter()
-    for char, count in Counter(unicodedata.normalize("NFKC", text)).items():
-        if char.isalpha():
-            name = unicodedata.name(char, "?").split()[0]
+    for char, count in Counter(text).items():
+        # One character at a time: normalising a text takes quadratic time in its longest run of combining marks.
+        for normal in filter(str.isalpha, unicodedata.normalize("NFKC", char)):
+            name = unicodedata.name(normal, "?").split()[0]
             counts["CJK" if name in EAST_ASIAN else name] += count
     return counts
 

@@ -34,6 +34,8 @@ BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
 WORDS_WEIGHT = 0.5
 """Weight of words beside vectors with weight 1: best on validation for vectors that have not learnt the community
 (docs/log/words.md)."""
+MAX_NUMBER = 1e10
+"""Bound on settings that are decimal numbers; as seconds 300 years, which times of the store can hold."""
 MAX_SHOWN = 100
 """Bound on the characters of a wrong value that an error repeats."""
 
@@ -255,6 +257,13 @@ class Settings(BaseSettings):
     def _split(cls, names: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = names.split(",") if isinstance(names, str) else names
         return tuple(dict.fromkeys(name.strip() for name in parts if name.strip()))
+
+    @field_validator("*")
+    @classmethod
+    def _check_bound(cls, value: Any) -> Any:
+        if isinstance(value, float) and value > MAX_NUMBER:
+            raise PydanticCustomError("number", "must be at most {bound}", {"bound": f"{MAX_NUMBER:.0f}"})
+        return value
 
     @field_validator("event_types")
     @classmethod

@@ -28,6 +28,7 @@ from benchmarks.quality.records import COMMUNITY, GENERALIST, MICROLENS, MOVIELE
 from benchmarks.quality.reproduce import community_checkpoint, train
 from model.baselines.loading import load_embedder
 from model.centre import query_vectors
+from model.config import CONFIG_FILE
 from model.data.pairs import Split, split_of
 from model.evaluation.evaluate import EvaluationData
 from model.evaluation.protocol import COLD_COLD
@@ -35,7 +36,7 @@ from model.evaluation.ranking import rank_pairs
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
 from model.training.trainer import BEST
-from model.weights import SHIPPED_CHECKPOINT, configuration_of
+from model.weights import SHIPPED_CHECKPOINT, CheckpointFiles, configuration_of
 from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import POOL_SIZE, WORDS_POOL_SIZE
 from service.search.title_centre import SAMPLED_TITLES
@@ -154,7 +155,9 @@ def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
 
 def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
     """Vectors of notes, read from the cache where it has them."""
-    path = CACHE / f"{system}-{name}.npy"
+    is_ours = (Path(checkpoint) / CONFIG_FILE).is_file()
+    version = f"-{CheckpointFiles.of(checkpoint, Settings().cache_dir).digest()[-8:]}" if is_ours else ""
+    path = CACHE / f"{system}{version}-{name}.npy"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         np.save(path, load_embedder(checkpoint, Settings().cache_dir, print).embed(notes))

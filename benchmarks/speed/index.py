@@ -60,6 +60,7 @@ from model.inference.engine import Engine
 from service.filters import Filter
 from service.index.building import LISTS_PER_ROOT
 from service.index.native import swig, trim_heap
+from service.index.other_space import OtherSpaceNotes
 from service.index.segmented import MergeJob, SegmentedIndex
 from service.index.snapshot_files import SnapshotFolder, SnapshotSource
 from service.index.snapshots import restore, snapshot_parts
@@ -195,9 +196,9 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
         run_jobs(hashtags)
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
         origin = SnapshotSource("store", "space")
-        parts, freeze = timed(partial(snapshot_parts, index, hashtags, {}, ()))
+        parts, freeze = timed(partial(snapshot_parts, index, hashtags, OtherSpaceNotes(), ()))
         _, first = timed(partial(folder.save, origin, "1-0", parts))
-        _, second = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, {}, ())))
+        _, second = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, OtherSpaceNotes(), ())))
         files = list(Path(name).glob("*.npz"))
         mib = sum(path.stat().st_size for path in files) / 2**20
         drop_from_page_cache(files)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,8 @@ def read_notes(path: Path) -> dict[str, Note]:
 
     Raises DatasetError for a broken file or line, FileNotFoundError for a missing file.
     """
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder, not a notes file")
     notes: dict[str, Note] = {}
     number = 0
     try:
@@ -58,7 +61,7 @@ def read_notes(path: Path) -> dict[str, Note]:
                 notes[note.id] = note
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8: {error}") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is no whole gzip file: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
@@ -66,11 +69,18 @@ def read_notes(path: Path) -> dict[str, Note]:
 
 
 def _note(record: Mapping[str, Any]) -> Note:
+    """Return the note of a line; null stands for a missing field. Raises TypeError, or KeyError without an id."""
+    for name in ("title", "content", "category"):
+        if not isinstance(record.get(name), str | None):
+            raise TypeError(f"{name} must be text")
+    hashtags = record.get("hashtags") or []
+    if not isinstance(hashtags, list) or not all(isinstance(hashtag, str) for hashtag in hashtags):
+        raise TypeError("hashtags must be a list of texts")
     return Note(
         id=str(record["id"]),
         title=record.get("title") or "",
         content=record.get("content") or "",
-        hashtags=normalise_hashtags(record.get("hashtags") or ()),
+        hashtags=normalise_hashtags(hashtags),
         category=record.get("category") or None,
     )
 

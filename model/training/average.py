@@ -6,9 +6,10 @@ apart cannot be averaged so: the mean of two products of factors is not the prod
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,10 @@ from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEA
 
 AVERAGED = (f"{ADAPTER_FOLDER}/{ADAPTER_FILE}", HEAD_FILE)
 """Files of a checkpoint whose weights are averaged."""
+COMPARED = ("backbone", "prompt_version", "dimension")
+"""Settings of checkpoints that must be the same: weights that belong to two backbones or two prompts have no mean."""
+ADAPTER_COMPARED = ("r", "lora_alpha")
+"""The same of their adapters, whose products are scaled by lora_alpha / r."""
 CARD_FILE = "README.md"
 CARD_NOTE = (
     "The weights are the mean of {count} checkpoints (`notellm average`), of which this card describes the first."
@@ -41,6 +46,9 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     config = NoteLLMConfig.load(checkpoints[0])
     if not config.adapter:
         raise CheckpointError(f"{checkpoints[0]} has no adapter; only adapters are averaged")
+    for checkpoint in checkpoints[1:]:
+        if changed := differences(checkpoints[0], checkpoint):
+            raise CheckpointError(f"{checkpoint} differs from {checkpoints[0]} in {', '.join(changed)}")
     means = {name: mean_of(checkpoints, name) for name in AVERAGED}
     (out / ADAPTER_FOLDER).mkdir(parents=True)
     shutil.copyfile(checkpoints[0] / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE, out / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE)
@@ -50,6 +58,22 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     for name, tensors in means.items():
         save_file(tensors, out / name, {"format": "pt"})
     replace(config, generation_adapter=False, generation_trunk="").save(out)
+
+
+def differences(checkpoint: Path, other: Path) -> list[str]:
+    """Return which of COMPARED and of ADAPTER_COMPARED differ between two checkpoints. Raises CheckpointError."""
+    configs = [asdict(NoteLLMConfig.load(folder)) for folder in (checkpoint, other)]
+    adapters = []
+    for folder in (checkpoint, other):
+        path = folder / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE
+        with loading_errors(path):
+            adapters.append(json.loads(path.read_text("utf-8")))
+    return [
+        name
+        for names, (first, second) in ((COMPARED, configs), (ADAPTER_COMPARED, adapters))
+        for name in names
+        if first.get(name) != second.get(name)
+    ]
 
 
 def mean_of(checkpoints: Sequence[Path], name: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ own closed set; of written hashtags the least score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from model.category_head import CategoryHead, fit_pool_weights
 from model.config import NoteLLMConfig
 from model.data.dataset import read_notes
 from model.evaluation.evaluate import closed_set, notes_of_split
-from model.evaluation.metrics import fit_temperature, hashtag_prf
+from model.evaluation.metrics import TEMPERATURE_LIMITS, fit_temperature, hashtag_prf
 from model.evaluation.protocol import notes_path
 from model.evaluation.record import HASHTAG_CUTOFFS
 from model.evaluation.system import MIN_PROBABILITY, Classifier, EngineSystem
@@ -61,7 +62,7 @@ def category_temperature(
     """Fit one temperature to the validation notes of several data sets, each with its own closed set.
 
     At most `max_notes` of each data set are used, drawn at random. Raises ValueError where no validation note has a
-    category of its closed set.
+    category of its closed set, and where the likeliest temperature is at a limit, as with one category.
     """
     closed_sets = [closed_set(notes) for notes in data]
     rows, truth = [], []
@@ -74,7 +75,13 @@ def category_temperature(
         truth += [categories.index(note.category) for note in labelled if note.category is not None]
     if not truth:
         raise ValueError("no validation note has a category that training notes have")
-    return fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
+    temperature = fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
+    if any(math.isclose(temperature, limit) for limit in TEMPERATURE_LIMITS):
+        raise ValueError(
+            f"no temperature fits {len(truth):,} validation notes: the likeliest one is {temperature:g}, a limit. More "
+            "notes are needed, of two categories or more, some of which the model gets wrong"
+        )
+    return temperature
 
 
 def fit_categories(

@@ -42,6 +42,7 @@ from model.data.pairs import split_of
 from model.note import Note
 from model.notellm import NoteLLM, save_generation_adapter
 from model.precision import bfloat16_pays
+from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.recipe import RecipeError
@@ -266,19 +267,26 @@ class GenerationTrainer:
             "masters": self.master_weights.state(),
             "progress": progress,
         }
+        self._save_checkpoint()  # before the state: a run that has ended has the checkpoint of its last step
         save_state(self.folder, self.step, state)
-        target = self.folder / CHECKPOINT
-        shutil.copytree(self.checkpoint, target, dirs_exist_ok=True)
-        config = NoteLLMConfig.load(target)
+        self._log(step=self.step, validation_loss=self.measure())
+
+    def _save_checkpoint(self) -> None:
+        """Replace the folder `checkpoint` by a copy of the source with the averaged adapter, once that is complete."""
+        target, unfinished = self.folder / CHECKPOINT, self.folder / f"{CHECKPOINT}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(self.checkpoint, unfinished)
+        config = NoteLLMConfig.load(unfinished)
         names = {*DEFAULT_CATEGORIES, *(name for names in self.names.values() for name in names)}
         names |= {note.category for note in self.notes if note.category} | set(config.trained_categories)
-        replace(config, trained_categories=tuple(sorted(names)), min_hashtag_score=MIN_HASHTAG_SCORE).save(target)
+        replace(config, trained_categories=tuple(sorted(names)), min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
         with self.master_weights.averaged():
-            save_generation_adapter(self.adapter, target, self.cache)
-        adapter = target / GENERATION_FOLDER / ADAPTER_FILE
+            save_generation_adapter(self.adapter, unfinished, self.cache)
+        adapter = unfinished / GENERATION_FOLDER / ADAPTER_FILE
         weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(adapter).items()}
         save_file(weights, adapter, metadata={"format": "pt"})
-        self._log(step=self.step, validation_loss=self.measure())
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
 
     def _restore(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -296,8 +304,13 @@ class GenerationTrainer:
 
 
 def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM, Any]:
-    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter."""
+    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter.
+
+    Raises CheckpointError for a bare backbone, and for a prompt version that no generation adapter fits.
+    """
+    config = NoteLLMConfig.load(checkpoint)
     model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+    Prompt(model.tokenizer, replace(config, generation_adapter=True))
     model.decoder = None
     model.backbone.set_attn_implementation("eager")  # its backward is faster on a CPU
     if bfloat16_pays("cpu"):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.config import NoteLLMConfig
+from model.config import CheckpointError, NoteLLMConfig
 from model.data.dataset import PairedNotes
 from model.note import Note
 from model.notellm import NoteLLM
@@ -48,6 +48,11 @@ def build_model(
     backbone_name = adaptable(recipe.backbone) if recipe.lora_rank else BACKBONE_FOLDER
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=device, dtype=torch.float32, progress=progress)
     origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
+    moved = Path(origin.backbone).is_absolute() and Path(backbone_name).is_absolute()  # it may be one folder, moved
+    if recipe.start and origin.backbone != backbone_name and not moved:
+        raise CheckpointError(
+            f"{recipe.start} has an adapter of {origin.backbone}: name that as `backbone`, not {backbone_name}"
+        )
     config = NoteLLMConfig(
         **{setting: getattr(origin, setting) for setting in KEPT_SETTINGS},
         name=recipe.name,

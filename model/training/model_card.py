@@ -92,9 +92,10 @@ def _tuning(recipe: Recipe) -> str:
 
 
 def checked_out_commit() -> str:
-    """Return the commit of this checkout, with `+` where files differ from it; "unknown" outside a checkout."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=10", "--dirty=+"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    """Return the commit of this checkout, with `+` where files differ from it; "unknown" outside one or without git."""
+    command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+"]
+    try:
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return described.stdout.strip() or "unknown"

@@ -11,6 +11,9 @@ from typing import Any
 
 from model.config import DEFAULT_PROMPT, PACKAGED_BACKBONE
 
+MIN_VALIDATION_NOTES = 4
+"""Fewest notes of a validation pool: the first half of it are pairs."""
+
 
 class RecipeError(ValueError):
     """The recipe cannot be run; the message names the field."""
@@ -36,6 +39,8 @@ class Data:
     category_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.pairs is None and (self.teacher or self.min_score):
+            raise RecipeError(f"teacher and min_score are of pairs, and {self.notes} has none: name its `pairs`")
         for category, names in self.category_names.items():
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
                 raise RecipeError(f"category_names: {category} must have a list of names")
@@ -120,8 +125,14 @@ class Recipe:
             raise RecipeError("data: at least one [[data]] with a share above 0 is needed")
         if self.contrastive and not any(d.pairs for d in self.data):
             raise RecipeError("data: contrastive training needs pairs; make them with `notellm pairs`")
+        if not self.alpha and not (self.contrastive and all(d.pairs for d in self.data)):
+            raise RecipeError("alpha: with 0 only pairs are learnt from, by contrastive = true; a [[data]] has none")
+        if not self.distillation and any(d.teacher for d in self.data):
+            raise RecipeError("teacher: its vectors are used where distillation is above 0")
         if self.start and not self.lora_rank:
             raise RecipeError("start gives an adapter its weights; with lora_rank = 0 name a backbone folder")
+        if self.validation_notes < MIN_VALIDATION_NOTES:
+            raise RecipeError(f"validation_notes must be at least {MIN_VALIDATION_NOTES}")
         if self.distillation_temperature <= 0:
             raise RecipeError("distillation_temperature must be above 0")
         if self.alpha < 0 or self.lora_rank < 0:

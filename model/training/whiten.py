@@ -39,6 +39,14 @@ def max_dimension(width: int, data_sets: int) -> int:
     return width - data_sets
 
 
+def too_large(width: int, available: int, dimension: int) -> str:
+    """Say that `dimension` numbers cannot be had of vectors with `width`."""
+    return (
+        f"vectors of {width} numbers have {available} directions without the mean of each data set, fewer than "
+        f"{dimension}: ask for {available} or fewer, or train with a larger dimension"
+    )
+
+
 def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -> npt.NDArray[np.float32]:
     """Return the matrix (D, K) that whitens vectors (K,). `vectors`: unit vectors (N, K) of each data set.
 
@@ -51,10 +59,7 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
         raise ValueError("a data set has fewer than two training notes to whiten by")
     width, available = vectors[0].shape[1], max_dimension(vectors[0].shape[1], len(vectors))
     if dimension > available:
-        raise ValueError(
-            f"vectors of {width} numbers have {available} directions without the mean of each data set, fewer than "
-            f"{dimension}: ask for {available} or fewer, or train with a larger dimension"
-        )
+        raise ValueError(too_large(width, available, dimension))
     means = np.stack([of_set.mean(0) for of_set in vectors]).T.astype(np.float64)
     basis = np.linalg.qr(means)[0]
     remove_means = np.eye(len(basis)) - basis @ basis.T
@@ -87,8 +92,10 @@ def whiten_by_training_notes(
     """
     notes = [notes_of_split(read_notes(notes_path(path)), "train", max_notes) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
-    if dimension is None:
-        dimension = min(DEFAULT_DIMENSION, max_dimension(engine.dimension, len(notes)))
+    available = max_dimension(engine.dimension, len(notes))
+    dimension = min(DEFAULT_DIMENSION, available) if dimension is None else dimension
+    if dimension > available:
+        raise ValueError(too_large(engine.dimension, available, dimension))
     progress(f"Reading {sum(map(len, notes)):,} notes")
     whiten(checkpoint, [engine.embed(of_set) for of_set in notes], dimension)
     return dimension
@@ -109,6 +116,8 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: f
         head = load_file(path)
         projection = head["projection"]
     head["projection"] = (whitening(vectors, dimension, power) @ projection.astype(np.float32)).astype(np.float32)
-    save_file(head, path)
+    unfinished = checkpoint / f"{HEAD_FILE}.unfinished"
+    save_file(head, unfinished)
     (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)
+    unfinished.replace(path)  # just before the other file that must fit it
     replace(config, dimension=dimension).save(checkpoint)

@@ -70,7 +70,10 @@ class EventReader:
 
 def sent_id(raw: bytes) -> str | None:
     """Return the id of an event that is refused, where it has one."""
-    value = orjson.loads(raw)
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:  # refused for its brackets, before anything was parsed
+        return None
     event_id = value.get("event_id") if isinstance(value, dict) else None
     return event_id if isinstance(event_id, str) and len(event_id) <= MAX_ID else None
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import bearer, explain
+from service.cli.terminal import complain
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
@@ -59,6 +61,7 @@ class Ingest:
         self._remember(run, done)
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
         started = time.monotonic()
+        say = partial(console.print, highlight=False, markup=False)
         with ExitStack() as stack:
             client = stack.enter_context(
                 httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
@@ -67,7 +70,7 @@ class Ingest:
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
-                console.print(f"continuing behind line {done}; --restart begins again")
+                say(f"continuing behind line {done}; --restart begins again")
             for batch in batches(notes.lines(after=done), lambda line: len(line.raw), BATCH_SIZE):
                 self._add(client, batch, run, counts, rejects)
                 done = batch[-1].number
@@ -75,9 +78,9 @@ class Ingest:
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
                 progress.update(task, completed=notes.position, rate=rate)
         for name, count in notes.ignored.items():
-            console.print(f"field {name!r} is not a note's and was left out of {count} notes", highlight=False)
+            say(f"field {name!r} is not a note's and was left out of {count} notes")
         if counts["rejected"]:
-            console.print(f"lines rejected: {counts['rejected']}; see {self._rejects_path()}", highlight=False)
+            say(f"lines rejected: {counts['rejected']}; see {self._rejects_path()}")
         seconds = time.monotonic() - started
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
         return {**counts, "last_line": done, "seconds": round(seconds, 1), "notes_per_second": rate_now}
@@ -149,7 +152,7 @@ class Ingest:
         if self.file == STDIN:
             return None
         stat = self.file.stat()
-        key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate}"
+        key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate} {self.api_key or ''}"
         key += "" if self.min_score is None else f" {self.min_score}"
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -157,8 +160,11 @@ class Ingest:
         """Name of the run that this one goes on with, and its last acknowledged line; or a new name and 0."""
         path = self._state_file()
         if not self.restart and path and path.is_file():
-            state = json.loads(path.read_text())
-            return state.get("run") or uuid4().hex, int(state["line"])
+            try:
+                state = json.loads(path.read_text())
+                return state.get("run") or uuid4().hex, int(state["line"])
+            except (ValueError, KeyError, AttributeError):  # cut off by a loss of power
+                complain(f"{path} cannot be read: beginning with the first line")
         return uuid4().hex, 0
 
     def _remember(self, run: str, line: int) -> None:

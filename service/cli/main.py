@@ -16,7 +16,7 @@ from model import cli as offline
 from service.cli import backup, collection, events, keys, notes, purge, similar
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import CertificateUnusable, read_certificate
-from service.cli.client import AdminUrl, AsJson, Key, Url, call
+from service.cli.client import AdminUrl, AsJson, Key, Url, call, explain
 from service.cli.ingest import Ingest, IngestFailed
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
 from service.cli.terminal import FAILED, complain, err, misused_where, out, read_settings, show
@@ -183,6 +183,9 @@ def category(
 def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
     """Whether the service is ready, and why not."""
     answer = call(url, "GET", "/readyz", key=api_key, accept=(200, 503))
+    if "checks" not in answer:  # a refusal before the service was asked: draining, or too many connections
+        complain(explain(answer, 503))
+        raise typer.Exit(FAILED)
     rows = [(name, "ok" if check["ok"] else "NOT OK", check["detail"]) for name, check in answer["checks"].items()]
     rows += [(name, "", str(answer[name])) for name in ("durable", "model", "space", "log_position", "notes")]
     show(answer, as_json, ("what", "state", "detail"), rows)

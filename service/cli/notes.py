@@ -144,16 +144,23 @@ class Download:
                 if response.status_code != 200:
                     _refused(response.status_code, response.read(), response.headers, patience)
                     return None
-                return self._copy(response, part, bars, task, head is not None, patience)
+                return self._copy(response, part, bars, task, head, patience)
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             patience.pause(f"{self.url} does not answer: {error}.")
             return None
 
     def _copy(
-        self, response: httpx2.Response, part: IO[bytes], bars: Progress, task: Any, resumed: bool, patience: Patience
+        self,
+        response: httpx2.Response,
+        part: IO[bytes],
+        bars: Progress,
+        task: Any,
+        head: dict[str, Any] | None,
+        patience: Patience,
     ) -> dict[str, Any] | None:
-        """Append the lines of an answer. Return the last line, which counts all lines of the file."""
-        for text in response.iter_lines():
+        """Append the lines of an answer. Return the last line, which counts all lines of the file. `head`: the first
+        line of the file, where it has lines already."""
+        for text in lines_of(response):
             line = orjson.loads(text)
             if "problem" in line:
                 patience.pause(f"the service broke the export off: {line['problem']['detail']}")
@@ -162,17 +169,24 @@ class Download:
                 if line["export"] != VERSION:
                     raise ExportFailed(f"the service writes exports of version {line['export']}, not {VERSION}")
                 bars.update(task, total=line["notes_about"] or None)
-                if resumed:
+                if head is not None:
+                    self._check_same(head, line)
                     continue
             patience.reset()
             if "end" in line:
                 part.flush()
                 return self._append_end(part, line)
-            part.write(text.encode() + b"\n")
+            part.write(text + b"\n")
             if "id" in line:
                 bars.advance(task)
         patience.pause("the service broke the export off.")
         return None
+
+    def _check_same(self, head: dict[str, Any], line: dict[str, Any]) -> None:
+        """Raise ExportFailed where the first line of an answer is of another export than that of the file."""
+        if changed := [name for name in ("tenant", "vectors") if name in head and head[name] != line.get(name)]:
+            differences = ", ".join(f"{name} {head[name]}" for name in changed)
+            raise ExportFailed(f"{self._part} is of another export ({differences}): remove it, or go on with that")
 
     def _append_end(self, part: IO[bytes], line: dict[str, Any]) -> dict[str, Any]:
         """Append the last line, with counts of the whole file."""
@@ -200,7 +214,7 @@ class Download:
                 last = line.get("log_position", last)
                 notes += "id" in line
                 if "end" in line:
-                    size -= len(text)  # it is told again
+                    size -= len(text)  # the service sends the last line again
         os.truncate(self._part, size)
         if head is None:
             return None, None, 0
@@ -268,6 +282,8 @@ class Upload:
         for number, text in self._lines():
             try:
                 line = orjson.loads(text)
+                if not isinstance(line, dict):
+                    raise TypeError("it is no JSON object")
                 head = head or line
                 if "removed" in line and "end" not in line:
                     counted["removed"] += 1
@@ -319,7 +335,19 @@ def _refused(status: int, body: bytes, headers: httpx2.Headers, patience: Patien
     reason = explain_body(body, status)
     if status not in (409, 429, 503, 504):
         raise ExportFailed(f"the service refused: {reason}")
-    patience.pause(reason, float(headers.get("retry-after", RETRY_SECONDS)))
+    try:
+        seconds = float(headers.get("retry-after", RETRY_SECONDS))
+    except ValueError:  # a date, of a proxy
+        seconds = RETRY_SECONDS
+    patience.pause(reason, seconds)
+
+
+def lines_of(response: httpx2.Response) -> Iterator[bytes]:
+    """Yield the whole lines of an answer, which end with a line feed: notes may hold other ends of lines (U+2028)."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
 
 
 def _counts(path: Path) -> Counter[str]:

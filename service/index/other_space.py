@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
+from heapq import heappop, heappush
 from threading import Lock
 
 from service.records import PositionKey, position_key
@@ -17,22 +18,27 @@ class OtherSpaceNotes:
     """Notes of other vector spaces, by the log positions of their last writes. Changed by one thread, read by any.
 
     A change costs the same however many notes there are: after a new model they are all that the store has, and each
-    that is read again leaves them. `positions`: by the ids of the notes.
+    that is read again leaves them.
     """
 
-    def __init__(self, positions: Mapping[str, str] = {}) -> None:
+    def __init__(self, positions: Mapping[str, str] = {}, expiries: Mapping[str, float] = {}) -> None:
+        """As `put` has the arguments."""
         self._keys: dict[str, PositionKey] = {}
+        self._expiries: dict[str, float] = {}
+        self._by_expiry: list[tuple[float, str]] = []
+        """A heap of the notes that expire, among entries that are not in `_expiries` any more."""
         self._by_key: list[tuple[PositionKey, str]] = []
         """The notes in the order of their positions, among entries that are not in `_keys` any more."""
         self._sorted = True
         self._lock = Lock()
-        self.put(positions)
+        self.put(positions, expiries)
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def put(self, positions: Mapping[str, str]) -> None:
-        """Add notes, or move those that are there to later positions."""
+    def put(self, positions: Mapping[str, str], expiries: Mapping[str, float] = {}) -> None:
+        """Add notes, or move those that are there to later positions. `positions`: by the ids of the notes. `expiries`:
+        seconds since the epoch of those that expire."""
         if not positions:
             return
         with self._lock:
@@ -41,6 +47,10 @@ class OtherSpaceNotes:
                 self._sorted = self._sorted and (not self._by_key or self._by_key[-1] <= entry)
                 self._by_key.append(entry)
                 self._keys[note_id] = entry[0]
+                self._expiries.pop(note_id, None)
+            self._expiries |= expiries
+            for note_id, expires_at in expiries.items():
+                heappush(self._by_expiry, (expires_at, note_id))
             self._drop_stale()
 
     def remove(self, note_ids: Collection[str]) -> None:
@@ -50,7 +60,19 @@ class OtherSpaceNotes:
         with self._lock:
             for note_id in note_ids:
                 self._keys.pop(note_id, None)
+                self._expiries.pop(note_id, None)
             self._drop_stale()
+
+    def expire(self, now: float) -> bool:
+        """Remove the notes that have expired at `now`; return whether there were any."""
+        expired = set()
+        with self._lock:
+            while self._by_expiry and self._by_expiry[0][0] <= now:
+                expires_at, note_id = heappop(self._by_expiry)
+                if self._expiries.get(note_id) == expires_at:
+                    expired.add(note_id)
+        self.remove(expired)
+        return bool(expired)
 
     def written(self, first: PositionKey, last: PositionKey, count: int) -> dict[str, PositionKey]:
         """Return the `count` notes that were written first behind `first`, and at `last` at the latest."""
@@ -77,8 +99,15 @@ class OtherSpaceNotes:
         with self._lock:
             return self._keys.copy()
 
+    def expiries(self) -> dict[str, float]:
+        """Return a copy of the expiries of those notes that have one, by their ids."""
+        with self._lock:
+            return self._expiries.copy()
+
     def _drop_stale(self) -> None:
         stale = len(self._by_key) - len(self._keys)
         if stale > max(MIN_STALE, len(self._keys)):
             self._by_key = sorted((key, note_id) for note_id, key in self._keys.items())
             self._sorted = True
+        if len(self._by_expiry) - len(self._expiries) > max(MIN_STALE, len(self._expiries)):
+            self._by_expiry = sorted((expires_at, note_id) for note_id, expires_at in self._expiries.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import IndexWriter, run_in_daemon
 from service.interfaces import Clock, NoteStore
-from service.records import ORIGIN, PositionKey
+from service.records import ORIGIN
 
 MIN_PAUSE_FACTOR = 20
 """Least pause between two snapshots, as a multiple of the time that one took: at most 5% of the time goes into them."""
@@ -115,7 +115,7 @@ class SnapshotKeeper:
                 return
             origin = self._make_origin(state.store_identity)
             unreadable = list(self._store.unreadable)
-            take_parts = partial(snapshot_parts, notes.index, notes.texts, notes.other_space.positions(), unreadable)
+            take_parts = partial(snapshot_parts, notes.index, notes.texts, notes.other_space, unreadable)
             try:
                 parts = await self._writer.run(take_parts)
                 await run_in_daemon(partial(self._folder.save, origin, position, parts))
@@ -169,13 +169,16 @@ class SnapshotKeeper:
 
 
 def snapshot_parts(
-    index: Snapshottable, texts: LiveTexts, other_space: Mapping[str, PositionKey], unreadable: Sequence[str]
+    index: Snapshottable, texts: LiveTexts, other_space: OtherSpaceNotes, unreadable: Sequence[str]
 ) -> list[Part]:
     """Return all parts of a snapshot. Called by the thread that changes the notes: what takes time in proportion to all
     notes is left to the parts' `make`. Files are checked in this order, texts first: the other parts are larger."""
+    positions, expiries = other_space.positions(), other_space.expiries()
 
     def other_notes() -> list[str]:
-        return [f"{time}-{number} {note_id}" for note_id, (time, number) in other_space.items()]
+        return [
+            f"{time}-{number} {expiries.get(note_id, '')} {note_id}" for note_id, (time, number) in positions.items()
+        ]
 
     lists = [
         Part(OTHER_SPACE, lambda: packed(OTHER_SPACE, other_notes())),
@@ -194,7 +197,10 @@ def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[Oth
         texts_restored = beside.submit(texts.restore, read)
         index.restore(read)
         texts_restored.result()
-    others = (entry.split(" ", 1) for entry in unpacked(OTHER_SPACE, read(OTHER_SPACE)))
-    other_space = OtherSpaceNotes({note_id: position for position, note_id in others})
+    others = [entry.split(" ", 2) for entry in unpacked(OTHER_SPACE, read(OTHER_SPACE))]
+    other_space = OtherSpaceNotes(
+        {note_id: position for position, _, note_id in others},
+        {note_id: float(expires_at) for _, expires_at, note_id in others if expires_at},
+    )
     other_space.sort()
     return other_space, unpacked(UNREADABLE, read(UNREADABLE))

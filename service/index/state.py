@@ -57,7 +57,8 @@ class IndexedNotes:
         self.index.remove([*gone, *others])
         self.texts.upsert(ours)
         self.texts.remove([*gone, *others])
-        self.other_space.put(others)
+        expiries = {note.note.id: note.note.expires_at for note in notes if note.note.expires_at is not None}
+        self.other_space.put(others, {note_id: at for note_id, at in expiries.items() if note_id in others})
         self.other_space.remove({note.note.id for note in ours} | gone)
 
     def unmoved(self, notes: ChangedNotes, now: float) -> set[str]:
@@ -86,7 +87,7 @@ class IndexedNotes:
         """Remove the notes that have expired at `now`; return whether there were any."""
         expired = self.index.expire(now)
         self.texts.remove(expired)
-        return bool(expired)
+        return self.other_space.expire(now) or bool(expired)
 
     @property
     def maintained(self) -> tuple[Maintainable, ...]:

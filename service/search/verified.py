@@ -12,8 +12,8 @@ from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
 
 KEPT_CHARACTERS = 2000
-"""Characters of a note's content that are kept: as many as are searched for words. No answer has a content, and a
-search with boosts reads thousands of notes."""
+"""Characters that a search keeps of a note's title and of its content: as many as are searched for words. A search with
+boosts reads thousands of notes; whole contents are read again where `include` names them (api/included.py)."""
 
 
 class ExamplesMissing(Exception):
@@ -61,7 +61,7 @@ class VerifiedNotes:
         return True
 
     async def _shortened(self, ids: Sequence[str]) -> list[StoredNote | Unreadable | None]:
-        """Return notes as the store has them, with the beginning of their contents."""
+        """Return notes as the store has them, with the beginnings of titles and contents."""
         return [_shortened(note) async for part in self._store.get_in_parts(ids) for note in part]
 
     def example(self, note_id: str | None) -> StoredNote | None:
@@ -70,6 +70,7 @@ class VerifiedNotes:
 
 
 def _shortened(note: StoredNote | Unreadable | None) -> StoredNote | Unreadable | None:
-    if not isinstance(note, StoredNote) or len(note.note.content) <= KEPT_CHARACTERS:
+    if not isinstance(note, StoredNote) or max(len(note.note.title), len(note.note.content)) <= KEPT_CHARACTERS:
         return note
-    return replace(note, note=replace(note.note, content=note.note.content[:KEPT_CHARACTERS]))
+    title, content = note.note.title[:KEPT_CHARACTERS], note.note.content[:KEPT_CHARACTERS]
+    return replace(note, note=replace(note.note, title=title, content=content))

@@ -68,6 +68,8 @@ class RedisKeyStore:
                 return known
             pipeline = self._redis.pipeline(transaction=True)
             version, documents, times = await pipeline.get(VERSION).hgetall(KEYS).hgetall(USED).execute()
+            if revoked := times.keys() - documents.keys():  # a use was noted after the key had been revoked
+                await self._redis.hdel(USED, *revoked)
         keys: dict[str, ApiKey] = {}
         for number, (prefix, document) in enumerate(documents.items(), 1):
             if key := _decode(prefix, document, times.get(prefix)):

@@ -94,6 +94,10 @@ def test_train_again_finds_nothing_to_do(trained: Path):
     [
         (["pairs", "--clicks", "nothing.jsonl", "--out", "p.parquet"], "nothing.jsonl"),
         (["pairs", "--clicks", "nothing.jsonl", "--out", "p.parquet", "--top", "0"], "top"),
+        (
+            ["pairs", "--clicks", "c.jsonl", "--out", "p.parquet", "--notes", "n.jsonl"],
+            "which is missing",
+        ),
         (["train", "--config", "nothing.toml", "--out", "out"], "nothing.toml"),
         (["train-encoder", "--config", "nothing.toml", "--out", "out"], "nothing.toml"),
     ],
@@ -272,9 +276,10 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
         (["--protocol", "warm", "--protocol", "cold-all"], "no protocol warm; known: cold-cold, cold-all"),
         (["--checkpoint", "nothing/there"], "nothing/there"),
         (["--data", "no/folder"], "no/folder"),
-        (["--part", "categories", "--protocol", "cold-all"], "--protocol is of related notes"),
-        (["--dtype", "float32"], "tf-idf has neither"),
-        (["--hashtag-policy", "grounded"], "tf-idf has neither"),
+        (["--part", "categories", "--protocol", "cold-all"], "--protocol applies to related notes"),
+        (["--copy-hashtags", "--hashtag-policy", "grounded"], "--copy-hashtags copies them"),
+        (["--dtype", "float32"], "checkpoints only; tf-idf is none"),
+        (["--hashtag-policy", "grounded"], "checkpoints only; tf-idf is none"),
         (["--record", "."], "Is a directory"),
     ],
 )
@@ -506,8 +511,10 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
         chosen = [(output.categories or ())[0].name for output in outputs]
         accuracies.append(np.mean([name == note.category for name, note in zip(chosen, notes, strict=True)]))
     assert accuracies[0] < 0.7 < 0.9 < accuracies[1]
+    replace(NoteLLMConfig.load(checkpoint), categories=(*SUBJECTS, "Another")).save(checkpoint)
     again = run.invoke(app, [*fit[:-1], str(folder / "notes.jsonl.gz")])  # the file, and a checkpoint that has a head
     assert again.exit_code == 0, again.output
+    assert "This checkpoint chooses among others unless told" in " ".join(again.stderr.split())
     assert files(checkpoint).keys() == after.keys()
 
 

@@ -72,7 +72,8 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
     """Yield the lines of an export, some at a time. A failure, and a key that was revoked, end it with a problem."""
     with service.exports.take():
         status, engine = service.index.status(), service.recommender.engine
-        yield first_line(export, engine.space, engine.dimension, status.vectors + status.other_space)
+        about = status.vectors + status.other_space
+        yield first_line(export, service.tenant, form, engine.space, engine.dimension, about)
         turns = Turns()
         try:
             async with aclosing(export.changes()) as batches:

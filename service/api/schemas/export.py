@@ -41,9 +41,9 @@ class ExportQuery(Wire):
     vectors: VectorForm | None = Field(None, description="add `vector` to each note")
 
 
-def first_line(export: Export, space: str, dimension: int, about: int) -> bytes:
+def first_line(export: Export, tenant: str, form: VectorForm | None, space: str, dimension: int, about: int) -> bytes:
     """Return the line that begins an export. `about`: how many notes the tenant has, about."""
-    head = {"export": VERSION, "after": export.after, "begin": export.begin}
+    head = {"export": VERSION, "tenant": tenant, "after": export.after, "begin": export.begin, "vectors": form}
     return _line(head | {"space": space, "dimension": dimension, "notes_about": about})
 
 

@@ -25,6 +25,7 @@ from service.filters import Filter, attribute_text
 from service.ranking.strategies import Strategy
 from service.records import Explanation, RelatedNote, Similar
 from service.search.request import AUTO, CONTENT, Example, OnMissing, SearchRequest, Sources
+from service.search.verified import KEPT_CHARACTERS
 
 MAX_EXAMPLES = 100
 """Bound on the positive and on the negative examples of a search, published at GET /limits."""
@@ -241,7 +242,7 @@ class SimilarItem(BaseModel):
             id=stored.note.id,
             score=related.score,
             position=related.position,
-            title=None if degraded else stored.note.title,
+            title=None if degraded else stored.note.title[:KEPT_CHARACTERS],
             hashtags=None if degraded else list(stored.hashtags),
             category=stored.category,
             author=stored.note.author,

@@ -332,7 +332,18 @@ def test_broken_file_is_named(tmp_path: Path, content: bytes, reason: str):
         read_notes(tmp_path / "n.jsonl.gz")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"title": "no id"}'])
+def test_folder_is_no_notes_file(tmp_path: Path):
+    with pytest.raises(DatasetError, match="is a folder"):
+        read_notes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{", "[]", '{"title": "no id"}', '{"id": "2", "title": 1917}', '{"id": "2", "category": 0}'),
+        *('{"id": "2", "hashtags": "travel, food"}', '{"id": "2", "hashtags": [1]}'),
+    ],
+)
 def test_line_that_is_no_note_is_named(tmp_path: Path, line: str):
     (tmp_path / "n.jsonl").write_text('{"id": "1"}\n' + line)
     with pytest.raises(DatasetError, match="line 2"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
 from model.training.average import average
-from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, GENERATION_FOLDER, HEAD_FILE, SHIPPED_CHECKPOINT
+from model.weights import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    GENERATION_FOLDER,
+    HEAD_FILE,
+    SHIPPED_CHECKPOINT,
+)
 
 
 @pytest.fixture
@@ -51,6 +60,16 @@ def test_checkpoints_without_a_mean_are_refused(doubled: Path, tmp_path: Path) -
         average([SHIPPED_CHECKPOINT], mean)
     with pytest.raises(CheckpointError, match="exists"):
         average([SHIPPED_CHECKPOINT, doubled], doubled)
+    other = Path(shutil.copytree(doubled, tmp_path / "other"))
+    replace(NoteLLMConfig.load(other), prompt_version="note-first/1").save(other)
+    with pytest.raises(CheckpointError, match=r"differs from .* in prompt_version"):
+        average([SHIPPED_CHECKPOINT, other], mean)
+    path = doubled / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE
+    settings = path.read_text("utf-8")
+    path.write_text(json.dumps(json.loads(settings) | {"lora_alpha": 99}), "utf-8")
+    with pytest.raises(CheckpointError, match=r"differs from .* in lora_alpha"):
+        average([SHIPPED_CHECKPOINT, doubled], mean)
+    path.write_text(settings, "utf-8")
     head = load_file(doubled / HEAD_FILE)
     save_file(head | {"projection": head["projection"][:-1].contiguous()}, doubled / HEAD_FILE)
     with pytest.raises(CheckpointError, match="other weights"):

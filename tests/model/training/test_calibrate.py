@@ -103,3 +103,9 @@ def test_least_hashtag_score_is_the_highest_that_loses_next_to_nothing(
 def test_least_hashtag_score_of_hashtags_that_are_all_wrong_is_refused():
     with pytest.raises(ValueError, match="teach the checkpoint to write first"):
         least_hashtag_score([(Hashtag("wrong", 0.9),), ()], [("right",), ("right",)])
+
+
+def test_temperature_that_no_note_bounds_is_refused() -> None:
+    notes = {i: Note(id=i, category="Pets") for i in TRAIN + [str(i) for i in range(100)]}
+    with pytest.raises(ValueError, match="no temperature fits"):
+        category_temperature(EmptyRows(), [notes], 1000)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import CheckpointError, NoteLLMConfig
+from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
 from model.data.corpora import write_notes_file
 from model.data.dataset import DatasetError
 from model.inference.engine import Engine
@@ -190,6 +190,18 @@ def test_source_without_training_notes_is_refused(tiny_checkpoint: Path, tmp_pat
     write_notes_file(tmp_path / "own.jsonl.gz", [], "own")
     with pytest.raises(DatasetError, match=r"own.jsonl.gz: no note is in the training split"):
         start(tiny_checkpoint, tmp_path / "own.jsonl.gz", tmp_path / "run")
+
+
+def test_trunk_that_no_adapter_fits_is_refused_before_training(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    replace(NoteLLMConfig.load(other), prompt_version="task-first/1").save(other)
+    with pytest.raises(CheckpointError, match="needs a prompt version that has the task last"):
+        start(other, notes_file, tmp_path / "run")
+    (other / CONFIG_FILE).unlink()
+    with pytest.raises(CheckpointError, match="is no NoteLLM checkpoint"):
+        start(other, notes_file, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

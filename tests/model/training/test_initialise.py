@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.config import CheckpointError, NoteLLMConfig
 from model.data.dataset import PairedNotes
 from model.data.pairs import split_of
 from model.inference.engine import Engine
@@ -187,3 +188,11 @@ def test_later_stage_keeps_its_projection_if_the_prompt_is_equal_and_says_otherw
     expected = first if kept else fresh
     torch.testing.assert_close(later.model.projection.weight, expected.model.projection.weight, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(later.model.projection.weight, (fresh if kept else first).model.projection.weight)
+
+
+def test_start_on_another_backbone_is_refused(recipe: Recipe, tmp_path: Path):
+    Trainer(recipe, tmp_path, cache=tmp_path)._save_checkpoint(BEST)
+    config = NoteLLMConfig.load(tmp_path / BEST)
+    replace(config, backbone="packaged:another").save(tmp_path / BEST)
+    with pytest.raises(CheckpointError, match="has an adapter of packaged:another"):
+        Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)

@@ -10,9 +10,10 @@ import pytest
 
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
+from model.data.corpora import write_notes_file
 from model.inference.engine import Engine
 from model.note import Note
-from model.training.whiten import whiten, whitening
+from model.training.whiten import whiten, whiten_by_training_notes, whitening
 
 NOTES = [Note(title=f"{word} {number}") for word in ("soup", "hike", "lamp", "yarn") for number in range(30)]
 
@@ -74,6 +75,12 @@ def test_whitened_checkpoint_gives_a_new_vector_space(
     assert (changed.dimension, changed.name) == (8, tiny_engine.name)
     assert changed.space != tiny_engine.space
     assert not (folder / CATEGORIES_FILE).exists()
+
+
+def test_dimension_that_cannot_be_had_is_refused_before_notes_are_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_notes_file(tmp_path / "notes.jsonl.gz", [], "n")
+    with pytest.raises(ValueError, match="ask for 31 or fewer"):
+        whiten_by_training_notes(tiny_checkpoint, [tmp_path], 32, 10, tmp_path)
 
 
 def test_checkpoint_without_a_projection_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def test_file_that_is_there_is_not_overwritten(url: str, tmp_path: Path) -> None
         (lambda lines: [*lines[:3], "{", *lines[3:]], "line 4 of"),
         (lambda lines: [json.dumps(json.loads(lines[0]) | {"after": "1-0"}), *lines[1:]], "only what changed"),
         (lambda lines: [], "is no export"),
+        (lambda lines: ['[{"id": "a", "title": "soup"}]'], "it is no JSON object"),
     ],
 )
 def test_file_that_is_no_whole_export_is_refused(
@@ -212,3 +213,25 @@ def test_notes_that_are_too_large_for_one_request_together_are_sent_in_parts(
         assert (json.loads(result.stdout)["created"], json.loads(result.stdout)["rejected"]) == (9, 1), result.stderr
         assert "max_body_bytes" in (tmp_path / "rejects.jsonl").read_text()
         assert len(contents(small)) == 38
+
+
+def test_texts_with_other_ends_of_lines_are_exported_and_imported(url: str, start: Start, tmp_path: Path) -> None:
+    texts = ["one\u2028two", "one\u2029two", "one\u0085two", "one\x0btwo"]
+    answer = httpx2.post(f"{url}/notes", json=[{"id": f"lines{n}", "title": text} for n, text in enumerate(texts)])
+    assert answer.status_code == 207
+    file = str(tmp_path / "notes.jsonl")
+    assert report_of("export-notes", file, "--url", url)["notes"] == 24
+    with start("b") as other:
+        assert report_of("import-notes", file, "--url", other)["created"] == 24
+        assert [httpx2.get(f"{other}/notes/lines{n}").json()["title"] for n in range(4)] == texts
+
+
+def test_export_of_another_kind_is_not_gone_on_with(url: str, tmp_path: Path) -> None:
+    lines = httpx2.get(f"{url}/notes/export").text.splitlines()
+    (tmp_path / "notes.jsonl.part").write_text("\n".join(lines[:8]) + "\n")
+    result = run("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)
+    assert (result.returncode, "is of another export (vectors None)" in " ".join(result.stderr.split())) == (1, True)
+    head = json.dumps(json.loads(lines[0]) | {"tenant": "films"})
+    (tmp_path / "notes.jsonl.part").write_text("\n".join([head, *lines[1:8]]) + "\n")
+    result = run("export-notes", str(tmp_path / "notes.jsonl"), "--no-vectors", "--url", url)
+    assert (result.returncode, "is of another export (tenant films)" in " ".join(result.stderr.split())) == (1, True)

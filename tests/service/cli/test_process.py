@@ -129,6 +129,28 @@ def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path)
     assert (anew["created"], anew["unchanged"]) == (0, 148)
 
 
+def test_ingest_under_another_key_begins_with_the_first_line(shared: Process) -> None:
+    file = shared.folder / "two-keys.jsonl"
+    file.write_text("".join(json.dumps({"id": f"k{n}", "title": f"note {n}", "[/b]": 1}) + "\n" for n in range(3)))
+    first = shared.run("ingest", str(file), "--json")
+    assert (first.returncode, "'[/b]' is not a note's" in first.stderr) == (0, True)
+    assert json.loads(shared.run("ingest", str(file), "--json").stdout)["unchanged"] == 0
+    other = shared.run("ingest", str(file), "--json", "--api-key", "another")
+    assert json.loads(other.stdout)["unchanged"] == 3
+
+
+def test_ingest_whose_state_was_cut_off_begins_with_the_first_line(shared: Process) -> None:
+    file = shared.folder / "cut-off.jsonl"
+    file.write_text('{"id": "cut", "title": "a note"}\n')
+    shared.run("ingest", str(file))
+    for state in (shared.folder / "d" / "ingest").glob("*.json"):
+        if json.loads(state.read_text())["file"] == str(file):
+            state.write_text("")
+    again = shared.run("ingest", str(file), "--json")
+    assert (again.returncode, json.loads(again.stdout)["unchanged"]) == (0, 1)
+    assert "cannot be read: beginning with the first line" in " ".join(again.stderr.split())
+
+
 def test_ingest_goes_through_a_queue_shorter_than_its_batches(tiny_checkpoint: Path, notes_file: Path) -> None:
     with running(tiny_checkpoint, NOTELLM_QUEUE_NOTES="10") as service:
         report = json.loads(service.run("ingest", str(notes_file), "--json", "--patience", "0").stdout)

@@ -34,3 +34,14 @@ def test_notes_are_found_by_their_last_writes_in_order(seed: int, monkeypatch: p
     assert list(notes.written((0, 0), (9999, 0), 999)) == sorted(expected, key=lambda one: position_key(expected[one]))
     assert notes.positions() == {note_id: position_key(at) for note_id, at in expected.items()}
     assert len(notes) == len(expected)
+
+
+def test_notes_that_expire_leave_at_their_time() -> None:
+    notes = OtherSpaceNotes({"a": "1-0", "b": "2-0", "c": "3-0"}, {"a": 10.0, "b": 10.0})
+    notes.put({"b": "4-0"}, {"b": 20.0})  # written anew, with another expiry
+    notes.put({"d": "5-0"}, {"d": 5.0})
+    notes.put({"d": "6-0"})  # written anew, without one
+    assert (notes.expire(9.0), notes.expire(10.0), notes.expire(10.0)) == (False, True, False)
+    assert notes.positions().keys() == {"b", "c", "d"}
+    assert notes.expiries() == {"b": 20.0}
+    assert list(notes.written((0, 0), (9, 0), 9)) == ["c", "b", "d"]

@@ -85,6 +85,8 @@ async def test_last_use_is_kept_and_goes_with_the_key(keys: RedisKeyStore, admin
     assert (await keys.load(None, {})).keys[KEY.prefix].last_used_at == 1234.5
     await keys.replace(KEY.prefix, KEY, None, ACT)
     assert admin.hlen("{access}:used") == 0
+    await keys.load(None, {KEY.prefix: 1235.5})  # a use that another replica noted before it knew
+    assert admin.hlen("{access}:used") == 0
 
 
 @pytest.mark.parametrize("document", ["{}", "[]", "not JSON", '{"scopes": ["of a later version"]}'])

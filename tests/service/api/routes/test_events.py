@@ -79,6 +79,15 @@ def test_lines_get_a_result_each(client: httpx2.Client) -> None:
     assert [result["status"] for result in results] == ["accepted", "refused", "refused", "accepted"]
 
 
+@pytest.mark.parametrize("nested", ["[" * 65, '{"a":' * 65], ids=["lists", "objects"])
+def test_event_of_too_many_brackets_is_refused_alone(client: httpx2.Client, nested: str) -> None:
+    answer = client.post("/events", content=f"{json.dumps(event())}\n{nested}\n{json.dumps(event())}", headers=NDJSON)
+    results = [json.loads(line) for line in answer.text.splitlines()]
+    assert [result["status"] for result in results] == ["accepted", "refused", "accepted"]
+    whole = client.post("/events", content=nested, headers={"Content-Type": "application/json"})
+    assert whole.status_code in (400, 422)
+
+
 def test_refused_events_name_a_bounded_number_of_errors(client: httpx2.Client) -> None:
     wrong = json.dumps({f"unknown {number}": number for number in range(15)})
     headers = {"Content-Type": "application/x-ndjson"}
