@@ -118,8 +118,8 @@ class CategoryHead:
     def pool_unwritten(
         self, categories: Sequence[str], note: Note, vector: Floats, exponents: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
-        """Return logits (K,) of names that it knows before the model reads any of them: those of `pool` without what
-        is written, or with exponents of 1 where what is written alone has a say in the pool."""
+        """Return logits (K,) of known names by vector and words alone, before the model reads any name. They are
+        weighted by the exponents of the pool, or by 1 each where those are all 0."""
         shares = exponents[1:] if exponents[1:].any() else np.ones(len(exponents) - 1)
         pooled: npt.NDArray[np.float64] = shares @ self.log_probs(categories, note, vector)
         return pooled

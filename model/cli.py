@@ -28,7 +28,7 @@ CACHE = Path("~/.cache/notellm").expanduser()
 DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
 DATA_WITH_HASHTAGS = "Folders with notes.jsonl.gz, or such files, whose notes have hashtags."
 ValidationNotes = Annotated[
-    int, typer.Option("--most-notes", help="Validation notes read of each data set, drawn at random.")
+    int, typer.Option("--max-notes", help="Validation notes read of each data set, drawn at random.")
 ]
 
 
@@ -44,15 +44,19 @@ def pairs(
     clicks: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet with user, note and, if known, time and rating.")],
     out_file: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
     notes: Annotated[Path | None, typer.Option(help="JSONL with id and category, for --per-category.")] = None,
-    window: Annotated[int | None, typer.Option(help="Most steps between the two notes; the whole history.")] = None,
+    window: Annotated[int | None, typer.Option(help="Most steps between the two notes; no bound by default.")] = None,
     lower: Annotated[float, typer.Option(help="Pairs with a lower score are dropped.")] = 0.01,
     upper: Annotated[float, typer.Option(help="Pairs with a higher score are dropped.")] = 30.0,
     top: Annotated[int, typer.Option(help="Pairs kept per note.")] = 10,
     min_rating: Annotated[
         float | None, typer.Option(help="Only clicks with this rating or a higher one count.")
     ] = None,
-    max_history: Annotated[int | None, typer.Option(help="First notes of a user that make pairs; all.")] = None,
-    per_category: Annotated[int | None, typer.Option(help="Pairs kept per combination of categories; all.")] = None,
+    max_history: Annotated[
+        int | None, typer.Option(help="First notes of a user that make pairs; all by default.")
+    ] = None,
+    per_category: Annotated[
+        int | None, typer.Option(help="Pairs kept per combination of categories; all by default.")
+    ] = None,
     split: Annotated[
         Literal["all", "train", "validation", "test"], typer.Option(help="Both notes are in this split.")
     ] = "all",
@@ -207,10 +211,14 @@ def whiten(
     data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz, or such files, one a data set.")],
     dimension: Annotated[
         int | None,
-        typer.Option(help="Dimension of the vectors afterwards; 128, or as trained less one for each data set.", min=1),
+        typer.Option(
+            help="Dimension of the vectors afterwards; by default 128, or the trained one less one for each data set, "
+            "if smaller.",
+            min=1,
+        ),
     ] = None,
     max_notes: Annotated[
-        int, typer.Option("--most-notes", help="Training notes read of each data set, drawn at random.")
+        int, typer.Option("--max-notes", help="Training notes read of each data set, drawn at random.")
     ] = 2000,
     cache: Cache = CACHE,
 ) -> None:
@@ -242,7 +250,7 @@ def fit_categories(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, which gets categories.safetensors.")],
     data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
     max_notes: Annotated[
-        int, typer.Option("--most-notes", help="Training notes read of each data set, drawn at random.")
+        int, typer.Option("--max-notes", help="Training notes read of each data set, drawn at random.")
     ] = 10_000,
     cache: Cache = CACHE,
 ) -> None:
@@ -317,11 +325,13 @@ def evaluate(
         bool, typer.Option("--copy-hashtags", help="Copy hashtags from the nearest training notes.")
     ] = False,
     hashtag_policy: Annotated[
-        HashtagPolicy, typer.Option(help="Of written hashtags; known and grounded use those of training notes.")
+        HashtagPolicy, typer.Option(help="Policy of written hashtags; known and grounded use those of training notes.")
     ] = "open",
     max_notes: Annotated[
         int | None,
-        typer.Option("--most-notes", help="Notes whose categories and hashtags are predicted, drawn at random; all."),
+        typer.Option(
+            "--max-notes", help="Notes whose categories and hashtags are predicted, drawn at random; all by default."
+        ),
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],

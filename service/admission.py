@@ -30,7 +30,8 @@ class Lane(StrEnum):
     BULK = "bulk"
 
     def goes_before(self, other: Lane) -> bool:
-        """Whether notes of this lane begin before later ones of `other`: those of its own lane do."""
+        """Return whether notes of this lane begin before notes of `other` that were queued later; among bulk notes, and
+        among interactive ones, the earlier begin first."""
         return self is Lane.INTERACTIVE or other is Lane.BULK
 
 
@@ -95,8 +96,8 @@ class EngineSeconds:
     def wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
         """Return the seconds until a note of a tenant in `lane` begins behind the notes of `admissions`.
 
-        Tenants take turns in a lane: of another tenant no more notes come first than of its own, and one. What runs in
-        the engine does not count: about as much will be running when the note begins.
+        Tenants take turns in a lane: of each other tenant at most as many notes begin first as this one has waiting,
+        and one more. What runs in the engine does not count: about as much will be running when the note begins.
         """
         total, own_notes = 0.0, 0
         others: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])

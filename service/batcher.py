@@ -290,7 +290,7 @@ class Batcher:
 
     def _bulk_is_due(self) -> bool:
         """Whether bulk notes have waited for MAX_BULK_WAIT and none runs, so that one begins before interactive ones
-        that wait. An engine that takes one note at a time has no place to share."""
+        that wait. Never with an engine that takes one note at a time: the bulk note would occupy its only place."""
         first = self._first(self._lanes[Lane.BULK])
         if first is None or self._max_notes == 1 or self._now() - first.since < MAX_BULK_WAIT:
             return False

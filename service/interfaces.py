@@ -324,7 +324,7 @@ class NoteIndex(Protocol):
     async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:
         """Return those of some ids whose notes are in the index and pass a filter, in their order."""
 
-    async def count_filtered(self, where: Filter) -> int:
+    async def count_excluded(self, where: Filter) -> int:
         """Return how many notes a filter leaves out."""
 
     async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:

@@ -41,7 +41,7 @@ from service.records import (
     Attempt,
     Claim,
     Condition,
-    Earlier,
+    EarlierWrite,
     Generated,
     Remembered,
     Removed,
@@ -140,7 +140,7 @@ class Recommender:
                     admission.left = len(notes) - len(added)  # not all of the batch may have needed the model
             return [added[i] for i in range(len(notes))]
 
-    async def _replay(self, earlier: Earlier) -> Added:
+    async def _replay(self, earlier: EarlierWrite) -> Added:
         """Return the result of an earlier attempt once the index shows it."""
         added = decode_added(earlier)
         await self._wait_for([added])

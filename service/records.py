@@ -102,7 +102,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class EarlierWrite:
     """A write that an earlier attempt made. `answer`: what the writer chose to remember; `revision` as in Written."""
 
     answer: bytes
@@ -120,7 +120,7 @@ class Claim:
     key: str
     token: str
     seconds: float
-    earlier: Earlier | None = None
+    earlier: EarlierWrite | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from model.generation import Usage
 from model.note import Note
 from service.adding import Added
-from service.records import Earlier, Generated, StoredNote
+from service.records import EarlierWrite, Generated, StoredNote
 
 REMOVED = b"removed"
 """Answer of a removal."""
@@ -56,7 +56,7 @@ def encode_added(added: Added) -> bytes:
     )
 
 
-def decode_added(earlier: Earlier) -> Added:
+def decode_added(earlier: EarlierWrite) -> Added:
     """Return the result of an earlier attempt. Its note has no texts."""
     answer = ANSWER.validate_json(earlier.answer)
     note = Note(id=answer.id, hashtags=answer.hashtags, category=answer.category)

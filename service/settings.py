@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         32 * 2**20,
         ge=0,
         description="memory for lists of nearest notes and for the changes that they are compared with; a list is kept "
-        "until a change makes it another one; 0: each read searches",
+        "until a change may alter it; 0: none is kept, and each read searches",
     )
     checkpoint: str | None = Field(
         None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
@@ -126,7 +126,8 @@ class Settings(BaseSettings):
         0.3,
         ge=0,
         le=1,
-        description="least probability of a category that `?generate=category` gives a note; one without has none",
+        description="least probability of a category that `?generate=category` gives a note; where the best is less "
+        "probable it gets none",
     )
     min_hashtag_score: float = Field(
         0.0,
@@ -154,8 +155,8 @@ class Settings(BaseSettings):
     purge_seconds: float = Field(
         0.0,
         ge=0,
-        description="what was removed leaves the files of store and snapshots that often, once for all replicas; "
-        "0: only by `notellm purge`",
+        description="how often what was removed is purged from the files of store and snapshots, once for all "
+        "replicas; 0: only by `notellm purge`",
     )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
     log_sample: float = Field(

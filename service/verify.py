@@ -33,10 +33,10 @@ T = TypeVar("T")
 Kind = Literal["missing", "different", "stale", "duplicate", "broken", "unreadable"]
 KINDS: Mapping[Kind, str] = {
     "missing": "in the store and not in the index",
-    "different": "of another vector there",
+    "different": "in both, with different vectors",
     "stale": "in the index and not in the store, or there of another model",
     "duplicate": "twice in the index",
-    "broken": "the stored vector is none, so that only writing the note again helps",
+    "broken": "stored with a vector that is missing or not finite: only writing the note again helps",
     "unreadable": "in the store in a form that cannot be read, so that only writing or deleting the note helps",
 }
 BEYOND_REPAIR: frozenset[Kind] = frozenset({"broken", "unreadable"})

@@ -111,11 +111,11 @@ PARTS: Mapping[str, Sequence[str]] = {
 checkpoint later changes some parts and not all."""
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 GROUNDED = (*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
-POLICIES = ("--split", "validation", "--part", "hashtags", "--most-notes", "1000")
+POLICIES = ("--split", "validation", "--part", "hashtags", "--max-notes", "1000")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
 ABLATION = "ablation-smollm2-135m"
 SHORT = ("--split", "validation", "--part", "related", "--part", "hashtags", "--protocol", "cold-cold",
-         "--most-notes", "400")  # fmt: skip
+         "--max-notes", "400")  # fmt: skip
 ABLATIONS: Mapping[str, Sequence[str]] = {
     "joint-seed0": (),
     "joint-seed1": ("seed=1",),
@@ -288,7 +288,7 @@ def research_checkpoint(data: Path) -> Path:
     trained_on = data_options(data / MICROLENS, data / MOVIELENS, data / KUAIREC, SAMPLES)
     checkpoint = ("--checkpoint", folder)
     run_notellm("whiten", *checkpoint, *trained_on, "--dimension", f"{DIMENSION}")
-    run_notellm("calibrate", *checkpoint, *with_categories, "--most-notes", "100")
+    run_notellm("calibrate", *checkpoint, *with_categories, "--max-notes", "100")
     run_notellm("fit-categories", *checkpoint, *with_categories, "--data", SAMPLES)
     (folder / DONE).touch()
     return folder

@@ -59,7 +59,7 @@ POLL_PATIENCE = 2.0
 READYZ = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 REDIS_AWAY_SECONDS = 1.0
 """From the death of Redis until it is started again."""
-CHECKS_AT_ONCE = 16
+CONCURRENT_CHECKS = 16
 MARK = "quetzalcoatlus"
 """Word of every note, which no process may print."""
 PASSWORD = "not-to-be-printed"
@@ -222,7 +222,7 @@ async def count_lost(replicas: Sequence[ServiceProcess], ids: Sequence[str]) -> 
                     missing.add(note_id)
 
     ports = [replica.port for replica in replicas]
-    await asyncio.gather(*(check(port, ids[i::CHECKS_AT_ONCE]) for port in ports for i in range(CHECKS_AT_ONCE)))
+    await asyncio.gather(*(check(port, ids[i::CONCURRENT_CHECKS]) for port in ports for i in range(CONCURRENT_CHECKS)))
     return len(missing)
 
 

@@ -52,7 +52,7 @@ MIN_CATEGORY_SCORE = 0.05
 MIN_CATEGORY_MARGIN = 0.035
 """Score of the best category, and its lead over the next one, below which a text has no category: of our sample notes
 three quarters have one then, and 86% of these are right (docs/log/writing.md)."""
-TEXTS_AT_ONCE = 2048
+TEXT_BATCH_SIZE = 2048
 """Texts whose scores are computed together: 50 MB for the whole vocabulary."""
 
 
@@ -118,8 +118,8 @@ class PseudoLabeller:
 
         `vectors` (len(notes), K): those of the notes. The notes' own hashtags are candidates, their category is kept.
         """
-        for start in range(0, len(notes), TEXTS_AT_ONCE):
-            batch = slice(start, start + TEXTS_AT_ONCE)
+        for start in range(0, len(notes), TEXT_BATCH_SIZE):
+            batch = slice(start, start + TEXT_BATCH_SIZE)
             yield from self._label(notes[batch], vectors[batch])
 
     def _label(self, notes: Sequence[Note], vectors: Floats) -> Iterator[Note]:
@@ -148,7 +148,11 @@ class PseudoLabeller:
         return scores
 
     def choose(self, scores: Mapping[str, float]) -> list[ScoredTag]:
-        """Choose at most MAX_TAGS, greedily: the best, then each time the best that repeats no chosen one."""
+        """Choose at most MAX_TAGS greedily, by the highest remaining score.
+
+        A chosen tag lowers the scores of those whose cosine with it is above REPETITION, by the excess, and drops those
+        with its `dedup_key`.
+        """
         tags = sorted(scores, key=lambda tag: -scores[tag])[: 2 * OPEN_CANDIDATES]
         vectors = self._tags.vectors[self._tags.rows(tags)]
         similar = vectors @ vectors.T

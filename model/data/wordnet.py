@@ -77,7 +77,8 @@ def parse_synset(line: str) -> Synset:
 
 
 def wordnet_notes(folder: Path) -> Iterator[Note]:
-    """Yield a note for each entry, in one of four forms: an example, the meaning, or both."""
+    """Yield notes of entries, in four forms: an example; an example with words and meaning; words with the meaning; the
+    meaning as title. Of the species a share of SPECIES_SHARE is taken."""
     rng = random.Random("wordnet")
     synsets = {synset.key: synset for synset in read_synsets(folder)}
     for synset in synsets.values():

@@ -54,8 +54,8 @@ class GroundedRanking:
         ]
 
     def is_complete_without(self, max_written: float) -> bool:
-        """Return whether candidates alone are the answer: none that the model writes with a probability of
-        `max_written` or less, and that is no scored candidate, can be among the best."""
+        """Return whether the beam search can no longer change the answer: no hashtag that it may still find, with a
+        probability of at most `max_written`, can reach the last score of the answer."""
         return self._written_bound(max_written) < self._last_score()
 
     def settled(self, max_written: float) -> tuple[Hashtag, ...]:

@@ -31,7 +31,7 @@ MIN_NEIGHBOUR_SHARE = 0.02
 WRITTEN_WEIGHT = 0.1
 """Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
 
-LEAST_PROBABILITY = 1e-5
+MIN_WRITTEN_PROBABILITY = 1e-5
 """A smaller probability counts as this one. Of a word that the model has not met, as communities coin them, how
 improbable it is tells nothing, and spread over many nats it would outweigh all neighbours (docs/log/hashtags.md)."""
 
@@ -39,14 +39,15 @@ TRUSTED_COSINES, TRUSTED_WORDS = (0.4, 0.8), (0.12, 0.22)
 """Cosine and word score of the nearest neighbour up to which neighbours have no say, and from which on they have all of
 it: in a small community the nearest note may be about something else (docs/log/hashtags.md)."""
 
-# What neighbours must have for their hashtags to be told where the model does not expect them: docs/log/hashtags.md.
+# Thresholds of a near neighbour: its hashtags are returned even if their probability is below `min_hashtag_score`
+# (docs/log/hashtags.md).
 NEAR_COSINE = 0.4
 """Least cosine of a neighbour that is near by its vector."""
 NEAR_WORDS = 0.12
 """Least score of a neighbour that is near by words, where KNOWN_COSINE is reached, too."""
 KNOWN_COSINE = 0.3
-"""Least cosine of the nearest neighbour of a note whose words are believed: one that says nothing, such as "same
-thing", shares words with some notes and has a vector like that of none."""
+"""Neighbours by words count as near only if the nearest one by vectors has at least this cosine: a note that says
+nothing, such as "same thing", shares words with some notes and is near none."""
 
 KNOWN_SHARE = 0.005
 """Share of the checkpoint's `min_hashtag_score` that a hashtag of the policy "known" needs: the model does not know the
@@ -188,7 +189,8 @@ def rerank(
 ) -> tuple[Hashtag, ...]:
     """Return the best `count` of the hashtags that the model wrote and of those that neighbours carry.
 
-        score = (w + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * max(p, LEAST_PROBABILITY) ** WRITTEN_WEIGHT
+        score = share * max(p, MIN_WRITTEN_PROBABILITY) ** WRITTEN_WEIGHT
+        share = (w + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE)
 
     where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
@@ -209,7 +211,7 @@ def rerank(
 def grounded_score(weight: float, probability: float) -> float:
     """Return the score of a hashtag, which grows with both: the weight of its candidate and the probability that the
     model writes it (`rerank` has the formula)."""
-    written: float = max(probability, LEAST_PROBABILITY) ** WRITTEN_WEIGHT
+    written: float = max(probability, MIN_WRITTEN_PROBABILITY) ** WRITTEN_WEIGHT
     return (weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * written
 
 

@@ -32,7 +32,8 @@ them. A row counts once for each word that it shares."""
 ROUNDING = 1e-5
 """Bound on the relative error of sums and bounds, which have 32 bits."""
 MIN_BOUND = 1e-6
-"""A row whose sum of idf^2, times its scale, is less than this shares no word: its sum was taken off."""
+"""Rows with a smaller bound are skipped: the note's own row, whose sum is set to 0, and removed rows, whose scale is
+0."""
 _Piece = tuple[int, Numbers]
 """Number of a segment's first row, and the rows of that segment that have a word."""
 
@@ -52,8 +53,11 @@ class _SummedRows:
         return float(sum(self.idf_squares, np.float32(0)))
 
     def end(self, least_bound: float) -> int:
-        """Return behind which place no row has a bound s / sqrt(n') of `least_bound` without being at an earlier place
-        too: one that shares j words has j or more."""
+        """Return the length of a beginning of `rows` that has every row whose bound s / sqrt(n') can reach
+        `least_bound`.
+
+        A row that comes only behind it shares just the commonest words; one that shares j words has n' of j or more.
+        """
         end = len(self.rows)
         for first in reversed(range(len(self.sizes))):
             sums = accumulate(sorted(map(float, self.idf_squares[first:]), reverse=True))

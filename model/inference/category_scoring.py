@@ -45,8 +45,8 @@ MAX_CLOSED_SETS = 64
 class LabelPrior:
     """Scores of a closed set's names without a note (contextual calibration, Zhao et al. 2021).
 
-    `log_probs` (C,): mean log probability of each name after notes that consist of a name. A name that training has not
-    shown is as likely as its words are, whatever the note. `vectors` (C, D): embedding of each name.
+    `log_probs` (C,): mean log probability of each name after notes that consist of a name. For a name that training has
+    not shown this is mostly how common its words are; scoring subtracts it. `vectors` (C, D): embedding of each name.
     """
 
     log_probs: npt.NDArray[np.float64]

@@ -1,10 +1,10 @@
 """Engine: notes in, vectors, hashtags and categories out.
 
 `tokenize` turns a note and a GenerationRequest into token ids, `add_request` starts them, and each `step` runs one
-forward for all running requests. One prefill gives a note's vector, the probabilities of its categories and the first
-token of its hashtags; all that follows are decode steps. Only a prompt version that puts the task first needs
-another prefill for hashtags. The engine knows tokens and no tensors, which are the runtime's, and neither HTTP nor
-storage.
+forward: the decode steps of all running requests, and prefills within a token budget. One prefill gives a note's
+vector, the probabilities of its categories and the first token of its hashtags; all that follows are decode steps. Only
+a prompt version that puts the task first needs another prefill for hashtags. The engine knows tokens and no tensors,
+which are the runtime's, and neither HTTP nor storage.
 """
 
 from __future__ import annotations

@@ -60,9 +60,10 @@ NO_TASKS = Tasks()
 def task_span(table: BlockTable, before: Sequence[int], tasks: Tasks, read_out: int | None = None) -> Span:
     """Return the span of the ids `before` and of `tasks`. Without `before` the tasks follow what `table` holds.
 
-    The stem is `before` and the hashtag task. Behind it is the trie of candidates; beside it, a branch that attends to
-    what is before the tasks alone has the category task and the inner nodes of the trie of the closed set. The queries
-    are that of the hashtags, those of the candidates, and those of the closed set in the order of its `children`.
+    A tree: the stem is `before` and the hashtag task, behind which the trie of candidates branches off. The category
+    task with the inner nodes of the trie of the closed set branches off behind `before`, so it does not attend to the
+    hashtag task. The queries are that of the hashtags, those of the candidates, and those of the closed set in the
+    order of its `children`.
     """
     last = len(before) - 1
     ids = [*before, *tasks.hashtag_task]

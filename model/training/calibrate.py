@@ -29,7 +29,7 @@ from model.weights import Progress, silent
 
 POOLING_NOTES = 1000
 """Validation notes of each data set by which its pool weights are chosen. Three numbers need no more."""
-LEAST_SCORES = (0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
+MIN_HASHTAG_SCORES = (0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
 """Least scores of a written hashtag that `fit_hashtags` chooses from, the highest first."""
 KEPT_F1 = 0.98
 """Share of F1@3 that a least score must keep. Leaving out hashtags never raises F1@3 (`hashtag_prf`), but it keeps them
@@ -183,8 +183,8 @@ def fit_hashtags(
 
 
 def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Sequence[str]]) -> float:
-    """Return the highest of LEAST_SCORES with which hashtags keep KEPT_F1 of the F1@3 that they have without one; 0
-    where none of them does.
+    """Return the highest of MIN_HASHTAG_SCORES with which hashtags keep KEPT_F1 of the F1@3 that they have without one;
+    0 where none of them does.
 
     `written`: the hashtags of each note, the best first. `truth`: for each note, those of its author. Raises ValueError
     as `hashtag_prf` does, and where no written hashtag is one of the note's author.
@@ -199,4 +199,4 @@ def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Se
         raise ValueError(
             f"no hashtag written for {len(truth):,} notes is their author's: teach the checkpoint to write first"
         )
-    return next((least for least in LEAST_SCORES if f1(least) >= KEPT_F1 * f1_of_all), 0.0)
+    return next((least for least in MIN_HASHTAG_SCORES if f1(least) >= KEPT_F1 * f1_of_all), 0.0)

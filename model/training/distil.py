@@ -90,7 +90,11 @@ class Distillation:
 
 
 class PartialLoss(NamedTuple):
-    """Contribution of one part of a batch: its share of both means, its states, and the teacher's vectors of them."""
+    """Result of one thread's part of a batch.
+
+    `cosine`, `structure` (scalars): its means times its share of the notes, so that the parts sum to the means of the
+    batch. `states` (b, H) or (b, 2H) and `teacher_vectors` (b, K): those of its notes.
+    """
 
     cosine: Tensor
     structure: Tensor

@@ -108,7 +108,7 @@ def initialise(
 
     The projection is fitted to the first data set that names a teacher file, or else to the notes of all data sets. It
     is left alone where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
-    `progress` is told where the start's is replaced.
+    `progress` gets a message where the projection of the starting checkpoint is replaced.
     """
     with_teacher = [
         objective

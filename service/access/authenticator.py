@@ -23,8 +23,9 @@ from service.interfaces import Clock
 CACHE_SECONDS = 2.0
 """How long a change of the keys may take to reach a replica."""
 AHEAD_SECONDS = 1.0
-"""Age of the keys from which on they are read again for callers that do not wait. While the keys are older than
-CACHE_SECONDS such callers take a way that is several times as long, and many of them keep the reading from its end."""
+"""Age from which on `at_hand` has the keys read again in the background. Without it they would reach CACHE_SECONDS;
+until that reading ends every request takes the path through FastAPI, several times as long, and many of them delay
+it."""
 RETRY_SECONDS = 0.1
 """How soon after a reading the keys are read again for one that is not among them: another replica may have made it
 just now."""

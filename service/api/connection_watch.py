@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 CHECK_SECONDS = 1.0
-"""How often a connection's time is looked at, which may end so much later."""
+"""Seconds between two checks of a connection's deadline, by which it may outlive that."""
 MIN_TURNS = 50
 """Turns of a loop in which all connections are looked at once, at least. A timer for each connection took a quarter of
 the loop's work where there are 10,000, and connections that were made together were looked at, and refused, together

@@ -24,7 +24,7 @@ from service.api.access import caller_at_hand, may_need_engine, needed_scopes
 from service.api.bodies import JSON
 from service.api.dependencies import TIMEOUT, RequestedUrgency
 from service.api.problems import MEDIA_TYPE, problem_of
-from service.api.protocol import EarlyAnswer
+from service.api.protocol import EarlyResponse
 from service.api.request_id import request_id_of
 from service.container import Service
 from service.errors import QueueFull
@@ -70,7 +70,7 @@ class EarlyRefusal:
         self._unlogged = 0
         self._logging: asyncio.TimerHandle | None = None
 
-    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyAnswer | None:
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
         """Return the answer to a request that Batcher.admit would refuse if its body were one note. Return None for one
         that it would admit, and where that cannot be told from these arguments. `headers`: with names in lower case."""
         path = target.partition(b"?")[0]
@@ -90,7 +90,7 @@ class EarlyRefusal:
         refusal = service.batcher.refusal(urgency.for_note(service.settings), principal.tenant)
         return None if refusal is None else self._answer(path.decode(), service.tenant, given, refusal)
 
-    def _answer(self, path: str, tenant: str, given: dict[bytes, bytes], refusal: QueueFull) -> EarlyAnswer:
+    def _answer(self, path: str, tenant: str, given: dict[bytes, bytes], refusal: QueueFull) -> EarlyResponse:
         request_id = request_id_of(given.get(b"x-request-id"))
         problem = problem_of(refusal).model_dump(exclude_none=True) | {"instance": request_id}
         headers = [
@@ -99,7 +99,7 @@ class EarlyRefusal:
             (b"x-request-id", request_id.encode()),
         ]
         began = time.monotonic()
-        return EarlyAnswer(
+        return EarlyResponse(
             STATUS, headers, orjson.dumps(problem), lambda: self._count(path, tenant, time.monotonic() - began)
         )
 

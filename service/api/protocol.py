@@ -33,7 +33,8 @@ HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
 """Bound on a pause within a body while the service waits for it."""
 MIN_BODY_RATE = 64
-"""Bytes a second that a body must have on average: for each byte less, a caller uses up BODY_SECONDS."""
+"""Bytes a second that a body must reach: each byte that arrives moves the deadline by 1 / MIN_BODY_RATE seconds, to at
+most BODY_SECONDS from now."""
 IDLE_SECONDS = 65.0
 """How long a connection is kept between two requests: longer than balancers keep theirs, mostly 60 s."""
 ANSWER_SECONDS = 30.0
@@ -55,7 +56,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class EarlyAnswer:
+class EarlyResponse:
     """Whole answer to a request that the app does not get. `on_sent`: called when it is sent."""
 
     status: HTTPStatus
@@ -64,10 +65,10 @@ class EarlyAnswer:
     on_sent: Callable[[], None]
 
 
-class AnswerEarly(Protocol):
+class EarlyResponder(Protocol):
     """Answers requests before the app has them, by what is in memory."""
 
-    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyAnswer | None:
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
         """Return the answer to a request whose body, if it has one, is no list; None where the app is to answer.
         `headers`: with names in lower case."""
 
@@ -75,7 +76,7 @@ class AnswerEarly(Protocol):
 class HttpConfig(uvicorn.Config):
     """uvicorn's configuration, and what answers requests before the app has them, in this order."""
 
-    early: Sequence[AnswerEarly]
+    early: Sequence[EarlyResponder]
 
 
 def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> HttpConfig:
@@ -153,7 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         """Bytes that the parser took since it last told of a part of a request."""
         self._deadline = time.monotonic() + HEAD_SECONDS
-        self._early: EarlyAnswer | None = None
+        self._early: EarlyResponse | None = None
         """Answer to the present request, which the app does not get unless its body turns out to be a list."""
         self._early_left = 0
         """Requests that may still be answered early in this turn of the event loop."""
@@ -235,7 +236,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._early is None:
             self._call_app()
 
-    def _decide(self) -> EarlyAnswer | None:
+    def _decide(self) -> EarlyResponse | None:
         """Return the answer to the present request that needs no app."""
         method, target, headers = self.parser.get_method(), self.url, self.headers
         for answering in self.config.early:
@@ -272,7 +273,7 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._send_early(self._early)
 
-    def _send_early(self, answer: EarlyAnswer) -> None:
+    def _send_early(self, answer: EarlyResponse) -> None:
         self._early = None
         keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         self._write_answer(answer.status, answer.headers, answer.body, keep)

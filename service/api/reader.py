@@ -31,7 +31,7 @@ from service.records import position_key
 from service.tenants import Tenants
 
 
-class Elsewhere(Exception):
+class MustPassOn(Exception):
     """A request that the process with the model answers."""
 
 
@@ -60,15 +60,15 @@ router = APIRouter(route_class=ReaderRoute)
 async def similar(note_id: NoteId, request: Request) -> Response:
     """Related notes, where the short path has them and the index has reached the log position that is asked for."""
     if time_after_trial(request):
-        raise Elsewhere
+        raise MustPassOn
     service = get_service(request)
     options = read_options(read_query(SimilarQuery, request), request, service)
     wanted = options.min_log_position
     if wanted and position_key(wanted) > position_key(service.index.position):
-        raise Elsewhere
+        raise MustPassOn
     answer = await answer_nearest(note_id, options, service, ReadTime())
     if answer is None:
-        raise Elsewhere
+        raise MustPassOn
     return answer
 
 
@@ -82,10 +82,10 @@ async def get_note(
 
 
 def get_service(request: Request) -> ReadService:
-    """Return what reads of the caller's tenant need. Raises Elsewhere where the tenant is not open here."""
+    """Return what reads of the caller's tenant need. Raises MustPassOn where the tenant is not open here."""
     service = cast(Tenants[ReadService], request.app.state.tenants).find(request.state.principal.tenant)
     if service is None:
-        raise Elsewhere
+        raise MustPassOn
     name_tenant(request, service.tenant)
     return service
 
@@ -97,5 +97,5 @@ def pass_on_from(app: FastAPI, socket: str) -> None:
     async def pass_on(request: Request, error: Exception) -> Response:
         return passed_on
 
-    for error in (Elsewhere, NoteLLMError, RequestValidationError, HTTPException):
+    for error in (MustPassOn, NoteLLMError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, pass_on)

@@ -27,7 +27,7 @@ from service.access.gate import Gate
 from service.access.principal import Principal
 from service.api.access import caller_at_hand, name_tenant, needed_scopes
 from service.api.bounds import check_search_options
-from service.api.protocol import EarlyAnswer
+from service.api.protocol import EarlyResponse
 from service.api.query import KEPT_QUERIES, MAX_KEPT_BYTES, list_fields, parse_query
 from service.api.rendered import render_nearest
 from service.api.request_id import request_id_of
@@ -81,7 +81,7 @@ class ShortPath:
         self._get_tenants = get_tenants
         self._plain = lru_cache(KEPT_QUERIES)(self._read_plain)
 
-    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyAnswer | None:
+    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
         """Return the answer to a request, where nothing has to be waited for; None where the app is to give it."""
         if method != b"GET" or self._lifecycle.draining or b"%" in target or not target.isascii():
             return None
@@ -101,7 +101,9 @@ class ShortPath:
             return None
         request_id = request_id_of(given.get(b"x-request-id"))
         own_headers = [(b"content-type", JSON.encode()), (b"x-request-id", request_id.encode())]
-        return EarlyAnswer(HTTPStatus.OK, own_headers, body, lambda: self._observe(request, request_id, began, stages))
+        return EarlyResponse(
+            HTTPStatus.OK, own_headers, body, lambda: self._observe(request, request_id, began, stages)
+        )
 
     def _observe(self, request: PlainRequest, request_id: str, began: float, stages: RequestStages) -> None:
         self._request_log.observe(

@@ -100,8 +100,8 @@ class History:
 
 
 def summed(lists: Iterable[Sequence[Successor]], without: Collection[str], count: int) -> list[Related]:
-    """Return the notes of several lists but some, the best `count` first, ties by id. Scores add up; a reader counts
-    once, after however many of the notes that the lists are of a note was read."""
+    """Merge the successors of several notes, but for the ids in `without`; return the `count` best by summed score,
+    ties by id. Each reader counts once for a note, however many of the several notes they read before it."""
     by_id: dict[str, list[Successor]] = {}
     for successors in lists:
         for one in successors:

@@ -32,8 +32,9 @@ class VectorIndex(Protocol):
 
     def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
         """Return the `k` rows nearest to `vector` among those that pass the filter and have not expired at `now`, best
-        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest; with
-        `recall_k` it finds only so many as surely as a search for no more does, and misses more of the others."""
+        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest. With
+        `recall_k` only the nearest `recall_k` rows have the recall of a search for that many; more of the others may be
+        missed."""
 
     def search_rows(
         self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None

@@ -18,8 +18,8 @@ CHANGES_SHARE = 8
 """A centre is estimated again once as many notes have changed as an eighth of the index has, and MIN_NOTES at least."""
 
 MOVED = 0.03
-"""How far the mean moves at the least before a centre takes its place. The means of two samples of the same notes are
-that far apart at the most; and each new centre drops all kept lists of neighbours."""
+"""Distance by which a new estimate of the mean must differ from the centre to replace it. The means of two samples of
+the same notes are that far apart at the most; and each new centre drops all kept lists of neighbours."""
 
 
 class LiveCentre:

@@ -25,7 +25,8 @@ MIN_SAVED_ROWS = 4096
 
 
 class JointIndex:
-    """Searches `segments`, of which each is expected to have so many of `call_size` neighbours.
+    """Searches `segments` together. `neighbours`: how many of the `call_size` nearest rows each segment is expected to
+    hold, which sets how many of its lists are searched.
 
     Row numbers go over all segments, the oldest first.
     """

@@ -271,7 +271,7 @@ class LiveIndex:
     async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:
         return await run_in(self._searchers, partial(self._index.passing, ids, where, self._clock()))
 
-    async def count_filtered(self, where: Filter) -> int:
+    async def count_excluded(self, where: Filter) -> int:
         now, index = self._clock(), self._index
         return await run_in(self._searchers, lambda: index.count(Filter(), now) - index.count(where, now))
 

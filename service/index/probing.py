@@ -36,9 +36,9 @@ ROUNDING_MARGIN = 1e-9
 class Probing:
     """Measurements of an inverted file of `rows` rows in `lists` lists.
 
-    `lists_by_k` tells how many lists have RECALL of the neighbours, for each of MEASURED_K. `candidates_by_k` tells how
-    many rows have it that are nearest by their codes, in `scanned_lists` of the lists; it ends where comparing these
-    by their vectors takes longer than comparing all rows of the lists.
+    `lists_by_k`: for each k of MEASURED_K, how many lists hold RECALL of the k neighbours. `candidates_by_k`: for each
+    k, how many of the rows nearest by their codes, in `scanned_lists` lists, hold that share; it ends at the first k
+    for which comparing the vectors of these candidates would take longer than comparing all rows of the lists.
     """
 
     rows: int

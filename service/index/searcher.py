@@ -178,8 +178,9 @@ class SegmentSearcher:
         """Return the best `k` of the visible rows, of which there are `matches`, and whether the call found rows that
         are not visible.
 
-        There are fewer where too few of the nearest rows are visible. There are none where one call cannot answer,
-        or a segment had more of the neighbours than expected, so that too few of its lists were searched.
+        There are fewer where too few of the nearest rows are visible. There are none where fewer than `k` match, where
+        more neighbours are needed than the largest of CALL_SIZES, and where a segment had more of them than expected,
+        so that too few of its lists were searched.
         """
         rows = self._first_rows[-1] + len(self.segments[-1])
         size, recalled_size = (needed(n, min(1.0, matches / max(1, rows))) + len(exclude) for n in (k, recall_k))
@@ -197,8 +198,8 @@ class SegmentSearcher:
     def _keep_in_loop(
         self, ranked: RankedRows, k: int, exclude: frozenset[str], visible: Visible, recalled_size: int
     ) -> tuple[list[Found], list[int], bool]:
-        """Return the first `k` rows that may be found, of the rows looked at for them, how many of the first
-        `recalled_size` are in each segment, and whether one may not be found."""
+        """Return the first `k` rows that are visible and not excluded; how many of the first `recalled_size` rows
+        looked at are in each segment; and whether any row looked at is not visible."""
         found: list[Found] = []
         met_hidden = False
         rows_of_each = [0] * len(self.segments)

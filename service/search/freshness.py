@@ -49,7 +49,7 @@ class Freshness:
         return await time_left.wait(asyncio.shield(self._ask()))
 
     async def _reaches(self, position: str) -> bool:
-        """Return whether the index has come to a position, or does so at once."""
+        """Return whether the index has come to a position, or does so within CATCH_UP_SECONDS."""
         if self._has(position):
             return True
         try:

@@ -1,7 +1,7 @@
-"""NeighbourCache: the nearest notes of a note, kept in memory as long as no change can have made them others.
+"""NeighbourCache: keeps the nearest notes of a note in memory until a change may alter the list.
 
-A change can make a list another one where it names a note of the list, or where its vector is as near as the last note
-of the list. So a list is compared with the changes since it was found, and beside any rate of changes most lists stay
+A change may alter a list if it names a note of the list, or if its vector is at least as near as the last note of the
+list. So a list is compared with the changes since it was found, and beside any rate of changes most lists stay
 as they are (docs/decisions/0036-kept-neighbours.md).
 """
 
@@ -23,7 +23,8 @@ MAX_CHANGES = 512
 """Changes that are known at the least, once there were so many; twice as many at the most. A batch of the log has no
 more (READ_BATCH_SIZE)."""
 ROUNDING = 1e-4
-"""More than two ways to compute an inner product differ by, in float32, for unit vectors of a thousand numbers."""
+"""Tolerance where the inner product of a change is compared with the last score of a list: more than two float32
+computations of one product of unit vectors of 1,000 numbers differ by."""
 LIST_BYTES, HIT_BYTES = 600, 150
 """About what Python's objects take: those around a list with its key, and those of one hit without its id's letters."""
 UNCONDITIONAL = Filter()
@@ -93,7 +94,7 @@ class NeighbourList:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class NeighbourQuery:
     """A search for the neighbours of a note, by the vector `query` (D,), which leaves out `centre`. `changes`: those
     that were known when it was asked, `since`: their number then. A search may miss what changes while it runs."""
 
@@ -142,15 +143,15 @@ class NeighbourCache:
             self._keep(note_id, k, where, question, hits)
         return hits
 
-    def _question(self, note_id: str, where: Filter) -> Question | None:
+    def _question(self, note_id: str, where: Filter) -> NeighbourQuery | None:
         """Return what is asked for the neighbours of a note; None where it has no row."""
         centre, vector = self._index.centre, self._index.vector(note_id)
         if vector is None:
             return None
         beside = replace(where, exclude=where.exclude | {note_id})
-        return Question(centre.query(vector), beside, centre, self._changes, self._changes.count)
+        return NeighbourQuery(centre.query(vector), beside, centre, self._changes, self._changes.count)
 
-    def _keep(self, note_id: str, k: int, where: Filter, question: Question, hits: list[Hit]) -> None:
+    def _keep(self, note_id: str, k: int, where: Filter, question: NeighbourQuery, hits: list[Hit]) -> None:
         """Keep what was found, unless it was under conditions, or all lists were dropped meanwhile."""
         if where != UNCONDITIONAL:
             return

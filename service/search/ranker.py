@@ -65,8 +65,9 @@ class Ranker:
             if verify:
                 await self._notes.read([hit.id for hit in candidates.hits])
             selection = Selection(self._options).extended(candidates.hits, None, self._notes.known, count)
-            if len(selection) >= count or candidates.exhausted or self._notes.degraded:
-                return Ranking(selection, complete=True)
+            enough = len(selection) >= count or candidates.exhausted
+            if enough or self._notes.degraded:
+                return Ranking(selection, complete=enough)
             depth *= 2
 
     async def _rank_by_blocks(self, count: int, verify: bool) -> Ranking:
@@ -79,8 +80,9 @@ class Ranker:
             block, rows = await self._unseen(candidates, seen)
             seen.update(hit.id for hit in candidates.hits)
             selection = await self._extend(selection, block, rows, count, verify)
-            if len(selection) >= count or candidates.exhausted or self._notes.degraded:
-                return Ranking(selection, complete=True)
+            enough = len(selection) >= count or candidates.exhausted
+            if enough or self._notes.degraded:
+                return Ranking(selection, complete=enough)
             if depth >= MAX_DEPTH:
                 return Ranking(selection, complete=False)
             depth *= 2

@@ -238,7 +238,7 @@ class NoteSearch:
 
     async def _count_removed(self, request: SearchRequest, ranking: Ranking) -> dict[str, int]:
         """Return how many notes the filter, caps and collapse left out, by name."""
-        return {"filter": await self._index.count_filtered(request.where), **asdict(ranking.selection.passed_over)}
+        return {"filter": await self._index.count_excluded(request.where), **asdict(ranking.selection.passed_over)}
 
 
 def selection_options(request: SearchRequest, source: Source, now: float) -> SelectionOptions:

@@ -29,9 +29,9 @@ POOL_SIZE, WORDS_POOL_SIZE = 256, 128
 """Candidates that the vectors and behaviour put forward, and words. Fixed numbers, since the score of a candidate must
 not depend on how many notes are asked for. With 256 by words no more related notes were found (docs/log/words.md)."""
 POOL_PER_RECALLED = 8
-"""Share of a pool that is searched with the full recall of a plain search: one candidate in so many, the nearest ones.
-The others are there to be chosen among. At 20,000 notes the nearest 128 then have a recall of 98.5%, for less than half
-the time of 99.8%."""
+"""Candidates of a pool for each one that is searched with the full recall of a plain search; these are the nearest
+ones. The others give re-ranking more to choose from, and may be missed more often. At 20,000 notes the nearest 128 then
+have a recall of 98.5%, for less than half the time of 99.8%."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
 

@@ -65,8 +65,9 @@ def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, 
 
 
 def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: Removals, seen: PositionKey) -> None:
-    """Copy the events among some entries whose notes are there, and that no removal ended. Entries behind `seen` that
-    tell of a removal are copied too: events before them are copied already, and followers forget these by them."""
+    """Copy the events whose note exists and that no later removal in `removals` covers. Control entries behind `seen`
+    are copied too: they are not in `removals`, so events that they remove may have been copied, and followers must
+    apply them."""
     events = [entry for entry in entries if entry[1][b"type"] not in CONTROL]
     notes = list(dict.fromkeys(fields[b"note"] for _, fields in events))
     pipeline = client.pipeline(transaction=False)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.errors import KeyInUse, KeyReused
-from service.records import Claim, Earlier, Remembered
+from service.records import Claim, EarlierWrite, Remembered
 
 LOST = b"lost"
 """Answer of a script whose claim has ended. Nothing was written."""
@@ -78,7 +78,7 @@ def decode_claims(answer: Any, keys: Sequence[str], token: str, seconds: float) 
     if isinstance(answer, int):
         raise KeyInUse(answer / 1000)
     return [
-        Claim(key, token, seconds, Earlier(row[0], int(row[1]), row[2].decode()) if row else None)
+        Claim(key, token, seconds, EarlierWrite(row[0], int(row[1]), row[2].decode()) if row else None)
         for key, row in zip(keys, answer, strict=True)
     ]
 

@@ -78,7 +78,8 @@ def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
 
 
 def last_purge(url: str, now: float) -> float:
-    """Return the time of the last purge on schedule; before any that of the first call. Raises PurgeError."""
+    """Return the time of the last purge on schedule; before the first one, that of the first call of this function,
+    which it stores. Raises PurgeError."""
     with _client(url) as client:
         client.set(LAST, now, nx=True)
         return float(client.get(LAST))

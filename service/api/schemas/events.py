@@ -17,8 +17,8 @@ from service.records import Event
 MAX_EVENT_BYTES = 4096
 """Bound on one event as JSON, published at GET /limits."""
 MAX_EVENT_LINES = 100_000
-"""Bound on the lines of one body of NDJSON, blank ones too. As many ordinary events fill the largest body; of lines of
-a byte it would have millions, each with a result."""
+"""Bound on the lines of one NDJSON body, blank ones included. About this many ordinary events fill the largest body;
+without the bound a body of one-byte lines could have millions, each with a result."""
 MAX_AHEAD_SECONDS = 300.0
 """Bound on how far the time of an event may be ahead of this service's clock, published at GET /limits."""
 MAX_POSITION = 100_000

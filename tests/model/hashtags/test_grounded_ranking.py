@@ -8,7 +8,7 @@ import pytest
 
 from model.generation import Hashtag
 from model.hashtags.grounded_ranking import GroundedRanking
-from model.hashtags.grounding import LEAST_PROBABILITY, MIN_NEIGHBOUR_SHARE, Candidate, grounded_score, rerank
+from model.hashtags.grounding import MIN_NEIGHBOUR_SHARE, MIN_WRITTEN_PROBABILITY, Candidate, grounded_score, rerank
 
 SOUP, HOT, COLD = (Candidate("soup", 0.6, True), Candidate("hot", 0.3, True), Candidate("cold", 0.001))
 CANDIDATES = {candidate.text: candidate for candidate in (SOUP, HOT, COLD)}
@@ -44,9 +44,9 @@ def test_improbable_candidate_below_the_floor_is_closed() -> None:
 
 def test_candidate_whose_bound_makes_no_difference_is_closed() -> None:
     ranking = GroundedRanking(CANDIDATES, 5, 0.0)
-    ranking.bound({"soup": LEAST_PROBABILITY / 2, "hot": 2 * LEAST_PROBABILITY})
+    ranking.bound({"soup": MIN_WRITTEN_PROBABILITY / 2, "hot": 2 * MIN_WRITTEN_PROBABILITY})
     assert ranking.open_candidates() == ["hot", "cold"]
-    ranking.score({"soup": LEAST_PROBABILITY / 4, "hot": 1e-3, "cold": 1e-3})  # an exact one may follow
+    ranking.score({"soup": MIN_WRITTEN_PROBABILITY / 4, "hot": 1e-3, "cold": 1e-3})  # an exact one may follow
     assert [hashtag.text for hashtag in ranking.ranked([])] == ["soup", "hot", "cold"]
 
 

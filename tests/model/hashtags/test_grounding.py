@@ -9,10 +9,10 @@ import pytest
 from model.generation import Hashtag, Neighbour, Neighbours
 from model.hashtags.grounding import (
     KNOWN_COSINE,
-    LEAST_PROBABILITY,
     LEXICAL_SHARE,
     MAX_CANDIDATES,
     MIN_NEIGHBOUR_SHARE,
+    MIN_WRITTEN_PROBABILITY,
     NEAR_COSINE,
     NEAR_WORDS,
     NEIGHBOUR_SPREAD,
@@ -179,7 +179,7 @@ def test_rerank_orders_by_neighbour_share_and_probability() -> None:
 def test_words_that_the_model_has_not_met_are_ordered_by_their_neighbours() -> None:
     near, far = Neighbour("a", 0.9, ("soup",)), Neighbour("b", 0.9 - NEIGHBOUR_SPREAD, ("hike",))
     candidates = candidates_from(Neighbours([near, far]), ANY)
-    ranked = rerank([], candidates, {"soup": 1e-30, "hike": 0.9 * LEAST_PROBABILITY}, 5)
+    ranked = rerank([], candidates, {"soup": 1e-30, "hike": 0.9 * MIN_WRITTEN_PROBABILITY}, 5)
     assert [hashtag.text for hashtag in ranked] == ["soup", "hike"]
     assert [hashtag.score for hashtag in ranked] == [grounded_score(c.weight, 0.0) for c in candidates.values()]
 

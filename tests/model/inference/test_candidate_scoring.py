@@ -63,7 +63,7 @@ def test_candidates_that_nothing_written_can_pass_take_no_search(
     writer: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)  # so that only candidates are returned
-    monkeypatch.setattr("model.hashtags.grounding.LEAST_PROBABILITY", 0.0)  # so that all scores differ
+    monkeypatch.setattr("model.hashtags.grounding.MIN_WRITTEN_PROBABILITY", 0.0)  # so that all scores differ
     with record_forwards(writer) as forwards:
         outputs = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS, find_neighbours=lambda *_: CARRIED))
     plain = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS))
@@ -80,7 +80,7 @@ def test_candidates_that_nothing_written_can_pass_take_no_search(
 
 
 def test_candidates_that_the_model_has_not_met_are_not_scored(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.hashtags.grounding.LEAST_PROBABILITY", 0.999)
+    monkeypatch.setattr("model.hashtags.grounding.MIN_WRITTEN_PROBABILITY", 0.999)
     monkeypatch.setattr("model.inference.candidate_scoring.FIRST_CANDIDATE_TOKENS", 1)
     with record_forwards(writer) as forwards:
         request = GenerationRequest(3, find_neighbours=lambda *_: CARRIED)

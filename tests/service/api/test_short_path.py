@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import structlog
 
-from service.api.protocol import EARLY_IN_TURN, BoundedProtocol, EarlyAnswer
+from service.api.protocol import EARLY_IN_TURN, BoundedProtocol, EarlyResponse
 from service.api.rendered import render_nearest
 from service.search.nearest import Nearest, NearestNotes
 from tests.service.api.conftest import Serve
@@ -233,7 +233,7 @@ def test_caller_who_takes_no_answers_is_sent_no_more_than_a_bounded_part(
     buffered: list[int] = []
     send = BoundedProtocol._send_early
 
-    def recorded(self: BoundedProtocol, answer: EarlyAnswer) -> None:
+    def recorded(self: BoundedProtocol, answer: EarlyResponse) -> None:
         send(self, answer)
         buffered.append(self.transport.get_write_buffer_size())
 
