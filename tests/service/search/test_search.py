@@ -339,6 +339,23 @@ async def test_first_page_is_the_only_one_while_the_store_hangs(
         os.kill(embedded.pid, signal.SIGCONT)
 
 
+async def test_search_that_looks_no_deeper_while_the_store_is_away_is_not_complete(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.search.ranker.BLOCK_SIZE", 4)
+    await add(recommender, *(replace(note, author="tom") for note in soup(9)))
+    plain = await search.related(SearchRequest((Example("n0"),), k=3, max_per_author=1))
+    assert (plain.degraded, plain.complete, len(ids(plain))) == (False, True, 1)
+
+    async def away(_: Sequence[str]) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
+        raise StoreUnavailable("it is away")
+        yield []
+
+    monkeypatch.setattr(embedded_store, "get_in_parts", away)
+    found = await search.related(SearchRequest((Example("n0"),), k=3, max_per_author=1))
+    assert (found.degraded, found.complete, len(ids(found))) == (True, False, 1)
+
+
 async def test_list_that_is_too_large_is_cut_and_says_so(
     recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
