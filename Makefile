@@ -46,7 +46,7 @@ lint: .venv/.dev ## format, style, types, imports and deployment files
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose/compose.yaml
-	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet; \
+	@if command -v docker-compose >/dev/null; then set -x; docker-compose config --quiet && \
 		REDIS_PASSWORD=- GRAFANA_PASSWORD=- NOTELLM_BOOTSTRAP_KEY=- docker-compose -f deploy/compose/compose.yaml --profile '*' config --quiet; fi
 
 bench: .venv/.dev ## measure the main job, crash recovery and pairs: make bench DATA=folder with microlens50k/ and kuairec/ (an hour)

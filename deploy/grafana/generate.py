@@ -53,7 +53,7 @@ def http_rate(by: str, matchers: str = "") -> tuple[str, str]:
 
 
 def each_replica(expression: str) -> tuple[str, str]:
-    return (expression, "{{instance}}")
+    return (expression, "{{instance}} {{reader}}")
 
 
 P99_BY_ROUTE = f"histogram_quantile(0.99, sum by (route, le) (rate({HTTP}_bucket{{{CALLS}}}[$__rate_interval])))"

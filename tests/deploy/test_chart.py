@@ -311,9 +311,32 @@ def test_one_replica_has_no_disruption_budget():
     assert of_kind(documents({}), "PodDisruptionBudget") == []  # it would keep the node from being drained
 
 
-def test_notes_of_the_embedded_store_outlive_the_release():
-    (claim,) = of_kind(documents({}), "PersistentVolumeClaim")
+@pytest.mark.parametrize("values", [{}, {"redis": {"existingSecret": "r"}}], ids=["embedded", "shared"])
+def test_volume_that_has_or_had_the_notes_outlives_the_release(values: dict[str, Any]):
+    (claim,) = of_kind(documents(values), "PersistentVolumeClaim")
     assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+@pytest.mark.parametrize(
+    ("values", "strategy"),
+    [
+        ({}, "Recreate"),
+        ({"redis": {"existingSecret": "r"}}, "Recreate"),  # ReadWriteOnce: a new pod would wait for the volume
+        ({"redis": {"existingSecret": "r"}, "persistence": {"enabled": False}}, "RollingUpdate"),
+        ({"redis": {"existingSecret": "r"}, "persistence": {"accessMode": "ReadWriteMany"}}, "RollingUpdate"),
+    ],
+)
+def test_rollout_waits_for_what_two_pods_cannot_have(values: dict[str, Any], strategy: str):
+    (deployment,) = of_kind(documents(values), "Deployment")
+    assert deployment["spec"]["strategy"]["type"] == strategy
+
+
+def test_pods_start_anew_with_another_password_of_the_store():
+    marks = set()
+    for password in (PASSWORD, PASSWORD[::-1]):
+        (deployment,) = of_kind(documents({"valkey": {"enabled": True, "password": password}}), "Deployment")
+        marks.add(deployment["spec"]["template"]["metadata"]["annotations"]["checksum/valkey"])
+    assert len(marks) == 2
 
 
 def test_tracing_reaches_its_collector():
@@ -389,6 +412,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "below minReplicas",
     ),
     "ingress-shut-out": ({"ingress": {"enabled": True, "hosts": ["notes.example"]}}, "no ingress controller"),
+    "load-balancer-shut-out": ({"service": {"type": "LoadBalancer"}}, "who may call from outside"),
     "tls-without-mount": ({"settings": {"tls_key": "/tls.key"}}, "tls_key cannot be set here"),
     "tls-in-a-secret": ({"secretSettings": {"tls_certificate": {"name": "t", "key": "c"}}}, "Leave TLS to the ingress"),
     "ingress-without-host": ({"ingress": {"enabled": True}}, "ingress.hosts"),

@@ -85,7 +85,7 @@ def test_query_asks_for_metrics_of_a_service(place: str, expression: str):
     assert asked
     for name, matchers in asked:
         assert name in known
-        assert set(MATCHER.findall(matchers)) <= known[name] | SCRAPED
+        assert set(MATCHER.findall(matchers)) <= known[name] | SCRAPED | {"reader"}
 
 
 def test_every_metric_of_the_service_is_asked_for_and_explained():

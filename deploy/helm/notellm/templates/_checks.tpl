@@ -35,6 +35,9 @@
 {{- if and .Values.ingress.enabled (not .Values.ingress.controllerInNamespace) .Values.networkPolicy.enabled (deepEqual .Values.networkPolicy.from $namespace) -}}
 {{- fail "ingress.enabled: networkPolicy.from lets in the pods of this namespace alone, and no ingress controller: name its pods there too, or set ingress.controllerInNamespace where it is one of them" -}}
 {{- end -}}
+{{- if and (ne .Values.service.type "ClusterIP") .Values.networkPolicy.enabled (deepEqual .Values.networkPolicy.from $namespace) -}}
+{{- fail (printf "service.type %s: networkPolicy.from lets in the pods of this namespace alone: name there who may call from outside" .Values.service.type) -}}
+{{- end -}}
 {{- range $name := list "tls_certificate" "tls_key" -}}
 {{- if or (hasKey $.Values.settings $name) (hasKey $.Values.secretSettings $name) -}}
 {{- fail (printf "%s cannot be set here: the probes speak HTTP, and no certificate is mounted. Leave TLS to the ingress" $name) -}}
