@@ -269,24 +269,33 @@ class Batcher:
                 await self._arrived.wait()
 
     def _next_notes(self) -> list[QueuedNote]:
-        """Take the oldest notes off the queue, interactive ones first, as many as the budgets allow. The first is taken
-        even if it alone exceeds the token budget, and so is the bulk note that is due."""
-        new_notes: list[QueuedNote] = []
-        tokens = 0
-        bulk_is_due = self._bulk_is_due()
+        """Take the oldest notes off the queue, as many as the budgets allow: a bulk note that is due, then interactive
+        ones, then bulk ones. The first is taken even if it alone exceeds the token budget, and so is the first
+        interactive one behind a bulk note that is due.
+
+        That one is in front of all, since the engine takes notes in their order: where its KV cache has no room for the
+        note, interactive ones wait behind it until there is."""
+        places = self._max_notes - len(self._running)
+        bulk = self._lanes[Lane.BULK]
+        new_notes = [self._take(bulk)] if places and self._bulk_is_due() else []
+        tokens = sum(note.tokenized.tokens for note in new_notes)
+        exempt = True
         for lane, queue in self._lanes.items():
-            is_bulk = lane is Lane.BULK
-            places = self._max_notes - len(self._running) - (bulk_is_due and not is_bulk)
-            exempt = not new_notes or (is_bulk and bulk_is_due)
             while (note := self._first(queue)) and len(new_notes) < places:
                 if tokens + note.tokenized.tokens > self._max_tokens and not exempt:
                     break
                 exempt = False
                 tokens += note.tokenized.tokens
-                note.admission.left -= 1
-                new_notes.append(queue.take())
+                new_notes.append(self._take(queue))
+            exempt = not new_notes
             self._telemetry.queue_depth.labels(lane).set(len(queue))
         return new_notes
+
+    def _take(self, queue: LaneQueue[QueuedNote]) -> QueuedNote:
+        """Take the first note off a queue."""
+        note = queue.take()
+        note.admission.left -= 1
+        return note
 
     def _bulk_is_due(self) -> bool:
         """Whether bulk notes have waited for MAX_BULK_WAIT and none runs, so that one begins before interactive ones

@@ -220,7 +220,7 @@ class Tenants(Generic[S]):
 
     async def _close(self, tenant: Tenant[S], *, removed: bool = False) -> None:
         """Close a tenant; one that is being opened is broken off."""
-        tenant.removed = removed
+        tenant.removed |= removed  # it may be closed while it is being removed
         tenant.closing.set()
         while not tenant.task.done():
             if not tenant.opened.done():  # the Redis client may swallow a cancellation

@@ -47,6 +47,8 @@ class PurgeSchedule:
                 await run_in_daemon(self._look)
             except PurgeError as error:
                 log.error("purge_failed", detail=str(error))
+            except Exception:  # the task must not end unseen: nothing would be purged any more
+                log.exception("purge_failed")
             await asyncio.sleep(min(MAX_PAUSE_SECONDS, self._seconds / PAUSES))
 
     def _look(self) -> None:

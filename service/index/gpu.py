@@ -22,6 +22,8 @@ from service.index.native import FaissIndex, concatenated, swig
 
 MAX_GPU_LISTS = 2048
 """Inverted lists that FAISS can search on a card: its kernels' limit on `nprobe`."""
+MAX_GPU_K = 2048
+"""Rows that FAISS can select on a card: the limit of its kernels (faiss issue 2103)."""
 log = structlog.get_logger(__name__)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from service.filters import Filter
 from service.index.bitmaps import Bits, Mask, RowNumbers, has, mask_of
-from service.index.gpu import Gpu
+from service.index.gpu import MAX_GPU_K, Gpu
 from service.index.joint_search import JointIndex
 from service.index.native import RankedRows
 from service.index.packed_strings import HashedStrings
@@ -59,6 +59,7 @@ class SegmentSearcher:
     ) -> None:
         self.segments = segments
         self.replaced = 0
+        self._on_card = gpu is not None
         self._dimension = dimension
         self._tag_dictionary = tag_dictionary
         self._first_rows = list(accumulate(map(len, segments[:-1]), initial=0))
@@ -184,7 +185,7 @@ class SegmentSearcher:
         """
         rows = self._first_rows[-1] + len(self.segments[-1])
         size, recalled_size = (needed(n, min(1.0, matches / max(1, rows))) + len(exclude) for n in (k, recall_k))
-        if matches < k or recalled_size > CALL_SIZES[-1]:
+        if matches < k or recalled_size > CALL_SIZES[-1] or (self._on_card and size > MAX_GPU_K):
             return [], False
         # Lists were measured with rows as queries, which find k neighbours beside themselves: so k serves k + 1.
         at = bisect_left(CALL_SIZES, recalled_size - 1)

@@ -95,6 +95,8 @@ class SegmentedIndex:
         """Segments whose merge failed: they are planned again once nothing else is left to do."""
         self._to_rewrite: list[Segment] = []
         """Segments that are rewritten however few of their rows are tombstones."""
+        self._dropped_since_plan = False
+        """Whether tombstones were to be dropped after the running job was planned: what it merges may have some."""
 
     def __len__(self) -> int:
         return sum(segment.living for segment in self.all_segments)
@@ -263,6 +265,7 @@ class SegmentedIndex:
         if growing.dead:
             self._show(*self.all_segments[:-1], growing.without_tombstones())
         self._to_rewrite = [segment for segment in self.all_segments if segment.dead]
+        self._dropped_since_plan = True
         self._forget_unused_tags()
         if self.centre.vector is not None:
             self._renew_centre(anew=True)
@@ -321,6 +324,7 @@ class SegmentedIndex:
     def plan(self) -> MergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of
         one size, the smallest first."""
+        self._dropped_since_plan = False
         self._to_rewrite = [segment for segment in self._to_rewrite if segment in self.all_segments]
         candidates = [
             segment
@@ -349,6 +353,8 @@ class SegmentedIndex:
         kept = [segment for segment in self.all_segments if id(segment) not in sources]
         self._show(*kept[:place], *merged, *kept[place:])
         self._to_rewrite = [segment for segment in self._to_rewrite if id(segment) not in sources]
+        if self._dropped_since_plan:
+            self._to_rewrite += [segment for segment in merged if segment.dead]
         self._forget_unused_tags()
 
     def give_up(self, job: MergeJob) -> None:

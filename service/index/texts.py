@@ -70,6 +70,8 @@ class LiveTexts:
         """Segments whose merge failed: they are planned again once nothing else is left to do."""
         self._to_rewrite: list[TextSegment] = []
         """Segments that are rewritten however few of their rows are tombstones."""
+        self._dropped_since_plan = False
+        """As that of a SegmentedIndex."""
         self._begin_segment()
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
@@ -178,6 +180,7 @@ class LiveTexts:
     def plan(self) -> TextMergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full ones of one size, the smallest
         first."""
+        self._dropped_since_plan = False
         self._to_rewrite = [segment for segment in self._to_rewrite if segment in self._segments]
         candidates = [segment for segment in self._segments[:-1] if segment not in self._given_up]
         groups = groups_of_one_size(candidates, self._growing_rows)
@@ -200,6 +203,8 @@ class LiveTexts:
         with self._lock:
             self._lexical_index.replace([source.words for source in job.sources], words, alive)
             self._segments = [*kept[:place], *merged, *kept[place:]]
+        if self._dropped_since_plan:
+            self._to_rewrite += [segment for segment in merged if segment.dead]
 
     def give_up(self, job: TextMergeJob) -> None:
         self._given_up += job.sources
@@ -209,6 +214,7 @@ class LiveTexts:
             with self._lock:
                 self._begin_segment()
         self._to_rewrite = [segment for segment in self._segments if segment.dead]
+        self._dropped_since_plan = True
 
     @property
     def dropping(self) -> bool:

@@ -59,6 +59,8 @@ class SharedLru(Generic[Value]):
 
     def drop_all(self, owner: int) -> None:
         """Drop all values of an owner."""
+        if not self._counts[owner]:
+            return  # it may be asked at each change, beside many values of others
         for _, key in [place for place in self._values if place[0] == owner]:
             self.drop(owner, key)
         del self._counts[owner]

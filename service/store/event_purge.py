@@ -12,6 +12,9 @@ from service.records import PositionKey, position_key
 from service.store.events import CONTROL, NEW_STREAM
 from service.store.purge_claim import PurgeClaim
 
+FIELDS = {b"type", b"note", b"reader"}
+"""Fields that the entry of every event and of every removal has."""
+
 PAGE_SIZE = 1000
 """Entries that are copied in one round trip."""
 # KEYS events, new events, claim; ARGV last position that was copied, the claim's token.
@@ -58,8 +61,9 @@ def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, 
         claim.renew()
         for position, fields in entries:
             seen = position_key(position.decode())
-            if (kind := CONTROL.get(fields[b"type"])) in ("note", "reader"):
-                removals[kind.encode(), fields[kind.encode()]] = seen
+            kind = CONTROL.get(fields.get(b"type", b""))
+            if kind in ("note", "reader") and (name := fields.get(kind.encode())) is not None:
+                removals[kind.encode(), name] = seen
         first = b"(" + entries[-1][0]
     return removals, seen
 
@@ -67,7 +71,8 @@ def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, 
 def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: Removals, seen: PositionKey) -> None:
     """Copy the events whose note exists and that no later removal in `removals` covers. Control entries behind `seen`
     are copied too: they are not in `removals`, so events that they remove may have been copied, and followers must
-    apply them."""
+    apply them. An entry without a field that every event has is left out."""
+    entries = [entry for entry in entries if entry[1].keys() >= FIELDS]
     events = [entry for entry in entries if entry[1][b"type"] not in CONTROL]
     notes = list(dict.fromkeys(fields[b"note"] for _, fields in events))
     pipeline = client.pipeline(transaction=False)

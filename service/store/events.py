@@ -247,9 +247,11 @@ def decode_entry(position: bytes, values: Sequence[bytes]) -> EventEntry:
         kind, note, reader, at, more = (fields[name] for name in (b"type", b"note", b"reader", b"at", b"more"))
         if control := CONTROL.get(kind):
             return EventEntry(position.decode(), control, note_id=note.decode(), reader=reader.decode())
+        if more and not isinstance(orjson.loads(more), dict):
+            raise ValueError("its details are no JSON object")
         return EventEntry(
             position.decode(), "event", kind.decode(), note.decode(), reader.decode(), int(at) / 1000, more
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, ArithmeticError) as error:
         log.error("event_unreadable", position=repr(position), reason=type(error).__name__, detail="it is left out")
         return EventEntry(position.decode(), "unreadable")

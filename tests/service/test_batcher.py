@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
 from model.note import Note
 from service.admission import FIRST_ESTIMATE, PATIENT, Admission, EngineSeconds, Lane, Urgency
-from service.batcher import Batcher
+from service.batcher import MAX_BULK_WAIT, Batcher
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
 from service.tracing import begin_request
@@ -124,6 +125,19 @@ async def test_interactive_notes_go_before_bulk_ones(engine: WordEngine) -> None
         engine.gate.set()
         await asyncio.gather(bulk, *person)
     assert names(engine) == [["a", "b"], ["c", "u"], ["v", "w"]]
+
+
+async def test_a_bulk_note_that_is_due_gets_the_next_room_of_the_engine(engine: WordEngine) -> None:
+    engine.room, now = 1, [0.0]
+    async with batching(engine, max_notes=8, now=lambda: now[0]) as batcher:
+        await plug(engine, batcher)
+        bulk = await queue(batcher, *map(note, "uv"), lane=Lane.BULK)
+        person = [await queue(batcher, note(name)) for name in "abc"]
+        now[0] = MAX_BULK_WAIT
+        engine.gate.set()
+        await asyncio.gather(bulk, *person)
+    assert names(engine)[0] == ["u"]
+    assert sorted(itertools.chain(*names(engine))) == ["a", "b", "c", "u", "v"]
 
 
 async def test_readings_come_in_the_order_of_the_notes(engine: WordEngine) -> None:

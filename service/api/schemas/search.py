@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from model.note import Note, is_blank, normalise_hashtags
@@ -49,7 +49,17 @@ def _read_target(value: Any) -> float:
 
 
 Target = Annotated[float, PlainValidator(_read_target, json_schema_input_type=float | Time)]
-Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
+MIN_WEIGHT = 1e-6
+"""Least weight above 0: sums and lengths of smaller ones would be rounded to nothing."""
+
+
+def _check_weight(weight: float) -> float:
+    if 0 < weight < MIN_WEIGHT:
+        raise PydanticCustomError("weight", "must be 0, or {least} at least", {"least": f"{MIN_WEIGHT:g}"})
+    return weight
+
+
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False), AfterValidator(_check_weight)]
 
 
 class ExampleIn(Wire):

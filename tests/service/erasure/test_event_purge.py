@@ -53,6 +53,18 @@ def files(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+async def test_purge_leaves_out_an_entry_that_nobody_here_wrote(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
+) -> None:
+    await embedded_store.put([Write(stored_note("kept"))])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, ["kept"], "u1"))
+        embedded_admin.xadd(EVENTS, {"colour": "red"})
+        await asyncio.to_thread(purge_store, embedded.url)
+    assert [fields["note"] for _, fields in embedded_admin.xrange(EVENTS) if fields.get("note")] == ["kept"]
+    assert not any("colour" in fields for _, fields in embedded_admin.xrange(EVENTS))
+
+
 async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
     embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
 ) -> None:

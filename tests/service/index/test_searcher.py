@@ -212,3 +212,14 @@ def test_rows_looked_up_one_by_one_and_by_segment_are_the_same(monkeypatch: pyte
         monkeypatch.setattr("service.index.searcher.MAX_LOOPED", bound)
         found.append([index.search(vector_of(note), k, where, 0.0) for note in notes[::100] for k in (1, 10, 100)])
     assert found[0] == found[1]
+
+
+def test_search_for_more_than_a_card_selects_is_made_by_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = SegmentedIndex(DIMENSION, growing_rows=16)
+    index.upsert(rows(200))
+    do_jobs(index)
+    expected = index.search(direction(3), 20, ANY, 0.0)
+    monkeypatch.setattr("service.index.searcher.MAX_GPU_K", 10)
+    monkeypatch.setattr(index._searcher, "_on_card", True)
+    monkeypatch.setattr("service.index.joint_search.JointIndex.search", None)  # as FAISS raises on a card
+    assert index.search(direction(3), 20, ANY, 0.0) == expected

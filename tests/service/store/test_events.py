@@ -105,6 +105,17 @@ async def test_nothing_is_written_to_a_removed_tenant(redis_url: str, admin: red
     await connection.close()
 
 
+@pytest.mark.parametrize(
+    "change", [{"more": "{"}, {"more": "[]"}, {"more": "null"}, {"at": "9" * 400}, {"at": "soon"}], ids=str
+)
+async def test_an_event_in_a_form_that_nobody_here_writes_is_left_out(
+    events: RedisEventStore, admin: redis.Redis, change: dict[str, str]
+) -> None:
+    admin.xadd(EVENTS, {"type": "click", "note": "a", "reader": "r", "at": "1000", "more": ""} | change)
+    entries, _ = await events.read(ORIGIN, 10, 0.01)
+    assert [entry.kind for entry in entries] == ["unreadable"]
+
+
 async def test_an_entry_that_nobody_here_wrote_is_left_out(events: RedisEventStore, admin: redis.Redis) -> None:
     admin.xadd(EVENTS, {"colour": "red"})
     await events.add([click(1)])

@@ -177,6 +177,7 @@ def test_best_score_compares_nearest_positive_with_nearest_negative(
         ({"positive": [{"title": "x"}], "negative": [{"title": "x"}]}, ["/negative/0"]),
         ({"positive": [{"note_id": "s1", "weight": 0}]}, ["/positive"]),
         ({"positive": [{"note_id": "s1", "weight": -1}]}, ["/positive/0/weight"]),
+        ({"positive": [{"note_id": "s1", "weight": 1e-320}]}, ["/positive/0/weight"]),
         ({"positive": [{"note_id": "s1", "title": "x"}]}, ["/positive/0"]),
         ({"positive": [{"weight": 1}]}, ["/positive/0"]),
         ({"positive": [{"note_id": "s1"}] * 101}, ["/positive"]),
