@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoTokenizer,
     Gemma2Config,
@@ -28,6 +29,9 @@ from model.notellm import NoteLLM
 from model.weights import resolve
 
 torch.set_num_threads(1)  # on a busy machine with two cores, two threads wait for each other: ten times slower
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("repeatable")  # a slow machine fails no example, and every run has the same ones
 
 DEVICE = torch.device(os.environ.get("NOTELLM_TEST_DEVICE", "cpu"))
 """Where PyTorch runs the engines of the tests; `benchmarks/gpu_kit` runs those of the engine's contract on a card."""

@@ -241,7 +241,7 @@ async def test_stream_yields_each_hashtag_before_the_whole_output(recommender: R
 
 
 async def test_a_watcher_that_leaves_ends_the_work(recommender: Recommender, engine: WordEngine) -> None:
-    watched = recommender.stream_hashtags(Note(title=" ".join("abcdefghij")), recommender.generation_request(10))
+    watched = recommender.stream_hashtags(Note(title=" ".join("abcdefghij")), recommender.generation_request(10**9))
     assert isinstance(await anext(watched), Hashtag)
     engine.gate.clear()
     await watched.aclose()

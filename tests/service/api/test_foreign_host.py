@@ -11,6 +11,7 @@ from service.access.principal import ANONYMOUS, BOOTSTRAP
 from service.interfaces import Clock
 from service.settings import Settings
 from service.telemetry import Telemetry
+from tests.service.api.conftest import Serve
 
 FOREIGN = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3", "[::1")
 OWN = (
@@ -74,3 +75,13 @@ def test_request_without_a_key_to_a_foreign_host_is_403(client: httpx2.Client, m
 @pytest.mark.parametrize("host", ["localhost:8000", "[::1]"])
 def test_request_to_an_address_is_answered(client: httpx2.Client, host: str) -> None:
     assert client.get("/notes/sample-en-001/similar", headers={"Host": host}).status_code == 200
+
+
+def test_names_of_the_setting_are_answered_and_no_others(serve: Serve) -> None:
+    with serve(allowed_hosts="notes.example") as url, httpx2.Client(base_url=url) as client:
+        assert client.put("/notes/a", json={"title": "soup"}).status_code == 201
+        for path in ("/notes/a", "/notes/a/similar", "/notes/a/similar"):  # the last one from memory
+            statuses = [
+                client.get(path, headers={"Host": host}).status_code for host in ("notes.example:8000", FOREIGN[0])
+            ]
+            assert statuses == [200, 403]

@@ -203,7 +203,7 @@ def test_killed_reader_is_replaced_and_counted(service: Process) -> None:
 def test_readers_end_with_the_service_and_have_no_admin_routes(tiny_checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         admin_port = str(free.getsockname()[1])
-    settings = {"NOTELLM_READERS": "1", "NOTELLM_ADMIN_PORT": admin_port, "NOTELLM_DRAIN_SECONDS": "3"}
+    settings = {"NOTELLM_READERS": "1", "NOTELLM_ADMIN_PORT": admin_port, "NOTELLM_DRAIN_SECONDS": "600"}
     with running(tiny_checkpoint, **settings) as service:
         assert {answer.status_code for answer in read_everywhere(service, "/metrics")} == {404}
         assert call(service, "PUT", "/notes/n1", json={"title": "soup"}).status_code == 201
@@ -223,4 +223,5 @@ def check_drain(service: Process) -> None:
     wait_until(lambda: call(service, "GET", "/readyz").status_code == 503)
     answers = read_everywhere(service, "/notes/n1/similar")
     assert {(answer.status_code, answer.headers.get("connection")) for answer in answers} == {(200, "close")}
+    service.process.send_signal(signal.SIGTERM)  # whoever does not want to wait
     assert service.process.wait(60) == -signal.SIGTERM

@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,3 +140,22 @@ def test_missing_file_is_refused_in_one_line(variables: dict[str, str], words: s
     result = CliRunner().invoke(app, ["serve"], env=clean | variables)
     (line,) = result.stderr.splitlines()
     assert (result.exit_code, words in line) == (2, True)
+
+
+@pytest.mark.slow
+def test_older_version_of_tls_than_1_2_is_refused(process: Process) -> None:
+    address = httpx2.URL(process.url)
+    for version in (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_ciphers("DEFAULT@SECLEVEL=0")  # else this side would refuse the old version
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = context.maximum_version = version
+        with socket.create_connection((address.host, address.port or 443), timeout=10) as connection:
+            if version is ssl.TLSVersion.TLSv1_1:
+                with pytest.raises(ssl.SSLError):
+                    context.wrap_socket(connection)
+            else:
+                with context.wrap_socket(connection) as tls:
+                    assert tls.version() == "TLSv1.2"

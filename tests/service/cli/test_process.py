@@ -87,7 +87,7 @@ def test_sigterm_is_told_by_readyz_while_requests_are_served(tiny_checkpoint: Pa
 
 def test_interrupt_at_a_terminal_ends_without_draining(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint, NOTELLM_DRAIN_SECONDS="600") as service:
-        service.end(signal.SIGINT)
+        assert service.end(signal.SIGINT) == 0
 
 
 def test_acknowledged_notes_survive_sigkill_of_the_service(service: Process) -> None:

@@ -501,7 +501,7 @@ async def test_a_server_that_answers_too_late_is_a_store_that_is_away(
     server: Server, admin: redis.Redis, clock: Clock
 ) -> None:
     """A write that was sent and not answered takes place later, as it may."""
-    store = RedisNoteStore(server.url, clock=clock, timeout_seconds=0.2)
+    store = RedisNoteStore(server.url, clock=clock, timeout_seconds=1.0)
     await put(store, stored_note("a", "old"))
     pid = admin.info("server")["process_id"]
     os.kill(pid, signal.SIGSTOP)

@@ -7,13 +7,14 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
 
 from service.store.embedded_redis import EmbeddedRedis
-from tests.service.api.conftest import Serve
+from tests.service.api.conftest import Serve, eventually_true
 
 ROUNDS = int(os.environ.get("NOTELLM_RACE_ROUNDS", "100"))
 """Notes that each of three writers puts and removes while readers ask; `make race` does more of them."""
@@ -131,6 +132,7 @@ def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas
     """Each writer puts and removes a note of its own, and asks every replica after each answer; readers keep the
     notes in every replica's memory meanwhile."""
     leaked: list[str] = []
+    found: list[str] = []
     ended = threading.Event()
 
     def write(number: int) -> None:
@@ -141,7 +143,8 @@ def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas
                 title = f"soup {number} {n}"
                 clients[chance.randrange(3)].put(f"/notes/{note_id}", json={"title": title}).raise_for_status()
                 # A replica that is far behind may not have found it yet, but never says of it what was before.
-                leaked.extend(told for told in titles(chance.choice(clients), note_id) if told != title)
+                told = titles(chance.choice(clients), note_id)
+                (found if told == [title] else leaked).extend(told)
                 clients[chance.randrange(3)].delete(f"/notes/{note_id}").raise_for_status()
                 leaked.extend(titles(chance.choice(clients), note_id))
 
@@ -160,6 +163,27 @@ def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas
     for thread in readers:
         thread.join()
     assert leaked == []
+    assert len(found) > REPLICAS * ROUNDS // 2
+
+
+def test_note_that_expires_leaves_all_answers_of_every_replica(replicas: list[httpx2.Client]) -> None:
+    expires_at = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    note = {"title": "soup for a moment", "expires_at": expires_at}
+    assert replicas[0].put("/notes/brief", json=note).status_code == 201
+    for client in replicas:
+        eventually_true(lambda client=client: titles(client, "brief") == [note["title"]])  # type: ignore[misc]
+        read(client, k=40)  # in memory by now
+        assert client.get("/notes/brief/similar").status_code == 200
+    for client in replicas:
+        eventually_true(lambda client=client: client.get("/notes/brief").status_code == 404)  # type: ignore[misc]
+        assert titles(client, "brief") == []
+        assert client.get("/notes/brief/similar").status_code == 404
+        body = {"positive": [{"note_id": "plain"}], "sources": "auto", "k": 40}
+        assert "brief" not in {item["id"] for item in client.post("/similar", json=body).json()["items"]}
+        assert "brief" not in {listed["id"] for listed in client.get("/notes", params={"limit": 100}).json()["notes"]}
+        assert '"brief"' not in client.get("/notes/export").text
+        assert client.post("/notes/get", json={"ids": ["brief"]}).json()["notes"] == []
+        assert client.get("/readyz").json()["ready"]
 
 
 def test_store_that_was_emptied_is_believed(serve: Serve, guarded_redis: Any) -> None:
