@@ -9,9 +9,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
+KEPT_KEYS = 2048
+"""Lists of hashtags whose keys are kept, in up to some kB each."""
 MAX_RAW_HASHTAG_CHARS = 10 * MAX_HASHTAG_CHARS
 """Characters of a hashtag that are normalised: NFKC takes quadratic time in a run of combining marks, 21 s for
 128,000."""
@@ -81,7 +84,7 @@ def normalise_hashtag(text: str) -> str:
     """
     text = FLAG_OR_INVISIBLE.sub(lambda match: match[1] or "", replace_lone_surrogates(text))
     text = text[:MAX_RAW_HASHTAG_CHARS]
-    text = ANY_CONTROL.sub(" ", unicodedata.normalize("NFKC", text)).replace("#", " ")
+    text = ANY_CONTROL.sub(" ", unicodedata.normalize("NFKC", text)[:MAX_RAW_HASHTAG_CHARS]).replace("#", " ")
     words = (word.strip(JOINERS) for word in text.split())
     hashtag = " ".join(filter(None, words))[:MAX_HASHTAG_CHARS].strip(f" {JOINERS}")
     return "" if is_blank(hashtag) else hashtag
@@ -97,6 +100,13 @@ def hashtag_key(text: str) -> str:
     which show an emoji in colour or join letters, nor the dot that is left of a Turkish capital I."""
     key = normalise_hashtag(text).casefold().replace(" ", "").replace(DOTTED_I, "i")
     return ANY_IGNORED.sub("", key)
+
+
+@lru_cache(KEPT_KEYS)
+def hashtag_keys(hashtags: tuple[str, ...]) -> frozenset[str]:
+    """Return the `hashtag_key` of each hashtag. The keys of lists that were asked for last are kept: a filter of many
+    conditions asks for those of a note once for each."""
+    return frozenset(map(hashtag_key, hashtags))
 
 
 def normalise_hashtags(texts: Iterable[str]) -> tuple[str, ...]:

@@ -49,6 +49,13 @@ twice the file of its known position, of which the mapping keeps a duplicate."""
 EARLY_IN_TURN = 16
 """Bound on the requests of a connection that are answered before the app has them in one turn of the event loop. A
 caller may send a thousand in one piece; the others of it come one after the other, and leave others' requests room."""
+MAX_PIPELINED = 32
+"""Requests of a connection that wait for the answer to an earlier one, about; what follows them is not parsed yet."""
+PIECE_BYTES = 1024
+"""Bytes that are parsed together where a head may begin: they may hold as many more requests as fit into them."""
+MAX_REST_BYTES = 2**20
+"""Bound on the bytes of a connection that are not parsed yet. While there are some the service does not read, but for
+the moment in which the app asks whether the caller is still there."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
@@ -160,6 +167,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Requests that may still be answered early in this turn of the event loop."""
         self._unanswered: deque[RequestResponseCycle] = deque()
         """Requests that have begun and are not answered completely, in their order."""
+        self._rest = b""
+        """What came behind MAX_PIPELINED requests and is not parsed yet."""
         self._unsent = 0
         self._sending_until = 0.0
         self._open = True
@@ -177,6 +186,24 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        if not self._rest:
+            self._parse(data)
+            return
+        self._rest += data
+        self.flow.pause_reading()
+        if len(self._rest) > MAX_REST_BYTES:
+            self._leave()
+            self.transport.abort()
+
+    def _parse_rest(self) -> None:
+        """Parse what is left, as far as MAX_PIPELINED allows, and read on once there is nothing left."""
+        if self._rest and not self.transport.is_closing():
+            rest, self._rest = self._rest, b""
+            self._parse(rest)
+            if not self._rest and not self.pipeline:
+                self.flow.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         self._early_left = EARLY_IN_TURN
         now = time.monotonic()
@@ -184,10 +211,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = now + HEAD_SECONDS  # a later request begins
         elif not self._in_head:
             self._deadline = min(self._deadline + len(data) / MIN_BODY_RATE, now + BODY_SECONDS)
-        # Fed in pieces, so that a head is refused once it is over its bound, and no later.
+        # Fed in pieces, so that a head is refused once it is over its bound, and no later; and so that few are begun of
+        # the requests of a caller who sends thousands in one piece.
         view = memoryview(data)
         while view and not self.transport.is_closing():
-            piece, view = view[: MAX_HEAD_BYTES + 1], view[MAX_HEAD_BYTES + 1 :]
+            if len(self.pipeline) >= MAX_PIPELINED:
+                self._rest = bytes(view)
+                self.flow.pause_reading()
+                return
+            size = PIECE_BYTES if self._in_head else MAX_HEAD_BYTES + 1
+            piece, view = view[:size], view[size:]
             self._unparsed += len(piece)
             if not self._feed(piece):
                 return
@@ -272,6 +305,15 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
         else:
             self._send_early(self._early)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self.pipeline or self._rest:
+            self.flow.pause_reading()  # uvicorn reads on after each answer
+        if self._rest and len(self.pipeline) < MAX_PIPELINED // 2:
+            self.loop.call_soon(self._parse_rest)
 
     def _send_early(self, answer: EarlyResponse) -> None:
         self._early = None

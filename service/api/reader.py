@@ -72,6 +72,13 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     return answer
 
 
+@router.get("/notes/export")
+@needs(Scope.NOTES_READ)
+async def export_notes(request: Request) -> Response:
+    """The export, also where there is a note of this id."""
+    raise MustPassOn
+
+
 @router.get("/notes/{note_id}", response_model=NoteOut)
 @needs(Scope.NOTES_READ)
 async def get_note(

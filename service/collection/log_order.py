@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from service.filters import Filter
+from itertools import compress
+
+from service.filters import Filter, accepted_by
 from service.interfaces import MAX_READ_BYTES, NoteIndex, NoteStore
 from service.read_time import READ_SECONDS, ReadTime
 from service.records import ORIGIN, StoredNote, Unreadable, WrittenRow, position_key
@@ -53,7 +55,8 @@ class LogOrderReader:
             self.ended = position_key(self.cursor) >= position_key(self._needed)
         else:
             self.cursor = rows[-1].position
-        return [note for note in current if isinstance(note, StoredNote) and self._where.accepts(note)]
+        stored = [note for note in current if isinstance(note, StoredNote)]
+        return list(compress(stored, await accepted_by(self._where, stored)))
 
     def read_beyond(self, position: str) -> None:
         """Have the end lie at `position` or later."""

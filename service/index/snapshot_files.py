@@ -62,6 +62,8 @@ class SnapshotFolder:
     def __init__(self, folder: Path) -> None:
         """Raises BlockingIOError when another process has the folder, OSError when it cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
+        with suppress(PermissionError):  # of another owner, who shares it by a group
+            folder.chmod(0o700)  # the files have ids, hashtags and vectors of all notes
         self._folder = folder
         self._lock = (folder / LOCK).open("ab")
         try:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.note import hashtag_key
+from model.note import hashtag_keys
 from service.filters import attribute_text
 from service.records import StoredNote
 
@@ -58,7 +58,7 @@ class Match:
         matches = (
             (self.category is None or stored.category == self.category)
             and (self.author is None or stored.note.author == self.author)
-            and (self.hashtag is None or hashtag_key(self.hashtag) in map(hashtag_key, stored.hashtags))
+            and (self.hashtag is None or hashtag_keys((self.hashtag,)) <= hashtag_keys(stored.hashtags))
             and (self.attribute is None or self._has_attribute(stored, *self.attribute))
         )
         return float(matches)

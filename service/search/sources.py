@@ -32,6 +32,8 @@ POOL_PER_RECALLED = 8
 """Candidates of a pool for each one that is searched with the full recall of a plain search; these are the nearest
 ones. The others give re-ranking more to choose from, and may be missed more often. At 20,000 notes the nearest 128 then
 have a recall of 98.5%, for less than half the time of 99.8%."""
+MAX_SCORED_IN_LOOP = 1000
+"""Rows that `best_score` compares and sorts in the event loop; more of them leave it to a thread."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
 
@@ -102,7 +104,13 @@ class ContentSource:
         rows = await self._index.rows(list(dict.fromkeys(hit.id for hits in lists for hit in hits)))
         if not rows.ids:
             return Candidates([], exhausted)
-        scores = best_scores(self._query, rows.vectors).tolist()
+        in_loop = len(rows.ids) <= MAX_SCORED_IN_LOOP
+        scored = (
+            best_scores(self._query, rows.vectors)
+            if in_loop
+            else await asyncio.to_thread(best_scores, self._query, rows.vectors)
+        )
+        scores = scored.tolist()
         threshold = -np.inf
         if not exhausted and depth < MAX_DEPTH:
             weights = examples.weights / max_weight(self._query)
@@ -110,5 +118,9 @@ class ContentSource:
             # to all negative examples, than this.
             cosine = max(w * sign * hits[-1].score for w, hits in zip(weights.tolist(), lists, strict=True))
             threshold = sign * float(scaled_sigmoid(np.array(cosine)))
-        hits = [Hit(note_id, score) for note_id, score in zip(rows.ids, scores, strict=True) if score >= threshold]
-        return Candidates(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exhausted)
+
+        def ranked() -> list[Hit]:
+            hits = [Hit(note_id, score) for note_id, score in zip(rows.ids, scores, strict=True) if score >= threshold]
+            return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+        return Candidates(ranked() if in_loop else await asyncio.to_thread(ranked), exhausted)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from service.errors import StoreUnavailable
-from service.filters import Filter
+from service.filters import Filter, accepted_by
 from service.interfaces import NoteStore
 from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
@@ -56,8 +56,10 @@ class VerifiedNotes:
         if missing:
             raise ExamplesMissing(missing)
         self._examples |= {note_id: note for note_id, note in examples.items() if isinstance(note, StoredNote)}
-        for note_id, note in zip(unread, notes, strict=False):
-            self.known[note_id] = note if isinstance(note, StoredNote) and self._where.accepts(note) else None
+        self.known |= dict.fromkeys(unread)
+        stored = [note for note in notes[: len(unread)] if isinstance(note, StoredNote)]
+        accepted = await accepted_by(self._where, stored)
+        self.known |= {note.note.id: note for note, accepts in zip(stored, accepted, strict=True) if accepts}
         return True
 
     async def _shortened(self, ids: Sequence[str]) -> list[StoredNote | Unreadable | None]:

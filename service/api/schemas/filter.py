@@ -179,8 +179,8 @@ class ConditionsIn(Wire):
             yield Has("author", frozenset(self.author))
         if self.hashtag is not None:
             yield Has("hashtag", frozenset(map(hashtag_key, self.hashtag)))
-        for hashtag in self.all_hashtag or ():
-            yield Has("hashtag", frozenset({hashtag_key(hashtag)}))
+        for key in sorted(set(map(hashtag_key, self.all_hashtag or ()))):
+            yield Has("hashtag", frozenset({key}))
         for name, condition in (self.attribute or {}).items():
             yield from condition.clauses(name)
         if self.created_at is not None:

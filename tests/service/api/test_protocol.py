@@ -6,6 +6,7 @@ import contextlib
 import json
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import structlog
 
 from service.api import connection_watch, protocol
-from service.api.protocol import MAX_HEAD_BYTES, BoundedProtocol
+from service.api.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES, BoundedProtocol
 from tests.service.api.conftest import eventually_true
 from tests.service.api.requests import NDJSON
 
@@ -268,3 +269,27 @@ def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, m
         with connected(url) as connection:
             connection.sendall(GET)
             assert read_answer(connection)[0] == 200
+
+
+def test_pipelined_requests_wait_unparsed_and_all_are_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: list[int] = []
+    call_app = BoundedProtocol._call_app
+
+    def recorded(self: BoundedProtocol) -> None:
+        call_app(self)
+        waiting.append(len(self.pipeline))
+
+    monkeypatch.setattr(BoundedProtocol, "_call_app", recorded)
+    count, request = 20_000, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    body = b'{"title": "behind them all"}'
+    last = POST + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+    with connected(url) as connection:
+        sending = threading.Thread(target=connection.sendall, args=(request * count + last,))
+        sending.start()
+        received = bytearray()
+        while part := connection.recv(2**20):
+            received += part
+        sending.join()
+    assert received.count(b"HTTP/1.1 200 OK") == count
+    assert received.count(b"HTTP/1.1 201 Created") == 1
+    assert MAX_PIPELINED <= max(waiting) <= MAX_PIPELINED + PIECE_BYTES // len(request)

@@ -143,6 +143,12 @@ def test_what_a_reader_does_not_answer_comes_from_the_service(service: Process, 
     assert len({answer.headers["content-type"] for answer in answers}) == 1
 
 
+def test_export_is_the_export_at_each_process_beside_a_note_of_this_id(service: Process) -> None:
+    assert call(service, "PUT", "/notes/export", json={"title": "a note called export"}).status_code == 201
+    assert all('"end"' in answer.text for answer in read_everywhere(service, "/notes/export"))
+    assert call(service, "DELETE", "/notes/export").status_code in (200, 204)
+
+
 def test_change_is_seen_by_each_process_at_once(service: Process) -> None:
     """Notes are added and removed over any connection; no answer of another one is older than that."""
     rng = random.Random(1)

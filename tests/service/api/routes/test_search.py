@@ -10,6 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from model import note
+
 AUTHORS = ("ann", "bob", "cat")
 COUNT = 45
 
@@ -358,3 +360,24 @@ def test_min_log_position_is_waited_for(client: httpx2.Client) -> None:
     position = client.post("/notes", json={"id": "s-pos", "title": "position"}).json()["log_position"]
     assert post(client, positive=examples("s1"), min_log_position=position)["log_position"] >= position
     assert client.delete("/notes/s-pos").status_code == 200
+
+
+def test_keys_of_a_notes_hashtags_are_made_once_for_all_conditions(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    own = note.hashtag_key
+
+    def recorded(text: str) -> str:
+        made.append(text)
+        return own(text)
+
+    put = client.put("/notes/keyed", json={"title": "soup", "hashtags": ["kept once", "second"]})
+    assert put.status_code in (200, 201)
+    note.hashtag_keys.cache_clear()
+    monkeypatch.setattr(note, "hashtag_key", recorded)
+    groups = [{"all_hashtag": ["kept once"] * 100} for _ in range(49)]
+    found = post(client, title="soup", k=50, filter={"all": groups})
+    assert "keyed" in {item["id"] for item in found["items"]}
+    assert made.count("second") == 1
+    client.delete("/notes/keyed")
