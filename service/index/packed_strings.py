@@ -1,12 +1,14 @@
 """PackedStrings and PackedLists: many strings in one piece of memory. Single ones are found by their hashes.
 
+The hashes are Python's own, which have another key in each process: no caller can choose ids that share one, which
+would make each look-up among them a search. So no snapshot has them: they are made anew, a million in 0.2 s.
+
 A Python object for each id would weigh more than the vector beside it, and to make a million of them would hold up
 every other thread.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +21,7 @@ from service.index.backend import Arrays
 COPY_BATCH_SIZE = 65_536
 """Strings that are copied at a time: bounds the memory for their byte positions."""
 Integers = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint32]
+Hashes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +34,36 @@ class HashedStrings:
     @classmethod
     def of(cls, texts: Iterable[str]) -> HashedStrings:
         """Hash some strings."""
-        pairs = sorted((_hash(text), text) for text in texts)
-        return cls([text for _, text in pairs], np.array([text_hash for text_hash, _ in pairs], np.uint32))
+        pairs = sorted((hash(text), text) for text in texts)
+        return cls([text for _, text in pairs], np.array([text_hash for text_hash, _ in pairs], np.int64))
 
 
 class PackedStrings:
     """An immutable sequence of strings. `text` is all of them in UTF-8, one after the other; string i ends before byte
     `ends[i + 1]`, where `ends` (rows + 1,) begins with 0; `hashes` (rows,) are theirs."""
 
-    def __init__(self, text: npt.NDArray[np.uint8], ends: Integers, hashes: Integers) -> None:
+    def __init__(self, text: npt.NDArray[np.uint8], ends: Integers, hashes: Hashes) -> None:
         self._text = text
         self._memory = text.data  # a slice of it takes half as long as a slice of the array
         self._ends = ends
         self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
-        self._sorted_hashes: Hashes = hashes[self._by_hash].astype(np.uint32)
+        self._sorted_hashes: Hashes = hashes[self._by_hash]
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> PackedStrings:
         """Pack some strings."""
-        return cls.restored({**packed("ids", texts), "hashes": np.array([_hash(text) for text in texts], np.int64)})
+        arrays = packed("ids", texts)
+        return cls(arrays["ids"], arrays["ids_ends"], np.fromiter(map(hash, texts), np.int64, len(texts)))
 
     @classmethod
     def restored(cls, arrays: Arrays) -> PackedStrings:
         """Return the strings that these `arrays` were taken from."""
-        return cls(arrays["ids"], arrays["ids_ends"], arrays["hashes"])
+        texts = unpacked("ids", arrays)
+        return cls(arrays["ids"], arrays["ids_ends"], np.fromiter(map(hash, texts), np.int64, len(texts)))
 
     def arrays(self) -> Arrays:
         """Return the strings by the names of their arrays in a snapshot."""
-        return {"ids": self._text, "ids_ends": self._ends, "hashes": self._hashes}
+        return {"ids": self._text, "ids_ends": self._ends}
 
     @classmethod
     def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
@@ -81,8 +85,8 @@ class PackedStrings:
 
     def row(self, text: str) -> int | None:
         """Return the row of a string, None where it is not there."""
-        text_hash = _hash(text)
-        place = int(self._sorted_hashes.searchsorted(np.uint32(text_hash)))
+        text_hash = hash(text)
+        place = int(self._sorted_hashes.searchsorted(np.int64(text_hash)))
         while place < len(self) and self._sorted_hashes.item(place) == text_hash:
             row = self._by_hash.item(place)
             if self[row] == text:
@@ -114,8 +118,8 @@ class PackedStrings:
         return PackedStrings(*_take(self._text, self._ends, rows), self._hashes[rows])
 
     @property
-    def _hashes(self) -> Integers:
-        """Hashes by row, in the type that snapshots have."""
+    def _hashes(self) -> Hashes:
+        """Hashes by row."""
         hashes = np.empty(len(self), np.int64)
         hashes[self._by_hash] = self._sorted_hashes
         return hashes
@@ -180,11 +184,6 @@ def unpacked(name: str, arrays: Arrays) -> list[str]:
         text = joined.decode()
         return [text[begin:end] for begin, end in pairwise(ends)]
     return [joined[begin:end].decode() for begin, end in pairwise(ends)]
-
-
-def _hash(text: str) -> int:
-    """Return a hash that is the same in every process: snapshots contain it."""
-    return zlib.crc32(text.encode())
 
 
 def _ends(lengths: Integers) -> Integers:
