@@ -23,6 +23,8 @@ MAX_HISTORY = 500
 """Bound on the reads of one reader that are kept, the last ones: a reader's pairs grow with their square."""
 MAX_READERS = 2000
 """Bound on the readers that the scores of one note are summed over, those who came last: about two milliseconds."""
+MAX_LATER_READS = 200_000
+"""Bound on the reads of these readers, beyond which fewer of them count: with 500 reads each that is 400 readers."""
 SCORE_DIGITS = 9
 """Digits that scores are rounded to, as `notellm pairs` does: the order of a sum must not decide a tie."""
 READ_BYTES, READER_BYTES, NOTE_BYTES = 24, 640, 380
@@ -252,7 +254,7 @@ class CoOccurrence:
         notes, times, weights = array("I"), array("d"), array("d")
         shares: list[float] = []
         counts: list[int] = []
-        readers = self._readers_of[note][-MAX_READERS:]
+        readers = self._latest_readers(note)
         for number in readers:
             history = self._by_number[number]
             assert history is not None
@@ -270,6 +272,18 @@ class CoOccurrence:
             decays = 0.5 ** (np.maximum(0.0, now - np.frombuffer(times, np.float64)) / half_life) if times else decays
         values = np.repeat(shares, counts) * np.array(weights) * decays
         return np.array(notes, np.uint32), values, decays, np.repeat(np.array(readers, np.uint32), counts)
+
+    def _latest_readers(self, note: int) -> array[int]:
+        """Return the numbers of the readers of a note that count, in the order in which they came to it."""
+        readers = self._readers_of[note][-MAX_READERS:]
+        reads = 0
+        for count, number in enumerate(reversed(readers), 1):
+            history = self._by_number[number]
+            assert history is not None
+            reads += len(history.notes)
+            if reads >= MAX_LATER_READS:
+                return readers[-count:]
+        return readers
 
     def _open(self, reader: str) -> History:
         """Return an empty history of a new reader."""

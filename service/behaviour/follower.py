@@ -8,6 +8,7 @@ stream too, written in the step that removes them, so that every replica comes t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -31,6 +32,8 @@ TRIM_SECONDS = 60.0
 EXPIRE_SECONDS, EXPIRE_COUNT = 1.0, 2000
 """Time between two looks at histories for reads that are too old, and how many are looked at: less than a millisecond.
 """
+MAX_HELD_SECONDS = 0.01
+"""How long entries are taken in before other tasks may run."""
 SHOWN = "shown"
 """Type of the event that a note was shown to a reader."""
 log = structlog.get_logger(__name__)
@@ -113,12 +116,16 @@ class EventFollower:
             self._begin_anew()
             return
         self._identity = identity
+        began = time.perf_counter()
         for entry in entries:
             if entry.kind == "purge" and position_key(entry.position) > position_key(self._target):
                 self._begin_anew()
                 return
             self._apply(entry)
             self.position = entry.position
+            if time.perf_counter() - began > MAX_HELD_SECONDS:  # an entry about a note of many readers takes long
+                await asyncio.sleep(0)
+                began = time.perf_counter()
         if not self.ready and (not entries or position_key(self.position) >= position_key(self._target)):
             self.ready = True
             kept = self.co_occurrence

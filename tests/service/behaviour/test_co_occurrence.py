@@ -137,6 +137,15 @@ def test_the_reads_of_one_reader_are_bounded() -> None:
     assert kept.related("n9") == []
 
 
+def test_the_last_readers_of_a_note_count_as_far_as_their_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.behaviour.co_occurrence.MAX_LATER_READS", 6)
+    kept = CoOccurrence()
+    for number in range(4):  # three reads each: two readers reach the bound
+        for at, note in enumerate(("first", "second", f"of {number}")):
+            kept.add(f"reader {number}", note, float(at))
+    assert {one.id for one in kept.related("first")} == {"second", "of 2", "of 3"}
+
+
 def test_a_read_that_is_later_than_what_takes_it_back_stays() -> None:
     kept = live([("a", "n0", 5.0)])
     kept.remove("a", "n0", 4.0)
