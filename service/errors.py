@@ -240,8 +240,8 @@ class ApiKeyNotFound(NoteLLMError):
 
 
 class TooManyApiKeys(NoteLLMError):
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"There are max_keys = {limit} keys already; revoke those that nobody uses, see GET /keys.")
+    def __init__(self, limit: int, name: str = "max_keys") -> None:
+        super().__init__(f"There are {name} = {limit} keys already; revoke those that nobody uses, see GET /keys.")
 
 
 class TryLater(NoteLLMError):

@@ -36,8 +36,8 @@ KINDS: Mapping[Kind, str] = {
     "different": "in both, with different vectors",
     "stale": "in the index and not in the store, or there of another model",
     "duplicate": "twice in the index",
-    "broken": "stored with a vector that is missing or not finite: only writing the note again helps",
-    "unreadable": "in the store in a form that cannot be read, so that only writing or deleting the note helps",
+    "broken": "its stored vector is missing or not finite: write the note again",
+    "unreadable": "its stored form cannot be read: write or delete the note",
 }
 BEYOND_REPAIR: frozenset[Kind] = frozenset({"broken", "unreadable"})
 """Kinds that rebuilding the index does not repair, since the stored note itself is damaged."""

@@ -22,6 +22,9 @@ PREFIX_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 PREFIX_LENGTH = 10
 MAX_KEYS = 10_000
 """Bound on the keys, published at GET /limits. Each process holds all of them, in about 1 KB each."""
+MAX_KEYS_OF_TENANT = 1000
+"""Bound on the keys of a tenant beyond which only a key with the scope `admin` makes more of them, published at GET
+/limits: no tenant can use up what the others need."""
 
 
 @dataclass(frozen=True, slots=True)

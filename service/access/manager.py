@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import structlog
 
-from service.access.api_key import Act, ApiKey, OldSecret, new_prefix, new_token
+from service.access.api_key import MAX_KEYS_OF_TENANT, Act, ApiKey, OldSecret, new_prefix, new_token
 from service.access.authenticator import Authenticator
 from service.access.ports import KeyStore
 from service.access.principal import UNLIMITED, Principal, Quota, Scope
@@ -23,6 +23,7 @@ from service.errors import (
     InvalidInput,
     NoteLLMError,
     StoreUnavailable,
+    TooManyApiKeys,
     TryLater,
 )
 
@@ -70,6 +71,10 @@ class Manager:
             raise InvalidInput([FieldError("/scopes", detail)])
         if by.key is None and key.expired(self._clock()):
             raise InvalidInput([FieldError("/expires_at", "is over, and the first key closes this service")])
+        if Scope.ADMIN not in by.scopes:
+            keys = (await self._store.load(None, {})).keys.values()
+            if sum(own.tenant == tenant for own in keys) >= MAX_KEYS_OF_TENANT:
+                raise TooManyApiKeys(MAX_KEYS_OF_TENANT, "max_keys_of_tenant")
         details: dict[str, object] = {
             "name": name,
             "tenant": tenant,

@@ -56,6 +56,9 @@ PIECE_BYTES = 1024
 MAX_REST_BYTES = 2**20
 """Bound on the bytes of a connection that are not parsed yet. While there are some the service does not read, but for
 the moment in which the app asks whether the caller is still there."""
+MAX_DISCARDED_BYTES = 2**24
+"""Bound on what is read of a body whose request is answered already, or will be without it; its connection ends beyond.
+Up to there it is read, so that a caller who sends before reading gets the answer."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
@@ -167,6 +170,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Requests that may still be answered early in this turn of the event loop."""
         self._unanswered: deque[RequestResponseCycle] = deque()
         """Requests that have begun and are not answered completely, in their order."""
+        self._discarded = 0
+        """Bytes of the present body that nobody takes."""
         self._rest = b""
         """What came behind MAX_PIPELINED requests and is not parsed yet."""
         self._unsent = 0
@@ -261,6 +266,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._deadline = time.monotonic() + BODY_SECONDS
         self._body_begun = False
+        self._discarded = 0
         while self._unanswered and self._unanswered[0].response_complete:  # they are answered in their order
             self._unanswered.popleft()
         if not self._unanswered and self._early_left and not self.flow.write_paused:
@@ -292,7 +298,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._body_begun = begin != b""
             if begin == b"[":
                 self._call_app()
-        if self._early is None:
+        if self._early is not None or self.cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > MAX_DISCARDED_BYTES:
+                self._leave()
+                self.transport.abort()
+        else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field
 
 from model.generation import MAX_CATEGORY_TOKENS
-from service.access.api_key import MAX_KEYS
+from service.access.api_key import MAX_KEYS, MAX_KEYS_OF_TENANT
 from service.api.bodies import MAX_CONTAINERS
 from service.api.protocol import (
     ANSWER_SECONDS,
@@ -114,6 +114,9 @@ class LimitsOut(BaseModel):
     max_tenants: int = Field(description="of the whole service, the default one included; a key of one more gets 403")
     max_connections: int = Field(description="of one process; 503 beyond")
     max_keys: int = Field(MAX_KEYS, description="API keys of all tenants together")
+    max_keys_of_tenant: int = Field(
+        MAX_KEYS_OF_TENANT, description="API keys of a tenant; a key with the scope admin can make more"
+    )
     idempotency_seconds: float = Field(description="how long a write is remembered by its Idempotency-Key")
     read_title_tokens: int = Field(description="of a title, the model reads so many tokens; about 0.8 words each")
     read_hashtag_tokens: int

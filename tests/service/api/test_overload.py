@@ -346,3 +346,43 @@ def test_stream_over_the_queue_is_admitted_in_parts(
     with serve(queue_notes=3) as url:
         answer = httpx2.post(f"{url}/notes", content=body, headers={"content-type": "application/x-ndjson"}, timeout=60)
     assert answer.text.count('"status":"created"') == 100
+
+
+def test_repeats_of_a_write_that_waits_are_409_and_one_note_is_stored(serve: Serve, engine: WordEngine) -> None:
+    with held(serve, engine) as callers, ThreadPoolExecutor(1) as threads:
+
+        def post() -> httpx2.Response:
+            return callers.client.post("/notes", json={"title": "once"}, headers={"Idempotency-Key": "once"})
+
+        first = threads.submit(post)
+        eventually_true(lambda: callers.waiting() > 0)
+        repeats = [post() for _ in range(5)]
+        assert [answer.status_code for answer in repeats] == [409] * 5
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in repeats)
+        callers.release()
+        stored = first.result()
+        assert stored.status_code == 201
+        assert post().json() == stored.json()
+
+
+def test_first_hashtag_is_streamed_while_the_engine_is_at_the_next(
+    serve: Serve, engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = engine.step, 0
+
+    def held_after_two() -> Any:
+        nonlocal steps
+        ended = step()
+        steps += 1
+        if steps == 2:  # the first one gives no hashtag
+            engine.gate.clear()
+        return ended
+
+    monkeypatch.setattr(engine, "step", held_after_two)
+    body = {"title": "noodle soup for two", "count": 3, "policy": "open"}
+    with serve() as url, httpx2.stream("POST", f"{url}/generate/hashtags/stream", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: hashtag"
+        assert not engine.gate.is_set()
+        engine.gate.set()
+        assert "event: done" in list(lines)

@@ -133,7 +133,7 @@ def test_stream_is_passed_on_in_both_directions(urls: tuple[str, str]) -> None:
     assert answer.count(b"log_position") == LINES
 
 
-def test_events_come_one_by_one(clients: tuple[httpx2.Client, httpx2.Client]) -> None:
+def test_stream_of_events_is_passed_on_to_its_end(clients: tuple[httpx2.Client, httpx2.Client]) -> None:
     body = {"title": "noodle soup for two", "count": 2, "policy": "open"}
     with clients[1].stream("POST", "/generate/hashtags/stream", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")

@@ -167,6 +167,18 @@ def test_keys_of_another_tenant_take_the_scope_admin(root: httpx2.Client, closed
     assert {films["prefix"], ours["prefix"]} <= set(listed(root))
 
 
+def test_tenant_makes_keys_up_to_its_bound_and_an_admin_beyond(
+    root: httpx2.Client, closed_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.access.manager.MAX_KEYS_OF_TENANT", 2)
+    manager = create(root, tenant="bounded", scopes=["notes.read", "keys.manage"])
+    with under(closed_url, manager["key"]) as client:
+        create(client)
+        refused = client.post("/keys", json=READER)
+        assert (refused.status_code, "max_keys_of_tenant = 2" in refused.json()["detail"]) == (409, True)
+    create(root, tenant="bounded")
+
+
 def test_first_key_closes_an_open_service(serve: Serve) -> None:
     with serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
         assert client.get("/notes/nobody").status_code == 404
