@@ -65,7 +65,7 @@ FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
 """Changes to the recipe COMMUNITY for its second run, which goes on from the best step of the first."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
-WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 3200}
+WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 2000}
 """Steps of the generation adapters. Those of the stored records were made in parts, whose learning rates differed
 (docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#nine-hundred-steps)."""
 CARD_NOTE = (
