@@ -67,7 +67,7 @@ COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
 WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 2000}
 """Steps of the generation adapters. Those of the stored records were made in parts, whose learning rates differed
-(docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#nine-hundred-steps)."""
+(docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#two-thousand-steps)."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
     "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors and words say of "
