@@ -55,8 +55,9 @@ def _text(note: Note) -> str:
 
 
 def _runs(text: str) -> list[tuple[str, str]]:
-    """Return the runs of a text, each as (a word, "") or ("", characters of a script without spaces)."""
-    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text))[: 2 * len(text)].casefold()  # one may become 18
+    """Return the runs of a text, of which a character may become 18: what exceeds twice its length is left out. Each is
+    (a word, "") or ("", characters of a script without spaces)."""
+    text = unicodedata.normalize("NFKC", replace_lone_surrogates(text))[: max(64, 2 * len(text))].casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
     return RUN.findall(text)

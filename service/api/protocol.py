@@ -22,6 +22,7 @@ import httptools
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.connection_watch import ConnectionWatch
@@ -50,15 +51,14 @@ EARLY_IN_TURN = 16
 """Bound on the requests of a connection that are answered before the app has them in one turn of the event loop. A
 caller may send a thousand in one piece; the others of it come one after the other, and leave others' requests room."""
 MAX_PIPELINED = 32
-"""Requests of a connection that wait for the answer to an earlier one, about; what follows them is not parsed yet."""
+"""Requests of a connection that may wait for the answer to an earlier one, beside those that PIECE_BYTES hold; what
+follows them is neither parsed nor read."""
 PIECE_BYTES = 1024
-"""Bytes that are parsed together where a head may begin: they may hold as many more requests as fit into them."""
-MAX_REST_BYTES = 2**20
-"""Bound on the bytes of a connection that are not parsed yet. While there are some the service does not read, but for
-the moment in which the app asks whether the caller is still there."""
+"""Bytes that are parsed together where a head may begin."""
 MAX_DISCARDED_BYTES = 2**24
 """Bound on what is read of a body whose request is answered already, or will be without it; its connection ends beyond.
-Up to there it is read, so that a caller who sends before reading gets the answer."""
+Up to there it is read, so that a caller who sends before reading gets the answer; an answer that was not sent by then
+is lost with the connection."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
@@ -150,6 +150,19 @@ class HeadWithBody(asyncio.Transport):
         self._transport.close()
 
 
+class HoldingFlow(FlowControl):
+    """Flow control of a connection that does not read on while something that was read waits to be parsed. uvicorn
+    reads on with each answer, and whenever the app asks whether its caller is still there."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__(protocol.transport)
+        self._protocol = protocol
+
+    def resume_reading(self) -> None:
+        if not self._protocol.has_unparsed:
+            super().resume_reading()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. What is refused here, before there is a request, is answered with a problem and closed."""
 
@@ -160,6 +173,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # asyncio.Protocol has a wider argument; uvicorn's own class, which is overridden here, narrows it in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = HoldingFlow(self)
         self._in_head = True
         self._unparsed = 0
         """Bytes that the parser took since it last told of a part of a request."""
@@ -191,21 +205,22 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if not self._rest:
+        if self._rest:
+            self._rest += data  # it was read before reading was paused
+        else:
             self._parse(data)
-            return
-        self._rest += data
-        self.flow.pause_reading()
-        if len(self._rest) > MAX_REST_BYTES:
-            self._leave()
-            self.transport.abort()
+
+    @property
+    def has_unparsed(self) -> bool:
+        """Whether there are bytes that wait to be parsed."""
+        return bool(self._rest)
 
     def _parse_rest(self) -> None:
         """Parse what is left, as far as MAX_PIPELINED allows, and read on once there is nothing left."""
         if self._rest and not self.transport.is_closing():
             rest, self._rest = self._rest, b""
             self._parse(rest)
-            if not self._rest and not self.pipeline:
+            if not self.pipeline:
                 self.flow.resume_reading()
 
     def _parse(self, data: bytes) -> None:

@@ -23,8 +23,8 @@ MAX_HISTORY = 500
 """Bound on the reads of one reader that are kept, the last ones: a reader's pairs grow with their square."""
 MAX_READERS = 2000
 """Bound on the readers that the scores of one note are summed over, those who came last: about two milliseconds."""
-MAX_LATER_READS = 200_000
-"""Bound on the reads of these readers, beyond which fewer of them count: with 500 reads each that is 400 readers."""
+MAX_READERS_READS = 200_000
+"""Bound on all reads of the readers that count for one note; with 500 reads each only the last 400 readers count."""
 SCORE_DIGITS = 9
 """Digits that scores are rounded to, as `notellm pairs` does: the order of a sum must not decide a tie."""
 READ_BYTES, READER_BYTES, NOTE_BYTES = 24, 640, 380
@@ -281,7 +281,7 @@ class CoOccurrence:
             history = self._by_number[number]
             assert history is not None
             reads += len(history.notes)
-            if reads >= MAX_LATER_READS:
+            if reads >= MAX_READERS_READS:
                 return readers[-count:]
         return readers
 

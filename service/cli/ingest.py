@@ -152,7 +152,8 @@ class Ingest:
         if self.file == STDIN:
             return None
         stat = self.file.stat()
-        key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate} {self.api_key or ''}"
+        key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate}"
+        key += f" {self.api_key}" if self.api_key else ""
         key += "" if self.min_score is None else f" {self.min_score}"
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 

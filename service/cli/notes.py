@@ -184,8 +184,10 @@ class Download:
 
     def _check_same(self, head: dict[str, Any], line: dict[str, Any]) -> None:
         """Raise ExportFailed where the first line of an answer is of another export than that of the file."""
-        if changed := [name for name in ("tenant", "vectors") if name in head and head[name] != line.get(name)]:
-            differences = ", ".join(f"{name} {head[name]}" for name in changed)
+        # A service of an older version says neither.
+        told = [name for name in ("tenant", "vectors") if name in head and name in line]
+        if changed := [name for name in told if head[name] != line[name]]:
+            differences = ", ".join(f"{name} {head[name]}, here {line[name]}" for name in changed)
             raise ExportFailed(f"{self._part} is of another export ({differences}): remove it, or go on with that")
 
     def _append_end(self, part: IO[bytes], line: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """PackedStrings and PackedLists: many strings in one piece of memory. Single ones are found by their hashes.
 
-The hashes are Python's own, which have another key in each process: no caller can choose ids that share one, which
-would make each look-up among them a search. So no snapshot has them: they are made anew, a million in 0.2 s.
+The hashes are Python's own, which have another key in each process, so that no caller can choose ids with equal ones:
+looking one of many such ids up would compare it with all of them. No snapshot has the hashes: a start makes them anew
+from the strings, which exist as Python objects for that time, 0.2 s for a million.
 
 A Python object for each id would weigh more than the vector beside it, and to make a million of them would hold up
 every other thread.

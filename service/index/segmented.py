@@ -96,7 +96,8 @@ class SegmentedIndex:
         self._to_rewrite: list[Segment] = []
         """Segments that are rewritten however few of their rows are tombstones."""
         self._dropped_since_plan = False
-        """Whether tombstones were to be dropped after the running job was planned: what it merges may have some."""
+        """Whether `drop_tombstones` was called since `plan`: the result of the running merge may have tombstones,
+        too."""
 
     def __len__(self) -> int:
         return sum(segment.living for segment in self.all_segments)

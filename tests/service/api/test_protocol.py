@@ -293,3 +293,45 @@ def test_pipelined_requests_wait_unparsed_and_all_are_answered(url: str, monkeyp
     assert received.count(b"HTTP/1.1 200 OK") == count
     assert received.count(b"HTTP/1.1 201 Created") == 1
     assert MAX_PIPELINED <= max(waiting) <= MAX_PIPELINED + PIECE_BYTES // len(request)
+
+
+def test_pipelined_bodies_over_what_is_read_ahead_are_all_answered(url: str) -> None:
+    body = b'{"title": "%s"}' % (b"x" * 5000)
+    head = POST + b"Content-Length: %d\r\n" % len(body)
+    count = 300
+    with connected(url) as connection:
+        requests = (head + b"\r\n" + body) * (count - 1) + head + b"Connection: close\r\n\r\n" + body
+        sending = threading.Thread(target=connection.sendall, args=(requests,))
+        sending.start()
+        received = bytearray()
+        while part := connection.recv(2**20):
+            received += part
+        sending.join()
+    assert received.count(b"HTTP/1.1 201 Created") == count
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("last", ["head", "body"])
+def test_time_of_requests_that_wait_unparsed_stands_still(url: str, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    waiting: list[int] = []
+    call_app = BoundedProtocol._call_app
+
+    def recorded(self: BoundedProtocol) -> None:
+        call_app(self)
+        waiting.append(len(self.pipeline))
+
+    monkeypatch.setattr(BoundedProtocol, "_call_app", recorded)
+    live = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    body = b'{"title": "%s"}' % (b"x" * 3000)
+    post = POST + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+    with connected(url) as connection:
+        connection.sendall(b"GET /changes?wait=2 HTTP/1.1\r\nHost: localhost\r\n\r\n" + live * (2 * MAX_PIPELINED))
+        eventually_true(lambda: max(waiting, default=0) >= MAX_PIPELINED)
+        connection.sendall(live * 5 if last == "head" else post)  # the first answer takes longer than the bounds
+        if last == "head":
+            connection.sendall(post)
+        received = bytearray()
+        while part := connection.recv(2**20):
+            received += part
+    assert received.count(b"HTTP/1.1 200 OK") == 1 + 2 * MAX_PIPELINED + (5 if last == "head" else 0)
+    assert received.count(b"HTTP/1.1 201 Created") == 1

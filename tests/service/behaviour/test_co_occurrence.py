@@ -138,7 +138,7 @@ def test_the_reads_of_one_reader_are_bounded() -> None:
 
 
 def test_the_last_readers_of_a_note_count_as_far_as_their_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.behaviour.co_occurrence.MAX_LATER_READS", 6)
+    monkeypatch.setattr("service.behaviour.co_occurrence.MAX_READERS_READS", 6)
     kept = CoOccurrence()
     for number in range(4):  # three reads each: two readers reach the bound
         for at, note in enumerate(("first", "second", f"of {number}")):
