@@ -187,7 +187,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._discarded = 0
         """Bytes of the present body that nobody takes."""
         self._rest = b""
-        """What came behind MAX_PIPELINED requests and is not parsed yet."""
+        """Bytes of the connection that were read and are not parsed yet: MAX_PIPELINED requests wait before them."""
         self._unsent = 0
         self._sending_until = 0.0
         self._open = True

@@ -57,8 +57,12 @@ class IndexedNotes:
         self.index.remove([*gone, *others])
         self.texts.upsert(ours)
         self.texts.remove([*gone, *others])
-        expiries = {note.note.id: note.note.expires_at for note in notes if note.note.expires_at is not None}
-        self.other_space.put(others, {note_id: at for note_id, at in expiries.items() if note_id in others})
+        expiries = {
+            note.note.id: note.note.expires_at
+            for note in notes
+            if note.note.id in others and note.note.expires_at is not None
+        }
+        self.other_space.put(others, expiries)
         self.other_space.remove({note.note.id for note in ours} | gone)
 
     def unmoved(self, notes: ChangedNotes, now: float) -> set[str]:

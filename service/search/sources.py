@@ -104,13 +104,6 @@ class ContentSource:
         rows = await self._index.rows(list(dict.fromkeys(hit.id for hits in lists for hit in hits)))
         if not rows.ids:
             return Candidates([], exhausted)
-        in_loop = len(rows.ids) <= MAX_SCORED_IN_LOOP
-        scored = (
-            best_scores(self._query, rows.vectors)
-            if in_loop
-            else await asyncio.to_thread(best_scores, self._query, rows.vectors)
-        )
-        scores = scored.tolist()
         threshold = -np.inf
         if not exhausted and depth < MAX_DEPTH:
             weights = examples.weights / max_weight(self._query)
@@ -120,7 +113,9 @@ class ContentSource:
             threshold = sign * float(scaled_sigmoid(np.array(cosine)))
 
         def ranked() -> list[Hit]:
+            scores = best_scores(self._query, rows.vectors).tolist()
             hits = [Hit(note_id, score) for note_id, score in zip(rows.ids, scores, strict=True) if score >= threshold]
             return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
+        in_loop = len(rows.ids) <= MAX_SCORED_IN_LOOP
         return Candidates(ranked() if in_loop else await asyncio.to_thread(ranked), exhausted)

@@ -271,25 +271,37 @@ def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, m
             assert read_answer(connection)[0] == 200
 
 
-def test_pipelined_requests_wait_unparsed_and_all_are_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting: list[int] = []
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests of its connection waited when each one was handed to the app or queued."""
+    counts: list[int] = []
     call_app = BoundedProtocol._call_app
 
     def recorded(self: BoundedProtocol) -> None:
         call_app(self)
-        waiting.append(len(self.pipeline))
+        counts.append(len(self.pipeline))
 
     monkeypatch.setattr(BoundedProtocol, "_call_app", recorded)
+    return counts
+
+
+def send_and_receive(connection: socket.socket, requests: bytes) -> bytes:
+    """Send requests in a thread of its own, and return all that comes until the service ends the connection."""
+    sending = threading.Thread(target=connection.sendall, args=(requests,))
+    sending.start()
+    received = bytearray()
+    while part := connection.recv(2**20):
+        received += part
+    sending.join()
+    return bytes(received)
+
+
+def test_pipelined_requests_wait_unparsed_and_all_are_answered(url: str, waiting: list[int]) -> None:
     count, request = 20_000, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
     body = b'{"title": "behind them all"}'
     last = POST + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
     with connected(url) as connection:
-        sending = threading.Thread(target=connection.sendall, args=(request * count + last,))
-        sending.start()
-        received = bytearray()
-        while part := connection.recv(2**20):
-            received += part
-        sending.join()
+        received = send_and_receive(connection, request * count + last)
     assert received.count(b"HTTP/1.1 200 OK") == count
     assert received.count(b"HTTP/1.1 201 Created") == 1
     assert MAX_PIPELINED <= max(waiting) <= MAX_PIPELINED + PIECE_BYTES // len(request)
@@ -301,37 +313,20 @@ def test_pipelined_bodies_over_what_is_read_ahead_are_all_answered(url: str) -> 
     count = 300
     with connected(url) as connection:
         requests = (head + b"\r\n" + body) * (count - 1) + head + b"Connection: close\r\n\r\n" + body
-        sending = threading.Thread(target=connection.sendall, args=(requests,))
-        sending.start()
-        received = bytearray()
-        while part := connection.recv(2**20):
-            received += part
-        sending.join()
+        received = send_and_receive(connection, requests)
     assert received.count(b"HTTP/1.1 201 Created") == count
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("last", ["head", "body"])
-def test_time_of_requests_that_wait_unparsed_stands_still(url: str, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
-    waiting: list[int] = []
-    call_app = BoundedProtocol._call_app
-
-    def recorded(self: BoundedProtocol) -> None:
-        call_app(self)
-        waiting.append(len(self.pipeline))
-
-    monkeypatch.setattr(BoundedProtocol, "_call_app", recorded)
+def test_time_of_requests_that_wait_unparsed_stands_still(url: str, waiting: list[int], last: str) -> None:
     live = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
     body = b'{"title": "%s"}' % (b"x" * 3000)
     post = POST + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
     with connected(url) as connection:
         connection.sendall(b"GET /changes?wait=2 HTTP/1.1\r\nHost: localhost\r\n\r\n" + live * (2 * MAX_PIPELINED))
         eventually_true(lambda: max(waiting, default=0) >= MAX_PIPELINED)
-        connection.sendall(live * 5 if last == "head" else post)  # the first answer takes longer than the bounds
-        if last == "head":
-            connection.sendall(post)
-        received = bytearray()
-        while part := connection.recv(2**20):
-            received += part
+        # The first answer takes longer than the bounds on heads and bodies.
+        received = send_and_receive(connection, live * 5 + post if last == "head" else post)
     assert received.count(b"HTTP/1.1 200 OK") == 1 + 2 * MAX_PIPELINED + (5 if last == "head" else 0)
     assert received.count(b"HTTP/1.1 201 Created") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from model.hashtags.lexical_index import InvertedLexicalIndex
@@ -112,32 +114,31 @@ def test_dropping_ends_though_notes_are_removed_all_the_time() -> None:
     assert not index.dropping
 
 
+def drop_beside_a_merge(part: SegmentedIndex | LiveTexts, note_id: str) -> None:
+    """Remove a note and drop tombstones while a merge of its segment runs; then do the jobs that are left."""
+    job: Any = part.plan()
+    assert job is not None
+    part.remove([note_id])
+    part.drop_tombstones()
+    job.run()
+    part.finish(job)
+    assert part.dropping
+    do_jobs(part)
+    assert not part.dropping
+
+
 def test_merge_that_was_planned_before_the_drop_leaves_no_byte_of_removed_notes() -> None:
     index = SegmentedIndex(DIMENSION, growing_rows=16)
     index.upsert(authored(0, 200))
-    job = index.plan()
-    assert job is not None
-    index.remove(["note-00003"])
-    index.drop_tombstones()
-    job.run()
-    index.finish(job)
-    assert index.dropping
-    do_jobs(index)
-    assert (index.dropping, index.tombstones, b"note-00003" in content(index)) == (False, 0, False)
+    drop_beside_a_merge(index, "note-00003")
+    assert (index.tombstones, b"note-00003" in content(index)) == (0, False)
 
 
 def test_merge_of_texts_that_was_planned_before_the_drop_leaves_nothing_of_removed_ones() -> None:
     texts = LiveTexts(letters(), InvertedLexicalIndex(), growing_rows=4)
     texts.upsert([row(f"n{n}", n, title=f"word{n}", hashtags=(f"tag {n}",)) for n in range(10, 28)])
-    job = texts.plan()
-    assert job is not None
-    texts.remove(["n11"])
-    texts.drop_tombstones()
-    job.run()
-    texts.finish(job)
-    assert texts.dropping
-    do_jobs(texts)
-    assert (texts.dropping, b"n11" in content(texts), b"tag 11" in content(texts)) == (False, False, False)
+    drop_beside_a_merge(texts, "n11")
+    assert not any(text in content(texts) for text in (b"n11", b"tag 11"))
 
 
 def test_dropped_tombstones_leave_nothing_of_removed_texts() -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -166,16 +167,26 @@ def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas
     assert len(found) > REPLICAS * ROUNDS // 2
 
 
+def is_told(client: httpx2.Client, title: str) -> bool:
+    """Return whether a replica's answer has the note `brief` with this title."""
+    return titles(client, "brief") == [title]
+
+
+def is_gone(client: httpx2.Client) -> bool:
+    """Return whether a replica has no note `brief`."""
+    return client.get("/notes/brief").status_code == 404
+
+
 def test_note_that_expires_leaves_all_answers_of_every_replica(replicas: list[httpx2.Client]) -> None:
     expires_at = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
     note = {"title": "soup for a moment", "expires_at": expires_at}
     assert replicas[0].put("/notes/brief", json=note).status_code == 201
     for client in replicas:
-        eventually_true(lambda client=client: titles(client, "brief") == [note["title"]])  # type: ignore[misc]
+        eventually_true(partial(is_told, client, note["title"]))
         read(client, k=40)  # in memory by now
         assert client.get("/notes/brief/similar").status_code == 200
     for client in replicas:
-        eventually_true(lambda client=client: client.get("/notes/brief").status_code == 404)  # type: ignore[misc]
+        eventually_true(partial(is_gone, client))
         assert titles(client, "brief") == []
         assert client.get("/notes/brief/similar").status_code == 404
         body = {"positive": [{"note_id": "plain"}], "sources": "auto", "k": 40}
