@@ -24,10 +24,10 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 	@exec $(BIN)/notellm serve
 
 test: .venv/.dev ## all tests; they start their own services
-	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop
-	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
 	NOTELLM_CHAOS_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/pytest -s tests/service/test_chaos.py

@@ -33,6 +33,22 @@ torch.set_num_threads(1)  # on a busy machine with two cores, two threads wait f
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("repeatable")  # a slow machine fails no example, and every run has the same ones
 
+LONGEST = (
+    "service/test_chaos.py",
+    "service/test_tenant_isolation.py",
+    "service/api/test_fuzz.py",
+    "service/index/test_vector_index.py",
+    "service/cli/test_process.py",
+    "service/api/test_kills.py",
+    "service/test_raw_requests.py",
+    "service/test_rolling_restart.py",
+    "model/inference/test_openvino.py",
+    "model/training/test_distributed.py",
+    "model/training/test_trainer.py",
+    "model/data/test_pairs.py",
+)
+"""Files that take longest. They come first, the longest one first, so that no worker waits for another at the end."""
+
 DEVICE = torch.device(os.environ.get("NOTELLM_TEST_DEVICE", "cpu"))
 """Where PyTorch runs the engines of the tests; `benchmarks/gpu_kit` runs those of the engine's contract on a card."""
 
@@ -59,6 +75,14 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "gemma2": Gemma2Config(**COMMON, attn_logit_softcapping=5.0, layer_types=MIXED_LAYERS),
 }
 """Configurations of tiny models, one for each family of backbones; tests give them random weights."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of LONGEST first; the others keep their order."""
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONGEST)}
+    assert all(map(Path.is_file, places)), "LONGEST names a file that is not there"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

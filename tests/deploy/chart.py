@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +65,13 @@ def render(values: dict[str, Any]) -> dict[str, str]:
 
 def documents(values: dict[str, Any]) -> list[dict[str, Any]]:
     """All Kubernetes objects."""
-    manifests = [text for name, text in render(values).items() if not name.endswith("NOTES.txt")]
-    return [document for text in manifests for document in yaml.safe_load_all(text) if document]
+    return copy.deepcopy(_documents(json.dumps(values)))
+
+
+@cache
+def _documents(values: str) -> list[dict[str, Any]]:
+    manifests = [text for name, text in render(json.loads(values)).items() if not name.endswith("NOTES.txt")]
+    return [document for text in manifests for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
 def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

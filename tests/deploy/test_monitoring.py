@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +56,7 @@ def load_generator() -> ModuleType:
 grafana = load_generator()
 
 
+@cache
 def exported() -> dict[str, set[str]]:
     """Every series that /metrics may have, with its labels."""
     telemetry = Telemetry()

@@ -39,13 +39,12 @@ assert second["items"] and not {item["id"] for item in first["items"]} & {item["
 
 @pytest.mark.slow
 def test_feed_runs_against_a_live_service(tiny_checkpoint: Path) -> None:
+    code = f"{block()}\nimport redis\n{EXPIRY}"
     with running(tiny_checkpoint) as service:
-        results = [
-            subprocess.run(command, env=service.environment, capture_output=True, text=True, check=False)
-            for command in ([sys.executable, "-c", text] for text in (block(), f"{block()}\nimport redis\n{EXPIRY}"))
-        ]
-    for result in results:
-        assert result.returncode == 0, result.stderr
-        *items, last = result.stdout.splitlines()
-        assert [line.split()[0] for line in items] == ["1", "2", "3", "4"]
-        assert re.fullmatch(r"recommendation [0-9A-Z]{26}: 4 notes", last)
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=service.environment, capture_output=True, text=True, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    *items, last = result.stdout.splitlines()
+    assert [line.split()[0] for line in items] == ["1", "2", "3", "4"]
+    assert re.fullmatch(r"recommendation [0-9A-Z]{26}: 4 notes", last)

@@ -41,6 +41,7 @@ def load_generator() -> ModuleType:
 
 
 generate = load_generator()
+GENERATED: dict[Path, str] = generate.pages()
 
 
 def name(path: Path) -> str:
@@ -69,9 +70,9 @@ def broken_links(page: Path) -> list[str]:
     return broken
 
 
-@pytest.mark.parametrize("page", generate.pages(), ids=name)
+@pytest.mark.parametrize("page", GENERATED, ids=name)
 def test_generated_page_is_current(page: Path):
-    assert page.read_text("utf-8") == generate.pages()[page], "run `make tables`"
+    assert page.read_text("utf-8") == GENERATED[page], "run `make tables`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -81,4 +81,5 @@ def test_family_is_trained_exported_and_served_as_pytorch_runs_it(
     served = load(str(checkpoint), tmp_path)
     assert served.space == reference.space
     assert_same_outputs(read(served), read(reference))
+    assert served.write_category(FEW_NOTES[:3]) == reference.write_category(FEW_NOTES[:3])
     assert served.runtime.pool.free == served.runtime.pool.count

@@ -17,6 +17,15 @@ pytestmark = pytest.mark.slow
 MAX_BYTES = 40_000_000
 """Bound on all its files: it is part of the package and of every clone."""
 
+SENTENCE = "We walked along the lake until the rain came over the hills. "
+"""Twelve words."""
+BREAD = "At home we baked bread with rye flour, salt and a starter that my aunt had kept in her fridge for years."
+GUITARS = (
+    "At night a band played loud guitars in the cellar, and the drummer broke three sticks before the encore began."
+)
+ROUNDING = 0.001
+"""1 - cosine of a note's vectors in bfloat16 and in float32 is below this (docs/benchmarks.md, precision)."""
+
 
 @pytest.fixture(scope="module")
 def engine(backbone_folder: Path) -> Engine:
@@ -58,3 +67,9 @@ def test_shipped_model_tells_untrained_categories_apart(engine: Engine) -> None:
     ]
     answers = [output.categories for output in engine.generate(notes, GenerationRequest(categories=names))]
     assert [categories[0].name for categories in answers if categories] == ["Recipes and restaurants", "Cars"]
+
+
+def test_shipped_model_reads_what_comes_after_word_130(engine: Engine) -> None:
+    same = " ".join((SENTENCE * 11).split()[:130])
+    bread, guitars = engine.embed([Note("A weekend away", f"{same} {ending}") for ending in (BREAD, GUITARS)])
+    assert float(bread @ guitars) < 1 - 10 * ROUNDING

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,15 @@ from pathlib import Path
 import httpx2
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 START_SECONDS = 120.0
 """Bound on a start: on a busy machine one with readers takes a minute."""
+
+
+def cache_of(checkpoint: Path) -> Path:
+    """Folder for the exported files of a checkpoint, beside it: the first service that starts with it writes them, in
+    six seconds."""
+    return checkpoint.with_name(f"{checkpoint.name}-cache")
 
 
 class Process:
@@ -32,7 +40,7 @@ class Process:
         self.environment = os.environ | {
             "NOTELLM_PORT": str(port),
             "NOTELLM_DATA_DIR": str(folder / "d"),
-            "NOTELLM_CACHE_DIR": str(folder / "c"),
+            "NOTELLM_CACHE_DIR": str(cache_of(checkpoint)),
             "NOTELLM_CHECKPOINT": str(checkpoint),
             "NOTELLM_SAMPLE_NOTES": "0",
             "NOTELLM_MIN_CATEGORY_PROBABILITY": "0",
@@ -55,7 +63,7 @@ class Process:
         assert self.process is not None
         assert self.process.poll() is None, self.log
         with contextlib.suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/readyz").status_code == 200
+            return httpx2.get(f"{self.url}/readyz", verify=tls_context(self.url)).status_code == 200
         return False
 
     def end(self, how: signal.Signals) -> int:
@@ -81,6 +89,11 @@ class Process:
             connection.sendall(b"INFO server\r\n")
             text = connection.recv(65536).decode()
         return int(text.split("process_id:")[1].split()[0])
+
+
+def tls_context(url: str) -> ssl.SSLContext | bool:
+    """What a client takes as `verify`: without it, every new one reads all certificates of the machine, for 20 ms."""
+    return True if url.startswith("https:") else NO_CERTIFICATES
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from service.settings import Settings
 from service.wiring import build_app
 from tests.service.api.conftest import eventually_true, serving
+from tests.service.process import cache_of
 from tests.service.tenant_model import EXEMPT, Caller, operation_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,7 +54,7 @@ class Host:
         self.urls: list[str] = []
         self._settings = {
             "checkpoint": str(checkpoint),
-            "cache_dir": folder.parent,
+            "cache_dir": cache_of(checkpoint),
             "data_dir": folder,
             "sample_notes": 0,
             "bootstrap_key": BOOTSTRAP_KEY,
@@ -334,7 +335,8 @@ class TwoTenants(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def hosts(tiny_checkpoint: Path, short_folder: Path) -> Iterator[list[Host]]:
+def hosts(tiny_checkpoint: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Host]]:
+    monkeypatch.setattr("service.tenants.FOLLOW_SECONDS", 0.05)  # replicas hear of removed tenants in this time
     made = [Host(short_folder / name, tiny_checkpoint, replicas) for name, replicas in (("s", 2), ("a", 1), ("b", 1))]
     with contextlib.ExitStack() as stack:
         for host in made:

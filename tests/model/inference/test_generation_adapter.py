@@ -109,17 +109,6 @@ def test_openvino_adapter_changes_no_vector(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_openvino_with_adapter_equals_pytorch(family: str, backbone_folder: Path, tmp_path: Path) -> None:
-    checkpoint = Path(save_random(FAMILIES[family], backbone_folder, tmp_path / "checkpoint"))
-    add_random_generation_adapter(checkpoint)
-    torch_engine, exported = load(str(checkpoint), tmp_path, runtime="torch"), load(str(checkpoint), tmp_path)
-    assert_same_outputs(read(exported), read(torch_engine))
-    assert exported.write_category(FEW_NOTES) == torch_engine.write_category(FEW_NOTES)
-    assert exported.runtime.pool.free == exported.runtime.pool.count
-
-
-@pytest.mark.slow
 def test_served_folder_writes_with_the_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
     write_served(str(activated_checkpoint), tmp_path / "served", cache=tmp_path, precision="float32")
     served, loaded = (load(str(folder), tmp_path) for folder in (tmp_path / "served", activated_checkpoint))

@@ -21,14 +21,6 @@ from tests.conftest import in_torch
 WORDS = [f"{thing} number {i}" for i in range(60) for thing in ("lake", "train", "soup", "novel")]
 LONG = Note("All about it", " ".join(WORDS), ("daily",))
 FOODS = ("Food", "Travel")
-SENTENCE = "We walked along the lake until the rain came over the hills. "
-"""Twelve words."""
-BREAD = "At home we baked bread with rye flour, salt and a starter that my aunt had kept in her fridge for years."
-GUITARS = (
-    "At night a band played loud guitars in the cellar, and the drummer broke three sticks before the encore began."
-)
-ROUNDING = 0.001
-"""1 - cosine of a note's vectors in bfloat16 and in float32 is below this (docs/benchmarks.md, precision)."""
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +67,6 @@ def test_change_after_the_first_window_changes_the_vector(windowed: Engine, tiny
     assert float(before @ after) < 1 - 1e-4
     one_window = tiny_short.embed([LONG, changed])
     assert np.array_equal(one_window[0], one_window[1])
-
-
-@pytest.mark.slow
-def test_notes_that_differ_after_word_130_have_other_vectors_in_the_shipped_checkpoint(backbone_folder: Path) -> None:
-    same = " ".join((SENTENCE * 11).split()[:130])
-    notes = [Note("A weekend away", f"{same} {ending}") for ending in (BREAD, GUITARS)]
-    shipped = Engine.load(cache=backbone_folder.parent, device="cpu", runtime="torch")
-    bread, guitars = shipped.embed(notes)
-    assert float(bread @ guitars) < 1 - 10 * ROUNDING
 
 
 def test_first_window_alone_decides_what_is_generated(windowed: Engine) -> None:

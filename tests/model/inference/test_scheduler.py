@@ -98,17 +98,15 @@ def test_note_does_not_wait_for_a_long_closed_set(writer: Engine, monkeypatch: p
     assert {running for running, _ in engine.step()} == {long, short}
 
 
-@pytest.mark.parametrize(("blocks", "step_tokens"), [(24, 1), (40, 200), (1024, 4096)])
-def test_cache_size_and_token_budget_change_no_hashtag(
-    writer: Engine, monkeypatch: pytest.MonkeyPatch, blocks: int, step_tokens: int
-) -> None:
+def test_cache_size_and_token_budget_change_no_hashtag(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither do the numbers of hashtags that other notes of the batch ask for."""
     notes = NOTES[:16]
     requests = [GenerationRequest(i % 5) for i in range(len(notes))]
     alone = generate_alone(writer, notes, requests)
     assert len({output.usage.generated_tokens for output in alone}) > 5
-    monkeypatch.setattr("model.inference.scheduler.PREFILL_TOKENS_PER_STEP", step_tokens)
-    small = fresh_engine(writer, blocks)
-    assert_same_hashtags(generate(small, notes, requests), alone)
-    assert_same_hashtags(generate(small, notes[::-1], requests[::-1])[::-1], alone)
-    assert small.runtime.pool.free == blocks
+    for blocks, step_tokens in ((24, 1), (40, 200), (1024, 4096)):
+        monkeypatch.setattr("model.inference.scheduler.PREFILL_TOKENS_PER_STEP", step_tokens)
+        small = fresh_engine(writer, blocks)
+        assert_same_hashtags(generate(small, notes, requests), alone)
+        assert_same_hashtags(generate(small, notes[::-1], requests[::-1])[::-1], alone)
+        assert small.runtime.pool.free == blocks

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +57,18 @@ WAYS = {
 }
 
 
+def recipe_of(recipe: Recipe, way: str) -> Recipe:
+    return replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **WAYS[way])
+
+
 @pytest.fixture(scope="module")
 def two_processes(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train each way with two processes under torchrun; a folder for each way."""
     folder = tmp_path_factory.mktemp("two")
     recipes = {}
-    for way, changes in WAYS.items():
+    for way in WAYS:
         (folder / way).mkdir()
-        recipes[way] = asdict(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes))
+        recipes[way] = asdict(recipe_of(recipe, way))
     (folder / "recipes.json").write_text(json.dumps(recipes, default=str))
     (folder / "process.py").write_text(PROCESS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -71,20 +77,31 @@ def two_processes(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_process(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Train a way with one process, which shards nothing: a function from its name to the folder."""
+
+    @cache
+    def trained(way: str) -> Path:
+        folder = tmp_path_factory.mktemp(way)
+        list(Trainer(recipe_of(recipe, way), folder, cache=folder).run())
+        return folder
+
+    return lambda way: trained(way.removeprefix("sharded-"))
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_train_as_one_with_the_whole_batch(recipe: Recipe, two_processes: Path, tmp_path: Path, way: str):
-    changes = WAYS[way] | {"shard": False}
-    list(
-        Trainer(replace(recipe, steps=3, alpha=0.5, micro_batch_tokens=120, **changes), tmp_path, cache=tmp_path).run()
-    )
-    two = two_processes / way
-    assert all((distillation > 0) == ("distillation" in changes) for _, _, distillation, _, _ in losses(two))
-    for alone, together in zip(losses(tmp_path), losses(two), strict=True):
+def test_two_processes_train_as_one_with_the_whole_batch(
+    one_process: Callable[[str], Path], two_processes: Path, tmp_path: Path, way: str
+):
+    one, two = one_process(way), two_processes / way
+    assert all((distillation > 0) == ("distillation" in WAYS[way]) for _, _, distillation, _, _ in losses(two))
+    for alone, together in zip(losses(one), losses(two), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
     weights = [torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=0, msg=name)
     notes = [Note(title="river"), Note(title="bread")]
-    vectors = [in_torch(f / BEST, tmp_path).embed(notes) for f in (tmp_path, two)]
+    vectors = [in_torch(f / BEST, tmp_path).embed(notes) for f in (one, two)]
     np.testing.assert_allclose(*vectors, atol=1e-5)
     assert (two / LAST).is_file()

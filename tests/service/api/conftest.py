@@ -20,6 +20,7 @@ from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.tracing import Tracer
 from service.wiring import build_app
+from tests.service.process import NO_CERTIFICATES, cache_of
 
 SAMPLES = 20
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
@@ -63,8 +64,9 @@ def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
         **settings: object,
     ) -> contextlib.AbstractContextManager[str]:
         name = f"{len(list(folder.iterdir()))}"
-        defaults = {"data_dir": folder / name, "cache_dir": folder, "checkpoint": str(tiny_checkpoint)}
-        defaults |= {"sample_notes": 0, "min_category_probability": 0.0}  # an untrained model is sure of nothing
+        defaults = {"checkpoint": str(tiny_checkpoint), "cache_dir": cache_of(tiny_checkpoint)}
+        defaults |= {"data_dir": folder / name, "sample_notes": 0}
+        defaults |= {"min_category_probability": 0.0}  # an untrained model is sure of nothing
         return serving(Settings.model_validate(defaults | settings), wait, tracer, more_listeners, make_server)
 
     yield start
@@ -87,7 +89,7 @@ def tenants_opened_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=url, timeout=60) as opened:
+    with httpx2.Client(base_url=url, timeout=60, verify=NO_CERTIFICATES) as opened:
         yield opened
 
 

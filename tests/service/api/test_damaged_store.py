@@ -32,7 +32,7 @@ def log_file(folder: Path) -> Path:
 @pytest.fixture
 def filled(short_folder: Path, serve: Serve) -> Path:
     """Data folder of a service that was stopped, with a snapshot of all of its notes."""
-    with serve(data_dir=short_folder / "d", cache_dir=short_folder) as url:
+    with serve(data_dir=short_folder / "d") as url:
         for n in range(NOTES):
             assert httpx2.post(f"{url}/notes", json={"title": f"note {n}"}).status_code == 201
     return short_folder / "d"
@@ -42,7 +42,7 @@ def test_cut_log_is_told_by_the_log_and_by_readyz(filled: Path, serve: Serve) ->
     file = log_file(filled)
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size // 2)
-    with structlog.testing.capture_logs() as lines, serve(data_dir=filled, cache_dir=filled.parent) as url:
+    with structlog.testing.capture_logs() as lines, serve(data_dir=filled) as url:
         ready = readiness(url)
     events = {line["event"]: line["detail"] for line in lines if line["log_level"] == "error"}
     assert "truncated" in events["embedded_redis_warns"]
@@ -53,7 +53,7 @@ def test_cut_log_is_told_by_the_log_and_by_readyz(filled: Path, serve: Serve) ->
 
 
 def test_whole_log_is_told_to_be_durable(filled: Path, serve: Serve) -> None:
-    with structlog.testing.capture_logs() as lines, serve(data_dir=filled, cache_dir=filled.parent) as url:
+    with structlog.testing.capture_logs() as lines, serve(data_dir=filled) as url:
         ready = readiness(url)
     assert [line for line in lines if line["log_level"] == "error"] == []
     assert (ready["durable"], ready["notes"]) == (True, NOTES)

@@ -19,24 +19,19 @@ import pytest
 
 from service.settings import Settings
 from tests.service.api.conftest import serving
+from tests.service.process import cache_of
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 Start = Callable[[str], contextlib.AbstractContextManager[str]]
 StartWith = Callable[..., contextlib.AbstractContextManager[str]]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder for the converted model, which is converted once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def start_with(short_folder: Path, cache: Path, tiny_checkpoint: Path) -> StartWith:
+def start_with(short_folder: Path, tiny_checkpoint: Path) -> StartWith:
     """Start a service with some settings."""
 
     def open_service(**more: object) -> contextlib.AbstractContextManager[str]:
-        settings = {"data_dir": short_folder / "z", "cache_dir": cache, "sample_notes": 0} | more
+        settings = {"data_dir": short_folder / "z", "cache_dir": cache_of(tiny_checkpoint), "sample_notes": 0} | more
         return serving(Settings.model_validate(settings | {"checkpoint": str(tiny_checkpoint)}))
 
     return open_service

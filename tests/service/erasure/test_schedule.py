@@ -22,6 +22,12 @@ from service.telemetry import Telemetry
 DAY = 86_400.0
 
 
+@pytest.fixture(autouse=True)
+def no_followers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A purge waits for the indexes that follow the log: here is none."""
+    monkeypatch.setattr("service.store.purge.FOLLOW_SECONDS", 0)
+
+
 @pytest.fixture
 def written(embedded_admin: redis.Redis) -> redis.Redis:
     """A store whose log has an entry."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,17 @@ TOLERANCE = 1e-5
 ANY = Filter()
 
 
+def unit_vector(vector: Vector) -> Vector:
+    """Return a vector at unit length, which nobody can change: callers share it."""
+    unit = (vector / np.linalg.norm(vector)).astype(np.float32)
+    unit.setflags(write=False)
+    return unit
+
+
+@cache
 def direction(seed: int) -> Vector:
     vector = np.random.default_rng(seed).normal(size=DIMENSION)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+    return unit_vector(vector)
 
 
 def row(note_id: str, seed: int = 0, position: str = ORIGIN, **fields: Any) -> StoredNote:
@@ -185,6 +194,7 @@ STEPS = st.one_of(
 CLUSTERS = 40
 
 
+@cache
 def clustered(n: int) -> StoredNote:
     """Return note c<n> of 16 dimensions in one of CLUSTERS clusters, with hashtags that shares of such notes have."""
     rng = np.random.default_rng(n)
@@ -192,7 +202,7 @@ def clustered(n: int) -> StoredNote:
     vector = centre + 0.8 * rng.normal(size=16)
     periods = {"half": 2, "tenth": 10, "hundredth": 100, "rare": 2000}
     tags = tuple(name for name, period in periods.items() if n % period == 0)
-    return stored_note(f"c{n}", vector=(vector / np.linalg.norm(vector)).astype(np.float32), hashtags=tags)
+    return stored_note(f"c{n}", vector=unit_vector(vector), hashtags=tags)
 
 
 def vector_of(stored: StoredNote) -> Vector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tests.service.index.reference import (
     check,
     clustered,
     do_jobs,
+    unit_vector,
     vector_of,
 )
 
@@ -55,11 +57,12 @@ def spread_rows() -> Iterator[SegmentedIndex]:
         yield index
 
 
+@cache
 def spread(number: int) -> StoredNote:
     """Return note r<number>, near one of 400 random directions in 32 dimensions."""
     topic = np.random.default_rng(number % 400).normal(size=32)
     vector = topic + 0.7 * np.random.default_rng(1000 + number).normal(size=32)
-    return stored_note(f"r{number}", vector=(vector / np.linalg.norm(vector)).astype(np.float32))
+    return stored_note(f"r{number}", vector=unit_vector(vector))
 
 
 def queries() -> list[Vector]:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tests.service.index.reference import (
     do_jobs,
     row,
     rows,
+    unit_vector,
     vector_of,
 )
 
@@ -129,11 +131,12 @@ def recall_of(index: SegmentedIndex, notes: list[StoredNote], k: int, excluded: 
     return found / (k * len(queries))
 
 
+@cache
 def spread(n: int, topic: int = 0) -> StoredNote:
     """Return note s<n> in no cluster. Notes of a topic differ in 4 of 16 dimensions: few lists have all neighbours."""
     vector = np.zeros(16)
     vector[4 * topic : 4 * topic + 4] = np.random.default_rng(n).normal(size=4)
-    return stored_note(f"s{n}", vector=(vector / np.linalg.norm(vector)).astype(np.float32))
+    return stored_note(f"s{n}", vector=unit_vector(vector))
 
 
 @pytest.fixture
@@ -201,9 +204,9 @@ def test_search_for_candidates_finds_the_nearest_as_surely_as_a_short_one() -> N
 def test_rows_looked_up_one_by_one_and_by_segment_are_the_same(monkeypatch: pytest.MonkeyPatch, where: Filter) -> None:
     notes = [spread(n) for n in range(4000)]
     index = SegmentedIndex(16, growing_rows=300)
+    written = [replace(note, note=replace(note.note, author=f"a{n % 3}")) for n, note in enumerate(notes)]
     for begin in range(0, len(notes), 300):
-        part = [replace(note, note=replace(note.note, author=f"a{n % 3}")) for n, note in enumerate(notes)]
-        index.upsert(part[begin : begin + 300])
+        index.upsert(written[begin : begin + 300])
         do_jobs(index)
     index.upsert(notes[:20])
     index.remove([f"s{n}" for n in range(0, 4000, 9)])

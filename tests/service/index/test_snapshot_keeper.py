@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ def folder(tmp_path: Path) -> Iterator[SnapshotFolder]:
 
 
 def started(
-    store: GatedStore, clock: Clock, folder: SnapshotFolder, **options: Any
+    store: GatedStore, clock: Clock, folder: SnapshotFolder, growing_rows: int = 2, **options: Any
 ) -> AbstractAsyncContextManager[LiveIndex]:
-    return following(store, clock, growing_rows=2, snapshots=folder, **options)
+    return following(store, clock, growing_rows=growing_rows, snapshots=folder, **options)
 
 
 async def test_start_from_snapshot_has_writes_before_and_after_it(
@@ -263,7 +264,8 @@ async def test_log_is_cut_behind_snapshots_of_all_replicas(
     embedded_store: GatedStore, embedded_admin: redis.Redis, clock: Clock, tmp_path: Path
 ) -> None:
     with closing(SnapshotFolder.claim(tmp_path)) as one, closing(SnapshotFolder.claim(tmp_path)) as other:
-        async with started(embedded_store, clock, one) as first, started(embedded_store, clock, other) as second:
+        start = partial(started, embedded_store, clock, growing_rows=256)
+        async with start(one) as first, start(other) as second:
             positions = []
             for n in range(4):
                 positions.append(await put(embedded_store, *notes(300, 300 * n)))

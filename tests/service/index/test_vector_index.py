@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -35,8 +35,6 @@ from tests.service.index.reference import (
 )
 
 pytestmark = pytest.mark.slow
-
-MakeIndex = Callable[[int], VectorIndex]
 
 
 class Maintained(SegmentedIndex):
@@ -79,25 +77,30 @@ class Restored(Maintained):
         self.__dict__.update(new.__dict__)
 
 
-BACKENDS: dict[str, MakeIndex] = {
+BACKENDS: dict[str, partial[SegmentedIndex]] = {
     "as it is": partial(Maintained, attributes=ATTRIBUTE_NAMES),
-    "small segments": partial(
-        Maintained, growing_rows=3, attributes=ATTRIBUTE_NAMES
-    ),  # rows are sealed and merged all the time
+    # Rows are sealed and merged all the time.
+    "small segments": partial(Maintained, growing_rows=3, attributes=ATTRIBUTE_NAMES),
     "restored": partial(Restored, attributes=ATTRIBUTE_NAMES),
     "small segments, restored": partial(Restored, growing_rows=3, attributes=ATTRIBUTE_NAMES),
 }
 
 
 @pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS), scope="module")
-def make_index(request: pytest.FixtureRequest) -> MakeIndex:
-    make: MakeIndex = request.param
+def make_index(request: pytest.FixtureRequest) -> partial[SegmentedIndex]:
+    make: partial[SegmentedIndex] = request.param
     return make
 
 
 @pytest.fixture
-def index(make_index: MakeIndex) -> VectorIndex:
+def index(make_index: partial[SegmentedIndex]) -> VectorIndex:
     return make_index(DIMENSION)
+
+
+@pytest.fixture
+def large_index(make_index: partial[SegmentedIndex]) -> VectorIndex:
+    """An index for thousands of rows: small segments have 128, since a thousand segments of three rows take minutes."""
+    return make_index(DIMENSION, growing_rows=128) if "growing_rows" in make_index.keywords else make_index(DIMENSION)
 
 
 @given(
@@ -105,7 +108,7 @@ def index(make_index: MakeIndex) -> VectorIndex:
 )
 @settings(max_examples=150, deadline=None)
 def test_search_after_any_history_equals_brute_force(
-    make_index: MakeIndex,
+    make_index: partial[SegmentedIndex],
     history: list[tuple[str, object]],
     searches: list[tuple[Filter, int, float, int]],
 ) -> None:
@@ -166,10 +169,10 @@ def test_search_k_beyond_rows_returns_each_once(index: VectorIndex) -> None:
     assert sorted(hit.id for hit in found) == sorted(f"n{n}" for n in range(30))
 
 
-def test_search_k_beyond_matches_returns_the_matches(index: VectorIndex) -> None:
-    index.upsert(rows(3000))
-    index.upsert([row("rare", 5, author="tom")])
-    found = index.search(direction(0), 10, Filter(author="tom"), 0.0)
+def test_search_k_beyond_matches_returns_the_matches(large_index: VectorIndex) -> None:
+    large_index.upsert(rows(3000))
+    large_index.upsert([row("rare", 5, author="tom")])
+    found = large_index.search(direction(0), 10, Filter(author="tom"), 0.0)
     assert [hit.id for hit in found] == ["rare"]
 
 
@@ -255,24 +258,24 @@ def test_filter_time_of_the_last_write_is_that_of_its_position(index: VectorInde
     assert found_ids(index, where) == {"b"}
 
 
-def test_filter_range_over_thousands_of_values_finds_each(index: VectorIndex) -> None:
-    index.upsert([row(f"n{n}", n, attributes={"seats": n / 8}) for n in range(3000)])
-    index.remove([f"n{n}" for n in range(0, 3000, 3)])
+def test_filter_range_over_thousands_of_values_finds_each(large_index: VectorIndex) -> None:
+    large_index.upsert([row(f"n{n}", n, attributes={"seats": n / 8}) for n in range(3000)])
+    large_index.remove([f"n{n}" for n in range(0, 3000, 3)])
     where = AttributeRange("seats", Bounds(gte=order_key("100"), lt=order_key("200")))
     expected = {f"n{n}" for n in range(800, 1600) if n % 3}
-    assert found_ids(index, Filter(clause=where), k=3000) == expected
+    assert found_ids(large_index, Filter(clause=where), k=3000) == expected
 
 
 @pytest.mark.parametrize("where", [ANY, Filter(category="Food"), Filter(exact=True)], ids=["any", "food", "exact"])
-def test_filter_thousands_of_excluded_ids_are_left_out(index: VectorIndex, where: Filter) -> None:
+def test_filter_thousands_of_excluded_ids_are_left_out(large_index: VectorIndex, where: Filter) -> None:
     model = Model()
-    for changed in (index, model):
+    for changed in (large_index, model):
         changed.upsert(rows(3000))
         changed.remove([f"n{n}" for n in range(100)])
     excluded = frozenset(f"n{n}" for n in range(3500) if n % 4)
     where = replace(where, exclude=excluded)
     for seed in range(3):
-        check(index.search(direction(seed), 20, where, 0.0), model.scores(direction(seed), where, 0.0), 20)
+        check(large_index.search(direction(seed), 20, where, 0.0), model.scores(direction(seed), where, 0.0), 20)
 
 
 def test_expired_row_is_hidden_and_expire_removes_it(index: VectorIndex) -> None:
@@ -328,48 +331,49 @@ def test_upsert_vector_of_other_shape_is_refused(index: VectorIndex, vector: Vec
     assert found_ids(index) == {"n0", "n1", "n2"}
 
 
-def test_tombstones_are_compacted_without_changing_answers(index: VectorIndex) -> None:
+def test_tombstones_are_compacted_without_changing_answers(large_index: VectorIndex) -> None:
     model = Model()
     notes = rows(GROWING_ROWS + 500)
     for part in (notes[:2000], notes[2000:]):
-        index.upsert(part)
+        large_index.upsert(part)
         model.upsert(part)
     seen = []
     for n in range(0, GROWING_ROWS, GROWING_ROWS // 8):
         gone = [note.note.id for note in notes[n : n + GROWING_ROWS // 8]]
-        index.remove(gone)
+        large_index.remove(gone)
         model.remove(gone)
-        seen.append(index.tombstones)
-        check_all(index, model)
+        seen.append(large_index.tombstones)
+        check_all(large_index, model)
     assert max(seen) < GROWING_ROWS
     assert seen != sorted(seen), "no compaction ever gave tombstones back"
 
 
-def test_upsert_replaced_rows_do_not_pile_up(index: VectorIndex) -> None:
+def test_upsert_replaced_rows_do_not_pile_up(large_index: VectorIndex) -> None:
     model = Model()
     for turn in range(GROWING_ROWS // 100 + 5):
         changed = [row(f"n{n}", turn * 100 + n, category="Food" if n % 3 == 0 else None) for n in range(100)]
-        index.upsert(changed)
+        large_index.upsert(changed)
         model.upsert(changed)
-        assert index.tombstones <= GROWING_ROWS
-    check_all(index, model)
+        assert large_index.tombstones <= GROWING_ROWS
+    check_all(large_index, model)
 
 
-def test_upsert_after_removing_all_rows_works(index: VectorIndex) -> None:
-    index.upsert(rows(1500))
-    index.remove([f"n{n}" for n in range(1500)])
-    assert (len(index), index.search(direction(0), 10, ANY, 0.0)) == (0, [])
+def test_upsert_after_removing_all_rows_works(large_index: VectorIndex) -> None:
+    large_index.upsert(rows(1500))
+    large_index.remove([f"n{n}" for n in range(1500)])
+    assert (len(large_index), large_index.search(direction(0), 10, ANY, 0.0)) == (0, [])
     model = Model()
-    index.upsert(rows(200, 100))
+    large_index.upsert(rows(200, 100))
     model.upsert(rows(200, 100))
-    check_all(index, model)
+    check_all(large_index, model)
 
 
-def test_upsert_fields_after_compaction_are_filtered(index: VectorIndex) -> None:
-    index.upsert(rows(1500))
-    index.remove([f"n{n}" for n in range(1400)])
-    index.upsert([row("n1400", 1400, author="ann", hashtags=("new",), expires_at=10.0)])
-    assert found_ids(index, Filter(author="ann")) == found_ids(index, Filter(hashtags=("new",))) == {"n1400"}
-    assert "n1400" not in found_ids(index, Filter(hashtags=("seventh",)))
-    index.expire(10.0)
-    assert len(index) == 99
+def test_upsert_fields_after_compaction_are_filtered(large_index: VectorIndex) -> None:
+    large_index.upsert(rows(1500))
+    large_index.remove([f"n{n}" for n in range(1400)])
+    large_index.upsert([row("n1400", 1400, author="ann", hashtags=("new",), expires_at=10.0)])
+    for where in (Filter(author="ann"), Filter(hashtags=("new",))):
+        assert found_ids(large_index, where) == {"n1400"}
+    assert "n1400" not in found_ids(large_index, Filter(hashtags=("seventh",)))
+    large_index.expire(10.0)
+    assert len(large_index) == 99

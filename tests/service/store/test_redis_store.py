@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG, NOTE
 from service.store.redis_store import OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, record_reads, stored_note
-from tests.service.damage import DAMAGES, SECRET, Damage
+from tests.service.damage import DAMAGES, SECRET
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -390,39 +391,33 @@ async def test_samples_do_not_begin_in_a_store_that_was_used(store: RedisNoteSto
     assert not await store.begin_samples()
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-async def test_a_damaged_note_is_unreadable_however_it_is_read(
-    store: RedisNoteStore, admin: redis.Redis, damage: Damage
-) -> None:
-    await store.put([Write(stored_note("bad", content=SECRET)), Write(stored_note("good"))])
+async def test_damaged_notes_are_unreadable_however_they_are_read(store: RedisNoteStore, admin: redis.Redis) -> None:
+    types: dict[str, type] = dict.fromkeys(DAMAGES, Unreadable) | {"good": StoredNote}
+    await store.put([Write(stored_note(note_id, content=SECRET)) for note_id in types])
     store.forget_written()
-    damage(admin, "bad")
+    for note_id, damage in DAMAGES.items():
+        damage(admin, note_id)
     entries = await whole_log(store)
     with structlog.testing.capture_logs() as lines:
-        for reading in (await store.get(["bad", "good"]), await store.get(["bad", "good"], with_vectors=True)):
-            assert [type(note) for note in reading] == [Unreadable, StoredNote]
-        assert {i: type(note) for i, note in (await store.get_logged(entries)).items()} == {
-            "bad": Unreadable,
-            "good": StoredNote,
-        }
+        for reading in (await store.get(list(types)), await store.get(list(types), with_vectors=True)):
+            assert dict(zip(types, map(type, reading), strict=True)) == types
+        assert {note_id: type(note) for note_id, note in (await store.get_logged(entries)).items()} == types
         met = [note async for notes in store.scan() for note in notes]
-        assert sorted(type(note).__name__ for note in met) == ["StoredNote", "Unreadable"]
-    assert list(store.unreadable) == ["bad"]
-    assert [(line["event"], line["id"]) for line in lines] == [("note_unreadable", "bad")]
+        assert sorted(type(note).__name__ for note in met) == sorted(kind.__name__ for kind in types.values())
+    assert sorted(store.unreadable) == sorted(DAMAGES)
+    assert sorted((line["event"], line["id"]) for line in lines) == [("note_unreadable", i) for i in sorted(DAMAGES)]
     assert SECRET not in str(lines)
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-async def test_a_damaged_note_is_healed_by_a_write_or_a_delete(
-    store: RedisNoteStore, admin: redis.Redis, damage: Damage
-) -> None:
-    for heal in (lambda: put(store, stored_note("bad")), lambda: store.delete("bad")):
-        await put(store, stored_note("bad"))
-        damage(admin, "bad")
-        assert isinstance((await store.get(["bad"]))[0], Unreadable)
-        assert await heal()
-        assert not store.unreadable
-        assert not isinstance((await store.get(["bad"]))[0], Unreadable)
+async def test_damaged_notes_are_healed_by_a_write_or_a_delete(store: RedisNoteStore, admin: redis.Redis) -> None:
+    for note_id, damage in DAMAGES.items():
+        for heal in (partial(put, store, stored_note(note_id)), partial(store.delete, note_id)):
+            await put(store, stored_note(note_id))
+            damage(admin, note_id)
+            assert isinstance((await store.get([note_id]))[0], Unreadable), note_id
+            assert await heal()
+            assert not store.unreadable
+            assert not isinstance((await store.get([note_id]))[0], Unreadable), note_id
 
 
 async def test_an_unreadable_note_that_vanished_is_not_counted(store: RedisNoteStore, admin: redis.Redis) -> None:
