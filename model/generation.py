@@ -75,6 +75,10 @@ class Vocabulary(Protocol):
     def remove(self, hashtags: Iterable[str]) -> None:
         """Remove the hashtags of a note that was added."""
 
+    def common_spelling(self, hashtag: str) -> str:
+        """Return the spelling that most notes have of those that differ in case and spaces alone, of equally frequent
+        ones the last by code points; `hashtag` itself where no note has any."""
+
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens after `ids` with which they still begin, or spell, a hashtag of the vocabulary."""
 
@@ -145,7 +149,7 @@ class CategoryProbability:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens spent on one note: `prompt_tokens` given to the model, each counted once, and `generated_tokens` in all
-    beams together."""
+    beams together. The first note with a new closed set also has the tokens of its label prior."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0

@@ -26,6 +26,7 @@ NoteLLMError
     ├── QuotaExceeded     the caller's key has used up its quota of this minute
     ├── QueueFull         the engine's queue is full, or too long for this caller
     ├── TooManyWaiting    as many requests of a kind run or wait as may
+    ├── BodiesFull        the bodies of all requests take as much memory as they may
     ├── VerifyRunning     a comparison of index and store is running already
     ├── DeadlineExceeded  the request's time is over
     ├── StoreUnavailable  Redis does not answer, or refuses to write
@@ -287,6 +288,16 @@ class TooManyWaiting(TryLater):
 
     def __init__(self, bound: str, limit: int) -> None:
         super().__init__(f"As many such requests run as may, {bound} = {limit} of GET /limits; try again.")
+
+
+class BodiesFull(TryLater):
+    """`free_bytes`: length of a body that is not counted."""
+
+    def __init__(self, free_bytes: int) -> None:
+        super().__init__(
+            "The bodies of all requests under way take as much memory as they may (max_bodies_bytes); "
+            f"try again, or send fewer notes at a time: a body of {free_bytes} bytes is always read."
+        )
 
 
 class VerifyRunning(TryLater):

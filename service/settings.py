@@ -34,6 +34,7 @@ BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
 WORDS_WEIGHT = 0.5
 """Weight of words beside vectors with weight 1: best on validation for vectors that have not learnt the community
 (docs/log/words.md)."""
+DEFAULT_BODY_MEMORY = 256 * 2**20
 MAX_NUMBER = 1e10
 """Bound on settings that are decimal numbers; as seconds 300 years, which times of the store can hold."""
 MAX_SHOWN = 100
@@ -234,6 +235,12 @@ class Settings(BaseSettings):
         100, ge=1, description="most tenants, the default one included; a key of one more gets 403"
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")
+    max_bodies_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most bytes of the bodies of all requests under way, without the first 64 KiB of each and without "
+        "streams; a body beyond it gets 429; 256 MiB by default, or max_body_bytes where that is more",
+    )
     max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_batch_events: int = Field(1000, ge=1, description="most events in one list")
@@ -323,6 +330,13 @@ class Settings(BaseSettings):
             raise PydanticCustomError("tls_key", "and NOTELLM_TLS_CERTIFICATE must be set together")
         return key
 
+    @field_validator("max_bodies_bytes")
+    @classmethod
+    def _check_bodies(cls, total: int | None, info: ValidationInfo) -> int | None:
+        if total is not None and total < info.data.get("max_body_bytes", 0):
+            raise PydanticCustomError("max_bodies_bytes", "must not be below NOTELLM_MAX_BODY_BYTES")
+        return total
+
     @field_validator("bootstrap_key", mode="before")
     @classmethod
     def _check_bootstrap_key(cls, key: str | SecretStr | None) -> str | None:
@@ -362,6 +376,11 @@ class Settings(BaseSettings):
         if self.bootstrap_key:
             return self.bootstrap_key.get_secret_value()
         return self.bootstrap_key_file.read_text().strip() if self.bootstrap_key_file else None
+
+    @property
+    def body_memory(self) -> int:
+        """Bound on the bytes of the bodies of all requests under way."""
+        return self.max_bodies_bytes or max(DEFAULT_BODY_MEMORY, self.max_body_bytes)
 
     @property
     def samples_wanted(self) -> int | None:

@@ -47,26 +47,35 @@ class LabelPrior:
 
     `log_probs` (C,): mean log probability of each name after notes that consist of a name. For a name that training has
     not shown this is mostly how common its words are; scoring subtracts it. `vectors` (C, D): embedding of each name.
+    `read_tokens`: tokens that were read to compute them.
     """
 
     log_probs: npt.NDArray[np.float64]
     vectors: npt.NDArray[np.float32]
+    read_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedSet:
-    """Names of C categories that are read for a note. `trie`: their tokens, end tokens included. `prior`: None where
-    training has shown all names. `exponents`: those of the category head's pool; None where it does not know all."""
+    """Names of C categories that are read for a note.
+
+    `trie`: their tokens, end tokens included. `prior`: None where training has shown all names. `prior_tokens`: tokens
+    that this request read for the prior, 0 where it was there. `exponents`: those of the category head's pool; None
+    where it does not know all names.
+    """
 
     names: tuple[str, ...]
     trie: Trie
     prior: LabelPrior | None = None
+    prior_tokens: int = 0
     exponents: npt.NDArray[np.float64] | None = None
 
     def shortlist(self, places: npt.NDArray[np.intp]) -> ClosedSet:
         """Return the set of the names at some places of this one, which are scored as they are in this one."""
         names = tuple(self.names[i] for i in places)
-        prior = self.prior and LabelPrior(self.prior.log_probs[places], self.prior.vectors[places])
+        prior = self.prior
+        if prior is not None:
+            prior = replace(prior, log_probs=prior.log_probs[places], vectors=prior.vectors[places])
         return replace(self, names=names, trie=self.trie.subset(places), prior=prior)
 
 
@@ -90,10 +99,10 @@ class CategoryScorer:
 
     def closed_set(self, categories: tuple[str, ...]) -> SpanSteps[ClosedSet]:
         """Return the closed set of these names, with its prior where it needs one."""
-        prior = yield from self.prior(categories)
+        prior, prior_tokens = yield from self._prior(categories)
         head = self._head
         exponents = head.exponents(categories) if head is not None and head.covers(categories) else None
-        return ClosedSet(categories, self.trie(categories), prior, exponents)
+        return ClosedSet(categories, self.trie(categories), prior, prior_tokens, exponents)
 
     def needs_shortlist(self, closed_set: ClosedSet) -> bool:
         """Return whether only some names are to be read: there are many, and it is known before which are likely."""
@@ -154,11 +163,12 @@ class CategoryScorer:
         """Whether training has not shown all names of a closed set. A checkpoint that lists none has shown all."""
         return not set(self._trained_categories or categories).issuperset(categories)
 
-    def prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior | None]:
-        """Return the label prior of a closed set, or None where it needs none. It is computed once: while one request
-        computes it, others that need it wait."""
+    def _prior(self, categories: tuple[str, ...]) -> SpanSteps[tuple[LabelPrior | None, int]]:
+        """Return the label prior of a closed set, or None where it needs none, and the number of tokens that were read
+        for it now. It is computed once: while one request computes it, others that need it wait."""
         if not self.needs_prior(categories):
-            return None
+            return None, 0
+        read_tokens = 0
         while (prior := self._priors.get(categories)) is None:
             if categories in self._priors_in_progress:
                 yield []
@@ -168,10 +178,11 @@ class CategoryScorer:
                 self._priors[categories] = yield from self._compute_prior(categories)
             finally:
                 self._priors_in_progress.discard(categories)
+            read_tokens = self._priors[categories].read_tokens
             if len(self._priors) > MAX_CLOSED_SETS:
                 self._priors.popitem(last=False)
         self._priors.move_to_end(categories)
-        return prior
+        return prior, read_tokens
 
     def _compute_prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior]:
         """Read each name as the title of a note. A few share a forward, in the cache blocks reserved for the note."""
@@ -180,8 +191,9 @@ class CategoryScorer:
         inner_nodes = len(trie.inner)
         # The order of a closed set must not change its prior.
         by_name = sorted(range(len(categories)), key=lambda i: categories[i])
+        scored = by_name[: max(MIN_PRIOR_NAMES, PRIOR_TOKENS // max(1, inner_nodes))]
         log_probs = []
-        for i in by_name[: max(MIN_PRIOR_NAMES, PRIOR_TOKENS // max(1, inner_nodes))]:
+        for i in scored:
             (output,) = yield from self._prefill([notes[i]], ClosedSet(categories, trie))
             log_probs.append(self.log_probs(trie, output.token_log_probs))
 
@@ -190,7 +202,9 @@ class CategoryScorer:
             batch = self._notes_that_fit(notes[len(vectors) :], self._prompt.max_note_tokens() + inner_nodes)
             outputs = yield from self._prefill(batch, None)
             vectors += [output.vector for output in outputs if output.vector is not None]
-        return LabelPrior(np.mean(log_probs, axis=0), np.stack(vectors))
+        tokens = len(scored) * self.tasks(ClosedSet(categories, trie)).tokens
+        tokens += sum(len(notes[i]) for i in scored) + sum(map(len, notes))
+        return LabelPrior(np.mean(log_probs, axis=0), np.stack(vectors), tokens)
 
     def _notes_that_fit(self, notes: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
         """The first of `notes`, at least one, that fit into the cache blocks needed for `tokens`."""

@@ -247,7 +247,8 @@ class Engine:
             generation = HashtagGeneration(self.prompt, request, tokenized.allowed)
 
             prefill = yield from self._prefill(tokenized, note_table, hashtag_table, generation, closed_set)
-            output = GenerationOutput(prefill.vector, Usage(prefill.tokens), truncated=tokenized.prompt.truncated)
+            read_tokens = prefill.tokens + (closed_set.prior_tokens if closed_set else 0)
+            output = GenerationOutput(prefill.vector, Usage(read_tokens), truncated=tokenized.prompt.truncated)
             if not tokenized.supported:
                 return without_generations(output, tokenized.request)
 
@@ -266,7 +267,7 @@ class Engine:
                     hashtags=hashtags,
                     hashtags_reason=None if hashtags else generation.reason_for_none,
                     hashtags_below_min=generation.below_min,
-                    usage=Usage(prefill.tokens + generation.candidate_tokens, generation.generated_tokens),
+                    usage=Usage(read_tokens + generation.candidate_tokens, generation.generated_tokens),
                 )
             return output
 

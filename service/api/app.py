@@ -129,7 +129,7 @@ def create_app(
     early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
     problems.install(app, [*routes, *documentation.router.routes])
     short_path = _add_short_path(app, similar.router, similar.similar, settings, tracer)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, total=settings.body_memory)
     _surround(app, settings, tracer)
     describe(app, routes)
     app.state.early = (*short_path, early_refusal)

@@ -13,11 +13,14 @@ from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
 from service.api.request_id import request_id_of
 from service.api.request_log import RequestLog
-from service.errors import LimitExceeded, Stopping
+from service.errors import BodiesFull, LimitExceeded, Stopping
 from service.lifecycle import Lifecycle
 from service.tracing import RequestStages, Tracer, begin_request
 
 log = structlog.get_logger(__name__)
+
+FREE_BODY_BYTES = 65_536
+"""Bytes of a body that do not count in the bound on all bodies: as many as each connection may hold anyway."""
 
 
 class RequestContext:
@@ -48,7 +51,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id"))
+        headers = dict(reversed(scope["headers"]))  # of a name that comes twice the first, as on the short path
+        request_id = request_id_of(headers.get(b"x-request-id"))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         own_headers = [(b"x-request-id", request_id.encode())]
@@ -114,12 +118,18 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses a body over `limit` bytes: at once by its announced length, else when that many have arrived. A stream of
-    notes is exempt: it is read line by line, and each line has its own bound."""
+    """Refuses a body over `limit` bytes: at once by its announced length, else when that many have arrived. And a body
+    that would have those of all requests under way hold more than `total` bytes, where the first FREE_BODY_BYTES of
+    each do not count: one note gets in, however many callers hold back the ends of large bodies.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    A stream of notes is exempt: it is read line by line, and each line has its own bound.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, total: int) -> None:
         self._app = app
         self._limit = limit
+        self._total = total
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_note_stream(scope["method"], scope["path"], Headers(scope=scope)):
@@ -129,14 +139,22 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self._limit:
             await error_response(LimitExceeded("max_body_bytes", self._limit))(scope, receive, send)
             return
-        received = 0
+        received = counted = 0
 
         async def bounded_receive() -> Message:
-            nonlocal received
+            nonlocal received, counted
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._limit:
                 raise LimitExceeded("max_body_bytes", self._limit)
+            more = max(0, received - FREE_BODY_BYTES) - counted
+            if more and self._held + more > self._total:
+                raise BodiesFull(FREE_BODY_BYTES)
+            counted += more
+            self._held += more
             return message
 
-        await self._app(scope, bounded_receive, send)
+        try:
+            await self._app(scope, bounded_receive, send)
+        finally:
+            self._held -= counted

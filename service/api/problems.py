@@ -49,6 +49,7 @@ STATUS: dict[type[Exception], int] = {
     errors.LogCut: 410,
     errors.VerifyRunning: 409,
     errors.TooManyWaiting: 429,
+    errors.BodiesFull: 429,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.ApiKeyNotFound: 404,

@@ -140,3 +140,11 @@ def test_event_types_that_cannot_be_are_refused(types: str, monkeypatch: pytest.
 def test_event_types_have_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTELLM_EVENT_TYPES", "shown=0, click=1, finished=2.5, hide=-1")
     assert Settings.from_environment().event_weights == {"shown": 0.0, "click": 1.0, "finished": 2.5, "hide": -1.0}
+
+
+def test_memory_of_bodies_has_room_for_the_largest_one() -> None:
+    assert Settings().body_memory == 256 * 2**20
+    assert Settings.model_validate({"max_body_bytes": 2**30}).body_memory == 2**30
+    assert Settings.model_validate({"max_bodies_bytes": 2**25}).body_memory == 2**25
+    with pytest.raises(ValidationError, match="must not be below NOTELLM_MAX_BODY_BYTES"):
+        Settings.model_validate({"max_bodies_bytes": 2**20})

@@ -79,7 +79,8 @@ BelowMin = Annotated[BelowMinOut | None, Field(exclude_if=lambda below: below is
 
 
 class UsageOut(BaseModel):
-    """The note's tokens are counted once, however much is read from them."""
+    """The note's tokens are counted once, however much is read from them. The first note with a set of categories that
+    the model does not know also counts what reading their names took."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0

@@ -48,6 +48,7 @@ class LimitsOut(BaseModel):
 
     max_head_bytes: int = Field(MAX_HEAD_BYTES, description="request line and headers; 431 beyond")
     max_body_bytes: int
+    max_bodies_bytes: int = Field(description="bodies of all requests under way together; 429 beyond")
     max_note_bytes: int
     max_import_bytes: int = Field(description="one note of POST /notes/import, its vector included")
     max_batch_notes: int

@@ -59,6 +59,7 @@ def test_unseen_names_are_scored_less_their_prior(fixture: str, request: pytest.
     names = [Note(title=name) for name in FOODS]
     prior = torch.stack([category_log_probs(partly_trained, name, FOODS) for name in names]).mean(0)
     cosines = torch.from_numpy(partly_trained.embed(FEW_NOTES) @ partly_trained.embed(names).T)
+    generate(partly_trained, FEW_NOTES[:1], for_foods)  # reads the names, which are kept then
     outputs = generate(partly_trained, FEW_NOTES, for_foods)
     for note, cosine, output in zip(FEW_NOTES, cosines, outputs, strict=True):
         weighted_cosine = NoteLLMConfig().name_cosine_weight * cosine
@@ -86,13 +87,17 @@ def test_prior_of_a_long_closed_set_is_bounded_work(partly_trained: Engine) -> N
     assert len(forwards) == 1
 
 
-def test_prior_is_computed_once_for_concurrent_requests(partly_trained: Engine) -> None:
+def test_prior_is_computed_once_for_concurrent_requests_and_the_first_one_counts_it(partly_trained: Engine) -> None:
     names = ("Trains", "Soups", "Gardens")
     engine = Engine(partly_trained.runtime)
     with record_forwards(engine) as forwards:
         together = generate(engine, FEW_NOTES, GenerationRequest(categories=names))
     name_prompts = [tuple(engine.prompt.note(Note(title=name))) for name in names]
     assert sum(ids in name_prompts for spans in forwards for ids in spans) == len(names)
+    first, *others = (output.usage.prompt_tokens for output in together)
+    assert first + sum(others) == sum(map(len, prefills(forwards)))
+    later, *same = (output.usage.prompt_tokens for output in generate(engine, FEW_NOTES, GenerationRequest(0, names)))
+    assert (first > later, others) == (True, same)
     assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=names)))
 
 

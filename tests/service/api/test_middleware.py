@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from service.api.middleware import RequestContext
 from service.api.request_log import RequestLog
 from service.lifecycle import Lifecycle
 from service.telemetry import Telemetry
+from tests.service.api.conftest import Serve, eventually_true
 from tests.service.api.requests import NDJSON, WITH_BODY, send
 
 
@@ -53,6 +55,33 @@ def test_note_of_unknown_length_over_the_bound_is_413(client: httpx2.Client) -> 
     chunks = (b" " * 65536 for _ in range(20))
     answer = client.post("/notes", content=chunks, headers={"content-type": "application/json"})
     assert answer.status_code == 413
+
+
+def test_bodies_that_are_held_back_are_bounded_together(serve: Serve) -> None:
+    """A large body is refused while others have what there is; small ones never are."""
+    large = b'[{"title": "large", "content": "%s"}]' % (b"a" * 200_000)
+    head = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with (
+        serve(max_body_bytes=2**18, max_bodies_bytes=2**18) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        contextlib.ExitStack() as held,
+    ):
+
+        def post_large() -> httpx2.Response:
+            return client.post("/notes", content=large, headers={"content-type": "application/json"})
+
+        def refused_beside_one_more() -> bool:
+            caller = held.enter_context(socket.create_connection((client.base_url.host, client.base_url.port or 80)))
+            caller.sendall(head + b"Content-Length: 260000\r\n\r\n" + b" " * 250_000)
+            return post_large().status_code == 429
+
+        eventually_true(refused_beside_one_more)
+        answer = post_large()
+        assert (answer.headers["retry-after"], answer.json()["type"].rpartition("/")[2]) == ("1", "bodies-full")
+        assert client.post("/notes", json={"title": "small"}).status_code == 201
+        assert client.get("/limits").json()["max_bodies_bytes"] == 2**18
+        held.close()
+        eventually_true(lambda: post_large().status_code == 207)
 
 
 async def break_off(draining: bool) -> list[Message]:
