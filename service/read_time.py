@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -15,19 +16,19 @@ T = TypeVar("T")
 
 
 class ReadTime:
-    """Time that a read, which begins now, may still wait for the store: READ_SECONDS in all of its calls together."""
+    """Time that one read may still wait for the store: READ_SECONDS in all of its calls together. What the read does in
+    between, such as a search or a wait for the index, does not count."""
 
     def __init__(self) -> None:
-        self._until = asyncio.get_running_loop().time() + READ_SECONDS
-
-    @property
-    def seconds(self) -> float:
-        return max(0.0, self._until - asyncio.get_running_loop().time())
+        self.seconds = READ_SECONDS
 
     async def wait(self, answer: Awaitable[T]) -> T:
         """Return the store's answer. Raises StoreUnavailable when the time is over."""
+        began = time.monotonic()
         try:
-            async with asyncio.timeout_at(self._until):
+            async with asyncio.timeout(self.seconds):
                 return await answer
         except TimeoutError as error:
             raise StoreUnavailable(f"it did not answer within {READ_SECONDS:g} s") from error
+        finally:
+            self.seconds = max(0.0, self.seconds - (time.monotonic() - began))

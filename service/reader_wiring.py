@@ -68,7 +68,7 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
             yield ReadService(
                 settings=settings,
                 model=start.model,
-                nearest=shared.make_nearest(stack, store, index),
+                nearest=shared.make_nearest(stack, store, index, beside_writer=True),
                 store=store,
                 index=index,
                 telemetry=telemetry,

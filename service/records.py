@@ -176,11 +176,12 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogTail:
-    """The end of the log: ids of the notes that its entries name, and the time of the store's clock when it was read,
-    in seconds since the epoch."""
+    """The end of the log: ids of the notes that its entries name, the time of the store's clock when it was read, in
+    seconds since the epoch, and the position of its last entry."""
 
     ids: frozenset[str]
     time: float
+    last: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +234,13 @@ class WrittenRow:
 @dataclass(frozen=True, slots=True)
 class WrittenRows:
     """Notes of the index in the order of their last writes, which were at `until` at the latest: the position up to
-    which the index had every write."""
+    which the index had every write. Where they are all that there are, no note that passes was left out since it was
+    rewritten meanwhile. `newest`: last write of any note of the index; it may be behind `until`, since the store has a
+    note in its newest form when the log still tells of an older one."""
 
     rows: list[WrittenRow]
     until: str
+    newest: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

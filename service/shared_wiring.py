@@ -97,14 +97,16 @@ class SharedParts:
         stack.push_async_callback(store.close)
         return store
 
-    def make_nearest(self, stack: AsyncExitStack, store: NoteStore, index: NoteIndex) -> NearestNotes:
+    def make_nearest(
+        self, stack: AsyncExitStack, store: NoteStore, index: NoteIndex, *, beside_writer: bool = False
+    ) -> NearestNotes:
         """Make the short path of a tenant's reads, whose memory is given back when the stack is left."""
         items = ItemCache(store, render_item, self.items, self.telemetry)
         index.on_change(items.apply)
         stack.callback(items.apply, None)
         neighbours = NeighbourCache(index, self.neighbours, self.telemetry)
         stack.callback(neighbours.apply, None)
-        return NearestNotes(index, Freshness(store, index), neighbours, items, self.clock)
+        return NearestNotes(index, Freshness(store, index), neighbours, items, self.clock, beside_writer=beside_writer)
 
 
 def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:

@@ -52,10 +52,10 @@ class IncludedFields:
     async def _with_contents(self, notes: Sequence[StoredNote | None]) -> list[StoredNote | None]:
         """Return notes of a search with their whole contents, of which it keeps the beginning; None for one whose
         content cannot be had."""
-        long = {note.note.id for note in notes if note and len(note.note.content) >= KEPT_CHARACTERS}
+        long = [note.note.id for note in notes if note and len(note.note.content) >= KEPT_CHARACTERS]
         whole: dict[tuple[str, str], StoredNote] = {}
         if long and self._bytes_left > 0:
             with suppress(StoreUnavailable):
-                read = await ReadTime().wait(self._store.get(sorted(long), max_bytes=self._bytes_left))
+                read = await ReadTime().wait(self._store.get(long, max_bytes=self._bytes_left))
                 whole = {(note.note.id, note.position): note for note in read if isinstance(note, StoredNote)}
         return [whole.get((note.note.id, note.position)) if note and note.note.id in long else note for note in notes]

@@ -20,6 +20,8 @@ from service.records import Event, EventOutcome
 
 EVENT_WORK = 4096
 """Bytes of work that an event counts as, at the least: one with many unknown fields takes up to a millisecond."""
+CHECKED_READERS = 100
+"""Readers whose reads are sent between two looks at whether the caller is there."""
 STREAM_BATCH_SIZE = 1000
 """Events of NDJSON that are sent to the store together."""
 MAX_ID = 128
@@ -149,9 +151,11 @@ async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Ev
         yield read
 
 
-async def read_lines(reads: Iterable[Sequence[Read]], turns: Turns) -> AsyncIterator[bytes]:
-    """Yield reads as lines of a file of clicks, those of one reader at a time."""
-    for history in reads:
+async def read_lines(request: Request, reads: Iterable[Sequence[Read]], turns: Turns) -> AsyncIterator[bytes]:
+    """Yield reads as lines of a file of clicks, those of one reader at a time, while the caller is there."""
+    for number, history in enumerate(reads):
+        if number % CHECKED_READERS == 0 and await request.is_disconnected():
+            return
         lines = [
             orjson.dumps({"user": read.reader, "note": read.note_id, "time": read.at, "rating": read.weight})
             for read in history

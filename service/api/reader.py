@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from service.access.principal import Scope
 from service.api.access import count, name_tenant, needs, recognise
-from service.api.dependencies import ConditionDep, time_after_trial
+from service.api.dependencies import ConditionDep, read_timeout, time_after_trial
 from service.api.passing_on import PassedOn
 from service.api.query import read_query
 from service.api.routes.notes import answer_note
@@ -62,6 +62,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     if time_after_trial(request):
         raise MustPassOn
     service = get_service(request)
+    read_timeout(request)  # an invalid one is refused, as everywhere
     options = read_options(read_query(SimilarQuery, request), request, service)
     wanted = options.min_log_position
     if wanted and position_key(wanted) > position_key(service.index.position):

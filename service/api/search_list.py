@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from service.api.schemas.similar import IncludedField, SimilarOut
 from service.api.waiting import wait_for_position
 from service.container import Service
 from service.errors import MalformedBody, NoteLLMError
-from service.read_time import ReadTime
+from service.read_time import READ_SECONDS, ReadTime
 from service.records import Vector
 from service.search.examples import check_examples
 from service.search.request import FIRST_PAGE, SearchRequest
@@ -65,11 +66,16 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
     ]
     vectors = iter(await service.search.read_texts(texts, urgency) if texts else ())
     included = IncludedFields(service.store)
+    waits_until = time.monotonic() + min(READ_SECONDS, urgency.seconds)  # for positions, all searches together
     results = []
     searches.reverse()
     while searches:
         one = searches.pop()  # each is given back by itself: a hundred of 10,000 excluded ids take 40 ms together
-        result = one if isinstance(one, SearchResult) else await _answer(one, vectors, included, service, urgency)
+        result = (
+            one
+            if isinstance(one, SearchResult)
+            else await _answer(one, vectors, included, service, urgency, waits_until)
+        )
         unset, none = result.answer is not None, result.answer is None
         results.append(result.model_dump_json(exclude_unset=unset, exclude_none=none).encode())
     return b'{"results":[%s]}' % b",".join(results)
@@ -90,12 +96,17 @@ def _read_search(raw: bytes, pointer: str, service: Service, scenarios: Scenario
 
 
 async def _answer(
-    one: ListedSearch, vectors: Iterator[Vector], included: IncludedFields, service: Service, urgency: Urgency
+    one: ListedSearch,
+    vectors: Iterator[Vector],
+    included: IncludedFields,
+    service: Service,
+    urgency: Urgency,
+    waits_until: float,
 ) -> SearchResult:
     texts = [next(vectors) for _ in one.request.texts] if one.reads_texts else []
     try:
         if one.position:
-            await wait_for_position(one.position, "", service, ReadTime(), urgency.seconds)
+            await wait_for_position(one.position, "", service, ReadTime(), max(0.0, waits_until - time.monotonic()))
         similar = await service.search.related(one.request, urgency, texts)
     except NoteLLMError as error:
         return _failed(error)

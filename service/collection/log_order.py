@@ -52,6 +52,7 @@ class LogOrderReader:
             self.read_beyond((await time_left.wait(self._store.log_bounds())).last)
         if len(rows) == len(written.rows) < count:
             self.cursor = written.until
+            self.read_beyond(written.newest)
             self.ended = position_key(self.cursor) >= position_key(self._needed)
         else:
             self.cursor = rows[-1].position

@@ -33,6 +33,7 @@ from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import IndexWriter, run_in
 from service.interfaces import Clock, NoteStore
+from service.read_time import READ_SECONDS
 from service.records import Centre, ChangedNotes, Hit, IndexRows, IndexStatus, Vector, WrittenRows
 from service.tracing import stage
 
@@ -54,6 +55,10 @@ them afterwards."""
 def search_threads() -> ThreadPoolExecutor:
     """Return threads that search, as many as there are cores."""
     return ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="index-search", initializer=use_one_faiss_thread)
+
+
+FREE_SCANS = 3
+"""Scans for the last notes of a list, beside which changes may be applied, before one that holds changes up."""
 
 
 class LiveIndex:
@@ -292,13 +297,22 @@ class LiveIndex:
         return await run_in(self._searchers, partial(self._index.rows, note_ids))
 
     async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
-        state = self._state
-        if not state.built:
-            raise IndexBehind("of the store", state.position)
-        # Together: each row that was written at `until` at the latest is among these notes, whatever follows.
-        until, notes = state.position, state.notes
+        if not self._state.built:
+            raise IndexBehind("of the store", self._state.position)
+        for _ in range(FREE_SCANS):
+            batches = self._follower.applied_batches
+            written = await self._scan_written(after, count, where)
+            if len(written.rows) == count or batches == self._follower.applied_batches is not None:
+                return written
+        # A note that was rewritten beside a scan is in neither of its places, and nothing would be read after these.
+        async with self._follower.applying_nothing(READ_SECONDS):
+            return await self._scan_written(after, count, where)
+
+    async def _scan_written(self, after: str, count: int, where: Filter) -> WrittenRows:
+        # Together: each row that was written at `until` at the latest is among these notes.
+        until, notes = self._state.position, self._state.notes
         rows = await run_in(self._searchers, partial(notes.written, after, until, count, where, self._clock()))
-        return WrittenRows(rows, until)
+        return WrittenRows(rows, until, notes.newest)
 
     async def ids(self) -> list[str]:
         return await run_in(self._searchers, self._index.ids)

@@ -8,14 +8,15 @@ failure, and then lead to the same rows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from service.errors import StoreUnavailable, TenantRemoved
+from service.errors import IndexBehind, StoreUnavailable, TenantRemoved
 from service.index.maintenance import Maintainer
 from service.index.purging import Purger
 from service.index.snapshots import SnapshotKeeper
@@ -88,6 +89,25 @@ class LogFollower:
         self._stopped = False
         self._applying = asyncio.Lock()
         """Held from reading a note until the index has it: no older reading is applied after a newer one."""
+        self._batches = 0
+
+    @property
+    def applied_batches(self) -> int | None:
+        """Number of batches of changes that were begun; None while one is being applied."""
+        return None if self._applying.locked() else self._batches
+
+    @contextlib.asynccontextmanager
+    async def applying_nothing(self, seconds: float) -> AsyncIterator[None]:
+        """Have no changes applied while the block lasts. Raises IndexBehind after `seconds` of waiting for that."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._applying.acquire()
+        except TimeoutError:
+            raise IndexBehind("of a batch of changes", self._state.position) from None
+        try:
+            yield
+        finally:
+            self._applying.release()
 
     async def catch_up(self) -> None:
         """Build the index and follow the log until it is ready. If the store is away, return; `readiness` says so.
@@ -135,6 +155,7 @@ class LogFollower:
         for begin in range(0, len(note_ids), READ_BATCH_SIZE):
             batch = note_ids[begin : begin + READ_BATCH_SIZE]
             async with self._applying:
+                self._batches += 1
                 stored = await self._store.get(batch, with_vectors=True)
                 self._store.forget_written()
                 notes = dict(zip(batch, stored, strict=True))
@@ -157,6 +178,7 @@ class LogFollower:
             return
         if entries:
             async with self._applying:
+                self._batches += 1
                 notes = await self._store.get_logged(entries)
                 short = len(notes) <= MAX_NOTES_IN_LOOP
                 unmoved = state.notes.unmoved(notes, self._clock()) if short else ()  # not worth it in a bulk load

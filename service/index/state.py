@@ -32,6 +32,8 @@ class IndexedNotes:
         self.index = index
         self.texts = texts
         self.other_space = OtherSpaceNotes()
+        self.newest = ORIGIN
+        """Last write of any note that was taken in."""
         self._space = space
 
     def update(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
@@ -53,6 +55,7 @@ class IndexedNotes:
         ours = [note for note in notes if note.space == self._space and note.note.id not in broken]
         others = {note.note.id: note.position for note in notes if note.space != self._space}
         gone = {*removed, *broken}
+        self.newest = max([self.newest, *(note.position for note in notes)], key=position_key)
         self.index.upsert(ours)
         self.index.remove([*gone, *others])
         self.texts.upsert(ours)

@@ -123,10 +123,15 @@ class LiveTexts:
         return self._hashtags_of([note_id]).get(note_id, ())
 
     def with_hashtags(self, scored_ids: Iterable[tuple[str, float]]) -> list[Neighbour]:
-        """Return those of some scored notes that have hashtags, in the same order."""
+        """Return those of some scored notes that have hashtags, in the same order; hashtags in the spelling that is the
+        most frequent of all notes."""
         scores = dict(scored_ids)
-        hashtags = self._hashtags_of(scores)
-        return [Neighbour(note_id, score, tags) for note_id, score in scores.items() if (tags := hashtags.get(note_id))]
+        hashtags, spell = self._hashtags_of(scores), self.vocabulary.common_spelling
+        return [
+            Neighbour(note_id, score, tuple(map(spell, tags)))
+            for note_id, score in scores.items()
+            if (tags := hashtags.get(note_id))
+        ]
 
     def _hashtags_of(self, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
         hashed = HashedStrings.of(ids)

@@ -12,7 +12,7 @@ import asyncio
 from service.errors import IndexBehind
 from service.interfaces import NoteIndex, NoteStore
 from service.read_time import ReadTime
-from service.records import LogTail, position_key
+from service.records import ORIGIN, LogTail, position_key
 
 MAX_BEHIND = 64
 """Log entries by which an index may be behind; of one that is farther the store is asked about each note."""
@@ -21,7 +21,7 @@ MAX_BEHIND = 64
 CATCH_UP_SECONDS = 0.02
 """How long a read waits for the index where it knows the position: a change that was acknowledged is on its way to the
 index already, while the store may stand still for longer as it writes the next one to the disk."""
-NO_CHANGES = LogTail(frozenset(), 0.0)
+NO_CHANGES = LogTail(frozenset(), 0.0, ORIGIN)
 """Answer where the index has every change. Its time is 0, since the store's clock is that of this machine."""
 
 
@@ -44,11 +44,11 @@ class Freshness:
     async def changes(self, time_left: ReadTime) -> LogTail | None:
         """Return the changes that were acknowledged before this call and may be missing in the index; None where the
         log does not tell: the index is far behind, or ahead of a log that has lost entries. Raises StoreUnavailable."""
-        if (known := self._store.known_position) and await self._reaches(known):
+        if (known := self._store.known_position) and await self.reaches(known):
             return NO_CHANGES
         return await time_left.wait(asyncio.shield(self._ask()))
 
-    async def _reaches(self, position: str) -> bool:
+    async def reaches(self, position: str) -> bool:
         """Return whether the index has come to a position, or does so within CATCH_UP_SECONDS."""
         if self._has(position):
             return True

@@ -7,7 +7,7 @@ asks most. Where it has no answer, the whole search (search.py) gives one, which
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.filters import Filter
 from service.interfaces import Clock, NoteIndex
@@ -27,11 +27,23 @@ class Nearest:
 
 
 class NearestNotes:
-    """Finds the nearest notes of one tenant."""
+    """Finds the nearest notes of one tenant.
+
+    `beside_writer`: another process of the same service answers writes (docs/decisions/0032-readers.md). So an answer
+    needs every acknowledged change: a new note is in no answer that lacks it.
+    """
 
     def __init__(
-        self, index: NoteIndex, freshness: Freshness, neighbours: NeighbourCache, items: ItemCache, clock: Clock
+        self,
+        index: NoteIndex,
+        freshness: Freshness,
+        neighbours: NeighbourCache,
+        items: ItemCache,
+        clock: Clock,
+        *,
+        beside_writer: bool = False,
     ) -> None:
+        self._beside_writer = beside_writer
         self._index = index
         self._freshness = freshness
         self._neighbours = neighbours
@@ -49,6 +61,10 @@ class NearestNotes:
         changes = await self._freshness.changes(time_left)
         if changes is None:
             return None
+        if self._beside_writer and changes.ids:
+            if not await self._freshness.reaches(changes.last):
+                return None
+            changes = replace(changes, ids=frozenset())
         position = self._index.position
         hits = await self._neighbours.search(note_id, k, where)
         if hits is None:

@@ -49,6 +49,7 @@ class Pages:
         self, request: SearchRequest, ranked: RankedList, notes: VerifiedNotes, time_left: ReadTime
     ) -> Similar:
         """Keep a list and answer with its first page. While the store is away that is the only one."""
+        await notes.read(())  # the examples, where nothing was found
         try:
             ranked = await time_left.wait(self._lists.hold(ranked))
         except StoreUnavailable:

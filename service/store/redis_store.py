@@ -290,14 +290,14 @@ class RedisNoteStore:
             words = Command(LOG_TAIL, [self._keys.log], (after, count + 1)).words
             ((last, seconds, micros, entries),) = await self._send(words)
         self._hear_of(last)
-        time = int(seconds) + int(micros) / 1e6
-        if last.decode() == after:
-            return LogTail(frozenset(), time)
+        time, end = int(seconds) + int(micros) / 1e6, last.decode()
+        if end == after:
+            return LogTail(frozenset(), time, end)
         if not entries or entries[0][0].decode() != after or entries[-1][0] != last:
             return None
         changes = [decode_entry(*entry) for entry in entries[1:]]
         known = all(entry.id or entry.purges for entry in changes)
-        return LogTail(frozenset(entry.id for entry in changes if entry.id), time) if known else None
+        return LogTail(frozenset(entry.id for entry in changes if entry.id), time, end) if known else None
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         async with self._call("log bounds"):

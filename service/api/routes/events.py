@@ -66,10 +66,10 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
     responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(503)},
 )
 @needs(Scope.EVENTS)
-async def export_reads(service: ServiceDep) -> Response:
+async def export_reads(request: Request, service: ServiceDep) -> Response:
     """The reads that count at present, one a line, in the form that `notellm pairs` and training take: user (a
     pseudonym), note, time in seconds since the epoch, rating (the weight)."""
-    return NdjsonResponse(read_lines(service.behaviour.all_reads(), Turns()))
+    return NdjsonResponse(read_lines(request, service.behaviour.all_reads(), Turns()))
 
 
 @router.delete("/users/{user}/events", responses=documented(409, 422, 503))

@@ -79,6 +79,7 @@ def test_wait_for_a_position_has_the_same_bound_or_the_callers(
             threading.Timer(0.5, follows.set).start()
             answer = second.get("/notes/a/similar", params=written, headers={"x-request-timeout": "15"})
             assert [item["id"] for item in answer.json()["items"]] == ["b"]
+            assert answer.json()["degraded"] is False, "the wait for the index is not one for the store"
 
 
 @pytest.mark.parametrize("value", ["0", "soon", "nan"])

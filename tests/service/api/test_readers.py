@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.process import Process, alive, running, wait_until
+from tests.service.process import NO_CERTIFICATES, Process, alive, running, wait_until
 
 pytestmark = pytest.mark.slow
 KEY = "the-bootstrap-key-of-these-tests"
@@ -39,7 +39,7 @@ def service(tiny_checkpoint: Path) -> Iterator[Process]:
 def call(service: Process, method: str, path: str, key: str = KEY, **options: Any) -> httpx2.Response:
     """Send a request over a connection of its own."""
     headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
-    return httpx2.request(method, service.url + path, headers=headers, timeout=60, **options)
+    return httpx2.request(method, service.url + path, headers=headers, timeout=60, verify=NO_CERTIFICATES, **options)
 
 
 def read_everywhere(service: Process, path: str, **options: Any) -> list[httpx2.Response]:
@@ -141,6 +141,23 @@ def test_what_a_reader_does_not_answer_comes_from_the_service(service: Process, 
     assert len({without_id(answer) for answer in answers}) == 1
     assert {answer.headers["x-request-id"] for answer in answers} == {"mine"}
     assert len({answer.headers["content-type"] for answer in answers}) == 1
+
+
+def test_invalid_time_to_wait_is_refused_by_each_process(service: Process) -> None:
+    answers = read_everywhere(service, "/notes/n7/similar?k=2", headers={"X-Request-Timeout": "-1"})
+    assert {answer.status_code for answer in answers} == {422}
+
+
+def test_new_note_is_in_the_next_list_of_each_process(service: Process) -> None:
+    for n in range(5):
+        assert call(service, "PUT", f"/notes/twin-{n}", json={"title": "the very same words"}).status_code == 201
+        answers = read_everywhere(service, "/notes/twin-0/similar?k=4")
+        assert {len(answer.json()["items"]) for answer in answers} == {4}
+        assert all({f"twin-{i}" for i in range(1, n + 1)} <= ids_of(answer) for answer in answers)
+
+
+def ids_of(answer: httpx2.Response) -> set[str]:
+    return {item["id"] for item in answer.json()["items"]}
 
 
 def test_export_is_the_export_at_each_process_beside_a_note_of_this_id(service: Process) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -10,8 +11,9 @@ import redis
 from service.collection.log_order import LogOrderReader
 from service.filters import Filter
 from service.index.live import LiveIndex
+from service.index.threads import run_in
 from service.interfaces import Clock
-from service.records import StoredNote, Unreadable, Write
+from service.records import ORIGIN, StoredNote, Unreadable, Write
 from service.store.embedded_redis import EmbeddedRedis
 from tests.service.conftest import GatedStore, stored_note
 
@@ -62,6 +64,68 @@ async def test_note_that_is_rewritten_in_between_is_read_at_its_new_position(
     await add(embedded_store, "a", "b", "c", "d")
     embedded_store.rewritten = "b"
     assert await read_all(LogOrderReader(embedded_store, live_index, ANY)) == ["a", "c", "d", "b"]
+
+
+async def test_note_that_is_rewritten_while_the_index_is_scanned_is_read(
+    embedded_store: BusyStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(embedded_store, "a", "b", author="tom")
+    rewritten = ["b"]
+
+    async def scan_after_a_rewrite(threads: ThreadPoolExecutor, call: Callable[[], object]) -> object:
+        if rewritten:
+            await add(embedded_store, rewritten.pop(), author="tom")
+            await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
+        return await run_in(threads, call)
+
+    await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
+    monkeypatch.setattr("service.index.live.run_in", scan_after_a_rewrite)
+    reader = LogOrderReader(embedded_store, live_index, Filter(author="tom"))
+    assert sorted(set(await read_all(reader, count=10))) == ["a", "b"]
+    assert reader.cursor == (await embedded_store.log_bounds()).last
+
+
+async def test_index_tells_that_it_has_a_note_newer_than_its_position(
+    embedded_store: BusyStore,
+    live_index: LiveIndex,
+    embedded: EmbeddedRedis,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another replica rewrites a note before the index takes in its first form, which it reads in the second one."""
+    monkeypatch.setattr("service.index.log_follower.READ_BATCH_SIZE", 1)
+    await embedded_store.hold()
+    other = BusyStore(embedded.url, clock=clock)
+    positions = []
+    for _ in range(2):
+        await add(other, "b")
+        positions.append((await other.log_bounds()).last)
+    embedded_store.release()
+    await embedded_store.hold()
+    await live_index.wait_for(positions[0], 5)
+    written = await live_index.written(ORIGIN, 10, ANY)
+    assert (written.rows, written.until, written.newest) == ([], *positions)
+    embedded_store.release()
+    assert await read_all(LogOrderReader(embedded_store, live_index, ANY)) == ["b"]
+    await other.close()
+
+
+async def test_list_ends_with_every_note_beside_changes_all_the_time(
+    embedded_store: BusyStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside each free scan a note is rewritten; the last scan holds changes up."""
+    await add(embedded_store, "a", "b", author="tom")
+    await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
+
+    async def scan_after_a_rewrite(threads: ThreadPoolExecutor, call: Callable[[], object]) -> object:
+        if live_index._follower.applied_batches is not None:
+            await add(embedded_store, "b", author="tom")
+            await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
+        return await run_in(threads, call)
+
+    monkeypatch.setattr("service.index.live.run_in", scan_after_a_rewrite)
+    reader = LogOrderReader(embedded_store, live_index, Filter(author="tom"))
+    assert set(await read_all(reader, count=10)) == {"a", "b"}
 
 
 async def test_note_that_is_rewritten_so_that_it_does_not_pass_is_left_out(

@@ -17,6 +17,7 @@ from service.search.item_cache import ItemCache, RenderedItem
 from service.search.nearest import NearestNotes
 from service.search.neighbour_cache import NeighbourCache
 from service.search.shared_lru import SharedLru
+from service.store.embedded_redis import EmbeddedRedis
 from service.telemetry import Telemetry
 from tests.service.conftest import GatedStore, stored_note
 
@@ -94,3 +95,20 @@ async def test_change_that_the_index_misses_leaves_answers_with_its_note_to_the_
     assert await ids(nearest, "soup bread tea") is None
     assert await ids(nearest, where=Filter(exclude=frozenset({"soup bread tea"}))) == ["soup bread", "yarn"]
     embedded_store.release()
+
+
+async def test_reader_answers_with_every_acknowledged_note_or_not_at_all(
+    nearest: NearestNotes, embedded_store: GatedStore, live_index: LiveIndex, embedded: EmbeddedRedis, clock: Clock
+) -> None:
+    """A new note, and so in no list yet, is written by another process while the index stands still."""
+    caches = nearest._neighbours, nearest._items
+    reader = NearestNotes(live_index, Freshness(embedded_store, live_index), *caches, clock, beside_writer=True)
+    await embedded_store.hold()
+    other = GatedStore(embedded.url, clock=clock)
+    await other.put([Write(stored_note("soup soup"))])
+    assert await ids(reader) is None
+    assert await ids(nearest) == ["soup bread tea", "soup bread", "yarn"]
+    embedded_store.release()
+    await live_index.wait_for((await other.log_bounds()).last, 5)
+    assert "soup soup" in (await ids(reader) or ())
+    await other.close()
