@@ -65,9 +65,11 @@ FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
 """Changes to the recipe COMMUNITY for its second run, which goes on from the best step of the first."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
-WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 2000}
+WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 3100}
 """Steps of the generation adapters. Those of the stored records were made in parts, whose learning rates differed
-(docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#two-thousand-steps)."""
+(docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#one-spelling-of-each-hashtag)."""
+HASHTAGS_ALONE = ("--shown-hashtags", "0", "--subject-names", "0")
+"""Options with which an adapter learns nothing but to write the hashtags of a note that has none."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
     "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors and words say of "
@@ -316,22 +318,24 @@ def taught_checkpoint(data: Path) -> Path:
     folder = RUNS / "finished" / TAUGHT
     if (folder / DONE).exists():
         return folder
-    teach_to_write(TAUGHT, {data / MICROLENS: 0.7, SAMPLES: 0.15}, lines=0.15)
+    teach_to_write(TAUGHT, {data / MICROLENS: 0.7, SAMPLES: 0.15}, lines=0.15, options=HASHTAGS_ALONE)
     run_notellm("fit-hashtags", "--checkpoint", folder, *data_options(data / MICROLENS))
     (folder / DONE).touch()
     return folder
 
 
-def teach_to_write(name: str, sources: Mapping[Path, float], lines: float, **changes: Any) -> None:
+def teach_to_write(
+    name: str, sources: Mapping[Path, float], lines: float, options: Sequence[str | Path] = (), **changes: Any
+) -> None:
     """Make RUNS/finished/`name`: a copy, named `name`, of the shipped checkpoint with a new generation adapter.
 
     `sources`: shares of the notes that the adapter learns from, by folder of a data set or by notes file. `lines`:
-    share of our labelled lines. `changes`: further fields of the copy's notellm.json. SystemExit where the training was
-    ended early.
+    share of our labelled lines. `options`: further ones of the training. `changes`: further fields of the copy's
+    notellm.json. SystemExit where the training was ended early.
     """
     writing, links = RUNS / "writing" / name, RUNS / "writing" / "sources"
     links.mkdir(parents=True, exist_ok=True)
-    options: list[str | Path] = ["--lines", f"{lines}"]
+    options = [*options, "--lines", f"{lines}"]
     for source, share in sources.items():
         notes = source
         if not source.suffix:

@@ -115,6 +115,9 @@ class EngineSystem:
         """Request hashtags that are grounded in the known notes, by vector and by words, as the service does it."""
         row_of = {note.id: row for row, note in enumerate(self._known)}
         vectors = self._engine.embed(self._known)
+        vocabulary = self._engine.vocabulary()
+        vocabulary.add(hashtag for note in self._known for hashtag in note.hashtags)
+        hashtags = [tuple(map(vocabulary.common_spelling, note.hashtags)) for note in self._known]
         words = InvertedLexicalIndex()
         words.begin_segment()
         for note in self._known:
@@ -123,9 +126,9 @@ class EngineSystem:
         def find_neighbours(note: Note, vector: npt.NDArray[np.float32], limit: int) -> Neighbours:
             scores = vectors @ vector
             rows = np.argsort(-scores, kind="stable")[:limit]
-            by_vector = [Neighbour(self._known[i].id, float(scores[i]), self._known[i].hashtags) for i in rows]
+            by_vector = [Neighbour(self._known[i].id, float(scores[i]), hashtags[i]) for i in rows]
             sharing = zip(*words.scores(words.words_of(note), limit, row_of.get(note.id)), strict=True)
-            by_words = [Neighbour(self._known[i].id, float(s), self._known[i].hashtags) for i, s in sharing]
+            by_words = [Neighbour(self._known[i].id, float(s), hashtags[i]) for i, s in sharing]
             by_words.sort(key=lambda neighbour: (-neighbour.score, neighbour.id))
             return Neighbours(by_vector, by_words[:limit])
 

@@ -107,12 +107,22 @@ class HashtagFilter:
 @dataclass(slots=True)
 class Candidate:
     """A hashtag of neighbours: its weight, in [0, 1], whether one that is near carries it, and the ids of
-    those that carry it, the heaviest first."""
+    those that carry it, the heaviest first. `spellings`: the weight of each of its spellings, plurals included."""
 
     text: str
     weight: float = 0.0
     is_near: bool = False
     notes: list[str] = field(default_factory=list)
+    spellings: dict[str, float] = field(default_factory=dict)
+
+    def add(self, text: str, weight: float, note_id: str, is_near: bool) -> None:
+        """Add a neighbour that carries the hashtag in the spelling `text`; `self.text` is the heaviest spelling."""
+        self.weight += weight
+        self.is_near |= is_near
+        self.notes.append(note_id)
+        self.spellings[text] = self.spellings.get(text, 0.0) + weight
+        if self.spellings[text] > self.spellings.get(self.text, 0.0):
+            self.text = text
 
 
 def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str, Candidate]:
@@ -127,9 +137,7 @@ def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str,
         hashtags = {dedup_key(text): text for text in notes[note_id].hashtags if allowed(text)}
         for key, text in hashtags.items():
             candidate = candidates.setdefault(key, Candidate(text))
-            candidate.weight += trust * weights[note_id]
-            candidate.is_near |= note_id in near
-            candidate.notes.append(note_id)
+            candidate.add(text, trust * weights[note_id], note_id, note_id in near)
     heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
     return {key: candidates[key] for key in heaviest[:MAX_CANDIDATES]}
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
+from model.note import hashtag_key
+
 END = None
 """Key below the last token of a hashtag; its value is the number of spellings that have these tokens."""
 
@@ -20,6 +22,8 @@ class HashtagTrie:
     def __init__(self, tokenize: Callable[[Sequence[str]], Sequence[Sequence[int]]]) -> None:
         self._tokenize = tokenize
         self._note_counts: Counter[str] = Counter()
+        self._spellings: dict[str, tuple[str, ...]] = {}
+        """Spellings of each hashtag by its `hashtag_key`."""
         self._root: dict[int | None, Any] = {}
         self._lock = Lock()
 
@@ -35,7 +39,9 @@ class HashtagTrie:
             added = Counter(hashtags)
             new = sorted(hashtag for hashtag in added if hashtag not in self._note_counts)
             self._note_counts.update(added)
-            for ids in self._tokenize(new) if new else ():
+            for hashtag, ids in zip(new, self._tokenize(new) if new else (), strict=True):
+                key = hashtag_key(hashtag)
+                self._spellings[key] = (*self._spellings.get(key, ()), hashtag)
                 node = self._root
                 for token in ids:
                     node = node.setdefault(token, {})
@@ -48,7 +54,18 @@ class HashtagTrie:
             unused = sorted({hashtag for hashtag in removed if self._note_counts[hashtag] <= 0})
             for hashtag, ids in zip(unused, self._tokenize(unused) if unused else (), strict=True):
                 del self._note_counts[hashtag]
+                key = hashtag_key(hashtag)
+                self._spellings[key] = tuple(other for other in self._spellings[key] if other != hashtag)
+                if not self._spellings[key]:
+                    del self._spellings[key]
                 self._prune([*ids, END])
+
+    def common_spelling(self, hashtag: str) -> str:
+        key = hashtag_key(hashtag)
+        with self._lock:
+            return max(
+                self._spellings.get(key, (hashtag,)), key=lambda spelling: (self._note_counts[spelling], spelling)
+            )
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         with self._lock:

@@ -8,6 +8,7 @@ memory that are not in the batch.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class ContrastiveObjective:
         self._recipe = recipe
         self._device = device
         self._row = {note.id: row for row, note in enumerate(self.notes)}
+        self._order = random.Random(recipe.seed).sample(range(len(self.notes)), len(self.notes))
 
     def loss(self, notes: Sequence[Note], vectors: Tensor, tau: Tensor) -> RelatedLoss:
         """Loss of one batch of 2B notes. vectors: (2B, D), unit length, rows 2i and 2i + 1 a pair. tau: scalar."""
@@ -77,6 +79,12 @@ class ContrastiveObjective:
         if self.memory is None:
             self.memory = torch.zeros(len(self.notes), vectors.shape[1], device=self._device)
         self.memory[self.rows(notes)] = vectors.detach()
+
+    def reread_at(self, step: int) -> list[Note]:
+        """Return the `reread_notes` notes that a step reads anew: the next ones of one random order, without end.
+        `step`: number of steps on this data set before it."""
+        count = min(self._recipe.reread_notes, len(self.notes))
+        return [self.notes[self._order[place % len(self.notes)]] for place in range(step * count, (step + 1) * count)]
 
     def rows(self, notes: Sequence[Note]) -> Tensor:
         """Rows (len(notes),) int64 of `notes` in `self.notes`, `memory` and `teacher_vectors`."""

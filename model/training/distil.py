@@ -197,8 +197,8 @@ class Distiller:
         started, cpu_started = time.monotonic(), time.process_time()
         parts = min(self.recipe.threads, len(batch.ids))
         losses = self.master_weights.add_gradients([partial(self._loss, batch, part) for part in range(parts)])
-        for loss in losses:
-            self.ridge.add(loss.states, loss.teacher_vectors)
+        states, teacher_vectors = zip(*((loss.states, loss.teacher_vectors) for loss in losses), strict=True)
+        self.ridge.add(torch.cat(states), torch.cat(teacher_vectors))
         self.step += 1
         self.text_count += len(batch.lengths)
         self.position = batch.next_position

@@ -46,11 +46,11 @@ from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.recipe import RecipeError
-from model.training.resume import newest_state, refuse_other_recipe, save_state, wait_while_exists
+from model.training.resume import newest_state, refuse_other_files, refuse_other_recipe, save_state, wait_while_exists
 from model.training.student import pad_right
 from model.training.texts import Mix, Position
-from model.training.writing_examples import WritingExample, writing_example
-from model.weights import ADAPTER_FILE, GENERATION_FOLDER, CheckpointFiles
+from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
+from model.weights import ADAPTER_FILE, GENERATION_FOLDER, CheckpointFiles, file_digest
 
 LOG, CHECKPOINT = "log.jsonl", "checkpoint"
 LINES = "lines"
@@ -117,7 +117,7 @@ class GenerationTrainer:
     """One run with its notes and its folder; it starts from the newest state in the folder, if there is one.
 
     `files`: notes files by source. `pause_file`: while it exists the run waits between steps. Raises CheckpointError,
-    also where `folder` holds a run on another trunk, RecipeError for one of another recipe beyond CHANGEABLE,
+    also where `folder` holds a run on another trunk, RecipeError for one of another recipe beyond CHANGEABLE or files,
     and DatasetError where a source with a share has no training notes or none has validation notes.
     """
 
@@ -142,11 +142,14 @@ class GenerationTrainer:
         training = read_sources(files, "train")
         if empty := sorted(str(files[name]) for name in files if recipe.shares.get(name) and not training[name]):
             raise DatasetError(f"{', '.join(empty)}: no note is in the training split")
+        drawn = [notes for name, notes in training.items() if recipe.shares.get(name)]
+        self.spellings = common_spellings(note for notes in drawn for note in notes)
         self.notes, self.mix = self._mix(training)
         self.validation, validation_mix = self._mix(read_sources(files, "validation"))
         if not self.validation:
             raise DatasetError("no notes file has a note in the validation split, on which the loss is measured")
         self.measured = validation_mix.draw(0, MEASURED_NOTES)
+        self.digests = {name: file_digest(path) for name, path in files.items()}
         self.trunk = CheckpointFiles.of(str(checkpoint), cache).trunk_digest()
         self.model, self.adapter = load_for_writing(checkpoint, recipe.rank, cache)
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -166,7 +169,7 @@ class GenerationTrainer:
         for name, share in self.recipe.shares.items():
             if share and sources.get(name):
                 rows[name] = range(len(notes), len(notes) + len(sources[name]))
-                notes += sources[name]
+                notes += [respelled(note, self.spellings) for note in sources[name]]
         return notes, Mix(rows, {name: self.recipe.shares[name] for name in rows}, self.recipe.seed)
 
     @property
@@ -264,6 +267,7 @@ class GenerationTrainer:
         state = {
             "recipe": asdict(self.recipe),
             "trunk": self.trunk,
+            "files": self.digests,
             "masters": self.master_weights.state(),
             "progress": progress,
         }
@@ -295,6 +299,7 @@ class GenerationTrainer:
                 f"{self.folder} holds a run on another trunk than {self.checkpoint} has: choose a new folder"
             )
         refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
+        refuse_other_files(self.folder, state.get("files", {}), self.digests)
         self.master_weights.restore(state["masters"])
         self.step, self.seconds, self.position = state["progress"]
 

@@ -58,6 +58,9 @@ class Recipe:
     hashtags that a note shows, too, where the prompt version puts them last. `alpha`: weight of CSFT.
     `distillation`: share of the loss of related notes that is distilled from a teacher; 0 is the paper's loss.
     `memory`: negatives are all notes of the data set, as training last saw them, not only those of the batch.
+    `reread_notes`: notes of the data set that each step reads anew for the memory, without gradients, one after the
+    other in a random order. Without it the memory of a note without pairs stays as the teacher had it at the start, or
+    empty.
 
     Speed and memory. `micro_batch_tokens`: bound of one forward; the contrastive batch has `batch_pairs` all the same.
     `kept_tokens`: a batch of at most so many tokens (padded, on each process) keeps the activations of all its
@@ -85,6 +88,7 @@ class Recipe:
     distillation: float = 0.0
     distillation_temperature: float = 0.1
     memory: bool = False
+    reread_notes: int = 0
     hide_hashtags: float = 0.0
 
     lora_rank: int = 16
@@ -129,6 +133,8 @@ class Recipe:
             raise RecipeError("alpha: with 0 only pairs are learnt from, by contrastive = true; a [[data]] has none")
         if not self.distillation and any(d.teacher for d in self.data):
             raise RecipeError("teacher: its vectors are used where distillation is above 0")
+        if self.reread_notes < 0 or (self.reread_notes and not self.memory):
+            raise RecipeError("reread_notes: 0 or more, and 0 where memory is false")
         if self.start and not self.lora_rank:
             raise RecipeError("start gives an adapter its weights; with lora_rank = 0 name a backbone folder")
         if self.validation_notes < MIN_VALIDATION_NOTES:

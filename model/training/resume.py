@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,9 @@ class RunState:
         """Load what `save` wrote. Raises RecipeError for a run of another recipe or of other files, and names what
         differs."""
         state = torch.load(folder / LAST, map_location="cpu", weights_only=True)
-        refuse_other_recipe(folder, state["recipe"], _fields_as_text(recipe))
-        saved_files = state.get("files", self.files)  # older states have none
-        if changed_files := sorted(path for path in self.files if saved_files.get(path) != self.files[path]):
-            raise RecipeError(
-                f"{', '.join(changed_files)} changed since the run in {folder} began: choose a new folder for a new run"
-            )
+        defaults = {column.name: str(column.default) for column in fields(Recipe)}  # older states lack newer fields
+        refuse_other_recipe(folder, defaults | state["recipe"], _fields_as_text(recipe))
+        refuse_other_files(folder, state.get("files", self.files), self.files)  # older states have none
         set_state_dict(
             self.model,
             self.optimizer,
@@ -93,6 +90,14 @@ def refuse_other_recipe(
     """Raise RecipeError, naming the fields, where a recipe differs from the saved one in others than `free`."""
     if changed := sorted(name for name in fields if name not in free and fields[name] != saved.get(name)):
         raise RecipeError(f"{folder} holds a run of another recipe ({', '.join(changed)}): choose a new folder")
+
+
+def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[str, str]) -> None:
+    """Raise RecipeError, naming the files, where digests by name or path differ from the saved ones."""
+    if changed := sorted(name for name in files if saved.get(name) != files[name]):
+        raise RecipeError(
+            f"{', '.join(changed)} changed since the run in {folder} began: choose a new folder for a new run"
+        )
 
 
 def newest_state(folder: Path) -> Path | None:

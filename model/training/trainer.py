@@ -85,6 +85,8 @@ class Trainer:
             else None
             for paired, row in zip(self.data, recipe.data, strict=True)
         ]
+        self.steps_on = [0] * len(self.data)
+        """Steps on each data set so far."""
         self.validation = _validation_notes(recipe)
         torch.manual_seed(recipe.seed)
         categories = {note.category for paired in self.data for note in paired.notes.values() if note.category}
@@ -122,7 +124,8 @@ class Trainer:
         recipe, state = self.recipe, self.state
         batches = self._batches()
         for _ in range(state.step):
-            next(batches)
+            index, _ = next(batches)
+            self.steps_on[index] += 1
         while not self.ended:
             step = self._update(*next(batches))
             evaluated = state.step % recipe.evaluate_every == 0 or state.step == recipe.steps
@@ -151,6 +154,8 @@ class Trainer:
         synonyms = self.recipe.data[index].category_names
         examples = [self._example(with_category_synonym(note, synonyms, rng), rng) for note in notes]
         objective = self.objectives[index]
+        if objective and (reread := objective.reread_at(self.steps_on[index])):
+            objective.update_memory(reread, self._read_vectors(reread))
         loss = self.accumulate(examples, partial(self._related_loss, objective, notes) if objective else None)
         norm = clip_gradients(self._trainable(), self.recipe.clip)
         learning_rate = float(self.state.schedule.get_last_lr()[0])
@@ -158,6 +163,7 @@ class Trainer:
         self.state.schedule.step()
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
+        self.steps_on[index] += 1
         seconds = time.perf_counter() - started
         return Step(
             step=self.state.step,
@@ -261,6 +267,11 @@ class Trainer:
         for chunk in self._micro_batches(examples, max(len(example.ids) for example in examples)):
             states[chunk] = self._states([examples[row] for row in chunk]).float()
         return states
+
+    @torch.no_grad()
+    def _read_vectors(self, notes: Sequence[Note]) -> Tensor:
+        """Vectors (len(notes), D) of notes, float32, without gradients."""
+        return self.model.embed(self._read_states(notes))
 
     def _forward(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
         """One forward for both losses: vectors (b, D), logits (N, V), and the output tokens (N,) that these predict."""

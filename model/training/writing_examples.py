@@ -6,14 +6,15 @@ Shapes: S tokens of a tree.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from model.data.dataset import with_category_synonym
-from model.note import Note
+from model.note import Note, hashtag_key
 from model.prompt import Prompt
 
 RANK_DECAY = 0.85
@@ -75,6 +76,21 @@ class WritingExample:
 
     ids: list[int]
     tree: Tree
+
+
+def common_spellings(notes: Iterable[Note]) -> dict[str, str]:
+    """Return the most frequent spelling of each hashtag of some notes by its `hashtag_key`, of equally frequent ones
+    the first. Targets with one spelling each are learnt from all of their notes (docs/log/writing.md)."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for note in notes:
+        for hashtag in note.hashtags:
+            counts[hashtag_key(hashtag)][hashtag] += 1
+    return {key: spellings.most_common(1)[0][0] for key, spellings in counts.items()}
+
+
+def respelled(note: Note, spellings: Mapping[str, str]) -> Note:
+    """Return the note with its hashtags as `spellings` has them."""
+    return replace(note, hashtags=tuple(spellings.get(hashtag_key(tag), tag) for tag in note.hashtags))
 
 
 def writing_example(

@@ -143,8 +143,9 @@ def test_taught_checkpoint_learns_to_write_before_its_least_score_is_fitted_once
     assert writing[:3] == ["model.training.generation", "--checkpoint", reproduce.SHIPPED]
     notes = tmp_path / "writing" / "sources" / "microlens50k.jsonl.gz"
     assert str(notes.readlink()) == "/data/microlens50k/notes.jsonl.gz"
-    shares = ["--lines", "0.15", "--notes", f"{notes}=0.7", "--notes", f"{reproduce.SAMPLES}=0.15", "--steps", "2000"]
-    assert writing[-len(shares) :] == shares
+    shares = ["--lines", "0.15", "--notes", f"{notes}=0.7", "--notes", f"{reproduce.SAMPLES}=0.15", "--steps", "3100"]
+    options = ["--shown-hashtags", "0", "--subject-names", "0", *shares]
+    assert writing[-len(options) :] == options
     folder = tmp_path / "finished" / reproduce.TAUGHT
     assert fit == ["fit-hashtags", "--checkpoint", str(folder), "--data", "/data/microlens50k"]
     assert [command[:3] for command in evaluations] == [["evaluate", "--checkpoint", str(folder)]] * 2

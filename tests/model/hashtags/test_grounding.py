@@ -123,7 +123,7 @@ def test_neighbours_found_in_one_way_have_all_the_weight() -> None:
 
 
 def test_candidate_weighs_as_much_as_the_notes_that_carry_it() -> None:
-    """The heaviest note that carries it gives the spelling, and is named first."""
+    """The heaviest note that carries it is named first."""
     soup = Neighbour("a", 0.5, ("Soup", "hot"))
     soups = Neighbour("b", 0.2, ("soups",))
     cold = Neighbour("c", 0.1, ("cold",))
@@ -132,6 +132,16 @@ def test_candidate_weighs_as_much_as_the_notes_that_carry_it() -> None:
     assert weights == pytest.approx({"soup": 0.29 / 0.3, "hot": 0.25 / 0.3, "cold": 0.01 / 0.3})
     assert (candidates["soup"].text, candidates["soup"].notes) == ("Soup", ["a", "b"])
     assert list(candidates) == ["soup", "hot", "cold"]
+
+
+def test_candidate_has_the_spelling_of_most_weight() -> None:
+    once = Neighbour("a", 0.5, ("Two Yuan",))
+    others = [Neighbour(note_id, 0.4, ("two yuan",)) for note_id in "bc"]
+    candidates = candidates_from(Neighbours((), [once, *others]), ANY)
+    assert [(key, candidate.text) for key, candidate in candidates.items()] == [("twoyuan", "two yuan")]
+    assert candidates["twoyuan"].notes == ["a", "b", "c"]
+    (alone,) = candidates_from(Neighbours((), [once, others[0]]), ANY).values()
+    assert alone.text == "Two Yuan"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.hashtags.vocabulary import HashtagTrie
+from model.note import hashtag_key
 
 HASHTAGS = st.text("abc", min_size=1, max_size=4)
 NOTES = st.lists(st.lists(HASHTAGS, max_size=4), max_size=8)
@@ -53,3 +54,23 @@ def test_spellings_with_the_same_tokens_are_removed_one_by_one() -> None:
     assert all_hashtags(trie) == {"ab"}
     trie.remove(["AB"])
     assert all_hashtags(trie) == set()
+
+
+@given(NOTES, NOTES)
+def test_common_spelling_is_that_of_most_notes(staying: list[list[str]], leaving: list[list[str]]) -> None:
+    trie = HashtagTrie(lambda hashtags: [list(map(ord, hashtag)) for hashtag in hashtags])
+    for hashtags in [*leaving, *staying]:
+        trie.add(map(written_at_random, hashtags))
+    for hashtags in leaving:
+        trie.remove(map(written_at_random, hashtags))
+    counts = Counter(written_at_random(hashtag) for hashtags in staying for hashtag in hashtags)
+    for spelling in [*counts, "C a"]:
+        same = [other for other in counts if hashtag_key(other) == hashtag_key(spelling)]
+        expected = max(same, key=lambda other: (counts[other], other), default=spelling)
+        assert trie.common_spelling(spelling) == expected
+
+
+def written_at_random(hashtag: str) -> str:
+    """Return a spelling of the hashtag but for its last letter, which chooses among three."""
+    text, choice = hashtag[:-1] or "a", hashtag[-1]
+    return {"a": text, "b": text.upper(), "c": " ".join(text)}[choice]

@@ -1,6 +1,7 @@
 """A batch is compared with its own notes, and with those that the memory holds beyond it."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,14 @@ def test_memory_of_a_note_seen_again_is_the_latest_vector(paired: PairedNotes, p
     torch.testing.assert_close(objective.memory[objective.rows(batch)], unit(4, 2).flip(0), rtol=0, atol=0)
     rest = beyond(objective, batch)
     torch.testing.assert_close(objective.memory[rest], unit(12, 1)[rest], rtol=0, atol=0)
+
+
+def test_reread_notes_are_all_notes_in_turn(paired: PairedNotes, plain: Recipe):
+    objective = ContrastiveObjective(paired, replace(plain, reread_notes=5))
+    turns = [objective.reread_at(step) for step in range(12)]
+    assert [len(notes) for notes in turns] == [5] * 12
+    assert Counter(note.id for notes in turns for note in notes) == dict.fromkeys(paired.notes, 5)
+    assert ContrastiveObjective(paired, plain).reread_at(3) == []
 
 
 def test_memory_gets_no_gradient_and_the_batch_does(paired: PairedNotes, plain: Recipe, batch: list[Note]):

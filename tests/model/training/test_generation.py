@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
 from model.data.corpora import write_notes_file
-from model.data.dataset import DatasetError
+from model.data.dataset import DatasetError, read_notes
 from model.inference.engine import Engine
 from model.note import Note
 from model.notellm import NoteLLM
@@ -33,7 +33,7 @@ from model.training.generation import (
     writing_loss,
 )
 from model.training.recipe import RecipeError
-from model.training.writing_examples import Tree, WritingExample, writing_example
+from model.training.writing_examples import Tree, WritingExample, common_spellings, respelled, writing_example
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
@@ -99,6 +99,13 @@ def test_first_hashtag_may_stand_for_the_category(prompt: Prompt) -> None:
     (subject,) = prompt.category_outputs(["Bean soup"])
     assert not set(subject[:1]) & target_tokens(example(prompt, note).tree)
     assert set(subject) <= target_tokens(example(prompt, note, replace(RECIPE, subject_names=1.0)).tree)
+
+
+def test_hashtags_are_learnt_in_their_most_frequent_spelling() -> None:
+    notes = [Note(hashtags=tags) for tags in (("Two Yuan", "soup"), ("two yuan",), ("two yuan", "Soup"), ("TwoYuan",))]
+    spellings = common_spellings(notes)
+    assert spellings == {"twoyuan": "two yuan", "soup": "soup"}
+    assert respelled(Note(hashtags=("TWO YUAN", "Hike")), spellings).hashtags == ("two yuan", "Hike")
 
 
 def test_synonyms_are_those_of_the_default_categories() -> None:
@@ -184,6 +191,13 @@ def test_run_on_another_trunk_or_recipe_is_not_resumed(tiny_checkpoint: Path, no
     save_file({name: 2 * weight for name, weight in weights.items()}, other / BACKBONE_FOLDER / "model.safetensors")
     with pytest.raises(CheckpointError, match="a run on another trunk"):
         start(other, notes_file, tmp_path / "run", steps=1)
+
+
+def test_run_whose_notes_changed_is_not_resumed(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
+    start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1).run(60)
+    write_notes_file(notes_file, [NOTE, *read_notes(notes_file).values()], "own")
+    with pytest.raises(RecipeError, match=rf"^{notes_file.name.split('.')[0]} changed since the run"):
+        start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1)
 
 
 def test_source_without_training_notes_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

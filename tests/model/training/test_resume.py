@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.training import resume
 from model.training.recipe import Recipe, RecipeError
-from model.training.resume import newest_state, save_state, wait_while_exists
+from model.training.resume import LAST, newest_state, save_state, wait_while_exists
 from model.training.trainer import Trainer
 from tests.model.training.runs import losses
 
@@ -38,6 +39,15 @@ def test_folder_with_a_run_of_another_recipe_is_refused(recipe: Recipe, tmp_path
     list(Trainer(replace(recipe, steps=2), tmp_path, cache=tmp_path).run())
     with pytest.raises(RecipeError, match=r"another recipe \(learning_rate\)"):
         Trainer(replace(recipe, steps=2, learning_rate=1.0), tmp_path, cache=tmp_path)
+
+
+def test_run_from_before_a_field_was_there_is_resumed(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, steps=2)
+    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    del state["recipe"]["reread_notes"]
+    torch.save(state, tmp_path / LAST)
+    assert Trainer(recipe, tmp_path, cache=tmp_path).ended
 
 
 def test_folder_with_a_run_on_other_notes_is_refused(recipe: Recipe, tmp_path: Path):

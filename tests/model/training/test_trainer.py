@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,14 @@ from tests.model.training.runs import random_vectors
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def finished_run(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of all steps of the recipe. It is shared: a test must not change it."""
+    folder = tmp_path_factory.mktemp("run")
+    list(Trainer(recipe, folder, cache=folder).run())
+    return folder
+
+
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
@@ -56,7 +65,7 @@ def batch_of(trainer: Trainer) -> tuple[list[Note], list[Example], ContrastiveOb
 
 @pytest.mark.parametrize("lora_rank", [4, 0])
 @pytest.mark.parametrize("kept_tokens", [0, 100_000])
-@pytest.mark.parametrize("micro_batch_tokens", [60, 200, 100_000])
+@pytest.mark.parametrize("micro_batch_tokens", [60, 100_000])
 def test_gradients_of_micro_batches_equal_one_backward(
     recipe: Recipe, tmp_path: Path, lora_rank: int, micro_batch_tokens: int, kept_tokens: int
 ):
@@ -216,21 +225,17 @@ def test_notes_without_pairs_train_csft_and_keep_the_latest(recipe: Recipe, data
     assert in_torch(tmp_path / BEST, tmp_path).dimension == 16
 
 
-def test_later_stage_starts_from_the_weights_of_an_earlier_one(recipe: Recipe, tmp_path: Path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder in (first, second):
-        folder.mkdir()
-    trainer = Trainer(recipe, first, cache=tmp_path)
-    list(trainer.run())
-    later = Trainer(replace(recipe, start=first / BEST), second, cache=tmp_path)
+def test_later_stage_starts_from_the_weights_of_an_earlier_one(recipe: Recipe, finished_run: Path, tmp_path: Path):
+    later = Trainer(replace(recipe, start=finished_run / BEST), tmp_path, cache=tmp_path)
     notes = [Note(title="river")]
-    served = in_torch(first / BEST, tmp_path).embed(notes)
+    served = in_torch(finished_run / BEST, tmp_path).embed(notes)
     np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
 
 
-def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(recipe: Recipe, tmp_path: Path):
-    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
-    cut_adapter(tmp_path / BEST, 2, tmp_path / "cut")
+def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(
+    recipe: Recipe, finished_run: Path, tmp_path: Path
+):
+    cut_adapter(finished_run / BEST, 2, tmp_path / "cut")
     (tmp_path / "later").mkdir()
     later = Trainer(replace(recipe, start=tmp_path / "cut"), tmp_path / "later", cache=tmp_path)
     notes = [Note(title="river")]
@@ -239,12 +244,10 @@ def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(reci
     assert next(later.run()).gradient_norm > 0
 
 
-def test_later_stage_of_a_lower_rank_is_refused(recipe: Recipe, tmp_path: Path):
-    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
-    with pytest.raises(
-        CheckpointError, match=rf"^{tmp_path / BEST} has an adapter of rank 4: set lora_rank to that or"
-    ):
-        Trainer(replace(recipe, start=tmp_path / BEST, lora_rank=2), tmp_path, cache=tmp_path)
+def test_later_stage_of_a_lower_rank_is_refused(recipe: Recipe, finished_run: Path, tmp_path: Path):
+    best = finished_run / BEST
+    with pytest.raises(CheckpointError, match=rf"^{best} has an adapter of rank 4: set lora_rank to that or"):
+        Trainer(replace(recipe, start=best, lora_rank=2), tmp_path, cache=tmp_path)
 
 
 def test_later_stage_keeps_the_settings_of_the_checkpoint_that_it_starts_from(recipe: Recipe, tmp_path: Path):
@@ -270,8 +273,8 @@ def test_adapter_on_a_checkpoint_is_refused(recipe: Recipe, tmp_path: Path):
         Trainer(replace(recipe, backbone=str(tmp_path / BEST)), tmp_path, cache=tmp_path)
 
 
-def test_later_stage_from_an_adapter_without_some_layer_is_refused(recipe: Recipe, tmp_path: Path):
-    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+def test_later_stage_from_an_adapter_without_some_layer_is_refused(recipe: Recipe, finished_run: Path, tmp_path: Path):
+    shutil.copytree(finished_run / BEST, tmp_path / BEST)
     adapter = tmp_path / BEST / ADAPTER_FOLDER / ADAPTER_FILE
     weights = load_file(adapter)
     layer = next(iter(weights))
@@ -314,6 +317,17 @@ def test_step_is_kept_in_memory_if_the_recipe_has_one(recipe: Recipe, tmp_path: 
     assert second.contrastive > 0
     (stored,) = torch.load(tmp_path / LAST, weights_only=True)["memory"]
     torch.testing.assert_close(stored, objective.memory, rtol=0, atol=0)
+
+
+def test_notes_without_pairs_are_read_anew_if_the_recipe_says_so(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(replace(recipe, memory=True, reread_notes=100), tmp_path, cache=tmp_path)
+    (objective,) = trainer.objectives
+    assert objective is not None
+    steps = -(-len(objective.notes) // 100)
+    list(itertools.islice(trainer.run(), steps))
+    assert trainer.steps_on == [steps]
+    assert objective.memory is not None
+    assert objective.memory.any(1).all()
 
 
 SHAPE = {
