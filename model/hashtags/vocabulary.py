@@ -13,6 +13,11 @@ END = None
 """Key below the last token of a hashtag; its value is the number of spellings that have these tokens."""
 
 
+def most_frequent(spellings: Iterable[str], counts: Counter[str]) -> str:
+    """Return the spelling with the highest count, of equally frequent ones the last by code points."""
+    return max(spellings, key=lambda spelling: (counts[spelling], spelling))
+
+
 class HashtagTrie:
     """A `generation.Vocabulary`. It holds each spelling as long as a note has it.
 
@@ -63,9 +68,7 @@ class HashtagTrie:
     def common_spelling(self, hashtag: str) -> str:
         key = hashtag_key(hashtag)
         with self._lock:
-            return max(
-                self._spellings.get(key, (hashtag,)), key=lambda spelling: (self._note_counts[spelling], spelling)
-            )
+            return most_frequent(self._spellings.get(key, (hashtag,)), self._note_counts)
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         with self._lock:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model.data.dataset import with_category_synonym
+from model.hashtags.vocabulary import most_frequent
 from model.note import Note, hashtag_key
 from model.prompt import Prompt
 
@@ -79,13 +80,13 @@ class WritingExample:
 
 
 def common_spellings(notes: Iterable[Note]) -> dict[str, str]:
-    """Return the most frequent spelling of each hashtag of some notes by its `hashtag_key`, of equally frequent ones
-    the first. Targets with one spelling each are learnt from all of their notes (docs/log/writing.md)."""
+    """Return the most frequent spelling of each hashtag of some notes by its `hashtag_key`, as
+    `most_frequent` has it. Targets with one spelling each are learnt from all of their notes (docs/log/writing.md)."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for note in notes:
         for hashtag in note.hashtags:
             counts[hashtag_key(hashtag)][hashtag] += 1
-    return {key: spellings.most_common(1)[0][0] for key, spellings in counts.items()}
+    return {key: most_frequent(spellings, spellings) for key, spellings in counts.items()}
 
 
 def respelled(note: Note, spellings: Mapping[str, str]) -> Note:

@@ -71,11 +71,10 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
     searches.reverse()
     while searches:
         one = searches.pop()  # each is given back by itself: a hundred of 10,000 excluded ids take 40 ms together
-        result = (
-            one
-            if isinstance(one, SearchResult)
-            else await _answer(one, vectors, included, service, urgency, waits_until)
-        )
+        if isinstance(one, SearchResult):
+            result = one
+        else:
+            result = await _answer(one, vectors, included, service, urgency, waits_until)
         unset, none = result.answer is not None, result.answer is None
         results.append(result.model_dump_json(exclude_unset=unset, exclude_none=none).encode())
     return b'{"results":[%s]}' % b",".join(results)

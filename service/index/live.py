@@ -300,9 +300,9 @@ class LiveIndex:
         if not self._state.built:
             raise IndexBehind("of the store", self._state.position)
         for _ in range(FREE_SCANS):
-            batches = self._follower.applied_batches
+            batches = self._follower.begun_batches
             written = await self._scan_written(after, count, where)
-            if len(written.rows) == count or batches == self._follower.applied_batches is not None:
+            if len(written.rows) == count or batches == self._follower.begun_batches is not None:
                 return written
         # A note that was rewritten beside a scan is in neither of its places, and nothing would be read after these.
         async with self._follower.applying_nothing(READ_SECONDS):

@@ -92,7 +92,7 @@ class LogFollower:
         self._batches = 0
 
     @property
-    def applied_batches(self) -> int | None:
+    def begun_batches(self) -> int | None:
         """Number of batches of changes that were begun; None while one is being applied."""
         return None if self._applying.locked() else self._batches
 

@@ -18,6 +18,8 @@ import httpx2
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Option `verify` of httpx2 clients that speak plain HTTP. Without it each new client loads all certificates that the
+machine trusts, which takes 20 ms."""
 START_SECONDS = 120.0
 """Bound on a start: on a busy machine one with readers takes a minute."""
 
@@ -63,7 +65,7 @@ class Process:
         assert self.process is not None
         assert self.process.poll() is None, self.log
         with contextlib.suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/readyz", verify=tls_context(self.url)).status_code == 200
+            return httpx2.get(f"{self.url}/readyz", verify=trusted_certificates(self.url)).status_code == 200
         return False
 
     def end(self, how: signal.Signals) -> int:
@@ -91,8 +93,9 @@ class Process:
         return int(text.split("process_id:")[1].split()[0])
 
 
-def tls_context(url: str) -> ssl.SSLContext | bool:
-    """What a client takes as `verify`: without it, every new one reads all certificates of the machine, for 20 ms."""
+def trusted_certificates(url: str) -> ssl.SSLContext | bool:
+    """Return the option `verify` of an httpx2 client for `url`: NO_CERTIFICATES for plain HTTP, True, which stands for
+    those that the machine trusts, for HTTPS."""
     return True if url.startswith("https:") else NO_CERTIFICATES
 
 

@@ -32,7 +32,7 @@ from tests.service.api.conftest import Serve, eventually_true
 pytestmark = pytest.mark.slow
 MAX_HELD_SECONDS = 0.05
 """Bound on the processor time of the event loop's thread between two turns."""
-ATTEMPTS = 6
+ATTEMPTS = 3
 """Attempts of which one must keep the bound: a collection of garbage or a busy neighbour adds to some of them, what a
 request costs is in all."""
 TURN_SECONDS = 0.001

@@ -118,7 +118,7 @@ async def test_list_ends_with_every_note_beside_changes_all_the_time(
     await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
 
     async def scan_after_a_rewrite(threads: ThreadPoolExecutor, call: Callable[[], object]) -> object:
-        if live_index._follower.applied_batches is not None:
+        if live_index._follower.begun_batches is not None:
             await add(embedded_store, "b", author="tom")
             await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
         return await run_in(threads, call)
