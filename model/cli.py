@@ -177,6 +177,10 @@ def embed(
     split: Annotated[
         Literal["train", "validation", "test"], typer.Option(help="The split whose notes are embedded.")
     ] = "train",
+    whiten: Annotated[
+        int | None,
+        typer.Option(help="Numbers of a vector after whitening by these notes; by default vectors as they are.", min=1),
+    ] = None,
     cache: Cache = CACHE,
 ) -> None:
     """Write the vectors of a split's notes, for the `teacher` of a recipe."""
@@ -185,12 +189,17 @@ def embed(
     from model.data.dataset import DatasetError, read_notes
     from model.evaluation.evaluate import notes_of_split
     from model.training.teacher import write_vectors
+    from model.training.whiten import whitening
 
     with exit_on(CheckpointError, DatasetError, FileNotFoundError):
         chosen = notes_of_split(read_notes(notes), split)
         embedder = load_embedder(checkpoint, cache, say)
         say(f"Reading {len(chosen):,} notes")
-        write_vectors(out_file, [note.id for note in chosen], embedder.embed(chosen))
+        vectors = embedder.embed(chosen)
+        if whiten is not None:
+            with exit_on(ValueError):  # fewer notes or directions than numbers
+                vectors = vectors @ whitening([vectors], whiten).T
+        write_vectors(out_file, [note.id for note in chosen], vectors)
 
 
 def average(

@@ -170,11 +170,8 @@ class NoteLLM(nn.Module):
         """
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        folder, dimension = checkpoint / ADAPTER_FOLDER, NoteLLMConfig.load(checkpoint).dimension
-        if dimension is not None and dimension != self.dimension:
-            raise CheckpointError(
-                f"{checkpoint} has vectors of {dimension} numbers, not {self.dimension}: set dimension = {dimension}"
-            )
+        self.start_head(checkpoint)
+        folder = checkpoint / ADAPTER_FOLDER
         own: Any = adapter.active_peft_config
         with loading_errors(checkpoint):
             settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
@@ -185,6 +182,17 @@ class NoteLLM(nn.Module):
             fresh, earlier = get_peft_model_state_dict(adapter), load_file(folder / ADAPTER_FILE)
             factors = _at_rank_of(fresh, earlier, scale / (own.lora_alpha / own.r))
             set_peft_model_state_dict(adapter, factors)
+
+    def start_head(self, checkpoint: Path) -> None:
+        """Load projection and tau from an earlier checkpoint, to continue its training.
+
+        Raises CheckpointError when they do not fit.
+        """
+        dimension = NoteLLMConfig.load(checkpoint).dimension
+        if dimension is not None and dimension != self.dimension:
+            raise CheckpointError(
+                f"{checkpoint} has vectors of {dimension} numbers, not {self.dimension}: set dimension = {dimension}"
+            )
         self._load_head(checkpoint / HEAD_FILE)
 
     def save(self, folder: Path, adapter: PeftModel | None = None, state: dict[str, Tensor] | None = None) -> None:

@@ -11,19 +11,18 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import CheckpointError, NoteLLMConfig
-from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE, loading_errors
+from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FOLDER, BACKBONE_FOLDER, HEAD_FILE, loading_errors
 
-AVERAGED = (f"{ADAPTER_FOLDER}/{ADAPTER_FILE}", HEAD_FILE)
-"""Files of a checkpoint whose weights are averaged."""
-COMPARED = ("backbone", "prompt_version", "dimension")
+COMPARED: tuple[str, ...] = ("adapter", "backbone", "prompt_version", "dimension")
 """Settings of checkpoints that must be the same: weights that belong to two backbones or two prompts have no mean."""
-ADAPTER_COMPARED = ("r", "lora_alpha")
+ADAPTER_COMPARED: tuple[str, ...] = ("r", "lora_alpha")
 """The same of their adapters, whose products are scaled by lora_alpha / r."""
 CARD_FILE = "README.md"
 CARD_NOTE = (
@@ -33,27 +32,30 @@ CARD_NOTE = (
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> None:
-    """Write a checkpoint whose adapter and head are the mean of those of `checkpoints`, number by number in float32.
+    """Write a checkpoint whose weights are the mean of those of `checkpoints`, number by number in float32.
 
-    The configuration is that of the first one, and so is the model card, which says that it is a mean. What was fitted
-    to its vectors or its trunk is left out: the category head and the generation adapter. Raises CheckpointError for
-    fewer than two checkpoints, for different ones, and where `out` exists.
+    The weights are adapter and head, or after full fine-tuning backbone and head. Configuration and model card are
+    those of the first one; the card says that it is a mean. What was fitted to its vectors or its trunk is left out,
+    category head and generation adapter. Raises CheckpointError for fewer than two checkpoints, for different ones,
+    and where `out` exists.
     """
     if len(checkpoints) < 2:
         raise CheckpointError("an average needs two checkpoints or more")
     if out.exists():
         raise CheckpointError(f"{out} exists; name a new folder")
-    config = NoteLLMConfig.load(checkpoints[0])
-    if not config.adapter:
-        raise CheckpointError(f"{checkpoints[0]} has no adapter; only adapters are averaged")
+    first = checkpoints[0]
+    config = NoteLLMConfig.load(first)
+    trained = ADAPTER_FOLDER if config.adapter else BACKBONE_FOLDER
+    if not config.adapter and config.backbone != BACKBONE_FOLDER:
+        raise CheckpointError(f"{first} has neither an adapter nor a backbone of its own: there is nothing to average")
     for checkpoint in checkpoints[1:]:
-        if changed := differences(checkpoints[0], checkpoint):
-            raise CheckpointError(f"{checkpoint} differs from {checkpoints[0]} in {', '.join(changed)}")
-    means = {name: mean_of(checkpoints, name) for name in AVERAGED}
-    (out / ADAPTER_FOLDER).mkdir(parents=True)
-    shutil.copyfile(checkpoints[0] / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE, out / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE)
-    if (checkpoints[0] / CARD_FILE).exists():
-        card = (checkpoints[0] / CARD_FILE).read_text("utf-8").rstrip("\n")
+        if changed := differences(first, checkpoint):
+            raise CheckpointError(f"{checkpoint} differs from {first} in {', '.join(changed)}")
+    weights = sorted(f"{trained}/{path.name}" for path in (first / trained).glob("*.safetensors"))
+    means = {name: mean_of(checkpoints, name) for name in (*weights, HEAD_FILE)}
+    shutil.copytree(first / trained, out / trained, ignore=shutil.ignore_patterns("*.safetensors"))
+    if (first / CARD_FILE).exists():
+        card = (first / CARD_FILE).read_text("utf-8").rstrip("\n")
         (out / CARD_FILE).write_text(f"{card}\n\n## Mean\n{CARD_NOTE.format(count=len(checkpoints))}\n", "utf-8")
     for name, tensors in means.items():
         save_file(tensors, out / name, {"format": "pt"})
@@ -61,19 +63,20 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
 
 
 def differences(checkpoint: Path, other: Path) -> list[str]:
-    """Return which of COMPARED and of ADAPTER_COMPARED differ between two checkpoints. Raises CheckpointError."""
+    """Return which of COMPARED and, for adapters, of ADAPTER_COMPARED differ between two checkpoints. Raises
+    CheckpointError."""
     configs = [asdict(NoteLLMConfig.load(folder)) for folder in (checkpoint, other)]
-    adapters = []
-    for folder in (checkpoint, other):
-        path = folder / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE
-        with loading_errors(path):
-            adapters.append(json.loads(path.read_text("utf-8")))
-    return [
-        name
-        for names, (first, second) in ((COMPARED, configs), (ADAPTER_COMPARED, adapters))
-        for name in names
-        if first.get(name) != second.get(name)
-    ]
+    compared = [(COMPARED, configs)]
+    if all(config["adapter"] for config in configs):
+        compared.append((ADAPTER_COMPARED, [_adapter_settings(folder) for folder in (checkpoint, other)]))
+    return [name for names, (first, second) in compared for name in names if first.get(name) != second.get(name)]
+
+
+def _adapter_settings(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE
+    with loading_errors(path):
+        settings: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return settings
 
 
 def mean_of(checkpoints: Sequence[Path], name: str) -> dict[str, Tensor]:

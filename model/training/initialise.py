@@ -41,15 +41,18 @@ ReadStates = Callable[[Sequence[Note]], Tensor]
 def build_model(
     recipe: Recipe, categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
 ) -> tuple[NoteLLM, Any]:
-    """Load the model to train and its adapter (None in full fine-tuning). `categories`: names in the training notes.
+    """Load the model to train and its adapter. `categories`: names in the training notes. In full fine-tuning the
+    adapter is None, and that of a checkpoint to start from is merged.
 
     Raises CheckpointError.
     """
-    backbone_name = adaptable(recipe.backbone) if recipe.lora_rank else BACKBONE_FOLDER
-    loaded = NoteLLM.load(recipe.backbone, cache=cache, device=device, dtype=torch.float32, progress=progress)
+    full = not recipe.lora_rank
+    backbone_name = BACKBONE_FOLDER if full else adaptable(recipe.backbone)
+    source = str(recipe.start) if full and recipe.start else recipe.backbone
+    loaded = NoteLLM.load(source, cache=cache, device=device, dtype=torch.float32, progress=progress)
     origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
     moved = Path(origin.backbone).is_absolute() and Path(backbone_name).is_absolute()  # it may be one folder, moved
-    if recipe.start and origin.backbone != backbone_name and not moved:
+    if recipe.start and not full and origin.backbone != backbone_name and not moved:
         raise CheckpointError(
             f"{recipe.start} has an adapter of {origin.backbone}: name that as `backbone`, not {backbone_name}"
         )
@@ -60,19 +63,21 @@ def build_model(
         backbone=backbone_name,
         dimension=recipe.dimension,
         prompt_version=recipe.prompt_version,
-        adapter=bool(recipe.lora_rank),
+        adapter=not full,
         trained_categories=tuple(categories),
     )
     model = NoteLLM(config, loaded.backbone, loaded.tokenizer).to(device).train()
     if device.type == "cpu":
         # For 23 short notes the backward of a layer's fused attention takes 17 ms, that of plain matrix products 3 ms.
         model.backbone.set_attn_implementation("eager")
-    if recipe.lora_rank and recipe.bfloat16 and bfloat16_pays(device.type) and not recipe.shard:
+    if not full and recipe.bfloat16 and bfloat16_pays(device.type) and not recipe.shard:
         store_in_bfloat16(model)
-    adapter = model.add_adapter(recipe.lora_rank) if recipe.lora_rank else None
-    if not recipe.lora_rank:
+    adapter = None if full else model.add_adapter(recipe.lora_rank)
+    if full:
         model.requires_grad_(True)
-    if adapter is not None and recipe.start:
+    if recipe.start and adapter is None:
+        model.start_head(recipe.start)
+    elif recipe.start and adapter is not None:
         model.start_adapter(adapter, recipe.start)
     if recipe.checkpoint_activations:
         backbone: Any = model.backbone

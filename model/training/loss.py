@@ -66,9 +66,9 @@ def distillation_loss(
     L_d = -(1/n) sum_i sum_{j != i} q_ij log p_ij,  q_i = softmax of the teacher's cosines / temperature, p_i = softmax
     of the embeddings' cosines * e^tau, both over the other notes that the teacher knows; n of the 2B notes are known.
 
-    embeddings: (2B, D), unit length. tau: scalar. teacher: (2B, K), the teacher's vectors, unit length, zero for a note
-    that it does not know. others: (M, D) and others_teacher: (M, K) are more of both, over which the sum of j goes too.
-    Returns a scalar, float32; 0 where no known note has another one to compare with.
+    embeddings: (2B, D), unit length. tau: scalar. teacher: (2B, K), vectors whose products are the teacher's cosines,
+    zero for a note that it does not know. others: (M, D) and others_teacher: (M, K) are more of both, over which the
+    sum of j goes too. Returns a scalar, float32; 0 where no known note has another one to compare with.
     """
     known = teacher.any(1)
     embeddings, teacher = embeddings[known], teacher[known]

@@ -50,8 +50,8 @@ class Data:
 class Recipe:
     """One training run. The defaults of r (`hashtag_share`) and `alpha` are the paper's (section 4).
 
-    The model. `start`: an earlier checkpoint to go on from. `lora_rank`: 0 is full fine-tuning. `shard`: spread a large
-    backbone over the processes (FSDP).
+    The model. `start`: an earlier checkpoint to go on from. `lora_rank`: 0 is full fine-tuning, which merges the
+    adapter of `start` into the backbone. `shard`: spread a large backbone over the processes (FSDP).
 
     The losses. `hashtag_share`: probability that a note gets the hashtag task, else the category task.
     `hide_hashtags`: probability that a note is shown without hashtags and without a task. `input_hashtags`: learn the
@@ -135,8 +135,6 @@ class Recipe:
             raise RecipeError("teacher: its vectors are used where distillation is above 0")
         if self.reread_notes < 0 or (self.reread_notes and not self.memory):
             raise RecipeError("reread_notes: 0 or more, and 0 where memory is false")
-        if self.start and not self.lora_rank:
-            raise RecipeError("start gives an adapter its weights; with lora_rank = 0 name a backbone folder")
         if self.validation_notes < MIN_VALIDATION_NOTES:
             raise RecipeError(f"validation_notes must be at least {MIN_VALIDATION_NOTES}")
         if self.distillation_temperature <= 0:

@@ -38,16 +38,18 @@ class Teacher:
             self._sources.append(read_vectors(vectors_file))
 
     def vectors(self, notes: Sequence[Note]) -> Tensor:
-        """Vectors (len(notes), K) float32 of unit length, zero for a note that no source knows.
+        """Vectors (len(notes), K) float32, of unit length for a note that all sources know, shorter for others.
 
-        They are the sources' vectors side by side: for two notes that all sources know the cosine is the mean of the
-        sources' cosines.
+        They are the sources' vectors side by side, scaled so that the product of two notes is the mean of the sources'
+        cosines. A source that does not know one of the notes counts as a cosine of 0, so that a note without clicks is
+        not nearer than it would be with them. A note that no source knows has a vector of zeros.
         """
         parts = [np.zeros((len(notes), 0), np.float32)]
         for source in self._sources:
             unknown = np.zeros_like(next(iter(source.values())))
             parts.append(np.stack([source.get(note.id, unknown) for note in notes]))
-        return torch.nn.functional.normalize(torch.from_numpy(np.concatenate(parts, axis=1)), dim=-1)
+        scale: float = max(1, len(self._sources)) ** -0.5
+        return torch.from_numpy(np.concatenate(parts, axis=1)) * scale
 
 
 def behaviour_vectors(scores: Mapping[tuple[str, str], float], dimension: int = BEHAVIOUR_DIMENSION) -> Vectors:

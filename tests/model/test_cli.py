@@ -388,6 +388,13 @@ def test_embed_writes_a_teacher_that_train_reads(folder: Path, tiny_checkpoint: 
     result = run.invoke(app, train)
     assert result.exit_code == 0, result.output
     assert all(step["distillation"] > 0 and step["contrastive"] > 0 for step in read_log(tmp_path / "out"))
+    whitened = run.invoke(app, [*embed[:-1], str(tmp_path / "whitened.npz"), "--whiten", "4"])
+    assert whitened.exit_code == 0, whitened.output
+    by_id = read_vectors(tmp_path / "whitened.npz")
+    assert {vector.shape for vector in by_id.values()} == {(4,)}
+    assert np.linalg.norm(np.mean(list(by_id.values()), axis=0)) < 0.2  # the mean of all notes is out
+    refused = run.invoke(app, [*embed, "--whiten", "999"])
+    assert (refused.exit_code, "fewer than 999" in "".join(refused.stderr.split("\n"))) == (1, True)
     vectors.write_bytes(b"")
     result = run.invoke(app, [*train[:-1], str(tmp_path / "other")])
     assert result.exit_code == 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from model.category_head import CATEGORIES_FILE
@@ -17,6 +18,7 @@ from model.weights import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     ADAPTER_FOLDER,
+    BACKBONE_FOLDER,
     GENERATION_FOLDER,
     HEAD_FILE,
     SHIPPED_CHECKPOINT,
@@ -54,6 +56,23 @@ def test_mean_of_checkpoints_is_one_without_what_was_fitted_to_the_first(doubled
     assert (config.name, config.dimension, config.generation_adapter) == (shipped.name, shipped.dimension, False)
 
 
+def test_mean_after_full_fine_tuning_has_the_mean_backbone(tmp_path: Path) -> None:
+    for scale in (1.0, 3.0):
+        folder = tmp_path / f"{scale}"
+        (folder / BACKBONE_FOLDER).mkdir(parents=True)
+        (folder / BACKBONE_FOLDER / "config.json").write_text("{}", "utf-8")
+        save_file({"weight": scale * torch.ones(2, 2)}, folder / BACKBONE_FOLDER / "model.safetensors")
+        save_file({"projection": torch.ones(2, 2), "tau": torch.tensor(scale)}, folder / HEAD_FILE)
+        NoteLLMConfig(name="full", backbone=BACKBONE_FOLDER, dimension=2).save(folder)
+    average([tmp_path / "1.0", tmp_path / "3.0"], tmp_path / "mean")
+    mean = load_file(tmp_path / "mean" / BACKBONE_FOLDER / "model.safetensors")
+    assert mean["weight"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert float(load_file(tmp_path / "mean" / HEAD_FILE)["tau"]) == 2.0
+    assert (tmp_path / "mean" / BACKBONE_FOLDER / "config.json").is_file()
+    with pytest.raises(CheckpointError, match=r"differs from .* in adapter, backbone"):
+        average([tmp_path / "1.0", SHIPPED_CHECKPOINT], tmp_path / "other")
+
+
 def test_checkpoints_without_a_mean_are_refused(doubled: Path, tmp_path: Path) -> None:
     mean = tmp_path / "mean"
     with pytest.raises(CheckpointError, match="two checkpoints"):
@@ -75,6 +94,6 @@ def test_checkpoints_without_a_mean_are_refused(doubled: Path, tmp_path: Path) -
     with pytest.raises(CheckpointError, match="other weights"):
         average([SHIPPED_CHECKPOINT, doubled], mean)
     NoteLLMConfig(name="bare").save(tmp_path)
-    with pytest.raises(CheckpointError, match="no adapter"):
+    with pytest.raises(CheckpointError, match="neither an adapter"):
         average([tmp_path, doubled], mean)
     assert not mean.exists()

@@ -70,7 +70,6 @@ def test_category_names_of_a_data_set_are_read(tmp_path: Path):
         ('steps = "many"\n' + MINIMAL, "steps"),
         ("steps = true\n" + MINIMAL, "steps"),
         ("hashtag_share = 1.5\n" + MINIMAL, "hashtag_share"),
-        ('lora_rank = 0\nstart = "runs/first/best"\n' + MINIMAL, "start"),
         ("alpha = -1.0\n" + MINIMAL, "alpha"),
         ("distillation = 1.1\n" + MINIMAL, "distillation"),
         ("distillation_temperature = 0.0\n" + MINIMAL, "distillation_temperature"),

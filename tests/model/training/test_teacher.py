@@ -91,9 +91,17 @@ def test_vector_is_zero_only_where_no_source_knows_the_note(paired: PairedNotes,
     write_vectors(tmp_path / "read.npz", [by_reading, by_both], np.eye(2))
     notes = [Note(id=i) for i in (by_reading, by_none, by_both, TRAIN[1])]
     both = Teacher(paired, tmp_path / "read.npz").vectors(notes)
-    assert both.norm(dim=1).tolist() == pytest.approx([1, 0, 1, 1], abs=1e-5)
+    half = 0.5**0.5
+    assert both.norm(dim=1).tolist() == pytest.approx([half, 0, 1, half], abs=1e-5)
     behaviour = Teacher(paired).vectors(notes)
     assert behaviour.norm(dim=1).tolist() == pytest.approx([0, 0, 1, 1], abs=1e-5)
+
+
+def test_note_that_one_source_does_not_know_is_no_nearer_than_with_both(paired: PairedNotes, tmp_path: Path):
+    known, unclicked = TRAIN[0], TRAIN[20]
+    write_vectors(tmp_path / "read.npz", [known, unclicked], np.array([[1.0, 0.0], [0.8, 0.6]]))
+    first, second = Teacher(paired, tmp_path / "read.npz").vectors([Note(id=known), Note(id=unclicked)])
+    assert float(first @ second) == pytest.approx(0.8 / 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vectors.npz", "vectors"])

@@ -232,6 +232,20 @@ def test_later_stage_starts_from_the_weights_of_an_earlier_one(recipe: Recipe, f
     np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
 
 
+def test_full_fine_tuning_starts_from_an_adapter_and_then_from_its_own_checkpoint(
+    recipe: Recipe, finished_run: Path, tmp_path: Path
+):
+    notes = [Note(title="river")]
+    start = finished_run / BEST
+    for name in ("second", "third"):
+        later = Trainer(replace(recipe, start=start, lora_rank=0, steps=1), tmp_path / name, cache=tmp_path)
+        served = in_torch(start, tmp_path).embed(notes)
+        np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
+        (tmp_path / name).mkdir()
+        assert next(later.run()).gradient_norm > 0
+        start = tmp_path / name / BEST
+
+
 def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(
     recipe: Recipe, finished_run: Path, tmp_path: Path
 ):
