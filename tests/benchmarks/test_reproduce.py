@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,7 +33,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
         if out and out.suffix:
             out.touch()
         elif out:
-            out.mkdir(parents=True)
+            (out / reproduce.FINAL).mkdir(parents=True)
 
     def run_module(*arguments: str | Path) -> None:
         run_notellm(*arguments)
@@ -109,12 +110,15 @@ def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[
     assert str(finished) in commands[0]
 
 
-def test_community_checkpoint_is_the_mean_of_two_runs_whitened(commands: list[list[str]]):
+def test_community_checkpoint_goes_on_from_a_first_run_and_is_whitened(commands: list[list[str]]):
     reproduce.reproduce(DATA, "community-related-microlens50k")
-    average = next(command for command in commands if command[0] == "average")
-    assert average.count("--checkpoint") == 3
-    order = [command[0] for command in commands if command[0] in ("train", "average", "whiten", "evaluate")]
-    assert order == ["train", "train", "average", "whiten", "evaluate"]
+    assert [command[0] for command in commands] == [
+        "pairs", "train-encoder", "embed", "train", "train", "whiten", "evaluate",
+    ]  # fmt: skip
+    teacher, first, further = commands[2], commands[3], commands[4]
+    assert teacher[-2:] == ["--whiten", str(reproduce.TEACHER_DIMENSION)]
+    start = os.path.relpath(Path(first[first.index("--out") + 1]) / reproduce.FINAL, reproduce.ROOT)
+    assert f"start={start}" in further
 
 
 def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(commands: list[list[str]], tmp_path: Path):

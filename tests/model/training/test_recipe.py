@@ -44,8 +44,9 @@ def test_change_is_parsed_as_toml_or_text(text: str, change: tuple[str, object])
 
 def test_paths_with_environment_variables_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOMEWHERE", "/somewhere")
-    text = MINIMAL.replace("n.jsonl", "$SOMEWHERE/n.jsonl")
-    assert Recipe.load(written(tmp_path, text)).data[0].notes == Path("/somewhere/n.jsonl")
+    text = 'backbone = "$SOMEWHERE/b"\n' + MINIMAL.replace("n.jsonl", "$SOMEWHERE/n.jsonl")
+    recipe = Recipe.load(written(tmp_path, text))
+    assert (recipe.backbone, recipe.data[0].notes) == ("/somewhere/b", Path("/somewhere/n.jsonl"))
     monkeypatch.delenv("SOMEWHERE")
     with pytest.raises(RecipeError, match="SOMEWHERE"):
         Recipe.load(written(tmp_path, text))
