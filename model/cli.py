@@ -179,7 +179,7 @@ def embed(
     ] = "train",
     whiten: Annotated[
         int | None,
-        typer.Option(help="Numbers of a vector after whitening by these notes; by default vectors as they are.", min=1),
+        typer.Option(help="Whiten by these notes to so many numbers; by default the vectors stay as they are.", min=1),
     ] = None,
     cache: Cache = CACHE,
 ) -> None:

@@ -176,7 +176,7 @@ class WithWords:
             rival, seeds = over_seeds([units.mean for _, units in rival_units])
         ratio = ours / rival
         return row(
-            f"{MICROLENS}, the shipped checkpoint trained on it, with words, Recall@100, {COLD_COLD}", ours, "%",
+            f"{MICROLENS}, a generalist trained on it, with words, Recall@100, {COLD_COLD}", ours, "%",
             against=joined(f"{self.rival}{' with words' if self.rival_too else ''}: {rival} %", seeds),
             spread=f"{ratio:.2f}x, no paired test; result {TRAINED_WITH_WORDS}",
             target=str(MinRatio(self.min_ratio)),
@@ -268,7 +268,7 @@ UNSEEN_DOMAINS: Sequence[Contest] = tuple(
 )
 TRAINED_ON_IT: Sequence[Contest] = tuple(
     Contest(
-        f"the shipped checkpoint trained on it, Recall@100, {protocol}",
+        f"a generalist trained on it, Recall@100, {protocol}",
         MICROLENS,
         partial(hits, protocol),
         rival,

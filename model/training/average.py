@@ -52,6 +52,8 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
         if changed := differences(first, checkpoint):
             raise CheckpointError(f"{checkpoint} differs from {first} in {', '.join(changed)}")
     weights = sorted(f"{trained}/{path.name}" for path in (first / trained).glob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(f"{first / trained} holds no weights")
     means = {name: mean_of(checkpoints, name) for name in (*weights, HEAD_FILE)}
     shutil.copytree(first / trained, out / trained, ignore=shutil.ignore_patterns("*.safetensors"))
     if (first / CARD_FILE).exists():

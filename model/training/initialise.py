@@ -42,7 +42,7 @@ def build_model(
     recipe: Recipe, categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
 ) -> tuple[NoteLLM, Any]:
     """Load the model to train and its adapter. `categories`: names in the training notes. In full fine-tuning the
-    adapter is None, and that of a checkpoint to start from is merged.
+    adapter is None, and a checkpoint to start from gives all weights, with its own adapter merged.
 
     Raises CheckpointError.
     """
@@ -51,6 +51,8 @@ def build_model(
     source = str(recipe.start) if full and recipe.start else recipe.backbone
     loaded = NoteLLM.load(source, cache=cache, device=device, dtype=torch.float32, progress=progress)
     origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
+    if recipe.start and not full and not origin.adapter:
+        raise CheckpointError(f"{recipe.start} has no adapter to go on from: set lora_rank = 0")
     moved = Path(origin.backbone).is_absolute() and Path(backbone_name).is_absolute()  # it may be one folder, moved
     if recipe.start and not full and origin.backbone != backbone_name and not moved:
         raise CheckpointError(

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model.config import CONFIG_FILE, NoteLLMConfig
 from model.training.processor import processor
 from model.training.recipe import Recipe
 from model.training.trainer import BEST, LOG, Trainer
@@ -36,8 +37,9 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
     lines = [
         f"# {recipe.name}",
         "",
-        f"A NoteLLM checkpoint (arXiv 2403.01744): {recipe.backbone}, {_tuning(recipe)}, dimension {recipe.dimension}, "
-        f"prompt {recipe.prompt_version}. Load it with `NOTELLM_CHECKPOINT=this folder notellm serve`.",
+        f"A NoteLLM checkpoint (arXiv 2403.01744): {_trained(recipe)}, {_tuning(recipe)}, "
+        f"dimension {recipe.dimension}, prompt {recipe.prompt_version}. "
+        "Load it with `NOTELLM_CHECKPOINT=this folder notellm serve`.",
         "",
         "## Data",
         "Notes whose id has sha1 modulo 5 of 2 to 4 (training); 1 is validation, and 0, the test notes, were not read.",
@@ -52,7 +54,7 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
         "",
         "## Run",
         f"- Command: `{' '.join([Path(command[0]).name, *command[1:]])}`, commit {commit}.",
-        *([f"- Started from {recipe.start.name}, an earlier checkpoint."] if recipe.start else []),
+        *([f"- Started from {_named(str(recipe.start))}, an earlier checkpoint."] if recipe.start else []),
         *([_distillation(recipe)] if recipe.distillation else []),
         *(["- Negatives are all training notes of a data set, as last seen (`memory`)."] if recipe.memory else []),
         f"- {len(steps)} steps of {recipe.batch_pairs} pairs in {minutes:.0f} minutes on {trainer.ranks} process(es), "
@@ -85,6 +87,19 @@ def _distillation(recipe: Recipe) -> str:
         f"- Of the loss of related notes, {recipe.distillation:g} is distilled at temperature "
         f"{recipe.distillation_temperature:g} from {' and '.join(teachers)}."
     )
+
+
+def _trained(recipe: Recipe) -> str:
+    """Name what was trained: the backbone or, in full fine-tuning, the checkpoint that the run started from."""
+    return _named(str(recipe.start) if recipe.start and not recipe.lora_rank else recipe.backbone)
+
+
+def _named(source: str) -> str:
+    """Name a checkpoint or a backbone without the folders of this machine."""
+    folder = Path(source)
+    if (folder / CONFIG_FILE).is_file():
+        return NoteLLMConfig.load(folder).name
+    return folder.name if folder.is_dir() else source
 
 
 def _tuning(recipe: Recipe) -> str:

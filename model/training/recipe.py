@@ -50,8 +50,9 @@ class Data:
 class Recipe:
     """One training run. The defaults of r (`hashtag_share`) and `alpha` are the paper's (section 4).
 
-    The model. `start`: an earlier checkpoint to go on from. `lora_rank`: 0 is full fine-tuning, which merges the
-    adapter of `start` into the backbone. `shard`: spread a large backbone over the processes (FSDP).
+    The model. `start`: an earlier checkpoint to go on from. `lora_rank`: 0 is full fine-tuning, of the weights of
+    `start` with its adapter merged or, without a `start`, of those of `backbone`. `shard`: spread a large backbone over
+    the processes (FSDP).
 
     The losses. `hashtag_share`: probability that a note gets the hashtag task, else the category task.
     `hide_hashtags`: probability that a note is shown without hashtags and without a task. `input_hashtags`: learn the

@@ -1,4 +1,4 @@
-"""The teacher of the distillation loss: a vector of each training note, whose cosines say how alike notes are.
+"""The teacher of the distillation loss: a vector of each training note, whose inner products say how alike notes are.
 
 It has two sources, behaviour (the scores of the pairs) and another model's vectors (`notellm embed`).
 """
@@ -40,9 +40,9 @@ class Teacher:
     def vectors(self, notes: Sequence[Note]) -> Tensor:
         """Vectors (len(notes), K) float32, of unit length for a note that all sources know, shorter for others.
 
-        They are the sources' vectors side by side, scaled so that the product of two notes is the mean of the sources'
-        cosines. A source that does not know one of the notes counts as a cosine of 0, so that a note without clicks is
-        not nearer than it would be with them. A note that no source knows has a vector of zeros.
+        They are the sources' vectors side by side, scaled so that the inner product of two of them is the mean of the
+        sources' cosines. A source that does not know one of the notes counts as a cosine of 0, so that a note without
+        clicks is as near as one whose clicks say nothing of it. A note that no source knows has a vector of zeros.
         """
         parts = [np.zeros((len(notes), 0), np.float32)]
         for source in self._sources:

@@ -112,6 +112,7 @@ def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[
 
 def test_community_checkpoint_goes_on_from_a_first_run_and_is_whitened(commands: list[list[str]]):
     reproduce.reproduce(DATA, "community-related-microlens50k")
+    assert [part for part in commands[4] if part in reproduce.FURTHER] == list(reproduce.FURTHER)
     assert [command[0] for command in commands] == [
         "pairs", "train-encoder", "embed", "train", "train", "whiten", "evaluate",
     ]  # fmt: skip

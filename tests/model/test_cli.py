@@ -75,7 +75,7 @@ def test_train_writes_log_curves_and_a_checkpoint_with_a_card(trained: Path):
     assert [step["step"] for step in read_log(out)] == [1, 2, 3, 4]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "best" / "README.md").read_text()
-    for text in ("# cli", "made up for a test", "LoRA of rank 2", "4 steps of 4 pairs"):
+    for text in ("# cli", "made up for a test", "): backbone, LoRA of rank 2,", "4 steps of 4 pairs"):
         assert text in card
     assert (out / "best" / "notellm.json").is_file()
 

@@ -93,6 +93,9 @@ def test_checkpoints_without_a_mean_are_refused(doubled: Path, tmp_path: Path) -
     save_file(head | {"projection": head["projection"][:-1].contiguous()}, doubled / HEAD_FILE)
     with pytest.raises(CheckpointError, match="other weights"):
         average([SHIPPED_CHECKPOINT, doubled], mean)
+    (other / ADAPTER_FOLDER / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        average([other, other], mean)
     NoteLLMConfig(name="bare").save(tmp_path)
     with pytest.raises(CheckpointError, match="neither an adapter"):
         average([tmp_path, doubled], mean)

@@ -97,7 +97,7 @@ def test_vector_is_zero_only_where_no_source_knows_the_note(paired: PairedNotes,
     assert behaviour.norm(dim=1).tolist() == pytest.approx([0, 0, 1, 1], abs=1e-5)
 
 
-def test_note_that_one_source_does_not_know_is_no_nearer_than_with_both(paired: PairedNotes, tmp_path: Path):
+def test_source_that_does_not_know_one_note_counts_as_a_cosine_of_zero(paired: PairedNotes, tmp_path: Path):
     known, unclicked = TRAIN[0], TRAIN[20]
     write_vectors(tmp_path / "read.npz", [known, unclicked], np.array([[1.0, 0.0], [0.8, 0.6]]))
     first, second = Teacher(paired, tmp_path / "read.npz").vectors([Note(id=known), Note(id=unclicked)])

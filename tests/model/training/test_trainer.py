@@ -36,7 +36,7 @@ from model.training.loss import generative_loss, joint_loss
 from model.training.recipe import Data, Recipe
 from model.training.resume import LAST
 from model.training.trainer import BEST, FINAL, LOG, Step, Trainer
-from model.weights import ADAPTER_FILE, ADAPTER_FOLDER
+from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE
 from tests.conftest import in_torch
 from tests.model.training.runs import random_vectors
 
@@ -241,9 +241,14 @@ def test_full_fine_tuning_starts_from_an_adapter_and_then_from_its_own_checkpoin
         later = Trainer(replace(recipe, start=start, lora_rank=0, steps=1), tmp_path / name, cache=tmp_path)
         served = in_torch(start, tmp_path).embed(notes)
         np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
+        assert float(later.model.tau.detach()) == float(load_file(start / HEAD_FILE)["tau"])
         (tmp_path / name).mkdir()
         assert next(later.run()).gradient_norm > 0
         start = tmp_path / name / BEST
+    with pytest.raises(CheckpointError, match="set dimension = 16"):
+        Trainer(replace(recipe, start=start, lora_rank=0, dimension=8), tmp_path / "other", cache=tmp_path)
+    with pytest.raises(CheckpointError, match="has no adapter to go on from: set lora_rank = 0"):
+        Trainer(replace(recipe, start=start), tmp_path / "other", cache=tmp_path)
 
 
 def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(
