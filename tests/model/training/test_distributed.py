@@ -54,6 +54,7 @@ WAYS = {
     "sharded-full": {"lora_rank": 0, "shard": True},
     "distilled": {"distillation": 0.5},
     "remembered": {"distillation": 0.5, "memory": True},
+    "reread": {"distillation": 0.5, "memory": True, "reread_notes": 7},
 }
 
 
