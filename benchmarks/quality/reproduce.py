@@ -369,7 +369,7 @@ def community_checkpoint(data: Path) -> Path:
     further = train(data, COMMUNITY, (f"start={os.path.relpath(first / FINAL, ROOT)}", *FURTHER))
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
     shutil.copytree(further / FINAL, folder)
-    by_all_notes = (*data_options(data / MICROLENS), "--max-notes", "20000")
+    by_all_notes = (*data_options(data / MICROLENS), "--max-notes", "20000")  # the set has 11,538 to train on
     run_notellm("whiten", "--checkpoint", folder, *by_all_notes, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()
     return folder

@@ -34,7 +34,7 @@ from model.notellm import INITIAL_TAU
 from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective
 from model.training.optimizer import optimizer_and_schedule
-from model.training.recipe import Recipe
+from model.training.recipe import Recipe, RecipeError
 from model.training.trainer import BEST, LOG
 from model.weights import HEAD_FILE
 
@@ -46,6 +46,8 @@ MAX_TOKENS = 128
 """Tokens of a note that are read; the rest is cut off. The model was trained on texts of this length."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of like length share it and padding stays short."""
+UNUSED_FIELDS = ("start", "reread_notes", "hide_hashtags", "shard")
+"""Fields of a recipe that change nothing in the training of an encoder."""
 UNSEEN = -1e9
 """Log probability of a category that training never showed: finite, so that renormalising stays possible."""
 
@@ -182,9 +184,12 @@ def fine_tune(recipe: Recipe, folder: Path) -> TrainingSteps:
     """Train all weights by a recipe: for related notes, or for categories where `contrastive` is false.
 
     The validation figure is Recall@100 for related notes, accuracy for categories. `folder` gets log.jsonl and best/,
-    the encoder with the highest figure. Raises DatasetError, PairsError, and ModuleNotFoundError where the published
-    weights are not installed.
+    the encoder with the highest figure. Raises RecipeError for a field that would have no effect, DatasetError,
+    PairsError, and ModuleNotFoundError where the published weights are not installed.
     """
+    if without_effect := [name for name in UNUSED_FIELDS if getattr(recipe, name)]:
+        names = ", ".join(without_effect)
+        raise RecipeError(f"{names}: no effect on an encoder, which begins from the published weights")
     torch.manual_seed(recipe.seed)
     return (_fit_related if recipe.contrastive else _fit_categories)(recipe, folder)
 

@@ -15,7 +15,7 @@ from model.baselines.encoder import UNSEEN, CategoryEncoder, SentenceEncoder, fi
 from model.data.dataset import DatasetError
 from model.data.pairs import PairOptions, related_pairs, split_of
 from model.note import Note
-from model.training.recipe import Data, Recipe
+from model.training.recipe import Data, Recipe, RecipeError
 from model.training.trainer import BEST, LOG
 from service.cli.main import app
 
@@ -181,6 +181,12 @@ def test_notes_without_categories_are_refused(tmp_path: Path):
     (tmp_path / "notes.jsonl").write_text('{"id": "1", "title": "t"}\n')
     recipe = Recipe(name="c", data=(Data(notes=tmp_path / "notes.jsonl"),), contrastive=False)
     with pytest.raises(DatasetError, match="category"):
+        fine_tune(recipe, tmp_path)
+
+
+def test_fields_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_path: Path):
+    recipe = Recipe(name="r", data=(subjects,), memory=True, reread_notes=4, start=tmp_path)
+    with pytest.raises(RecipeError, match=r"^start, reread_notes: no effect on an encoder"):
         fine_tune(recipe, tmp_path)
 
 
