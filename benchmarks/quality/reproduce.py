@@ -141,8 +141,9 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
     "lora-rank-4": ("lora_rank=4",),
     "full": ("lora_rank=0", "learning_rate=1e-4"),
 }
-"""Changes to the recipe ABLATION by name of the short run. Each changes one thing; `full` needs its own learning rate.
-Without CSFT there is no hashtag task, so that no note hides its hashtags, as in the paper's ablation; `hiding` does."""
+"""Changes to the recipe ABLATION by name of the short run. Each changes one thing, except `full`, which
+needs its own learning rate, and `without-csft-hiding`: without CSFT there is no hashtag task, so that no note hides its
+hashtags, as in the paper's ablation; this one hides them all the same."""
 
 
 SCALING_BACKBONES: Mapping[str, str] = {"smollm2-135m": PACKAGED_BACKBONE, "gemma-3-270m": GEMMA_BACKBONE}

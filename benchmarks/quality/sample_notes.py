@@ -38,7 +38,7 @@ UNSEEN_NAMES = {
     "Gaming": "Video games",
     "Outdoors": "Hiking and camping",
 }
-"""Names that no training data has, by category of our sample notes."""
+"""Names that are none of the checkpoint's trained categories, by category of our sample notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def rows(own: Choices, unseen: Choices) -> list[Row]:
     """Return the rows of the result."""
     return [
         choices_row("right category, out of its own twenty", own),
-        choices_row("right category, out of twelve that no training data names", unseen),
+        choices_row("right category, out of twelve that are none of its trained ones", unseen),
     ]
 
 

@@ -167,8 +167,9 @@ ROUGE counts words in lower case; each Han character or kana is a word.
 
 ## Ablations
 
-Short runs from the bare backbone that differ from `{JOINT}` in one thing (`benchmarks/quality/reproduce.py` names it),
-on {MICROLENS}'s validation notes, each beside it in a paired test.
+Short runs from the bare backbone, on {MICROLENS}'s validation notes, each beside `{JOINT}` in a paired test. Each
+differs from it in one thing (`benchmarks/quality/reproduce.py` names it), except that `full` has its own learning
+rate, too, and that `without-csft-hiding` also hides hashtags.
 
 A run of one seed also differs by the luck of its seed, which no test here sees: the seeds of `{JOINT}` show how much
 that is.

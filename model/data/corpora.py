@@ -40,9 +40,9 @@ LENGTHS = ((14, 0.3), (26, 0.45), (50, 0.2), (110, 0.05))
 MAX_TITLE_WORDS = 14
 """Words of a title that are kept even in the shortest texts."""
 MIN_WORDS = 2
-"""Texts with fewer long words are dropped."""
+"""Texts with fewer long words (MIN_LETTERS) are dropped."""
 MIN_LETTERS = 4
-"""Letters of a long word in ASCII; any other counts as one, so also each pair of Chinese characters."""
+"""Letters from which an ASCII word is long. Any other word, such as a pair of Chinese characters, is always long."""
 KEY_WORDS = 12
 """Texts whose first long words are the same set, this many at most, count as duplicates."""
 

@@ -148,8 +148,8 @@ class PairedNotes:
     A pair and its reverse are one pair, with the higher of their scores: the loss has no direction. `scores`: of all
     pairs, by (smaller id, larger id). `pairs`: those with a score of at least `min_score`, to train on.
 
-    Without a file of pairs `has_pairs` is False, and `pairs` joins neighbours in the order of ids, of the notes that
-    have hashtags or a category: their batches train CSFT alone. Raises DatasetError, PairsError, FileNotFoundError.
+    Without a file of pairs `has_pairs` is False, and `pairs` are the notes that have hashtags or a category, two by two
+    in the order of their ids: their batches train CSFT alone. Raises DatasetError, PairsError, FileNotFoundError.
     """
 
     def __init__(self, notes: Path, pairs: Path | None, *, split: Split = "train", min_score: float = 0.0) -> None:

@@ -59,7 +59,7 @@ class Assignment:
 
 
 def draw_assignment(rng: random.Random, things: Sequence[str] = ()) -> Assignment:
-    """Draw a topic of ours or, in OWN_TOPIC_SHARE's complement of the cases, one of `things`."""
+    """Draw one of `things` with probability 1 - OWN_TOPIC_SHARE, else a topic of ours."""
     if things and rng.random() > OWN_TOPIC_SHARE:
         return Assignment(rng.choice(things), "")
     category = rng.choice(list(TOPICS))

@@ -18,7 +18,8 @@ QUERY_BATCH_SIZE = 512
 
 
 def cosine(vectors: npt.NDArray[np.float32], mean_share: float = 0.0) -> Scorer:
-    """Score by the cosine of unit vectors (N, D), of which those of queries leave out a share of the mean of all."""
+    """Return a scorer by the cosine of unit vectors (N, D). A query's vector leaves out `mean_share` of the mean of all
+    vectors, and is scaled to unit length again."""
     queries = query_vectors(vectors, np.float32(mean_share) * vectors.mean(axis=0)) if mean_share else vectors
     return lambda rows: queries[rows] @ vectors.T
 

@@ -13,13 +13,16 @@ from model.hashtags.grounding import Candidate, grounded_score, is_likely_enough
 
 
 class GroundedRanking:
-    """Ranks the `candidates` of one note by their key, of which probabilities become known step by step, and what the
-    model writes. `count` hashtags are answered; `min_score` is that of `rerank`."""
+    """Ranks the candidates of one note and the hashtags that the model writes for it, while the candidates'
+    probabilities become known step by step.
 
-    def __init__(self, candidates: Mapping[str, Candidate], count: int, min_score: float) -> None:
+    `candidates`: by `dedup_key`. `count`: hashtags to return. `min_probability`: as in `rerank`.
+    """
+
+    def __init__(self, candidates: Mapping[str, Candidate], count: int, min_probability: float) -> None:
         self.candidates = candidates
         self._count = count
-        self._min_score = min_score
+        self._min_p = min_probability
         self._bounds = dict.fromkeys(candidates, 1.0)
         """Most that the probability of each candidate without an exact one can be."""
         self._probabilities: dict[str, float] = {}
@@ -33,7 +36,7 @@ class GroundedRanking:
             self._max_unscored_weight = max(self._max_unscored_weight, self.candidates[key].weight)
 
     def bound(self, probabilities: Mapping[str, float]) -> None:
-        """Take bounds on the probabilities of candidates. One with the score of 0 is as good as exact."""
+        """Take upper bounds of candidates' probabilities. One that gives the score of probability 0 counts as exact."""
         bounds = {key: bound for key, bound in probabilities.items() if key in self._bounds}
         self._bounds |= bounds
         self.score({key: p for key, p in bounds.items() if self._score_bound(key) == self._least_score(key)})
@@ -50,7 +53,7 @@ class GroundedRanking:
         return [
             key
             for key, bound in self._bounds.items()
-            if self._score_bound(key) >= last_score and is_likely_enough(self.candidates[key], bound, self._min_score)
+            if self._score_bound(key) >= last_score and is_likely_enough(self.candidates[key], bound, self._min_p)
         ]
 
     def is_complete_without(self, max_written: float) -> bool:
@@ -69,12 +72,12 @@ class GroundedRanking:
         """Return the answer, once the search is over and no candidate is open."""
         none_of_the_best = dict.fromkeys(self._bounds, 0.0)
         probabilities = none_of_the_best | self._probabilities
-        return rerank(written, self.candidates, probabilities, self._count, self._min_score)
+        return rerank(written, self.candidates, probabilities, self._count, self._min_p)
 
     def _best(self) -> tuple[Hashtag, ...]:
         """The best of the candidates with an exact probability."""
         scored = {key: self.candidates[key] for key in self._probabilities}
-        return rerank((), scored, self._probabilities, self._count, self._min_score)
+        return rerank((), scored, self._probabilities, self._count, self._min_p)
 
     def _last_score(self) -> float:
         """Score that the last one of the answer has at the least."""

@@ -26,8 +26,8 @@ NEIGHBOUR_SPREAD = 0.06
 """Temperature of a neighbour's weight by its vector: a cosine higher by this weighs e times as much."""
 LEXICAL_SHARE = 0.6
 """Share of the total weight that neighbours by words have; those by vector have the rest."""
-MIN_NEIGHBOUR_SHARE = 0.02
-"""Added to the share of neighbours that carry a hashtag, so that one that none carries keeps a score above 0."""
+NEIGHBOUR_SMOOTHING = 0.02
+"""Added to a hashtag's weight among the neighbours, so that one that none of them carries keeps a score above 0."""
 WRITTEN_WEIGHT = 0.1
 """Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
 
@@ -36,16 +36,17 @@ MIN_WRITTEN_PROBABILITY = 1e-5
 improbable it is tells nothing, and spread over many nats it would outweigh all neighbours (docs/log/hashtags.md)."""
 
 TRUSTED_COSINES, TRUSTED_WORDS = (0.4, 0.8), (0.12, 0.22)
-"""Cosine and word score of the nearest neighbour up to which neighbours have no say, and from which on they have all of
-it: in a small community the nearest note may be about something else (docs/log/hashtags.md)."""
+"""Bounds of the nearest neighbour's cosine, and of its word score. At the lower bound of both, or below, neighbours get
+no weight; from the upper bound of either on all of it; in between it grows linearly. In a small community the nearest
+note may be about something else (docs/log/hashtags.md)."""
 
 # Thresholds of a near neighbour: its hashtags are returned even if their probability is below `min_hashtag_score`
 # (docs/log/hashtags.md).
 NEAR_COSINE = 0.4
 """Least cosine of a neighbour that is near by its vector."""
 NEAR_WORDS = 0.12
-"""Least score of a neighbour that is near by words, where KNOWN_COSINE is reached, too."""
-KNOWN_COSINE = 0.3
+"""Least score of a neighbour that is near by words, where MIN_COSINE_FOR_WORDS is reached, too."""
+MIN_COSINE_FOR_WORDS = 0.3
 """Neighbours by words count as near only if the nearest one by vectors has at least this cosine: a note that says
 nothing, such as "same thing", shares words with some notes and is near none."""
 
@@ -180,9 +181,9 @@ def best_score(neighbours: Sequence[Neighbour]) -> float:
 
 
 def near_neighbours(neighbours: Neighbours) -> set[str]:
-    """Return the ids of the neighbours that are near enough for their hashtags to be told on their word alone."""
+    """Return the ids of near neighbours: their hashtags may be returned however improbable the model finds them."""
     top = best_score(neighbours.by_vector)
-    by_words = neighbours.by_words if top >= KNOWN_COSINE else ()
+    by_words = neighbours.by_words if top >= MIN_COSINE_FOR_WORDS else ()
     return {note.id for note in neighbours.by_vector if note.score >= NEAR_COSINE} | {
         note.id for note in by_words if note.score >= NEAR_WORDS
     }
@@ -193,16 +194,16 @@ def rerank(
     candidates: Mapping[str, Candidate],
     probabilities: Mapping[str, float],
     count: int,
-    min_score: float = 0.0,
+    min_probability: float = 0.0,
 ) -> tuple[Hashtag, ...]:
     """Return the best `count` of the hashtags that the model wrote and of those that neighbours carry.
 
         score = share * max(p, MIN_WRITTEN_PROBABILITY) ** WRITTEN_WEIGHT
-        share = (w + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE)
+        share = (w + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING)
 
     where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
-    `candidates`. A hashtag with p below `min_score` is dropped, unless a near neighbour carries it.
+    `candidates`. A hashtag with p below `min_probability` is dropped, unless a near neighbour carries it.
     """
     p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
     texts = {dedup_key(hashtag.text): hashtag.text for hashtag in written}
@@ -210,7 +211,7 @@ def rerank(
     scored = []
     for key, text in texts.items():
         candidate = candidates.get(key, Candidate(text))
-        if is_likely_enough(candidate, p[key], min_score):
+        if is_likely_enough(candidate, p[key], min_probability):
             score = grounded_score(candidate.weight, p[key])
             scored.append(Hashtag(text, min(1.0, score), tuple(candidate.notes[:NEIGHBOURS_NAMED])))
     return tuple(sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))[:count])
@@ -220,9 +221,9 @@ def grounded_score(weight: float, probability: float) -> float:
     """Return the score of a hashtag, which grows with both: the weight of its candidate and the probability that the
     model writes it (`rerank` has the formula)."""
     written: float = max(probability, MIN_WRITTEN_PROBABILITY) ** WRITTEN_WEIGHT
-    return (weight + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * written
+    return (weight + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING) * written
 
 
-def is_likely_enough(candidate: Candidate, probability: float, min_score: float) -> bool:
-    """Return whether a hashtag may be answered where a checkpoint has `min_score`. It grows with the probability."""
-    return probability >= min_score or candidate.is_near
+def is_likely_enough(candidate: Candidate, probability: float, min_probability: float) -> bool:
+    """Return whether `probability` reaches `min_probability`, or a near neighbour carries the candidate."""
+    return probability >= min_probability or candidate.is_near

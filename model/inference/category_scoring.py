@@ -1,7 +1,7 @@
 """CategoryScorer: probabilities of the categories of a closed set.
 
-The trie of the category names is part of the note's prefill, so a closed set costs no forward of its own, unless it is
-large: then only the names that are likely beforehand (docs/decisions/0038-large-closed-sets.md).
+The trie of the category names is part of the note's prefill, so a small closed set costs no forward of its own. Of a
+large one a second forward reads only the likeliest names (docs/decisions/0038-large-closed-sets.md).
 Names that training has not shown are scored less what the names say without the note
 (docs/decisions/0008-unseen-categories.md).
 
@@ -160,7 +160,8 @@ class CategoryScorer:
         return tuple(sorted(scored, key=lambda category: (-category.probability, category.name)))
 
     def needs_prior(self, categories: tuple[str, ...]) -> bool:
-        """Whether training has not shown all names of a closed set. A checkpoint that lists none has shown all."""
+        """Whether a closed set has a name that training has not shown. A checkpoint that lists no names counts as
+        trained on all."""
         return not set(self._trained_categories or categories).issuperset(categories)
 
     def _prior(self, categories: tuple[str, ...]) -> SpanSteps[tuple[LabelPrior | None, int]]:

@@ -68,8 +68,8 @@ class TokenizedRequest:
         return sum(map(len, self.prompt.windows)) + len(self.hashtag_prompt)
 
     @property
-    def generated(self) -> GenerationRequest:
-        """Part of the request that the model generates: the vector alone where it does not read the note's script."""
+    def effective_request(self) -> GenerationRequest:
+        """Request that is run: `request`, or VECTOR_ONLY where the model does not read the script of the note."""
         return self.request if self.supported else VECTOR_ONLY
 
 
@@ -218,7 +218,7 @@ class Engine:
     def _max_blocks(self, tokenized: TokenizedRequest) -> int:
         """Most cache blocks that a request may come to need: for its prompts and closed set, and then for either its
         beams or the candidates of its neighbours, which are scored before the beam search begins."""
-        request, pool = tokenized.generated, self.runtime.pool
+        request, pool = tokenized.effective_request, self.runtime.pool
         task_tokens = len(self.prompt.hashtag_task(request.hashtags)) if request.hashtags else 0
         if request.find_neighbours:
             task_tokens += FIRST_CANDIDATE_TOKENS
@@ -238,7 +238,7 @@ class Engine:
     def _generate(self, tokenized: TokenizedRequest) -> SpanSteps[GenerationOutput]:
         """Run one request in three phases: prompts and tasks, categories, hashtags."""
         started = time.perf_counter()
-        request, pool = tokenized.generated, self.runtime.pool
+        request, pool = tokenized.effective_request, self.runtime.pool
         scorer, closed_set = self._category_scorer, None
         if request.categories:
             closed_set = yield from scorer.closed_set(request.categories)
@@ -288,7 +288,8 @@ class Engine:
         """
         note, read_out = tokenized.ids, len(tokenized.ids) - 1
         scorer = self._category_scorer
-        whole = closed_set is None or tokenized.generated.all_categories or not scorer.needs_shortlist(closed_set)
+        request = tokenized.effective_request
+        whole = closed_set is None or request.all_categories or not scorer.needs_shortlist(closed_set)
         needs_vector = generation.needs_vector or not whole
         with ExitStack() as window_tables:
             windows = []

@@ -16,11 +16,11 @@ class CacheFull(RuntimeError):
 
 
 class BlockPool:
-    """All blocks of the cache: `count` blocks of `tokens` tokens each. The cache never grows beyond them."""
+    """All blocks of the cache: `count` blocks of `block_size` tokens each. The cache never grows beyond them."""
 
-    def __init__(self, count: int, tokens: int) -> None:
+    def __init__(self, count: int, block_size: int) -> None:
         self.count = count
-        self.tokens = tokens
+        self.block_size = block_size
         self._free = list(range(count))[::-1]
         self._users = [0] * count
         self._copies: list[tuple[int, int]] = []
@@ -32,7 +32,7 @@ class BlockPool:
 
     def blocks_for(self, tokens: int) -> int:
         """Cache blocks needed for `tokens`."""
-        return -(-tokens // self.tokens)
+        return -(-tokens // self.block_size)
 
     def allocate(self) -> int:
         """Return a free block, which then has one user. Raises CacheFull."""
@@ -78,7 +78,7 @@ class BlockTable:
 
     def grow(self, tokens: int) -> None:
         """Append room for `tokens` and count them as held. Raises CacheFull; the tokens held before stay valid."""
-        block_size = self.pool.tokens
+        block_size = self.pool.block_size
         if self.length % block_size:
             self.blocks[-1] = self.pool.copy_on_write(self.blocks[-1])
         while len(self.blocks) * block_size < self.length + tokens:

@@ -11,8 +11,8 @@ from model.inference.runtime import Runtime, Span
 from model.inference.spans import SpanSteps
 
 PREFILL_TOKENS_PER_STEP = 4096
-"""Token budget for prefill in one engine step, beside all decode steps; further prefills wait for the next step. On
-two cores 4,096 tokens a step embed 10% faster than 1,024, and take 94 MiB more (decision 9)."""
+"""Token budget of the short prefills of one engine step (`requests_of_next_forward`), beside all decode steps. On two
+cores 4,096 tokens a step embed 10% faster than 1,024, and take 94 MiB more (decision 9)."""
 T = TypeVar("T")
 
 
@@ -107,10 +107,11 @@ class Scheduler(Generic[T]):
 
 
 def requests_of_next_forward(running: Sequence[RunningRequest[T]]) -> list[RunningRequest[T]]:
-    """Choose the requests of the next forward: all that decode, and prefills in order within PREFILL_TOKENS_PER_STEP.
+    """Choose the requests of the next forward: all that decode, and prefills within PREFILL_TOKENS_PER_STEP.
 
-    A prefill of more than half of that budget is long. It is not counted against the budget, and a forward has at most
-    one of them. So a short note never waits for another request's long closed set.
+    A prefill that no longer fits waits for a later forward; a shorter one behind it may go first. A prefill of more
+    than half of the budget is long. It is not counted against the budget, and a forward has at most one of them. So a
+    short note never waits for another request's long closed set.
     """
     chosen = [request for request in running if request.is_decoding]
     prefill_tokens = 0

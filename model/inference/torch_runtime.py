@@ -98,7 +98,7 @@ class TorchRuntime:
             torch.from_numpy(_write_slots(spans)).to(device),
             [group.to(device) for group in _groups(spans, packed)],
             self._cache_by_layer,
-            self.pool.count * self.pool.tokens,
+            self.pool.count * self.pool.block_size,
         )
         ids = torch.from_numpy(packed.ids)[:, None].to(device)
         positions = torch.from_numpy(packed.positions)[:, None].to(device)
@@ -139,7 +139,7 @@ class TorchRuntime:
         sources, targets = (torch.tensor(blocks, device=self.model.device) for blocks in zip(*copies, strict=True))
         for keys_and_values in self._cache_by_layer.values():
             for cached in keys_and_values:
-                blocks = cached.view(-1, self.pool.tokens, *cached.shape[1:])
+                blocks = cached.view(-1, self.pool.block_size, *cached.shape[1:])
                 blocks[targets] = blocks[sources]
 
 
@@ -150,7 +150,7 @@ def _write_slots(spans: Sequence[Span]) -> Integers:
 
 def _sequence_slots(span: Span) -> Integers:
     """Cache slots of a whole sequence, those of `span` last, shape (length,)."""
-    block_size = span.table.pool.tokens
+    block_size = span.table.pool.block_size
     blocks = np.array(span.table.blocks, np.int64)
     return (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[: span.past + len(span.ids)]
 

@@ -1,7 +1,7 @@
 """Fitting a finished checkpoint to labelled notes of several data sets at once.
 
-Of categories the temperature of their probabilities and a head on vectors and words are fitted, each data set with its
-own closed set; of written hashtags the least score.
+Fitted are the temperature of category probabilities, a category head on vectors and words (each data set with its own
+closed set), and the minimum score of a written hashtag.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Se
 
     def f1(least: float) -> float:
         # As the beam search does, but for spellings of one hashtag that are each below the least score.
-        told = [[hashtag.text for hashtag in hashtags if hashtag.score > least] for hashtags in written]
-        return hashtag_prf(told, truth, FITTED_CUTOFF).f1
+        kept = [[hashtag.text for hashtag in hashtags if hashtag.score > least] for hashtags in written]
+        return hashtag_prf(kept, truth, FITTED_CUTOFF).f1
 
     if not (f1_of_all := f1(0.0)):
         raise ValueError(

@@ -3,8 +3,8 @@
     python -m model.training.cut_adapter --checkpoint FOLDER --rank N --out FOLDER
 
 Each product B A of the adapter becomes its best approximation at that rank; the projection stays as it is. The shipped
-checkpoint was trained and whitened at rank 32 and is served at a lower one, which finds more in domains that training
-has not seen (docs/log/distillation.md).
+checkpoint was whitened at rank 32, cut to rank 1 and whitened again, since the cut moves the mean of the vectors. A
+lower rank finds more in domains that training has not seen (docs/log/distillation.md).
 
 Shapes of a layer: O outputs, I inputs, R rank, r the lower rank.
 """

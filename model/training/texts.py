@@ -29,9 +29,9 @@ from model.training.token_teacher import TokenTeacher
 
 BATCHES_PER_DRAW = 32
 """Batches drawn together and sorted by length, so that none is mostly padding."""
-MAX_TOKENS_PER_NOTE = 32
-"""Bound of a batch in tokens, divided by the batch size. A batch of longer notes has fewer, so that it needs
-no more memory and time: without the bound a batch of 48 long notes took 10 GB (docs/log/distillation.md)."""
+BATCH_TOKENS_PER_NOTE = 32
+"""A batch has at most this many tokens, padded, for each note of its full size. No note is cut: a batch of longer notes
+has fewer of them. Without the bound a batch of 48 long notes took 10 GB (docs/log/distillation.md)."""
 SAMPLE_DRAW_SIZE = 256
 
 Position = tuple[int, int]
@@ -166,6 +166,6 @@ class Texts:
         def prompt_length(row: int) -> int:
             return len(prompt_ids(row))
 
-        for rows, next_position in self.mix.groups(batch_size, prompt_length, MAX_TOKENS_PER_NOTE, start):
+        for rows, next_position in self.mix.groups(batch_size, prompt_length, BATCH_TOKENS_PER_NOTE, start):
             ids, lengths = pad_right([prompt_ids(row) for row in rows])
             yield Batch(ids, lengths, torch.from_numpy(self.teacher_vectors[rows]), next_position)

@@ -68,8 +68,9 @@ class Step:
 class Trainer:
     """A recipe with its model, data and folder. `run` yields a Step after each update.
 
-    `folder` gets log.jsonl, last.pt (the state to resume from) and best/ (a checkpoint that can be served). Raises
-    DatasetError, PairsError, CheckpointError, and RecipeError where `folder` holds a run of another recipe or data.
+    `folder` gets log.jsonl, last.pt (the state to resume from), best/ (the best checkpoint, which can be served) and
+    final/ (that after the last step). Raises DatasetError, PairsError, CheckpointError, and RecipeError where `folder`
+    holds a run of another recipe or data.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, cache: Path, device: str = "cpu", progress: Progress = silent):

@@ -27,7 +27,8 @@ REQUESTED_HASHTAGS = range(1, 11)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A token to predict: at place `at` of the tree, with a weight in the note's loss."""
+    """A token to predict from the state at place `at` of the tree, that of the token before it. `weight`: its weight in
+    the note's loss."""
 
     at: int
     token: int

@@ -8,7 +8,7 @@ import pytest
 
 from model.generation import Hashtag
 from model.hashtags.grounded_ranking import GroundedRanking
-from model.hashtags.grounding import MIN_NEIGHBOUR_SHARE, MIN_WRITTEN_PROBABILITY, Candidate, grounded_score, rerank
+from model.hashtags.grounding import MIN_WRITTEN_PROBABILITY, NEIGHBOUR_SMOOTHING, Candidate, grounded_score, rerank
 
 SOUP, HOT, COLD = (Candidate("soup", 0.6, True), Candidate("hot", 0.3, True), Candidate("cold", 0.001))
 CANDIDATES = {candidate.text: candidate for candidate in (SOUP, HOT, COLD)}
@@ -57,7 +57,7 @@ def test_hashtag_is_settled_once_no_rival_can_pass_it() -> None:
     ranking.score({"hot": 0.5})
     assert [hashtag.text for hashtag in ranking.settled(1.0)] == ["soup", "hot"]
     ranking.score({"cold": 1.0})
-    written = MIN_NEIGHBOUR_SHARE / (1 + MIN_NEIGHBOUR_SHARE)
+    written = NEIGHBOUR_SMOOTHING / (1 + NEIGHBOUR_SMOOTHING)
     assert [hashtag.text for hashtag in ranking.settled(1.0)] == ["soup", "hot", "cold"]
     assert ranking.is_complete_without(1.0) == (grounded_score(COLD.weight, 1.0) > written)
 
@@ -72,9 +72,9 @@ def test_candidate_left_to_the_search_bounds_what_is_written() -> None:
     assert [hashtag.text for hashtag in ranking.ranked([Hashtag("Soup", 0.9)])] == ["soup"]
 
 
-@pytest.mark.parametrize("min_score", [0.0, 0.015])
+@pytest.mark.parametrize("min_probability", [0.0, 0.015])
 @pytest.mark.parametrize("seed", range(20))
-def test_answer_equals_that_of_all_probabilities(seed: int, min_score: float) -> None:
+def test_answer_equals_that_of_all_probabilities(seed: int, min_probability: float) -> None:
     rng = random.Random(seed)
     weights = sorted((rng.random() ** 6 for _ in range(30)), reverse=True)
     candidates = {
@@ -82,11 +82,11 @@ def test_answer_equals_that_of_all_probabilities(seed: int, min_score: float) ->
     }
     exact = {key: 10 ** -rng.uniform(0, 12) for key in candidates}
     written = [Hashtag(f"new {i}", 10 ** -rng.uniform(0, 4)) for i in range(5)]
-    ranking = GroundedRanking(candidates, 5, min_score)
+    ranking = GroundedRanking(candidates, 5, min_probability)
     ranking.score({key: exact[key] for key in list(candidates)[:6]})
     ranking.bound({key: min(1.0, 10 * p) for key, p in exact.items()})
     max_written = max(hashtag.score for hashtag in written)
-    expected = rerank(written, candidates, exact, 5, min_score)
+    expected = rerank(written, candidates, exact, 5, min_probability)
 
     opened = ranking.open_candidates()
     settled = ranking.settled(max_written)

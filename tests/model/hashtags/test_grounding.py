@@ -8,13 +8,13 @@ import pytest
 
 from model.generation import Hashtag, Neighbour, Neighbours
 from model.hashtags.grounding import (
-    KNOWN_COSINE,
     LEXICAL_SHARE,
     MAX_CANDIDATES,
-    MIN_NEIGHBOUR_SHARE,
+    MIN_COSINE_FOR_WORDS,
     MIN_WRITTEN_PROBABILITY,
     NEAR_COSINE,
     NEAR_WORDS,
+    NEIGHBOUR_SMOOTHING,
     NEIGHBOUR_SPREAD,
     NEIGHBOURS_NAMED,
     WRITTEN_WEIGHT,
@@ -178,8 +178,8 @@ def test_candidates_are_bounded_and_filtered() -> None:
 def test_rerank_orders_by_neighbour_share_and_probability() -> None:
     candidates = candidates_from(Neighbours([Neighbour(f"n{i}", 0.9, ("soup",)) for i in range(9)]), ANY)
     ranked = rerank([Hashtag("hot", 0.5), Hashtag("Soups", 0.1)], candidates, {"soup": 0.2}, 5)
-    soup = (1 + MIN_NEIGHBOUR_SHARE) / (1 + MIN_NEIGHBOUR_SHARE) * 0.2**WRITTEN_WEIGHT
-    hot = MIN_NEIGHBOUR_SHARE / (1 + MIN_NEIGHBOUR_SHARE) * 0.5**WRITTEN_WEIGHT
+    soup = (1 + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING) * 0.2**WRITTEN_WEIGHT
+    hot = NEIGHBOUR_SMOOTHING / (1 + NEIGHBOUR_SMOOTHING) * 0.5**WRITTEN_WEIGHT
     scores = [(hashtag.text, hashtag.score) for hashtag in ranked]
     assert scores == [("soup", pytest.approx(soup)), ("hot", pytest.approx(hot))]
     assert [hashtag.notes for hashtag in ranked] == [tuple(f"n{i}" for i in range(NEIGHBOURS_NAMED)), ()]
@@ -204,7 +204,11 @@ def test_improbable_hashtag_is_told_if_a_near_neighbour_carries_it() -> None:
 
 @pytest.mark.parametrize(
     ("cosine", "words", "told"),
-    [(KNOWN_COSINE, NEAR_WORDS, True), (KNOWN_COSINE, NEAR_WORDS - 0.01, False), (KNOWN_COSINE - 0.01, 0.9, False)],
+    [
+        (MIN_COSINE_FOR_WORDS, NEAR_WORDS, True),
+        (MIN_COSINE_FOR_WORDS, NEAR_WORDS - 0.01, False),
+        (MIN_COSINE_FOR_WORDS - 0.01, 0.9, False),
+    ],
     ids=["shares words", "shares few words", "has a vector like none"],
 )
 def test_improbable_hashtag_of_a_note_by_words_is_told_if_the_vector_is_known(

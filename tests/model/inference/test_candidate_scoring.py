@@ -62,7 +62,7 @@ def test_grounded_hashtags_equal_those_of_all_candidates_and_the_whole_search(
 def test_candidates_that_nothing_written_can_pass_take_no_search(
     writer: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)  # so that only candidates are returned
+    monkeypatch.setattr("model.hashtags.grounding.NEIGHBOUR_SMOOTHING", 0.0)  # so that only candidates are returned
     monkeypatch.setattr("model.hashtags.grounding.MIN_WRITTEN_PROBABILITY", 0.0)  # so that all scores differ
     with record_forwards(writer) as forwards:
         outputs = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS, find_neighbours=lambda *_: CARRIED))
@@ -90,7 +90,7 @@ def test_candidates_that_the_model_has_not_met_are_not_scored(writer: Engine, mo
 
 
 def test_candidates_without_a_chance_are_not_scored(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)
+    monkeypatch.setattr("model.hashtags.grounding.NEIGHBOUR_SMOOTHING", 0.0)
     monkeypatch.setattr("model.inference.candidate_scoring.FIRST_CANDIDATE_TOKENS", 1)
     heavy, light = Neighbour("a", 1.0, ("river",)), Neighbour("b", -9.0, ("stone bread", "cat lamp"))
     with record_forwards(writer) as forwards:
@@ -143,7 +143,7 @@ def test_candidates_beyond_the_budget_are_left_to_the_search(
 
 
 def test_candidate_longer_than_written_hashtags_is_returned(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.hashtags.grounding.MIN_NEIGHBOUR_SHARE", 0.0)
+    monkeypatch.setattr("model.hashtags.grounding.NEIGHBOUR_SMOOTHING", 0.0)
     monkeypatch.setattr("model.inference.beam_search.TOKENS_PER_HASHTAG", 2)
     assert len(writer.prompt.hashtag_output(["train garden"])) == 1 + 2
     long = "train garden stone"

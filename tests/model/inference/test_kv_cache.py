@@ -10,7 +10,7 @@ from model.inference.kv_cache import BlockPool, BlockTable, CacheFull
 
 
 def test_sequence_takes_blocks_for_its_tokens_and_frees_them() -> None:
-    pool = BlockPool(4, tokens=8)
+    pool = BlockPool(4, block_size=8)
     table = BlockTable(pool)
     for tokens, blocks in ((5, 1), (3, 1), (1, 2), (16, 4)):
         table.grow(tokens)
@@ -23,13 +23,13 @@ def test_sequence_takes_blocks_for_its_tokens_and_frees_them() -> None:
 
 
 def test_growth_beyond_the_pool_is_refused() -> None:
-    table = BlockTable(BlockPool(1, tokens=8))
+    table = BlockTable(BlockPool(1, block_size=8))
     with pytest.raises(CacheFull, match="all 1 blocks"):
         table.grow(9)
 
 
 def test_forks_share_the_blocks_of_their_common_beginning() -> None:
-    pool = BlockPool(8, tokens=4)
+    pool = BlockPool(8, block_size=4)
     table = BlockTable(pool)
     table.grow(8)
     forks = [table.fork() for _ in range(5)]
@@ -43,7 +43,7 @@ def test_forks_share_the_blocks_of_their_common_beginning() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["grow", "fork", "cut", "close"]), st.integers(0, 9)), max_size=40))
 def test_sequences_read_back_what_was_written_into_them(actions: list[tuple[str, int]]) -> None:
     """The model is a list of tokens for each sequence, which shares nothing."""
-    pool = BlockPool(200, tokens=4)
+    pool = BlockPool(200, block_size=4)
     slots: dict[tuple[int, int], int] = {}
     sequences = [(BlockTable(pool), list[int]())]
     written = 0

@@ -64,7 +64,7 @@ def test_sources_have_their_shares_and_no_repeats_in_an_epoch(corpus: Path) -> N
 
 def test_long_notes_make_smaller_batches(corpus: Path, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts_module, "BATCHES_PER_DRAW", 8)
-    monkeypatch.setattr(texts_module, "MAX_TOKENS_PER_NOTE", 16)
+    monkeypatch.setattr(texts_module, "BATCH_TOKENS_PER_NOTE", 16)
     taken, sizes = 0, []
     for batch in Texts(corpus, SHARES).batches(prompt, 10):
         assert batch.ids.numel() <= 160
