@@ -257,8 +257,9 @@ class EventStore(Protocol):
     async def forget(self, reader: str) -> int:
         """Remove durably all events of a reader so far; return how many there were."""
 
-    async def trim(self) -> int:
-        """Remove entries that are out of bounds; return the bytes that are left."""
+    async def trim(self) -> tuple[int, str]:
+        """Remove entries that are out of bounds; return the bytes that are left, and the position of the first entry
+        that is left, ORIGIN where none is."""
 
 
 # The index

@@ -26,6 +26,8 @@ MAX_CONTAINERS = 64
 
 The parser takes a fifth of a second for half a megabyte of empty lists, and deep nesting can be parsed but not
 serialised."""
+MAX_SEARCH_CONTAINERS = 600
+"""Bound on the lists and objects of a search: its examples, each with hashtags, boosts, and nested filters."""
 SLICE_BYTES = 65_536
 """Bytes of a body that are worked on before the event loop runs other tasks: about a millisecond."""
 LIST_START = re.compile(rb"[ \t\n\r]*+\[")

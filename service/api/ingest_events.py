@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,10 +10,11 @@ import orjson
 from fastapi import Request
 from pydantic import ValidationError
 
+from service.api.access import go_on
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.problems import ErrorBudget, invalid_input, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
-from service.behaviour.co_occurrence import Read
+from service.api.schemas.export import problem_line
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
 from service.records import Event, EventOutcome
@@ -117,7 +118,7 @@ def check_event_lines(body: bytes) -> None:
         raise LimitExceeded("max_event_lines", MAX_EVENT_LINES)
 
 
-async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncIterator[bytes]:
+async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncGenerator[bytes]:
     """Take in events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
     refused alone. A failure of the store ends the lines with a refused one; they end too when the caller has left."""
     async with aclosing(_read_batches(body, service)) as batches:
@@ -151,17 +152,25 @@ async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Ev
         yield read
 
 
-async def read_lines(request: Request, reads: Iterable[Sequence[Read]], turns: Turns) -> AsyncIterator[bytes]:
-    """Yield reads as lines of a file of clicks, those of one reader at a time, while the caller is there."""
-    for number, history in enumerate(reads):
-        if number % CHECKED_READERS == 0 and await request.is_disconnected():
-            return
-        lines = [
-            orjson.dumps({"user": read.reader, "note": read.note_id, "time": read.at, "rating": read.weight})
-            for read in history
-        ]
-        yield b"".join(line + b"\n" for line in lines)
-        await turns.work(EVENT_WORK * len(lines))
+async def read_lines(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
+    """Yield all reads as lines of a file of clicks, those of one reader at a time, while the caller is there. Where the
+    key is revoked meanwhile, the last line is a problem. Raises TooManyWaiting, BehaviourBehind."""
+    with service.exports.take():
+        for number, history in enumerate(service.behaviour.all_reads()):
+            if number % CHECKED_READERS == 0:
+                if await request.is_disconnected():
+                    return
+                try:
+                    await go_on(request)
+                except NoteLLMError as error:
+                    yield problem_line(problem_of(error))
+                    return
+            lines = [
+                orjson.dumps({"user": read.reader, "note": read.note_id, "time": read.at, "rating": read.weight})
+                for read in history
+            ]
+            yield b"".join(line + b"\n" for line in lines)
+            await turns.work(EVENT_WORK * len(lines))
 
 
 async def _add(read: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:

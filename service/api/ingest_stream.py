@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import orjson
@@ -40,7 +40,7 @@ def is_note_stream(method: str, path: str, headers: Headers) -> bool:
 
 async def add_stream(
     request: Request, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Add the notes of a stream; yield one result line for each. A failure of the service ends the stream with a
     rejected line, as do a line that is not the one of its Idempotency-Key, an API key that was revoked, and one that
     has used up its tokens. The seconds of `urgency` are those of each batch, from
@@ -61,7 +61,7 @@ async def add_stream(
             yield _result_line(item, model)
 
 
-async def _line_batches(request: Request, settings: Settings) -> AsyncIterator[list[bytes]]:
+async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[list[bytes]]:
     """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut one byte beyond that
     bound, so that memory is bounded and `read_note` still rejects it."""
     max_bytes = settings.max_note_bytes

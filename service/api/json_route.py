@@ -8,13 +8,16 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
-from service.api.bodies import MAX_CONTAINERS, check_containers, check_media_type, check_not_empty
+from service.api.bodies import (
+    MAX_CONTAINERS,
+    MAX_SEARCH_CONTAINERS,
+    check_containers,
+    check_media_type,
+    check_not_empty,
+)
 from service.api.bounds import check_note_size
 from service.api.dependencies import get_service
 from service.api.strict_route import StrictRoute
-
-MAX_SEARCH_CONTAINERS = 600
-"""Bound on the lists and objects of a search: its examples, each with hashtags, boosts, and nested filters."""
 
 
 class StrictJsonRequest(Request):
@@ -49,6 +52,6 @@ class StrictJsonRoute(StrictRoute):
 
 
 class SearchRoute(StrictJsonRoute):
-    """A StrictJsonRoute whose body may hold as many lists and objects as a search does."""
+    """A StrictJsonRoute whose body may hold as many lists and objects as a search does: also a filter alone."""
 
     max_containers = MAX_SEARCH_CONTAINERS

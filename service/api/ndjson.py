@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 
 from fastapi import Response
 from starlette.datastructures import Headers
@@ -23,7 +23,7 @@ class NdjsonResponse(Response):
     """Sends each line, or some lines at a time, at once, while the request may still be being read. Ends quietly when
     the caller leaves."""
 
-    def __init__(self, lines: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> None:
+    def __init__(self, lines: AsyncGenerator[bytes], headers: dict[str, str] | None = None) -> None:
         self._lines = lines
         super().__init__(None, 200, headers, media_type=NDJSON)
         del self.headers["content-length"]
@@ -31,9 +31,22 @@ class NdjsonResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         with suppress(ClientDisconnect):
-            async for line in self._lines:
-                await send({"type": "http.response.body", "body": line, "more_body": True})
+            async with aclosing(self._lines) as lines:  # so that what they hold is free at once
+                async for line in lines:
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def started(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Return a stream whose first lines were computed, so that what fails up to there is answered with a problem."""
+    return _chain(await anext(lines, b""), lines)
+
+
+async def _chain(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(rest) as pieces:
+        yield first
+        async for piece in pieces:
+            yield piece
 
 
 def takes_gzip(headers: Headers) -> bool:
@@ -45,13 +58,14 @@ def takes_gzip(headers: Headers) -> bool:
     return False
 
 
-async def gzipped(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def gzipped(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Compress a stream; each piece can be decompressed once it has arrived."""
     compressor, turns = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW), Turns()
-    async for piece in lines:
-        packed = []
-        for begin in range(0, len(piece), SLICE_BYTES):
-            packed.append(compressor.compress(piece[begin : begin + SLICE_BYTES]))
-            await turns.work(SLICE_BYTES)
-        yield b"".join(packed) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    async with aclosing(lines) as pieces:
+        async for piece in pieces:
+            packed = []
+            for begin in range(0, len(piece), SLICE_BYTES):
+                packed.append(compressor.compress(piece[begin : begin + SLICE_BYTES]))
+                await turns.work(SLICE_BYTES)
+            yield b"".join(packed) + compressor.flush(zlib.Z_SYNC_FLUSH)
     yield compressor.flush()

@@ -10,10 +10,9 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from service.admission import Urgency
-from service.api.bodies import Turns, check_media_type, parse_json, read_list
+from service.api.bodies import MAX_SEARCH_CONTAINERS, Turns, check_media_type, parse_json, read_list
 from service.api.bounds import check_note_size, check_search_options
 from service.api.included import IncludedFields
-from service.api.json_route import MAX_SEARCH_CONTAINERS
 from service.api.problems import invalid_note, problem_of
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn

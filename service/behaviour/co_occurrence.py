@@ -25,9 +25,11 @@ MAX_READERS = 2000
 """Bound on the readers that the scores of one note are summed over, those who came last: about two milliseconds."""
 MAX_READERS_READS = 200_000
 """Bound on all reads of the readers that count for one note; with 500 reads each only the last 400 readers count."""
+NEVER_CUT = 2**32 - 1
+"""Arrival of a read that comes from no stream."""
 SCORE_DIGITS = 9
 """Digits that scores are rounded to, as `notellm pairs` does: the order of a sum must not decide a tie."""
-READ_BYTES, READER_BYTES, NOTE_BYTES = 24, 640, 380
+READ_BYTES, READER_BYTES, NOTE_BYTES = 28, 720, 380
 """Memory that a read, a reader and a note take, about (tests/service/behaviour/test_co_occurrence.py)."""
 
 
@@ -81,23 +83,26 @@ class Related(NamedTuple):
 
 @dataclass(slots=True)
 class History:
-    """The distinct notes that a reader read, by their numbers, in the order of the first read of each."""
+    """The distinct notes that a reader read, by their numbers, in the order of the first read of each. `arrivals`:
+    seconds in which the last event of each read was written."""
 
     reader: str
     number: int
     notes: array[int] = field(default_factory=lambda: array("I"))
     times: array[float] = field(default_factory=lambda: array("d"))
     weights: array[float] = field(default_factory=lambda: array("d"))
+    arrivals: array[int] = field(default_factory=lambda: array("I"))
 
-    def insert(self, note: int, at: float, weight: float) -> None:
+    def insert(self, note: int, at: float, weight: float, arrival: int) -> None:
         """Insert a read by its time, behind those of the same time."""
         place = bisect_right(self.times, at)
         self.notes.insert(place, note)
         self.times.insert(place, at)
         self.weights.insert(place, weight)
+        self.arrivals.insert(place, arrival)
 
     def remove(self, place: int) -> None:
-        for values in (self.notes, self.times, self.weights):
+        for values in (self.notes, self.times, self.weights, self.arrivals):
             del values[place]
 
 
@@ -157,9 +162,9 @@ class CoOccurrence:
         """Memory that histories and numbers take, about."""
         return READ_BYTES * self.reads + READER_BYTES * len(self._by_number) + NOTE_BYTES * len(self._ids)
 
-    def add(self, reader: str, note_id: str, at: float, weight: float = 1.0) -> None:
-        """Add a read. Of several reads of one note by one reader the first counts, with the greatest of their
-        weights."""
+    def add(self, reader: str, note_id: str, at: float, weight: float = 1.0, arrival: int = NEVER_CUT) -> None:
+        """Add a read. Of several reads of one note by one reader the first counts, with the greatest of their weights.
+        `arrival`: second in which its event was written."""
         history = self._histories.pop(reader, None) or self._open(reader)
         self._histories[reader] = history
         note = self._number(note_id)
@@ -167,14 +172,15 @@ class CoOccurrence:
             place = history.notes.index(note)
             weight = max(weight, history.weights[place])
             at = min(at, history.times[place])
+            arrival = max(arrival, history.arrivals[place])
             if at == history.times[place]:
-                history.weights[place] = weight
+                history.weights[place], history.arrivals[place] = weight, arrival
                 return
             history.remove(place)
         else:
             self._readers_of[note].append(history.number)
             self.reads += 1
-        history.insert(note, at, weight)
+        history.insert(note, at, weight, arrival)
         if len(history.notes) > MAX_HISTORY:
             self._drop(history, 0)
         while self.reads > self._options.max_reads and len(self._histories) > 1:
@@ -208,13 +214,18 @@ class CoOccurrence:
             for place in reversed(range(len(history.notes))):
                 self._drop(history, place)
 
-    def expire(self, before: float, count: int) -> None:
-        """Remove the reads before a time from the next `count` histories; calls go through all of them in turn."""
+    def expire(self, before: float, count: int, first_arrival: int = 0) -> None:
+        """Remove the reads before a time, and those whose events were written before `first_arrival`, from the next
+        `count` histories; calls go through all of them in turn."""
         for _ in range(min(count, len(self._by_number))):
             self._swept = (self._swept + 1) % len(self._by_number)
             history = self._by_number[self._swept]
             while history and history.times and history.times[0] < before:
                 self._drop(history, 0)
+            if history and history.arrivals and min(history.arrivals) < first_arrival:
+                for place in reversed(range(len(history.arrivals))):
+                    if history.arrivals[place] < first_arrival:
+                        self._drop(history, place)
 
     def all_reads(self) -> Iterator[list[Read]]:
         """Yield the reads of one reader after the other, in their order. Reads may be added and removed meanwhile."""

@@ -68,6 +68,8 @@ class EventFollower:
         self._target = ORIGIN
         self._stopped = False
         self._trim_at = self._expire_at = 0.0
+        self._first_arrival = 0
+        """Second in which the first entry that the stream still has was written."""
 
     def stop(self) -> None:
         """End `run` after the read that is under way, even if the Redis client swallows a cancellation."""
@@ -93,13 +95,14 @@ class EventFollower:
                 self._begin_anew()
 
     async def _keep_to_bounds(self, now: float) -> None:
-        """Cut the stream, and drop reads that are too old, now and then."""
+        """Cut the stream, and drop reads that are too old or whose events were cut, now and then."""
         if now >= self._trim_at:
-            self.stream_bytes = await self._store.trim()
+            self.stream_bytes, first = await self._store.trim()
+            self._first_arrival = _arrival(first)
             self.counts.expire(self._clock() - self._seconds)
             self._trim_at = now + TRIM_SECONDS
         if now >= self._expire_at:
-            self.co_occurrence.expire(self._clock() - self._seconds, EXPIRE_COUNT)
+            self.co_occurrence.expire(self._clock() - self._seconds, EXPIRE_COUNT, self._first_arrival)
             self._expire_at = now + EXPIRE_SECONDS
 
     def _begin_anew(self) -> None:
@@ -142,7 +145,12 @@ class EventFollower:
         elif entry.kind == "event":
             weight = self._weights.get(entry.type, 0.0)  # a type that is not declared any more counts nothing
             if weight > 0:
-                kept.add(entry.reader, entry.note_id, entry.at, weight)
+                kept.add(entry.reader, entry.note_id, entry.at, weight, _arrival(entry.position))
             elif weight < 0:
                 kept.remove(entry.reader, entry.note_id, entry.at)
             self.counts.add(entry.note_id, entry.at, entry.details, shown=entry.type == SHOWN, clicked=weight > 0)
+
+
+def _arrival(position: str) -> int:
+    """Return the second, since the epoch, in which the entry at a position was written."""
+    return position_key(position)[0] // 1000

@@ -97,10 +97,9 @@ class LiveBehaviour:
         """Return how often recommended notes were shown and clicked, by some dimensions, since a day."""
         return self._follower.counts.rates(by, since)
 
-    @property
-    def unmatched(self) -> int:
-        """Clicks of recommended notes for which no event says that they were shown."""
-        return self._follower.counts.unmatched
+    def unmatched(self, since: float) -> int:
+        """Return the number of clicks of recommended notes since a day for which no event says that they were shown."""
+        return self._follower.counts.unmatched(since)
 
     def status(self) -> BehaviourStatus:
         follower = self._follower

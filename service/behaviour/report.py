@@ -60,13 +60,13 @@ class RecommendationCounts:
     """Counts of shown and clicked notes, by day and by the dimensions."""
 
     def __init__(self) -> None:
-        self.unmatched = 0
-        """Clicks of notes for which no event says that their recommendation showed them."""
+        self._unmatched: Counter[int] = Counter()
+        """Clicks of notes for which no event says that their recommendation showed them, by day."""
         self._shown: Counter[Group] = Counter()
         self._clicked: Counter[Group] = Counter()
-        self._open: dict[int, Group | None] = {}
-        """Group of each note that was shown and not clicked, by the hash of recommendation and note; None for one that
-        was clicked and not shown."""
+        self._open: dict[int, Group | int] = {}
+        """Group of each note that was shown and not clicked, by the hash of recommendation and note; the day of the
+        click for one that was clicked and not shown."""
         self._closed: dict[int, None] = {}
         """Hashes of the recommendations and notes that were shown and clicked; a dict, since it keeps their order."""
 
@@ -80,27 +80,33 @@ class RecommendationCounts:
         pair = hash((recommendation, note_id))
         if pair in self._closed:
             return
-        if shown and self._open.get(pair) is None:
+        known = self._open.get(pair)
+        if shown and not isinstance(known, Group):
             group = self._group(at, fields)
             self._shown[group] += 1
-            if pair in self._open:  # it was clicked before
-                self.unmatched -= 1
-                self._close(pair, group)
-            else:
+            if known is None:
                 self._remember(pair, group)
-        elif clicked and pair in self._open:
-            if (known := self._open[pair]) is not None:
-                self._close(pair, known)
-        elif clicked:
-            self.unmatched += 1
-            self._remember(pair, None)
+            else:
+                if self._unmatched[known]:  # its day may have expired
+                    self._unmatched[known] -= 1
+                self._close(pair, group)
+        elif clicked and isinstance(known, Group):
+            self._close(pair, known)
+        elif clicked and known is None:
+            self._unmatched[_day(at)] += 1
+            self._remember(pair, _day(at))
+
+    def unmatched(self, since: float = 0.0) -> int:
+        """Return the clicks of notes for which no event says that their recommendation showed them, of the days from
+        that of `since` on."""
+        return sum(count for day, count in self._unmatched.items() if day >= _day(since))
 
     def rates(self, by: Collection[Dimension], since: float = 0.0) -> list[Rate]:
         """Return the rates by some dimensions, of the days from that of `since` on, the most shown first."""
         shown: Counter[tuple[str | None, ...]] = Counter()
         clicked: Counter[tuple[str | None, ...]] = Counter()
         for group, count in self._shown.items():
-            if group.day >= int(since // DAY_SECONDS):
+            if group.day >= _day(since):
                 names = tuple(getattr(group, name) for name in by)
                 shown[names] += count
                 clicked[names] += self._clicked[group]
@@ -111,10 +117,11 @@ class RecommendationCounts:
 
     def expire(self, before: float) -> None:
         """Drop the counts of days before that of a time."""
-        day = int(before // DAY_SECONDS)
         for counts in (self._shown, self._clicked):
-            for group in [group for group in counts if group.day < day]:
+            for group in [group for group in counts if group.day < _day(before)]:
                 del counts[group]
+        for day in [day for day in self._unmatched if day < _day(before)]:
+            del self._unmatched[day]
 
     @property
     def bytes(self) -> int:
@@ -128,18 +135,22 @@ class RecommendationCounts:
         if len(self._closed) > MAX_OPEN:
             del self._closed[next(iter(self._closed))]
 
-    def _remember(self, pair: int, group: Group | None) -> None:
-        self._open[pair] = group
+    def _remember(self, pair: int, known: Group | int) -> None:
+        self._open[pair] = known
         if len(self._open) > MAX_OPEN:
             del self._open[next(iter(self._open))]
 
     def _group(self, at: float, fields: Mapping[str, object]) -> Group:
         names = [None if (value := fields.get(name)) is None else str(value) for name in DIMENSIONS]
-        group = Group(int(at // DAY_SECONDS), *names)
+        group = Group(_day(at), *names)
         if len(self._shown) >= MAX_POSITION_GROUPS and group.position is not None and group not in self._shown:
             group = group._replace(position=OTHER)
         full = len(self._shown) >= MAX_GROUPS and group not in self._shown
         return Group(group.day, OTHER, OTHER, OTHER, OTHER) if full else group
+
+
+def _day(at: float) -> int:
+    return int(at // DAY_SECONDS)
 
 
 def wilson(clicked: int, shown: int) -> tuple[float, float, float]:

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import httpx2
+import orjson
 import typer
 
-from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call, explain_body
+from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call, explain, explain_body
 from service.cli.terminal import FAILED, MISUSED, complain, err, show
+
+PROBLEM_LINE = '{"problem":'
+"""Beginning of the last line of a stream that was broken off."""
 
 
 def export_events(
@@ -44,9 +48,13 @@ def _download(address: str, api_key: str | None, part: Path, *, packed: bool) ->
             complain(explain_body(response.read(), response.status_code))
             raise typer.Exit(FAILED)
         with gzip.open(part, "wb") if packed else part.open("wb") as out:
-            for chunk in response.iter_bytes():
-                clicks += chunk.count(b"\n")
-                out.write(chunk)
+            for line in response.iter_lines():
+                if line.startswith(PROBLEM_LINE):  # it is the last one, of a stream that was broken off
+                    problem = orjson.loads(line)["problem"]
+                    complain(f"the service broke the export off: {explain(problem, problem['status'])}")
+                    raise typer.Exit(FAILED)
+                out.write(line.encode() + b"\n")
+                clicks += 1
     return clicks
 
 

@@ -64,7 +64,14 @@ local function trim(key, kept, bytes)
   return redis.call('MEMORY', 'USAGE', key) or 0
 end
 """
-TRIM = TRIM_FUNCTION + "return trim(KEYS[1], ARGV[1], ARGV[2])"
+TRIM = (
+    TRIM_FUNCTION
+    + """
+local used = trim(KEYS[1], ARGV[1], ARGV[2])
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+return {used, first and first[1] or false}
+"""
+)
 # KEYS log, events, ids, old ids, identity, salt, notes; ARGV identity or "", salt, milliseconds and bytes that the
 # stream may hold, milliseconds that an id is known, ids of one generation, and the events as one JSON list: of each the
 # digest of its id, the place of its note among the keys, type, note, reader, at, more. As arguments of their own they
@@ -214,9 +221,10 @@ class RedisEventStore:
             first = b"(" + last if last else b""
         return removed
 
-    async def trim(self) -> int:
+    async def trim(self) -> tuple[int, str]:
         arguments = (int(self._bounds.seconds * 1000), self._bounds.bytes)
-        return int(await self._write(Command(TRIM, [self._keys.events], arguments)))
+        used, first = await self._write(Command(TRIM, [self._keys.events], arguments))
+        return int(used), first.decode() if first else ORIGIN
 
     async def _read_salt(self) -> bytes:
         if not self._salt:

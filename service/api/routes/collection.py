@@ -12,7 +12,7 @@ from service.api.bounds import check_filter
 from service.api.connection import while_connected
 from service.api.dependencies import LifecycleDep, RequestedUrgencyDep, ServiceDep
 from service.api.idempotency import IdempotencyKeyDep, replay_headers
-from service.api.json_route import StrictJsonRoute
+from service.api.json_route import SearchRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import (
@@ -28,7 +28,7 @@ from service.api.schemas.collection import (
 )
 from service.collection.listing import get_notes, list_notes
 
-router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
+router = APIRouter(tags=["collection"], route_class=SearchRoute)
 
 
 @router.get("/notes", responses=documented(422, 503), openapi_extra={"parameters": query_parameters(ListQuery)})

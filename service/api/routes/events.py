@@ -13,7 +13,7 @@ from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_t
 from service.api.dependencies import ServiceDep
 from service.api.ingest_events import add_event, add_event_lines, add_event_list, check_event_lines, read_lines
 from service.api.json_route import StrictJsonRoute
-from service.api.ndjson import NdjsonResponse
+from service.api.ndjson import NdjsonResponse, started
 from service.api.problems import documented
 from service.api.schemas.common import ReaderId, Time
 from service.api.schemas.events import ForgottenOut, ReportOut, session_name, user_name
@@ -63,13 +63,13 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 @router.get(
     "/events/reads",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(503)},
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(429, 503)},
 )
 @needs(Scope.EVENTS)
 async def export_reads(request: Request, service: ServiceDep) -> Response:
     """The reads that count at present, one a line, in the form that `notellm pairs` and training take: user (a
     pseudonym), note, time in seconds since the epoch, rating (the weight)."""
-    return NdjsonResponse(read_lines(request, service.behaviour.all_reads(), Turns()))
+    return NdjsonResponse(await started(read_lines(request, service, Turns())))
 
 
 @router.delete("/users/{user}/events", responses=documented(409, 422, 503))
@@ -101,5 +101,5 @@ async def report_recommendations(
     begin = since.timestamp() if since else service.clock() - REPORT_SECONDS
     behaviour = service.behaviour
     return ReportOut.make(
-        dimensions, begin, behaviour.status().ready, behaviour.unmatched, behaviour.rates(dimensions, begin)
+        dimensions, begin, behaviour.status().ready, behaviour.unmatched(begin), behaviour.rates(dimensions, begin)
     )

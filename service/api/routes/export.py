@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
@@ -14,7 +14,7 @@ from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_import import MIN_ITEM_BYTES, read_import
 from service.api.json_route import StrictJsonRoute
-from service.api.ndjson import NdjsonResponse, gzipped, takes_gzip
+from service.api.ndjson import NdjsonResponse, gzipped, started, takes_gzip
 from service.api.problems import documented, problem_of
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import VectorForm
@@ -59,16 +59,14 @@ async def export_notes(request: Request, service: ServiceDep) -> Response:
     export = await Export.open(
         service.store, service.index, query.after, query.begin, with_vectors=query.vectors is not None
     )
-    lines = _lines(request, service, export, query.vectors)
-    first = await anext(lines)  # what fails up to here is answered with a problem
     headers = {"Vary": "Accept-Encoding"}
-    stream = _chain(first, lines)
+    stream = await started(_lines(request, service, export, query.vectors))
     if takes_gzip(request.headers):
         return NdjsonResponse(gzipped(stream), headers | {"Content-Encoding": "gzip"})
     return NdjsonResponse(stream, headers)
 
 
-async def _lines(request: Request, service: Service, export: Export, form: VectorForm | None) -> AsyncIterator[bytes]:
+async def _lines(request: Request, service: Service, export: Export, form: VectorForm | None) -> AsyncGenerator[bytes]:
     """Yield the lines of an export, some at a time. A failure, and a key that was revoked, end it with a problem."""
     with service.exports.take():
         status, engine = service.index.status(), service.recommender.engine
@@ -90,12 +88,6 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
             yield problem_line(problem_of(error))
             return
         yield last_line(export, len(service.store.unreadable))
-
-
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in rest:
-        yield piece
 
 
 @router.post(

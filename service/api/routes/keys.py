@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from service.access.api_key import ApiKey
 from service.access.principal import Scope
 from service.api.access import needs
 from service.api.bodies import Turns
@@ -66,13 +64,8 @@ async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> Response:
 @needs(Scope.KEYS_MANAGE)
 async def change_key(prefix: KeyPrefix, body: KeyPatch, manager: ManagerDep, principal: PrincipalDep) -> KeyOut:
     """Change name, expiry or quota."""
-    changes = body.changes()
-
-    def edit(key: ApiKey) -> ApiKey:
-        return replace(key, **changes)
-
     details = body.model_dump(mode="json", exclude_unset=True)
-    return KeyOut.of(await manager.change(principal, prefix, edit, "keys.change", details))
+    return KeyOut.of(await manager.change(principal, prefix, body.merged, "keys.change", details))
 
 
 @router.post("/keys/{prefix}/rotate", responses=documented(400, 404, 413, 415, 422, 503))

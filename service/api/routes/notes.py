@@ -197,9 +197,11 @@ async def patch_note(
 
     def edit(note: Note) -> Note:
         try:
-            return body.merged(note).as_note(note_id)
+            whole = body.merged(note)
         except ValidationError as error:
             raise invalid_note(error) from error
+        check_note_size(len(whole.model_dump_json(exclude_defaults=True).encode()), service.settings)
+        return whole.as_note(note_id)
 
     attempts = key.attempts(await request.body())
     work = service.recommender.change(note_id, edit, condition, urgency, attempts, generate)

@@ -8,14 +8,13 @@ from typing import cast
 from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
-from service.admission import Urgency
 from service.api.access import needs
 from service.api.bounds import check_search_options
 from service.api.connection import while_connected
 from service.api.dependencies import (
+    RequestedUrgency,
     RequestedUrgencyDep,
     ServiceDep,
-    UrgencyDep,
     get_service,
     read_timeout,
     time_after_trial,
@@ -94,13 +93,13 @@ async def similar(note_id: NoteId, request: Request) -> Response:
 )
 @needs(Scope.SIMILAR)
 async def similar_by_body(
-    note_id: NoteId, body: SearchBody, request: Request, service: ServiceDep, urgency: UrgencyDep
+    note_id: NoteId, body: SearchBody, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
     """Notes related to a stored one and to further examples. Only texts among them cost a model call."""
     options = with_scenario(body, scenarios_of(request))
     check_search_options(options, "", service.settings)
     search = options.as_request((Example(note_id), *body.positives()), body.negatives())
-    related = await answer_body(search, options.min_log_position, request, service, urgency)
+    related = await answer_body(search, options.min_log_position, request, service, requested)
     return await answer_response(related, note_id, service, options)
 
 
@@ -110,12 +109,14 @@ async def similar_by_body(
     response_model=SimilarOut,
 )
 @needs(Scope.SIMILAR)
-async def similar_to_examples(body: SimilarIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> Response:
+async def similar_to_examples(
+    body: SimilarIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
+) -> Response:
     """Notes related to a text that is not stored and leaves no trace, or to several stored notes and texts."""
     options = with_scenario(body, scenarios_of(request))
     check_search_options(options, "", service.settings)
     search = options.as_request(body.positives(), body.negatives())
-    related = await answer_body(search, options.min_log_position, request, service, urgency)
+    related = await answer_body(search, options.min_log_position, request, service, requested)
     return await answer_response(related, None, service, options)
 
 
@@ -157,9 +158,11 @@ async def answer_nearest(
 
 
 async def answer_body(
-    search: SearchRequest, position: str | None, request: Request, service: Service, urgency: Urgency
+    search: SearchRequest, position: str | None, request: Request, service: Service, requested: RequestedUrgency
 ) -> Similar:
-    """Answer a search that came as a body, while its caller waits."""
+    """Answer a search that came as a body, while its caller waits. Several texts of one search are a list."""
+    one = len(search.texts) <= 1
+    urgency = requested.for_note(service.settings) if one else requested.for_list(service.settings)
 
     async def answering() -> Similar:
         if position:

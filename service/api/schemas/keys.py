@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
@@ -38,6 +39,10 @@ class QuotaFields(Wire):
     def as_quota(self) -> Quota:
         return Quota(self.requests_per_minute, self.tokens_per_minute)
 
+    def merged(self, quota: Quota) -> Quota:
+        """Return a quota with the bounds that are given here; those left out stay as they are."""
+        return replace(quota, **{name: getattr(self, name) for name in self.model_fields_set})
+
 
 class Expiring(Wire):
     """A body with the time from which on a key opens nothing."""
@@ -57,21 +62,21 @@ class KeyIn(Expiring):
 
 
 class KeyPatch(Expiring):
-    """Changes of a key; a field that is left out stays as it is."""
+    """Changes of a key; a field that is left out stays as it is, also one of the quota."""
 
     name: Name = ""
     quota: QuotaFields = QuotaFields()
 
-    def changes(self) -> dict[str, Any]:
-        """Return the fields of an ApiKey that change."""
+    def merged(self, key: ApiKey) -> ApiKey:
+        """Return a key after the changes."""
         changes: dict[str, Any] = {}
         if "name" in self.model_fields_set:
             changes["name"] = self.name
         if "expires_at" in self.model_fields_set:
             changes["expires_at"] = self.expiry
         if "quota" in self.model_fields_set:
-            changes["quota"] = self.quota.as_quota()
-        return changes
+            changes["quota"] = self.quota.merged(key.quota)
+        return replace(key, **changes)
 
 
 class RotateIn(Wire):

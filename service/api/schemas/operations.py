@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from model.generation import MAX_CATEGORY_TOKENS
 from service.access.api_key import MAX_KEYS, MAX_KEYS_OF_TENANT
-from service.api.bodies import MAX_CONTAINERS
+from service.api.bodies import MAX_CONTAINERS, MAX_SEARCH_CONTAINERS
 from service.api.protocol import (
     ANSWER_SECONDS,
     BODY_SECONDS,
@@ -88,6 +88,7 @@ class LimitsOut(BaseModel):
     page_seconds: float = Field(description="for which a list is kept")
     scenarios: list[str] = Field(description="names that `scenario` of a search may have")
     max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
+    max_search_containers: int = Field(MAX_SEARCH_CONTAINERS, description="the same of a search, and of a filter")
     max_ids: int = Field(MAX_IDS, description="ids of one request to read notes, and of a receipt")
     max_removed_ids: int = Field(MAX_REMOVED_IDS, description="ids of one request to remove notes")
     max_page: int = Field(MAX_PAGE, description="notes of a page of GET /notes")

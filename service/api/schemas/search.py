@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from model.note import Note, is_blank, normalise_hashtags
@@ -36,19 +45,7 @@ MAX_WEIGHT = 1000.0
 MIN_CONTENT_WEIGHT = 0.001
 """Least weight of the source `content`, which those of the others are divided by."""
 TIME: TypeAdapter[datetime] = TypeAdapter(Time)
-
-
-def _read_target(value: Any) -> float:
-    """Return a number, or a time in seconds since the epoch."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    try:
-        return TIME.validate_python(value if isinstance(value, str) else None).timestamp()
-    except ValidationError as error:
-        raise PydanticCustomError("target", "must be a finite number, or a time with its zone") from error
-
-
-Target = Annotated[float, PlainValidator(_read_target, json_schema_input_type=float | Time)]
+NUMBER: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(allow_inf_nan=False)])
 MIN_WEIGHT = 1e-6
 """Least weight above 0: sums and lengths of smaller ones would be rounded to nothing."""
 
@@ -92,11 +89,26 @@ class DecayIn(Wire):
 
     curve: Curve
     attribute: Name | None = Field(None, description="a numeric attribute; without it created_at")
-    target: Target | None = Field(
-        None, description="a number, or a time for created_at; without it the present time, or 0 for an attribute"
+    target: float | None = Field(
+        None, description="a number for an attribute, 0 by default; else a time, the present one by default"
     )
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(description="seconds for created_at")
     midpoint: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
+
+    @field_validator("target", mode="plain", json_schema_input_type=float | Time | None)
+    @classmethod
+    def _read_target(cls, value: Any, info: ValidationInfo) -> float | None:
+        """Read the number of an attribute, or a time as all others are read, into seconds since the epoch."""
+        if value is None or "attribute" not in info.data:  # an attribute that is not valid has an error of its own
+            return None
+        try:
+            if info.data["attribute"] is not None:
+                return NUMBER.validate_python(None if isinstance(value, bool) else value)
+            return TIME.validate_python(value).timestamp()
+        except ValidationError as error:
+            is_time = info.data["attribute"] is None
+            message = "must be a time with its zone" if is_time else "must be a finite number, as the attribute is"
+            raise PydanticCustomError("target", message) from error
 
     def as_decay(self) -> Decay:
         target = self.target

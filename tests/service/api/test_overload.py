@@ -299,6 +299,18 @@ def test_route_has_a_deadline_where_the_caller_names_none(serve: Serve, engine: 
         assert several.result().status_code == 207
 
 
+@pytest.mark.parametrize("path", ["/similar", "/notes/plug/similar"])
+def test_search_of_several_texts_waits_behind_single_notes(serve: Serve, engine: WordEngine, path: str) -> None:
+    body = {"positive": [{"title": "several"}, {"title": "texts"}], "negative": [{"title": "others"}]}
+    with held(serve, engine, batch_notes=1) as callers:
+        search = callers._threads.submit(callers.client.post, path, json=body)
+        eventually_true(lambda: callers.waiting() == 3)
+        single = callers.queue("single")
+        callers.release()
+        assert (search.result().status_code, single.result().status_code) == (200, 201)
+    assert [note.title for note in engine.notes] == ["plug", "single", "several", "texts", "others"]
+
+
 def test_priority_of_the_caller_is_honoured(serve: Serve, engine: WordEngine) -> None:
     with held(serve, engine, batch_notes=1) as callers:
         answers = [callers.queue("bulk", priority="bulk")]

@@ -99,6 +99,21 @@ def test_expired_reads_count_no_more(clicks: list[Click], before: int) -> None:
     assert kept.reads == sum(time >= before for time in first.values())
 
 
+def test_a_read_counts_as_long_as_one_of_its_events_is_kept() -> None:
+    kept = CoOccurrence()
+    for reader, arrival in (("a", 10), ("b", 12)):
+        kept.add(reader, "x", 0.0, arrival=arrival)
+        kept.add(reader, "y", 1.0, arrival=arrival)
+    kept.add("a", "x", 2.0, arrival=12)
+    for _ in range(2):
+        kept.expire(0.0, 4, first_arrival=12)
+    assert [len(history) for history in kept.all_reads()] == [2, 1]
+    assert kept.related("x")[0].readers == 1.0
+    kept.expire(0.0, 4, first_arrival=13)
+    kept.expire(0.0, 4, first_arrival=13)
+    assert (kept.reads, kept.readers, kept.notes) == (0, 0, 0)
+
+
 def test_a_pair_counts_half_after_its_half_life() -> None:
     kept = live([("a", "x", 0.0), ("a", "y", 100.0)], half_life=50.0, lower=0.0)
     (now,), (later,) = kept.related("x", 100.0), kept.related("x", 150.0)

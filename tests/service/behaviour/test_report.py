@@ -29,7 +29,7 @@ def test_a_note_counts_once_whatever_the_order(told: tuple[str, ...]) -> None:
     counts = RecommendationCounts()
     for what in told:
         tell(counts, what)
-    assert (totals(counts), counts.unmatched) == ((1, 1), 0)
+    assert (totals(counts), counts.unmatched()) == ((1, 1), 0)
 
 
 def test_a_click_without_a_showing_is_unmatched() -> None:
@@ -37,7 +37,19 @@ def test_a_click_without_a_showing_is_unmatched() -> None:
     tell(counts, "shown", "a")
     tell(counts, "click", "b")
     tell(counts, "click", "a", "another")
-    assert (totals(counts), counts.unmatched) == ((1, 0), 2)
+    assert (totals(counts), counts.unmatched()) == ((1, 0), 2)
+
+
+def test_unmatched_clicks_are_those_since_a_day() -> None:
+    counts = RecommendationCounts()
+    tell(counts, "click", "a")
+    tell(counts, "click", "b", at=DAY + DAY_SECONDS)
+    assert (counts.unmatched(DAY), counts.unmatched(DAY + DAY_SECONDS)) == (2, 1)
+    tell(counts, "shown", "a", at=DAY + DAY_SECONDS)
+    assert (counts.unmatched(DAY), counts.unmatched(DAY + DAY_SECONDS)) == (1, 1)
+    counts.expire(DAY + 2 * DAY_SECONDS)
+    tell(counts, "shown", "b", at=DAY + 2 * DAY_SECONDS)
+    assert counts.unmatched() == 0
 
 
 def test_events_of_no_recommendation_do_not_count() -> None:

@@ -200,6 +200,27 @@ def test_error_page_of_a_proxy_is_told_by_its_status(
     assert "The answer, of status 502, is not that of a NoteLLM service." in result.stderr
 
 
+class BrokenOff(ErrorPage):
+    """Answers as a service that ends a stream of reads when its key is revoked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"user":"u","note":"a","time":1.0,"rating":1.0}\n')
+        self.wfile.write(b'{"problem":{"status":401,"title":"No key","detail":"This key is not valid."}}\n')
+
+
+def test_export_of_events_that_was_broken_off_writes_no_file(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BrokenOff) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = run("export-events", str(tmp_path / "clicks.jsonl"), NOTELLM_URL=url)
+        server.shutdown()
+    assert result.exit_code == 1
+    assert "broke the export off: This key is not valid." in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 def test_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
     result = run("serve", NOTELLM_HOST=host, NOTELLM_PORT="0")

@@ -79,8 +79,13 @@ async def test_forgetting_makes_no_stream(events: RedisEventStore, admin: redis.
 async def test_old_events_leave_the_stream(events: RedisEventStore, admin: redis.Redis) -> None:
     for number in range(300):
         admin.xadd(EVENTS, {"type": "click", "note": "a", "reader": "r", "at": 0, "more": ""}, id=f"{number + 1}-0")
-    assert await events.trim() > 0
+    await events.add([click(1)])
+    used, first = await events.trim()
     assert admin.xlen(EVENTS) < 150  # whole blocks are cut
+    assert used > 0
+    assert first == admin.xrange(EVENTS, count=1)[0][0]
+    admin.delete(EVENTS)
+    assert await events.trim() == (0, ORIGIN)
 
 
 async def test_events_after_a_store_was_emptied_have_another_salt(

@@ -283,6 +283,15 @@ def test_removal_of_an_author_removes_all_that_is_theirs_and_nothing_else(notes:
     assert (again["count"], again["ids"], again["log_position"]) == (0, [], None)
 
 
+def test_removal_takes_as_large_a_filter_as_a_search(notes: httpx2.Client) -> None:
+    add(notes, "a", author="tom")
+    add(notes, "b", author="ann")
+    conditions = notes.get("/limits").json()["max_filter_conditions"]
+    by_author = {"any": [{"author": [f"nobody{number}", "tom"]} for number in range(conditions)]}
+    assert notes.post("/similar", json={"title": "a", "filter": by_author}).status_code == 200
+    assert notes.post("/notes/delete", json={"filter": by_author}).json()["ids"] == ["a"]
+
+
 @pytest.mark.parametrize("body", [{"ids": ["a", "nobody"]}, {"filter": {"author": "tom"}}])
 def test_dry_run_removes_nothing(notes: httpx2.Client, body: dict[str, Any]) -> None:
     add(notes, "a", author="tom")

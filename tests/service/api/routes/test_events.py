@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import Request
 
 from service.api.problems import MAX_ANSWER_ERRORS
 from tests.service.api.conftest import Serve
@@ -215,7 +219,32 @@ def test_reports_tell_shown_and_clicked_apart(client: httpx2.Client, eventually:
     by_position = {rate["position"]: rate["clicked"] for rate in report(by="position")["rates"]}
     assert by_position == {"1": 1, "2": 1, "3": 0, "4": 0}
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
-    assert report(since=tomorrow)["rates"] == []
+    assert (report(since=tomorrow)["rates"], report(since=tomorrow)["unmatched"]) == ([], 0)
+
+
+def test_reads_are_exported_to_as_many_callers_as_the_limits_say(
+    client: httpx2.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = client.get("/limits").json()["max_exports"]
+    client.post("/events", json=event(user="exported"))
+    eventually(lambda: bool(client.get("/events/reads").text))
+    held, release = count(1), threading.Event()
+    all_held = threading.Event()
+
+    async def hold(request: Request) -> None:
+        if next(held) == bound:
+            all_held.set()
+        await asyncio.to_thread(release.wait, 60)
+
+    monkeypatch.setattr("service.api.ingest_events.go_on", hold)
+    with ThreadPoolExecutor(bound) as threads:
+        exports = [threads.submit(client.get, "/events/reads") for _ in range(bound)]
+        assert all_held.wait(60)
+        refused = client.get("/events/reads")
+        release.set()
+        assert {export.result().status_code for export in exports} == {200}
+    assert (refused.status_code, f"max_exports = {bound}" in refused.json()["detail"]) == (429, True)
+    assert client.get("/events/reads").status_code == 200
 
 
 def test_a_report_by_an_unknown_dimension_names_those_that_there_are(client: httpx2.Client) -> None:

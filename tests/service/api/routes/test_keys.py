@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import structlog
+from fastapi import Request
 
 from service.access.principal import Scope
+from service.api.access import go_on
 from tests.service.api.conftest import Serve, eventually_true
 from tests.service.conftest import DebianRedis
 
@@ -107,6 +113,10 @@ def test_expiry_and_name_and_quota_are_changed(root: httpx2.Client, closed_url: 
     assert (changed["expires_at"], changed["name"]) == (None, "another")
     assert changed["quota"] == {"requests_per_minute": 9, "tokens_per_minute": None}
     assert root.patch(path, json={}).json() == changed
+    other = root.patch(path, json={"quota": {"tokens_per_minute": 5}}).json()
+    assert other["quota"] == {"requests_per_minute": 9, "tokens_per_minute": 5}
+    cleared = root.patch(path, json={"quota": {"requests_per_minute": None}}).json()
+    assert cleared["quota"] == {"requests_per_minute": None, "tokens_per_minute": 5}
     assert status_of(closed_url, created["key"]) == 404
 
 
@@ -383,6 +393,33 @@ def test_stream_ends_when_its_key_is_revoked(root: httpx2.Client, closed_url: st
         assert send_line(stream, "before")["status"] == "created"
         assert root.delete(f"/keys/{key['prefix']}").status_code == 204
         assert send_line(stream, "after")["problem"]["status"] == 401
+
+
+def test_reads_end_with_a_problem_when_their_key_is_revoked(
+    root: httpx2.Client, closed_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = create(root, tenant="readers", scopes=["notes.write", "events"])
+    calls, begun, revoked = count(), threading.Event(), threading.Event()
+
+    async def go_on_slowly(request: Request) -> None:
+        if next(calls) == 1:
+            begun.set()
+            await asyncio.to_thread(revoked.wait, 60)
+        await go_on(request)
+
+    with under(closed_url, key["key"]) as client, ThreadPoolExecutor(1) as threads:
+        client.put("/notes/a", json={"title": "a"})
+        events = [{"event_id": user, "type": "click", "note_id": "a", "user": user} for user in ("u1", "u2")]
+        assert client.post("/events", json=events).status_code == 207
+        eventually_true(lambda: len(client.get("/events/reads").text.splitlines()) == 2)
+        monkeypatch.setattr("service.api.ingest_events.CHECKED_READERS", 1)
+        monkeypatch.setattr("service.api.ingest_events.go_on", go_on_slowly)
+        reads = threads.submit(client.get, "/events/reads")
+        assert begun.wait(60)
+        assert root.delete(f"/keys/{key['prefix']}").status_code == 204
+        revoked.set()
+        first, last = map(json.loads, reads.result().text.splitlines())
+    assert (first["note"], last["problem"]["status"]) == ("a", 401)
 
 
 def test_stream_ends_when_its_quota_is_used_up(root: httpx2.Client, closed_url: str) -> None:

@@ -290,6 +290,17 @@ def test_over_a_bound_the_answer_names_it(client: httpx2.Client, bound: str, bod
     assert f"{bound} = {client.get('/limits').json()[bound]}" in answer.json()["detail"]
 
 
+def test_patch_whose_whole_note_is_over_the_bound_changes_nothing(client: httpx2.Client) -> None:
+    bound = client.get("/limits").json()["max_note_bytes"]
+    half = "a" * (bound // 2)
+    path = client.post("/notes", json={"title": "soup", "content": half}).headers["location"]
+    refused = client.patch(path, json={"title": half})
+    assert refused.status_code == 413
+    assert f"max_note_bytes = {bound}" in refused.json()["detail"]
+    assert client.get(path).json()["title"] == "soup"
+    assert client.patch(path, json={"title": half[:-200]}).status_code == 200
+
+
 def test_patch_with_what_the_note_has_writes_nothing(client: httpx2.Client) -> None:
     for number in range(5):  # their times of arrival differ in the last digits
         added = client.post("/notes", json={"title": "soup", "author": f"a{number}"})

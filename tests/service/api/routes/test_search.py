@@ -204,6 +204,17 @@ def test_best_score_compares_nearest_positive_with_nearest_negative(
             {"title": "x", "boost": [{"weight": 1, "decay": {"curve": "exp", "scale": 1, "target": "soon"}}]},
             ["/boost/0/decay/target"],
         ),
+        (
+            {"title": "x", "boost": [{"weight": 1, "decay": {"curve": "exp", "scale": 1, "target": 2026}}]},
+            ["/boost/0/decay/target"],
+        ),
+        (
+            {
+                "title": "x",
+                "boost": [{"weight": 1, "decay": {"curve": "exp", "scale": 1, "target": True, "attribute": "seats"}}],
+            },
+            ["/boost/0/decay/target"],
+        ),
         ({"title": "x", "filter": {"attribute": {"kind": "a"}}}, ["/filter/attribute/kind"]),
         ({"title": "x", "min_log_position": "464106481412082-0"}, ["/min_log_position"]),
         ({"title": "x", "k": 51}, ["/k"]),
@@ -296,8 +307,9 @@ def test_boosts_reorder_and_are_explained(client: httpx2.Client) -> None:
     assert relevances == sorted(relevances, reverse=True)
 
 
-def test_time_decay_prefers_what_is_near_its_target(client: httpx2.Client) -> None:
-    decay = {"curve": "gauss", "target": "2024-01-10T00:00:00Z", "scale": 86400}
+@pytest.mark.parametrize("target", ["2024-01-10T00:00:00Z", 1_704_844_800, 1_704_844_800_000, "1704844800000"])
+def test_time_decay_prefers_what_is_near_its_target(client: httpx2.Client, target: str | int) -> None:
+    decay = {"curve": "gauss", "target": target, "scale": 86400}
     answer = post(client, positive=examples("s1"), boost=[{"weight": 9, "decay": decay}], k=2)
     assert set(ids(answer)) == {"s9", "s37"}
 
