@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
 
@@ -37,12 +38,18 @@ def random_neighbours(seed: int) -> Neighbours:
     return Neighbours(found[:5], found[3:])
 
 
+@cache
+def plain_hashtags(engine: Engine, place: int, count: int) -> tuple[Hashtag, ...]:
+    """What the model writes for FEW_NOTES[place] without neighbours, by a search to its end."""
+    (output,) = generate(engine, [FEW_NOTES[place]], GenerationRequest(count))
+    return output.hashtags or ()
+
+
 def reference_hashtags(engine: Engine, note: Note, count: int, neighbours: Neighbours) -> tuple[Hashtag, ...]:
     """Answer of a search to its end and of all candidates, each scored with a forward of its own."""
-    (plain,) = generate(engine, [note], GenerationRequest(count))
     candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
     exact = {key: hashtag_probability(engine, note, count, candidate.text) for key, candidate in candidates.items()}
-    return rerank(plain.hashtags or (), candidates, exact, count)
+    return rerank(plain_hashtags(engine, FEW_NOTES.index(note), count), candidates, exact, count)
 
 
 @pytest.mark.parametrize(("seed", "first_tokens"), [(0, 1), (1, 4), (2, 24)])
@@ -133,10 +140,9 @@ def test_candidates_beyond_the_budget_are_left_to_the_search(
     note, carried = FEW_NOTES[1], ("stone", "bread", "salt", "river")
     assert [len(ids) for ids in writer.prompt.hashtag_tokens(carried)] == [1] * 4
     neighbours = Neighbours([Neighbour(text, 1 - i / 100, (text,)) for i, text in enumerate(carried)])
-    (plain,) = generate(writer, [note], GenerationRequest(3))
     candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
     exact = {text: hashtag_probability(writer, note, 3, text) for text in carried[:budget]}
-    expected = rerank(plain.hashtags or (), candidates, exact, 3)
+    expected = rerank(plain_hashtags(writer, FEW_NOTES.index(note), 3), candidates, exact, 3)
     (output,) = generate(writer, [note], GenerationRequest(3, find_neighbours=lambda *_: neighbours))
     assert texts(output.hashtags) == [hashtag.text for hashtag in expected]
     assert scores(output.hashtags) == close_to([hashtag.score for hashtag in expected])

@@ -84,9 +84,15 @@ def test_family_outputs_equal_those_of_pytorch(family: str, backbone_folder: Pat
     assert exported.write_category(NOTES[:4]) == torch_engine.write_category(NOTES[:4])
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the exported files of the tiny checkpoint, for all tests that do not export it anew."""
+    return tmp_path_factory.mktemp("exported")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_outputs_do_not_depend_on_the_batch(dtype: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    engine = load(str(tiny_checkpoint), tmp_path, dtype)
+def test_outputs_do_not_depend_on_the_batch(dtype: str, tiny_checkpoint: Path, exported: Path) -> None:
+    engine = load(str(tiny_checkpoint), exported, dtype)
     alone = [engine.run([tokenized])[0] for tokenized in requests_of(engine)]
     assert_same_outputs(read(engine), alone)
     assert engine.runtime.pool.free == engine.runtime.pool.count
@@ -94,15 +100,15 @@ def test_outputs_do_not_depend_on_the_batch(dtype: str, tiny_checkpoint: Path, t
 
 @pytest.mark.parametrize(("dtype", "min_cosine"), [("bfloat16", 0.999), ("int8", 0.98)])
 def test_fewer_bits_give_close_vectors_and_smaller_files(
-    dtype: str, min_cosine: float, tiny_checkpoint: Path, tmp_path: Path
+    dtype: str, min_cosine: float, tiny_checkpoint: Path, exported: Path
 ) -> None:
-    exact, narrow = (load(str(tiny_checkpoint), tmp_path, name) for name in ("float32", dtype))
+    exact, narrow = (load(str(tiny_checkpoint), exported, name) for name in ("float32", dtype))
     exact_vectors, narrow_vectors = exact.embed(NOTES), narrow.embed(NOTES)
     assert (exact_vectors * narrow_vectors).sum(1).min() > min_cosine
     assert not np.array_equal(exact_vectors, narrow_vectors)
     assert narrow.space == exact.space
     exact_bytes, narrow_bytes = (
-        sum(file.stat().st_size for file in tmp_path.glob(f"openvino-{name}-*/*.bin")) for name in ("float32", dtype)
+        sum(file.stat().st_size for file in exported.glob(f"openvino-{name}-*/*.bin")) for name in ("float32", dtype)
     )
     assert narrow_bytes < 0.7 * exact_bytes
 
@@ -121,12 +127,14 @@ def test_exported_checkpoint_loads_without_pytorch(backbone_folder: Path, tmp_pa
     assert process.stdout.split() == ["False"]
 
 
-def test_export_in_a_process_of_its_own_serves_the_same_vectors(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_export_in_a_process_of_its_own_serves_the_same_vectors(
+    tiny_checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
     messages: list[str] = []
     isolated = openvino_load.load(
-        str(tiny_checkpoint), "float32", cache=tmp_path / "isolated", progress=messages.append, isolated_export=True
+        str(tiny_checkpoint), "float32", cache=tmp_path, progress=messages.append, isolated_export=True
     )
-    own = load(str(tiny_checkpoint), tmp_path / "own")
+    own = load(str(tiny_checkpoint), exported)
     np.testing.assert_array_equal(Engine(isolated, temperature=1.0).embed(NOTES), own.embed(NOTES))
     assert any(message.startswith("Exporting") for message in messages)
 

@@ -45,14 +45,8 @@ def notes_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_the_service_and_its_redis(service: Process, how: signal.Signals) -> None:
+def test_sigterm_finishes_requests_in_flight_and_ends_redis(service: Process) -> None:
     redis = service.redis_pid()
-    service.end(how)
-    assert not alive(redis)
-
-
-def test_shutdown_finishes_requests_in_flight(service: Process) -> None:
     body = json.dumps([{"id": f"w{i}", "title": f"in flight {i}"} for i in range(100)]).encode()
     address = httpx2.URL(service.url)
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
@@ -64,6 +58,7 @@ def test_shutdown_finishes_requests_in_flight(service: Process) -> None:
         connection.sendall(body)
         assert b" 207 " in connection.recv(1024)
     service.process.wait(60)
+    assert not alive(redis)
     service.start()
     assert httpx2.get(f"{service.url}/notes/w99").status_code == 200
 
@@ -85,9 +80,11 @@ def test_sigterm_is_told_by_readyz_while_requests_are_served(tiny_checkpoint: Pa
         service.process.wait(60)
 
 
-def test_interrupt_at_a_terminal_ends_without_draining(tiny_checkpoint: Path) -> None:
+def test_interrupt_at_a_terminal_ends_service_and_redis_without_draining(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint, NOTELLM_DRAIN_SECONDS="600") as service:
+        redis = service.redis_pid()
         assert service.end(signal.SIGINT) == 0
+        assert not alive(redis)
 
 
 def test_acknowledged_notes_survive_sigkill_of_the_service(service: Process) -> None:
@@ -115,71 +112,71 @@ def test_embedded_server_is_restarted_after_sigkill(service: Process) -> None:
 
 
 def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path) -> None:
-    first = shared.run("ingest", str(notes_file), "--json")
+    first = shared.call("ingest", str(notes_file), "--json")
     report: dict[str, Any] = json.loads(first.stdout)
-    assert (first.returncode, report["created"], report["rejected"], report["last_line"]) == (2, 148, 2, 150)
+    assert (first.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 148, 2, 150)
     assert "caption" in first.stderr
     rejected = shared.folder / f"{notes_file.name}.rejects.jsonl"
     rejects = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert [r["line"] for r in rejects] == [10, 20]
     assert all(r["reason"] for r in rejects)
-    again = json.loads(shared.run("ingest", str(notes_file), "--json").stdout)
+    again = json.loads(shared.call("ingest", str(notes_file), "--json").stdout)
     assert (again["created"], again["unchanged"], again["last_line"]) == (0, 0, 150)
-    anew = json.loads(shared.run("ingest", str(notes_file), "--restart", "--json").stdout)
+    anew = json.loads(shared.call("ingest", str(notes_file), "--restart", "--json").stdout)
     assert (anew["created"], anew["unchanged"]) == (0, 148)
 
 
 def test_ingest_under_another_key_begins_with_the_first_line(shared: Process) -> None:
     file = shared.folder / "two-keys.jsonl"
     file.write_text("".join(json.dumps({"id": f"k{n}", "title": f"note {n}", "[/b]": 1}) + "\n" for n in range(3)))
-    first = shared.run("ingest", str(file), "--json")
-    assert (first.returncode, "'[/b]' is not a note's" in first.stderr) == (0, True)
-    assert json.loads(shared.run("ingest", str(file), "--json").stdout)["unchanged"] == 0
-    other = shared.run("ingest", str(file), "--json", "--api-key", "another")
+    first = shared.call("ingest", str(file), "--json")
+    assert (first.exit_code, "'[/b]' is not a note's" in first.stderr) == (0, True)
+    assert json.loads(shared.call("ingest", str(file), "--json").stdout)["unchanged"] == 0
+    other = shared.call("ingest", str(file), "--json", "--api-key", "another")
     assert json.loads(other.stdout)["unchanged"] == 3
 
 
 def test_ingest_whose_state_was_cut_off_begins_with_the_first_line(shared: Process) -> None:
     file = shared.folder / "cut-off.jsonl"
     file.write_text('{"id": "cut", "title": "a note"}\n')
-    shared.run("ingest", str(file))
+    shared.call("ingest", str(file))
     for state in (shared.folder / "d" / "ingest").glob("*.json"):
         if json.loads(state.read_text())["file"] == str(file):
             state.write_text("")
-    again = shared.run("ingest", str(file), "--json")
-    assert (again.returncode, json.loads(again.stdout)["unchanged"]) == (0, 1)
+    again = shared.call("ingest", str(file), "--json")
+    assert (again.exit_code, json.loads(again.stdout)["unchanged"]) == (0, 1)
     assert "cannot be read: beginning with the first line" in " ".join(again.stderr.split())
 
 
 def test_ingest_goes_through_a_queue_shorter_than_its_batches(tiny_checkpoint: Path, notes_file: Path) -> None:
     with running(tiny_checkpoint, NOTELLM_QUEUE_NOTES="10") as service:
-        report = json.loads(service.run("ingest", str(notes_file), "--json", "--patience", "0").stdout)
+        report = json.loads(service.call("ingest", str(notes_file), "--json", "--patience", "0").stdout)
     assert (report["created"], report["rejected"]) == (148, 2)
 
 
 def test_ingest_whose_answer_was_lost_stores_once(shared: Process) -> None:
     file = shared.folder / "without-ids.jsonl"
     file.write_text("".join(f'{{"title": "without an id {n}"}}\n' for n in range(70)))
-    shared.run("ingest", str(file))
+    shared.call("ingest", str(file))
     before = httpx2.get(f"{shared.url}/readyz").json()["notes"]
     for state in (shared.folder / "d" / "ingest").glob("*.json"):
         acknowledged = json.loads(state.read_text())
         if acknowledged["file"] == str(file):
             state.write_text(json.dumps(acknowledged | {"line": 0}))  # as it was before the first answer
-    again = json.loads(shared.run("ingest", str(file), "--json").stdout)
+    again = json.loads(shared.call("ingest", str(file), "--json").stdout)
     assert (again["created"], httpx2.get(f"{shared.url}/readyz").json()["notes"]) == (70, before)
 
 
 def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file: Path) -> None:
     nowhere = "http://127.0.0.1:9"
-    result = shared.run("ingest", str(notes_file), "--patience", "0", "--url", nowhere)
-    assert result.returncode == 1
+    result = shared.call("ingest", str(notes_file), "--patience", "0", "--url", nowhere)
+    assert result.exit_code == 1
     assert "again to go on" in " ".join(result.stderr.split())
 
 
 def test_ingest_that_is_refused_says_which_option_is_wrong(shared: Process, notes_file: Path) -> None:
-    result = shared.run("ingest", str(notes_file), "--generate", "hashtag")
-    assert (result.returncode, "/query/generate: knows hashtags and category" in result.stderr) == (1, True)
+    result = shared.call("ingest", str(notes_file), "--generate", "hashtag")
+    assert (result.exit_code, "/query/generate: knows hashtags and category" in result.stderr) == (1, True)
 
 
 def test_ingest_reads_notes_from_standard_input(shared: Process) -> None:
@@ -203,12 +200,12 @@ def test_every_command_prints_a_table_or_json(shared: Process) -> None:
         ("category", "a title", "--among", "Food", "--among", "Pets", "--min-probability", "1"),
         ("status",),
     ):
-        people, programs = shared.run(*arguments), shared.run(*arguments, "--json")
-        assert people.returncode == programs.returncode == 0, people.stderr
+        people, programs = shared.call(*arguments), shared.call(*arguments, "--json")
+        assert people.exit_code == programs.exit_code == 0, people.stderr
         assert people.stdout
         assert isinstance(json.loads(programs.stdout), dict)
-    unknown = shared.run("similar", "nobody")
-    assert (unknown.returncode, "There is no note" in unknown.stderr) == (1, True)
+    unknown = shared.call("similar", "nobody")
+    assert (unknown.exit_code, "There is no note" in unknown.stderr) == (1, True)
 
 
 def test_similar_takes_examples_and_options(shared: Process) -> None:
@@ -217,8 +214,8 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
         httpx2.post(f"{shared.url}/notes", json=note)
     options = ("--positive", "e0", "--positive", "e-none", "--negative", "e5", "--skip-missing", "--diversity", "0.3")
     options += ("--max-per-author", "1", "--collapse-above", "0.99", "--explain", "-k", "5", "--sources", "auto")
-    people, programs = shared.run("similar", *options), shared.run("similar", *options, "--json")
-    assert people.returncode == programs.returncode == 0, people.stderr
+    people, programs = shared.call("similar", *options), shared.call("similar", *options, "--json")
+    assert people.exit_code == programs.exit_code == 0, people.stderr
     answer = json.loads(programs.stdout)
     assert answer["missing"] == ["e-none"]
     authors = [item["author"] for item in answer["items"] if item["author"]]
@@ -226,12 +223,12 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
     missing = "left out, since there are no such notes: e-none"
     for words in ("relevance", "words 0", "behaviour 0", missing, "passed over: ", "max_per_author"):
         assert words in people.stdout
-    beside = shared.run("similar", "e0", "--title", "example 1", "--strategy", "best_score", "-k", "1", "--json")
+    beside = shared.call("similar", "e0", "--title", "example 1", "--strategy", "best_score", "-k", "1", "--json")
     assert len(json.loads(beside.stdout)["items"]) == 1
-    refused = shared.run("similar", "--negative", "e0")
-    assert (refused.returncode, "/strategy" in refused.stderr) == (1, True)
-    nothing = shared.run("similar")
-    assert (nothing.returncode, "--positive" in nothing.stderr) == (2, True)
+    refused = shared.call("similar", "--negative", "e0")
+    assert (refused.exit_code, "/strategy" in refused.stderr) == (1, True)
+    nothing = shared.call("similar")
+    assert (nothing.exit_code, "--positive" in nothing.stderr) == (2, True)
 
 
 def test_similar_takes_weights_of_sources_as_they_are(shared: Process) -> None:
@@ -240,15 +237,15 @@ def test_similar_takes_weights_of_sources_as_they_are(shared: Process) -> None:
         assert httpx2.post(f"{shared.url}/notes", json={"id": note_id, "title": title}).status_code == 201
     body = json.dumps({"sources": {"content": 1, "words": 0.5, "behaviour": 1}})
     for options, words_count in ((("--sources", "auto"), False), (("--body", body), True)):
-        answer = json.loads(shared.run("similar", "s0", *options, "--explain", "--json").stdout)
+        answer = json.loads(shared.call("similar", "s0", *options, "--explain", "--json").stdout)
         assert any(item["explanation"]["words"] for item in answer["items"]) is words_count
 
 
 def test_least_score_of_hashtags_is_an_option(shared: Process, tmp_path: Path) -> None:
-    assert json.loads(shared.run("hashtags", "a bowl", "--min-score", "1", "--json").stdout)["hashtags"] == []
+    assert json.loads(shared.call("hashtags", "a bowl", "--min-score", "1", "--json").stdout)["hashtags"] == []
     file = tmp_path / "few.jsonl"
     file.write_text('{"id": "few", "title": "a bowl"}\n')
-    assert shared.run("ingest", str(file), "--generate", "hashtags", "--min-score", "1").returncode == 0
+    assert shared.call("ingest", str(file), "--generate", "hashtags", "--min-score", "1").exit_code == 0
     assert httpx2.get(f"{shared.url}/notes/few").json()["hashtags"] == []
 
 
@@ -256,7 +253,7 @@ def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
     """Each field of POST /similar has an option, but those that --body is for; and each option does what its field
     does."""
     schema = httpx2.get(f"{shared.url}/openapi.json").json()["components"]["schemas"]["SimilarIn"]
-    shown = shared.run("similar", "--help").stdout
+    shown = shared.call("similar", "--help").stdout
     options = {"k": "-k", "on_missing": "--skip-missing", "hashtags": "--body", "filter": "--body", "boost": "--body"}
     for field in schema["properties"]:
         assert options.get(field, f"--{field.replace('_', '-')}") in shown, field
@@ -267,8 +264,8 @@ def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
     position = httpx2.post(f"{shared.url}/notes", json=notes).json()["results"][-1]["log_position"]
 
     def found(*arguments: str) -> dict[str, Any]:
-        result = shared.run("similar", *arguments, "--author", "wim", "--json")
-        assert result.returncode == 0, result.stderr
+        result = shared.call("similar", *arguments, "--author", "wim", "--json")
+        assert result.exit_code == 0, result.stderr
         answer: dict[str, Any] = json.loads(result.stdout)
         return answer | {"ids": [item["id"] for item in answer["items"]]}
 
@@ -277,11 +274,11 @@ def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
     assert sorted(found("w0", "--exclude", "w1", "--exclude", "w2")["ids"]) == ["w3", "w4", "w5"]
     assert found("w0", "--created-before", "2001-01-01T00:00:00Z")["ids"] == []
     assert found("w0", "-k", "1", "--include", "revision")["items"][0]["revision"] == 1
-    assert "1. revision: 1" in shared.run("similar", "w0", "-k", "1", "--include", "revision").stdout
+    assert "1. revision: 1" in shared.call("similar", "w0", "-k", "1", "--include", "revision").stdout
     first = found("w0", "-k", "3", "--cursor", "*")
     second = found("w0", "-k", "3", "--cursor", first["next_cursor"])
     assert first["ids"] + second["ids"] == found("w0")["ids"]
-    assert "next page: --cursor" in shared.run("similar", "w0", "-k", "1", "--cursor", "*").stdout
+    assert "next page: --cursor" in shared.call("similar", "w0", "-k", "1", "--cursor", "*").stdout
     body = {
         "positive": [{"note_id": "w1", "weight": 2}],
         "filter": {"not": {"hashtag": "even"}},
@@ -290,14 +287,14 @@ def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
     weighted = found("--positive", "w0", "--body", json.dumps(body), "--explain")
     assert sorted(weighted["ids"]) == ["w3", "w5"]
     assert weighted["items"][0]["explanation"]["boosts"] == [5.0]
-    wrong = shared.run("similar", "w0", "--body", "[1]")
-    assert (wrong.returncode, "--body" in wrong.stderr) == (2, True)
+    wrong = shared.call("similar", "w0", "--body", "[1]")
+    assert (wrong.exit_code, "--body" in wrong.stderr) == (2, True)
 
 
 def test_notes_are_listed_removed_and_followed(shared: Process) -> None:
     def answer(*arguments: str) -> Any:
-        people, programs = shared.run(*arguments), shared.run(*arguments, "--json")
-        assert people.returncode == programs.returncode == 0, people.stderr
+        people, programs = shared.call(*arguments), shared.call(*arguments, "--json")
+        assert people.exit_code == programs.exit_code == 0, people.stderr
         assert people.stdout
         return json.loads(programs.stdout)
 
@@ -308,19 +305,19 @@ def test_notes_are_listed_removed_and_followed(shared: Process) -> None:
     assert [note["id"] for note in page["notes"]] == ["l1", "l3"]
     rest = answer("list-notes", "--author", "lea", "--limit", "2", "--cursor", page["next_cursor"])
     assert [note["id"] for note in rest["notes"]] == ["l5"]
-    assert "--cursor" in shared.run("list-notes", "--limit", "1").stdout
+    assert "--cursor" in shared.call("list-notes", "--limit", "1").stdout
     tried = answer("delete-notes", "--author", "lea", "--dry-run")
     assert (tried["dry_run"], tried["ids"], tried["log_position"]) == (True, ["l1", "l3", "l5"], None)
-    receipt = json.loads(shared.run("delete-notes", "--author", "lea", "--json").stdout)
+    receipt = json.loads(shared.call("delete-notes", "--author", "lea", "--json").stdout)
     assert (receipt["ids"], receipt["ids_sha256"]) == (tried["ids"], tried["ids_sha256"])
-    by_ids = json.loads(shared.run("delete-notes", "l0", "nobody", "--json").stdout)
+    by_ids = json.loads(shared.call("delete-notes", "l0", "nobody", "--json").stdout)
     assert (by_ids["ids"], by_ids["missing"]) == (["l0"], ["nobody"])
     changes = [(change["op"], change["id"]) for change in answer("changes", "--after", before)["changes"]]
     removed = ["l1", "l3", "l5", "l0"]
     assert changes == [("put", f"l{i}") for i in range(6)] + [("delete", note_id) for note_id in removed]
     for misused in ((), ("l2", "--author", "leo")):
-        result = shared.run("delete-notes", *misused)
-        assert (result.returncode, "--author" in result.stderr) == (2, True)
+        result = shared.call("delete-notes", *misused)
+        assert (result.exit_code, "--author" in result.stderr) == (2, True)
     assert httpx2.get(f"{shared.url}/notes/l2").status_code == 200
 
 
@@ -346,22 +343,22 @@ def test_hashtags_of_two_words_are_readable_in_a_table(shared: Process) -> None:
 
 def test_keys_are_created_listed_rotated_and_revoked(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint, NOTELLM_BOOTSTRAP_KEY=KEY, NOTELLM_HOST="0.0.0.0") as service:
-        assert "Authorization: Bearer" in service.run("keys", "list").stderr
+        assert "Authorization: Bearer" in service.call("keys", "list").stderr
         service.environment["NOTELLM_API_KEY"] = KEY
-        created = service.run(
+        created = service.call(
             "keys", "create", "website", "--scope", "similar", "--scope", "notes.write", "--days", "1"
         )
         (token,) = created.stdout.split()
         prefix = token.split("_")[1]
-        (listed,) = json.loads(service.run("keys", "list", "--json").stdout)["keys"]
+        (listed,) = json.loads(service.call("keys", "list", "--json").stdout)["keys"]
         assert (listed["prefix"], listed["scopes"]) == (prefix, ["notes.write", "similar"])
-        assert prefix in service.run("keys", "list").stdout
-        (fresh,) = service.run("keys", "rotate", prefix, "--overlap", "0").stdout.split()
-        assert service.run("similar", "--title", "bread", "--api-key", token).returncode == 1
-        assert service.run("similar", "--title", "bread", "--api-key", fresh).returncode == 0
+        assert prefix in service.call("keys", "list").stdout
+        (fresh,) = service.call("keys", "rotate", prefix, "--overlap", "0").stdout.split()
+        assert service.call("similar", "--title", "bread", "--api-key", token).exit_code == 1
+        assert service.call("similar", "--title", "bread", "--api-key", fresh).exit_code == 0
         lines = service.folder / "lines.jsonl"
         lines.write_text('{"id": "a", "title": "bread"}')
-        assert service.run("ingest", str(lines), "--api-key", fresh).returncode == 0
-        assert service.run("keys", "revoke", prefix).returncode == 0
-        assert service.run("ingest", str(lines), "--restart", "--api-key", fresh).returncode == 1
+        assert service.call("ingest", str(lines), "--api-key", fresh).exit_code == 0
+        assert service.call("keys", "revoke", prefix).exit_code == 0
+        assert service.call("ingest", str(lines), "--restart", "--api-key", fresh).exit_code == 1
         assert not [secret for secret in (KEY, token, fresh) if secret.split("_", 2)[-1] in service.log]
