@@ -71,9 +71,11 @@ class Plan:
         hashtags = _without_notes(output.hashtags)
         if not hashtags and self.request and (self.request.vocabulary is not None or output.hashtags_below_min):
             hashtags = None
-        category, improbable = output.categories[0] if output.categories else self.reused.category, None
-        if category and category.probability < min_category_probability:
-            category, improbable = None, category
+        category, improbable = self.reused.category, None
+        if output.categories:
+            category = output.categories[0]
+            if category.probability < min_category_probability:
+                category, improbable = None, category
         generated = Generated(self.reused.hashtags if hashtags is None else hashtags, category)
         return Added(
             StoredNote(self.note, space, output.vector, generated),

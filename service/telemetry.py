@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -124,6 +125,21 @@ class Telemetry:
             "Notes that are left out because what the store holds of them cannot be read, of those that were met",
             registry=registry,
         )
+        self.store_durable = Gauge(
+            "notellm_store_durable",
+            "0: a crash of Redis, or its eviction, would lose acknowledged writes; NaN: /readyz was not asked yet",
+            registry=registry,
+        )
+        self.store_durable.set(math.nan)
+        self.lost_writes = Gauge(
+            "notellm_store_lost_writes",
+            "1: Redis has lost acknowledged writes since this process, or the snapshot that it read, knew them",
+            registry=registry,
+        )
+        self.data_free = Gauge(
+            "notellm_data_free_ratio", "Share of the disk of NOTELLM_DATA_DIR that is free", registry=registry
+        )
+        self.data_free.set(math.nan)
         self.snapshot_time = Gauge(
             "notellm_snapshot_timestamp_seconds",
             "When the index was last written to disk, since the epoch; 0: never",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -154,7 +155,7 @@ async def open_service(
             schedule = PurgeSchedule(url, settings.data_dir, settings.purge_seconds, telemetry, shared.clock)
             purging = asyncio.get_running_loop().create_task(schedule.run(), name="purge-store")
             stack.callback(purging.cancel)
-        _connect_gauges(telemetry, tenants, engine, settings.event_bytes)
+        _connect_gauges(telemetry, tenants, engine, settings.event_bytes, settings.data_dir)
         if settings.snapshot_seconds:
             telemetry.snapshot_unsaved.set_function(partial(_unsaved_seconds, tenants, shared.clock))
         for lane in Lane:
@@ -344,7 +345,9 @@ async def _start_readers(readers: Readers, shared: SharedParts, engine: Engine, 
     readers.start(start, shared.url.get_secret_value(), shared.telemetry.reader_restarts.inc)
 
 
-def _connect_gauges(telemetry: Telemetry, tenants: Tenants[Service], engine: Engine, event_bytes: int) -> None:
+def _connect_gauges(
+    telemetry: Telemetry, tenants: Tenants[Service], engine: Engine, event_bytes: int, data_dir: Path
+) -> None:
     """Have the gauges read their values when metrics are collected: sums over all tenants. `event_bytes`: bound on the
     memory of a tenant's events."""
 
@@ -366,6 +369,8 @@ def _connect_gauges(telemetry: Telemetry, tenants: Tenants[Service], engine: Eng
     telemetry.index_vectors.labels("tombstone").set_function(total(lambda status: status.tombstones))
     telemetry.index_segments.set_function(total(lambda status: status.segments))
     telemetry.other_space.set_function(total(lambda status: status.other_space))
+    telemetry.lost_writes.set_function(lambda: bool(tenants.lost))
+    telemetry.data_free.set_function(partial(_free_share, data_dir))
     telemetry.quarantined.set_function(lambda: sum(len(service.store.unreadable) for service in tenants.services))
     telemetry.recall.set_function(lambda: _mean_recall(tenants))
     telemetry.snapshot_time.set_function(
@@ -373,6 +378,15 @@ def _connect_gauges(telemetry: Telemetry, tenants: Tenants[Service], engine: Eng
     )
     telemetry.tenants.set_function(lambda: len(tenants.services))
     telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
+
+
+def _free_share(folder: Path) -> float:
+    """Return the share of a folder's disk that is free; NaN where it cannot be asked."""
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError:
+        return math.nan
+    return disk.free / disk.total
 
 
 def _unsaved_seconds(tenants: Tenants[Service], clock: Clock) -> float:

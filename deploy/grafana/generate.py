@@ -157,6 +157,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Store": (
         Panel(
+            "Lost writes, durable",
+            "short",
+            (
+                ('max(notellm_store_lost_writes{job="$job"})', "lost writes"),
+                ('min(notellm_store_durable{job="$job"})', "durable"),
+            ),
+            "0 and 1 are well. Durable: as of the last /readyz.",
+        ),
+        Panel(
+            "Free share of the data folder's disk",
+            "percentunit",
+            (each_replica('notellm_data_free_ratio{job="$job"}'),),
+        ),
+        Panel(
             "Calls that failed",
             "short",
             (total("notellm_store_errors_total"),),

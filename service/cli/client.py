@@ -27,10 +27,16 @@ def default_admin_url() -> str:
     return local_url(settings.host, settings.admin_port or settings.port, tls=settings.tls_certificate is not None)
 
 
+def without_slash(url: str) -> str:
+    """Return a URL without slashes at its end: paths are appended to it."""
+    return url.rstrip("/")
+
+
 Url = Annotated[
     str,
     typer.Option(
         envvar="NOTELLM_URL",
+        callback=without_slash,
         default_factory=default_url,
         show_default="where NOTELLM_HOST and NOTELLM_PORT say",
         help="The running service.",
@@ -40,6 +46,7 @@ AdminUrl = Annotated[
     str,
     typer.Option(
         envvar="NOTELLM_URL",
+        callback=without_slash,
         default_factory=default_admin_url,
         show_default="where NOTELLM_HOST and NOTELLM_ADMIN_PORT, else NOTELLM_PORT, say",
         help="The running service, at its admin port where it has one.",

@@ -40,8 +40,8 @@ class IngestFailed(Exception):
 
 @dataclass(slots=True)
 class Ingest:
-    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file and service, and the
-    name of the run, from which the keys of its batches are made."""
+    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file and service, how
+    many lines were rejected, and the name of the run, from which the keys of its batches are made."""
 
     file: Path
     url: str
@@ -54,11 +54,12 @@ class Ingest:
     patience: float
 
     def run(self, console: Console) -> dict[str, Any]:
-        """Add the notes. Return counts of created, updated, unchanged and rejected ones, the last line, seconds, and
-        notes per second. Raises IngestFailed, and OSError when the file cannot be read."""
+        """Add the notes. Return counts of created, updated and unchanged ones, of the lines of the file that were
+        rejected, also before a break, the last line, seconds, and notes per second. Raises IngestFailed, and OSError
+        when the file cannot be read."""
         notes = NotesFile(self.file)
-        run, done = self._resumed()
-        self._remember(run, done)
+        run, done, rejected_before = self._resumed()
+        self._remember(run, done, rejected_before)
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
         started = time.monotonic()
         say = partial(console.print, highlight=False, markup=False)
@@ -74,30 +75,37 @@ class Ingest:
             for batch in batches(notes.lines(after=done), lambda line: len(line.raw), BATCH_SIZE):
                 self._add(client, batch, run, counts, rejects)
                 done = batch[-1].number
-                self._remember(run, done)
+                self._remember(run, done, rejected_before + counts["rejected"])
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
                 progress.update(task, completed=notes.position, rate=rate)
         for name, count in notes.ignored.items():
             say(f"field {name!r} is not a note's and was left out of {count} notes")
-        if counts["rejected"]:
-            say(f"lines rejected: {counts['rejected']}; see {self._rejects_path()}")
+        rejected = rejected_before + counts["rejected"]
+        if rejected:
+            say(f"lines rejected: {rejected}; see {self._rejects_path()}")
         seconds = time.monotonic() - started
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
-        return {**counts, "last_line": done, "seconds": round(seconds, 1), "notes_per_second": rate_now}
+        return {
+            **counts,
+            "rejected": rejected,
+            "last_line": done,
+            "seconds": round(seconds, 1),
+            "notes_per_second": rate_now,
+        }
 
     def _add(self, client: httpx2.Client, batch: list[Line], run: str, counts: Counter[str], rejects: _Rejects) -> None:
         """Send the valid lines of a batch, and count what came of all."""
         valid = [line for line in batch if line.note is not None]
-        for line in batch:
-            if line.note is None:
-                counts["rejected"] += 1
-                rejects.write(line, line.reason)
-        if not valid:
-            return
-        for line, result in zip(valid, self._post(client, run, batch[0].number, valid), strict=True):
-            counts[result["status"]] += 1
-            if result["status"] == "rejected":
-                rejects.write(line, explain(result["problem"], TOO_LARGE, separator="; "))
+        results = iter(self._post(client, run, batch[0].number, valid) if valid else ())
+        for line in batch:  # behind the answer: a batch that is sent again has its rejects written once
+            status, reason = "rejected", line.reason
+            if line.note is not None:
+                result = next(results)
+                status = result["status"]
+                reason = explain(result["problem"], TOO_LARGE, separator="; ") if status == "rejected" else None
+            counts[status] += 1
+            if status == "rejected":
+                rejects.write(line, reason)
 
     def _post(self, client: httpx2.Client, run: str, number: int, lines: list[Line]) -> list[Any]:
         """Return the results of some lines of a batch, whose key is made of `number`, that of the first of them. No
@@ -157,22 +165,24 @@ class Ingest:
         key += "" if self.min_score is None else f" {self.min_score}"
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
-    def _resumed(self) -> tuple[str, int]:
-        """Name of the run that this one goes on with, and its last acknowledged line; or a new name and 0."""
+    def _resumed(self) -> tuple[str, int, int]:
+        """Name of the run that this one goes on with, its last acknowledged line, and how many lines it has rejected;
+        or a new name and zeros."""
         path = self._state_file()
         if not self.restart and path and path.is_file():
             try:
                 state = json.loads(path.read_text())
-                return state.get("run") or uuid4().hex, int(state["line"])
+                return state.get("run") or uuid4().hex, int(state["line"]), int(state.get("rejected", 0))
             except (ValueError, KeyError, AttributeError):  # cut off by a loss of power
                 complain(f"{path} cannot be read: beginning with the first line")
-        return uuid4().hex, 0
+        return uuid4().hex, 0, 0
 
-    def _remember(self, run: str, line: int) -> None:
+    def _remember(self, run: str, line: int, rejected: int) -> None:
         if path := self._state_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps({"file": str(self.file), "url": self.url, "run": run, "line": line}))
+            state = {"file": str(self.file), "url": self.url, "run": run, "line": line, "rejected": rejected}
+            fresh.write_text(json.dumps(state))
             fresh.replace(path)
 
 

@@ -151,6 +151,8 @@ def hashtags(
         for hashtag in answer["hashtags"]
     ]
     show(answer, as_json, ("hashtag", "score", "carried by"), rows)
+    if not rows and not as_json:
+        err.print(f"none: {answer['reason']}", highlight=False, markup=False)
 
 
 @app.command()

@@ -29,6 +29,8 @@ TIMEOUT_SECONDS = 300.0
 """Bound on the wait for the next lines, or for the answer to a batch."""
 BATCH_SIZE = 100
 """Most notes of one request of an import."""
+GONE = 410
+"""Status of a position that the log of the service does not have any more."""
 RETRY_SECONDS = 0.5
 """Pause before a request is sent again, where the service names none."""
 
@@ -141,6 +143,9 @@ class Download:
                 client.stream("GET", "/notes/export", params=query) as response,
                 self._part.open("ab") as part,
             ):
+                if response.status_code == GONE and head is not None:
+                    reason = explain_body(response.read(), response.status_code)
+                    raise ExportFailed(f"the service cannot go on with {self._part}: {reason} Remove it to begin anew")
                 if response.status_code != 200:
                     _refused(response.status_code, response.read(), response.headers, patience)
                     return None

@@ -12,7 +12,7 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -198,4 +198,6 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, OSError | RuntimeError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
         return "there is no connection to it"
+    if isinstance(error, OutOfMemoryError):
+        return "it has no room: its memory is full, or the disk of NOTELLM_DATA_DIR"
     return str(error) or type(error).__name__

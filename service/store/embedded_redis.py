@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -36,8 +37,13 @@ SOCKET_PATH_BYTES = 100
 
 WARNING = re.compile(r" # .*(?:AOF|append.?only)", re.IGNORECASE)
 """Lines of the server's log about damage of its append-only file: it was cut, or cannot be read."""
-MEMORY_SHARE = 0.5
+MEMORY_SHARE = 0.4
 """Share of the memory of this machine or container that the server may use; then it refuses writes."""
+DISK_RESERVE_BYTES = 2**28
+"""Free bytes of the folder's disk below which the server takes no writes. On a full disk it ends, since it cannot take
+back what it has half written; and half a second of writing, or of compacting its file, is this much."""
+NO_MEMORY = 1
+"""Bound on the server's memory with which it refuses writes, and goes on reading; 0 would be none."""
 LOADED_PERCENT = re.compile(rb"loading_loaded_perc:([0-9.]+)")
 """Field of a server's INFO that is there only while it loads its data."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -83,6 +89,8 @@ class EmbeddedRedis:
         self.loaded_percent = 0.0
         """How much of its data a server that starts has loaded, as it last said."""
         self._max_memory = max_memory or default_max_memory()
+        self._takes_writes = True
+        """Whether its server is told to take writes, since there is room on the disk."""
         self._log_read = self._log_file.stat().st_size if self._log_file.exists() else 0
         """Bytes of the server's log that were looked through."""
 
@@ -126,16 +134,35 @@ class EmbeddedRedis:
         self._tell_warnings()
 
     async def keep_alive(self) -> None:
-        """Check for ever that the server lives, and start it again when it, or the process that owned it, has died."""
+        """Check for ever that the server lives, and start it again when it, or the process that owned it, has died. It
+        takes no writes while its disk is nearly full."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            self._tell_warnings()
-            if (self._process and self._process.poll() is not None) or not _connects(self.socket):
-                log.warning("embedded_redis_gone", detail="starting it again")
-                try:
-                    self._revive()
-                except (EmbeddedRedisError, OSError) as error:
-                    log.error("embedded_redis_failed", detail=str(error))
+            try:
+                self._check()
+            except (EmbeddedRedisError, OSError) as error:
+                log.error("embedded_redis_failed", detail=str(error))
+
+    def _check(self) -> None:
+        if (self._process and self._process.poll() is not None) or not _connects(self.socket):
+            log.warning("embedded_redis_gone", detail="starting it again")
+            self._revive()
+        elif self._process and self._has_room() != self._takes_writes:
+            self._take_writes(not self._takes_writes)
+        self._tell_warnings()
+
+    def _take_writes(self, takes_writes: bool) -> None:
+        """Tell the server whether to take writes. Where it does not listen, the next check tells it again."""
+        if _ask(self.socket, b"CONFIG SET maxmemory %d" % self._memory_bound(takes_writes)) == b"+OK\r\n":
+            self._takes_writes = takes_writes
+            tell = log.info if takes_writes else log.error
+            tell("disk_has_room" if takes_writes else "disk_full", folder=str(self._folder))
+
+    def _has_room(self) -> bool:
+        return shutil.disk_usage(self._folder).free >= DISK_RESERVE_BYTES
+
+    def _memory_bound(self, takes_writes: bool) -> int:
+        return self._max_memory if takes_writes else NO_MEMORY
 
     def stop(self) -> None:
         """End the server if this process owns it."""
@@ -206,10 +233,11 @@ class EmbeddedRedis:
             if time.monotonic() > deadline:
                 return
             time.sleep(0.01)
+        self._takes_writes = self._has_room()
         command = [
             *launch_command(self.socket, self._folder, self._log_file),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
-            *("--maxmemory", str(self._max_memory)),
+            *("--maxmemory", str(self._memory_bound(self._takes_writes))),
             # No compression: what was erased can be searched for in the files (purge.py). No wait for more
             # replicas: a backup is the only one.
             *("--rdbcompression", "no", "--repl-diskless-sync-delay", "0"),

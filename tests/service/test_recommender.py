@@ -173,6 +173,14 @@ async def test_a_deployment_names_its_own_categories(recommender: Recommender) -
     assert added.stored.category == "hot"
 
 
+async def test_category_that_a_write_does_not_ask_for_stays(recommender: Recommender) -> None:
+    note = Note(id="a", title="Food is hot")
+    assert (await add_one(recommender, note, Generate(category=True))).stored.category == "Food"
+    recommender.defaults = GenerationDefaults(min_category_probability=1.0)
+    added = await add_one(recommender, note, Generate(hashtags=2))
+    assert (added.stored.category, added.below_min.category) == ("Food", None)
+
+
 async def test_known_hashtags_are_those_of_stored_notes_authors(recommender: Recommender) -> None:
     recommender.defaults = GenerationDefaults(hashtag_policy="known")
     await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from model.generation import GenerationRequest, Hashtag
+from model.note import Note
 from service.access.principal import Scope
+from service.admission import Urgency
 from service.api.access import needs, needs_engine
 from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, UrgencyDep
@@ -47,17 +50,35 @@ async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urge
     return HashtagsOut.of(output, service.recommender.engine.name)
 
 
+class StreamedHashtags(NamedTuple):
+    """What a stream is to generate."""
+
+    note: Note
+    generation: GenerationRequest
+    urgency: Urgency
+
+
+async def get_streamed_hashtags(body: HashtagsIn, service: ServiceDep, urgency: UrgencyDep) -> StreamedHashtags:
+    """Return what a stream is to generate. What is refused is refused here, before the answer begins. Raises
+    InvalidInput, QueueFull."""
+    generation = requested_hashtags(body, service)
+    if refusal := service.batcher.refusal(urgency, service.tenant):
+        raise refusal
+    return StreamedHashtags(body.as_note(), generation, urgency)
+
+
 @router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
 @needs(Scope.GENERATE)
 @needs_engine
-async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: UrgencyDep) -> AsyncIterator[ServerSentEvent]:
+async def watch_hashtags(
+    service: ServiceDep, streamed: Annotated[StreamedHashtags, Depends(get_streamed_hashtags)]
+) -> AsyncIterator[ServerSentEvent]:
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come; then `done` with the whole
     answer, where a score may have grown, or `problem`. Who leaves ends the work."""
     try:
-        generation = requested_hashtags(body, service)
         async with (
-            asyncio.timeout(seconds_left(urgency)),
-            aclosing(service.recommender.stream_hashtags(body.as_note(), generation, urgency)) as answers,
+            asyncio.timeout(seconds_left(streamed.urgency)),
+            aclosing(service.recommender.stream_hashtags(*streamed)) as answers,
         ):
             async for answer in answers:
                 if isinstance(answer, Hashtag):
@@ -65,7 +86,7 @@ async def watch_hashtags(body: HashtagsIn, service: ServiceDep, urgency: Urgency
                 else:
                     yield ServerSentEvent(event="done", data=HashtagsOut.of(answer, service.recommender.engine.name))
     except TimeoutError:
-        yield ServerSentEvent(event="problem", data=problem_of(DeadlineExceeded(urgency.seconds)))
+        yield ServerSentEvent(event="problem", data=problem_of(DeadlineExceeded(streamed.urgency.seconds)))
     except NoteLLMError as error:
         yield ServerSentEvent(event="problem", data=problem_of(error))
 

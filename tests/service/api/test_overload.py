@@ -158,6 +158,14 @@ def note_request(version: str = "1.1", body: bytes = b'{"title": "a"}', **header
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
+def test_stream_of_hashtags_is_refused_before_it_begins(serve: Serve, engine: WordEngine) -> None:
+    with full(serve, engine) as callers:
+        headers = {"Origin": "https://a.example"}  # of a web page: the early refusal leaves it to the app
+        refused = callers.client.post("/generate/hashtags/stream", json={"title": "a"}, headers=headers)
+    assert (refused.status_code, refused.json()["type"].rpartition("/")[2]) == (429, "queue-full")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
 def test_refusal_has_the_request_s_id_and_counts(serve: Serve, engine: WordEngine) -> None:
     with full(serve, engine) as callers:
         headers = {"x-request-id": "mine", "content-type": "application/json"}

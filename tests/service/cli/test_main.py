@@ -221,6 +221,29 @@ def test_export_of_events_that_was_broken_off_writes_no_file(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+class Gone(ErrorPage):
+    """Answers as a service whose log begins behind the position that is asked for."""
+
+    def do_GET(self) -> None:
+        problem = b'{"status":410,"detail":"The log begins later."}'
+        self.send_response(410)
+        self.send_header("Content-Length", str(len(problem)))
+        self.end_headers()
+        self.wfile.write(problem)
+
+
+def test_export_that_can_never_go_on_names_the_file_to_remove(tmp_path: Path) -> None:
+    part = tmp_path / "notes.jsonl.part"
+    part.write_text('{"export":1,"tenant":"default","after":null,"begin":"1-0","notes_about":2}\n')
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gone) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = run("export-notes", str(tmp_path / "notes.jsonl"), "--no-vectors", NOTELLM_URL=url)
+        server.shutdown()
+    told = "".join(result.stderr.split())
+    assert (result.exit_code, f"{part}:Thelogbeginslater.Removeittobeginanew" in told) == (1, True)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 def test_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
     result = run("serve", NOTELLM_HOST=host, NOTELLM_PORT="0")

@@ -120,8 +120,10 @@ def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path)
     rejects = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert [r["line"] for r in rejects] == [10, 20]
     assert all(r["reason"] for r in rejects)
-    again = json.loads(shared.call("ingest", str(notes_file), "--json").stdout)
+    repeated = shared.call("ingest", str(notes_file), "--json")
+    again = json.loads(repeated.stdout)
     assert (again["created"], again["unchanged"], again["last_line"]) == (0, 0, 150)
+    assert (repeated.exit_code, again["rejected"]) == (2, 2), "the file has lines that were not taken"
     anew = json.loads(shared.call("ingest", str(notes_file), "--restart", "--json").stdout)
     assert (anew["created"], anew["unchanged"]) == (0, 148)
 
@@ -172,6 +174,29 @@ def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file
     result = shared.call("ingest", str(notes_file), "--patience", "0", "--url", nowhere)
     assert result.exit_code == 1
     assert "again to go on" in " ".join(result.stderr.split())
+
+
+def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(shared: Process, notes_file: Path) -> None:
+    file = shared.folder / "broken-off.jsonl"
+    file.write_bytes(gzip.decompress(notes_file.read_bytes()))
+    shared.call("ingest", str(file))
+    for state in (shared.folder / "d" / "ingest").glob("*.json"):
+        acknowledged = json.loads(state.read_text())
+        if acknowledged["file"] == str(file) and acknowledged["line"]:
+            state.write_text(json.dumps(acknowledged | {"line": 128}))  # as it was before the last answer
+    resumed = shared.call("ingest", str(file), "--json")
+    assert (resumed.exit_code, json.loads(resumed.stdout)["rejected"]) == (2, 2)
+    rejects = (shared.folder / "broken-off.jsonl.rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in rejects] == [10, 20]
+
+
+def test_address_with_a_slash_at_its_end_is_that_without(shared: Process) -> None:
+    assert shared.call("status", "--url", f"{shared.url}/").exit_code == 0
+
+
+def test_text_without_hashtags_is_told_why(shared: Process) -> None:
+    answer = shared.call("hashtags", "a bowl", "--min-score", "1")
+    assert (answer.exit_code, "none: " in answer.stderr) == (0, True)
 
 
 def test_ingest_that_is_refused_says_which_option_is_wrong(shared: Process, notes_file: Path) -> None:

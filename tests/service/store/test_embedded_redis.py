@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -120,6 +122,15 @@ def answers(server: EmbeddedRedis) -> bool:
     return False
 
 
+def is_refused(server: EmbeddedRedis) -> bool:
+    """Whether the server refuses a write."""
+    try:
+        write(server, "another", "value")
+    except redis.OutOfMemoryError:
+        return True
+    return False
+
+
 def write(server: EmbeddedRedis, key: str, value: str) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.set(key, value)
@@ -193,6 +204,44 @@ async def test_the_owner_starts_a_killed_server_again_with_its_data(embedded: Em
         os.kill(killed, signal.SIGKILL)
         await eventually(lambda: embedded.pid != killed and answers(embedded))
     assert read(embedded, "key") == "kept"
+
+
+async def test_server_takes_no_writes_while_its_disk_is_nearly_full(
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(embedded, "key", "kept")
+    async with kept_alive(embedded):
+        monkeypatch.setattr(embedded_redis, "DISK_RESERVE_BYTES", 2**62)
+        await eventually(lambda: is_refused(embedded))
+        killed = embedded.pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        await eventually(lambda: embedded.pid != killed and answers(embedded))
+        assert is_refused(embedded)
+        assert read(embedded, "key") == "kept"
+        monkeypatch.setattr(embedded_redis, "DISK_RESERVE_BYTES", 0)
+        await eventually(lambda: not is_refused(embedded))
+
+
+async def test_server_that_died_is_started_again_behind_a_failed_check(
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    usage = shutil.disk_usage
+
+    def fail_once(folder: Path) -> Any:
+        looks.append(folder)
+        if len(looks) == 1:
+            raise OSError("no file descriptor is left")
+        return usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", fail_once)
+    async with kept_alive(embedded):
+        await eventually(lambda: len(looks) > 1)
+        killed = embedded.pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        await eventually(lambda: embedded.pid != killed and answers(embedded))
 
 
 def test_ctrl_c_reaches_the_owner_and_not_the_server(short_folder: Path) -> None:
