@@ -63,6 +63,10 @@ class Tracer:
         trace_id = f"{context.trace_id:032x}"
         return trace_id, f"00-{trace_id}-{context.span_id:016x}-{context.trace_flags:02x}"
 
+    def rename_path(self, path: str) -> None:
+        """Set the path that the request's span has."""
+        self._current_span().set_attribute("url.path", path)
+
     def add(self, name: str, began: float, ended: float, failed: bool, attributes: Mapping[str, int]) -> None:
         """Add a span below the current one. `began` and `ended`: of time.monotonic()."""
         epoch = time.time() - time.monotonic()

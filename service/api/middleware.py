@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import structlog
@@ -21,6 +22,15 @@ log = structlog.get_logger(__name__)
 
 FREE_BODY_BYTES = 65_536
 """Bytes of a body that do not count in the bound on all bodies: as many as each connection may hold anyway."""
+
+
+READER = re.compile("(?<=^/users/)[^/]+|(?<=^/sessions/)[^/]+")
+"""The reader whom a path names: one who may just be asking to be forgotten."""
+
+
+def path_without_reader(path: str) -> str:
+    """Return the path of a request for logs and traces, which name no reader."""
+    return READER.sub("...", path)
 
 
 class RequestContext:
@@ -60,6 +70,7 @@ class RequestContext:
             trace_id, traceparent = self._tracer.current()
             structlog.contextvars.bind_contextvars(trace_id=trace_id)
             own_headers.append((b"traceresponse", traceparent.encode()))
+            self._tracer.rename_path(path_without_reader(scope["path"]))
         stages = begin_request(self._tracer)
         started = time.monotonic()
         scope.setdefault("state", {})["arrived"] = started
@@ -93,7 +104,7 @@ class RequestContext:
             # uvicorn has waited for it for shutdown_seconds; it would answer 500 itself.
             await error_response(Stopping())(scope, receive, send_with_id)
         except Exception:
-            log.exception("request_failed", path=scope["path"])
+            log.exception("request_failed", path=path_without_reader(scope["path"]))
             if status:  # an answer has begun: it can only be broken off
                 raise
             detail = "The service failed on this request; this is our fault. Tell us the instance."
