@@ -15,7 +15,7 @@ from typing import IO, Any
 import orjson
 from pydantic import ValidationError
 
-from service.api.schemas.notes import NoteIn
+from service.api.schemas.notes import MAY_HAVE_EXPIRED, NoteIn
 
 STDIN = Path("-")
 """Path that stands for standard input."""
@@ -70,7 +70,8 @@ class NotesFile:
                 return Line(number, raw, None, "not a JSON object")
             known = {name: field for name, field in value.items() if name in NoteIn.model_fields}
             self.ignored.update(value.keys() - known.keys())
-            NoteIn.model_validate(known)
+            # The same lines go out again after a break, under the same key, whatever has expired meanwhile.
+            NoteIn.model_validate(known, context=MAY_HAVE_EXPIRED)
         except orjson.JSONDecodeError as error:
             return Line(number, raw, None, f"not JSON: {error}")
         except ValidationError as error:

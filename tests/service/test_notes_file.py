@@ -92,7 +92,7 @@ def test_after_goes_on_behind_a_line(write: Callable[[bytes], Path]) -> None:
         ({"title": "a", "id": "no spaces"}, "id:"),
         ({"title": "a", "hashtags": ["x", None]}, "hashtags.1:"),
         ({"title": "a", "created_at": "yesterday"}, "created_at:"),
-        ({"title": "a", "expires_at": "2001-01-01T00:00:00Z"}, "expires_at: must lie in the future"),
+        ({"title": "a", "expires_at": "2001-01-01T00:00:00"}, "expires_at:"),
         ({"title": "a", "attributes": {"x": []}}, "attributes.x"),
     ],
 )
@@ -101,6 +101,11 @@ def test_bad_line_has_number_and_reason_and_the_rest_is_read(tmp_path: Path, bad
     assert (before.note, behind.note) == (GOOD, GOOD)
     assert (wrong.number, wrong.note, wrong.raw) == (2, None, jsonl(bad))
     assert reason in (wrong.reason or "")
+
+
+def test_line_that_has_expired_is_left_to_the_service(tmp_path: Path) -> None:
+    (line,) = NotesFile(write_plain(tmp_path, jsonl(GOOD | {"expires_at": "2020-01-01T00:00:00Z"}))).lines()
+    assert line.note is not None
 
 
 def test_all_reasons_of_a_line_are_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,24 @@ def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(shared: Pro
     assert (resumed.exit_code, json.loads(resumed.stdout)["rejected"]) == (2, 2)
     rejects = (shared.folder / "broken-off.jsonl.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejects] == [10, 20]
+
+
+def test_ingest_goes_on_with_a_line_that_expired_meanwhile(shared: Process) -> None:
+    file = shared.folder / "expiring.jsonl"
+    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    lines = [{"id": "soon", "title": "expires soon", "expires_at": soon}, {"id": "stays", "title": "stays"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert shared.call("ingest", str(file)).exit_code == 0
+    for state in (shared.folder / "d" / "ingest").glob("*.json"):
+        acknowledged = json.loads(state.read_text())
+        if acknowledged["file"] == str(file):
+            state.write_text(json.dumps(acknowledged | {"line": 0}))  # as it was before the first answer
+    wait_until(lambda: datetime.now(UTC).isoformat() > soon)
+    again = shared.call("ingest", str(file), "--json")
+    report = json.loads(again.stdout)
+    assert (again.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 1, 1, 2)
+    (reject,) = map(json.loads, (shared.folder / "expiring.jsonl.rejects.jsonl").read_text().splitlines())
+    assert (reject["line"], "/expires_at: must lie in the future" in reject["reason"]) == (1, True)
 
 
 def test_address_with_a_slash_at_its_end_is_that_without(shared: Process) -> None:
