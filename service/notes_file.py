@@ -9,16 +9,27 @@ from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
-from service.api.schemas.notes import MAY_HAVE_EXPIRED, NoteIn
+from service.api.schemas.notes import NoteIn
 
 STDIN = Path("-")
 """Path that stands for standard input."""
+
+
+class NoteOfFile(NoteIn):
+    """A note of a file. The service rejects one that has expired when it arrives: a batch that is sent again after a
+    break, under the same key, has the same lines."""
+
+    @field_validator("expires_at")
+    @classmethod
+    def _check_in_future(cls, time: datetime | None) -> datetime | None:
+        return time
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +81,7 @@ class NotesFile:
                 return Line(number, raw, None, "not a JSON object")
             known = {name: field for name, field in value.items() if name in NoteIn.model_fields}
             self.ignored.update(value.keys() - known.keys())
-            # The same lines go out again after a break, under the same key, whatever has expired meanwhile.
-            NoteIn.model_validate(known, context=MAY_HAVE_EXPIRED)
+            NoteOfFile.model_validate(known)
         except orjson.JSONDecodeError as error:
             return Line(number, raw, None, f"not JSON: {error}")
         except ValidationError as error:

@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     store_memory_bytes: int | None = Field(
         None,
         ge=16 * 2**20,
-        description="memory of the embedded server, which refuses writes beyond; without it half of the machine's or "
-        "container's",
+        description="memory of the embedded server, which refuses writes beyond; without it two fifths of the "
+        "machine's or container's",
     )
     item_cache_bytes: int = Field(
         64 * 2**20,

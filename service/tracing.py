@@ -7,6 +7,7 @@ is FastAPI's. OpenTelemetry's SDK is imported by `Tracer` alone, and so only whe
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -26,6 +27,8 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 TRACING_OFF: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 """FastAPI's telemetry where there is no tracer. Its metrics would repeat ours; its logs hold messages of exceptions,
 and so what callers sent."""
+USER = re.compile("((?:^|&)user=)[^&]*")
+"""The reader in a query string."""
 log = structlog.get_logger(__name__)
 
 Stage = Literal["queue", "engine", "index", "store"]
@@ -63,9 +66,12 @@ class Tracer:
         trace_id = f"{context.trace_id:032x}"
         return trace_id, f"00-{trace_id}-{context.span_id:016x}-{context.trace_flags:02x}"
 
-    def rename_path(self, path: str) -> None:
-        """Set the path that the request's span has."""
-        self._current_span().set_attribute("url.path", path)
+    def hide_reader(self, path: str) -> None:
+        """Set the path of the request's span, and leave the reader out of its query string."""
+        span = self._current_span()
+        span.set_attribute("url.path", path)
+        if query := (getattr(span, "attributes", None) or {}).get("url.query"):
+            span.set_attribute("url.query", USER.sub(r"\1...", str(query)))
 
     def add(self, name: str, began: float, ended: float, failed: bool, attributes: Mapping[str, int]) -> None:
         """Add a span below the current one. `began` and `ended`: of time.monotonic()."""

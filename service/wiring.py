@@ -386,7 +386,7 @@ def _free_share(folder: Path) -> float:
         disk = shutil.disk_usage(folder)
     except OSError:
         return math.nan
-    return disk.free / disk.total
+    return disk.free / disk.total if disk.total else math.nan
 
 
 def _unsaved_seconds(tenants: Tenants[Service], clock: Clock) -> float:

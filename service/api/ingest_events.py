@@ -154,7 +154,8 @@ async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Ev
 
 async def read_lines(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
     """Yield all reads as lines of a file of clicks, those of one reader at a time, while the caller is there. Where the
-    key is revoked meanwhile, the last line is a problem. Raises TooManyWaiting, BehaviourBehind."""
+    key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises TooManyWaiting,
+    BehaviourBehind."""
     with service.exports.take():
         for number, history in enumerate(service.behaviour.all_reads()):
             if number % CHECKED_READERS == 0:

@@ -24,13 +24,13 @@ FREE_BODY_BYTES = 65_536
 """Bytes of a body that do not count in the bound on all bodies: as many as each connection may hold anyway."""
 
 
-READER = re.compile("(?<=^/users/)[^/]+|(?<=^/sessions/)[^/]+")
-"""The reader whom a path names: one who may just be asking to be forgotten."""
+READER = re.compile("^(/users/|/sessions/).+?(/events)?$", re.DOTALL)
+"""A path that names a reader, who may just be asking to be forgotten."""
 
 
 def path_without_reader(path: str) -> str:
     """Return the path of a request for logs and traces, which name no reader."""
-    return READER.sub("...", path)
+    return READER.sub(r"\1...\2", path)
 
 
 class RequestContext:
@@ -70,7 +70,7 @@ class RequestContext:
             trace_id, traceparent = self._tracer.current()
             structlog.contextvars.bind_contextvars(trace_id=trace_id)
             own_headers.append((b"traceresponse", traceparent.encode()))
-            self._tracer.rename_path(path_without_reader(scope["path"]))
+            self._tracer.hide_reader(path_without_reader(scope["path"]))
         stages = begin_request(self._tracer)
         started = time.monotonic()
         scope.setdefault("state", {})["arrived"] = started

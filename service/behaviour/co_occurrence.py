@@ -25,6 +25,8 @@ MAX_READERS = 2000
 """Bound on the readers that the scores of one note are summed over, those who came last: about two milliseconds."""
 MAX_READERS_READS = 200_000
 """Bound on all reads of the readers that count for one note; with 500 reads each only the last 400 readers count."""
+LONG_HISTORY = 20
+"""Reads that take as long to look through as a history without reads, about."""
 NEVER_CUT = 2**32 - 1
 """Arrival of a read that comes from no stream."""
 SCORE_DIGITS = 9
@@ -216,8 +218,10 @@ class CoOccurrence:
 
     def expire(self, before: float, count: int, first_arrival: int = 0) -> None:
         """Remove the reads before a time, and those whose events were written before `first_arrival`, from the next
-        `count` histories; calls go through all of them in turn."""
+        `count` histories, fewer where they are long; calls go through all of them in turn."""
         for _ in range(min(count, len(self._by_number))):
+            if count <= 0:
+                return
             self._swept = (self._swept + 1) % len(self._by_number)
             history = self._by_number[self._swept]
             while history and history.times and history.times[0] < before:
@@ -226,6 +230,7 @@ class CoOccurrence:
                 for place in reversed(range(len(history.arrivals))):
                     if history.arrivals[place] < first_arrival:
                         self._drop(history, place)
+            count -= len(history.arrivals) // LONG_HISTORY if history else 0
 
     def all_reads(self) -> Iterator[list[Read]]:
         """Yield the reads of one reader after the other, in their order. Reads may be added and removed meanwhile."""

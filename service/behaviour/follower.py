@@ -67,7 +67,8 @@ class EventFollower:
         self._identity = ""
         self._target = ORIGIN
         self._stopped = False
-        self._trim_at = self._expire_at = 0.0
+        self._expire_at = 0.0
+        self._trim_at = 0.0
         self._first_arrival = 0
         """Second in which the first entry that the stream still has was written."""
 
@@ -109,6 +110,7 @@ class EventFollower:
         """Forget everything, so that the stream is read from its beginning."""
         self.co_occurrence, self.counts, self.position, self.ready = self._make(), RecommendationCounts(), ORIGIN, False
         self._identity = self._target = ""
+        self._first_arrival, self._trim_at = 0, 0.0
 
     async def _read(self) -> None:
         if not self._target:

@@ -96,11 +96,13 @@ class Ingest:
     def _add(self, client: httpx2.Client, batch: list[Line], run: str, counts: Counter[str], rejects: _Rejects) -> None:
         """Send the valid lines of a batch, and count what came of all."""
         valid = [line for line in batch if line.note is not None]
-        results = iter(self._post(client, run, batch[0].number, valid) if valid else ())
+        results = self._post(client, run, batch[0].number, valid) if valid else []
+        if len(results) != len(valid):
+            raise IngestFailed(f"{self.url} answered {len(results)} results for {len(valid)} notes")
+        result_of = dict(zip((line.number for line in valid), results, strict=True))
         for line in batch:  # behind the answer: a batch that is sent again has its rejects written once
             status, reason = "rejected", line.reason
-            if line.note is not None:
-                result = next(results)
+            if result := result_of.get(line.number):
                 status = result["status"]
                 reason = explain(result["problem"], TOO_LARGE, separator="; ") if status == "rejected" else None
             counts[status] += 1

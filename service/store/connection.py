@@ -199,5 +199,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError | RuntimeError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
         return "there is no connection to it"
     if isinstance(error, OutOfMemoryError):
-        return "it has no room: its memory is full, or the disk of NOTELLM_DATA_DIR"
+        return "it has no room: its memory, or for the embedded server its disk, is full"
     return str(error) or type(error).__name__

@@ -139,16 +139,16 @@ class EmbeddedRedis:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             try:
-                self._check()
+                await self._check()
             except (EmbeddedRedisError, OSError) as error:
                 log.error("embedded_redis_failed", detail=str(error))
 
-    def _check(self) -> None:
+    async def _check(self) -> None:
         if (self._process and self._process.poll() is not None) or not _connects(self.socket):
             log.warning("embedded_redis_gone", detail="starting it again")
             self._revive()
         elif self._process and self._has_room() != self._takes_writes:
-            self._take_writes(not self._takes_writes)
+            await asyncio.to_thread(self._take_writes, not self._takes_writes)
         self._tell_warnings()
 
     def _take_writes(self, takes_writes: bool) -> None:
@@ -159,7 +159,10 @@ class EmbeddedRedis:
             tell("disk_has_room" if takes_writes else "disk_full", folder=str(self._folder))
 
     def _has_room(self) -> bool:
-        return shutil.disk_usage(self._folder).free >= DISK_RESERVE_BYTES
+        """Return whether the disk has room for writes; a quarter more where there was none."""
+        disk = shutil.disk_usage(self._folder)
+        needed = DISK_RESERVE_BYTES if self._takes_writes else DISK_RESERVE_BYTES * 5 // 4
+        return disk.free >= needed or not disk.total  # some file systems know no size
 
     def _memory_bound(self, takes_writes: bool) -> int:
         return self._max_memory if takes_writes else NO_MEMORY

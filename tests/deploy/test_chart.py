@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from service.settings import Settings
 from service.store.embedded_redis import server_program
+from service.wiring import MERGE_SECONDS
 from tests.deploy import chart
 from tests.deploy.chart import (
     CHART,
@@ -233,6 +234,12 @@ def test_probes_ask_routes_of_the_service(values: dict[str, Any]):
         probe = container[kind]["httpGet"]
         assert "get" in routes[probe["path"]]
         assert probe["port"] in ports
+
+
+@each_set
+def test_rollout_has_as_long_as_a_start(values: dict[str, Any]):
+    (deployment,) = of_kind(documents({**values, "startSeconds": 1800}), "Deployment")
+    assert deployment["spec"]["progressDeadlineSeconds"] > 1800 + MERGE_SECONDS
 
 
 @each_set

@@ -51,7 +51,7 @@ async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urge
 
 
 class StreamedHashtags(NamedTuple):
-    """What a stream is to generate."""
+    """A valid request for a stream of hashtags."""
 
     note: Note
     generation: GenerationRequest

@@ -121,8 +121,8 @@ class RateOut(BaseModel):
 
 
 class ReportOut(BaseModel):
-    """Rates of clicks. `complete`: false while this replica still reads events of before its start. `unmatched`: clicks
-    of notes for which no event says that they were shown."""
+    """Rates of clicks. `complete`: false while this replica still reads events of before its start. `unmatched`:
+    clicks, of the days from `since` on, of notes for which no event says that they were shown."""
 
     by: list[Dimension]
     since: datetime

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -78,10 +77,6 @@ def _check_count(attributes: Any) -> Any:
 Attributes = Annotated[dict[Name, AttributeValue], Field(max_length=MAX_ATTRIBUTES), BeforeValidator(_check_count)]
 
 
-MAY_HAVE_EXPIRED: Mapping[str, bool] = {"may_have_expired": True}
-"""Context of a validation that leaves to the service whether a note has expired by the time that it arrives."""
-
-
 class NoteIn(TaggedText):
     """A note as a caller gives it; a missing id is made (ULID), a missing created_at is the time of arrival."""
 
@@ -94,8 +89,8 @@ class NoteIn(TaggedText):
 
     @field_validator("expires_at")
     @classmethod
-    def _check_in_future(cls, time: datetime | None, info: ValidationInfo) -> datetime | None:
-        if time is not None and time <= datetime.now(UTC) and info.context != MAY_HAVE_EXPIRED:
+    def _check_in_future(cls, time: datetime | None) -> datetime | None:
+        if time is not None and time <= datetime.now(UTC):
             raise PydanticCustomError("expired", "must lie in the future")
         return time
 

@@ -103,7 +103,7 @@ class DecayIn(Wire):
             return None
         try:
             if info.data["attribute"] is not None:
-                return NUMBER.validate_python(None if isinstance(value, bool) else value)
+                return NUMBER.validate_python(value)
             return TIME.validate_python(value).timestamp()
         except ValidationError as error:
             is_time = info.data["attribute"] is None

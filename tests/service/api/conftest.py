@@ -100,6 +100,12 @@ def eventually_true(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def gauge(client: httpx2.Client, name: str) -> float:
+    """Value of a metric without labels."""
+    values = [line.split()[-1] for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(values[0])
+
+
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
     return eventually_true

@@ -15,22 +15,22 @@ import redis
 from model.data.pairs import read_pairs, related_pairs
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
-from tests.service.api.conftest import Serve
+from tests.service.api.conftest import Serve, gauge
 from tests.service.api.routes.test_events import event, statuses
 from tests.service.conftest import running_embedded
 
 Eventually = Callable[[Callable[[], bool]], None]
 
 
-def gauge(client: httpx2.Client, name: str) -> float:
-    values = [line.split()[-1] for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
-    return float(values[0])
-
-
 def kept(client: httpx2.Client) -> tuple[float, float, float]:
     """Reads, readers and notes that the service holds."""
     reads, readers, notes = (gauge(client, f"notellm_behaviour_{name}") for name in ("reads", "readers", "notes"))
     return reads, readers, notes
+
+
+def arrival_of(store: redis.Redis) -> int:
+    """Second in which the first entry of the stream was written."""
+    return int(store.xrange("{notes}:events", count=1)[0][0].split(b"-")[0]) // 1000
 
 
 @pytest.fixture
@@ -114,6 +114,29 @@ def test_the_stream_keeps_to_its_bounds(serve: Serve, tmp_path: Path) -> None:
             assert set(statuses(client.post("/events", json=events))) == {"accepted"}
             assert store.memory_usage("{notes}:events") < 1.1 * 2**20
         assert 1000 < store.xlen("{notes}:events") < 12_000
+
+
+def test_a_read_whose_events_were_cut_counts_no_more(
+    serve: Serve, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.behaviour.follower.TRIM_SECONDS", 0.1)
+    monkeypatch.setattr("service.behaviour.follower.EXPIRE_SECONDS", 0.1)
+    with (
+        serve(data_dir=tmp_path, event_bytes=2**20, event_types=("shown=0", "click=1")) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")) as store,
+    ):
+        client.post("/notes", json={"id": "a", "title": "a"})
+        client.post("/events", json=event(user="early"))
+        eventually(lambda: kept(client) == (1, 1, 1))
+        client.post("/events", json=event(user="late"))
+        eventually(lambda: kept(client) == (2, 2, 1))
+        last = int(store.xrevrange("{notes}:events", count=1)[0][0].split(b"-")[0]) // 1000
+        while arrival_of(store) < last + 2:  # the bound is kept by whole seconds
+            client.post("/events", json=[event(type="shown", recommendation_id="r" * 120) for _ in range(1000)])
+        eventually(lambda: kept(client) == (0, 0, 0))
+        client.post("/events", json=event(user="now"))
+        eventually(lambda: kept(client) == (1, 1, 1))
 
 
 def test_ids_are_known_in_two_generations(serve: Serve, tmp_path: Path) -> None:

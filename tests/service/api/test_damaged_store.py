@@ -11,7 +11,7 @@ import structlog
 
 from service.store import embedded_redis
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
-from tests.service.api.conftest import Serve, eventually_true
+from tests.service.api.conftest import Serve, eventually_true, gauge
 from tests.service.conftest import DebianRedis
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,10 @@ def test_cut_log_is_told_by_the_log_and_by_readyz(filled: Path, serve: Serve) ->
         opened.truncate(file.stat().st_size // 2)
     with structlog.testing.capture_logs() as lines, serve(data_dir=filled) as url:
         ready = readiness(url)
+        with httpx2.Client(base_url=url) as client:
+            told = [gauge(client, f"notellm_store_{name}") for name in ("lost_writes", "durable")]
     events = {line["event"]: line["detail"] for line in lines if line["log_level"] == "error"}
+    assert told == [1, 1], "what is written from now on is durable"
     assert "truncated" in events["embedded_redis_warns"]
     assert "acknowledged writes are lost" in events["store_lost_writes"]
     assert (ready["ready"], ready["durable"]) == (True, False)
@@ -83,6 +86,24 @@ def test_full_embedded_store_refuses_writes_and_reads_go_on(serve: Serve) -> Non
         assert set(statuses) == {201, 503}
         note_id = client.post("/similar", json={"title": "note", "k": 1}).json()["items"][0]["id"]
         assert client.get(f"/notes/{note_id}").status_code == 200
+
+
+def test_nearly_full_disk_refuses_writes_and_reads_go_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
+
+        def written() -> httpx2.Response:
+            return client.post("/notes", json={"title": "another note"})
+
+        client.post("/notes", json={"id": "before", "title": "note"})
+        assert 0 < gauge(client, "notellm_data_free_ratio") < 1
+        monkeypatch.setattr(embedded_redis, "DISK_RESERVE_BYTES", 2**62)
+        eventually_true(lambda: written().status_code == 503)
+        assert "its disk, is full" in written().json()["detail"]
+        assert client.get("/notes/before").status_code == 200
+        assert client.get("/notes/before/similar").json()["degraded"] is False
+        assert client.delete("/notes/before").status_code == 200
+        monkeypatch.setattr(embedded_redis, "DISK_RESERVE_BYTES", 0)
+        eventually_true(lambda: written().status_code == 201)
 
 
 def test_store_away_at_the_start_is_told(serve: Serve, debian_redis: DebianRedis) -> None:
