@@ -9,27 +9,16 @@ from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError
 
-from service.api.schemas.notes import NoteIn
+from service.api.schemas.notes import EarlierNoteIn
 
 STDIN = Path("-")
 """Path that stands for standard input."""
-
-
-class NoteOfFile(NoteIn):
-    """A note of a file. The service rejects one that has expired when it arrives: a batch that is sent again after a
-    break, under the same key, has the same lines."""
-
-    @field_validator("expires_at")
-    @classmethod
-    def _check_in_future(cls, time: datetime | None) -> datetime | None:
-        return time
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +68,10 @@ class NotesFile:
             value = orjson.loads(raw.removeprefix(BOM_UTF8))  # spreadsheets put one before the first line
             if not isinstance(value, dict):
                 return Line(number, raw, None, "not a JSON object")
-            known = {name: field for name, field in value.items() if name in NoteIn.model_fields}
+            known = {name: field for name, field in value.items() if name in EarlierNoteIn.model_fields}
             self.ignored.update(value.keys() - known.keys())
-            NoteOfFile.model_validate(known)
+            # A batch that is sent again under its key has the same lines: the service rejects those that have expired.
+            EarlierNoteIn.model_validate(known)
         except orjson.JSONDecodeError as error:
             return Line(number, raw, None, f"not JSON: {error}")
         except ValidationError as error:

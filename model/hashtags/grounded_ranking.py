@@ -22,7 +22,7 @@ class GroundedRanking:
     def __init__(self, candidates: Mapping[str, Candidate], count: int, min_probability: float) -> None:
         self.candidates = candidates
         self._count = count
-        self._min_p = min_probability
+        self._min_probability = min_probability
         self._bounds = dict.fromkeys(candidates, 1.0)
         """Most that the probability of each candidate without an exact one can be."""
         self._probabilities: dict[str, float] = {}
@@ -53,7 +53,8 @@ class GroundedRanking:
         return [
             key
             for key, bound in self._bounds.items()
-            if self._score_bound(key) >= last_score and is_likely_enough(self.candidates[key], bound, self._min_p)
+            if self._score_bound(key) >= last_score
+            and is_likely_enough(self.candidates[key], bound, self._min_probability)
         ]
 
     def is_complete_without(self, max_written: float) -> bool:
@@ -72,12 +73,12 @@ class GroundedRanking:
         """Return the answer, once the search is over and no candidate is open."""
         none_of_the_best = dict.fromkeys(self._bounds, 0.0)
         probabilities = none_of_the_best | self._probabilities
-        return rerank(written, self.candidates, probabilities, self._count, self._min_p)
+        return rerank(written, self.candidates, probabilities, self._count, self._min_probability)
 
     def _best(self) -> tuple[Hashtag, ...]:
         """The best of the candidates with an exact probability."""
         scored = {key: self.candidates[key] for key in self._probabilities}
-        return rerank((), scored, self._probabilities, self._count, self._min_p)
+        return rerank((), scored, self._probabilities, self._count, self._min_probability)
 
     def _last_score(self) -> float:
         """Score that the last one of the answer has at the least."""

@@ -226,11 +226,9 @@ class CoOccurrence:
             history = self._by_number[self._swept]
             while history and history.times and history.times[0] < before:
                 self._drop(history, 0)
-            if history and history.arrivals and min(history.arrivals) < first_arrival:
-                for place in reversed(range(len(history.arrivals))):
-                    if history.arrivals[place] < first_arrival:
-                        self._drop(history, place)
-            count -= len(history.arrivals) // LONG_HISTORY if history else 0
+            if history:
+                self._drop_cut(history, first_arrival)
+                count -= len(history.notes) // LONG_HISTORY
 
     def all_reads(self) -> Iterator[list[Read]]:
         """Yield the reads of one reader after the other, in their order. Reads may be added and removed meanwhile."""
@@ -324,6 +322,13 @@ class CoOccurrence:
                 self._readers_of.append(array("I"))
             self._notes[note_id] = number
         return number
+
+    def _drop_cut(self, history: History, first_arrival: int) -> None:
+        """Remove the reads of a history whose events were written before `first_arrival`."""
+        if min(history.arrivals, default=first_arrival) < first_arrival:
+            for place in reversed(range(len(history.arrivals))):
+                if history.arrivals[place] < first_arrival:
+                    self._drop(history, place)
 
     def _drop(self, history: History, place: int) -> None:
         """Remove a read, and the reader and the note where it was their last one."""

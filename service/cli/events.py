@@ -12,9 +12,10 @@ import orjson
 import typer
 
 from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call, explain, explain_body
+from service.cli.notes import lines_of
 from service.cli.terminal import FAILED, MISUSED, complain, err, show
 
-PROBLEM_LINE = '{"problem":'
+PROBLEM_LINE = b'{"problem":'
 """Beginning of the last line of a stream that was broken off."""
 
 
@@ -48,12 +49,12 @@ def _download(address: str, api_key: str | None, part: Path, *, packed: bool) ->
             complain(explain_body(response.read(), response.status_code))
             raise typer.Exit(FAILED)
         with gzip.open(part, "wb") if packed else part.open("wb") as out:
-            for line in response.iter_lines():
+            for line in lines_of(response):
                 if line.startswith(PROBLEM_LINE):  # it is the last one, of a stream that was broken off
                     problem = orjson.loads(line)["problem"]
                     complain(f"the service broke the export off: {explain(problem, problem['status'])}")
                     raise typer.Exit(FAILED)
-                out.write(line.encode() + b"\n")
+                out.write(line + b"\n")
                 clicks += 1
     return clicks
 

@@ -89,7 +89,7 @@ class EmbeddedRedis:
         self.loaded_percent = 0.0
         """How much of its data a server that starts has loaded, as it last said."""
         self._max_memory = max_memory or default_max_memory()
-        self._takes_writes = True
+        self._writes_allowed = True
         """Whether its server is told to take writes, since there is room on the disk."""
         self._log_read = self._log_file.stat().st_size if self._log_file.exists() else 0
         """Bytes of the server's log that were looked through."""
@@ -144,28 +144,29 @@ class EmbeddedRedis:
                 log.error("embedded_redis_failed", detail=str(error))
 
     async def _check(self) -> None:
+        """Start the server again where it is gone, keep it from a full disk, and log its warnings."""
         if (self._process and self._process.poll() is not None) or not _connects(self.socket):
             log.warning("embedded_redis_gone", detail="starting it again")
             self._revive()
-        elif self._process and self._has_room() != self._takes_writes:
-            await asyncio.to_thread(self._take_writes, not self._takes_writes)
+        elif self._process and self._has_room() != self._writes_allowed:
+            await asyncio.to_thread(self._allow_writes, not self._writes_allowed)
         self._tell_warnings()
 
-    def _take_writes(self, takes_writes: bool) -> None:
-        """Tell the server whether to take writes. Where it does not listen, the next check tells it again."""
-        if _ask(self.socket, b"CONFIG SET maxmemory %d" % self._memory_bound(takes_writes)) == b"+OK\r\n":
-            self._takes_writes = takes_writes
-            tell = log.info if takes_writes else log.error
-            tell("disk_has_room" if takes_writes else "disk_full", folder=str(self._folder))
+    def _allow_writes(self, allowed: bool) -> None:
+        """Have the server take writes or refuse them. Where it does not listen, the next check tells it again."""
+        if _ask(self.socket, b"CONFIG SET maxmemory %d" % self._memory_bound(allowed)) == b"+OK\r\n":
+            self._writes_allowed = allowed
+            tell = log.info if allowed else log.error
+            tell("disk_has_room" if allowed else "disk_full", folder=str(self._folder))
 
     def _has_room(self) -> bool:
         """Return whether the disk has room for writes; a quarter more where there was none."""
         disk = shutil.disk_usage(self._folder)
-        needed = DISK_RESERVE_BYTES if self._takes_writes else DISK_RESERVE_BYTES * 5 // 4
+        needed = DISK_RESERVE_BYTES if self._writes_allowed else DISK_RESERVE_BYTES * 5 // 4
         return disk.free >= needed or not disk.total  # some file systems know no size
 
-    def _memory_bound(self, takes_writes: bool) -> int:
-        return self._max_memory if takes_writes else NO_MEMORY
+    def _memory_bound(self, writes_allowed: bool) -> int:
+        return self._max_memory if writes_allowed else NO_MEMORY
 
     def stop(self) -> None:
         """End the server if this process owns it."""
@@ -236,11 +237,11 @@ class EmbeddedRedis:
             if time.monotonic() > deadline:
                 return
             time.sleep(0.01)
-        self._takes_writes = self._has_room()
+        self._writes_allowed = self._has_room()
         command = [
             *launch_command(self.socket, self._folder, self._log_file),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
-            *("--maxmemory", str(self._memory_bound(self._takes_writes))),
+            *("--maxmemory", str(self._memory_bound(self._writes_allowed))),
             # No compression: what was erased can be searched for in the files (purge.py). No wait for more
             # replicas: a backup is the only one.
             *("--rdbcompression", "no", "--repl-diskless-sync-delay", "0"),

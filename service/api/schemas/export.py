@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, Field, StringConstraints, field_validator
+from pydantic import BaseModel, Field, StringConstraints
 
 from model.generation import CategoryProbability, Hashtag
 from service.api.schemas.collection import VectorForm, encode_vector
 from service.api.schemas.common import MAX_HASHTAGS, LogPosition, Name, NoteId, Wire
-from service.api.schemas.notes import NoteIn, note_fields
+from service.api.schemas.notes import EarlierNoteIn, note_fields
 from service.api.schemas.problem import Problem
 from service.collection.export import Change, Export
 from service.collection.importing import NoteToImport, Outcome
@@ -106,7 +105,7 @@ class ImportedGenerated(Wire):
     category: ImportedCategory | None = None
 
 
-class ImportIn(NoteIn):
+class ImportIn(EarlierNoteIn):
     """A note as GET /notes/export writes it. Its vector is kept where `space` is that of the model that serves; else
     the model reads the note. `revision` and `log_position` are ignored: the note gets others."""
 
@@ -120,11 +119,6 @@ class ImportIn(NoteIn):
         | Annotated[str, StringConstraints(max_length=8 * MAX_VECTOR)]
         | None
     ) = Field(None, description="as numbers, or as base64 of little-endian floats")
-
-    @field_validator("expires_at")
-    @classmethod
-    def _check_in_future(cls, time: datetime | None) -> datetime | None:
-        return time  # an export is a while old: what has expired since is left out, and no fault of the caller's
 
     def as_import(self) -> NoteToImport:
         """Return the note for the importer. Raises InvalidInput."""

@@ -108,6 +108,15 @@ class NoteIn(TaggedText):
         )
 
 
+class EarlierNoteIn(NoteIn):
+    """A note as a caller gave it at some earlier time, from an export or a file: it may have expired since."""
+
+    @field_validator("expires_at")
+    @classmethod
+    def _check_in_future(cls, time: datetime | None) -> datetime | None:
+        return time
+
+
 class NotePatch(Wire):
     """Fields to change; those left out stay. null clears category, author and expires_at; "", [] and {} empty the
     others."""

@@ -101,12 +101,10 @@ class DecayIn(Wire):
         """Read the number of an attribute, or a time as all others are read, into seconds since the epoch."""
         if value is None or "attribute" not in info.data:  # an attribute that is not valid has an error of its own
             return None
+        is_time = info.data["attribute"] is None
         try:
-            if info.data["attribute"] is not None:
-                return NUMBER.validate_python(value)
-            return TIME.validate_python(value).timestamp()
+            return TIME.validate_python(value).timestamp() if is_time else NUMBER.validate_python(value)
         except ValidationError as error:
-            is_time = info.data["attribute"] is None
             message = "must be a time with its zone" if is_time else "must be a finite number, as the attribute is"
             raise PydanticCustomError("target", message) from error
 

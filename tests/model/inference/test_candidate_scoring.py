@@ -40,7 +40,7 @@ def random_neighbours(seed: int) -> Neighbours:
 
 @cache
 def plain_hashtags(engine: Engine, place: int, count: int) -> tuple[Hashtag, ...]:
-    """What the model writes for FEW_NOTES[place] without neighbours, by a search to its end."""
+    """Hashtags that the model writes for the note FEW_NOTES[place] when it has no neighbours to draw on."""
     (output,) = generate(engine, [FEW_NOTES[place]], GenerationRequest(count))
     return output.hashtags or ()
 

@@ -45,9 +45,9 @@ def test_cut_log_is_told_by_the_log_and_by_readyz(filled: Path, serve: Serve) ->
     with structlog.testing.capture_logs() as lines, serve(data_dir=filled) as url:
         ready = readiness(url)
         with httpx2.Client(base_url=url) as client:
-            told = [gauge(client, f"notellm_store_{name}") for name in ("lost_writes", "durable")]
+            lost, durable = [gauge(client, f"notellm_store_{name}") for name in ("lost_writes", "durable")]
     events = {line["event"]: line["detail"] for line in lines if line["log_level"] == "error"}
-    assert told == [1, 1], "what is written from now on is durable"
+    assert (lost, durable) == (1, 1), "what is written from now on is durable"
     assert "truncated" in events["embedded_redis_warns"]
     assert "acknowledged writes are lost" in events["store_lost_writes"]
     assert (ready["ready"], ready["durable"]) == (True, False)
