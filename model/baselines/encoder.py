@@ -46,7 +46,7 @@ MAX_TOKENS = 128
 """Tokens of a note that are read; the rest is cut off. The model was trained on texts of this length."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of like length share it and padding stays short."""
-UNUSED_FIELDS = ("start", "reread_notes", "hide_hashtags", "shard")
+UNUSED_FIELDS = ("start", "reread_notes", "unpaired_notes", "hide_hashtags", "shard")
 """Fields of a recipe that change nothing in the training of an encoder."""
 UNSEEN = -1e9
 """Log probability of a category that training never showed: finite, so that renormalising stays possible."""

@@ -2,8 +2,8 @@
 
 This file chooses what is compared with what; the formulas are in loss.py.
 
-Shapes: B pairs of a batch, N notes of the data set, D embedding dimension, K the teacher's dimension, M notes in the
-memory that are not in the batch.
+Shapes: B pairs of a batch and U notes beside them, N notes of the data set, D embedding dimension, K the teacher's
+dimension, M notes in the memory that are not in the batch.
 """
 
 from __future__ import annotations
@@ -46,19 +46,25 @@ class ContrastiveObjective:
         self._recipe = recipe
         self._device = device
         self._row = {note.id: row for row, note in enumerate(self.notes)}
-        self._order = random.Random(recipe.seed).sample(range(len(self.notes)), len(self.notes))
+        self._reread_order, self._unpaired_order = (
+            random.Random(f"{recipe.seed} {use}").sample(range(len(self.notes)), len(self.notes))
+            for use in ("reread", "unpaired")
+        )
 
-    def loss(self, notes: Sequence[Note], vectors: Tensor, tau: Tensor) -> RelatedLoss:
-        """Loss of one batch of 2B notes. vectors: (2B, D), unit length, rows 2i and 2i + 1 a pair. tau: scalar."""
+    def loss(self, notes: Sequence[Note], vectors: Tensor, tau: Tensor, unpaired: int = 0) -> RelatedLoss:
+        """Loss of one batch of 2B + U notes. vectors: (2B + U, D), unit length; rows 2i and 2i + 1 < 2B are a pair.
+        tau: scalar. unpaired: U."""
         recipe = self._recipe
+        pairs = len(notes) - unpaired
         batch_rows = self.rows(notes)
         memory_rows = self._memory_rows(batch_rows)
         others = None if self.memory is None else self.memory[memory_rows]
         false_negatives = None
         if recipe.mask_false_negatives:
             compared = [*notes, *(self.notes[row] for row in memory_rows.tolist())]
-            false_negatives = self.paired.known_related(notes, compared).to(self._device)
-        contrastive = contrastive_loss(vectors, tau, false_negatives, others)
+            false_negatives = self.paired.known_related(notes[:pairs], compared).to(self._device)
+        beyond_pairs = vectors[pairs:] if others is None else torch.cat([vectors[pairs:], others])
+        contrastive = contrastive_loss(vectors[:pairs], tau, false_negatives, beyond_pairs)
         if self.teacher_vectors is None:
             return RelatedLoss(contrastive, contrastive, torch.zeros_like(contrastive))
         distillation = distillation_loss(
@@ -83,8 +89,18 @@ class ContrastiveObjective:
     def reread_at(self, step: int) -> list[Note]:
         """Return the `reread_notes` notes that a step reads anew: the next ones of one random order, without end.
         `step`: number of steps on this data set before it."""
-        count = min(self._recipe.reread_notes, len(self.notes))
-        return [self.notes[self._order[place % len(self.notes)]] for place in range(step * count, (step + 1) * count)]
+        return self._next(self._reread_order, self._recipe.reread_notes, step)
+
+    def unpaired_at(self, step: int, batch: Sequence[Note]) -> list[Note]:
+        """Return up to `unpaired_notes` notes that join the pairs of `batch` in a step, as `reread_at` does; those that
+        the batch has already are left out."""
+        ids = {note.id for note in batch}
+        drawn = self._next(self._unpaired_order, self._recipe.unpaired_notes, step)
+        return [note for note in drawn if note.id not in ids]
+
+    def _next(self, order: Sequence[int], count: int, step: int) -> list[Note]:
+        count = min(count, len(order))
+        return [self.notes[order[place % len(order)]] for place in range(step * count, (step + 1) * count)]
 
     def rows(self, notes: Sequence[Note]) -> Tensor:
         """Rows (len(notes),) int64 of `notes` in `self.notes`, `memory` and `teacher_vectors`."""

@@ -32,7 +32,7 @@ KEPT_SETTINGS = (
 )  # fmt: skip
 """Settings that no training finds: a run takes them, and the licence, over from the checkpoint that it starts from."""
 RIDGE = 0.1
-"""Ridge penalty of the regressions, as a share of the mean square of an input component."""
+"""Ridge penalty of the projection's regression, as a share of the mean square of an input component."""
 
 ReadStates = Callable[[Sequence[Note]], Tensor]
 """Notes to their states at the read-out position, (N, H) float32."""
@@ -116,6 +116,8 @@ def initialise(
     The projection is fitted to the first data set that names a teacher file, or else to the notes of all data sets. It
     is left alone where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
     `progress` gets a message where the projection of the starting checkpoint is replaced.
+
+    A memory begins with a sample of notes, as the model reads them.
     """
     with_teacher = [
         objective
@@ -138,28 +140,13 @@ def initialise(
         rows = projection_start(states, model.dimension, vectors)
         model.projection.weight[: len(rows)] = rows
     if recipe.memory:
-        for objective in with_teacher:
-            _fill_memory(objective, model, read_states, recipe.seed)
+        for objective in filter(None, objectives):
+            notes = _sample(objective.notes, recipe.seed)
+            objective.update_memory(notes, model.embed(read_states(notes)))
 
 
 def _sample(pool: Sequence[Note], seed: int) -> list[Note]:
     return random.Random(seed).sample(pool, min(len(pool), STARTING_NOTES))
-
-
-def _fill_memory(objective: ContrastiveObjective, model: NoteLLM, read_states: ReadStates, seed: int) -> None:
-    """Fill a memory: for a sample of notes with their vectors, for all others with vectors that a regression predicts
-    from the teacher's."""
-    notes = _sample(objective.notes, seed)
-    teacher = objective.teacher_vectors
-    if teacher is None:
-        return
-    sample_teacher = teacher[objective.rows(notes)]
-    if not sample_teacher.any():
-        return
-    vectors = model.embed(read_states(notes))
-    predicted = teacher @ ridge_regression(sample_teacher, vectors)
-    objective.update_memory(objective.notes, nn.functional.normalize(predicted, dim=-1))
-    objective.update_memory(notes, vectors)
 
 
 def projection_start(states: Tensor, dimension: int, teacher_vectors: Tensor | None = None) -> Tensor:
@@ -176,22 +163,10 @@ def projection_start(states: Tensor, dimension: int, teacher_vectors: Tensor | N
         components: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:dimension]
         return components
     gram = centred.T @ centred + len(states) * torch.outer(mean, mean)
-    weights = _solve_ridge(gram, centred.T @ (teacher_vectors - teacher_vectors.mean(0)), centred)
+    penalty = RIDGE * centred.square().mean() * len(centred) * torch.eye(len(gram), device=gram.device)
+    weights = torch.linalg.solve(gram + penalty, centred.T @ (teacher_vectors - teacher_vectors.mean(0)))
     directions = torch.linalg.svd(centred @ weights, full_matrices=False).Vh[:dimension]
     rows = directions @ weights.T
     # The learning rate is meant for rows of length 1, so the rows get that length in the root mean square.
     scaled: Tensor = rows * (len(rows) ** 0.5 / rows.norm())
     return scaled
-
-
-def ridge_regression(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Return W (K, D) that minimises |inputs W - outputs|² + penalty |W|²; inputs (N, K), outputs (N, D)."""
-    return _solve_ridge(inputs.T @ inputs, inputs.T @ outputs, inputs)
-
-
-def _solve_ridge(gram: Tensor, moments: Tensor, inputs: Tensor) -> Tensor:
-    """Solve (gram + penalty) W = moments; the penalty is RIDGE of the mean square of a component of `inputs`."""
-    width = inputs.shape[1]
-    penalty = RIDGE * inputs.square().sum() / width * torch.eye(width, device=inputs.device)
-    weights: Tensor = torch.linalg.solve(gram + penalty, moments)
-    return weights

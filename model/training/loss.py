@@ -1,6 +1,6 @@
 """Losses: small pure functions of tensors. The formulas are those of the paper, section 4 (arXiv 2403.01744).
 
-Shapes: B pairs, hence 2B notes, rows 2i and 2i + 1 a pair; M notes beyond the batch, which get no gradient;
+Shapes: B pairs, hence 2B notes, rows 2i and 2i + 1 a pair; n notes that learn from a teacher; M notes beyond these;
 D embedding dimension, K the teacher's; N output tokens, V vocabulary.
 """
 
@@ -63,12 +63,15 @@ def distillation_loss(
 
     This loss is ours, not the paper's (docs/decisions/0006-distillation.md):
 
-    L_d = -(1/n) sum_i sum_{j != i} q_ij log p_ij,  q_i = softmax of the teacher's cosines / temperature, p_i = softmax
-    of the embeddings' cosines * e^tau, both over the other notes that the teacher knows; n of the 2B notes are known.
+    L_d = -(1/n) sum_i sum_{j != i} q_ij log p_ij,  q_i = softmax over j of t_i t_j / (temperature |t_i|²), p_i =
+    softmax of the embeddings' cosines * e^tau, both over the other notes that the teacher knows; n of the embeddings'
+    notes are known. The division makes a note that one source of the teacher does not know, whose vector is shorter,
+    follow the other source as closely.
 
-    embeddings: (2B, D), unit length. tau: scalar. teacher: (2B, K), vectors whose products are the teacher's cosines,
-    zero for a note that it does not know. others: (M, D) and others_teacher: (M, K) are more of both, over which the
-    sum of j goes too. Returns a scalar, float32; 0 where no known note has another one to compare with.
+    embeddings: (n or more, D), unit length. tau: scalar. teacher: (n or more, K), vectors whose products are the
+    teacher's cosines, zero for a note that it does not know. others: (M, D) and others_teacher: (M, K) are more of
+    both, over which the sum of j goes too. Returns a scalar, float32; 0 where no known note has another one to compare
+    with.
     """
     known = teacher.any(1)
     embeddings, teacher = embeddings[known], teacher[known]
@@ -79,7 +82,8 @@ def distillation_loss(
     if not len(teacher) or len(all_teacher) < 2:
         return embeddings.sum() * 0
     own = torch.eye(len(teacher), len(all_teacher), dtype=torch.bool, device=teacher.device)
-    target = (teacher @ all_teacher.T / temperature).masked_fill(own, float("-inf")).softmax(-1)
+    queries = teacher / teacher.square().sum(1, keepdim=True)
+    target = (queries @ all_teacher.T / temperature).masked_fill(own, float("-inf")).softmax(-1)
     similarity = embeddings @ _with_others(embeddings, others).T * tau.exp()
     shape = (len(teacher), len(all_teacher) - 1)
     return nn.functional.cross_entropy(similarity[~own].view(shape), target[~own].view(shape))

@@ -60,8 +60,9 @@ class Recipe:
     `distillation`: share of the loss of related notes that is distilled from a teacher; 0 is the paper's loss.
     `memory`: negatives are all notes of the data set, as training last saw them, not only those of the batch.
     `reread_notes`: notes of the data set that each step reads anew for the memory, without gradients, one after the
-    other in a random order. Without it the memory of a note without pairs stays as the teacher had it at the start, or
-    empty.
+    other in a random order.
+    `unpaired_notes`: notes that join each batch beside its pairs, drawn from all of the data set. They learn from the
+    teacher alone and are negatives of the pairs.
 
     Speed and memory. `micro_batch_tokens`: bound of one forward; the contrastive batch has `batch_pairs` all the same.
     `kept_tokens`: a batch of at most so many tokens (padded, on each process) keeps the activations of all its
@@ -90,6 +91,7 @@ class Recipe:
     distillation_temperature: float = 0.1
     memory: bool = False
     reread_notes: int = 0
+    unpaired_notes: int = 0
     hide_hashtags: float = 0.0
 
     lora_rank: int = 16
@@ -136,6 +138,8 @@ class Recipe:
             raise RecipeError("teacher: its vectors are used where distillation is above 0")
         if self.reread_notes < 0 or (self.reread_notes and not self.memory):
             raise RecipeError("reread_notes: 0 or more, and 0 where memory is false")
+        if self.unpaired_notes < 0 or (self.unpaired_notes and not (self.contrastive and self.distillation)):
+            raise RecipeError("unpaired_notes: 0 or more, and 0 without contrastive training or distillation")
         if self.validation_notes < MIN_VALIDATION_NOTES:
             raise RecipeError(f"validation_notes must be at least {MIN_VALIDATION_NOTES}")
         if self.distillation_temperature <= 0:

@@ -6,8 +6,8 @@ and a second forward of each micro-batch carries the gradients of its own vector
 gradient of one backward over the whole batch. With several processes the vectors are gathered, every process computes
 the whole loss, and each carries the gradients of its own rows.
 
-Shapes: B pairs of the whole batch, b rows of a micro-batch, T its tokens when padded, N output tokens, V vocabulary,
-H hidden size, D embedding dimension.
+Shapes: B pairs of the whole batch, U notes beside them, b rows of a micro-batch, T its tokens when padded, N output
+tokens, V vocabulary, H hidden size, D embedding dimension.
 """
 
 from __future__ import annotations
@@ -151,13 +151,18 @@ class Trainer:
         """Do one step on a batch of the data set `index`."""
         started = time.perf_counter()
         rng = random.Random(f"{self.recipe.seed} {self.state.step}")
-        notes = notes[: len(notes) // (2 * self.ranks) * 2 * self.ranks]  # whole pairs, as many on each process
+        paired = len(notes) // (2 * self.ranks) * 2 * self.ranks  # whole pairs, as many on each process
+        notes = notes[:paired]
+        objective = self.objectives[index]
+        if objective:
+            unpaired = objective.unpaired_at(self.steps_on[index], notes)
+            notes = notes + unpaired[: len(unpaired) // self.ranks * self.ranks]
+            if reread := objective.reread_at(self.steps_on[index]):
+                objective.update_memory(reread, self._read_vectors(reread))
         synonyms = self.recipe.data[index].category_names
         examples = [self._example(with_category_synonym(note, synonyms, rng), rng) for note in notes]
-        objective = self.objectives[index]
-        if objective and (reread := objective.reread_at(self.steps_on[index])):
-            objective.update_memory(reread, self._read_vectors(reread))
-        loss = self.accumulate(examples, partial(self._related_loss, objective, notes) if objective else None)
+        related_loss = partial(self._related_loss, objective, notes, len(notes) - paired) if objective else None
+        loss = self.accumulate(examples, related_loss)
         norm = clip_gradients(self._trainable(), self.recipe.clip)
         learning_rate = float(self.state.schedule.get_last_lr()[0])
         self.state.optimizer.step()
@@ -176,11 +181,13 @@ class Trainer:
             learning_rate=learning_rate,
             gradient_norm=float(norm),
             seconds=seconds,
-            pairs_per_second=len(notes) / 2 / seconds,
+            pairs_per_second=paired / 2 / seconds,
         )
 
-    def _related_loss(self, objective: ContrastiveObjective, notes: Sequence[Note], vectors: Tensor) -> RelatedLoss:
-        loss = objective.loss(notes, vectors, self.model.tau)
+    def _related_loss(
+        self, objective: ContrastiveObjective, notes: Sequence[Note], unpaired: int, vectors: Tensor
+    ) -> RelatedLoss:
+        loss = objective.loss(notes, vectors, self.model.tau, unpaired)
         objective.update_memory(notes, vectors)
         return loss
 
@@ -196,8 +203,8 @@ class Trainer:
     ) -> JointLoss:
         """Add the gradients of one batch to the weights; returns the loss of the whole batch, over all processes.
 
-        examples: all 2B of the batch, on every process; each process computes its own part of them. related_loss: loss
-        of the vectors (2B, D); without it the batch trains CSFT alone.
+        examples: all 2B + U of the batch, on every process; each process computes its own part of them. related_loss:
+        loss of the vectors (2B + U, D); without it the batch trains CSFT alone.
         """
         own_count = len(examples) // self.ranks
         own = slice(self.rank * own_count, (self.rank + 1) * own_count)

@@ -152,6 +152,34 @@ def test_reread_notes_are_all_notes_in_turn(paired: PairedNotes, plain: Recipe):
     assert ContrastiveObjective(paired, plain).reread_at(3) == []
 
 
+def test_unpaired_notes_are_all_notes_in_turn_less_those_of_the_batch(
+    paired: PairedNotes, plain: Recipe, batch: list[Note]
+):
+    recipe = replace(plain, distillation=0.5, unpaired_notes=5)
+    turns = [ContrastiveObjective(paired, recipe).unpaired_at(step, batch) for step in range(12)]
+    assert Counter(note.id for notes in turns for note in notes) == dict.fromkeys(
+        paired.notes.keys() - {note.id for note in batch}, 5
+    )
+    assert ContrastiveObjective(paired, plain).unpaired_at(3, batch) == []
+
+
+def test_unpaired_notes_are_negatives_of_the_pairs_and_learn_from_the_teacher(
+    paired: PairedNotes, plain: Recipe, batch: list[Note]
+):
+    objective = ContrastiveObjective(paired, replace(plain, distillation=0.5, mask_false_negatives=True))
+    unpaired = [paired.notes[i] for i in READ[3]]
+    notes, vectors = [*batch, *unpaired], unit(6, 0).requires_grad_()
+    loss = objective.loss(notes, vectors, TAU, unpaired=2)
+    known = torch.zeros(4, 6, dtype=torch.bool)
+    known[0, 4 + READ[3].index(ACROSS[1])] = True
+    torch.testing.assert_close(loss.contrastive, contrastive_loss(vectors[:4], TAU, known, vectors[4:]))
+    teacher = Teacher(paired).vectors(notes)
+    torch.testing.assert_close(loss.distillation, distillation_loss(vectors, TAU, teacher, 0.1))
+    loss.total.backward()
+    assert vectors.grad is not None
+    assert vectors.grad.any(1).all()
+
+
 def test_memory_gets_no_gradient_and_the_batch_does(paired: PairedNotes, plain: Recipe, batch: list[Note]):
     objective, vectors = ContrastiveObjective(paired, replace(plain, distillation=0.5)), unit(4, 0).requires_grad_()
     tau = TAU.clone().requires_grad_()

@@ -130,6 +130,15 @@ def test_notes_unknown_to_the_teacher_do_not_count():
     assert vectors.grad[[0, 2]].any(1).all()
 
 
+def test_note_known_to_one_of_two_sources_follows_that_one():
+    vectors, others, tau = unit(EAST), unit(NORTH, WEST), torch.tensor(1.0)
+    text = unit(NORTH, NORTH, WEST)
+    behaviour = torch.cat([unit(UNKNOWN), unit(WEST, EAST)])
+    both = torch.cat([behaviour, text], 1) / 2**0.5
+    loss = distillation_loss(vectors, tau, both[:1], 0.3, others, both[1:])
+    torch.testing.assert_close(loss, distillation_loss(vectors, tau, text[:1], 0.3, others, text[1:]))
+
+
 @pytest.mark.parametrize("known", [0, 1])
 def test_distillation_of_fewer_than_two_known_notes_is_zero(known: int):
     vectors = unit(EAST, NORTH, WEST, NORTH).requires_grad_()

@@ -75,6 +75,7 @@ def test_category_names_of_a_data_set_are_read(tmp_path: Path):
         ("distillation = 1.1\n" + MINIMAL, "distillation"),
         ("distillation_temperature = 0.0\n" + MINIMAL, "distillation_temperature"),
         ("reread_notes = 5\n" + MINIMAL, "reread_notes"),
+        ("unpaired_notes = 5\n" + MINIMAL, "unpaired_notes"),
         ("steps = \n" + MINIMAL, "TOML"),
         ("validation_notes = 3\n" + MINIMAL, "validation_notes must be at least 4"),
         ("alpha = 0.0\ncontrastive = false\n" + MINIMAL, "alpha: with 0"),

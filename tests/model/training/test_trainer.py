@@ -318,11 +318,13 @@ def test_recipe_without_distillation_makes_no_teacher(recipe: Recipe, tmp_path: 
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_step_is_kept_in_memory_if_the_recipe_has_one(recipe: Recipe, tmp_path: Path, memory: bool):
+def test_step_is_kept_in_memory_if_the_recipe_has_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: bool
+):
+    monkeypatch.setattr("model.training.initialise.STARTING_NOTES", 10)
     trainer = Trainer(replace(recipe, memory=memory, save_every=1), tmp_path, cache=tmp_path)
     (objective,) = trainer.objectives
     assert objective is not None
-    assert objective.memory is None  # without a teacher file there is nothing to fill it with
     _, notes = next(trainer._batches())
     first, second = itertools.islice(trainer.run(), 2)
     if not memory:
@@ -338,7 +340,10 @@ def test_step_is_kept_in_memory_if_the_recipe_has_one(recipe: Recipe, tmp_path: 
     torch.testing.assert_close(stored, objective.memory, rtol=0, atol=0)
 
 
-def test_notes_without_pairs_are_read_anew_if_the_recipe_says_so(recipe: Recipe, tmp_path: Path):
+def test_notes_without_pairs_are_read_anew_if_the_recipe_says_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("model.training.initialise.STARTING_NOTES", 10)
     trainer = Trainer(replace(recipe, memory=True, reread_notes=100), tmp_path, cache=tmp_path)
     (objective,) = trainer.objectives
     assert objective is not None
@@ -347,6 +352,21 @@ def test_notes_without_pairs_are_read_anew_if_the_recipe_says_so(recipe: Recipe,
     assert trainer.steps_on == [steps]
     assert objective.memory is not None
     assert objective.memory.any(1).all()
+
+
+def test_unpaired_notes_join_the_pairs_of_a_step(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, memory=True, distillation=0.5, unpaired_notes=9, alpha=0.5, steps=2)
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    (objective,) = trainer.objectives
+    assert objective is not None
+    objective.memory = None
+    _, pairs = next(trainer._batches())
+    unpaired = objective.unpaired_at(0, pairs)
+    assert 0 < len(unpaired) <= 9
+    next(trainer.run())
+    assert objective.memory is not None
+    read = objective.memory.any(1).nonzero()[:, 0].tolist()
+    assert read == sorted(objective.rows([*pairs, *unpaired]).tolist())
 
 
 SHAPE = {

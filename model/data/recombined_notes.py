@@ -1,0 +1,92 @@
+"""Texts made of the parts of a community's notes, which nobody has clicked, to distil a teacher's similarities on.
+
+    python -m model.data.recombined_notes --notes FILE --out FILE [--texts N] [--seed N]
+
+writes the notes and N texts more to one gzipped notes file. A teacher knows what any text is about; its vectors of
+texts like a community's teach a model more of it than the community's notes alone (docs/guides/training.md).
+
+Texts are made of training notes only, and their ids put them in the training split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import random
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+
+from model.data.corpora import note_line
+from model.data.dataset import DatasetError, read_notes
+from model.data.pairs import split_of
+from model.note import Note
+
+ID_PREFIX = "recombined-"
+"""First part of the id of each text."""
+JOINED_SHARE = 0.5
+"""Share of the texts whose title is the beginning of one note's and the end of another's; the others vary one title."""
+LEFT_OUT_SHARE = REPLACED_SHARE = 0.15
+"""Share of a varied title's words that are left out, and that a word from another note replaces."""
+OWN_HASHTAGS_SHARE = 0.5
+"""Share of the texts with the hashtags of the note that their title begins with; the others have another note's."""
+
+
+def recombine(notes: Sequence[Note], rng: random.Random) -> Note:
+    """Make one text, without an id, of the titles, contents and hashtags of notes drawn at random."""
+    first, second = rng.choice(notes), rng.choice(notes)
+    words, other_words = first.title.split(), second.title.split()
+    if rng.random() < JOINED_SHARE:
+        title = [*words[: (len(words) + 1) // 2], *other_words[len(other_words) // 2 :]]
+    else:
+        title = list(_varied(words, other_words, rng))
+    hashtags = (first if rng.random() < OWN_HASHTAGS_SHARE else second).hashtags
+    return Note(title=" ".join(title), content=first.content, hashtags=hashtags)
+
+
+def _varied(words: Sequence[str], others: Sequence[str], rng: random.Random) -> Iterator[str]:
+    """Yield `words`, some of them left out and some replaced by one of `others`."""
+    for word in words:
+        draw = rng.random()
+        if draw >= LEFT_OUT_SHARE + REPLACED_SHARE or not others:
+            yield word
+        elif draw >= LEFT_OUT_SHARE:
+            yield rng.choice(others)
+
+
+def training_ids() -> Iterator[str]:
+    """Yield ids of the training split without end."""
+    return (name for n in count() if split_of(name := f"{ID_PREFIX}{n}") == "train")
+
+
+def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None:
+    """Write the notes of `notes_file` and `texts` more. The file appears when it is complete.
+
+    Raises DatasetError for a notes file that cannot be read, or that has no note to train on.
+    """
+    notes = read_notes(notes_file)
+    training_notes = [note for note in notes.values() if split_of(note.id) == "train"]
+    if not training_notes:
+        raise DatasetError(f"{notes_file} has no note of the training split")
+    rng = random.Random(seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_suffix(".unfinished")
+    with gzip.open(unfinished, "wt", encoding="utf-8") as file:
+        file.writelines(note_line(note.id, note) for note in notes.values())
+        file.writelines(note_line(name, recombine(training_notes, rng)) for name in islice(training_ids(), texts))
+    unfinished.rename(out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description="Make texts of the parts of a community's notes.")
+    parser.add_argument("--notes", type=Path, required=True, help="the community's notes, JSONL or .gz")
+    parser.add_argument("--out", type=Path, required=True, help="gzipped notes file for the notes and the texts")
+    parser.add_argument("--texts", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    write_with_texts(options.notes, options.out, options.texts, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Texts made of the parts of notes: of training notes alone, and the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from model.data.dataset import DatasetError, read_notes
+from model.data.pairs import split_of
+from model.data.recombined_notes import main, recombine
+from model.note import Note
+
+NOTES = [Note(id=str(i), title=f"first{i} second{i} third{i} last{i}", hashtags=(f"tag{i}",)) for i in range(40)]
+
+
+def numbers_of(note: Note) -> set[str]:
+    """Numbers of the notes whose words or hashtags a text has."""
+    return {"".join(filter(str.isdigit, word)) for word in (*note.title.split(), *note.hashtags)}
+
+
+def write(path: Path, notes: list[Note]) -> Path:
+    path.write_text("".join(json.dumps({"id": n.id, "title": n.title, "hashtags": n.hashtags}) + "\n" for n in notes))
+    return path
+
+
+def test_text_has_words_and_hashtags_of_at_most_two_notes():
+    rng = random.Random(0)
+    texts = [recombine(NOTES, rng) for _ in range(400)]
+    assert all(1 <= len(numbers_of(text)) <= 2 for text in texts)
+    joined = [text for text in texts if text.title.startswith("first") and "last" in text.title.split()[-1]]
+    assert any(text.title.split()[0][5:] != text.title.split()[-1][4:] for text in joined)
+    assert any(len(text.title.split()) < 4 for text in texts)
+    assert any(text.hashtags[0][3:] not in text.title for text in texts)
+
+
+def test_note_without_a_title_is_recombined():
+    text = recombine([Note(hashtags=("soup",), content="Leeks.")], random.Random(0))
+    assert text == Note(hashtags=("soup",), content="Leeks.")
+
+
+def test_command_adds_texts_of_training_notes_to_the_training_split(tmp_path: Path):
+    notes = write(tmp_path / "notes.jsonl", NOTES)
+    outs = [tmp_path / name for name in ("a.jsonl.gz", "new/b.jsonl.gz", "c.jsonl.gz")]
+    for out, seed in zip(outs, ("1", "1", "2"), strict=True):
+        main(["--notes", str(notes), "--out", str(out), "--texts", "60", "--seed", seed])
+    written = [read_notes(out) for out in outs]
+    assert written[0] == written[1] != written[2]
+    texts = {name: note for name, note in written[0].items() if name not in {note.id for note in NOTES}}
+    assert len(texts) == 60
+    assert written[0] == {note.id: note for note in NOTES} | texts
+    assert {split_of(name) for name in texts} == {"train"}
+    assert {split_of(number) for text in texts.values() for number in numbers_of(text)} == {"train"}
+
+
+def test_notes_without_a_training_note_are_refused(tmp_path: Path):
+    notes = write(tmp_path / "notes.jsonl", [note for note in NOTES if split_of(note.id) == "test"])
+    with pytest.raises(DatasetError, match="no note of the training split"):
+        main(["--notes", str(notes), "--out", str(tmp_path / "out.jsonl.gz")])
+    assert not (tmp_path / "out.jsonl.gz").exists()
