@@ -12,6 +12,8 @@ from service.records import Generated, StoredNote
 STORE_BATCH_SIZE = 32
 """Notes of a long list that are computed and then written together. After a deadline or a failure in between, at most
 this many are computed again when the caller sends the list again."""
+GENERATED_HASHTAGS = 5
+"""Hashtags that are generated where a request gives no count."""
 
 
 @dataclass(frozen=True, slots=True)

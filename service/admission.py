@@ -86,15 +86,15 @@ class EngineSeconds:
 
     def measure(self, lane: Lane, request: GenerationRequest, seconds: float) -> None:
         """Take in the time that one note took."""
-        mean = self.of(lane, request)
+        mean = self.expected(lane, request)
         self._means[_kind(lane, request)] = mean + NEW_WEIGHT * (seconds - mean)
 
-    def of(self, lane: Lane, request: GenerationRequest) -> float:
+    def expected(self, lane: Lane, request: GenerationRequest) -> float:
         """Return the seconds that one note is expected to take."""
         return self._means.get(_kind(lane, request), FIRST_ESTIMATE)
 
     def wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
-        """Return the seconds until a note of a tenant in `lane` begins behind the notes of `admissions`.
+        """Return the seconds until a note of a tenant in `lane` begins after the notes of `admissions`.
 
         Tenants take turns in a lane: of each other tenant at most as many notes begin first as this one has waiting,
         and one more. What runs in the engine does not count: about as much will be running when the note begins.
@@ -103,7 +103,7 @@ class EngineSeconds:
         others: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
         """Notes and seconds of each other tenant in the same lane."""
         for admission in admissions:
-            seconds = admission.left * self.of(admission.lane, admission.request)
+            seconds = admission.left * self.expected(admission.lane, admission.request)
             if admission.lane is lane and admission.tenant != tenant:
                 others[admission.tenant][0] += admission.left
                 others[admission.tenant][1] += seconds

@@ -1,8 +1,8 @@
 """Batcher: concurrent requests of all endpoints share one engine thread, joining and leaving its batch at any step.
 
 The queue has two lanes, interactive before bulk, in each of which the tenants take turns (lane_queue.py). It is bounded
-in seconds (admission.py). Every waiter gets an answer: its output, or an error. Knows nothing of HTTP, storage, or what
-a token is.
+in notes and in seconds (admission.py). Every waiter gets an answer: its output, or an error. Knows nothing of HTTP,
+storage, or what a token is.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class Batcher:
         return self.busy_seconds >= STUCK_SECONDS
 
     def expected_wait(self, lane: Lane, tenant: str | None = None) -> float:
-        """Seconds until a note that is admitted now begins, by the measured times of those before it. Without `tenant`
-        of the tenant for which that takes the longest."""
+        """Seconds until a note that is admitted now begins, by the measured times of those before it; without `tenant`,
+        for the tenant that would wait longest."""
         tenants = {admission.tenant for admission in self._admissions} if tenant is None else {tenant}
         return max((self._engine_seconds.wait(self._admissions, lane, name) for name in tenants), default=0.0)
 

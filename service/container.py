@@ -38,7 +38,7 @@ class ReadService:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(ReadService):
     """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
-    the rest is its own. `exports`: places for those that run."""
+    the rest is its own. `exports`: places for exports of notes and of reads, which share a bound."""
 
     recommender: Recommender
     search: NoteSearch

@@ -195,7 +195,7 @@ class OtherSpace(NoteLLMError):
 
 
 class LogCut(NoteLLMError):
-    """The log lacks changes behind `position`: it begins later, at `first`, or it ends before, at `last`."""
+    """The log lacks changes after `position`: it begins later, at `first`, or it ends before, at `last`."""
 
     def __init__(self, position: str, *, first: str | None = None, last: str | None = None) -> None:
         reason = f"begins at {first} and does not reach back to {position}"
@@ -205,7 +205,7 @@ class LogCut(NoteLLMError):
                 "position is of another store"
             )
         super().__init__(
-            f"The change log {reason}. Changes behind that cannot be told one by one: read all notes again (GET "
+            f"The change log {reason}. Changes after that cannot be told one by one: read all notes again (GET "
             "/notes/export), and go on from the position where that ends."
         )
 
@@ -324,7 +324,7 @@ class IndexBehind(TryLater):
     def __init__(self, position: str, reached: str) -> None:
         super().__init__(
             f"The index is at log position {reached}, not yet at {position}. What was stored stays stored; "
-            "repeat the request with an id or an Idempotency-Key."
+            "repeat it, with ids or an Idempotency-Key where it adds notes."
         )
 
 

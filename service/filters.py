@@ -23,7 +23,7 @@ TESTED_TOGETHER = 32
 """Notes that a filter is asked about in one piece."""
 JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 OrderKey = tuple[bool, float, str]
-"""Key that orders the values of an attribute: all numbers by value, and behind them all texts by code points."""
+"""Key that orders the values of an attribute: all numbers by value, and after them all texts by code points."""
 Bound = TypeVar("Bound", float, OrderKey)
 
 

@@ -185,12 +185,12 @@ class NoteStore(Protocol):
 
     @property
     def known_position(self) -> str | None:
-        """The log position behind which nobody was told of a change, as known without asking the store; None where it
+        """The log position after which nobody was told of a change, as known without asking the store; None where it
         is not known."""
 
     async def log_tail(self, after: str, count: int) -> LogTail | None:
-        """Return the log behind the position `after`; None where the log has more than `count` entries there, or does
-        not have the one at `after` itself, so that others behind it may be missing too."""
+        """Return the log after the position `after`; None where the log has more than `count` entries there, or does
+        not have the one at `after` itself, so that later ones may be missing too."""
 
     async def log_bounds(self, entry: str = ORIGIN) -> LogBounds:
         """Return the bounds of the log, and whether it has the entry at a position."""
@@ -342,7 +342,7 @@ class NoteIndex(Protocol):
         """Return those of some notes that the index has, in their order."""
 
     async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
-        """Return the first `count` notes behind `after` that pass the filter but `exclude`, or are of other spaces."""
+        """Return the first `count` notes after `after` that pass the filter but `exclude`, or are of other spaces."""
 
     async def ids(self) -> list[str]:
         """Return the ids of all rows; of a healthy index none twice."""

@@ -45,7 +45,7 @@ class NotesFile:
         return None if self.path == STDIN else self.path.stat().st_size
 
     def lines(self, after: int = 0) -> Iterator[Line]:
-        """Yield the non-blank lines behind line number `after`. Raises OSError when the file cannot be read."""
+        """Yield the non-blank lines after line number `after`. Raises OSError when the file cannot be read."""
         with self._open() as file:
             for number, raw in enumerate(self._raw_lines(file), 1):
                 if number > after and raw.strip():

@@ -173,7 +173,7 @@ class Readers:
 
     @property
     def tried(self) -> bool:
-        """Whether each of them was ready once, or failed to be: what can be had of them at the start is there."""
+        """Whether each reader was ready once, or its first process has ended."""
         return all(reader.tried for reader in self._readers)
 
     @property

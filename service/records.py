@@ -164,7 +164,7 @@ class Removed:
 @dataclass(frozen=True, slots=True)
 class LogEntry:
     """One change: the note `id` was written or removed at `position`. `id` is empty where the entry does not say it, or
-    is no change; `by` names the write, for the store that made it. `purges`: a purge, behind which no index may keep
+    is no change; `by` names the write, for the store that made it. `purges`: a purge, after which no index may keep
     anything of removed notes."""
 
     position: str
@@ -186,9 +186,9 @@ class LogTail:
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """The first entry that the log still has (None: no entry), behind the one of a restore; the last one ever written
-    (ORIGIN: no entry); and whether older entries were cut off. `entry` is the position that was asked about, None where
-    the log does not have it."""
+    """Bounds of the log. `first`: its first change, None for none; the entry of a restore is no change. `last`:
+    position of the last entry ever written, ORIGIN for none. `cut`: whether older entries were cut off. `entry`: the
+    position that was asked about, None where the log has no entry there."""
 
     first: str | None
     last: str
@@ -233,10 +233,10 @@ class WrittenRow:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRows:
-    """Notes of the index in the order of their last writes, which were at `until` at the latest: the position up to
-    which the index had every write. Where they are all that there are, no note that passes was left out since it was
-    rewritten meanwhile. `newest`: last write of any note of the index; it may be behind `until`, since the store has a
-    note in its newest form when the log still tells of an older one."""
+    """Notes of the index in the order of their last writes, up to `until`, the position up to which the index had every
+    write. Fewer than asked for: none that passes was missed because it was rewritten meanwhile. `newest`: last write of
+    any note; it may be later than `until`, since the store gives the newest form of a note whose older form the log
+    tells of."""
 
     rows: list[WrittenRow]
     until: str

@@ -118,7 +118,9 @@ class Settings(BaseSettings):
         "auto", description="what runs the model's layers; auto: OpenVINO on a CPU where it can, else PyTorch"
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="precision of the model; auto: bfloat16 where that is faster, else float32"
+        "auto",
+        description="precision of the model; auto: that of an int8 export, else bfloat16 where "
+        "it is faster, else float32",
     )
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"
@@ -184,8 +186,8 @@ class Settings(BaseSettings):
     log_seconds: float = Field(
         86_400.0,
         ge=0,
-        description="how long the change log is kept, up to about a million changes: so long may a reader of /changes, "
-        "or between two exports of changes, be away",
+        description="how long the change log is kept, up to about a million changes: the longest pause between two "
+        "reads of /changes, or between two exports of changes",
     )
     idempotency_seconds: float = Field(
         3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 700 bytes each"

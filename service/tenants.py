@@ -20,6 +20,7 @@ from service.container import ReadService
 from service.errors import FieldError, InvalidInput, Stopping, StoreUnavailable, TenantOpening, TenantRemoved
 from service.interfaces import TenantDirectory
 from service.lifecycle import Lifecycle
+from service.tasks import cancel_until_done
 from service.telemetry import Telemetry
 
 FOLLOW_SECONDS = 1.0
@@ -106,9 +107,7 @@ class Tenants(Generic[S]):
     async def stop(self) -> None:
         """Close all tenants, the last first."""
         self._stopped = True
-        while self._following and not self._following.done():  # the Redis client may swallow a cancellation
-            self._following.cancel()
-            await asyncio.wait([self._following], timeout=0.1)
+        await cancel_until_done(self._following)
         for tenant in reversed(list(self._tenants.values())):
             await self._close(tenant)
 

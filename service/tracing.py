@@ -28,7 +28,7 @@ TRACING_OFF: TelemetryConfig = {"tracing": False, "metrics": False, "logs": Fals
 """FastAPI's telemetry where there is no tracer. Its metrics would repeat ours; its logs hold messages of exceptions,
 and so what callers sent."""
 USER = re.compile("((?:^|&)user=)[^&]*")
-"""The reader in a query string."""
+"""The user in a query string."""
 log = structlog.get_logger(__name__)
 
 Stage = Literal["queue", "engine", "index", "store"]
@@ -66,8 +66,8 @@ class Tracer:
         trace_id = f"{context.trace_id:032x}"
         return trace_id, f"00-{trace_id}-{context.span_id:016x}-{context.trace_flags:02x}"
 
-    def hide_reader(self, path: str) -> None:
-        """Set the path of the request's span, and leave the reader out of its query string."""
+    def hide_user(self, path: str) -> None:
+        """Set the path of the request's span, and leave the user out of its query string."""
         span = self._current_span()
         span.set_attribute("url.path", path)
         if query := (getattr(span, "attributes", None) or {}).get("url.query"):

@@ -62,7 +62,7 @@ from service.index.building import LISTS_PER_ROOT
 from service.index.native import swig, trim_heap
 from service.index.other_space import OtherSpaceNotes
 from service.index.segmented import MergeJob, SegmentedIndex
-from service.index.snapshot_files import SnapshotFolder, SnapshotSource
+from service.index.snapshot_files import SnapshotFolder, SnapshotOrigin
 from service.index.snapshots import restore, snapshot_parts
 from service.index.texts import LiveTexts
 from service.records import StoredNote
@@ -195,7 +195,7 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
         hashtags.upsert([StoredNote(replace(real[n % len(real)], id=f"n{n}"), "space") for n in numbers])
         run_jobs(hashtags)
     with tempfile.TemporaryDirectory() as name, closing(SnapshotFolder(Path(name))) as folder:
-        origin = SnapshotSource("store", "space")
+        origin = SnapshotOrigin("store", "space")
         parts, freeze = timed(partial(snapshot_parts, index, hashtags, OtherSpaceNotes(), ()))
         _, first = timed(partial(folder.save, origin, "1-0", parts))
         _, second = timed(partial(folder.save, origin, "2-0", snapshot_parts(index, hashtags, OtherSpaceNotes(), ())))
@@ -208,7 +208,7 @@ def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> Snapshot
     return SnapshotFigures(freeze, first, second, mib, read, start)
 
 
-def load_snapshot(folder: SnapshotFolder, origin: SnapshotSource, index: SegmentedIndex, texts: LiveTexts) -> None:
+def load_snapshot(folder: SnapshotFolder, origin: SnapshotOrigin, index: SegmentedIndex, texts: LiveTexts) -> None:
     """Fill an empty index and an empty word index from the newest snapshot."""
     snapshot = folder.load(origin)
     assert snapshot is not None

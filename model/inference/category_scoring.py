@@ -106,13 +106,12 @@ class CategoryScorer:
 
     def needs_shortlist(self, closed_set: ClosedSet) -> bool:
         """Return whether only some names are to be read: there are many, and it is known before which are likely."""
-        says = closed_set.exponents is not None or (closed_set.prior is not None and self._name_cosine_weight > 0)
-        return says and len(closed_set.names) > MAX_WHOLE_SET
+        can_rank = closed_set.exponents is not None or (closed_set.prior is not None and self._name_cosine_weight > 0)
+        return can_rank and len(closed_set.names) > MAX_WHOLE_SET
 
     def shortlist(self, closed_set: ClosedSet, note: Note, vector: npt.NDArray[np.float32]) -> ClosedSet:
-        """Return the CATEGORY_SHORTLIST names of a set that `needs_shortlist` that are likeliest for a note without
-        what the model would write: by the category head, or by the cosine of the note's vector (D,) with the names'
-        own vectors."""
+        """Return the CATEGORY_SHORTLIST names that are likeliest for a note before the model writes: by the category
+        head, or by the cosine of the note's vector (D,) with the names' own vectors."""
         scores: npt.NDArray[np.floating]
         if self._head is not None and closed_set.exponents is not None:
             scores = self._head.pool_unwritten(closed_set.names, note, vector, closed_set.exponents)

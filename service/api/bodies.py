@@ -136,7 +136,7 @@ def _brackets(raw: bytes) -> int:
 
 def _unescaped(raw: bytes) -> bytes:
     """Replace escaped backslashes and quotation marks, keeping the length: each quotation mark that is left begins or
-    ends a string. A last backslash may still escape the character behind `raw`."""
+    ends a string. A last backslash may still escape the character after `raw`."""
     return raw.replace(b"\\\\", b"__").replace(b'\\"', b"__")
 
 
@@ -170,7 +170,7 @@ async def read_list(
 async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
     """Yield the items of a JSON list as they were sent, not parsed: an item may still be malformed.
 
-    Raises MalformedBody for a body that is empty, that has no end, or that goes on behind it, and InvalidInput for one
+    Raises MalformedBody for a body that is empty, that has no end, or that goes on after it, and InvalidInput for one
     that is no list.
 
     The body is scanned in slices by array operations, so that the time of a slice depends on its length alone.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.api.schemas.export import MAX_VECTOR_BYTES
 from service.api.schemas.filter import FilterIn
 from service.api.schemas.problem import json_pointer
@@ -41,12 +43,13 @@ def check_search_options(options: RankingOptions, pointer: str, settings: Settin
         raise InvalidInput([FieldError(f"{pointer}/min_score", problem)])
     known = settings.filter_attributes
     if unknown := sorted({name for name, _ in map(name_and_value, options.attribute)} - set(known)):
-        problem = (
-            f"filters may ask about {', '.join(known) or 'none'} (NOTELLM_FILTER_ATTRIBUTES), not {', '.join(unknown)}"
-        )
-        raise InvalidInput([FieldError(f"{pointer}/attribute", problem)])
+        raise InvalidInput([FieldError(f"{pointer}/attribute", _undeclared(known, ", ".join(unknown)))])
     if isinstance(options, SearchDefaults) and options.filter is not None:
         check_filter(options.filter, settings)
+
+
+def _undeclared(known: Sequence[str], names: str) -> str:
+    return f"filters may ask about {', '.join(known) or 'none'} (NOTELLM_FILTER_ATTRIBUTES), not {names}"
 
 
 def check_filter(conditions: FilterIn, settings: Settings) -> None:
@@ -56,7 +59,7 @@ def check_filter(conditions: FilterIn, settings: Settings) -> None:
     errors = [
         FieldError(
             json_pointer(location),
-            f"filters may ask about {', '.join(known) or 'none'} (NOTELLM_FILTER_ATTRIBUTES), not {name}",
+            _undeclared(known, name),
         )
         for name, location in conditions.attribute_places(("filter",))
         if name not in known

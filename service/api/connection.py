@@ -44,7 +44,7 @@ async def while_connected(request: Request, urgency: Urgency, work: Coroutine[An
 
 
 def seconds_left(urgency: Urgency) -> float:
-    """Seconds until the deadline of a request; 0 behind it."""
+    """Seconds until the deadline of a request; 0 after it."""
     return max(0.0, urgency.deadline - time.monotonic())
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from service.access.gate import Gate
 from service.access.manager import Manager
 from service.access.principal import Principal
-from service.adding import Generate
+from service.adding import GENERATED_HASHTAGS, Generate
 from service.admission import Lane, Urgency
 from service.api.access import name_tenant
 from service.container import Service
@@ -32,8 +32,6 @@ ETAG = re.compile(r'(?:W/)?"(\d{1,20}-\d{1,20})"')
 """An ETag of a note. A proxy that compresses answers makes it weak; it is the same version none the less."""
 MAX_ETAGS = 16
 """Bound on the ETags of one header."""
-GENERATED_HASHTAGS = 5
-"""Hashtags that are generated for `?generate=hashtags`, which has no count."""
 TIMEOUT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 

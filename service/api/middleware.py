@@ -24,13 +24,13 @@ FREE_BODY_BYTES = 65_536
 """Bytes of a body that do not count in the bound on all bodies: as many as each connection may hold anyway."""
 
 
-READER = re.compile("^(/users/|/sessions/).+?(/events)?$", re.DOTALL)
-"""A path that names a reader, who may just be asking to be forgotten."""
+USER_PATH = re.compile("^(/users/|/sessions/).+?(/events)?$", re.DOTALL)
+"""A path that names a user or a session, who may just be asking to be forgotten."""
 
 
-def path_without_reader(path: str) -> str:
-    """Return the path of a request for logs and traces, which name no reader."""
-    return READER.sub(r"\1...\2", path)
+def path_without_user(path: str) -> str:
+    """Return the path of a request for logs and traces, which name no user."""
+    return USER_PATH.sub(r"\1...\2", path)
 
 
 class RequestContext:
@@ -70,7 +70,7 @@ class RequestContext:
             trace_id, traceparent = self._tracer.current()
             structlog.contextvars.bind_contextvars(trace_id=trace_id)
             own_headers.append((b"traceresponse", traceparent.encode()))
-            self._tracer.hide_reader(path_without_reader(scope["path"]))
+            self._tracer.hide_user(path_without_user(scope["path"]))
         stages = begin_request(self._tracer)
         started = time.monotonic()
         scope.setdefault("state", {})["arrived"] = started
@@ -104,7 +104,7 @@ class RequestContext:
             # uvicorn has waited for it for shutdown_seconds; it would answer 500 itself.
             await error_response(Stopping())(scope, receive, send_with_id)
         except Exception:
-            log.exception("request_failed", path=path_without_reader(scope["path"]))
+            log.exception("request_failed", path=path_without_user(scope["path"]))
             if status:  # an answer has begun: it can only be broken off
                 raise
             detail = "The service failed on this request; this is our fault. Tell us the instance."
@@ -129,9 +129,9 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses a body over `limit` bytes: at once by its announced length, else when that many have arrived. And a body
-    that would have those of all requests under way hold more than `total` bytes, where the first FREE_BODY_BYTES of
-    each do not count: one note gets in, however many callers hold back the ends of large bodies.
+    """Refuses a body over `limit` bytes: at once by its announced length, else when that many have arrived. It refuses
+    one, too, with which the bodies of all requests under way would hold more than `total` bytes. The first
+    FREE_BODY_BYTES of each do not count, so that a note gets in however many callers hold back large bodies.
 
     A stream of notes is exempt: it is read line by line, and each line has its own bound.
     """

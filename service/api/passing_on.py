@@ -14,14 +14,14 @@ from structlog.contextvars import get_contextvars
 
 from service.api.problems import plain_problem, problem_response
 
-OF_CONNECTION = frozenset(
+HOP_BY_HOP_HEADERS = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 """Headers about one connection, which are not passed on (RFC 9110, section 7.6.1)."""
-OF_REQUEST_ALONE = OF_CONNECTION | {b"expect", b"origin", b"x-request-id"}
+UNFORWARDED_REQUEST_HEADERS = HOP_BY_HOP_HEADERS | {b"expect", b"origin", b"x-request-id"}
 """Headers of a request that this process has heeded: it asks for the body, adds what web pages of other origins need
 (CORS), and has chosen the id."""
-OF_ANSWER_ALONE = OF_CONNECTION | {b"date"}
+UNFORWARDED_ANSWER_HEADERS = HOP_BY_HOP_HEADERS | {b"date"}
 """Headers of an answer that this process's server writes itself."""
 READ_BYTES = 65_536
 """Most bytes of an answer that are read at a time."""
@@ -86,7 +86,7 @@ async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWr
 def _head(scope: Scope, chunked: bool) -> bytes:
     """Return the request line and the headers of a request, under the id that this process gave it."""
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    headers = [(name, value) for name, value in scope["headers"] if name not in OF_REQUEST_ALONE]
+    headers = [(name, value) for name, value in scope["headers"] if name not in UNFORWARDED_REQUEST_HEADERS]
     headers.append((b"x-request-id", get_contextvars()["request_id"].encode()))
     if chunked:
         headers = [(name, value) for name, value in headers if name != b"content-length"]
@@ -125,7 +125,7 @@ class Answer:
         return self._messages
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() not in OF_ANSWER_ALONE:
+        if name.lower() not in UNFORWARDED_ANSWER_HEADERS:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

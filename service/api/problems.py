@@ -1,6 +1,8 @@
-"""Errors -> RFC 9457 problems. The status codes of our own errors are decided here and nowhere else.
+"""Errors -> RFC 9457 problems. The status codes of our own errors are decided here.
 
-Elsewhere are those of a success and of the probes (routes/), 500 (middleware.py) and 499, which nobody reads (app.py).
+Elsewhere are those of a success and of the probes (routes/), 404 of a path that is not there (routes/, access.py),
+those of a connection (protocol.py), 503 of a process that cannot be reached (passing_on.py), 500 (middleware.py) and
+499, which nobody reads (app.py).
 """
 
 from __future__ import annotations

@@ -107,17 +107,18 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
     return config
 
 
-def allow_open_files(spare: int = SPARE_FILES) -> int:
-    """Raise this process's bound on open files as far as it may; return how many connections that leaves room for."""
+def allow_open_files(max_tenants: int) -> None:
+    """Raise this process's bound on open files as far as it may, and bound the connections by the room that it
+    leaves."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = MAX_CONNECTIONS + spare
+    spare = SPARE_FILES + FILES_OF_TENANT * max_tenants
+    needed = BoundedProtocol.needed_files = MAX_CONNECTIONS + spare
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
     room = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - spare)
     BoundedProtocol.max_connections = max(1, room)
-    return BoundedProtocol.max_connections
 
 
 class HeadWithBody(asyncio.Transport):
@@ -167,6 +168,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection. What is refused here, before there is a request, is answered with a problem and closed."""
 
     max_connections = MAX_CONNECTIONS
+    needed_files = MAX_CONNECTIONS + SPARE_FILES
+    """Open files with which there is room for MAX_CONNECTIONS."""
     said_full_at = 0.0
     config: HttpConfig
 
@@ -410,5 +413,5 @@ class BoundedProtocol(HttpToolsProtocol):
         now = time.monotonic()
         if now - BoundedProtocol.said_full_at >= FULL_LINE_SECONDS:
             BoundedProtocol.said_full_at = now
-            detail = "more are answered with 503; raise the bound on open files (ulimit -n) if it is lower than 16640"
+            detail = f"more get 503; raise the bound on open files (ulimit -n) if it is below {self.needed_files}"
             log.error("connections_full", connections=self.max_connections, detail=detail)

@@ -46,7 +46,7 @@ def render_nearest(nearest: Nearest, note_id: str, model: str) -> bytes:
 @lru_cache(KEPT_AROUND)
 def _around_items(model: str, log_position: str) -> tuple[bytes, bytes, bytes, bytes]:
     """Return the constant parts of SimilarOut as JSON: before `note_id`, between it and `recommendation_id`, between
-    that and the items, and behind the items."""
+    that and the items, and after the items."""
     answer = SimilarOut.of(Similar("", [], True, log_position), "", model).model_dump_json(exclude_unset=True)
     head, middle, rest = answer.encode().split(EMPTY, 2)
     before, after = rest.split(ITEMS, 1)

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.access.gate import Gate
 from service.access.principal import Principal
 from service.api.access import caller_at_hand, name_tenant, needed_scopes
+from service.api.bodies import JSON
 from service.api.bounds import check_search_options
 from service.api.protocol import EarlyResponse
 from service.api.query import KEPT_QUERIES, MAX_KEPT_BYTES, list_fields, parse_query
@@ -47,7 +48,6 @@ UNDECIDED_HEADERS = frozenset(name.encode() for name in (*CONDITIONS, "x-request
 """Headers that the app refuses or checks."""
 UNDECIDED_EARLY = UNDECIDED_HEADERS | {b"origin", b"expect", b"content-length", b"transfer-encoding"}
 """Headers of requests that the connection does not answer: the app, or uvicorn, knows more of them."""
-JSON = "application/json"
 log = structlog.get_logger(__name__)
 
 

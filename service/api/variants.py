@@ -27,7 +27,7 @@ def choose_variant(scenario: str, variants: Sequence[Variant], user: str) -> Var
 
     A user's place between 0 and 1 is a hash of scenario and user, the same in every process and for ever; the variants
     take their shares of that range in their order, and the scenario itself has the rest. So two experiments split the
-    users differently, and a variant that is added behind the others moves nobody from one of them.
+    users differently, and a variant that is added after the others moves nobody from one of them.
     """
     digest = hashlib.blake2b(f"{scenario}\0{user}".encode(), digest_size=HASH_BYTES).digest()
     place = int.from_bytes(digest) / 2 ** (8 * HASH_BYTES)

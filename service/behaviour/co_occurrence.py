@@ -96,7 +96,7 @@ class History:
     arrivals: array[int] = field(default_factory=lambda: array("I"))
 
     def insert(self, note: int, at: float, weight: float, arrival: int) -> None:
-        """Insert a read by its time, behind those of the same time."""
+        """Insert a read by its time, after those of the same time."""
         place = bisect_right(self.times, at)
         self.notes.insert(place, note)
         self.times.insert(place, at)

@@ -26,7 +26,7 @@ BLOCK_SECONDS = 2.0
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest pause after the store was away."""
 GATHER_SECONDS = 0.02
-"""Pause behind a read that found some entries: single events that come one by one are read together."""
+"""Pause after a read that found some entries: single events that come one by one are read together."""
 TRIM_SECONDS = 60.0
 """Time between two cuts of a stream to its bounds; each write cuts it too."""
 EXPIRE_SECONDS, EXPIRE_COUNT = 1.0, 2000

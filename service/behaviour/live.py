@@ -12,6 +12,7 @@ from service.behaviour.report import Dimension, Rate
 from service.errors import BehaviourBehind
 from service.interfaces import Clock, EventStore
 from service.records import Event, EventOutcome
+from service.tasks import cancel_until_done
 from service.telemetry import Telemetry
 
 MAX_SUMMED_IN_LOOP = 4
@@ -60,9 +61,7 @@ class LiveBehaviour:
 
     async def stop(self) -> None:
         self._follower.stop()
-        while self._task and not self._task.done():  # the Redis client may swallow a cancellation
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.1)
+        await cancel_until_done(self._task)
 
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
         """Take events in, and return what became of each; those that are accepted are durable. Raises

@@ -70,7 +70,7 @@ def changes(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what was written and removed behind a log position."""
+    """List what was written and removed after a log position."""
     answer = call(url, "GET", "/changes", key=api_key, params=_given({"after": after, "limit": limit, "wait": wait}))
     rows = [(change["log_position"], change["op"], change["id"], change["at"]) for change in answer["changes"]]
     show(answer, as_json, (Column("log position", no_wrap=True), "op", Column("id", no_wrap=True), "at"), rows)

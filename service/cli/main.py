@@ -59,7 +59,7 @@ def serve() -> None:
         certificate = read_certificate(settings)
         listeners = open_listeners(settings)  # before the model is loaded, so that probes are answered
     with import_uncollected():
-        from service.api.protocol import FILES_OF_TENANT, SPARE_FILES, allow_open_files, http_config
+        from service.api.protocol import allow_open_files, http_config
         from service.api.scenarios import ScenariosUnusable
         from service.wiring import build_app
 
@@ -67,7 +67,7 @@ def serve() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
     readers = Readers(settings.readers, listeners[0].getsockname()[1])
-    allow_open_files(SPARE_FILES + FILES_OF_TENANT * settings.max_tenants)
+    allow_open_files(settings.max_tenants)
     tls = certificate.context if certificate else None
     with misused_where(ScenariosUnusable):
         config = http_config(build_app(settings, lifecycle, readers=readers), settings.shutdown_seconds, tls)
@@ -197,7 +197,9 @@ def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
 @app.command()
 def verify(
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Give the index anew what differs.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Replace what differs in the index by what the store has.")
+    ] = False,
     url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,

@@ -43,7 +43,7 @@ def export_notes(
     file: Annotated[Path, typer.Argument(help="A new file; packed where its name ends with .gz.")],
     *,
     vectors: Annotated[bool, typer.Option(help="With the vectors, so that an import need not call the model.")] = True,
-    after: Annotated[str | None, typer.Option(help="Only what changed behind this log position.")] = None,
+    after: Annotated[str | None, typer.Option(help="Only what changed after this log position.")] = None,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
     url: Url,
     api_key: Key = None,

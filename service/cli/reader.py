@@ -12,7 +12,7 @@ from typing import BinaryIO
 import orjson
 from prometheus_client import CollectorRegistry
 
-from service.api.protocol import FILES_OF_TENANT, SPARE_FILES, allow_open_files, http_config
+from service.api.protocol import allow_open_files, http_config
 from service.cli.address import bind_shared
 from service.cli.certificate import read_certificate
 from service.cli.server import SWITCH_SECONDS, Server, exempt_imports
@@ -33,7 +33,7 @@ def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
     settings, lifecycle, telemetry = Settings.from_environment(), Lifecycle(), Telemetry()
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
-    allow_open_files(SPARE_FILES + FILES_OF_TENANT * settings.max_tenants)
+    allow_open_files(settings.max_tenants)
     certificate = read_certificate(settings)
     app = build_reader(settings, start, lifecycle, telemetry)
     config = http_config(app, settings.shutdown_seconds, certificate.context if certificate else None)

@@ -1,4 +1,4 @@
-"""The change feed: what was written and removed behind a log position, for other systems."""
+"""The change feed: what was written and removed after a log position, for other systems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Changes in the order of the log. `position`: the log position behind which the next changes are. `more`: whether
+    """Changes in the order of the log. `position`: the log position after which the next changes are. `more`: whether
     there are any yet."""
 
     entries: Sequence[LogEntry]
@@ -44,7 +44,7 @@ class ChangeFeed:
     async def read(
         self, after: str | None, limit: int, seconds: float = 0.0, is_ending: Callable[[], bool] = lambda: False
     ) -> Changes:
-        """Return up to `limit` changes behind the position `after`, by default the end of the log. Where there are
+        """Return up to `limit` changes after the position `after`, by default the end of the log. Where there are
         none, wait for one for `seconds`, or until the process `is_ending`. Raises LogCut, TooManyWaiting,
         StoreUnavailable."""
         if after is None:

@@ -14,7 +14,7 @@ CURSOR = re.compile(r"(\d{1,20}-\d{1,20}) ([0-9a-f]{16})")
 
 
 def encode_cursor(position: str, where: Filter, begin: str) -> str:
-    """Return the cursor of the page behind a log position, of a list that began behind `begin`. Nothing in it is
+    """Return the cursor of the page after a log position, of a list that began after `begin`. Nothing in it is
     secret, and it is not signed: one that was made up is another position."""
     return base64.urlsafe_b64encode(f"{position} {_digest(where, begin)}".encode()).decode().rstrip("=")
 

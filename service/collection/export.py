@@ -1,4 +1,4 @@
-"""Export: all notes of a tenant, or what changed behind a log position, as a stream of changes in the log's order."""
+"""Export: all notes of a tenant, or what changed after a log position, as a stream of changes in the log's order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Export:
     """An export. Its changes, applied in their order to nothing, or to what the store had at the position `after`, give
     what the store has at the position `end`: each note that was put replaces the one of its id.
 
-    `begin`: removals behind this position are among the changes. A note that has expired leaves by itself.
+    `begin`: removals after this position are among the changes. A note that has expired leaves by itself.
     """
 
     def __init__(self, store: NoteStore, reader: LogOrderReader, after: str | None, begin: str) -> None:
@@ -48,7 +48,7 @@ class Export:
         *,
         with_vectors: bool = False,
     ) -> Export:
-        """Begin an export of all notes, or of what changed behind `after`. `begin`: that of an export which
+        """Begin an export of all notes, or of what changed after `after`. `begin`: that of an export which
         was broken off at `after`, to go on with it. Raises InvalidInput, LogCut, StoreUnavailable."""
         reached = max(after or ORIGIN, begin or ORIGIN, key=position_key)
         bounds = await ReadTime().wait(store.log_bounds(reached))

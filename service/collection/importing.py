@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.note import Note
-from service.adding import Generate
+from service.adding import GENERATED_HASHTAGS, Generate
 from service.admission import Urgency
 from service.errors import FieldError, InvalidInput
 from service.interfaces import Clock, NoteStore
@@ -18,8 +18,6 @@ from service.replay import written_status
 
 UNIT_TOLERANCE = 1e-3
 """Bound on the difference between a vector's length and 1: vectors are rounded to 32 bits."""
-GENERATED_HASHTAGS = 5
-"""Hashtags that are generated anew for a note that had some and is read again."""
 NEW = Condition(negated=True)
 """Condition that there is no note of the id."""
 

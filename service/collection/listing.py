@@ -33,7 +33,7 @@ class NotesByIds:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a list. `cursor`: of the next page, None behind the last one. `position`: every write up to it is in
+    """A page of a list. `cursor`: that of the next page; None for the last page. `position`: every write up to it is in
     this page, or in those before."""
 
     notes: list[StoredNote]
@@ -56,8 +56,8 @@ async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool 
 async def list_notes(
     store: NoteStore, index: NoteIndex, where: Filter, after: str, limit: int, cursor: str | None = None
 ) -> Page:
-    """Return a page of the notes that pass a filter, in the order of their last writes, of those behind the position
-    `after` and behind the page of `cursor`. Raises InvalidInput, StoreUnavailable, IndexBehind.
+    """Return a page of the notes that pass a filter, in the order of their last writes, of those after the position
+    `after` and after the page of `cursor`. Raises InvalidInput, StoreUnavailable, IndexBehind.
 
     A note that is not written meanwhile is in exactly one page. One that is written again may be in another page too,
     and one that was removed before a page was asked for is not in it.

@@ -11,7 +11,7 @@ from service.records import ORIGIN, StoredNote, Unreadable, WrittenRow, position
 
 
 class LogOrderReader:
-    """Reads the notes that pass `where` and were last written behind the position `after`.
+    """Reads the notes that pass `where` and were last written after the position `after`.
 
     `cursor`: every such note that was written at this position at the latest, and not again, has been read. `ended`:
     the notes that were read are all that there were at `cursor`, which is then the end that the log had; what was

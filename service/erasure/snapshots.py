@@ -27,11 +27,11 @@ def remove_unused(data_dir: Path) -> None:
 
 
 def wait_for_snapshots(data_dir: Path, positions: Mapping[str, str], seconds: float) -> list[Path]:
-    """Wait until each process has made a snapshot behind the purge; return the folders of those that have not within
-    the seconds. `positions`: of the purge, by the identity of the store."""
+    """Wait until each process has made a snapshot after the purge; return the folders of those that have not within the
+    seconds. `positions`: those of the purge, by the identity of the store."""
     deadline = time.monotonic() + seconds
     while True:
-        late = [path.parent for path in _manifests(data_dir) if not _is_behind(path, positions)]
+        late = [path.parent for path in _manifests(data_dir) if not _is_purged(path, positions)]
         if not late or time.monotonic() > deadline:
             return late
         time.sleep(CHECK_SECONDS)
@@ -42,8 +42,8 @@ def _manifests(data_dir: Path) -> Iterator[Path]:
         yield from parent.glob(f"*/{MANIFEST}")
 
 
-def _is_behind(manifest: Path, positions: Mapping[str, str]) -> bool:
-    """Whether a snapshot was made behind the purge of its store. One of another store is nobody's."""
+def _is_purged(manifest: Path, positions: Mapping[str, str]) -> bool:
+    """Return whether a snapshot was made at the purge of its store or later; False for one of another store."""
     try:
         body = orjson.loads(manifest.read_bytes())["body"]
         position = positions.get(body["origin"]["store"])

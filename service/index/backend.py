@@ -47,7 +47,7 @@ class VectorIndex(Protocol):
     def written(
         self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
     ) -> dict[str, PositionKey]:
-        """Return by id, in order, the first `count` positions behind `after`, up to `until`, of rows that pass the
+        """Return by id, in order, the first `count` positions after `after`, up to `until`, of rows that pass the
         filter but for `exclude` and have not expired; of one that is replaced meanwhile, any or none."""
 
     def count(self, where: Filter, now: float) -> int:
@@ -107,7 +107,7 @@ class Maintainable(Protocol):
         """Take in the result of a job that ran."""
 
     def give_up(self, job: Any) -> None:
-        """Put a job that failed behind all others."""
+        """Put a job that failed after all others."""
 
     def drop_tombstones(self) -> None:
         """Have the next jobs drop every row that can no longer be found, however few there are, and all that is known

@@ -35,6 +35,7 @@ from service.index.threads import IndexWriter, run_in
 from service.interfaces import Clock, NoteStore
 from service.read_time import READ_SECONDS
 from service.records import Centre, ChangedNotes, Hit, IndexRows, IndexStatus, Vector, WrittenRows
+from service.tasks import cancel_until_done
 from service.tracing import stage
 
 T = TypeVar("T")
@@ -124,9 +125,7 @@ class LiveIndex:
         self._follower.stop()
         sampling = [self._recall.task] if self._recall.task else []
         for task in [*self._tasks, *sampling]:
-            while not task.done():  # the Redis client may swallow a cancellation
-                task.cancel()
-                await asyncio.wait([task], timeout=0.1)
+            await cancel_until_done(task)
         if self._discarded:
             return  # a request that has begun may still need the threads; they end with the last reference to them
         await self.save()
@@ -208,7 +207,7 @@ class LiveIndex:
     async def _run(self, search: Callable[[], T], k: int, where: Filter) -> T:
         """Run a search in the event loop or in a thread. Raises IndexBehind before the index was first built."""
         if not self._state.built:
-            raise IndexBehind("of the store", self._state.position)
+            raise IndexBehind("the end of the store's log", self._state.position)
         with stage("index", "search", k=k):
             if self._fits_loop(k, where):
                 return search()
@@ -298,7 +297,7 @@ class LiveIndex:
 
     async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
         if not self._state.built:
-            raise IndexBehind("of the store", self._state.position)
+            raise IndexBehind("the end of the store's log", self._state.position)
         for _ in range(FREE_SCANS):
             batches = self._follower.begun_batches
             written = await self._scan_written(after, count, where)

@@ -103,7 +103,7 @@ class LogFollower:
             async with asyncio.timeout(seconds):
                 await self._applying.acquire()
         except TimeoutError:
-            raise IndexBehind("of a batch of changes", self._state.position) from None
+            raise IndexBehind("the end of a batch of changes", self._state.position) from None
         try:
             yield
         finally:

@@ -36,7 +36,7 @@ class Maintainer:
         while True:
             if self._state.rebuilding or not await self.run_jobs(self._state.notes):
                 self.idle.set()
-                # Cleared behind the wait alone: a write that came while a job failed has it tried again.
+                # Cleared after the wait alone: a write that came while a job failed has it tried again.
                 await self._changed.wait()
                 self._changed.clear()
                 self.idle.clear()

@@ -75,7 +75,7 @@ class OtherSpaceNotes:
         return bool(expired)
 
     def written(self, first: PositionKey, last: PositionKey, count: int) -> dict[str, PositionKey]:
-        """Return the `count` notes that were written first behind `first`, and at `last` at the latest."""
+        """Return the `count` notes that were written first after `first`, and at `last` at the latest."""
         found: dict[str, PositionKey] = {}
         self.sort()
         with self._lock:

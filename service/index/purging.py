@@ -20,7 +20,7 @@ class Purger:
     """Purges when asked, in the background, while writes and searches go on.
 
     From the request on no snapshot is made until the purge is done: whoever sees a snapshot at the position of the
-    purge, or behind it, knows that it holds nothing of notes that were removed before. `writer` changes the notes.
+    purge, or after it, knows that it holds nothing of notes that were removed before. `writer` changes the notes.
     """
 
     def __init__(self, state: IndexState, keeper: SnapshotKeeper, maintainer: Maintainer, writer: IndexWriter) -> None:

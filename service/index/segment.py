@@ -199,7 +199,7 @@ class Segment(ABC):
     def written(
         self, compiled: CompiledFilter, after: PositionKey, until: PositionKey, count: int, now: float
     ) -> dict[str, PositionKey]:
-        """Return the ids of the `count` rows that were written first behind `after`, and their positions, among those
+        """Return the ids of the `count` rows that were written first after `after`, and their positions, among those
         that `filter_rows` returns and that were written at `until` at the latest."""
         selected, _ = self.filter_rows(compiled, now)
         bits = self._copy_alive()[0] if selected is None else selected

@@ -34,7 +34,7 @@ from service.records import Centre, Hit, IndexRows, PositionKey, StoredNote, Vec
 GROWING_ROWS = 1024
 """Capacity of a growing segment. Each search compares all of its rows."""
 SEGMENTS, CODES, ALIVE, CENTRE, GROWING_PREFIX = "segments", "codes", "alive", "centre", "head-"
-"""Names of the parts of a snapshot. Each growing segment is one more part, its place behind the prefix, and so is each
+"""Names of the parts of a snapshot. Each growing segment is one more part, its place after the prefix, and so is each
 sealed segment, by its own name."""
 
 

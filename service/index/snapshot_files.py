@@ -45,8 +45,8 @@ MAX_PROCESSES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotSource:
-    """Source of a snapshot: the identity of the store, the vector space, and the attributes that filters may test.
+class SnapshotOrigin:
+    """Origin of a snapshot: the identity of the store, the vector space, and the attributes that filters may test.
 
     A snapshot of another origin is refused.
     """
@@ -95,7 +95,7 @@ class SnapshotFolder:
         with suppress(OSError):  # another process has a folder there
             self._folder.parent.rmdir()
 
-    def save(self, origin: SnapshotSource, position: str, parts: Sequence[Part]) -> None:
+    def save(self, origin: SnapshotOrigin, position: str, parts: Sequence[Part]) -> None:
         """Write a snapshot durably. Raises OSError; then the previous snapshot is still there."""
         with self._saving:
             try:
@@ -108,7 +108,7 @@ class SnapshotFolder:
             finally:
                 self._remove_unnamed_files()
 
-    def load(self, origin: SnapshotSource) -> Snapshot | None:
+    def load(self, origin: SnapshotOrigin) -> Snapshot | None:
         """Return the snapshot, None where there is none. Raises SnapshotRefused when it is damaged or of another origin
         or version."""
         body = _read_manifest(self._folder, origin)
@@ -173,7 +173,7 @@ class OthersSnapshots:
     def __init__(self, parent: Path) -> None:
         self._parent = parent
 
-    def load(self, origin: SnapshotSource) -> Snapshot | None:
+    def load(self, origin: SnapshotOrigin) -> Snapshot | None:
         """Return the newest snapshot of this origin, None where there is none. It stays as it is when its process
         replaces it: its files are open until the last reference to it is gone."""
         for _ in range(MAX_ATTEMPTS):
@@ -181,7 +181,7 @@ class OthersSnapshots:
                 return self._open(origin)
         return None
 
-    def _open(self, origin: SnapshotSource) -> Snapshot | None:
+    def _open(self, origin: SnapshotOrigin) -> Snapshot | None:
         bodies: list[tuple[Path, dict[str, Any]]] = []
         for folder in self._parent.glob("*"):
             with suppress(SnapshotRefused):
@@ -227,7 +227,7 @@ class Snapshot:
             raise SnapshotRefused(f"its part {part} cannot be read: {error}") from error
 
 
-def _read_manifest(folder: Path, origin: SnapshotSource) -> dict[str, Any] | None:
+def _read_manifest(folder: Path, origin: SnapshotOrigin) -> dict[str, Any] | None:
     """Return what the manifest of a folder says, None where there is none. Raises SnapshotRefused when it is damaged or
     of another origin or version."""
     try:

@@ -17,7 +17,7 @@ from service.errors import SnapshotRefused, StoreUnavailable
 from service.index.backend import Part, ReadPart, Snapshottable
 from service.index.other_space import OtherSpaceNotes
 from service.index.packed_strings import packed, unpacked
-from service.index.snapshot_files import OthersSnapshots, SnapshotFolder, SnapshotSource
+from service.index.snapshot_files import OthersSnapshots, SnapshotFolder, SnapshotOrigin
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import IndexWriter, run_in_daemon
@@ -46,7 +46,7 @@ class SnapshotKeeper:
 
     `snapshots`: where they are; None for none. Where they are those of others, one is loaded and none is made. `writer`
     changes the notes. `seconds` is the least time between two snapshots; `space` and `attributes` are those of
-    SnapshotSource.
+    SnapshotOrigin.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class SnapshotKeeper:
         """Time of the last snapshot, 0 before the first."""
         self.unsaved_since = 0.0
         """When a change was first seen that the last snapshot does not have; 0: it has all."""
-        self._source = snapshots
+        self._snapshots = snapshots
         self._folder = folder = snapshots if isinstance(snapshots, SnapshotFolder) else None
         self._store = store
         self._state = state
         self._writer = writer
         self._clock = clock
         self._seconds = seconds
-        self._make_origin = partial(SnapshotSource, space=space, attributes=attributes)
+        self._make_origin = partial(SnapshotOrigin, space=space, attributes=attributes)
         self._replica = folder.replica if folder else uuid4().hex
         self._saved = ORIGIN, 0
         """Position and unlogged changes of the last snapshot."""
@@ -135,11 +135,11 @@ class SnapshotKeeper:
     async def load(self, notes: IndexedNotes) -> RestoredSnapshot | None:
         """Fill empty notes from the snapshot; None where there is none, or it is refused, which is logged. Raises
         StoreUnavailable."""
-        if self._source is None:
+        if self._snapshots is None:
             return None
         identity = await self._store.identity()
         try:
-            snapshot = await self._writer.run(partial(self._source.load, self._make_origin(identity)))
+            snapshot = await self._writer.run(partial(self._snapshots.load, self._make_origin(identity)))
             if snapshot is None:
                 return None
             bounds = await self._store.log_bounds(snapshot.position)

@@ -82,7 +82,7 @@ class IndexedNotes:
         return set(self.index.passing(same, Filter(), now)) if same else set()
 
     def written(self, after: str, until: str, count: int, where: Filter, now: float) -> list[WrittenRow]:
-        """Return the `count` notes that were written first behind `after`, and at `until` at the latest: of those that
+        """Return the `count` notes that were written first after `after`, and at `until` at the latest: of those that
         pass the filter, and of other spaces."""
         first, last = position_key(after), position_key(until)
         rows = self.index.written(first, last, count, where, now)

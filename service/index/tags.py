@@ -255,7 +255,7 @@ class Columns:
         return mask
 
     def written_between(self, after: PositionKey, until: PositionKey) -> Mask:
-        """Return which rows were last written behind the position `after` and at `until` at the latest."""
+        """Return which rows were last written after the position `after` and at `until` at the latest."""
         ms, sequence = self.written_ms, self.written_sequence
         later = (ms > after[0]) | ((ms == after[0]) & (sequence > after[1]))
         mask: Mask = later & ((ms < until[0]) | ((ms == until[0]) & (sequence <= until[1])))

@@ -118,7 +118,7 @@ class LiveTexts:
         self._segments.append(growing)
         return growing
 
-    def of(self, note_id: str) -> tuple[str, ...]:
+    def hashtags(self, note_id: str) -> tuple[str, ...]:
         """Return a note's hashtags; () where it has none or is unknown."""
         return self._hashtags_of([note_id]).get(note_id, ())
 

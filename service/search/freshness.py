@@ -1,7 +1,7 @@
 """Freshness: which notes have changed and are not in the index yet.
 
 An acknowledged change is in the log of the store before its caller hears of it. So one question is enough for a read
-that has just arrived: what does the log have behind the position of the index? Of all other notes the index and what is
+that has just arrived: what does the log have after the position of the index? Of all other notes the index and what is
 kept in memory are as new as the store (docs/decisions/0031-reads.md).
 """
 

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RenderedItem:
-    """A note as an item of an answer, rendered by the edge: the bytes before and behind its score and position, which
+    """A note as an item of an answer, rendered by the edge: the bytes before and after its score and position, which
     differ from answer to answer. `expires_at`: when the note expires, in seconds since the epoch; None for never."""
 
     before: bytes

@@ -105,12 +105,12 @@ class Connection:
         self._calls = 0
         """Calls that run."""
         self._idle = asyncio.Event()
-        """Set where none runs behind `close`."""
+        """Set once no call runs after `close`."""
 
     async def close(self) -> None:
         """Refuse further calls, wait for those that run, and close all connections."""
         self._closed = True
-        if self._calls:  # one that went on behind the close would connect anew
+        if self._calls:  # one that went on after the close would connect anew
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.timeout_seconds)
         self._outage.leave(self)
@@ -185,7 +185,7 @@ class Connection:
 
 
 async def _read_answer(connection: Any) -> Any:
-    """Read the answer to one command; return an error of the server, so that the answers behind it are read too."""
+    """Read the answer to one command; return an error of the server, so that the answers after it are read too."""
     try:
         return await connection.read_response()
     except ResponseError as error:

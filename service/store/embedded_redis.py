@@ -27,7 +27,7 @@ import structlog
 START_SECONDS = 60.0
 """Bound on the silence of a server that starts. One that says that it loads its data has as long as that takes."""
 MAX_LAUNCHES = 3
-"""Launches of one start: a server that keeps ending at once will not get better."""
+"""Launches of one start whose servers may end at once; after one more the start is given up."""
 STOP_SECONDS = 20.0
 """How long a server may take to end by itself before it is killed; its data are on disk already."""
 CHECK_SECONDS = 0.2

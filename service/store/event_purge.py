@@ -69,7 +69,7 @@ def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, 
 
 
 def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: Removals, seen: PositionKey) -> None:
-    """Copy the events whose note exists and that no later removal in `removals` covers. Control entries behind `seen`
+    """Copy the events whose note exists and that no later removal in `removals` covers. Control entries after `seen`
     are copied too: they are not in `removals`, so events that they remove may have been copied, and followers must
     apply them. An entry without a field that every event has is left out."""
     entries = [entry for entry in entries if entry[1].keys() >= FIELDS]

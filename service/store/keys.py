@@ -24,7 +24,7 @@ from service.access.principal import DEFAULT_TENANT, TENANT
 
 HASH_TAG = "{notes}:"
 TENANT_PATTERN = rb"(?:tenant:[^:]*:)?"
-"""Pattern of the rest of a prefix, behind the hash tag: empty for the default tenant."""
+"""Pattern of the rest of a prefix, after the hash tag: empty for the default tenant."""
 
 
 class Keys:

@@ -3,7 +3,7 @@
 All processes that use an embedded store are on its machine, and share the position in memory. It is no file of the data
 folder: to write to one that is mapped waits while the file system commits, as it does at each fsync of the store. Each
 process raises the position to what an answer of the store tells before a caller hears of that answer, so no caller can
-know of a change behind it. A reader whose index has come as far need not ask the store what it lacks
+know of a later change. A reader whose index has come as far need not ask the store what it lacks
 (docs/decisions/0031-reads.md).
 
 Each process writes a number of its own, and the position is the largest of all. So there is no lock, which a process
@@ -44,7 +44,7 @@ SEQUENCE_BITS = 22
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 """The largest sequence number. It stands for all beyond it too, so a position that has it is not known."""
 NEVER = (1 << 64) - 1
-"""Stands for a position that is not known, and is behind every other one."""
+"""Stands for a position that is not known; greater than every other."""
 RETRY_SECONDS = 0.01
 """Pause of a process that finds another one removing the folder."""
 

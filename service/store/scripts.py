@@ -40,8 +40,8 @@ return {last, time[1], time[2], entries}
 )
 # KEYS log; ARGV position. The first entry's position, the last position ever written, whether entries were cut off, and
 # the given position where there is an entry at it; nothing where there is no log. Redis before 7 does not say how many
-# entries were added; then some may have been cut off. Behind the entry of a restore there may have been others, which
-# are lost: what has come to it has all that the log begins with, what has come further does not.
+# entries were added; then some may have been cut off. Entries after that of a restore were lost: a follower at its
+# position lacks nothing, one beyond it has read entries that are gone.
 LOG_BOUNDS = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 local reply, info = redis.call('XINFO', 'STREAM', KEYS[1]), {}
@@ -68,7 +68,7 @@ end
 # KEYS note, log, identity, events, record; ARGV condition or "", id, document, vector, space, expiry in ms or "", log
 # length, by, and those of FUNCTIONS (idempotency.py).
 # Damaged values are overwritten: a malformed revision restarts at 1, a key that is not a hash is removed. XADD comes
-# first: a server out of memory refuses a script's first write, and lets those behind it pass.
+# first: a server out of memory refuses a script's first write, and lets those after it pass.
 PUT = (
     FUNCTIONS
     + HOLDS

@@ -21,7 +21,7 @@ from service.store.keys import HASH_TAG, Keys
 
 TENANTS = f"{HASH_TAG}tenants"
 REMOVING = "removing:"
-REMOVED = f"{HASH_TAG}removed:"
+REMOVED_PREFIX = f"{HASH_TAG}removed:"
 REMEMBERED_SECONDS = 86_400
 """How long it is known that a tenant was removed on purpose: longer than any replica takes to hear of it."""
 SCAN_COUNT = 1000
@@ -100,9 +100,9 @@ class RedisTenants:
                 cursor, found = await redis.scan(cursor or 0, match=f"{keys.prefix}*", count=SCAN_COUNT)
                 removed += await redis.unlink(*found) if found else 0
         arguments = name, REMOVING, REMEMBERED_SECONDS
-        await self._connection.write([Command(END_REMOVAL, [TENANTS, REMOVED + name], arguments)])
+        await self._connection.write([Command(END_REMOVAL, [TENANTS, REMOVED_PREFIX + name], arguments)])
         log.info("tenant_removed", tenant=name, keys=removed)
 
     async def was_removed(self, name: str) -> bool:
         async with self._connection.call("removed tenant"):
-            return bool(await self._connection.redis.exists(REMOVED + name))
+            return bool(await self._connection.redis.exists(REMOVED_PREFIX + name))

@@ -50,7 +50,8 @@ def load(
     """Load a served checkpoint, or one in any form that `NoteLLM.load` takes. The latter is exported into `cache` the
     first time.
 
-    `precision`: one of PRECISIONS, or "auto": bfloat16 where that is faster, else float32. `blocks`: size of the KV
+    `precision`: one of PRECISIONS, or "auto": int8 for an int8 export, else bfloat16 where
+    that is faster, else float32. `blocks`: size of the KV
     cache. `isolated_export`: convert and export in a process of its own. Raises CheckpointError.
     """
     if is_served(checkpoint):

@@ -46,7 +46,7 @@ router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 )
 @needs(Scope.NOTES_READ)
 async def export_notes(request: Request, service: ServiceDep) -> Response:
-    """All notes, or what changed behind a log position: a stream of lines, gzip where `Accept-Encoding` allows.
+    """All notes, or what changed after a log position: a stream of lines, gzip where `Accept-Encoding` allows.
 
     The first line names the position `begin`, the last one `end`. In between are notes and removals in the order of
     their log positions. Applied in this order, they give the notes that the store has at `end`. A stream without a

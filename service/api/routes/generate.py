@@ -13,10 +13,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from model.generation import GenerationRequest, Hashtag
 from model.note import Note
 from service.access.principal import Scope
+from service.adding import GENERATED_HASHTAGS
 from service.admission import Urgency
 from service.api.access import needs, needs_engine
 from service.api.connection import seconds_left, while_connected
-from service.api.dependencies import GENERATED_HASHTAGS, ServiceDep, UrgencyDep
+from service.api.dependencies import ServiceDep, UrgencyDep
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented, problem_of
 from service.api.schemas.generate import (

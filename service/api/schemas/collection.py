@@ -46,7 +46,7 @@ class ListQuery(Wire):
 
     @property
     def after(self) -> str:
-        """Log position behind which the list begins."""
+        """Log position after which the list begins."""
         milliseconds = int(self.updated_after.timestamp() * 1000) if self.updated_after else 0
         return f"{milliseconds}-{2**63 - 1 if milliseconds else 0}"
 
@@ -147,7 +147,7 @@ class ReceiptOut(BaseModel):
 class ChangesQuery(Wire):
     """GET /changes."""
 
-    after: LogPosition | None = Field(None, description="changes behind it; by default those that come from now on")
+    after: LogPosition | None = Field(None, description="changes after it; by default those that come from now on")
     limit: int = Field(100, ge=1, le=MAX_CHANGES)
     wait: float = Field(
         0.0, ge=0, le=MAX_CHANGE_SECONDS, description="seconds to wait for a change", allow_inf_nan=False

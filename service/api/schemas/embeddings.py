@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from model.generation import GenerationOutput
 from model.note import Note, is_blank
+from service.api.schemas.collection import VectorForm, encode_vector
 from service.api.schemas.common import Wire
 
 MAX_EMBEDDED = 256
 """Bound on the texts of one request, published at GET /limits."""
-EncodingFormat = Literal["float", "base64"]
 
 
 def _as_texts(value: Any) -> Any:
@@ -45,7 +43,7 @@ class EmbeddingsIn(Wire):
         BeforeValidator(_as_texts, json_schema_input_type=str | list[str]),
     ]
     model: Annotated[str, StringConstraints(max_length=256)] = Field(description="the name of the model that serves")
-    encoding_format: EncodingFormat = Field(
+    encoding_format: VectorForm = Field(
         "float", description="base64: of the little-endian 32-bit floats, a quarter of the bytes"
     )
     dimensions: int | None = Field(
@@ -80,17 +78,10 @@ class EmbeddingsOut(BaseModel):
     usage: EmbeddingsUsage
 
     @classmethod
-    def of(cls, outputs: Sequence[GenerationOutput], model: str, encoding_format: EncodingFormat) -> Self:
+    def of(cls, outputs: Sequence[GenerationOutput], model: str, form: VectorForm) -> Self:
         data = [
-            EmbeddingOut(index=index, embedding=_encoded(output, encoding_format), truncated=output.truncated)
+            EmbeddingOut(index=index, embedding=encode_vector(output.vector, form), truncated=output.truncated)
             for index, output in enumerate(outputs)
         ]
         tokens = sum(output.usage.prompt_tokens for output in outputs)
         return cls(data=data, model=model, usage=EmbeddingsUsage(prompt_tokens=tokens, total_tokens=tokens))
-
-
-def _encoded(output: GenerationOutput, encoding_format: EncodingFormat) -> list[float] | str:
-    if encoding_format == "base64":
-        return base64.b64encode(output.vector.astype(np.dtype("<f4")).tobytes()).decode()
-    numbers: list[float] = output.vector.tolist()
-    return numbers

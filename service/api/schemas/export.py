@@ -32,7 +32,7 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class ExportQuery(Wire):
     """GET /notes/export."""
 
-    after: LogPosition | None = Field(None, description="only what changed behind it; by default all notes")
+    after: LogPosition | None = Field(None, description="only what changed after it; by default all notes")
     begin: LogPosition | None = Field(
         None,
         description="to go on with a broken-off export: its `begin`; with `after`, the position of its last line",
@@ -134,7 +134,7 @@ class ImportIn(EarlierNoteIn):
 
 class ImportItem(BaseModel):
     """One note's result, at its place in the request. `exists`: there is a note of this id, which was left as it is.
-    `expired`: the note is over, and was left out.
+    `expired`: the note has expired, and was left out.
     `vector`: whether it was kept, or the model read the note."""
 
     id: str | None

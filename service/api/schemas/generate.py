@@ -16,6 +16,7 @@ from model.generation import (
     HashtagPolicy,
     Usage,
 )
+from service.adding import GENERATED_HASHTAGS
 from service.api.schemas.common import Form, Name, TaggedText, Wire
 
 MAX_GENERATED = 10
@@ -113,7 +114,7 @@ class HashtagRules(Wire):
 class HashtagsIn(TaggedText, HashtagRules):
     """A text, and the hashtags that it has already: these are read with it, and not told again."""
 
-    count: int = Field(5, ge=1, le=MAX_GENERATED)
+    count: int = Field(GENERATED_HASHTAGS, ge=1, le=MAX_GENERATED)
 
 
 class HashtagsOut(BaseModel):

@@ -20,7 +20,7 @@ OVERLAP_SECONDS = 3600
 
 KeyPrefix = Annotated[
     str,
-    Form("^[a-z2-7]{10}$", "must be the prefix of a key: its 10 characters of a-z 2-7 behind nlm_"),
+    Form("^[a-z2-7]{10}$", "must be the prefix of a key: its 10 characters of a-z 2-7 after nlm_"),
     Field(examples=["abcdefghij"]),
 ]
 Tenant = Annotated[

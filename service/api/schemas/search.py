@@ -28,7 +28,7 @@ from service.api.schemas.similar import (
     Attributed,
     RankingOptions,
     SimilarOut,
-    SourcesName,
+    SourcesPreset,
     name_and_value,
 )
 from service.errors import FieldError, InvalidInput
@@ -174,14 +174,14 @@ def _read_sources(value: Any) -> Any:
     """Return the name, or the weights, that a value of `sources` holds."""
     if not isinstance(value, str):
         return SourcesIn.model_validate(value)
-    if value not in get_args(SourcesName):
+    if value not in get_args(SourcesPreset):
         message = "must be one of {names}, or an object of weights"
-        raise PydanticCustomError("sources", message, {"names": ", ".join(get_args(SourcesName))})
+        raise PydanticCustomError("sources", message, {"names": ", ".join(get_args(SourcesPreset))})
     return value
 
 
 SourcesOrName = Annotated[
-    SourcesIn | SourcesName, PlainValidator(_read_sources, json_schema_input_type=SourcesIn | SourcesName)
+    SourcesIn | SourcesPreset, PlainValidator(_read_sources, json_schema_input_type=SourcesIn | SourcesPreset)
 ]
 
 

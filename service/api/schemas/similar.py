@@ -41,7 +41,7 @@ Attributed = Annotated[
 ]
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
-SourcesName = Literal["content", "auto"]
+SourcesPreset = Literal["content", "auto"]
 IncludedField = Literal["content", "created_at", "expires_at", "attributes", "generated", "revision", "log_position"]
 """Fields of a note that an item has where `include` names them."""
 Score = Annotated[float, Field(allow_inf_nan=False)]
@@ -97,7 +97,7 @@ class RankingOptions(SearchOptions):
     collapse_above: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = Field(
         None, description="notes whose cosine is this or more are one: the best stays, and names its `duplicates`"
     )
-    sources: SourcesName = Field(
+    sources: SourcesPreset = Field(
         "content", description="where candidates come from: content, the vectors; auto: also shared words and readers"
     )
     strategy: Strategy = Field(

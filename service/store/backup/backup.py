@@ -33,12 +33,12 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="notellm-") as temporary:
         data_set = Path(temporary) / DATA_SET
         created_at = datetime.now(UTC)
-        receive_data_set(url, data_set, _counting(progress, "Receiving the data", expected))
+        receive_data_set(url, data_set, counting(progress, "Receiving the data", expected))
         progress("Loading it, to see that it can be", 0, 0)
         with loaded(data_set, database_of(url)) as client:
             notes = notes_of(client)
         size = data_set.stat().st_size
-        entry = folder.write_file(data_set, DATA_SET, _counting(progress, "Storing it", size))
+        entry = folder.write_file(data_set, DATA_SET, counting(progress, "Storing it", size))
         manifest = Manifest(
             format=FORMAT,
             version=version("notellm"),
@@ -66,7 +66,8 @@ def _describe(url: str) -> tuple[str, int]:
     return f"{name} {info[f'{name}_version']}", int(info["used_memory_dataset"])
 
 
-def _counting(progress: Progress, step: str, total: int) -> Callable[[int], None]:
+def counting(progress: Progress, step: str, total: int) -> Callable[[int], None]:
+    """Return what tells `progress` of more bytes of a step."""
     done = 0
 
     def count(size: int) -> None:

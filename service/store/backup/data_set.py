@@ -19,7 +19,7 @@ from service.store.clients import pool_of
 
 CHUNK_BYTES = 2**20
 MARK_BYTES = 40
-"""Length of the mark behind data whose size the server does not know beforehand."""
+"""Length of the mark after data whose size the server does not know beforehand."""
 
 
 def receive_data_set(url: str, target: Path, on_bytes: OnBytes) -> None:
@@ -64,7 +64,7 @@ def _copy(server: socket.socket, file: IO[bytes], on_bytes: OnBytes) -> None:
 
 
 def _header(server: socket.socket) -> tuple[bytes, bytes]:
-    """Read up to the line that says how the data end, and return it with what came behind it. The server sends empty
+    """Read up to the line that says how the data end, and return it with what came after it. The server sends empty
     lines until its fork is done."""
     data = b""
     while True:

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from service.store.backup.backup import DATA_SET, Progress
+from service.store.backup.backup import DATA_SET, Progress, counting
 from service.store.backup.contents import PREFIX, notes_of, pages
 from service.store.backup.copying import begin_of_log, copy_all
 from service.store.backup.folder import BackupFolder
@@ -83,14 +83,7 @@ def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Pro
     if [file.name for file in manifest.files] != [DATA_SET]:
         raise BackupError(f"the manifest of the backup names other files than {DATA_SET}: it was changed")
     (entry,) = manifest.files
-    done = 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        progress("Reading and checking the backup", done, entry.size)
-
-    folder.read_file(entry, target / DATA_SET, count)
+    folder.read_file(entry, target / DATA_SET, counting(progress, "Reading and checking the backup", entry.size))
     return target / DATA_SET
 
 

@@ -20,7 +20,7 @@ from model.note import Note
 from service.index.backend import Part
 from service.index.live import LiveIndex
 from service.index.maintenance import Maintainer
-from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotSource
+from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotOrigin
 from service.index.state import IndexedNotes
 from service.interfaces import Clock
 from service.store.keys import IDENTITY, LOG, NOTE, SNAPSHOTS
@@ -222,7 +222,7 @@ async def test_repair_beside_a_snapshot_is_in_the_one_after(
 ) -> None:
     frozen, go_on, whole = threading.Event(), threading.Event(), folder.save
 
-    def save(origin: SnapshotSource, position: str, parts: Sequence[Part]) -> None:
+    def save(origin: SnapshotOrigin, position: str, parts: Sequence[Part]) -> None:
         frozen.set()
         assert go_on.wait(WAIT)
         whole(origin, position, parts)

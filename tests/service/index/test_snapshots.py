@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from service.errors import SnapshotRefused
 from service.index.backend import Arrays, Part
-from service.index.snapshot_files import LOCK, MANIFEST, VERSION, OthersSnapshots, SnapshotFolder, SnapshotSource
+from service.index.snapshot_files import LOCK, MANIFEST, VERSION, OthersSnapshots, SnapshotFolder, SnapshotOrigin
 
-ORIGIN = SnapshotSource("store-1", "space-1")
+ORIGIN = SnapshotOrigin("store-1", "space-1")
 FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty": {"c": np.zeros(0, np.uint8)}}
 
 
@@ -97,10 +97,10 @@ def test_load_with_any_byte_changed_is_refused(tmp_path: Path, data: st.DataObje
 
 @pytest.mark.parametrize(
     ("origin", "reason"),
-    [(SnapshotSource("store-2", "space-1"), "in: store"), (SnapshotSource("store-1", "other"), "in: space")],
+    [(SnapshotOrigin("store-2", "space-1"), "in: store"), (SnapshotOrigin("store-1", "other"), "in: space")],
 )
 def test_load_of_other_origin_is_refused_with_reason(
-    folder: SnapshotFolder, origin: SnapshotSource, reason: str
+    folder: SnapshotFolder, origin: SnapshotOrigin, reason: str
 ) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))
     with pytest.raises(SnapshotRefused, match=reason):
@@ -184,7 +184,7 @@ def test_snapshot_of_others_is_mapped_and_outlives_its_files(folder: SnapshotFol
     newer = others.load(ORIGIN)
     assert newer is not None
     assert newer.position == "2-0"
-    assert others.load(SnapshotSource("store-2", "space-1")) is None
+    assert others.load(SnapshotOrigin("store-2", "space-1")) is None
 
 
 def test_damaged_snapshot_of_others_is_refused(folder: SnapshotFolder, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from model.note import Note
 from service.index.array_files import load_arrays
 from service.index.backend import Arrays
 from service.index.merging import MAX_DEAD_SHARE, MERGE_FACTOR
-from service.index.snapshot_files import SnapshotFolder, SnapshotSource
+from service.index.snapshot_files import SnapshotFolder, SnapshotOrigin
 from service.index.texts import LiveTexts
 from service.records import StoredNote
 from tests.model.hashtags.reference import by_comparing_all
@@ -83,7 +83,7 @@ def check(texts: LiveTexts, living: Mapping[str, Note]) -> None:
             hits = texts.by_words(query, len(living), now)
             assert dict(hits) == pytest.approx(dict(expected))
             assert dict(texts.word_scores(query, 0, now, "abcz")).keys() == dict(expected).keys() & set("abc")
-    assert {note_id: texts.of(note_id) for note_id in "abcdefghijkl"} == {
+    assert {note_id: texts.hashtags(note_id) for note_id in "abcdefghijkl"} == {
         note_id: living[note_id].hashtags if note_id in living else () for note_id in "abcdefghijkl"
     }
     vocabulary = texts.vocabulary
@@ -150,7 +150,7 @@ def test_changes_while_a_merge_runs_are_in_it() -> None:
     found = dict(texts.by_words(Note(title="soup"), 100, 0.0))
     assert found.keys() == {f"n{n}" for n in range(GROWING_ROWS * MERGE_FACTOR + 1)} - {"n2"}
     assert list(dict(texts.by_words(Note(title="lemon"), 9, 0.0))) == ["n5"]
-    assert texts.of("n2") == ()
+    assert texts.hashtags("n2") == ()
 
 
 def test_merge_that_failed_is_planned_again_after_all_others() -> None:
@@ -180,7 +180,7 @@ def test_segments_stay_few_and_tombstones_a_small_share() -> None:
 
 def test_snapshot_after_few_changes_writes_few_notes(tmp_path: Path) -> None:
     """Notes of a sealed segment are written once, whatever becomes of them."""
-    origin = SnapshotSource("store", "space")
+    origin = SnapshotOrigin("store", "space")
 
     def save(folder: SnapshotFolder, texts: LiveTexts) -> int:
         """Save the texts, and return how many notes the new files have."""
@@ -201,7 +201,7 @@ def test_snapshot_after_few_changes_writes_few_notes(tmp_path: Path) -> None:
         new = new_texts()
         new.restore(snapshot.read)
         assert dict(new.by_words(Note(title="changed"), 10, 0.0)).keys() == {"n0", "n1", "n2"}
-        assert (new.of("n499"), new.of("n500")) == (("soup",), ())
+        assert (new.hashtags("n499"), new.hashtags("n500")) == (("soup",), ())
         new.upsert(numbered(1, text="again"))
         assert save(folder, new) == 4 + 1, "what grew before the start is in a sealed segment now, written once more"
 
@@ -221,7 +221,7 @@ def test_writes_and_merges_beside_searches_hide_no_note() -> None:
     def search() -> None:
         while not writing.done():
             assert len(texts.word_scores(Note(title="soup"), 100, 0.0)) == 100
-            assert texts.of("n7") == ("soup",)
+            assert texts.hashtags("n7") == ("soup",)
 
     with ThreadPoolExecutor(3) as threads:
         writing = threads.submit(write)

@@ -313,7 +313,7 @@ async def test_search_that_the_index_cannot_answer_leaves_no_read_running(
 
     async def fail(*_: Any) -> list[Hit]:
         await reading.wait()
-        raise IndexBehind("of the store", "0-0")
+        raise IndexBehind("the end of the store's log", "0-0")
 
     monkeypatch.setattr(embedded_store, "get_in_parts", read_for_ever)
     monkeypatch.setattr(live_index, "search", fail)
