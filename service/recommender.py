@@ -191,14 +191,15 @@ class Recommender:
         """Decide what of the stored note can be kept and what the model must generate."""
         old = known if isinstance(known, StoredNote) else None
         note = self.with_arrival(note, known)
-        same_text = old is not None and old.space == self.engine.space and old.note.prompt_text == note.prompt_text
+        same_text = old is not None and old.note.prompt_text == note.prompt_text
         reused = old.generated if old and same_text else Generated()
-        hashtags = generate.hashtags if not note.hashtags and reused.hashtags is None else 0
-        needs_category = generate.category and note.category is None and reused.category is None
+        read = old is not None and same_text and old.space == self.engine.space  # by this model
+        hashtags = generate.hashtags if not note.hashtags and not (read and reused.hashtags is not None) else 0
+        needs_category = generate.category and note.category is None and not (read and reused.category is not None)
         min_score = self.defaults.min_hashtag_score if generate.min_score is None else generate.min_score
         categories = self.categories if needs_category else ()
         request = self.generation_request(hashtags, categories, min_score=min_score)
-        needs_model = not same_text or request != GenerationRequest()
+        needs_model = not read or request != GenerationRequest()
         return Plan(note, old, reused, request if needs_model else None)
 
     async def _commit(

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from model import cli as offline
-from service.cli import backup, collection, events, keys, notes, purge, similar
+from service.cli import backup, collection, events, keys, notes, purge, reread, similar
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import CertificateUnusable, read_certificate
 from service.cli.client import AdminUrl, AsJson, Key, Url, call, explain
@@ -228,6 +228,7 @@ app.command()(collection.delete_notes)
 app.command()(collection.changes)
 app.command()(notes.export_notes)
 app.command()(notes.import_notes)
+app.command()(reread.reread)
 app.command()(similar.similar)
 app.command()(backup.backup)
 app.command()(backup.restore)

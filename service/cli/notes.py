@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -17,26 +16,19 @@ from typing import IO, Annotated, Any
 import httpx2
 import orjson
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain_body
-from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, out
+from service.cli.terminal import complain, err, files_for_owner_alone
+from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed, progress_bars, show_report
 
 VERSION = 1
 """Version of the lines that are understood."""
-TIMEOUT_SECONDS = 300.0
-"""Bound on the wait for the next lines, or for the answer to a batch."""
 BATCH_SIZE = 100
 """Most notes of one request of an import."""
 GONE = 410
 """Status of a position that the log of the service does not have any more."""
-RETRY_SECONDS = 0.5
-"""Pause before a request is sent again, where the service names none."""
-
-
-class ExportFailed(Exception):
-    """An export or an import cannot go on; the message says why, and what to do."""
 
 
 def export_notes(
@@ -51,7 +43,7 @@ def export_notes(
 ) -> None:
     """Write all notes to a file. Broken off, the same command goes on where it was."""
     with files_for_owner_alone():
-        _end(lambda: Download(file, url, api_key, vectors, after, patience).run(), as_json)
+        show_report(lambda: Download(file, url, api_key, vectors, after, patience).run(), as_json)
 
 
 def import_notes(
@@ -65,40 +57,7 @@ def import_notes(
 ) -> None:
     """Add the notes of an export. Vectors are kept where they are of the model that serves; else it reads the notes.
     Broken off, the same command goes on. It needs a key with the scope admin."""
-    _end(lambda: Upload(file, url, api_key, replace, patience).run(), as_json)
-
-
-def _end(run: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Run a job, and show its report."""
-    try:
-        report = run()
-    except (ExportFailed, OSError) as error:
-        complain(str(error))
-        raise typer.Exit(FAILED) from error
-    if as_json:
-        out.print_json(json.dumps(report))
-    else:
-        out.print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.items()), highlight=False)
-    if report.get("rejected"):
-        raise typer.Exit(FAILED)
-
-
-class Patience:
-    """Bounds how long a service may not answer. `seconds` begin with the first failure, and anew after a success."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._deadline: float | None = None
-
-    def reset(self) -> None:
-        self._deadline = None
-
-    def pause(self, reason: str, seconds: float = RETRY_SECONDS) -> None:
-        """Wait before the next attempt. Raises ExportFailed when the time is over."""
-        self._deadline = self._deadline or time.monotonic() + self._seconds
-        if time.monotonic() + seconds > self._deadline:
-            raise ExportFailed(f"{reason} Run the same command again to go on.")
-        time.sleep(seconds)
+    show_report(lambda: Upload(file, url, api_key, replace, patience).run(), as_json)
 
 
 @dataclass(slots=True)
@@ -113,12 +72,15 @@ class Download:
     patience: float
 
     def run(self) -> dict[str, Any]:
-        """Raises ExportFailed, OSError."""
+        """Raises TransferFailed, OSError."""
         if self.file.exists():
-            raise ExportFailed(f"{self.file} is there already: name a new file")
+            raise TransferFailed(f"{self.file} is there already: name a new file")
         started, patience = time.monotonic(), Patience(self.patience)
         headers = bearer(self.api_key) | {"Accept-Encoding": "gzip"}
-        with httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client, _progress() as bars:
+        with (
+            httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
+            progress_bars() as bars,
+        ):
             task = bars.add_task("exporting", total=None)
             while (end := self._fetch(client, bars, task, patience)) is None:
                 pass
@@ -145,9 +107,11 @@ class Download:
             ):
                 if response.status_code == GONE and head is not None:
                     reason = explain_body(response.read(), response.status_code)
-                    raise ExportFailed(f"the service cannot go on with {self._part}: {reason} Remove it to begin anew")
+                    raise TransferFailed(
+                        f"the service cannot go on with {self._part}: {reason} Remove it to begin anew"
+                    )
                 if response.status_code != 200:
-                    _refused(response.status_code, response.read(), response.headers, patience)
+                    patience.after(response.status_code, response.read(), response.headers)
                     return None
                 return self._copy(response, part, bars, task, head, patience)
         except (httpx2.TransportError, httpx2.DecodingError) as error:
@@ -172,7 +136,7 @@ class Download:
                 return None
             if "export" in line:
                 if line["export"] != VERSION:
-                    raise ExportFailed(f"the service writes exports of version {line['export']}, not {VERSION}")
+                    raise TransferFailed(f"the service writes exports of version {line['export']}, not {VERSION}")
                 bars.update(task, total=line["notes_about"] or None)
                 if head is not None:
                     self._check_same(head, line)
@@ -188,12 +152,12 @@ class Download:
         return None
 
     def _check_same(self, head: dict[str, Any], line: dict[str, Any]) -> None:
-        """Raise ExportFailed where the first line of an answer is of another export than that of the file."""
+        """Raise TransferFailed where the first line of an answer is of another export than that of the file."""
         # A service of an older version says neither.
         told = [name for name in ("tenant", "vectors") if name in head and name in line]
         if changed := [name for name in told if head[name] != line[name]]:
             differences = ", ".join(f"{name} {head[name]}, here {line[name]}" for name in changed)
-            raise ExportFailed(f"{self._part} is of another export ({differences}): remove it, or go on with that")
+            raise TransferFailed(f"{self._part} is of another export ({differences}): remove it, or go on with that")
 
     def _append_end(self, part: IO[bytes], line: dict[str, Any]) -> dict[str, Any]:
         """Append the last line, with counts of the whole file."""
@@ -226,7 +190,7 @@ class Download:
         if head is None:
             return None, None, 0
         if head["after"] != self.after:
-            raise ExportFailed(
+            raise TransferFailed(
                 f"{self._part} is of another export, after {head['after']}: remove it, or go on with that"
             )
         return head, last, notes
@@ -257,13 +221,16 @@ class Upload:
     patience: float
 
     def run(self) -> dict[str, Any]:
-        """Raises ExportFailed, OSError."""
+        """Raises TransferFailed, OSError."""
         started, last_lines = time.monotonic(), self._check()
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, expired=0, rejected=0)
         vectors: Counter[str] = Counter(kept=0, read=0)
         patience = Patience(self.patience)
         headers = bearer(self.api_key) | {"Content-Type": "application/x-ndjson"}
-        with httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client, _progress() as bars:
+        with (
+            httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
+            progress_bars() as bars,
+        ):
             task = bars.add_task("importing", total=len(last_lines))
             notes = (text for number, text in self._lines() if number in last_lines)
             for batch in batches(notes, len, BATCH_SIZE):
@@ -282,7 +249,7 @@ class Upload:
 
     def _check(self) -> set[int]:
         """Read the file once; return the numbers of the lines that are to be added: of each note the last one. Raises
-        ExportFailed for a file that is no whole export."""
+        TransferFailed for a file that is no whole export."""
         last: dict[str, int] = {}
         counted: Counter[str] = Counter()
         head = end = None
@@ -300,15 +267,15 @@ class Upload:
                     last[line["id"]] = number
                 end = line if "end" in line else None
             except (orjson.JSONDecodeError, TypeError) as error:
-                raise ExportFailed(f"line {number} of {self.file} is none of an export: {error}") from error
+                raise TransferFailed(f"line {number} of {self.file} is none of an export: {error}") from error
         if head is None or head.get("export") != VERSION:
-            raise ExportFailed(f"{self.file} is no export of version {VERSION}")
+            raise TransferFailed(f"{self.file} is no export of version {VERSION}")
         if head["after"] is not None:
-            raise ExportFailed(
+            raise TransferFailed(
                 f"{self.file} has only what changed after {head['after']}; import an export of all notes"
             )
         if end is None or (end["notes"], end["removed"]) != (counted["notes"], counted["removed"]):
-            raise ExportFailed(f"{self.file} is not whole: the export was broken off, or lines are missing")
+            raise TransferFailed(f"{self.file} is not whole: the export was broken off, or lines are missing")
         return set(last.values())
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
@@ -317,7 +284,7 @@ class Upload:
             with gzip.open(self.file) if self.file.suffix == ".gz" else self.file.open("rb") as file:
                 yield from enumerate(file, 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ExportFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
+            raise TransferFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
 
     def _post(self, client: httpx2.Client, batch: list[bytes], patience: Patience) -> list[Any]:
         """Return the results of one batch. One that is too large for the service is sent in halves."""
@@ -332,21 +299,9 @@ class Upload:
                 if response.status_code == TOO_LARGE and len(batch) > 1:
                     half = len(batch) // 2
                     return self._post(client, batch[:half], patience) + self._post(client, batch[half:], patience)
-                _refused(response.status_code, response.content, response.headers, patience)
+                patience.after(response.status_code, response.content, response.headers)
             except httpx2.TransportError as error:
                 patience.pause(f"{self.url} does not answer: {error}.")
-
-
-def _refused(status: int, body: bytes, headers: httpx2.Headers, patience: Patience) -> None:
-    """Wait where the service says that it can be tried again. Raises ExportFailed."""
-    reason = explain_body(body, status)
-    if status not in (409, 429, 503, 504):
-        raise ExportFailed(f"the service refused: {reason}")
-    try:
-        seconds = float(headers.get("retry-after", RETRY_SECONDS))
-    except ValueError:  # a date, of a proxy
-        seconds = RETRY_SECONDS
-    patience.pause(reason, seconds)
 
 
 def lines_of(response: httpx2.Response) -> Iterator[bytes]:
@@ -366,16 +321,3 @@ def _counts(path: Path) -> Counter[str]:
             counts["notes"] += "id" in line
             counts["removed"] += "removed" in line
     return counts
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.completed} notes"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    )

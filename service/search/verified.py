@@ -10,11 +10,11 @@ from service.filters import Filter, accepted_by
 from service.interfaces import NoteStore
 from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
-from service.search.words import MAX_CHARS
 
-KEPT_CHARACTERS = MAX_CHARS
-"""Characters that a search keeps of a note's title and of its content: as many as are searched for words. A search with
-boosts reads thousands of notes; whole contents are read again where `include` names them (api/included.py)."""
+KEPT_CHARACTERS = 2000
+"""Characters that a search keeps of a note's title and of its content: as many as words are read of
+(`model.words.MAX_CHARS`, which a test compares). A search with boosts reads thousands of notes; whole contents are read
+again where `include` names them (api/included.py)."""
 
 
 class ExamplesMissing(Exception):

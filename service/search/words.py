@@ -12,16 +12,13 @@ from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import WORDS_POOL_SIZE
-
-MAX_CHARS = 2000
-"""Characters of a title, and of a content, whose words are read (`model.words.MAX_CHARS`, which a test
-compares)."""
+from service.search.verified import KEPT_CHARACTERS
 
 
 def query_note(notes: Sequence[Note]) -> Note:
     """Return one note with the texts of all positive examples: the beginnings of title and content of each, since words
-    are read of the first MAX_CHARS characters of the one note."""
-    most = MAX_CHARS // len(notes) - 1
+    are read of the first KEPT_CHARACTERS characters of the one note."""
+    most = KEPT_CHARACTERS // len(notes) - 1
     return Note(
         title="\n".join(note.title[:most] for note in notes),
         content="\n".join(note.content[:most] for note in notes),

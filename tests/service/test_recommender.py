@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.generation import VECTOR_ONLY, GenerationOutput, Hashtag, Usage
+from model.generation import VECTOR_ONLY, CategoryProbability, GenerationOutput, Hashtag, Usage
 from model.note import Note
 from service.adding import STORE_BATCH_SIZE, Generate, batches_with_unique_ids
 from service.admission import PATIENT
@@ -19,7 +19,7 @@ from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.recommender import CHANGE_ATTEMPTS, GenerationDefaults, Recommender
-from service.records import Attempt, Condition, Write
+from service.records import Attempt, Condition, Generated, Write
 from service.search.search import NoteSearch
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
@@ -322,6 +322,18 @@ async def test_a_note_of_another_model_is_read_anew(
     added = await add_one(recommender, Note(id="a", title="soup"))
     assert (added.status, added.usage.prompt_tokens, added.stored.space) == ("updated", 1, engine.space)
     assert await similar_ids(search, "b") == ["a"]
+
+
+async def test_a_note_of_another_model_keeps_what_was_generated_until_it_is_asked_for_anew(
+    recommender: Recommender, embedded_store: GatedStore
+) -> None:
+    written = Generated((Hashtag("broth", 0.5),), CategoryProbability("Food", 0.9))
+    await embedded_store.put([Write(replace(stored_note("a", "soup", space="another"), generated=written))])
+    assert (await add_one(recommender, Note(id="a", title="soup"))).stored.generated == written
+    await embedded_store.put([Write(replace(stored_note("a", "soup", space="another"), generated=written))])
+    anew = await recommender.put(Note(id="a", title="soup"), Generate(hashtags=2))
+    assert anew.stored.generated.hashtags not in (None, written.hashtags)
+    assert anew.stored.generated.category == written.category
 
 
 # put, change, remove

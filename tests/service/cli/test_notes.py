@@ -6,17 +6,20 @@ import contextlib
 import gzip
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from model.config import NoteLLMConfig
 from service.settings import Settings
 from tests.service.api.conftest import serving
 from tests.service.process import cache_of
@@ -31,8 +34,8 @@ def start_with(short_folder: Path, tiny_checkpoint: Path) -> StartWith:
     """Start a service with some settings."""
 
     def open_service(**more: object) -> contextlib.AbstractContextManager[str]:
-        settings = {"data_dir": short_folder / "z", "cache_dir": cache_of(tiny_checkpoint), "sample_notes": 0} | more
-        return serving(Settings.model_validate(settings | {"checkpoint": str(tiny_checkpoint)}))
+        settings = {"data_dir": short_folder / "z", "cache_dir": cache_of(tiny_checkpoint), "sample_notes": 0}
+        return serving(Settings.model_validate(settings | {"checkpoint": str(tiny_checkpoint)} | more))
 
     return open_service
 
@@ -105,6 +108,31 @@ def test_notes_without_vectors_are_read_by_the_model_and_that_is_said(url: str, 
         assert result.returncode == 0, result.stderr
         assert "20 notes were read by the model" in result.stderr
         assert contents(other).keys() == contents(url).keys()
+
+
+def test_notes_of_another_model_are_read_again_once(
+    start_with: StartWith, short_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder, another = short_folder / "m", tmp_path / "another"
+    shutil.copytree(tiny_checkpoint, another)
+    replace(NoteLLMConfig.load(another), prompt_version="note-first/2").save(another)
+    notes = [{"id": f"n{n}", "title": f"soup {n}", "author": "tom"} for n in range(20)]
+    with start_with(data_dir=folder) as url:
+        assert httpx2.post(f"{url}/notes", json=notes, params={"generate": "category"}, timeout=60).status_code == 207
+        before = contents(url)
+    with start_with(data_dir=folder, checkpoint=str(another)) as url:
+        assert httpx2.get(f"{url}/notes/n1/similar").status_code == 409
+        report = report_of("reread", "--url", url)
+        assert (report["read"], report["unchanged"]) == (20, 0)
+        assert httpx2.get(f"{url}/readyz").json()["notes_of_another_model"] == 0
+        assert httpx2.get(f"{url}/notes/n1/similar").status_code == 200
+        after = contents(url)
+        assert after.keys() == before.keys()
+        for name, note in after.items():
+            changed = {field for field in note if note[field] != before[name][field]}
+            assert changed == {"space", "vector"}
+        again = report_of("reread", "--url", url)
+        assert (again["read"], again["unchanged"]) == (0, 20)
 
 
 def test_export_that_was_killed_goes_on_where_it_was(url: str, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from service.recommender import Recommender
 from service.records import Hit, Similar, StoredNote, Unreadable, Write
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
-from service.search.words import MAX_CHARS, query_note
+from service.search.verified import KEPT_CHARACTERS
+from service.search.words import query_note
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import DEFAULT_KEYS
 from service.store.ranked_lists import RedisLists
@@ -403,7 +404,7 @@ async def test_more_texts_than_the_queue_has_places_are_read_part_by_part(
 
 
 def test_words_of_all_examples_are_searched_for() -> None:
-    assert MAX_CHARS == model.words.MAX_CHARS
+    assert KEPT_CHARACTERS == model.words.MAX_CHARS
     notes = [Note(title=f"title{n} " * 50, content=f"word{n} " * 300) for n in range(20)]
     for order in (notes, notes[::-1]):
         words = model.words.words_of(query_note(order))

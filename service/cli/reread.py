@@ -1,0 +1,107 @@
+"""`notellm reread`: the model that serves reads all notes of a tenant again, over HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx2
+import typer
+
+from service.cli.client import AsJson, Key, Url, bearer
+from service.cli.transfer import TIMEOUT_SECONDS, Patience, progress_bars, show_report
+from service.records import position_key
+
+PAGE_SIZE = 1000
+"""Notes of one page of the list."""
+GONE = 404
+"""Status of a note that was removed after it was listed."""
+
+
+def reread(
+    *,
+    generate: Annotated[
+        list[str] | None, typer.Option(help="hashtags or category: written anew where the author gave none.")
+    ] = None,
+    together: Annotated[int, typer.Option(help="Notes that are read at a time.", min=1, max=64)] = 8,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
+    url: Url,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have the model that serves read all notes that another one has read: after a change of the checkpoint no search
+    finds them until then. Texts and fields stay as they are, and so does what was generated. Broken off, the same
+    command goes on. It needs a key with the scopes notes.read and notes.write."""
+    show_report(lambda: Reread(url, api_key, generate or [], together, patience).run(), as_json)
+
+
+@dataclass(slots=True)
+class Reread:
+    """One run of `notellm reread`. Each note is changed in nothing (PATCH), which the model must read where its vector
+    is of another space. An edit or a removal of another client at the same time is never undone by that."""
+
+    url: str
+    api_key: str | None
+    generate: list[str]
+    together: int
+    patience: float
+
+    def run(self) -> dict[str, Any]:
+        """Raises TransferFailed."""
+        started = time.monotonic()
+        counts = Counter(read=0, unchanged=0, removed=0)
+        headers = bearer(self.api_key) | {"X-Request-Priority": "bulk"}
+        with (
+            httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
+            ThreadPoolExecutor(self.together) as pool,
+            progress_bars() as bars,
+        ):
+            task = bars.add_task("reading", total=None)
+            for ids in self._pages(client):
+                for status in pool.map(partial(self._read, client), ids):
+                    counts[status] += 1
+                    bars.advance(task)
+        return {**counts, "seconds": round(time.monotonic() - started, 1)}
+
+    def _pages(self, client: httpx2.Client) -> Iterator[list[str]]:
+        """Yield the ids of all notes that were last written before the run began: a note that it has written comes
+        again at the end of the list."""
+        begun, cursor = None, None
+        while True:
+            query = {"limit": PAGE_SIZE} | ({"cursor": cursor} if cursor else {})
+            page = self._send(client, "GET", "/notes", query, (200,)).json()
+            begun = begun or position_key(page["log_position"])
+            ids = [note["id"] for note in page["notes"] if position_key(note["log_position"]) <= begun]
+            yield ids
+            cursor = page["next_cursor"]
+            if cursor is None or len(ids) < len(page["notes"]):
+                return
+
+    def _read(self, client: httpx2.Client, note_id: str) -> str:
+        """Have one note read; return what became of it."""
+        query = {"generate": ",".join(self.generate)} if self.generate else {}
+        answer = self._send(client, "PATCH", f"/notes/{quote(note_id, safe='')}", query, (200, GONE))
+        if answer.status_code == GONE:
+            return "removed"
+        return "read" if answer.json()["usage"]["prompt_tokens"] else "unchanged"
+
+    def _send(
+        self, client: httpx2.Client, method: str, path: str, query: dict[str, Any], accepted: tuple[int, ...]
+    ) -> httpx2.Response:
+        """Return the answer to a request, which is sent again while the service has too much to do or is away."""
+        patience = Patience(self.patience)
+        while True:
+            try:
+                body: dict[str, Any] | None = {} if method == "PATCH" else None
+                answer = client.request(method, path, params=query, json=body)
+                if answer.status_code in accepted:
+                    return answer
+                patience.after(answer.status_code, answer.content, answer.headers)
+            except httpx2.TransportError as error:
+                patience.pause(f"{self.url} does not answer: {error}.")
