@@ -22,8 +22,16 @@ class Telemetry:
     """Metrics of one service, in a registry of their own, so that two services in one process do not mix."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._add_request_metrics(self.registry)
+        self._add_engine_metrics(self.registry)
+        self._add_index_metrics(self.registry)
+        self._add_store_metrics(self.registry)
+        self._add_behaviour_metrics(self.registry)
+        self._add_tenant_and_reader_metrics(self.registry)
+
+    def _add_request_metrics(self, registry: CollectorRegistry) -> None:
         self.http_request = Histogram(
             "notellm_http_request_duration_seconds",
             "HTTP requests, to the last byte of the answer",
@@ -31,19 +39,8 @@ class Telemetry:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
-        self.ready = Gauge(
-            "notellm_ready",
-            "1 where the process has started and does not drain, its index follows the store, and its engine moves",
-            registry=registry,
-        )
         self.degraded = Counter(
             "notellm_degraded_answers", "Searches answered from the index alone: the store was away", registry=registry
-        )
-        self.store_errors = Counter(
-            "notellm_store_errors", "Calls of the store that failed: away, late, or refused to write", registry=registry
-        )
-        self.store_restarts = Counter(
-            "notellm_store_restarts", "Starts of the embedded store after it had died", registry=registry
         )
         self.loop_lag = Histogram(
             "notellm_loop_lag_seconds",
@@ -51,6 +48,26 @@ class Telemetry:
             buckets=LAG_BUCKETS,
             registry=registry,
         )
+        self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
+        self.refused = Counter(
+            "notellm_access_refused",
+            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope, host "
+            "(403), quota (429)",
+            ("reason",),
+            registry=registry,
+        )
+        self.uncounted = Counter(
+            "notellm_quota_uncounted",
+            "Requests and uses of tokens that were not counted against a quota: the store was away",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "notellm_ready",
+            "1 where the process has started and does not drain, its index follows the store, and its engine moves",
+            registry=registry,
+        )
+
+    def _add_engine_metrics(self, registry: CollectorRegistry) -> None:
         self.queue_depth = Gauge("notellm_queue_depth", "Notes that wait for the engine", ("lane",), registry=registry)
         self.queue_wait = Histogram(
             "notellm_queue_wait_seconds",
@@ -91,6 +108,9 @@ class Telemetry:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
+        self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
+
+    def _add_index_metrics(self, registry: CollectorRegistry) -> None:
         self.searchable = Histogram(
             "notellm_ingest_to_searchable_seconds",
             "From the acceptance of a write to its visibility in the index",
@@ -98,17 +118,6 @@ class Telemetry:
             registry=registry,
         )
         self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
-        self.tenants = Gauge("notellm_tenants", "Tenants that are open", registry=registry)
-        self._open_tenants: set[str] = set()
-        self.tenant_vectors = Gauge(
-            "notellm_tenant_index_vectors",
-            "Rows of a tenant's index that can be found",
-            ("tenant",),
-            registry=registry,
-        )
-        self.tenant_requests = Counter(
-            "notellm_tenant_requests", "Requests that came to a tenant", ("tenant",), registry=registry
-        )
         self.index_segments = Gauge("notellm_index_segments", "Parts that a search goes through", registry=registry)
         self.recall = Gauge(
             "notellm_index_recall_sampled",
@@ -125,21 +134,6 @@ class Telemetry:
             "Notes that are left out because what the store holds of them cannot be read, of those that were met",
             registry=registry,
         )
-        self.store_durable = Gauge(
-            "notellm_store_durable",
-            "0: a crash of Redis, or its eviction, would lose acknowledged writes; NaN: /readyz was not asked yet",
-            registry=registry,
-        )
-        self.store_durable.set(math.nan)
-        self.lost_writes = Gauge(
-            "notellm_store_lost_writes",
-            "1: Redis has lost acknowledged writes since this process, or the snapshot that it read, knew them",
-            registry=registry,
-        )
-        self.data_free = Gauge(
-            "notellm_data_free_ratio", "Share of the disk of NOTELLM_DATA_DIR that is free", registry=registry
-        )
-        self.data_free.set(math.nan)
         self.snapshot_time = Gauge(
             "notellm_snapshot_timestamp_seconds",
             "When the index was last written to disk, since the epoch; 0: never",
@@ -148,16 +142,6 @@ class Telemetry:
         self.snapshot_unsaved = Gauge(
             "notellm_snapshot_unsaved_seconds",
             "How long the oldest change of any tenant waits to be written to disk; 0: none waits, or none ever is",
-            registry=registry,
-        )
-        self.purge_time = Gauge(
-            "notellm_purge_timestamp_seconds",
-            "When the store was last purged by NOTELLM_PURGE_SECONDS, since the epoch; 0: never",
-            registry=registry,
-        )
-        self.purge_overdue = Gauge(
-            "notellm_purge_overdue_seconds",
-            "How long the purge by NOTELLM_PURGE_SECONDS is overdue; 0: it is not",
             registry=registry,
         )
         self.items = Counter(
@@ -178,6 +162,41 @@ class Telemetry:
         self.neighbour_list_bytes = Gauge(
             "notellm_neighbour_list_bytes", "Memory that lists of nearest notes take, which are kept", registry=registry
         )
+
+    def _add_store_metrics(self, registry: CollectorRegistry) -> None:
+        self.store_errors = Counter(
+            "notellm_store_errors", "Calls of the store that failed: away, late, or refused to write", registry=registry
+        )
+        self.store_restarts = Counter(
+            "notellm_store_restarts", "Starts of the embedded store after it had died", registry=registry
+        )
+        self.store_durable = Gauge(
+            "notellm_store_durable",
+            "0: a crash of Redis, or its eviction, would lose acknowledged writes; NaN: /readyz was not asked yet",
+            registry=registry,
+        )
+        self.store_durable.set(math.nan)
+        self.lost_writes = Gauge(
+            "notellm_store_lost_writes",
+            "1: Redis has lost acknowledged writes since this process, or the snapshot that it read, knew them",
+            registry=registry,
+        )
+        self.data_free = Gauge(
+            "notellm_data_free_ratio", "Share of the disk of NOTELLM_DATA_DIR that is free", registry=registry
+        )
+        self.data_free.set(math.nan)
+        self.purge_time = Gauge(
+            "notellm_purge_timestamp_seconds",
+            "When the store was last purged by NOTELLM_PURGE_SECONDS, since the epoch; 0: never",
+            registry=registry,
+        )
+        self.purge_overdue = Gauge(
+            "notellm_purge_overdue_seconds",
+            "How long the purge by NOTELLM_PURGE_SECONDS is overdue; 0: it is not",
+            registry=registry,
+        )
+
+    def _add_behaviour_metrics(self, registry: CollectorRegistry) -> None:
         self.events = Counter(
             "notellm_events",
             "Events that were sent: accepted, duplicate, unknown_note, invalid",
@@ -200,24 +219,23 @@ class Telemetry:
             "About how much memory these reads and the counts of reports take",
             registry=registry,
         )
+
+    def _add_tenant_and_reader_metrics(self, registry: CollectorRegistry) -> None:
+        self.tenants = Gauge("notellm_tenants", "Tenants that are open", registry=registry)
+        self._open_tenants: set[str] = set()
+        self.tenant_vectors = Gauge(
+            "notellm_tenant_index_vectors",
+            "Rows of a tenant's index that can be found",
+            ("tenant",),
+            registry=registry,
+        )
+        self.tenant_requests = Counter(
+            "notellm_tenant_requests", "Requests that came to a tenant", ("tenant",), registry=registry
+        )
         self.readers = Gauge("notellm_readers", "Readers that are ready (NOTELLM_READERS)", registry=registry)
         self.reader_restarts = Counter(
             "notellm_reader_restarts", "Starts of a reader after it had died", registry=registry
         )
-        self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
-        self.uncounted = Counter(
-            "notellm_quota_uncounted",
-            "Requests and uses of tokens that were not counted against a quota: the store was away",
-            registry=registry,
-        )
-        self.refused = Counter(
-            "notellm_access_refused",
-            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope, host "
-            "(403), quota (429)",
-            ("reason",),
-            registry=registry,
-        )
-        self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
 
     def add_tenant(self, name: str, vectors: Callable[[], float]) -> None:
         """Begin the series of a tenant, which has so many rows in its index."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Protocol, TypeVar
+import math
+from collections.abc import Collection, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 MERGE_FACTOR = 4
 """Segments of about one size that are merged into one."""
@@ -29,13 +30,59 @@ class Mergeable(Protocol):
 S = TypeVar("S", bound=Mergeable)
 
 
-def next_merge(candidates: Sequence[S], groups: Sequence[Sequence[S]], to_rewrite: Collection[S]) -> Sequence[S]:
-    """Return the segments that are merged next, none where there is nothing to do: one with many tombstones, or that is
-    `to_rewrite` however few it has, else the first of the groups that has MERGE_FACTOR segments or more."""
-    for segment in candidates:
-        if segment in to_rewrite or fragmented(segment):
-            return [segment]
-    return next((group for group in groups if len(group) >= MERGE_FACTOR), [])
+class MergePlanner(Generic[S]):
+    """Chooses the segments that an index merges next. It remembers those whose merge failed, and those that are
+    rewritten however few of their rows are tombstones."""
+
+    def __init__(self) -> None:
+        self._given_up: list[S] = []
+        """Segments whose merge failed: they are planned again once nothing else is left to do."""
+        self._to_rewrite: list[S] = []
+        self._dropped_since_plan = False
+        """Whether `drop_tombstones` was called since the last plan: the result of the running merge may have
+        tombstones, too."""
+
+    @property
+    def dropping(self) -> bool:
+        """Whether segments are left that `drop_tombstones` named."""
+        return bool(self._to_rewrite)
+
+    def drop_tombstones(self, segments: Iterable[S]) -> None:
+        """Have those of all `segments` rewritten that have tombstones."""
+        self._to_rewrite = [segment for segment in segments if segment.dead]
+        self._dropped_since_plan = True
+
+    def candidates(self, segments: Sequence[S], max_rows: float = math.inf) -> list[S]:
+        """Begin a plan: return those of an index's segments that may be merged. The last one grows, and one of more
+        than `max_rows` is only rewritten."""
+        self._dropped_since_plan = False
+        self._to_rewrite = [segment for segment in self._to_rewrite if segment in segments]
+        return [
+            segment
+            for segment in segments[:-1]
+            if segment not in self._given_up and (len(segment) <= max_rows or segment in self._to_rewrite)
+        ]
+
+    def choose(self, candidates: Sequence[S], groups: Iterable[Sequence[S]]) -> Sequence[S]:
+        """Return the candidates that are merged next, none where there is nothing to do: one with many tombstones or
+        that is to be rewritten, else the first of the groups that has MERGE_FACTOR segments or more."""
+        for segment in candidates:
+            if segment in self._to_rewrite or fragmented(segment):
+                return [segment]
+        chosen = next((group for group in groups if len(group) >= MERGE_FACTOR), [])
+        if not chosen:
+            self._given_up.clear()
+        return chosen
+
+    def finish(self, sources: Collection[S], merged: Iterable[S]) -> None:
+        """Take in that `merged` is in the place of `sources`."""
+        self._to_rewrite = [segment for segment in self._to_rewrite if segment not in sources]
+        if self._dropped_since_plan:
+            self._to_rewrite += [segment for segment in merged if segment.dead]
+
+    def give_up(self, sources: Iterable[S]) -> None:
+        """Leave segments whose merge failed out of the next plans."""
+        self._given_up += sources
 
 
 def fragmented(segment: Mergeable) -> bool:

@@ -22,7 +22,7 @@ from service.index.building import Source, sampled_rows, sampled_vectors
 from service.index.centre import SAMPLED_NOTES, LiveCentre
 from service.index.gpu import Gpu
 from service.index.growing import GrowingSegment
-from service.index.merging import MERGE_FACTOR, fragmented, groups_of_one_size, next_merge
+from service.index.merging import MERGE_FACTOR, MergePlanner, fragmented, groups_of_one_size
 from service.index.native import use_one_faiss_thread
 from service.index.packed_strings import HashedStrings, packed, unpacked
 from service.index.sealed import SealedSegment
@@ -91,13 +91,7 @@ class SegmentedIndex:
         self._centre = LiveCentre(mean_share)
         self._tag_dictionary = TagDictionary(attributes)
         self._searcher = SegmentSearcher((self._new_growing(),), dimension, self._tag_dictionary, gpu)
-        self._given_up: list[Segment] = []
-        """Segments whose merge failed: they are planned again once nothing else is left to do."""
-        self._to_rewrite: list[Segment] = []
-        """Segments that are rewritten however few of their rows are tombstones."""
-        self._dropped_since_plan = False
-        """Whether `drop_tombstones` was called since `plan`: the result of the running merge may have tombstones,
-        too."""
+        self._merges = MergePlanner[Segment]()
 
     def __len__(self) -> int:
         return sum(segment.living for segment in self.all_segments)
@@ -265,15 +259,14 @@ class SegmentedIndex:
         growing = self._growing
         if growing.dead:
             self._show(*self.all_segments[:-1], growing.without_tombstones())
-        self._to_rewrite = [segment for segment in self.all_segments if segment.dead]
-        self._dropped_since_plan = True
+        self._merges.drop_tombstones(self.all_segments)
         self._forget_unused_tags()
         if self.centre.vector is not None:
             self._renew_centre(anew=True)
 
     @property
     def dropping(self) -> bool:
-        return bool(self._to_rewrite)
+        return self._merges.dropping
 
     def _forget_unused_tags(self) -> None:
         """Forget the names of authors, hashtags, categories and attributes that no note has any more."""
@@ -325,20 +318,12 @@ class SegmentedIndex:
     def plan(self) -> MergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of
         one size, the smallest first."""
-        self._dropped_since_plan = False
-        self._to_rewrite = [segment for segment in self._to_rewrite if segment in self.all_segments]
-        candidates = [
-            segment
-            for segment in self.all_segments[:-1]
-            if segment not in self._given_up and (len(segment) <= self._max_merged_rows or segment in self._to_rewrite)
-        ]
+        candidates = self._merges.candidates(self.all_segments, self._max_merged_rows)
         sealed = [segment for segment in candidates if isinstance(segment, SealedSegment)]
         growing = [segment for segment in candidates if isinstance(segment, GrowingSegment)]
         groups: list[Sequence[Segment]] = [growing, *groups_of_one_size(sealed, self._growing_rows * MERGE_FACTOR)]
-        if merged := next_merge(candidates, groups, self._to_rewrite):
-            return MergeJob.of(merged, self._dimension, self._gpu)
-        self._given_up.clear()
-        return None
+        merged = self._merges.choose(candidates, groups)
+        return MergeJob.of(merged, self._dimension, self._gpu) if merged else None
 
     def finish(self, job: MergeJob) -> None:
         """Put the merged segment in the place of its sources. Rows that became tombstones since the plan are tombstones
@@ -353,13 +338,11 @@ class SegmentedIndex:
         place = min(i for i, segment in enumerate(self.all_segments) if id(segment) in sources)
         kept = [segment for segment in self.all_segments if id(segment) not in sources]
         self._show(*kept[:place], *merged, *kept[place:])
-        self._to_rewrite = [segment for segment in self._to_rewrite if id(segment) not in sources]
-        if self._dropped_since_plan:
-            self._to_rewrite += [segment for segment in merged if segment.dead]
+        self._merges.finish([source.segment for source in job.sources], merged)
         self._forget_unused_tags()
 
     def give_up(self, job: MergeJob) -> None:
-        self._given_up += [source.segment for source in job.sources]
+        self._merges.give_up(source.segment for source in job.sources)
 
     @property
     def all_segments(self) -> tuple[Segment, ...]:

@@ -17,7 +17,7 @@ from model.generation import Neighbour, Vocabulary
 from model.note import Note
 from service.index.backend import LexicalIndex, Part, ReadPart
 from service.index.bitmaps import RowNumbers
-from service.index.merging import groups_of_one_size, next_merge
+from service.index.merging import MergePlanner, groups_of_one_size
 from service.index.packed_strings import HashedStrings, packed, unpacked
 from service.index.text_segments import GrowingTexts, SealedTexts, TextSegment
 from service.records import StoredNote
@@ -66,12 +66,7 @@ class LiveTexts:
         """Held by each search, and by each change of the segments' rows or of the list of segments."""
         self._segments: list[TextSegment] = []
         """All segments, those of the lexical index in the same order; the last one grows."""
-        self._given_up: list[TextSegment] = []
-        """Segments whose merge failed: they are planned again once nothing else is left to do."""
-        self._to_rewrite: list[TextSegment] = []
-        """Segments that are rewritten however few of their rows are tombstones."""
-        self._dropped_since_plan = False
-        """As that of a SegmentedIndex."""
+        self._merges = MergePlanner[TextSegment]()
         self._begin_segment()
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
@@ -185,15 +180,12 @@ class LiveTexts:
     def plan(self) -> TextMergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full ones of one size, the smallest
         first."""
-        self._dropped_since_plan = False
-        self._to_rewrite = [segment for segment in self._to_rewrite if segment in self._segments]
-        candidates = [segment for segment in self._segments[:-1] if segment not in self._given_up]
-        groups = groups_of_one_size(candidates, self._growing_rows)
-        if sources := next_merge(candidates, groups, self._to_rewrite):
-            kept = [np.flatnonzero(source.alive[: len(source)]) for source in sources]
-            return TextMergeJob(sources, kept, self._joiner(sources, kept))
-        self._given_up.clear()
-        return None
+        candidates = self._merges.candidates(self._segments)
+        sources = self._merges.choose(candidates, groups_of_one_size(candidates, self._growing_rows))
+        if not sources:
+            return None
+        kept = [np.flatnonzero(source.alive[: len(source)]) for source in sources]
+        return TextMergeJob(sources, kept, self._joiner(sources, kept))
 
     def finish(self, job: TextMergeJob) -> None:
         """Put the merged segment in the place of its sources. Rows that became tombstones since the plan are tombstones
@@ -208,22 +200,20 @@ class LiveTexts:
         with self._lock:
             self._lexical_index.replace([source.words for source in job.sources], words, alive)
             self._segments = [*kept[:place], *merged, *kept[place:]]
-        if self._dropped_since_plan:
-            self._to_rewrite += [segment for segment in merged if segment.dead]
+        self._merges.finish(job.sources, merged)
 
     def give_up(self, job: TextMergeJob) -> None:
-        self._given_up += job.sources
+        self._merges.give_up(job.sources)
 
     def drop_tombstones(self) -> None:
         if self._segments[-1].dead:
             with self._lock:
                 self._begin_segment()
-        self._to_rewrite = [segment for segment in self._segments if segment.dead]
-        self._dropped_since_plan = True
+        self._merges.drop_tombstones(self._segments)
 
     @property
     def dropping(self) -> bool:
-        return bool(self._to_rewrite)
+        return self._merges.dropping
 
     def _joiner(self, sources: Sequence[TextSegment], kept: Sequence[RowNumbers]) -> Callable[[], SealedTexts]:
         """Return a call that makes one sealed segment of some rows of others, as they are now. It may be called in any
