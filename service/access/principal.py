@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -47,12 +47,14 @@ UNLIMITED = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """`key`: public prefix of the caller's key; None where the service is open. `tenant`: a name of the form TENANT."""
+    """`key`: public prefix of the caller's key; None where the service is open. `tenant`: a name of the form TENANT.
+    `digest`: that of the secret which the caller sent; "" for a caller whose key is in no store."""
 
     key: str | None
     tenant: str
     scopes: frozenset[Scope]
     quota: Quota = UNLIMITED
+    digest: str = field(default="", repr=False, compare=False)
 
 
 BOOTSTRAP = Principal("bootstrap", DEFAULT_TENANT, frozenset(Scope))
