@@ -109,3 +109,14 @@ def test_the_memory_that_it_tells_is_what_it_takes() -> None:
 )
 def test_the_interval_is_wilsons(clicked: int, shown: int, low: float, high: float) -> None:
     assert wilson(clicked, shown) == pytest.approx((clicked / shown, low, high), abs=5e-5)
+
+
+def test_a_report_has_the_rates_of_what_was_shown_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.behaviour.report.MAX_RATES", 2)
+    counts = RecommendationCounts()
+    for number in range(4):
+        for note in range(1 + number % 3):
+            tell(counts, "shown", note=f"n{note}", recommendation=f"r{number}", scenario=f"s{number}")
+    most, left_out = rates(counts.groups(), ("scenario",))
+    assert [(rate.names["scenario"], rate.shown) for rate in most] == [("s2", 3), ("s1", 2)]
+    assert left_out == 2
