@@ -369,8 +369,8 @@ def open_stream(url: str, key: str) -> socket.socket:
     """Begin a stream of notes."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
-    head = f"POST /notes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\nContent-Type: application/x-ndjson\r\n"
-    connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+    head = f"POST /notes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\nTransfer-Encoding: chunked\r\n"
+    connection.sendall(f"{head}Content-Type: application/x-ndjson\r\n\r\n".encode())
     return connection
 
 
