@@ -28,6 +28,8 @@ class Scope(StrEnum):
 
 ADMIN_SCOPES = frozenset({Scope.METRICS, Scope.KEYS_MANAGE, Scope.MODELS_MANAGE, Scope.ADMIN})
 """Scopes of those who run the service. A route that others cannot call is on the admin port, where there is one."""
+READ_SCOPES = frozenset({Scope.NOTES_READ, Scope.SIMILAR, Scope.GENERATE, Scope.METRICS})
+"""Scopes of routes that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from fastapi import HTTPException, Request
 from structlog.contextvars import bind_contextvars
 
 from service.access.gate import Gate
-from service.access.principal import ADMIN_SCOPES, Principal, Scope
+from service.access.principal import ADMIN_SCOPES, READ_SCOPES, Principal, Scope
 from service.api.rate_limit import rate_limit_headers
 from service.container import ReadService
 from service.errors import FieldError, InvalidInput, QuotaExceeded
@@ -88,7 +88,7 @@ async def recognise(request: Request, scopes: frozenset[Scope]) -> None:
     headers = request.headers
     host = headers.get("host", "")
     gate.check_host(principal, host)
-    if request.method not in SAFE_METHODS:
+    if request.method not in SAFE_METHODS and scopes.isdisjoint(READ_SCOPES):
         gate.check_origin(principal, host, headers.get("origin"), headers.get("sec-fetch-site"))
     gate.check_scope(principal, scopes)
 

@@ -122,6 +122,7 @@ def test_page_of_another_origin_changes_nothing_of_a_service_without_keys(client
             answer = client.request(method, path, headers=headers)
             assert (answer.status_code, "NOTELLM_CORS_ORIGINS" in answer.json()["detail"]) == (403, True)
         assert client.get("/notes/sample-en-001", headers=headers).status_code == 200
+        assert client.post("/similar", json={"title": "soup"}, headers=headers).status_code == 200
     own = {"Origin": str(client.base_url).rstrip("/"), "Sec-Fetch-Site": "same-origin"}
     assert client.post("/verify", headers=own).status_code == 200
 
