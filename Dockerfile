@@ -27,7 +27,8 @@ CMD ["notellm", "serve"]
 
 # The wheel of this checkout.
 FROM base AS wheel
-RUN pip install setuptools==84.2.1
+COPY locks/build.txt locks/
+RUN pip install --require-hashes --no-deps -r locks/build.txt
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY model model
 COPY service service

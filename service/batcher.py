@@ -13,11 +13,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
-from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
+from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Usage
 from model.note import Note
 from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
@@ -55,11 +55,14 @@ class QueuedNote:
     prefilled: float = math.inf
     ended: float = math.inf
     seconds: float = 0.0
+    charged: Usage = field(default_factory=Usage)
 
-    def charge(self, prompt: int, generated: int = 0) -> None:
-        """Add tokens to what the request has used."""
+    def charge(self, usage: Usage) -> None:
+        """Charge the request for what this note has used so far: a caller that leaves pays for it too."""
         if self.stages:
-            self.stages.add_tokens(prompt, generated)
+            prompt = usage.prompt_tokens - self.charged.prompt_tokens
+            self.stages.add_tokens(prompt, usage.generated_tokens - self.charged.generated_tokens)
+        self.charged = usage
 
 
 class Batcher:
@@ -321,7 +324,7 @@ class Batcher:
         started = self._step_since = self._now()
         for note in new_notes:
             note.began = started
-            note.charge(note.tokenized.tokens)  # now: a caller that leaves meanwhile has used them too
+            note.charge(Usage(note.tokenized.tokens))
         try:
             ended, postponed = await asyncio.get_running_loop().run_in_executor(
                 self._engine_thread, self._advance, new_notes
@@ -337,7 +340,7 @@ class Batcher:
         for note in reversed(postponed):
             note.admission.left += 1
             note.began = math.inf
-            note.charge(-note.tokenized.tokens)
+            note.charge(Usage())
             self._lanes[note.urgency.lane].put_back(note)
         self._share_out(seconds, [note for note, _ in ended])
         self._observe([output for _, output in ended], seconds)
@@ -346,9 +349,12 @@ class Batcher:
             self._telemetry.batch_tokens.observe(sum(note.tokenized.tokens for note in begun))
         for note in begun:
             self._telemetry.queue_wait.labels(note.urgency.lane).observe(started - note.since)
+        for running, note in self._running.items():
+            used = self._engine.usage(running)
+            note.charge(Usage(max(note.tokenized.tokens, used.prompt_tokens), used.generated_tokens))
         for note, output in ended:
             note.ended = started + seconds
-            note.charge(output.usage.prompt_tokens - note.tokenized.tokens, output.usage.generated_tokens)
+            note.charge(output.usage)
             first_token = output.first_token_seconds
             note.prefilled = note.ended if first_token is None else note.began + first_token
             if not note.answer.done():

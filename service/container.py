@@ -14,9 +14,11 @@ from service.collection.places import Places
 from service.collection.removal import Remover
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
+from service.records import Durability
 from service.search.nearest import NearestNotes
 from service.search.search import NoteSearch
 from service.settings import Settings
+from service.shared_probe import SharedProbe
 from service.telemetry import Telemetry
 
 
@@ -38,7 +40,8 @@ class ReadService:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(ReadService):
     """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
-    the rest is its own. `exports`: places for exports of notes and of reads, which share a bound."""
+    the rest is its own. `exports`: places for exports of notes and of reads, which share a bound; `erasures`: for
+    erasures of users' events."""
 
     recommender: Recommender
     search: NoteSearch
@@ -46,7 +49,10 @@ class Service(ReadService):
     importer: Importer
     changes: ChangeFeed
     exports: Places
+    erasures: Places
     batcher: Batcher
     behaviour: LiveBehaviour
+    durability: SharedProbe[Durability]
+    """Whether the store keeps acknowledged writes."""
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a comparison of index and store, so that only one runs at a time."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Vocabulary
+from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Usage, Vocabulary
 from model.note import Note
 from service.filters import Filter
 from service.records import (
@@ -65,7 +65,7 @@ class TokenizedRequest(Protocol):
 
 
 class Engine(Protocol):
-    """One model. `tokenize` may be called in any thread, everything else in one.
+    """One model. `tokenize` may be called in any thread, `usage` in any between two steps, everything else in one.
 
     `space` names the model's vector space, `dimension` its size; `categories` are those that the model was trained on.
     `read_tokens`: how much of a note it reads. `languages`: ISO 639 codes of those that it writes hashtags in; () where
@@ -94,6 +94,9 @@ class Engine(Protocol):
     def step(self) -> list[tuple[Any, GenerationOutput]]:
         """Advance all running requests, and return the handles and outputs of those that ended. After an error no
         request is running."""
+
+    def usage(self, handle: Any) -> Usage:
+        """Return the tokens that a running request has used so far, about."""
 
     def abort(self, handle: Any) -> None:
         """Stop a running request: nobody waits for it any more."""

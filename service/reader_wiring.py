@@ -37,7 +37,8 @@ what is written while a reader runs, segments grow up to four times as many rows
 
 def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, telemetry: Telemetry) -> FastAPI:
     """Build the HTTP app of a reader. `settings` name the store. Raises ScenariosUnusable."""
-    gate = Gate(settings.bootstrap, Clock(), telemetry, hosts=(settings.host, *settings.allowed_hosts))
+    hosts = (settings.host, *settings.allowed_hosts)
+    gate = Gate(settings.bootstrap, Clock(), telemetry, hosts, settings.cors_origins)
     tracer = open_tracer()
 
     @contextlib.asynccontextmanager

@@ -51,8 +51,8 @@ class Telemetry:
         self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
         self.refused = Counter(
             "notellm_access_refused",
-            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope, host "
-            "(403), quota (429)",
+            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope, host, "
+            "origin (403), quota (429)",
             ("reason",),
             registry=registry,
         )

@@ -28,7 +28,7 @@ from service.api.app import create_app
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
-from service.behaviour.live import BehaviourStatus, LiveBehaviour
+from service.behaviour.live import MAX_ERASURES, BehaviourStatus, LiveBehaviour
 from service.claims import Claims
 from service.collection.change_feed import MAX_CHANGE_WAITERS, ChangeFeed
 from service.collection.export import MAX_EXPORTS
@@ -52,6 +52,7 @@ from service.records import EventBounds, IndexStatus
 from service.samples import load_samples
 from service.search.search import NoteSearch
 from service.settings import Settings
+from service.shared_probe import SharedProbe
 from service.shared_wiring import SharedParts, snapshot_folder
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
@@ -95,7 +96,8 @@ def build_app(
     lifecycle, readers = lifecycle or Lifecycle(), readers or Readers(0)
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
-    gate = Gate(settings.bootstrap, Clock(), telemetry, hosts=(settings.host, *settings.allowed_hosts))
+    hosts = (settings.host, *settings.allowed_hosts)
+    gate = Gate(settings.bootstrap, Clock(), telemetry, hosts, settings.cors_origins)
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Tenants[Service]]:
@@ -242,6 +244,8 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
             importer=Importer(recommender, store, clock),
             exports=Places("max_exports", MAX_EXPORTS),
+            durability=SharedProbe(store.durability),
+            erasures=Places("max_erasures", MAX_ERASURES),
             changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
             batcher=parts.batcher,
             store=store,

@@ -161,7 +161,7 @@ class Engine:
         if not (request.hashtags and supported):
             return TokenizedRequest(note, prompt, request, supported=supported)
         hashtag_prompt = () if self.prompt.one_prefill else tuple(self.prompt.note(note, request.hashtags))
-        allowed = HashtagFilter.of(note, request.blocked, self.prompt.config.scripts)
+        allowed = HashtagFilter.of(self.prompt.readable(note), request.blocked, self.prompt.config.scripts)
         return TokenizedRequest(note, prompt, request, hashtag_prompt, allowed)
 
     def vocabulary(self) -> Vocabulary:
@@ -186,6 +186,10 @@ class Engine:
     def abort(self, running: RunningRequest[GenerationOutput]) -> None:
         """Stop a running request and free its cache blocks."""
         self._scheduler.abort(running)
+
+    def usage(self, running: RunningRequest[GenerationOutput]) -> Usage:
+        """Return the tokens that a running request has used so far. Safe in any thread between two steps."""
+        return Usage(running.prompt_tokens, running.decoded_tokens)
 
     def run(self, batch: Sequence[TokenizedRequest]) -> list[GenerationOutput]:
         """Run `batch` to its end; return one output a request, in order. Requests that were added before keep their

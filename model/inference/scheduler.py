@@ -24,11 +24,22 @@ class RunningRequest(Generic[T]):
     steps: SpanSteps[T]
     max_blocks: int
     spans: list[Span] = field(default_factory=list)
+    prompt_tokens: int = 0
+    """Tokens of its prefills so far."""
+    decoded_tokens: int = 0
+    """Tokens of its decode steps so far."""
 
     @property
     def tokens(self) -> int:
         """Number of tokens in its part of the next forward."""
         return sum(len(span.ids) for span in self.spans)
+
+    def count_forward(self) -> None:
+        """Count the tokens of its part of a forward."""
+        if self.is_decoding:
+            self.decoded_tokens += self.tokens
+        else:
+            self.prompt_tokens += self.tokens
 
     @property
     def is_decoding(self) -> bool:
@@ -89,6 +100,7 @@ class Scheduler(Generic[T]):
         begin = 0
         for request in requests:
             end = begin + len(request.spans)
+            request.count_forward()
             try:
                 request.spans = request.steps.send(outputs[begin:end])
             except StopIteration as stop:

@@ -60,9 +60,9 @@ class ApiKey:
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
 
-    @property
-    def principal(self) -> Principal:
-        return Principal(self.prefix, self.tenant, self.scopes, self.quota)
+    def principal(self, digest: str) -> Principal:
+        """Return the caller who sent the secret of this digest."""
+        return Principal(self.prefix, self.tenant, self.scopes, self.quota, digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class Authenticator:
             raise _unknown_key()
         self._refuse_expired(key)
         self._note_use(key)
-        return key.principal
+        return key.principal(digest)
 
     def at_hand(self, authorization: str | None) -> Principal | None:
         """Return who sends this Authorization header, without waiting. None where `authenticate` would refuse it or
@@ -118,7 +118,7 @@ class Authenticator:
         if key is None or not key.accepts(digest, self.clock()) or key.expired(self.clock()):
             return None
         self._note_use(key)
-        return key.principal
+        return key.principal(digest)
 
     def _read_ahead(self) -> None:
         """Begin to read the keys again where they will soon be too old."""
@@ -126,18 +126,25 @@ class Authenticator:
         if now - max(self._read_at, self._tried_at) >= AHEAD_SECONDS:
             self._read()
 
-    async def check_again(self, principal: Principal, *, anew: bool = False) -> None:
-        """Raise Unauthenticated where the key of a request that was let in opens nothing any more. `anew`: the keys are
-        read again for it, else they may be CACHE_SECONDS old. A request may take long: its body comes as slowly as the
-        caller likes."""
-        if principal.key is None or principal.key == BOOTSTRAP.key:
-            return
+    async def check_again(self, principal: Principal, *, anew: bool = False) -> Principal:
+        """Return the caller of a request that was let in, with the quota that its key has now. Raises Unauthenticated
+        where it would not be let in any more: its key was revoked, has expired or has another secret, or it has none
+        and the service needs keys since. `anew`: the keys are read again for it, else they may be CACHE_SECONDS old.
+        A request may take long: its body comes as slowly as the caller likes."""
+        if principal.key == BOOTSTRAP.key:
+            return principal
         if anew:
             await self.refresh()
-        key = (await self._current(CACHE_SECONDS)).keys.get(principal.key)
-        if key is None:
+        table = await self._current(CACHE_SECONDS)
+        if principal.key is None:
+            if self._bootstrap or table.closes:
+                raise Unauthenticated("no_key", "This service needs an API key since this request began.")
+            return principal
+        key = table.keys.get(principal.key)
+        if key is None or not key.accepts(principal.digest, self.clock()):
             raise _unknown_key()
         self._refuse_expired(key)
+        return key.principal(principal.digest)
 
     def _is_bootstrap(self, token: str) -> bool:
         return self._bootstrap is not None and compare_digest(digest_of(token), self._bootstrap)

@@ -23,12 +23,21 @@ KEPT_HOSTS = 64
 
 class Gate:
     """Lets callers in, and counts those that it refuses. `bootstrap`: the bootstrap key; None for none. `hosts`: names
-    in the Host header at which callers without a key are answered, "*" for any."""
+    in the Host header at which callers without a key are answered, "*" for any. `origins`: of web pages that may call
+    the service."""
 
-    def __init__(self, bootstrap: str | None, clock: Clock, telemetry: Telemetry, hosts: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        bootstrap: str | None,
+        clock: Clock,
+        telemetry: Telemetry,
+        hosts: Collection[str] = (),
+        origins: Collection[str] = (),
+    ) -> None:
         self._authenticator = Authenticator(bootstrap, clock)
         self._refused = telemetry.refused
         self._hosts = frozenset(host.lower().removesuffix(".") for host in hosts)
+        self._origins = frozenset(origins)
         self.clock = clock
         self.manager = Manager(self._authenticator)
         self.meter = Meter(telemetry)
@@ -50,32 +59,26 @@ class Gate:
             self._refused.labels(error.reason).inc()
             raise
 
-    async def check_again(self, principal: Principal, *, anew: bool = False) -> None:
-        """Raise what Authenticator.check_again raises."""
+    async def check_again(self, principal: Principal, *, anew: bool = False) -> Principal:
+        """Return what Authenticator.check_again returns. Raises what it raises."""
         try:
-            await self._authenticator.check_again(principal, anew=anew)
+            return await self._authenticator.check_again(principal, anew=anew)
         except Unauthenticated as error:
             self._refused.labels(error.reason).inc()
             raise
-
-    async def go_on(self, principal: Principal, tokens: int) -> None:
-        """Let a long request go on, which has used so many tokens meanwhile. Raises Unauthenticated where its key opens
-        nothing any more, and QuotaExceeded where that has used up its tokens."""
-        await self.check_again(principal)
-        self.meter.charge(principal, tokens)
-        await self.meter.check_tokens(principal)
 
     def at_hand(self, authorization: str | None) -> Principal | None:
         """Return who sends this Authorization header where Authenticator.at_hand does."""
         return self._authenticator.at_hand(authorization)
 
-    async def recognise(self, authorization: str | None) -> Principal | None:
-        """Return who sends this Authorization header; None for somebody without a valid key, who is not refused here,
-        and where the keys are not known."""
+    async def recognise(self, authorization: str | None, host: str) -> Principal | None:
+        """Return who sends this Authorization header to a host; None for somebody without a valid key, or at a host
+        that is not allowed, who is not refused here, and where the keys are not known."""
         try:
-            return await self._authenticator.authenticate(authorization)
+            principal = await self._authenticator.authenticate(authorization)
         except (Unauthenticated, StoreUnavailable, Starting):
             return None
+        return principal if self.allows_host(principal, host) else None
 
     def check_host(self, principal: Principal, host: str) -> None:
         """Raise Forbidden where `allows_host` is False."""
@@ -98,19 +101,40 @@ class Gate:
         name = host_name(host)
         return name is not None and (name in self._hosts or is_own(name))
 
-    def check_scope(self, principal: Principal, scopes: frozenset[Scope]) -> None:
-        """Raise Forbidden for a caller who has none of `scopes`."""
+    def check_origin(self, principal: Principal, host: str, origin: str | None, site: str | None) -> None:
+        """Raise Forbidden for a change that a web page of another origin sends to a service without keys: a browser
+        sends one that has no body without asking first. `origin`, `site`: of the headers Origin and Sec-Fetch-Site."""
+        if principal is ANONYMOUS and not self._allows_origin(host, origin, site):
+            self._refused.labels("origin").inc()
+            raise Forbidden(
+                "A service without keys takes no changes from a web page of another origin. Name its origin in "
+                "NOTELLM_CORS_ORIGINS, or set NOTELLM_BOOTSTRAP_KEY."
+            )
+
+    def _allows_origin(self, host: str, origin: str | None, site: str | None) -> bool:
+        """Return whether a browser sends a request for a page of the service itself, or of an origin that is listed;
+        True where no browser sends it. Behind a proxy the Host header may not be the one that the browser knows."""
+        if origin in self._origins:
+            return True
+        if site is not None:
+            return site in ("same-origin", "none")
+        return origin is None or origin.partition("://")[2] == host
+
+    def check_scope(self, principal: Principal, scopes: frozenset[Scope], option: str = "") -> None:
+        """Raise Forbidden for a caller who has none of `scopes`. `option`: what takes one of them, where that is not
+        the whole request."""
         if principal.scopes.isdisjoint(scopes):
             self._refused.labels("scope").inc()
             names = sorted(scopes)
-            raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which this takes.", names)
+            takes = f"{option} takes: use a key that has it" if option else "this takes"
+            raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which {takes}.", names)
 
-    async def count(self, principal: Principal) -> Usage | None:
-        """Count a request. Return the use of its key, which says whether its quota allows the request; None for a key
-        without a quota, or where that is not counted."""
+    async def count(self, principal: Principal, requests: int = 1) -> Usage | None:
+        """Count requests. Return the use of their key, which says whether its quota allows them; None for a key without
+        a quota, or where that is not counted."""
         if not principal.quota:
             return None
-        usage = await self.meter.take(principal)
+        usage = await self.meter.take(principal, requests)
         if usage and not usage.allowed:
             self._refused.labels("quota").inc()
         return usage

@@ -40,19 +40,22 @@ class Meter:
         """Count in a store from now on; before that nothing is counted."""
         self._store = store
 
-    async def take(self, principal: Principal) -> Usage | None:
-        """Count a request of a key that has a quota, if that allows it; return the key's use, None where the store is
-        away."""
-        return await self._usage(self._count(principal, requests=1))
+    async def take(self, principal: Principal, requests: int = 1) -> Usage | None:
+        """Count requests of a key that has a quota, if that allows all of them; return the key's use, None where the
+        store is away."""
+        return await self._usage(self._count(principal, requests=requests))
+
+    async def check(self, principal: Principal) -> None:
+        """Raise QuotaExceeded where a key has used up its quota. No request is counted."""
+        if not principal.quota:
+            return
+        usage = await self._usage(self._count(principal))
+        if usage and not usage.allowed:
+            raise QuotaExceeded(usage.seconds_to_wait(principal.quota))
 
     async def check_tokens(self, principal: Principal) -> None:
         """Raise QuotaExceeded where a key has used up its tokens. No request is counted."""
-        quota = Quota(tokens_per_minute=principal.quota.tokens_per_minute)
-        if not quota:
-            return
-        usage = await self._usage(self._count(replace(principal, quota=quota)))
-        if usage and not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(quota))
+        await self.check(replace(principal, quota=Quota(tokens_per_minute=principal.quota.tokens_per_minute)))
 
     async def _usage(self, counting: asyncio.Task[Usage] | None) -> Usage | None:
         """Return what a count says; None where nothing is counted, or the store does not answer in time."""

@@ -20,7 +20,7 @@ class KeyStore(Protocol):
     async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
         """Exchange what is kept of a key, and record the act, in one atomic step, durably. None stands for no key.
         False, and nothing is done, where it is not `old` any more. Raises TooManyApiKeys; and Unauthenticated where
-        the key of whoever acts is no longer there."""
+        the key of whoever acts is no longer there, or who acts has none and there are keys."""
 
     async def record(self, act: Act) -> None:
         """Record an act that changes no key. The oldest acts are forgotten where there are too many."""
@@ -33,5 +33,5 @@ class QuotaStore(Protocol):
     """Use of keys in the last minute, counted for all replicas together."""
 
     async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
-        """Count requests, where the quota leaves room for one more, and tokens in any case; return what the key has
-        used then. Raises StoreUnavailable."""
+        """Count requests, where the quota leaves room for all of them, and for one at the least; and tokens in any
+        case. Return what the key has used then. Raises StoreUnavailable."""

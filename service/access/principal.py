@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -28,6 +28,8 @@ class Scope(StrEnum):
 
 ADMIN_SCOPES = frozenset({Scope.METRICS, Scope.KEYS_MANAGE, Scope.MODELS_MANAGE, Scope.ADMIN})
 """Scopes of those who run the service. A route that others cannot call is on the admin port, where there is one."""
+READ_SCOPES = frozenset({Scope.NOTES_READ, Scope.SIMILAR, Scope.GENERATE, Scope.METRICS})
+"""Scopes of routes that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,14 @@ UNLIMITED = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """`key`: public prefix of the caller's key; None where the service is open. `tenant`: a name of the form TENANT."""
+    """`key`: public prefix of the caller's key; None where the service is open. `tenant`: a name of the form TENANT.
+    `digest`: that of the secret which the caller sent; "" for a caller whose key is in no store."""
 
     key: str | None
     tenant: str
     scopes: frozenset[Scope]
     quota: Quota = UNLIMITED
+    digest: str = field(default="", repr=False, compare=False)
 
 
 BOOTSTRAP = Principal("bootstrap", DEFAULT_TENANT, frozenset(Scope))

@@ -44,11 +44,12 @@ class Usage:
     requests: Counted
     tokens: Counted
 
-    def seconds_to_wait(self, quota: Quota) -> float:
-        """Seconds until another request is allowed, if the key uses nothing meanwhile."""
+    def seconds_to_wait(self, quota: Quota, requests: int = 1) -> float:
+        """Seconds until so many further requests are allowed, no more than the quota has, if the key uses nothing
+        meanwhile."""
         waits = [0.0]
         if quota.requests_per_minute is not None:
-            waits.append(self.requests.seconds_until(quota.requests_per_minute - 1))
+            waits.append(self.requests.seconds_until(quota.requests_per_minute - requests))
         if quota.tokens_per_minute is not None:
             waits.append(self.tokens.seconds_until(quota.tokens_per_minute - 1))
         return max(waits)

@@ -17,15 +17,17 @@ from fastapi import HTTPException, Request
 from structlog.contextvars import bind_contextvars
 
 from service.access.gate import Gate
-from service.access.principal import ADMIN_SCOPES, Principal, Scope
+from service.access.principal import ADMIN_SCOPES, READ_SCOPES, Principal, Scope
 from service.api.rate_limit import rate_limit_headers
 from service.container import ReadService
-from service.errors import QuotaExceeded
+from service.errors import FieldError, InvalidInput, QuotaExceeded
 from service.tenants import Tenants
 from service.tracing import take_tokens
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=ReadService)
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+"""Methods that change nothing, whoever sends them."""
 _needed: dict[Callable[..., Any], frozenset[Scope]] = {}
 _need_engine: set[Callable[..., Any]] = set()
 
@@ -83,20 +85,45 @@ async def recognise(request: Request, scopes: frozenset[Scope]) -> None:
         raise HTTPException(404)
     gate = cast(Gate, request.app.state.gate)
     principal = request.state.principal = await gate.authenticate(request.headers.get("authorization"))
-    gate.check_host(principal, request.headers.get("host", ""))
+    headers = request.headers
+    host = headers.get("host", "")
+    gate.check_host(principal, host)
+    if request.method not in SAFE_METHODS and scopes.isdisjoint(READ_SCOPES):
+        gate.check_origin(principal, host, headers.get("origin"), headers.get("sec-fetch-site"))
     gate.check_scope(principal, scopes)
 
 
-async def count(request: Request) -> None:
-    """Count a request against the quota of its caller's key, and put what is left of that into the headers of the
-    answer. Raises QuotaExceeded."""
+def check_option(request: Request, scope: Scope, option: str) -> None:
+    """Raise Forbidden where the caller of a request that was let in lacks the scope that an `option` of it takes."""
+    cast(Gate, request.app.state.gate).check_scope(request.state.principal, frozenset({scope}), option)
+
+
+async def count(request: Request, requests: int = 1) -> None:
+    """Count a request, or so many, against the quota of its caller's key, and put what is left of that into the headers
+    of the answer. Raises QuotaExceeded."""
     state = request.state
-    usage = await cast(Gate, request.app.state.gate).count(state.principal)
+    usage = await cast(Gate, request.app.state.gate).count(state.principal, requests)
     if usage:
         state.answer_headers = rate_limit_headers(usage, state.principal.quota)
         if not usage.allowed:
             state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
-            raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota))
+            raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota, requests))
+
+
+async def count_items(request: Request, items: int) -> None:
+    """Count each item of a list against the quota of requests, of which the request itself was counted as one. Raises
+    QuotaExceeded; and InvalidInput for a list that the quota never allows."""
+    bound = request.state.principal.quota.requests_per_minute
+    if bound is not None and items > max(1, bound):
+        detail = f"has {items} items, each of which counts as a request, and your key has {bound} a minute: send fewer"
+        raise InvalidInput([FieldError("", detail)])
+    if items > 1:
+        await count(request, items - 1)
+
+
+async def check_quota(request: Request) -> None:
+    """Raise QuotaExceeded where the quota of a caller's key is used up. Nothing is counted."""
+    await cast(Gate, request.app.state.gate).meter.check(request.state.principal)
 
 
 def caller_at_hand(
@@ -119,5 +146,9 @@ def name_tenant(request: Request, tenant: str) -> None:
 
 
 async def go_on(request: Request) -> None:
-    """Let a request go on that was let in a while ago. Raises what Gate.go_on raises."""
-    await cast(Gate, request.app.state.gate).go_on(request.state.principal, take_tokens())
+    """Let a request go on that was let in a while ago, and charge what it has used since to its key, whose quota of now
+    counts. Raises what Gate.check_again raises, and QuotaExceeded where the key has used up its tokens."""
+    gate, state = cast(Gate, request.app.state.gate), request.state
+    state.principal = await gate.check_again(state.principal)
+    gate.meter.charge(state.principal, take_tokens())
+    await gate.meter.check_tokens(state.principal)

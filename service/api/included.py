@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
+from fastapi import Request
+
+from service.access.principal import Scope
+from service.api.access import check_option
 from service.api.bodies import Turns
 from service.api.schemas.notes import NoteOut
-from service.api.schemas.similar import IncludedField, SimilarOut
+from service.api.schemas.similar import IncludedField, RankingOptions, SimilarOut
 from service.errors import StoreUnavailable
 from service.interfaces import MAX_READ_BYTES, NoteStore
 from service.read_time import ReadTime
 from service.records import Similar, StoredNote
 from service.search.verified import KEPT_CHARACTERS
+
+
+def check_include(options: RankingOptions, request: Request) -> None:
+    """Raise Forbidden for a caller who names fields of notes and may not read notes. `options`: those of the caller,
+    without its scenario: whoever runs the service chose the fields that a scenario binds."""
+    if options.include:
+        check_option(request, Scope.NOTES_READ, "a search with `include`")
 
 
 class IncludedFields:

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.access.principal import Scope
-from service.api.access import count, name_tenant, needs, recognise
+from service.api.access import check_quota, count, name_tenant, needs, recognise
 from service.api.dependencies import ConditionDep, read_timeout, time_after_trial
 from service.api.passing_on import PassedOn
 from service.api.query import read_query
@@ -37,9 +37,13 @@ class MustPassOn(Exception):
 
 class ReaderRoute(StrictRoute):
     """A StrictRoute that counts a request against the quota of its key once there is an answer: one that is passed on
-    is counted there."""
+    is counted there, also one that finds its quota used up."""
 
-    admit = staticmethod(recognise)
+    @staticmethod
+    async def admit(request: Request, scopes: frozenset[Scope]) -> None:
+        """Let a caller in whose quota is not used up. Raises what access.recognise raises, and QuotaExceeded."""
+        await recognise(request, scopes)
+        await check_quota(request)
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_body_handler()
@@ -63,7 +67,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
         raise MustPassOn
     service = get_service(request)
     read_timeout(request)  # an invalid one is refused, as everywhere
-    options = read_options(read_query(SimilarQuery, request), request, service)
+    options = read_options(read_query(SimilarQuery, request), request, service, "/query")
     wanted = options.min_log_position
     if wanted and position_key(wanted) > position_key(service.index.position):
         raise MustPassOn

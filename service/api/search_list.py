@@ -10,9 +10,10 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from service.admission import Urgency
+from service.api.access import count_items
 from service.api.bodies import MAX_SEARCH_CONTAINERS, Turns, check_media_type, parse_json, read_list
 from service.api.bounds import check_note_size, check_search_options
-from service.api.included import IncludedFields
+from service.api.included import IncludedFields, check_include
 from service.api.problems import invalid_note, problem_of
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
@@ -46,13 +47,13 @@ class ListedSearch:
 
 
 async def answer_list(request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
-    """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded, and what
-    reading the texts raises."""
+    """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded,
+    QuotaExceeded, and what reading the texts raises."""
     check_media_type(request.headers)
 
     def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:
         try:
-            return _read_search(raw, pointer, service, scenarios)
+            return _read_search(raw, pointer, request, service, scenarios)
         except MalformedBody:
             raise
         except NoteLLMError as error:
@@ -60,6 +61,7 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
 
     limit = ("max_searches", MAX_SEARCHES)
     searches = await read_list(await request.body(), Turns(), limit, read, MIN_SEARCH_BYTES)
+    await count_items(request, len(searches))
     texts = [
         note for one in searches if isinstance(one, ListedSearch) and one.reads_texts for note in one.request.texts
     ]
@@ -79,18 +81,19 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
     return b'{"results":[%s]}' % b",".join(results)
 
 
-def _read_search(raw: bytes, pointer: str, service: Service, scenarios: Scenarios) -> ListedSearch:
-    """Parse and validate one search. Raises MalformedBody, InvalidInput, LimitExceeded."""
+def _read_search(raw: bytes, pointer: str, request: Request, service: Service, scenarios: Scenarios) -> ListedSearch:
+    """Parse and validate one search. Raises MalformedBody, InvalidInput, LimitExceeded, Forbidden."""
     check_note_size(len(raw), service.settings)
     try:
         body = SimilarIn.model_validate(parse_json(raw, pointer, MAX_SEARCH_CONTAINERS))
     except ValidationError as error:
         raise invalid_note(error) from error
+    check_include(body, request)
     options = with_scenario(body, scenarios)
     check_search_options(options, "", service.settings)
-    request = options.as_request(body.positives(), body.negatives())
-    check_examples(request)
-    return ListedSearch(request, options.min_log_position, options.variant, options.include)
+    search = options.as_request(body.positives(), body.negatives())
+    check_examples(search)
+    return ListedSearch(search, options.min_log_position, options.variant, options.include)
 
 
 async def _answer(

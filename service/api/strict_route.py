@@ -12,7 +12,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 
-from service.access.principal import Scope
+from service.access.principal import READ_SCOPES
 from service.api.access import admit, needed_scopes
 from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
@@ -21,8 +21,6 @@ CONDITIONS = ("if-match", "if-none-match", "if-unmodified-since")
 """Headers that make a request conditional, so that ignoring them would do what the caller did not want."""
 IDEMPOTENCY_KEY = "idempotency-key"
 """Header that makes a write safe to repeat. Of a read it says nothing: that is safe to repeat anyway."""
-READ_SCOPES = frozenset({Scope.NOTES_READ, Scope.SIMILAR, Scope.GENERATE, Scope.METRICS})
-"""Scopes of routes that change nothing."""
 
 
 class StrictRoute(APIRoute):

@@ -10,8 +10,11 @@ a reader is removed, nothing of it is left in any sum.
 
 from __future__ import annotations
 
+import math
+import time
 from array import array
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,6 +30,11 @@ MAX_READERS_READS = 200_000
 """Bound on all reads of the readers that count for one note; with 500 reads each only the last 400 readers count."""
 LONG_HISTORY = 20
 """Reads that take as long to look through as a history without reads, about."""
+MAX_READERS_FILTERED = 500_000
+"""Bound on the readers of all notes whose lists `expire` writes anew in one call, but for the last note's: about five
+milliseconds."""
+MAX_COMPARED_ONE_BY_ONE = 1000
+"""Bound on the comparisons with which readers are taken out of a list one by one; beyond it NumPy is faster."""
 NEVER_CUT = 2**32 - 1
 """Arrival of a read that comes from no stream."""
 SCORE_DIGITS = 9
@@ -102,6 +110,14 @@ class History:
         self.times.insert(place, at)
         self.weights.insert(place, weight)
         self.arrivals.insert(place, arrival)
+
+    def expired(self, before: float, first_arrival: int) -> list[int]:
+        """Return the places of the reads before a time, and of those whose events were written before
+        `first_arrival`."""
+        if not self.times or (self.times[0] >= before and min(self.arrivals) >= first_arrival):
+            return []
+        reads = zip(self.times, self.arrivals, strict=True)
+        return [place for place, (at, arrival) in enumerate(reads) if at < before or arrival < first_arrival]
 
     def remove(self, place: int) -> None:
         for values in (self.notes, self.times, self.weights, self.arrivals):
@@ -196,19 +212,23 @@ class CoOccurrence:
             if history.times[place] <= at:
                 self._drop(history, place)
 
-    def remove_note(self, note_id: str) -> None:
-        """Remove all reads of a note."""
+    def remove_note(self, note_id: str, seconds: float = math.inf) -> bool:
+        """Remove all reads of a note, or those that can be removed in `seconds`, one at the least. Return whether some
+        are left, for a further call."""
         note = self._notes.get(note_id)
         if note is None:
-            return
-        numbers, self._readers_of[note] = self._readers_of[note], array("I")  # at once: a note may have many readers
-        for number in numbers:
-            history = self._by_number[number]
+            return False
+        ends, numbers = time.perf_counter() + seconds, self._readers_of[note]
+        while numbers:
+            history = self._by_number[numbers.pop()]
             assert history is not None
             history.remove(history.notes.index(note))
+            self.reads -= 1
             self._close_if_empty(history)
-        self.reads -= len(numbers)
+            if numbers and time.perf_counter() >= ends:
+                return True
         self._free_note(note)
+        return False
 
     def forget(self, reader: str) -> None:
         """Remove all reads of a reader."""
@@ -216,19 +236,30 @@ class CoOccurrence:
             for place in reversed(range(len(history.notes))):
                 self._drop(history, place)
 
-    def expire(self, before: float, count: int, first_arrival: int = 0) -> None:
+    def expire(self, before: float, count: int, first_arrival: int = 0, seconds: float = math.inf) -> int:
         """Remove the reads before a time, and those whose events were written before `first_arrival`, from the next
-        `count` histories, fewer where they are long; calls go through all of them in turn."""
-        for _ in range(min(count, len(self._by_number))):
-            if count <= 0:
-                return
+        `count` histories, fewer where they are long; calls go through all of them in turn. A call ends after about
+        `seconds`, and where many readers have read the notes, but looks at one history at the least. Return how many
+        of `count` are left, for a further call."""
+        ends, filtered = time.perf_counter() + seconds, 0
+        left = min(count, len(self._by_number))
+        numbers_of: dict[int, list[int]] = defaultdict(list)
+        while left > 0:
             self._swept = (self._swept + 1) % len(self._by_number)
-            history = self._by_number[self._swept]
-            while history and history.times and history.times[0] < before:
-                self._drop(history, 0)
-            if history:
-                self._drop_cut(history, first_arrival)
-                count -= len(history.notes) // LONG_HISTORY
+            left -= 1
+            if history := self._by_number[self._swept]:
+                for place in reversed(history.expired(before, first_arrival)):
+                    note = history.notes[place]
+                    filtered += 0 if note in numbers_of else len(self._readers_of[note])
+                    numbers_of[note].append(history.number)
+                    history.remove(place)
+                left -= len(history.notes) // LONG_HISTORY
+                self._close_if_empty(history)
+            if filtered >= MAX_READERS_FILTERED or time.perf_counter() >= ends:
+                break
+        for note, numbers in numbers_of.items():
+            self._remove_readers(note, numbers)
+        return max(0, left)
 
     def all_reads(self) -> Iterator[list[Read]]:
         """Yield the reads of one reader after the other, in their order. Reads may be added and removed meanwhile."""
@@ -323,22 +354,25 @@ class CoOccurrence:
             self._notes[note_id] = number
         return number
 
-    def _drop_cut(self, history: History, first_arrival: int) -> None:
-        """Remove the reads of a history whose events were written before `first_arrival`."""
-        if min(history.arrivals, default=first_arrival) < first_arrival:
-            for place in reversed(range(len(history.arrivals))):
-                if history.arrivals[place] < first_arrival:
-                    self._drop(history, place)
-
     def _drop(self, history: History, place: int) -> None:
         """Remove a read, and the reader and the note where it was their last one."""
         note = history.notes[place]
         history.remove(place)
-        self._readers_of[note].remove(history.number)
-        self.reads -= 1
+        self._remove_readers(note, [history.number])
+        self._close_if_empty(history)
+
+    def _remove_readers(self, note: int, numbers: Sequence[int]) -> None:
+        """Take histories, which do not have a note any more, out of its readers; give it up where none is left."""
+        readers = self._readers_of[note]
+        if len(readers) * len(numbers) <= MAX_COMPARED_ONE_BY_ONE:
+            for number in numbers:
+                readers.remove(number)
+        else:
+            every = np.frombuffer(readers, np.uint32)
+            self._readers_of[note] = array("I", every[~np.isin(every, numbers)].tobytes())
+        self.reads -= len(numbers)
         if not self._readers_of[note]:
             self._free_note(note)
-        self._close_if_empty(history)
 
     def _free_note(self, note: int) -> None:
         """Give up the number of a note without reads."""

@@ -30,10 +30,10 @@ GATHER_SECONDS = 0.02
 TRIM_SECONDS = 60.0
 """Time between two cuts of a stream to its bounds; each write cuts it too."""
 EXPIRE_SECONDS, EXPIRE_COUNT = 1.0, 2000
-"""Time between two looks at histories for reads that are too old, and how many are looked at: less than a millisecond.
-"""
+"""Time between two looks at histories for reads that are too old, and how many are looked at: less than a millisecond
+where none is too old."""
 MAX_HELD_SECONDS = 0.01
-"""How long entries are taken in before other tasks may run."""
+"""How long entries are taken in, or reads removed, before other tasks may run."""
 SHOWN = "shown"
 """Type of the event that a note was shown to a reader."""
 log = structlog.get_logger(__name__)
@@ -103,8 +103,17 @@ class EventFollower:
             self.counts.expire(self._clock() - self._seconds)
             self._trim_at = now + TRIM_SECONDS
         if now >= self._expire_at:
-            self.co_occurrence.expire(self._clock() - self._seconds, EXPIRE_COUNT, self._first_arrival)
+            await self._expire()
             self._expire_at = now + EXPIRE_SECONDS
+
+    async def _expire(self) -> None:
+        """Look at EXPIRE_COUNT histories for reads that are too old; other tasks run in between. Half of a turn is left
+        for the lists of readers, which are written anew at its end."""
+        left = EXPIRE_COUNT
+        while left and not self._stopped:
+            before = self._clock() - self._seconds
+            left = self.co_occurrence.expire(before, left, self._first_arrival, MAX_HELD_SECONDS / 2)
+            await asyncio.sleep(0)
 
     def _begin_anew(self) -> None:
         """Forget everything, so that the stream is read from its beginning."""
@@ -126,9 +135,9 @@ class EventFollower:
             if entry.kind == "purge" and position_key(entry.position) > position_key(self._target):
                 self._begin_anew()
                 return
-            self._apply(entry)
+            await self._apply(entry)
             self.position = entry.position
-            if time.perf_counter() - began > MAX_HELD_SECONDS:  # an entry about a note of many readers takes long
+            if time.perf_counter() - began > MAX_HELD_SECONDS:
                 await asyncio.sleep(0)
                 began = time.perf_counter()
         if not self.ready and (not entries or position_key(self.position) >= position_key(self._target)):
@@ -138,15 +147,18 @@ class EventFollower:
         if self.ready and entries:
             await asyncio.sleep(GATHER_SECONDS)
 
-    def _apply(self, entry: EventEntry) -> None:
+    async def _apply(self, entry: EventEntry) -> None:
         kept = self.co_occurrence
         if entry.kind == "note":
-            kept.remove_note(entry.note_id)
+            left = True
+            while left:  # a note may have many readers
+                left = kept.remove_note(entry.note_id, MAX_HELD_SECONDS)
+                await asyncio.sleep(0)
         elif entry.kind == "reader":
             kept.forget(entry.reader)
         elif entry.kind == "event":
             weight = self._weights.get(entry.type, 0.0)  # a type that is not declared any more counts nothing
-            if weight > 0:
+            if weight > 0 and entry.at >= self._clock() - self._seconds:  # else `expire` would only drop it
                 kept.add(entry.reader, entry.note_id, entry.at, weight, _arrival(entry.position))
             elif weight < 0:
                 kept.remove(entry.reader, entry.note_id, entry.at)

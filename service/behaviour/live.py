@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Read, Related, summed
 from service.behaviour.follower import EventFollower
-from service.behaviour.report import Dimension, Rate
+from service.behaviour.report import Dimension, Rate, rates
 from service.errors import BehaviourBehind
 from service.interfaces import Clock, EventStore
 from service.records import Event, EventOutcome
@@ -17,6 +17,9 @@ from service.telemetry import Telemetry
 
 MAX_SUMMED_IN_LOOP = 4
 """Examples whose readers are counted in the event loop: a hundred of many readers take a tenth of a second."""
+MAX_ERASURES = 1
+"""Bound on the erasures of readers' events of one tenant that run at one process, published at GET /limits: each looks
+through the whole stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,10 @@ class LiveBehaviour:
             return summed(lists, note_ids, count)
         return await asyncio.to_thread(summed, lists, note_ids, count)
 
-    def rates(self, by: Collection[Dimension], since: float) -> list[Rate]:
-        """Return how often recommended notes were shown and clicked, by some dimensions, since a day."""
-        return self._follower.counts.rates(by, since)
+    async def rates(self, by: Collection[Dimension], since: float) -> tuple[list[Rate], int]:
+        """Return how often recommended notes were shown and clicked, by some dimensions, since a day; and how many of
+        these rates were left out."""
+        return await asyncio.to_thread(rates, self._follower.counts.groups(), by, since)
 
     def unmatched(self, since: float) -> int:
         """Return the number of clicks of recommended notes since a day for which no event says that they were shown."""

@@ -7,9 +7,10 @@ share.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -28,6 +29,8 @@ MAX_POSITION_GROUPS = MAX_GROUPS // 2
 """Groups beyond which the position of an event is OTHER: it makes the most groups, and the other names matter more."""
 OTHER = "(other)"
 """Name of every dimension of the events beyond MAX_GROUPS."""
+MAX_RATES = 1000
+"""Bound on the rates of one report, those that were shown most."""
 DAY_SECONDS = 86_400
 CONFIDENCE = 1.959964
 """Standard deviations of a 95% interval."""
@@ -101,19 +104,9 @@ class RecommendationCounts:
         that of `since` on."""
         return sum(count for day, count in self._unmatched.items() if day >= _day(since))
 
-    def rates(self, by: Collection[Dimension], since: float = 0.0) -> list[Rate]:
-        """Return the rates by some dimensions, of the days from that of `since` on, the most shown first."""
-        shown: Counter[tuple[str | None, ...]] = Counter()
-        clicked: Counter[tuple[str | None, ...]] = Counter()
-        for group, count in self._shown.items():
-            if group.day >= _day(since):
-                names = tuple(getattr(group, name) for name in by)
-                shown[names] += count
-                clicked[names] += self._clicked[group]
-        return [
-            Rate(dict(zip(by, names, strict=True)), count, clicked[names], *wilson(clicked[names], count))
-            for names, count in sorted(shown.items(), key=lambda entry: (-entry[1], str(entry[0])))
-        ]
+    def groups(self) -> list[tuple[Group, int, int]]:
+        """Return the groups at present, and how many notes of each were shown and clicked."""
+        return [(group, count, self._clicked[group]) for group, count in self._shown.items()]
 
     def expire(self, before: float) -> None:
         """Drop the counts of days before that of a time."""
@@ -147,6 +140,26 @@ class RecommendationCounts:
             group = group._replace(position=OTHER)
         full = len(self._shown) >= MAX_GROUPS and group not in self._shown
         return Group(group.day, OTHER, OTHER, OTHER, OTHER) if full else group
+
+
+def rates(
+    groups: Iterable[tuple[Group, int, int]], by: Collection[Dimension], since: float = 0.0
+) -> tuple[list[Rate], int]:
+    """Return the rates by some dimensions, of the days from that of `since` on, up to MAX_RATES, the most shown first;
+    and how many were left out. `groups`: those of RecommendationCounts.groups."""
+    shown: Counter[tuple[str | None, ...]] = Counter()
+    clicked: Counter[tuple[str | None, ...]] = Counter()
+    first = _day(since)
+    for group, group_shown, group_clicked in groups:
+        if group.day >= first:
+            names = tuple(getattr(group, name) for name in by)
+            shown[names] += group_shown
+            clicked[names] += group_clicked
+    most = heapq.nsmallest(MAX_RATES, shown.items(), key=lambda entry: (-entry[1], str(entry[0])))
+    return [
+        Rate(dict(zip(by, names, strict=True)), count, clicked[names], *wilson(clicked[names], count))
+        for names, count in most
+    ], len(shown) - len(most)
 
 
 def _day(at: float) -> int:

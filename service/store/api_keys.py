@@ -27,6 +27,8 @@ KEYS = "{access}:keys"
 VERSION = "{access}:version"
 USED = "{access}:used"
 AUDIT = "{access}:audit"
+NO_KEY = "-"
+"""Actor without a key, who may act as long as there are no keys. No prefix has this form."""
 MAX_ACTS = 10_000
 """About how many acts are kept."""
 DECODED_TOGETHER = 500
@@ -35,9 +37,11 @@ DECODED_TOGETHER = 500
 log = structlog.get_logger(__name__)
 
 # KEYS keys, version, used, audit; ARGV prefix, old document or "", new document or "", new version, act, bounds on keys
-# and acts, prefix of the actor's key or "".
+# and acts, prefix of the actor's key, NO_KEY, or "" for the bootstrap key.
 REPLACE = """
-if ARGV[8] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[8]) == 0 then return 'revoked' end
+if ARGV[8] == '-' then
+  if redis.call('HLEN', KEYS[1]) > 0 then return 'closed' end
+elseif ARGV[8] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[8]) == 0 then return 'revoked' end
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 'changed' end
 if ARGV[2] == '' and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then return 'full' end
 redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[7], '*', 'act', ARGV[5])
@@ -79,13 +83,15 @@ class RedisKeyStore:
         return KeyTable((version or b"").decode(), keys, unreadable=len(documents) - len(keys))
 
     async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
-        actor = "" if act.key in (ANONYMOUS.key, BOOTSTRAP.key) else act.key
+        actor = {ANONYMOUS.key: NO_KEY, BOOTSTRAP.key: ""}.get(act.key, act.key)
         arguments = (prefix, _encode(old), _encode(new), uuid4().hex, _encode_act(act), MAX_KEYS, MAX_ACTS, actor)
         (answer,) = await self._connection.write([Command(REPLACE, (KEYS, VERSION, USED, AUDIT), arguments)])
         if answer == b"full":
             raise TooManyApiKeys(MAX_KEYS)
         if answer == b"revoked":
             raise Unauthenticated("unknown_key", "Your API key was revoked while this request was under way.")
+        if answer == b"closed":
+            raise Unauthenticated("no_key", "This service has keys since this request began.")
         return bool(answer == b"done")
 
     async def record(self, act: Act) -> None:

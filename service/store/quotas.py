@@ -14,9 +14,10 @@ from service.store.connection import Connection
 QUOTA = "{access}:quota:"
 
 # KEYS quota; ARGV bound on requests or "", bound on tokens or "", requests and tokens to count, seconds of a window.
-# The server's own clock: those of replicas may differ. Tokens are counted when they are used, whatever the bound; a
-# request only where both bounds leave room. Counts are not written to the append-only file, which a server with
-# appendfsync always would sync for each request: after a restart they begin anew.
+# The server's own clock: those of replicas may differ. Tokens are counted when they are used, whatever the bound;
+# requests only where both bounds leave room for all of them: where none are to be counted, for one. Counts are not
+# written to the append-only file, which a server with appendfsync always would sync for each request: after a restart
+# they begin anew.
 COUNT = """
 redis.set_repl(redis.REPL_NONE)
 local time, window = redis.call('TIME'), tonumber(ARGV[5])
@@ -34,9 +35,10 @@ if at ~= minute then
 end
 local share = 1 - elapsed / window
 local most_requests, most_tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
-local allowed = (not most_requests or requests_before * share + requests + 1 <= most_requests)
+local taken = tonumber(ARGV[3])
+local allowed = (not most_requests or requests_before * share + requests + math.max(1, taken) <= most_requests)
   and (not most_tokens or tokens_before * share + tokens + 1 <= most_tokens)
-if allowed then requests = requests + tonumber(ARGV[3]) end
+if allowed then requests = requests + taken end
 tokens = tokens + tonumber(ARGV[4])
 redis.call('HSET', KEYS[1], 'minute', minute, 'requests', requests, 'tokens', tokens,
   'requests_before', requests_before, 'tokens_before', tokens_before)

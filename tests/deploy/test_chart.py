@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -344,6 +345,14 @@ def test_pods_start_anew_with_another_password_of_the_store():
         (deployment,) = of_kind(documents({"valkey": {"enabled": True, "password": password}}), "Deployment")
         marks.add(deployment["spec"]["template"]["metadata"]["annotations"]["checksum/valkey"])
     assert len(marks) == 2
+
+
+@each_set
+def test_no_annotation_has_more_than_six_digits_of_a_digest_of_a_password(values: dict[str, Any]):
+    for document in documents(values):
+        template = document.get("spec", {}).get("template", {})
+        for name, value in (template.get("metadata", {}).get("annotations") or {}).items():
+            assert not name.startswith("checksum/") or re.fullmatch("[0-9a-f]{6}", value)
 
 
 def test_tracing_reaches_its_collector():

@@ -52,7 +52,9 @@ def test_image_runs_as_a_user_without_rights(target: str):
 
 def test_versions_of_the_image_are_full():
     assert set(re.findall(r"TORCH_VERSION=(\S+)", DOCKERFILE)) == {"2.13.0"}
-    assert re.findall(r"setuptools==(\S+)", DOCKERFILE) == re.findall(r"^setuptools==(\S+)", LOCKS["cpu"], re.MULTILINE)
+    assert locked("build") == {package for package in locked("cpu") if package.startswith("setuptools==")}
+    without_hashes = re.findall(r"pip install (?!--require-hashes|--no-deps /wheels/)(\S+)", DOCKERFILE)
+    assert {package.split("==")[0] for package in without_hashes} == {'"torch'}, "its build depends on the machine"
     assert "pip install notellm" not in DOCKERFILE
 
 

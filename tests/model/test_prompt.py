@@ -277,6 +277,15 @@ def test_note_is_supported_if_half_of_its_letters_are(prompt: Prompt, text: str,
     assert prompt.supports(Note(content=text))
 
 
+def test_script_of_what_no_window_reads_does_not_count(prompt: Prompt) -> None:
+    latin = Prompt(prompt.tokenizer, replace(prompt.config, scripts=("LATIN",)))
+    read = latin.config.max_content_tokens * latin.config.max_content_windows * CHARS_PER_TOKEN
+    beyond = Note(title="a" * 10_000, content="word " * read + "京" * 20 * read)
+    assert latin.supports(beyond)
+    assert latin.windows(beyond).windows == latin.windows(latin.readable(beyond)).windows
+    assert not latin.supports(Note(title="京" * 10_000))
+
+
 def test_added_word_after_a_backslash_reads_back_whole(prompt: Prompt) -> None:
     """A newline is escaped as a backslash and an n, which together with "ature" spell the added word "nature"."""
     with_word: Any = copy.deepcopy(prompt.tokenizer)

@@ -187,6 +187,9 @@ class WordEngine:
         """Return one output a note, outside of steps and batches: a start of the service asks for one."""
         return [self._read(self.tokenize(note, request)) for note in notes]
 
+    def usage(self, work: PreparedWords) -> Usage:
+        return Usage(work.tokens, max(0, work.request.hashtags - self.live[work]))
+
     def abort(self, work: PreparedWords) -> None:
         del self.live[work]
 

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest
+from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Hashtag
 from model.note import Note
 from service.admission import FIRST_ESTIMATE, PATIENT, Admission, EngineSeconds, Lane, Urgency
 from service.batcher import MAX_BULK_WAIT, Batcher
@@ -245,6 +245,27 @@ async def test_tokens_of_a_caller_that_leaves_are_counted(engine: WordEngine) ->
         engine.gate.set()
         await batcher.generate(note("next", 5))
         assert stages.take_tokens() == 5
+
+
+async def test_generated_tokens_of_a_caller_that_leaves_are_counted(engine: WordEngine) -> None:
+    told: list[str] = []
+
+    def hold(hashtag: Hashtag) -> None:
+        told.append(hashtag.text)
+        if len(told) == 3:
+            engine.gate.clear()  # the next step waits
+
+    async with batching(engine) as batcher:
+        stages = begin_request(None)
+        request = GenerationRequest(8, on_hashtag=hold)
+        task = asyncio.create_task(batcher.generate_all([(note("long", 9), request)], PATIENT))
+        await eventually(lambda: stages.generated_tokens == 3)
+        task.cancel()
+        await asyncio.wait({task})
+        assert stages.take_tokens() == 9 + 3
+        engine.gate.set()
+        assert (await batcher.generate(note("next", 5), GenerationRequest(2))).usage.generated_tokens == 2
+        assert stages.take_tokens() == 1 + 5 + 2, "one of the step that ran when the caller left"
 
 
 async def test_engine_failure_answers_every_waiter_and_the_next_works(engine: WordEngine) -> None:

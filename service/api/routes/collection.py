@@ -6,7 +6,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
-from service.api.access import needs
+from service.api.access import check_option, needs
 from service.api.bodies import Turns
 from service.api.bounds import check_filter
 from service.api.connection import while_connected
@@ -74,10 +74,13 @@ async def remove_many(
 ) -> ReceiptOut:
     """Remove notes by their ids, or all that pass a filter; `{"filter": {"author": "tom"}}` removes all of an author.
 
-    After 200 no answer of any replica contains them. The answer is a receipt. What was removed before a deadline or a
+    After 200 no answer of any replica contains them. The answer is a receipt. A dry run by a filter needs the scope
+    `notes.read` too, since its receipt names the notes. What was removed before a deadline or a
     failure stays removed: repeat the request, and it goes on.
     """
     if body.filter is not None:
+        if body.dry_run:  # without it the notes are gone: whoever asks by it reads which notes have what
+            check_option(request, Scope.NOTES_READ, "a dry run by a filter")
         check_filter(body.filter, service.settings)
     what = body.ids if body.filter is None else body.filter.as_filter()
     assert what is not None

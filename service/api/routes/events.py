@@ -18,6 +18,7 @@ from service.api.problems import documented
 from service.api.schemas.common import ReaderId, Time
 from service.api.schemas.events import ForgottenOut, ReportOut, session_name, user_name
 from service.behaviour.report import DIMENSIONS, Dimension
+from service.container import Service
 from service.errors import FieldError, InvalidInput
 
 router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
@@ -72,18 +73,25 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
     return NdjsonResponse(await started(read_lines(request, service, Turns())))
 
 
-@router.delete("/users/{user}/events", responses=documented(409, 422, 503))
+@router.delete("/users/{user}/events", responses=documented(409, 422, 429, 503))
 @needs(Scope.EVENTS)
 async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
-    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat."""
-    return ForgottenOut(events=await service.behaviour.forget(user_name(user)))
+    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat. It is done to
+    its end even if you leave: one is done at a time, and none has to begin anew."""
+    return await forget(user_name(user), service)
 
 
-@router.delete("/sessions/{session}/events", responses=documented(409, 422, 503))
+@router.delete("/sessions/{session}/events", responses=documented(409, 422, 429, 503))
 @needs(Scope.EVENTS)
 async def forget_session(session: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
     """Forget all events of a session so far, as of a user."""
-    return ForgottenOut(events=await service.behaviour.forget(session_name(session)))
+    return await forget(session_name(session), service)
+
+
+async def forget(reader: str, service: Service) -> ForgottenOut:
+    """Forget all events of a reader so far. Raises TooManyWaiting, StoreUnavailable, TenantRemoved."""
+    with service.erasures.take():
+        return ForgottenOut(events=await service.behaviour.forget(reader))
 
 
 @router.get("/reports/recommendations", responses=documented(422, 503))
@@ -93,13 +101,13 @@ async def report_recommendations(
     by: Annotated[str, Query(description=f"some of {', '.join(DIMENSIONS)}, separated by commas")] = "scenario,variant",
     since: Annotated[Time | None, Query(description="the first day; a week ago by default")] = None,
 ) -> ReportOut:
-    """How many of the notes that recommendations showed were clicked. Days are those of UTC."""
+    """How many of the notes that recommendations showed were clicked: up to 1,000 rates, of what was shown most. Days
+    are those of UTC."""
     names = list(dict.fromkeys(part.strip() for part in by.split(",") if part.strip()))
     if unknown := sorted(set(names) - set(DIMENSIONS)):
         raise InvalidInput([FieldError("/query/by", f"knows {', '.join(DIMENSIONS)}, not {unknown}")])
     dimensions: list[Dimension] = [name for name in DIMENSIONS if name in names]
     begin = since.timestamp() if since else service.clock() - REPORT_SECONDS
     behaviour = service.behaviour
-    return ReportOut.make(
-        dimensions, begin, behaviour.status().ready, behaviour.unmatched(begin), behaviour.rates(dimensions, begin)
-    )
+    rates, left_out = await behaviour.rates(dimensions, begin)
+    return ReportOut.make(dimensions, begin, behaviour.status().ready, behaviour.unmatched(begin), rates, left_out)

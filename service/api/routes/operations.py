@@ -52,7 +52,7 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     moves; else 503, and which of them is not so. Numbers of notes are those of the caller's tenant."""
     if lifecycle.started:
         tenants, gate = await get_tenants(request), cast(Gate, request.app.state.gate)
-        caller = await gate.recognise(request.headers.get("authorization"))
+        caller = await gate.recognise(request.headers.get("authorization"), request.headers.get("host", ""))
         answer = await _readiness(tenants, tenants.find(caller.tenant) if caller else None)
         if (readers := get_readers(request)).count:
             detail = f"{readers.ready} of {readers.count} are ready; one that died is started again"
@@ -76,7 +76,7 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     service = tenants.default
     durable: bool | None = None
     try:
-        durability = await ReadTime().wait(service.store.durability())
+        durability = await ReadTime().wait(service.durability.answer())
         durable, store = durability.durable, Check(ok=True, detail=durability.detail)
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))

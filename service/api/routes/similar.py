@@ -19,7 +19,7 @@ from service.api.dependencies import (
     read_timeout,
     time_after_trial,
 )
-from service.api.included import IncludedFields
+from service.api.included import IncludedFields, check_include
 from service.api.json_route import SearchRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
@@ -71,7 +71,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     """Notes related to a stored one, from its stored vector: no model call."""
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
-    options, timeout = read_options(query, request, service), read_timeout(request)
+    options, timeout = read_options(query, request, service, "/query"), read_timeout(request)
     tried = time_after_trial(request)
     time_left = tried or ReadTime()
     if options.min_log_position:
@@ -96,8 +96,7 @@ async def similar_by_body(
     note_id: NoteId, body: SearchBody, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
     """Notes related to a stored one and to further examples. Only texts among them cost a model call."""
-    options = with_scenario(body, scenarios_of(request))
-    check_search_options(options, "", service.settings)
+    options = read_options(body, request, service, "")
     search = options.as_request((Example(note_id), *body.positives()), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, requested)
     return await answer_response(related, note_id, service, options)
@@ -113,8 +112,7 @@ async def similar_to_examples(
     body: SimilarIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
     """Notes related to a text that is not stored and leaves no trace, or to several stored notes and texts."""
-    options = with_scenario(body, scenarios_of(request))
-    check_search_options(options, "", service.settings)
+    options = read_options(body, request, service, "")
     search = options.as_request(body.positives(), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, requested)
     return await answer_response(related, None, service, options)
@@ -139,10 +137,14 @@ async def similar_batch(request: Request, service: ServiceDep, requested: Reques
     return Response(content, 207, media_type="application/json")
 
 
-def read_options(query: SimilarQuery, request: Request, service: ReadService) -> RankingOptions | SearchDefaults:
-    """Return the options of a query string with those that their scenario binds. Raises InvalidInput."""
-    options = with_scenario(query, scenarios_of(request), "/query")
-    check_search_options(options, "/query", service.settings)
+def read_options(
+    given: RankingOptions, request: Request, service: ReadService, pointer: str
+) -> RankingOptions | SearchDefaults:
+    """Return the options of a search with those that their scenario binds. Raises Forbidden, and InvalidInput at
+    `pointer`."""
+    check_include(given, request)
+    options = with_scenario(given, scenarios_of(request), pointer)
+    check_search_options(options, pointer, service.settings)
     return options
 
 

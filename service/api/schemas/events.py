@@ -122,20 +122,25 @@ class RateOut(BaseModel):
 
 class ReportOut(BaseModel):
     """Rates of clicks. `complete`: false while this replica still reads events of before its start. `unmatched`:
-    clicks, of the days from `since` on, of notes for which no event says that they were shown."""
+    clicks, of the days from `since` on, of notes for which no event says that they were shown. `left_out`: how many
+    rates are not here, of what was shown less."""
 
     by: list[Dimension]
     since: datetime
     complete: bool
     unmatched: int
     rates: list[RateOut]
+    left_out: int
 
     @classmethod
-    def make(cls, by: list[Dimension], since: float, complete: bool, unmatched: int, rates: list[Rate]) -> Self:
+    def make(
+        cls, by: list[Dimension], since: float, complete: bool, unmatched: int, rates: list[Rate], left_out: int
+    ) -> Self:
         return cls(
             by=by,
             since=datetime.fromtimestamp(since, UTC),
             complete=complete,
             unmatched=unmatched,
             rates=[RateOut.of(rate) for rate in rates],
+            left_out=left_out,
         )

@@ -30,6 +30,7 @@ from service.api.schemas.filter import (
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
 from service.api.schemas.search import MAX_BOOSTS, MAX_SEARCHES, MAX_WEIGHT
 from service.api.schemas.similar import MAX_CAP, MAX_EXAMPLES, MAX_EXCLUDED
+from service.behaviour.live import MAX_ERASURES
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
 from service.collection.listing import MAX_IDS, MAX_PAGE
@@ -103,6 +104,9 @@ class LimitsOut(BaseModel):
         MAX_CHANGE_WAITERS, description="requests of a tenant that wait for changes at one process; 429 beyond"
     )
     max_exports: int = Field(MAX_EXPORTS, description="exports of a tenant that run at one process; 429 beyond")
+    max_erasures: int = Field(
+        MAX_ERASURES, description="removals of a reader's events that run at one process for a tenant; 429 beyond"
+    )
     log_seconds: float = Field(description="how long GET /changes reaches back, up to about a million changes")
     queue_notes: int
     queue_seconds: float = Field(description="engine's time for the notes that may wait in the interactive lane")

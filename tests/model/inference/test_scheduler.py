@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from model.generation import MAX_CATEGORY_TOKENS, GenerationRequest, Neighbour, Neighbours
+from model.generation import MAX_CATEGORY_TOKENS, GenerationRequest, Neighbour, Neighbours, Usage
 from model.hashtags.grounding import MAX_CANDIDATES
 from model.inference.engine import Engine
 from model.inference.runtime import Span, SpanOutput
@@ -38,6 +38,20 @@ def test_request_begins_and_finishes_at_any_step(writer: Engine) -> None:
     assert_same_hashtags([output], generate(writer, FEW_NOTES[:1], GenerationRequest(4)))
     assert engine.step() == []
     assert engine.runtime.pool.free == engine.runtime.pool.count
+
+
+def test_usage_of_a_running_request_grows_to_that_of_its_output(writer: Engine) -> None:
+    engine = fresh_engine(writer)
+    running = engine.add_request(engine.tokenize(FEW_NOTES[0], GenerationRequest(4)))
+    used, finished = [engine.usage(running)], []
+    while not finished:
+        finished = engine.step()
+        used.append(engine.usage(running))
+    generated = [usage.generated_tokens for usage in used]
+    assert generated == sorted(generated)
+    assert used[0] == Usage()
+    assert used[1].prompt_tokens == used[-1].prompt_tokens > 0
+    assert used[-1] == finished[0][1].usage
 
 
 def test_failed_forward_leaves_no_request_and_no_blocks(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

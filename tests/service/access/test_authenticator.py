@@ -19,7 +19,7 @@ from service.access.authenticator import (
     WAIT_SECONDS,
     Authenticator,
 )
-from service.access.principal import ANONYMOUS, Principal, Scope
+from service.access.principal import ANONYMOUS, Principal, Quota, Scope
 from service.errors import Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock
 
@@ -311,3 +311,41 @@ async def test_keys_that_cannot_be_read_ahead_are_tried_once_a_second(
     assert keys.reads == 2
     now.seconds += AHEAD_SECONDS
     assert authenticator.at_hand(f"Bearer {token}") is None
+
+
+async def test_caller_is_let_go_on_by_the_secret_and_the_quota_of_now(
+    authenticator: Authenticator, keys: Keys, now: Now, clock: Clock
+) -> None:
+    token = keys.add()
+    caller = await sent(authenticator, token)
+    assert await authenticator.check_again(caller) == caller
+    (prefix,), (key,) = keys.keys, keys.keys.values()
+    _, digest = new_token(prefix)
+    rotated = dataclasses.replace(key, digest=digest, old_secret=OldSecret(key.digest, clock() + 60), quota=Quota(7))
+    keys.keys[prefix] = rotated
+    now.seconds += CACHE_SECONDS
+    assert (await authenticator.check_again(caller)).quota == Quota(7), "the old secret is accepted for the overlap"
+    keys.keys[prefix] = dataclasses.replace(rotated, old_secret=None)
+    now.seconds += CACHE_SECONDS
+    with pytest.raises(Unauthenticated) as refusal:
+        await authenticator.check_again(caller)
+    assert refusal.value.reason == "unknown_key"
+
+
+async def test_caller_of_an_open_service_does_not_go_on_once_there_are_keys(
+    authenticator: Authenticator, keys: Keys, now: Now
+) -> None:
+    caller = await authenticator.authenticate(None)
+    assert await authenticator.check_again(caller) is ANONYMOUS
+    keys.add()
+    now.seconds += CACHE_SECONDS
+    with pytest.raises(Unauthenticated) as refusal:
+        await authenticator.check_again(caller)
+    assert refusal.value.reason == "no_key"
+
+
+async def test_a_principal_tells_no_digest() -> None:
+    prefix = new_prefix()
+    _, digest = new_token(prefix)
+    key = ApiKey(prefix, digest, "a key", "films", frozenset({Scope.SIMILAR}), 0.0)
+    assert digest not in repr(key.principal(digest))

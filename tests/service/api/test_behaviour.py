@@ -192,16 +192,21 @@ def test_a_command_about_events_says_what_is_wrong(
 
 
 def test_the_report_command_shows_rates(
-    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, tmp_path: Path
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.behaviour.report.MAX_RATES", 1)
     client, _ = served
     place = {"recommendation_id": "r1", "scenario": "feed", "position": 1}
     client.post("/events", json=[event("a", type="shown", **place), event("a", **place)])
+    others = [event("a", type="shown", recommendation_id=f"o{i}", scenario=f"other {i}") for i in range(2)]
+    client.post("/events", json=[*others, event("b", type="shown", **place)])
     eventually(lambda: kept(client) == (1, 1, 1))
+    eventually(lambda: client.get("/reports/recommendations").json()["left_out"] == 2)
     command = [str(Path(sys.executable).with_name("notellm")), "report", "--by", "scenario"]
     environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert all(text in done.stdout for text in ("feed", "100.00%", "20.65 to 100.00%"))
+    assert all(text in done.stdout for text in ("feed", "50.00%", "9.45 to 90.55%"))
+    assert "2 more rates" in done.stderr
 
 
 def test_events_of_one_replica_count_at_the_other(serve: Serve, tmp_path: Path, eventually: Eventually) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import httpx2
 import pytest
 from pydantic import ValidationError
 
 from service.access.gate import Gate
 from service.access.principal import ANONYMOUS, BOOTSTRAP
+from service.errors import Forbidden
 from service.interfaces import Clock
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -85,3 +88,46 @@ def test_names_of_the_setting_are_answered_and_no_others(serve: Serve) -> None:
                 client.get(path, headers={"Host": host}).status_code for host in ("notes.example:8000", FOREIGN[0])
             ]
             assert statuses == [200, 403]
+
+
+@pytest.mark.parametrize(
+    ("origin", "site", "allowed"),
+    [
+        (None, None, True),  # no browser
+        ("http://127.0.0.1:8000", None, True),
+        ("https://127.0.0.1:8000", "same-origin", True),
+        ("https://proxied.example", "same-origin", True),
+        ("https://listed.example", "cross-site", True),
+        ("http://127.0.0.1:8001", None, False),
+        ("http://127.0.0.1:8001", "same-site", False),
+        ("https://evil.example", None, False),
+        ("null", None, False),
+        ("null", "cross-site", False),
+        (None, "cross-site", False),
+    ],
+)
+def test_change_without_a_key_is_allowed_to_pages_of_the_service_and_of_listed_origins(
+    origin: str | None, site: str | None, allowed: bool
+) -> None:
+    gate = Gate(None, Clock(), Telemetry(), origins=["https://listed.example"])
+    gate.check_origin(BOOTSTRAP, "127.0.0.1:8000", origin, site)
+    with contextlib.nullcontext() if allowed else pytest.raises(Forbidden):
+        gate.check_origin(ANONYMOUS, "127.0.0.1:8000", origin, site)
+
+
+def test_page_of_another_origin_changes_nothing_of_a_service_without_keys(client: httpx2.Client) -> None:
+    foreign = [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}]
+    for headers in foreign:
+        for method, path in (("POST", "/verify?repair=true"), ("DELETE", "/notes/sample-en-001")):
+            answer = client.request(method, path, headers=headers)
+            assert (answer.status_code, "NOTELLM_CORS_ORIGINS" in answer.json()["detail"]) == (403, True)
+        assert client.get("/notes/sample-en-001", headers=headers).status_code == 200
+        assert client.post("/similar", json={"title": "soup"}, headers=headers).status_code == 200
+    own = {"Origin": str(client.base_url).rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    assert client.post("/verify", headers=own).status_code == 200
+
+
+def test_readyz_tells_a_foreign_host_nothing_of_the_notes(client: httpx2.Client) -> None:
+    told, hidden = client.get("/readyz"), client.get("/readyz", headers={"Host": "evil.example"})
+    assert told.json()["notes"] > 0
+    assert (hidden.status_code, hidden.json()["notes"], hidden.json()["log_position"]) == (200, None, None)

@@ -60,11 +60,16 @@ def requests_by_reader(service: Process, route: str) -> dict[str, int]:
 
 def lists_by_reader(service: Process) -> dict[str, float]:
     """Lists of nearest notes that came from memory, by the number of the reader; "" stands for the service itself."""
+    return {reader: lists for (reader, source), lists in searches_by_reader(service).items() if source == "memory"}
+
+
+def searches_by_reader(service: Process) -> dict[tuple[str, str], float]:
+    """Lists of nearest notes that a search asked for, by the number of the reader and by where they came from."""
     return {
-        sample.labels.get("reader", ""): sample.value
+        (sample.labels.get("reader", ""), sample.labels["source"]): sample.value
         for family in text_string_to_metric_families(call(service, "GET", "/metrics").text)
         for sample in family.samples
-        if sample.name == "notellm_neighbour_lists_total" and sample.labels["source"] == "memory"
+        if sample.name == "notellm_neighbour_lists_total"
     }
 
 
@@ -108,6 +113,16 @@ def without_id(answer: httpx2.Response) -> str:
     body.pop("recommendation_id", None)
     body.pop("instance", None)
     return json.dumps(body, sort_keys=True)
+
+
+def test_reader_searches_nothing_for_a_key_that_has_used_up_its_quota(service: Process) -> None:
+    body = {"name": "few", "scopes": ["similar"], "quota": {"requests_per_minute": 1}}
+    key = call(service, "POST", "/keys", json=body).json()["key"]
+    assert call(service, "GET", "/notes/n9/similar?k=4", key=key).status_code == 200
+    before = searches_by_reader(service)
+    answers = read_everywhere(service, "/notes/n9/similar?k=4", key=key)
+    assert {answer.status_code for answer in answers} == {429}
+    assert searches_by_reader(service) == before
 
 
 def test_lists_that_each_process_keeps_are_counted(service: Process) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.data.pairs import PairOptions, related_pairs
@@ -27,6 +27,8 @@ CLICKS = st.lists(
     st.tuples(st.sampled_from(USERS), st.sampled_from(NOTES), st.integers(0, 9).map(float)), min_size=1, max_size=40
 )
 Pairs = dict[tuple[str, str], tuple[float, int]]
+FIXED = [HealthCheck.function_scoped_fixture]
+"""Hypothesis warns of fixtures that are made once for all examples, as is meant here."""
 
 
 def offline(clicks: Iterable[Click], folder: Path, **options: Any) -> Pairs:
@@ -72,7 +74,16 @@ def test_pairs_equal_those_of_the_offline_command(options: dict[str, Any], tmp_p
     check()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@pytest.fixture(params=[0, 1000], ids=["at once", "one by one"])
+def compared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have readers taken out of the list of a note in each way."""
+    monkeypatch.setattr("service.behaviour.co_occurrence.MAX_COMPARED_ONE_BY_ONE", request.param)
+
+
+@pytest.mark.usefixtures("compared")
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(clicks=CLICKS, note=st.sampled_from(NOTES), user=st.sampled_from(USERS))
 def test_what_was_removed_leaves_nothing_behind(clicks: list[Click], note: str, user: str) -> None:
     kept = live(clicks)
@@ -87,7 +98,8 @@ def test_what_was_removed_leaves_nothing_behind(clicks: list[Click], note: str, 
     )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@pytest.mark.usefixtures("compared")
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=FIXED)
 @given(clicks=CLICKS, before=st.integers(0, 9))
 def test_expired_reads_count_no_more(clicks: list[Click], before: int) -> None:
     kept = live(clicks)
@@ -96,7 +108,38 @@ def test_expired_reads_count_no_more(clicks: list[Click], before: int) -> None:
     first: dict[tuple[str, str], float] = {}
     for user, note, time in clicks:
         first[user, note] = min(time, first.get((user, note), time))
-    assert kept.reads == sum(time >= before for time in first.values())
+    left = [(user, note, time) for (user, note), time in first.items() if time >= before]
+    assert (kept.reads, pairs_of(kept, NOTES)) == (len(left), pairs_of(live(left), NOTES))
+
+
+def test_expiry_ends_when_its_time_is_over_and_goes_on_with_the_next_call() -> None:
+    kept = live([(f"reader {number}", note, 1.0) for number in range(5) for note in ("a", "b")])
+    left, reads = 5, []
+    while left:
+        left = kept.expire(2.0, left, seconds=0.0)
+        reads.append(kept.reads)
+    assert reads == [8, 6, 4, 2, 0]
+    assert (kept.readers, kept.notes) == (0, 0)
+
+
+def test_expiry_ends_where_it_writes_many_lists_of_readers_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.behaviour.co_occurrence.MAX_READERS_FILTERED", 6)
+    kept = live([(f"reader {number}", note, 1.0) for number in range(5) for note in ("every", f"of {number}")])
+    left = kept.expire(2.0, 5)
+    assert (left, kept.reads) == (4, 8), "five readers of one note, and one of another"
+    assert kept.expire(2.0, left) == 2, "four of the first one are left"
+    assert kept.reads == 4
+
+
+def test_reads_of_a_note_are_removed_in_turns_that_each_leave_a_whole() -> None:
+    clicks = [(f"reader {number}", note, float(at)) for number in range(3) for at, note in enumerate("ab")]
+    kept, left, turns = live(clicks), True, 0
+    while left:
+        left, turns = kept.remove_note("a", seconds=0.0), turns + 1
+        rest = [click for click in clicks if click[1] == "b" or int(click[0][-1]) < 3 - turns]
+        assert pairs_of(kept, "ab") == pairs_of(live(rest), "ab")
+        assert kept.reads == len(rest)
+    assert (turns, kept.notes) == (3, 1)
 
 
 def test_a_read_counts_as_long_as_one_of_its_events_is_kept() -> None:

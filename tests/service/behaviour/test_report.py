@@ -8,7 +8,7 @@ import tracemalloc
 import orjson
 import pytest
 
-from service.behaviour.report import DAY_SECONDS, MAX_OPEN, OTHER, RecommendationCounts, wilson
+from service.behaviour.report import DAY_SECONDS, MAX_OPEN, OTHER, RecommendationCounts, rates, wilson
 
 DAY = 20_000 * DAY_SECONDS
 
@@ -20,7 +20,7 @@ def tell(counts: RecommendationCounts, what: str, note: str = "a", recommendatio
 
 
 def totals(counts: RecommendationCounts) -> tuple[int, int]:
-    (rate,) = counts.rates(())
+    ((rate,), _) = rates(counts.groups(), ())
     return rate.shown, rate.clicked
 
 
@@ -57,7 +57,7 @@ def test_events_of_no_recommendation_do_not_count() -> None:
     counts.add("a", DAY, b"", shown=True, clicked=False)
     counts.add("a", DAY, b'{"position":1}', shown=True, clicked=False)
     tell(counts, "other")
-    assert counts.rates(()) == []
+    assert rates(counts.groups(), ()) == ([], 0)
 
 
 def test_rates_are_by_the_dimensions_that_are_asked_for_and_since_a_day() -> None:
@@ -65,9 +65,9 @@ def test_rates_are_by_the_dimensions_that_are_asked_for_and_since_a_day() -> Non
     for number, (scenario, variant) in enumerate([("feed", "x"), ("feed", None), ("home", None)]):
         tell(counts, "shown", recommendation=f"r{number}", scenario=scenario, variant=variant)
     tell(counts, "shown", recommendation="later", scenario="feed", at=DAY + DAY_SECONDS)
-    by_scenario = {rate.names["scenario"]: rate.shown for rate in counts.rates(("scenario",))}
+    by_scenario = {rate.names["scenario"]: rate.shown for rate in rates(counts.groups(), ("scenario",))[0]}
     assert by_scenario == {"feed": 3, "home": 1}
-    assert [rate.shown for rate in counts.rates(("scenario", "variant"), since=DAY + DAY_SECONDS)] == [1]
+    assert [rate.shown for rate in rates(counts.groups(), ("scenario", "variant"), since=DAY + DAY_SECONDS)[0]] == [1]
     counts.expire(DAY + DAY_SECONDS)
     assert totals(counts) == (1, 0)
 
@@ -77,7 +77,7 @@ def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = RecommendationCounts()
     for number in range(6):
         tell(counts, "shown", recommendation=f"r{number}", scenario=f"s{number}")
-    by_scenario = {rate.names["scenario"]: rate.shown for rate in counts.rates(("scenario",))}
+    by_scenario = {rate.names["scenario"]: rate.shown for rate in rates(counts.groups(), ("scenario",))[0]}
     assert by_scenario == {"s0": 1, "s1": 1, "s2": 1, OTHER: 3}
 
 
@@ -87,7 +87,8 @@ def test_positions_are_given_up_before_other_names(monkeypatch: pytest.MonkeyPat
     for number in range(6):
         tell(counts, "shown", recommendation=f"r{number}", scenario=f"s{number % 3}", position=number)
     by_both = {
-        (rate.names["scenario"], rate.names["position"]): rate.shown for rate in counts.rates(("scenario", "position"))
+        (rate.names["scenario"], rate.names["position"]): rate.shown
+        for rate in rates(counts.groups(), ("scenario", "position"))[0]
     }
     assert by_both == {("s0", "0"): 1, ("s1", "1"): 1, ("s2", OTHER): 2, ("s0", OTHER): 1, ("s1", OTHER): 1}
 
@@ -108,3 +109,14 @@ def test_the_memory_that_it_tells_is_what_it_takes() -> None:
 )
 def test_the_interval_is_wilsons(clicked: int, shown: int, low: float, high: float) -> None:
     assert wilson(clicked, shown) == pytest.approx((clicked / shown, low, high), abs=5e-5)
+
+
+def test_a_report_has_the_rates_of_what_was_shown_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.behaviour.report.MAX_RATES", 2)
+    counts = RecommendationCounts()
+    for number in range(4):
+        for note in range(1 + number % 3):
+            tell(counts, "shown", note=f"n{note}", recommendation=f"r{number}", scenario=f"s{number}")
+    most, left_out = rates(counts.groups(), ("scenario",))
+    assert [(rate.names["scenario"], rate.shown) for rate in most] == [("s2", 3), ("s1", 2)]
+    assert left_out == 2

@@ -193,3 +193,16 @@ async def test_a_store_that_was_emptied_is_followed_anew(
         await embedded_store.put([Write(stored_note("a"))])
         await behaviour.add(clicks(clock, "a", "u1"))
         await eventually(lambda: behaviour.status().reads == 1)
+
+
+async def test_events_that_are_too_old_are_not_read_in(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.behaviour.follower.EXPIRE_SECONDS", 1e9)  # once, before there are any
+    await embedded_store.put([Write(stored_note(note)) for note in ("old", "new")])
+    async with behaving(embedded.url, clock) as behaviour:
+        await eventually(lambda: behaviour.status().ready)
+        old = Event("e1", "click", "old", "u1", clock() - BOUNDS.seconds - 1)
+        assert await behaviour.add([old, Event("e2", "click", "new", "u1", clock())]) == ["accepted", "accepted"]
+        await eventually(lambda: behaviour.status().reads > 0)
+        assert [[read.note_id for read in reads] for reads in behaviour.all_reads()] == [["new"]]

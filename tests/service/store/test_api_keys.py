@@ -79,6 +79,17 @@ async def test_revoked_key_changes_no_key(keys: RedisKeyStore) -> None:
         await keys.replace(other.prefix, other, None, by_key)
 
 
+async def test_actor_without_a_key_makes_the_first_key_and_no_other(keys: RedisKeyStore) -> None:
+    anonymous = dataclasses.replace(ACT, key=None)
+    other = dataclasses.replace(KEY, prefix="zyxwvutsrq")
+    assert await keys.replace(KEY.prefix, None, KEY, anonymous)
+    with pytest.raises(Unauthenticated):
+        await keys.replace(other.prefix, None, other, anonymous)
+    with pytest.raises(Unauthenticated):
+        await keys.replace(KEY.prefix, KEY, None, anonymous)
+    assert (await keys.load(None, {})).keys == {KEY.prefix: KEY}
+
+
 async def test_last_use_is_kept_and_goes_with_the_key(keys: RedisKeyStore, admin: redis.Redis) -> None:
     await keys.replace(KEY.prefix, None, KEY, ACT)
     await keys.load(None, {KEY.prefix: 1234.5})

@@ -16,6 +16,7 @@ import pytest
 from fastapi import Request
 
 from service.api.problems import MAX_ANSWER_ERRORS
+from service.store.events import RedisEventStore
 from tests.service.api.conftest import Serve
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -220,6 +221,7 @@ def test_reports_tell_shown_and_clicked_apart(client: httpx2.Client, eventually:
     assert by_position == {"1": 1, "2": 1, "3": 0, "4": 0}
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     assert (report(since=tomorrow)["rates"], report(since=tomorrow)["unmatched"]) == ([], 0)
+    assert report()["left_out"] == 0
 
 
 def test_reads_are_exported_to_as_many_callers_as_the_limits_say(
@@ -245,6 +247,27 @@ def test_reads_are_exported_to_as_many_callers_as_the_limits_say(
         assert {export.result().status_code for export in exports} == {200}
     assert (refused.status_code, f"max_exports = {bound}" in refused.json()["detail"]) == (429, True)
     assert client.get("/events/reads").status_code == 200
+
+
+def test_one_erasure_of_a_tenant_runs_at_a_time(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, release, forget = threading.Event(), threading.Event(), RedisEventStore.forget
+
+    async def hold(store: RedisEventStore, reader: str) -> int:
+        begun.set()
+        await asyncio.to_thread(release.wait, 60)
+        return await forget(store, reader)
+
+    monkeypatch.setattr(RedisEventStore, "forget", hold)
+    client.post("/events", json=event(user="erased"))
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(client.delete, "/users/erased/events")
+        assert begun.wait(60)
+        refused = [client.delete(f"/{kind}/another/events") for kind in ("users", "sessions")]
+        release.set()
+        assert first.result().json() == {"events": 1}
+    assert {answer.status_code for answer in refused} == {429}
+    assert all("max_erasures = 1" in answer.json()["detail"] for answer in refused)
+    assert client.delete("/users/erased/events").json() == {"events": 0}
 
 
 def test_a_report_by_an_unknown_dimension_names_those_that_there_are(client: httpx2.Client) -> None:

@@ -369,8 +369,8 @@ def open_stream(url: str, key: str) -> socket.socket:
     """Begin a stream of notes."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
-    head = f"POST /notes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/x-ndjson\r\n"
-    connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+    head = f"POST /notes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\nTransfer-Encoding: chunked\r\n"
+    connection.sendall(f"{head}Content-Type: application/x-ndjson\r\n\r\n".encode())
     return connection
 
 
@@ -393,6 +393,79 @@ def test_stream_ends_when_its_key_is_revoked(root: httpx2.Client, closed_url: st
         assert send_line(stream, "before")["status"] == "created"
         assert root.delete(f"/keys/{key['prefix']}").status_code == 204
         assert send_line(stream, "after")["problem"]["status"] == 401
+
+
+def test_stream_ends_when_its_secret_is_replaced_or_its_quota_lowered(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, scopes=["notes.write"])
+    with open_stream(closed_url, key["key"]) as stream:
+        assert send_line(stream, "before")["status"] == "created"
+        assert root.post(f"/keys/{key['prefix']}/rotate", json={"overlap_seconds": 0}).status_code == 200
+        assert send_line(stream, "after")["problem"]["status"] == 401
+    key = create(root, scopes=["notes.write"], quota={"tokens_per_minute": 1_000_000})
+    with open_stream(closed_url, key["key"]) as stream:
+        assert send_line(stream, "before")["status"] == "created"
+        lower = {"quota": {"tokens_per_minute": 1}}
+        assert root.patch(f"/keys/{key['prefix']}", json=lower).status_code == 200
+        results = [send_line(stream, "after")]
+        while len(results) < 20 and results[-1]["status"] == "created":
+            results.append(send_line(stream, "more words for the model to read"))
+        assert results[-1]["problem"]["status"] == 429
+
+
+def test_stream_to_an_open_service_ends_when_that_gets_keys(serve: Serve) -> None:
+    with serve() as url, httpx2.Client(base_url=url, timeout=60) as client, open_stream(url, "") as stream:
+        assert send_line(stream, "before")["status"] == "created"
+        create(client, scopes=list(Scope))
+        assert send_line(stream, "after")["problem"]["status"] == 401
+
+
+def test_events_end_with_a_problem_when_their_key_is_revoked(
+    root: httpx2.Client, closed_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = create(root, tenant="tellers", scopes=["notes.write", "events"])
+    calls = count()
+
+    async def go_on_revoked(request: Request) -> None:
+        if next(calls) == 1:
+            assert await asyncio.to_thread(lambda: root.delete(f"/keys/{key['prefix']}").status_code) == 204
+        await go_on(request)
+
+    with under(closed_url, key["key"]) as client:
+        client.put("/notes/a", json={"title": "a"})
+        monkeypatch.setattr("service.api.ingest_events.STREAM_BATCH_SIZE", 1)
+        monkeypatch.setattr("service.api.ingest_events.go_on", go_on_revoked)
+        events = [{"event_id": f"n{i}", "type": "click", "note_id": "a", "user": "u9"} for i in range(3)]
+        body = "\n".join(map(json.dumps, events))
+        answer = client.post("/events", content=body, headers={"Content-Type": "application/x-ndjson"})
+    first, last = map(json.loads, answer.text.splitlines())
+    assert (first["status"], last["status"], last["problem"]["status"]) == ("accepted", "refused", 401)
+
+
+def test_each_search_of_a_list_counts_as_a_request(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, scopes=["similar"], quota={"requests_per_minute": 5})["key"]
+    search = {"positive": [{"note_id": "nobody"}]}
+    with under(closed_url, key) as client:
+        answers = [client.post("/similar/batch", json=[search] * size) for size in (6, 3, 1)]
+    assert [answer.status_code for answer in answers] == [422, 207, 207]
+    assert "your key has 5 a minute" in answers[0].json()["errors"][0]["detail"]
+    assert answers[2].headers["ratelimit"].startswith('"requests";r=0;')
+    key = create(root, scopes=["similar"], quota={"requests_per_minute": 5})["key"]
+    with under(closed_url, key) as client:
+        answers = [client.post("/similar/batch", json=[search] * size) for size in (3, 3, 1, 1)]
+    assert [answer.status_code for answer in answers] == [207, 429, 207, 429]
+
+
+def test_dry_run_by_a_filter_takes_the_scope_that_reads_notes(root: httpx2.Client, closed_url: str) -> None:
+    assert root.put("/notes/dry", json={"title": "dry", "author": "dry"}).status_code == 201
+    by_filter, by_id = {"filter": {"author": "dry"}}, {"ids": ["dry"]}
+    with under(closed_url, create(root, scopes=["notes.write"])["key"]) as writer:
+        refused = writer.post("/notes/delete", json=by_filter | {"dry_run": True})
+        assert (refused.status_code, "notes.read, which a dry run" in refused.json()["detail"]) == (403, True)
+        assert writer.post("/notes/delete", json=by_id | {"dry_run": True}).json()["ids"] == ["dry"]
+    with under(closed_url, create(root, scopes=["notes.write", "notes.read"])["key"]) as both:
+        assert both.post("/notes/delete", json=by_filter | {"dry_run": True}).json()["ids"] == ["dry"]
+    with under(closed_url, create(root, scopes=["notes.write"])["key"]) as writer:
+        assert writer.post("/notes/delete", json=by_filter).json()["count"] == 1
 
 
 def test_reads_end_with_a_problem_when_their_key_is_revoked(
