@@ -28,6 +28,8 @@ MAX_THREADS = 4
 """DuckDB threads, at most: they share the memory, and with too small a share a large join fails."""
 CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
 """Fixed for DuckDB, which would guess it from the first lines."""
+FETCHED_PAIRS = 10_000
+"""Pairs of a file that are in memory at once while it is read."""
 CLICK_COLUMNS = ("user", "note", "time", "rating")
 NOTE_COLUMNS = ("id", "category")
 FORMATS = {
@@ -210,16 +212,17 @@ def related_pairs(
     return _report(counts, scores, time.perf_counter() - started)
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Read the pairs that `related_pairs` wrote, in the file's order. Raises PairsError for any other file."""
+def read_pairs(path: Path) -> Iterator[Pair]:
+    """Yield the pairs that `related_pairs` wrote, in the file's order. Raises PairsError for any other file."""
     import duckdb  # where it is used: a machine that distils has no pairs, and may lack it
 
     try:
         with duckdb.connect() as connection:
-            rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)]).fetchall()
+            rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)])
+            while some := rows.fetchmany(FETCHED_PAIRS):
+                yield from map(Pair._make, some)
     except duckdb.Error as error:
         raise PairsError(f"{path} holds no pairs; write it with related_pairs: {error}") from error
-    return [Pair(*row) for row in rows]
 
 
 def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), *, memory: str = "1GB") -> dict[str, int]:

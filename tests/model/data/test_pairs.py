@@ -394,7 +394,7 @@ def test_folder_with_a_quote_and_a_space_is_made(tmp_path: Path) -> None:
     out = tmp_path / "it's mine" / "deep" / "pairs.parquet"
     related_pairs(clicks, out)
     assert list(out.parent.iterdir()) == [out]
-    assert read_pairs(out) == [("a", "b", 0.5)]
+    assert list(read_pairs(out)) == [("a", "b", 0.5)]
 
 
 def test_failed_run_leaves_the_old_pairs_alone(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_clicks_without_pairs_give_an_empty_result(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="a", v="b"))
     report = related_pairs(clicks, tmp_path / "pairs")
     assert (report.pairs, report.notes_without_pair, report.quantiles) == (0, 2, {})
-    assert read_pairs(tmp_path / "pairs") == []
+    assert list(read_pairs(tmp_path / "pairs")) == []
 
 
 # Errors
@@ -524,7 +524,7 @@ def test_file_without_pairs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("?")
     for name in ("pairs", "nothing"):
         with pytest.raises(PairsError, match="holds no pairs"):
-            read_pairs(tmp_path / name)
+            list(read_pairs(tmp_path / name))
 
 
 @pytest.mark.parametrize(
