@@ -49,12 +49,18 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pairs(
-    clicks: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet with user, note and, if known, time and rating.")],
+    clicks: Annotated[
+        Path,
+        typer.Option(
+            help="JSONL, CSV or Parquet with user, note and, if known, time and rating; or a folder of such files, or "
+            "a pattern in quotes, whose clicks all have times."
+        ),
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
     notes: Annotated[Path | None, typer.Option(help="JSONL with id and category, for --per-category.")] = None,
     window: Annotated[int | None, typer.Option(help="Most steps between the two notes; no bound by default.")] = None,
-    lower: Annotated[float, typer.Option(help="Pairs with a lower score are dropped.")] = 0.01,
-    upper: Annotated[float, typer.Option(help="Pairs with a higher score are dropped.")] = 30.0,
+    lower: Annotated[float, typer.Option(help="Pairs with a lower score are dropped; the report counts them.")] = 0.01,
+    upper: Annotated[float, typer.Option(help="Pairs with a higher score are dropped; the report counts them.")] = 30.0,
     top: Annotated[int, typer.Option(help="Pairs kept per note.")] = 10,
     min_rating: Annotated[
         float | None, typer.Option(help="Only clicks with this rating or a higher one count.")
@@ -69,7 +75,10 @@ def pairs(
         Literal["all", "train", "validation", "test"], typer.Option(help="Both notes are in this split.")
     ] = "all",
     engine: Annotated[
-        Literal["duckdb", "spark"], typer.Option(help="Spark is for clicks that one machine cannot hold.")
+        Literal["duckdb", "spark"],
+        typer.Option(
+            help="Spark is for clicks that one machine cannot join; its workers read --clicks by the same path."
+        ),
     ] = "duckdb",
     memory: Annotated[str, typer.Option(help="Memory for the join; the rest goes to disk.")] = "1GB",
     as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
