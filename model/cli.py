@@ -8,6 +8,7 @@ command that needs them: torch takes seconds to import, and the extras may not b
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,11 +20,18 @@ from model.generation import HashtagPolicy
 from model.terminal import check_names, check_writable, err, exit_on, exit_on_missing_extra, fail, say, show
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from model.evaluation.system import Embedder
+    from model.note import Note
     from model.training.trainer import Step, Trainer
 
 Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder of converted weights.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in place of the recipe's value.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+EMBEDDED_AT_ONCE = 1024
+"""Notes between two steps of the bar of `notellm embed`: enough that notes of a length are read together."""
 CACHE = Path("~/.cache/notellm").expanduser()
 DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
 DATA_WITH_HASHTAGS = "Folders with notes.jsonl.gz, or such files, whose notes have hashtags."
@@ -41,12 +49,18 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pairs(
-    clicks: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet with user, note and, if known, time and rating.")],
+    clicks: Annotated[
+        Path,
+        typer.Option(
+            help="JSONL, CSV or Parquet with user, note and, if known, time and rating; or a folder of such files, or "
+            "a pattern in quotes, whose clicks all have times."
+        ),
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
     notes: Annotated[Path | None, typer.Option(help="JSONL with id and category, for --per-category.")] = None,
     window: Annotated[int | None, typer.Option(help="Most steps between the two notes; no bound by default.")] = None,
-    lower: Annotated[float, typer.Option(help="Pairs with a lower score are dropped.")] = 0.01,
-    upper: Annotated[float, typer.Option(help="Pairs with a higher score are dropped.")] = 30.0,
+    lower: Annotated[float, typer.Option(help="Pairs with a lower score are dropped; the report counts them.")] = 0.01,
+    upper: Annotated[float, typer.Option(help="Pairs with a higher score are dropped; the report counts them.")] = 30.0,
     top: Annotated[int, typer.Option(help="Pairs kept per note.")] = 10,
     min_rating: Annotated[
         float | None, typer.Option(help="Only clicks with this rating or a higher one count.")
@@ -61,7 +75,10 @@ def pairs(
         Literal["all", "train", "validation", "test"], typer.Option(help="Both notes are in this split.")
     ] = "all",
     engine: Annotated[
-        Literal["duckdb", "spark"], typer.Option(help="Spark is for clicks that one machine cannot hold.")
+        Literal["duckdb", "spark"],
+        typer.Option(
+            help="Spark is for clicks that one machine cannot join; its workers read --clicks by the same path."
+        ),
     ] = "duckdb",
     memory: Annotated[str, typer.Option(help="Memory for the join; the rest goes to disk.")] = "1GB",
     as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
@@ -108,7 +125,7 @@ def train(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    errors = (RecipeError, DatasetError, PairsError, CheckpointError, FileNotFoundError)
+    errors = (RecipeError, DatasetError, PairsError, CheckpointError, OSError)
     with exit_on(*errors), processes(device) as (rank, own_device):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +150,7 @@ def run_with_progress_bar(trainer: Trainer, quiet: bool) -> None:
         for step in trainer.run():
             bar.update(task, completed=step.step, description=description_of(step))
             if step.recall is not None and not quiet:
-                bar.console.print(f"step {step.step}: validation Recall@100 {100 * step.recall:.1f}%")
+                bar.console.print(f"step {step.step}: validation Recall@{step.recall_at} {100 * step.recall:.1f}%")
 
 
 def description_of(step: Step) -> str:
@@ -158,13 +175,13 @@ def train_encoder(
     from model.data.pairs import PairsError
     from model.training.recipe import Recipe, RecipeError, parse_change
 
-    with exit_on(RecipeError, DatasetError, PairsError, FileNotFoundError):
+    with exit_on(RecipeError, DatasetError, PairsError, OSError):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
         folder.mkdir(parents=True, exist_ok=True)
-        figure = "Recall@100" if recipe.contrastive else "accuracy"
+        figure = "recall" if recipe.contrastive else "accuracy"
         with Progress(*COLUMNS, console=err) as bar:
             task = bar.add_task("training", total=recipe.steps)
-            for step, loss, measured in fine_tune(recipe, folder):
+            for step, loss, measured in fine_tune(recipe, folder, say):
                 bar.update(task, completed=step, description=f"loss {loss:.3f}")
                 if measured is not None:
                     bar.console.print(f"step {step}: validation {figure} {100 * measured:.1f}%")
@@ -191,15 +208,27 @@ def embed(
     from model.training.teacher import write_vectors
     from model.training.whiten import whitening
 
-    with exit_on(CheckpointError, DatasetError, FileNotFoundError):
+    check_writable(out_file)
+    with exit_on(CheckpointError, DatasetError, OSError):
         chosen = notes_of_split(read_notes(notes), split)
+        if not chosen:
+            fail(f"{notes} has no note of the split {split}")
         embedder = load_embedder(checkpoint, cache, say)
-        say(f"Reading {len(chosen):,} notes")
-        vectors = embedder.embed(chosen)
+        vectors = embed_with_progress_bar(embedder, chosen)
         if whiten is not None:
             with exit_on(ValueError):  # fewer notes or directions than numbers
                 vectors = vectors @ whitening([vectors], whiten).T
         write_vectors(out_file, [note.id for note in chosen], vectors)
+
+
+def embed_with_progress_bar(embedder: Embedder, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+    """Return the vectors (len(notes), D) of one note or more, with a bar on standard error."""
+    import numpy as np
+
+    with Progress(*COLUMNS, console=err) as bar:
+        starts = range(0, len(notes), EMBEDDED_AT_ONCE)
+        steps = bar.track(starts, description=f"reading {len(notes):,} notes")
+        return np.concatenate([embedder.embed(notes[start : start + EMBEDDED_AT_ONCE]) for start in steps])
 
 
 def average(
@@ -311,7 +340,7 @@ def export(
     from model.inference.openvino.served import write_served
     from model.weights import SHIPPED_CHECKPOINT
 
-    with exit_on(CheckpointError):
+    with exit_on(CheckpointError, OSError):
         source = checkpoint or str(SHIPPED_CHECKPOINT)
         config = write_served(source, out_folder, cache=cache, precision=dtype, progress=say)
     size = sum(path.stat().st_size for path in out_folder.rglob("*") if path.is_file())
@@ -357,7 +386,7 @@ def evaluate(
     from model.data.pairs import PairsError
     from model.evaluation.evaluate import PARTS, EvaluationData
     from model.evaluation.evaluate import evaluate as measure
-    from model.evaluation.protocol import PROTOCOLS
+    from model.evaluation.protocol import CLICKS_FILE, PROTOCOLS
     from model.evaluation.system import EngineSystem
     from model.training.model_card import checked_out_commit
     from model.training.processor import processor
@@ -370,6 +399,10 @@ def evaluate(
         fail("--protocol applies to related notes, which --part leaves out")
     if copy_hashtags and hashtag_policy != "open":
         fail("--hashtag-policy applies to written hashtags, and --copy-hashtags copies them")
+    if protocols and data.is_dir() and not (data / CLICKS_FILE).is_file():
+        if part or protocol:
+            fail(f"related notes cannot be measured: {data} has no {CLICKS_FILE}")
+        say(f"Related notes are not measured: {data} has no {CLICKS_FILE}")
     if record:
         check_writable(record)
     commit = checked_out_commit()  # before the run, in which files may change

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.training.corpus_vectors import notes_path, shard_path
+from model.training.corpus_vectors import digest_path, notes_path, shard_path
 from model.training.distil import Distillation
 from model.training.token_teacher import TOKENS_FILE
 
@@ -24,12 +24,13 @@ def read_recipe(file: Path) -> Distillation:
 
 
 def corpus_files(folder: Path, recipe: Distillation) -> list[Path]:
-    """Return the files of a corpus that a recipe reads: of each source that has a share its notes and their vectors,
-    and the token teacher's table where it has a weight. Raises FileNotFoundError for one that is missing."""
+    """Return the files of a corpus that a recipe reads: of each source that has a share its notes, their digest and
+    their vectors, and the token teacher's table where it has a weight. Raises FileNotFoundError for one that is not
+    there."""
     files = [folder / TOKENS_FILE] if recipe.words else []
     for source in recipe.shares:
         shards = sorted(folder.glob(f"{source}.[0-9]*.npy"))
-        files += [notes_path(folder, source), *(shards or [shard_path(folder, source, 0)])]
+        files += [notes_path(folder, source), digest_path(folder, source), *(shards or [shard_path(folder, source, 0)])]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing")

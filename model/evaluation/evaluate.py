@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.data.dataset import read_notes
+from model.data.dataset import DatasetError, read_notes
 from model.data.pairs import Pair, Split, split_of
 from model.evaluation.metrics import exposure_groups, hashtag_prf, rouge
 from model.evaluation.protocol import COLD_ALL, COLD_COLD, NOTES_FILE, evaluation_pairs
@@ -40,6 +40,8 @@ class EvaluationData:
 
         Raises DatasetError, PairsError, FileNotFoundError.
         """
+        if folder.is_file():
+            raise DatasetError(f"{folder} is a file: name the folder that has {NOTES_FILE}")
         notes = read_notes(folder / NOTES_FILE)
         pairs, clicks = evaluation_pairs(folder, split, protocols, progress) if protocols else ({}, {})
         return cls(folder.resolve().name, notes, pairs, clicks)

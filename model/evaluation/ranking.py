@@ -59,3 +59,9 @@ def recall_of_pairs(
     """Recall@k of unit vectors (N, D), over both directions of each pair."""
     both_directions = [*pairs, *((related, note) for note, related in pairs)]
     return recall_at(rank_pairs(cosine(vectors), ids, both_directions), k)
+
+
+def pool_cutoff(notes: int) -> int:
+    """Return k of the Recall@k of a validation pool of `notes` notes: 100, or a tenth of a smaller pool, of which the
+    100 nearest notes would be a large part or all."""
+    return max(1, min(100, notes // 10))

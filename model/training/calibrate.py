@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.category_head import CategoryHead, fit_pool_weights
-from model.config import NoteLLMConfig
+from model.config import CONFIG_FILE, NoteLLMConfig
 from model.data.dataset import read_notes
 from model.evaluation.evaluate import closed_set, notes_of_split
 from model.evaluation.metrics import TEMPERATURE_LIMITS, fit_temperature, hashtag_prf
@@ -46,14 +46,28 @@ def calibrate(
     """Fit the category temperature of a checkpoint, save it in its configuration, and return it.
 
     `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError, DatasetError, FileNotFoundError, and
-    ValueError as `category_temperature` does.
+    ValueError as `category_temperature` does and where most notes are in a script that the checkpoint does not read.
     """
     config = NoteLLMConfig.load(checkpoint)
     notes = [read_notes(notes_path(path)) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    _refuse_unread_scripts(engine, checkpoint, notes)
     temperature = category_temperature(EngineSystem(engine), notes, max_notes, progress)
     replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
     return temperature
+
+
+def _refuse_unread_scripts(engine: Engine, checkpoint: Path, data: Sequence[Mapping[str, Note]]) -> None:
+    """Raise ValueError where most validation notes are in a script that the checkpoint does not read, so that it writes
+    nothing for them."""
+    drawn = [note for notes in data for note in notes_of_split(notes, "validation", POOLING_NOTES)]
+    unread = sum(not engine.prompt.supports(note) for note in drawn)
+    if 2 * unread > len(drawn):
+        read = ", ".join(engine.prompt.config.scripts)
+        raise ValueError(
+            f"{unread:,} of {len(drawn):,} validation notes are in a script that {checkpoint} does not read: where it "
+            f"should, name the script in `scripts` of its {CONFIG_FILE}, which has {read}"
+        )
 
 
 def category_temperature(
@@ -95,6 +109,7 @@ def fit_categories(
     NoteLLMConfig.load(checkpoint)
     notes = [read_notes(notes_path(path)) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    _refuse_unread_scripts(engine, checkpoint, notes)
     head = category_head(engine, notes, max_notes, progress)
     head.save(checkpoint, engine.space)
     return head
@@ -174,6 +189,7 @@ def fit_hashtags(
     if not notes:
         raise ValueError("no validation note has hashtags")
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
+    _refuse_unread_scripts(engine, checkpoint, [{note.id: note for note in notes}])
     engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.0)  # those that it leaves out, too
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))

@@ -1,12 +1,15 @@
 """Vectors of a corpus's notes by a teacher, in files beside them: computed once, read by each distillation.
 
 FOLDER/<source>.<shard>.npy holds the unit vectors (n, K) float16 of SHARD_SIZE notes of FOLDER/<source>.jsonl.gz in the
-file's order; the last shard is shorter.
+file's order; the last shard is shorter. FOLDER/<source>.sha256 has the digest of these notes, as
+`zcat | sha256sum` prints it, so that the vectors of a file that was made anew are not taken for those of its notes.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -15,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model.data.dataset import read_notes
+from model.data.dataset import DatasetError, read_notes
 from model.note import Note
 
 SHARD_SIZE = 4096
@@ -36,6 +39,37 @@ def shard_path(folder: Path, source: str, shard: int) -> Path:
     return folder / f"{source}.{shard:04d}.npy"
 
 
+def digest_path(folder: Path, source: str) -> Path:
+    """Path of the digest of the notes that a source's vectors are of."""
+    return folder / f"{source}.sha256"
+
+
+def write_digest(folder: Path, source: str) -> None:
+    """Keep the digest of a source's notes, before the first vectors of them."""
+    digest_path(folder, source).write_text(f"{_notes_digest(folder, source)}  -\n")
+
+
+def checked_digest(folder: Path, source: str) -> str:
+    """Return the digest of a source's notes. Raises DatasetError where its vectors are of other notes, or do not say of
+    which, as those of earlier versions."""
+    digest, notes, path = _notes_digest(folder, source), notes_path(folder, source), digest_path(folder, source)
+    if not path.is_file():
+        raise DatasetError(
+            f"{folder} does not say of which notes the vectors of {source} are: if {notes.name} is as it was then, run "
+            f"`zcat {notes} | sha256sum > {path}`; else remove {source}.*.npy"
+        )
+    if path.read_text().split()[:1] != [digest]:
+        raise DatasetError(
+            f"{notes} has changed since its vectors were made: remove {source}.*.npy and make them again"
+        )
+    return digest
+
+
+def _notes_digest(folder: Path, source: str) -> str:
+    with gzip.open(notes_path(folder, source)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_corpus_vectors(
     embed: Embed,
     folder: Path,
@@ -44,8 +78,13 @@ def write_corpus_vectors(
 ) -> int:
     """Write the missing shards of a source's first `max_notes` notes; returns how many notes were embedded.
 
-    A shard's file appears when it is complete. Raises ValueError where shards of vectors of another size are there.
+    A shard's file appears when it is complete. Raises ValueError where shards of vectors of another size are there, and
+    DatasetError where those that are there are of other notes.
     """
+    if shard_path(folder, source, 0).exists():
+        checked_digest(folder, source)
+    else:
+        write_digest(folder, source)
     notes = list(read_notes(notes_path(folder, source)).values())[:max_notes]
     first = shard_path(folder, source, 0)
     if notes and first.exists() and np.load(first, mmap_mode="r").shape[1] != embed(notes[:1]).shape[1]:
@@ -65,13 +104,16 @@ def write_corpus_vectors(
 
 
 def read_corpus_vectors(folder: Path, source: str) -> tuple[list[Note], Float16]:
-    """Read the notes of a source that have vectors, and these vectors (n, K), in the file's order."""
+    """Read the notes of a source that have vectors, and these vectors (n, K), in the file's order. Raises DatasetError
+    for vectors of other notes."""
     shards: list[Float16] = []
     for shard in count():
         path = shard_path(folder, source, shard)
         if not path.exists():
             break
         shards.append(np.load(path))
+    if shards:
+        checked_digest(folder, source)
     vectors = np.concatenate(shards) if shards else np.zeros((0, 0), np.float16)
     return list(read_notes(notes_path(folder, source)).values())[: len(vectors)], vectors
 

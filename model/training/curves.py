@@ -25,7 +25,7 @@ def draw_curves(folder: Path) -> None:
     tau.set_title("tau")
     evaluated = [step for step in steps if step["recall"] is not None]
     recall.plot([step["step"] for step in evaluated], [100 * step["recall"] for step in evaluated], marker="o")
-    recall.set_title("validation Recall@100, %")
+    recall.set_title(f"validation Recall@{evaluated[-1]['recall_at'] if evaluated else 'k'}, %")
     for axes in (contrastive, generative, tau, recall):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

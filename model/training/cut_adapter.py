@@ -46,7 +46,8 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
     """Write a copy of a checkpoint to `out`, a folder that is not there, with its adapter cut to `rank`, in bfloat16.
 
     The copy cannot write hashtags and has no category head: both belong to the vectors and states of the trunk that was
-    cut. Raises CheckpointError for a checkpoint without an adapter or with one of no higher rank, and FileExistsError.
+    cut. Raises CheckpointError for a checkpoint without an adapter or with one of no higher rank, and where `out` is
+    there; OSError.
     """
     folder = checkpoint / ADAPTER_FOLDER
     if not (folder / ADAPTER_FILE).is_file():
@@ -56,6 +57,8 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
         weights = load_file(folder / ADAPTER_FILE)
     if not 1 <= rank < settings["r"]:
         raise CheckpointError(f"{checkpoint} has an adapter of rank {settings['r']}: name a lower one, 1 or more")
+    if out.exists():
+        raise CheckpointError(f"{out} is there already: name a new folder")
     out.mkdir(parents=True)
     shutil.copytree(folder, out / ADAPTER_FOLDER)
     if (checkpoint / HEAD_FILE).is_file():
@@ -78,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the copy; it must not be there")
     options = parser.parse_args(arguments)
-    cut_adapter(options.checkpoint, options.rank, options.out)
+    try:
+        cut_adapter(options.checkpoint, options.rank, options.out)
+    except (CheckpointError, OSError) as error:
+        parser.error(str(error))
     print(f"{options.out}: rank {options.rank}")
 
 

@@ -31,11 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from model.config import PACKAGED_BACKBONE, CheckpointError
+from model.data.dataset import DatasetError
 from model.note import Note
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.recipe import RecipeError
-from model.training.resume import newest_state, refuse_other_recipe, save_state, wait_while_exists
+from model.training.resume import newest_state, refuse_other_files, refuse_other_recipe, save_state, wait_while_exists
 from model.training.running_ridge import RunningRidge
 from model.training.student import POOLINGS, build_student
 from model.training.texts import Batch, Position, Texts
@@ -116,8 +117,9 @@ class Distiller:
     """One run with its texts and its folder; it starts from the newest state in the folder, if there is one.
 
     `pause_file`: while it exists the run waits between steps. `device`: "cpu" or "cuda"; a run may go on on another one
-    with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, and RecipeError
-    where `folder` holds a run whose recipe differs in a field that is not one of CHANGEABLE.
+    with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, DatasetError where
+    they are of other notes, and RecipeError where `folder` holds a run on other notes or one whose recipe differs in a
+    field that is not one of CHANGEABLE.
     """
 
     def __init__(
@@ -254,6 +256,7 @@ class Distiller:
         """Write the state to resume from (`save_state`): 1.7 GB for the packaged backbone."""
         state = {
             "recipe": asdict(self.recipe),
+            "files": self.texts.digests,
             "masters": self.master_weights.state(),
             "ridge": self.ridge.state(),
             "head": self.student.head.weight.detach().cpu(),
@@ -265,6 +268,9 @@ class Distiller:
     def _restore(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
+        if "files" not in state:
+            print(f"{path} is of an earlier version: whether the corpus is the one it began with is not checked")
+        refuse_other_files(self.folder, state.get("files", self.texts.digests), self.texts.digests)
         self.master_weights.restore(state["masters"])
         self.ridge.restore(state["ridge"])
         with torch.no_grad():
@@ -330,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--data {options.data} has none of the folders {', '.join(POOL_SIZES)}")
     try:
         distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file, options.device)
-    except (CheckpointError, RecipeError, FileNotFoundError) as error:
+    except (CheckpointError, DatasetError, RecipeError, FileNotFoundError) as error:
         parser.error(str(error))
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, distiller.stop)

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.config import CheckpointError, NoteLLMConfig
+from model.data.dataset import DatasetError
 from model.notellm import NoteLLM
 from model.training.distil import Distillation
 from model.training.student import Student
@@ -55,13 +57,17 @@ def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any, Distillation]:
     """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe.
 
-    Raises CheckpointError where the state has another pooling than "read-out", or is of another backbone.
+    Raises CheckpointError for another file than a distillation's state, and where the state has another pooling than
+    "read-out" or is of another backbone.
     """
-    stored = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
-    recipe = Distillation(**stored["recipe"])
+    try:
+        stored = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+        recipe = Distillation(**stored["recipe"])
+        trained_weights, head = stored["masters"]["averages"], stored["head"]
+    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{state} is no state.<step>.pt of model.training.distil: {error}") from error
     if recipe.pooling != "read-out":
         raise CheckpointError(f"{state} was trained with pooling {recipe.pooling!r}: only 'read-out' can be served")
-    trained_weights, head = stored["masters"]["averages"], stored["head"]
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)
     config = NoteLLMConfig(
         name="distilled",
@@ -166,11 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.dimension is None) != (options.corpus is None):
         parser.error("--dimension and --corpus go together")
-    model, adapter, recipe = load_state(options.state, options.cache, options.rank)
-    model.config = with_settings(model.config, options)
-    model.save(options.out, adapter)
-    if options.dimension is not None:
-        whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache, options.device)
+    try:
+        model, adapter, recipe = load_state(options.state, options.cache, options.rank)
+        model.config = with_settings(model.config, options)
+        model.save(options.out, adapter)
+        if options.dimension is not None:
+            whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache, options.device)
+    except (CheckpointError, DatasetError, OSError) as error:
+        parser.error(str(error))
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: rank {options.rank}, {size / 1e6:.1f} MB")
 

@@ -46,7 +46,14 @@ from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.recipe import RecipeError
-from model.training.resume import newest_state, refuse_other_files, refuse_other_recipe, save_state, wait_while_exists
+from model.training.resume import (
+    newest_state,
+    refuse_other_files,
+    refuse_other_recipe,
+    replaced_folder,
+    save_state,
+    wait_while_exists,
+)
 from model.training.student import pad_right
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
@@ -278,20 +285,18 @@ class GenerationTrainer:
 
     def _save_checkpoint(self) -> None:
         """Replace the folder `checkpoint` by a copy of the source with the averaged adapter, once that is complete."""
-        target, unfinished = self.folder / CHECKPOINT, self.folder / f"{CHECKPOINT}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(self.checkpoint, unfinished)
-        config = NoteLLMConfig.load(unfinished)
-        names = {*DEFAULT_CATEGORIES, *(name for names in self.names.values() for name in names)}
-        names |= {note.category for note in self.notes if note.category} | set(config.trained_categories)
-        replace(config, trained_categories=tuple(sorted(names)), min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
-        with self.master_weights.averaged():
-            save_generation_adapter(self.adapter, unfinished, self.cache)
-        adapter = unfinished / GENERATION_FOLDER / ADAPTER_FILE
-        weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(adapter).items()}
-        save_file(weights, adapter, metadata={"format": "pt"})
-        shutil.rmtree(target, ignore_errors=True)
-        unfinished.rename(target)
+        with replaced_folder(self.folder / CHECKPOINT) as unfinished:
+            shutil.copytree(self.checkpoint, unfinished)
+            config = NoteLLMConfig.load(unfinished)
+            names = {*DEFAULT_CATEGORIES, *(name for names in self.names.values() for name in names)}
+            names |= {note.category for note in self.notes if note.category} | set(config.trained_categories)
+            trained = tuple(sorted(names))
+            replace(config, trained_categories=trained, min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
+            with self.master_weights.averaged():
+                save_generation_adapter(self.adapter, unfinished, self.cache)
+            adapter = unfinished / GENERATION_FOLDER / ADAPTER_FILE
+            weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(adapter).items()}
+            save_file(weights, adapter, metadata={"format": "pt"})
 
     def _restore(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)

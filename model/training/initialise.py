@@ -58,6 +58,8 @@ def build_model(
         raise CheckpointError(
             f"{recipe.start} has an adapter of {origin.backbone}: name that as `backbone`, not {backbone_name}"
         )
+    if recipe.start:
+        _tell_what_is_taken_over(recipe.start, origin, progress)
     config = NoteLLMConfig(
         **{setting: getattr(origin, setting) for setting in KEPT_SETTINGS},
         name=recipe.name,
@@ -88,6 +90,18 @@ def build_model(
     if recipe.shard:
         shard_layers(model.backbone)
     return model, adapter
+
+
+def _tell_what_is_taken_over(start: Path, origin: NoteLLMConfig, progress: Progress) -> None:
+    """Tell which settings of the starting checkpoint bound what the new one does, and what is not taken over."""
+    if origin.generation_adapter:
+        progress(
+            f"The writing adapter of {start} is not taken over: teach the new checkpoint to write once it is trained"
+        )
+    if origin.scripts:
+        progress(f"As {start}, the new checkpoint will read notes in {', '.join(origin.scripts)} (`scripts`) alone")
+    if origin.languages:
+        progress(f"As {start}, the new checkpoint will name its `languages`: {', '.join(origin.languages)}")
 
 
 def store_in_bfloat16(model: NoteLLM) -> None:

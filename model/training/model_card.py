@@ -23,7 +23,7 @@ LAST_STEPS = 20
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read the steps of a run. A step that was done again after a break counts once, as it was done last."""
     steps = map(json.loads, (folder / LOG).read_text("utf-8").splitlines())
-    return list({step["step"]: step for step in steps}.values())
+    return list({step["step"]: {"recall_at": 100} | step for step in steps}.values())  # older logs do not name it
 
 
 def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
@@ -32,7 +32,9 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
     steps = read_log(folder)
     evaluated = [step for step in steps if step["recall"] is not None]
     best = max(evaluated, key=lambda step: step["recall"], default=steps[-1])
-    recall = "not measured" if best["recall"] is None else f"{100 * best['recall']:.1f}%"
+    recall = "recall not measured"
+    if best["recall"] is not None:
+        recall = f"Recall@{best['recall_at']} {100 * best['recall']:.1f}%"
     minutes = sum(step["seconds"] for step in steps) / 60
     lines = [
         f"# {recipe.name}",
@@ -59,7 +61,7 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
         *(["- Negatives are all training notes of a data set, as last seen (`memory`)."] if recipe.memory else []),
         f"- {len(steps)} steps of {recipe.batch_pairs} pairs in {minutes:.0f} minutes on {trainer.ranks} process(es), "
         f"{os.cpu_count()} cores {processor()}, torch {version('torch')}, transformers {version('transformers')}.",
-        f"- Best step {best['step']}: validation Recall@100 {recall} (pairs scored {recipe.validation_min_score} or "
+        f"- Best step {best['step']}: validation {recall} (pairs scored {recipe.validation_min_score} or "
         f"more, among at most {recipe.validation_notes} notes), tau {best['tau']:.2f}.",
         f"- Losses, the mean of the last {LAST_STEPS} steps: {_losses(steps[-LAST_STEPS:])}.",
         "",

@@ -69,7 +69,8 @@ class Recipe:
     micro-batches, which takes memory and saves the second forward. `bfloat16`: autocast, where that is faster.
 
     Evaluation. `evaluate_every` and `save_every` count steps. `patience`: evaluations without a higher validation
-    recall after which training ends. `validation_notes`: size of the pool; `validation_min_score`: of its pairs.
+    recall after which training ends. `validation_notes`: size of the pool, in which it is Recall@100, or for a pool of
+    fewer than 1,000 notes at a tenth of it; `validation_min_score`: of its pairs.
     """
 
     name: str
@@ -157,9 +158,14 @@ class Recipe:
             table = {**tomllib.loads(path.read_text("utf-8")), **(changes or {})}
         except OSError as error:
             raise RecipeError(f"{path} cannot be read: {error}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path} is not UTF-8: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path} is not TOML: {error}") from error
-        table["data"] = tuple(_table(Data, f"{path}, [[data]]", row) for row in table.get("data", ()))
+        rows = table.get("data", ())
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
+            raise RecipeError(f"{path}: data must be a list of tables, each under [[data]]")
+        table["data"] = tuple(_table(Data, f"{path}, [[data]]", row) for row in rows)
         recipe: Recipe = _table(cls, str(path), table)
         return recipe
 

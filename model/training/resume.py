@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from model.notellm import NoteLLM
@@ -59,9 +62,7 @@ class RunState:
         }
         rank, _ = rank_and_size()
         if rank == 0:
-            unfinished = folder / f"{LAST}.unfinished"
-            torch.save(state, unfinished)
-            unfinished.rename(folder / LAST)
+            _write_state(folder / LAST, state)
 
     def restore(self, folder: Path, recipe: Recipe) -> None:
         """Load what `save` wrote. Raises RecipeError for a run of another recipe or of other files, and names what
@@ -100,6 +101,24 @@ def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[st
         )
 
 
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write to, which gets the name of `folder` when all is written: nothing of an earlier one
+    stays, and one that is being replaced is whole until then. A kill between the two renames leaves the earlier one as
+    `folder`.previous. Raises OSError, also where safetensors cannot write."""
+    unfinished, previous = (folder.with_name(f"{folder.name}.{state}") for state in ("unfinished", "previous"))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        yield unfinished
+    except SafetensorError as error:
+        raise OSError(f"{unfinished} cannot be written: {error}") from error
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    unfinished.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
 def newest_state(folder: Path) -> Path | None:
     """Return the state.<step>.pt of the highest step, or None."""
     return max(folder.glob("state.*.pt"), default=None)
@@ -107,12 +126,17 @@ def newest_state(folder: Path) -> Path | None:
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write state.<step>.pt and delete all but the newest KEPT_STATES. A file appears when it is complete."""
-    path = folder / f"state.{step:08d}.pt"
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(state, unfinished)
-    unfinished.rename(path)
+    _write_state(folder / f"state.{step:08d}.pt", state)
     for old in sorted(folder.glob("state.*.pt"))[:-KEPT_STATES]:
         old.unlink()
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state beside its name and rename it. Raises OSError."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("wb") as file:  # of a path, torch raises RuntimeError where the disk is full
+        torch.save(state, file)
+    unfinished.rename(path)
 
 
 def wait_while_exists(file: Path | None, stopped: Callable[[], bool]) -> bool:

@@ -6,8 +6,10 @@ It has two sources, behaviour (the scores of the pairs) and another model's vect
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,12 +32,19 @@ Vectors = Mapping[str, npt.NDArray[np.float32]]
 
 
 class Teacher:
-    """The teacher of one data set. `vectors_file`: another model's vectors of its notes, from `write_vectors`."""
+    """The teacher of one data set. `vectors_file`: another model's vectors of its notes, from `write_vectors`. Raises
+    DatasetError where it has a vector of none of them."""
 
     def __init__(self, paired: PairedNotes, vectors_file: Path | None = None) -> None:
         self._sources = [behaviour_vectors(paired.scores)] if paired.scores else []
         if vectors_file is not None:
-            self._sources.append(read_vectors(vectors_file))
+            read = read_vectors(vectors_file)
+            if read.keys().isdisjoint(paired.notes):
+                raise DatasetError(
+                    f"{vectors_file} has the vector of none of {len(paired.notes):,} training notes: it has "
+                    f"{next(iter(read))!r}, the notes have {next(iter(paired.notes))!r}. Make it of the same notes file"
+                )
+            self._sources.append(read)
 
     def vectors(self, notes: Sequence[Note]) -> Tensor:
         """Vectors (len(notes), K) float32, of unit length for a note that all sources know, shorter for others.
@@ -85,19 +94,37 @@ def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 
 def write_vectors(path: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
-    """Write `ids` and `vectors` (N, D) as one .npz file; makes the folder."""
+    """Write `ids` and `vectors` (N, D) as one .npz file, which appears when it is complete; makes the folder. Raises
+    OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:  # numpy would add a suffix to a path
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("wb") as file:  # numpy would add a suffix to a path
         np.savez_compressed(file, ids=np.array(ids), vectors=vectors)
+    unfinished.rename(path)
 
 
 def read_vectors(path: Path) -> Vectors:
     """Read what `write_vectors` wrote, scaled to unit length. Raises DatasetError for any other file."""
-    try:
-        with path.open("rb") as file, np.load(file) as stored:
-            vectors = dict(zip(stored["ids"].tolist(), unit(stored["vectors"]), strict=True))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path} holds no vectors; make it with `notellm embed`: {error}") from error
+    with _vectors_file(path) as stored:
+        vectors = dict(zip(stored["ids"].tolist(), unit(stored["vectors"]), strict=True))
     if not vectors:
         raise DatasetError(f"{path} holds the vectors of no note")
     return vectors
+
+
+def known_share(path: Path, ids: Collection[str]) -> float:
+    """Return the share of notes, by their ids, whose vectors a file of `write_vectors` has. It reads the ids alone.
+    Raises DatasetError as `read_vectors` does."""
+    with _vectors_file(path) as stored:
+        known = set(stored["ids"].tolist())
+    return sum(note_id in known for note_id in ids) / max(1, len(ids))
+
+
+@contextmanager
+def _vectors_file(path: Path) -> Iterator[Any]:
+    """Open a file of `write_vectors`. Raises DatasetError for any other file, also while it is read."""
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            yield stored
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{path} holds no vectors; make it with `notellm embed`: {error}") from error

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.note import Note
 from model.prompt import Prompt
-from model.training.corpus_vectors import read_corpus_vectors
+from model.training.corpus_vectors import checked_digest, read_corpus_vectors
 from model.training.student import group_by_tokens, pad_right
 from model.training.teacher import unit
 from model.training.token_teacher import TokenTeacher
@@ -116,7 +116,8 @@ class Texts:
     `shares`: how often each source is drawn from, relative to the others. `token_teacher`: a second teacher, whose
     cosine counts `token_weight` times as much as that of the first. Each teacher's vectors are centred on their mean
     over the mix, scaled to unit length and put side by side, so that a cosine is the weighted mean of the teachers'
-    cosines. Raises FileNotFoundError for a source without vectors.
+    cosines. `digests`: of the sources' notes. Raises FileNotFoundError for a source without vectors, and DatasetError
+    for one whose vectors are of other notes.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Texts:
             source_rows[source] = range(len(self.notes), len(self.notes) + len(notes))
             self.notes += notes
             source_vectors.append(vectors.astype(np.float32))
+        self.digests = {source: checked_digest(folder, source) for source in shares}
         self.mix = Mix(source_rows, shares, seed)
         teachers = [self._centred(np.concatenate(source_vectors))]
         if token_teacher is not None:

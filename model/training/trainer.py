@@ -25,8 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from model.data.dataset import Example, PairedNotes, draw_example, embedding_example, with_category_synonym
-from model.evaluation.ranking import recall_of_pairs
+from model.data.dataset import (
+    DatasetError,
+    Example,
+    PairedNotes,
+    draw_example,
+    embedding_example,
+    with_category_synonym,
+)
+from model.evaluation.ranking import pool_cutoff, recall_of_pairs
 from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
@@ -37,7 +44,8 @@ from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import Schedule, optimizer_and_schedule
 from model.training.recipe import Recipe
-from model.training.resume import LAST, RunState
+from model.training.resume import LAST, RunState, replaced_folder
+from model.training.teacher import known_share
 from model.weights import Progress, file_digest, silent
 
 BEST, FINAL, LOG = "best", "final", "log.jsonl"
@@ -48,8 +56,8 @@ BEST, FINAL, LOG = "best", "final", "log.jsonl"
 class Step:
     """One line of the log.
 
-    Losses are those before the step's update. `pairs_per_second` counts all processes. `recall`: validation Recall@100
-    where it was measured after this step.
+    Losses are those before the step's update. `pairs_per_second` counts all processes. `recall`: validation
+    Recall@`recall_at` where it was measured after this step.
     """
 
     step: int
@@ -63,6 +71,7 @@ class Step:
     seconds: float
     pairs_per_second: float
     recall: float | None = None
+    recall_at: int | None = None
 
 
 class Trainer:
@@ -80,6 +89,8 @@ class Trainer:
         self.device = torch.device(device)
         progress("Reading notes and pairs")
         self.data = [PairedNotes(row.notes, row.pairs, min_score=row.min_score) for row in recipe.data]
+        self.validation = _validation_notes(recipe)
+        _tell_what_counts(recipe, self.data, self.validation, progress)
         self.objectives = [
             ContrastiveObjective(paired, recipe, row.teacher, self.device)
             if recipe.contrastive and paired.has_pairs
@@ -88,7 +99,6 @@ class Trainer:
         ]
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
-        self.validation = _validation_notes(recipe)
         torch.manual_seed(recipe.seed)
         categories = {note.category for paired in self.data for note in paired.notes.values() if note.category}
         self.model, self.adapter = build_model(recipe, sorted(categories), cache, self.device, progress)
@@ -131,7 +141,7 @@ class Trainer:
             step = self._update(*next(batches))
             evaluated = state.step % recipe.evaluate_every == 0 or state.step == recipe.steps
             if evaluated:
-                step = replace(step, recall=self._evaluate())
+                step = replace(step, recall=self._evaluate(), recall_at=self.recall_at)
             self._log(step)
             if evaluated or state.step % recipe.save_every == 0:
                 state.save(self.folder, recipe)
@@ -152,6 +162,11 @@ class Trainer:
         started = time.perf_counter()
         rng = random.Random(f"{self.recipe.seed} {self.state.step}")
         paired = len(notes) // (2 * self.ranks) * 2 * self.ranks  # whole pairs, as many on each process
+        if not paired:
+            raise DatasetError(
+                f"a batch has {len(notes) // 2} pairs that share no note, fewer than the {self.ranks} processes: start "
+                "fewer of them"
+            )
         notes = notes[:paired]
         objective = self.objectives[index]
         if objective:
@@ -318,23 +333,32 @@ class Trainer:
             self.state.evaluations_without_gain += 1
         return recall
 
+    @property
+    def recall_at(self) -> int | None:
+        """k of the validation's Recall@k, by the size of its pool; None without validation pairs."""
+        pool = self.validation and min(self.recipe.validation_notes, len(self.validation.notes))
+        return pool_cutoff(pool) if pool else None
+
     def validation_recall(self) -> float:
-        """Recall@100 of validation pairs in a pool of `validation_notes` notes, embedded by the serving Engine."""
+        """Recall@`recall_at` of validation pairs in a pool of up to `validation_notes` notes, embedded by the serving
+        Engine."""
         assert self.validation is not None
+        assert self.recall_at is not None
         notes, pairs = self.validation.sample(self.recipe.validation_notes, self.recipe.seed)
         vectors = Engine(TorchRuntime(self.model)).embed(notes)
-        return recall_of_pairs(vectors, [note.id for note in notes], pairs, k=100)
+        return recall_of_pairs(vectors, [note.id for note in notes], pairs, k=self.recall_at)
 
     def _save_checkpoint(self, name: str) -> None:
-        """Write the checkpoint `name` of the run's folder.
+        """Write the checkpoint `name` of the run's folder in the place of an earlier one, with all that was in that.
 
-        Called by every process, since sharded weights are gathered; rank 0 writes.
+        Called by every process, since sharded weights are gathered; rank 0 writes. Raises OSError.
         """
         weights: dict[str, Any] | None = None
         if self.recipe.shard:
             weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.rank == 0:
-            self.model.save(self.folder / name, self.adapter, weights)
+            with replaced_folder(self.folder / name) as unfinished:
+                self.model.save(unfinished, self.adapter, weights)
 
     def _log(self, step: Step) -> None:
         if self.rank == 0:
@@ -348,6 +372,25 @@ def _validation_notes(recipe: Recipe) -> PairedNotes | None:
         if row.pairs:
             return PairedNotes(row.notes, row.pairs, split="validation", min_score=recipe.validation_min_score)
     return None
+
+
+def _tell_what_counts(
+    recipe: Recipe, data: Sequence[PairedNotes], validation: PairedNotes | None, progress: Progress
+) -> None:
+    """Tell how many pairs of each file are between notes of a split, how many name a note that is not in the notes
+    file, and which share of the notes a teacher knows where that is not all of them. Raises DatasetError."""
+    for row, paired in zip(recipe.data, data, strict=True):
+        if row.pairs:
+            counts = paired.counts
+            between = f"{counts.in_split:,} between training notes"
+            left_out = (
+                f", {counts.unknown:,} left out: a note of theirs is not in {row.notes}" if counts.unknown else ""
+            )
+            progress(f"{row.pairs}: {counts.read:,} pairs, {between}{left_out}")
+        if row.teacher and (known := known_share(row.teacher, paired.notes)) < 1:
+            progress(f"{row.teacher}: vectors of {100 * known:.1f}% of the training notes")
+    if validation:
+        progress(f"{validation.counts.in_split:,} pairs between validation notes")
 
 
 def _digests(recipe: Recipe) -> dict[str, str]:

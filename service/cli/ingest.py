@@ -31,7 +31,9 @@ BATCH_SIZE = 64
 TIMEOUT_SECONDS = 300.0
 """Bound on the answer to a batch, which waits for the engine."""
 RETRY_SECONDS = 0.5
-"""Pause before a batch is sent again, where the service names none."""
+"""Pause before a request is sent again, where the service names none."""
+TRIED_AGAIN = (429, 503, 504)
+"""Statuses of answers that another one may follow soon."""
 
 
 class IngestFailed(Exception):
@@ -40,7 +42,7 @@ class IngestFailed(Exception):
 
 @dataclass(slots=True)
 class Ingest:
-    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file and service, how
+    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file, service and model, how
     many lines were rejected, and the name of the run, from which the keys of its batches are made."""
 
     file: Path
@@ -58,8 +60,6 @@ class Ingest:
         rejected, also before a break, the last line, seconds, and notes per second. Raises IngestFailed, and OSError
         when the file cannot be read."""
         notes = NotesFile(self.file)
-        run, done, rejected_before = self._resumed()
-        self._remember(run, done, rejected_before)
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
         started = time.monotonic()
         say = partial(console.print, highlight=False, markup=False)
@@ -67,6 +67,9 @@ class Ingest:
             client = stack.enter_context(
                 httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
             )
+            state = self._state_file(client)
+            run, done, rejected_before = self._resumed(state)
+            self._remember(state, run, done, rejected_before)
             progress = stack.enter_context(_progress(console))
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
@@ -75,9 +78,11 @@ class Ingest:
             for batch in batches(notes.lines(after=done), lambda line: len(line.raw), BATCH_SIZE):
                 self._add(client, batch, run, counts, rejects)
                 done = batch[-1].number
-                self._remember(run, done, rejected_before + counts["rejected"])
+                self._remember(state, run, done, rejected_before + counts["rejected"])
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
                 progress.update(task, completed=notes.position, rate=rate)
+        if done and not counts.total():
+            say(f"nothing was sent: this model has been sent all {done} lines before; --restart sends them again")
         for name, count in notes.ignored.items():
             say(f"field {name!r} is not a note's and was left out of {count} notes")
         rejected = rejected_before + counts["rejected"]
@@ -126,7 +131,7 @@ class Ingest:
                 if response.status_code == TOO_LARGE:
                     return self._post_halves(client, run, number, lines, response)
                 reason = explain(response.json(), response.status_code)
-                if response.status_code not in (409, 429, 503, 504):
+                if response.status_code not in (409, *TRIED_AGAIN):
                     raise IngestFailed(f"the service refused: {reason}")
                 pause = float(response.headers.get("retry-after", pause))
             except (httpx2.TransportError, ValueError) as error:
@@ -157,20 +162,39 @@ class Ingest:
         name = "stdin" if self.file == STDIN else self.file.name
         return self.rejects or Path(f"{name}.rejects.jsonl")
 
-    def _state_file(self) -> Path | None:
+    def _state_file(self, client: httpx2.Client) -> Path | None:
         """File that keeps the last acknowledged line; None for standard input, which cannot be resumed."""
         if self.file == STDIN:
             return None
         stat = self.file.stat()
         key = f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.url} {self.generate}"
+        key += f" {self._space(client)}"
         key += f" {self.api_key}" if self.api_key else ""
         key += "" if self.min_score is None else f" {self.min_score}"
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
-    def _resumed(self) -> tuple[str, int, int]:
+    def _space(self, client: httpx2.Client) -> str:
+        """Vector space of the model that serves, which names it; "" where a proxy hides GET /readyz. A service that
+        does not answer or has not loaded its model is asked again for `patience` seconds. Raises IngestFailed."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            reason = f"{self.url} has not loaded its model."
+            try:
+                response = client.get("/readyz")
+                if response.status_code not in (200, *TRIED_AGAIN):
+                    complain(f"GET /readyz got {response.status_code}: a change of the model would not be noticed")
+                    return ""
+                if space := response.json().get("space"):
+                    return str(space)
+            except (httpx2.TransportError, ValueError, AttributeError) as error:
+                reason = f"{self.url} does not answer: {error}."
+            if time.monotonic() + RETRY_SECONDS > deadline:
+                raise IngestFailed(f"{reason} Run the same command again to go on.")
+            time.sleep(RETRY_SECONDS)
+
+    def _resumed(self, path: Path | None) -> tuple[str, int, int]:
         """Name of the run that this one goes on with, its last acknowledged line, and how many lines it has rejected;
         or a new name and zeros."""
-        path = self._state_file()
         if not self.restart and path and path.is_file():
             try:
                 state = json.loads(path.read_text())
@@ -179,8 +203,8 @@ class Ingest:
                 complain(f"{path} cannot be read: beginning with the first line")
         return uuid4().hex, 0, 0
 
-    def _remember(self, run: str, line: int, rejected: int) -> None:
-        if path := self._state_file():
+    def _remember(self, path: Path | None, run: str, line: int, rejected: int) -> None:
+        if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
             state = {"file": str(self.file), "url": self.url, "run": run, "line": line, "rejected": rejected}

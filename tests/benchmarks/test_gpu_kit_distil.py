@@ -117,10 +117,11 @@ def test_recipe_for_a_card_takes_what_its_file_gives_and_a_cards_batch(recipe: P
 
 def test_only_files_that_the_recipe_reads_are_packed(recipe: Path, corpus: Path) -> None:
     read = read_recipe(recipe)
-    names = ["tokens.npz", "lists.jsonl.gz", "lists.0000.npy", "long.jsonl.gz", "long.0000.npy"]
+    of_source = ("{}.jsonl.gz", "{}.sha256", "{}.0000.npy")
+    names = ["tokens.npz", *(name.format(source) for source in ("lists", "long") for name in of_source)]
     assert [file.name for file in corpus_files(corpus, read)] == names
     read.shares.pop("long")
-    assert [file.name for file in corpus_files(corpus, read)] == names[:3]
+    assert [file.name for file in corpus_files(corpus, read)] == names[:4]
 
 
 def test_corpus_that_lacks_a_source_is_refused(

@@ -118,6 +118,26 @@ def test_train_without_its_notes_names_the_file(trained: Path, tmp_path: Path):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("full", ["last.pt.unfinished", "log.jsonl"])
+def test_train_on_a_full_disk_ends_with_the_reason(trained: Path, tmp_path: Path, full: str):
+    (tmp_path / full).symlink_to("/dev/full")
+    result = run.invoke(
+        app, ["train", "--config", str(trained / "recipe.toml"), "--out", str(tmp_path), "--set", "steps=2"]
+    )
+    assert result.exit_code == 1
+    assert "No space left on device" in " ".join(result.stderr.split())
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_train_into_a_file_ends_with_the_reason(trained: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    recipe = str(trained / "recipe.toml")
+    for command in ("train", "train-encoder"):
+        result = run.invoke(app, [command, "--config", recipe, "--out", str(tmp_path / "file" / "run")])
+        assert isinstance(result.exception, SystemExit)
+        assert (result.exit_code, "Not a directory" in " ".join(result.stderr.split())) == (1, True)
+
+
 def test_train_with_an_unknown_field_names_it(trained: Path):
     result = run.invoke(
         app, ["train", "--config", str(trained / "recipe.toml"), "--out", str(trained / "x"), "--set", "stepz=4"]
@@ -200,6 +220,24 @@ def test_evaluate_without_truth_gives_null(bare: Path, tiny_checkpoint: Path):
     summary = evaluated(tiny_checkpoint, bare)
     assert summary.keys() >= {"recall", "mrr", "pairs", "category", "hashtags", "notes_per_second"}
     assert set(summary.values()) == {None}
+
+
+def test_evaluate_without_clicks_says_that_related_notes_are_not_measured(bare: Path):
+    command = ["evaluate", "--checkpoint", "tf-idf", "--data", str(bare)]
+    result = run.invoke(app, command)
+    assert result.exit_code == 0
+    assert "Related notes are not measured:" in result.stderr
+    assert "has no clicks.jsonl.gz" in " ".join(result.stderr.split())
+    for options in (["--part", "related"], ["--protocol", "cold-all"]):
+        refused = run.invoke(app, [*command, *options])
+        assert refused.exit_code == 1
+        assert "related notes cannot be measured" in " ".join(refused.stderr.split())
+
+
+def test_evaluate_of_a_notes_file_names_the_folder_that_it_takes(folder: Path):
+    result = run.invoke(app, ["evaluate", "--checkpoint", "tf-idf", "--data", str(folder / "notes.jsonl.gz")])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "is a file: name the folder" in " ".join(result.stderr.split())) == (1, True)
 
 
 def test_evaluate_tf_idf_finds_related_notes_and_copies_tags(folder: Path):
@@ -401,6 +439,25 @@ def test_embed_writes_a_teacher_that_train_reads(folder: Path, tiny_checkpoint: 
     assert "teacher.npz" in "".join(result.stderr.split())
 
 
+def test_embed_that_cannot_write_says_so_before_it_reads(folder: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "t.npz")
+    notes = str(folder / "notes.jsonl.gz")
+    result = run.invoke(app, ["embed", "--checkpoint", "nothing/there", "--notes", notes, "--out", out])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "File exists" in " ".join(result.stderr.split())) == (1, True)
+
+
+def test_embed_that_fails_keeps_the_earlier_file(folder: Path, tiny_checkpoint: Path, tmp_path: Path):
+    earlier = tmp_path / "t.npz"
+    earlier.write_text("earlier")
+    (tmp_path / "t.npz.unfinished").symlink_to("/dev/full")
+    notes = str(folder / "notes.jsonl.gz")
+    result = run.invoke(app, ["embed", "--checkpoint", str(tiny_checkpoint), "--notes", notes, "--out", str(earlier)])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, earlier.read_text()) == (1, "earlier")
+
+
 def test_embed_refuses_a_system_without_vectors(folder: Path, tmp_path: Path):
     notes = str(folder / "notes.jsonl.gz")
     result = run.invoke(app, ["embed", "--checkpoint", "tf-idf", "--notes", notes, "--out", str(tmp_path / "t.npz")])
@@ -567,4 +624,14 @@ def test_fit_that_is_refused_leaves_the_checkpoint_alone(checkpoint: Path, bare:
     result = run.invoke(app, [command, "--checkpoint", str(checkpoint), "--data", str(bare)])
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
+    assert files(checkpoint) == before
+
+
+@pytest.mark.parametrize("command", ["calibrate", "fit-categories", "fit-hashtags"])
+def test_fit_by_notes_in_a_script_that_is_not_read_names_the_setting(checkpoint: Path, folder: Path, command: str):
+    replace(NoteLLMConfig.load(checkpoint), scripts=("CJK",)).save(checkpoint)
+    before = files(checkpoint)
+    result = run.invoke(app, [command, "--checkpoint", str(checkpoint), "--data", str(folder)])
+    assert result.exit_code == 1
+    assert "name the script in `scripts` of its notellm.json, which has CJK" in " ".join(result.stderr.split())
     assert files(checkpoint) == before

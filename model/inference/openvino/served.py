@@ -45,6 +45,7 @@ def write_served(
 ) -> NoteLLMConfig:
     """Export a checkpoint, in any form that `NoteLLM.load` takes, into the new `folder`; return its configuration.
 
+    It is written beside its name and renamed, so that the same call repeats one that was killed.
     `precision`: how weights are stored: "float32", "bfloat16" (as half floats) or "int8". Raises CheckpointError.
     """
     from model.inference.openvino.export import export  # imports PyTorch
@@ -52,19 +53,22 @@ def write_served(
     if folder.exists():
         raise CheckpointError(f"{folder} exists already: name a new folder")
     files = CheckpointFiles.of(checkpoint, cache, progress)
-    graphs = folder / GRAPHS_FOLDER
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    graphs = unfinished / GRAPHS_FOLDER
     export(checkpoint, graphs, cache=cache, precision=precision, progress=progress)
-    files.config.save(folder)
+    files.config.save(unfinished)
     copied = [path for pattern in HUB_FILES for path in files.weights.glob(pattern) if path.suffix != ".safetensors"]
-    (folder / TOKENIZER_FOLDER).mkdir()
+    (unfinished / TOKENIZER_FOLDER).mkdir()
     for path in copied:
-        shutil.copy(path, folder / TOKENIZER_FOLDER)
+        shutil.copy(path, unfinished / TOKENIZER_FOLDER)
     for name in (CATEGORIES_FILE, CARD_FILE):
         if (path := Path(checkpoint).expanduser() / name).is_file():
-            shutil.copy(path, folder)
+            shutil.copy(path, unfinished)
     graphs.chmod(0o755)  # `export` lets nobody but its user in; an image is made by one user and run by another
     origin = {"digest": files.digest(), "precision": precision, "version": _version()}
     (graphs / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
+    unfinished.rename(folder)
     return files.config
 
 

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from model.baselines.encoder import UNSEEN, CategoryEncoder, SentenceEncoder, fine_tune, plain_text
-from model.data.dataset import DatasetError
+from model.data.dataset import DatasetError, read_notes
 from model.data.pairs import PairOptions, related_pairs, split_of
 from model.note import Note
 from model.training.recipe import Data, Recipe, RecipeError
@@ -198,6 +198,8 @@ def test_train_encoder_fine_tunes_on_pairs_and_keeps_the_best(subjects: Data, tm
     )
     result = CliRunner().invoke(app, ["train-encoder", "--config", str(recipe), "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
-    assert "validation Recall@100" in result.output
+    pool = sum(split_of(note_id) == "validation" for note_id in read_notes(subjects.notes))
+    assert f"Validation recall is Recall@{pool // 10} among {pool} notes" in " ".join(result.stderr.split())
+    assert "step 2: validation recall" in result.stderr
     best = SentenceEncoder(tmp_path / "run" / BEST)
     assert not np.allclose(best.embed(NOTES), SentenceEncoder().embed(NOTES), atol=1e-6)

@@ -14,7 +14,7 @@ from model.baselines.encoder_teacher import embed_in_bfloat16
 from model.data.corpora import write_notes_file
 from model.data.dataset import read_notes
 from model.note import Note
-from model.training.corpus_vectors import shard_path
+from model.training.corpus_vectors import shard_path, write_digest
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +40,7 @@ def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Pat
     encoder = SentenceEncoder()
     for source, notes in NOTES.items():
         write_notes_file(tmp_path / f"{source}.jsonl.gz", notes, source)
+        write_digest(tmp_path, source)
         vectors = embed_in_bfloat16(encoder, notes)
         np.save(shard_path(tmp_path, source, 0), vectors.astype(np.float16))
     out = tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import embed_in_bfloat16
 from model.data.corpora import write_notes_file
+from model.data.dataset import DatasetError
 from model.note import Note
 from model.training import corpus_vectors
 from model.training.corpus_vectors import read_corpus_vectors, shard_path, write_corpus_vectors
@@ -53,3 +55,29 @@ def test_source_that_was_not_embedded_has_no_vectors(folder: Path) -> None:
     notes, vectors = read_corpus_vectors(folder, "own")
     assert notes == []
     assert len(vectors) == 0
+
+
+def test_vectors_of_a_notes_file_that_was_made_anew_are_refused(folder: Path, encoder: SentenceEncoder) -> None:
+    embed = partial(embed_in_bfloat16, encoder)
+    write_corpus_vectors(embed, folder, "own")
+    write_notes_file(folder / "own.jsonl.gz", NOTES, "own")  # the same notes, packed at another time
+    assert len(read_corpus_vectors(folder, "own")[0]) == 4
+    write_notes_file(folder / "own.jsonl.gz", NOTES[::-1], "own")
+    for use in (partial(write_corpus_vectors, embed), read_corpus_vectors):
+        with pytest.raises(DatasetError, match=r"own\.jsonl\.gz has changed since its vectors were made"):
+            use(folder, "own")
+    for shard in folder.glob("*.npy"):
+        shard.unlink()
+    assert write_corpus_vectors(embed, folder, "own") == 4
+
+
+def test_vectors_without_a_digest_are_taken_once_the_named_command_made_it(
+    folder: Path, encoder: SentenceEncoder
+) -> None:
+    write_corpus_vectors(partial(embed_in_bfloat16, encoder), folder, "own")
+    (folder / "own.sha256").unlink()
+    with pytest.raises(DatasetError, match="does not say of which notes") as refused:
+        read_corpus_vectors(folder, "own")
+    _, command, _ = str(refused.value).split("`")
+    subprocess.run(["bash", "-c", command], check=True)
+    assert len(read_corpus_vectors(folder, "own")[0]) == 4

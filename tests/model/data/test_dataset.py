@@ -178,6 +178,11 @@ def paired(tmp_path: Path) -> PairedNotes:
     return PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, histories))
 
 
+def pairs_of(batches: list[list[Note]]) -> list[tuple[str, str]]:
+    """Pairs of batches by their ids, in the order of the batches."""
+    return [(a.id, b.id) for batch in batches for a, b in zip(batch[::2], batch[1::2], strict=True)]
+
+
 def test_batch_holds_pairs_side_by_side_and_no_note_twice(paired: PairedNotes):
     for batch in itertools.islice(paired.batches(4, seed=0), 30):
         ids = [note.id for note in batch]
@@ -193,6 +198,36 @@ def test_pairs_are_seen_equally_often(paired: PairedNotes):
     ]
     times = [seen.count(pair) for pair in paired.pairs]
     assert max(times) - min(times) <= 2  # pairs of one epoch may wait while the next begins
+
+
+def test_batches_of_disjoint_pairs_follow_the_shuffles(tmp_path: Path):
+    histories = [list(pair) for pair in zip(TRAIN[:32:2], TRAIN[1:32:2], strict=True)]
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, histories))
+    rng = random.Random(7)
+    drawn = [rng.sample(paired.pairs, 16) for _ in range(2)]
+    batches = list(itertools.islice(paired.batches(4, seed=7), 6))
+    assert pairs_of(batches) == [*drawn[0], *drawn[1][:8]]
+
+
+def test_batches_stay_full_where_one_note_has_most_pairs(tmp_path: Path):
+    """The pairs of a hub come one a batch, so that most of them wait when those of the other notes are used up."""
+    hub, *others = TRAIN
+    histories = [[hub, other] for other in others] + [others[i : i + 2] for i in range(0, 24, 2)]
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, histories))
+    batches = list(itertools.islice(paired.batches(4, seed=0), 400))
+    assert {len(batch) for batch in batches} == {8}
+    assert batches == list(itertools.islice(paired.batches(4, seed=0), 400))
+    assert set(pairs_of(batches)) == set(paired.pairs)
+
+
+def test_batch_is_short_where_all_pairs_share_a_note(tmp_path: Path):
+    hub, *others = TRAIN[:6]
+    paired = PairedNotes(
+        write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, [[hub, other] for other in others])
+    )
+    batches = list(itertools.islice(paired.batches(4, seed=0), 60))
+    assert {len(batch) for batch in batches} == {2}
+    assert {note.id for batch in batches for note in batch} == {hub, *others}
 
 
 def test_batches_are_a_function_of_the_seed(paired: PairedNotes):
@@ -293,6 +328,16 @@ def test_category_without_synonyms_keeps_its_name(category: str | None):
     assert all(with_category_synonym(note, {"Pets": ["Animals"]}, random.Random(seed)) == note for seed in range(20))
 
 
+def test_pairs_are_counted_by_split_and_by_missing_notes(tmp_path: Path):
+    a, b, missing = TRAIN[:3]
+    c, d = (str(i) for i in itertools.islice((i for i in range(100) if split_of(str(i)) == "validation"), 2))
+    pairs = write_pairs(tmp_path, [[a, b], [c, d], [a, missing], [missing, c]])
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", [a, b, c, d]), pairs)
+    assert paired.counts == (4, 1, 2)
+    with pytest.raises(DatasetError, match=r"no pair at all; of 4 pairs 4 have a note that is not in "):
+        PairedNotes(write_notes(tmp_path / "other.jsonl", [b]), pairs)
+
+
 def test_split_without_pairs_is_refused(tmp_path: Path):
     notes = write_notes(tmp_path / "notes.jsonl", TRAIN)
     with pytest.raises(DatasetError, match="no pair of validation notes"):
@@ -332,6 +377,34 @@ def test_broken_file_is_named(tmp_path: Path, content: bytes, reason: str):
         read_notes(tmp_path / "n.jsonl.gz")
 
 
+EXPORT = (
+    '{"export":1,"tenant":"default","after":null,"begin":"1-0","vectors":null,"space":"s","dimension":2}',
+    '{"id":"a","title":"Soup","hashtags":["own"],"category":null,"author":null,"expires_at":null,"attributes":{},'
+    '"revision":1,"log_position":"1-0","generated":{"hashtags":[{"text":"x","score":1}],"category":null}}',
+    '{"id":"b","title":"gone"}',
+    '{"removed":"b","log_position":"2-0"}',
+    '{"end":"2-0","notes":2,"removed":1,"unreadable":0}',
+)
+
+
+def test_export_is_read_without_removed_notes_and_blank_lines(tmp_path: Path):
+    (tmp_path / "n.jsonl").write_text("\n\n".join(EXPORT) + "\n \n")
+    assert read_notes(tmp_path / "n.jsonl") == {"a": Note(id="a", title="Soup", hashtags=("own",))}
+
+
+@pytest.mark.parametrize("last", [(), ('{"problem":{"detail":"the store is away"}}',)], ids=["cut-off", "failed"])
+def test_export_that_was_broken_off_is_refused(tmp_path: Path, last: tuple[str, ...]):
+    (tmp_path / "n.jsonl").write_text("\n".join([*EXPORT[:-1], *last]))
+    with pytest.raises(DatasetError, match=r"n\.jsonl is an export that was broken off"):
+        read_notes(tmp_path / "n.jsonl")
+
+
+def test_export_of_another_version_is_refused(tmp_path: Path):
+    (tmp_path / "n.jsonl").write_text('{"export":2}\n')
+    with pytest.raises(DatasetError, match=r"line 1, .*version 2; 1 can be read"):
+        read_notes(tmp_path / "n.jsonl")
+
+
 def test_folder_is_no_notes_file(tmp_path: Path):
     with pytest.raises(DatasetError, match="is a folder"):
         read_notes(tmp_path)
@@ -341,7 +414,7 @@ def test_folder_is_no_notes_file(tmp_path: Path):
     "line",
     [
         *("{", "[]", '{"title": "no id"}', '{"id": "2", "title": 1917}', '{"id": "2", "category": 0}'),
-        *('{"id": "2", "hashtags": "travel, food"}', '{"id": "2", "hashtags": [1]}'),
+        *('{"id": "2", "hashtags": "travel, food"}', '{"id": "2", "hashtags": [1]}', '{"id": null}', '{"id": [2]}'),
     ],
 )
 def test_line_that_is_no_note_is_named(tmp_path: Path, line: str):

@@ -318,6 +318,59 @@ def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 FILES = ["c.jsonl", "c.jsonl.gz", "c.csv", "c.csv.gz", "c.parquet"]
 
 
+def check_parts(folder: Path, engine: Any) -> None:
+    """Part files, as a folder and as a pattern, give the pairs of one file with all their clicks."""
+    records = [click | {"time": time} for time, click in enumerate(histories(u="ab", v="bca", w="ab"))]
+    expected = scores_of(folder, records)
+    parts = folder / "parts"
+    parts.mkdir()
+    for number, part in enumerate((records[4:], records[:2], records[2:4])):
+        write_clicks(parts / f"part-{number}.jsonl", part)
+    for leftover in ("_SUCCESS", ".part-0.jsonl.crc"):
+        (parts / leftover).touch()
+    for path in (parts, parts / "part-*.jsonl"):
+        related_pairs(path, folder / "pairs.parquet", ALL, engine=engine)
+        assert {pair[:2]: pair.score for pair in read_pairs(folder / "pairs.parquet")} == expected
+
+
+def test_duckdb_reads_part_files(tmp_path: Path) -> None:
+    check_parts(tmp_path, "duckdb")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+def test_spark_reads_part_files(tmp_path: Path) -> None:
+    check_parts(tmp_path, "spark")
+
+
+def test_part_files_without_times_or_of_two_formats_are_refused(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write_clicks(tmp_path / name, histories(u="ab"))
+    with pytest.raises(PairsError, match="is 2 files, whose lines have no order: give every click a time"):
+        related_pairs(tmp_path, tmp_path / "pairs")
+    (tmp_path / "c.csv").touch()
+    with pytest.raises(PairsError, match="files of several formats: csv, json"):
+        related_pairs(tmp_path, tmp_path / "pairs")
+
+
+def test_columns_that_are_not_read_and_missing_times_are_told(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "c.jsonl", [click | {"timestamp": 1} for click in histories(u="ab")])
+    told: list[str] = []
+    related_pairs(clicks, tmp_path / "pairs", progress=told.append)
+    assert "Columns of c.jsonl that are not read: timestamp" in told
+    assert "No click of c.jsonl has a time: a user's clicks count in the order of the lines" in told
+    told.clear()
+    write_clicks(clicks, [click | {"time": time} for time, click in enumerate(histories(u="ab"))])
+    related_pairs(clicks, tmp_path / "pairs", progress=told.append)
+    assert not [line for line in told if "not read" in line or "No click" in line]
+
+
+def test_report_counts_pairs_that_are_dropped_for_their_score(tmp_path: Path) -> None:
+    clicks = write_clicks(tmp_path / "c.jsonl", histories(u="ab", v="ab", w="ab", x="cdef"))
+    report = related_pairs(clicks, tmp_path / "pairs", PairOptions(lower=0.3, upper=1.4))
+    assert (report.pairs, report.below_lower, report.above_upper) == (0, 6, 1)
+
+
 def check_format(folder: Path, name: str, engine: Any) -> None:
     clicks = [
         {"user": 1, "note": 10, "time": 3, "rating": 4},
@@ -394,7 +447,7 @@ def test_folder_with_a_quote_and_a_space_is_made(tmp_path: Path) -> None:
     out = tmp_path / "it's mine" / "deep" / "pairs.parquet"
     related_pairs(clicks, out)
     assert list(out.parent.iterdir()) == [out]
-    assert read_pairs(out) == [("a", "b", 0.5)]
+    assert list(read_pairs(out)) == [("a", "b", 0.5)]
 
 
 def test_failed_run_leaves_the_old_pairs_alone(tmp_path: Path) -> None:
@@ -420,7 +473,7 @@ def test_report_counts_what_went_in_and_came_out(tmp_path: Path) -> None:
     )
     assert report.at_least == {0.1: 4, 0.2: 4, 0.3: 1, 0.5: 1, 1.0: 1}
     assert report.seconds > 0
-    assert [message.split()[0] for message in messages] == ["Reading", "Joining", "Writing"]
+    assert [message.split()[0] for message in messages] == ["Reading", "No", "Joining", "Writing"]
 
 
 def test_report_counts_notes_of_the_split_only(tmp_path: Path) -> None:
@@ -453,7 +506,7 @@ def test_clicks_without_pairs_give_an_empty_result(tmp_path: Path) -> None:
     clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="a", v="b"))
     report = related_pairs(clicks, tmp_path / "pairs")
     assert (report.pairs, report.notes_without_pair, report.quantiles) == (0, 2, {})
-    assert read_pairs(tmp_path / "pairs") == []
+    assert list(read_pairs(tmp_path / "pairs")) == []
 
 
 # Errors
@@ -524,7 +577,7 @@ def test_file_without_pairs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("?")
     for name in ("pairs", "nothing"):
         with pytest.raises(PairsError, match="holds no pairs"):
-            read_pairs(tmp_path / name)
+            list(read_pairs(tmp_path / name))
 
 
 @pytest.mark.parametrize(

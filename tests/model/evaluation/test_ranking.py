@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model.evaluation.ranking import cosine, rank_pairs, recall_of_pairs
+from model.evaluation.ranking import cosine, pool_cutoff, rank_pairs, recall_of_pairs
 
 
 def test_ranks_are_in_the_order_of_pairs_without_the_query():
@@ -28,3 +28,7 @@ def test_queries_leave_out_a_share_of_the_mean_of_all_vectors():
     query = vectors[0] - 0.5 * vectors.mean(axis=0)
     expected = vectors @ (query / np.linalg.norm(query))
     np.testing.assert_allclose(cosine(vectors, mean_share=0.5)(np.array([0]))[0], expected, atol=1e-6)
+
+
+def test_cutoff_of_a_pool_below_a_thousand_notes_is_a_tenth_of_it():
+    assert [pool_cutoff(notes) for notes in (4, 19, 100, 999, 1000, 50_000)] == [1, 1, 10, 99, 100, 100]

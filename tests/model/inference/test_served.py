@@ -84,6 +84,19 @@ def test_half_floats_are_not_run_as_int8(served: Path, tmp_path: Path) -> None:
         load(served, tmp_path, "int8")
 
 
+def test_export_that_was_killed_is_made_anew(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    leftover = tmp_path / "served.unfinished" / GRAPHS_FOLDER
+    leftover.mkdir(parents=True)
+    (leftover / "half a graph").touch()
+    write_served(str(tiny_checkpoint), tmp_path / "served", cache=tmp_path / "cache", precision="bfloat16")
+    assert not (tmp_path / "served.unfinished").exists()
+
+    def names(folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+    assert names(tmp_path / "served") == names(served)
+
+
 def test_existing_folder_is_not_written_to(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exists already"):
         write_served(str(tiny_checkpoint), served, cache=tmp_path, precision="float32")

@@ -8,7 +8,7 @@ import numpy as np
 
 from model.data.corpora import write_notes_file
 from model.note import Note
-from model.training.corpus_vectors import notes_path, shard_path
+from model.training.corpus_vectors import notes_path, shard_path, write_digest
 from model.training.teacher import unit
 
 WORDS = ("soup", "hike", "lamp", "yarn", "film", "horse", "piano", "tent")
@@ -28,4 +28,5 @@ def write_corpus(folder: Path) -> None:
     long = [Note(title=f"{WORDS[n % 8]} {n}", content="and much more of it " * (1 + n % 3)) for n in range(20)]
     for source, notes in (("lists", lists), ("long", long)):
         write_notes_file(notes_path(folder, source), notes, source)
+        write_digest(folder, source)
         np.save(shard_path(folder, source, 0), vectors_by_rule(notes).astype(np.float16))

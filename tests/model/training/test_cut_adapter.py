@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
 from model.notellm import NoteLLM
-from model.training.cut_adapter import cut_product, main
+from model.training.cut_adapter import cut_adapter, cut_product, main
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, GENERATION_FOLDER, HEAD_FILE
 from tests.model.inference.models import add_random_generation_adapter
 
@@ -87,11 +87,20 @@ def test_cut_checkpoint_keeps_the_projection_and_nothing_of_the_old_trunk(checkp
 def test_rank_that_is_no_lower_one_is_refused_and_writes_nothing(checkpoint: Path, tmp_path: Path, rank: int) -> None:
     out = tmp_path / "cut"
     with pytest.raises(CheckpointError, match="name a lower one"):
-        main(["--checkpoint", str(checkpoint), "--rank", str(rank), "--out", str(out)])
+        cut_adapter(checkpoint, rank, out)
     assert not out.exists()
+
+
+def test_folder_that_is_there_is_refused_and_left_alone(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", str(checkpoint), "--rank", "1", "--out", str(tmp_path)])
+    assert f"{tmp_path} is there already: name a new folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoint_without_an_adapter_is_refused(tmp_path: Path) -> None:
     NoteLLMConfig(name="bare").save(tmp_path)
     with pytest.raises(CheckpointError, match="no adapter"):
-        main(["--checkpoint", str(tmp_path), "--rank", "1", "--out", str(tmp_path / "cut")])
+        cut_adapter(tmp_path, 1, tmp_path / "cut")

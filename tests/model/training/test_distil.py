@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from model.note import Note
 from model.notellm import NoteLLM
 from model.training import distil, export
 from model.training import student as student_module
+from model.training.corpus_vectors import notes_path, write_digest
 from model.training.distil import CURVE, LOG, Distillation, Distiller, structure_loss
 from model.training.export import load_state, low_rank_factors
 from model.training.held_out import HeldOutDomain
 from model.training.recipe import RecipeError
 from model.weights import BACKBONE_FOLDER
+from tests.model.training.distillation import write_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +101,30 @@ def test_run_of_another_recipe_is_not_resumed(recipe: Distillation, corpus: Path
     with pytest.raises(RecipeError, match=r"another recipe \(seed, shares\)"):
         start(replace(recipe, shares={"lists": 0.5, "long": 0.5}, seed=1), corpus, tmp_path)
     assert start(replace(recipe, learning_rate=1e-3, save_every=1.0), corpus, tmp_path).recipe.learning_rate == 1e-3
+
+
+def test_run_on_another_corpus_is_not_resumed(recipe: Distillation, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_corpus(corpus)
+    start(recipe, corpus, tmp_path / "run").save()
+    with gzip.open(notes_path(corpus, "long"), "at") as notes:
+        notes.write('{"id": "one more", "title": "soup"}\n')
+    write_digest(corpus, "long")
+    with pytest.raises(RecipeError, match=r"long changed since the run in .* began"):
+        start(recipe, corpus, tmp_path / "run")
+
+
+def test_run_of_an_earlier_version_goes_on_and_says_that_its_corpus_is_not_checked(
+    recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(recipe, corpus, tmp_path).save()
+    (path,) = tmp_path.glob("state.*.pt")
+    state = torch.load(path)
+    del state["files"]
+    torch.save(state, path)
+    assert start(recipe, corpus, tmp_path).step == 0
+    assert f"{path} is of an earlier version" in capsys.readouterr().out
 
 
 def test_stop_in_a_pause_saves_without_a_step(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:

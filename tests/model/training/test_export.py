@@ -6,9 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.config import CheckpointError, NoteLLMConfig
-from model.training.export import argument_parser, with_settings
+from model.training.export import argument_parser, main, with_settings
 from model.training.generation import MIN_HASHTAG_SCORE
 from model.weights import SHIPPED_CHECKPOINT
 
@@ -47,3 +48,18 @@ def test_negative_weight_of_a_names_cosine_is_refused() -> None:
     options = argument_parser().parse_args([*REQUIRED, "--name-cosine-weight", "-1"])
     with pytest.raises(CheckpointError, match="name_cosine_weight must be at least 0"):
         with_settings(NoteLLMConfig(), options)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no state", "of another run"])
+def test_file_that_is_no_state_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | str | None
+) -> None:
+    state = tmp_path / "state.pt"
+    if isinstance(content, bytes):
+        state.write_bytes(content)
+    elif content:
+        torch.save({"recipe": {"name": content}}, state)
+    with pytest.raises(SystemExit):
+        main(["--state", str(state), "--out", str(tmp_path / "out")])
+    assert f"{state} is no state.<step>.pt of model.training.distil" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

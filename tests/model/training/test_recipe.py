@@ -97,6 +97,21 @@ def test_invalid_field_is_named(tmp_path: Path, text: str, named: str):
         Recipe.load(written(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (MINIMAL.replace("[[data]]", "[data]").encode(), r"under \[\[data\]\]"),
+        (b"data = [1]\n" + MINIMAL.split("[[", 1)[0].encode(), r"under \[\[data\]\]"),
+        (b'name = "\xff"\n', "is not UTF-8"),
+    ],
+    ids=["one-table", "numbers", "latin-1"],
+)
+def test_file_of_another_form_is_refused_with_the_reason(tmp_path: Path, text: bytes, named: str):
+    (tmp_path / "recipe.toml").write_bytes(text)
+    with pytest.raises(RecipeError, match=named):
+        Recipe.load(tmp_path / "recipe.toml")
+
+
 def test_missing_file_is_named(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"nothing\.toml"):
         Recipe.load(tmp_path / "nothing.toml")

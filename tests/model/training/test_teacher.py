@@ -10,7 +10,7 @@ import pytest
 from model.data.dataset import DatasetError, PairedNotes
 from model.data.pairs import PairOptions, related_pairs, split_of
 from model.note import Note
-from model.training.teacher import Teacher, Vectors, behaviour_vectors, read_vectors, write_vectors
+from model.training.teacher import Teacher, Vectors, behaviour_vectors, known_share, read_vectors, write_vectors
 
 TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 GROUPS = (TRAIN[:4], TRAIN[4:8])
@@ -102,6 +102,19 @@ def test_source_that_does_not_know_one_note_counts_as_a_cosine_of_zero(paired: P
     write_vectors(tmp_path / "read.npz", [known, unclicked], np.array([[1.0, 0.0], [0.8, 0.6]]))
     first, second = Teacher(paired, tmp_path / "read.npz").vectors([Note(id=known), Note(id=unclicked)])
     assert float(first @ second) == pytest.approx(0.8 / 2, abs=1e-5)
+
+
+def test_teacher_of_other_notes_is_refused(paired: PairedNotes, tmp_path: Path):
+    write_vectors(tmp_path / "read.npz", ["another"], np.ones((1, 2)))
+    with pytest.raises(
+        DatasetError, match=r"the vector of none of .* training notes: it has 'another', the notes have"
+    ):
+        Teacher(paired, tmp_path / "read.npz")
+
+
+def test_known_share_counts_the_notes_with_a_vector(tmp_path: Path):
+    write_vectors(tmp_path / "read.npz", ["a", "b", "other"], np.ones((3, 2)))
+    assert known_share(tmp_path / "read.npz", ["a", "b", "c", "d"]) == 0.5
 
 
 @pytest.mark.parametrize("name", ["vectors.npz", "vectors"])

@@ -24,8 +24,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from model.config import CheckpointError
-from model.data.dataset import Example
+from model.category_head import CATEGORIES_FILE
+from model.config import CheckpointError, NoteLLMConfig
+from model.data.dataset import Example, read_notes
+from model.data.pairs import split_of
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
@@ -35,6 +37,7 @@ from model.training.cut_adapter import cut_adapter
 from model.training.loss import generative_loss, joint_loss
 from model.training.recipe import Data, Recipe
 from model.training.resume import LAST
+from model.training.teacher import write_vectors
 from model.training.trainer import BEST, FINAL, LOG, Step, Trainer
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE
 from tests.conftest import in_torch
@@ -159,6 +162,54 @@ def test_sixty_steps_lower_the_losses_and_raise_recall(recipe: Recipe, tmp_path:
     assert steps[-1].recall >= before
 
 
+def test_validation_recall_of_a_small_pool_is_at_a_tenth_of_it(recipe: Recipe, tmp_path: Path):
+    """At 100, every note of the pool would be counted, and the first evaluation be the best for ever."""
+    steps = list(Trainer(replace(recipe, steps=3), tmp_path, cache=tmp_path).run())
+    assert (steps[-1].recall_at, recipe.validation_notes) == (4, 40)
+    assert 0 < steps[-1].recall < 1
+
+
+def test_checkpoint_takes_the_place_of_an_earlier_one_and_all_that_was_in_it(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    for leftover in (BEST, f"{BEST}.unfinished", f"{BEST}.previous"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / CATEGORIES_FILE).write_text("of other vectors")
+    trainer._save_checkpoint(BEST)
+    assert in_torch(tmp_path / BEST, tmp_path).dimension == 16
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(BEST)] == [BEST]
+    assert not (tmp_path / BEST / CATEGORIES_FILE).exists()
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_earlier_one(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    trainer._save_checkpoint(BEST)
+    before = {path: path.read_bytes() for path in (tmp_path / BEST).rglob("*") if path.is_file()}
+    trainer.model.config = replace(trainer.model.config, backbone="another")
+    trainer.adapter = None
+    trainer.model.tokenizer = None  # which is written after the weights
+    with pytest.raises(AttributeError):
+        trainer._save_checkpoint(BEST)
+    assert {path: path.read_bytes() for path in (tmp_path / BEST).rglob("*") if path.is_file()} == before
+
+
+def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp_path: Path):
+    notes = list(read_notes(data.notes))
+    known = [note_id for note_id in notes if split_of(note_id) == "train"][:-1]
+    write_vectors(tmp_path / "t.npz", known, np.eye(len(known), dtype=np.float32))
+    (tmp_path / "notes.jsonl").write_text("".join(data.notes.read_text().splitlines(keepends=True)[1:]))
+    told: list[str] = []
+    row = replace(data, notes=tmp_path / "notes.jsonl", teacher=tmp_path / "t.npz")
+    trainer = Trainer(replace(recipe, data=(row,), distillation=0.5), tmp_path, cache=tmp_path, progress=told.append)
+    counts = trainer.data[0].counts
+    assert counts.unknown > 0
+    assert (
+        f"{data.pairs}: {counts.read:,} pairs, {counts.in_split:,} between training notes, {counts.unknown} left out: "
+        f"a note of theirs is not in {row.notes}"
+    ) in told
+    training_notes = len(trainer.data[0].notes)
+    assert f"{row.teacher}: vectors of {100 - 100 / training_notes:.1f}% of the training notes" in told
+
+
 @pytest.mark.parametrize("lora_rank", [4, 0])
 def test_best_checkpoint_serves_what_was_trained(recipe: Recipe, tmp_path: Path, lora_rank: int):
     recipe = replace(recipe, lora_rank=lora_rank, steps=3)
@@ -276,8 +327,13 @@ def test_later_stage_keeps_the_settings_of_the_checkpoint_that_it_starts_from(re
         categories=("Food", "Travel"), name_cosine_weight=64.0, mean_share=0.5,
     )  # fmt: skip
     first._save_checkpoint(BEST)
-    later = Trainer(replace(recipe, name="later", start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
-    assert later.model.config == replace(first.model.config, name="later")
+    best, told = tmp_path / BEST, list[str]()
+    replace(NoteLLMConfig.load(best), generation_adapter=True, generation_trunk="its trunk").save(best)
+    later = replace(recipe, name="later", start=best)
+    trained = Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append).model
+    assert trained.config == replace(first.model.config, name="later")
+    for line in (f"writing adapter of {best} is not taken over", "notes in LATIN (`scripts`) alone", "`languages`: en"):
+        assert line in " ".join(told)
 
 
 def test_later_stage_of_another_dimension_names_the_one_to_set(recipe: Recipe, tmp_path: Path):

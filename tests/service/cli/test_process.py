@@ -127,6 +127,7 @@ def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path)
     again = json.loads(repeated.stdout)
     assert (again["created"], again["unchanged"], again["last_line"]) == (0, 0, 150)
     assert (repeated.exit_code, again["rejected"]) == (2, 2), "the file has lines that were not taken"
+    assert "nothing was sent: this model has been sent all 150 lines before" in " ".join(repeated.stderr.split())
     anew = json.loads(shared.call("ingest", str(notes_file), "--restart", "--json").stdout)
     assert (anew["created"], anew["unchanged"]) == (0, 148)
 
@@ -139,6 +140,21 @@ def test_ingest_under_another_key_begins_with_the_first_line(shared: Process) ->
     assert json.loads(shared.call("ingest", str(file), "--json").stdout)["unchanged"] == 0
     other = shared.call("ingest", str(file), "--json", "--api-key", "another")
     assert json.loads(other.stdout)["unchanged"] == 3
+
+
+def test_ingest_of_another_model_begins_with_the_first_line(shared: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = shared.folder / "two-models.jsonl"
+    file.write_text("".join(json.dumps({"id": f"m{n}", "title": f"note {n}"}) + "\n" for n in range(3)))
+    assert json.loads(shared.call("ingest", str(file), "--json").stdout)["created"] == 3
+    get = httpx2.Client.get
+
+    def of_another_model(client: httpx2.Client, path: str) -> httpx2.Response:
+        return httpx2.Response(200, json=get(client, path).json() | {"space": "of another model"})
+
+    monkeypatch.setattr(httpx2.Client, "get", of_another_model)
+    other = shared.call("ingest", str(file), "--json")
+    assert json.loads(other.stdout)["unchanged"] == 3
+    assert "nothing was sent" not in other.stderr
 
 
 def test_ingest_whose_state_was_cut_off_begins_with_the_first_line(shared: Process) -> None:
