@@ -337,12 +337,12 @@ def export(
 ) -> None:
     """Write a checkpoint as it is served on a CPU: a folder that needs neither PyTorch nor a cache."""
     from model.config import CheckpointError
-    from model.inference.openvino.served import write_served
+    from model.inference.openvino.exported import write_exported
     from model.weights import SHIPPED_CHECKPOINT
 
     with exit_on(CheckpointError, OSError):
         source = checkpoint or str(SHIPPED_CHECKPOINT)
-        config = write_served(source, out_folder, cache=cache, precision=dtype, progress=say)
+        config = write_exported(source, out_folder, cache=cache, precision=dtype, progress=say)
     size = sum(path.stat().st_size for path in out_folder.rglob("*") if path.is_file())
     say(f"{config.name} as {dtype}, {size // 2**20} MiB: NOTELLM_CHECKPOINT={out_folder}")
 

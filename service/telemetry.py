@@ -63,7 +63,8 @@ class Telemetry:
         )
         self.ready = Gauge(
             "notellm_ready",
-            "1 where the process has started and does not drain, its index follows the store, and its engine moves",
+            "1 where the process has started and does not drain, all indexes follow the store, the engine moves, and "
+            "the readers were started",
             registry=registry,
         )
 

@@ -70,14 +70,14 @@ def may_need_engine(handler: Callable[..., Any]) -> bool:
 
 
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:
-    """Let the caller of a route in that needs one of `scopes`, everyone where there are none, and count the request.
-    Raises what `recognise` and `count` raise."""
+    """Let in a caller who has one of `scopes`, and count the request; where there are none, let in anybody. Raises what
+    `authorise` and `count` raise."""
     if scopes:
-        await recognise(request, scopes)
+        await authorise(request, scopes)
         await count(request)
 
 
-async def recognise(request: Request, scopes: frozenset[Scope]) -> None:
+async def authorise(request: Request, scopes: frozenset[Scope]) -> None:
     """Put the caller of a route that needs one of `scopes` at `request.state.principal`. Raises Unauthenticated,
     Forbidden; and HTTPException 404 for an admin route on another port than the admin port."""
     admin_port = request.app.state.admin_port
@@ -129,8 +129,8 @@ async def check_quota(request: Request) -> None:
 def caller_at_hand(
     gate: Gate, tenants: Tenants[S], headers: Mapping[bytes, bytes], scopes: frozenset[Scope]
 ) -> tuple[Principal, S] | None:
-    """Return who sends some headers and the parts of its tenant, without waiting: None where one of both is not at
-    hand, or the caller would be refused. `headers`: with names in lower case."""
+    """Return who sends some headers and the parts of its tenant, without waiting: None where either is not at hand,
+    or the caller would be refused. `headers`: with names in lower case."""
     authorization, host = headers.get(b"authorization"), headers.get(b"host", b"").decode("latin-1")
     principal = gate.at_hand(None if authorization is None else authorization.decode("latin-1"))
     if principal is None or principal.scopes.isdisjoint(scopes) or not gate.allows_host(principal, host):

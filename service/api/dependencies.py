@@ -162,8 +162,9 @@ async def get_requested_urgency(
     return RequestedUrgency(request.state.arrived, x_request_timeout, x_request_priority)
 
 
-def time_after_trial(request: Request) -> ReadTime | None:
-    """Return the time left of a request that short_path.py has tried in vain; None for one that it has not tried."""
+def remaining_read_time(request: Request) -> ReadTime | None:
+    """Return the time left for store calls of a request that short_path.py could not answer; None for one that it
+    has not tried."""
     time_left: ReadTime | None = getattr(request.state, "tried", None)
     return time_left
 

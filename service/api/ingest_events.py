@@ -154,7 +154,7 @@ async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Ev
         yield read
 
 
-async def read_lines(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
+async def lines_of_reads(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
     """Yield all reads as lines of a file of clicks, those of one reader at a time, while the caller is there. Where the
     key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises TooManyWaiting,
     BehaviourBehind."""

@@ -14,8 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.access.principal import Scope
-from service.api.access import check_quota, count, name_tenant, needs, recognise
-from service.api.dependencies import ConditionDep, read_timeout, time_after_trial
+from service.api.access import authorise, check_quota, count, name_tenant, needs
+from service.api.dependencies import ConditionDep, read_timeout, remaining_read_time
 from service.api.passing_on import PassedOn
 from service.api.query import read_query
 from service.api.routes.notes import answer_note
@@ -41,8 +41,8 @@ class ReaderRoute(StrictRoute):
 
     @staticmethod
     async def admit(request: Request, scopes: frozenset[Scope]) -> None:
-        """Let a caller in whose quota is not used up. Raises what access.recognise raises, and QuotaExceeded."""
-        await recognise(request, scopes)
+        """Let a caller in whose quota is not used up. Raises what access.authorise raises, and QuotaExceeded."""
+        await authorise(request, scopes)
         await check_quota(request)
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -63,7 +63,7 @@ router = APIRouter(route_class=ReaderRoute)
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> Response:
     """Related notes, where the short path has them and the index has reached the log position that is asked for."""
-    if time_after_trial(request):
+    if remaining_read_time(request):
         raise MustPassOn
     service = get_service(request)
     read_timeout(request)  # an invalid one is refused, as everywhere

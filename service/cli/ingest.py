@@ -24,20 +24,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import bearer, explain
 from service.cli.terminal import complain
+from service.cli.transfer import TIMEOUT_SECONDS, TRY_AGAIN, Patience, TransferFailed
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
 """Most notes of one request: what a break costs at most."""
-TIMEOUT_SECONDS = 300.0
-"""Bound on the answer to a batch, which waits for the engine."""
-RETRY_SECONDS = 0.5
-"""Pause before a request is sent again, where the service names none."""
-TRIED_AGAIN = (429, 503, 504)
-"""Statuses of answers that another one may follow soon."""
-
-
-class IngestFailed(Exception):
-    """The service refused a batch or does not answer. What it acknowledged is stored, and is not sent again."""
 
 
 @dataclass(slots=True)
@@ -57,7 +48,7 @@ class Ingest:
 
     def run(self, console: Console) -> dict[str, Any]:
         """Add the notes. Return counts of created, updated and unchanged ones, of the lines of the file that were
-        rejected, also before a break, the last line, seconds, and notes per second. Raises IngestFailed, and OSError
+        rejected, also before a break, the last line, seconds, and notes per second. Raises TransferFailed, and OSError
         when the file cannot be read."""
         notes = NotesFile(self.file)
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
@@ -74,7 +65,7 @@ class Ingest:
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
-                say(f"continuing behind line {done}; --restart begins again")
+                say(f"continuing after line {done}; --restart begins again")
             for batch in batches(notes.lines(after=done), lambda line: len(line.raw), BATCH_SIZE):
                 self._add(client, batch, run, counts, rejects)
                 done = batch[-1].number
@@ -103,9 +94,9 @@ class Ingest:
         valid = [line for line in batch if line.note is not None]
         results = self._post(client, run, batch[0].number, valid) if valid else []
         if len(results) != len(valid):
-            raise IngestFailed(f"{self.url} answered {len(results)} results for {len(valid)} notes")
+            raise TransferFailed(f"{self.url} answered {len(results)} results for {len(valid)} notes")
         result_of = dict(zip((line.number for line in valid), results, strict=True))
-        for line in batch:  # behind the answer: a batch that is sent again has its rejects written once
+        for line in batch:  # after the answer: a batch that is sent again has its rejects written once
             status, reason = "rejected", line.reason
             if result := result_of.get(line.number):
                 status = result["status"]
@@ -118,28 +109,20 @@ class Ingest:
         """Return the results of some lines of a batch, whose key is made of `number`, that of the first of them. No
         connection, 409 (the batch is being stored), 429, 503 and 504 are tried again for `patience` seconds. Lines that
         together are too large for the service are sent in halves, and one that is so alone is rejected."""
-        deadline = None
+        patience = Patience(self.patience)
         headers = {"Content-Type": "application/json", "Idempotency-Key": f"{run}-{number}"}
+        body = orjson.dumps([line.note for line in lines])
         while True:
-            pause = RETRY_SECONDS
             try:
-                body = orjson.dumps([line.note for line in lines])
                 response = client.post("/notes", content=body, params=self._params, headers=headers)
                 if response.status_code == 207:
                     results: list[Any] = response.json()["results"]
                     return results
                 if response.status_code == TOO_LARGE:
                     return self._post_halves(client, run, number, lines, response)
-                reason = explain(response.json(), response.status_code)
-                if response.status_code not in (409, *TRIED_AGAIN):
-                    raise IngestFailed(f"the service refused: {reason}")
-                pause = float(response.headers.get("retry-after", pause))
+                patience.after(response.status_code, response.content, response.headers)
             except (httpx2.TransportError, ValueError) as error:
-                reason = f"{self.url} does not answer: {error}."
-            deadline = deadline or time.monotonic() + self.patience  # from the first failure on
-            if time.monotonic() + pause > deadline:
-                raise IngestFailed(f"{reason} Run the same command again to go on.")
-            time.sleep(pause)
+                patience.pause(f"{self.url} does not answer: {error}.")
 
     def _post_halves(
         self, client: httpx2.Client, run: str, number: int, lines: list[Line], refusal: httpx2.Response
@@ -175,22 +158,19 @@ class Ingest:
 
     def _space(self, client: httpx2.Client) -> str:
         """Vector space of the model that serves, which names it; "" where a proxy hides GET /readyz. A service that
-        does not answer or has not loaded its model is asked again for `patience` seconds. Raises IngestFailed."""
-        deadline = time.monotonic() + self.patience
+        does not answer or has not loaded its model is asked again for `patience` seconds. Raises TransferFailed."""
+        patience = Patience(self.patience)
         while True:
-            reason = f"{self.url} has not loaded its model."
             try:
                 response = client.get("/readyz")
-                if response.status_code not in (200, *TRIED_AGAIN):
+                if response.status_code not in (200, *TRY_AGAIN):
                     complain(f"GET /readyz got {response.status_code}: a change of the model would not be noticed")
                     return ""
                 if space := response.json().get("space"):
                     return str(space)
+                patience.pause(f"{self.url} has not loaded its model.")
             except (httpx2.TransportError, ValueError, AttributeError) as error:
-                reason = f"{self.url} does not answer: {error}."
-            if time.monotonic() + RETRY_SECONDS > deadline:
-                raise IngestFailed(f"{reason} Run the same command again to go on.")
-            time.sleep(RETRY_SECONDS)
+                patience.pause(f"{self.url} does not answer: {error}.")
 
     def _resumed(self, path: Path | None) -> tuple[str, int, int]:
         """Name of the run that this one goes on with, its last acknowledged line, and how many lines it has rejected;

@@ -17,9 +17,10 @@ from service.cli import backup, collection, events, keys, notes, purge, reread, 
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import CertificateUnusable, read_certificate
 from service.cli.client import AdminUrl, AsJson, Key, Url, call, explain
-from service.cli.ingest import Ingest, IngestFailed
+from service.cli.ingest import Ingest
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
-from service.cli.terminal import FAILED, complain, err, misused_where, out, read_settings, show
+from service.cli.terminal import FAILED, complain, err, misused_where, read_settings, show
+from service.cli.transfer import show_report
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
 from service.readers import Readers
@@ -117,16 +118,7 @@ def ingest(
 ) -> None:
     """Add a file of notes. Broken off, the same command goes on where it was; bad lines do not stop the rest."""
     job = Ingest(file, url, api_key, read_settings().data_dir, generate, min_score, rejects, restart, patience)
-    try:
-        report = job.run(err)
-    except (IngestFailed, OSError) as error:
-        complain(str(error))
-        raise typer.Exit(FAILED) from error
-    if as_json:
-        out.print_json(json.dumps(report))
-    else:
-        out.print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.items()), highlight=False)
-    raise typer.Exit(REJECTED if report["rejected"] else 0)
+    show_report(lambda: job.run(err), as_json, rejected=REJECTED)
 
 
 @app.command()

@@ -56,8 +56,9 @@ class Patience:
         self.pause(reason, seconds)
 
 
-def show_report(run: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Run a transfer, and show its report. Ends the command with FAILED where it failed or something was rejected."""
+def show_report(run: Callable[[], dict[str, Any]], as_json: bool, rejected: int = FAILED) -> None:
+    """Run a transfer, and show its report. Ends the command with FAILED where it failed, and with the status `rejected`
+    where something was rejected."""
     try:
         report = run()
     except (TransferFailed, OSError) as error:
@@ -68,7 +69,7 @@ def show_report(run: Callable[[], dict[str, Any]], as_json: bool) -> None:
     else:
         out.print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.items()), highlight=False)
     if report.get("rejected"):
-        raise typer.Exit(FAILED)
+        raise typer.Exit(rejected)
 
 
 def progress_bars() -> Progress:

@@ -249,7 +249,7 @@ def _pseudonym(reader: str, salt: bytes) -> str:
 
 
 def decode_entry(position: bytes, values: Sequence[bytes]) -> EventEntry:
-    """Decode an entry, given its fields' names and values in turns; one that this class has not written is logged."""
+    """Decode an entry, given its fields' names and values in turns; one that this module has not written is logged."""
     try:
         fields = fields_of(values)
         kind, note, reader, at, more = (fields[name] for name in (b"type", b"note", b"reader", b"at", b"more"))

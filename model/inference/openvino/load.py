@@ -14,8 +14,8 @@ import openvino as ov
 
 from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.openvino.export_process import export_in_process
+from model.inference.openvino.exported import VERSION, is_exported, load_exported
 from model.inference.openvino.runtime import OpenVinoRuntime
-from model.inference.openvino.served import VERSION, is_served, load_served
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.weights import (
@@ -47,15 +47,15 @@ def load(
     blocks: int = DEFAULT_BLOCKS,
     isolated_export: bool = False,
 ) -> OpenVinoRuntime:
-    """Load a served checkpoint, or one in any form that `NoteLLM.load` takes. The latter is exported into `cache` the
-    first time.
+    """Load an exported checkpoint, or one in any form that `NoteLLM.load` takes. The latter is exported into `cache`
+    the first time.
 
     `precision`: one of PRECISIONS, or "auto": int8 for an int8 export, else bfloat16 where
     that is faster, else float32. `blocks`: size of the KV
     cache. `isolated_export`: convert and export in a process of its own. Raises CheckpointError.
     """
-    if is_served(checkpoint):
-        return load_served(checkpoint, precision, blocks, progress)
+    if is_exported(checkpoint):
+        return load_exported(checkpoint, precision, blocks, progress)
     if precision == "auto":
         precision = "bfloat16" if bfloat16_pays("cpu") else "float32"
     isolated = isolated_export and importlib.util.find_spec("torch") is not None

@@ -11,7 +11,7 @@ from service.access.principal import Scope
 from service.api.access import needs
 from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type, one_list_or_stream
 from service.api.dependencies import ServiceDep
-from service.api.ingest_events import add_event, add_event_lines, add_event_list, check_event_lines, read_lines
+from service.api.ingest_events import add_event, add_event_lines, add_event_list, check_event_lines, lines_of_reads
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, started
 from service.api.problems import documented
@@ -70,7 +70,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 async def export_reads(request: Request, service: ServiceDep) -> Response:
     """The reads that count at present, one a line, in the form that `notellm pairs` and training take: user (a
     pseudonym), note, time in seconds since the epoch, rating (the weight)."""
-    return NdjsonResponse(await started(read_lines(request, service, Turns())))
+    return NdjsonResponse(await started(lines_of_reads(request, service, Turns())))
 
 
 @router.delete("/users/{user}/events", responses=documented(409, 422, 429, 503))

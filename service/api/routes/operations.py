@@ -48,8 +48,9 @@ async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
 @router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}})
 @open_to_all()
 async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:
-    """200 when the process has started and does not drain, the store answers, the index follows it and the engine
-    moves; else 503, and which of them is not so. Numbers of notes are those of the caller's tenant."""
+    """200 when the process has started and does not drain, the store answers, the index follows it, the engine moves
+    and the readers were started; else 503, with the check that fails. Numbers of notes are those of the caller's
+    tenant."""
     if lifecycle.started:
         tenants, gate = await get_tenants(request), cast(Gate, request.app.state.gate)
         caller = await gate.recognise(request.headers.get("authorization"), request.headers.get("host", ""))
@@ -117,8 +118,8 @@ async def metrics(request: Request) -> Response:
 async def verify_index(
     service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: bool = False
 ) -> VerifyOut:
-    """Compares all of the store with all of this replica's index, in seconds for each 10,000 notes; `repair` gives the
-    index anew what differs. One comparison runs at a time: 409 while one does."""
+    """Compare all of the store with all of this replica's index: seconds for each 10,000 notes. With `repair` the index
+    takes what differs from the store. One comparison runs at a time: 409 while one does."""
     if service.verifying.locked():
         raise VerifyRunning
     async with service.verifying, manager.recorded(principal, "verify", repair=repair):

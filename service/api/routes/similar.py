@@ -17,7 +17,7 @@ from service.api.dependencies import (
     ServiceDep,
     get_service,
     read_timeout,
-    time_after_trial,
+    remaining_read_time,
 )
 from service.api.included import IncludedFields, check_include
 from service.api.json_route import SearchRoute
@@ -72,7 +72,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
     options, timeout = read_options(query, request, service, "/query"), read_timeout(request)
-    tried = time_after_trial(request)
+    tried = remaining_read_time(request)
     time_left = tried or ReadTime()
     if options.min_log_position:
         seconds = min(timeout or time_left.seconds, service.settings.request_seconds)

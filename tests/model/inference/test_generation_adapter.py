@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from model.config import CheckpointError, NoteLLMConfig
 from model.generation import VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine
-from model.inference.openvino.served import write_served
+from model.inference.openvino.exported import write_exported
 from model.notellm import NoteLLM, quiet_peft
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BACKBONE_FOLDER, GENERATION_FOLDER
 from tests.conftest import FAMILIES, FOODS, in_torch
@@ -109,8 +109,8 @@ def test_openvino_adapter_changes_no_vector(
 
 
 @pytest.mark.slow
-def test_served_folder_writes_with_the_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
-    write_served(str(activated_checkpoint), tmp_path / "served", cache=tmp_path, precision="float32")
+def test_exported_folder_writes_with_the_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
+    write_exported(str(activated_checkpoint), tmp_path / "served", cache=tmp_path, precision="float32")
     served, loaded = (load(str(folder), tmp_path) for folder in (tmp_path / "served", activated_checkpoint))
     assert_same_outputs(read(served), read(loaded))
 

@@ -16,7 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.cli.ingest import Ingest, IngestFailed
+from service.cli.ingest import Ingest
+from service.cli.transfer import TransferFailed
 from service.notes_file import Line
 from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
@@ -207,7 +208,7 @@ def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(
     def fail_at_the_second(ingest: Ingest, client: httpx2.Client, run: str, number: int, batch: list[Line]) -> Any:
         numbers.append(number)
         if len(numbers) == 2:
-            raise IngestFailed("the service does not answer")
+            raise TransferFailed("the service does not answer")
         return post(ingest, client, run, number, batch)
 
     monkeypatch.setattr(Ingest, "_post", fail_at_the_second)

@@ -1,4 +1,4 @@
-"""Served checkpoints: a checkpoint's graphs, tokenizer and settings in one folder, which serves without PyTorch.
+"""Exported checkpoints: a checkpoint's graphs, tokenizer and settings in one folder, which serves without PyTorch.
 
     <folder>/notellm.json             the checkpoint's own settings
     <folder>/categories.safetensors   its category head, if it has one
@@ -35,12 +35,12 @@ def _version() -> str:
     return f"graphs {VERSION} of OpenVINO {ov.__version__}"
 
 
-def is_served(checkpoint: str) -> bool:
-    """Whether `checkpoint` is a folder that `write_served` has completed."""
+def is_exported(checkpoint: str) -> bool:
+    """Whether `checkpoint` is a folder that `write_exported` has completed."""
     return (Path(checkpoint).expanduser() / GRAPHS_FOLDER / ORIGIN_FILE).is_file()
 
 
-def write_served(
+def write_exported(
     checkpoint: str, folder: Path, *, cache: Path, precision: str, progress: Progress = silent
 ) -> NoteLLMConfig:
     """Export a checkpoint, in any form that `NoteLLM.load` takes, into the new `folder`; return its configuration.
@@ -72,8 +72,8 @@ def write_served(
     return files.config
 
 
-def load_served(checkpoint: str, precision: str, blocks: int, progress: Progress = silent) -> OpenVinoRuntime:
-    """Load a folder of `write_served`; its vectors are in the space of the checkpoint that it was made from.
+def load_exported(checkpoint: str, precision: str, blocks: int, progress: Progress = silent) -> OpenVinoRuntime:
+    """Load a folder of `write_exported`; its vectors are in the space of the checkpoint that it was made from.
 
     `precision` "auto": that of int8 graphs, else bfloat16 where it is faster, else float32. Raises CheckpointError.
     """

@@ -14,7 +14,7 @@ from model.config import CheckpointError
 from model.generation import GenerationRequest
 from model.inference import loading
 from model.inference.engine import Engine
-from model.inference.openvino.served import GRAPHS_FOLDER, ORIGIN_FILE, write_served
+from model.inference.openvino.exported import GRAPHS_FOLDER, ORIGIN_FILE, write_exported
 from tests.model.inference.samples import FEW_NOTES
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ print(engine.space, len(engine.generate([Note(title="bread")])[0].vector))
 def served(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint, exported with half floats."""
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    write_served(str(tiny_checkpoint), folder, cache=tmp_path_factory.mktemp("cache"), precision="bfloat16")
+    write_exported(str(tiny_checkpoint), folder, cache=tmp_path_factory.mktemp("cache"), precision="bfloat16")
     return folder
 
 
@@ -88,7 +88,7 @@ def test_export_that_was_killed_is_made_anew(served: Path, tiny_checkpoint: Path
     leftover = tmp_path / "served.unfinished" / GRAPHS_FOLDER
     leftover.mkdir(parents=True)
     (leftover / "half a graph").touch()
-    write_served(str(tiny_checkpoint), tmp_path / "served", cache=tmp_path / "cache", precision="bfloat16")
+    write_exported(str(tiny_checkpoint), tmp_path / "served", cache=tmp_path / "cache", precision="bfloat16")
     assert not (tmp_path / "served.unfinished").exists()
 
     def names(folder: Path) -> set[str]:
@@ -99,7 +99,7 @@ def test_export_that_was_killed_is_made_anew(served: Path, tiny_checkpoint: Path
 
 def test_existing_folder_is_not_written_to(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exists already"):
-        write_served(str(tiny_checkpoint), served, cache=tmp_path, precision="float32")
+        write_exported(str(tiny_checkpoint), served, cache=tmp_path, precision="float32")
 
 
 @pytest.mark.parametrize("runtime", ["auto", "torch"])
