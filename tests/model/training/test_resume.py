@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model.training import resume
 from model.training.recipe import Recipe, RecipeError
-from model.training.resume import LAST, newest_state, save_state, wait_while_exists
+from model.training.resume import LAST, newest_state, replaced_folder, save_state, wait_while_exists
 from model.training.trainer import Trainer
 from tests.model.training.runs import losses
 
@@ -90,3 +92,22 @@ def test_two_newest_states_stay(tmp_path: Path) -> None:
         save_state(tmp_path, step, {"step": step})
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["state.00000010.pt", "state.00000200.pt"]
     assert newest_state(tmp_path) == tmp_path / "state.00000200.pt"
+
+
+def test_folder_that_cannot_be_written_whole_leaves_the_earlier_one(tmp_path: Path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "weights").write_text("earlier")
+
+    def write_anew() -> None:
+        with replaced_folder(tmp_path / "best") as new:
+            new.mkdir()
+            save_file({"weights": torch.zeros(1000)}, new / "weights")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"best\.unfinished cannot be written"):
+            write_anew()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "best" / "weights").read_text() == "earlier"

@@ -26,7 +26,7 @@ from transformers import (
 
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
-from model.data.dataset import Example, read_notes
+from model.data.dataset import DatasetError, Example, read_notes
 from model.data.pairs import split_of
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
@@ -190,6 +190,13 @@ def test_checkpoint_that_cannot_be_written_leaves_the_earlier_one(recipe: Recipe
     with pytest.raises(AttributeError):
         trainer._save_checkpoint(BEST)
     assert {path: path.read_bytes() for path in (tmp_path / BEST).rglob("*") if path.is_file()} == before
+
+
+def test_batch_of_fewer_pairs_than_processes_is_refused(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(replace(recipe, batch_pairs=2), tmp_path, cache=tmp_path)
+    trainer.ranks = 3
+    with pytest.raises(DatasetError, match="a batch has 2 pairs that share no note, fewer than the 3 processes"):
+        next(trainer.run())
 
 
 def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp_path: Path):
