@@ -9,7 +9,8 @@ dimension, M notes in the memory that are not in the batch.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -89,18 +90,18 @@ class ContrastiveObjective:
     def reread_at(self, step: int) -> list[Note]:
         """Return the `reread_notes` notes that a step reads anew: the next ones of one random order, without end.
         `step`: number of steps on this data set before it."""
-        return self._next(self._reread_order, self._recipe.reread_notes, step)
+        return list(islice(self._from(self._reread_order, step * self._recipe.reread_notes), self._recipe.reread_notes))
 
     def unpaired_at(self, step: int, batch: Sequence[Note]) -> list[Note]:
-        """Return up to `unpaired_notes` notes that join the pairs of `batch` in a step, as `reread_at` does; those that
-        the batch has already are left out."""
-        ids = {note.id for note in batch}
-        drawn = self._next(self._unpaired_order, self._recipe.unpaired_notes, step)
-        return [note for note in drawn if note.id not in ids]
+        """Return the `unpaired_notes` notes that join the pairs of `batch` in a step, in an order as that of
+        `reread_at`; those that the batch has already are passed over."""
+        ids, count = {note.id for note in batch}, self._recipe.unpaired_notes
+        following = self._from(self._unpaired_order, step * count)
+        return list(islice((note for note in following if note.id not in ids), count))
 
-    def _next(self, order: Sequence[int], count: int, step: int) -> list[Note]:
-        count = min(count, len(order))
-        return [self.notes[order[place % len(order)]] for place in range(step * count, (step + 1) * count)]
+    def _from(self, order: Sequence[int], place: int) -> Iterator[Note]:
+        """Yield each note once, from a place of an order without end on."""
+        return (self.notes[order[(place + i) % len(order)]] for i in range(len(order)))
 
     def rows(self, notes: Sequence[Note]) -> Tensor:
         """Rows (len(notes),) int64 of `notes` in `self.notes`, `memory` and `teacher_vectors`."""

@@ -97,6 +97,7 @@ class Trainer:
             else None
             for paired, row in zip(self.data, recipe.data, strict=True)
         ]
+        _check_unpaired_notes(recipe, self.data, self.ranks)
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
         torch.manual_seed(recipe.seed)
@@ -170,8 +171,7 @@ class Trainer:
         notes = notes[:paired]
         objective = self.objectives[index]
         if objective:
-            unpaired = objective.unpaired_at(self.steps_on[index], notes)
-            notes = notes + unpaired[: len(unpaired) // self.ranks * self.ranks]
+            notes = notes + objective.unpaired_at(self.steps_on[index], notes)
             if reread := objective.reread_at(self.steps_on[index]):
                 objective.update_memory(reread, self._read_vectors(reread))
         synonyms = self.recipe.data[index].category_names
@@ -364,6 +364,15 @@ class Trainer:
         if self.rank == 0:
             with (self.folder / LOG).open("a") as log:
                 log.write(json.dumps(asdict(step)) + "\n")
+
+
+def _check_unpaired_notes(recipe: Recipe, data: Sequence[PairedNotes], ranks: int) -> None:
+    """Raise RecipeError where a step cannot have as many unpaired notes, or the processes not as many each."""
+    if recipe.unpaired_notes % ranks:
+        raise RecipeError(f"unpaired_notes must be a multiple of the {ranks} processes")
+    fewest = min((len(paired.notes) for paired in data if paired.has_pairs), default=0)
+    if recipe.unpaired_notes and recipe.unpaired_notes + 2 * recipe.batch_pairs > fewest:
+        raise RecipeError(f"unpaired_notes: a data set has {fewest} notes, too few for those of the pairs and these")
 
 
 def _validation_notes(recipe: Recipe) -> PairedNotes | None:

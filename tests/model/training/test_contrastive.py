@@ -152,14 +152,14 @@ def test_reread_notes_are_all_notes_in_turn(paired: PairedNotes, plain: Recipe):
     assert ContrastiveObjective(paired, plain).reread_at(3) == []
 
 
-def test_unpaired_notes_are_all_notes_in_turn_less_those_of_the_batch(
+def test_unpaired_notes_are_as_many_in_each_step_and_none_of_the_batch(
     paired: PairedNotes, plain: Recipe, batch: list[Note]
 ):
-    recipe = replace(plain, distillation=0.5, unpaired_notes=5)
-    turns = [ContrastiveObjective(paired, recipe).unpaired_at(step, batch) for step in range(12)]
-    assert Counter(note.id for notes in turns for note in notes) == dict.fromkeys(
-        paired.notes.keys() - {note.id for note in batch}, 5
-    )
+    objective = ContrastiveObjective(paired, replace(plain, distillation=0.5, unpaired_notes=5))
+    turns = [[note.id for note in objective.unpaired_at(step, batch)] for step in range(12)]
+    assert {len(set(turn)) for turn in turns} == {5}
+    assert {note_id for turn in turns for note_id in turn} == paired.notes.keys() - {note.id for note in batch}
+    assert turns[0] != turns[1]
     assert ContrastiveObjective(paired, plain).unpaired_at(3, batch) == []
 
 

@@ -55,7 +55,7 @@ WAYS = {
     "distilled": {"distillation": 0.5},
     "remembered": {"distillation": 0.5, "memory": True},
     "reread": {"distillation": 0.5, "memory": True, "reread_notes": 7},
-    "unpaired": {"distillation": 0.5, "unpaired_notes": 7},
+    "unpaired": {"distillation": 0.5, "unpaired_notes": 8},
 }
 
 

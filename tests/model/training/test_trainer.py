@@ -425,11 +425,16 @@ def test_unpaired_notes_join_the_pairs_of_a_step(recipe: Recipe, tmp_path: Path)
     objective.memory = None
     _, pairs = next(trainer._batches())
     unpaired = objective.unpaired_at(0, pairs)
-    assert 0 < len(unpaired) <= 9
+    assert len(unpaired) == 9
     next(trainer.run())
     assert objective.memory is not None
     read = objective.memory.any(1).nonzero()[:, 0].tolist()
     assert read == sorted(objective.rows([*pairs, *unpaired]).tolist())
+
+
+def test_more_unpaired_notes_than_a_data_set_has_are_refused(recipe: Recipe, tmp_path: Path):
+    with pytest.raises(RecipeError, match="unpaired_notes: a data set has"):
+        Trainer(replace(recipe, distillation=0.5, unpaired_notes=100_000), tmp_path, cache=tmp_path)
 
 
 SHAPE = {
