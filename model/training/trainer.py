@@ -43,7 +43,7 @@ from model.training.distributed import clip_gradients, gather_rows, rank_and_siz
 from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import Schedule, optimizer_and_schedule
-from model.training.recipe import Recipe
+from model.training.recipe import Recipe, RecipeError
 from model.training.resume import LAST, RunState, replaced_folder
 from model.training.teacher import known_share
 from model.weights import Progress, file_digest, silent

@@ -35,7 +35,7 @@ from model.note import Note
 from model.training.contrastive import ContrastiveObjective
 from model.training.cut_adapter import cut_adapter
 from model.training.loss import generative_loss, joint_loss
-from model.training.recipe import Data, Recipe
+from model.training.recipe import Data, Recipe, RecipeError
 from model.training.resume import LAST
 from model.training.teacher import write_vectors
 from model.training.trainer import BEST, FINAL, LOG, Step, Trainer
