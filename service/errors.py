@@ -16,7 +16,7 @@ NoteLLMError
 ├── PreconditionFailed    the note changed since the caller read it
 ├── OtherSpace            the note's vector is from another model
 ├── Unauthenticated       the request has no key that opens the service
-├── Forbidden             the key lacks the scope or tenant that this takes, or a keyless request names another host
+├── Forbidden             the key lacks the scope or tenant; or, without a key, another host or a foreign page's change
 ├── ApiKeyNotFound        no such key, or none of the caller's tenant
 ├── TooManyApiKeys        there are as many keys as there may be
 ├── LogCut                the change log does not reach back to a position
@@ -190,7 +190,7 @@ class OtherSpace(NoteLLMError):
     def __init__(self, note_id: str) -> None:
         super().__init__(
             f"The vector of note {note_id!r} was made by another model than the one that serves; "
-            "POST the note again and it is embedded anew."
+            "POST the note again, or run `notellm reread`, and it is read anew."
         )
 
 

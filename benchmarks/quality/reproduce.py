@@ -10,8 +10,8 @@ is one that has learnt the hashtags of a third, by an adapter.
 Two checkpoints are only measured here: other commands make the shipped one (docs/guides/distillation.md), and
 `make chinese-checkpoint` makes CHINESE, for those who accept the terms of its backbone.
 
-Pairs, teachers' vectors and trained checkpoints are kept in runs/ and used again; an interrupted training of NoteLLM
-continues. `make quality` then makes the tables of the records.
+Pairs, teachers' vectors and trained checkpoints are kept in runs/ and used again: delete what was made of something
+that has changed. An interrupted training of NoteLLM continues. `make quality` then makes the tables of the records.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def read_notes(path: Path) -> dict[str, Note]:
     if path.is_dir():
         raise DatasetError(f"{path} is a folder, not a notes file")
     notes: dict[str, Note] = {}
-    number, whole = 0, True
+    number, exported, whole = 0, False, True
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for line in lines:
@@ -66,9 +66,15 @@ def read_notes(path: Path) -> dict[str, Note]:
                 if not line.strip():
                     continue
                 record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise TypeError("a line must be a JSON object")
                 if "id" in record:
                     note = _note(record)
                     notes[note.id] = note
+                elif "export" in record:
+                    exported, whole = _check_export(record), False
+                elif not exported:
+                    raise KeyError("id")
                 else:
                     whole = _apply_export_line(record, notes, whole)
     except UnicodeDecodeError as error:
@@ -82,13 +88,16 @@ def read_notes(path: Path) -> dict[str, Note]:
     return notes
 
 
+def _check_export(record: Mapping[str, Any]) -> bool:
+    """Return True for the first line of an export that can be read. Raises ValueError for another version."""
+    if record["export"] != EXPORT_VERSION:
+        raise ValueError(f"it begins an export of version {record['export']}; {EXPORT_VERSION} can be read")
+    return True
+
+
 def _apply_export_line(record: Mapping[str, Any], notes: dict[str, Note], whole: bool) -> bool:
-    """Apply a line of an export that is no note: its first or last one, a removal, or why it was broken off. Return
-    whether the export is `whole` after it. Raises KeyError for a line of no export."""
-    if "export" in record:
-        if record["export"] != EXPORT_VERSION:
-            raise ValueError(f"it begins an export of version {record['export']}; {EXPORT_VERSION} can be read")
-        return False
+    """Apply a line of an export that is no note: its last one, a removal, or why it was broken off. Return whether the
+    export is `whole` after it. Raises KeyError for a line of no export."""
     if "end" in record:
         return True
     if "removed" in record:

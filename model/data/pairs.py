@@ -314,8 +314,8 @@ class _DuckDB:
         texts = ", ".join(f"{column}: 'VARCHAR'" for column in columns)
         source = {
             "json": f"read_json(?, format = 'newline_delimited', columns = {{{texts}}})",
-            "csv": f"read_csv(?, header = true, all_varchar = true, {CSV_DIALECT})",
-            "parquet": "read_parquet(?)",
+            "csv": f"read_csv(?, header = true, all_varchar = true, union_by_name = true, {CSV_DIALECT})",
+            "parquet": "read_parquet(?, union_by_name = true)",
         }[kind]
         has = self.columns(source, paths)
         chosen = ", ".join(f"CAST({c if c in has else 'NULL'} AS VARCHAR) AS {c}" for c in columns)
@@ -488,12 +488,16 @@ def _unused_columns(files: Sequence[Path], kind: str) -> list[str]:
 
 def _files(path: Path) -> tuple[list[Path], str]:
     """Return the files of a path, in the order of their names, and their format: the file itself, those of a folder,
-    without hidden ones and those that begin with `_`, as Spark names its own, or those that fit a pattern.
+    without empty or hidden ones and those that begin with `_`, as Spark names its own, or those of one folder whose
+    names fit a pattern.
 
     Raises PairsError where there is none or where they are of more than one format.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*") if path.is_dir() else path.parent.glob(path.name))
+    if path.is_file():
+        return [path], _format(path)
+    files = sorted(path.glob("*") if path.is_dir() else path.parent.glob(path.name))
     files = [file for file in files if file.is_file() and not file.name.startswith((".", "_"))]
+    files = [file for file in files if file.stat().st_size] or files  # Spark writes empty parts
     if not files:
         raise PairsError(f"there is no file {path}")
     kinds = {_format(file) for file in files}

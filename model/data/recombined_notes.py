@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from model.data.pairs import split_of
 from model.note import Note
 
 ID_PREFIX = "recombined-"
-"""First part of the id of each text."""
+"""Beginning of the id of each text."""
 JOINED_SHARE = 0.5
 """Share of the texts whose title is the beginning of one note's and the end of another's; the others vary one title."""
 LEFT_OUT_SHARE = REPLACED_SHARE = 0.15
@@ -54,15 +54,17 @@ def _varied(words: Sequence[str], others: Sequence[str], rng: random.Random) -> 
             yield rng.choice(others)
 
 
-def training_ids() -> Iterator[str]:
-    """Yield ids of the training split without end."""
-    return (name for n in count() if split_of(name := f"{ID_PREFIX}{n}") == "train")
+def training_ids(taken: Collection[str]) -> Iterator[str]:
+    """Yield ids of the training split without end, but those that are `taken`."""
+    names = (f"{ID_PREFIX}{n}" for n in count())
+    return (name for name in names if name not in taken and split_of(name) == "train")
 
 
 def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None:
     """Write the notes of `notes_file` and `texts` more. The file appears when it is complete.
 
-    Raises DatasetError for a notes file that cannot be read, or that has no note to train on.
+    Raises DatasetError for a notes file that cannot be read, or that has no note to train on, FileNotFoundError for a
+    missing one, and OSError where `out` cannot be written.
     """
     notes = read_notes(notes_file)
     training_notes = [note for note in notes.values() if split_of(note.id) == "train"]
@@ -73,7 +75,7 @@ def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None
     unfinished = out.with_suffix(".unfinished")
     with gzip.open(unfinished, "wt", encoding="utf-8") as file:
         file.writelines(note_line(note.id, note) for note in notes.values())
-        file.writelines(note_line(name, recombine(training_notes, rng)) for name in islice(training_ids(), texts))
+        file.writelines(note_line(name, recombine(training_notes, rng)) for name in islice(training_ids(notes), texts))
     unfinished.rename(out)
 
 
@@ -85,7 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    write_with_texts(options.notes, options.out, options.texts, options.seed)
+    if options.out.suffix != ".gz":
+        parser.error(f"--out: {options.out} must end with .gz: the file is packed")
+    try:
+        write_with_texts(options.notes, options.out, options.texts, options.seed)
+    except (DatasetError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ def fit_categories(
     """Fit a category head to the vectors of a checkpoint and to words, save it beside its weights, and return it.
 
     `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError (a bare backbone has no folder for the
-    head), DatasetError, FileNotFoundError, and ValueError as `category_head` does.
+    head), DatasetError, FileNotFoundError, and ValueError as `category_head` does and where most notes are in a script
+    that the checkpoint does not read.
     """
     NoteLLMConfig.load(checkpoint)
     notes = [read_notes(notes_path(path)) for path in data]
@@ -179,17 +180,18 @@ def fit_hashtags(
 
     `data`: folders with notes.jsonl.gz, or such files. At most `max_notes` validation notes of each are used, drawn at
     random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
-    hashtags, or as `least_hashtag_score` does.
+    hashtags, where most are in a script that the checkpoint does not read, and as `least_hashtag_score` does.
     """
     config = NoteLLMConfig.load(checkpoint)
-    notes: list[Note] = []
+    chosen: list[dict[str, Note]] = []
     for path in data:
         tagged = {note_id: note for note_id, note in read_notes(notes_path(path)).items() if note.hashtags}
-        notes += notes_of_split(tagged, "validation", max_notes)
+        chosen.append({note.id: note for note in notes_of_split(tagged, "validation", max_notes)})
+    notes = [note for of_one_set in chosen for note in of_one_set.values()]
     if not notes:
         raise ValueError("no validation note has hashtags")
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
-    _refuse_unread_scripts(engine, checkpoint, [{note.id: note for note in notes}])
+    _refuse_unread_scripts(engine, checkpoint, chosen)
     engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.0)  # those that it leaves out, too
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))

@@ -48,7 +48,7 @@ def shard_layers(backbone: Any) -> None:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate each process's rows (2B / processes, D) to (2B, D), by rank. No gradient passes through."""
+    """Concatenate each process's rows ((2B + U) / processes, D) to (2B + U, D), by rank. No gradient passes through."""
     _, size = rank_and_size()
     if size == 1:
         return rows

@@ -58,7 +58,7 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
         f"- Command: `{' '.join([Path(command[0]).name, *command[1:]])}`, commit {commit}.",
         *([f"- Started from {_named(str(recipe.start))}, an earlier checkpoint."] if recipe.start else []),
         *([_distillation(recipe)] if recipe.distillation else []),
-        *(["- Negatives are all training notes of a data set, as last seen (`memory`)."] if recipe.memory else []),
+        *(["- Negatives are all training notes that were read, as last seen (`memory`)."] if recipe.memory else []),
         f"- {len(steps)} steps of {recipe.batch_pairs} pairs in {minutes:.0f} minutes on {trainer.ranks} process(es), "
         f"{os.cpu_count()} cores {processor()}, torch {version('torch')}, transformers {version('transformers')}.",
         f"- Best step {best['step']}: validation {recall} (pairs scored {recipe.validation_min_score} or "

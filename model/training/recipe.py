@@ -58,11 +58,11 @@ class Recipe:
     `hide_hashtags`: probability that a note is shown without hashtags and without a task. `input_hashtags`: learn the
     hashtags that a note shows, too, where the prompt version puts them last. `alpha`: weight of CSFT.
     `distillation`: share of the loss of related notes that is distilled from a teacher; 0 is the paper's loss.
-    `memory`: negatives are all notes of the data set, as training last saw them, not only those of the batch.
+    `memory`: negatives are all notes of the data set that training has read, as it last saw them, not only the batch.
     `reread_notes`: notes of the data set that each step reads anew for the memory, without gradients, one after the
     other in a random order.
     `unpaired_notes`: notes that join each batch beside its pairs, drawn from all of the data set. They learn from the
-    teacher alone and are negatives of the pairs.
+    teacher alone, to write nothing, and are negatives of the pairs.
 
     Speed and memory. `micro_batch_tokens`: bound of one forward; the contrastive batch has `batch_pairs` all the same.
     `kept_tokens`: a batch of at most so many tokens (padded, on each process) keeps the activations of all its

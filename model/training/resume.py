@@ -22,6 +22,8 @@ from model.training.recipe import Recipe, RecipeError
 
 KEPT_STATES = 2
 """Numbered states that stay in a folder: the newest, and one more should its file be damaged."""
+PREVIOUS = ".previous"
+"""End of the name of a folder while a new one takes its place."""
 LAST = "last.pt"
 """File of a run's folder with its latest state."""
 PAUSE_CHECK_SECONDS = 1.0
@@ -104,19 +106,26 @@ def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[st
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Give a new folder to write to, which gets the name of `folder` when all is written: nothing of an earlier one
-    stays, and one that is being replaced is whole until then. A kill between the two renames leaves the earlier one as
-    `folder`.previous. Raises OSError, also where safetensors cannot write."""
-    unfinished, previous = (folder.with_name(f"{folder.name}.{state}") for state in ("unfinished", "previous"))
+    stays, and one that is being replaced is whole until then. Raises OSError, also where safetensors cannot write."""
+    restore_replaced(folder)
+    unfinished, previous = folder.with_name(f"{folder.name}.unfinished"), folder.with_name(folder.name + PREVIOUS)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         yield unfinished
     except SafetensorError as error:
         raise OSError(f"{unfinished} cannot be written: {error}") from error
-    shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     unfinished.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Give a folder back its name where a kill in `replaced_folder` has taken it, before the new one had it."""
+    previous = folder.with_name(folder.name + PREVIOUS)
+    if previous.exists() and not folder.exists():
+        previous.rename(folder)
 
 
 def newest_state(folder: Path) -> Path | None:

@@ -44,7 +44,7 @@ from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import Schedule, optimizer_and_schedule
 from model.training.recipe import Recipe, RecipeError
-from model.training.resume import LAST, RunState, replaced_folder
+from model.training.resume import LAST, RunState, replaced_folder, restore_replaced
 from model.training.teacher import known_share
 from model.weights import Progress, file_digest, silent
 
@@ -107,6 +107,8 @@ class Trainer:
         self.state = RunState(self.model, optimizer, schedule, self.objectives, files=_digests(recipe))
         if (folder / LAST).is_file():
             progress(f"Going on from {folder / LAST}")
+            for name in (BEST, FINAL):
+                restore_replaced(folder / name)
             self.state.restore(folder, recipe)
         else:
             progress("Starting from the notes' states")
@@ -175,7 +177,8 @@ class Trainer:
             if reread := objective.reread_at(self.steps_on[index]):
                 objective.update_memory(reread, self._read_vectors(reread))
         synonyms = self.recipe.data[index].category_names
-        examples = [self._example(with_category_synonym(note, synonyms, rng), rng) for note in notes]
+        examples = [self._example(with_category_synonym(note, synonyms, rng), rng) for note in notes[:paired]]
+        examples += [embedding_example(self.model.prompt, note) for note in notes[paired:]]
         related_loss = partial(self._related_loss, objective, notes, len(notes) - paired) if objective else None
         loss = self.accumulate(examples, related_loss)
         norm = clip_gradients(self._trainable(), self.recipe.clip)
@@ -349,7 +352,7 @@ class Trainer:
         return recall_of_pairs(vectors, [note.id for note in notes], pairs, k=self.recall_at)
 
     def _save_checkpoint(self, name: str) -> None:
-        """Write the checkpoint `name` of the run's folder in the place of an earlier one, with all that was in that.
+        """Write the checkpoint `name` of the run's folder. It replaces an earlier one whole: nothing of that stays.
 
         Called by every process, since sharded weights are gathered; rank 0 writes. Raises OSError.
         """

@@ -43,7 +43,10 @@ class Meter:
     async def take(self, principal: Principal, requests: int = 1) -> Usage | None:
         """Count requests of a key that has a quota, if that allows all of them; return the key's use, None where the
         store is away."""
-        return await self._usage(self._count(principal, requests=requests))
+        usage = await self._usage(self._count(principal, requests=requests))
+        if usage is None:
+            self._telemetry.uncounted.inc()
+        return usage
 
     async def check(self, principal: Principal) -> None:
         """Raise QuotaExceeded where a key has used up its quota. No request is counted."""
@@ -64,19 +67,17 @@ class Meter:
         await asyncio.wait({counting}, timeout=COUNT_SECONDS)
         if not counting.done() or isinstance(counting.exception(), StoreUnavailable):
             self._away_until = self._now() + RETRY_SECONDS
-            self._telemetry.uncounted.inc()
             return None
         return counting.result()
 
     def charge(self, principal: Principal, tokens: int) -> None:
         """Count tokens that a key has used. Nobody waits for it."""
-        if tokens and principal.quota.tokens_per_minute is not None:
-            self._count(principal, tokens=tokens)
+        if tokens and principal.quota.tokens_per_minute is not None and not self._count(principal, tokens=tokens):
+            self._telemetry.uncounted.inc()
 
     def _count(self, principal: Principal, requests: int = 0, tokens: int = 0) -> asyncio.Task[Usage] | None:
         """Begin to count; None where nothing is counted at present."""
         if self._store is None or principal.key is None or self._now() < self._away_until:
-            self._telemetry.uncounted.inc()
             return None
         count = self._store.count(principal.key, principal.quota, requests, tokens)
         counting = asyncio.create_task(count, name="count-use")

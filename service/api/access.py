@@ -98,16 +98,17 @@ def check_option(request: Request, scope: Scope, option: str) -> None:
     cast(Gate, request.app.state.gate).check_scope(request.state.principal, frozenset({scope}), option)
 
 
-async def count(request: Request, requests: int = 1) -> None:
+async def count(request: Request, requests: int = 1, repeated: int | None = None) -> None:
     """Count a request, or so many, against the quota of its caller's key, and put what is left of that into the headers
-    of the answer. Raises QuotaExceeded."""
+    of the answer. Raises QuotaExceeded, with the seconds until there is room for them, or for `repeated` ones where it
+    takes so many to send the request again."""
     state = request.state
     usage = await cast(Gate, request.app.state.gate).count(state.principal, requests)
     if usage:
         state.answer_headers = rate_limit_headers(usage, state.principal.quota)
         if not usage.allowed:
             state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
-            raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota, requests))
+            raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota, repeated or requests))
 
 
 async def count_items(request: Request, items: int) -> None:
@@ -118,7 +119,7 @@ async def count_items(request: Request, items: int) -> None:
         detail = f"has {items} items, each of which counts as a request, and your key has {bound} a minute: send fewer"
         raise InvalidInput([FieldError("", detail)])
     if items > 1:
-        await count(request, items - 1)
+        await count(request, items - 1, repeated=items)
 
 
 async def check_quota(request: Request) -> None:

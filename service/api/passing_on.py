@@ -18,9 +18,8 @@ HOP_BY_HOP_HEADERS = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 """Headers about one connection, which are not passed on (RFC 9110, section 7.6.1)."""
-UNFORWARDED_REQUEST_HEADERS = HOP_BY_HOP_HEADERS | {b"expect", b"origin", b"x-request-id"}
-"""Headers of a request that this process has heeded: it asks for the body, adds what web pages of other origins need
-(CORS), and has chosen the id."""
+UNFORWARDED_REQUEST_HEADERS = HOP_BY_HOP_HEADERS | {b"expect", b"x-request-id"}
+"""Headers of a request that this process has heeded: it asks for the body, and has chosen the id."""
 UNFORWARDED_ANSWER_HEADERS = HOP_BY_HOP_HEADERS | {b"date"}
 """Headers of an answer that this process's server writes itself."""
 READ_BYTES = 65_536

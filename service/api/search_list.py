@@ -48,7 +48,7 @@ class ListedSearch:
 
 async def answer_list(request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
     """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded,
-    QuotaExceeded, and what reading the texts raises."""
+    QuotaExceeded, InvalidInput, and what reading the texts raises."""
     check_media_type(request.headers)
 
     def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:

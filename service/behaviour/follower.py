@@ -150,9 +150,9 @@ class EventFollower:
     async def _apply(self, entry: EventEntry) -> None:
         kept = self.co_occurrence
         if entry.kind == "note":
-            left = True
-            while left:  # a note may have many readers
-                left = kept.remove_note(entry.note_id, MAX_HELD_SECONDS)
+            while True:
+                if not kept.remove_note(entry.note_id, MAX_HELD_SECONDS):  # it may have many readers
+                    break
                 await asyncio.sleep(0)
         elif entry.kind == "reader":
             kept.forget(entry.reader)

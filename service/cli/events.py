@@ -83,7 +83,7 @@ def report(
         for rate in answer["rates"]
     ]
     show(answer, as_json, (*answer["by"], "shown", "clicked", "rate", "95% interval"), rows)
-    if answer["left_out"]:
+    if answer.get("left_out"):  # an older replica has no such field
         complain(f"{answer['left_out']} more rates, of what was shown less, are left out: ask by fewer dimensions")
     if not answer["complete"]:
         complain("this replica still reads the events of before its start: the counts will grow")

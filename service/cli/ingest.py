@@ -24,11 +24,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import bearer, explain
 from service.cli.terminal import complain
-from service.cli.transfer import TIMEOUT_SECONDS, TRY_AGAIN, Patience, TransferFailed
+from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
 """Most notes of one request: what a break costs at most."""
+HIDDEN = (401, 403, 404)
+"""Statuses of GET /readyz behind a proxy that does not let it pass."""
 
 
 @dataclass(slots=True)
@@ -107,8 +109,8 @@ class Ingest:
 
     def _post(self, client: httpx2.Client, run: str, number: int, lines: list[Line]) -> list[Any]:
         """Return the results of some lines of a batch, whose key is made of `number`, that of the first of them. No
-        connection, 409 (the batch is being stored), 429, 503 and 504 are tried again for `patience` seconds. Lines that
-        together are too large for the service are sent in halves, and one that is so alone is rejected."""
+        connection, 409 (the batch is being stored), 429, 502, 503 and 504 are tried again for `patience` seconds. Lines
+        that together are too large for the service are sent in halves, and one that is so alone is rejected."""
         patience = Patience(self.patience)
         headers = {"Content-Type": "application/json", "Idempotency-Key": f"{run}-{number}"}
         body = orjson.dumps([line.note for line in lines])
@@ -157,13 +159,13 @@ class Ingest:
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def _space(self, client: httpx2.Client) -> str:
-        """Vector space of the model that serves, which names it; "" where a proxy hides GET /readyz. A service that
-        does not answer or has not loaded its model is asked again for `patience` seconds. Raises TransferFailed."""
+        """Vector space of the model that serves; "" where a proxy does not let GET /readyz pass. A service that does
+        not answer or has not loaded its model is asked again for `patience` seconds. Raises TransferFailed."""
         patience = Patience(self.patience)
         while True:
             try:
                 response = client.get("/readyz")
-                if response.status_code not in (200, *TRY_AGAIN):
+                if response.status_code in HIDDEN:
                     complain(f"GET /readyz got {response.status_code}: a change of the model would not be noticed")
                     return ""
                 if space := response.json().get("space"):

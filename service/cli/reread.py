@@ -14,7 +14,8 @@ from urllib.parse import quote
 import httpx2
 import typer
 
-from service.cli.client import AsJson, Key, Url, bearer
+from service.cli.client import AsJson, Key, Url, bearer, explain_body
+from service.cli.terminal import complain
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, progress_bars, show_report
 from service.records import position_key
 
@@ -22,12 +23,14 @@ PAGE_SIZE = 1000
 """Notes of one page of the list."""
 GONE = 404
 """Status of a note that was removed after it was listed."""
+INVALID = (413, 422)
+"""Statuses of a stored note that the service would not take any more, since its bounds are others."""
 
 
 def reread(
     *,
     generate: Annotated[
-        list[str] | None, typer.Option(help="hashtags or category: written anew where the author gave none.")
+        list[str] | None, typer.Option(help="hashtags or category: written anew for each note that is read.")
     ] = None,
     together: Annotated[int, typer.Option(help="Notes that are read at a time.", min=1, max=64)] = 8,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
@@ -55,7 +58,7 @@ class Reread:
     def run(self) -> dict[str, Any]:
         """Raises TransferFailed."""
         started = time.monotonic()
-        counts = Counter(read=0, unchanged=0, removed=0)
+        counts = Counter(read=0, unchanged=0, removed=0, rejected=0)
         headers = bearer(self.api_key) | {"X-Request-Priority": "bulk"}
         with (
             httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
@@ -72,12 +75,12 @@ class Reread:
     def _pages(self, client: httpx2.Client) -> Iterator[list[str]]:
         """Yield the ids of all notes that were last written before the run began: a note that it has written comes
         again at the end of the list."""
-        begun, cursor = None, None
+        end = position_key(self._send(client, "GET", "/changes", {}, (200,)).json()["log_position"])
+        cursor = None
         while True:
             query = {"limit": PAGE_SIZE} | ({"cursor": cursor} if cursor else {})
             page = self._send(client, "GET", "/notes", query, (200,)).json()
-            begun = begun or position_key(page["log_position"])
-            ids = [note["id"] for note in page["notes"] if position_key(note["log_position"]) <= begun]
+            ids = [note["id"] for note in page["notes"] if position_key(note["log_position"]) <= end]
             yield ids
             cursor = page["next_cursor"]
             if cursor is None or len(ids) < len(page["notes"]):
@@ -86,9 +89,12 @@ class Reread:
     def _read(self, client: httpx2.Client, note_id: str) -> str:
         """Have one note read; return what became of it."""
         query = {"generate": ",".join(self.generate)} if self.generate else {}
-        answer = self._send(client, "PATCH", f"/notes/{quote(note_id, safe='')}", query, (200, GONE))
+        answer = self._send(client, "PATCH", f"/notes/{quote(note_id, safe='')}", query, (200, GONE, *INVALID))
         if answer.status_code == GONE:
             return "removed"
+        if answer.status_code in INVALID:
+            complain(f"{note_id}: {explain_body(answer.content, answer.status_code)}")
+            return "rejected"
         return "read" if answer.json()["usage"]["prompt_tokens"] else "unchanged"
 
     def _send(

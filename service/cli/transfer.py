@@ -18,8 +18,8 @@ TIMEOUT_SECONDS = 300.0
 """Bound on the wait for the next lines, or for the answer to a batch."""
 RETRY_SECONDS = 0.5
 """Pause before a request is sent again, where the service names none."""
-TRY_AGAIN = (409, 429, 503, 504)
-"""Statuses of requests that are sent again."""
+TRY_AGAIN = (409, 429, 502, 503, 504)
+"""Statuses of requests that are sent again; 502 is a proxy's."""
 
 
 class TransferFailed(Exception):

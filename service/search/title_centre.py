@@ -91,5 +91,6 @@ class TitleCentre:
         return Centre(np.float32(self._share) * np.mean(vectors, axis=0))
 
     async def stop(self) -> None:
-        """End an estimate that goes on."""
-        await cancel_until_done(self._estimating)
+        """End an estimate that goes on, and one that a late search begins meanwhile."""
+        while (task := self._estimating) and not task.done():
+            await cancel_until_done(task)

@@ -189,7 +189,8 @@ async def patch_note(
     key: IdempotencyKeyDep,
     urgency: UrgencyDep,
 ) -> AddedOut:
-    """Change some fields. Only a changed title, content or hashtags costs model tokens, and what `generate` asks for.
+    """Change some fields. Only a changed title, content or hashtags costs model tokens, what `generate` asks for, and a
+    note that another model had read.
 
     What was generated belongs to the text: an edit of title, content or hashtags drops it, and `generate` writes it
     anew.

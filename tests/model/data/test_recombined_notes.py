@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.data.dataset import DatasetError, read_notes
+from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.data.recombined_notes import main, recombine
 from model.note import Note
@@ -55,8 +55,28 @@ def test_command_adds_texts_of_training_notes_to_the_training_split(tmp_path: Pa
     assert {split_of(number) for text in texts.values() for number in numbers_of(text)} == {"train"}
 
 
-def test_notes_without_a_training_note_are_refused(tmp_path: Path):
-    notes = write(tmp_path / "notes.jsonl", [note for note in NOTES if split_of(note.id) == "test"])
-    with pytest.raises(DatasetError, match="no note of the training split"):
-        main(["--notes", str(notes), "--out", str(tmp_path / "out.jsonl.gz")])
-    assert not (tmp_path / "out.jsonl.gz").exists()
+def test_command_on_its_own_output_adds_further_texts(tmp_path: Path):
+    first, second = tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"
+    main(["--notes", str(write(tmp_path / "notes.jsonl", NOTES)), "--out", str(first), "--texts", "10"])
+    main(["--notes", str(first), "--out", str(second), "--texts", "10"])
+    before, after = read_notes(first), read_notes(second)
+    assert len(after) == len(before) + 10
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("notes", "out", "said"),
+    [
+        ([note for note in NOTES if split_of(note.id) == "test"], "out.jsonl.gz", "no note of the training split"),
+        (NOTES, "out.jsonl", "must end with .gz"),
+        (None, "out.jsonl.gz", "No such file"),
+    ],
+)
+def test_command_that_cannot_work_says_why_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], notes: list[Note] | None, out: str, said: str
+):
+    file = tmp_path / "notes.jsonl" if notes is None else write(tmp_path / "notes.jsonl", notes)
+    with pytest.raises(SystemExit):
+        main(["--notes", str(file), "--out", str(tmp_path / out)])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / out).exists()

@@ -1,4 +1,4 @@
-"""Served checkpoints: the vectors and words of the checkpoint they were made from, without PyTorch."""
+"""Exported checkpoints: the vectors and words of the checkpoint they were made from, without PyTorch."""
 
 from __future__ import annotations
 

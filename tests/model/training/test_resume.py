@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("beyond_gcl", [False, True])
 def test_killed_run_resumes_to_the_identical_losses(recipe: Recipe, tmp_path: Path, beyond_gcl: bool):
     if beyond_gcl:
-        recipe = replace(recipe, memory=True, distillation=0.5)
+        recipe = replace(recipe, memory=True, distillation=0.5, reread_notes=7, unpaired_notes=9)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()

@@ -432,9 +432,30 @@ def test_unpaired_notes_join_the_pairs_of_a_step(recipe: Recipe, tmp_path: Path)
     assert read == sorted(objective.rows([*pairs, *unpaired]).tolist())
 
 
+def test_unpaired_notes_learn_to_write_nothing(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = replace(recipe, distillation=0.5, unpaired_notes=9, alpha=0.5, steps=1)
+    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    seen: list[Example] = []
+    accumulate = trainer.accumulate
+    monkeypatch.setattr(
+        trainer, "accumulate", lambda examples, loss: (seen.extend(examples), accumulate(examples, loss))[1]
+    )
+    next(trainer.run())
+    assert any(example.targets for example in seen[:-9])
+    assert not any(example.targets for example in seen[-9:])
+
+
 def test_more_unpaired_notes_than_a_data_set_has_are_refused(recipe: Recipe, tmp_path: Path):
     with pytest.raises(RecipeError, match="unpaired_notes: a data set has"):
         Trainer(replace(recipe, distillation=0.5, unpaired_notes=100_000), tmp_path, cache=tmp_path)
+
+
+def test_unpaired_notes_that_processes_cannot_share_are_refused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("model.training.trainer.rank_and_size", lambda: (0, 2))
+    with pytest.raises(RecipeError, match="must be a multiple of the 2 processes"):
+        Trainer(replace(recipe, distillation=0.5, unpaired_notes=7), tmp_path, cache=tmp_path)
 
 
 SHAPE = {

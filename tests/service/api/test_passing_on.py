@@ -102,6 +102,14 @@ def test_answer_that_is_passed_on_is_that_of_the_service(
         assert passed.content == direct.content
 
 
+@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_change_of_a_foreign_page_is_refused_behind_a_reader_too(
+    clients: tuple[httpx2.Client, httpx2.Client], headers: dict[str, str]
+) -> None:
+    assert [client.delete("/notes/none", headers=headers).status_code for client in clients] == [403, 403]
+    assert [client.delete("/notes/none").status_code for client in clients] == [404, 404]
+
+
 def begin_stream(connection: socket.socket) -> Callable[[int], None]:
     """Begin to POST a stream of notes; return a function that sends the line of a number."""
     head = "POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"

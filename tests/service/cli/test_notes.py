@@ -20,6 +20,7 @@ import httpx2
 import pytest
 
 from model.config import NoteLLMConfig
+from service.cli.reread import Reread
 from service.settings import Settings
 from tests.service.api.conftest import serving
 from tests.service.process import cache_of
@@ -111,8 +112,9 @@ def test_notes_without_vectors_are_read_by_the_model_and_that_is_said(url: str, 
 
 
 def test_notes_of_another_model_are_read_again_once(
-    start_with: StartWith, short_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+    start_with: StartWith, short_folder: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.cli.reread.PAGE_SIZE", 7)
     folder, another = short_folder / "m", tmp_path / "another"
     shutil.copytree(tiny_checkpoint, another)
     replace(NoteLLMConfig.load(another), prompt_version="note-first/2").save(another)
@@ -122,7 +124,7 @@ def test_notes_of_another_model_are_read_again_once(
         before = contents(url)
     with start_with(data_dir=folder, checkpoint=str(another)) as url:
         assert httpx2.get(f"{url}/notes/n1/similar").status_code == 409
-        report = report_of("reread", "--url", url)
+        report = Reread(url, None, [], 3, 90).run()
         assert (report["read"], report["unchanged"]) == (20, 0)
         assert httpx2.get(f"{url}/readyz").json()["notes_of_another_model"] == 0
         assert httpx2.get(f"{url}/notes/n1/similar").status_code == 200
@@ -133,6 +135,21 @@ def test_notes_of_another_model_are_read_again_once(
             assert changed == {"space", "vector"}
         again = report_of("reread", "--url", url)
         assert (again["read"], again["unchanged"]) == (0, 20)
+
+
+def test_reread_names_a_note_that_the_service_would_not_take_any_more_and_goes_on(
+    start_with: StartWith, short_folder: Path
+) -> None:
+    folder = short_folder / "m"
+    notes = [{"id": "long", "title": "a", "content": "soup " * 300}, {"id": "short", "title": "a"}]
+    with start_with(data_dir=folder) as url:
+        assert httpx2.post(f"{url}/notes", json=notes, timeout=60).status_code == 207
+    with start_with(data_dir=folder, max_note_bytes=1024) as url:
+        result = run("reread", "--url", url, "--json")
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
+    assert (report["read"], report["unchanged"], report["rejected"]) == (0, 1, 1)
+    assert "long: " in result.stderr
 
 
 def test_export_that_was_killed_goes_on_where_it_was(url: str, tmp_path: Path) -> None:
