@@ -184,7 +184,8 @@ that is.
 
 ![Recall@100, {COLD_COLD}, against the time that reading a note takes]({COST_PLOT})
 
-The shipped checkpoint while it was distilled, in two domains that it has not seen. {LEARNING_CURVE["what"]}.
+The run that the shipped checkpoint was cut from, before the cut to rank 1, in two domains that it has not seen.
+{LEARNING_CURVE["what"]}.
 
 ![Recall against hours of training]({CURVE_PLOT})
 """

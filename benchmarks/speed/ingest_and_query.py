@@ -100,7 +100,7 @@ def rows(figures: Figures, data: str) -> list[Row]:
         row("memory, empty / at the end / peak", memory, "MiB"),
         *(similar_row(figures, q) for q in SHOWN_PERCENTILES),
         row(
-            "restart with these notes, until ready", round(start, 1), "s",
+            "restart with these notes, until ready", round(start, 2), "s",
             target=f"< {MAX_START_SECONDS} s", met=start < MAX_START_SECONDS,
         ),
     ]  # fmt: skip
