@@ -399,6 +399,13 @@ def test_export_that_was_broken_off_is_refused(tmp_path: Path, last: tuple[str, 
         read_notes(tmp_path / "n.jsonl")
 
 
+@pytest.mark.parametrize("line", ['{"title":"x","removed":"a"}', '{"end":"2-0"}', '["end"]', '"end"'])
+def test_lines_of_an_export_are_none_in_another_file(tmp_path: Path, line: str):
+    (tmp_path / "n.jsonl").write_text(f'{{"id":"a","title":"Soup"}}\n{line}\n')
+    with pytest.raises(DatasetError, match=r"line 2, is no note"):
+        read_notes(tmp_path / "n.jsonl")
+
+
 def test_export_of_another_version_is_refused(tmp_path: Path):
     (tmp_path / "n.jsonl").write_text('{"export":2}\n')
     with pytest.raises(DatasetError, match=r"line 1, .*version 2; 1 can be read"):

@@ -326,7 +326,7 @@ def check_parts(folder: Path, engine: Any) -> None:
     parts.mkdir()
     for number, part in enumerate((records[4:], records[:2], records[2:4])):
         write_clicks(parts / f"part-{number}.jsonl", part)
-    for leftover in ("_SUCCESS", ".part-0.jsonl.crc"):
+    for leftover in ("_SUCCESS", ".part-0.jsonl.crc", "part-.jsonl"):
         (parts / leftover).touch()
     for path in (parts, parts / "part-*.jsonl"):
         related_pairs(path, folder / "pairs.parquet", ALL, engine=engine)
@@ -343,12 +343,26 @@ def test_spark_reads_part_files(tmp_path: Path) -> None:
     check_parts(tmp_path, "spark")
 
 
+def test_part_files_may_lack_columns_of_others(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "a.csv").write_text("user,note,time\nu,1,1\nu,2,2\n")
+    (parts / "b.csv").write_text("time,rating,user,note\n3,5,v,1\n4,5,v,2\n")
+    related_pairs(parts, tmp_path / "pairs.parquet", ALL)
+    assert {pair[:2] for pair in read_pairs(tmp_path / "pairs.parquet")} == {("1", "2"), ("2", "1")}
+
+
+def test_file_whose_name_begins_with_an_underscore_is_read(tmp_path: Path) -> None:
+    related_pairs(write_clicks(tmp_path / "_c.jsonl", histories(u="ab")), tmp_path / "pairs.parquet", ALL)
+    assert read_pairs(tmp_path / "pairs.parquet")
+
+
 def test_part_files_without_times_or_of_two_formats_are_refused(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         write_clicks(tmp_path / name, histories(u="ab"))
     with pytest.raises(PairsError, match="is 2 files, whose lines have no order: give every click a time"):
         related_pairs(tmp_path, tmp_path / "pairs")
-    (tmp_path / "c.csv").touch()
+    (tmp_path / "c.csv").write_text("user,note\n")
     with pytest.raises(PairsError, match="files of several formats: csv, json"):
         related_pairs(tmp_path, tmp_path / "pairs")
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from model.training import resume
 from model.training.recipe import Recipe, RecipeError
 from model.training.resume import LAST, newest_state, replaced_folder, save_state, wait_while_exists
-from model.training.trainer import Trainer
+from model.training.trainer import BEST, Trainer
 from tests.model.training.runs import losses
 
 pytestmark = pytest.mark.slow
@@ -111,3 +111,13 @@ def test_folder_that_cannot_be_written_whole_leaves_the_earlier_one(tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "best" / "weights").read_text() == "earlier"
+
+
+def test_folder_that_a_kill_left_between_its_renames_gets_its_name_back(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, steps=2)
+    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    assert (tmp_path / BEST).is_dir()
+    (tmp_path / BEST).rename(tmp_path / f"{BEST}.previous")
+    Trainer(recipe, tmp_path, cache=tmp_path)
+    assert (tmp_path / BEST).is_dir()
+    assert not (tmp_path / f"{BEST}.previous").exists()

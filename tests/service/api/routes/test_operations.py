@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 import redis
 import structlog
 
@@ -181,19 +180,6 @@ def test_redis_away_is_503_and_heals_by_itself(
         similar = client.get("/notes/a/similar").json()
         assert {item["title"] for item in similar["items"]} == {"b", "after"}
         assert not similar["degraded"]
-
-
-def test_store_is_asked_once_for_all_who_ask_whether_it_is_ready(
-    serve: Any, debian_redis: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.shared_probe.PROBE_SECONDS", 3600.0)
-    with serve(redis_url=debian_redis.url) as url, redis.Redis.from_url(debian_redis.url) as store:
-        assert httpx2.get(f"{url}/readyz").json()["checks"]["store"]["ok"]
-        before = store.info("commandstats")["cmdstat_config|get"]["calls"]
-        with ThreadPoolExecutor(8) as threads:
-            answers = list(threads.map(lambda _: httpx2.get(f"{url}/readyz", timeout=60), range(16)))
-        assert {answer.status_code for answer in answers} == {200}
-        assert store.info("commandstats")["cmdstat_config|get"]["calls"] == before
 
 
 def test_service_without_a_snapshot_folder_keeps_its_notes(serve: Any, tmp_path: Path, debian_redis: Any) -> None:
