@@ -349,7 +349,7 @@ def test_part_files_may_lack_columns_of_others(tmp_path: Path) -> None:
     (parts / "a.csv").write_text("user,note,time\nu,1,1\nu,2,2\n")
     (parts / "b.csv").write_text("time,rating,user,note\n3,5,v,1\n4,5,v,2\n")
     related_pairs(parts, tmp_path / "pairs.parquet", ALL)
-    assert {pair[:2] for pair in read_pairs(tmp_path / "pairs.parquet")} == {("1", "2"), ("2", "1")}
+    assert {pair[:2]: pair.score for pair in read_pairs(tmp_path / "pairs.parquet")} == {("1", "2"): 1.0}
 
 
 def test_file_whose_name_begins_with_an_underscore_is_read(tmp_path: Path) -> None:
