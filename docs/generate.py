@@ -75,8 +75,8 @@ same at `/docs`.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
 - Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
   milliseconds. Answers have UTC.
-- Every answer carries `X-Request-Id`: the caller's own where it has 1 to 128 visible ASCII characters, else one that is
-  made.
+- Every answer to a request that could be read carries `X-Request-Id`: the caller's own where it has 1 to 128 visible
+  ASCII characters, else one that is made.
 - Where the service has keys, a request sends one as `Authorization: Bearer nlm_...`: see
   [keys](guides/keys.md). `401` is answered to no or no valid key, `403` to one without the scope.
 - A log position (`1795704909866-0`) orders all writes. It is a note's ETag, and `min_log_position` of a search."""

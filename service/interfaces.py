@@ -257,6 +257,9 @@ class EventStore(Protocol):
     async def last(self) -> str:
         """Return the position of the last entry ever written, ORIGIN before the first."""
 
+    def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
+        """Yield all events of a reader that are kept, in the order of their arrival, part by part."""
+
     async def forget(self, reader: str) -> int:
         """Remove durably all events of a reader so far; return how many there were."""
 

@@ -220,6 +220,9 @@ class Settings(BaseSettings):
     )
     behaviour_lower: float = Field(0.01, ge=0, description="least score of a related note")
     behaviour_upper: float = Field(30.0, ge=0, description="greatest score of a related note")
+    behaviour_min_readers: int = Field(
+        1, ge=1, description="readers who must have read both of two notes: with 1 a related note may tell what one did"
+    )
     behaviour_top: int = Field(100, ge=1, description="related notes of one note, at most")
     behaviour_half_life_seconds: float = Field(
         0.0, ge=0, description="time after which a read counts half; 0: it always counts whole"

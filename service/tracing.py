@@ -27,8 +27,8 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 TRACING_OFF: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 """FastAPI's telemetry where there is no tracer. Its metrics would repeat ours; its logs hold messages of exceptions,
 and so what callers sent."""
-USER = re.compile("((?:^|&)user=)[^&]*")
-"""The user in a query string."""
+PERSONAL = re.compile("((?:^|&)(?:user|author|attribute)=)[^&]*")
+"""Values of a query string that may name a person."""
 log = structlog.get_logger(__name__)
 
 Stage = Literal["queue", "engine", "index", "store"]
@@ -67,11 +67,11 @@ class Tracer:
         return trace_id, f"00-{trace_id}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     def hide_user(self, path: str) -> None:
-        """Set the path of the request's span, and leave the user out of its query string."""
+        """Set the path of the request's span, and leave users, authors and attributes out of its query string."""
         span = self._current_span()
         span.set_attribute("url.path", path)
         if query := (getattr(span, "attributes", None) or {}).get("url.query"):
-            span.set_attribute("url.query", USER.sub(r"\1...", str(query)))
+            span.set_attribute("url.query", PERSONAL.sub(r"\1...", str(query)))
 
     def add(self, name: str, began: float, ended: float, failed: bool, attributes: Mapping[str, int]) -> None:
         """Add a span below the current one. `began` and `ended`: of time.monotonic()."""

@@ -268,6 +268,7 @@ def _make_behaviour(shared: SharedParts, events: RedisEventStore) -> LiveBehavio
         window=settings.behaviour_window or None,
         lower=settings.behaviour_lower,
         upper=settings.behaviour_upper,
+        min_readers=settings.behaviour_min_readers,
         top=settings.behaviour_top,
         half_life=settings.behaviour_half_life_seconds or None,
         max_reads=settings.behaviour_reads,

@@ -184,6 +184,7 @@ def _new_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the Host header, which the caller chooses
         separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,  # for generated clients, whatever the paths
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry, app.state.gate = lifecycle, telemetry, gate

@@ -63,7 +63,7 @@ def one_list_or_stream(schema: str, noun: str) -> dict[str, Any]:
     object is called."""
     one = {"$ref": f"#/components/schemas/{schema}"}
     description = f"{noun}s; one that is not valid gets a problem of its own, at its place"
-    many = {"type": "array", "description": description, "items": {"anyOf": [one, {}]}}
+    many = {"type": "array", "description": description, "items": one}
     return {
         "required": True,
         "content": {

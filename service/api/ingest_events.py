@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -17,7 +18,7 @@ from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_E
 from service.api.schemas.export import problem_line
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
-from service.records import Event, EventOutcome
+from service.records import Event, EventEntry, EventOutcome
 
 EVENT_WORK = 4096
 """Bytes of work that an event counts as, at the least: one with many unknown fields takes up to a millisecond."""
@@ -174,6 +175,27 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
             ]
             yield b"".join(line + b"\n" for line in lines)
             await turns.work(EVENT_WORK * len(lines))
+
+
+async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
+    """Yield the events of one reader as lines, in the order of their arrival, while the caller is there. Where the
+    store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
+    TooManyWaiting."""
+    with service.exports.take():
+        try:
+            async for entries in service.behaviour.of_reader(reader):
+                if await request.is_disconnected():
+                    return
+                await go_on(request)
+                yield b"".join(orjson.dumps(_event_line(entry)) + b"\n" for entry in entries)
+        except NoteLLMError as error:
+            yield problem_line(problem_of(error))
+
+
+def _event_line(entry: EventEntry) -> dict[str, Any]:
+    """Return an event as it was sent, but for its id and the name of its reader, which are not kept."""
+    details = orjson.loads(entry.details) if entry.details else {}
+    return {"type": entry.type, "note_id": entry.note_id, "at": datetime.fromtimestamp(entry.at, UTC), **details}
 
 
 async def _add(read: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:

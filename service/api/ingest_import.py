@@ -78,7 +78,7 @@ def _read(
     value = None
     try:
         check_import_size(len(raw), service.settings)
-        value = parse_json(raw, pointer)
+        value = parse_json(raw)
         return make(value)
     except InvalidInput as error:
         return _rejected(budget.shorten(error), value)

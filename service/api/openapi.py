@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
+from service.access.principal import ADMIN_SCOPES
 from service.api.access import needed_scopes
 from service.api.bodies import JSON
 from service.api.examples import EXAMPLES
@@ -16,6 +18,7 @@ from service.api.schemas.events import EventIn, EventOut, EventsOut
 from service.api.schemas.export import ImportIn
 from service.api.schemas.notes import BatchOut, NoteIn
 from service.api.schemas.problem import Problem
+from service.api.schemas.search import SearchDefaults
 from service.api.strict_route import StrictRoute
 
 SECURITY_SCHEME = {
@@ -26,9 +29,29 @@ SECURITY_SCHEME = {
     "which the key needs one.",
 }
 
-REFUSALS = (400, 401, 403, 422, 429)
-"""Statuses of the problems with which StrictRoute refuses a request to any address that needs a key: a condition that
-cannot be honoured, no key, no scope, an unknown query parameter, a used-up quota."""
+REFUSALS = (400, 401, 403, 409, 422, 429, 503)
+"""Statuses of the problems with which a request to any address that needs a key may be refused: a condition that cannot
+be honoured, no key, no scope, a tenant that is being removed, an unknown query parameter, a used-up quota, a store that
+is away."""
+ALWAYS_SENT = ("LimitsOut", "UsageOut", "AddedOut", "ReadyOut", "ImportItem", "EmbeddingsOut")
+"""Components all of whose fields are in each answer."""
+HEADERS: dict[str, Any] = {
+    name: {"description": description, "schema": {"type": "string"}}
+    for name, description in {
+        "ETag": "the note's log position, for If-Match and If-None-Match",
+        "Idempotent-Replayed": "true where an earlier request under this Idempotency-Key had this answer",
+        "Location": "address of the note",
+        "RateLimit": "what is left of the quota of the key, where it has one",
+        "Retry-After": "seconds after which to try again",
+        "WWW-Authenticate": "what the key lacks",
+    }.items()
+}
+HASHTAG_EVENTS = {
+    "type": "string",
+    "description": "events `hashtag` (a HashtagOut), then `done` (a HashtagsOut) or `problem` (a Problem)",
+}
+TRY_AGAIN = ("429", "503", "504")
+WRITTEN = ("200", "201")
 
 
 def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
@@ -38,11 +61,23 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     def openapi() -> dict[str, object]:
         if app.openapi_schema is None:
             schema = describe_routes()
-            _describe_problems(schema["components"]["schemas"])
-            schema["components"]["securitySchemes"] = {"key": SECURITY_SCHEME}
+            components = schema["components"]
+            _describe_problems(components["schemas"])
+            components["securitySchemes"] = {"key": SECURITY_SCHEME}
+            components["headers"] = HEADERS
+            for name in ALWAYS_SENT:
+                components["schemas"][name]["required"] = list(components["schemas"][name]["properties"])
+            _leave_out_bound_defaults(components["schemas"]["SearchBody"]["properties"].items())
+            _leave_out_bound_defaults(components["schemas"]["SimilarIn"]["properties"].items())
             for route in routes:
                 if isinstance(route, StrictRoute) and route.include_in_schema:
                     _describe_access(schema["paths"][route.path_format], route)
+            stream = schema["paths"]["/generate/hashtags/stream"]["post"]["responses"]
+            stream["200"]["content"] = {"text/event-stream": {"schema": HASHTAG_EVENTS}}
+            stream.pop("504")  # it is the event `problem` there
+            nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
+            _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
+            schema["paths"]["/readyz"]["get"]["security"] = [{}, {"key": []}]  # with one it tells the tenant's numbers
             for (method, path), example in EXAMPLES.items():
                 schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example
             app.openapi_schema = schema
@@ -61,12 +96,42 @@ def _describe_problems(components: dict[str, Any]) -> None:
         components[model.__name__] = described
 
 
+def _leave_out_bound_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Say the defaults of search options in words. A client would send a default that it knows, and what a request
+    gives goes before what a scenario binds."""
+    for name, schema in fields:
+        if name in SearchDefaults.model_fields and (default := schema.pop("default", None)) not in (None, []):
+            words = f"{json.dumps(default)} by default, unless a scenario binds it"
+            schema["description"] = f"{schema['description']}; {words}" if "description" in schema else words
+
+
 def _describe_access(methods: dict[str, Any], route: StrictRoute) -> None:
-    """Describe which scopes open a route. Of several, any one does."""
+    """Describe which scopes open a route, of several any one, and the headers of its answers."""
     for method in route.methods or ():
         operation = methods[method.lower()]
-        scopes = sorted(needed_scopes(route.endpoint))
-        operation["security"] = [{"key": [scope]} for scope in scopes]
+        scopes = needed_scopes(route.endpoint)
+        operation["security"] = [{"key": [scope]} for scope in sorted(scopes)]
         if scopes:
-            refusals = {str(status): problem for status, problem in documented(*REFUSALS).items()}
+            elsewhere = (404,) if scopes <= ADMIN_SCOPES else ()  # on another port than the admin port
+            refusals = {str(status): problem for status, problem in documented(*REFUSALS, *elsewhere).items()}
             operation["responses"] = dict(sorted((refusals | operation["responses"]).items()))
+        for status, response in operation["responses"].items():
+            if names := list(_headers_of(operation, route, method, status)):
+                response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _headers_of(operation: dict[str, Any], route: StrictRoute, method: str, status: str) -> Iterator[str]:
+    """Yield the names of the headers that an answer of a status may have."""
+    taken = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "header"}
+    if "if-match" in taken and method != "DELETE" and status in (*WRITTEN, "304"):
+        yield "ETag"
+    if "idempotency-key" in taken and status in WRITTEN:
+        yield "Idempotent-Replayed"
+    if route.path_format == "/notes" and method == "POST" and status in WRITTEN:
+        yield "Location"
+    if operation["security"] and status.startswith("2"):
+        yield "RateLimit"
+    if status in TRY_AGAIN:
+        yield "Retry-After"
+    if status == "401":
+        yield "WWW-Authenticate"

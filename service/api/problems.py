@@ -97,6 +97,7 @@ def problem_of(error: NoteLLMError) -> Problem:
         status=status,
         detail=str(error),
         errors=None if fields is None else [FieldProblem(pointer=f.pointer, detail=f.detail) for f in fields],
+        retry_after=error.retry_after if isinstance(error, errors.TryLater) else None,
     )
 
 

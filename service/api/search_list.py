@@ -85,7 +85,7 @@ def _read_search(raw: bytes, pointer: str, request: Request, service: Service, s
     """Parse and validate one search. Raises MalformedBody, InvalidInput, LimitExceeded, Forbidden."""
     check_note_size(len(raw), service.settings)
     try:
-        body = SimilarIn.model_validate(parse_json(raw, pointer, MAX_SEARCH_CONTAINERS))
+        body = SimilarIn.model_validate(parse_json(raw, max_containers=MAX_SEARCH_CONTAINERS))
     except ValidationError as error:
         raise invalid_note(error) from error
     check_include(body, request)

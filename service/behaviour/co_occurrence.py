@@ -46,13 +46,14 @@ READ_BYTES, READER_BYTES, NOTE_BYTES = 28, 720, 380
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoOccurrenceOptions:
     """`window`: distinct notes between two reads that make a pair, at most; None: any. `lower`, `upper`: pairs with a
-    score outside do not count. `top`: related notes of one note, at most. `half_life`: seconds after which a pair
-    counts half; None: it always counts whole. `max_reads`: reads that are kept; beyond it those of the readers go who
+    score outside do not count. `min_readers`: readers of a pair, at least. `top`: related notes of one note, at most.
+    `half_life`: seconds after which a pair counts half; None: it always counts whole. `max_reads`: reads that are kept; beyond it those of the readers go who
     were idle longest."""
 
     window: int | None = None
     lower: float = 0.01
     upper: float = 30.0
+    min_readers: int = 1
     top: int = 100
     half_life: float | None = None
     max_reads: int = 2_000_000
@@ -277,12 +278,14 @@ class CoOccurrence:
             return []
         numbers, places = np.unique(later, return_inverse=True)
         scores = np.round(np.bincount(places, values), SCORE_DIGITS)
-        kept = np.flatnonzero((scores >= self._options.lower) & (scores <= self._options.upper))
+        counts = np.bincount(places)  # a reader has read a note once
+        enough = counts >= self._options.min_readers
+        kept = np.flatnonzero((scores >= self._options.lower) & (scores <= self._options.upper) & enough)
         if kept.size > self._options.top:
             least = np.partition(scores[kept], -self._options.top)[-self._options.top]
             kept = kept[scores[kept] >= least]
         by_note = np.argsort(places, kind="stable")
-        ends = np.cumsum(np.bincount(places))
+        ends = np.cumsum(counts)
         rows = {i: by_note[ends[i - 1] if i else 0 : ends[i]] for i in kept.tolist()}
         related = [
             Successor(self._ids[numbers[i]], float(scores[i]), readers[own], decays[own]) for i, own in rows.items()

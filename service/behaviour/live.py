@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Read, Related, summed
@@ -11,7 +11,7 @@ from service.behaviour.follower import EventFollower
 from service.behaviour.report import Dimension, Rate, rates
 from service.errors import BehaviourBehind
 from service.interfaces import Clock, EventStore
-from service.records import Event, EventOutcome
+from service.records import Event, EventEntry, EventOutcome
 from service.tasks import cancel_until_done
 from service.telemetry import Telemetry
 
@@ -73,6 +73,10 @@ class LiveBehaviour:
         for outcome in set(outcomes):
             self._telemetry.events.labels(outcome).inc(outcomes.count(outcome))
         return outcomes
+
+    def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
+        """Yield the events of a reader that the store has, part by part. Raises StoreUnavailable."""
+        return self._store.of_reader(reader)
 
     async def forget(self, reader: str) -> int:
         """Remove durably all events of a reader so far; return how many there were. Their weight goes out of what is

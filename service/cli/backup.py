@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -24,6 +26,7 @@ def backup(
     """Back up the store, all tenants of it, as it is at one moment, while services go on."""
     from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
+    _clean_up_when_ended()
     with files_for_owner_alone(), _steps() as progress, store_url(read_settings()) as url:
         manifest = make_backup(url, destination, progress)
     _show(manifest.model_dump(mode="json"), as_json)
@@ -39,6 +42,7 @@ def restore(
     from service.store.backup.restore import restore_backup
     from service.store.known_position import KnownPositions
 
+    _clean_up_when_ended()
     settings = read_settings()
     err.print(f"Restoring into {describe_store(settings)}", highlight=False, markup=False, soft_wrap=True)
     with _steps() as progress, store_url(settings) as url, contextlib.ExitStack() as stack:
@@ -47,6 +51,11 @@ def restore(
             stack.callback(lambda: known.doubt_all(time.time()))  # also where it is not known what was restored
         manifest = restore_backup(source, url, progress, replace=replace)
     _show(manifest.model_dump(mode="json"), as_json)
+
+
+def _clean_up_when_ended() -> None:
+    """Have SIGTERM end the command as an exception does: no copy of the store stays in the temporary folder."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _show(manifest: dict[str, Any], as_json: bool) -> None:

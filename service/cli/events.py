@@ -13,7 +13,7 @@ import typer
 
 from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call, explain, explain_body
 from service.cli.notes import lines_of
-from service.cli.terminal import FAILED, MISUSED, complain, err, show
+from service.cli.terminal import FAILED, MISUSED, complain, err, files_for_owner_alone, show
 
 PROBLEM_LINE = b'{"problem":'
 """Beginning of the last line of a stream that was broken off."""
@@ -31,7 +31,8 @@ def export_events(
         raise typer.Exit(MISUSED)
     part = file.with_name(f".{file.name}.part")
     try:
-        clicks = _download(f"{url}/events/reads", api_key, part, packed=file.suffix == ".gz")
+        with files_for_owner_alone():
+            clicks = _download(f"{url}/events/reads", api_key, part, packed=file.suffix == ".gz")
         os.replace(part, file)
     except (httpx2.HTTPError, OSError) as error:
         complain(f"the events were not exported: {error}")

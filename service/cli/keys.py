@@ -18,7 +18,7 @@ Prefix = Annotated[str, typer.Argument(help="What stands between nlm_ and the se
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    name: Annotated[str, typer.Argument(help="What it is for.")],
     *,
     scope: Annotated[list[Scope], typer.Option(help="What it may do; give it once for each.")],
     tenant: Annotated[str | None, typer.Option(help="Whose notes; your own key's by default.")] = None,

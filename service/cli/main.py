@@ -19,7 +19,7 @@ from service.cli.certificate import CertificateUnusable, read_certificate
 from service.cli.client import AdminUrl, AsJson, Key, Url, call, explain
 from service.cli.ingest import Ingest
 from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
-from service.cli.terminal import FAILED, complain, err, misused_where, read_settings, show
+from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, misused_where, read_settings, show
 from service.cli.transfer import show_report
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
@@ -118,7 +118,8 @@ def ingest(
 ) -> None:
     """Add a file of notes. Broken off, the same command goes on where it was; bad lines do not stop the rest."""
     job = Ingest(file, url, api_key, read_settings().data_dir, generate, min_score, rejects, restart, patience)
-    show_report(lambda: job.run(err), as_json, rejected=REJECTED)
+    with files_for_owner_alone():  # rejected lines are texts of notes
+        show_report(lambda: job.run(err), as_json, rejected=REJECTED)
 
 
 @app.command()

@@ -52,6 +52,7 @@ CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 # died already, no server is started.
 LAUNCH = """
 import ctypes, os, sys
+os.umask(0o077)
 owner = int(sys.argv[1])
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -130,6 +130,16 @@ end
 return {removed, #entries == tonumber(ARGV[4]) and entries[#entries][1] or false}
 """
 
+# KEYS events; ARGV reader, first position, how many to look through. Answers the reader's events, and the position of
+# the last entry that was looked at, where more may follow.
+READ_EVENTS = """
+local entries, found = redis.call('XRANGE', KEYS[1], ARGV[2], '+', 'COUNT', ARGV[3]), {}
+for _, entry in ipairs(entries) do
+  if entry[2][6] == ARGV[1] and string.sub(entry[2][2], 1, 1) ~= '-' then found[#found + 1] = entry end
+end
+return {found, #entries == tonumber(ARGV[3]) and entries[#entries][1] or false}
+"""
+
 log = structlog.get_logger(__name__)
 
 
@@ -207,6 +217,16 @@ class RedisEventStore:
         async with self._connection.call("last event"):
             entries = await self._connection.redis.xrevrange(self._keys.events, count=1)
         return entries[0][0].decode() if entries else ORIGIN
+
+    async def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
+        pseudonym, first = _pseudonym(reader, await self._read_salt()), b"-"
+        while first:
+            async with self._connection.call("read a reader's events"):
+                found, last = await self._connection.redis.eval(
+                    READ_EVENTS, 1, self._keys.events, pseudonym, first, BATCH_SIZE
+                )
+            yield [decode_entry(*entry) for entry in found]
+            first = b"(" + last if last else b""
 
     async def forget(self, reader: str) -> int:
         pseudonym = _pseudonym(reader, await self._read_salt())

@@ -11,7 +11,14 @@ from service.access.principal import Scope
 from service.api.access import needs
 from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type, one_list_or_stream
 from service.api.dependencies import ServiceDep
-from service.api.ingest_events import add_event, add_event_lines, add_event_list, check_event_lines, lines_of_reads
+from service.api.ingest_events import (
+    add_event,
+    add_event_lines,
+    add_event_list,
+    check_event_lines,
+    lines_of_reader,
+    lines_of_reads,
+)
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, started
 from service.api.problems import documented
@@ -71,6 +78,29 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
     """The reads that count at present, one a line, in the form that `notellm pairs` and training take: user (a
     pseudonym), note, time in seconds since the epoch, rating (the weight)."""
     return NdjsonResponse(await started(lines_of_reads(request, service, Turns())))
+
+
+@router.get(
+    "/users/{user}/events",
+    response_class=Response,
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(429, 503)},
+)
+@needs(Scope.EVENTS)
+async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
+    """All that is kept of what a user did, one event a line, for a request for access: type, note_id, at, and the
+    details that were sent. A last line with a `problem` says that some are missing."""
+    return NdjsonResponse(await started(lines_of_reader(request, service, user_name(user))))
+
+
+@router.get(
+    "/sessions/{session}/events",
+    response_class=Response,
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(429, 503)},
+)
+@needs(Scope.EVENTS)
+async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
+    """All that is kept of what was done in a session, as of a user."""
+    return NdjsonResponse(await started(lines_of_reader(request, service, session_name(session))))
 
 
 @router.delete("/users/{user}/events", responses=documented(409, 422, 429, 503))

@@ -96,9 +96,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {
-                    "schema": {"type": "array", "items": {"anyOf": [{"$ref": "#/components/schemas/ImportIn"}, {}]}}
-                },
+                "application/json": {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/ImportIn"}}},
                 NDJSON: {"schema": {"type": "string", "description": "lines of an export, or one note a line"}},
             },
         }

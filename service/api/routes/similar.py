@@ -50,7 +50,7 @@ LIST_BODY = {
             "schema": {
                 "type": "array",
                 "description": "searches; one that is not valid gets a problem of its own, at its place",
-                "items": {"anyOf": [{"$ref": "#/components/schemas/SimilarIn"}, {}]},
+                "items": {"$ref": "#/components/schemas/SimilarIn"},
             }
         }
     },

@@ -100,7 +100,8 @@ class ForgottenOut(BaseModel):
 
 class RateOut(BaseModel):
     """Notes that recommendations showed, and how many of them were clicked: each counts once. `low` and `high`: 95%
-    interval of the rate (Wilson). Of the dimensions only those are there that were asked for."""
+    interval of the rate (Wilson). A dimension that was not asked for (`by`) is null. `position` is
+    text: it may be "(other)"."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -64,8 +64,9 @@ class KeyIn(Expiring):
 class KeyPatch(Expiring):
     """Changes of a key; a field that is left out stays as it is, also one of the quota."""
 
-    name: Name = ""
-    quota: QuotaFields = QuotaFields()
+    # What is left out stays. A factory's default is not in the OpenAPI, where a client would take it for one to send.
+    name: Name = Field(default_factory=str)
+    quota: QuotaFields = Field(default_factory=QuotaFields)
 
     def merged(self, key: ApiKey) -> ApiKey:
         """Return a key after the changes."""

@@ -197,6 +197,7 @@ class AddedOut(BaseModel):
     id: str
     revision: int
     status: Literal["indexed"] = "indexed"
+    outcome: Literal["created", "updated", "unchanged"] = Field(description="as `status` of an item of a list")
     log_position: str
     model: str
     hashtags: list[str]
@@ -212,6 +213,7 @@ class AddedOut(BaseModel):
         return cls(
             id=stored.note.id,
             revision=stored.revision,
+            outcome=added.status,
             log_position=stored.position,
             model=model,
             hashtags=list(stored.hashtags),

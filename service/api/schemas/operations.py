@@ -58,6 +58,7 @@ class LimitsOut(BaseModel):
     max_event_lines: int = Field(MAX_EVENT_LINES, description="lines of events in one body of NDJSON")
     max_event_ahead_seconds: float = Field(MAX_AHEAD_SECONDS, description="by which the time of an event may be ahead")
     max_event_position: int = Field(MAX_POSITION, description="`position` of an event")
+    event_types: list[str] = Field(description="names that `type` of an event may have")
     event_seconds: float = Field(description="how long an event is kept and counts; an older one is refused")
     event_bytes: int = Field(description="memory for a tenant's events; beyond it the oldest go")
     event_id_seconds: float = Field(description="how long an event is known by its event_id")
@@ -77,6 +78,7 @@ class LimitsOut(BaseModel):
     max_filter_conditions: int = Field(MAX_FILTER_CONDITIONS, description="fields and attributes that all groups test")
     max_filter_values: int = Field(MAX_FILTER_VALUES, description="values of one condition")
     max_attributes: int = MAX_ATTRIBUTES
+    filter_attributes: list[str] = Field(description="attributes that filters may ask about")
     max_examples: int = Field(MAX_EXAMPLES, description="positive, and as many negative ones, of one search")
     max_boosts: int = MAX_BOOSTS
     max_weight: float = Field(MAX_WEIGHT, description="of an example, a boost or a source")

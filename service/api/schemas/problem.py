@@ -15,7 +15,10 @@ MAX_SHOWN = 64
 
 
 class FieldProblem(BaseModel):
-    pointer: str = Field(description="JSON pointer: /title in the body, /query/k in the query")
+    pointer: str = Field(
+        description="JSON pointer: /title in the body, /query/k in the query, /header/x-request-timeout, /path/name; "
+        "in an item of /similar/batch and /notes/import from the item on"
+    )
     detail: str
 
 
@@ -28,6 +31,7 @@ class Problem(BaseModel):
     detail: str
     instance: str | None = Field(None, description="the request's id")
     errors: list[FieldProblem] | None = None
+    retry_after: int | None = Field(None, description="seconds after which to try again, as in the header Retry-After")
 
 
 def json_pointer(location: Sequence[str | int]) -> str:

@@ -234,16 +234,18 @@ class SimilarIn(SearchBody):
 
     @model_validator(mode="after")
     def _check_one_form(self) -> Self:
-        given = self.model_fields_set
-        has_examples = bool(given & {"positive", "negative"})
-        if has_examples and given & {"title", "content", "hashtags"}:
+        if (self.positive or self.negative) and self._has_text:
             message = "title, content and hashtags cannot stand beside positive and negative: make them one of positive"
             raise PydanticCustomError("both_forms", message)
         return self
 
+    @property
+    def _has_text(self) -> bool:
+        return bool(self.title or self.content or self.hashtags)
+
     def positives(self) -> tuple[Example, ...]:
         """Raises InvalidInput where there is neither a text nor an example."""
-        if self.model_fields_set & {"positive", "negative"}:
+        if not self._has_text and self.model_fields_set & {"positive", "negative"}:
             return super().positives()
         if is_blank(self.title) and is_blank(self.content):
             raise InvalidInput([FieldError("/content", "title and content must not both be empty")])

@@ -219,7 +219,7 @@ class SimilarItem(BaseModel):
     id: str
     score: float = Field(description="cosine, or that of the strategy; higher is closer")
     position: int = Field(description="place in the whole list, from 1 on")
-    title: str | None = Field(description="null in a degraded answer, as all below")
+    title: str | None = Field(description="its first 2,000 characters; null in a degraded answer, as all below")
     hashtags: list[str] | None
     category: str | None
     author: str | None

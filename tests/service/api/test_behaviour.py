@@ -1,7 +1,8 @@
-"""What is kept of events: over restarts and kills, behind removed notes and forgotten readers, within bounds."""
+"""What is kept of events: over restarts and kills, after removed notes and forgotten readers, within bounds."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +78,33 @@ def test_a_forgotten_user_leaves_nothing(served: tuple[httpx2.Client, redis.Redi
     assert client.delete("/sessions/u1/events").json() == {"events": 1}
     types = [fields[b"type"] for _, fields in store.xrange("{notes}:events")]
     assert types == [b"click", *[b"-reader"] * 3]
+
+
+def test_what_is_kept_of_a_reader_is_told_and_nothing_of_others(served: tuple[httpx2.Client, redis.Redis]) -> None:
+    client, _ = served
+    at = "2026-11-29T10:00:00.500000+00:00"
+    details = {"recommendation_id": "r1", "position": 3, "value": 0.5}
+    events = [event("a", at=at, **details), event("b", type="shown"), event("a", user="u2")]
+    anonymous = event("c", type="like") | {"session": "u1"}
+    del anonymous["user"]
+    client.post("/events", json=[*events, anonymous])
+    first, second = map(json.loads, client.get("/users/u1/events").text.splitlines())
+    assert first == {"type": "click", "note_id": "a", "at": at, **details}
+    assert (second["type"], second["note_id"]) == ("shown", "b")
+    assert json.loads(client.get("/sessions/u1/events").text)["note_id"] == "c"
+    assert client.get("/users/nobody/events").text == ""
+    client.delete("/users/u1/events")
+    assert client.get("/users/u1/events").text == ""
+    assert len(client.get("/users/u2/events").text.splitlines()) == 1
+
+
+def test_what_is_kept_of_a_reader_is_told_over_many_pages_of_the_stream(
+    served: tuple[httpx2.Client, redis.Redis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = served
+    monkeypatch.setattr("service.store.events.BATCH_SIZE", 3)
+    client.post("/events", json=[event("a", user=f"u{n % 2}") for n in range(20)])
+    assert len(client.get("/users/u1/events").text.splitlines()) == 10
 
 
 def test_what_is_kept_is_the_same_after_a_restart(serve: Serve, tmp_path: Path, eventually: Eventually) -> None:

@@ -157,6 +157,13 @@ def test_a_read_counts_as_long_as_one_of_its_events_is_kept() -> None:
     assert (kept.reads, kept.readers, kept.notes) == (0, 0, 0)
 
 
+def test_a_pair_with_fewer_readers_than_asked_for_is_not_told() -> None:
+    clicks = [("a", "n1", 0.0), ("a", "n2", 1.0), ("a", "n3", 2.0), ("b", "n1", 0.0), ("b", "n2", 1.0)]
+    assert [one.id for one in live(clicks).related("n1")] == ["n2", "n3"]
+    assert [one.id for one in live(clicks, min_readers=2).related("n1")] == ["n2"]
+    assert live(clicks, min_readers=3).related("n1") == []
+
+
 def test_a_pair_counts_half_after_its_half_life() -> None:
     kept = live([("a", "x", 0.0), ("a", "y", 100.0)], half_life=50.0, lower=0.0)
     (now,), (later,) = kept.related("x", 100.0), kept.related("x", 150.0)

@@ -272,6 +272,7 @@ def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_
     with under(closed_url, key["key"]) as client:
         answers = [client.get("/notes/nobody") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [404, 404, 429]
+    assert answers[2].json()["retry_after"] == int(answers[2].headers["retry-after"])
     policy = '"requests";q=2;w=60, "tokens";q=10000;w=60'
     assert {answer.headers["ratelimit-policy"] for answer in answers} == {policy}
     left = [answer.headers["ratelimit"].partition(";t=")[0] for answer in answers]

@@ -306,3 +306,9 @@ def test_patch_with_what_the_note_has_writes_nothing(client: httpx2.Client) -> N
         added = client.post("/notes", json={"title": "soup", "author": f"a{number}"})
         patched = client.patch(added.headers["location"], json={"author": f"a{number}"})
         assert patched.headers["etag"] == added.headers["etag"]
+
+
+def test_outcome_of_a_write_says_what_became_of_the_note(client: httpx2.Client) -> None:
+    note = {"id": "outcome", "title": "soup"}
+    outcomes = [client.post("/notes", json=note | change).json()["outcome"] for change in ({}, {}, {"author": "tom"})]
+    assert outcomes == ["created", "unchanged", "updated"]

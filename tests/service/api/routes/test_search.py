@@ -42,6 +42,14 @@ def post(client: httpx2.Client, path: str = "/similar", **body: Any) -> Any:
     return answer.json()
 
 
+def test_empty_fields_of_the_other_form_change_nothing(client: httpx2.Client) -> None:
+    by_examples, by_text = {"positive": [{"note_id": "s1"}]}, {"title": "soup"}
+    for own, other in ((by_examples, {"title": "", "content": "", "hashtags": []}), (by_text, {"positive": []})):
+        assert post(client, **own, **other)["items"] == post(client, **own)["items"]
+    assert refused(client, **by_examples, **by_text) == [""]
+    assert refused(client, positive=[], title="") == refused(client, positive=[])
+
+
 def refused(client: httpx2.Client, status: int = 422, path: str = "/similar", **body: Any) -> list[str]:
     """Pointers of the problem that a body gets."""
     answer = client.post(path, json=body)
