@@ -109,7 +109,7 @@ def problems_table() -> str:
 def operation_section(title: str, operation: Json) -> str:
     """One operation: description, parameters, body and answers."""
     parts = [f"### {title}", wrapped(operation.get("description", ""))]
-    if scopes := [f"`{scope}`" for security in operation["security"] for scope in security["key"]]:
+    if scopes := [f"`{scope}`" for security in operation["security"] for scope in security.get("key", ())]:
         parts.append(f"Needs the scope {' or '.join(scopes)}." if len(scopes) < len(Scope) else "Needs any key.")
     if parameters := operation.get("parameters"):
         rows = (

@@ -47,8 +47,8 @@ READ_BYTES, READER_BYTES, NOTE_BYTES = 28, 720, 380
 class CoOccurrenceOptions:
     """`window`: distinct notes between two reads that make a pair, at most; None: any. `lower`, `upper`: pairs with a
     score outside do not count. `min_readers`: readers of a pair, at least. `top`: related notes of one note, at most.
-    `half_life`: seconds after which a pair counts half; None: it always counts whole. `max_reads`: reads that are kept; beyond it those of the readers go who
-    were idle longest."""
+    `half_life`: seconds after which a pair counts half; None: it always counts whole. `max_reads`: reads that are kept;
+    beyond it those of the readers go who were idle longest."""
 
     window: int | None = None
     lower: float = 0.01
