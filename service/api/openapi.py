@@ -46,10 +46,7 @@ HEADERS: dict[str, Any] = {
         "WWW-Authenticate": "what the key lacks",
     }.items()
 }
-HASHTAG_EVENTS = {
-    "type": "string",
-    "description": "events `hashtag` (a HashtagOut), then `done` (a HashtagsOut) or `problem` (a Problem)",
-}
+HASHTAG_EVENTS = "events `hashtag` (a HashtagOut), then `done` (a HashtagsOut) or `problem` (a Problem)"
 TRY_AGAIN = ("429", "503", "504")
 WRITTEN = ("200", "201")
 
@@ -73,7 +70,7 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
                 if isinstance(route, StrictRoute) and route.include_in_schema:
                     _describe_access(schema["paths"][route.path_format], route)
             stream = schema["paths"]["/generate/hashtags/stream"]["post"]["responses"]
-            stream["200"]["content"] = {"text/event-stream": {"schema": HASHTAG_EVENTS}}
+            stream["200"]["description"] = HASHTAG_EVENTS
             stream.pop("504")  # it is the event `problem` there
             nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
             _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +43,8 @@ PHASES = (Phase.explicit, Phase.generate)
 """No shrinking: with its restarts it would take minutes."""
 EXAMPLES, STEPS = 12, 20
 """Enough to fail for each of the parts that were shared on purpose to try it; two minutes in all beside other work."""
+YESTERDAY = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="minutes")[:16]
+"""A minute of yesterday, in which events happened: both services have to say the same time."""
 DIMENSION = 32
 """Numbers of a vector of the tiny checkpoint."""
 
@@ -204,6 +207,8 @@ class Pair:
         self.call_in_the_end(replica, "POST", "/similar/batch", json=[search, {"title": title, "cursor": "*"}])
         self.call_in_the_end(replica, "POST", "/notes/a/similar", json=search)
         self.call_in_the_end(replica, "GET", "/events/reads")
+        for path in ("/users/u/events", "/users/v/events", "/sessions/u/events"):
+            self.call(replica, "GET", path)
         since = {"since": "2026-01-01T00:00:00Z", "by": "day,scenario"}
         self.call_in_the_end(replica, "GET", "/reports/recommendations", params=since)
         status, _, bodies = self.call(replica, "POST", "/verify")
@@ -287,7 +292,13 @@ class TwoTenants(RuleBasedStateMachine):
     @rule(tenant=tenant, replica=replica, events=events)
     def tell(self, tenant: int, replica: int, events: list[tuple[int, str, str]]) -> None:
         told = [
-            {"event_id": f"e{number}", "type": "click", "note_id": note_id, "user": user}
+            {
+                "event_id": f"e{number}",
+                "type": "click",
+                "note_id": note_id,
+                "user": user,
+                "at": f"{YESTERDAY}:0{number}Z",
+            }
             for number, note_id, user in events
         ]
         self.pairs[tenant].call(replica, "POST", "/events", json=told)

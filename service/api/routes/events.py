@@ -83,7 +83,7 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 @router.get(
     "/users/{user}/events",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(429, 503)},
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
@@ -95,7 +95,7 @@ async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, 
 @router.get(
     "/sessions/{session}/events",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(429, 503)},
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
