@@ -1,6 +1,6 @@
 """Benchmarks of speed and quality, run from the repository's root, for example `python -m benchmarks.speed.engine`.
 
-Each script writes its figures to one JSON file under results/; harness/report.py turns these files into the tables of
+Results are JSON files under results/; harness/report.py turns these files into the tables of
 docs/benchmarks.md.
 """
 

@@ -1,7 +1,7 @@
 """Logistic regressions from a note to the logits of its category: one from its vector, one from its words.
 
 Both are fitted to labelled notes by scikit-learn, with the same penalty, and need nothing but NumPy afterwards.
-Shapes: N notes, C categories, K of them, D dimension, W words, V of them, F features: D or W.
+Shapes: N notes, C categories, K requested ones, D dimension, W words learnt, V those in a note, F features: D or W.
 """
 
 from __future__ import annotations

@@ -300,7 +300,7 @@ def fit_categories(
         head = fit_head(checkpoint, data, max_notes, cache, say)
     for weights in sorted(set(map(tuple, head.pool_weights.tolist()))):
         experts = zip(("what is written", "the vector", "words"), weights, strict=True)
-        say("Trust in " + ", in ".join(f"{expert} {weight:.2f}" for expert, weight in experts))
+        say("Pool weights: " + ", ".join(f"{expert} {weight:.2f}" for expert, weight in experts))
     show({"categories": len(head.names)}, as_json=False)
     if not head.covers(NoteLLMConfig.load(checkpoint).categories):
         by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.names)}", or '

@@ -40,14 +40,14 @@ class NoteLLMConfig:
     not recorded. Any other trunk is refused: what the adapter wrote for it would be noise.
     `prompt_version`: a key of `prompt.TEMPLATES`.
     `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
-    `max_content_windows`: longer content is read in so many windows of `max_content_tokens` at most.
+    `max_content_windows`: longer content is read in at most this many windows of `max_content_tokens`.
     `mean_share`: share of the mean of all notes' vectors that a note's vector leaves out when notes related to it are
     searched (docs/decisions/0037-centre.md); `title_mean_share`: that of titles read alone, for a search by a title.
     `scripts`: Unicode scripts that the model reads, as in `model.scripts`; () for all.
     `languages`: ISO 639 codes of the languages that the model writes hashtags in; () where nobody has said it.
     `categories`: the closed set that is scored unless a request names another.
-    `min_hashtag_score`: probability of being written first, below which a hashtag is not told, unless the notes nearby
-    speak for it (`hashtags.grounding.rerank`). 0 tells all. `notellm fit-hashtags` chooses it on validation.
+    `min_hashtag_score`: a hashtag that is less likely to be written first is not returned, unless a near neighbour
+    carries it (`hashtags.grounding.rerank`). 0 returns all. `notellm fit-hashtags` chooses it on validation.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
     `name_cosine_weight`: weight of the cosine between a note and a category's name, beside log probabilities, where
     training has not shown all names (docs/log/categories.md has two sweeps).

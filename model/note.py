@@ -14,7 +14,7 @@ from functools import lru_cache
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
 KEPT_KEYS = 2048
-"""Lists of hashtags whose keys are kept, in up to some kB each."""
+"""Lists of hashtags whose keys `hashtag_keys` caches, up to a few kB each."""
 MAX_RAW_HASHTAG_CHARS = 10 * MAX_HASHTAG_CHARS
 """Characters of a hashtag that are normalised: NFKC takes quadratic time in a run of combining marks, 21 s for
 128,000."""
@@ -32,7 +32,7 @@ colour. A hashtag keeps them, its key does not."""
 JOINERS = "\u200c\u200d"
 """Those of IGNORED that join the characters on both sides, and mean nothing at the end of a word."""
 SUBDIVISION_FLAG = "\U0001f3f4[\U000e0030-\U000e007a]+\U000e007f"
-"""Regular expression of the flag of a part of a country, such as Scotland: INVISIBLE characters behind a black flag."""
+"""Regular expression of the flag of a part of a country, such as Scotland: INVISIBLE characters after a black flag."""
 DOTTED_I = "i\u0307"
 """The letter i and a combining dot: `str.casefold` turns the Turkish capital letter I with a dot into these two."""
 FLAG_OR_INVISIBLE = re.compile(f"({SUBDIVISION_FLAG})|[{INVISIBLE}]")
@@ -104,8 +104,8 @@ def hashtag_key(text: str) -> str:
 
 @lru_cache(KEPT_KEYS)
 def hashtag_keys(hashtags: tuple[str, ...]) -> frozenset[str]:
-    """Return the `hashtag_key` of each hashtag. The keys of lists that were asked for last are kept: a filter of many
-    conditions asks for those of a note once for each."""
+    """Return the `hashtag_key` of each hashtag. Results are cached: a filter with many conditions
+    needs the keys of a note once for each."""
     return frozenset(map(hashtag_key, hashtags))
 
 

@@ -45,7 +45,7 @@ class Template:
     The instructions stand before the note; they are "" where the task follows it. `hashtags_last`: the order is title,
     content, hashtags, and `after_hashtags` is unused; else title, hashtags, content. `compress` asks for the note in
     one word, and its last token is the read-out position. The output of a task is hashtags with `hashtag_separator`
-    between them, or a category behind `category_lead`.
+    between them, or a category after `category_lead`.
     """
 
     category_instruction: str
@@ -218,8 +218,8 @@ class Prompt:
         )
 
     def supports(self, note: Note) -> bool:
-        """Whether the model reads the script of a note: at least half of the letters of what it can read, or of none,
-        are in `scripts`."""
+        """Return whether at least half of the letters that the model can read of a note are in `scripts`, or it has
+        none."""
         if not self.config.scripts:
             return True
         readable = self.readable(note)

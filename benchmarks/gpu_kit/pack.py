@@ -55,7 +55,7 @@ def pack(
         return 2
     out.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, check=True).stdout:
-        print("Changes that are not committed are left behind", file=sys.stderr)
+        print("Changes that are not committed are not packed", file=sys.stderr)
     with archive_in_parts(out, part_bytes) as (archive, parts):
         add_checkout(archive)
         if checkpoint:

@@ -173,7 +173,7 @@ def candidates(content: Scores, words: Scores, own: int) -> npt.NDArray[np.int64
 
 
 def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: Combine) -> Scores:
-    """Order the pool of each query by `combine`, and the other notes behind it by their content."""
+    """Order the pool of each query by `combine`, then the other notes by their vectors."""
     scores = content - 1000.0
     for place, own in enumerate(own_rows):
         best = candidates(content[place], words[place], own)

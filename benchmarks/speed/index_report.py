@@ -21,7 +21,7 @@ MAX_RECALL_LOSS, MAX_CHURNED_P99 = 0.005, 1.2
 
 @dataclass(frozen=True, slots=True)
 class FilterFigures:
-    """Searches behind a filter that `share` of the rows pass, in turns with unfiltered ones. `full`: whether every
+    """Searches with a filter that `share` of the rows pass, in turns with unfiltered ones. `full`: whether every
     checked search had k results."""
 
     share: float

@@ -55,7 +55,7 @@ DRAIN_SECONDS = 2.0
 POLL_SECONDS = 0.5
 """How often the balancer asks each replica whether it is ready."""
 POLL_PATIENCE = 2.0
-"""How long it waits for the answer, behind which it sends that replica nothing."""
+"""Seconds that it waits for the answer; a replica that takes longer gets no requests."""
 READYZ = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 REDIS_AWAY_SECONDS = 1.0
 """From the death of Redis until it is started again."""
@@ -176,7 +176,7 @@ async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
             posted = await asyncio.gather(*posting)
             await asyncio.gather(*await reading)
             await disturbing
-        await asyncio.sleep(PATIENCE)  # what the slow callers left behind has timed out
+        await asyncio.sleep(PATIENCE)  # the connections that slow callers left open have timed out
         lost = await count_lost(replicas, [post.note_id for post in posted if post.stored])
     print(possible, Counter(post.status for post in posted))
     ends = open_files(replicas), resident(replicas)

@@ -43,7 +43,7 @@ WORDS_TOO = {"content": 1, "words": 0.5}
 FILTERED_AUTHORS = 10
 """Authors that the filter lets pass, one in a hundred: the notes are those of AUTHORS authors in turn."""
 MAX_FILTERED_RATIO = 3.0
-"""Target: p99 of a search behind that filter to that of one without."""
+"""Target: p99 of a search with that filter to that of one without."""
 IDLE_SECONDS, MAX_IDLE_SHARE = 3.0, 0.1
 """A service that takes less than this share of a core for so long is idle."""
 PLAIN, BODY, MANY, BEST, RANKED, FILTERED, WORDS, PAGE = range(8)

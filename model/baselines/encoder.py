@@ -46,8 +46,11 @@ MAX_TOKENS = 128
 """Tokens of a note that are read; the rest is cut off. The model was trained on texts of this length."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of like length share it and padding stays short."""
-UNUSED_FIELDS = ("start", "reread_notes", "unpaired_notes", "hide_hashtags", "shard")
-"""Fields of a recipe that change nothing in the training of an encoder."""
+UNUSED_FIELDS = (
+    "start", "input_hashtags", "reread_notes", "unpaired_notes", "hide_hashtags", "kept_tokens",
+    "checkpoint_activations", "shard",
+)  # fmt: skip
+"""Fields of a recipe, off by default, that an encoder's training refuses. Others without use (`alpha`) are ignored."""
 UNSEEN = -1e9
 """Log probability of a category that training never showed: finite, so that renormalising stays possible."""
 
@@ -184,7 +187,7 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
     """Train all weights by a recipe: for related notes, or for categories where `contrastive` is false.
 
     The validation figure is recall for related notes, as `progress` tells, and accuracy for categories. `folder` gets
-    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError for a field that would have no effect,
+    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError where one of UNUSED_FIELDS is set,
     DatasetError, PairsError, and ModuleNotFoundError where the published weights are not installed.
     """
     if without_effect := [name for name in UNUSED_FIELDS if getattr(recipe, name)]:

@@ -71,7 +71,7 @@ def debian_notes(listing: Path) -> Iterator[Note]:
         if not description or (TECHNICAL_PACKAGE.search(name) and rng.random() > TECHNICAL_SHARE):
             continue
         summary, _, details = description[1].partition("\n")
-        if " - " in summary or summary.endswith(")"):  # drop the part in brackets or behind the dash
+        if " - " in summary or summary.endswith(")"):  # drop the part in brackets or after the dash
             summary = re.sub(r"\s*[-(–].{0,40}$", "", summary)
         if summary.lower() in seen:
             continue

@@ -248,9 +248,9 @@ class PairedNotes:
         """Endless batches of 2 * `size` notes; rows 2i and 2i + 1 are a pair, and no note comes twice in a batch.
 
         An epoch is a fresh shuffle of all pairs. A pair that shares a note with the batch waits for the next one. Where
-        all that wait share one, as those of a few popular notes do, the batch is filled from the next shuffle; of
-        those that wait all but 2 * `size` are dropped then, since they come again in it. A batch is smaller only where
-        the pairs of a whole shuffle do not fill it.
+        the waiting pairs cannot fill a batch, as those of a few popular notes, it is filled from the next shuffle, and
+        all but the first 2 * `size` of them are dropped: they come again. A batch is smaller only where the pairs of a
+        whole shuffle do not fill it.
         """
         rng = random.Random(seed)
         waiting: deque[tuple[str, str]] = deque()

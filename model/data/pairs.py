@@ -487,9 +487,9 @@ def _unused_columns(files: Sequence[Path], kind: str) -> list[str]:
 
 
 def _files(path: Path) -> tuple[list[Path], str]:
-    """Return the files of a path, in the order of their names, and their format: the file itself, those of a folder,
-    without empty or hidden ones and those that begin with `_`, as Spark names its own, or those of one folder whose
-    names fit a pattern.
+    """Return the files of a path in the order of their names, and their format: the file itself, the files of a folder,
+    or those of one folder that match a pattern. In folders and patterns empty and hidden files and those that begin
+    with `_`, as Spark names its own, are left out.
 
     Raises PairsError where there is none or where they are of more than one format.
     """

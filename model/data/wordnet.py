@@ -109,7 +109,7 @@ def everyday_things(folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A noun; `topic` is that of its first, which is its most frequent, meaning, as in Synset.
+    """A noun. `topic`: of its first and most frequent meaning, as in Synset.
 
     `uses`, `other_uses`: how often WordNet's corpus of ordinary texts has the word as a noun, and as a verb, adjective
     or adverb.

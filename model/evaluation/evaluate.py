@@ -173,7 +173,7 @@ def evaluate_categories(
     probabilities /= probabilities.sum(1, keepdims=True)
     free = None
     if isinstance(system, FreeClassifier):
-        progress("Writing them freely")
+        progress("Writing categories without a closed set")
         free = [place.get(text, INVENTED) for text in system.write_category(labelled)]
     return Categories(
         truth=[place[note.category] for note in labelled if note.category is not None],

@@ -22,6 +22,7 @@ from model.evaluation.metrics import (
     macro_f1,
     mean_reciprocal_rank,
     recall_at,
+    recall_by_exposure,
 )
 
 CUTOFFS = (10, 100, 1000)
@@ -120,7 +121,7 @@ def _recall_by_exposure(related: Ranks) -> dict[str, float] | None:
     ranks, groups = np.array(related.ranks), np.array(related.exposures)
     if set(related.exposures) != set(range(len(EXPOSURES))):
         return None
-    return {name: recall_at(ranks[groups == group], EXPOSURE_CUTOFF) for group, name in enumerate(EXPOSURES)}
+    return recall_by_exposure(ranks, groups, EXPOSURE_CUTOFF)
 
 
 def _category_summary(categories: Categories) -> dict[str, float | None]:

@@ -56,7 +56,7 @@ class _SummedRows:
         """Return the length of a beginning of `rows` that has every row whose bound s / sqrt(n') can reach
         `least_bound`.
 
-        A row that comes only behind it shares just the commonest words; one that shares j words has n' of j or more.
+        A row that comes only after it shares just the commonest words; one that shares j words has n' of j or more.
         """
         end = len(self.rows)
         for first in reversed(range(len(self.sizes))):

@@ -39,7 +39,7 @@ class GrowingPostings:
             self._rows_by_word.setdefault(word, array("I")).append(row)
 
     def rows(self, words: Numbers) -> list[tuple[int, Numbers]]:
-        """Return the rows of the words that have some, each behind the word's place among `words`. A word gets no other
+        """Return the rows of the words that have some, each after the word's place among `words`. A word gets no other
         row while they are referred to."""
         by_word = self._rows_by_word
         return [(place, view(by_word[word])) for place, word in enumerate(words.tolist()) if word in by_word]
@@ -114,7 +114,7 @@ class PackedPostings:
         return len(self.counts)
 
     def rows(self, words: Numbers) -> list[tuple[int, Numbers]]:
-        """Return the rows of the words that have some, each behind the word's place among `words`."""
+        """Return the rows of the words that have some, each after the word's place among `words`."""
         if not len(self._words):
             return []
         own = self._words.searchsorted(words)

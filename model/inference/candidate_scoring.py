@@ -1,6 +1,6 @@
 """Exact probabilities of the hashtags that neighbours of a note carry, as far as they can be among the best.
 
-The heaviest ones are scored beside the hashtag task, as a trie behind it. Of the others the probability of the first
+The heaviest ones are scored beside the hashtag task, as a trie after it. Of the others the probability of the first
 token bounds that of the whole; those that may still be among the best share one more forward. GroundedRanking decides.
 """
 

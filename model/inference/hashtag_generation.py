@@ -52,7 +52,7 @@ class HashtagGeneration:
             self._scorer = CandidateScorer(self._prompt, self._ranking)
 
     def tasks(self) -> Tasks:
-        """Return the hashtag task, with the heaviest candidates behind it; nothing where no hashtags are requested."""
+        """Return the hashtag task, with the heaviest candidates after it; nothing where no hashtags are requested."""
         if not self._request.hashtags:
             return NO_TASKS
         task = tuple(self._prompt.hashtag_task(self._request.hashtags))

@@ -34,8 +34,8 @@ def append_span(
 class Tasks:
     """Tokens after a note that ask for something, and what is read there.
 
-    `hashtag_query` asks for the token after `hashtag_task`; `candidates` are hashtags behind that task. `categories`:
-    the trie of the closed set behind `category_task`. A note without a task has no queries.
+    `hashtag_query` asks for the token after `hashtag_task`; `candidates` are hashtags after that task. `categories`:
+    the trie of the closed set after `category_task`. A note without a task has no queries.
     """
 
     hashtag_task: tuple[int, ...] = ()
@@ -60,8 +60,8 @@ NO_TASKS = Tasks()
 def task_span(table: BlockTable, before: Sequence[int], tasks: Tasks, read_out: int | None = None) -> Span:
     """Return the span of the ids `before` and of `tasks`. Without `before` the tasks follow what `table` holds.
 
-    A tree: the stem is `before` and the hashtag task, behind which the trie of candidates branches off. The category
-    task with the inner nodes of the trie of the closed set branches off behind `before`, so it does not attend to the
+    A tree: the stem is `before` and the hashtag task, after which the trie of candidates branches off. The category
+    task with the inner nodes of the trie of the closed set branches off after `before`, so it does not attend to the
     hashtag task. The queries are that of the hashtags, those of the candidates, and those of the closed set in the
     order of its `children`.
     """

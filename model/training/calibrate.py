@@ -209,7 +209,7 @@ def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Se
     """
 
     def f1(least: float) -> float:
-        # As the beam search does, but for spellings of one hashtag that are each below the least score.
+        # The beam search also misses a hashtag whose spellings are each below `least`, though their sum is not.
         kept = [[hashtag.text for hashtag in hashtags if hashtag.score > least] for hashtags in written]
         return hashtag_prf(kept, truth, FITTED_CUTOFF).f1
 

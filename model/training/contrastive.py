@@ -29,8 +29,8 @@ class ContrastiveObjective:
     `teacher_file`: another model's vectors of its notes (`notellm embed`). Raises DatasetError where it holds none.
 
     With `memory` in the recipe the vector of each note is kept as training last saw it (cross-batch memory, Wang et al.
-    2020). A batch is then compared with all notes of the data set, as in a search, and not only with the notes of the
-    batch, which all have pairs. Vectors in the memory get no gradient.
+    2020). A batch is then compared with all notes seen so far, almost as in a search, and not only with its own.
+    Vectors in the memory get no gradient.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ContrastiveObjective:
         return list(islice((note for note in following if note.id not in ids), count))
 
     def _from(self, order: Sequence[int], place: int) -> Iterator[Note]:
-        """Yield each note once, from a place of an order without end on."""
+        """Yield every note once: `order` from `place` on, then its beginning."""
         return (self.notes[order[(place + i) % len(order)]] for i in range(len(order)))
 
     def rows(self, notes: Sequence[Note]) -> Tensor:

@@ -12,7 +12,7 @@ CURVES = "curves.png"
 
 
 def draw_curves(folder: Path) -> None:
-    """Plot both losses, tau and validation recall by step, as `folder`/curves.png."""
+    """Plot contrastive and generative loss, tau and validation recall by step, as `folder`/curves.png."""
     steps = read_log(folder)
     x = [step["step"] for step in steps]
     figure = Figure(figsize=(9, 6), layout="constrained")

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from model.config import CheckpointError, NoteLLMConfig
-from model.data.dataset import DatasetError
 from model.notellm import NoteLLM
 from model.training.distil import Distillation
 from model.training.student import Student
@@ -103,7 +102,7 @@ def whiten_by_corpus(
 ) -> None:
     """Whiten a checkpoint's projection to `dimension` by its vectors of the corpus's texts, in the mix of the run.
 
-    `device`: where the texts are read, "cpu" or "cuda".
+    `device`: where the texts are read, "cpu" or "cuda". Raises what Texts and `whitening` raise.
     """
     texts = Texts(corpus, recipe.shares, recipe.seed)
     model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device(device), dtype=torch.float32)
@@ -178,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model.save(options.out, adapter)
         if options.dimension is not None:
             whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache, options.device)
-    except (CheckpointError, DatasetError, OSError) as error:
+    except (ValueError, OSError) as error:  # CheckpointError and DatasetError are ValueErrors
         parser.error(str(error))
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: rank {options.rank}, {size / 1e6:.1f} MB")

@@ -32,7 +32,7 @@ KEPT_SETTINGS = (
 )  # fmt: skip
 """Settings that no training finds: a run takes them, and the licence, over from the checkpoint that it starts from."""
 RIDGE = 0.1
-"""Ridge penalty of the projection's regression, as a share of the mean square of an input component."""
+"""Ridge penalty of the projection's regression, as a share of the mean variance of an input component."""
 
 ReadStates = Callable[[Sequence[Note]], Tensor]
 """Notes to their states at the read-out position, (N, H) float32."""

@@ -69,8 +69,8 @@ def distillation_loss(
     follow the other source as closely.
 
     embeddings: (n or more, D), unit length. tau: scalar. teacher: (n or more, K), vectors whose products are the
-    teacher's cosines, zero for a note that it does not know. others: (M, D) and others_teacher: (M, K) are more of
-    both, over which the sum of j goes too. Returns a scalar, float32; 0 where no known note has another one to compare
+    teacher's cosines, zero for a note that it does not know. others (M, D), others_teacher (M, K): further
+    notes, which join the sum over j. Returns a scalar, float32; 0 where no known note has another one to compare
     with.
     """
     known = teacher.any(1)

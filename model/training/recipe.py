@@ -12,7 +12,7 @@ from typing import Any
 from model.config import DEFAULT_PROMPT, PACKAGED_BACKBONE
 
 MIN_VALIDATION_NOTES = 4
-"""Fewest notes of a validation pool: the first half of it are pairs."""
+"""Smallest validation pool that has a pair: at most half of it are notes of pairs."""
 
 
 class RecipeError(ValueError):
@@ -62,15 +62,15 @@ class Recipe:
     `reread_notes`: notes of the data set that each step reads anew for the memory, without gradients, one after the
     other in a random order.
     `unpaired_notes`: notes that join each batch beside its pairs, drawn from all of the data set. They learn from the
-    teacher alone, to write nothing, and are negatives of the pairs.
+    teacher alone, without CSFT, and are negatives of the pairs.
 
     Speed and memory. `micro_batch_tokens`: bound of one forward; the contrastive batch has `batch_pairs` all the same.
     `kept_tokens`: a batch of at most so many tokens (padded, on each process) keeps the activations of all its
     micro-batches, which takes memory and saves the second forward. `bfloat16`: autocast, where that is faster.
 
     Evaluation. `evaluate_every` and `save_every` count steps. `patience`: evaluations without a higher validation
-    recall after which training ends. `validation_notes`: size of the pool, in which it is Recall@100, or for a pool of
-    fewer than 1,000 notes at a tenth of it; `validation_min_score`: of its pairs.
+    recall after which training ends. `validation_notes`: size of the validation pool; k of Recall@k is 100, or a tenth
+    of a pool of fewer than 1,000 notes. `validation_min_score`: least score of the pool's pairs.
     """
 
     name: str

@@ -105,8 +105,8 @@ def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[st
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write to, which gets the name of `folder` when all is written: nothing of an earlier one
-    stays, and one that is being replaced is whole until then. Raises OSError, also where safetensors cannot write."""
+    """Yield a new folder to write to, which replaces `folder` once the block ends without an error; until then an
+    earlier `folder` is whole. Raises OSError, also where safetensors cannot write."""
     restore_replaced(folder)
     unfinished, previous = folder.with_name(f"{folder.name}.unfinished"), folder.with_name(folder.name + PREVIOUS)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -122,7 +122,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def restore_replaced(folder: Path) -> None:
-    """Give a folder back its name where a kill in `replaced_folder` has taken it, before the new one had it."""
+    """Rename the earlier folder back where a kill in `replaced_folder` came between its two renames."""
     previous = folder.with_name(folder.name + PREVIOUS)
     if previous.exists() and not folder.exists():
         previous.rename(folder)

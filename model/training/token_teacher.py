@@ -56,7 +56,7 @@ class TokenTeacher:
 
     @classmethod
     def load(cls, folder: Path, cache: Path) -> TokenTeacher:
-        """Load the table that the command wrote into a corpus's folder. Raises CheckpointError."""
+        """Load the table that the command wrote into a corpus's folder. Raises FileNotFoundError, CheckpointError."""
         with np.load(folder / TOKENS_FILE) as stored:
             table, backbone = stored["table"].astype(np.float32), str(stored["backbone"])
         return cls(load_tokenizer(resolve(backbone, cache)), table)

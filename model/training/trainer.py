@@ -219,7 +219,7 @@ class Trainer:
     def accumulate(
         self, examples: Sequence[Example], related_loss: Callable[[Tensor], RelatedLoss] | None = None
     ) -> JointLoss:
-        """Add the gradients of one batch to the weights; returns the loss of the whole batch, over all processes.
+        """Add the gradients of one batch to `.grad` of the weights; returns the loss over all processes.
 
         examples: all 2B + U of the batch, on every process; each process computes its own part of them. related_loss:
         loss of the vectors (2B + U, D); without it the batch trains CSFT alone.
@@ -370,12 +370,14 @@ class Trainer:
 
 
 def _check_unpaired_notes(recipe: Recipe, data: Sequence[PairedNotes], ranks: int) -> None:
-    """Raise RecipeError where a step cannot have as many unpaired notes, or the processes not as many each."""
+    """Raise RecipeError where processes cannot share the unpaired notes evenly, or a data set has too few notes."""
     if recipe.unpaired_notes % ranks:
         raise RecipeError(f"unpaired_notes must be a multiple of the {ranks} processes")
     fewest = min((len(paired.notes) for paired in data if paired.has_pairs), default=0)
     if recipe.unpaired_notes and recipe.unpaired_notes + 2 * recipe.batch_pairs > fewest:
-        raise RecipeError(f"unpaired_notes: a data set has {fewest} notes, too few for those of the pairs and these")
+        raise RecipeError(
+            f"unpaired_notes: a data set has {fewest} notes, too few for a step's pairs and unpaired notes"
+        )
 
 
 def _validation_notes(recipe: Recipe) -> PairedNotes | None:

@@ -47,7 +47,7 @@ class Tree:
     targets: list[Target] = field(default_factory=list)
 
     def append(self, ids: Sequence[int], parent: int) -> int:
-        """Add a chain of tokens behind `parent`; returns the place of the last one."""
+        """Add a chain of tokens after `parent`; returns the place of the last one."""
         for token in ids:
             self.ids.append(token)
             self.parents.append(parent)
@@ -55,7 +55,7 @@ class Tree:
         return parent
 
     def add_output(self, output: Sequence[int], parent: int, weight: float) -> None:
-        """Add an output behind the place `parent` and predict each of its tokens."""
+        """Add an output after the place `parent` and predict each of its tokens."""
         for token, next_token in zip(output, (*output[1:], None), strict=True):
             self.targets.append(Target(parent, token, weight))
             if next_token is not None:

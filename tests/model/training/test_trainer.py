@@ -432,7 +432,7 @@ def test_unpaired_notes_join_the_pairs_of_a_step(recipe: Recipe, tmp_path: Path)
     assert read == sorted(objective.rows([*pairs, *unpaired]).tolist())
 
 
-def test_unpaired_notes_learn_to_write_nothing(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unpaired_notes_have_no_csft_targets(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = replace(recipe, distillation=0.5, unpaired_notes=9, alpha=0.5, steps=1)
     trainer = Trainer(recipe, tmp_path, cache=tmp_path)
     seen: list[Example] = []
