@@ -221,7 +221,10 @@ class Settings(BaseSettings):
     behaviour_lower: float = Field(0.01, ge=0, description="least score of a related note")
     behaviour_upper: float = Field(30.0, ge=0, description="greatest score of a related note")
     behaviour_min_readers: int = Field(
-        1, ge=1, description="readers who must have read both of two notes: with 1 a related note may tell what one did"
+        1,
+        ge=1,
+        description="readers (a user and a session are two) who must have read the one note after the other: with 1 a "
+        "related note may tell what one did",
     )
     behaviour_top: int = Field(100, ge=1, description="related notes of one note, at most")
     behaviour_half_life_seconds: float = Field(

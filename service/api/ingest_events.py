@@ -180,20 +180,25 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
     """Yield the events of one reader as lines, in the order of their arrival, while the caller is there. Where the
     store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
-    TooManyWaiting."""
+    TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
     with service.exports.take():
+        begun = False
         try:
             async for entries in service.behaviour.of_reader(reader):
                 if await request.is_disconnected():
                     return
                 await go_on(request)
-                yield b"".join(orjson.dumps(_event_line(entry)) + b"\n" for entry in entries)
+                begun = True
+                yield b"".join(orjson.dumps(_event_line(e)) + b"\n" for e in entries if e.kind == "event")
         except NoteLLMError as error:
+            if not begun:
+                raise
             yield problem_line(problem_of(error))
 
 
 def _event_line(entry: EventEntry) -> dict[str, Any]:
-    """Return an event as it was sent, but for its id and the name of its reader, which are not kept."""
+    """Return an event as it was sent, its time in UTC to the millisecond; of its id and its reader only digests are
+    kept."""
     details = orjson.loads(entry.details) if entry.details else {}
     return {"type": entry.type, "note_id": entry.note_id, "at": datetime.fromtimestamp(entry.at, UTC), **details}
 

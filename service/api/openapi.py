@@ -42,12 +42,13 @@ HEADERS: dict[str, Any] = {
         "Idempotent-Replayed": "true where an earlier request under this Idempotency-Key had this answer",
         "Location": "address of the note",
         "RateLimit": "what is left of the quota of the key, where it has one",
-        "Retry-After": "seconds after which to try again",
-        "WWW-Authenticate": "what the key lacks",
+        "RateLimit-Policy": "the quota of the key, where it has one",
+        "Retry-After": "seconds after which to try again, where that helps",
+        "WWW-Authenticate": "that a key is needed, or which scope it lacks",
     }.items()
 }
 HASHTAG_EVENTS = "events `hashtag` (a HashtagOut), then `done` (a HashtagsOut) or `problem` (a Problem)"
-TRY_AGAIN = ("429", "503", "504")
+TRY_AGAIN = ("409", "429", "503", "504")
 WRITTEN = ("200", "201")
 
 
@@ -122,13 +123,13 @@ def _headers_of(operation: dict[str, Any], route: StrictRoute, method: str, stat
     taken = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "header"}
     if "if-match" in taken and method != "DELETE" and status in (*WRITTEN, "304"):
         yield "ETag"
-    if "idempotency-key" in taken and status in WRITTEN:
+    if "idempotency-key" in taken and status in (*WRITTEN, "207"):
         yield "Idempotent-Replayed"
     if route.path_format == "/notes" and method == "POST" and status in WRITTEN:
         yield "Location"
-    if operation["security"] and status.startswith("2"):
-        yield "RateLimit"
+    if operation["security"] and (status.startswith("2") or status == "429"):
+        yield from ("RateLimit", "RateLimit-Policy")
     if status in TRY_AGAIN:
         yield "Retry-After"
-    if status == "401":
+    if status in ("401", "403"):
         yield "WWW-Authenticate"

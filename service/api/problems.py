@@ -130,9 +130,12 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
     return error_response(invalid_input(failures))
 
 
-def plain_problem(status: int, detail: str) -> Problem:
-    """Problem that is no error of ours, so that its status says all."""
-    return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, instance=None)
+def plain_problem(status: int, detail: str, retry_after: int | None = None) -> Problem:
+    """Problem that is no error of ours, so that its status says all. `retry_after`: seconds."""
+    title = HTTPStatus(status).phrase
+    return Problem(
+        type="about:blank", title=title, status=status, detail=detail, instance=None, retry_after=retry_after
+    )
 
 
 def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:

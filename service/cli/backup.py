@@ -54,8 +54,10 @@ def restore(
 
 
 def _clean_up_when_ended() -> None:
-    """Have SIGTERM end the command as an exception does: no copy of the store stays in the temporary folder."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Have SIGTERM and SIGHUP end the command as an exception does: no copy of the store stays in the temporary
+    folder."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def _show(manifest: dict[str, Any], as_json: bool) -> None:

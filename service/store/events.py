@@ -219,6 +219,7 @@ class RedisEventStore:
         return entries[0][0].decode() if entries else ORIGIN
 
     async def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
+        self._salt = b""  # another process may have restored the store, which then has another salt
         pseudonym, first = _pseudonym(reader, await self._read_salt()), b"-"
         while first:
             async with self._connection.call("read a reader's events"):
@@ -229,6 +230,7 @@ class RedisEventStore:
             first = b"(" + last if last else b""
 
     async def forget(self, reader: str) -> int:
+        self._salt = b""  # as in `of_reader`
         pseudonym = _pseudonym(reader, await self._read_salt())
         keys = (self._keys.events, self._keys.identity)
         mark = await self._write(Command(MARK_FORGOTTEN, keys, (self._identity, pseudonym)))

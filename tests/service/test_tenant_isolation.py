@@ -292,13 +292,8 @@ class TwoTenants(RuleBasedStateMachine):
     @rule(tenant=tenant, replica=replica, events=events)
     def tell(self, tenant: int, replica: int, events: list[tuple[int, str, str]]) -> None:
         told = [
-            {
-                "event_id": f"e{number}",
-                "type": "click",
-                "note_id": note_id,
-                "user": user,
-                "at": f"{YESTERDAY}:0{number}Z",
-            }
+            {"event_id": f"e{number}", "type": "click", "note_id": note_id, "at": f"{YESTERDAY}:0{number}Z"}
+            | {"session" if number % 2 else "user": user}
             for number, note_id, user in events
         ]
         self.pairs[tenant].call(replica, "POST", "/events", json=told)

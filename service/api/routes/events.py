@@ -1,5 +1,5 @@
-"""POST /events, GET /events/reads, DELETE /users/{user}/events, DELETE /sessions/{session}/events,
-GET /reports/recommendations."""
+"""POST /events, GET /events/reads, GET and DELETE /users/{user}/events and /sessions/{session}/events, GET
+/reports/recommendations."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
-    """All that is kept of what a user did, one event a line, for a request for access: type, note_id, at, and the
+    """What is kept of the acts of a user, one event a line, for a request for access: type, note_id, at, and the
     details that were sent. A last line with a `problem` says that some are missing."""
     return NdjsonResponse(await started(lines_of_reader(request, service, user_name(user))))
 
@@ -99,7 +99,7 @@ async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, 
 )
 @needs(Scope.EVENTS)
 async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
-    """All that is kept of what was done in a session, as of a user."""
+    """What is kept of the acts in a session, as of a user."""
     return NdjsonResponse(await started(lines_of_reader(request, service, session_name(session))))
 
 

@@ -31,7 +31,11 @@ class Problem(BaseModel):
     detail: str
     instance: str | None = Field(None, description="the request's id")
     errors: list[FieldProblem] | None = None
-    retry_after: int | None = Field(None, description="seconds after which to try again, as in the header Retry-After")
+    retry_after: int | None = Field(
+        None,
+        description="seconds after which to try again, as in the header Retry-After; left out by a connection that is "
+        "refused",
+    )
 
 
 def json_pointer(location: Sequence[str | int]) -> str:

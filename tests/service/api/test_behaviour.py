@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -82,7 +84,7 @@ def test_a_forgotten_user_leaves_nothing(served: tuple[httpx2.Client, redis.Redi
 
 def test_what_is_kept_of_a_reader_is_told_and_nothing_of_others(served: tuple[httpx2.Client, redis.Redis]) -> None:
     client, _ = served
-    at = "2026-11-29T10:00:00.500000+00:00"
+    at = (datetime.now(UTC) - timedelta(days=1)).replace(microsecond=500_000).isoformat()
     details = {"recommendation_id": "r1", "position": 3, "value": 0.5}
     events = [event("a", at=at, **details), event("b", type="shown"), event("a", user="u2")]
     anonymous = event("c", type="like") | {"session": "u1"}
@@ -105,6 +107,14 @@ def test_what_is_kept_of_a_reader_is_told_over_many_pages_of_the_stream(
     monkeypatch.setattr("service.store.events.BATCH_SIZE", 3)
     client.post("/events", json=[event("a", user=f"u{n % 2}") for n in range(20)])
     assert len(client.get("/users/u1/events").text.splitlines()) == 10
+
+
+def test_reading_a_reader_without_the_store_is_503(serve: Serve, guarded_redis: Any) -> None:
+    with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        guarded_redis.stop()
+        answer = client.get("/users/u1/events")
+        assert (answer.status_code, answer.json()["status"]) == (503, 503)
+        guarded_redis.start()
 
 
 def test_what_is_kept_is_the_same_after_a_restart(serve: Serve, tmp_path: Path, eventually: Eventually) -> None:
@@ -194,6 +204,7 @@ def test_exported_reads_are_the_clicks_that_training_takes(
     environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, "8 clicks in clicks.jsonl.gz")
+    assert (tmp_path / "clicks.jsonl.gz").stat().st_mode & 0o077 == 0
     made = related_pairs(tmp_path / "clicks.jsonl.gz", tmp_path / "pairs.parquet")
     assert (made.users, made.clicks, made.notes) == (3, 8, 3)
     pairs = {(pair.note, pair.related): pair.score for pair in read_pairs(tmp_path / "pairs.parquet")}

@@ -121,6 +121,7 @@ def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path)
     assert (first.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 148, 2, 150)
     assert "caption" in first.stderr
     rejected = shared.folder / f"{notes_file.name}.rejects.jsonl"
+    assert rejected.stat().st_mode & 0o077 == 0
     rejects = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert [r["line"] for r in rejects] == [10, 20]
     assert all(r["reason"] for r in rejects)

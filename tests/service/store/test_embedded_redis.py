@@ -299,6 +299,9 @@ def test_two_long_folders_have_two_servers(tmp_path: Path) -> None:
 def test_nobody_else_can_reach_folder_or_socket(embedded: EmbeddedRedis) -> None:
     assert embedded.socket.stat().st_mode & 0o077 == 0
     assert embedded.socket.parent.stat().st_mode & 0o077 == 0
+    files = list((embedded.socket.parent / "appendonlydir").iterdir())
+    assert files
+    assert {file.stat().st_mode & 0o077 for file in files} == {0}
     with redis.Redis.from_url(embedded.url, decode_responses=True) as client:
         assert client.config_get("port") == {"port": "0"}
 
