@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder of converted weights.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in place of the recipe's value.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-EMBEDDED_AT_ONCE = 1024
+EMBED_BATCH_SIZE = 1024
 """Notes between two steps of the bar of `notellm embed`: enough that notes of a length are read together."""
 CACHE = Path("~/.cache/notellm").expanduser()
 DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
@@ -226,9 +226,9 @@ def embed_with_progress_bar(embedder: Embedder, notes: Sequence[Note]) -> npt.ND
     import numpy as np
 
     with Progress(*COLUMNS, console=err) as bar:
-        starts = range(0, len(notes), EMBEDDED_AT_ONCE)
+        starts = range(0, len(notes), EMBED_BATCH_SIZE)
         steps = bar.track(starts, description=f"reading {len(notes):,} notes")
-        return np.concatenate([embedder.embed(notes[start : start + EMBEDDED_AT_ONCE]) for start in steps])
+        return np.concatenate([embedder.embed(notes[start : start + EMBED_BATCH_SIZE]) for start in steps])
 
 
 def average(

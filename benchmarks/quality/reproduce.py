@@ -63,9 +63,14 @@ RESEARCH = OURS
 """Recipe of the research checkpoint: trained on data sets that allow research only, so it is not shipped."""
 DIMENSION = 128
 """Numbers of its vectors, after whitening."""
+COMMUNITY_TEXTS = f"{COMMUNITY}-texts"
+"""Recipe that may take the place of COMMUNITY, on notes with RECOMBINED texts."""
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened, for an
 earlier recipe (docs/log/training.md)."""
+FURTHER = ("seed=1", "steps=100", "learning_rate=7e-5", "head_learning_rate=3e-4")
+"""Changes to the recipe COMMUNITY for its second run, which goes on from the last step of the first. Both runs of the
+stored record were made by hand, by earlier code (docs/log/training.md#all-weights-and-a-whitened-teacher)."""
 RECOMBINED = "-recombined"
 """End of the name of a notes file with texts that model/data/recombined_notes.py has added."""
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
@@ -85,6 +90,7 @@ START_VARIABLE = "NOTELLM_START"
 STARTS: Mapping[str, tuple[str, str]] = {
     RESEARCH: ("39aebd4", f"model/checkpoints/{RESEARCH}"),
     COMMUNITY: ("9db1be8", f"model/checkpoints/{GENERALIST}"),
+    COMMUNITY_TEXTS: ("9db1be8", f"model/checkpoints/{GENERALIST}"),
 }
 """Commits and the paths in them of the checkpoints that recipes start from, which they find by START_VARIABLE."""
 PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
@@ -288,11 +294,11 @@ def make_notes(data: Path, notes: Path) -> Path:
 
 def make_teacher_vectors(data: Path, out: Path, notes: Path) -> None:
     """Make the vectors of `notes` that a recipe distils from, unless they exist. `out` has the name of the
-    teacher's recipe, and ends in WHITENED where the vectors are whitened."""
+    teacher's recipe, then RECOMBINED where `notes` are, and WHITENED where the vectors are whitened."""
     vectors = PAIRS / out.name
     if not vectors.exists():
         whiten = ("--whiten", f"{TEACHER_DIMENSION}") if out.stem.endswith(WHITENED) else ()
-        checkpoint = train(data, out.stem.removesuffix(WHITENED)) / BEST
+        checkpoint = train(data, out.stem.removesuffix(WHITENED).removesuffix(RECOMBINED)) / BEST
         run_notellm("embed", "--checkpoint", checkpoint, "--notes", notes, "--out", vectors, *whiten)
 
 
@@ -374,12 +380,15 @@ def teach_to_write(
 
 
 def community_checkpoint(data: Path) -> Path:
-    """Return the folder of the checkpoint that went on with the clicks of microlens50k, with whitened vectors."""
+    """Return the folder of the checkpoint that went on with the clicks of microlens50k in two runs, with whitened
+    vectors."""
     folder = RUNS / "finished" / COMMUNITY
     if (folder / DONE).exists():
         return folder
+    first = train(data, COMMUNITY)
+    further = train(data, COMMUNITY, (f"start={os.path.relpath(first / FINAL, ROOT)}", *FURTHER))
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
-    shutil.copytree(train(data, COMMUNITY) / FINAL, folder)
+    shutil.copytree(further / FINAL, folder)
     by_all_notes = (*data_options(data / MICROLENS), "--max-notes", "20000")  # the set has 11,538 to train on
     run_notellm("whiten", "--checkpoint", folder, *by_all_notes, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()

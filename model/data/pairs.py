@@ -9,25 +9,25 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+from model.data.sql_tables import ENGINES, DuckDBTables, Tables, TablesError
 
 Split = Literal["train", "validation", "test"]
+T = TypeVar("T", bound=Tables)
 
 QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
 """Quantiles of the scores in the report, by name."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 1.0)
 """Scores in the report for which it counts the pairs that reach them."""
-MAX_THREADS = 4
-"""DuckDB threads, at most: they share the memory, and with too small a share a large join fails."""
-CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
-"""Fixed for DuckDB, which would guess it from the first lines."""
+DEFAULT_MEMORY = "1GB"
+"""Memory of a join; more spills to disk."""
 FETCHED_PAIRS = 10_000
 """Pairs of a file that are in memory at once while it is read."""
 CLICK_COLUMNS = ("user", "note", "time", "rating")
@@ -117,7 +117,8 @@ def split_of(note_id: str) -> Split:
     return "test" if remainder == 0 else "validation" if remainder == 1 else "train"
 
 
-# The SQL that both engines run. Values are bound to the question marks, in their order.
+# The SQL that both engines run, but for SORTED and SCORES, which are DuckDB's. Values are bound to the question marks,
+# in their order.
 HEALTH = """
 SELECT count(*), count(nullif(l.user, '')), count(nullif(l.note, '')), count(l.time),
        count(try_cast(l.time AS DOUBLE)), count(try_cast(l.time AS TIMESTAMP_LTZ)), count(try_cast(l.rating AS DOUBLE))
@@ -171,6 +172,12 @@ PAIRS = f"""{COUNTED}, ranked AS (
 )
 SELECT note, related, score, users FROM named WHERE ? IS NULL OR rank <= ?
 """
+SORTED = "FROM read_parquet(?) ORDER BY note, score DESC, related"
+SCORES = f"""
+SELECT count(*), count(DISTINCT note), quantile_cont(score, {list(QUANTILES.values())}),
+       {", ".join(f"count(*) FILTER (score >= {threshold})" for threshold in THRESHOLDS)}
+FROM read_parquet(?)
+"""
 
 
 def related_pairs(
@@ -180,7 +187,7 @@ def related_pairs(
     *,
     notes: Path | None = None,
     engine: Literal["duckdb", "spark"] = "duckdb",
-    memory: str = "1GB",
+    memory: str = DEFAULT_MEMORY,
     progress: Callable[[str], None] = lambda message: None,
 ) -> PairsReport:
     """Make the weighted pairs of `clicks` and write them to `out`, Parquet with note, related, score and users.
@@ -202,7 +209,7 @@ def related_pairs(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
         folder = Path(name)
-        with closing(_ENGINES[engine](folder, memory)) as tables:
+        with _opened(ENGINES[engine], folder, memory) as tables:
             progress(f"Reading {clicks.name}")
             _read_clicks(tables, clicks, options, progress)
             _read_categories(tables, notes if options.per_category is not None else None)
@@ -213,9 +220,9 @@ def related_pairs(
                 outside = tables.rows(OUT_OF_BOUNDS, [options.lower, options.upper])[0]
                 tables.write(PAIRS, _pairs_values(options), folder / "parts")
         progress(f"Writing {out.name}")
-        with closing(_DuckDB(folder, memory)) as writer, _explained(writer, f"{out} could not be written"):
-            writer.sort(folder / "parts", folder / out.name)
-            scores = writer.scores(folder / out.name)
+        with _opened(DuckDBTables, folder, memory) as writer, _explained(writer, f"{out} could not be written"):
+            writer.copy(SORTED, [f"{folder / 'parts'}/*.parquet"], folder / out.name)
+            scores = writer.rows(SCORES, [str(folder / out.name)])[0]
         os.replace(folder / out.name, out)
     return _report(counts, outside, scores, time.perf_counter() - started)
 
@@ -233,9 +240,9 @@ def read_pairs(path: Path) -> Iterator[Pair]:
         raise PairsError(f"{path} holds no pairs; write it with related_pairs: {error}") from error
 
 
-def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), *, memory: str = "1GB") -> dict[str, int]:
+def clicks_by_note(clicks: Path, options: PairOptions = PairOptions()) -> dict[str, int]:
     """Count the users who clicked each note, by the clicks that `options` count. Raises as `related_pairs` does."""
-    with tempfile.TemporaryDirectory() as name, closing(_DuckDB(Path(name), memory)) as tables:
+    with tempfile.TemporaryDirectory() as name, _opened(DuckDBTables, Path(name), DEFAULT_MEMORY) as tables:
         _read_clicks(tables, clicks, options)
         return dict(tables.rows(EXPOSURE, _bound(options, "min_rating")))
 
@@ -268,157 +275,19 @@ def _report(counts: Sequence[int], outside: Sequence[int], scores: Sequence[Any]
     )
 
 
-class _Tables(Protocol):
-    """Tables of one engine: the port for all that the engines do differently."""
-
-    failures: tuple[type[Exception], ...]
-    """Exceptions of the engine that become PairsError."""
-
-    def __init__(self, folder: Path, memory: str) -> None: ...
-
-    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
-        """Make the table `name` of files: `columns` as text, NULL where they have no such column, and `line`."""
-
-    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
-        """Make a table of a query, with its rows in any order."""
-
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
-
-    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
-        """Write the rows of a query, in any order, as Parquet files in a new folder."""
-
-    def close(self) -> None: ...
-
-
-class _DuckDB:
-    """Tables in a file inside `folder`, so that neither they nor a large join need more than `memory`."""
-
-    def __init__(self, folder: Path, memory: str) -> None:
-        import duckdb
-
-        self.failures: tuple[type[Exception], ...] = (duckdb.Error,)
-        threads = min(MAX_THREADS, os.cpu_count() or 1)
-        try:
-            self._connection = duckdb.connect(
-                str(folder / "tables.duckdb"),
-                config={"memory_limit": memory, "temp_directory": str(folder / "spill"), "threads": threads},
-            )
-        except duckdb.Error as error:
-            raise PairsError(f"DuckDB did not start with a memory of {memory!r}: {error}") from error
-        self._connection.create_function("split_of", split_of, ["VARCHAR"], "VARCHAR")
-        # Spark calls the type of times with an offset so. In both engines a time without an offset is UTC.
-        self._connection.execute("CREATE TEMP TYPE timestamp_ltz AS TIMESTAMPTZ; SET TimeZone = 'UTC'")
-
-    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
-        texts = ", ".join(f"{column}: 'VARCHAR'" for column in columns)
-        source = {
-            "json": f"read_json(?, format = 'newline_delimited', columns = {{{texts}}})",
-            "csv": f"read_csv(?, header = true, all_varchar = true, union_by_name = true, {CSV_DIALECT})",
-            "parquet": "read_parquet(?, union_by_name = true)",
-        }[kind]
-        has = self.columns(source, paths)
-        chosen = ", ".join(f"CAST({c if c in has else 'NULL'} AS VARCHAR) AS {c}" for c in columns)
-        self._connection.execute("SET preserve_insertion_order = true")
-        self._create(name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [[*map(str, paths)]])
-
-    def columns(self, source: str, paths: Sequence[Path]) -> list[str]:
-        """Return the columns of files. `source`: the function of DuckDB that reads them, with a question mark."""
-        return [row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [[*map(str, paths)]])]
-
-    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
-        self._connection.execute("SET preserve_insertion_order = false")
-        self._create(name, sql, values)
-
-    def _create(self, name: str, sql: str, values: Sequence[Any]) -> None:
-        self._connection.execute(f"CREATE TABLE {name} AS {sql}", values)
-
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self._connection.execute(sql, values).fetchall()
-
-    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
-        folder.mkdir()
-        self._connection.execute("SET preserve_insertion_order = false")
-        self._copy(sql, values, folder / "pairs.parquet")
-
-    def sort(self, folder: Path, out: Path) -> None:
-        """Sort the Parquet files of a folder into one file."""
-        self._copy("FROM read_parquet(?) ORDER BY note, score DESC, related", [f"{folder}/*.parquet"], out)
-
-    def scores(self, path: Path) -> tuple[Any, ...]:
-        """Count the pairs of a file and the notes they start from; then the QUANTILES, and the counts at THRESHOLDS."""
-        counts = ", ".join(f"count(*) FILTER (score >= {threshold})" for threshold in THRESHOLDS)
-        quantiles = f"quantile_cont(score, {list(QUANTILES.values())})"
-        return self.rows(
-            f"SELECT count(*), count(DISTINCT note), {quantiles}, {counts} FROM read_parquet(?)", [str(path)]
-        )[0]
-
-    def _copy(self, sql: str, values: Sequence[Any], path: Path) -> None:
-        target = str(path).replace("'", "''")
-        self._connection.execute(f"COPY ({sql}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)", values)
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-class _Spark:
-    """Tables in a Spark session of its own, on the Spark that is running or on one that is started for it."""
-
-    def __init__(self, folder: Path, memory: str) -> None:
-        from py4j.protocol import Py4JError
-        from pyspark import cloudpickle
-        from pyspark.errors import PySparkException
-        from pyspark.sql import DataFrame, SparkSession
-
-        self.failures: tuple[type[Exception], ...] = (PySparkException, Py4JError)
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers run the first python3 of PATH
-        self._owned = SparkSession.getActiveSession() is None
-        self._kept: list[DataFrame] = []
-        try:
-            self._session = SparkSession.builder.appName("notellm pairs").getOrCreate().newSession()
-        except self.failures as error:
-            raise PairsError(f"Spark did not start; it needs Java 17 or later: {error}") from error
-        self._session.conf.set("spark.sql.session.timeZone", "UTC")
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers may not have this package
-        self._session.udf.register("split_of", split_of, "string")
-
-    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
-        from pyspark.sql.functions import col, lit, monotonically_increasing_id
-
-        reader, files = self._session.read.option("mode", "FAILFAST"), [*map(str, paths)]
-        if kind == "json":
-            frame = reader.schema(", ".join(f"`{column}` STRING" for column in columns)).json(files)
-        elif kind == "csv":
-            frame = reader.option("header", True).option("escape", '"').csv(files)
-        else:
-            frame = reader.parquet(*files)
-        chosen = [(col(c) if c in frame.columns else lit(None)).cast("string").alias(c) for c in columns]
-        # The id grows along the file, since the parts of a file become partitions in their order.
-        frame.select(*chosen, monotonically_increasing_id().alias("line")).createOrReplaceTempView(name)
-
-    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
-        frame = self._session.sql(sql, args=list(values)).persist()
-        frame.createOrReplaceTempView(name)
-        self._kept.append(frame)
-
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in self._session.sql(sql, args=list(values)).collect()]
-
-    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
-        self._session.sql(sql, args=list(values)).write.parquet(str(folder))
-
-    def close(self) -> None:
-        for frame in self._kept:
-            frame.unpersist()
-        if self._owned:
-            self._session.stop()
-
-
-_ENGINES: Mapping[str, type[_Tables]] = {"duckdb": _DuckDB, "spark": _Spark}
+@contextmanager
+def _opened(engine: type[T], folder: Path, memory: str) -> Iterator[T]:
+    """Open tables of an engine, and close them. Raises PairsError where it does not start."""
+    try:
+        tables = engine(folder, memory, {"split_of": split_of})
+    except TablesError as error:
+        raise PairsError(str(error)) from error
+    with closing(tables):
+        yield tables
 
 
 @contextmanager
-def _explained(tables: _Tables, what: str) -> Iterator[None]:
+def _explained(tables: Tables, what: str) -> Iterator[None]:
     """Turn a failure of the engine into a PairsError that says `what` could not be done."""
     try:
         yield
@@ -428,7 +297,7 @@ def _explained(tables: _Tables, what: str) -> Iterator[None]:
 
 
 def _read_clicks(
-    tables: _Tables, path: Path, options: PairOptions, progress: Callable[[str], None] = lambda message: None
+    tables: Tables, path: Path, options: PairOptions, progress: Callable[[str], None] = lambda message: None
 ) -> None:
     """Make the table clicks(user, note, place, rating) of one or more files. Raises PairsError that says what is wrong
     with them."""
@@ -457,7 +326,7 @@ def _read_clicks(
         tables.keep("clicks", CLICKS)
 
 
-def _read_categories(tables: _Tables, path: Path | None) -> None:
+def _read_categories(tables: Tables, path: Path | None) -> None:
     """Make the table categories(id, category) of a file of notes; it is empty without a file."""
     if path is None:
         tables.keep("categories", NO_CATEGORIES)
@@ -473,17 +342,12 @@ def _read_categories(tables: _Tables, path: Path | None) -> None:
 
 def _unused_columns(files: Sequence[Path], kind: str) -> list[str]:
     """Return the columns of files of clicks that are none of CLICK_COLUMNS, as their first lines have them."""
-    source = {
-        "json": "read_json(?, format = 'newline_delimited', sample_size = 1000)",
-        "csv": f"read_csv(?, header = true, all_varchar = true, {CSV_DIALECT})",
-        "parquet": "read_parquet(?)",
-    }[kind]
     with (
         tempfile.TemporaryDirectory() as name,
-        closing(_DuckDB(Path(name), "1GB")) as tables,
+        _opened(DuckDBTables, Path(name), DEFAULT_MEMORY) as tables,
         _explained(tables, f"{files[0]} cannot be read as {kind}"),
     ):
-        return [column for column in tables.columns(source, files[:1]) if column not in CLICK_COLUMNS]
+        return [column for column in tables.columns(files[0], kind) if column not in CLICK_COLUMNS]
 
 
 def _files(path: Path) -> tuple[list[Path], str]:

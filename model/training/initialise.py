@@ -59,7 +59,7 @@ def build_model(
             f"{recipe.start} has an adapter of {origin.backbone}: name that as `backbone`, not {backbone_name}"
         )
     if recipe.start:
-        _tell_what_is_taken_over(recipe.start, origin, progress)
+        _report_inherited_settings(recipe.start, origin, progress)
     config = NoteLLMConfig(
         **{setting: getattr(origin, setting) for setting in KEPT_SETTINGS},
         name=recipe.name,
@@ -92,7 +92,7 @@ def build_model(
     return model, adapter
 
 
-def _tell_what_is_taken_over(start: Path, origin: NoteLLMConfig, progress: Progress) -> None:
+def _report_inherited_settings(start: Path, origin: NoteLLMConfig, progress: Progress) -> None:
     """Tell which settings of the starting checkpoint bound what the new one does, and what is not taken over."""
     if origin.generation_adapter:
         progress(

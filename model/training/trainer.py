@@ -90,7 +90,7 @@ class Trainer:
         progress("Reading notes and pairs")
         self.data = [PairedNotes(row.notes, row.pairs, min_score=row.min_score) for row in recipe.data]
         self.validation = _validation_notes(recipe)
-        _tell_what_counts(recipe, self.data, self.validation, progress)
+        _report_pairs(recipe, self.data, self.validation, progress)
         self.objectives = [
             ContrastiveObjective(paired, recipe, row.teacher, self.device)
             if recipe.contrastive and paired.has_pairs
@@ -388,7 +388,7 @@ def _validation_notes(recipe: Recipe) -> PairedNotes | None:
     return None
 
 
-def _tell_what_counts(
+def _report_pairs(
     recipe: Recipe, data: Sequence[PairedNotes], validation: PairedNotes | None, progress: Progress
 ) -> None:
     """Tell how many pairs of each file are between notes of a split, how many name a note that is not in the notes

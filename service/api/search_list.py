@@ -53,7 +53,7 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
 
     def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:
         try:
-            return _read_search(raw, pointer, request, service, scenarios)
+            return _read_search(raw, request, service, scenarios)
         except MalformedBody:
             raise
         except NoteLLMError as error:
@@ -81,7 +81,7 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
     return b'{"results":[%s]}' % b",".join(results)
 
 
-def _read_search(raw: bytes, pointer: str, request: Request, service: Service, scenarios: Scenarios) -> ListedSearch:
+def _read_search(raw: bytes, request: Request, service: Service, scenarios: Scenarios) -> ListedSearch:
     """Parse and validate one search. Raises MalformedBody, InvalidInput, LimitExceeded, Forbidden."""
     check_note_size(len(raw), service.settings)
     try:

@@ -1,4 +1,4 @@
-"""What the commands that send or fetch many notes share: how long they wait for a service, and what they show."""
+"""Retries, progress bars and reports of the commands that send or fetch many notes over HTTP."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -111,17 +112,28 @@ def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[
     assert str(finished) in commands[0]
 
 
-def test_community_checkpoint_learns_from_recombined_notes_and_is_whitened(commands: list[list[str]], tmp_path: Path):
+def test_community_checkpoint_goes_on_from_a_first_run_and_is_whitened(commands: list[list[str]]):
     reproduce.reproduce(DATA, "community-related-microlens50k")
+    assert [part for part in commands[4] if part in reproduce.FURTHER] == list(reproduce.FURTHER)
     assert [command[0] for command in commands] == [
-        "pairs", "model.data.recombined_notes", "train-encoder", "embed", "train", "whiten", "evaluate",
+        "pairs", "train-encoder", "embed", "train", "train", "whiten", "evaluate",
     ]  # fmt: skip
-    _, texts, _, teacher, training, *_ = commands
+    teacher, first, further = commands[2], commands[3], commands[4]
+    assert teacher[-2:] == ["--whiten", str(reproduce.TEACHER_DIMENSION)]
+    start = os.path.relpath(Path(first[first.index("--out") + 1]) / reproduce.FINAL, reproduce.ROOT)
+    assert f"start={start}" in further
+
+
+def test_recipe_with_recombined_notes_makes_them_and_their_vectors_first(commands: list[list[str]], tmp_path: Path):
+    reproduce.train(DATA, reproduce.COMMUNITY_TEXTS)
+    assert [command[0] for command in commands] == [
+        "pairs", "model.data.recombined_notes", "train-encoder", "embed", "train",
+    ]  # fmt: skip
+    _, texts, _, teacher, training = commands
     recombined = str(tmp_path / "pairs" / "microlens50k-recombined.jsonl.gz")
     assert texts[1:] == ["--notes", "/data/microlens50k/notes.jsonl.gz", "--out", recombined]
     assert teacher[teacher.index("--notes") + 1] == recombined
-    assert teacher[-2:] == ["--whiten", str(reproduce.TEACHER_DIMENSION)]
-    assert training[2].endswith("notellm-microlens50k.toml")
+    assert training[2].endswith("notellm-microlens50k-texts.toml")
 
 
 def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(commands: list[list[str]], tmp_path: Path):

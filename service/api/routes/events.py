@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -29,6 +29,8 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput
 
 router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
+LINES: dict[int | str, dict[str, Any]] = {200: {"content": {NDJSON: {"schema": {"type": "string"}}}}}
+"""OpenAPI description of an answer in lines."""
 REPORT_SECONDS = 604_800.0
 """Time that a report covers by default: a week."""
 POST_BODY = one_list_or_stream("EventIn", "event")
@@ -71,7 +73,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 @router.get(
     "/events/reads",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(429, 503)},
+    responses={**LINES, **documented(429, 503)},
 )
 @needs(Scope.EVENTS)
 async def export_reads(request: Request, service: ServiceDep) -> Response:
@@ -83,23 +85,24 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 @router.get(
     "/users/{user}/events",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(422, 429, 503)},
+    responses={**LINES, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
-    """What is kept of the acts of a user, one event a line, for a request for access: type, note_id, at, and the
-    details that were sent. A last line with a `problem` says that some are missing."""
+    """The stored events of a user, one a line, in the order of their arrival: type, note_id, at, and the details that
+    were sent. They answer a person who asks what is known of them. A last line with a `problem` says that events are
+    missing."""
     return NdjsonResponse(await started(lines_of_reader(request, service, user_name(user))))
 
 
 @router.get(
     "/sessions/{session}/events",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **documented(422, 429, 503)},
+    responses={**LINES, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
-    """What is kept of the acts in a session, as of a user."""
+    """The stored events of a session, as those of a user."""
     return NdjsonResponse(await started(lines_of_reader(request, service, session_name(session))))
 
 

@@ -1,4 +1,4 @@
-"""What is kept of events: over restarts and kills, after removed notes and forgotten readers, within bounds."""
+"""Stored events: after restarts, removals of notes and readers, and restores, and within the bounds of the stream."""
 
 from __future__ import annotations
 

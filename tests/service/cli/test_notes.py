@@ -20,6 +20,7 @@ import httpx2
 import pytest
 
 from model.config import NoteLLMConfig
+from model.data.dataset import read_notes
 from service.cli.reread import Reread
 from service.settings import Settings
 from tests.service.api.conftest import serving
@@ -88,6 +89,13 @@ def test_exported_notes_are_imported_with_their_vectors(url: str, start: Start, 
         assert contents(other) == contents(url)
         again = report_of("import-notes", str(file), "--url", other)
         assert (again["created"], again["exists"]) == (0, 20)
+
+
+def test_exported_notes_can_be_trained_on(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "notes.jsonl.gz"
+    report_of("export-notes", str(file), "--url", url)
+    notes = read_notes(file)
+    assert {name: note.title for name, note in notes.items()} == {f"n{n}": f"soup {n}" for n in range(20)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""SQL tables made of files of clicks and notes, by DuckDB or Spark: one query text runs on either."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+MAX_THREADS = 4
+"""DuckDB threads, at most: they share the memory, and with too small a share a large join fails."""
+CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
+"""Fixed for DuckDB, which would guess it from the first lines."""
+_SOURCES = {
+    "json": "read_json(?, format = 'newline_delimited', {json})",
+    "csv": f"read_csv(?, header = true, all_varchar = true, union_by_name = true, {CSV_DIALECT})",
+    "parquet": "read_parquet(?, union_by_name = true)",
+}
+"""DuckDB's functions that read files, by format; `{json}`: further options of the first."""
+Functions = Mapping[str, Callable[[str], str]]
+"""Functions from text to text that queries may call, by their names in SQL."""
+
+
+class TablesError(Exception):
+    """An engine cannot start; the message says what it needs."""
+
+
+class Tables(Protocol):
+    """Tables of one engine: the port for all that the engines do differently."""
+
+    failures: tuple[type[Exception], ...]
+    """Exceptions of the engine, of all methods."""
+
+    def __init__(self, folder: Path, memory: str, functions: Functions) -> None:
+        """`folder`: for what does not fit into `memory`. `functions`: what queries may call. Raises TablesError."""
+
+    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
+        """Make the table `name` of files: `columns` as text, NULL where they have no such column, and `line`."""
+
+    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
+        """Make a table of a query, with its rows in any order."""
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+
+    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
+        """Write the rows of a query, in any order, as Parquet files in a new folder."""
+
+    def close(self) -> None: ...
+
+
+class DuckDBTables:
+    """Tables in a file inside `folder`, so that neither they nor a large join need more than `memory`."""
+
+    def __init__(self, folder: Path, memory: str, functions: Functions) -> None:
+        import duckdb
+
+        self.failures: tuple[type[Exception], ...] = (duckdb.Error,)
+        threads = min(MAX_THREADS, os.cpu_count() or 1)
+        try:
+            self._connection = duckdb.connect(
+                str(folder / "tables.duckdb"),
+                config={"memory_limit": memory, "temp_directory": str(folder / "spill"), "threads": threads},
+            )
+        except duckdb.Error as error:
+            raise TablesError(f"DuckDB did not start with a memory of {memory!r}: {error}") from error
+        for name, function in functions.items():
+            self._connection.create_function(name, function, ["VARCHAR"], "VARCHAR")
+        # Spark calls the type of times with an offset so. In both engines a time without an offset is UTC.
+        self._connection.execute("CREATE TEMP TYPE timestamp_ltz AS TIMESTAMPTZ; SET TimeZone = 'UTC'")
+
+    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
+        texts = ", ".join(f"{column}: 'VARCHAR'" for column in columns)
+        source = _SOURCES[kind].format(json=f"columns = {{{texts}}}")
+        has = self._columns(source, paths)
+        chosen = ", ".join(f"CAST({c if c in has else 'NULL'} AS VARCHAR) AS {c}" for c in columns)
+        self._connection.execute("SET preserve_insertion_order = true")
+        self._create(name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [[*map(str, paths)]])
+
+    def columns(self, path: Path, kind: str) -> list[str]:
+        """Return all columns of a file, of a JSON file as its first lines have them."""
+        return self._columns(_SOURCES[kind].format(json="sample_size = 1000"), [path])
+
+    def _columns(self, source: str, paths: Sequence[Path]) -> list[str]:
+        return [row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [[*map(str, paths)]])]
+
+    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
+        self._connection.execute("SET preserve_insertion_order = false")
+        self._create(name, sql, values)
+
+    def _create(self, name: str, sql: str, values: Sequence[Any]) -> None:
+        self._connection.execute(f"CREATE TABLE {name} AS {sql}", values)
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(sql, values).fetchall()
+
+    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
+        folder.mkdir()
+        self._connection.execute("SET preserve_insertion_order = false")
+        self.copy(sql, values, folder / "rows.parquet")
+
+    def copy(self, sql: str, values: Sequence[Any], path: Path) -> None:
+        """Write the rows of a query, in their order, as one Parquet file."""
+        target = str(path).replace("'", "''")
+        self._connection.execute(f"COPY ({sql}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)", values)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class SparkTables:
+    """Tables in a Spark session of its own, on the Spark that is running or on one that is started for it."""
+
+    def __init__(self, folder: Path, memory: str, functions: Functions) -> None:
+        from py4j.protocol import Py4JError
+        from pyspark import cloudpickle
+        from pyspark.errors import PySparkException
+        from pyspark.sql import DataFrame, SparkSession
+
+        self.failures: tuple[type[Exception], ...] = (PySparkException, Py4JError)
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers run the first python3 of PATH
+        self._owned = SparkSession.getActiveSession() is None
+        self._kept: list[DataFrame] = []
+        try:
+            self._session = SparkSession.builder.appName("notellm pairs").getOrCreate().newSession()
+        except self.failures as error:
+            raise TablesError(f"Spark did not start; it needs Java 17 or later: {error}") from error
+        self._session.conf.set("spark.sql.session.timeZone", "UTC")
+        for name, function in functions.items():
+            cloudpickle.register_pickle_by_value(sys.modules[function.__module__])  # workers may not have this package
+            self._session.udf.register(name, function, "string")
+
+    def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
+        from pyspark.sql.functions import col, lit, monotonically_increasing_id
+
+        reader, files = self._session.read.option("mode", "FAILFAST"), [*map(str, paths)]
+        if kind == "json":
+            frame = reader.schema(", ".join(f"`{column}` STRING" for column in columns)).json(files)
+        elif kind == "csv":
+            frame = reader.option("header", True).option("escape", '"').csv(files)
+        else:
+            frame = reader.parquet(*files)
+        chosen = [(col(c) if c in frame.columns else lit(None)).cast("string").alias(c) for c in columns]
+        # The id grows along the file, since the parts of a file become partitions in their order.
+        frame.select(*chosen, monotonically_increasing_id().alias("line")).createOrReplaceTempView(name)
+
+    def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
+        frame = self._session.sql(sql, args=list(values)).persist()
+        frame.createOrReplaceTempView(name)
+        self._kept.append(frame)
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self._session.sql(sql, args=list(values)).collect()]
+
+    def write(self, sql: str, values: Sequence[Any], folder: Path) -> None:
+        self._session.sql(sql, args=list(values)).write.parquet(str(folder))
+
+    def close(self) -> None:
+        for frame in self._kept:
+            frame.unpersist()
+        if self._owned:
+            self._session.stop()
+
+
+ENGINES: Mapping[str, type[Tables]] = {"duckdb": DuckDBTables, "spark": SparkTables}
