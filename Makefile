@@ -10,6 +10,8 @@ UPGRADE ?=
 
 # Tests that run at a time: a file's tests stay together, since they share services.
 WORKERS ?= 2
+# A worker that dies ends the run at once: pytest-xdist waits for ever for the tests that it had.
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -24,10 +26,10 @@ serve: .venv/.$(EXTRA) ## set up on the first run, then serve on http://127.0.0.
 	@exec $(BIN)/notellm serve
 
 test: .venv/.dev ## all tests; they start their own services
-	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@exec $(BIN)/pytest $(PARALLEL)
 
 test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop
-	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	@exec $(BIN)/pytest $(PARALLEL) -m "not slow"
 
 chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
 	NOTELLM_CHAOS_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/pytest -s tests/service/test_chaos.py

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from helm_python import Chart
+
+from tests.deploy import helm
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "notellm"
@@ -58,9 +59,8 @@ VALUES: dict[str, dict[str, Any]] = {
 
 
 def render(values: dict[str, Any]) -> dict[str, str]:
-    """Text of each template. A chart is loaded each time: rendering drops its disabled dependencies for good."""
-    with Chart.load(CHART) as chart:
-        return chart.render(values, name=RELEASE, namespace=NAMESPACE)
+    """Return the text of each template by its name. Raises HelmError."""
+    return helm.render(CHART, values, release=RELEASE, namespace=NAMESPACE)
 
 
 def documents(values: dict[str, Any]) -> list[dict[str, Any]]:
