@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from model.category_regressions import VectorRegression, WordRegression
 from model.config import CheckpointError
 from model.note import Note
+from model.whole_file import whole_file
 
 CATEGORIES_FILE = "categories.safetensors"
 TENSORS = ("counts", "trusts", "weights", "bias")
@@ -134,9 +135,8 @@ class CategoryHead:
         tensors = dict(zip(TENSORS, fields, strict=True))
         if words is not None:
             tensors |= zip(WORD_TENSORS, (words.hashes, words.idf, words.weights, words.bias), strict=True)
-        unfinished = folder / f"{CATEGORIES_FILE}.unfinished"
-        save_file(tensors, unfinished, {"names": json.dumps(self.names), "space": space})
-        unfinished.replace(folder / CATEGORIES_FILE)
+        with whole_file(folder / CATEGORIES_FILE) as file:
+            file.write(save(tensors, {"names": json.dumps(self.names), "space": space}))
 
     @classmethod
     def load(cls, folder: Path, space: str) -> CategoryHead | None:

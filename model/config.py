@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from model.generation import ReadTokens
+from model.whole_file import whole_file
 
 CONFIG_FILE = "notellm.json"
 LIST_FIELDS = ("categories", "trained_categories", "scripts", "languages")
@@ -115,9 +116,8 @@ class NoteLLMConfig:
 
     def save(self, folder: Path) -> None:
         """Write `notellm.json` into an existing folder; a kill leaves the file that was there, or the new one."""
-        unfinished = folder / f"{CONFIG_FILE}.unfinished"
-        unfinished.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        unfinished.replace(folder / CONFIG_FILE)
+        with whole_file(folder / CONFIG_FILE) as file:
+            file.write((json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> NoteLLMConfig:

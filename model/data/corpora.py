@@ -25,6 +25,7 @@ from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.data.wordnet import wordnet_notes
 from model.note import Note, normalise_hashtags
+from model.whole_file import whole_file
 from model.words import words_in
 
 TECHNICAL_PACKAGE = re.compile(
@@ -230,12 +231,10 @@ def write_notes_file(path: Path, notes: Iterable[Note], name: str) -> int:
 
     The file appears when it is complete.
     """
-    unfinished = path.with_suffix(".unfinished")
     count = 0
-    with gzip.open(unfinished, "wt", encoding="utf-8") as file:
+    with whole_file(path) as packed, gzip.open(packed, "wt", encoding="utf-8") as file:
         for count, note in enumerate(notes, 1):
             file.write(note_line(f"{name}-{count}", note))
-    unfinished.rename(path)
     return count
 
 

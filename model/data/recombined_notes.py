@@ -21,6 +21,7 @@ from model.data.corpora import note_line
 from model.data.dataset import DatasetError, read_notes
 from model.data.pairs import split_of
 from model.note import Note
+from model.whole_file import whole_file
 
 ID_PREFIX = "recombined-"
 """Beginning of the id of each text."""
@@ -71,12 +72,9 @@ def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None
     if not training_notes:
         raise DatasetError(f"{notes_file} has no note of the training split")
     rng = random.Random(seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_suffix(".unfinished")
-    with gzip.open(unfinished, "wt", encoding="utf-8") as file:
+    with whole_file(out) as packed, gzip.open(packed, "wt", encoding="utf-8") as file:
         file.writelines(note_line(note.id, note) for note in notes.values())
         file.writelines(note_line(name, recombine(training_notes, rng)) for name in islice(training_ids(notes), texts))
-    unfinished.rename(out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from model.data.dataset import DatasetError, read_notes
 from model.note import Note
+from model.whole_file import whole_file
 
 SHARD_SIZE = 4096
 """Notes of one file: a minute or two of work, which is what a break costs."""
@@ -95,10 +96,8 @@ def write_corpus_vectors(
         if path.exists():
             continue
         shard_notes = notes[start : start + SHARD_SIZE]
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
+        with whole_file(path) as file:
             np.save(file, embed(shard_notes).astype(np.float16))
-        unfinished.rename(path)
         embedded += len(shard_notes)
     return embedded
 

@@ -19,6 +19,7 @@ from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import rank_and_size
 from model.training.optimizer import Schedule
 from model.training.recipe import Recipe, RecipeError
+from model.whole_file import whole_file
 
 KEPT_STATES = 2
 """Numbered states that stay in a folder: the newest, and one more should its file be damaged."""
@@ -141,11 +142,9 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state beside its name and rename it. Raises OSError."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("wb") as file:  # of a path, torch raises RuntimeError where the disk is full
+    """Write a state; its file appears when it is complete. Raises OSError."""
+    with whole_file(path) as file:  # of a path, torch raises RuntimeError where the disk is full
         torch.save(state, file)
-    unfinished.rename(path)
 
 
 def wait_while_exists(file: Path | None, stopped: Callable[[], bool]) -> bool:

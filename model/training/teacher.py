@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.data.dataset import DatasetError, PairedNotes
 from model.note import Note
+from model.whole_file import whole_file
 
 BEHAVIOUR_DIMENSION = 128
 """Singular vectors that are kept: as many components as the paper's embedding has."""
@@ -96,11 +97,8 @@ def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 def write_vectors(path: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
     """Write `ids` and `vectors` (N, D) as one .npz file, which appears when it is complete; makes the folder. Raises
     OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("wb") as file:  # numpy would add a suffix to a path
+    with whole_file(path) as file:
         np.savez_compressed(file, ids=np.array(ids), vectors=vectors)
-    unfinished.rename(path)
 
 
 def read_vectors(path: Path) -> Vectors:

@@ -30,6 +30,7 @@ from model.note import Note
 from model.notellm import NoteLLM
 from model.training.teacher import unit
 from model.weights import load_tokenizer, resolve
+from model.whole_file import whole_file
 
 TOKENS_FILE = "tokens.npz"
 MAX_COUNTED_NOTES = 10_000
@@ -111,10 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for note in list(read_notes(path).values())[:MAX_COUNTED_NOTES]
     )
     table = whitened(embeddings) * inverse_document_frequencies(texts, len(embeddings))[:, None]
-    unfinished = options.folder / f"{TOKENS_FILE}.unfinished"  # a file with the right name is a whole one
-    with unfinished.open("wb") as file:
+    with whole_file(options.folder / TOKENS_FILE) as file:
         np.savez(file, table=table.astype(np.float16), backbone=np.array(options.backbone))
-    unfinished.rename(options.folder / TOKENS_FILE)
     print(f"{options.folder / TOKENS_FILE}: {len(table):,} tokens")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
@@ -23,6 +23,7 @@ from model.evaluation.evaluate import notes_of_split
 from model.evaluation.protocol import notes_path
 from model.inference.engine import Engine
 from model.weights import HEAD_FILE, Progress, loading_errors, silent
+from model.whole_file import whole_file
 
 Floats = npt.NDArray[np.floating]
 POWER = 0.1
@@ -116,8 +117,8 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: f
         head = load_file(path)
         projection = head["projection"]
     head["projection"] = (whitening(vectors, dimension, power) @ projection.astype(np.float32)).astype(np.float32)
-    unfinished = checkpoint / f"{HEAD_FILE}.unfinished"
-    save_file(head, unfinished)
-    (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)
-    unfinished.replace(path)  # just before the other file that must fit it
+    with whole_file(path) as file:
+        file.write(save(head))
+        (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)
+    # The head has its name just before the other file that must fit it.
     replace(config, dimension=dimension).save(checkpoint)
